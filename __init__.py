@@ -1,0 +1,23 @@
+"""armada: knowledge distillation with cached teachers.
+
+Stage 1 (`armada precompute`) asks a frozen teacher once about every text of a corpus and keeps its
+answers in a cache. Stage 2 (`armada distill`) trains students from that cache. `open_cache` reads
+one from Python.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "open_cache"]
+
+if TYPE_CHECKING:
+    from .stages.store.reader import open_cache
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, so that `armada --help` and the schema modules never wait for zarr.
+    if name == "open_cache":
+        from .stages.store.reader import open_cache
+
+        return open_cache
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,96 @@
+"""Every error that armada raises on purpose, as one tree.
+
+    ArmadaError
+    ├── InputError              the user's input; exit code 2
+    │   ├── JobError            a job file, an option or a combination of them
+    │   ├── CorpusError         a file, a column, a row, a label
+    │   ├── TeacherSourceError  a teacher that cannot be loaded safely
+    │   ├── StudentSourceError  a student that cannot be loaded safely
+    │   ├── OutputError         a folder that cannot take the output
+    │   └── CacheError          a cache that cannot be used as asked
+    │       ├── CacheVersionError     written in another format version
+    │       ├── TeacherMismatchError  other settings than the cached teacher's
+    │       ├── MissingKeysError      texts the teacher was never asked about
+    │       └── MissingFeatureError   a feature the cache does not hold
+    └── RunError                the run failed; exit code 1
+        ├── TeacherOutputError  an answer that must not be stored
+        ├── DamagedCacheError   bytes that are not what the commit record says
+        ├── StorageError        the disk refused
+        └── TrainingError       training cannot go on
+
+A message is one line: what field, which value, what limit, what to do. `assert` is for our bugs.
+"""
+
+
+class ArmadaError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(ArmadaError):
+    exit_code = 2
+
+
+class JobError(InputError):
+    pass
+
+
+class CorpusError(InputError):
+    pass
+
+
+class TeacherSourceError(InputError):
+    pass
+
+
+class StudentSourceError(InputError):
+    pass
+
+
+class OutputError(InputError):
+    pass
+
+
+class CacheError(InputError):
+    pass
+
+
+class CacheVersionError(CacheError):
+    pass
+
+
+class TeacherMismatchError(CacheError):
+    pass
+
+
+class MissingKeysError(CacheError):
+    """Texts the teacher was never asked about; `positions` are their places in the request."""
+
+    def __init__(self, message: str, positions: list[int]) -> None:
+        super().__init__(message)
+        self.positions = positions
+
+
+class MissingFeatureError(CacheError):
+    pass
+
+
+class RunError(ArmadaError):
+    exit_code = 1
+
+
+class TeacherOutputError(RunError):
+    pass
+
+
+class DamagedCacheError(RunError):
+    pass
+
+
+class StorageError(RunError):
+    pass
+
+
+class TrainingError(RunError):
+    pass

@@ -1,0 +1,53 @@
+"""Example keys: what a teacher was asked, as 128 bits.
+
+The key of an example is the BLAKE2b hash (16-byte digest, no key, salt or personalisation) of its
+text segments in order, each preceded by its byte length as an unsigned 64-bit little-endian
+integer, each in UTF-8 without normalisation. The prefix makes the encoding of a segment list
+unique: ("ab", "c") and ("a", "bc") never share a key. Nothing else enters: not the row, not the
+file, not the label. So a text is asked once, whatever corpora it appears in.
+
+Cost: about 1 µs an example; two different examples among 10^12 collide with probability 10^-15.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+KEY_BYTES = 16
+
+KeyArray = npt.NDArray[np.uint8]
+"""Keys of N examples, shape [N, 16]."""
+
+
+def example_key(segments: str | Sequence[str]) -> bytes:
+    """The 16-byte key of one example; a bare string is an example of one segment."""
+    hasher = hashlib.blake2b(digest_size=KEY_BYTES)
+    for segment in (segments,) if isinstance(segments, str) else segments:
+        data = segment.encode("utf-8")
+        hasher.update(len(data).to_bytes(8, "little"))
+        hasher.update(data)
+    return hasher.digest()
+
+
+def keys_to_array(keys: Iterable[bytes]) -> KeyArray:
+    """Stack 16-byte keys to [N, 16]."""
+    return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
+
+
+def key_words(keys: KeyArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Each key as two 64-bit numbers, most significant first: numbers sort as the bytes do."""
+    words = np.ascontiguousarray(keys).view(">u8").astype(np.uint64)
+    return words[:, 0], words[:, 1]
+
+
+def first_occurrences(keys: KeyArray) -> npt.NDArray[np.int64]:
+    """Positions, ascending, at which a key appears for the first time."""
+    if len(keys) == 0:
+        return np.empty(0, dtype=np.int64)
+    high, low = key_words(keys)
+    order = np.lexsort((low, high))  # stable: equal keys stay in order of appearance
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0)
+    return np.sort(order[new])

@@ -1,0 +1,59 @@
+"""Where everything lies in a cache. Paths are made here from numbers and checked names only.
+
+    CACHE/
+      armada.json                       CacheManifest
+      zarr.json                         Zarr group, so that any Zarr tool can walk the cache
+      teachers/zarr.json                Zarr group
+      teachers/<fingerprint>/
+        teacher.json                    TeacherManifest
+        zarr.json                       Zarr group; its arrays are the features
+        <feature>/zarr.json             Zarr array [rows, *shape]
+        <feature>/c/<shard>/0...        one file per shard
+        tables/<table>/<shard>.parquet  one row per example of the shard, in order
+        commits/<shard>.json            CommitRecord
+        runs/<id>.json                  RunRecord
+        writer.lock                     held while a process writes
+
+Row `i` of the Zarr arrays is row `i % rows_per_shard` of shard `i // rows_per_shard`. A shard that
+holds fewer rows than it could is followed by NaN rows up to the next shard.
+"""
+
+from pathlib import Path
+
+CACHE_MANIFEST = "armada.json"
+TEACHER_MANIFEST = "teacher.json"
+ZARR_METADATA = "zarr.json"
+WRITER_LOCK = "writer.lock"
+PARTIAL_SUFFIX = ".partial"
+
+ROWS_TABLE = "rows"
+"""The table every shard has: columns `key` (16 bytes) and `truncated` (bool)."""
+
+INNER_CHUNK_ROWS = 64
+"""Rows of one inner chunk: small for other Zarr readers, no cost for ours."""
+
+DEFAULT_ROWS_PER_SHARD = 16_384
+"""32 MiB of 1024 float16 numbers; a power of two, so that a full shard is whole memory pages."""
+
+RESERVED_NAMES = frozenset({"tables", "commits", "runs"})
+"""Folders beside the features, which a feature therefore cannot be called."""
+
+
+def teacher_folder(cache: Path, fingerprint: str) -> Path:
+    """Folder of one teacher."""
+    return cache / "teachers" / fingerprint
+
+
+def shard_file(teacher: Path, feature: str, shard: int, dims: int) -> Path:
+    """Zarr shard file of a feature whose examples have `dims` dimensions."""
+    return teacher.joinpath(feature, "c", str(shard), *["0"] * dims)
+
+
+def table_file(teacher: Path, table: str, shard: int) -> Path:
+    """Parquet file of one table of one shard."""
+    return teacher / "tables" / table / f"{shard:06d}.parquet"
+
+
+def commit_file(teacher: Path, shard: int) -> Path:
+    """Commit record of one shard."""
+    return teacher / "commits" / f"{shard:06d}.json"

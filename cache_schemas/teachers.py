@@ -1,0 +1,82 @@
+"""Who answered: one frozen model under one set of settings, and the fingerprint of both.
+
+Everything that can change an answer is in `TeacherSpec`, and so in the fingerprint; where the
+weights lie, what machine ran them and how large the batches were is not.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from .canonical import digest
+from .features import FeatureSpec
+
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+"""128 bits in hexadecimal; also the name of the teacher's folder."""
+
+SettingValue = str | int | float | bool | None | tuple[int, ...] | tuple[str, ...]
+
+
+class TeacherSpec(BaseModel):
+    """A frozen teacher. Two specs with equal fingerprints give equal answers (up to rounding)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = Field(description="which teacher implementation: open_clip, diffusers, ...")
+    name: str = Field(description="hub id or folder name, for people; not part of the fingerprint")
+    weights: dict[str, str] = Field(
+        description="part of the model -> digest of its configuration, tokenizer and weight files"
+    )
+    settings: dict[str, SettingValue] = Field(
+        description="every option that can change an answer, with its value"
+    )
+    features: tuple[FeatureSpec, ...] = Field(min_length=1, description="what it answers")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "TeacherSpec":
+        names = [feature.name for feature in self.features]
+        if len(set(names)) != len(names):
+            raise ValueError(f"features: {names} repeat a name; names must differ")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What is hashed: everything but the name and the prose."""
+        return {
+            "kind": self.kind,
+            "weights": self.weights,
+            "settings": self.settings,
+            "features": [
+                feature.model_dump(mode="json", exclude={"description"})
+                for feature in self.features
+            ],
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """128-bit digest of the identity; names the teacher everywhere."""
+        return digest(self.identity())
+
+    def feature(self, name: str) -> FeatureSpec | None:
+        """The feature of that name, or None."""
+        return next((feature for feature in self.features if feature.name == name), None)
+
+
+def differences(cached: TeacherSpec, asked: TeacherSpec) -> list[str]:
+    """Every field in which two specs differ, as 'field: cached X, asked Y' lines."""
+    old, new = _flat(cached), _flat(asked)
+    return [
+        f"{field}: cached {old.get(field, '(absent)')}, asked {new.get(field, '(absent)')}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+    ]
+
+
+def _flat(spec: TeacherSpec) -> dict[str, Any]:
+    flat: dict[str, Any] = {"kind": spec.kind}
+    flat |= {f"weights.{part}": value for part, value in spec.weights.items()}
+    flat |= dict(spec.settings)
+    for feature in spec.features:
+        flat[f"features.{feature.name}"] = f"{feature.dtype}{list(feature.shape)}"
+        if feature.labels is not None:
+            flat[f"features.{feature.name}.labels"] = list(feature.labels)
+    return flat

@@ -1,0 +1,1 @@
+"""Job files become objects, objects become runs, runs become folders."""

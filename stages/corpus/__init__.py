@@ -1,0 +1,1 @@
+"""Corpora: files of rows become examples with text segments, keys, ids and labels."""

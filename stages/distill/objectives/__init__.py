@@ -1,0 +1,14 @@
+"""The training objectives, by name. Each is imported only when a job chooses it."""
+
+from ...plugins import Registry
+
+OBJECTIVES = Registry(
+    group="armada.objectives",
+    kind="objective",
+    built_in={
+        "armada": ".distill.objectives.armada:ArmadaObjective",
+        "kd": ".distill.objectives.kd:KDObjective",
+        "feature": ".distill.objectives.feature:FeatureObjective",
+        "undistilled": ".distill.objectives.undistilled:UndistilledObjective",
+    },
+)

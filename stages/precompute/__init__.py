@@ -1,0 +1,1 @@
+"""Stage 1: ask a frozen teacher once about every text of a corpus and keep its answers."""

@@ -1,0 +1,15 @@
+"""The teachers, by name. Each is imported only when a job chooses it."""
+
+from ...plugins import Registry
+
+TEACHERS = Registry(
+    group="armada.teachers",
+    kind="teacher",
+    built_in={
+        "hash": ".precompute.teachers.hash:HashTeacher",
+        "encoder": ".precompute.teachers.encoder:EncoderTeacher",
+        "classifier": ".precompute.teachers.classifier:ClassifierTeacher",
+        "open_clip": ".precompute.teachers.open_clip:OpenClipTeacher",
+        "diffusers": ".precompute.teachers.diffusers:DiffusersTeacher",
+    },
+)

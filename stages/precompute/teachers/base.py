@@ -1,0 +1,121 @@
+"""The contract of a teacher: settings in, a spec before anything heavy, then batches of answers.
+
+A teacher is made in two steps. Its constructor reads configuration files and digests weights, and
+knows its `spec` afterwards; so a job with the wrong settings is refused before a model loads.
+`load` then builds the model: frozen, in eval mode, on its device. `encode` answers a batch.
+
+An answer depends on the example alone: not on the batch, its order or its size. Randomness comes
+from `Example.key` and the teacher's seed (`example_seed`), never from a shared generator; padding
+comes from the example's own length (`buckets`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.teachers import SettingValue, TeacherSpec
+
+
+class TeacherOptions(BaseModel):
+    """Options of one kind of teacher. All of them enter the fingerprint unless `settings` is
+    overridden. Every field has a default and a description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromptOptions(TeacherOptions):
+    """How the segments of an example become the one text a teacher is asked about."""
+
+    template: str = Field(
+        default="{text}", description="prompt; {text} is the segments joined by a space"
+    )
+    lowercase: bool = Field(default=False, description="lower-case the segments")
+
+    def prompt(self, segments: Sequence[str]) -> str:
+        """The prompt of one example."""
+        text = " ".join(segments)
+        return self.template.replace("{text}", text.lower() if self.lowercase else text)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One text to ask about: its key and its segments, in order."""
+
+    key: bytes
+    segments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers to B examples, in their order.
+
+    features: name -> array [B, *shape]; truncated: bool [B], texts longer than the teacher takes;
+    images: PNG files, one an example, of a teacher that makes images and was told to keep them.
+    """
+
+    features: Mapping[str, npt.NDArray[Any]]
+    truncated: npt.NDArray[np.bool_]
+    images: Sequence[bytes] = field(default=())
+
+
+class Teacher(ABC):
+    """A frozen black box. Subclasses: `Options`, `settings`-relevant parts, `load`, `encode`."""
+
+    Options: ClassVar[type[TeacherOptions]] = TeacherOptions
+    kind: ClassVar[str]
+    default_batch_size: ClassVar[int] = 64
+    default_rows_per_shard: ClassVar[int] = 16_384
+
+    spec: TeacherSpec
+    """Set by the constructor, before anything heavy is loaded."""
+
+    @abstractmethod
+    def __init__(self, source: str, options: Any, device: torch.device) -> None:
+        """Read configuration and digest weights; raises TeacherSourceError for a bad source."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Build the model on the device; called once, before the first `encode`."""
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Example]) -> Answers:
+        """Answer a batch; called under `torch.inference_mode`."""
+
+    def buckets(self, examples: Sequence[Example]) -> Sequence[int]:
+        """The padded length of each example, from the example alone; called after `load`.
+
+        Only examples of one bucket share a batch. So what an example is padded to, and with it the
+        last bit of its answer, does not depend on its neighbours (CPU kernels compute each row
+        alike for any batch size; on a GPU answers agree up to rounding). Default: one bucket.
+        """
+        return [0] * len(examples)
+
+
+def make_spec(
+    kind: str,
+    name: str,
+    weights: dict[str, str],
+    options: TeacherOptions,
+    features: Sequence[FeatureSpec],
+    **resolved: SettingValue,
+) -> TeacherSpec:
+    """A spec whose settings are the options, with `resolved` in place of what was 'auto'."""
+    settings = options.model_dump(mode="python") | resolved
+    return TeacherSpec(
+        kind=kind, name=name, weights=weights, settings=settings, features=tuple(features)
+    )
+
+
+def example_seed(base_seed: int, key: bytes) -> int:
+    """A 63-bit seed from the teacher's seed and the example's key: the same example is answered
+    with the same randomness in any batch, order, shard, device count or run."""
+    hasher = blake2b(key, digest_size=8, salt=base_seed.to_bytes(8, "little"))
+    return int.from_bytes(hasher.digest(), "little") >> 1

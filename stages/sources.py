@@ -1,0 +1,75 @@
+"""Where models come from: a local folder, or a hub id with a revision. Safetensors only.
+
+`resolve` gives a local folder; a folder never touches the network. `digest_files` names its
+content, so that the same weights have the same fingerprint wherever they lie.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..cache_schemas.canonical import digest
+from ..cache_schemas.errors import InputError
+
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"})
+MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""Configuration, tokenizer and weights: all that is fetched from a hub, and all that is digested."""
+
+
+def resolve(source: str, revision: str | None, error: type[InputError]) -> Path:
+    """The local folder of `source`: itself if it is a folder, else a hub snapshot.
+
+    Raises `error` if it is neither, naming what was tried."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise error(f"source {source}: is a file; name the folder that holds config and weights")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise error(f"source {source}: no such folder")
+    return _snapshot(source, revision, error)
+
+
+def _snapshot(repository: str, revision: str | None, error: type[InputError]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*MODEL_FILE_PATTERNS, *(f"*/{pattern}" for pattern in MODEL_FILE_PATTERNS)]
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
+        raise error(
+            f"source {repository}: not a folder here, and the hub gave no revision "
+            f"{revision or 'main'} of it ({type(cause).__name__}); name a folder or a hub id"
+        ) from cause
+
+
+def require_safetensors(folder: Path, error: type[InputError]) -> list[Path]:
+    """The weight files of one model folder; refuses none, and pickles in their place."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if weights:
+        return weights
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise error(
+            f"source {folder}: weights are pickled ({pickles[0]}), which can run code when opened; "
+            "convert them to safetensors"
+        )
+    raise error(f"source {folder}: holds no *.safetensors weights")
+
+
+def digest_files(folder: Path, files: Iterable[Path] | None = None) -> str:
+    """128-bit digest of the names and contents of model files in `folder` (default: all of them,
+    one level of sub-folders included). About 1 GB/s."""
+    if files is None:
+        files = (
+            path
+            for pattern in MODEL_FILE_PATTERNS
+            for path in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))
+        )
+    return digest({path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(files)})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
