@@ -13,7 +13,7 @@ from ..cache_schemas.errors import InputError
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"})
 MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-"""Configuration, tokenizer and weights: all that is fetched from a hub, and all that is digested."""
+"""Configuration, tokenizer and weights: all that is fetched from a hub, and digested."""
 
 
 def resolve(source: str, revision: str | None, error: type[InputError]) -> Path:

@@ -1,0 +1,75 @@
+"""Files that are either whole or absent: temporary name, fsync, rename, fsync of the folder."""
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+from ...cache_schemas.errors import StorageError
+from ...cache_schemas.layout import PARTIAL_SUFFIX
+from ...cache_schemas.manifest import FileRecord
+
+Buffer = bytes | memoryview
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write_atomic(path: Path, parts: Iterable[Buffer]) -> FileRecord:
+    """Write `parts` one after another as the file `path`, replacing it in one step.
+
+    Returns size and checksum of what was written. Raises StorageError, and leaves no partial file,
+    when the disk refuses."""
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = _write_and_sync(partial, parts)
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as cause:
+        _remove_quietly(partial)
+        raise _storage_error(path, cause) from cause
+    return record
+
+
+def _write_and_sync(partial: Path, parts: Iterable[Buffer]) -> FileRecord:
+    hasher, size = xxhash.xxh3_128(), 0
+    with partial.open("wb") as file:
+        for part in parts:
+            file.write(part)
+            hasher.update(part)
+            size += len(part)
+        _sync(file)
+    return FileRecord(bytes=size, xxh3_128=hasher.hexdigest())
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_quietly(partial: Path) -> None:
+    # The first error is the one to report; a partial file left behind is removed by the next run.
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def _storage_error(path: Path, cause: OSError) -> StorageError:
+    if cause.errno in _DISK_FULL:
+        return StorageError(
+            f"{path}: the disk is full ({cause.strerror}); committed shards are safe; "
+            "free some space and run the same command again"
+        )
+    return StorageError(f"{path}: cannot be written: {cause.strerror or cause}")

@@ -1,0 +1,127 @@
+"""Dense features as Zarr v3 shards whose payload is one plain C-order block.
+
+A shard file is the rows of a shard, little-endian, padded with NaN rows to a whole inner chunk,
+followed by the index: (offset, bytes) of every inner chunk as unsigned 64-bit little-endian
+numbers, both 2^64 - 1 for an absent chunk, and the crc32c of the index. Inner chunks span rows
+only and lie in row order, so `payload` is an array [rows, *shape] that can be mapped as it is.
+Any Zarr v3 library reads it (codec `sharding_indexed`, inner codec `bytes`).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from ...cache_schemas.errors import DamagedCacheError
+from ...cache_schemas.features import FeatureSpec
+from ...cache_schemas.layout import INNER_CHUNK_ROWS
+
+ABSENT = 2**64 - 1
+_CRC_BYTES = 4
+_ENTRY_BYTES = 16
+
+DenseArray = npt.NDArray[Any]
+
+
+def shard_parts(rows: DenseArray, spec: FeatureSpec, rows_per_shard: int) -> Iterator[memoryview]:
+    """The bytes of a shard file holding `rows` [N, *shape], 1 <= N <= rows_per_shard."""
+    little = np.ascontiguousarray(rows, dtype=np.dtype(spec.dtype).newbyteorder("<"))
+    yield little.reshape(-1).view(np.uint8).data
+    padding = -len(rows) % INNER_CHUNK_ROWS
+    yield np.full((padding, *spec.shape), np.nan, little.dtype).reshape(-1).view(np.uint8).data
+    yield memoryview(_index(len(rows), spec, rows_per_shard))
+
+
+def _index(rows: int, spec: FeatureSpec, rows_per_shard: int) -> bytes:
+    chunk_bytes = INNER_CHUNK_ROWS * spec.row_bytes
+    present = -(-rows // INNER_CHUNK_ROWS)
+    entries = np.full((rows_per_shard // INNER_CHUNK_ROWS, 2), ABSENT, dtype="<u8")
+    entries[:present, 0] = np.arange(present, dtype="<u8") * chunk_bytes
+    entries[:present, 1] = chunk_bytes
+    data: bytes = entries.tobytes()
+    crc: int = google_crc32c.value(data)
+    return data + crc.to_bytes(_CRC_BYTES, "little")
+
+
+def index_bytes(rows_per_shard: int) -> int:
+    """Size of the index at the end of a shard file."""
+    return rows_per_shard // INNER_CHUNK_ROWS * _ENTRY_BYTES + _CRC_BYTES
+
+
+def shard_bytes(rows: int, spec: FeatureSpec, rows_per_shard: int) -> int:
+    """Size of a shard file that holds `rows` rows."""
+    whole = -(-rows // INNER_CHUNK_ROWS) * INNER_CHUNK_ROWS
+    return whole * spec.row_bytes + index_bytes(rows_per_shard)
+
+
+def map_shard(path: Path, spec: FeatureSpec, rows: int, rows_per_shard: int) -> DenseArray | None:
+    """The first `rows` rows of a shard as a read-only mapped array [rows, *shape].
+
+    None if the file is a valid shard that is not plain (another Zarr writer may reorder chunks):
+    read it through a Zarr library. Raises DamagedCacheError if it is cut or its index is damaged.
+    """
+    index = _read_index(path, rows_per_shard)
+    expected = np.frombuffer(_index(rows, spec, rows_per_shard)[:-_CRC_BYTES], dtype="<u8")
+    if not np.array_equal(index, expected):
+        return None
+    if path.stat().st_size < shard_bytes(rows, spec, rows_per_shard):
+        raise DamagedCacheError(f"{path}: shorter than its {rows} rows; recompute the shard")
+    return np.memmap(
+        path, dtype=np.dtype(spec.dtype).newbyteorder("<"), mode="r", shape=(rows, *spec.shape)
+    )
+
+
+def _read_index(path: Path, rows_per_shard: int) -> npt.NDArray[np.uint64]:
+    size = index_bytes(rows_per_shard)
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - size, 0))
+            data = file.read(size)
+    except OSError as cause:
+        raise DamagedCacheError(f"{path}: committed but unreadable: {cause.strerror}") from cause
+    crc = int.from_bytes(data[-_CRC_BYTES:], "little")
+    if len(data) != size or google_crc32c.value(data[:-_CRC_BYTES]) != crc:
+        raise DamagedCacheError(f"{path}: the shard index is damaged (crc32c); recompute the shard")
+    return np.frombuffer(data[:-_CRC_BYTES], dtype="<u8")
+
+
+def array_metadata(spec: FeatureSpec, rows: int, rows_per_shard: int) -> bytes:
+    """`zarr.json` of a feature array with `rows` rows."""
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    sharding = {
+        "chunk_shape": [INNER_CHUNK_ROWS, *spec.shape],
+        "codecs": [little],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return _to_json(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [rows, *spec.shape],
+            "data_type": spec.dtype,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [rows_per_shard, *spec.shape]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            # An absent row must never pass for zeros.
+            "fill_value": "NaN",
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": {"description": spec.description},
+            "storage_transformers": [],
+        }
+    )
+
+
+def group_metadata() -> bytes:
+    """`zarr.json` of a group."""
+    return _to_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def _to_json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2) + "\n").encode()
