@@ -1,0 +1,202 @@
+"""A corpus: rows of one or many files, each an example with text segments, held in Arrow memory.
+
+What comes in: files and column names. What goes out: examples by number, their keys, and words for
+where each came from. Every row is checked once, here: a row that is null, blank or repeats an id
+stops the run and is named, or is left out and listed when the job says `skip_bad_rows`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...cache_schemas.errors import CorpusError
+from ...cache_schemas.keys import KeyArray, example_key, keys_to_array
+from .files import read_columns
+
+_BATCH_ROWS = 65_536
+_TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """N examples. `segments` has one string column per text column."""
+
+    sources: tuple[str, ...]
+    segments: tuple[pa.Array, ...]
+    ids: pa.Array | None
+    labels: pa.Array | None
+    source_of_row: npt.NDArray[np.int32]
+    number_of_row: npt.NDArray[np.int64]
+    skipped: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.number_of_row)
+
+    def examples(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, ...]]:
+        """The text segments of the given rows."""
+        columns = [column.take(pa.array(rows)).to_pylist() for column in self.segments]
+        return list(zip(*columns, strict=True))
+
+    def batches(self) -> Iterator[list[tuple[str, ...]]]:
+        """All examples in order, in lists of at most 65,536."""
+        for start in range(0, len(self), _BATCH_ROWS):
+            yield self.examples(np.arange(start, min(start + _BATCH_ROWS, len(self))))
+
+    def keys(self) -> KeyArray:
+        """The key of every row, [N, 16]."""
+        return keys_to_array(example_key(example) for batch in self.batches() for example in batch)
+
+    def where(self, row: int) -> str:
+        """File, row (from 1) and id of a row, for messages."""
+        place = f"{self.sources[self.source_of_row[row]]} row {self.number_of_row[row] + 1}"
+        return place if self.ids is None else f"{place} (id {self.ids[row].as_py()!r})"
+
+    def rows_of_source(self, source: int) -> int:
+        """How many rows came from one source."""
+        return int((self.source_of_row == source).sum())
+
+
+def corpus_name(source: str) -> str:
+    """Last two parts of a path: enough to recognise a corpus, no folder of this machine."""
+    return "/".join(PurePosixPath(source.rstrip("/")).parts[-2:])
+
+
+def read_corpus(
+    sources: Sequence[str],
+    text_columns: Sequence[str],
+    *,
+    label_column: str | None = None,
+    id_column: str | None = None,
+    skip_bad_rows: bool = False,
+    limit: int | None = None,
+) -> Corpus:
+    """Read and check the examples of `sources`; at most `limit` rows of each.
+
+    An `id` column is checked for repetition where a source has one, or `id_column` where all must.
+    Raises CorpusError naming file, row and column."""
+    if not sources or not text_columns or len(set(text_columns)) != len(text_columns):
+        raise CorpusError(
+            f"corpus {list(sources)}, text_column {list(text_columns)}: "
+            "name at least one of each, no column twice"
+        )
+    parts = [
+        _read_part(source, text_columns, label_column, id_column, skip_bad_rows, limit)
+        for source in sources
+    ]
+    corpus = _join(sources, parts)
+    if len(corpus) == 0:
+        raise CorpusError(f"corpus {', '.join(sources)}: holds no rows to use")
+    return corpus
+
+
+def _read_part(
+    source: str,
+    text_columns: Sequence[str],
+    label_column: str | None,
+    id_column: str | None,
+    skip_bad_rows: bool,
+    limit: int | None,
+) -> Corpus:
+    others = [name for name in (label_column, id_column) if name]
+    table = read_columns(source, text_columns, others, optional="id").slice(0, limit)
+    segments = tuple(_text(source, name, table[name]) for name in text_columns)
+    id_column = id_column or ("id" if "id" in table.column_names else None)
+    ids = _whole(table[id_column], pa.string()) if id_column else None
+    problems = _problems(source, dict(zip(text_columns, segments, strict=True)), ids)
+    if problems and not skip_bad_rows:
+        raise CorpusError(_first_of(list(problems.values())))
+    keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
+    labels = _whole(table[label_column]) if label_column else None
+    return Corpus(
+        sources=(source,),
+        segments=tuple(column.take(pa.array(keep)) for column in segments),
+        ids=None if ids is None else ids.take(pa.array(keep)),
+        labels=None if labels is None else labels.take(pa.array(keep)),
+        source_of_row=np.zeros(len(keep), dtype=np.int32),
+        number_of_row=keep,
+        skipped=tuple(problems[row] for row in sorted(problems)),
+    )
+
+
+def _text(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if kind not in _TEXT_TYPES and not pa.types.is_null(kind):
+        raise CorpusError(f"corpus {source}: column {name!r} holds {column.type}, not text")
+    # 64-bit offsets: a column may hold more than 2 GiB of text.
+    return _whole(column, pa.large_string())
+
+
+def _whole(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array:
+    cast = column.cast(kind) if kind is not None else column
+    return cast.combine_chunks() if cast.num_chunks != 1 else cast.chunk(0)
+
+
+def _problems(source: str, texts: dict[str, pa.Array], ids: pa.Array | None) -> dict[int, str]:
+    """Row -> what is wrong with it."""
+    problems: dict[int, str] = {}
+    for name, column in texts.items():
+        null = column.is_null().to_numpy(zero_copy_only=False)
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0).fill_null(True)
+        for row in np.flatnonzero(blank.to_numpy(zero_copy_only=False)).tolist():
+            what = "null" if null[row] else "empty"
+            problems[row] = f"corpus {source} row {row + 1}: column {name!r} is {what}"
+    if ids is not None:
+        problems |= _repeated_ids(source, ids)
+    return problems
+
+
+def _repeated_ids(source: str, ids: pa.Array) -> dict[int, str]:
+    if pc.count_distinct(ids, mode="all").as_py() == len(ids):
+        return {}
+    first: dict[str, int] = {}
+    problems = {}
+    for row, value in enumerate(ids.to_pylist()):
+        if first.setdefault(value, row) != row:
+            problems[row] = (
+                f"corpus {source} row {row + 1}: id {value!r} is that of row {first[value] + 1} too"
+            )
+    return problems
+
+
+def _first_of(problems: list[str]) -> str:
+    more = f" ({len(problems)} such rows)" if len(problems) > 1 else ""
+    return f"{problems[0]}{more}; mend the file, or set skip_bad_rows=true to leave such rows out"
+
+
+def _join(sources: Sequence[str], parts: list[Corpus]) -> Corpus:
+    return Corpus(
+        sources=tuple(sources),
+        segments=tuple(
+            pa.concat_arrays(columns) for columns in zip(*(p.segments for p in parts), strict=True)
+        ),
+        ids=_join_ids(parts),
+        labels=_join_labels(sources, parts),
+        source_of_row=np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts]),
+        number_of_row=np.concatenate([part.number_of_row for part in parts]),
+        skipped=tuple(problem for part in parts for problem in part.skipped),
+    )
+
+
+def _join_ids(parts: list[Corpus]) -> pa.Array | None:
+    if all(part.ids is None for part in parts):
+        return None
+    missing = [pa.nulls(len(part), pa.string()) if part.ids is None else part.ids for part in parts]
+    return pa.concat_arrays(missing)
+
+
+def _join_labels(sources: Sequence[str], parts: list[Corpus]) -> pa.Array | None:
+    columns = [part.labels for part in parts if part.labels is not None]
+    if not columns:
+        return None
+    kinds = {column.type for column in columns}
+    if len(kinds) > 1:
+        described = ", ".join(sorted(str(kind) for kind in kinds))
+        raise CorpusError(
+            f"corpus {', '.join(sources)}: labels are of mixed types ({described}); make them one"
+        )
+    return pa.concat_arrays(columns)

@@ -1,0 +1,106 @@
+"""Read one corpus file or folder as an Arrow table of chosen columns.
+
+Parquet, JSON lines, CSV (RFC 4180), TSV (fields are never quoted, a quotation mark is text), a
+folder written by `datasets.save_to_disk`, or a folder of Parquet files. Anything fsspec opens,
+compressed or not (`.gz`, `.bz2`, ...); folders are local.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.ipc
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from ...cache_schemas.errors import CorpusError
+
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+
+
+def read_columns(
+    source: str, text: Sequence[str], others: Sequence[str], optional: str
+) -> pa.Table:
+    """Columns `text` (strings stay strings) and `others` of `source`, and `optional` if it is there.
+
+    Raises CorpusError if the source cannot be read or lacks a column."""
+    path = Path(source)
+    try:
+        table = _read_folder(path) if path.is_dir() else _read_file(source, text)
+    except (OSError, pa.ArrowException, ValueError, ImportError) as cause:
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        raise CorpusError(f"corpus {source}: cannot be read: {reason}") from cause
+    _require_columns(source, table, [*text, *others])
+    extra = [optional] if optional in table.column_names else []
+    return table.select(list(dict.fromkeys([*text, *others, *extra])))
+
+
+def _require_columns(source: str, table: pa.Table, wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in table.column_names:
+            near = difflib.get_close_matches(name, table.column_names, n=1)
+            hint = f"; did you mean {near[0]!r}? It has" if near else "; it has"
+            raise CorpusError(
+                f"corpus {source}: no column {name!r}{hint} {', '.join(table.column_names)}"
+            )
+
+
+def _read_file(source: str, text: Sequence[str]) -> pa.Table:
+    readers: dict[str, Callable[[BinaryIO, Sequence[str]], pa.Table]] = {
+        ".parquet": lambda file, _: pq.read_table(file),
+        ".jsonl": _read_json,
+        ".ndjson": _read_json,
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".tsv": _read_tsv,
+    }
+    suffixes = [suffix for suffix in Path(source).suffixes if suffix not in COMPRESSED]
+    reader = readers.get(suffixes[-1].lower() if suffixes else "")
+    if reader is None:
+        raise CorpusError(
+            f"corpus {source}: unknown kind of file; name a {', '.join(readers)} file or a folder"
+        )
+    with fsspec.open(source, "rb", compression="infer") as file:
+        return reader(file, text)
+
+
+def _read_json(file: BinaryIO, text: Sequence[str]) -> pa.Table:
+    return pyarrow.json.read_json(file)
+
+
+def _read_csv(file: BinaryIO, text: Sequence[str], **parse: Any) -> pa.Table:
+    options = pyarrow.csv.ParseOptions(newlines_in_values=True, **parse)
+    # Texts stay texts: "12" is no number and "null" no missing value.
+    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
+    return pyarrow.csv.read_csv(file, parse_options=options, convert_options=convert)
+
+
+def _read_tsv(file: BinaryIO, text: Sequence[str]) -> pa.Table:
+    return _read_csv(file, text, delimiter="\t", quote_char=False)
+
+
+def _read_folder(folder: Path) -> pa.Table:
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+        raise CorpusError(f"corpus {folder}: holds splits; name one: {', '.join(splits)}")
+    if (folder / "state.json").is_file():
+        return _read_saved_dataset(folder)
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise CorpusError(f"corpus {folder}: is neither a saved dataset nor holds *.parquet files")
+    return pa.concat_tables([pq.read_table(file) for file in files])
+
+
+def _read_saved_dataset(folder: Path) -> pa.Table:
+    state = json.loads((folder / "state.json").read_bytes())
+    tables = []
+    for entry in state["_data_files"]:
+        file = folder / Path(entry["filename"]).name
+        with pa.memory_map(str(file)) as mapped:
+            tables.append(pyarrow.ipc.open_stream(mapped).read_all())
+    return pa.concat_tables(tables)

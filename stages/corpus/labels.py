@@ -1,0 +1,152 @@
+"""Labels: what a task predicts, and the numbers a loss sees.
+
+Classification takes whole numbers from 0, booleans, or names (sorted, so that the numbering does
+not depend on row order); regression takes numbers. A missing label is null, NaN or -100: such a row
+trains the alignment terms only.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...cache_schemas.errors import CorpusError
+from .corpus import Corpus
+
+MISSING = -100
+Task = Literal["classification", "regression"]
+LabelValues = npt.NDArray[Any]
+
+
+class LabelSpace(BaseModel):
+    """What the labels of a task are; kept with the student."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Task
+    num_labels: int = Field(ge=1, description="classes, or 1 for regression")
+    names: tuple[str, ...] | None = Field(default=None, description="names of the classes")
+
+    @property
+    def regression(self) -> bool:
+        """Whether labels are numbers to come near to."""
+        return self.task == "regression"
+
+
+def label_space(
+    corpus: Corpus, task: Task | None = None, num_labels: int | None = None
+) -> LabelSpace:
+    """The label space that a training corpus shows; `task` and `num_labels` settle what it does
+    not. Raises CorpusError."""
+    column = _labels(corpus)
+    if _is_text(column.type):
+        names = tuple(sorted(set(_checked_names(corpus, column))))
+        return LabelSpace(task="classification", num_labels=len(names), names=names)
+    if (task or _task_of(corpus, column)) == "regression":
+        return LabelSpace(task="regression", num_labels=1)
+    values = label_values(corpus, LabelSpace(task="classification", num_labels=num_labels or 2**31))
+    if not (values != MISSING).any():
+        raise CorpusError(f"corpus {corpus.sources[0]}: no row has a label")
+    return LabelSpace(task="classification", num_labels=num_labels or int(values.max()) + 1)
+
+
+def label_values(corpus: Corpus, space: LabelSpace) -> LabelValues:
+    """The labels of a corpus [N]: int64 with -100 for missing ones, or float64 with NaN.
+
+    Raises CorpusError naming the first row whose label is outside the space."""
+    column = _labels(corpus)
+    if space.regression:
+        return _numbers(corpus, column)
+    if _is_text(column.type):
+        return _named(corpus, column, space)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    numbers = _numbers(corpus, column)
+    values = np.where(np.isnan(numbers), MISSING, numbers)
+    outside = (values != MISSING) & (
+        (values < 0) | (values >= space.num_labels) | (values != np.floor(values))
+    )
+    _refuse(corpus, outside, f"a whole number from 0 to {space.num_labels - 1}")
+    return values.astype(np.int64)
+
+
+def _labels(corpus: Corpus) -> pa.Array:
+    if corpus.labels is None:
+        raise CorpusError(f"corpus {corpus.sources[0]}: no label column was named")
+    if pa.types.is_dictionary(corpus.labels.type):
+        return corpus.labels.dictionary_decode()
+    return corpus.labels
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _task_of(corpus: Corpus, column: pa.Array) -> Task:
+    if not pa.types.is_floating(column.type):
+        return "classification"
+    numbers = _numbers(corpus, column)
+    given = numbers[~np.isnan(numbers)]
+    if len(given) and (given == np.floor(given)).all():
+        raise CorpusError(
+            f"corpus {corpus.sources[0]}: labels are floating point but whole "
+            f"({given[0]:g}, ...); say task=classification or task=regression"
+        )
+    return "regression"
+
+
+def _numbers(corpus: Corpus, column: pa.Array) -> npt.NDArray[np.float64]:
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise CorpusError(f"corpus {corpus.sources[0]}: labels are {kind}, not numbers")
+    values: npt.NDArray[np.float64] = (
+        column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    )
+    infinite = np.isinf(values)
+    _refuse(corpus, infinite, "a finite number")
+    return values
+
+
+def _checked_names(corpus: Corpus, column: pa.Array) -> list[str]:
+    names = [name for name in pc.unique(column).to_pylist() if name is not None]
+    numeric = [name for name in names if _is_number(name)]
+    if numeric and len(numeric) < len(names):
+        other = next(name for name in names if name not in numeric)
+        raise CorpusError(
+            f"corpus {corpus.sources[0]}: labels mix numbers and names "
+            f"({numeric[0]!r} and {other!r}); make them one type"
+        )
+    if not names:
+        raise CorpusError(f"corpus {corpus.sources[0]}: no row has a label")
+    return names
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _named(corpus: Corpus, column: pa.Array, space: LabelSpace) -> LabelValues:
+    if space.names is None:
+        raise CorpusError(
+            f"corpus {corpus.sources[0]}: labels are names, but the training labels were numbers"
+        )
+    numbers = pc.index_in(column, value_set=pa.array(space.names, column.type))
+    values: LabelValues = numbers.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
+    unknown = (values == MISSING) & ~column.is_null().to_numpy(zero_copy_only=False)
+    _refuse(corpus, unknown, f"one of {', '.join(space.names)}")
+    return values
+
+
+def _refuse(corpus: Corpus, bad: npt.NDArray[np.bool_], limit: str) -> None:
+    rows = np.flatnonzero(bad)
+    if len(rows):
+        value = _labels(corpus)[int(rows[0])].as_py()
+        more = f" ({len(rows)} such rows)" if len(rows) > 1 else ""
+        raise CorpusError(f"{corpus.where(int(rows[0]))}: label {value!r} is not {limit}{more}")
