@@ -26,7 +26,7 @@ COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 def read_columns(
     source: str, text: Sequence[str], others: Sequence[str], optional: str
 ) -> pa.Table:
-    """Columns `text` (strings stay strings) and `others` of `source`, and `optional` if it is there.
+    """Columns `text` (never parsed as numbers) and `others`, and `optional` if it is there.
 
     Raises CorpusError if the source cannot be read or lacks a column."""
     path = Path(source)

@@ -1,0 +1,101 @@
+"""The command line: parses, calls `pipeline`, prints results, maps errors to exit codes.
+
+Nothing heavy is imported before a command runs. Results go to standard output, everything else to
+standard error. Exit codes: 0 done, 1 the run failed, 2 the input was wrong.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .cache_schemas.errors import ArmadaError
+
+app = typer.Typer(
+    help="Knowledge distillation with cached teachers: ask once, train any number of students.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+cache_app = typer.Typer(help="Look into a cache.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+JobFile = Annotated[Path | None, typer.Argument(help="YAML file of job keys", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="job key, KEY=VALUE; may be repeated")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+CacheFolder = Annotated[Path, typer.Argument(help="folder of the cache")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+) -> None:
+    """`main` meets an error only after typer is done, so it looks for --debug itself."""
+
+
+@app.command()
+def precompute(
+    job: JobFile = None,
+    corpus: Annotated[list[str] | None, typer.Option(help="file or folder of texts")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="column of a text segment")] = None,
+    teacher: Annotated[str | None, typer.Option(help="KIND:SOURCE, e.g. hash:16")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder of the cache")] = None,
+    settings: Settings = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it would do")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a teacher once about every text of a corpus and keep its answers in a cache."""
+    from .pipeline import precompute as stage
+    from .pipeline.jobs import collect_keys
+    from .pipeline.precompute_job import make_precompute_job
+    from .pipeline.show import show_dry_run, show_precompute
+
+    options = {
+        "corpus": corpus,
+        "text_column": text_column,
+        "teacher": teacher,
+        "cache": cache,
+    }
+    made = make_precompute_job(collect_keys(job, options, settings or []))
+    if dry_run:
+        show_dry_run(stage.dry_run(made), as_json)
+    else:
+        show_precompute(stage.run_precompute(made, quiet), as_json)
+
+
+@cache_app.command("ls")
+def cache_ls(cache: CacheFolder, as_json: AsJson = False) -> None:
+    """List the teachers of a cache: rows, bytes, what they cost."""
+    from .pipeline.cache_report import summarise
+    from .pipeline.show import show_teachers
+
+    show_teachers(summarise(cache), as_json)
+
+
+@cache_app.command("inspect")
+def cache_inspect(
+    cache: CacheFolder,
+    teacher: Annotated[str | None, typer.Option(help="fingerprint or unique prefix")] = None,
+) -> None:
+    """Print all that is known of one teacher as JSON: settings, features, runs, cost."""
+    from .pipeline.cache_report import inspect
+
+    print(json.dumps(inspect(cache, teacher), indent=2, ensure_ascii=False))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script; exits with 0, 1 or 2."""
+    given: list[Any] = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(given, prog_name="armada")
+    except ArmadaError as error:
+        if "--debug" in given:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

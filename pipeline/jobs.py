@@ -1,0 +1,88 @@
+"""Job files: YAML, then options of the command line, then `--set key=value`; later ones win.
+
+A job is a flat, frozen pydantic model. Every key has one line of description, which is also its
+help and error text. Everything that can be refused is refused here, before a model loads.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..cache_schemas.errors import JobError
+
+
+class Job(BaseModel):
+    """Base of all jobs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def collect_keys(
+    file: Path | None, options: Mapping[str, Any], settings: Iterable[str]
+) -> dict[str, Any]:
+    """The keys of a job: those of the file, then options that were given (not None, not empty),
+    then KEY=VALUE settings with YAML values. Raises JobError."""
+    keys = _read(file) if file else {}
+    keys |= {key: value for key, value in options.items() if value not in (None, (), [])}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise JobError(f"--set {setting}: is not KEY=VALUE")
+        keys[key.strip()] = _parse(setting, value)
+    return keys
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
+        raise JobError(
+            f"job file {file}: cannot be read: {' '.join(str(cause).split())}"
+        ) from cause
+    if not isinstance(content, dict):
+        raise JobError(f"job file {file}: is not a mapping of keys to values")
+    return content
+
+
+def _parse(setting: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as cause:
+        raise JobError(f"--set {setting}: the value is not YAML; quote it") from cause
+
+
+def make(model: type[ModelT], keys: Mapping[str, Any], what: str = "job") -> ModelT:
+    """A model of `keys`; raises JobError with the first wrong key, its value and its meaning."""
+    try:
+        return model.model_validate(dict(keys))
+    except ValidationError as error:
+        raise JobError(_explain(model, error, what)) from error
+
+
+def _explain(model: type[BaseModel], error: ValidationError, what: str) -> str:
+    first = error.errors(include_url=False)[0]
+    key = str(first["loc"][0]) if first["loc"] else what
+    if first["type"] == "extra_forbidden":
+        return unknown_key(what, key, model.model_fields)
+    meaning = model.model_fields[key].description if key in model.model_fields else None
+    told = f" ({meaning})" if meaning else ""
+    if first["type"] == "missing":
+        return f"{what} key {key!r} is missing{told}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = f" {first['input']!r}:" if first["loc"] else ""
+    return f"{what} key {key!r}:{value} {message}{told}" if first["loc"] else message
+
+
+def unknown_key(what: str, key: str, known: Iterable[str]) -> str:
+    """One line about a key that does not exist."""
+    names = sorted(known)
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f"; did you mean {near[0]!r}? Keys are" if near else "; keys are"
+    return f"{what} key {key!r} is unknown{hint} {', '.join(names)}"

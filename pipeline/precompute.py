@@ -1,0 +1,217 @@
+"""A run of `precompute`: its job becomes a corpus, a teacher and a writer; what is new is asked."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache_schemas.errors import RunError
+from ..cache_schemas.keys import KeyArray, first_occurrences
+from ..cache_schemas.layout import teacher_folder
+from ..cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
+from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
+from ..stages.store.dense import shard_bytes
+from ..stages.store.reader import read_commits
+from ..stages.store.writer import CacheWriter, check_teacher, pending
+from .device import choose_device
+from .precompute_job import PrecomputeJob, make_teacher
+from .progress import RowProgress
+from .provenance import hardware, library_versions, new_run_id, now
+
+if TYPE_CHECKING:
+    from ..stages.precompute.teachers.base import Teacher
+
+PROBE_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job would do."""
+
+    corpus: Corpus
+    keys: KeyArray
+    pending: npt.NDArray[np.int64]
+    manifest: TeacherManifest
+    unique: int
+
+    @property
+    def shards(self) -> int:
+        """How many shards the pending rows make."""
+        return -(-len(self.pending) // self.manifest.rows_per_shard)
+
+    @property
+    def new_bytes(self) -> int:
+        """How many bytes of features they take."""
+        size = self.manifest.rows_per_shard
+        sizes = [min(size, len(self.pending) - i) for i in range(0, len(self.pending), size)]
+        return sum(
+            shard_bytes(rows, spec, size) for rows in sizes for spec in self.manifest.spec.features
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PrecomputeReport:
+    """What a run did."""
+
+    fingerprint: str
+    rows: int
+    unique: int
+    already_cached: int
+    asked: int
+    truncated: int
+    skipped: tuple[str, ...]
+    teacher_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a run would do and cost."""
+
+    fingerprint: str
+    rows: int
+    unique: int
+    already_cached: int
+    shards: int
+    bytes: int
+    skipped: tuple[str, ...]
+    expected_seconds: float
+
+
+def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
+    """Ask the teacher about every text of the corpus that is not cached yet."""
+    teacher = make_teacher(job)
+    plan = _plan(job, teacher)
+    with CacheWriter(job.cache, plan.manifest) as writer, _terminable():
+        return _ask(job, plan, teacher, writer, quiet)
+
+
+def dry_run(job: PrecomputeJob) -> DryRun:
+    """What `run_precompute` would do; asks the teacher about one probe batch, writes nothing."""
+    from ..stages.precompute.precompute import make_examples, probe
+
+    teacher = make_teacher(job)
+    plan = _plan(job, teacher)
+    seconds = 0.0
+    if len(plan.pending):
+        size = min(job.batch_size or teacher.default_batch_size, PROBE_ROWS)
+        teacher.load()
+        seconds = probe(teacher, make_examples(plan.corpus, plan.keys, plan.pending[:size]))
+    return DryRun(
+        fingerprint=plan.manifest.fingerprint,
+        rows=len(plan.corpus),
+        unique=plan.unique,
+        already_cached=plan.unique - len(plan.pending),
+        shards=plan.shards,
+        bytes=plan.new_bytes,
+        skipped=plan.corpus.skipped,
+        expected_seconds=seconds * len(plan.pending),
+    )
+
+
+def _plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
+    spec = teacher.spec
+    known = check_teacher(job.cache, spec, job.rows_per_shard, job.add_teacher)
+    manifest = known or TeacherManifest(
+        fingerprint=spec.fingerprint,
+        rows_per_shard=job.rows_per_shard or teacher.default_rows_per_shard,
+        spec=spec,
+    )
+    corpus = read_corpus(
+        job.corpus,
+        job.text_column,
+        id_column=job.id_column,
+        skip_bad_rows=job.skip_bad_rows,
+        limit=job.limit,
+    )
+    keys = corpus.keys()
+    folder = teacher_folder(job.cache, manifest.fingerprint)
+    return Plan(
+        corpus=corpus,
+        keys=keys,
+        pending=pending(folder, read_commits(folder), keys),
+        manifest=manifest,
+        unique=len(first_occurrences(keys)),
+    )
+
+
+def _ask(
+    job: PrecomputeJob, plan: Plan, teacher: "Teacher", writer: CacheWriter, quiet: bool
+) -> PrecomputeReport:
+    from ..stages.precompute.precompute import Asking, precompute
+
+    run = _Run(job, plan, writer)
+    skipped: list[str] = []
+    todo = writer.pending(plan.keys)
+    if len(todo):
+        teacher.load()
+        with RowProgress("precompute", len(todo), quiet) as progress:
+            batch_size = job.batch_size or teacher.default_batch_size
+            asking = Asking(batch_size, job.skip_bad_rows, progress.advance, run.committed, skipped)
+            precompute(plan.corpus, plan.keys, todo, teacher, writer, asking)
+    return PrecomputeReport(
+        fingerprint=plan.manifest.fingerprint,
+        rows=len(plan.corpus),
+        unique=plan.unique,
+        already_cached=plan.unique - len(todo),
+        asked=len(todo) - len(skipped),
+        truncated=run.record.truncated_examples,
+        skipped=(*plan.corpus.skipped, *skipped),
+        teacher_seconds=sum(run.record.teacher_seconds.values()),
+    )
+
+
+class _Run:
+    """Keeps the provenance record of this run up to date with its commits."""
+
+    def __init__(self, job: PrecomputeJob, plan: Plan, writer: CacheWriter) -> None:
+        self._writer, self._id = writer, new_run_id()
+        self.record = RunRecord(
+            started=now(),
+            versions=library_versions(),
+            hardware=hardware(str(choose_device(job.device))),
+            corpora=tuple(_corpus_records(job, plan)),
+        )
+
+    def committed(self, shard: int, seconds: float, truncated: int) -> None:
+        old = self.record
+        self.record = old.model_copy(
+            update={
+                "teacher_seconds": old.teacher_seconds | {shard: round(seconds, 3)},
+                "truncated_examples": old.truncated_examples + truncated,
+            }
+        )
+        self._writer.record_run(self._id, self.record)
+
+
+def _corpus_records(job: PrecomputeJob, plan: Plan) -> Iterator[CorpusRecord]:
+    for number, source in enumerate(plan.corpus.sources):
+        keys = plan.keys[plan.corpus.source_of_row == number]
+        yield CorpusRecord(
+            name=corpus_name(source),
+            rows=len(keys),
+            unique_examples=len(first_occurrences(keys)),
+            licence=job.corpus_licence,
+        )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A scheduler's SIGTERM ends the run like an error: finished answers are committed first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise RunError("stopped by SIGTERM; all answers so far are kept; run the command again")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

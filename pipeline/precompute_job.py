@@ -1,0 +1,78 @@
+"""The keys of a `precompute` job, and the teacher it names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from ..cache_schemas.errors import JobError
+from ..cache_schemas.manifest import RowsPerShard
+from .device import choose_device
+from .jobs import Job, make, unknown_key
+
+if TYPE_CHECKING:
+    from ..stages.precompute.teachers.base import Teacher
+
+
+class PrecomputeJob(Job):
+    """Keys of a `precompute` job. Keys it does not know are options of the teacher."""
+
+    corpus: tuple[str, ...] = Field(min_length=1, description="files or folders of texts")
+    text_column: tuple[str, ...] = Field(
+        min_length=1, description="columns that hold the text segments, in order"
+    )
+    teacher: str = Field(description="KIND:SOURCE, for example open_clip:FOLDER or hash:16")
+    cache: Path = Field(description="folder of the cache; made if it is not there")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the teacher")
+    id_column: str | None = Field(default=None, description="column of unique row ids")
+    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
+    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
+    corpus_licence: str = Field(default="", description="licence to note in the manifest")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="texts a batch; halved when device memory runs out"
+    )
+    rows_per_shard: RowsPerShard | None = Field(
+        default=None, description="most rows of a shard: what a kill can lose; a multiple of 64"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    add_teacher: bool = Field(
+        default=False, description="let the cache hold the same model under other settings too"
+    )
+
+    @field_validator("corpus", "text_column", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("teacher")
+    @classmethod
+    def _has_kind_and_source(cls, value: str) -> str:
+        if not all(value.partition(":")):
+            raise ValueError("is not KIND:SOURCE")
+        return value
+
+
+def make_precompute_job(keys: Mapping[str, Any]) -> PrecomputeJob:
+    """A job of flat keys; a key that is no job key is an option of the job's teacher."""
+    known = PrecomputeJob.model_fields
+    job_keys = {key: value for key, value in keys.items() if key in known}
+    extra = {key: value for key, value in keys.items() if key not in known}
+    job_keys["options"] = {**(job_keys.get("options") or {}), **extra}
+    return make(PrecomputeJob, job_keys)
+
+
+def make_teacher(job: PrecomputeJob) -> "Teacher":
+    """The job's teacher, not loaded yet; raises JobError or TeacherSourceError."""
+    from ..stages.precompute.teachers import TEACHERS
+
+    kind, _, source = job.teacher.partition(":")
+    teacher_class: type[Teacher] = TEACHERS.load(kind)
+    known = teacher_class.Options.model_fields
+    for key in job.options:
+        if key not in known:
+            raise JobError(
+                unknown_key(f"teacher {kind}", key, [*known, *PrecomputeJob.model_fields])
+            )
+    options = make(teacher_class.Options, job.options, f"teacher {kind}")
+    return teacher_class(source, options, choose_device(job.device))

@@ -1,0 +1,75 @@
+"""Progress: a live bar with rate and time left on a terminal, a line now and then in a log."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+LOG_EVERY_S = 30.0
+
+
+class RowProgress:
+    """Counts rows up to a total. Writes to standard error; standard output is for results."""
+
+    def __init__(self, label: str, total: int, quiet: bool = False) -> None:
+        self._label, self._total, self._quiet = label, total, quiet
+        self._done = 0
+        self._started = self._logged = time.monotonic()
+        self._console = Console(stderr=True)
+        self._bar = self._make_bar() if self._console.is_terminal and not quiet else None
+
+    def _make_bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+
+    def __enter__(self) -> "RowProgress":
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._total, rate="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif not self._quiet and self._done:
+            self._log()
+
+    def advance(self, rows: int) -> None:
+        """`rows` more are done."""
+        self._done += rows
+        if self._bar:
+            self._bar.update(self._task, advance=rows, rate=f"{self._rate():.1f} rows/s")
+        elif not self._quiet and time.monotonic() - self._logged > LOG_EVERY_S:
+            self._log()
+
+    def _rate(self) -> float:
+        return self._done / max(time.monotonic() - self._started, 1e-9)
+
+    def _log(self) -> None:
+        self._logged = time.monotonic()
+        left = (self._total - self._done) / max(self._rate(), 1e-9)
+        self._console.print(
+            f"{self._label}: {self._done}/{self._total} rows, {self._rate():.1f} rows/s, "
+            f"{left:.0f} s left",
+            highlight=False,
+        )

@@ -1,0 +1,107 @@
+"""Results on standard output: one line or table for people, or JSON for programs."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .cache_report import TeacherSummary
+from .precompute import DryRun, PrecomputeReport
+
+SHOWN_PROBLEMS = 5
+
+
+def show_json(value: Any) -> None:
+    """Any document, or dataclasses, as indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value)
+
+
+def show_precompute(report: PrecomputeReport, as_json: bool) -> None:
+    """What a run of `precompute` did."""
+    warn_skipped(report.skipped)
+    if report.truncated:
+        warn(f"{report.truncated} texts are longer than the teacher takes and were truncated")
+    if as_json:
+        show_json(report)
+        return
+    print(
+        f"{report.rows} rows, {report.unique} unique; {report.already_cached} were cached, "
+        f"{report.asked} asked in {report.teacher_seconds:.1f} s"
+    )
+    print(f"teacher {report.fingerprint}")
+
+
+def show_dry_run(plan: DryRun, as_json: bool) -> None:
+    """What a run of `precompute` would do."""
+    warn_skipped(plan.skipped)
+    if as_json:
+        show_json(plan)
+        return
+    asked = plan.unique - plan.already_cached
+    print(
+        f"{plan.rows} rows, {plan.unique} unique; {plan.already_cached} are cached, {asked} to ask"
+    )
+    print(
+        f"{plan.shards} shards, {size(plan.bytes)}, about {duration(plan.expected_seconds)} "
+        "of teacher time"
+    )
+    print(f"teacher {plan.fingerprint}")
+
+
+def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:
+    """The teachers of a cache."""
+    if as_json:
+        show_json(list(teachers))
+        return
+    table = Table("teacher", "kind", "source", "features", "rows", "shards", "size", "cost")
+    for teacher in teachers:
+        features = ", ".join(f"{name} {kind}" for name, kind in teacher.features.items())
+        table.add_row(
+            teacher.fingerprint[:12],
+            teacher.kind,
+            teacher.name,
+            features,
+            str(teacher.rows),
+            str(teacher.shards),
+            size(teacher.bytes),
+            duration(teacher.teacher_seconds),
+        )
+    # In a pipe there is no width to keep to: a fingerprint must never be cut.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def warn(message: str) -> None:
+    """One warning line on standard error."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def warn_skipped(problems: Sequence[str]) -> None:
+    """Rows that were left out, counted, the first few named."""
+    if problems:
+        warn(f"{len(problems)} rows were left out")
+    for problem in problems[:SHOWN_PROBLEMS]:
+        warn(f"  {problem}")
+
+
+def size(number: float) -> str:
+    """Bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
