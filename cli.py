@@ -60,13 +60,84 @@ def precompute(
         "corpus": corpus,
         "text_column": text_column,
         "teacher": teacher,
-        "cache": cache,
+        "cache": str(cache) if cache else None,
     }
     made = make_precompute_job(collect_keys(job, options, settings or []))
     if dry_run:
         show_dry_run(stage.dry_run(made), as_json)
     else:
         show_precompute(stage.run_precompute(made, quiet), as_json)
+
+
+@app.command()
+def distill(
+    job: JobFile = None,
+    train: Annotated[list[str] | None, typer.Option(help="file or folder to train on")] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(help="file or folder to choose the best epoch by")
+    ] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="column of a text segment")] = None,
+    label_column: Annotated[str | None, typer.Option(help="column of labels")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder of the cache")] = None,
+    teacher: Annotated[str | None, typer.Option(help="fingerprint or unique prefix")] = None,
+    student: Annotated[str | None, typer.Option(help="folder, hub id, or scratch:bert")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder to write the run to")] = None,
+    objective: Annotated[str | None, typer.Option(help="armada, kd or feature")] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(help="none, undistilled, random-aligner, shuffled or noise=SIGMA"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")] = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a student from cached answers; with several seeds, one after another."""
+    from .pipeline.distill import run_distill
+    from .pipeline.distill_job import DistillJob
+    from .pipeline.jobs import collect_keys, make
+    from .pipeline.show import show_distill
+
+    options = {
+        "train": train,
+        "validation": validation,
+        "text_column": text_column,
+        "label_column": label_column,
+        "cache": str(cache) if cache else None,
+        "teacher": teacher,
+        "student": student,
+        "output": str(output) if output else None,
+        "objective": objective,
+        "control": control,
+        "resume": resume or None,
+    }
+    made = make(DistillJob, collect_keys(job, options, settings or []))
+    show_distill(run_distill(made, quiet), made.output, as_json)
+
+
+@app.command()
+def evaluate(
+    student: Annotated[Path, typer.Argument(help="folder that distill wrote")],
+    corpus: Annotated[list[str] | None, typer.Option(help="file or folder with labels")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="default as in training")] = None,
+    label_column: Annotated[str | None, typer.Option(help="default as in training")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a trained student on a corpus."""
+    from .pipeline.distill import run_evaluate
+    from .pipeline.evaluate_job import EvaluateJob
+    from .pipeline.jobs import collect_keys, make
+    from .pipeline.show import show_evaluation
+
+    options = {
+        "student": str(student),
+        "corpus": corpus,
+        "text_column": text_column,
+        "label_column": label_column,
+    }
+    made = make(EvaluateJob, collect_keys(None, options, settings or []))
+    show_evaluation(run_evaluate(made), as_json)
 
 
 @cache_app.command("ls")

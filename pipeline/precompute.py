@@ -21,7 +21,7 @@ from ..stages.store.reader import read_commits
 from ..stages.store.writer import CacheWriter, check_teacher, pending
 from .device import choose_device
 from .precompute_job import PrecomputeJob, make_teacher
-from .progress import RowProgress
+from .progress import CountProgress
 from .provenance import hardware, library_versions, new_run_id, now
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _ask(
     todo = writer.pending(plan.keys)
     if len(todo):
         teacher.load()
-        with RowProgress("precompute", len(todo), quiet) as progress:
+        with CountProgress("precompute", "rows", len(todo), quiet) as progress:
             batch_size = job.batch_size or teacher.default_batch_size
             asking = Asking(batch_size, job.skip_bad_rows, progress.advance, run.committed, skipped)
             precompute(plan.corpus, plan.keys, todo, teacher, writer, asking)

@@ -16,11 +16,11 @@ from rich.progress import (
 LOG_EVERY_S = 30.0
 
 
-class RowProgress:
-    """Counts rows up to a total. Writes to standard error; standard output is for results."""
+class CountProgress:
+    """Counts rows or steps up to a total, on standard error; standard output is for results."""
 
-    def __init__(self, label: str, total: int, quiet: bool = False) -> None:
-        self._label, self._total, self._quiet = label, total, quiet
+    def __init__(self, label: str, unit: str, total: int, quiet: bool = False) -> None:
+        self._label, self._unit, self._total, self._quiet = label, unit, total, quiet
         self._done = 0
         self._started = self._logged = time.monotonic()
         self._console = Console(stderr=True)
@@ -37,7 +37,7 @@ class RowProgress:
             console=self._console,
         )
 
-    def __enter__(self) -> "RowProgress":
+    def __enter__(self) -> "CountProgress":
         if self._bar:
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._total, rate="")
@@ -54,11 +54,11 @@ class RowProgress:
         elif not self._quiet and self._done:
             self._log()
 
-    def advance(self, rows: int) -> None:
-        """`rows` more are done."""
-        self._done += rows
+    def advance(self, count: int) -> None:
+        """`count` more are done."""
+        self._done += count
         if self._bar:
-            self._bar.update(self._task, advance=rows, rate=f"{self._rate():.1f} rows/s")
+            self._bar.update(self._task, advance=count, rate=f"{self._rate():.1f} {self._unit}/s")
         elif not self._quiet and time.monotonic() - self._logged > LOG_EVERY_S:
             self._log()
 
@@ -68,8 +68,6 @@ class RowProgress:
     def _log(self) -> None:
         self._logged = time.monotonic()
         left = (self._total - self._done) / max(self._rate(), 1e-9)
-        self._console.print(
-            f"{self._label}: {self._done}/{self._total} rows, {self._rate():.1f} rows/s, "
-            f"{left:.0f} s left",
-            highlight=False,
-        )
+        done = f"{self._label}: {self._done}/{self._total} {self._unit}"
+        rate = f"{self._rate():.1f} {self._unit}/s"
+        self._console.print(f"{done}, {rate}, {left:.0f} s left", highlight=False)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -54,6 +55,31 @@ def show_dry_run(plan: DryRun, as_json: bool) -> None:
         "of teacher time"
     )
     print(f"teacher {plan.fingerprint}")
+
+
+def show_distill(metrics: dict[str, Any], output: Path, as_json: bool) -> None:
+    """The figures of a run, or the mean and spread of several."""
+    if metrics.get("truncated_examples"):
+        warn(f"{metrics['truncated_examples']} training texts were longer and were truncated")
+    if as_json:
+        show_json(metrics)
+        return
+    for name, value in (metrics["validation"] or {}).items():
+        figure = value if isinstance(value, float) else f"{value['mean']:.4f} ± {value['std']:.4f}"
+        print(f"{name:12} {figure:.4f}" if isinstance(figure, float) else f"{name:12} {figure}")
+    print(f"written to {output}")
+
+
+def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
+    """The metrics of a student on a corpus."""
+    if result["truncated_examples"]:
+        warn(f"{result['truncated_examples']} texts were longer and were truncated")
+    if as_json:
+        show_json(result)
+        return
+    print(f"{result['examples']} examples, {result['unlabelled_examples']} without a label")
+    for name, value in result["metrics"].items():
+        print(f"{name:12} {value:.4f}")
 
 
 def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:

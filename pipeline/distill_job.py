@@ -1,0 +1,98 @@
+"""The keys of a `distill` job."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from ..stages.corpus.labels import Task
+from ..stages.distill.controls import Control, parse_control
+from ..stages.distill.objectives.base import ObjectiveSettings
+from ..stages.distill.student import StudentSettings
+from ..stages.distill.training import TrainingSettings
+from .jobs import Job
+
+
+class CorpusKeys(Job):
+    """What to train on."""
+
+    train: tuple[str, ...] = Field(min_length=1, description="files or folders to train on")
+    validation: tuple[str, ...] = Field(
+        default=(), description="files or folders to choose the best epoch by"
+    )
+    text_column: tuple[str, ...] = Field(
+        min_length=1, description="columns that hold the text segments, in order"
+    )
+    label_column: str = Field(description="column of labels; a row may lack one")
+    id_column: str | None = Field(default=None, description="column of unique row ids")
+    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
+    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
+    task: Task | None = Field(
+        default=None, description="classification or regression; told from the labels if left out"
+    )
+    num_labels: int | None = Field(
+        default=None, ge=1, description="number of classes; told from the labels if left out"
+    )
+    metric: str | None = Field(
+        default=None, description="chooses the best epoch; default accuracy or pearson"
+    )
+
+    @field_validator("train", "validation", "text_column", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class CacheKeys(Job):
+    """What to learn from."""
+
+    cache: Path | None = Field(default=None, description="folder of the cache")
+    teacher: str | None = Field(
+        default=None, description="fingerprint of the teacher, or a prefix no other one shares"
+    )
+    feature: str | None = Field(
+        default=None, description="feature to learn from; may be left out if there is one"
+    )
+
+
+class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, TrainingSettings):
+    """Keys of a `distill` job."""
+
+    output: Path = Field(description="folder to write the run to")
+    objective: str = Field(default="armada", description="armada, kd, feature, or a plug-in")
+    control: str = Field(
+        default="none",
+        description="none, undistilled, random-aligner, shuffled or noise=SIGMA",
+    )
+    seed: int | tuple[int, ...] = Field(
+        default=0, description="one seed, or a list of seeds: one run each, and their spread"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    resume: bool = Field(default=False, description="go on with an unfinished run in `output`")
+
+    @field_validator("control")
+    @classmethod
+    def _known_control(cls, value: str) -> str:
+        parse_control(value)
+        return value
+
+    @model_validator(mode="after")
+    def _needs_cache(self) -> "DistillJob":
+        if self.cache is None and self.distilled:
+            raise ValueError("job key 'cache' is missing; only control=undistilled needs none")
+        return self
+
+    @property
+    def parsed_control(self) -> Control:
+        """The control with its parameter."""
+        return parse_control(self.control)
+
+    @property
+    def distilled(self) -> bool:
+        """Whether a teacher's features are read."""
+        return self.parsed_control.name != "undistilled"
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds to run."""
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)

@@ -1,0 +1,42 @@
+"""The keys of an `evaluate` job; what it does not say is as the student was trained."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from ..cache_schemas.errors import JobError
+from ..stages.distill.export import StudentCard
+from .distill_job import CorpusKeys
+from .jobs import Job, make
+
+
+class EvaluateJob(Job):
+    """Keys of an `evaluate` job."""
+
+    student: Path = Field(description="folder that `distill` wrote")
+    corpus: tuple[str, ...] = Field(min_length=1, description="files or folders with labels")
+    text_column: tuple[str, ...] = Field(
+        default=(), description="columns of the text segments; default those of training"
+    )
+    label_column: str | None = Field(default=None, description="default that of training")
+    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
+    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
+    batch_size: int = Field(default=64, ge=1, description="examples a batch")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+
+    def corpus_keys(self, card: StudentCard) -> CorpusKeys:
+        """Where texts and labels are; raises JobError if neither job nor student says."""
+        columns = self.text_column or card.text_columns
+        if len(columns) != len(card.text_columns):
+            raise JobError(
+                f"text_column {list(columns)}: the student was trained on "
+                f"{len(card.text_columns)} segments ({', '.join(card.text_columns)})"
+            )
+        keys = {
+            "train": self.corpus,
+            "text_column": columns,
+            "label_column": self.label_column or card.label_column,
+            "limit": self.limit,
+            "skip_bad_rows": self.skip_bad_rows,
+        }
+        return make(CorpusKeys, keys)

@@ -1,0 +1,62 @@
+"""The folder of a distill run: the resolved job first, the figures last.
+
+`job.yaml` is there from the start, `metrics.json` only when the run is finished; so a folder tells
+whether a run is finished, unfinished or of another job, and nothing is ever overwritten.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..cache_schemas.errors import OutputError
+from ..stages.store.atomic import write_atomic
+
+JOB = "job.yaml"
+METRICS = "metrics.json"
+LOG = "log.jsonl"
+RUN = "run.json"
+_MAY_DIFFER = {"resume", "device", "output"}
+
+
+def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
+    """Make `folder` the place of this job; raises OutputError if it is taken."""
+    if (folder / METRICS).exists():
+        raise OutputError(f"output {folder}: holds a finished run; choose another folder")
+    if (folder / JOB).exists():
+        if not resume:
+            raise OutputError(
+                f"output {folder}: holds an unfinished run; go on with resume=true, or choose "
+                "another folder"
+            )
+        _check_same_job(folder, job)
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"output {folder}: is not an empty folder; choose another")
+    write_atomic(folder / JOB, [yaml.safe_dump(dict(job), sort_keys=False).encode()])
+
+
+def _check_same_job(folder: Path, job: Mapping[str, Any]) -> None:
+    before = yaml.safe_load((folder / JOB).read_bytes())
+    differing = [
+        f"{key}: was {before.get(key)!r}, now {job.get(key)!r}"
+        for key in sorted(before.keys() | job.keys())
+        if key not in _MAY_DIFFER and before.get(key) != job.get(key)
+    ]
+    if differing:
+        raise OutputError(
+            f"output {folder}: holds an unfinished run of another job: {'; '.join(differing)}"
+        )
+
+
+def write_json(file: Path, document: Any) -> None:
+    """Write a JSON document in one step."""
+    write_atomic(file, [(json.dumps(document, indent=2) + "\n").encode()])
+
+
+def append_log(folder: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to the log of the run."""
+    with (folder / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")

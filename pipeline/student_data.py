@@ -1,0 +1,125 @@
+"""Corpora and cache of a distill job become tokens, labels and features, all checked first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..cache_schemas.errors import JobError, MissingFeatureError, MissingKeysError
+from ..stages.corpus.corpus import Corpus, read_corpus
+from ..stages.corpus.labels import LabelSpace, LabelValues, label_space, label_values
+from ..stages.distill.batches import DistillDataset
+from ..stages.distill.controls import Control, Gather, controlled
+from ..stages.distill.evaluation import metric_names
+from ..stages.distill.objectives.base import Objective
+from ..stages.distill.tokens import encode
+from ..stages.store.feature_array import FeatureArray
+from ..stages.store.index import Rows
+from ..stages.store.reader import Cache, open_cache
+from .distill_job import CorpusKeys, DistillJob
+
+SHOWN_MISSING = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledCorpus:
+    """Examples with their labels; `cache_rows` are where their features lie, if any are read."""
+
+    corpus: Corpus
+    labels: LabelValues
+    cache_rows: Rows | None = None
+
+    def texts(self) -> Iterator[str]:
+        """All segments, for a vocabulary."""
+        for batch in self.corpus.batches():
+            for segments in batch:
+                yield from segments
+
+    def dataset(self, tokenizer: Any, max_length: int, gather: Gather | None) -> DistillDataset:
+        """Token ids and labels of all examples, with `gather` for their features."""
+        examples = [segments for batch in self.corpus.batches() for segments in batch]
+        return DistillDataset(encode(tokenizer, examples, max_length), self.labels, gather)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentData:
+    """What a student learns from: training and validation examples, label space, the feature."""
+
+    train: LabelledCorpus
+    validation: LabelledCorpus | None
+    space: LabelSpace
+    metric: str
+    cache: Cache | None
+    feature: FeatureArray | None
+
+    def gather(self, control: Control, seed: int) -> Gather | None:
+        """How to read the training features under a control; None if none are read."""
+        if self.feature is None or self.train.cache_rows is None:
+            return None
+        return controlled(self.feature, self.train.cache_rows, control, seed)
+
+
+def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentData:
+    """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
+    corpus = _read(job, job.train)
+    space = label_space(corpus, job.task, job.num_labels)
+    train = LabelledCorpus(corpus, label_values(corpus, space))
+    validation = read_labelled(job, job.validation, space) if job.validation else None
+    metric = _choose_metric(job, space)
+    if not objective.needs_feature or job.cache is None:
+        return StudentData(train, validation, space, metric, None, None)
+    cache = open_cache(job.cache, job.teacher)
+    feature = cache[_choose_feature(job, cache, objective)]
+    train = LabelledCorpus(corpus, train.labels, _cache_rows(cache, corpus))
+    return StudentData(train, validation, space, metric, cache, feature)
+
+
+def read_labelled(keys: CorpusKeys, sources: tuple[str, ...], space: LabelSpace) -> LabelledCorpus:
+    """Files of examples whose labels are of a known space."""
+    corpus = _read(keys, sources)
+    return LabelledCorpus(corpus, label_values(corpus, space))
+
+
+def _read(keys: CorpusKeys, sources: tuple[str, ...]) -> Corpus:
+    return read_corpus(
+        sources,
+        keys.text_column,
+        label_column=keys.label_column,
+        id_column=keys.id_column,
+        skip_bad_rows=keys.skip_bad_rows,
+        limit=keys.limit,
+    )
+
+
+def _choose_metric(job: DistillJob, space: LabelSpace) -> str:
+    names = metric_names(space)
+    if job.metric is not None and job.metric not in names:
+        raise JobError(f"job key 'metric': {job.metric!r} is not one of {', '.join(names)}")
+    return job.metric or names[0]
+
+
+def _choose_feature(job: DistillJob, cache: Cache, objective: type[Objective]) -> str:
+    if job.feature:
+        return job.feature
+    if objective.default_feature:
+        return objective.default_feature
+    if len(cache.features) > 1:
+        raise MissingFeatureError(
+            f"job key 'feature' is missing; the teacher has {', '.join(cache.features)}"
+        )
+    return cache.features[0]
+
+
+def _cache_rows(cache: Cache, corpus: Corpus) -> Rows:
+    rows = cache.find(corpus.keys())
+    missing = np.flatnonzero(rows < 0)
+    if len(missing):
+        first = "; ".join(corpus.where(int(row)) for row in missing[:SHOWN_MISSING])
+        raise MissingKeysError(
+            f"{len(missing)} of {len(rows)} training rows are not in the cache of teacher "
+            f"{cache.teacher.fingerprint[:12]}; run `armada precompute` on them with the same "
+            f"text columns. First: {first}",
+            missing.tolist(),
+        )
+    return rows

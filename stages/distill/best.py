@@ -1,0 +1,69 @@
+"""Keeps the best weights by validation, and brings them back at the end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerCallback
+
+from .evaluation import better
+
+BEST = "best"
+
+
+class BestStudent(TrainerCallback):  # type: ignore[misc]
+    """Writes the model whenever an evaluation beats all before it; survives an interruption."""
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        self._folder, self._metric = folder / BEST, metric
+        self.evaluations: list[dict[str, float]] = self._read()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Forgets evaluations after the checkpoint that training resumes from."""
+        self.evaluations = [row for row in self.evaluations if row["step"] <= state.global_step]
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Notes the metrics; keeps the weights if they are the best so far."""
+        row = {
+            name.removeprefix("eval_"): value
+            for name, value in metrics.items()
+            if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
+        }
+        improved = self._beats(row, self._best())
+        self.evaluations.append({"step": state.global_step, "epoch": state.epoch, **row})
+        if state.is_world_process_zero:
+            self._write(kwargs["model"] if improved else None)
+
+    def restore(self, model: nn.Module) -> float | None:
+        """Load the best weights into `model`; the epoch they are of, None without evaluation."""
+        best = self._best()
+        if best is None:
+            return None
+        model.load_state_dict(load_file(self._folder / "model.safetensors"))
+        return best["epoch"]
+
+    def _best(self) -> dict[str, float] | None:
+        best = None
+        for row in self.evaluations:
+            if self._beats(row, best):
+                best = row
+        return best
+
+    def _beats(self, row: dict[str, float], best: dict[str, float] | None) -> bool:
+        return better(self._metric, row[self._metric], best[self._metric] if best else None)
+
+    def _read(self) -> list[dict[str, float]]:
+        file = self._folder / "evaluations.json"
+        rows: list[dict[str, float]] = json.loads(file.read_bytes()) if file.is_file() else []
+        return rows
+
+    def _write(self, model: nn.Module | None) -> None:
+        self._folder.mkdir(exist_ok=True)
+        if model is not None:
+            state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            save_file(state, self._folder / "model.safetensors")
+        (self._folder / "evaluations.json").write_text(json.dumps(self.evaluations))

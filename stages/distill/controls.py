@@ -1,0 +1,91 @@
+"""The paper's controls, as ways to read the cache and one way to treat the aligner.
+
+none            the features as cached
+undistilled     the student alone: no feature is read, no alignment term is trained
+random-aligner  the aligner stays as it was drawn
+shuffled        every example has the feature of another one
+noise=SIGMA     Gaussian noise is added to each feature, SIGMA times the features' own spread
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...cache_schemas.errors import JobError
+from ..store.feature_array import FeatureArray
+
+Gather = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+"""From places in the training set [B] to their features [B, *shape]."""
+
+_SPREAD_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A parsed control; `sigma` is 0 unless it is noise."""
+
+    name: Literal["none", "undistilled", "random-aligner", "shuffled", "noise"]
+    sigma: float = 0.0
+
+
+def parse_control(text: str) -> Control:
+    """Read `none`, `undistilled`, `random-aligner`, `shuffled` or `noise=SIGMA`.
+
+    Raises JobError for anything else."""
+    name, equals, value = text.partition("=")
+    if name in ("none", "undistilled", "random-aligner", "shuffled") and not equals:
+        return Control(name)  # type: ignore[arg-type]
+    try:
+        sigma = float(value)
+    except ValueError:
+        sigma = math.nan
+    if name == "noise" and math.isfinite(sigma) and sigma >= 0:
+        return Control("noise", sigma)
+    raise JobError(
+        f"control {text!r}: is not none, undistilled, random-aligner, shuffled or noise=SIGMA "
+        "with SIGMA 0 or more"
+    )
+
+
+def controlled(
+    feature: FeatureArray, rows: npt.NDArray[np.int64], control: Control, seed: int
+) -> Gather:
+    """How to read the features of a training set whose examples have cache rows `rows` [N]."""
+    if control.name == "shuffled":
+        rows = rows[other_places(len(rows), seed)]
+    if control.name == "noise" and control.sigma > 0:
+        return _noisy(feature, rows, control.sigma, seed)
+    return lambda places: feature.gather(rows[places])
+
+
+def other_places(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """A permutation, uniform over the cyclic ones, so that no place keeps its own feature."""
+    order = np.random.default_rng([seed, 0]).permutation(count)
+    shuffled = np.empty(count, dtype=np.int64)
+    shuffled[order] = np.roll(order, 1)
+    return shuffled
+
+
+def _noisy(feature: FeatureArray, rows: npt.NDArray[np.int64], sigma: float, seed: int) -> Gather:
+    """An example's noise is the same in every epoch: a noisy teacher, not an augmentation."""
+    scale = sigma * _spread(feature, rows)
+
+    def gather(places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        clean = feature.gather(rows[places]).astype(np.float32)
+        noise = [
+            np.random.default_rng([seed, 1, place]).standard_normal(clean.shape[1:], np.float32)
+            for place in places
+        ]
+        return clean + scale * np.stack(noise)
+
+    return gather
+
+
+def _spread(feature: FeatureArray, rows: npt.NDArray[np.int64]) -> np.float32:
+    """Standard deviation of single numbers around their mean over examples."""
+    sample = feature.gather(rows[:_SPREAD_ROWS]).astype(np.float64)
+    return np.float32(np.sqrt(sample.var(axis=0).mean()))

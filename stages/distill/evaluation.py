@@ -1,0 +1,83 @@
+"""Metrics of a task, and predictions of a student without a trainer."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..corpus.labels import MISSING, LabelSpace, LabelValues
+from .batches import DistillDataset
+from .student import Student
+
+CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "f1", "matthews")
+REGRESSION_METRICS = ("pearson", "spearman", "mse")
+
+Outputs = npt.NDArray[Any]
+
+
+def metric_names(space: LabelSpace) -> tuple[str, ...]:
+    """The metrics of a task; `f1` is that of class 1 and exists for two classes only."""
+    if space.regression:
+        return REGRESSION_METRICS
+    names = CLASSIFICATION_METRICS
+    return names if space.num_labels == 2 else tuple(name for name in names if name != "f1")
+
+
+def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> dict[str, float]:
+    """Metrics of outputs [N, K] over the rows of labels [N] that have one.
+
+    A correlation that is undefined because all predictions are equal is 0."""
+    if space.regression:
+        given = ~np.isnan(labels)
+        return _regression(outputs[given].reshape(-1).astype(np.float64), labels[given])
+    given = labels != MISSING
+    return _classification(outputs[given].argmax(1), labels[given], space)
+
+
+def _classification(
+    predicted: LabelValues, labels: LabelValues, space: LabelSpace
+) -> dict[str, float]:
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    classes = list(range(space.num_labels))
+    metrics = {
+        "accuracy": accuracy_score(labels, predicted),
+        "macro_f1": f1_score(labels, predicted, labels=classes, average="macro", zero_division=0),
+        "matthews": matthews_corrcoef(labels, predicted),
+    }
+    if space.num_labels == 2:
+        metrics["f1"] = f1_score(labels, predicted, zero_division=0)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _regression(predicted: Outputs, labels: Outputs) -> dict[str, float]:
+    from scipy.stats import pearsonr, spearmanr
+
+    constant = np.ptp(predicted) == 0 or np.ptp(labels) == 0
+    return {
+        "pearson": 0.0 if constant else float(pearsonr(predicted, labels).statistic),
+        "spearman": 0.0 if constant else float(spearmanr(predicted, labels).statistic),
+        "mse": float(np.square(predicted - labels).mean()),
+    }
+
+
+def better(metric: str, new: float, old: float | None) -> bool:
+    """Whether a value of a metric is better than another; anything is better than none."""
+    if old is None:
+        return True
+    return new < old if metric == "mse" else new > old
+
+
+def predict(student: Student, dataset: DistillDataset, batch_size: int) -> Outputs:
+    """The outputs [N, K] of a student, in eval mode, on the device it is on."""
+    device = next(student.parameters()).device
+    student.eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(dataset), batch_size):
+            places = list(range(start, min(start + batch_size, len(dataset))))
+            batch = dataset.__getitems__(places)
+            inputs = {name: t.to(device) for name, t in batch.items() if name != "labels"}
+            parts.append(student(**inputs)[1].float().cpu().numpy())
+    return np.concatenate(parts)

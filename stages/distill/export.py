@@ -1,0 +1,92 @@
+"""A trained student as a folder, and back.
+
+student/config.json, model.safetensors, tokenizer files   opens with AutoModel.from_pretrained
+student/heads.safetensors     pooler.*, head.*, and the objective's parts beside the aligner
+student/armada_student.json   StudentCard: what the heads are and what they read
+aligner/aligner.safetensors   the TS aligner, if the objective has one
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ...cache_schemas.errors import StudentSourceError
+from ..corpus.labels import LabelSpace
+from .objectives.base import Objective
+from .pooling import Pooling
+from .student import Student
+from .student_source import load_backbone, load_tokenizer
+
+CARD = "armada_student.json"
+HEADS = "heads.safetensors"
+_OBJECTIVE = "objective."
+_ALIGNER = "objective.aligner."
+
+
+class StudentCard(BaseModel):
+    """What a student folder adds to a plain transformers folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    card_version: Literal[1] = 1
+    space: LabelSpace
+    pooling: Pooling
+    dropout: float
+    max_length: int
+    text_columns: tuple[str, ...]
+    label_column: str | None
+    metric: str
+
+
+def save_student(
+    folder: Path, student: Student, tokenizer: Any, objective: Objective, card: StudentCard
+) -> None:
+    """Write the student folder."""
+    student.backbone.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    tensors = student.state_dict() | objective.state_dict(prefix=_OBJECTIVE)
+    elsewhere = ("backbone.", _ALIGNER)
+    _save({n: t for n, t in tensors.items() if not n.startswith(elsewhere)}, folder / HEADS)
+    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def save_aligner(folder: Path, aligner: nn.Module) -> None:
+    """Write the aligner's weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(aligner.state_dict(), folder / "aligner.safetensors")
+
+
+def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
+    """A student written by `save_student`, its tokenizer and its card.
+
+    Accepts the student folder or the output folder around it; raises StudentSourceError."""
+    if not (folder / CARD).is_file() and (folder / "student" / CARD).is_file():
+        folder = folder / "student"
+    card = _read_card(folder / CARD)
+    student = Student(load_backbone(folder), card.pooling, card.space, card.dropout)
+    tensors = load_file(folder / HEADS)
+    own = {name: t for name, t in tensors.items() if not name.startswith(_OBJECTIVE)}
+    missing, unexpected = student.load_state_dict(own, strict=False)
+    wrong = [*unexpected, *(name for name in missing if not name.startswith("backbone."))]
+    if wrong:
+        raise StudentSourceError(f"student {folder}: {HEADS} does not fit its card: {wrong[0]}")
+    return student.eval(), load_tokenizer(folder), card
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+
+
+def _read_card(file: Path) -> StudentCard:
+    if not file.is_file():
+        raise StudentSourceError(
+            f"student {file.parent}: holds no {file.name}; name a folder that `distill` wrote"
+        )
+    try:
+        return StudentCard.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise StudentSourceError(f"{file}: {first['loc']}: {first['msg']}") from error

@@ -1,0 +1,40 @@
+"""Regression onto a cached feature: the student's pooled text, mapped linearly, has to meet it."""
+
+from torch import Tensor
+
+from .. import losses
+from ..aligner import ProjectionHead
+from .base import Objective, ObjectiveSettings, Sizes, named_terms
+
+
+class FeatureObjective(Objective):
+    """Owns `projection`, D -> H, with a bias, for features are rarely centred."""
+
+    def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.projection = ProjectionHead(
+            sizes.pooled_dim,
+            sizes.feature_dim,
+            settings.orthogonal_projection,
+            settings.orthogonal_map,
+            bias=True,
+        )
+
+    def forward(
+        self,
+        pooled_BD: Tensor,
+        output_BK: Tensor | None,
+        feature_BH: Tensor | None,
+        labels_B: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """total, task, feature. Without output or labels the feature is all there is to learn."""
+        terms = losses.feature_loss(
+            projection=self.projection(pooled_BD),
+            feature=self._feature(feature_BH),
+            output=output_BK,
+            labels=labels_B,
+            beta=self.settings.beta,
+            distance=self.settings.distance,
+            regression=self.sizes.regression,
+        )
+        return named_terms(terms.total, task=terms.task, feature=terms.feature)

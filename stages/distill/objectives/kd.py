@@ -1,0 +1,83 @@
+"""Distillation of cached class logits, with a fixed or a learned temperature."""
+
+import torch
+from torch import Tensor, nn
+
+from ....cache_schemas.errors import JobError
+from .. import losses
+from .base import Objective, ObjectiveSettings, Sizes, named_terms
+
+LOWEST_TEMPERATURE = 1.0
+TEMPERATURE_RANGE = 20.0
+
+
+class KDObjective(Objective):
+    """Owns nothing but the temperature, when that is learned."""
+
+    default_feature = "logits"
+
+    def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        _check_sizes(sizes)
+        learned = settings.temperature == "learned"
+        self.learned_temperature = LearnedTemperature() if learned else None
+
+    def forward(
+        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: Tensor | None, labels_B: Tensor
+    ) -> dict[str, Tensor]:
+        """total, task, distillation; and temperature where it is learned."""
+        temperature = self._temperature()
+        terms = losses.kd_loss(
+            student_output=output_BK,
+            teacher_logits=self._feature(feature_BH),
+            labels=labels_B,
+            alpha=self.settings.alpha,
+            temperature=temperature,
+        )
+        parts = {"task": terms.task, "distillation": terms.distillation}
+        if isinstance(temperature, Tensor):
+            parts["temperature"] = temperature
+        return named_terms(terms.total, **parts)
+
+    def _temperature(self) -> float | Tensor:
+        if self.learned_temperature is None:
+            return float(self.settings.temperature)
+        learned: Tensor = self.learned_temperature()
+        return learned
+
+
+class LearnedTemperature(nn.Module):
+    """T = 1 + 20·sigmoid(θ), one number in [1, 21], trained to make the student's loss larger.
+
+    The student lowers the loss and the temperature raises it: the gradient is reversed on its way
+    to θ. Descending along T as well would collapse it to its lower bound, for T²·KL shrinks with T
+    whether the student learns or not. θ starts at 1 (T = 15.6), as in the paper's code.
+    Source: Li et al., Curriculum Temperature for Knowledge Distillation, arXiv 2211.16231.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(1.0))
+        # Strength λ of the reversed gradient. In the paper it grows from 0 to 1 over the first
+        # epochs, from easy to hard; a schedule may do the same here.
+        self.reversal = 1.0
+
+    def forward(self) -> Tensor:
+        """The temperature, a 0-d tensor."""
+        constant = self.theta.detach()
+        # The difference is exactly 0: the value is θ, the gradient is -λ.
+        reversed_theta = constant - self.reversal * (self.theta - constant)
+        return LOWEST_TEMPERATURE + TEMPERATURE_RANGE * torch.sigmoid(reversed_theta)
+
+
+def _check_sizes(sizes: Sizes) -> None:
+    if sizes.regression:
+        raise JobError(
+            "objective kd compares class probabilities and the task is a regression; choose "
+            "armada, feature or undistilled"
+        )
+    if sizes.feature_dim != sizes.num_labels:
+        raise JobError(
+            f"objective kd: the teacher's logits have {sizes.feature_dim} classes and the task has "
+            f"{sizes.num_labels}; choose a teacher of the same task"
+        )

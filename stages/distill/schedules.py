@@ -1,0 +1,123 @@
+"""How aligner and student take turns.
+
+alternate  Before each epoch of the student, one pass over the cached features trains the aligner
+           alone; then it is frozen, in eval mode. The reference's schedule.
+joint      One pass: aligner and student step together; the student sees detached aligner outputs.
+
+An objective without an aligner has nothing to schedule.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerCallback
+
+from .aligner import TSAligner
+from .batches import Batch, DistillDataset, epoch_order
+from .objectives.armada import ArmadaObjective
+
+STATE_FILE = "aligner_optimizer.safetensors"
+_ALIGNER_STREAM = 1
+
+
+class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
+    """Trains the aligner at the start of each epoch; keeps its optimizer in the checkpoints."""
+
+    def __init__(
+        self,
+        objective: ArmadaObjective,
+        dataset: DistillDataset,
+        *,
+        batch_size: int,
+        learning_rate: float,
+        weight_decay: float,
+        max_grad_norm: float,
+        seed: int,
+        resume_from: Path | None,
+    ) -> None:
+        self._objective, self._dataset = objective, dataset
+        self._batch_size, self._max_grad_norm, self._seed = batch_size, max_grad_norm, seed
+        self._resume_from = resume_from
+        self._epochs_done = 0
+        self._optimizer = torch.optim.AdamW(
+            objective.aligner.parameters(), lr=learning_rate, weight_decay=weight_decay
+        )
+        freeze(objective.aligner)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Restores the optimizer when training resumes; the weights are the trainer's to load."""
+        if self._resume_from is not None:
+            self._epochs_done = _load_optimizer(self._optimizer, self._resume_from / STATE_FILE)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One pass of the aligner, unless a resumed epoch has had it."""
+        epoch = int(state.epoch or 0)
+        if epoch >= self._epochs_done:
+            self._train(epoch)
+            self._epochs_done = epoch + 1
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Writes the optimizer beside the trainer's own checkpoint."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            _save_optimizer(self._optimizer, self._epochs_done, folder / STATE_FILE)
+
+    def _train(self, epoch: int) -> None:
+        aligner = self._objective.aligner
+        # Its own random numbers: those of the student, and so a resumed run, stay as they were.
+        with torch.random.fork_rng():
+            torch.manual_seed(_seed(self._seed, epoch))
+            aligner.train().requires_grad_(True)
+            for batch in self._batches(epoch):
+                self._step(aligner, batch)
+        freeze(aligner)
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        count = len(self._dataset)
+        order = epoch_order(count, self._seed, epoch, _ALIGNER_STREAM)
+        device = next(self._objective.parameters()).device
+        for start in range(0, count, self._batch_size):
+            batch = self._dataset.aligner_batch(order[start : start + self._batch_size])
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def _step(self, aligner: TSAligner, batch: Batch) -> None:
+        self._optimizer.zero_grad()
+        self._objective.aligner_loss(batch["feature"], batch["labels"]).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(aligner.parameters(), self._max_grad_norm)
+        self._optimizer.step()
+
+
+def _seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, _ALIGNER_STREAM]).generate_state(1)[0])
+
+
+def freeze(aligner: nn.Module) -> None:
+    """Eval mode, no gradients."""
+    aligner.eval().requires_grad_(False)
+
+
+def _save_optimizer(optimizer: torch.optim.Optimizer, epochs_done: int, file: Path) -> None:
+    tensors = {
+        f"{parameter}.{name}": tensor.contiguous()
+        for parameter, values in optimizer.state_dict()["state"].items()
+        for name, tensor in values.items()
+    }
+    save_file(tensors, file, metadata={"epochs_done": str(epochs_done)})
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> int:
+    from safetensors import safe_open
+
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(file).items():
+        parameter, _, name = key.partition(".")
+        state.setdefault(int(parameter), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    with safe_open(file, "pt") as opened:
+        return int(opened.metadata()["epochs_done"])

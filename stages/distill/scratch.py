@@ -1,0 +1,74 @@
+"""Students from nothing: a configuration of any model type, a vocabulary from the corpus."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ...cache_schemas.errors import StudentSourceError
+from .student import StudentSettings
+
+POSITIONS = 512
+DEFAULT_LAYERS = 2
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def make_config(settings: StudentSettings, tokenizer: Any) -> Any:
+    """A configuration of the model type in `scratch:TYPE`, sized by the settings."""
+    from transformers import AutoConfig
+
+    kind = settings.student.partition(":")[2]
+    width, heads = settings.student_hidden_size, settings.student_heads
+    if width % heads:
+        raise StudentSourceError(
+            f"student_hidden_size {width}: is not a multiple of student_heads {heads}"
+        )
+    try:
+        config = AutoConfig.for_model(kind)
+    except ValueError as cause:
+        raise StudentSourceError(f"student scratch:{kind}: is no model type") from cause
+    sizes = {
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": width // heads,
+        "num_hidden_layers": settings.student_layers or DEFAULT_LAYERS,
+        "intermediate_size": 4 * width,
+        "ffn_dim": 4 * width,  # OPT
+        "hidden_dim": 4 * width,  # DistilBERT
+        "word_embed_proj_dim": width,  # OPT
+        "max_position_embeddings": POSITIONS,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+    }
+    for name, value in sizes.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    return config
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A lower-casing WordPiece tokenizer trained on `texts`, with BERT's special tokens."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=_SPECIAL, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    special = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=POSITIONS,
+    )

@@ -1,0 +1,133 @@
+"""Load or make a student: from a folder, a hub id, or from scratch.
+
+Only safetensors are read, `trust_remote_code` is off, weights become float32.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...cache_schemas.errors import StudentSourceError
+from ..corpus.labels import LabelSpace
+from ..sources import require_safetensors, resolve
+from .scratch import make_config, train_tokenizer
+from .student import Student, StudentSettings, check_pooling, choose_pooling, keep_layers
+
+SCRATCH = "scratch:"
+
+
+def load_student(
+    settings: StudentSettings, space: LabelSpace, texts: Iterable[str], dropout: float
+) -> tuple[Student, Any]:
+    """A student and its tokenizer; `texts` train a vocabulary if the student has none.
+
+    Raises StudentSourceError."""
+    if settings.student.startswith(SCRATCH):
+        backbone, tokenizer = _from_scratch(settings, texts)
+    else:
+        backbone, tokenizer = _from_source(settings)
+    pooling = choose_pooling(settings.pooling, backbone)
+    if reason := check_pooling(pooling, backbone):
+        raise StudentSourceError(f"pooling {pooling!r}: {reason}")
+    return Student(backbone, pooling, space, dropout), tokenizer
+
+
+def _from_scratch(settings: StudentSettings, texts: Iterable[str]) -> tuple[Any, Any]:
+    if settings.student_tokenizer:
+        tokenizer = load_tokenizer(resolve(settings.student_tokenizer, None, StudentSourceError))
+    else:
+        tokenizer = train_tokenizer(texts, settings.student_vocab_size)
+    config = make_config(settings, tokenizer)
+    return _random_model(config), tokenizer
+
+
+def _from_source(settings: StudentSettings) -> tuple[Any, Any]:
+    folder = resolve(settings.student, settings.student_revision, StudentSourceError)
+    tokenizer = load_tokenizer(folder)
+    if settings.student_from_scratch:
+        config = load_config(folder)
+        config.num_hidden_layers = settings.student_layers or config.num_hidden_layers
+        return _random_model(config), tokenizer
+    backbone = load_backbone(folder)
+    if settings.student_layers:
+        count, choice = settings.student_layers, settings.student_layer_choice
+        if reason := keep_layers(backbone, count, choice):
+            raise StudentSourceError(reason)
+    return backbone, tokenizer
+
+
+def load_backbone(folder: Path) -> Any:
+    """The transformer of a checkpoint folder, in float32."""
+    from transformers import AutoModel
+
+    config = load_config(folder)
+    require_safetensors(folder, StudentSourceError)
+    with _one_line_errors(folder), _quiet():
+        return AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+
+
+def load_config(folder: Path) -> Any:
+    """The configuration of a checkpoint folder; refuses encoder-decoders."""
+    from transformers import AutoConfig
+
+    with _one_line_errors(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.is_encoder_decoder:
+        raise StudentSourceError(
+            f"student {folder}: a {config.model_type} is an encoder and a decoder; "
+            "use one that is one of them"
+        )
+    return config
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder; pads with the end-of-text token if it has no padding token."""
+    from transformers import AutoTokenizer
+
+    with _one_line_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _random_model(config: Any) -> Any:
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config, dtype=torch.float32)
+
+
+@contextlib.contextmanager
+def _one_line_errors(folder: Path) -> Any:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as cause:
+        reason = (str(cause) or type(cause).__name__).strip().splitlines()[0]
+        raise StudentSourceError(f"student {folder}: cannot be loaded: {reason}") from cause
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the report of unused heads: a student takes the transformer and trains new ones."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()

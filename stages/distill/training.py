@@ -1,0 +1,289 @@
+"""Stage 2: a student and an objective -> Hugging Face Trainer -> the best student by validation.
+
+    train -> DistillTrainer.train -> DistillTrainer.compute_loss -> DistillModel
+
+What comes in: built objects. What goes out: the trained model, in place, and `Training`, the
+figures of the run. Everything that happens is a function of the seed: the weights drawn before,
+the order of batches, dropout; so a run that is cut and resumed ends like one that was not.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ...cache_schemas.errors import TrainingError
+from ..corpus.labels import LabelSpace
+from .batches import DistillDataset, EpochBatches, as_batch
+from .best import BestStudent
+from .evaluation import task_metrics
+from .model import DistillModel
+from .objectives.armada import ArmadaObjective
+from .schedules import AlternateSchedule, freeze
+from .timing import StepTimes
+
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+
+
+class TrainingSettings(BaseModel):
+    """How to train."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schedule: Literal["alternate", "joint"] = Field(
+        default="alternate",
+        description="alternate: each epoch the aligner, then the student; joint: both at once",
+    )
+    epochs: int = Field(default=10, ge=1, description="passes over the training set")
+    batch_size: int = Field(default=32, ge=1, description="examples a batch, on each device")
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches a step")
+    learning_rate: float = Field(default=2e-5, gt=0, description="AdamW, student and its heads")
+    aligner_learning_rate: float = Field(default=1e-3, gt=0, description="AdamW, aligner")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW, both")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="course of the student's learning rate after warm-up"
+    )
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1, description="share of steps to warm up")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to it")
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32", description="autocast of the student"
+    )
+    save_steps: int | None = Field(
+        default=None, ge=1, description="steps between checkpoints; default once an epoch"
+    )
+    logging_steps: int = Field(default=10, ge=1, description="steps between logged losses")
+
+
+@dataclass(slots=True)
+class Training:
+    """Figures of one run."""
+
+    steps: int = 0
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: float | None = None
+    step_seconds: dict[str, float] = field(default_factory=dict)
+    aligner_seconds: float = 0.0
+    data_seconds: float = 0.0
+    train_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything one training run needs."""
+
+    model: DistillModel
+    train: DistillDataset
+    validation: DistillDataset | None
+    settings: TrainingSettings
+    metric: str
+    seed: int
+    device: torch.device
+    folder: Path
+    train_aligner: bool = True
+    on_log: Callable[[dict[str, float]], None] = lambda row: None
+    on_step: Callable[[int], None] = lambda steps: None
+
+
+def train(run: Run) -> Training:
+    """Train `run.model` in place, resuming from the last checkpoint in its folder if there is one.
+
+    Raises TrainingError if the loss stops being finite."""
+    checkpoint = last_checkpoint(run.folder)
+    times, best = StepTimes(), BestStudent(run.folder, run.metric)
+    trainer = _make_trainer(run, [times, best, *_schedule(run, checkpoint)])
+    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    best_epoch = best.restore(run.model)
+    return Training(
+        steps=trainer.state.global_step,
+        epochs=best.evaluations,
+        best_epoch=best_epoch,
+        step_seconds=times.summary(),
+        aligner_seconds=times.epoch_start_seconds,
+        data_seconds=run.train.seconds,
+        train_seconds=output.metrics["train_runtime"],
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    checkpoints = folder / CHECKPOINTS
+    found = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    return Path(found) if found else None
+
+
+def _schedule(run: Run, checkpoint: Path | None) -> list[TrainerCallback]:
+    objective = run.model.objective
+    if not isinstance(objective, ArmadaObjective):
+        return []
+    objective.joint = run.train_aligner and run.settings.schedule == "joint"
+    if objective.joint:
+        return []
+    if not run.train_aligner:
+        freeze(objective.aligner)
+        return []
+    settings = run.settings
+    return [
+        AlternateSchedule(
+            objective,
+            run.train,
+            batch_size=settings.batch_size,
+            learning_rate=settings.aligner_learning_rate,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            seed=run.seed,
+            resume_from=checkpoint,
+        )
+    ]
+
+
+def _make_trainer(run: Run, callbacks: list[TrainerCallback]) -> "DistillTrainer":
+    run.model.to(run.device)
+    trainer = DistillTrainer(run, _arguments(run))
+    trainer.remove_callback(PrinterCallback)
+    for callback in (*callbacks, _tensorboard(run.folder), _Reporter(run)):
+        trainer.add_callback(callback)
+    return trainer
+
+
+def _tensorboard(folder: Path) -> TensorBoardCallback:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return TensorBoardCallback(SummaryWriter(str(folder / TENSORBOARD)))
+
+
+def _arguments(run: Run) -> TrainingArguments:
+    settings = run.settings
+    return TrainingArguments(
+        output_dir=str(run.folder / CHECKPOINTS),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=max(settings.batch_size, 64),
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type=(
+            "constant_with_warmup" if settings.lr_scheduler == "constant" else settings.lr_scheduler
+        ),
+        warmup_steps=settings.warmup_ratio,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        use_cpu=run.device.type == "cpu",
+        seed=run.seed,
+        eval_strategy="epoch" if run.validation is not None else "no",
+        save_strategy="steps" if settings.save_steps else "epoch",
+        save_steps=settings.save_steps or 500,
+        save_total_limit=1,
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc]
+    """Hands log rows and steps to whoever shows them; stops a run whose loss is not finite."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise TrainingError(
+                f"the loss is {logs['loss']} at step {state.global_step}; lower the learning "
+                "rate, or use precision=float32"
+            )
+        self._run.on_log({"step": state.global_step, "epoch": state.epoch, **logs})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._run.on_step(1)
+
+
+class DistillTrainer(Trainer):  # type: ignore[misc]
+    """Hugging Face Trainer with joined batches, a group of its own for the aligner, and a log of
+    every loss term."""
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(self, run: Run, arguments: TrainingArguments) -> None:
+        self._settings = run.settings
+        self._terms: dict[str, torch.Tensor] = {}
+        self._batches = 0
+        super().__init__(
+            model=run.model,
+            args=arguments,
+            train_dataset=run.train,
+            eval_dataset=run.validation,
+            data_collator=as_batch,
+            compute_metrics=_metrics_of(run.model.student.space),
+        )
+
+    def get_train_dataloader(self) -> Any:
+        """Batches in the order of (seed, epoch); the dataset joins each in one go."""
+        batches = EpochBatches(len(self.train_dataset), self._train_batch_size, self.args.seed)
+        pin = self.args.device.type == "cuda"
+        loader = DataLoader(
+            self.train_dataset, batch_sampler=batches, collate_fn=as_batch, pin_memory=pin
+        )
+        return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW; only matrices decay; the aligner, when it trains here, has a rate of its own."""
+        if self.optimizer is None:
+            groups = self._parameter_groups()
+            self.optimizer = torch.optim.AdamW(groups, lr=self._settings.learning_rate)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The base of an orthogonal map is a transposed view, which safetensors does not take.
+        state = state_dict or self.model.state_dict()
+        super()._save(output_dir, {name: tensor.contiguous() for name, tensor in state.items()})
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                of_aligner = name.startswith("objective.aligner.")
+                groups.setdefault((of_aligner, parameter.ndim > 1), []).append(parameter)
+        rates = {False: self._settings.learning_rate, True: self._settings.aligner_learning_rate}
+        return [
+            {
+                "params": parameters,
+                "lr": rates[of_aligner],
+                "weight_decay": self._settings.weight_decay if decay else 0.0,
+            }
+            for (of_aligner, decay), parameters in groups.items()
+        ]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """The total of the objective's terms; sums each term for the log, on the device."""
+        outputs = model(**inputs)
+        for name, value in outputs.pop("terms", {}).items():
+            if name != "total":
+                self._terms[name] = self._terms.get(name, 0.0) + value.detach()
+        self._batches += model.training
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each term since the last log."""
+        if "loss" in logs and self._batches:
+            logs |= {name: (value / self._batches).item() for name, value in self._terms.items()}
+            self._terms, self._batches = {}, 0
+        super().log(logs, start_time)
+
+
+def _metrics_of(space: LabelSpace) -> Callable[[Any], dict[str, float]]:
+    return lambda prediction: task_metrics(prediction.predictions, prediction.label_ids, space)
