@@ -140,6 +140,18 @@ def evaluate(
     show_evaluation(run_evaluate(made), as_json)
 
 
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="empty folder to write to")] = Path("armada-demo"),
+    seed: Annotated[int, typer.Option(help="seed of corpus and students")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="one seed instead of three")] = False,
+) -> None:
+    """See both stages work in a minute: nothing is downloaded, nothing is needed."""
+    from .pipeline.demo import run_demo
+
+    run_demo(output, seed, quick)
+
+
 @cache_app.command("ls")
 def cache_ls(cache: CacheFolder, as_json: AsJson = False) -> None:
     """List the teachers of a cache: rows, bytes, what they cost."""

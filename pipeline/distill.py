@@ -29,14 +29,14 @@ from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.base import Objective, Sizes
 from ..stages.distill.student_source import load_student
 from ..stages.distill.tokens import choose_max_length
-from ..stages.distill.training import CHECKPOINTS, Run, Training, train
+from ..stages.distill.training import CHECKPOINTS, Run, Training, steps_done, train
 from .device import choose_device
 from .distill_job import DistillJob
 from .evaluate_job import EvaluateJob
 from .model_card import model_card
 from .progress import CountProgress
 from .provenance import hardware, library_versions, now
-from .run_folder import METRICS, RUN, append_log, claim, write_json
+from .run_folder import METRICS, RUN, append_log, claim, trim_log, write_json
 from .student_data import LabelledCorpus, StudentData, read_labelled, read_student_data
 
 Metrics = dict[str, Any]
@@ -107,6 +107,7 @@ def _run_seed(
         validation = data.validation.dataset(tokenizer, max_length, None)
     # From here on the folder is this run's; everything that can be refused has been.
     claim(folder, resolved(job), job.resume)
+    trim_log(folder, steps_done(folder))
     write_json(folder / RUN, _provenance(job, data))
     training = _train(job, folder, seed, data, model, train_set, validation, quiet)
     card = StudentCard(

@@ -58,7 +58,9 @@ def make_precompute_job(keys: Mapping[str, Any]) -> PrecomputeJob:
     known = PrecomputeJob.model_fields
     job_keys = {key: value for key, value in keys.items() if key in known}
     extra = {key: value for key, value in keys.items() if key not in known}
-    job_keys["options"] = {**(job_keys.get("options") or {}), **extra}
+    options = job_keys.get("options") or {}
+    # What is no mapping is left for the job to refuse.
+    job_keys["options"] = {**options, **extra} if isinstance(options, Mapping) else options
     return make(PrecomputeJob, job_keys)
 
 

@@ -60,3 +60,13 @@ def append_log(folder: Path, row: Mapping[str, Any]) -> None:
     """Add a row to the log of the run."""
     with (folder / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def trim_log(folder: Path, steps: int) -> None:
+    """Drop the rows after a step: a resumed run takes these steps again."""
+    log = folder / LOG
+    if log.is_file():
+        rows = log.read_bytes().splitlines(keepends=True)
+        # The last row of a killed run may be cut.
+        whole = [row for row in rows if row.endswith(b"\n")]
+        write_atomic(log, [row for row in whole if json.loads(row)["step"] <= steps])

@@ -5,7 +5,7 @@ content, so that the same weights have the same fingerprint wherever they lie.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..cache_schemas.canonical import digest
@@ -15,9 +15,21 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack",
 MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Configuration, tokenizer and weights: all that is fetched from a hub, and digested."""
 
+PIPELINE_FILE_PATTERNS = ("model_index.json", *(f"*/{name}" for name in MODEL_FILE_PATTERNS))
+"""The same of a pipeline, whose parts lie in folders: not the whole checkpoints beside them."""
 
-def resolve(source: str, revision: str | None, error: type[InputError]) -> Path:
-    """The local folder of `source`: itself if it is a folder, else a hub snapshot.
+VARIANT_PATTERNS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.int8.*", "original/*")
+"""Further copies of weights that many repositories hold and nobody here reads."""
+
+
+def resolve(
+    source: str,
+    revision: str | None,
+    error: type[InputError],
+    patterns: Sequence[str] = MODEL_FILE_PATTERNS,
+) -> Path:
+    """The local folder of `source`: itself if it is a folder, else a hub snapshot of the files
+    that match `patterns`.
 
     Raises `error` if it is neither, naming what was tried."""
     folder = Path(source).expanduser()
@@ -27,16 +39,23 @@ def resolve(source: str, revision: str | None, error: type[InputError]) -> Path:
         raise error(f"source {source}: is a file; name the folder that holds config and weights")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise error(f"source {source}: no such folder")
-    return _snapshot(source, revision, error)
+    return _snapshot(source, revision, error, patterns)
 
 
-def _snapshot(repository: str, revision: str | None, error: type[InputError]) -> Path:
+def _snapshot(
+    repository: str, revision: str | None, error: type[InputError], patterns: Sequence[str]
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*MODEL_FILE_PATTERNS, *(f"*/{pattern}" for pattern in MODEL_FILE_PATTERNS)]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        folder = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(VARIANT_PATTERNS),
+        )
+        return Path(folder)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
         raise error(
             f"source {repository}: not a folder here, and the hub gave no revision "

@@ -106,12 +106,12 @@ def _read_part(
     table = read_columns(source, text_columns, others, optional="id").slice(0, limit)
     segments = tuple(_text(source, name, table[name]) for name in text_columns)
     id_column = id_column or ("id" if "id" in table.column_names else None)
-    ids = _whole(table[id_column], pa.string()) if id_column else None
+    ids = _ids(source, id_column, table[id_column]) if id_column else None
     problems = _problems(source, dict(zip(text_columns, segments, strict=True)), ids)
     if problems and not skip_bad_rows:
         raise CorpusError(_first_of(list(problems.values())))
     keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
-    labels = _whole(table[label_column]) if label_column else None
+    labels = _plain(table[label_column]) if label_column else None
     return Corpus(
         sources=(source,),
         segments=tuple(column.take(pa.array(keep)) for column in segments),
@@ -128,7 +128,32 @@ def _text(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
     if kind not in _TEXT_TYPES and not pa.types.is_null(kind):
         raise CorpusError(f"corpus {source}: column {name!r} holds {column.type}, not text")
     # 64-bit offsets: a column may hold more than 2 GiB of text.
-    return _whole(column, pa.large_string())
+    whole = _whole(column, pa.large_string())
+    try:
+        whole.validate(full=True)
+    except pa.ArrowInvalid as cause:
+        raise CorpusError(f"corpus {source}: column {name!r} is not UTF-8: {cause}") from cause
+    return whole
+
+
+def _ids(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
+    try:
+        return _whole(column, pa.string())
+    except pa.ArrowException as cause:
+        raise CorpusError(
+            f"corpus {source}: column {name!r} holds {column.type}, which is no id; "
+            "rename it, or name another id_column"
+        ) from cause
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """Labels in the widest type of their kind, so that files may differ in the narrow ones."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if kind in _TEXT_TYPES:
+        return _whole(column, pa.large_string())
+    if pa.types.is_signed_integer(kind):
+        return _whole(column, pa.int64())
+    return _whole(column, pa.float64() if pa.types.is_floating(kind) else kind)
 
 
 def _whole(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array:
@@ -193,10 +218,10 @@ def _join_labels(sources: Sequence[str], parts: list[Corpus]) -> pa.Array | None
     columns = [part.labels for part in parts if part.labels is not None]
     if not columns:
         return None
-    kinds = {column.type for column in columns}
+    kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
     if len(kinds) > 1:
         described = ", ".join(sorted(str(kind) for kind in kinds))
         raise CorpusError(
             f"corpus {', '.join(sources)}: labels are of mixed types ({described}); make them one"
         )
-    return pa.concat_arrays(columns)
+    return pa.concat_arrays([column.cast(*kinds) if kinds else column for column in columns])

@@ -7,6 +7,8 @@ compressed or not (`.gz`, `.bz2`, ...); folders are local.
 
 import difflib
 import json
+import lzma
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,15 @@ from ...cache_schemas.errors import CorpusError
 
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 
+BLOCK_BYTES = 16 * 2**20
+"""What is parsed at once of a text file; no row of it can be longer."""
+
+_UNREADABLE = (
+    *(OSError, EOFError, pa.ArrowException, ImportError),
+    *(zlib.error, lzma.LZMAError),  # a damaged archive
+    *(ValueError, KeyError),  # not the JSON of a saved dataset
+)
+
 
 def read_columns(
     source: str, text: Sequence[str], others: Sequence[str], optional: str
@@ -32,11 +43,11 @@ def read_columns(
     path = Path(source)
     try:
         table = _read_folder(path) if path.is_dir() else _read_file(source, text)
-    except (OSError, pa.ArrowException, ValueError, ImportError) as cause:
+    except _UNREADABLE as cause:
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise CorpusError(f"corpus {source}: cannot be read: {reason}") from cause
     _require_columns(source, table, [*text, *others])
-    extra = [optional] if optional in table.column_names else []
+    extra = [optional] if table.column_names.count(optional) == 1 else []
     return table.select(list(dict.fromkeys([*text, *others, *extra])))
 
 
@@ -48,6 +59,8 @@ def _require_columns(source: str, table: pa.Table, wanted: Sequence[str]) -> Non
             raise CorpusError(
                 f"corpus {source}: no column {name!r}{hint} {', '.join(table.column_names)}"
             )
+        if table.column_names.count(name) > 1:
+            raise CorpusError(f"corpus {source}: has several columns {name!r}; rename all but one")
 
 
 def _read_file(source: str, text: Sequence[str]) -> pa.Table:
@@ -70,14 +83,15 @@ def _read_file(source: str, text: Sequence[str]) -> pa.Table:
 
 
 def _read_json(file: BinaryIO, text: Sequence[str]) -> pa.Table:
-    return pyarrow.json.read_json(file)
+    return pyarrow.json.read_json(file, pyarrow.json.ReadOptions(block_size=BLOCK_BYTES))
 
 
 def _read_csv(file: BinaryIO, text: Sequence[str], **parse: Any) -> pa.Table:
     options = pyarrow.csv.ParseOptions(newlines_in_values=True, **parse)
     # Texts stay texts: "12" is no number and "null" no missing value.
     convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
-    return pyarrow.csv.read_csv(file, parse_options=options, convert_options=convert)
+    read = pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES)
+    return pyarrow.csv.read_csv(file, read, options, convert)
 
 
 def _read_tsv(file: BinaryIO, text: Sequence[str]) -> pa.Table:

@@ -1,8 +1,8 @@
 """Labels: what a task predicts, and the numbers a loss sees.
 
 Classification takes whole numbers from 0, booleans, or names (sorted, so that the numbering does
-not depend on row order); regression takes numbers. A missing label is null, NaN or -100: such a row
-trains the alignment terms only.
+not depend on row order); regression takes numbers. A missing label is null, NaN, -100 or an empty
+name: such a row trains the alignment terms only.
 """
 
 from typing import Any, Literal
@@ -43,6 +43,8 @@ def label_space(
     not. Raises CorpusError."""
     column = _labels(corpus)
     if _is_text(column.type):
+        if task == "regression":
+            raise CorpusError(f"corpus {corpus.sources[0]}: labels are text, not numbers")
         names = tuple(sorted(set(_checked_names(corpus, column))))
         return LabelSpace(task="classification", num_labels=len(names), names=names)
     if (task or _task_of(corpus, column)) == "regression":
@@ -76,13 +78,14 @@ def label_values(corpus: Corpus, space: LabelSpace) -> LabelValues:
 def _labels(corpus: Corpus) -> pa.Array:
     if corpus.labels is None:
         raise CorpusError(f"corpus {corpus.sources[0]}: no label column was named")
-    if pa.types.is_dictionary(corpus.labels.type):
-        return corpus.labels.dictionary_decode()
-    return corpus.labels
+    if not _is_text(corpus.labels.type):
+        return corpus.labels
+    blank = pc.equal(pc.utf8_trim_whitespace(corpus.labels), "")
+    return pc.if_else(blank, pa.scalar(None, corpus.labels.type), corpus.labels)
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_large_string(kind))
 
 
 def _task_of(corpus: Corpus, column: pa.Array) -> Task:
@@ -103,7 +106,7 @@ def _numbers(corpus: Corpus, column: pa.Array) -> npt.NDArray[np.float64]:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         raise CorpusError(f"corpus {corpus.sources[0]}: labels are {kind}, not numbers")
     values: npt.NDArray[np.float64] = (
-        column.cast(pa.float64()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+        column.cast(pa.float64(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     )
     infinite = np.isinf(values)
     _refuse(corpus, infinite, "a finite number")

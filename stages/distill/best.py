@@ -33,18 +33,29 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
             for name, value in metrics.items()
             if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
         }
+        row = {"step": state.global_step, "epoch": state.epoch, **row}
         improved = self._beats(row, self._best())
-        self.evaluations.append({"step": state.global_step, "epoch": state.epoch, **row})
+        self.evaluations.append(row)
         if state.is_world_process_zero:
             self._write(kwargs["model"] if improved else None)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drops weights that no resumed run can want any more: there is a newer checkpoint."""
+        best = self._best()
+        for file in self._folder.glob("*.safetensors"):
+            if best is not None and file != self._weights(best):
+                file.unlink()
 
     def restore(self, model: nn.Module) -> float | None:
         """Load the best weights into `model`; the epoch they are of, None without evaluation."""
         best = self._best()
         if best is None:
             return None
-        model.load_state_dict(load_file(self._folder / "model.safetensors"))
+        model.load_state_dict(load_file(self._weights(best)))
         return best["epoch"]
+
+    def _weights(self, row: dict[str, float]) -> Path:
+        return self._folder / f"step-{int(row['step'])}.safetensors"
 
     def _best(self) -> dict[str, float] | None:
         best = None
@@ -65,5 +76,5 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         self._folder.mkdir(exist_ok=True)
         if model is not None:
             state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-            save_file(state, self._folder / "model.safetensors")
+            save_file(state, self._weights(self.evaluations[-1]))
         (self._folder / "evaluations.json").write_text(json.dumps(self.evaluations))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...cache_schemas.errors import StudentSourceError
 from ..corpus.labels import LabelSpace
+from ..pretrained import quiet_transformers
 from .objectives.base import Objective
 from .pooling import Pooling
 from .student import Student
@@ -45,7 +46,8 @@ def save_student(
     folder: Path, student: Student, tokenizer: Any, objective: Objective, card: StudentCard
 ) -> None:
     """Write the student folder."""
-    student.backbone.save_pretrained(folder, safe_serialization=True)
+    with quiet_transformers():
+        student.backbone.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     tensors = student.state_dict() | objective.state_dict(prefix=_OBJECTIVE)
     elsewhere = ("backbone.", _ALIGNER)

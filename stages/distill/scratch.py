@@ -48,15 +48,18 @@ def make_config(settings: StudentSettings, tokenizer: Any) -> Any:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A lower-casing WordPiece tokenizer trained on `texts`, with BERT's special tokens."""
+    """A lower-casing subword tokenizer trained on `texts`, with BERT's special tokens.
+
+    Byte-pair encoding: the same texts give the same vocabulary each time, which the library's
+    WordPiece trainer does not (seen with tokenizers 0.23)."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=_SPECIAL, show_progress=False
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=_SPECIAL, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     special = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]

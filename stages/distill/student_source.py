@@ -3,7 +3,6 @@
 Only safetensors are read, `trust_remote_code` is off, weights become float32.
 """
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,14 @@ import torch
 
 from ...cache_schemas.errors import StudentSourceError
 from ..corpus.labels import LabelSpace
+from ..pretrained import (
+    LOAD_ERRORS,
+    LOCAL_ONLY,
+    one_line,
+    quiet_transformers,
+    read_config,
+    read_tokenizer,
+)
 from ..sources import require_safetensors, resolve
 from .scratch import make_config, train_tokenizer
 from .student import Student, StudentSettings, check_pooling, choose_pooling, keep_layers
@@ -65,23 +72,18 @@ def load_backbone(folder: Path) -> Any:
 
     config = load_config(folder)
     require_safetensors(folder, StudentSourceError)
-    with _one_line_errors(folder), _quiet():
-        return AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+    try:
+        with quiet_transformers():
+            return AutoModel.from_pretrained(
+                folder, config=config, dtype=torch.float32, use_safetensors=True, **LOCAL_ONLY
+            )
+    except LOAD_ERRORS as cause:
+        raise StudentSourceError(f"student {folder}: {one_line(cause)}") from cause
 
 
 def load_config(folder: Path) -> Any:
     """The configuration of a checkpoint folder; refuses encoder-decoders."""
-    from transformers import AutoConfig
-
-    with _one_line_errors(folder):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = read_config(folder, StudentSourceError)
     if config.is_encoder_decoder:
         raise StudentSourceError(
             f"student {folder}: a {config.model_type} is an encoder and a decoder; "
@@ -92,12 +94,7 @@ def load_config(folder: Path) -> Any:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder; pads with the end-of-text token if it has no padding token."""
-    from transformers import AutoTokenizer
-
-    with _one_line_errors(folder):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+    tokenizer = read_tokenizer(folder, StudentSourceError)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -107,27 +104,3 @@ def _random_model(config: Any) -> Any:
     from transformers import AutoModel
 
     return AutoModel.from_config(config, dtype=torch.float32)
-
-
-@contextlib.contextmanager
-def _one_line_errors(folder: Path) -> Any:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError) as cause:
-        reason = (str(cause) or type(cause).__name__).strip().splitlines()[0]
-        raise StudentSourceError(f"student {folder}: cannot be loaded: {reason}") from cause
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Without the report of unused heads: a student takes the transformer and trains new ones."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()

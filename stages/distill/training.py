@@ -22,6 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ...cache_schemas.errors import TrainingError
 from ..corpus.labels import LabelSpace
+from ..pretrained import quiet_transformers
 from .batches import DistillDataset, EpochBatches, as_batch
 from .best import BestStudent
 from .evaluation import task_metrics
@@ -100,7 +101,8 @@ def train(run: Run) -> Training:
     checkpoint = last_checkpoint(run.folder)
     times, best = StepTimes(), BestStudent(run.folder, run.metric)
     trainer = _make_trainer(run, [times, best, *_schedule(run, checkpoint)])
-    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with quiet_transformers():
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     best_epoch = best.restore(run.model)
     return Training(
         steps=trainer.state.global_step,
@@ -111,6 +113,12 @@ def train(run: Run) -> Training:
         data_seconds=run.train.seconds,
         train_seconds=output.metrics["train_runtime"],
     )
+
+
+def steps_done(folder: Path) -> int:
+    """The step that a run in this folder would resume from."""
+    checkpoint = last_checkpoint(folder)
+    return int(checkpoint.name.partition("-")[2]) if checkpoint else 0
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -180,8 +188,7 @@ def _arguments(run: Run) -> TrainingArguments:
         use_cpu=run.device.type == "cpu",
         seed=run.seed,
         eval_strategy="epoch" if run.validation is not None else "no",
-        save_strategy="steps" if settings.save_steps else "epoch",
-        save_steps=settings.save_steps or 500,
+        save_strategy="epoch",
         save_total_limit=1,
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
@@ -208,6 +215,11 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._run.on_step(1)
+        # The last step of an epoch is saved after the epoch's evaluation, or that would be lost
+        # to a run that resumes there.
+        every, ends_epoch = self._run.settings.save_steps, float(state.epoch).is_integer()
+        if every and state.global_step % every == 0 and not ends_epoch:
+            control.should_save = True
 
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
@@ -225,18 +237,30 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             args=arguments,
             train_dataset=run.train,
             eval_dataset=run.validation,
-            data_collator=as_batch,
             compute_metrics=_metrics_of(run.model.student.space),
         )
 
     def get_train_dataloader(self) -> Any:
         """Batches in the order of (seed, epoch); the dataset joins each in one go."""
         batches = EpochBatches(len(self.train_dataset), self._train_batch_size, self.args.seed)
-        pin = self.args.device.type == "cuda"
-        loader = DataLoader(
-            self.train_dataset, batch_sampler=batches, collate_fn=as_batch, pin_memory=pin
-        )
+        return self.accelerator.prepare(self._loader(self.train_dataset, batch_sampler=batches))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Batches in the order of the corpus."""
+        dataset = eval_dataset or self.eval_dataset
+        loader = self._loader(dataset, batch_size=self.args.per_device_eval_batch_size)
         return self.accelerator.prepare(loader)
+
+    def _loader(self, dataset: Any, **batching: Any) -> DataLoader[Any]:
+        # A generator of its own: a loader that draws from the global one would make the dropout
+        # of a resumed run differ.
+        return DataLoader(
+            dataset,
+            collate_fn=as_batch,
+            pin_memory=self.args.device.type == "cuda",
+            generator=torch.Generator(),
+            **batching,
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW; only matrices decay; the aligner, when it trains here, has a rate of its own."""

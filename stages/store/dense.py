@@ -118,6 +118,20 @@ def array_metadata(spec: FeatureSpec, rows: int, rows_per_shard: int) -> bytes:
     )
 
 
+def same_layout(one: bytes, other: bytes) -> bool:
+    """Whether two `zarr.json` say the same of how rows lie in files; they may differ in the rest.
+
+    False, too, for what is not JSON."""
+    try:
+        layouts = [
+            [document.get(part) for part in ("data_type", "chunk_grid", "codecs")]
+            for document in map(json.loads, (one, other))
+        ]
+    except (ValueError, AttributeError):
+        return False
+    return layouts[0] == layouts[1]
+
+
 def group_metadata() -> bytes:
     """`zarr.json` of a group."""
     return _to_json({"zarr_format": 3, "node_type": "group", "attributes": {}})

@@ -1,7 +1,7 @@
 """One feature of one teacher as an array-like [rows, *shape], read shard by shard.
 
-Plain shards are mapped: a batch costs one copy of its rows and no system call on warm pages. A
-shard that another Zarr writer left in some other order is read through zarr-python: same values.
+Plain shards are mapped: a batch costs one copy of its rows and no system call on warm pages. What
+another Zarr writer left in some other order or layout is read through zarr-python: same values.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...cache_schemas.errors import DamagedCacheError
 from ...cache_schemas.features import FeatureSpec
-from ...cache_schemas.layout import shard_file
-from .dense import DenseArray, map_shard
+from ...cache_schemas.layout import ZARR_METADATA, shard_file
+from .dense import DenseArray, array_metadata, map_shard, same_layout
 
 RowIndex = int | slice | Sequence[int] | npt.NDArray[Any]
 
@@ -95,13 +96,30 @@ class FeatureArray:
         return self._views[position]
 
     def _open(self, shard: int, rows: int) -> DenseArray:
+        if not self._layout_is_ours():
+            return self._read_through_zarr(shard, rows)
         path = shard_file(self._folder, self.spec.name, shard, len(self.spec.shape))
         mapped = map_shard(path, self.spec, rows, self._rows_per_shard)
         return self._read_through_zarr(shard, rows) if mapped is None else mapped
 
+    def _layout_is_ours(self) -> bool:
+        path = self._folder / self.spec.name / ZARR_METADATA
+        ours = array_metadata(self.spec, len(self), self._rows_per_shard)
+        return not path.is_file() or same_layout(path.read_bytes(), ours)
+
     def _read_through_zarr(self, shard: int, rows: int) -> DenseArray:
         import zarr
 
-        array = zarr.open_array(self._folder / self.spec.name, mode="r")
+        path = self._folder / self.spec.name
         start = shard * self._rows_per_shard
-        return np.asarray(array[start : start + rows])
+        try:
+            values = np.asarray(zarr.open_array(path, mode="r")[start : start + rows])
+        except (OSError, ValueError, RuntimeError) as cause:
+            raise DamagedCacheError(f"{path}: cannot be read as Zarr: {cause}") from cause
+        # Stored answers are finite: not a number stands where a chunk is absent.
+        if len(values) != rows or not np.isfinite(values).all():
+            raise DamagedCacheError(
+                f"{path}: rows {start} to {start + rows - 1} are committed but not all there; "
+                "recompute the shard"
+            )
+        return values

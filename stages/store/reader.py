@@ -142,7 +142,7 @@ class Cache:
         """The row of each example: a text, a sequence of text segments, or a 16-byte key.
 
         Raises MissingKeysError with the count and the first five that are missing."""
-        keys = examples if isinstance(examples, np.ndarray) else _keys_of(examples)
+        keys = _keys_of(examples)
         rows = self.find(keys)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
@@ -168,7 +168,11 @@ class Cache:
         return [parse_document(RunRecord, file.read_bytes(), file) for file in files]
 
 
-def _keys_of(examples: str | Sequence[Example]) -> KeyArray:
+def _keys_of(examples: str | Sequence[Example] | KeyArray) -> KeyArray:
+    if isinstance(examples, np.ndarray) and examples.dtype == np.uint8:
+        if examples.ndim != 2 or examples.shape[1] != KEY_BYTES:
+            raise CacheError(f"keys of shape {examples.shape}: keys are [N, {KEY_BYTES}] bytes")
+        return examples
     listed = [examples] if isinstance(examples, str) else examples
     return keys_to_array(_key(example) for example in listed)
 

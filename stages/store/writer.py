@@ -34,7 +34,7 @@ from ...cache_schemas.layout import (
 from ...cache_schemas.manifest import CacheManifest, CommitRecord, RunRecord, TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec, differences
 from .atomic import write_atomic
-from .dense import array_metadata, group_metadata, shard_parts
+from .dense import array_metadata, group_metadata, same_layout, shard_parts
 from .index import KeyIndex
 from .reader import list_teachers, read_commits
 from .tables import read_keys, rows_table, table_bytes
@@ -47,7 +47,7 @@ def check_teacher(
 
     Raises TeacherMismatchError, naming each differing field, if the cache holds the same model
     under other settings and `add_teacher` is not set; CacheError if `path` is something else."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if _is_new(path):
         return None
     for known in list_teachers(path):
         if known.fingerprint == spec.fingerprint:
@@ -159,6 +159,7 @@ class CacheWriter:
             metadata = array_metadata(spec, rows, self.manifest.rows_per_shard)
             path = self.folder / spec.name / ZARR_METADATA
             if not path.is_file() or path.read_bytes() != metadata:
+                _refuse_foreign_layout(path, metadata)
                 write_atomic(path, [metadata])
 
     def _discard_uncommitted(self) -> None:
@@ -181,11 +182,19 @@ def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> npt.ND
     return first[committed.find(keys[first]) < 0]
 
 
+def _refuse_foreign_layout(path: Path, metadata: bytes) -> None:
+    if path.is_file() and not same_layout(path.read_bytes(), metadata):
+        raise CacheError(
+            f"{path}: another Zarr writer changed how the shards are laid out; they can be read, "
+            "but not added to; precompute into a new folder"
+        )
+
+
 def _create(path: Path, folder: Path, manifest: TeacherManifest) -> None:
     if path.exists() and not path.is_dir():
         raise OutputError(f"cache {path}: is a file; name a folder")
     if not (path / CACHE_MANIFEST).exists():
-        if path.exists() and any(path.iterdir()):
+        if not _is_new(path):
             raise CacheError(f"cache {path}: is neither empty nor an armada cache")
         write_atomic(path / CACHE_MANIFEST, [CacheManifest().to_json()])
     for group in (path, path / "teachers", folder):
@@ -195,9 +204,18 @@ def _create(path: Path, folder: Path, manifest: TeacherManifest) -> None:
         write_atomic(folder / TEACHER_MANIFEST, [manifest.to_json()])
 
 
+def _is_new(path: Path) -> bool:
+    """Whether nothing is there yet, or only what a writer left that died at its first file."""
+    first = path / (CACHE_MANIFEST + PARTIAL_SUFFIX)
+    return not path.exists() or (path.is_dir() and all(file == first for file in path.iterdir()))
+
+
 def _lock(folder: Path) -> Any:
     # The kernel frees the lock when its process dies, so a killed writer never blocks the next.
-    file = (folder / WRITER_LOCK).open("wb")
+    try:
+        file = (folder / WRITER_LOCK).open("wb")
+    except OSError as cause:
+        raise OutputError(f"cache {folder}: cannot be written: {cause.strerror}") from cause
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as cause:

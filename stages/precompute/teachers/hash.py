@@ -48,9 +48,7 @@ class HashTeacher(Teacher):
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """[B, dim] numbers, one generator an example."""
-        dim = self.spec.features[0].shape[0]
-        rows = [
-            np.random.default_rng(example_seed(self._options.seed, example.key)).standard_normal(dim)
-            for example in examples
-        ]
+        shape = self.spec.features[0].shape
+        seeds = [example_seed(self._options.seed, example.key) for example in examples]
+        rows = [np.random.default_rng(seed).standard_normal(shape) for seed in seeds]
         return Answers({"embedding": np.stack(rows)}, np.zeros(len(examples), dtype=bool))

@@ -1,0 +1,197 @@
+"""From texts to latents: the two passes of the paper's stage 1, batched and in memory.
+
+    prompts -> text-to-image -> 8-bit pictures -> smaller pictures -> image-to-image -> latents
+
+The recipe is that of arXiv 2603.10877: 20 steps and guidance 7.5 in both passes, 512 x 512 pictures
+made 128 x 128, strength 0.75, the final latents before VAE decoding (4 x 16 x 16 for Stable
+Diffusion v1-4). There a PNG file lies between the passes; here the picture is rounded to 8 bits
+and stays in memory, which is the same. The filter of the resize is our choice: PIL's bicubic.
+
+Each example has two generators of its own, one a pass, both on the processor: its noise depends on
+seed and key alone, not on the batch or the device.
+
+Shapes: B examples, C latent channels, h x w latent cells. Pictures are PIL images, RGB.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from .....cache_schemas.errors import TeacherOutputError
+from ..base import PromptOptions, example_seed
+from .loaded_pipelines import takes
+
+SECOND_PASS = b"second pass"
+"""Appended to the key, which is 16 bytes: no key and no other use gives the same seed."""
+
+_BOTH_PASSES = ("num_inference_steps", "generator", "output_type")
+
+
+class GenerationOptions(PromptOptions):
+    """Settings of the two passes; the defaults are the paper's."""
+
+    lowercase: bool = Field(default=True, description="lower-case the segments, as the paper does")
+    source: Literal["img2img", "txt2img"] = Field(
+        default="img2img",
+        description="pass whose latents are the feature; txt2img leaves the second pass out",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="another seed, other noise")
+    steps: int = Field(default=20, ge=1, description="denoising steps of the first pass")
+    guidance: float = Field(default=7.5, ge=0, description="classifier-free guidance, both passes")
+    height: int = Field(default=512, ge=8, description="height of the first picture, in pixels")
+    width: int = Field(default=512, ge=8, description="width of the first picture, in pixels")
+    resize: int = Field(
+        default=128, ge=8, description="height and width the second pass starts from, in pixels"
+    )
+    strength: float = Field(
+        default=0.75, gt=0, le=1, description="share of the second pass's steps that are done"
+    )
+    second_steps: int | None = Field(
+        default=None, ge=1, description="denoising steps of the second pass; none: as the first"
+    )
+    negative_prompt: str = Field(
+        default="", description="what the picture should not show; empty: the pipeline's default"
+    )
+    channel_order: Literal["rgb", "bgr"] = Field(
+        default="rgb", description="colours the second pass reads; bgr as the paper's code did"
+    )
+
+    @property
+    def steps_of_second(self) -> int:
+        """Steps of the second pass, before `strength` cuts them."""
+        return self.second_steps or self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """B prompts and the keys of their examples."""
+
+    prompts: list[str]
+    keys: list[bytes]
+
+    def singly(self) -> "list[Request]":
+        """The same, one example each."""
+        pairs = zip(self.prompts, self.keys, strict=True)
+        return [Request([prompt], [key]) for prompt, key in pairs]
+
+    def generators(self, seed: int, stream: bytes) -> list[torch.Generator]:
+        """One generator an example, on the processor whatever the device."""
+        return [
+            torch.Generator("cpu").manual_seed(example_seed(seed, key + stream))
+            for key in self.keys
+        ]
+
+
+@dataclass(slots=True)
+class _LastLatents:
+    """Keeps what the last denoising step left, for a call that goes on to decode it."""
+
+    latents: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __call__(
+        self, _pipeline: Any, _step: int, _time: Any, now: dict[str, Any]
+    ) -> dict[str, Any]:
+        self.latents = now["latents"]
+        return {}
+
+
+def first_pass_arguments(options: GenerationOptions) -> set[str]:
+    """What the call of the text-to-image pipeline has to take."""
+    return {*_BOTH_PASSES, *_both_passes(options, Request([], [])), "height", "width"}
+
+
+def second_pass_arguments(options: GenerationOptions) -> set[str]:
+    """What the call of the image-to-image pipeline has to take."""
+    return {*_BOTH_PASSES, *_both_passes(options, Request([], [])), "image", "strength"}
+
+
+def text_to_pictures(pipeline: Any, options: GenerationOptions, request: Request) -> list[Any]:
+    """First pass, decoded: B pictures of `width` x `height`."""
+    return list(_first_pass(pipeline, options, request, output_type="pil"))
+
+
+def text_to_latents(pipeline: Any, options: GenerationOptions, request: Request) -> torch.Tensor:
+    """First pass, not decoded: latents [B, C, h, w], or as the pipeline packs them."""
+    latents: torch.Tensor = _first_pass(pipeline, options, request, output_type="latent")
+    return latents
+
+
+def text_to_both(
+    pipeline: Any, options: GenerationOptions, request: Request
+) -> tuple[torch.Tensor, list[Any]]:
+    """First pass: the latents of `text_to_latents`, bit for bit, and their pictures."""
+    last = _LastLatents()
+    pictures = _first_pass(pipeline, options, request, output_type="pil", callback_on_step_end=last)
+    return last.latents, list(pictures)
+
+
+def _first_pass(pipeline: Any, options: GenerationOptions, request: Request, **more: Any) -> Any:
+    return pipeline(
+        **_both_passes(options, request),
+        num_inference_steps=options.steps,
+        height=options.height,
+        width=options.width,
+        generator=request.generators(options.seed, b""),
+        **more,
+    ).images
+
+
+def pictures_to_latents(
+    pipeline: Any, options: GenerationOptions, request: Request, pictures: Sequence[Any]
+) -> torch.Tensor:
+    """Second pass: B pictures of any size -> final latents [B, C, h, w], or as packed."""
+    size = {"height": options.resize, "width": options.resize}
+    latents: torch.Tensor = pipeline(
+        **_both_passes(options, request),
+        image=[smaller(picture, options) for picture in pictures],
+        strength=options.strength,
+        num_inference_steps=options.steps_of_second,
+        generator=request.generators(options.seed, SECOND_PASS),
+        output_type="latent",
+        # Where a pipeline takes a size, its default is not the picture's but the model's.
+        **(size if size.keys() <= takes(pipeline) else {}),
+    ).images
+    return latents
+
+
+def _both_passes(options: GenerationOptions, request: Request) -> dict[str, Any]:
+    arguments = {"prompt": request.prompts, "guidance_scale": options.guidance}
+    # Absent and empty differ for some pipelines: SDXL puts zeros for an absent one.
+    if options.negative_prompt:
+        arguments["negative_prompt"] = [options.negative_prompt] * len(request.prompts)
+    return arguments
+
+
+def smaller(picture: Any, options: GenerationOptions) -> Any:
+    """A picture as the second pass reads it: `resize` x `resize`, colours in `channel_order`."""
+    from PIL import Image
+
+    if options.channel_order == "bgr":
+        picture = Image.fromarray(np.ascontiguousarray(np.asarray(picture)[..., ::-1]))
+    return picture.resize((options.resize, options.resize), Image.Resampling.BICUBIC)
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Raises TeacherOutputError if the shared generators were drawn from meanwhile.
+
+    Some schedulers ignore the generators they are given, and would answer by chance."""
+    before = _shared_states(device)
+    yield
+    if not all(map(torch.equal, before, _shared_states(device))):
+        raise TeacherOutputError(
+            "teacher: the pipeline drew from torch's shared random generator, so its answers "
+            "depend on the batch; choose a scheduler that uses the generators it is given"
+        )
+
+
+def _shared_states(device: torch.device) -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states

@@ -1,0 +1,176 @@
+"""Diffusers pipelines in memory: opened frozen, with a LoRA merged and an image-to-image twin.
+
+In: a checked `PipelineFolder`. Out: pipelines in eval mode, without gradients or progress bars, on
+their device. `check_class` and `check_counterpart` refuse before weights are read.
+
+The safety checker is left out: it puts a black picture in place of one it objects to, and black is
+not what the model answered.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .....cache_schemas.errors import TeacherSourceError
+from ....pretrained import LOAD_ERRORS, LOCAL_ONLY, one_line, quiet_transformers
+from .saved_pipelines import SAFETY_CHECKER, PipelineFolder
+
+
+def check_class(class_name: str, arguments: set[str]) -> None:
+    """Refuse a class that is no pipeline, or whose call takes not all of `arguments`."""
+    import diffusers
+
+    _check_call(class_name, getattr(diffusers, class_name, None), arguments)
+
+
+def check_counterpart(class_name: str, arguments: set[str]) -> None:
+    """Refuse a class without image-to-image counterpart that takes all of `arguments`."""
+    counterpart = _image_to_image_class(class_name)
+    if counterpart is None:
+        raise TeacherSourceError(
+            f"source: {class_name} has no image-to-image counterpart; set source to txt2img"
+        )
+    _check_call(class_name, counterpart, arguments)
+
+
+def _check_call(class_name: str, pipeline: Any, arguments: set[str]) -> None:
+    from diffusers import DiffusionPipeline
+
+    if not (isinstance(pipeline, type) and issubclass(pipeline, DiffusionPipeline)):
+        raise TeacherSourceError(
+            f"source: {class_name} is no pipeline of this diffusers; update it"
+        )
+    missing = arguments - takes(pipeline)
+    if missing:
+        raise TeacherSourceError(
+            f"source: {pipeline.__name__} takes no {', '.join(sorted(missing))}; "
+            "choose a text-to-image pipeline, or leave that option out"
+        )
+
+
+def _image_to_image_class(class_name: str) -> Any:
+    from diffusers.pipelines import auto_pipeline
+
+    families = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items()
+    family = next((key for key, cls in families if cls.__name__ == class_name), None)
+    return auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.get(family)
+
+
+def takes(pipeline: Any) -> set[str]:
+    """Names of the arguments of a pipeline's call; `pipeline` is a class or an object."""
+    return set(inspect.signature(pipeline.__call__).parameters)
+
+
+def open_pipeline(folder: PipelineFolder, dtype: torch.dtype, device: torch.device) -> Any:
+    """The pipeline, frozen; raises TeacherSourceError where a component does not open whole."""
+    from diffusers import DiffusionPipeline
+
+    # Passed only to pipelines that know it, and with the second: else each of them warns.
+    off: dict[str, Any] = {SAFETY_CHECKER: None, "requires_safety_checker": False}
+    with quiet():
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder.path,
+                dtype=dtype,
+                use_safetensors=True,
+                **LOCAL_ONLY,
+                **_transformers_models(folder, dtype),
+                **(off if folder.names_safety_checker else {}),
+            )
+        except LOAD_ERRORS as cause:
+            raise TeacherSourceError(f"source {folder.path}: {one_line(cause)}") from cause
+    for name, component in _modules(pipeline):
+        # What the checkpoint lacks, diffusers leaves without numbers.
+        _refuse_random(folder.path / name, [key for key, w in _weights(component) if w.is_meta])
+    return _frozen(pipeline.to(device))
+
+
+def _transformers_models(folder: PipelineFolder, dtype: torch.dtype) -> dict[str, Any]:
+    # Opened here, since inside a pipeline transformers fills what a checkpoint lacks with random
+    # numbers and only warns. A class it does not know is left to diffusers, to rename or refuse.
+    import transformers
+
+    models = {}
+    for name, class_name in folder.transformers_models:
+        if model_class := getattr(transformers, class_name, None):
+            models[name], report = model_class.from_pretrained(
+                folder.path / name,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **LOCAL_ONLY,
+            )
+            _refuse_random(folder.path / name, report["missing_keys"])
+    return models
+
+
+def _refuse_random(folder: Path, missing: Iterable[str]) -> None:
+    first = min(missing, default=None)
+    if first is not None:
+        raise TeacherSourceError(
+            f"source {folder}: the weights lack {first}, which would be random; "
+            "save the whole pipeline"
+        )
+
+
+def _modules(pipeline: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    for name, component in pipeline.components.items():
+        if isinstance(component, torch.nn.Module):
+            yield name, component
+
+
+def _weights(component: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from component.named_parameters()
+    yield from component.named_buffers()
+
+
+def _frozen(pipeline: Any) -> Any:
+    pipeline.set_progress_bar_config(disable=True)
+    for _, component in _modules(pipeline):
+        component.eval().requires_grad_(False)
+    return pipeline
+
+
+def merge_lora(pipeline: Any, file: Path, scale: float) -> None:
+    """Add a LoRA to the weights, so that it costs nothing per step."""
+    name = "teacher"
+    with quiet():  # it warns of each component the LoRA leaves alone, which most do
+        try:
+            pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+        except LOAD_ERRORS as cause:
+            raise TeacherSourceError(f"lora {file}: {one_line(cause)}") from cause
+    # A LoRA for another model loads as nothing, without an error.
+    if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
+        raise TeacherSourceError(f"lora {file}: has no weights for this pipeline")
+    pipeline.fuse_lora(lora_scale=scale)
+    pipeline.unload_lora_weights()
+    _frozen(pipeline)
+
+
+def image_to_image(pipeline: Any) -> Any:
+    """The image-to-image pipeline of the same components; takes no memory of its own."""
+    from diffusers import AutoPipelineForImage2Image
+
+    return _frozen(AutoPipelineForImage2Image.from_pipe(pipeline))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and loading bars of diffusers and transformers: what matters of them
+    is checked and raised here, and `truncated` tells of the prompts they warn about."""
+    from diffusers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

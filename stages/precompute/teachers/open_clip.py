@@ -1,0 +1,179 @@
+"""The text tower of any open_clip model as a teacher.
+
+What open_clip computes, in open_clip's own code: its tokenizer, cut and padded to the model's
+context length, and its `encode_text`. So every example has one length, and one bucket.
+Shapes: B examples, E numbers of an embedding.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ....cache_schemas.canonical import digest
+from ....cache_schemas.errors import TeacherSourceError
+from ....cache_schemas.features import FeatureSpec
+from ...pretrained import LOAD_ERRORS, one_line, quiet_transformers, require_vocabulary
+from ...sources import MODEL_FILE_PATTERNS, digest_files
+from .base import Answers, Example, PromptOptions, Teacher, make_spec
+from .precision import PrecisionOptions, in_row_groups
+from .text.clip_source import CONFIG_FILE, ClipSource, find_clip
+
+
+class OpenClipOptions(PrecisionOptions, PromptOptions):
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of a hub id; none is the main branch"
+    )
+    weights: str | None = Field(
+        default=None,
+        description="with the name of an architecture: a safetensors file, or a pretrained tag of "
+        "open_clip",
+    )
+    normalize: bool = Field(default=True, description="scale the embedding to length 1")
+
+
+class OpenClipTeacher(Teacher):
+    """Answers with `embedding` [E], the text in the space that texts and images share."""
+
+    Options = OpenClipOptions
+    kind = "open_clip"
+
+    def __init__(self, source: str, options: OpenClipOptions, device: torch.device) -> None:
+        self._options, self._device = options, device
+        self._precision = options.precision()
+        self._source = find_clip(source, options.weights, options.revision)
+        self._text_config = _text_config(self._source)
+        self._tokenizer = _tokenizer(self._source)
+        feature = FeatureSpec(
+            name="embedding",
+            shape=(self._width(),),
+            dtype=self._precision.stored,
+            description="text embedding" + (", length 1" if options.normalize else ""),
+        )
+        self.spec = make_spec(
+            "open_clip",
+            self._source.name,
+            _digests(self._source, self._tokenizer),
+            # The digests say both, wherever the files came from.
+            options.model_copy(update={"revision": None, "weights": None}),
+            [feature],
+            **self._precision.settings(),
+        )
+
+    def load(self) -> None:
+        """Read the weights and keep the text tower."""
+        import open_clip
+        from open_clip.factory import load_checkpoint
+
+        with _quiet_open_clip(), quiet_transformers():
+            try:
+                # `pretrained_text`: the configuration of a text tower, not its weights, which
+                # are all in the checkpoint; strict loading refuses one that lacks any.
+                model = open_clip.create_model(
+                    self._source.model_name, load_weights=False, pretrained_text=False
+                )
+                load_checkpoint(model, str(self._source.weights), strict=True)
+            except LOAD_ERRORS as cause:
+                raise TeacherSourceError(
+                    f"source {self._source.weights}: {one_line(cause)}"
+                ) from cause
+        for unused in ("visual", "text_decoder"):
+            if hasattr(model, unused):
+                delattr(model, unused)
+        model.eval().requires_grad_(False)
+        self._model: Any = model.to(self._device, self._precision.torch_dtype)
+
+    def encode(self, examples: Sequence[Example]) -> Answers:
+        """[B, E] numbers."""
+        texts = [self._options.prompt(example.segments) for example in examples]
+        ids_BT = self._tokenizer(texts)
+        embedding_BE = self._model.encode_text(in_row_groups(ids_BT, self._device)).float()
+        if self._options.normalize:
+            embedding_BE = torch.nn.functional.normalize(embedding_BE, dim=-1)
+        truncated = np.array(self._counts(texts, ids_BT)) > ids_BT.shape[1]
+        return Answers({"embedding": self._precision.store(embedding_BE[: len(texts)])}, truncated)
+
+    def _counts(self, texts: list[str], ids_BT: torch.Tensor) -> list[int]:
+        """How many tokens each text has, special ones included, before it is cut."""
+        hf = getattr(self._tokenizer, "tokenizer", None)
+        if hf is None:
+            # open_clip's own is slow: only texts that fill their row are counted again.
+            return [
+                len(self._tokenizer.encode(text)) + 2 if full else 0
+                for text, full in zip(texts, ids_BT[:, -1].tolist(), strict=True)
+            ]
+        own = 3 if self._tokenizer.tokenizer_mode == "clips" else 0  # added without the tokenizer
+        clean = [self._tokenizer.clean_fn(text) for text in texts]
+        rows = hf(clean, add_special_tokens=not own, verbose=False).input_ids
+        return [len(row) + own for row in rows]
+
+    def _width(self) -> int:
+        if self._text_config.proj_type == "none" and not self._text_config.hf_model_name:
+            return int(self._text_config.width)
+        return int(self._source.config["embed_dim"])
+
+
+def _text_config(source: ClipSource) -> Any:
+    from open_clip import CLIPTextCfg
+
+    try:
+        config = CLIPTextCfg(**source.config["text_cfg"])
+    except TypeError as cause:
+        raise TeacherSourceError(
+            f"source {source.name}: text_cfg: {one_line(cause)}; needs another open_clip"
+        ) from cause
+    mask = (config.tokenizer_kwargs or {}).get("reduction_mask", "")
+    if mask not in ("", "syntax"):
+        raise TeacherSourceError(
+            f"source {source.name}: reduction_mask {mask!r} drops tokens at random, which is for "
+            f"training; remove it from the folder's {CONFIG_FILE}"
+        )
+    return config
+
+
+def _tokenizer(source: ClipSource) -> Any:
+    import open_clip
+
+    with _quiet_open_clip(), quiet_transformers():
+        try:
+            tokenizer = open_clip.get_tokenizer(source.model_name)
+        except LOAD_ERRORS as cause:
+            raise TeacherSourceError(
+                f"source {source.name}: tokenizer: {one_line(cause)}"
+            ) from cause
+    if hasattr(tokenizer, "tokenizer") and source.folder is not None:
+        require_vocabulary(tokenizer.tokenizer, source.folder, TeacherSourceError)
+    return tokenizer
+
+
+def _digests(source: ClipSource, tokenizer: Any) -> dict[str, str]:
+    digests = {
+        "config": digest(source.config),
+        "model": digest_files(source.weights.parent, [source.weights]),
+    }
+    if not hasattr(tokenizer, "tokenizer"):
+        return digests  # open_clip's own, which comes with the package
+    if source.folder is None:
+        return digests | {"tokenizer": digest(tokenizer.tokenizer.backend_tokenizer.to_str())}
+    files = [path for pattern in MODEL_FILE_PATTERNS for path in source.folder.glob(pattern)]
+    texts = [path for path in files if path.suffix != ".safetensors" and path.name != CONFIG_FILE]
+    return digests | {"tokenizer": digest_files(source.folder, texts)}
+
+
+@contextmanager
+def _quiet_open_clip() -> Iterator[None]:
+    # It says through the root logger that weights are random; here they are loaded right after.
+    # The NullHandler keeps `logging.warning` from installing a handler of its own for good.
+    silent = logging.NullHandler()
+    before = logging.root.manager.disable
+    logging.root.addHandler(silent)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        logging.root.removeHandler(silent)

@@ -1,0 +1,1 @@
+"""Parts of the teachers that read text: tokens, language models, CLIP sources."""

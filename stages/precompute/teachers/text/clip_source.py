@@ -1,0 +1,165 @@
+"""Where an open_clip model comes from: its configuration and one file of safetensors weights.
+
+Three forms: a folder with `open_clip_config.json` and weights; `hf-hub:org/name`, a folder of the
+hub; the name of one of open_clip's architectures, with the weights named apart, as a file or as
+one of open_clip's pretrained tags. open_clip itself goes on with random weights where it finds
+none, and opens pickles; here both are refused.
+"""
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .....cache_schemas.errors import TeacherSourceError
+from ....pretrained import source_name
+from ....sources import PICKLE_SUFFIXES, require_safetensors, resolve
+
+CONFIG_FILE = "open_clip_config.json"
+HUB_PREFIX = "hf-hub:"
+PREFERRED_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+"""Names that open_clip saves under; a folder may hold the same model for transformers as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSource:
+    """A model that can be built: nothing is left to find."""
+
+    name: str
+    model_name: str
+    """What open_clip calls it."""
+    config: dict[str, Any]
+    weights: Path
+    folder: Path | None
+    """Where the tokenizer lies as well, unless open_clip's own is used."""
+
+
+def find_clip(source: str, weights: str | None, revision: str | None) -> ClipSource:
+    """The model of that source. Raises TeacherSourceError for what is not one, or is not safe."""
+    import open_clip
+
+    here = weights is None and Path(source).expanduser().is_dir()
+    if source in open_clip.list_models() and not here:
+        config = open_clip.get_model_config(source)
+        file = _named_weights(source, config, weights, revision)
+        return ClipSource(f"{source}:{Path(str(weights)).name}", source, config, file, None)
+    if weights is not None:
+        raise TeacherSourceError(
+            f"weights: {weights!r} goes with the name of an architecture, and {source!r} is none "
+            f"of open_clip's; {_near(source, open_clip.list_models())}"
+        )
+    return _from_folder(source, revision)
+
+
+def _from_folder(source: str, revision: str | None) -> ClipSource:
+    place = source.removeprefix(HUB_PREFIX)
+    if place == source and not Path(source).expanduser().is_dir():
+        raise TeacherSourceError(
+            f"source {source}: is no folder here, no {HUB_PREFIX}org/name and no architecture of "
+            "open_clip; name one of them"
+        )
+    folder = resolve(place, revision, TeacherSourceError)
+    config = _read_config(folder)
+    weights = _choose(require_safetensors(folder, TeacherSourceError), folder)
+    return ClipSource(source_name(place, revision), f"local-dir:{folder}", config, weights, folder)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise TeacherSourceError(f"source {folder}: holds no {CONFIG_FILE}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        missing = {"embed_dim", "text_cfg", "vision_cfg"} - set(config)
+    except (ValueError, KeyError, TypeError) as cause:
+        raise TeacherSourceError(f"source {path}: is no JSON with a model_cfg") from cause
+    if missing:
+        raise TeacherSourceError(f"source {path}: model_cfg lacks {', '.join(sorted(missing))}")
+    return dict(config)
+
+
+def _choose(weights: list[Path], folder: Path) -> Path:
+    names = {path.name: path for path in weights}
+    for name in PREFERRED_WEIGHTS:
+        if name in names:
+            return names[name]
+    if len(weights) == 1:
+        return weights[0]
+    raise TeacherSourceError(
+        f"source {folder}: holds several weights ({', '.join(sorted(names))}); "
+        f"call the one to use {PREFERRED_WEIGHTS[0]}"
+    )
+
+
+def _named_weights(
+    source: str, config: dict[str, Any], weights: str | None, revision: str | None
+) -> Path:
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    if weights is None:
+        tags = ", ".join(list_pretrained_tags_by_model(source)) or "none"
+        raise TeacherSourceError(
+            f"weights: {source} is an architecture without weights; name a safetensors file or one "
+            f"of its tags ({tags})"
+        )
+    file = Path(weights).expanduser()
+    if file.suffix in PICKLE_SUFFIXES:
+        raise TeacherSourceError(
+            f"weights: {weights} is pickled, which can run code when opened; "
+            "convert it to safetensors"
+        )
+    if file.suffix == ".safetensors":
+        return _require_file(file)
+    tag = get_pretrained_cfg(source, weights)
+    if not tag:
+        raise TeacherSourceError(
+            f"weights: {weights!r} is neither a safetensors file nor a tag of {source}; "
+            f"{_near(weights, list_pretrained_tags_by_model(source))}"
+        )
+    return _tagged_weights(source, config, weights, tag, revision)
+
+
+def _require_file(file: Path) -> Path:
+    if not file.is_file():
+        raise TeacherSourceError(f"weights: {file}: no such file")
+    return file
+
+
+def _tagged_weights(
+    source: str, config: dict[str, Any], weights: str, tag: dict[str, Any], revision: str | None
+) -> Path:
+    quick = bool(tag.get("quick_gelu", False))
+    if quick != bool(config.get("quick_gelu", False)):
+        # open_clip only warns, and computes other numbers than those it was trained with.
+        raise TeacherSourceError(
+            f"weights: {weights} was trained with quick_gelu {quick}, and {source} is not; "
+            f"name the architecture {source}-quickgelu"
+        )
+    repository, _, file = tag.get("hf_hub", "").rpartition("/")
+    if not repository:
+        raise TeacherSourceError(
+            f"weights: {weights} of {source} is published as a pickle only; choose another tag, or "
+            "convert it to safetensors and name the file"
+        )
+    safe = str(Path(file).with_suffix(".safetensors")) if file else PREFERRED_WEIGHTS[0]
+    return _download(repository, safe, revision)
+
+
+def _download(repository: str, file: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as cause:
+        raise TeacherSourceError(
+            f"weights: the hub gave no {file} of {repository}, revision {revision or 'main'} "
+            f"({type(cause).__name__}); name a safetensors file"
+        ) from cause
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known are {', '.join(known) or 'none'}"

@@ -1,0 +1,169 @@
+"""Texts in, padded batches of token ids out: the same for every transformers teacher.
+
+Shapes: B examples, T tokens. The padded length T of an example is its own number of tokens, at most
+`max_length`, rounded up to a multiple of 16, at most what the model takes; so an example looks the
+same to the model in any batch. Padding is on the right and masked, whatever side the tokenizer
+would have chosen: then the positions of real tokens do not depend on it either.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from .....cache_schemas.errors import TeacherOutputError
+from ..base import Example, PromptOptions
+from ..precision import PrecisionOptions, in_row_groups
+
+PAD_MULTIPLE = 16
+"""Most padding an example can get, plus one; few lengths, so that batches fill up."""
+
+TokenRow = dict[str, list[int]]
+"""What a tokenizer says about one text: `input_ids` and their companions, each [T]."""
+
+
+class TokenizedOptions(PrecisionOptions, PromptOptions):
+    """Options of teachers that read tokens.
+
+    With the default template an example of one segment is a text, of two a text and its pair, of
+    more a text and, as its pair, the others joined by the separator token. Any other template
+    makes one text of all segments. `lowercase` applies to the segments, not to the template.
+    """
+
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of a hub id; none is the main branch"
+    )
+    max_length: int = Field(
+        default=128, ge=1, description="most tokens of an example; what is beyond is cut off"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """B examples as a model takes them.
+
+    inputs: name -> [B, T] integers, `input_ids` and `attention_mask` (1 for real tokens) among
+    them; truncated: bool [B]."""
+
+    inputs: dict[str, torch.Tensor]
+    truncated: npt.NDArray[np.bool_]
+
+    def on(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The inputs on the device; on a CPU with repeated rows behind the B."""
+        return {name: in_row_groups(rows, device) for name, rows in self.inputs.items()}
+
+
+class TextTokenizer:
+    """A model's tokenizer, with the model's limits."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        options: TokenizedOptions,
+        *,
+        names: frozenset[str],
+        vocabulary: int,
+        positions: int,
+    ) -> None:
+        """`names`: arguments the model takes; `vocabulary`: how many token ids it knows;
+        `positions`: how many tokens it takes."""
+        self._tokenizer = tokenizer
+        self._options = options
+        self._positions = positions
+        self._names = (names & set(tokenizer.model_input_names)) | {"input_ids", "attention_mask"}
+        self._vocabulary = vocabulary
+        self.pad_id = _pad_id(tokenizer)
+
+    def buckets(self, examples: Sequence[Example]) -> list[int]:
+        """The padded length of each example, in tokens."""
+        return [self._bucket(len(row["input_ids"])) for row in self._tokenize(examples)]
+
+    def batch(self, examples: Sequence[Example], *, padded: bool = True) -> TokenBatch:
+        """The examples as one batch, padded to the longest of their buckets, or of themselves.
+
+        Raises TeacherOutputError for an example without a token."""
+        rows = self._tokenize(examples)
+        truncated = np.array([len(row["input_ids"]) > self._options.max_length for row in rows])
+        for position in np.flatnonzero(truncated).tolist():
+            rows[position] = self._cut(examples[position])
+        self._check(rows, examples)
+        longest = max(len(row["input_ids"]) for row in rows)
+        width = self._bucket(longest) if padded else longest
+        inputs = {
+            name: _pad([row[name] for row in rows], width, self._fill(name)) for name in rows[0]
+        }
+        return TokenBatch(inputs, truncated)
+
+    def _bucket(self, tokens: int) -> int:
+        kept = max(min(tokens, self._options.max_length), 1)
+        return min(-(-kept // PAD_MULTIPLE) * PAD_MULTIPLE, self._positions)
+
+    def _tokenize(self, examples: Sequence[Example]) -> list[TokenRow]:
+        asked = [self._ask(example.segments) for example in examples]
+        rows: list[TokenRow] = [{}] * len(asked)
+        for paired in (False, True):  # two calls only where single texts and pairs meet in a batch
+            places = [at for at, (_, pair) in enumerate(asked) if (pair is not None) == paired]
+            if places:
+                texts = [asked[at][0] for at in places]
+                pairs = [asked[at][1] for at in places] if paired else None
+                for at, row in zip(places, self._rows(texts, pairs), strict=True):
+                    rows[at] = row
+        return rows
+
+    def _rows(
+        self, texts: list[str], pairs: Sequence[str | None] | None, **cut: object
+    ) -> list[TokenRow]:
+        encoded = self._tokenizer(texts, pairs, return_attention_mask=True, verbose=False, **cut)
+        return [
+            {name: encoded[name][at] for name in self._names if name in encoded}
+            for at in range(len(texts))
+        ]
+
+    def _cut(self, example: Example) -> TokenRow:
+        # The tokenizer cuts, not we: it keeps the special tokens and shortens the longer segment.
+        text, pair = self._ask(example.segments)
+        pairs = None if pair is None else [pair]
+        return self._rows([text], pairs, truncation=True, max_length=self._options.max_length)[0]
+
+    def _ask(self, segments: Sequence[str]) -> tuple[str, str | None]:
+        options = self._options
+        if len(segments) < 2 or options.template != "{text}":
+            return options.prompt(segments), None
+        first, *rest = (text.lower() if options.lowercase else text for text in segments)
+        separator = self._tokenizer.sep_token or self._tokenizer.eos_token or ""
+        return first, f" {separator} ".join(rest)
+
+    def _check(self, rows: list[TokenRow], examples: Sequence[Example]) -> None:
+        for row, example in zip(rows, examples, strict=True):
+            if not row["input_ids"]:
+                raise TeacherOutputError(
+                    f"text {example.segments!r:.80}: has no token, so there is nothing to answer; "
+                    "remove it from the corpus"
+                )
+            if max(row["input_ids"]) >= self._vocabulary:
+                raise TeacherOutputError(
+                    f"text {example.segments!r:.80}: token {max(row['input_ids'])} is beyond the "
+                    f"{self._vocabulary} the model knows; its tokenizer is not the model's own"
+                )
+
+    def _fill(self, name: str) -> int:
+        if name == "token_type_ids":
+            return int(self._tokenizer.pad_token_type_id)
+        return self.pad_id if name == "input_ids" else 0
+
+
+def _pad_id(tokenizer: Any) -> int:
+    # Padding is masked, so any token does where a model was trained without one.
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(token) for token in candidates if token is not None)
+
+
+def _pad(rows: list[list[int]], width: int, fill: int) -> torch.Tensor:
+    padded = torch.full((len(rows), width), fill, dtype=torch.int64)
+    for at, row in enumerate(rows):
+        padded[at, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return padded
