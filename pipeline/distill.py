@@ -97,7 +97,7 @@ def _run_seed(
         return finished
     set_seed(seed)
     student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout)
-    max_length = choose_max_length(job.max_length, tokenizer, student.backbone.config)
+    max_length = choose_max_length(job.max_length, tokenizer, student.backbone)
     feature_shape = data.feature.spec.shape if data.feature is not None else None
     sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, feature_shape)
     model = DistillModel(student, objective(job, sizes))

@@ -54,6 +54,24 @@ def require_vocabulary(tokenizer: Any, folder: Path, error: type[InputError]) ->
         raise error(f"source {folder}: holds no tokenizer ({' or '.join(sorted(files))})")
 
 
+def token_limit(tokenizer: Any, model: Any) -> int:
+    """How many tokens a model takes, special ones included; `model` needs no weights."""
+    return int(min([tokenizer.model_max_length, *_positions(model)]))
+
+
+def _positions(model: Any) -> list[int]:
+    declared = getattr(model.config, "max_position_embeddings", None)
+    if not declared or declared < 1:  # XLNet says -1, T5 nothing: relative positions
+        return []
+    # RoBERTa and its kin count positions from the padding index on, so the first are never used.
+    skipped = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return [declared - max(skipped, default=0)]
+
+
 def source_name(source: str, revision: str | None) -> str:
     """What people call a source: the folder's name, or hub id and revision."""
     folder = Path(source).expanduser()

@@ -151,7 +151,7 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if kind in _TEXT_TYPES:
         return _whole(column, pa.large_string())
-    if pa.types.is_signed_integer(kind):
+    if pa.types.is_integer(kind) and kind != pa.uint64():
         return _whole(column, pa.int64())
     return _whole(column, pa.float64() if pa.types.is_floating(kind) else kind)
 

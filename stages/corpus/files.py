@@ -107,7 +107,7 @@ def _read_folder(folder: Path) -> pa.Table:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise CorpusError(f"corpus {folder}: is neither a saved dataset nor holds *.parquet files")
-    return pa.concat_tables([pq.read_table(file) for file in files])
+    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
 
 
 def _read_saved_dataset(folder: Path) -> pa.Table:

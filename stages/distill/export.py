@@ -19,7 +19,7 @@ from ..pretrained import quiet_transformers
 from .objectives.base import Objective
 from .pooling import Pooling
 from .student import Student
-from .student_source import load_backbone, load_tokenizer
+from .student_source import load_backbone, load_tokenizer, match_tokenizer
 
 CARD = "armada_student.json"
 HEADS = "heads.safetensors"
@@ -75,7 +75,9 @@ def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
     wrong = [*unexpected, *(name for name in missing if not name.startswith("backbone."))]
     if wrong:
         raise StudentSourceError(f"student {folder}: {HEADS} does not fit its card: {wrong[0]}")
-    return student.eval(), load_tokenizer(folder), card
+    tokenizer = load_tokenizer(folder)
+    match_tokenizer(tokenizer, student.backbone.config)
+    return student.eval(), tokenizer, card
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

@@ -39,6 +39,7 @@ def load_student(
     pooling = choose_pooling(settings.pooling, backbone)
     if reason := check_pooling(pooling, backbone):
         raise StudentSourceError(f"pooling {pooling!r}: {reason}")
+    match_tokenizer(tokenizer, backbone.config)
     return Student(backbone, pooling, space, dropout), tokenizer
 
 
@@ -98,6 +99,14 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def match_tokenizer(tokenizer: Any, config: Any) -> None:
+    """Keep a tokenizer from making segment numbers for a model that tells no segments apart: some
+    (GPT-2) would add them as words."""
+    if (getattr(config, "type_vocab_size", None) or 0) < 2:
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = names
 
 
 def _random_model(config: Any) -> Any:

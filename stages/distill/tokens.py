@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 
 from ...cache_schemas.errors import StudentSourceError
+from ..pretrained import token_limit
 
 DEFAULT_MAX_LENGTH = 128
-_NO_LIMIT = 10**6
 _ENCODE_ROWS = 4096
 
 
@@ -85,14 +85,11 @@ def _joined(tokenizer: Any, segments: Sequence[str]) -> str:
     return (f" {separator} " if separator else "\n").join(segments)
 
 
-def choose_max_length(asked: int | None, tokenizer: Any, config: Any) -> int:
+def choose_max_length(asked: int | None, tokenizer: Any, backbone: Any) -> int:
     """The most tokens of an example: as asked, or 128, or what the student can take if less.
 
     Raises StudentSourceError if more is asked than the student can take."""
-    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-    limit = min(
-        [value for value in limits if value is not None and value < _NO_LIMIT] or [_NO_LIMIT]
-    )
+    limit = token_limit(tokenizer, backbone)
     if asked is not None and asked > limit:
         raise StudentSourceError(
             f"max_length {asked}: the student takes {limit} tokens at most; ask for fewer"

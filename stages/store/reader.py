@@ -142,6 +142,7 @@ class Cache:
         """The row of each example: a text, a sequence of text segments, or a 16-byte key.
 
         Raises MissingKeysError with the count and the first five that are missing."""
+        examples = [examples] if isinstance(examples, str) else examples
         keys = _keys_of(examples)
         rows = self.find(keys)
         missing = np.flatnonzero(rows < 0)
@@ -168,13 +169,12 @@ class Cache:
         return [parse_document(RunRecord, file.read_bytes(), file) for file in files]
 
 
-def _keys_of(examples: str | Sequence[Example] | KeyArray) -> KeyArray:
+def _keys_of(examples: Sequence[Example] | KeyArray) -> KeyArray:
     if isinstance(examples, np.ndarray) and examples.dtype == np.uint8:
         if examples.ndim != 2 or examples.shape[1] != KEY_BYTES:
             raise CacheError(f"keys of shape {examples.shape}: keys are [N, {KEY_BYTES}] bytes")
         return examples
-    listed = [examples] if isinstance(examples, str) else examples
-    return keys_to_array(_key(example) for example in listed)
+    return keys_to_array(_key(example) for example in examples)
 
 
 def _key(example: Example) -> bytes:

@@ -32,9 +32,10 @@ def table_bytes(table: pa.Table) -> memoryview:
 def read_table(path: Path, columns: Mapping[str, pa.DataType], rows: int) -> pa.Table:
     """Read `columns` of a table file; raises DamagedCacheError for other types or row counts."""
     try:
-        table = pq.read_table(path, columns=list(columns))
+        table = pq.read_table(path, columns=list(columns), partitioning=None)
     except (OSError, pa.ArrowException) as cause:
-        raise DamagedCacheError(f"{path}: committed but unreadable: {cause}") from cause
+        reason = str(cause).partition("\n")[0]
+        raise DamagedCacheError(f"{path}: committed but unreadable: {reason}") from cause
     if table.num_rows != rows or {field.name: field.type for field in table.schema} != columns:
         raise DamagedCacheError(
             f"{path}: holds {table.num_rows} rows of {table.schema.names}; the commit record says "

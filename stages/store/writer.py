@@ -85,9 +85,14 @@ class CacheWriter:
         self.folder = teacher_folder(path, manifest.fingerprint)
         _create(path, self.folder, manifest)
         self._lock = _lock(self.folder)
-        self.commits = read_commits(self.folder)
-        self._discard_uncommitted()
-        self._write_zarr_metadata()
+        try:
+            self.commits = read_commits(self.folder)
+            self._refuse_foreign_layout()
+            self._discard_uncommitted()
+            self._write_zarr_metadata()
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -159,8 +164,18 @@ class CacheWriter:
             metadata = array_metadata(spec, rows, self.manifest.rows_per_shard)
             path = self.folder / spec.name / ZARR_METADATA
             if not path.is_file() or path.read_bytes() != metadata:
-                _refuse_foreign_layout(path, metadata)
                 write_atomic(path, [metadata])
+
+    def _refuse_foreign_layout(self) -> None:
+        """Before anything is removed: files of another layout have other names."""
+        for spec in self.manifest.spec.features:
+            path = self.folder / spec.name / ZARR_METADATA
+            ours = array_metadata(spec, 0, self.manifest.rows_per_shard)
+            if path.is_file() and not same_layout(path.read_bytes(), ours):
+                raise CacheError(
+                    f"{path}: another Zarr writer changed how the shards are laid out; they can "
+                    "be read, but not added to; precompute into a new folder"
+                )
 
     def _discard_uncommitted(self) -> None:
         """Remove what a dead writer left: partial files, and shards without a commit record."""
@@ -180,14 +195,6 @@ def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> npt.ND
     committed = KeyIndex(np.concatenate(parts) if parts else keys_to_array([]))
     first = first_occurrences(keys)
     return first[committed.find(keys[first]) < 0]
-
-
-def _refuse_foreign_layout(path: Path, metadata: bytes) -> None:
-    if path.is_file() and not same_layout(path.read_bytes(), metadata):
-        raise CacheError(
-            f"{path}: another Zarr writer changed how the shards are laid out; they can be read, "
-            "but not added to; precompute into a new folder"
-        )
 
 
 def _create(path: Path, folder: Path, manifest: TeacherManifest) -> None:

@@ -126,7 +126,8 @@ class DiffusersTeacher(Teacher):
 
     def load(self) -> None:
         """Open the pipeline, its image-to-image counterpart on the same weights, the encoder."""
-        self._check_calls()
+        with loaded_pipelines.quiet():
+            self._check_calls()
         dtype, device = self._precision.torch_dtype, self._device
         pipeline = loaded_pipelines.open_pipeline(self._folder, dtype, device)
         if self._lora is not None:

@@ -25,10 +25,11 @@ from ....pretrained import (
     read_config,
     read_tokenizer,
     source_name,
+    token_limit,
 )
 from ....sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors, resolve
 from ..base import Answers, Example, Teacher, make_spec
-from .tokenized import TextTokenizer, TokenBatch, TokenizedOptions
+from .tokenized import DEFAULT_MAX_LENGTH, TextTokenizer, TokenBatch, TokenizedOptions
 
 PROBE = Example(b"", ("a",))
 """A text shorter than its bucket."""
@@ -52,12 +53,16 @@ class LanguageModelTeacher(Teacher):
         require_safetensors(self._folder, TeacherSourceError)
         self._skeleton = self._build_skeleton()
         tokenizer = read_tokenizer(self._folder, TeacherSourceError)
+        positions = token_limit(tokenizer, self._skeleton)
+        max_length = options.max_length or min(DEFAULT_MAX_LENGTH, positions)
+        check_max_length(max_length, positions, tokenizer)
         self._texts = TextTokenizer(
             tokenizer,
             options,
+            max_length=max_length,
             names=_arguments(self._skeleton),
             vocabulary=_vocabulary(self._skeleton),
-            positions=check_max_length(options.max_length, tokenizer, self._skeleton),
+            positions=positions,
         )
         features = self._features()  # before the digest, which reads every weight
         self.spec = make_spec(
@@ -67,6 +72,7 @@ class LanguageModelTeacher(Teacher):
             options,
             features,
             revision=None,  # the digest says it, also where the folder has no revision
+            max_length=max_length,
             **self._precision.settings(),
         )
 
@@ -163,10 +169,8 @@ class LanguageModelTeacher(Teacher):
                 )
 
 
-def check_max_length(max_length: int, tokenizer: Any, skeleton: Any) -> int:
-    """How many tokens the model takes. Raises JobError if `max_length` is more, or leaves no room
-    for a text."""
-    most = int(min([tokenizer.model_max_length, *_positions(skeleton)]))
+def check_max_length(max_length: int, most: int, tokenizer: Any) -> None:
+    """Raises JobError if the model takes fewer tokens, or no text fits beside the special ones."""
     least = tokenizer.num_special_tokens_to_add(pair=True) + 1
     if max_length > most:
         raise JobError(f"max_length: {max_length} is more than the model takes; at most {most}")
@@ -174,25 +178,11 @@ def check_max_length(max_length: int, tokenizer: Any, skeleton: Any) -> int:
         raise JobError(
             f"max_length: {max_length} has no room beside the special tokens; at least {least}"
         )
-    return most
 
 
 def _own_files(folder: Path) -> list[Path]:
     # Not those of sub-folders: a training folder keeps checkpoints there that nobody asks.
     return [path for pattern in MODEL_FILE_PATTERNS for path in folder.glob(pattern)]
-
-
-def _positions(skeleton: Any) -> list[int]:
-    declared = getattr(skeleton.config, "max_position_embeddings", None)
-    if not declared or declared < 1:  # XLNet says -1, T5 nothing: relative positions
-        return []
-    # RoBERTa and its kin count positions from the padding index on, so the first are never used.
-    skipped = [
-        module.padding_idx + 1
-        for name, module in skeleton.named_modules()
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
-    ]
-    return [declared - max(skipped, default=0)]
 
 
 def _arguments(skeleton: Any) -> frozenset[str]:

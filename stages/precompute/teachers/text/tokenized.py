@@ -25,6 +25,8 @@ PAD_MULTIPLE = 16
 TokenRow = dict[str, list[int]]
 """What a tokenizer says about one text: `input_ids` and their companions, each [T]."""
 
+DEFAULT_MAX_LENGTH = 128
+
 
 class TokenizedOptions(PrecisionOptions, PromptOptions):
     """Options of teachers that read tokens.
@@ -37,8 +39,11 @@ class TokenizedOptions(PrecisionOptions, PromptOptions):
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub id; none is the main branch"
     )
-    max_length: int = Field(
-        default=128, ge=1, description="most tokens of an example; what is beyond is cut off"
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="most tokens of an example, what is beyond is cut off; default 128, or what "
+        "the model takes if that is less",
     )
 
 
@@ -65,14 +70,16 @@ class TextTokenizer:
         tokenizer: Any,
         options: TokenizedOptions,
         *,
+        max_length: int,
         names: frozenset[str],
         vocabulary: int,
         positions: int,
     ) -> None:
-        """`names`: arguments the model takes; `vocabulary`: how many token ids it knows;
-        `positions`: how many tokens it takes."""
+        """`max_length`: where a text is cut; `names`: arguments the model takes; `vocabulary`: how
+        many token ids it knows; `positions`: how many tokens it takes."""
         self._tokenizer = tokenizer
         self._options = options
+        self._max_length = max_length
         self._positions = positions
         self._names = (names & set(tokenizer.model_input_names)) | {"input_ids", "attention_mask"}
         self._vocabulary = vocabulary
@@ -87,7 +94,7 @@ class TextTokenizer:
 
         Raises TeacherOutputError for an example without a token."""
         rows = self._tokenize(examples)
-        truncated = np.array([len(row["input_ids"]) > self._options.max_length for row in rows])
+        truncated = np.array([len(row["input_ids"]) > self._max_length for row in rows])
         for position in np.flatnonzero(truncated).tolist():
             rows[position] = self._cut(examples[position])
         self._check(rows, examples)
@@ -99,7 +106,7 @@ class TextTokenizer:
         return TokenBatch(inputs, truncated)
 
     def _bucket(self, tokens: int) -> int:
-        kept = max(min(tokens, self._options.max_length), 1)
+        kept = max(min(tokens, self._max_length), 1)
         return min(-(-kept // PAD_MULTIPLE) * PAD_MULTIPLE, self._positions)
 
     def _tokenize(self, examples: Sequence[Example]) -> list[TokenRow]:
@@ -127,7 +134,7 @@ class TextTokenizer:
         # The tokenizer cuts, not we: it keeps the special tokens and shortens the longer segment.
         text, pair = self._ask(example.segments)
         pairs = None if pair is None else [pair]
-        return self._rows([text], pairs, truncation=True, max_length=self._options.max_length)[0]
+        return self._rows([text], pairs, truncation=True, max_length=self._max_length)[0]
 
     def _ask(self, segments: Sequence[str]) -> tuple[str, str | None]:
         options = self._options
