@@ -104,7 +104,7 @@ def _run_seed(
     train_set = data.train.dataset(tokenizer, max_length, data.gather(job.parsed_control, seed))
     validation = None
     if data.validation is not None:
-        validation = data.validation.dataset(tokenizer, max_length, None)
+        validation = data.validation.dataset(tokenizer, max_length, data.validation_gather())
     # From here on the folder is this run's; everything that can be refused has been.
     claim(folder, resolved(job), job.resume)
     trim_log(folder, steps_done(folder))
@@ -217,6 +217,8 @@ def _provenance(job: DistillJob, data: StudentData) -> Mapping[str, Any]:
 def run_evaluate(job: EvaluateJob) -> Metrics:
     """Metrics of a finished student on a corpus."""
     student, tokenizer, card = load_saved_student(job.student)
+    if card.space.task == "none":
+        raise JobError(f"student {job.student}: was trained without labels; it predicts none")
     keys = job.corpus_keys(card)
     labelled: LabelledCorpus = read_labelled(keys, job.corpus, card.space)
     dataset = labelled.dataset(tokenizer, card.max_length, None)

@@ -23,7 +23,10 @@ class CorpusKeys(Job):
     text_column: tuple[str, ...] = Field(
         min_length=1, description="columns that hold the text segments, in order"
     )
-    label_column: str = Field(description="column of labels; a row may lack one")
+    label_column: str | None = Field(
+        default=None,
+        description="column of labels; a row may lack one; objective=feature needs none at all",
+    )
     id_column: str | None = Field(default=None, description="column of unique row ids")
     limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
     skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")

@@ -45,7 +45,7 @@ def model_card(job: DistillJob, metrics: dict[str, Any], data: StudentData) -> s
         examples=metrics["train_examples"],
         unlabelled=metrics["unlabelled_examples"],
         columns=", ".join(f"`{name}`" for name in job.text_column),
-        label=f"`{job.label_column}`",
+        label=f"`{job.label_column}`" if job.label_column else "the teacher's feature",
     )
 
 

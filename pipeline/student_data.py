@@ -8,7 +8,7 @@ import numpy as np
 
 from ..cache_schemas.errors import JobError, MissingFeatureError, MissingKeysError
 from ..stages.corpus.corpus import Corpus, read_corpus
-from ..stages.corpus.labels import LabelSpace, LabelValues, label_space, label_values
+from ..stages.corpus.labels import NO_LABELS, LabelSpace, LabelValues, label_space, label_values
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.controls import Control, Gather, controlled
 from ..stages.distill.evaluation import metric_names
@@ -29,6 +29,10 @@ class LabelledCorpus:
     corpus: Corpus
     labels: LabelValues
     cache_rows: Rows | None = None
+
+    def joined(self, cache: Cache) -> "LabelledCorpus":
+        """The same with the cache row of every example."""
+        return LabelledCorpus(self.corpus, self.labels, _cache_rows(cache, self.corpus))
 
     def texts(self) -> Iterator[str]:
         """All segments, for a vocabulary."""
@@ -59,11 +63,17 @@ class StudentData:
             return None
         return controlled(self.feature, self.train.cache_rows, control, seed)
 
+    def validation_gather(self) -> Gather | None:
+        """How to read the validation features, as cached; None unless features are all there is."""
+        if self.feature is None or self.validation is None or self.validation.cache_rows is None:
+            return None
+        return controlled(self.feature, self.validation.cache_rows, Control("none"), 0)
+
 
 def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentData:
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
     corpus = _read(job, job.train)
-    space = label_space(corpus, job.task, job.num_labels)
+    space = _label_space(job, corpus, objective)
     train = LabelledCorpus(corpus, label_values(corpus, space))
     validation = read_labelled(job, job.validation, space) if job.validation else None
     metric = _choose_metric(job, space)
@@ -71,8 +81,18 @@ def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentDat
         return StudentData(train, validation, space, metric, None, None)
     cache = open_cache(job.cache, job.teacher)
     feature = cache[_choose_feature(job, cache, objective)]
-    train = LabelledCorpus(corpus, train.labels, _cache_rows(cache, corpus))
+    train = train.joined(cache)
+    if validation is not None and space.task == "none":
+        validation = validation.joined(cache)
     return StudentData(train, validation, space, metric, cache, feature)
+
+
+def _label_space(job: DistillJob, corpus: Corpus, objective: type[Objective]) -> LabelSpace:
+    if job.label_column is not None:
+        return label_space(corpus, job.task, job.num_labels)
+    if objective.needs_labels:
+        raise JobError("job key 'label_column' is missing; only objective=feature needs none")
+    return NO_LABELS
 
 
 def read_labelled(keys: CorpusKeys, sources: tuple[str, ...], space: LabelSpace) -> LabelledCorpus:
@@ -117,7 +137,7 @@ def _cache_rows(cache: Cache, corpus: Corpus) -> Rows:
     if len(missing):
         first = "; ".join(corpus.where(int(row)) for row in missing[:SHOWN_MISSING])
         raise MissingKeysError(
-            f"{len(missing)} of {len(rows)} training rows are not in the cache of teacher "
+            f"{len(missing)} of {len(rows)} rows are not in the cache of teacher "
             f"{cache.teacher.fingerprint[:12]}; run `armada precompute` on them with the same "
             f"text columns. First: {first}",
             missing.tolist(),

@@ -26,14 +26,18 @@ class LabelSpace(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Task
-    num_labels: int = Field(ge=1, description="classes, or 1 for regression")
+    task: Task | Literal["none"] = Field(description="none: learns from the teacher alone")
+    num_labels: int = Field(ge=1, description="classes, or 1")
     names: tuple[str, ...] | None = Field(default=None, description="names of the classes")
 
     @property
     def regression(self) -> bool:
         """Whether labels are numbers to come near to."""
         return self.task == "regression"
+
+
+NO_LABELS = LabelSpace(task="none", num_labels=1)
+"""The space of a student that is trained on features alone."""
 
 
 def label_space(
@@ -59,6 +63,8 @@ def label_values(corpus: Corpus, space: LabelSpace) -> LabelValues:
     """The labels of a corpus [N]: int64 with -100 for missing ones, or float64 with NaN.
 
     Raises CorpusError naming the first row whose label is outside the space."""
+    if space.task == "none":
+        return np.full(len(corpus), MISSING, dtype=np.int64)
     column = _labels(corpus)
     if space.regression:
         return _numbers(corpus, column)

@@ -17,7 +17,10 @@ Outputs = npt.NDArray[Any]
 
 
 def metric_names(space: LabelSpace) -> tuple[str, ...]:
-    """The metrics of a task; `f1` is that of class 1 and exists for two classes only."""
+    """The metrics of a task; `f1` is that of class 1 and exists for two classes only. A student
+    without a task has the loss of its objective."""
+    if space.task == "none":
+        return ("loss",)
     if space.regression:
         return REGRESSION_METRICS
     names = CLASSIFICATION_METRICS
@@ -28,6 +31,8 @@ def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> di
     """Metrics of outputs [N, K] over the rows of labels [N] that have one.
 
     A correlation that is undefined because all predictions are equal is 0."""
+    if space.task == "none":
+        return {}
     if space.regression:
         given = ~np.isnan(labels)
         return _regression(outputs[given].reshape(-1).astype(np.float64), labels[given])
@@ -66,7 +71,7 @@ def better(metric: str, new: float, old: float | None) -> bool:
     """Whether a value of a metric is better than another; anything is better than none."""
     if old is None:
         return True
-    return new < old if metric == "mse" else new > old
+    return new < old if metric in ("mse", "loss") else new > old
 
 
 def predict(student: Student, dataset: DistillDataset, batch_size: int) -> Outputs:

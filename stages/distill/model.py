@@ -11,7 +11,7 @@ from .student import Student
 
 class DistillModel(nn.Module):
     """Training mode: the objective's terms. Evaluation mode: outputs and the task loss alone, so
-    that no feature of an evaluation text is ever asked for."""
+    that no feature of an evaluation text is ever asked for; unless features are all there is."""
 
     def __init__(self, student: Student, objective: Objective) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class DistillModel(nn.Module):
         pooled_BD, output_BK = self.student(input_ids, attention_mask, token_type_ids)
         if labels is None:
             return {"logits": output_BK}
-        if not self.training:
+        if not self.training and self.student.space.task != "none":
             loss = task_loss(output_BK, labels, self.student.space.regression)
             return {"loss": loss, "logits": output_BK}
         terms = self.objective(pooled_BD, output_BK, feature, labels)

@@ -97,6 +97,8 @@ class Objective(nn.Module, ABC):
 
     needs_feature: ClassVar[bool] = True
     """Whether batches must carry a teacher feature."""
+    needs_labels: ClassVar[bool] = True
+    """Whether it takes labels to train anything of use."""
     default_feature: ClassVar[str | None] = None
     """The feature to read when a job names none; None: the job must name one."""
 

@@ -10,6 +10,8 @@ from .base import Objective, ObjectiveSettings, Sizes, named_terms
 class FeatureObjective(Objective):
     """Owns `projection`, D -> H, with a bias, for features are rarely centred."""
 
+    needs_labels = False
+
     def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
         self.projection = ProjectionHead(
