@@ -1,7 +1,7 @@
 """The keys of a `distill` job."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,7 +27,9 @@ class CorpusKeys(Job):
         default=None,
         description="column of labels; a row may lack one; objective=feature needs none at all",
     )
-    id_column: str | None = Field(default=None, description="column of unique row ids")
+    id_column: str | Literal[False] | None = Field(
+        default=None, description="column of unique ids; default `id` if there is one; false: none"
+    )
     limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
     skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
     task: Task | None = Field(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -25,7 +25,9 @@ class PrecomputeJob(Job):
     teacher: str = Field(description="KIND:SOURCE, for example open_clip:FOLDER or hash:16")
     cache: Path = Field(description="folder of the cache; made if it is not there")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the teacher")
-    id_column: str | None = Field(default=None, description="column of unique row ids")
+    id_column: str | Literal[False] | None = Field(
+        default=None, description="column of unique ids; default `id` if there is one; false: none"
+    )
     limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
     skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
     corpus_licence: str = Field(default="", description="licence to note in the manifest")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..cache_schemas.errors import JobError, MissingFeatureError, MissingKeysError
+from ..cache_schemas.features import FeatureSpec
 from ..stages.corpus.corpus import Corpus, read_corpus
 from ..stages.corpus.labels import NO_LABELS, LabelSpace, LabelValues, label_space, label_values
 from ..stages.distill.batches import DistillDataset
@@ -81,6 +82,8 @@ def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentDat
         return StudentData(train, validation, space, metric, None, None)
     cache = open_cache(job.cache, job.teacher)
     feature = cache[_choose_feature(job, cache, objective)]
+    if objective.reads_logits:
+        _check_class_names(space, feature.spec)
     train = train.joined(cache)
     if validation is not None and space.task == "none":
         validation = validation.joined(cache)
@@ -129,6 +132,15 @@ def _choose_feature(job: DistillJob, cache: Cache, objective: type[Objective]) -
             f"job key 'feature' is missing; the teacher has {', '.join(cache.features)}"
         )
     return cache.features[0]
+
+
+def _check_class_names(space: LabelSpace, feature: FeatureSpec) -> None:
+    """Logits teach by position: the same names in another order would teach the wrong classes."""
+    if space.names and feature.labels and space.names != feature.labels:
+        raise JobError(
+            f"feature {feature.name!r}: the teacher's classes are {', '.join(feature.labels)}, the "
+            f"student's {', '.join(space.names)}; give labels as the teacher's class numbers"
+        )
 
 
 def _cache_rows(cache: Cache, corpus: Corpus) -> Rows:

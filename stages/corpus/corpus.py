@@ -8,6 +8,7 @@ stops the run and is named, or is left out and listed when the job says `skip_ba
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -71,13 +72,14 @@ def read_corpus(
     text_columns: Sequence[str],
     *,
     label_column: str | None = None,
-    id_column: str | None = None,
+    id_column: str | Literal[False] | None = None,
     skip_bad_rows: bool = False,
     limit: int | None = None,
 ) -> Corpus:
     """Read and check the examples of `sources`; at most `limit` rows of each.
 
-    An `id` column is checked for repetition where a source has one, or `id_column` where all must.
+    Ids are checked for repetition: those of `id_column`, which every source must have; of a column
+    `id` where there is one, if `id_column` is None; none if it is False.
     Raises CorpusError naming file, row and column."""
     if not sources or not text_columns or len(set(text_columns)) != len(text_columns):
         raise CorpusError(
@@ -98,14 +100,15 @@ def _read_part(
     source: str,
     text_columns: Sequence[str],
     label_column: str | None,
-    id_column: str | None,
+    id_column: str | Literal[False] | None,
     skip_bad_rows: bool,
     limit: int | None,
 ) -> Corpus:
     others = [name for name in (label_column, id_column) if name]
     table = read_columns(source, text_columns, others, optional="id").slice(0, limit)
     segments = tuple(_text(source, name, table[name]) for name in text_columns)
-    id_column = id_column or ("id" if "id" in table.column_names else None)
+    if id_column is None and "id" in table.column_names:
+        id_column = "id"
     ids = _ids(source, id_column, table[id_column]) if id_column else None
     problems = _problems(source, dict(zip(text_columns, segments, strict=True)), ids)
     if problems and not skip_bad_rows:

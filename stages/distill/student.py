@@ -26,7 +26,9 @@ class StudentSettings(BaseModel):
     )
     student_revision: str | None = Field(default=None, description="revision of a hub id")
     student_from_scratch: bool = Field(
-        default=False, description="take only configuration and tokenizer of the source"
+        default=False,
+        description="start from random weights: take the source's configuration, and its tokenizer "
+        "if it has one",
     )
     student_layers: int | None = Field(default=None, ge=1, description="number of layers to keep")
     student_layer_choice: Literal["first", "every"] = Field(

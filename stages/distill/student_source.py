@@ -34,8 +34,10 @@ def load_student(
     Raises StudentSourceError."""
     if settings.student.startswith(SCRATCH):
         backbone, tokenizer = _from_scratch(settings, texts)
+    elif settings.student_from_scratch:
+        backbone, tokenizer = _from_config(settings, texts)
     else:
-        backbone, tokenizer = _from_source(settings)
+        backbone, tokenizer = _from_checkpoint(settings)
     pooling = choose_pooling(settings.pooling, backbone)
     if reason := check_pooling(pooling, backbone):
         raise StudentSourceError(f"pooling {pooling!r}: {reason}")
@@ -44,22 +46,31 @@ def load_student(
 
 
 def _from_scratch(settings: StudentSettings, texts: Iterable[str]) -> tuple[Any, Any]:
+    tokenizer = _tokenizer(settings, texts)
+    return _random_model(make_config(settings, tokenizer)), tokenizer
+
+
+def _tokenizer(settings: StudentSettings, texts: Iterable[str]) -> Any:
     if settings.student_tokenizer:
-        tokenizer = load_tokenizer(resolve(settings.student_tokenizer, None, StudentSourceError))
+        return load_tokenizer(resolve(settings.student_tokenizer, None, StudentSourceError))
+    return train_tokenizer(texts, settings.student_vocab_size)
+
+
+def _from_config(settings: StudentSettings, texts: Iterable[str]) -> tuple[Any, Any]:
+    folder = resolve(settings.student, settings.student_revision, StudentSourceError)
+    config = load_config(folder)
+    config.num_hidden_layers = settings.student_layers or config.num_hidden_layers
+    if settings.student_tokenizer or not any(folder.glob("tokenizer*")):
+        tokenizer = _tokenizer(settings, texts)
+        config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
     else:
-        tokenizer = train_tokenizer(texts, settings.student_vocab_size)
-    config = make_config(settings, tokenizer)
+        tokenizer = load_tokenizer(folder)
     return _random_model(config), tokenizer
 
 
-def _from_source(settings: StudentSettings) -> tuple[Any, Any]:
+def _from_checkpoint(settings: StudentSettings) -> tuple[Any, Any]:
     folder = resolve(settings.student, settings.student_revision, StudentSourceError)
-    tokenizer = load_tokenizer(folder)
-    if settings.student_from_scratch:
-        config = load_config(folder)
-        config.num_hidden_layers = settings.student_layers or config.num_hidden_layers
-        return _random_model(config), tokenizer
-    backbone = load_backbone(folder)
+    backbone, tokenizer = load_backbone(folder), load_tokenizer(folder)
     if settings.student_layers:
         count, choice = settings.student_layers, settings.student_layer_choice
         if reason := keep_layers(backbone, count, choice):

@@ -99,6 +99,8 @@ class Objective(nn.Module, ABC):
     """Whether batches must carry a teacher feature."""
     needs_labels: ClassVar[bool] = True
     """Whether it takes labels to train anything of use."""
+    reads_logits: ClassVar[bool] = False
+    """Whether the feature's numbers stand for the student's own classes, in their order."""
     default_feature: ClassVar[str | None] = None
     """The feature to read when a job names none; None: the job must name one."""
 

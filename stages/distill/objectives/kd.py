@@ -14,6 +14,7 @@ TEMPERATURE_RANGE = 20.0
 class KDObjective(Objective):
     """Owns nothing but the temperature, when that is learned."""
 
+    reads_logits = True
     default_feature = "logits"
 
     def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
