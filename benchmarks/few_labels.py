@@ -1,4 +1,6 @@
-"""What distillation brings on real text with few labels, beside the controls. One command, one table.
+"""What distillation brings on real text with few labels, beside the controls.
+
+One command, one table:
 
     python benchmarks/few_labels.py TRAIN.parquet VALIDATION.parquet
 

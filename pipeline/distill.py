@@ -10,20 +10,18 @@ OUTPUT/ (or OUTPUT/seed-N/ when there are several seeds)
 import resource
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import set_seed
 
-from ..cache_schemas.errors import JobError
-from ..stages.corpus.labels import MISSING, LabelValues
+from ..stages.corpus.labels import count_missing
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.best import BEST
-from ..stages.distill.evaluation import predict, task_metrics
-from ..stages.distill.export import StudentCard, load_saved_student, save_aligner, save_student
+from ..stages.distill.export import StudentCard, save_aligner, save_student
 from ..stages.distill.model import DistillModel
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.base import Objective, Sizes
@@ -32,12 +30,11 @@ from ..stages.distill.tokens import choose_max_length
 from ..stages.distill.training import CHECKPOINTS, Run, Training, steps_done, train
 from .device import choose_device
 from .distill_job import DistillJob
-from .evaluate_job import EvaluateJob
 from .model_card import model_card
 from .progress import CountProgress
 from .provenance import hardware, library_versions, now
-from .run_folder import METRICS, RUN, append_log, claim, trim_log, write_json
-from .student_data import LabelledCorpus, StudentData, read_labelled, read_student_data
+from .run_folder import METRICS, RUN, append_log, claim, read_metrics, trim_log, write_json
+from .student_data import StudentData, read_student_data
 
 Metrics = dict[str, Any]
 
@@ -47,10 +44,10 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     objective = _objective_class(job)
     data = read_student_data(job, objective)
     if len(job.seeds) == 1:
-        return _run_seed(job, job.output, job.seeds[0], data, objective, quiet)
+        return _SeedRun(job, job.output, job.seeds[0], data, objective, quiet).run()
     claim(job.output, resolved(job), job.resume)
     runs = [
-        _run_seed(job, job.output / f"seed-{seed}", seed, data, objective, quiet)
+        _SeedRun(job, job.output / f"seed-{seed}", seed, data, objective, quiet).run()
         for seed in job.seeds
     ]
     summary = summarise(runs)
@@ -84,90 +81,99 @@ def _objective_class(job: DistillJob) -> type[Objective]:
     return chosen
 
 
-def _run_seed(
-    job: DistillJob,
-    folder: Path,
-    seed: int,
-    data: StudentData,
-    objective: type[Objective],
-    quiet: bool,
-) -> Metrics:
-    finished = _finished(folder) if job.resume else None
-    if finished is not None:
-        return finished
-    set_seed(seed)
-    student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout)
-    max_length = choose_max_length(job.max_length, tokenizer, student.backbone)
-    feature_shape = data.feature.spec.shape if data.feature is not None else None
-    sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, feature_shape)
-    model = DistillModel(student, objective(job, sizes))
-    train_set = data.train.dataset(tokenizer, max_length, data.gather(job.parsed_control, seed))
-    validation = None
-    if data.validation is not None:
-        validation = data.validation.dataset(tokenizer, max_length, data.validation_gather())
-    # From here on the folder is this run's; everything that can be refused has been.
-    claim(folder, resolved(job), job.resume)
-    trim_log(folder, steps_done(folder))
-    write_json(folder / RUN, _provenance(job, data))
-    training = _train(job, folder, seed, data, model, train_set, validation, quiet)
-    card = StudentCard(
-        space=data.space,
-        pooling=student.pooler.pooling,
-        dropout=student.dropout,
-        max_length=max_length,
-        text_columns=job.text_column,
-        label_column=job.label_column,
-        metric=data.metric,
-    )
-    save_student(folder / "student", student, tokenizer, model.objective, card)
-    if model.objective.aligner is not None:
-        save_aligner(folder / "aligner", model.objective.aligner)
-    metrics = _metrics(job, seed, data, train_set, training)
-    (folder / "student" / "README.md").write_text(model_card(job, metrics, data), encoding="utf-8")
-    _finish(folder, metrics)
-    return metrics
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """What one seed trains, and with what."""
+
+    model: DistillModel
+    tokenizer: Any
+    max_length: int
+    train: DistillDataset
+    validation: DistillDataset | None
 
 
-def _finished(folder: Path) -> Metrics | None:
-    import json
+@dataclass(frozen=True, slots=True)
+class _SeedRun:
+    """The run of one seed in one folder: build, train, write."""
 
-    file = folder / METRICS
-    return json.loads(file.read_bytes()) if file.is_file() else None
+    job: DistillJob
+    folder: Path
+    seed: int
+    data: StudentData
+    objective: type[Objective]
+    quiet: bool
 
+    def run(self) -> Metrics:
+        finished = read_metrics(self.folder) if self.job.resume else None
+        if finished is not None:
+            return finished
+        set_seed(self.seed)
+        built = self._build()
+        # From here on the folder is this run's; everything that can be refused has been.
+        claim(self.folder, resolved(self.job), self.job.resume)
+        trim_log(self.folder, steps_done(self.folder))
+        write_json(self.folder / RUN, _provenance(self.job, self.data))
+        return self._write(built, self._train(built))
 
-def _finish(folder: Path, metrics: Metrics) -> None:
-    write_json(folder / METRICS, metrics)
-    for working in (CHECKPOINTS, BEST):
-        shutil.rmtree(folder / working, ignore_errors=True)
+    def _build(self) -> _Built:
+        job, data = self.job, self.data
+        student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout)
+        max_length = choose_max_length(job.max_length, tokenizer, student.backbone)
+        shape = data.feature.spec.shape if data.feature is not None else None
+        sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
+        gather = data.gather(job.parsed_control, self.seed)
+        validation = None
+        if data.validation is not None:
+            validation = data.validation.dataset(tokenizer, max_length, data.validation_gather())
+        return _Built(
+            model=DistillModel(student, self.objective(job, sizes)),
+            tokenizer=tokenizer,
+            max_length=max_length,
+            train=data.train.dataset(tokenizer, max_length, gather),
+            validation=validation,
+        )
 
-
-def _train(
-    job: DistillJob,
-    folder: Path,
-    seed: int,
-    data: StudentData,
-    model: DistillModel,
-    train_set: DistillDataset,
-    validation: DistillDataset | None,
-    quiet: bool,
-) -> Training:
-    steps = job.epochs * -(-len(train_set) // (job.batch_size * job.gradient_accumulation))
-    with CountProgress(f"distill, seed {seed}", "steps", steps, quiet) as progress:
-        return train(
-            Run(
-                model=model,
-                train=train_set,
-                validation=validation,
+    def _train(self, built: _Built) -> Training:
+        job = self.job
+        batches = -(-len(built.train) // job.batch_size)
+        steps = job.epochs * -(-batches // job.gradient_accumulation)
+        with CountProgress(f"distill, seed {self.seed}", "steps", steps, self.quiet) as progress:
+            run = Run(
+                model=built.model,
+                train=built.train,
+                validation=built.validation,
                 settings=job,
-                metric=data.metric,
-                seed=seed,
+                metric=self.data.metric,
+                seed=self.seed,
                 device=choose_device(job.device),
-                folder=folder,
+                folder=self.folder,
                 train_aligner=job.parsed_control.name != "random-aligner",
-                on_log=lambda row: append_log(folder, row),
+                on_log=lambda row: append_log(self.folder, row),
                 on_step=progress.advance,
             )
+            return train(run)
+
+    def _write(self, built: _Built, training: Training) -> Metrics:
+        student, objective = built.model.student, built.model.objective
+        card = StudentCard(
+            space=self.data.space,
+            pooling=student.pooler.pooling,
+            dropout=student.dropout,
+            max_length=built.max_length,
+            text_columns=self.job.text_column,
+            label_column=self.job.label_column,
+            metric=self.data.metric,
         )
+        save_student(self.folder / "student", student, built.tokenizer, objective, card)
+        if objective.aligner is not None:
+            save_aligner(self.folder / "aligner", objective.aligner)
+        metrics = _metrics(self.job, self.seed, self.data, built.train, training)
+        readme = model_card(self.job, metrics, self.data)
+        (self.folder / "student" / "README.md").write_text(readme, encoding="utf-8")
+        write_json(self.folder / METRICS, metrics)
+        for working in (CHECKPOINTS, BEST):
+            shutil.rmtree(self.folder / working, ignore_errors=True)
+        return metrics
 
 
 def _metrics(
@@ -183,9 +189,9 @@ def _metrics(
         "best_epoch": training.best_epoch,
         "epochs": training.epochs,
         "train_examples": len(train_set),
-        "unlabelled_examples": _count_missing(data.train.labels),
+        "unlabelled_examples": count_missing(data.train.labels),
         "truncated_examples": train_set.truncated,
-        "skipped_rows": len(data.train.corpus.skipped),
+        "skipped_rows": _skipped(data),
         "steps": training.steps,
         "train_seconds": training.train_seconds,
         "step_seconds": training.step_seconds,
@@ -198,8 +204,9 @@ def _metrics(
     return figures
 
 
-def _count_missing(labels: LabelValues) -> int:
-    return int((np.isnan(labels) if labels.dtype.kind == "f" else labels == MISSING).sum())
+def _skipped(data: StudentData) -> list[str]:
+    corpora = [data.train.corpus, *([data.validation.corpus] if data.validation else [])]
+    return [problem for corpus in corpora for problem in corpus.skipped]
 
 
 def _provenance(job: DistillJob, data: StudentData) -> Mapping[str, Any]:
@@ -211,24 +218,4 @@ def _provenance(job: DistillJob, data: StudentData) -> Mapping[str, Any]:
         "teacher_fingerprint": cache and cache.teacher.fingerprint,
         "teacher": cache and cache.teacher.spec.model_dump(mode="json"),
         "feature": data.feature.spec.name if data.feature is not None else None,
-    }
-
-
-def run_evaluate(job: EvaluateJob) -> Metrics:
-    """Metrics of a finished student on a corpus."""
-    student, tokenizer, card = load_saved_student(job.student)
-    if card.space.task == "none":
-        raise JobError(f"student {job.student}: was trained without labels; it predicts none")
-    keys = job.corpus_keys(card)
-    labelled: LabelledCorpus = read_labelled(keys, job.corpus, card.space)
-    dataset = labelled.dataset(tokenizer, card.max_length, None)
-    missing = _count_missing(labelled.labels)
-    if missing == len(dataset):
-        raise JobError(f"corpus {job.corpus[0]}: no row has a label; nothing to evaluate")
-    outputs = predict(student.to(choose_device(job.device)), dataset, job.batch_size)
-    return {
-        "examples": len(dataset) - missing,
-        "unlabelled_examples": missing,
-        "truncated_examples": dataset.truncated,
-        "metrics": task_metrics(outputs, labelled.labels, card.space),
     }

@@ -56,6 +56,12 @@ def write_json(file: Path, document: Any) -> None:
     write_atomic(file, [(json.dumps(document, indent=2) + "\n").encode()])
 
 
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """The figures of a finished run, None if it is not."""
+    file = folder / METRICS
+    return dict(json.loads(file.read_bytes())) if file.is_file() else None
+
+
 def append_log(folder: Path, row: Mapping[str, Any]) -> None:
     """Add a row to the log of the run."""
     with (folder / LOG).open("a", encoding="utf-8") as file:

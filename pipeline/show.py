@@ -59,6 +59,7 @@ def show_dry_run(plan: DryRun, as_json: bool) -> None:
 
 def show_distill(metrics: dict[str, Any], output: Path, as_json: bool) -> None:
     """The figures of a run, or the mean and spread of several."""
+    warn_skipped(metrics.get("skipped_rows", []))
     if metrics.get("truncated_examples"):
         warn(f"{metrics['truncated_examples']} training texts were longer and were truncated")
     if as_json:
@@ -72,6 +73,7 @@ def show_distill(metrics: dict[str, Any], output: Path, as_json: bool) -> None:
 
 def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     """The metrics of a student on a corpus."""
+    warn_skipped(result["skipped_rows"])
     if result["truncated_examples"]:
         warn(f"{result['truncated_examples']} texts were longer and were truncated")
     if as_json:

@@ -81,6 +81,11 @@ def label_values(corpus: Corpus, space: LabelSpace) -> LabelValues:
     return values.astype(np.int64)
 
 
+def count_missing(values: LabelValues) -> int:
+    """How many of the values that `label_values` gave stand for no label."""
+    return int((np.isnan(values) if values.dtype.kind == "f" else values == MISSING).sum())
+
+
 def _labels(corpus: Corpus) -> pa.Array:
     if corpus.labels is None:
         raise CorpusError(f"corpus {corpus.sources[0]}: no label column was named")

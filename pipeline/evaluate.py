@@ -1,13 +1,18 @@
-"""The keys of an `evaluate` job; what it does not say is as the student was trained."""
+"""`evaluate`: a finished student on a corpus; what the job does not say is as in training."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from ..cache_schemas.errors import JobError
-from ..stages.distill.export import StudentCard
+from ..stages.corpus.labels import count_missing
+from ..stages.distill.evaluation import predict, task_metrics
+from ..stages.distill.export import StudentCard, load_saved_student
+from .device import choose_device
 from .distill_job import CorpusKeys
 from .jobs import Job, make
+from .student_data import read_labelled
 
 
 class EvaluateJob(Job):
@@ -40,3 +45,23 @@ class EvaluateJob(Job):
             "skip_bad_rows": self.skip_bad_rows,
         }
         return make(CorpusKeys, keys)
+
+
+def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
+    """Metrics of a finished student on a corpus."""
+    student, tokenizer, card = load_saved_student(job.student)
+    if card.space.task == "none":
+        raise JobError(f"student {job.student}: was trained without labels; it predicts none")
+    labelled = read_labelled(job.corpus_keys(card), job.corpus, card.space)
+    dataset = labelled.dataset(tokenizer, card.max_length, None)
+    missing = count_missing(labelled.labels)
+    if missing == len(dataset):
+        raise JobError(f"corpus {job.corpus[0]}: no row has a label; nothing to evaluate")
+    outputs = predict(student.to(choose_device(job.device)), dataset, job.batch_size)
+    return {
+        "examples": len(dataset) - missing,
+        "unlabelled_examples": missing,
+        "truncated_examples": dataset.truncated,
+        "skipped_rows": list(labelled.corpus.skipped),
+        "metrics": task_metrics(outputs, labelled.labels, card.space),
+    }
