@@ -15,21 +15,19 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...cache_schemas.errors import TrainingError
-from ..corpus.labels import LabelSpace
 from ..pretrained import quiet_transformers
-from .batches import DistillDataset, EpochBatches, as_batch
+from .batches import DistillDataset
 from .best import BestStudent
-from .evaluation import task_metrics
 from .model import DistillModel
 from .objectives.armada import ArmadaObjective
 from .schedules import AlternateSchedule, freeze
 from .timing import StepTimes
+from .trainer import DistillTrainer
 
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
@@ -153,9 +151,11 @@ def _schedule(run: Run, checkpoint: Path | None) -> list[TrainerCallback]:
     ]
 
 
-def _make_trainer(run: Run, callbacks: list[TrainerCallback]) -> "DistillTrainer":
+def _make_trainer(run: Run, callbacks: list[TrainerCallback]) -> DistillTrainer:
     run.model.to(run.device)
-    trainer = DistillTrainer(run, _arguments(run))
+    trainer = DistillTrainer(
+        run.model, _arguments(run), run.train, run.validation, run.settings.aligner_learning_rate
+    )
     trainer.remove_callback(PrinterCallback)
     for callback in (*callbacks, _tensorboard(run.folder), _Reporter(run)):
         trainer.add_callback(callback)
@@ -220,94 +220,3 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         every, ends_epoch = self._run.settings.save_steps, float(state.epoch).is_integer()
         if every and state.global_step % every == 0 and not ends_epoch:
             control.should_save = True
-
-
-class DistillTrainer(Trainer):  # type: ignore[misc]
-    """Hugging Face Trainer with joined batches, a group of its own for the aligner, and a log of
-    every loss term."""
-
-    optimizer: torch.optim.Optimizer | None
-
-    def __init__(self, run: Run, arguments: TrainingArguments) -> None:
-        self._settings = run.settings
-        self._terms: dict[str, torch.Tensor] = {}
-        self._batches = 0
-        super().__init__(
-            model=run.model,
-            args=arguments,
-            train_dataset=run.train,
-            eval_dataset=run.validation,
-            compute_metrics=_metrics_of(run.model.student.space),
-        )
-
-    def get_train_dataloader(self) -> Any:
-        """Batches in the order of (seed, epoch); the dataset joins each in one go."""
-        batches = EpochBatches(len(self.train_dataset), self._train_batch_size, self.args.seed)
-        return self.accelerator.prepare(self._loader(self.train_dataset, batch_sampler=batches))
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Batches in the order of the corpus."""
-        dataset = eval_dataset or self.eval_dataset
-        loader = self._loader(dataset, batch_size=self.args.per_device_eval_batch_size)
-        return self.accelerator.prepare(loader)
-
-    def _loader(self, dataset: Any, **batching: Any) -> DataLoader[Any]:
-        # A generator of its own: a loader that draws from the global one would make the dropout
-        # of a resumed run differ.
-        return DataLoader(
-            dataset,
-            collate_fn=as_batch,
-            pin_memory=self.args.device.type == "cuda",
-            generator=torch.Generator(),
-            **batching,
-        )
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW; only matrices decay; the aligner, when it trains here, has a rate of its own."""
-        if self.optimizer is None:
-            groups = self._parameter_groups()
-            self.optimizer = torch.optim.AdamW(groups, lr=self._settings.learning_rate)
-        return self.optimizer
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # The base of an orthogonal map is a transposed view, which safetensors does not take.
-        state = state_dict or self.model.state_dict()
-        super()._save(output_dir, {name: tensor.contiguous() for name, tensor in state.items()})
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                of_aligner = name.startswith("objective.aligner.")
-                groups.setdefault((of_aligner, parameter.ndim > 1), []).append(parameter)
-        rates = {False: self._settings.learning_rate, True: self._settings.aligner_learning_rate}
-        return [
-            {
-                "params": parameters,
-                "lr": rates[of_aligner],
-                "weight_decay": self._settings.weight_decay if decay else 0.0,
-            }
-            for (of_aligner, decay), parameters in groups.items()
-        ]
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **_: Any
-    ) -> Any:
-        """The total of the objective's terms; sums each term for the log, on the device."""
-        outputs = model(**inputs)
-        for name, value in outputs.pop("terms", {}).items():
-            if name != "total":
-                self._terms[name] = self._terms.get(name, 0.0) + value.detach()
-        self._batches += model.training
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each term since the last log."""
-        if "loss" in logs and self._batches:
-            logs |= {name: (value / self._batches).item() for name, value in self._terms.items()}
-            self._terms, self._batches = {}, 0
-        super().log(logs, start_time)
-
-
-def _metrics_of(space: LabelSpace) -> Callable[[Any], dict[str, float]]:
-    return lambda prediction: task_metrics(prediction.predictions, prediction.label_ids, space)

@@ -1,0 +1,111 @@
+"""Hugging Face Trainer as stage 2 uses it: joined batches, a rate for the aligner, all terms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from ..corpus.labels import LabelSpace
+from .batches import DistillDataset, EpochBatches, as_batch
+from .evaluation import task_metrics
+from .model import DistillModel
+
+
+class DistillTrainer(Trainer):  # type: ignore[misc]
+    """Hugging Face Trainer with joined batches, a group of its own for the aligner, and a log of
+    every loss term."""
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(
+        self,
+        model: DistillModel,
+        arguments: TrainingArguments,
+        train: DistillDataset,
+        validation: DistillDataset | None,
+        aligner_learning_rate: float,
+    ) -> None:
+        self._aligner_learning_rate = aligner_learning_rate
+        self._terms: dict[str, torch.Tensor] = {}
+        self._batches = 0
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=validation,
+            compute_metrics=_metrics_of(model.student.space),
+        )
+
+    def get_train_dataloader(self) -> Any:
+        """Batches in the order of (seed, epoch); the dataset joins each in one go."""
+        batches = EpochBatches(len(self.train_dataset), self._train_batch_size, self.args.seed)
+        return self.accelerator.prepare(self._loader(self.train_dataset, batch_sampler=batches))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Batches in the order of the corpus."""
+        dataset = eval_dataset or self.eval_dataset
+        loader = self._loader(dataset, batch_size=self.args.per_device_eval_batch_size)
+        return self.accelerator.prepare(loader)
+
+    def _loader(self, dataset: Any, **batching: Any) -> DataLoader[Any]:
+        # A generator of its own: a loader that draws from the global one would make the dropout
+        # of a resumed run differ.
+        return DataLoader(
+            dataset,
+            collate_fn=as_batch,
+            pin_memory=self.args.device.type == "cuda",
+            generator=torch.Generator(),
+            **batching,
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW; only matrices decay; the aligner, when it trains here, has a rate of its own."""
+        if self.optimizer is None:
+            groups = self._parameter_groups()
+            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The base of an orthogonal map is a transposed view, which safetensors does not take.
+        state = state_dict or self.model.state_dict()
+        super()._save(output_dir, {name: tensor.contiguous() for name, tensor in state.items()})
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                of_aligner = name.startswith("objective.aligner.")
+                groups.setdefault((of_aligner, parameter.ndim > 1), []).append(parameter)
+        rates = {False: self.args.learning_rate, True: self._aligner_learning_rate}
+        return [
+            {
+                "params": parameters,
+                "lr": rates[of_aligner],
+                "weight_decay": self.args.weight_decay if decay else 0.0,
+            }
+            for (of_aligner, decay), parameters in groups.items()
+        ]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """The total of the objective's terms; sums each term for the log, on the device."""
+        outputs = model(**inputs)
+        for name, value in outputs.pop("terms", {}).items():
+            if name != "total":
+                self._terms[name] = self._terms.get(name, 0.0) + value.detach()
+        self._batches += model.training
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each term since the last log."""
+        if "loss" in logs and self._batches:
+            logs |= {name: (value / self._batches).item() for name, value in self._terms.items()}
+            self._terms, self._batches = {}, 0
+        super().log(logs, start_time)
+
+
+def _metrics_of(space: LabelSpace) -> Callable[[Any], dict[str, float]]:
+    return lambda prediction: task_metrics(prediction.predictions, prediction.label_ids, space)
