@@ -72,7 +72,9 @@ class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, Trai
     seed: int | tuple[int, ...] = Field(
         default=0, description="one seed, or a list of seeds: one run each, and their spread"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which of several"
+    )
     resume: bool = Field(default=False, description="go on with an unfinished run in `output`")
 
     @field_validator("control")

@@ -88,8 +88,13 @@ def _joined(tokenizer: Any, segments: Sequence[str]) -> str:
 def choose_max_length(asked: int | None, tokenizer: Any, backbone: Any) -> int:
     """The most tokens of an example: as asked, or 128, or what the student can take if less.
 
-    Raises StudentSourceError if more is asked than the student can take."""
+    Raises StudentSourceError if more is asked than the student can take, or too few for text."""
     limit = token_limit(tokenizer, backbone)
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if asked is not None and asked < least:
+        raise StudentSourceError(
+            f"max_length {asked}: no text fits beside the special tokens; ask for at least {least}"
+        )
     if asked is not None and asked > limit:
         raise StudentSourceError(
             f"max_length {asked}: the student takes {limit} tokens at most; ask for fewer"

@@ -170,7 +170,7 @@ def _tensorboard(folder: Path) -> TensorBoardCallback:
 
 def _arguments(run: Run) -> TrainingArguments:
     settings = run.settings
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -197,6 +197,9 @@ def _arguments(run: Run) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
     )
+    # One process, one device: several visible ones would otherwise split every batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
