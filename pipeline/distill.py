@@ -33,7 +33,16 @@ from .distill_job import DistillJob
 from .model_card import model_card
 from .progress import CountProgress
 from .provenance import hardware, library_versions, now
-from .run_folder import METRICS, RUN, append_log, claim, read_metrics, trim_log, write_json
+from .run_folder import (
+    METRICS,
+    RUN,
+    append_log,
+    check_free,
+    claim,
+    read_metrics,
+    trim_log,
+    write_json,
+)
 from .student_data import StudentData, read_student_data
 
 Metrics = dict[str, Any]
@@ -41,6 +50,7 @@ Metrics = dict[str, Any]
 
 def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     """Train one student for each seed; returns what `OUTPUT/metrics.json` holds."""
+    check_free(job.output, resolved(job), job.resume)
     objective = _objective_class(job)
     data = read_student_data(job, objective)
     if len(job.seeds) == 1:

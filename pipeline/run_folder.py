@@ -23,6 +23,14 @@ _MAY_DIFFER = {"resume", "device", "output"}
 
 def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
     """Make `folder` the place of this job; raises OutputError if it is taken."""
+    check_free(folder, job, resume)
+    if not (folder / JOB).exists():
+        write_atomic(folder / JOB, [yaml.safe_dump(dict(job), sort_keys=False).encode()])
+
+
+def check_free(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
+    """Raise OutputError if `folder` is taken: by a finished run, by an unfinished one unless it is
+    of the same job and to be resumed, or by anything else."""
     if (folder / METRICS).exists():
         raise OutputError(f"output {folder}: holds a finished run; choose another folder")
     if (folder / JOB).exists():
@@ -32,10 +40,8 @@ def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
                 "another folder"
             )
         _check_same_job(folder, job)
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"output {folder}: is not an empty folder; choose another")
-    write_atomic(folder / JOB, [yaml.safe_dump(dict(job), sort_keys=False).encode()])
 
 
 def _check_same_job(folder: Path, job: Mapping[str, Any]) -> None:
