@@ -1,0 +1,105 @@
+"""The floors of the package: imports only go down, and nothing heavy is imported on the way in."""
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PRODUCT = ("cache_schemas", "stages", "pipeline")
+FILES = sorted(
+    [*ROOT.glob("*.py"), *(file for part in PRODUCT for file in (ROOT / part).rglob("*.py"))]
+)
+MAX_LINES = 300
+
+FLOORS = (
+    ("cache_schemas",),
+    ("stages.plugins", "stages.sources", "stages.pretrained", "stages.corpus", "stages.store"),
+    ("stages.precompute", "stages.distill"),
+    ("pipeline",),
+    ("cli", ""),
+)
+"""From the ground up; units of one floor do not know each other."""
+
+WITHOUT_TORCH = ("cache_schemas", "stages.corpus", "stages.store", "stages.plugins")
+LIGHT = {"typer", "json", "sys", "pathlib", "typing", "__future__"}
+
+
+def module_of(file: Path) -> str:
+    """Dotted name below `armada`; empty for the package itself."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(file: Path, tree: ast.AST) -> Iterator[str]:
+    """Absolute dotted names of all that is imported anywhere in `tree`."""
+    package = ["armada", *file.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            # A name may be a module of the package or something inside of it.
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def unit_of(module: str) -> tuple[int, str]:
+    """Floor and unit of a module of armada."""
+    for floor, units in enumerate(FLOORS):
+        for unit in units:
+            if module == unit or (unit and module.startswith(f"{unit}.")):
+                return floor, unit
+    raise AssertionError(f"{module}: on no floor; give it one in FLOORS")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_only_go_down(file: Path) -> None:
+    if module_of(file) == "stages":  # holds units of two floors
+        assert not list(imported(file, parsed(file)))
+        return
+    floor, unit = unit_of(module_of(file))
+    for name in imported(file, parsed(file)):
+        if name.startswith("armada."):
+            below, other = unit_of(name.removeprefix("armada."))
+            assert other == unit or below < floor, f"{unit or 'armada'} imports {name}"
+
+
+@pytest.mark.parametrize("unit", WITHOUT_TORCH)
+def test_these_never_import_torch(unit: str) -> None:
+    files = [file for file in FILES if f"{module_of(file)}.".startswith(f"{unit}.")]
+    assert files
+    for file in files:
+        roots = {name.partition(".")[0] for name in imported(file, parsed(file))}
+        assert not roots & {"torch", "transformers"}, file
+
+
+def test_the_command_line_imports_little_before_a_command_runs() -> None:
+    tree = parsed(ROOT / "cli.py")
+    top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+    names = set(imported(ROOT / "cli.py", top))
+    ours = {name for name in names if name.startswith("armada.")}
+    assert ours == {"armada.cache_schemas.errors.ArmadaError"}
+    assert {name.partition(".")[0] for name in names - ours} <= LIGHT
+
+
+def test_every_package_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = project["tool"]["setuptools"]["packages"]
+    folders = {file.parent for file in FILES if file.name == "__init__.py"}
+    found = {".".join(["armada", *folder.relative_to(ROOT).parts]) for folder in folders}
+    assert set(listed) == found
+    assert listed == sorted(listed)
+    # A module in a folder that is no package would not be installed either.
+    assert {file.parent for file in FILES} == folders
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_files_can_be_read_in_one_go(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
