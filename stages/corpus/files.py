@@ -83,7 +83,16 @@ def _read_file(source: str, text: Sequence[str]) -> pa.Table:
 
 
 def _read_json(file: BinaryIO, text: Sequence[str]) -> pa.Table:
-    return pyarrow.json.read_json(file, pyarrow.json.ReadOptions(block_size=BLOCK_BYTES))
+    options = pyarrow.json.ReadOptions(block_size=BLOCK_BYTES)
+    table = pyarrow.json.read_json(file, options)
+    # Texts stay texts, also where every one of them could be a date.
+    dates = [field for field in table.schema if pa.types.is_timestamp(field.type)]
+    strings = [pa.field(field.name, pa.string()) for field in dates if field.name in text]
+    if not strings:
+        return table
+    file.seek(0)
+    parse = pyarrow.json.ParseOptions(explicit_schema=pa.schema(strings))
+    return pyarrow.json.read_json(file, options, parse)
 
 
 def _read_csv(file: BinaryIO, text: Sequence[str], **parse: Any) -> pa.Table:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...cache_schemas.errors import StudentSourceError
-from .student import StudentSettings
+from .student import StudentSettings, check_kind
 
 POSITIONS = 512
 DEFAULT_LAYERS = 2
@@ -25,6 +25,10 @@ def make_config(settings: StudentSettings, tokenizer: Any) -> Any:
         config = AutoConfig.for_model(kind)
     except ValueError as cause:
         raise StudentSourceError(f"student scratch:{kind}: is no model type") from cause
+    if reason := check_kind(config):
+        raise StudentSourceError(f"student scratch:{kind}: {reason}")
+    if not hasattr(config, "vocab_size"):
+        raise StudentSourceError(f"student scratch:{kind}: a {kind} has no vocabulary of its own")
     sizes = {
         "hidden_size": width,
         "num_attention_heads": heads,

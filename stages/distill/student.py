@@ -80,6 +80,13 @@ class Student(nn.Module):
         return pooled_BD, self.head(pooled_BD)
 
 
+def check_kind(config: Any) -> str | None:
+    """Why a model of this configuration cannot be a student, or None."""
+    if config.is_encoder_decoder:
+        return f"a {config.model_type} is an encoder and a decoder; use one that is one of them"
+    return None
+
+
 def is_decoder(config: Any) -> bool:
     """Whether a model of this configuration is a causal language model and nothing else."""
     from transformers.models.auto.modeling_auto import (

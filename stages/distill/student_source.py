@@ -21,7 +21,14 @@ from ..pretrained import (
 )
 from ..sources import require_safetensors, resolve
 from .scratch import make_config, train_tokenizer
-from .student import Student, StudentSettings, check_pooling, choose_pooling, keep_layers
+from .student import (
+    Student,
+    StudentSettings,
+    check_kind,
+    check_pooling,
+    choose_pooling,
+    keep_layers,
+)
 
 SCRATCH = "scratch:"
 
@@ -86,21 +93,36 @@ def load_backbone(folder: Path) -> Any:
     require_safetensors(folder, StudentSourceError)
     try:
         with quiet_transformers():
-            return AutoModel.from_pretrained(
-                folder, config=config, dtype=torch.float32, use_safetensors=True, **LOCAL_ONLY
+            backbone, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **LOCAL_ONLY,
             )
     except LOAD_ERRORS as cause:
         raise StudentSourceError(f"student {folder}: {one_line(cause)}") from cause
+    _refuse_random(folder, report["missing_keys"])
+    return backbone
+
+
+def _refuse_random(folder: Path, missing: Iterable[str]) -> None:
+    # A pooler may be drawn: checkpoints of language models have none, and it is trained here.
+    lacking = sorted(name for name in missing if not name.startswith("pooler."))
+    if lacking:
+        raise StudentSourceError(
+            f"student {folder}: the weights lack {', '.join(lacking[:4])}"
+            f"{' and more' if len(lacking) > 4 else ''}, which would be random; use a whole "
+            "checkpoint, or student_from_scratch=true"
+        )
 
 
 def load_config(folder: Path) -> Any:
     """The configuration of a checkpoint folder; refuses encoder-decoders."""
     config = read_config(folder, StudentSourceError)
-    if config.is_encoder_decoder:
-        raise StudentSourceError(
-            f"student {folder}: a {config.model_type} is an encoder and a decoder; "
-            "use one that is one of them"
-        )
+    if reason := check_kind(config):
+        raise StudentSourceError(f"student {folder}: {reason}")
     return config
 
 

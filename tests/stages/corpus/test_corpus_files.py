@@ -232,3 +232,10 @@ def test_text_types_make_no_difference(tmp_path: Path) -> None:
     ):
         pq.write_table(pa.table({"a": pa.array(words, kind)}), tmp_path / "a.parquet")
         assert texts(read_corpus([str(tmp_path / "a.parquet")], ["a"])) == [("x",), ("y",), ("x",)]
+
+
+def test_json_texts_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
+    file = tmp_path / "dates.jsonl"
+    file.write_text('{"text": "2020-01-02"}\n{"text": "2021-03-04"}\n')
+    corpus = read_corpus([str(file)], ["text"])
+    assert corpus.segments[0].to_pylist() == ["2020-01-02", "2021-03-04"]
