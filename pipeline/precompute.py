@@ -32,27 +32,12 @@ PROBE_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job would do."""
+    """What a job is about: its examples, their keys, and whose answers are wanted."""
 
     corpus: Corpus
     keys: KeyArray
-    pending: npt.NDArray[np.int64]
-    manifest: TeacherManifest
     unique: int
-
-    @property
-    def shards(self) -> int:
-        """How many shards the pending rows make."""
-        return -(-len(self.pending) // self.manifest.rows_per_shard)
-
-    @property
-    def new_bytes(self) -> int:
-        """How many bytes of features they take."""
-        size = self.manifest.rows_per_shard
-        sizes = [min(size, len(self.pending) - i) for i in range(0, len(self.pending), size)]
-        return sum(
-            shard_bytes(rows, spec, size) for rows in sizes for spec in self.manifest.spec.features
-        )
+    manifest: TeacherManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +77,40 @@ def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
 
 
 def dry_run(job: PrecomputeJob) -> DryRun:
-    """What `run_precompute` would do; asks the teacher about one probe batch, writes nothing."""
-    from ..stages.precompute.precompute import make_examples, probe
-
+    """What `run_precompute` would do; asks the teacher about a probe batch, writes nothing."""
     teacher = make_teacher(job)
     plan = _plan(job, teacher)
-    seconds = 0.0
-    if len(plan.pending):
-        size = min(job.batch_size or teacher.default_batch_size, PROBE_ROWS)
-        teacher.load()
-        seconds = probe(teacher, make_examples(plan.corpus, plan.keys, plan.pending[:size]))
+    folder = teacher_folder(job.cache, plan.manifest.fingerprint)
+    todo = pending(folder, read_commits(folder), plan.keys)
     return DryRun(
         fingerprint=plan.manifest.fingerprint,
         rows=len(plan.corpus),
         unique=plan.unique,
-        already_cached=plan.unique - len(plan.pending),
-        shards=plan.shards,
-        bytes=plan.new_bytes,
+        already_cached=plan.unique - len(todo),
+        shards=-(-len(todo) // plan.manifest.rows_per_shard),
+        bytes=_feature_bytes(len(todo), plan.manifest),
         skipped=plan.corpus.skipped,
-        expected_seconds=seconds * len(plan.pending),
+        expected_seconds=_probe(job, plan, teacher, todo) if len(todo) else 0.0,
     )
+
+
+def _feature_bytes(rows: int, manifest: TeacherManifest) -> int:
+    """How many bytes of features so many new rows take."""
+    size = manifest.rows_per_shard
+    shards = [min(size, rows - start) for start in range(0, rows, size)]
+    return sum(shard_bytes(n, spec, size) for n in shards for spec in manifest.spec.features)
+
+
+def _probe(
+    job: PrecomputeJob, plan: Plan, teacher: "Teacher", todo: npt.NDArray[np.int64]
+) -> float:
+    """Expected seconds for all of `todo`, from one batch spread evenly over it."""
+    from ..stages.precompute.precompute import make_examples, probe
+
+    size = min(job.batch_size or teacher.default_batch_size, PROBE_ROWS, len(todo))
+    sample = todo[np.linspace(0, len(todo) - 1, size).astype(np.int64)]
+    teacher.load()
+    return probe(teacher, make_examples(plan.corpus, plan.keys, sample)) * len(todo)
 
 
 def _plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
@@ -130,14 +129,7 @@ def _plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
         limit=job.limit,
     )
     keys = corpus.keys()
-    folder = teacher_folder(job.cache, manifest.fingerprint)
-    return Plan(
-        corpus=corpus,
-        keys=keys,
-        pending=pending(folder, read_commits(folder), keys),
-        manifest=manifest,
-        unique=len(first_occurrences(keys)),
-    )
+    return Plan(corpus, keys, len(first_occurrences(keys)), manifest)
 
 
 def _ask(
