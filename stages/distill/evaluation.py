@@ -49,7 +49,7 @@ def _classification(
     metrics = {
         "accuracy": accuracy_score(labels, predicted),
         "macro_f1": f1_score(labels, predicted, labels=classes, average="macro", zero_division=0),
-        "matthews": matthews_corrcoef(labels, predicted),
+        "matthews": 0 if _constant(predicted, labels) else matthews_corrcoef(labels, predicted),
     }
     if space.num_labels == 2:
         metrics["f1"] = f1_score(labels, predicted, zero_division=0)
@@ -59,12 +59,16 @@ def _classification(
 def _regression(predicted: Outputs, labels: Outputs) -> dict[str, float]:
     from scipy.stats import pearsonr, spearmanr
 
-    constant = np.ptp(predicted) == 0 or np.ptp(labels) == 0
+    constant = _constant(predicted, labels)
     return {
         "pearson": 0.0 if constant else float(pearsonr(predicted, labels).statistic),
         "spearman": 0.0 if constant else float(spearmanr(predicted, labels).statistic),
         "mse": float(np.square(predicted - labels).mean()),
     }
+
+
+def _constant(predicted: Outputs, labels: Outputs) -> bool:
+    return bool(np.ptp(predicted) == 0 or np.ptp(labels) == 0)
 
 
 def better(metric: str, new: float, old: float | None) -> bool:

@@ -48,39 +48,53 @@ class Tokens:
 
 def encode(tokenizer: Any, examples: Sequence[tuple[str, ...]], max_length: int) -> Tokens:
     """Encode examples to at most `max_length` tokens each; counts those that were longer."""
-    columns: dict[str, list[list[int]]] = {}
+    parts, lengths, truncated = [], [0], 0
     for start in range(0, len(examples), _ENCODE_ROWS):
-        encoded = _encode(tokenizer, examples[start : start + _ENCODE_ROWS], max_length)
-        for name, rows in encoded.items():
-            columns.setdefault(name, []).extend(rows)
-    counted = columns.pop("truncated")
-    lengths = [len(row) for row in columns["input_ids"]]
+        rows, cut = _encode(tokenizer, examples[start : start + _ENCODE_ROWS], max_length)
+        parts.append({name: np.concatenate(column) for name, column in rows.items()})
+        lengths.extend(len(ids) for ids in rows["input_ids"])
+        truncated += cut
     return Tokens(
-        values={
-            name: np.fromiter((number for row in rows for number in row), dtype=np.int32)
-            for name, rows in columns.items()
-        },
-        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        values={name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
+        offsets=np.cumsum(lengths, dtype=np.int64),
         pads={"input_ids": tokenizer.pad_token_id, "token_type_ids": 0},
-        truncated=sum(row[0] for row in counted),
+        truncated=truncated,
     )
 
 
 def _encode(
     tokenizer: Any, examples: Sequence[tuple[str, ...]], max_length: int
+) -> tuple[dict[str, list[npt.NDArray[np.int32]]], int]:
+    """Name -> one array an example, and how many examples were cut."""
+    asked = [(segments[0], _joined(tokenizer, segments[1:])) for segments in examples]
+    whole = _tokenize(tokenizer, asked)
+    long = [place for place, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
+    if long:
+        # The tokenizer cuts, not we: it keeps the special tokens and shortens the longer segment.
+        chosen = [asked[place] for place in long]
+        for name, rows in _tokenize(
+            tokenizer, chosen, truncation=True, max_length=max_length
+        ).items():
+            for place, row in zip(long, rows, strict=True):
+                whole[name][place] = row
+    columns = {
+        name: [np.asarray(row, dtype=np.int32) for row in rows] for name, rows in whole.items()
+    }
+    return columns, len(long)
+
+
+def _tokenize(
+    tokenizer: Any, asked: Sequence[tuple[str, str | None]], **cut: Any
 ) -> dict[str, list[list[int]]]:
-    first = [segments[0] for segments in examples]
-    pair = [_joined(tokenizer, segments[1:]) for segments in examples]
-    texts = (first,) if len(examples[0]) == 1 else (first, pair)
-    longest = tokenizer(*texts, add_special_tokens=True, truncation=False, verbose=False)
-    cut = tokenizer(*texts, add_special_tokens=True, truncation=True, max_length=max_length)
-    names = [name for name in ("input_ids", "token_type_ids") if name in cut]
-    columns: dict[str, list[list[int]]] = {name: cut[name] for name in names}
-    columns["truncated"] = [[int(len(ids) > max_length)] for ids in longest["input_ids"]]
-    return columns
+    first, second = zip(*asked, strict=True)
+    pairs = None if second[0] is None else list(second)
+    encoded = tokenizer(list(first), pairs, add_special_tokens=True, verbose=False, **cut)
+    return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
 
 
-def _joined(tokenizer: Any, segments: Sequence[str]) -> str:
+def _joined(tokenizer: Any, segments: Sequence[str]) -> str | None:
+    if not segments:
+        return None
     separator = tokenizer.sep_token
     return (f" {separator} " if separator else "\n").join(segments)
 
