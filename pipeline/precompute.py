@@ -17,7 +17,7 @@ from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
 from ..stages.store.dense import shard_bytes
-from ..stages.store.reader import read_commits
+from ..stages.store.manifests import read_commits
 from ..stages.store.writer import CacheWriter, check_teacher, pending
 from .device import choose_device
 from .precompute_job import PrecomputeJob, make_teacher
@@ -81,7 +81,7 @@ def dry_run(job: PrecomputeJob) -> DryRun:
     teacher = make_teacher(job)
     plan = _plan(job, teacher)
     folder = teacher_folder(job.cache, plan.manifest.fingerprint)
-    todo = pending(folder, read_commits(folder), plan.keys)
+    todo = pending(folder, read_commits(job.cache, plan.manifest), plan.keys)
     return DryRun(
         fingerprint=plan.manifest.fingerprint,
         rows=len(plan.corpus),

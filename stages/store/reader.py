@@ -18,22 +18,11 @@ import pyarrow as pa
 from ...cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
-from ...cache_schemas.layout import (
-    CACHE_MANIFEST,
-    ROWS_TABLE,
-    TEACHER_MANIFEST,
-    table_file,
-    teacher_folder,
-)
-from ...cache_schemas.manifest import (
-    CommitRecord,
-    RunRecord,
-    TeacherManifest,
-    check_cache_manifest,
-    parse_document,
-)
+from ...cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
+from ...cache_schemas.manifest import RunRecord, TeacherManifest, parse_document
 from .feature_array import FeatureArray
 from .index import KeyIndex, Rows
+from .manifests import list_teachers, read_commits
 from .tables import read_keys, read_table
 
 Example = str | bytes | Sequence[str]
@@ -50,23 +39,6 @@ def open_cache(path: str | Path, teacher: str | None = None) -> "Cache":
     return Cache(path, _choose(path, list_teachers(path), teacher))
 
 
-def list_teachers(path: Path) -> list[TeacherManifest]:
-    """The teachers of a cache, sorted by fingerprint."""
-    check_cache(path)
-    return [
-        parse_document(TeacherManifest, file.read_bytes(), file)
-        for file in sorted(path.glob(f"teachers/*/{TEACHER_MANIFEST}"))
-    ]
-
-
-def check_cache(path: Path) -> None:
-    """Refuse what is not a cache of this format version."""
-    manifest = path / CACHE_MANIFEST
-    if not manifest.is_file():
-        raise CacheError(f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache")
-    check_cache_manifest(manifest.read_bytes(), manifest)
-
-
 def _choose(path: Path, teachers: list[TeacherManifest], prefix: str | None) -> TeacherManifest:
     known = ", ".join(f"{t.fingerprint[:12]} ({t.spec.kind}:{t.spec.name})" for t in teachers)
     matches = [t for t in teachers if t.fingerprint.startswith(prefix or "")]
@@ -80,14 +52,6 @@ def _choose(path: Path, teachers: list[TeacherManifest], prefix: str | None) -> 
     raise CacheError(f"teacher {prefix!r}: {problem}; it holds {known}")
 
 
-def read_commits(folder: Path) -> list[CommitRecord]:
-    """The commit records of one teacher, in shard order."""
-    return [
-        parse_document(CommitRecord, file.read_bytes(), file)
-        for file in sorted(folder.glob("commits/*.json"))
-    ]
-
-
 class Cache:
     """The committed answers of one teacher. Cheap to open; shards are mapped when touched."""
 
@@ -95,7 +59,7 @@ class Cache:
         self.path = path
         self.teacher = teacher
         self.folder = teacher_folder(path, teacher.fingerprint)
-        self.commits = read_commits(self.folder)
+        self.commits = read_commits(path, teacher)
 
     def __len__(self) -> int:
         return sum(commit.rows for commit in self.commits)

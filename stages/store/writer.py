@@ -36,7 +36,7 @@ from ...cache_schemas.teachers import TeacherSpec, differences
 from .atomic import write_atomic
 from .dense import array_metadata, group_metadata, same_layout, shard_parts
 from .index import KeyIndex
-from .reader import list_teachers, read_commits
+from .manifests import list_teachers, read_commits
 from .tables import read_keys, rows_table, table_bytes
 
 
@@ -86,7 +86,7 @@ class CacheWriter:
         _create(path, self.folder, manifest)
         self._lock = _lock(self.folder)
         try:
-            self.commits = read_commits(self.folder)
+            self.commits = read_commits(path, manifest)
             self._refuse_foreign_layout()
             self._discard_uncommitted()
             self._write_zarr_metadata()

@@ -1,5 +1,6 @@
 """A damaged cache is refused, and the file is named; it never answers with other numbers."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,3 +109,23 @@ def test_a_later_format_is_refused_before_anything_else(folder: Path) -> None:
     (folder / "teacher.json").write_text("something new")
     with pytest.raises(CacheVersionError, match="format_version 2; this armada reads version 1"):
         open_cache(folder.parent.parent)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("shard", 7), ("rows", 129), ("features", {})],
+    ids=["another shard", "more rows than a shard has", "no features"],
+)
+def test_a_commit_record_that_does_not_fit_is_named(
+    folder: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    file = folder / "commits" / "000001.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(DamagedCacheError, match=r"commits/000001\.json"):
+        open_cache(tmp_path / "cache")
+
+
+def test_a_teacher_in_the_folder_of_another_is_named(folder: Path, tmp_path: Path) -> None:
+    folder.rename(folder.with_name("0" * 32))
+    with pytest.raises(DamagedCacheError, match="its folder is named otherwise"):
+        open_cache(tmp_path / "cache")

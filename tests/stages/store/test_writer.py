@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from armada.cache_schemas.errors import CacheError, OutputError, TeacherMismatchError
 from armada.cache_schemas.manifest import RunRecord, TeacherManifest
-from armada.stages.store.reader import list_teachers, open_cache
+from armada.stages.store.manifests import list_teachers
+from armada.stages.store.reader import open_cache
 from armada.stages.store.writer import CacheWriter, check_teacher
 from small_caches import (
     answer,

@@ -1,0 +1,56 @@
+"""The documents of a cache, read from disk and checked against each other and their places."""
+
+from pathlib import Path
+
+from ...cache_schemas.errors import CacheError, DamagedCacheError
+from ...cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST, commit_file, teacher_folder
+from ...cache_schemas.manifest import (
+    CommitRecord,
+    TeacherManifest,
+    check_cache_manifest,
+    parse_document,
+)
+
+
+def check_cache(path: Path) -> None:
+    """Refuse what is not a cache of this format version."""
+    manifest = path / CACHE_MANIFEST
+    if not manifest.is_file():
+        raise CacheError(f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache")
+    check_cache_manifest(manifest.read_bytes(), manifest)
+
+
+def list_teachers(path: Path) -> list[TeacherManifest]:
+    """The teachers of a cache, sorted by fingerprint."""
+    check_cache(path)
+    return [_read_teacher(file) for file in sorted(path.glob(f"teachers/*/{TEACHER_MANIFEST}"))]
+
+
+def _read_teacher(file: Path) -> TeacherManifest:
+    teacher = parse_document(TeacherManifest, file.read_bytes(), file)
+    if teacher.fingerprint != file.parent.name:
+        raise DamagedCacheError(
+            f"{file}: is of teacher {teacher.fingerprint}; its folder is named otherwise"
+        )
+    return teacher
+
+
+def read_commits(path: Path, teacher: TeacherManifest) -> list[CommitRecord]:
+    """The commit records of one teacher of the cache at `path`, in shard order."""
+    folder = teacher_folder(path, teacher.fingerprint)
+    return [_read_commit(folder, file, teacher) for file in sorted(folder.glob("commits/*.json"))]
+
+
+def _read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRecord:
+    record = parse_document(CommitRecord, file.read_bytes(), file)
+    names = {feature.name for feature in teacher.spec.features}
+    if (
+        file != commit_file(folder, record.shard)
+        or record.rows > teacher.rows_per_shard
+        or record.features.keys() != names
+    ):
+        raise DamagedCacheError(
+            f"{file}: shard {record.shard} of {record.rows} rows and features "
+            f"{', '.join(record.features)} fits neither its name nor the teacher; recompute it"
+        )
+    return record
