@@ -26,6 +26,7 @@ JobFile = Annotated[Path | None, typer.Argument(help="YAML file of job keys", sh
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="job key, KEY=VALUE; may be repeated")
 ]
+Keys = Annotated[bool, typer.Option("--keys", help="list all job keys and what they mean")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 CacheFolder = Annotated[Path, typer.Argument(help="folder of the cache")]
@@ -47,15 +48,21 @@ def precompute(
     cache: Annotated[Path | None, typer.Option(help="folder of the cache")] = None,
     settings: Settings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it would do")] = False,
+    keys: Keys = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a teacher once about every text of a corpus and keep its answers in a cache."""
+    """Ask a teacher once about every text of a corpus and keep its answers in a cache.
+
+    --keys lists all job keys; with --teacher KIND, the options of that kind too."""
     from .pipeline import precompute as stage
     from .pipeline.jobs import collect_keys
-    from .pipeline.precompute_job import make_precompute_job
-    from .pipeline.show import show_dry_run, show_precompute
+    from .pipeline.precompute_job import PrecomputeJob, make_precompute_job, teacher_options
+    from .pipeline.show import show_dry_run, show_keys, show_precompute
 
+    if keys:
+        show_keys(PrecomputeJob, *([teacher_options(teacher)] if teacher else []))
+        return
     options = {
         "corpus": corpus,
         "text_column": text_column,
@@ -89,6 +96,7 @@ def distill(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")] = False,
     settings: Settings = None,
+    keys: Keys = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -96,8 +104,11 @@ def distill(
     from .pipeline.distill import run_distill
     from .pipeline.distill_job import DistillJob
     from .pipeline.jobs import collect_keys, make
-    from .pipeline.show import show_distill
+    from .pipeline.show import show_distill, show_keys
 
+    if keys:
+        show_keys(DistillJob)
+        return
     options = {
         "train": train,
         "validation": validation,
@@ -181,3 +192,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if "--debug" in given:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(ArmadaError.exit_code)

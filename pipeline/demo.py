@@ -16,7 +16,7 @@ from .distill_job import DistillJob
 from .jobs import make
 from .precompute import run_precompute
 from .precompute_job import make_precompute_job
-from .run_folder import write_json
+from .run_folder import spread, write_json
 
 STUDENTS = {"undistilled": "undistilled", "distilled": "none", "shuffled": "shuffled"}
 SEEDS = (0, 1, 2)
@@ -92,5 +92,7 @@ def _train_students(
         "seed": seeds,
         "output": str(output / "students" / name),
     }
-    metrics = run_distill(make(DistillJob, keys), quiet=True)
-    return dict(metrics["validation"]["accuracy"])
+    accuracy = run_distill(make(DistillJob, keys), quiet=True)["validation"]["accuracy"]
+    if len(seeds) == 1:
+        return spread([accuracy])
+    return dict(accuracy)

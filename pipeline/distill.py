@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from transformers import set_seed
 
+from ..cache_schemas.errors import InputError, JobError
 from ..stages.corpus.labels import count_missing
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.best import BEST
@@ -34,12 +34,14 @@ from .model_card import model_card
 from .progress import CountProgress
 from .provenance import hardware, library_versions, now
 from .run_folder import (
+    JOB,
     METRICS,
     RUN,
     append_log,
     check_free,
     claim,
     read_metrics,
+    spread,
     trim_log,
     write_json,
 )
@@ -50,19 +52,33 @@ Metrics = dict[str, Any]
 
 def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     """Train one student for each seed; returns what `OUTPUT/metrics.json` holds."""
+    finished = read_metrics(job.output) if job.resume else None
     check_free(job.output, resolved(job), job.resume)
+    if finished is not None:
+        return finished
     objective = _objective_class(job)
     data = read_student_data(job, objective)
     if len(job.seeds) == 1:
         return _SeedRun(job, job.output, job.seeds[0], data, objective, quiet).run()
-    claim(job.output, resolved(job), job.resume)
-    runs = [
-        _SeedRun(job, job.output / f"seed-{seed}", seed, data, objective, quiet).run()
-        for seed in job.seeds
-    ]
-    summary = summarise(runs)
+    summary = summarise(_run_seeds(job, data, objective, quiet))
     write_json(job.output / METRICS, summary)
     return summary
+
+
+def _run_seeds(
+    job: DistillJob, data: StudentData, objective: type[Objective], quiet: bool
+) -> list[Metrics]:
+    claim(job.output, resolved(job), job.resume)
+    try:
+        return [
+            _SeedRun(job, job.output / f"seed-{seed}", seed, data, objective, quiet).run()
+            for seed in job.seeds
+        ]
+    except InputError:
+        # Refused before its first seed began: the folder is free for the mended job.
+        if not any(job.output.glob("seed-*")):
+            (job.output / JOB).unlink()
+        raise
 
 
 def resolved(job: DistillJob) -> dict[str, Any]:
@@ -73,21 +89,26 @@ def resolved(job: DistillJob) -> dict[str, Any]:
 def summarise(runs: list[Metrics]) -> Metrics:
     """Mean and standard deviation of the validation metrics of runs with different seeds."""
     first = runs[0]
-    values = {name: [run["validation"][name] for run in runs] for name in first["validation"] or {}}
     return {
         "seeds": [run["seed"] for run in runs],
         "objective": first["objective"],
         "control": first["control"],
         "metric": first["metric"],
+        "truncated_examples": first["truncated_examples"],
+        "skipped_rows": first["skipped_rows"],
         "validation": {
-            name: {"mean": mean(numbers), "std": stdev(numbers), "runs": numbers}
-            for name, numbers in values.items()
+            name: spread([run["validation"][name] for run in runs])
+            for name in first["validation"] or {}
         },
     }
 
 
 def _objective_class(job: DistillJob) -> type[Objective]:
     chosen: type[Objective] = OBJECTIVES.load(job.objective if job.distilled else "undistilled")
+    if job.parsed_control.name == "random-aligner" and not chosen.has_aligner:
+        raise JobError(
+            f"control random-aligner: objective {job.objective!r} has no aligner; choose another"
+        )
     return chosen
 
 

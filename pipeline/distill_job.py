@@ -1,7 +1,7 @@
 """The keys of a `distill` job."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,9 @@ from ..stages.distill.objectives.base import ObjectiveSettings
 from ..stages.distill.student import StudentSettings
 from ..stages.distill.training import TrainingSettings
 from .jobs import Job
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 
 class CorpusKeys(Job):
@@ -69,7 +72,7 @@ class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, Trai
         default="none",
         description="none, undistilled, random-aligner, shuffled or noise=SIGMA",
     )
-    seed: int | tuple[int, ...] = Field(
+    seed: Seed | Seeds = Field(
         default=0, description="one seed, or a list of seeds: one run each, and their spread"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -81,6 +84,13 @@ class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, Trai
     @classmethod
     def _known_control(cls, value: str) -> str:
         parse_control(value)
+        return value
+
+    @field_validator("seed")
+    @classmethod
+    def _no_seed_twice(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError("one seed comes twice")
         return value
 
     @model_validator(mode="after")
@@ -97,7 +107,7 @@ class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, Trai
     @property
     def distilled(self) -> bool:
         """Whether a teacher's features are read."""
-        return self.parsed_control.name != "undistilled"
+        return "undistilled" not in (self.parsed_control.name, self.objective)
 
     @property
     def seeds(self) -> tuple[int, ...]:

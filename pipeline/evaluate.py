@@ -12,6 +12,7 @@ from ..stages.distill.export import StudentCard, load_saved_student
 from .device import choose_device
 from .distill_job import CorpusKeys
 from .jobs import Job, make
+from .run_folder import spread
 from .student_data import read_labelled
 
 
@@ -48,10 +49,19 @@ class EvaluateJob(Job):
 
 
 def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
-    """Metrics of a finished student on a corpus."""
-    student, tokenizer, card = load_saved_student(job.student)
+    """Metrics of a finished student on a corpus; of each seed's, where a run had several."""
+    folders = sorted(job.student.glob("seed-*/student"), key=lambda folder: folder.parent.name)
+    if not folders:
+        return _evaluate(job, job.student)
+    runs = [_evaluate(job, folder) for folder in folders]
+    metrics = {name: spread([run["metrics"][name] for run in runs]) for name in runs[0]["metrics"]}
+    return runs[0] | {"metrics": metrics}
+
+
+def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
+    student, tokenizer, card = load_saved_student(folder)
     if card.space.task == "none":
-        raise JobError(f"student {job.student}: was trained without labels; it predicts none")
+        raise JobError(f"student {folder}: was trained without labels; it predicts none")
     labelled = read_labelled(job.corpus_keys(card), job.corpus, card.space)
     dataset = labelled.dataset(tokenizer, card.max_length, None)
     missing = count_missing(labelled.labels)

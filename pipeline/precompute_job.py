@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.manifest import RowsPerShard
@@ -64,6 +64,14 @@ def make_precompute_job(keys: Mapping[str, Any]) -> PrecomputeJob:
     # What is no mapping is left for the job to refuse.
     job_keys["options"] = {**options, **extra} if isinstance(options, Mapping) else options
     return make(PrecomputeJob, job_keys)
+
+
+def teacher_options(teacher: str) -> type[BaseModel]:
+    """The options of a kind of teacher; `teacher` is KIND or KIND:SOURCE."""
+    from ..stages.precompute.teachers import TEACHERS
+
+    options: type[BaseModel] = TEACHERS.load(teacher.partition(":")[0]).Options
+    return options
 
 
 def make_teacher(job: PrecomputeJob) -> "Teacher":

@@ -7,6 +7,7 @@ whether a run is finished, unfinished or of another job, and nothing is ever ove
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -31,7 +32,7 @@ def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
 def check_free(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
     """Raise OutputError if `folder` is taken: by a finished run, by an unfinished one unless it is
     of the same job and to be resumed, or by anything else."""
-    if (folder / METRICS).exists():
+    if (folder / METRICS).exists() and not resume:
         raise OutputError(f"output {folder}: holds a finished run; choose another folder")
     if (folder / JOB).exists():
         if not resume:
@@ -66,6 +67,15 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     """The figures of a finished run, None if it is not."""
     file = folder / METRICS
     return dict(json.loads(file.read_bytes())) if file.is_file() else None
+
+
+def spread(numbers: list[float]) -> dict[str, Any]:
+    """Mean, standard deviation (of a sample) and the single figures of runs with other seeds."""
+    return {
+        "mean": mean(numbers),
+        "std": stdev(numbers) if len(numbers) > 1 else 0.0,
+        "runs": numbers,
+    }
 
 
 def append_log(folder: Path, row: Mapping[str, Any]) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .cache_report import TeacherSummary
@@ -23,6 +26,18 @@ def show_json(value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     return dataclasses.asdict(value)
+
+
+def show_keys(*models: type[BaseModel]) -> None:
+    """Every key of some models: its default and what it means."""
+    for model in models:
+        for name, field in model.model_fields.items():
+            default = "required" if field.is_required() else repr(_default(field))
+            print(f"{name:24} {default:16} {field.description or ''}".rstrip())
+
+
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True, validated_data={})
 
 
 def show_precompute(report: PrecomputeReport, as_json: bool) -> None:
@@ -61,13 +76,12 @@ def show_distill(metrics: dict[str, Any], output: Path, as_json: bool) -> None:
     """The figures of a run, or the mean and spread of several."""
     warn_skipped(metrics.get("skipped_rows", []))
     if metrics.get("truncated_examples"):
-        warn(f"{metrics['truncated_examples']} training texts were longer and were truncated")
+        warn(f"{metrics['truncated_examples']} training texts were cut at max_length")
     if as_json:
         show_json(metrics)
         return
     for name, value in (metrics["validation"] or {}).items():
-        figure = value if isinstance(value, float) else f"{value['mean']:.4f} ± {value['std']:.4f}"
-        print(f"{name:12} {figure:.4f}" if isinstance(figure, float) else f"{name:12} {figure}")
+        print(f"{name:12} {_figure(value)}")
     print(f"written to {output}")
 
 
@@ -75,13 +89,19 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     """The metrics of a student on a corpus."""
     warn_skipped(result["skipped_rows"])
     if result["truncated_examples"]:
-        warn(f"{result['truncated_examples']} texts were longer and were truncated")
+        warn(f"{result['truncated_examples']} texts were cut at the student's max_length")
     if as_json:
         show_json(result)
         return
     print(f"{result['examples']} examples, {result['unlabelled_examples']} without a label")
     for name, value in result["metrics"].items():
-        print(f"{name:12} {value:.4f}")
+        print(f"{name:12} {_figure(value)}")
+
+
+def _figure(value: float | dict[str, float]) -> str:
+    if isinstance(value, dict):
+        return f"{value['mean']:.4f} ± {value['std']:.4f}"
+    return f"{value:.4f}"
 
 
 def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:
@@ -94,9 +114,9 @@ def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:
         features = ", ".join(f"{name} {kind}" for name, kind in teacher.features.items())
         table.add_row(
             teacher.fingerprint[:12],
-            teacher.kind,
-            teacher.name,
-            features,
+            escape(teacher.kind),
+            escape(teacher.name),
+            escape(features),
             str(teacher.rows),
             str(teacher.shards),
             size(teacher.bytes),

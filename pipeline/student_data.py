@@ -6,10 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from ..cache_schemas.errors import JobError, MissingFeatureError, MissingKeysError
+from ..cache_schemas.errors import CorpusError, JobError, MissingFeatureError, MissingKeysError
 from ..cache_schemas.features import FeatureSpec
 from ..stages.corpus.corpus import Corpus, read_corpus
-from ..stages.corpus.labels import NO_LABELS, LabelSpace, LabelValues, label_space, label_values
+from ..stages.corpus.labels import (
+    NO_LABELS,
+    LabelSpace,
+    LabelValues,
+    count_missing,
+    label_space,
+    label_values,
+)
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.controls import Control, Gather, controlled
 from ..stages.distill.evaluation import metric_names
@@ -31,9 +38,15 @@ class LabelledCorpus:
     labels: LabelValues
     cache_rows: Rows | None = None
 
-    def joined(self, cache: Cache) -> "LabelledCorpus":
-        """The same with the cache row of every example."""
-        return LabelledCorpus(self.corpus, self.labels, _cache_rows(cache, self.corpus))
+    def joined(self, cache: Cache, skip_missing: bool) -> "LabelledCorpus":
+        """The same with the cache row of every example; those that have none are left out and
+        listed, or raise MissingKeysError."""
+        rows = cache.find(self.corpus.keys())
+        missing = np.flatnonzero(rows < 0)
+        if len(missing) and (len(missing) == len(rows) or not skip_missing):
+            raise _missing_keys(cache, self.corpus, missing)
+        corpus = self.corpus.without(missing, "not in the cache") if len(missing) else self.corpus
+        return LabelledCorpus(corpus, self.labels[rows >= 0], rows[rows >= 0])
 
     def texts(self) -> Iterator[str]:
         """All segments, for a vocabulary."""
@@ -77,6 +90,8 @@ def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentDat
     space = _label_space(job, corpus, objective)
     train = LabelledCorpus(corpus, label_values(corpus, space))
     validation = read_labelled(job, job.validation, space) if job.validation else None
+    _require_labels(space, train, "learn")
+    _require_labels(space, validation, "validate by")
     metric = _choose_metric(job, space)
     if not objective.needs_feature or job.cache is None:
         return StudentData(train, validation, space, metric, None, None)
@@ -84,9 +99,9 @@ def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentDat
     feature = cache[_choose_feature(job, cache, objective)]
     if objective.reads_logits:
         _check_class_names(space, feature.spec)
-    train = train.joined(cache)
+    train = train.joined(cache, job.skip_bad_rows)
     if validation is not None and space.task == "none":
-        validation = validation.joined(cache)
+        validation = validation.joined(cache, job.skip_bad_rows)
     return StudentData(train, validation, space, metric, cache, feature)
 
 
@@ -96,6 +111,14 @@ def _label_space(job: DistillJob, corpus: Corpus, objective: type[Objective]) ->
     if objective.needs_labels:
         raise JobError("job key 'label_column' is missing; only objective=feature needs none")
     return NO_LABELS
+
+
+def _require_labels(space: LabelSpace, labelled: LabelledCorpus | None, purpose: str) -> None:
+    if labelled is None or space.task == "none":
+        return
+    if count_missing(labelled.labels) == len(labelled.labels):
+        source = labelled.corpus.sources[0]
+        raise CorpusError(f"corpus {source}: no row has a label; nothing to {purpose}")
 
 
 def read_labelled(keys: CorpusKeys, sources: tuple[str, ...], space: LabelSpace) -> LabelledCorpus:
@@ -143,15 +166,11 @@ def _check_class_names(space: LabelSpace, feature: FeatureSpec) -> None:
         )
 
 
-def _cache_rows(cache: Cache, corpus: Corpus) -> Rows:
-    rows = cache.find(corpus.keys())
-    missing = np.flatnonzero(rows < 0)
-    if len(missing):
-        first = "; ".join(corpus.where(int(row)) for row in missing[:SHOWN_MISSING])
-        raise MissingKeysError(
-            f"{len(missing)} of {len(rows)} rows are not in the cache of teacher "
-            f"{cache.teacher.fingerprint[:12]}; run `armada precompute` on them with the same "
-            f"text columns. First: {first}",
-            missing.tolist(),
-        )
-    return rows
+def _missing_keys(cache: Cache, corpus: Corpus, missing: Rows) -> MissingKeysError:
+    first = "; ".join(corpus.where(int(row)) for row in missing[:SHOWN_MISSING])
+    return MissingKeysError(
+        f"{len(missing)} of {len(corpus)} rows are not in the cache of teacher "
+        f"{cache.teacher.fingerprint[:12]}; run `armada precompute` on them with the same text "
+        f"columns, or leave such rows out with skip_bad_rows=true. First: {first}",
+        missing.tolist(),
+    )

@@ -57,14 +57,28 @@ class Corpus:
         place = f"{self.sources[self.source_of_row[row]]} row {self.number_of_row[row] + 1}"
         return place if self.ids is None else f"{place} (id {self.ids[row].as_py()!r})"
 
+    def without(self, rows: npt.NDArray[np.int64], problem: str) -> "Corpus":
+        """The same without some rows, each listed with what is wrong with it."""
+        keep = np.setdiff1d(np.arange(len(self)), rows)
+        kept = pa.array(keep)
+        return Corpus(
+            sources=self.sources,
+            segments=tuple(column.take(kept) for column in self.segments),
+            ids=None if self.ids is None else self.ids.take(kept),
+            labels=None if self.labels is None else self.labels.take(kept),
+            source_of_row=self.source_of_row[keep],
+            number_of_row=self.number_of_row[keep],
+            skipped=(*self.skipped, *(f"{self.where(row)}: {problem}" for row in rows.tolist())),
+        )
+
     def rows_of_source(self, source: int) -> int:
         """How many rows came from one source."""
         return int((self.source_of_row == source).sum())
 
 
 def corpus_name(source: str) -> str:
-    """Last two parts of a path: enough to recognise a corpus, no folder of this machine."""
-    return "/".join(PurePosixPath(source.rstrip("/")).parts[-2:])
+    """Name of a file or folder, without its path: that is nobody else's business."""
+    return PurePosixPath(source.rstrip("/")).name
 
 
 def read_corpus(

@@ -65,7 +65,8 @@ def _require_columns(source: str, table: pa.Table, wanted: Sequence[str]) -> Non
 
 def _read_file(source: str, text: Sequence[str]) -> pa.Table:
     readers: dict[str, Callable[[BinaryIO, Sequence[str]], pa.Table]] = {
-        ".parquet": lambda file, _: pq.read_table(file),
+        # Not `read_table`: its threads can abort a process that ends soon after (pyarrow 26).
+        ".parquet": lambda file, _: pq.ParquetFile(file).read(),
         ".jsonl": _read_json,
         ".ndjson": _read_json,
         ".json": _read_json,
@@ -116,7 +117,7 @@ def _read_folder(folder: Path) -> pa.Table:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise CorpusError(f"corpus {folder}: is neither a saved dataset nor holds *.parquet files")
-    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
 
 
 def _read_saved_dataset(folder: Path) -> pa.Table:

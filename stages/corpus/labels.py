@@ -17,6 +17,8 @@ from ...cache_schemas.errors import CorpusError
 from .corpus import Corpus
 
 MISSING = -100
+ANY_NUMBER = 2**31
+"""The number of classes while it is still to be told."""
 Task = Literal["classification", "regression"]
 LabelValues = npt.NDArray[Any]
 
@@ -50,10 +52,12 @@ def label_space(
         if task == "regression":
             raise CorpusError(f"corpus {corpus.sources[0]}: labels are text, not numbers")
         names = tuple(sorted(set(_checked_names(corpus, column))))
+        _check_count(corpus, names, num_labels)
         return LabelSpace(task="classification", num_labels=len(names), names=names)
     if (task or _task_of(corpus, column)) == "regression":
         return LabelSpace(task="regression", num_labels=1)
-    values = label_values(corpus, LabelSpace(task="classification", num_labels=num_labels or 2**31))
+    open_space = LabelSpace(task="classification", num_labels=num_labels or ANY_NUMBER)
+    values = label_values(corpus, open_space)
     if not (values != MISSING).any():
         raise CorpusError(f"corpus {corpus.sources[0]}: no row has a label")
     return LabelSpace(task="classification", num_labels=num_labels or int(values.max()) + 1)
@@ -70,6 +74,11 @@ def label_values(corpus: Corpus, space: LabelSpace) -> LabelValues:
         return _numbers(corpus, column)
     if _is_text(column.type):
         return _named(corpus, column, space)
+    if space.names is not None and column.null_count < len(column):
+        raise CorpusError(
+            f"corpus {corpus.sources[0]}: labels are {column.type}, but the training labels are "
+            f"names: {', '.join(space.names)}"
+        )
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     numbers = _numbers(corpus, column)
@@ -77,8 +86,22 @@ def label_values(corpus: Corpus, space: LabelSpace) -> LabelValues:
     outside = (values != MISSING) & (
         (values < 0) | (values >= space.num_labels) | (values != np.floor(values))
     )
-    _refuse(corpus, outside, f"a whole number from 0 to {space.num_labels - 1}")
+    _refuse(corpus, outside, _range(space))
     return values.astype(np.int64)
+
+
+def _range(space: LabelSpace) -> str:
+    if space.num_labels == ANY_NUMBER:
+        return f"a whole number from 0 (a missing label is null or {MISSING})"
+    return f"a whole number from 0 to {space.num_labels - 1}"
+
+
+def _check_count(corpus: Corpus, names: tuple[str, ...], num_labels: int | None) -> None:
+    if num_labels is not None and num_labels != len(names):
+        raise CorpusError(
+            f"corpus {corpus.sources[0]}: num_labels is {num_labels}, but the labels are "
+            f"{len(names)} names: {', '.join(names)}; leave num_labels out"
+        )
 
 
 def count_missing(values: LabelValues) -> int:

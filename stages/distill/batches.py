@@ -26,7 +26,7 @@ class DistillDataset(Dataset[Batch]):
     def __init__(self, tokens: Tokens, labels: LabelValues, features: Gather | None) -> None:
         self._tokens = tokens
         self.truncated = tokens.truncated
-        self.labels = torch.from_numpy(labels)
+        self.labels = torch.tensor(labels)  # a copy: Arrow's memory may not be written to
         if self.labels.is_floating_point():
             self.labels = self.labels.float()
         self.features = features

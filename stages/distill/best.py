@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+from ..store.atomic import write_atomic
 from .evaluation import better
 
 BEST = "best"
@@ -77,4 +78,5 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         if model is not None:
             state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
             save_file(state, self._weights(self.evaluations[-1]))
-        (self._folder / "evaluations.json").write_text(json.dumps(self.evaluations))
+        document = json.dumps(self.evaluations).encode()
+        write_atomic(self._folder / "evaluations.json", [document])

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...cache_schemas.errors import StudentSourceError
+from ...cache_schemas.errors import StorageError, StudentSourceError
 from ..corpus.labels import LabelSpace
-from ..pretrained import quiet_transformers
+from ..pretrained import LOAD_ERRORS, one_line, quiet_transformers
 from .objectives.base import Objective
 from .pooling import Pooling
 from .student import Student
@@ -69,19 +70,30 @@ def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
         folder = folder / "student"
     card = _read_card(folder / CARD)
     student = Student(load_backbone(folder), card.pooling, card.space, card.dropout)
-    tensors = load_file(folder / HEADS)
-    own = {name: t for name, t in tensors.items() if not name.startswith(_OBJECTIVE)}
-    missing, unexpected = student.load_state_dict(own, strict=False)
-    wrong = [*unexpected, *(name for name in missing if not name.startswith("backbone."))]
-    if wrong:
-        raise StudentSourceError(f"student {folder}: {HEADS} does not fit its card: {wrong[0]}")
+    _load_heads(folder, student)
     tokenizer = load_tokenizer(folder)
     match_tokenizer(tokenizer, student.backbone.config)
     return student.eval(), tokenizer, card
 
 
+def _load_heads(folder: Path, student: Student) -> None:
+    try:
+        tensors = load_file(folder / HEADS)
+        own = {name: t for name, t in tensors.items() if not name.startswith(_OBJECTIVE)}
+        missing, unexpected = student.load_state_dict(own, strict=False)
+    except LOAD_ERRORS as cause:
+        raise StudentSourceError(f"student {folder}: {HEADS}: {one_line(cause)}") from cause
+    wrong = [*unexpected, *(name for name in missing if not name.startswith("backbone."))]
+    if wrong:
+        raise StudentSourceError(f"student {folder}: {HEADS} does not fit its card: {wrong[0]}")
+
+
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, file)
+    except (OSError, SafetensorError) as cause:
+        raise StorageError(f"{file}: cannot be written: {cause}") from cause
 
 
 def _read_card(file: Path) -> StudentCard:

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from .aligner import TSAligner
 from .batches import Batch, DistillDataset, epoch_order
 from .objectives.armada import ArmadaObjective
+from .optimizer import parameter_groups
 
 STATE_FILE = "aligner_optimizer.safetensors"
 _ALIGNER_STREAM = 1
@@ -44,15 +45,18 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
         self._batch_size, self._max_grad_norm, self._seed = batch_size, max_grad_norm, seed
         self._resume_from = resume_from
         self._epochs_done = 0
+        self.loss: float | None = None
+        """Mean loss of the aligner in its last pass."""
         self._optimizer = torch.optim.AdamW(
-            objective.aligner.parameters(), lr=learning_rate, weight_decay=weight_decay
+            parameter_groups(objective.aligner.parameters(), learning_rate, weight_decay)
         )
         freeze(objective.aligner)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Restores the optimizer when training resumes; the weights are the trainer's to load."""
         if self._resume_from is not None:
-            self._epochs_done = _load_optimizer(self._optimizer, self._resume_from / STATE_FILE)
+            notes = _load_optimizer(self._optimizer, self._resume_from / STATE_FILE)
+            self._epochs_done, self.loss = int(notes["epochs_done"]), float(notes["loss"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One pass of the aligner, unless a resumed epoch has had it."""
@@ -61,11 +65,10 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
             self._train(epoch)
             self._epochs_done = epoch + 1
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Writes the optimizer beside the trainer's own checkpoint."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero:
-            _save_optimizer(self._optimizer, self._epochs_done, folder / STATE_FILE)
+    def save(self, folder: Path) -> None:
+        """Write the optimizer into a checkpoint of the trainer."""
+        notes = {"epochs_done": str(self._epochs_done), "loss": repr(self.loss)}
+        _save_optimizer(self._optimizer, notes, folder / STATE_FILE)
 
     def _train(self, epoch: int) -> None:
         aligner = self._objective.aligner
@@ -73,8 +76,10 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
         with torch.random.fork_rng():
             torch.manual_seed(_seed(self._seed, epoch))
             aligner.train().requires_grad_(True)
-            for batch in self._batches(epoch):
-                self._step(aligner, batch)
+            losses = [self._step(aligner, batch) for batch in self._batches(epoch)]
+            self.loss = torch.stack(losses).mean().item()
+        # Gradients left behind would count when the student's are clipped.
+        self._optimizer.zero_grad()
         freeze(aligner)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
@@ -85,11 +90,13 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
             batch = self._dataset.aligner_batch(order[start : start + self._batch_size])
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
-    def _step(self, aligner: TSAligner, batch: Batch) -> None:
+    def _step(self, aligner: TSAligner, batch: Batch) -> torch.Tensor:
         self._optimizer.zero_grad()
-        self._objective.aligner_loss(batch["feature"], batch["labels"]).backward()  # type: ignore[no-untyped-call]
+        loss = self._objective.aligner_loss(batch["feature"], batch["labels"])
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(aligner.parameters(), self._max_grad_norm)
         self._optimizer.step()
+        return loss.detach()
 
 
 def _seed(seed: int, epoch: int) -> int:
@@ -101,16 +108,16 @@ def freeze(aligner: nn.Module) -> None:
     aligner.eval().requires_grad_(False)
 
 
-def _save_optimizer(optimizer: torch.optim.Optimizer, epochs_done: int, file: Path) -> None:
+def _save_optimizer(optimizer: torch.optim.Optimizer, notes: dict[str, str], file: Path) -> None:
     tensors = {
         f"{parameter}.{name}": tensor.contiguous()
         for parameter, values in optimizer.state_dict()["state"].items()
         for name, tensor in values.items()
     }
-    save_file(tensors, file, metadata={"epochs_done": str(epochs_done)})
+    save_file(tensors, file, metadata=notes)
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> int:
+def _load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> dict[str, str]:
     from safetensors import safe_open
 
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -120,4 +127,4 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> int:
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     with safe_open(file, "pt") as opened:
-        return int(opened.metadata()["epochs_done"])
+        return dict(opened.metadata())

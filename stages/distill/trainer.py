@@ -1,6 +1,7 @@
 """Hugging Face Trainer as stage 2 uses it: joined batches, a rate for the aligner, all terms."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..corpus.labels import LabelSpace
 from .batches import DistillDataset, EpochBatches, as_batch
 from .evaluation import task_metrics
 from .model import DistillModel
+from .optimizer import parameter_groups
 
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
@@ -26,8 +28,12 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         train: DistillDataset,
         validation: DistillDataset | None,
         aligner_learning_rate: float,
+        save_beside: Callable[[Path], None] | None = None,
+        aligner_loss: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._aligner_learning_rate = aligner_learning_rate
+        self._save_beside = save_beside
+        self._aligner_loss = aligner_loss
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
         super().__init__(
@@ -61,31 +67,27 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW; only matrices decay; the aligner, when it trains here, has a rate of its own."""
+        """AdamW; the aligner, when it trains here, has a rate of its own."""
         if self.optimizer is None:
-            groups = self._parameter_groups()
-            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate)
+            self.optimizer = torch.optim.AdamW(self._parameter_groups())
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # The base of an orthogonal map is a transposed view, which safetensors does not take.
         state = state_dict or self.model.state_dict()
         super()._save(output_dir, {name: tensor.contiguous() for name, tensor in state.items()})
+        # Here, not in a callback's on_save: by then the checkpoint before this one is gone.
+        if self._save_beside is not None and output_dir is not None:
+            self._save_beside(Path(output_dir))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        parts: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                of_aligner = name.startswith("objective.aligner.")
-                groups.setdefault((of_aligner, parameter.ndim > 1), []).append(parameter)
-        rates = {False: self.args.learning_rate, True: self._aligner_learning_rate}
+            parts[name.startswith("objective.aligner.")].append(parameter)
+        decay = self.args.weight_decay
         return [
-            {
-                "params": parameters,
-                "lr": rates[of_aligner],
-                "weight_decay": self.args.weight_decay if decay else 0.0,
-            }
-            for (of_aligner, decay), parameters in groups.items()
+            *parameter_groups(parts[False], self.args.learning_rate, decay),
+            *parameter_groups(parts[True], self._aligner_learning_rate, decay),
         ]
 
     def compute_loss(
@@ -100,10 +102,12 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each term since the last log."""
+        """Adds the mean of each term since the last log, and of the aligner's last pass."""
         if "loss" in logs and self._batches:
             logs |= {name: (value / self._batches).item() for name, value in self._terms.items()}
             self._terms, self._batches = {}, 0
+            if (aligner := self._aligner_loss()) is not None:
+                logs["aligner"] = aligner
         super().log(logs, start_time)
 
 

@@ -7,6 +7,7 @@ figures of the run. Everything that happens is a function of the seed: the weigh
 the order of batches, dropout; so a run that is cut and resumed ends like one that was not.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +16,12 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
-from ...cache_schemas.errors import TrainingError
+from ...cache_schemas.errors import StorageError, TrainingError
 from ..pretrained import quiet_transformers
 from .batches import DistillDataset
 from .best import BestStudent
@@ -51,7 +53,7 @@ class TrainingSettings(BaseModel):
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="course of the student's learning rate after warm-up"
     )
-    warmup_ratio: float = Field(default=0.0, ge=0, le=1, description="share of steps to warm up")
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="share of steps to warm up")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to it")
     precision: Literal["float32", "bf16", "fp16"] = Field(
         default="float32", description="autocast of the student"
@@ -98,9 +100,15 @@ def train(run: Run) -> Training:
     Raises TrainingError if the loss stops being finite."""
     checkpoint = last_checkpoint(run.folder)
     times, best = StepTimes(), BestStudent(run.folder, run.metric)
-    trainer = _make_trainer(run, [times, best, *_schedule(run, checkpoint)])
-    with quiet_transformers():
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer = _make_trainer(run, [times, best], _schedule(run, checkpoint))
+    try:
+        with quiet_transformers():
+            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (OSError, SafetensorError) as cause:
+        raise StorageError(
+            f"output {run.folder}: cannot be written: {cause}; free some space and go on with "
+            "resume=true"
+        ) from cause
     best_epoch = best.restore(run.model)
     return Training(
         steps=trainer.state.global_step,
@@ -116,48 +124,67 @@ def train(run: Run) -> Training:
 def steps_done(folder: Path) -> int:
     """The step that a run in this folder would resume from."""
     checkpoint = last_checkpoint(folder)
-    return int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+    return _step_of(checkpoint) if checkpoint else 0
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run, or None."""
-    checkpoints = folder / CHECKPOINTS
-    found = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-    return Path(found) if found else None
+    """The newest checkpoint of a run that was written to its end, or None."""
+    found = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if _is_whole(path)]
+    return max(found, key=_step_of, default=None)
 
 
-def _schedule(run: Run, checkpoint: Path | None) -> list[TrainerCallback]:
+def _is_whole(checkpoint: Path) -> bool:
+    # The trainer's state is what it writes last.
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
+
+
+def _schedule(run: Run, checkpoint: Path | None) -> AlternateSchedule | None:
     objective = run.model.objective
     if not isinstance(objective, ArmadaObjective):
-        return []
+        return None
     objective.joint = run.train_aligner and run.settings.schedule == "joint"
     if objective.joint:
-        return []
+        return None
     if not run.train_aligner:
         freeze(objective.aligner)
-        return []
+        return None
     settings = run.settings
-    return [
-        AlternateSchedule(
-            objective,
-            run.train,
-            batch_size=settings.batch_size,
-            learning_rate=settings.aligner_learning_rate,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            seed=run.seed,
-            resume_from=checkpoint,
-        )
-    ]
+    return AlternateSchedule(
+        objective,
+        run.train,
+        batch_size=settings.batch_size,
+        learning_rate=settings.aligner_learning_rate,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=run.seed,
+        resume_from=checkpoint,
+    )
 
 
-def _make_trainer(run: Run, callbacks: list[TrainerCallback]) -> DistillTrainer:
+def _make_trainer(
+    run: Run, callbacks: list[TrainerCallback], schedule: AlternateSchedule | None
+) -> DistillTrainer:
     run.model.to(run.device)
     trainer = DistillTrainer(
-        run.model, _arguments(run), run.train, run.validation, run.settings.aligner_learning_rate
+        run.model,
+        _arguments(run),
+        run.train,
+        run.validation,
+        run.settings.aligner_learning_rate,
+        save_beside=schedule.save if schedule else None,
+        aligner_loss=lambda: schedule.loss if schedule else None,
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in (*callbacks, _tensorboard(run.folder), _Reporter(run)):
+    scheduled = [schedule] if schedule else []
+    for callback in (*callbacks, *scheduled, _tensorboard(run.folder), _Reporter(run)):
         trainer.add_callback(callback)
     return trainer
 
@@ -209,12 +236,17 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self._run = run
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if not math.isfinite(logs.get("loss", 0.0)):
+        # The mean of all steps comes last, and with it whatever no row of the log has covered.
+        loss = logs.get("loss", logs.get("train_loss", 0.0))
+        if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is {logs['loss']} at step {state.global_step}; lower the learning "
-                "rate, or use precision=float32"
+                f"the loss is {loss} at step {state.global_step}; lower the learning rate, or use "
+                "precision=float32"
             )
         self._run.on_log({"step": state.global_step, "epoch": state.epoch, **logs})
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = True  # whatever is left over, or short runs would log no losses
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._run.on_step(1)

@@ -59,16 +59,20 @@ class FeatureArray:
         return self.shape[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> DenseArray:
+        if copy is False:
+            raise ValueError("a feature is read from its shards; there is no array without a copy")
         return self[:].astype(dtype or self.dtype, copy=False)
 
     def __getitem__(self, index: RowIndex) -> DenseArray:
         """Rows by number, slice, or array of row numbers (negative ones count from the end) or
         booleans."""
-        if isinstance(index, (int, np.integer)):
+        if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
             return np.asarray(self[[int(index)]][0])
         if isinstance(index, slice):
             return self.gather(np.arange(*index.indices(len(self)), dtype=np.int64))
         rows = np.asarray(index)
+        if isinstance(index, tuple) or rows.ndim != 1 or rows.dtype.kind not in "iubf":
+            raise IndexError(f"index {index!r:.80}: is not a row, a slice or an array of rows")
         if rows.dtype == bool:
             if rows.shape != (len(self),):
                 raise IndexError(f"boolean index of shape {rows.shape} on {len(self)} rows")

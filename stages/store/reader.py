@@ -8,7 +8,7 @@ Rows count committed answers, 0 to len(cache) - 1, in the order of commit; they 
 as nothing is removed. Only what was committed when the cache was opened is visible.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -63,6 +63,12 @@ class Cache:
 
     def __len__(self) -> int:
         return sum(commit.rows for commit in self.commits)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.features
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.features)
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def table_bytes(table: pa.Table) -> memoryview:
 def read_table(path: Path, columns: Mapping[str, pa.DataType], rows: int) -> pa.Table:
     """Read `columns` of a table file; raises DamagedCacheError for other types or row counts."""
     try:
-        table = pq.read_table(path, columns=list(columns), partitioning=None)
+        table = pq.ParquetFile(path).read(columns=list(columns))
     except (OSError, pa.ArrowException) as cause:
         reason = str(cause).partition("\n")[0]
         raise DamagedCacheError(f"{path}: committed but unreadable: {reason}") from cause

@@ -17,6 +17,7 @@ from .base import Objective, ObjectiveSettings, Sizes, named_terms
 class ArmadaObjective(Objective):
     """Owns `aligner` (teacher side), `projection` Q and `aux_head` (student side)."""
 
+    has_aligner = True
     aligner: TSAligner
 
     def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:

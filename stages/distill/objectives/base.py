@@ -99,6 +99,8 @@ class Objective(nn.Module, ABC):
     """Whether batches must carry a teacher feature."""
     needs_labels: ClassVar[bool] = True
     """Whether it takes labels to train anything of use."""
+    has_aligner: ClassVar[bool] = False
+    """Whether it trains an aligner, which a control can leave as drawn."""
     reads_logits: ClassVar[bool] = False
     """Whether the feature's numbers stand for the student's own classes, in their order."""
     default_feature: ClassVar[str | None] = None

@@ -159,3 +159,19 @@ def test_files_may_differ_in_how_they_hold_labels(
 def test_files_may_not_differ_in_what_labels_are(labelled: ReadLabels) -> None:
     with pytest.raises(CorpusError, match=r"mixed types \(int64, large_string\)"):
         labelled([0, 1], ["no"])
+
+
+def test_numbers_are_no_labels_of_a_student_trained_on_names(labelled: ReadLabels) -> None:
+    space = label_space(labelled(["no", "yes"]))
+    with pytest.raises(CorpusError, match="training labels are names: no, yes"):
+        label_values(labelled([0, 1]), space)
+
+
+def test_a_number_of_classes_must_be_that_of_the_names(labelled: ReadLabels) -> None:
+    with pytest.raises(CorpusError, match="num_labels is 5, but the labels are 2 names: no, yes"):
+        label_space(labelled(["no", "yes"]), num_labels=5)
+
+
+def test_a_negative_label_tells_what_a_missing_one_is(labelled: ReadLabels) -> None:
+    with pytest.raises(CorpusError, match=r"label -1 is not a whole number from 0 \(a missing"):
+        label_space(labelled([0, -1]))

@@ -142,3 +142,16 @@ def test_a_cache_without_commits_has_no_rows(tmp_path: Path) -> None:
     assert len(cache) == 0
     assert cache["pooled"][:].shape == (0, 5)
     assert cache.keys.shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    "index", [(0, 1), ..., None, True, np.array(3), np.array([[0], [1]]), ["a"]], ids=repr
+)
+def test_what_is_neither_row_nor_rows_is_named(feature: FeatureArray, index: Any) -> None:
+    with pytest.raises(IndexError, match="is not a row, a slice or an array of rows"):
+        feature[index]
+
+
+def test_there_is_no_array_without_a_copy(feature: FeatureArray) -> None:
+    with pytest.raises(ValueError, match="without a copy"):
+        np.array(feature, copy=False)

@@ -133,3 +133,9 @@ def test_index_finds_a_thousand_keys_of_one_upper_word() -> None:
         np.random.default_rng(0).permutation(1000).astype(">u8").view(np.uint8).reshape(-1, 8)
     )
     assert KeyIndex(keys).find(keys).tolist() == list(range(1000))
+
+
+def test_a_cache_can_be_asked_for_its_features(cache: Cache) -> None:
+    assert "pooled" in cache
+    assert "latent" not in cache
+    assert list(cache) == list(cache.features)

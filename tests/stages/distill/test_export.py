@@ -1,0 +1,204 @@
+"""A student folder opens with transformers and with armada, and gives the same numbers in both."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from armada.cache_schemas.errors import StudentSourceError
+from armada.stages.distill.evaluation import predict
+from armada.stages.distill.export import (
+    StudentCard,
+    load_saved_student,
+    save_aligner,
+    save_student,
+)
+from armada.stages.distill.model import DistillModel
+from armada.stages.distill.student_source import load_tokenizer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_runs import NUMBERS, TEXTS, THREE_CLASSES, Bench, class_labels, dataset, make_cache
+from transformers import AutoModel, AutoTokenizer
+
+LABELS = class_labels(len(TEXTS))
+KINDS = ["bert", "roberta", "distilbert", "deberta", "opt", "llama"]
+
+
+def make_card(model: DistillModel, **changes: Any) -> StudentCard:
+    card = {
+        "space": model.student.space,
+        "pooling": model.student.pooler.pooling,
+        "dropout": 0.1,
+        "max_length": 16,
+        "text_columns": ("text",),
+        "label_column": "label",
+        "metric": "accuracy",
+    }
+    return StudentCard(**card | changes)
+
+
+def save(folder: Path, source: Path, cache: Any, space: Any = THREE_CLASSES) -> DistillModel:
+    """A student that was not trained, but whose weights are no one else's."""
+    model = Bench(source, cache).run(folder.parent / "run", space=space).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    save_student(folder, model.student, load_tokenizer(source), model.objective, make_card(model))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return make_cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def saved(checkpoint, cache, tmp_path: Path) -> Path:
+    save(tmp_path / "student", checkpoint("bert"), cache)
+    return tmp_path / "student"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_student_gives_the_same_outputs(checkpoint, cache, tmp_path, kind):
+    model = save(tmp_path / "student", checkpoint(kind), cache)
+    student, tokenizer, card = load_saved_student(tmp_path / "student")
+    assert card == make_card(model)
+    data = dataset(tokenizer, TEXTS, LABELS, None)
+    expected = predict(model.student, data, 16)
+    np.testing.assert_array_equal(predict(student, data, 16), expected, strict=True)
+    assert not student.training
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_opens_a_saved_student(checkpoint, cache, tmp_path, kind):
+    model = save(tmp_path / "student", checkpoint(kind), cache)
+    opened, report = AutoModel.from_pretrained(tmp_path / "student", output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    batch = tokenizer(TEXTS[:1], return_tensors="pt")
+    batch.pop("token_type_ids", None)  # of one segment, all 0
+    with torch.no_grad():
+        pooled, _ = model.student(**batch)
+        outputs = opened.eval()(**batch)
+        states = outputs.last_hidden_state
+        heads = load_file(tmp_path / "student" / "heads.safetensors")
+        if kind in ("bert", "roberta"):
+            again = outputs.pooler_output
+        elif kind in ("opt", "llama"):
+            again = states[:, -1]
+        else:  # the dense layer is in heads.safetensors
+            dense = states[:, 0] @ heads["pooler.dense.weight"].T + heads["pooler.dense.bias"]
+            again = torch.nn.functional.gelu(dense)
+    torch.testing.assert_close(again, pooled)
+
+
+def test_a_regression_is_saved_as_one(checkpoint, cache, tmp_path):
+    model = save(tmp_path / "student", checkpoint("bert"), cache, space=NUMBERS)
+    student, tokenizer, card = load_saved_student(tmp_path / "student")
+    assert card.space == NUMBERS
+    data = dataset(tokenizer, TEXTS, LABELS / 2, None)
+    outputs = predict(student, data, 16)
+    assert outputs.shape == (len(TEXTS), 1)
+    assert (outputs >= 0).all()
+    np.testing.assert_array_equal(outputs, predict(model.student, data, 16))
+
+
+def test_the_heads_are_all_that_is_trained_beside_transformer_and_aligner(saved):
+    with safe_open(saved / "heads.safetensors", "pt") as file:
+        assert set(file.keys()) == {
+            "head.linear.weight",
+            "head.linear.bias",
+            "objective.projection.weight",
+            "objective.aux_head.linear.weight",
+            "objective.aux_head.linear.bias",
+        }
+
+
+def test_an_aligner_is_saved_whole(checkpoint, cache, tmp_path):
+    aligner = Bench(checkpoint("bert"), cache).run(tmp_path / "run").model.objective.aligner
+    save_aligner(tmp_path / "aligner", aligner)
+    tensors = load_file(tmp_path / "aligner" / "aligner.safetensors")
+    assert tensors.keys() == aligner.state_dict().keys()
+    for name, tensor in aligner.state_dict().items():
+        torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=0)
+
+
+def test_only_safetensors_hold_weights(saved):
+    suffixes = {file.suffix for file in saved.rglob("*") if file.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+def test_the_folder_around_a_student_will_do(saved):
+    student, *_ = load_saved_student(saved.parent)
+    other, *_ = load_saved_student(saved)
+    torch.testing.assert_close(student.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+# --- what is refused
+
+
+def drop(name: str) -> Any:
+    return lambda folder: (folder / name).unlink()
+
+
+def edit_card(**changes: Any) -> Any:
+    def edit(folder: Path) -> None:
+        file = folder / "armada_student.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return edit
+
+
+def not_json(folder: Path) -> None:
+    (folder / "armada_student.json").write_text("student")
+
+
+def lose_the_head(folder: Path) -> None:
+    tensors = load_file(folder / "heads.safetensors")
+    del tensors["head.linear.bias"]
+    save_file(tensors, folder / "heads.safetensors")
+
+
+def another_head(folder: Path) -> None:
+    tensors = load_file(folder / "heads.safetensors")
+    tensors["head.linear.weight"] = torch.zeros(7, 32)
+    save_file(tensors, folder / "heads.safetensors")
+
+
+def cut_heads(folder: Path) -> None:
+    file = folder / "heads.safetensors"
+    file.write_bytes(file.read_bytes()[:50])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(drop("armada_student.json"), "holds no armada_student.json", id="no-card"),
+        pytest.param(not_json, "armada_student.json", id="card-is-no-json"),
+        pytest.param(edit_card(card_version=2), "card_version", id="newer-card"),
+        pytest.param(edit_card(colour="red"), "colour", id="unknown-key"),
+        pytest.param(edit_card(pooling="max"), "pooling", id="unknown-pooling"),
+        pytest.param(edit_card(pooling="context"), "does not fit its card", id="other-pooling"),
+        pytest.param(lose_the_head, "does not fit its card: head.linear.bias", id="no-head"),
+        pytest.param(another_head, "heads.safetensors: .* size mismatch", id="other-head"),
+        pytest.param(drop("heads.safetensors"), "heads.safetensors", id="no-heads"),
+        pytest.param(cut_heads, "heads.safetensors", id="cut-heads"),
+        pytest.param(drop("model.safetensors"), "no file named model.safetensors", id="no-weights"),
+        pytest.param(drop("config.json"), "config.json", id="no-config"),
+    ],
+)
+def test_folders_that_are_refused(saved, spoil, words):
+    spoil(saved)
+    with pytest.raises(StudentSourceError, match=words) as caught:
+        load_saved_student(saved)
+    assert "\n" not in str(caught.value)
+    assert str(saved) in str(caught.value)
+
+
+def test_a_folder_of_transformers_is_not_one_of_armada(checkpoint, tmp_path):
+    shutil.copytree(checkpoint("bert"), tmp_path / "plain")
+    with pytest.raises(StudentSourceError, match="name a folder that `distill` wrote"):
+        load_saved_student(tmp_path / "plain")

@@ -1,0 +1,205 @@
+"""A run that was cut goes on as if it had not been: the same losses and weights, bit by bit."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from armada.stages.distill.training import Run, last_checkpoint, steps_done, train
+from tiny_runs import Bench
+
+Losses = dict[int, float]
+EPOCHS = 3
+
+
+class CutError(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def go(run: Run, cut_at: int | None = None) -> Losses:
+    """Train to the end, or to a step; the loss of each step."""
+    losses: Losses = {}
+    steps = steps_done(run.folder)
+
+    def log(row: dict[str, float]) -> None:
+        if "loss" in row:
+            losses[int(row["step"])] = row["loss"]
+
+    def advance(count: int) -> None:
+        nonlocal steps
+        steps += count
+        if steps == cut_at:
+            raise CutError
+
+    run = dataclasses.replace(run, on_log=log, on_step=advance)
+    if cut_at is None:
+        train(run)
+    else:
+        with pytest.raises(CutError):
+            train(run)
+    return losses
+
+
+def assert_same_weights(one: Run, other: Run) -> None:
+    expected = other.model.state_dict()
+    for name, tensor in one.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)
+
+
+def spoil_generators() -> None:
+    """What else ran in the process before must not matter."""
+    torch.manual_seed(1234)
+    torch.rand(7)
+
+
+# Seven batches an epoch: seven steps, or four of two batches.
+@pytest.mark.parametrize(
+    ("settings", "cut_at", "resumed_from"),
+    [
+        pytest.param({}, 9, 7, id="at-an-epoch"),
+        pytest.param({"save_steps": 5}, 12, 10, id="in-mid-epoch"),
+        pytest.param({"gradient_accumulation": 2}, 7, 4, id="two-batches-at-an-epoch"),
+        pytest.param(
+            {"gradient_accumulation": 2, "save_steps": 3}, 8, 6, id="two-batches-in-mid-epoch"
+        ),
+        pytest.param({"lr_scheduler": "cosine", "save_steps": 2}, 20, 18, id="in-the-last-epoch"),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["alternate", "joint"])
+def test_a_run_that_was_cut(bench, tmp_path, schedule, settings, cut_at, resumed_from):
+    def make(name: str) -> Run:
+        return bench.run(tmp_path / name, schedule=schedule, epochs=EPOCHS, **settings)
+
+    whole = make("whole")
+    expected = go(whole)
+    losses = go(make("cut"), cut_at)
+    assert steps_done(tmp_path / "cut") == resumed_from
+    spoil_generators()
+    resumed = make("cut")
+    rest = go(resumed)
+    assert min(rest) == resumed_from + 1
+    assert {**losses, **rest} == expected
+    assert_same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"control": "undistilled"},
+        {"control": "random-aligner"},
+        {"control": "noise=0.5"},
+        {"objective": "kd", "weights": {"temperature": "learned"}},
+        {"weights": {"orthogonal_map": "cayley", "orthogonal_projection": True}},
+    ],
+    ids=["undistilled", "random-aligner", "noise", "kd", "orthogonal"],
+)
+def test_other_runs_go_on_too(bench, tmp_path, how):
+    whole, first = (bench.run(tmp_path / name, save_steps=5, **how) for name in ("whole", "cut"))
+    expected = go(whole)
+    go(first, cut_at=12)
+    spoil_generators()
+    resumed = bench.run(tmp_path / "cut", save_steps=5, **how)
+    rest = go(resumed)
+    assert rest == {step: loss for step, loss in expected.items() if step > 10}
+    assert_same_weights(resumed, whole)
+
+
+def test_a_run_may_be_cut_many_times(bench, tmp_path):
+    whole = bench.run(tmp_path / "whole", save_steps=2)
+    expected = go(whole)
+    losses: Losses = {}
+    for cut_at in (3, 8, 15):
+        losses |= go(bench.run(tmp_path / "cut", save_steps=2), cut_at)
+    resumed = bench.run(tmp_path / "cut", save_steps=2)
+    losses |= go(resumed)
+    assert losses == expected
+    assert_same_weights(resumed, whole)
+
+
+def test_a_finished_run_has_nothing_left_to_do(bench, tmp_path):
+    """Killed after the last step, before the student was written."""
+    run = bench.run(tmp_path)
+    first = train(run)
+    again = bench.run(tmp_path)
+    second = train(again)
+    assert (second.steps, second.epochs, second.best_epoch) == (
+        first.steps,
+        first.epochs,
+        first.best_epoch,
+    )
+    assert_same_weights(again, run)
+
+
+def test_what_a_cut_run_evaluated_beyond_its_checkpoint_is_forgotten(bench, tmp_path):
+    """Killed between the evaluation and the checkpoint of an epoch."""
+    whole = bench.run(tmp_path / "whole", learning_rate=5e-3)
+    expected = train(whole)
+    go(bench.run(tmp_path / "cut", learning_rate=5e-3), cut_at=16)
+    folder = tmp_path / "cut"
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-14")
+    assert last_checkpoint(folder) is None
+    resumed = bench.run(folder, learning_rate=5e-3)
+    training = train(resumed)
+    assert training.epochs == expected.epochs
+    assert training.best_epoch == expected.best_epoch
+    assert_same_weights(resumed, whole)
+
+
+# --- killed while a checkpoint is written
+
+
+def cut_trainer_state(checkpoint: Path) -> None:
+    file = checkpoint / "trainer_state.json"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def leave_weights_only(checkpoint: Path) -> None:
+    for file in checkpoint.iterdir():
+        if file.name != "model.safetensors":
+            file.unlink()
+
+
+@pytest.mark.parametrize("spoil", [cut_trainer_state, leave_weights_only])
+def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(
+    bench: Bench, tmp_path: Path, spoil: Callable[[Path], None]
+):
+    whole = bench.run(tmp_path / "whole", save_steps=5)
+    expected = go(whole)
+    go(bench.run(tmp_path / "cut", save_steps=5), cut_at=12)
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    kept = Path(shutil.copytree(checkpoints / "checkpoint-10", tmp_path / "kept"))
+    go(bench.run(tmp_path / "cut", save_steps=5), cut_at=16)
+    # As a kill would leave it: the newer one half written, the older one still there.
+    spoil(checkpoints / "checkpoint-15")
+    shutil.rmtree(checkpoints / "checkpoint-14", ignore_errors=True)
+    kept.rename(checkpoints / "checkpoint-10")
+    assert steps_done(tmp_path / "cut") == 10
+    resumed = bench.run(tmp_path / "cut", save_steps=5)
+    rest = go(resumed)
+    assert rest == {step: loss for step, loss in expected.items() if step > 10}
+    assert_same_weights(resumed, whole)
+
+
+def test_a_checkpoint_is_whole_when_the_one_before_goes(bench, tmp_path, monkeypatch):
+    """At that moment there is only one: it must have all that a run needs to go on."""
+    from transformers import trainer
+
+    rotate = trainer.rotate_checkpoints
+    left: list[Any] = []
+
+    def watched(output_dir: str, **how: Any) -> None:
+        rotate(output_dir=output_dir, **how)
+        folders = list(Path(output_dir).iterdir())
+        left.append([sorted(file.name for file in folder.iterdir()) for folder in folders])
+
+    monkeypatch.setattr(trainer, "rotate_checkpoints", watched)
+    train(bench.run(tmp_path))
+    assert len(left) == EPOCHS
+    for folders in left:
+        assert len(folders) == 1
+        assert {"model.safetensors", "aligner_optimizer.safetensors", "optimizer.pt"} <= {
+            *folders[0]
+        }

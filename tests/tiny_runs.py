@@ -1,0 +1,165 @@
+"""Stage 2 in small: texts with labels, a cache that answers them, a student, and a run of these."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from armada.cache_schemas.features import FeatureSpec
+from armada.stages.corpus.labels import LabelSpace
+from armada.stages.distill.batches import DistillDataset
+from armada.stages.distill.controls import controlled, parse_control
+from armada.stages.distill.model import DistillModel
+from armada.stages.distill.objectives import OBJECTIVES
+from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
+from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.student_source import load_student
+from armada.stages.distill.tokens import encode
+from armada.stages.distill.training import Run, Training, TrainingSettings, train
+from armada.stages.store.reader import Cache, open_cache
+from small_caches import make_manifest, write_cache
+
+WIDTH = 6
+CLASSES = 3
+FEATURES = (
+    FeatureSpec(name="embedding", shape=(WIDTH,), dtype="float32"),
+    FeatureSpec(name="logits", shape=(CLASSES,), dtype="float32"),
+)
+TWO_CLASSES = LabelSpace(task="classification", num_labels=2)
+THREE_CLASSES = LabelSpace(task="classification", num_labels=CLASSES)
+NUMBERS = LabelSpace(task="regression", num_labels=1)
+MAX_LENGTH = 16
+
+_WHO = ("the cook", "a sailor", "my aunt", "one old clerk", "nobody")
+_DID = ("praised", "forgot", "mended", "dropped", "painted over")
+_WHAT = ("the kettle", "a map of the harbour", "both lanterns", "it")
+
+
+def sentences(start: int, stop: int) -> list[str]:
+    """Different texts of 4 to 9 words, the same each time."""
+    return [
+        f"{_WHO[n % 5]} {_DID[n // 5 % 5]} {_WHAT[n // 25 % 4]} {'again ' * (n // 100)}"
+        f"{'early' if n % 3 else 'much too late'}"
+        for n in range(start, stop)
+    ]
+
+
+TEXTS = sentences(0, 53)
+"""53: seven batches of 8, the last one not full."""
+VALIDATION_TEXTS = sentences(60, 83)
+
+
+def class_labels(count: int, classes: int = CLASSES) -> npt.NDArray[np.int64]:
+    """Labels in no simple order."""
+    return np.random.default_rng(count).integers(classes, size=count)
+
+
+def freeze_dropout(folder: Path) -> Path:
+    """Set a saved BERT's own dropout to zero."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    file.write_text(json.dumps(config))
+    return folder
+
+
+def make_cache(path: Path, texts: Sequence[str] = TEXTS) -> Cache:
+    """A cache that holds `FEATURES` of the texts in another order, in two shards."""
+    turned = list(reversed(texts))
+    write_cache(path, make_manifest(FEATURES), [turned[:20], turned[20:]])
+    return open_cache(path)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A student's folder and a cache: all that a run is made of."""
+
+    student: Path
+    cache: Cache
+
+    def run(
+        self,
+        folder: Path,
+        *,
+        objective: str = "armada",
+        control: str = "none",
+        seed: int = 0,
+        space: LabelSpace = THREE_CLASSES,
+        labels: npt.NDArray[Any] | None = None,
+        dropout: float = 0.1,
+        weights: dict[str, Any] | None = None,
+        validate: bool = True,
+        **settings: Any,
+    ) -> Run:
+        """A run in `folder` as the pipeline would make it; `weights` are settings of the objective,
+        `settings` those of training."""
+        torch.manual_seed(seed)
+        chosen = StudentSettings(student=str(self.student))
+        student, tokenizer = load_student(chosen, space, [], dropout)
+        parsed = parse_control(control)
+        name = "undistilled" if parsed.name == "undistilled" else objective
+        feature = {"kd": "logits", "undistilled": None}.get(name, "embedding")
+        gather = None
+        shape = None
+        if feature is not None:
+            shape = self.cache.feature_spec(feature).shape
+            rows = self.cache.lookup(TEXTS)
+            gather = controlled(self.cache[feature], rows, parsed, seed)
+        sizes = Sizes(student.dim, space.num_labels, space.regression, shape)
+        knobs = {"aligner_hidden_size": 10, "dropout": dropout} | (weights or {})
+        model = DistillModel(student, OBJECTIVES.load(name)(ObjectiveSettings(**knobs), sizes))
+        folder.mkdir(parents=True, exist_ok=True)
+        train = class_labels(len(TEXTS), space.num_labels) if labels is None else labels
+        validation = dataset(tokenizer, VALIDATION_TEXTS, held_out_labels(space), None)
+        return Run(
+            model=model,
+            train=dataset(tokenizer, TEXTS, train, gather),
+            validation=validation if validate else None,
+            settings=make_settings(**settings),
+            metric="mse" if space.regression else "accuracy",
+            seed=seed,
+            device=torch.device("cpu"),
+            folder=folder,
+            train_aligner=parsed.name != "random-aligner",
+        )
+
+
+def train_logged(run: Run) -> tuple[Training, list[float]]:
+    """Train; returns the figures and the loss of every step."""
+    rows: list[dict[str, float]] = []
+    training = train(replace(run, on_log=rows.append))
+    return training, [row["loss"] for row in rows if "loss" in row]
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    """A copy of all weights of a run."""
+    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+
+def changed(run: Run, before: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the weights that are not what they were."""
+    after = run.model.state_dict()
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def held_out_labels(space: LabelSpace) -> npt.NDArray[Any]:
+    """Labels of the validation texts."""
+    labels = class_labels(len(VALIDATION_TEXTS), max(space.num_labels, 2))
+    return labels.astype(np.float64) if space.regression else labels
+
+
+def dataset(
+    tokenizer: Any, texts: Sequence[str], labels: npt.NDArray[Any], gather: Any
+) -> DistillDataset:
+    """Texts of one segment as a data set."""
+    return DistillDataset(encode(tokenizer, [(t,) for t in texts], MAX_LENGTH), labels, gather)
+
+
+def make_settings(**settings: Any) -> TrainingSettings:
+    """Three epochs of seven steps, each one logged."""
+    small = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1}
+    return TrainingSettings(**small | settings)
