@@ -16,7 +16,7 @@ from armada.stages.distill.controls import controlled, parse_control
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
-from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.student import Student, StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
 from armada.stages.distill.training import Run, Training, TrainingSettings, train
@@ -163,3 +163,17 @@ def make_settings(**settings: Any) -> TrainingSettings:
     """Three epochs of seven steps, each one logged."""
     small = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1}
     return TrainingSettings(**small | settings)
+
+
+def load(source: object, **settings: Any) -> tuple[Student, Any]:
+    """A student for three classes and its tokenizer, heads drawn from a fixed seed."""
+    torch.manual_seed(0)
+    chosen = StudentSettings(student=str(source), **settings)
+    return load_student(chosen, THREE_CLASSES, TEXTS, 0.1)
+
+
+def outputs(student: Student, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled and output of the first five texts."""
+    batch = encode(tokenizer, [(text,) for text in TEXTS[:5]], 32).pad(np.arange(5))
+    with torch.no_grad():
+        return student.eval()(**batch)

@@ -71,10 +71,6 @@ class Corpus:
             skipped=(*self.skipped, *(f"{self.where(row)}: {problem}" for row in rows.tolist())),
         )
 
-    def rows_of_source(self, source: int) -> int:
-        """How many rows came from one source."""
-        return int((self.source_of_row == source).sum())
-
 
 def corpus_name(source: str) -> str:
     """Name of a file or folder, without its path: that is nobody else's business."""

@@ -119,11 +119,6 @@ def check_pooling(pooling: Pooling, backbone: Any) -> str | None:
     return None
 
 
-def count_parameters(module: nn.Module) -> int:
-    """How many numbers a module trains."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def keep_layers(backbone: Any, count: int, choice: Literal["first", "every"]) -> str | None:
     """Reduce a backbone to `count` of its layers, in place; returns why not, or None.
 

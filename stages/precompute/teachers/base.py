@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 
 
@@ -72,7 +73,7 @@ class Teacher(ABC):
     Options: ClassVar[type[TeacherOptions]] = TeacherOptions
     kind: ClassVar[str]
     default_batch_size: ClassVar[int] = 64
-    default_rows_per_shard: ClassVar[int] = 16_384
+    default_rows_per_shard: ClassVar[int] = DEFAULT_ROWS_PER_SHARD
 
     spec: TeacherSpec
     """Set by the constructor, before anything heavy is loaded."""

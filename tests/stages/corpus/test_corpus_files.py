@@ -138,7 +138,6 @@ def test_files_are_joined_in_the_order_given(tmp_path: Path) -> None:
     corpus = read_corpus(sources, ["a"], limit=3)
     assert texts(corpus) == [(row["a"],) for row in [*ROWS[:3], *ROWS[:3]]]
     assert corpus.source_of_row.tolist() == [0, 0, 0, 1, 1, 1]
-    assert [corpus.rows_of_source(source) for source in (0, 1)] == [3, 3]
     assert corpus.where(4) == f"{sources[1]} row 2"
 
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,30 +14,16 @@ from armada.cache_schemas.errors import StudentSourceError
 from armada.stages.distill.scratch import train_tokenizer
 from armada.stages.distill.student import (
     Student,
-    StudentSettings,
-    count_parameters,
     keep_layers,
 )
-from armada.stages.distill.student_source import load_backbone, load_student
+from armada.stages.distill.student_source import load_backbone
 from armada.stages.distill.tokens import encode
 from safetensors.torch import load_file
 from tiny_checkpoints import make_bert
-from tiny_runs import TEXTS, THREE_CLASSES
+from tiny_runs import TEXTS, THREE_CLASSES, load, outputs
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 SCRATCH = ["bert", "roberta", "distilbert", "electra", "deberta-v2", "opt", "llama", "gpt2"]
-
-
-def load(source: object, **settings: Any) -> tuple[Student, Any]:
-    torch.manual_seed(0)
-    chosen = StudentSettings(student=str(source), **settings)
-    return load_student(chosen, THREE_CLASSES, TEXTS, 0.1)
-
-
-def outputs(student: Student, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = encode(tokenizer, [(text,) for text in TEXTS[:5]], 32).pad(np.arange(5))
-    with torch.no_grad():
-        return student.eval()(**batch)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +69,7 @@ def test_kept_layers_are_those_of_the_checkpoint(five_layers, tmp_path, count, c
 def test_every_family_can_lose_layers(checkpoint, tmp_path, kind, choice):
     student, tokenizer = load(checkpoint(kind), student_layers=1, student_layer_choice=choice)
     whole = load_backbone(checkpoint(kind))
-    assert count_parameters(student.backbone) < count_parameters(whole)
+    assert student.backbone.num_parameters() < whole.num_parameters()
     student.backbone.save_pretrained(tmp_path)
     reopened = Student(AutoModel.from_pretrained(tmp_path), student.pooler.pooling, THREE_CLASSES)
     reopened.load_state_dict(student.state_dict())

@@ -2,34 +2,18 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from armada.cache_schemas.errors import StudentSourceError
 from armada.stages.distill.student import (
-    Student,
     StudentSettings,
     is_decoder,
 )
 from armada.stages.distill.student_source import load_backbone, load_student
-from armada.stages.distill.tokens import encode
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import make_bert_classifier
-from tiny_runs import NUMBERS, TEXTS, THREE_CLASSES
-
-
-def load(source: object, **settings: Any) -> tuple[Student, Any]:
-    torch.manual_seed(0)
-    chosen = StudentSettings(student=str(source), **settings)
-    return load_student(chosen, THREE_CLASSES, TEXTS, 0.1)
-
-
-def outputs(student: Student, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = encode(tokenizer, [(text,) for text in TEXTS[:5]], 32).pad(np.arange(5))
-    with torch.no_grad():
-        return student.eval()(**batch)
+from tiny_runs import NUMBERS, TEXTS, load, outputs
 
 
 @pytest.fixture
