@@ -4,7 +4,6 @@ Nothing heavy is imported before a command runs. Results go to standard output, 
 standard error. Exit codes: 0 done, 1 the run failed, 2 the input was wrong.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .cache_schemas.errors import ArmadaError
+from .pipeline.caches.commands import app as cache_commands
 
 app = typer.Typer(
     help="Knowledge distillation with cached teachers: ask once, train any number of students.",
@@ -19,8 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-cache_app = typer.Typer(help="Look into a cache.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
+app.add_typer(cache_commands, name="cache")
 
 JobFile = Annotated[Path | None, typer.Argument(help="YAML file of job keys", show_default=False)]
 Settings = Annotated[
@@ -29,7 +28,6 @@ Settings = Annotated[
 Keys = Annotated[bool, typer.Option("--keys", help="list all job keys and what they mean")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-CacheFolder = Annotated[Path, typer.Argument(help="folder of the cache")]
 
 
 @app.callback()
@@ -160,26 +158,6 @@ def demo(
     from .pipeline.demo import run_demo
 
     run_demo(output, seed, quick)
-
-
-@cache_app.command("ls")
-def cache_ls(cache: CacheFolder, as_json: AsJson = False) -> None:
-    """List the teachers of a cache: rows, bytes, what they cost."""
-    from .pipeline.cache_report import summarise
-    from .pipeline.show import show_teachers
-
-    show_teachers(summarise(cache), as_json)
-
-
-@cache_app.command("inspect")
-def cache_inspect(
-    cache: CacheFolder,
-    teacher: Annotated[str | None, typer.Option(help="fingerprint or unique prefix")] = None,
-) -> None:
-    """Print all that is known of one teacher as JSON: settings, features, runs, cost."""
-    from .pipeline.cache_report import inspect
-
-    print(json.dumps(inspect(cache, teacher), indent=2, ensure_ascii=False))
 
 
 def main(arguments: list[str] | None = None) -> None:

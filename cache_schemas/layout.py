@@ -22,6 +22,7 @@ from pathlib import Path
 
 CACHE_MANIFEST = "armada.json"
 TEACHER_MANIFEST = "teacher.json"
+CACHE_INDEX = "index.json"
 ZARR_METADATA = "zarr.json"
 WRITER_LOCK = "writer.lock"
 PARTIAL_SUFFIX = ".partial"

@@ -31,7 +31,9 @@ RowsPerShard = Annotated[int, Field(ge=64, le=MAX_ROWS_PER_SHARD, multiple_of=64
 Checksum = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
 
-class _Document(BaseModel):
+class Document(BaseModel):
+    """Base of all documents: frozen, no unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> bytes:
@@ -39,14 +41,14 @@ class _Document(BaseModel):
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
-class CacheManifest(_Document):
+class CacheManifest(Document):
     """`armada.json` at the top of a cache."""
 
     format: Literal["armada-cache"] = "armada-cache"
     format_version: int = FORMAT_VERSION
 
 
-class TeacherManifest(_Document):
+class TeacherManifest(Document):
     """`teacher.json` of one teacher: all a reader needs to interpret its shards."""
 
     fingerprint: Fingerprint
@@ -62,14 +64,14 @@ class TeacherManifest(_Document):
         return self
 
 
-class FileRecord(_Document):
+class FileRecord(Document):
     """Size and checksum of one file of a shard; its path follows from the layout."""
 
     bytes: int = Field(ge=0)
     xxh3_128: Checksum = Field(description="XXH3 128-bit hash of the whole file, hexadecimal")
 
 
-class CommitRecord(_Document):
+class CommitRecord(Document):
     """One committed shard. Its existence is what makes the shard's rows readable."""
 
     shard: int = Field(ge=0, lt=MAX_SHARDS)
@@ -78,7 +80,7 @@ class CommitRecord(_Document):
     tables: dict[str, FileRecord] = Field(description="table -> its Parquet file")
 
 
-class CorpusRecord(_Document):
+class CorpusRecord(Document):
     """A corpus a run was asked about."""
 
     name: str = Field(description="file or folder name, without its path")
@@ -87,7 +89,7 @@ class CorpusRecord(_Document):
     licence: str = Field(default="", description="as declared by who ran the job")
 
 
-class RunRecord(_Document):
+class RunRecord(Document):
     """Provenance and cost of one run of `precompute`; `runs/<id>.json`."""
 
     started: str = Field(description="UTC, ISO 8601")
@@ -100,7 +102,7 @@ class RunRecord(_Document):
     truncated_examples: int = Field(default=0, ge=0, description="texts longer than it takes")
 
 
-DocumentT = TypeVar("DocumentT", bound=_Document)
+DocumentT = TypeVar("DocumentT", bound=Document)
 
 
 def parse_document(model: type[DocumentT], data: bytes, path: Path) -> DocumentT:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .cache_report import TeacherSummary
+from .caches.report import TeacherSummary
 from .precompute import DryRun, PrecomputeReport
 
 SHOWN_PROBLEMS = 5

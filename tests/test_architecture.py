@@ -80,12 +80,24 @@ def test_these_never_import_torch(unit: str) -> None:
         assert not roots & {"torch", "transformers"}, file
 
 
-def test_the_command_line_imports_little_before_a_command_runs() -> None:
-    tree = parsed(ROOT / "cli.py")
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (
+            "cli.py",
+            {"armada.cache_schemas.errors.ArmadaError", "armada.pipeline.caches.commands.app"},
+        ),
+        ("pipeline/caches/commands.py", set()),
+    ],
+)
+def test_the_command_line_imports_little_before_a_command_runs(
+    file: str, expected: set[str]
+) -> None:
+    tree = parsed(ROOT / file)
     top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
-    names = set(imported(ROOT / "cli.py", top))
+    names = set(imported(ROOT / file, top))
     ours = {name for name in names if name.startswith("armada.")}
-    assert ours == {"armada.cache_schemas.errors.ArmadaError"}
+    assert ours == expected
     assert {name.partition(".")[0] for name in names - ours} <= LIGHT
 
 

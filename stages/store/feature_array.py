@@ -4,7 +4,7 @@ Plain shards are mapped: a batch costs one copy of its rows and no system call o
 another Zarr writer left in some other order or layout is read through zarr-python: same values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from ...cache_schemas.errors import DamagedCacheError
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.layout import ZARR_METADATA, shard_file
 from .dense import DenseArray, array_metadata, map_shard, same_layout
+
+Prepare = Callable[[str, int], None]
+"""Called with feature and shard number before the shard's file is first opened: to check it, or to
+fetch it. May raise any ArmadaError. Must be safe to pickle."""
 
 RowIndex = int | slice | Sequence[int] | npt.NDArray[Any]
 
@@ -28,8 +32,10 @@ class FeatureArray:
         spec: FeatureSpec,
         rows_per_shard: int,
         shards: Sequence[tuple[int, int]],
+        prepare: Prepare | None = None,
     ) -> None:
         self.spec = spec
+        self._prepare = prepare
         self._folder = folder
         self._rows_per_shard = rows_per_shard
         self._shards = list(shards)
@@ -100,6 +106,8 @@ class FeatureArray:
         return self._views[position]
 
     def _open(self, shard: int, rows: int) -> DenseArray:
+        if self._prepare is not None:
+            self._prepare(self.spec.name, shard)
         if not self._layout_is_ours():
             return self._read_through_zarr(shard, rows)
         path = shard_file(self._folder, self.spec.name, shard, len(self.spec.shape))

@@ -20,7 +20,7 @@ from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
 from ...cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
 from ...cache_schemas.manifest import RunRecord, TeacherManifest, parse_document
-from .feature_array import FeatureArray
+from .feature_array import FeatureArray, Prepare
 from .index import KeyIndex, Rows
 from .manifests import list_teachers, read_commits
 from .tables import read_keys, read_table
@@ -55,8 +55,11 @@ def _choose(path: Path, teachers: list[TeacherManifest], prefix: str | None) -> 
 class Cache:
     """The committed answers of one teacher. Cheap to open; shards are mapped when touched."""
 
-    def __init__(self, path: Path, teacher: TeacherManifest) -> None:
+    def __init__(
+        self, path: Path, teacher: TeacherManifest, prepare: Prepare | None = None
+    ) -> None:
         self.path = path
+        self._prepare = prepare
         self.teacher = teacher
         self.folder = teacher_folder(path, teacher.fingerprint)
         self.commits = read_commits(path, teacher)
@@ -89,7 +92,8 @@ class Cache:
         """The feature as an array-like [len(cache), *shape]."""
         spec = self.feature_spec(name)
         shards = [(commit.shard, commit.rows) for commit in self.commits]
-        return FeatureArray(self.folder, spec, self.teacher.rows_per_shard, shards)
+        size = self.teacher.rows_per_shard
+        return FeatureArray(self.folder, spec, size, shards, self._prepare)
 
     @cached_property
     def keys(self) -> KeyArray:

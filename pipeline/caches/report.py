@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..stages.store.manifests import list_teachers
-from ..stages.store.reader import Cache, open_cache
+from ...stages.store.manifests import list_teachers
+from ...stages.store.reader import Cache, open_cache
 
 
 @dataclass(frozen=True, slots=True)
