@@ -16,6 +16,7 @@
         ├── TeacherOutputError  an answer that must not be stored
         ├── DamagedCacheError   bytes that are not what the commit record says
         ├── StorageError        the disk refused
+        ├── ReservationLostError  another writer took a shard over
         └── TrainingError       training cannot go on
 
 A message is one line: what field, which value, what limit, what to do. `assert` is for our bugs.
@@ -89,6 +90,10 @@ class DamagedCacheError(RunError):
 
 
 class StorageError(RunError):
+    pass
+
+
+class ReservationLostError(RunError):
     pass
 
 

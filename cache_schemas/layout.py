@@ -2,6 +2,7 @@
 
     CACHE/
       armada.json                       CacheManifest
+      writer.lock                       held by one writer at a time, for moments
       zarr.json                         Zarr group, so that any Zarr tool can walk the cache
       teachers/zarr.json                Zarr group
       teachers/<fingerprint>/
@@ -12,12 +13,14 @@
         tables/<table>/<shard>.parquet  one row per example of the shard, in order
         commits/<shard>.json            CommitRecord
         runs/<id>.json                  RunRecord
-        writer.lock                     held while a process writes
+        reservations/<shard>/           what a living writer is at; readers never look
 
 Row `i` of the Zarr arrays is row `i % rows_per_shard` of shard `i // rows_per_shard`. A shard that
 holds fewer rows than it could is followed by NaN rows up to the next shard.
 """
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 CACHE_MANIFEST = "armada.json"
@@ -36,7 +39,7 @@ INNER_CHUNK_ROWS = 64
 DEFAULT_ROWS_PER_SHARD = 16_384
 """32 MiB of 1024 float16 numbers; a power of two, so that a full shard is whole memory pages."""
 
-RESERVED_NAMES = frozenset({"tables", "commits", "runs"})
+RESERVED_NAMES = frozenset({"tables", "commits", "runs", "reservations"})
 """Folders beside the features, which a feature therefore cannot be called."""
 
 
@@ -58,3 +61,13 @@ def table_file(teacher: Path, table: str, shard: int) -> Path:
 def commit_file(teacher: Path, shard: int) -> Path:
     """Commit record of one shard."""
     return teacher / "commits" / f"{shard:06d}.json"
+
+
+def reservation_folder(teacher: Path, shard: int) -> Path:
+    """Folder in which the writer of a shard works until it commits."""
+    return teacher / "reservations" / f"{shard:06d}"
+
+
+def numbered(paths: Iterable[Path]) -> dict[int, Path]:
+    """Shard number -> path, of those paths whose name is the number of a shard."""
+    return {int(path.stem): path for path in paths if re.fullmatch(r"\d{6}", path.stem, re.ASCII)}

@@ -3,22 +3,28 @@
 `CacheManifest` and `TeacherManifest` are written once. A `CommitRecord` is written once per shard
 and makes it visible. None of the three holds a date, a time or a host, so that equal work leaves
 equal bytes; those are in `RunRecord`, one per run, which readers may ignore.
+
+Documents may come from strangers: what they claim is bounded here, before anybody allocates it.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
 from .errors import CacheError, CacheVersionError, DamagedCacheError
+from .features import FeatureName, TableName
+from .layout import ROWS_TABLE
 from .teachers import Fingerprint, TeacherSpec
 
 FORMAT_NAME = "armada-cache"
@@ -26,6 +32,9 @@ FORMAT_VERSION = 1
 
 MAX_ROWS_PER_SHARD = 2**20
 MAX_SHARDS = 10**6
+MAX_SHARD_BYTES = 2**36
+"""64 GiB of one feature: a writer holds a shard in memory."""
+MAX_FILE_BYTES = 2**50
 
 RowsPerShard = Annotated[int, Field(ge=64, le=MAX_ROWS_PER_SHARD, multiple_of=64)]
 Checksum = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -35,6 +44,9 @@ class Document(BaseModel):
     """Base of all documents: frozen, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: ClassVar[int] = 2**20
+    """A larger file is refused before it is read."""
 
     def to_json(self) -> bytes:
         """Indented JSON, keys in declared order, one trailing newline."""
@@ -49,25 +61,51 @@ class CacheManifest(Document):
 
 
 class TeacherManifest(Document):
-    """`teacher.json` of one teacher: all a reader needs to interpret its shards."""
+    """`teacher.json` of one teacher: all a reader needs to interpret its shards.
+
+    A teacher that extends another holds features that were added to the other's later: its spec
+    lists those alone, and its rows are joined to the other's by key."""
+
+    max_bytes: ClassVar[int] = 2**24
 
     fingerprint: Fingerprint
     rows_per_shard: RowsPerShard = Field(description="most rows of one shard; the Zarr chunk grid")
     spec: TeacherSpec
+    extends: Fingerprint | None = Field(
+        default=None, description="the teacher whose features these were added to"
+    )
 
     @model_validator(mode="after")
     def _fingerprint_is_of_spec(self) -> "TeacherManifest":
-        if self.fingerprint != self.spec.fingerprint:
+        spec, base = self.spec, self.extends
+        expected = spec.fingerprint if base is None else spec.fingerprint_extending(base)
+        if self.fingerprint != expected:
             raise ValueError(
-                f"fingerprint: {self.fingerprint} is not that of the spec ({self.spec.fingerprint})"
+                f"fingerprint: {self.fingerprint} is not that of the spec ({expected})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _shards_fit_into_memory(self) -> "TeacherManifest":
+        for feature in self.spec.features:
+            if self.rows_per_shard * feature.row_bytes > MAX_SHARD_BYTES:
+                raise ValueError(
+                    f"rows_per_shard: {self.rows_per_shard} rows of {feature.row_bytes} bytes "
+                    f"({feature.name}); a shard has at most {MAX_SHARD_BYTES} bytes of a feature"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Most teachers extend nothing, and their documents stay what they were.
+        document: dict[str, Any] = dump(self)
+        return {k: v for k, v in document.items() if (k, v) != ("extends", None)}
 
 
 class FileRecord(Document):
     """Size and checksum of one file of a shard; its path follows from the layout."""
 
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
     xxh3_128: Checksum = Field(description="XXH3 128-bit hash of the whole file, hexadecimal")
 
 
@@ -76,8 +114,14 @@ class CommitRecord(Document):
 
     shard: int = Field(ge=0, lt=MAX_SHARDS)
     rows: int = Field(ge=1, le=MAX_ROWS_PER_SHARD)
-    features: dict[str, FileRecord] = Field(description="feature -> its Zarr shard file")
-    tables: dict[str, FileRecord] = Field(description="table -> its Parquet file")
+    features: dict[FeatureName, FileRecord] = Field(description="feature -> its Zarr shard file")
+    tables: dict[TableName, FileRecord] = Field(description="table -> its Parquet file")
+
+    @model_validator(mode="after")
+    def _has_keys(self) -> "CommitRecord":
+        if ROWS_TABLE not in self.tables:
+            raise ValueError(f"tables: {ROWS_TABLE!r} is not among them; it holds the keys")
+        return self
 
 
 class CorpusRecord(Document):
@@ -92,11 +136,13 @@ class CorpusRecord(Document):
 class RunRecord(Document):
     """Provenance and cost of one run of `precompute`; `runs/<id>.json`."""
 
+    max_bytes: ClassVar[int] = 2**26
+
     started: str = Field(description="UTC, ISO 8601")
     versions: dict[str, str] = Field(description="library -> version")
     hardware: dict[str, str] = Field(description="device, processor, operating system")
     corpora: tuple[CorpusRecord, ...]
-    teacher_seconds: dict[int, float] = Field(
+    teacher_seconds: dict[int, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default_factory=dict, description="shard -> seconds spent asking the teacher"
     )
     truncated_examples: int = Field(default=0, ge=0, description="texts longer than it takes")
@@ -112,21 +158,21 @@ def parse_document(model: type[DocumentT], data: bytes, path: Path) -> DocumentT
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise DamagedCacheError(f"{path}: {where}: {first['msg']}") from error
+        raise DamagedCacheError(f"{path}: {where:.100}: {first['msg']:.200}") from error
 
 
 def check_cache_manifest(data: bytes, path: Path) -> CacheManifest:
     """Read `armada.json`; another format version is refused before anything else is looked at."""
     try:
         raw: Any = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedCacheError(f"{path}: not JSON: {error}") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT_NAME:
         raise CacheError(f"{path}: format is not {FORMAT_NAME!r}; this is not an armada cache")
     version = raw.get("format_version")
     if version != FORMAT_VERSION:
         raise CacheVersionError(
-            f"{path}: format_version {version!r}; this armada reads version {FORMAT_VERSION}; "
+            f"{path}: format_version {version!r:.40}; this armada reads version {FORMAT_VERSION}; "
             "use the armada that wrote the cache, or precompute into a new folder"
         )
     return parse_document(CacheManifest, data, path)

@@ -56,6 +56,11 @@ class TeacherSpec(BaseModel):
         """128-bit digest of the identity; names the teacher everywhere."""
         return digest(self.identity())
 
+    def fingerprint_extending(self, base: Fingerprint) -> str:
+        """The name of a teacher that adds these features to those of `base`: the same features
+        added to another teacher are another teacher."""
+        return digest(self.identity() | {"extends": base})
+
     def feature(self, name: str) -> FeatureSpec | None:
         """The feature of that name, or None."""
         return next((feature for feature in self.features if feature.name == name), None)

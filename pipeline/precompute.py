@@ -1,8 +1,9 @@
 """A run of `precompute`: its job becomes a corpus, a teacher and a writer; what is new is asked."""
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -16,9 +17,11 @@ from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
+from ..stages.store.admission import check_teacher
 from ..stages.store.dense import shard_bytes
 from ..stages.store.manifests import read_commits
-from ..stages.store.writer import CacheWriter, check_teacher, pending
+from ..stages.store.work import Work
+from ..stages.store.writer import CacheWriter, pending
 from .device import choose_device
 from .precompute_job import PrecomputeJob, make_teacher
 from .progress import CountProgress
@@ -49,6 +52,7 @@ class PrecomputeReport:
     unique: int
     already_cached: int
     asked: int
+    done_elsewhere: int
     truncated: int
     skipped: tuple[str, ...]
     teacher_seconds: float
@@ -139,23 +143,37 @@ def _ask(
 
     run = _Run(job, plan, writer)
     skipped: list[str] = []
-    todo = writer.pending(plan.keys)
-    if len(todo):
+    work = Work(writer, plan.keys, _say_that_it_waits(quiet))
+    if work.pending:
         teacher.load()
-        with CountProgress("precompute", "rows", len(todo), quiet) as progress:
+        with CountProgress("precompute", "rows", work.pending, quiet) as progress:
             batch_size = job.batch_size or teacher.default_batch_size
             asking = Asking(batch_size, job.skip_bad_rows, progress.advance, run.committed, skipped)
-            precompute(plan.corpus, plan.keys, todo, teacher, writer, asking)
+            precompute(plan.corpus, plan.keys, work, teacher, writer, asking)
     return PrecomputeReport(
         fingerprint=plan.manifest.fingerprint,
         rows=len(plan.corpus),
         unique=plan.unique,
-        already_cached=plan.unique - len(todo),
-        asked=len(todo) - len(skipped),
+        already_cached=plan.unique - work.pending,
+        asked=work.pending - work.done_elsewhere - len(skipped),
+        done_elsewhere=work.done_elsewhere,
         truncated=run.record.truncated_examples,
         skipped=(*plan.corpus.skipped, *skipped),
         teacher_seconds=sum(run.record.teacher_seconds.values()),
     )
+
+
+def _say_that_it_waits(quiet: bool) -> Callable[[int], None]:
+    """Says once that other writers are at all that is left."""
+    said = quiet
+
+    def say(rows: int) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            print(f"waiting for other writers, who are at the last {rows} rows", file=sys.stderr)
+
+    return say
 
 
 class _Run:

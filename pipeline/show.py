@@ -48,9 +48,10 @@ def show_precompute(report: PrecomputeReport, as_json: bool) -> None:
     if as_json:
         show_json(report)
         return
+    elsewhere = f", {report.done_elsewhere} by other writers" if report.done_elsewhere else ""
     print(
         f"{report.rows} rows, {report.unique} unique; {report.already_cached} were cached, "
-        f"{report.asked} asked in {report.teacher_seconds:.1f} s"
+        f"{report.asked} asked in {report.teacher_seconds:.1f} s{elsewhere}"
     )
     print(f"teacher {report.fingerprint}")
 

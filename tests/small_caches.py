@@ -10,6 +10,7 @@ from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.keys import KeyArray, example_key, keys_to_array
 from armada.cache_schemas.manifest import CommitRecord, TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
+from armada.stages.store.reservations import Reservation
 from armada.stages.store.writer import CacheWriter
 
 TWO_FEATURES = (
@@ -47,11 +48,13 @@ def answer(spec: FeatureSpec, texts: Sequence[str]) -> npt.NDArray[Any]:
     return np.asarray(rows).reshape(len(texts), *spec.shape).astype(spec.dtype)
 
 
-def commit(writer: CacheWriter, texts: Sequence[str]) -> CommitRecord:
+def commit(
+    writer: CacheWriter, texts: Sequence[str], reservation: Reservation | None = None
+) -> CommitRecord:
     """One shard of answers."""
     features = {spec.name: answer(spec, texts) for spec in writer.manifest.spec.features}
     truncated = np.array([text.endswith("7") for text in texts])
-    return writer.commit(keys_of(texts), features, truncated)
+    return writer.commit(keys_of(texts), features, truncated, reservation=reservation)
 
 
 def write_cache(path: Path, manifest: TeacherManifest, shards: Iterable[Sequence[str]]) -> Path:

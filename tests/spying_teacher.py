@@ -20,6 +20,7 @@ from armada.stages.precompute.teachers.base import (
     make_spec,
 )
 from armada.stages.store.reader import Cache, open_cache
+from armada.stages.store.work import Work
 from armada.stages.store.writer import CacheWriter
 
 WriteParquet = Callable[[str, dict[str, Any]], str]
@@ -102,7 +103,7 @@ class Bench:
         asking.advance = self._advance
         asking.committed = lambda shard, seconds, truncated: self.commits.append((shard, truncated))
         with CacheWriter(self.path, manifest) as writer:
-            precompute(corpus, keys, writer.pending(keys), teacher, writer, asking)
+            precompute(corpus, keys, Work(writer, keys), teacher, writer, asking)
 
     def _advance(self, rows: int) -> None:
         self.advanced += rows

@@ -6,7 +6,8 @@ What comes in: a corpus, its pending rows, a loaded teacher, a writer. What goes
 shards. Shards are cut from the pending rows in corpus order, batches inside a shard from examples
 of one bucket; so neither the batch size nor an interruption changes what is stored. When asking
 stops for any reason, the answers that were already there are committed before the error goes on.
-A thread writes one shard while the teacher answers the next.
+A thread writes one shard while the teacher answers the next. Other processes may do the same to
+the same cache: each shard is reserved before the teacher is asked (`store/work.py`).
 """
 
 import time
@@ -18,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...cache_schemas.errors import RunError, TeacherOutputError
+from ...cache_schemas.errors import ReservationLostError, RunError, TeacherOutputError
 from ...cache_schemas.keys import KeyArray
 from ..corpus.corpus import Corpus
+from ..store.work import Task, Work
 from ..store.writer import CacheWriter
 from .shard_buffer import FinishedRows, Places, ShardBuffer
 from .teachers.base import Answers, Example, Teacher
@@ -44,21 +46,30 @@ class Asking:
 def precompute(
     corpus: Corpus,
     keys: KeyArray,
-    pending: npt.NDArray[np.int64],
+    work: Work,
     teacher: Teacher,
     writer: CacheWriter,
     asking: Asking,
 ) -> None:
-    """Ask `teacher` about the `pending` rows of `corpus` and commit its answers.
+    """Ask `teacher` about what `work` deals out of `corpus`, with keys [N, 16], and commit.
 
     Raises TeacherOutputError for an answer that is not finite (unless bad rows are skipped),
     StorageError when the disk refuses, RunError when one example does not fit into memory."""
-    size = writer.manifest.rows_per_shard
-    with _Committer(writer, asking.committed) as committer:
-        for start in range(0, len(pending), size):
-            rows = pending[start : start + size]
-            examples = make_examples(corpus, keys, rows)
-            _ask_shard(corpus, rows, examples, teacher, asking, committer)
+    with _Committer(writer, work, asking.committed) as committer:
+        for task in _tasks(work, committer):
+            examples = make_examples(corpus, keys, task.rows)
+            _ask_shard(corpus, task, examples, teacher, asking, committer)
+
+
+def _tasks(work: Work, committer: "_Committer") -> Iterator[Task]:
+    while True:
+        task = work.reserve()
+        if task is None:
+            committer.wait()  # a shard that another writer took over from us is put back
+            task = work.reserve()
+        if task is None:
+            return
+        yield task
 
 
 def make_examples(corpus: Corpus, keys: KeyArray, rows: npt.NDArray[np.int64]) -> list[Example]:
@@ -71,7 +82,7 @@ def make_examples(corpus: Corpus, keys: KeyArray, rows: npt.NDArray[np.int64]) -
 
 def _ask_shard(
     corpus: Corpus,
-    rows: npt.NDArray[np.int64],
+    task: Task,
     examples: Sequence[Example],
     teacher: Teacher,
     asking: Asking,
@@ -82,10 +93,12 @@ def _ask_shard(
     try:
         for places, answers in _ask_batches(teacher, examples, asking):
             for place, feature in buffer.put(places, answers).items():
-                _refuse_or_skip(corpus.where(int(rows[place])), feature, examples[place], asking)
+                _refuse_or_skip(
+                    corpus.where(int(task.rows[place])), feature, examples[place], asking
+                )
             asking.advance(len(places))
     finally:
-        committer.commit(buffer.finished(), time.perf_counter() - started)
+        committer.commit(task, buffer.finished(), time.perf_counter() - started)
 
 
 def _refuse_or_skip(where: str, feature: str, example: Example, asking: Asking) -> None:
@@ -150,8 +163,8 @@ class _Committer:
     """Commits in a thread, one shard at a time; an error of the thread surfaces at the next
     commit or at the end."""
 
-    def __init__(self, writer: CacheWriter, committed: Committed) -> None:
-        self._writer = writer
+    def __init__(self, writer: CacheWriter, work: Work, committed: Committed) -> None:
+        self._writer, self._work = writer, work
         self._committed = committed
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._running: Future[None] | None = None
@@ -161,23 +174,34 @@ class _Committer:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._wait()
+            self.wait()
         finally:
             self._pool.shutdown()
 
-    def commit(self, finished: FinishedRows, seconds: float) -> None:
-        """Hand over the finished rows of a shard; waits for the shard before it."""
-        self._wait()
+    def commit(self, task: Task, finished: FinishedRows, seconds: float) -> None:
+        """Hand over the finished rows of a task; waits for the task before it."""
+        self.wait()
         if len(finished.keys):
-            self._running = self._pool.submit(self._write, finished, seconds)
+            self._running = self._pool.submit(self._write, task, finished, seconds)
+        else:
+            self._writer.release(task.reservation)
 
-    def _write(self, finished: FinishedRows, seconds: float) -> None:
-        record = self._writer.commit(
-            finished.keys, finished.features, finished.truncated, finished.tables
-        )
-        self._committed(record.shard, seconds, int(finished.truncated.sum()))
+    def _write(self, task: Task, finished: FinishedRows, seconds: float) -> None:
+        try:
+            record = self._writer.commit(
+                finished.keys,
+                finished.features,
+                finished.truncated,
+                finished.tables,
+                task.reservation,
+            )
+        except ReservationLostError:
+            self._work.put_back(task)
+        else:
+            self._committed(record.shard, seconds, int(finished.truncated.sum()))
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until the last commit is done; raises what it raised."""
         if self._running is not None:
             running, self._running = self._running, None
             running.result()

@@ -20,23 +20,24 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def write_atomic(path: Path, parts: Iterable[Buffer]) -> FileRecord:
     """Write `parts` one after another as the file `path`, replacing it in one step.
 
-    Returns size and checksum of what was written. Raises StorageError, and leaves no partial file,
-    when the disk refuses."""
+    One process at a time may write a path. Returns size and checksum of what was written. Raises
+    StorageError, and leaves no partial file, when the disk refuses."""
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = _write_and_sync(partial, parts)
+        record = write_synced(partial, parts)
         partial.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as cause:
         _remove_quietly(partial)
-        raise _storage_error(path, cause) from cause
+        raise storage_error(path, cause) from cause
     return record
 
 
-def _write_and_sync(partial: Path, parts: Iterable[Buffer]) -> FileRecord:
+def write_synced(path: Path, parts: Iterable[Buffer]) -> FileRecord:
+    """Write a file and wait until its bytes are on the disk; its name may not be there yet."""
     hasher, size = xxhash.xxh3_128(), 0
-    with partial.open("wb") as file:
+    with path.open("wb") as file:
         for part in parts:
             file.write(part)
             hasher.update(part)
@@ -50,7 +51,8 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -66,7 +68,8 @@ def _remove_quietly(partial: Path) -> None:
         return
 
 
-def _storage_error(path: Path, cause: OSError) -> StorageError:
+def storage_error(path: Path, cause: OSError) -> StorageError:
+    """What to tell people when the disk refuses `path`."""
     if cause.errno in _DISK_FULL:
         return StorageError(
             f"{path}: the disk is full ({cause.strerror}); committed shards are safe; "

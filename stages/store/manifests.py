@@ -5,11 +5,12 @@ from pathlib import Path
 from ...cache_schemas.errors import CacheError, DamagedCacheError
 from ...cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST, commit_file, teacher_folder
 from ...cache_schemas.manifest import (
+    CacheManifest,
     CommitRecord,
     TeacherManifest,
     check_cache_manifest,
-    parse_document,
 )
+from .plain_files import read_bytes, read_document
 
 
 def check_cache(path: Path) -> None:
@@ -17,17 +18,19 @@ def check_cache(path: Path) -> None:
     manifest = path / CACHE_MANIFEST
     if not manifest.is_file():
         raise CacheError(f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache")
-    check_cache_manifest(manifest.read_bytes(), manifest)
+    check_cache_manifest(read_bytes(manifest, path, CacheManifest.max_bytes), manifest)
 
 
 def list_teachers(path: Path) -> list[TeacherManifest]:
     """The teachers of a cache, sorted by fingerprint."""
     check_cache(path)
-    return [_read_teacher(file) for file in sorted(path.glob(f"teachers/*/{TEACHER_MANIFEST}"))]
+    files = sorted(path.glob(f"teachers/*/{TEACHER_MANIFEST}"))
+    return [read_teacher(file, path) for file in files]
 
 
-def _read_teacher(file: Path) -> TeacherManifest:
-    teacher = parse_document(TeacherManifest, file.read_bytes(), file)
+def read_teacher(file: Path, path: Path) -> TeacherManifest:
+    """`teacher.json` in the cache at `path`; raises DamagedCacheError if it does not fit."""
+    teacher = read_document(TeacherManifest, file, path)
     if teacher.fingerprint != file.parent.name:
         raise DamagedCacheError(
             f"{file}: is of teacher {teacher.fingerprint}; its folder is named otherwise"
@@ -38,11 +41,12 @@ def _read_teacher(file: Path) -> TeacherManifest:
 def read_commits(path: Path, teacher: TeacherManifest) -> list[CommitRecord]:
     """The commit records of one teacher of the cache at `path`, in shard order."""
     folder = teacher_folder(path, teacher.fingerprint)
-    return [_read_commit(folder, file, teacher) for file in sorted(folder.glob("commits/*.json"))]
+    return [read_commit(folder, file, teacher) for file in sorted(folder.glob("commits/*.json"))]
 
 
-def _read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRecord:
-    record = parse_document(CommitRecord, file.read_bytes(), file)
+def read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRecord:
+    """One commit record of a teacher's folder; raises DamagedCacheError if it does not fit."""
+    record = read_document(CommitRecord, file, folder.parent.parent)
     names = {feature.name for feature in teacher.spec.features}
     if (
         file != commit_file(folder, record.shard)
@@ -51,6 +55,6 @@ def _read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRe
     ):
         raise DamagedCacheError(
             f"{file}: shard {record.shard} of {record.rows} rows and features "
-            f"{', '.join(record.features)} fits neither its name nor the teacher; recompute it"
+            f"{', '.join(record.features):.200} fits neither its name nor the teacher; recompute it"
         )
     return record

@@ -1,14 +1,19 @@
 """Write a teacher's answers into a cache, shard by shard; nothing is visible before its commit.
 
-A shard's feature and table files are written under temporary names, synced and renamed; then its
-commit record is, and only that makes the rows readable. A process that dies at any moment leaves
-whole shards and files that no commit record names; the next writer removes those. The Zarr shape
-is brought up to date after each commit and when a writer opens.
+    reserve     a shard number and keys that no other writer is at (`work.py` chooses the keys)
+    commit      files are written and synced in the reservation's own folder, then moved into
+                place, then the commit record is, and only that makes the rows readable
+
+Any number of writers may work in one cache at once: they hold its lock only to reserve and to move
+finished files. A process that dies at any moment leaves whole shards, a reservation that the next
+writer takes away, and maybe files that no commit record names, which a writer removes when it
+opens. The Zarr shape is brought up to date after each commit and when a writer opens.
 """
 
-import fcntl
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,82 +22,42 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ...cache_schemas.errors import CacheError, OutputError, TeacherMismatchError
 from ...cache_schemas.keys import KeyArray, first_occurrences, keys_to_array
 from ...cache_schemas.layout import (
-    CACHE_MANIFEST,
-    PARTIAL_SUFFIX,
     ROWS_TABLE,
-    TEACHER_MANIFEST,
-    WRITER_LOCK,
-    ZARR_METADATA,
-    commit_file,
-    shard_file,
+    numbered,
     table_file,
     teacher_folder,
 )
-from ...cache_schemas.manifest import CacheManifest, CommitRecord, RunRecord, TeacherManifest
-from ...cache_schemas.teachers import TeacherSpec, differences
+from ...cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
 from .atomic import write_atomic
-from .dense import array_metadata, group_metadata, same_layout, shard_parts
+from .creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
 from .index import KeyIndex
-from .manifests import list_teachers, read_commits
-from .tables import read_keys, rows_table, table_bytes
-
-
-def check_teacher(
-    path: Path, spec: TeacherSpec, rows_per_shard: int | None, add_teacher: bool
-) -> TeacherManifest | None:
-    """What the cache at `path` knows of this teacher; None if it would be new there.
-
-    Raises TeacherMismatchError, naming each differing field, if the cache holds the same model
-    under other settings and `add_teacher` is not set; CacheError if `path` is something else."""
-    if _is_new(path):
-        return None
-    for known in list_teachers(path):
-        if known.fingerprint == spec.fingerprint:
-            _check_rows_per_shard(known, rows_per_shard)
-            return known
-    if not add_teacher:
-        _refuse_same_model(path, spec)
-    return None
-
-
-def _check_rows_per_shard(known: TeacherManifest, asked: int | None) -> None:
-    if asked is not None and asked != known.rows_per_shard:
-        raise CacheError(
-            f"rows_per_shard: cached {known.rows_per_shard}, asked {asked}; it is fixed for a "
-            "teacher of a cache; leave it out"
-        )
-
-
-def _refuse_same_model(path: Path, spec: TeacherSpec) -> None:
-    for known in list_teachers(path):
-        same_weights = bool(spec.weights) and known.spec.weights == spec.weights
-        if known.spec.kind == spec.kind and (known.spec.name == spec.name or same_weights):
-            raise TeacherMismatchError(
-                f"cache {path} holds teacher {known.fingerprint[:12]} ({spec.kind}:{spec.name}) "
-                f"under other settings: {'; '.join(differences(known.spec, spec))}; use the cached "
-                "settings, or add_teacher=true to keep both"
-            )
+from .lock import locked
+from .manifests import read_commit, read_commits
+from .reservations import Reservation, Reservations
+from .staged_shard import StagedShard
+from .staging import PATIENCE_S, Heart
+from .tables import read_keys, rows_table
 
 
 class CacheWriter:
-    """The one writer of one teacher's folder; use as a context manager."""
+    """One of the writers of one teacher's folder; use as a context manager."""
 
-    def __init__(self, path: Path, manifest: TeacherManifest) -> None:
-        self.manifest = manifest
+    def __init__(
+        self, path: Path, manifest: TeacherManifest, patience_s: float = PATIENCE_S
+    ) -> None:
+        """`patience_s`: for how long a writer on another host may show no sign of life."""
+        self.path, self.manifest = path, manifest
         self.folder = teacher_folder(path, manifest.fingerprint)
-        _create(path, self.folder, manifest)
-        self._lock = _lock(self.folder)
-        try:
-            self.commits = read_commits(path, manifest)
-            self._refuse_foreign_layout()
-            self._discard_uncommitted()
-            self._write_zarr_metadata()
-        except BaseException:
-            self._lock.close()
-            raise
+        self._reservations = Reservations(self.folder, patience_s)
+        create_cache(path)
+        with locked(path):
+            create_teacher(path, manifest)
+            self._records = {record.shard: record for record in read_commits(path, manifest)}
+            living = self._reservations.living()
+            bring_up_to_date(self.folder, manifest, self._records, living)
+        self._heart = Heart()
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -103,16 +68,37 @@ class CacheWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.close()
+        self._heart.stop()
 
     @property
-    def next_shard(self) -> int:
-        """Number of the shard that the next commit makes."""
-        return self.commits[-1].shard + 1 if self.commits else 0
+    def commits(self) -> list[CommitRecord]:
+        """What is committed, as far as this writer has seen, in shard order."""
+        return [self._records[shard] for shard in sorted(self._records)]
 
     def pending(self, keys: KeyArray) -> npt.NDArray[np.int64]:
         """Positions, ascending, of the first appearance of each key that is not committed."""
         return pending(self.folder, self.commits, keys)
+
+    @contextmanager
+    def turn(self) -> Iterator["Turn"]:
+        """Hold the cache's lock, with all that others have done until now in sight."""
+        with locked(self.path):
+            self._see_commits()
+            yield Turn(self._records, self._reservations, self._heart)
+
+    def _see_commits(self) -> None:
+        there = numbered((self.folder / "commits").glob("*.json"))
+        for shard in there.keys() ^ self._records.keys():
+            if shard in there:
+                record = read_commit(self.folder, there[shard], self.manifest)
+                self._records[shard] = record
+            else:
+                del self._records[shard]
+
+    def reserve(self, keys: KeyArray) -> Reservation:
+        """Reserve a shard for keys [N, 16] that the caller knows to be nobody's."""
+        with self.turn() as turn:
+            return turn.reserve(keys)
 
     def commit(
         self,
@@ -120,71 +106,63 @@ class CacheWriter:
         features: Mapping[str, npt.NDArray[Any]],
         truncated: npt.NDArray[np.bool_],
         tables: Mapping[str, pa.Table] | None = None,
+        reservation: Reservation | None = None,
     ) -> CommitRecord:
         """Make the answers to N examples durable and visible: keys [N, 16], features [N, *shape].
 
-        Raises StorageError if the disk refuses; then nothing of this shard is visible."""
+        They are of a reservation, or of one made for them. It is given back in any case. Raises
+        StorageError if the disk refuses, ReservationLostError if another writer thought this one
+        dead and took the keys over; then nothing of this shard is visible."""
         assert 1 <= len(keys) <= self.manifest.rows_per_shard, len(keys)
-        all_tables = {ROWS_TABLE: rows_table(keys, truncated), **(tables or {})}
-        record = self._write_shard(self.next_shard, len(keys), features, all_tables)
-        write_atomic(commit_file(self.folder, record.shard), [record.to_json()])
-        self.commits.append(record)
-        self._write_zarr_metadata()
+        reservation = reservation or self.reserve(keys)
+        try:
+            shard = StagedShard(self.folder, self.manifest, reservation)
+            all_tables = {ROWS_TABLE: rows_table(keys, truncated), **(tables or {})}
+            record = shard.write(len(keys), features, all_tables)
+            with self.turn():
+                shard.move_into_place()
+                self._records[record.shard] = record
+                write_zarr_metadata(self.folder, self.manifest, self._records)
+        finally:
+            self.release(reservation)
         return record
+
+    def release(self, reservation: Reservation) -> None:
+        """Give a reservation back; its keys are anybody's again, unless they are committed."""
+        self._heart.remove(reservation.staging)
 
     def record_run(self, run_id: str, record: RunRecord) -> None:
         """Write or replace the provenance record of a run."""
-        write_atomic(self.folder / "runs" / f"{run_id}.json", [record.to_json()])
+        with locked(self.path):
+            write_atomic(self.folder / "runs" / f"{run_id}.json", [record.to_json()])
 
-    def _write_shard(
-        self,
-        shard: int,
-        rows: int,
-        features: Mapping[str, npt.NDArray[Any]],
-        tables: Mapping[str, pa.Table],
-    ) -> CommitRecord:
-        feature_files, table_files = {}, {}
-        for spec in self.manifest.spec.features:
-            values = features[spec.name]
-            assert values.shape == (rows, *spec.shape), (spec.name, values.shape)
-            path = shard_file(self.folder, spec.name, shard, len(spec.shape))
-            parts = shard_parts(values, spec, self.manifest.rows_per_shard)
-            feature_files[spec.name] = write_atomic(path, parts)
-        for name, table in tables.items():
-            path = table_file(self.folder, name, shard)
-            table_files[name] = write_atomic(path, [table_bytes(table)])
-        return CommitRecord(shard=shard, rows=rows, features=feature_files, tables=table_files)
 
-    def _write_zarr_metadata(self) -> None:
-        rows = 0
-        if self.commits:
-            last = self.commits[-1]
-            rows = last.shard * self.manifest.rows_per_shard + last.rows
-        for spec in self.manifest.spec.features:
-            metadata = array_metadata(spec, rows, self.manifest.rows_per_shard)
-            path = self.folder / spec.name / ZARR_METADATA
-            if not path.is_file() or path.read_bytes() != metadata:
-                write_atomic(path, [metadata])
+class Turn:
+    """What a writer sees, and may do, while it holds the lock."""
 
-    def _refuse_foreign_layout(self) -> None:
-        """Before anything is removed: files of another layout have other names."""
-        for spec in self.manifest.spec.features:
-            path = self.folder / spec.name / ZARR_METADATA
-            ours = array_metadata(spec, 0, self.manifest.rows_per_shard)
-            if path.is_file() and not same_layout(path.read_bytes(), ours):
-                raise CacheError(
-                    f"{path}: another Zarr writer changed how the shards are laid out; they can "
-                    "be read, but not added to; precompute into a new folder"
-                )
+    def __init__(
+        self, commits: Mapping[int, CommitRecord], reservations: Reservations, heart: Heart
+    ) -> None:
+        self.commits = commits
+        self._reservations, self._heart = reservations, heart
 
-    def _discard_uncommitted(self) -> None:
-        """Remove what a dead writer left: partial files, and shards without a commit record."""
-        committed = {commit.shard for commit in self.commits}
-        for partial in self.folder.rglob(f"*{PARTIAL_SUFFIX}"):
-            partial.unlink()
-        for file in (*self.folder.glob("tables/*/*.parquet"), *self.folder.glob("*/c/*")):
-            if file.stem.isdecimal() and int(file.stem) not in committed:
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+    @cached_property
+    def reserved(self) -> dict[int, Path]:
+        """Shard number -> folder of each reservation, ours too; dead writers' are removed."""
+        return self._reservations.living()
+
+    def reserved_keys(self) -> Iterator[KeyArray]:
+        """The keys [N, 16] of each reservation."""
+        return (self._reservations.keys(folder) for folder in self.reserved.values())
+
+    def reserve(self, keys: KeyArray, preferred: int | None = None) -> Reservation:
+        """Reserve keys [N, 16] and the preferred shard number, or the lowest that is free."""
+        taken = self.commits.keys() | self.reserved.keys()
+        numbers = count() if preferred is None else chain([preferred], count())
+        shard = next(number for number in numbers if number not in taken)
+        reservation = self._reservations.make(shard, keys)
+        self._heart.add(reservation.staging)
+        return reservation
 
 
 def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> npt.NDArray[np.int64]:
@@ -195,39 +173,3 @@ def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> npt.ND
     committed = KeyIndex(np.concatenate(parts) if parts else keys_to_array([]))
     first = first_occurrences(keys)
     return first[committed.find(keys[first]) < 0]
-
-
-def _create(path: Path, folder: Path, manifest: TeacherManifest) -> None:
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"cache {path}: is a file; name a folder")
-    if not (path / CACHE_MANIFEST).exists():
-        if not _is_new(path):
-            raise CacheError(f"cache {path}: is neither empty nor an armada cache")
-        write_atomic(path / CACHE_MANIFEST, [CacheManifest().to_json()])
-    for group in (path, path / "teachers", folder):
-        if not (group / ZARR_METADATA).exists():
-            write_atomic(group / ZARR_METADATA, [group_metadata()])
-    if not (folder / TEACHER_MANIFEST).exists():
-        write_atomic(folder / TEACHER_MANIFEST, [manifest.to_json()])
-
-
-def _is_new(path: Path) -> bool:
-    """Whether nothing is there yet, or only what a writer left that died at its first file."""
-    first = path / (CACHE_MANIFEST + PARTIAL_SUFFIX)
-    return not path.exists() or (path.is_dir() and all(file == first for file in path.iterdir()))
-
-
-def _lock(folder: Path) -> Any:
-    # The kernel frees the lock when its process dies, so a killed writer never blocks the next.
-    try:
-        file = (folder / WRITER_LOCK).open("wb")
-    except OSError as cause:
-        raise OutputError(f"cache {folder}: cannot be written: {cause.strerror}") from cause
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as cause:
-        file.close()
-        raise OutputError(
-            f"cache {folder}: another process is writing this teacher's answers; wait for it"
-        ) from cause
-    return file

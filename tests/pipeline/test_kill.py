@@ -109,6 +109,6 @@ def test_a_kill_before_the_commit_record(
     third = Path("embedding", "c", "2", "0")
     whole = undisturbed[os.fspath(Path("teachers", folder.name) / third)]
     assert (folder / third).read_bytes() == whole
-    assert (folder / "commits" / "000002.json.partial").is_file()
+    assert (folder / "reservations" / "000002").is_dir()
     armada.done(*words(corpus, cache, 16))
     assert stored_bytes(cache) == undisturbed

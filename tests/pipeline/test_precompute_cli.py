@@ -136,6 +136,7 @@ def test_results_are_printed_as_json(armada: CommandLine, words: list[Any], tmp_
         "unique": 100,
         "already_cached": 0,
         "asked": 100,
+        "done_elsewhere": 0,
         "truncated": 0,
         "skipped": [],
     }

@@ -1,0 +1,117 @@
+"""The documents of a cache and of a teacher in it, made and brought up to date by its writers.
+
+All but `create_cache` is called under the cache's lock. So a partial file outside of a reservation
+has no living owner, and neither has a shard's file that is neither committed nor reserved.
+"""
+
+import shutil
+from collections.abc import Container, Mapping
+from pathlib import Path
+
+from ...cache_schemas.errors import CacheError, OutputError
+from ...cache_schemas.layout import (
+    CACHE_MANIFEST,
+    PARTIAL_SUFFIX,
+    TEACHER_MANIFEST,
+    ZARR_METADATA,
+    teacher_folder,
+)
+from ...cache_schemas.manifest import (
+    CacheManifest,
+    CommitRecord,
+    TeacherManifest,
+    parse_document,
+)
+from .admission import check_rows_per_shard, is_new
+from .atomic import storage_error, write_atomic
+from .dense import array_metadata, group_metadata, same_layout
+from .lock import locked
+from .manifests import check_cache
+
+
+def create_cache(path: Path) -> None:
+    """Make `path` a cache if nothing is there; refuse what is something else."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"cache {path}: is a file; name a folder")
+    if not is_new(path):
+        if not (path / CACHE_MANIFEST).exists():
+            raise CacheError(f"cache {path}: is neither empty nor an armada cache")
+        check_cache(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise storage_error(path, cause) from cause
+    with locked(path):
+        _remove_partial_files(path)
+        if not (path / CACHE_MANIFEST).exists():
+            write_atomic(path / CACHE_MANIFEST, [CacheManifest().to_json()])
+        for group in (path, path / "teachers"):
+            _write_if_absent(group / ZARR_METADATA, group_metadata())
+
+
+def _remove_partial_files(path: Path) -> None:
+    for folder in (path, path / "teachers"):
+        for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
+            partial.unlink()
+
+
+def _write_if_absent(path: Path, content: bytes) -> None:
+    if not path.exists():
+        write_atomic(path, [content])
+
+
+def create_teacher(path: Path, manifest: TeacherManifest) -> None:
+    """Make a teacher's folder; refuse one that was made with other rows per shard."""
+    folder = teacher_folder(path, manifest.fingerprint)
+    _write_if_absent(folder / ZARR_METADATA, group_metadata())
+    file = folder / TEACHER_MANIFEST
+    _write_if_absent(file, manifest.to_json())
+    known = parse_document(TeacherManifest, file.read_bytes(), file)
+    check_rows_per_shard(known, manifest.rows_per_shard)
+
+
+def bring_up_to_date(
+    folder: Path,
+    manifest: TeacherManifest,
+    commits: Mapping[int, CommitRecord],
+    reserved: Container[int],
+) -> None:
+    """Refuse a foreign layout; remove what dead writers left; count the committed rows in Zarr."""
+    _refuse_foreign_layout(folder, manifest)
+    for partial in _outside_reservations(folder, f"*{PARTIAL_SUFFIX}"):
+        partial.unlink()
+    for file in (*folder.glob("tables/*/*.parquet"), *folder.glob("*/c/*")):
+        number = int(file.stem) if file.stem.isdecimal() else None
+        if number is not None and number not in commits and number not in reserved:
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    write_zarr_metadata(folder, manifest, commits)
+
+
+def _outside_reservations(folder: Path, pattern: str) -> list[Path]:
+    inside = folder / "reservations"
+    return [file for file in folder.rglob(pattern) if inside not in file.parents]
+
+
+def _refuse_foreign_layout(folder: Path, manifest: TeacherManifest) -> None:
+    """Before anything is removed: files of another layout have other names."""
+    for spec in manifest.spec.features:
+        path = folder / spec.name / ZARR_METADATA
+        ours = array_metadata(spec, 0, manifest.rows_per_shard)
+        if path.is_file() and not same_layout(path.read_bytes(), ours):
+            raise CacheError(
+                f"{path}: another Zarr writer changed how the shards are laid out; they can "
+                "be read, but not added to; precompute into a new folder"
+            )
+
+
+def write_zarr_metadata(
+    folder: Path, manifest: TeacherManifest, commits: Mapping[int, CommitRecord]
+) -> None:
+    """Let the Zarr arrays of a teacher end with its last committed row."""
+    last = max(commits, default=None)
+    rows = 0 if last is None else last * manifest.rows_per_shard + commits[last].rows
+    for spec in manifest.spec.features:
+        metadata = array_metadata(spec, rows, manifest.rows_per_shard)
+        path = folder / spec.name / ZARR_METADATA
+        if not path.is_file() or path.read_bytes() != metadata:
+            write_atomic(path, [metadata])
