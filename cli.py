@@ -44,6 +44,13 @@ def precompute(
     text_column: Annotated[list[str] | None, typer.Option(help="column of a text segment")] = None,
     teacher: Annotated[str | None, typer.Option(help="KIND:SOURCE, e.g. hash:16")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of the cache")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="I/N: the I-th of N parts, for job arrays")
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="so many processes here, or auto: one for each GPU")
+    ] = None,
+    dask: Annotated[str | None, typer.Option(help="address of a Dask scheduler")] = None,
     settings: Settings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it would do")] = False,
     keys: Keys = False,
@@ -66,6 +73,9 @@ def precompute(
         "text_column": text_column,
         "teacher": teacher,
         "cache": str(cache) if cache else None,
+        "part": part,
+        "workers": workers,
+        "dask": dask,
     }
     made = make_precompute_job(collect_keys(job, options, settings or []))
     if dry_run:
@@ -83,7 +93,7 @@ def distill(
     ] = None,
     text_column: Annotated[list[str] | None, typer.Option(help="column of a text segment")] = None,
     label_column: Annotated[str | None, typer.Option(help="column of labels")] = None,
-    cache: Annotated[Path | None, typer.Option(help="folder of the cache")] = None,
+    cache: Annotated[str | None, typer.Option(help="folder or URL of the cache")] = None,
     teacher: Annotated[str | None, typer.Option(help="fingerprint or unique prefix")] = None,
     student: Annotated[str | None, typer.Option(help="folder, hub id, or scratch:bert")] = None,
     output: Annotated[Path | None, typer.Option(help="folder to write the run to")] = None,
@@ -112,7 +122,7 @@ def distill(
         "validation": validation,
         "text_column": text_column,
         "label_column": label_column,
-        "cache": str(cache) if cache else None,
+        "cache": cache,
         "teacher": teacher,
         "student": student,
         "output": str(output) if output else None,

@@ -11,12 +11,16 @@ a place that is slow to list or cannot be listed. It holds nothing that the othe
 
 import hashlib
 from collections.abc import Iterable
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from .canonical import canonical_json
-from .manifest import CacheManifest, CommitRecord, Document, RunRecord, TeacherManifest
+from .manifest import CacheManifest, CommitRecord, Document, PartRecord, RunRecord, TeacherManifest
 from .teachers import Fingerprint
+
+RunId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z_-]{0,99}$")]
+"""Also the name of the run's document."""
 
 
 def content_digest(commits: Iterable[tuple[Fingerprint, CommitRecord]]) -> str:
@@ -29,15 +33,20 @@ def content_digest(commits: Iterable[tuple[Fingerprint, CommitRecord]]) -> str:
 
 
 class TeacherIndex(Document):
-    """One teacher of a cache: its manifest, commits in shard order, runs by id."""
+    """One teacher of a cache: its manifest, commits in shard order, runs by id, and what is missing
+    if the cache holds a part."""
 
     manifest: TeacherManifest
     commits: tuple[CommitRecord, ...]
-    runs: dict[str, RunRecord] = Field(default_factory=dict)
+    runs: dict[RunId, RunRecord] = Field(default_factory=dict)
+    part: PartRecord | None = None
 
 
 class CacheIndex(Document):
     """`index.json`: every document of a cache."""
+
+    max_bytes: ClassVar[int] = 2**27
+    """128 MiB, about 200,000 shards."""
 
     cache: CacheManifest = CacheManifest()
     teachers: tuple[TeacherIndex, ...]

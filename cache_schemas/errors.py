@@ -23,10 +23,21 @@ A message is one line: what field, which value, what limit, what to do. `assert`
 """
 
 
+def one_line(text: str) -> str:
+    """`text` with line breaks and other control characters written out.
+
+    What messages and tables quote may come from strangers: it stays where it is put, and commands
+    no terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class ArmadaError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class InputError(ArmadaError):
@@ -71,6 +82,10 @@ class MissingKeysError(CacheError):
     def __init__(self, message: str, positions: list[int]) -> None:
         super().__init__(message)
         self.positions = positions
+
+    def __reduce__(self) -> tuple[type["MissingKeysError"], tuple[str, list[int]]]:
+        # Errors go from worker processes to the one that tells people.
+        return type(self), (str(self), self.positions)
 
 
 class MissingFeatureError(CacheError):

@@ -13,6 +13,7 @@
         tables/<table>/<shard>.parquet  one row per example of the shard, in order
         commits/<shard>.json            CommitRecord
         runs/<id>.json                  RunRecord
+        part.json                       PartRecord, if the cache holds a part of the teacher
         reservations/<shard>/           what a living writer is at; readers never look
 
 Row `i` of the Zarr arrays is row `i % rows_per_shard` of shard `i // rows_per_shard`. A shard that
@@ -25,6 +26,7 @@ from pathlib import Path
 
 CACHE_MANIFEST = "armada.json"
 TEACHER_MANIFEST = "teacher.json"
+TEACHER_PART = "part.json"
 CACHE_INDEX = "index.json"
 ZARR_METADATA = "zarr.json"
 WRITER_LOCK = "writer.lock"

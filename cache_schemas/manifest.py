@@ -133,6 +133,29 @@ class CorpusRecord(Document):
     licence: str = Field(default="", description="as declared by who ran the job")
 
 
+class PartRecord(Document):
+    """`part.json` of a teacher of which a cache holds a part; where there is none, it holds all.
+
+    The commit records are the origin's and name every file of a shard; the files of what is missing
+    are not here."""
+
+    missing_features: tuple[FeatureName, ...] = Field(
+        default=(), description="features whose files are not here"
+    )
+    missing_tables: tuple[TableName, ...] = Field(
+        default=(), description="tables whose files are not here; never `rows`"
+    )
+    next_shard: int = Field(
+        ge=0, le=MAX_SHARDS, description="shards below it are the origin's, whether here or not"
+    )
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> "PartRecord":
+        if ROWS_TABLE in self.missing_tables:
+            raise ValueError(f"missing_tables: {ROWS_TABLE!r} holds the keys; it is never missing")
+        return self
+
+
 class RunRecord(Document):
     """Provenance and cost of one run of `precompute`; `runs/<id>.json`."""
 
@@ -151,7 +174,7 @@ class RunRecord(Document):
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 
-def parse_document(model: type[DocumentT], data: bytes, path: Path) -> DocumentT:
+def parse_document(model: type[DocumentT], data: bytes, path: Path | str) -> DocumentT:
     """Read one document; anything but a valid one is a DamagedCacheError that names the field."""
     try:
         return model.model_validate_json(data)
@@ -161,7 +184,7 @@ def parse_document(model: type[DocumentT], data: bytes, path: Path) -> DocumentT
         raise DamagedCacheError(f"{path}: {where:.100}: {first['msg']:.200}") from error
 
 
-def check_cache_manifest(data: bytes, path: Path) -> CacheManifest:
+def check_cache_manifest(data: bytes, path: Path | str) -> CacheManifest:
     """Read `armada.json`; another format version is refused before anything else is looked at."""
     try:
         raw: Any = json.loads(data)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from .canonical import digest
+from .canonical import canonical_json, digest
 from .features import FeatureSpec
 
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -64,6 +64,33 @@ class TeacherSpec(BaseModel):
     def feature(self, name: str) -> FeatureSpec | None:
         """The feature of that name, or None."""
         return next((feature for feature in self.features if feature.name == name), None)
+
+
+def differ_in_features_alone(
+    one: TeacherSpec, other: TeacherSpec, selecting: frozenset[str]
+) -> bool:
+    """Whether two specs are of one model under the same settings, but for those (`selecting`) that
+    only choose features: then the features that both have are the same numbers."""
+    if not one.weights and one.name != other.name:
+        return False  # nothing else may tell two models without weights apart
+    return _shared(one, other, selecting) == _shared(other, one, selecting)
+
+
+def _shared(spec: TeacherSpec, other: TeacherSpec, selecting: frozenset[str]) -> bytes:
+    """What the two must have in common, as `spec` says it."""
+    identity = spec.identity()
+    identity["settings"] = without_settings(spec, selecting)
+    identity["features"] = {
+        feature["name"]: feature
+        for feature in identity["features"]
+        if other.feature(feature["name"])
+    }
+    return canonical_json(identity)
+
+
+def without_settings(spec: TeacherSpec, left_out: frozenset[str]) -> dict[str, SettingValue]:
+    """The settings but for some."""
+    return {name: value for name, value in spec.settings.items() if name not in left_out}
 
 
 def differences(cached: TeacherSpec, asked: TeacherSpec) -> list[str]:

@@ -9,6 +9,7 @@ OUTPUT/ (or OUTPUT/seed-N/ when there are several seeds)
 
 import resource
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..stages.distill.objectives.base import Objective, Sizes
 from ..stages.distill.student_source import load_student
 from ..stages.distill.tokens import choose_max_length
 from ..stages.distill.training import CHECKPOINTS, Run, Training, steps_done, train
+from ..stages.store.access import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
 from .model_card import model_card
@@ -45,6 +47,7 @@ from .run_folder import (
     trim_log,
     write_json,
 )
+from .show import size, warn
 from .student_data import StudentData, read_student_data
 
 Metrics = dict[str, Any]
@@ -58,11 +61,36 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
         return finished
     objective = _objective_class(job)
     data = read_student_data(job, objective)
+    _warn_of_random_reads(job, data)
+    _fetch_ahead(job, data, objective, quiet)
     if len(job.seeds) == 1:
         return _SeedRun(job, job.output, job.seeds[0], data, objective, quiet).run()
     summary = summarise(_run_seeds(job, data, objective, quiet))
     write_json(job.output / METRICS, summary)
     return summary
+
+
+def _warn_of_random_reads(job: DistillJob, data: StudentData) -> None:
+    feature = data.feature
+    if feature is not None and feature.access == "cold" and job.shuffle == "full":
+        warn(
+            f"feature {feature.spec.name!r}: its {size(len(feature) * feature.spec.row_bytes)} are "
+            f"more than {COLD_SHARE:.0%} of the memory at hand, so rows in random order are read "
+            "from disk in every epoch; shuffle=block reads them in blocks, many times as fast"
+        )
+
+
+def _fetch_ahead(
+    job: DistillJob, data: StudentData, objective: type[Objective], quiet: bool
+) -> None:
+    alternates = objective.has_aligner and job.schedule == "alternate"
+    to_come = data.fetch_ahead(job, alternates and job.parsed_control.name != "random-aligner")
+    if to_come is not None and to_come.shards and not quiet:
+        print(
+            f"{to_come.shards} shards of the cache, {size(to_come.bytes)}, come while the run "
+            f"goes on",
+            file=sys.stderr,
+        )
 
 
 def _run_seeds(
@@ -246,6 +274,7 @@ def _provenance(job: DistillJob, data: StudentData) -> Mapping[str, Any]:
         "started": now(),
         "versions": library_versions(),
         "hardware": hardware(str(choose_device(job.device))),
+        "cache_digest": data.answers and data.answers.digest,
         "teacher_fingerprint": cache and cache.teacher.fingerprint,
         "teacher": cache and cache.teacher.spec.model_dump(mode="json"),
         "feature": data.feature.spec.name if data.feature is not None else None,

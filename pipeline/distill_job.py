@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from ..stages.corpus.labels import Task
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives.base import ObjectiveSettings
 from ..stages.distill.student import StudentSettings
 from ..stages.distill.training import TrainingSettings
+from ..stages.store.transfer.connection import is_local, local_path
+from ..stages.store.transfer.place import shown_url
+from .byte_counts import ByteCount
 from .jobs import Job
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -54,13 +57,41 @@ class CorpusKeys(Job):
 class CacheKeys(Job):
     """What to learn from."""
 
-    cache: Path | None = Field(default=None, description="folder of the cache")
+    cache: Path | str | None = Field(
+        default=None, description="folder of the cache, or a URL that fsspec opens"
+    )
     teacher: str | None = Field(
         default=None, description="fingerprint of the teacher, or a prefix no other one shares"
     )
     feature: str | None = Field(
         default=None, description="feature to learn from; may be left out if there is one"
     )
+    expect_digest: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="digest that the cache must have"
+    )
+    mirror: Path | None = Field(
+        default=None,
+        description="folder that keeps what comes of a cache at a URL; default one in the user's "
+        "own cache folder",
+    )
+    mirror_limit: ByteCount | None = Field(
+        default=None, description="most bytes that the mirror may keep, such as 50GiB"
+    )
+    verify_cache: bool = Field(
+        default=False, description="compare the checksum of each file when it is first opened"
+    )
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _path_or_url(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return local_path(value) if is_local(value) else value
+
+    @field_serializer("cache", when_used="json")
+    def _without_password(self, value: Path | str | None) -> str | None:
+        # The resolved job is written into the run's folder.
+        return None if value is None else shown_url(str(value))
 
 
 class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, TrainingSettings):

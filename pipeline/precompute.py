@@ -17,13 +17,13 @@ from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
-from ..stages.store.admission import check_teacher
 from ..stages.store.dense import shard_bytes
 from ..stages.store.manifests import read_commits
 from ..stages.store.work import Work
 from ..stages.store.writer import CacheWriter, pending
+from .added_features import admit, only_cached
 from .device import choose_device
-from .precompute_job import PrecomputeJob, make_teacher
+from .precompute_job import PrecomputeJob, make_teacher, part_of
 from .progress import CountProgress
 from .provenance import hardware, library_versions, new_run_id, now
 
@@ -74,16 +74,20 @@ class DryRun:
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
     """Ask the teacher about every text of the corpus that is not cached yet."""
+    if job.workers is not None or job.dask is not None:
+        from .precompute_cluster import run_on_cluster
+
+        return run_on_cluster(job, quiet)
     teacher = make_teacher(job)
-    plan = _plan(job, teacher)
-    with CacheWriter(job.cache, plan.manifest) as writer, _terminable():
+    plan = make_plan(job, teacher)
+    with CacheWriter(job.cache, plan.manifest, job.takeover_seconds) as writer, terminable():
         return _ask(job, plan, teacher, writer, quiet)
 
 
 def dry_run(job: PrecomputeJob) -> DryRun:
     """What `run_precompute` would do; asks the teacher about a probe batch, writes nothing."""
     teacher = make_teacher(job)
-    plan = _plan(job, teacher)
+    plan = make_plan(job, teacher)
     folder = teacher_folder(job.cache, plan.manifest.fingerprint)
     todo = pending(folder, read_commits(job.cache, plan.manifest), plan.keys)
     return DryRun(
@@ -117,14 +121,9 @@ def _probe(
     return probe(teacher, make_examples(plan.corpus, plan.keys, sample)) * len(todo)
 
 
-def _plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
-    spec = teacher.spec
-    known = check_teacher(job.cache, spec, job.rows_per_shard, job.add_teacher)
-    manifest = known or TeacherManifest(
-        fingerprint=spec.fingerprint,
-        rows_per_shard=job.rows_per_shard or teacher.default_rows_per_shard,
-        spec=spec,
-    )
+def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
+    """Read and check the corpus; refuse a teacher that the cache does not take."""
+    admission = admit(job, teacher)
     corpus = read_corpus(
         job.corpus,
         job.text_column,
@@ -133,7 +132,19 @@ def _plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
         limit=job.limit,
     )
     keys = corpus.keys()
-    return Plan(corpus, keys, len(first_occurrences(keys)), manifest)
+    if job.part is not None:
+        rows = _rows_of_part(keys, job.part)
+        corpus, keys = corpus.take(rows), keys[rows]
+    if admission.base is not None:
+        corpus, keys = only_cached(job, admission.base, corpus, keys)
+    return Plan(corpus, keys, len(first_occurrences(keys)), admission.manifest)
+
+
+def _rows_of_part(keys: KeyArray, part: str) -> npt.NDArray[np.int64]:
+    """The rows of one of several parts: neighbours, no key in two parts, equal but for one row."""
+    number, count = part_of(part) or (1, 1)
+    unique = first_occurrences(keys)
+    return unique[len(unique) * (number - 1) // count : len(unique) * number // count]
 
 
 def _ask(
@@ -141,9 +152,9 @@ def _ask(
 ) -> PrecomputeReport:
     from ..stages.precompute.precompute import Asking, precompute
 
-    run = _Run(job, plan, writer)
+    run = Run(job, plan, writer, library_versions(), hardware(str(choose_device(job.device))))
     skipped: list[str] = []
-    work = Work(writer, plan.keys, _say_that_it_waits(quiet))
+    work = Work(writer, plan.keys, say_that_it_waits(quiet))
     if work.pending:
         teacher.load()
         with CountProgress("precompute", "rows", work.pending, quiet) as progress:
@@ -163,7 +174,7 @@ def _ask(
     )
 
 
-def _say_that_it_waits(quiet: bool) -> Callable[[int], None]:
+def say_that_it_waits(quiet: bool) -> Callable[[int], None]:
     """Says once that other writers are at all that is left."""
     said = quiet
 
@@ -176,15 +187,22 @@ def _say_that_it_waits(quiet: bool) -> Callable[[int], None]:
     return say
 
 
-class _Run:
+class Run:
     """Keeps the provenance record of this run up to date with its commits."""
 
-    def __init__(self, job: PrecomputeJob, plan: Plan, writer: CacheWriter) -> None:
-        self._writer, self._id = writer, new_run_id()
+    def __init__(
+        self,
+        job: PrecomputeJob,
+        plan: Plan,
+        writer: CacheWriter,
+        versions: dict[str, str],
+        machine: dict[str, str],
+    ) -> None:
+        self._writer, self.id = writer, new_run_id()
         self.record = RunRecord(
             started=now(),
-            versions=library_versions(),
-            hardware=hardware(str(choose_device(job.device))),
+            versions=versions,
+            hardware=machine,
             corpora=tuple(_corpus_records(job, plan)),
         )
 
@@ -196,7 +214,11 @@ class _Run:
                 "truncated_examples": old.truncated_examples + truncated,
             }
         )
-        self._writer.record_run(self._id, self.record)
+        self.write()
+
+    def write(self) -> None:
+        """Write the record as it is now."""
+        self._writer.record_run(self.id, self.record)
 
 
 def _corpus_records(job: PrecomputeJob, plan: Plan) -> Iterator[CorpusRecord]:
@@ -211,7 +233,7 @@ def _corpus_records(job: PrecomputeJob, plan: Plan) -> Iterator[CorpusRecord]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """A scheduler's SIGTERM ends the run like an error: finished answers are committed first."""
 
     def stop(number: int, frame: FrameType | None) -> None:

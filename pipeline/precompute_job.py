@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.manifest import RowsPerShard
@@ -12,6 +12,8 @@ from .device import choose_device
 from .jobs import Job, make, unknown_key
 
 if TYPE_CHECKING:
+    import torch
+
     from ..stages.precompute.teachers.base import Teacher
 
 
@@ -31,6 +33,18 @@ class PrecomputeJob(Job):
     limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
     skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
     corpus_licence: str = Field(default="", description="licence to note in the manifest")
+    part: str | None = Field(
+        default=None, description="I/N: only the I-th of N parts of the texts, for job arrays"
+    )
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default=None, description="processes of this machine to ask with; auto is one for each GPU"
+    )
+    dask: str | None = Field(
+        default=None, description="tcp://HOST:PORT or scheduler file of a Dask cluster to ask with"
+    )
+    takeover_seconds: float = Field(
+        default=60.0, ge=1, description="silence after which another host's writer counts as dead"
+    )
     batch_size: int | None = Field(
         default=None, ge=1, description="texts a batch; halved when device memory runs out"
     )
@@ -42,10 +56,28 @@ class PrecomputeJob(Job):
         default=False, description="let the cache hold the same model under other settings too"
     )
 
+    add_features: bool = Field(
+        default=False,
+        description="add features to the cached teacher, where its settings differ in nothing else",
+    )
+
     @field_validator("corpus", "text_column", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("part")
+    @classmethod
+    def _is_one_of_some(cls, value: str | None) -> str | None:
+        if value is not None and part_of(value) is None:
+            raise ValueError("is not I/N with I from 1 to N; for example 3/8")
+        return value
+
+    @model_validator(mode="after")
+    def _has_one_cluster(self) -> "PrecomputeJob":
+        if self.workers is not None and self.dask is not None:
+            raise ValueError("job keys 'workers' and 'dask': name one of them")
+        return self
 
     @field_validator("teacher")
     @classmethod
@@ -53,6 +85,14 @@ class PrecomputeJob(Job):
         if not all(value.partition(":")):
             raise ValueError("is not KIND:SOURCE")
         return value
+
+
+def part_of(text: str) -> tuple[int, int] | None:
+    """(I, N) of 'I/N', if I is from 1 to N."""
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    return None
 
 
 def make_precompute_job(keys: Mapping[str, Any]) -> PrecomputeJob:
@@ -74,8 +114,10 @@ def teacher_options(teacher: str) -> type[BaseModel]:
     return options
 
 
-def make_teacher(job: PrecomputeJob) -> "Teacher":
-    """The job's teacher, not loaded yet; raises JobError or TeacherSourceError."""
+def make_teacher(job: PrecomputeJob, device: "torch.device | None" = None) -> "Teacher":
+    """The job's teacher, not loaded yet; raises JobError or TeacherSourceError.
+
+    `device`: where it is to run, if that is not for the job to say here."""
     from ..stages.precompute.teachers import TEACHERS
 
     kind, _, source = job.teacher.partition(":")
@@ -87,4 +129,4 @@ def make_teacher(job: PrecomputeJob) -> "Teacher":
                 unknown_key(f"teacher {kind}", key, [*known, *PrecomputeJob.model_fields])
             )
     options = make(teacher_class.Options, job.options, f"teacher {kind}")
-    return teacher_class(source, options, choose_device(job.device))
+    return teacher_class(source, options, device or choose_device(job.device))

@@ -1,11 +1,14 @@
 """Progress: a live bar with rate and time left on a terminal, a line now and then in a log."""
 
+import threading
 import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskProgressColumn,
@@ -17,11 +20,12 @@ LOG_EVERY_S = 30.0
 
 
 class CountProgress:
-    """Counts rows or steps up to a total, on standard error; standard output is for results."""
+    """Counts rows, steps or `bytes` up to a total, on standard error; standard output is for
+    results."""
 
     def __init__(self, label: str, unit: str, total: int, quiet: bool = False) -> None:
         self._label, self._unit, self._total, self._quiet = label, unit, total, quiet
-        self._done = 0
+        self._done, self._guard = 0, threading.Lock()
         self._started = self._logged = time.monotonic()
         self._console = Console(stderr=True)
         self._bar = self._make_bar() if self._console.is_terminal and not quiet else None
@@ -31,7 +35,7 @@ class CountProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            MofNCompleteColumn(),
+            DownloadColumn() if self._unit == "bytes" else MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             console=self._console,
@@ -55,10 +59,11 @@ class CountProgress:
             self._log()
 
     def advance(self, count: int) -> None:
-        """`count` more are done."""
-        self._done += count
+        """`count` more are done; may be called from several threads."""
+        with self._guard:
+            self._done += count
         if self._bar:
-            self._bar.update(self._task, advance=count, rate=f"{self._rate():.1f} {self._unit}/s")
+            self._bar.update(self._task, advance=count, rate=f"{self._amount(self._rate())}/s")
         elif not self._quiet and time.monotonic() - self._logged > LOG_EVERY_S:
             self._log()
 
@@ -68,6 +73,12 @@ class CountProgress:
     def _log(self) -> None:
         self._logged = time.monotonic()
         left = (self._total - self._done) / max(self._rate(), 1e-9)
-        done = f"{self._label}: {self._done}/{self._total} {self._unit}"
-        rate = f"{self._rate():.1f} {self._unit}/s"
-        self._console.print(f"{done}, {rate}, {left:.0f} s left", highlight=False)
+        done = f"{self._done}/{self._total} {self._unit}"
+        if self._unit == "bytes":
+            done = f"{decimal(self._done)} of {decimal(self._total)}"
+        rate = f"{self._amount(self._rate())}/s"
+        line = f"{self._label}: {done}, {rate}, {left:.0f} s left"
+        self._console.print(line, highlight=False)
+
+    def _amount(self, number: float) -> str:
+        return decimal(int(number)) if self._unit == "bytes" else f"{number:.1f} {self._unit}"

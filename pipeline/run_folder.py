@@ -19,7 +19,7 @@ JOB = "job.yaml"
 METRICS = "metrics.json"
 LOG = "log.jsonl"
 RUN = "run.json"
-_MAY_DIFFER = {"resume", "device", "output"}
+_MAY_DIFFER = {"resume", "device", "output", "mirror", "mirror_limit"}
 
 
 def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..cache_schemas.errors import one_line
 from .caches.report import TeacherSummary
 from .precompute import DryRun, PrecomputeReport
 
@@ -113,10 +114,13 @@ def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:
     table = Table("teacher", "kind", "source", "features", "rows", "shards", "size", "cost")
     for teacher in teachers:
         features = ", ".join(f"{name} {kind}" for name, kind in teacher.features.items())
+        if teacher.missing:
+            features = f"{features} (not here: {', '.join(teacher.missing)})".lstrip()
+        added = f", added to {teacher.extends[:12]}" if teacher.extends else ""
         table.add_row(
             teacher.fingerprint[:12],
-            escape(teacher.kind),
-            escape(teacher.name),
+            escape(one_line(teacher.kind)) + added,
+            escape(one_line(teacher.name)),
             escape(features),
             str(teacher.rows),
             str(teacher.shards),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cache_schemas.errors import CorpusError, JobError, MissingFeatureError, MissingKeysError
+from ..cache_schemas.errors import CorpusError, JobError, MissingFeatureError
 from ..cache_schemas.features import FeatureSpec
 from ..stages.corpus.corpus import Corpus, read_corpus
 from ..stages.corpus.labels import (
@@ -24,10 +24,11 @@ from ..stages.distill.objectives.base import Objective
 from ..stages.distill.tokens import encode
 from ..stages.store.feature_array import FeatureArray
 from ..stages.store.index import Rows
-from ..stages.store.reader import Cache, open_cache
+from ..stages.store.reader import Cache
+from ..stages.store.transfer.mirror import ToCome
+from .answers import Answers, open_answers, rows_by_first_use
 from .distill_job import CorpusKeys, DistillJob
-
-SHOWN_MISSING = 5
+from .missing import missing_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,13 @@ class LabelledCorpus:
     labels: LabelValues
     cache_rows: Rows | None = None
 
-    def joined(self, cache: Cache, skip_missing: bool) -> "LabelledCorpus":
-        """The same with the cache row of every example; those that have none are left out and
-        listed, or raise MissingKeysError."""
-        rows = cache.find(self.corpus.keys())
+    def joined(self, cache: Cache, feature: str, skip_missing: bool) -> "LabelledCorpus":
+        """The same with the cache row of every example; those that have none, or not with the
+        feature, are left out and listed, or raise MissingKeysError."""
+        rows = cache.find(self.corpus.keys(), feature)
         missing = np.flatnonzero(rows < 0)
         if len(missing) and (len(missing) == len(rows) or not skip_missing):
-            raise _missing_keys(cache, self.corpus, missing)
+            raise missing_keys(cache, self.corpus, missing, [feature])
         corpus = self.corpus.without(missing, "not in the cache") if len(missing) else self.corpus
         return LabelledCorpus(corpus, self.labels[rows >= 0], rows[rows >= 0])
 
@@ -62,7 +63,8 @@ class LabelledCorpus:
 
 @dataclass(frozen=True, slots=True)
 class StudentData:
-    """What a student learns from: training and validation examples, label space, the feature."""
+    """What a student learns from: training and validation examples, label space, the feature, and
+    where that comes from."""
 
     train: LabelledCorpus
     validation: LabelledCorpus | None
@@ -70,6 +72,7 @@ class StudentData:
     metric: str
     cache: Cache | None
     feature: FeatureArray | None
+    answers: Answers | None = None
 
     def gather(self, control: Control, seed: int) -> Gather | None:
         """How to read the training features under a control; None if none are read."""
@@ -83,6 +86,17 @@ class StudentData:
             return None
         return controlled(self.feature, self.validation.cache_rows, Control("none"), 0)
 
+    def fetch_ahead(self, job: DistillJob, aligner_first: bool) -> ToCome | None:
+        """Of a cache at a URL, begin to bring what the run needs; None of a local one.
+
+        Raises CacheError if that is more than the mirror may keep."""
+        if self.answers is None or self.feature is None or self.train.cache_rows is None:
+            return None
+        rows = [rows_by_first_use(job, self.feature, self.train.cache_rows, aligner_first)]
+        if self.validation is not None and self.validation.cache_rows is not None:
+            rows.append(self.validation.cache_rows)
+        return self.answers.fetch_ahead(self.feature.spec.name, np.concatenate(rows))
+
 
 def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentData:
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
@@ -95,14 +109,16 @@ def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentDat
     metric = _choose_metric(job, space)
     if not objective.needs_feature or job.cache is None:
         return StudentData(train, validation, space, metric, None, None)
-    cache = open_cache(job.cache, job.teacher)
-    feature = cache[_choose_feature(job, cache, objective)]
+    answers = open_answers(job)
+    name = _choose_feature(job, answers.cache, objective)
     if objective.reads_logits:
-        _check_class_names(space, feature.spec)
-    train = train.joined(cache, job.skip_bad_rows)
-    if validation is not None and space.task == "none":
-        validation = validation.joined(cache, job.skip_bad_rows)
-    return StudentData(train, validation, space, metric, cache, feature)
+        _check_class_names(space, answers.cache.feature_spec(name))
+    corpora = [train, *([validation] if validation is not None and space.task == "none" else [])]
+    answers = answers.of(name, [labelled.corpus for labelled in corpora])
+    cache = answers.cache
+    train, *others = [each.joined(cache, name, job.skip_bad_rows) for each in corpora]
+    validation = others[0] if others else validation
+    return StudentData(train, validation, space, metric, cache, cache[name], answers)
 
 
 def _label_space(job: DistillJob, corpus: Corpus, objective: type[Objective]) -> LabelSpace:
@@ -164,13 +180,3 @@ def _check_class_names(space: LabelSpace, feature: FeatureSpec) -> None:
             f"feature {feature.name!r}: the teacher's classes are {', '.join(feature.labels)}, the "
             f"student's {', '.join(space.names)}; give labels as the teacher's class numbers"
         )
-
-
-def _missing_keys(cache: Cache, corpus: Corpus, missing: Rows) -> MissingKeysError:
-    first = "; ".join(corpus.where(int(row)) for row in missing[:SHOWN_MISSING])
-    return MissingKeysError(
-        f"{len(missing)} of {len(corpus)} rows are not in the cache of teacher "
-        f"{cache.teacher.fingerprint[:12]}; run `armada precompute` on them with the same text "
-        f"columns, or leave such rows out with skip_bad_rows=true. First: {first}",
-        missing.tolist(),
-    )

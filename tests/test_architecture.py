@@ -87,7 +87,8 @@ def test_these_never_import_torch(unit: str) -> None:
             "cli.py",
             {"armada.cache_schemas.errors.ArmadaError", "armada.pipeline.caches.commands.app"},
         ),
-        ("pipeline/caches/commands.py", set()),
+        ("pipeline/caches/commands.py", {"armada.pipeline.caches.sharing_commands.app"}),
+        ("pipeline/caches/sharing_commands.py", set()),
     ],
 )
 def test_the_command_line_imports_little_before_a_command_runs(

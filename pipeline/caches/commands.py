@@ -6,15 +6,29 @@ from typing import Annotated
 
 import typer
 
+from .sharing_commands import app as sharing_commands
+
 app = typer.Typer(help="Look into a cache, check it, pass it on.", no_args_is_help=True)
+app.add_typer(sharing_commands)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 CacheFolder = Annotated[Path, typer.Argument(help="folder of the cache")]
+CachePlace = Annotated[str, typer.Argument(help="folder or URL of the cache")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 Prefix = Annotated[str | None, typer.Option("--teacher", help="fingerprint or unique prefix")]
+Corpus = Annotated[list[str] | None, typer.Option(help="file or folder of texts")]
+TextColumn = Annotated[list[str] | None, typer.Option(help="column of a text segment")]
+IdColumn = Annotated[str | None, typer.Option(help="column of unique ids")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="leave bad rows out and list them")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="job key, KEY=VALUE; may be repeated")
+]
 
 
 @app.command("ls")
-def ls(cache: CacheFolder, as_json: AsJson = False) -> None:
+def ls(cache: CachePlace, as_json: AsJson = False) -> None:
     """List the teachers of a cache: rows, bytes, what they cost."""
     from ..show import show_teachers
     from .report import summarise
@@ -23,8 +37,219 @@ def ls(cache: CacheFolder, as_json: AsJson = False) -> None:
 
 
 @app.command("inspect")
-def inspect(cache: CacheFolder, teacher: Prefix = None) -> None:
+def inspect(cache: CachePlace, teacher: Prefix = None) -> None:
     """Print all that is known of one teacher as JSON: settings, features, runs, cost."""
     from .report import inspect
 
     print(json.dumps(inspect(cache, teacher), indent=2, ensure_ascii=False))
+
+
+@app.command("merge")
+def merge(
+    cache: CacheFolder,
+    sources: Annotated[list[Path], typer.Argument(help="caches to copy from, in this order")],
+    teacher: Prefix = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Copy into a cache what it lacks of the answers in other caches."""
+    from .merge import merge_caches
+    from .show_exchange import show_merge
+
+    show_merge(merge_caches(cache, sources, teacher, quiet), as_json)
+
+
+@app.command("export")
+def export(
+    cache: CacheFolder,
+    corpus: Corpus = None,
+    text_column: TextColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="column of labels to keep")] = None,
+    id_column: IdColumn = None,
+    feature: Annotated[list[str] | None, typer.Option(help="feature; default all")] = None,
+    output: Annotated[Path | None, typer.Option(help="new folder to write to")] = None,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="parquet, datasets or npy")
+    ] = None,
+    teacher: Prefix = None,
+    skip_bad_rows: SkipBadRows = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a corpus with its features to a new folder, row for row, for other tools."""
+    from ..jobs import collect_keys, make
+    from .export import ExportJob, run_export
+    from .show_exchange import show_export
+
+    options = {
+        "cache": str(cache),
+        "teacher": teacher,
+        "corpus": corpus,
+        "text_column": text_column,
+        "label_column": label_column,
+        "id_column": id_column,
+        "feature": feature,
+        "output": str(output) if output else None,
+        "format": file_format,
+        "skip_bad_rows": skip_bad_rows or None,
+    }
+    job = make(ExportJob, collect_keys(None, options, settings or []))
+    show_export(run_export(job, quiet), as_json)
+
+
+@app.command("import")
+def import_features(
+    cache: CacheFolder,
+    source: Annotated[
+        Path | None, typer.Argument(help="folder of .npy files, one .npy array, or Parquet")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="what the import is called")] = None,
+    declare: Annotated[
+        list[str] | None,
+        typer.Option(help="what is known of the features' origin, KEY=VALUE; may be repeated"),
+    ] = None,
+    corpus: Corpus = None,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    ids: Annotated[
+        Path | None, typer.Option(help="ids of the rows of an array, one a line")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Parquet column of the features")] = None,
+    feature: Annotated[str | None, typer.Option(help="name of the feature")] = None,
+    store_dtype: Annotated[str | None, typer.Option(help="float32 or float16")] = None,
+    skip_bad_rows: SkipBadRows = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take features that were computed elsewhere into a cache, for what they are declared to be."""
+    from ..jobs import collect_keys, make
+    from .import_job import ImportJob, declared
+    from .imports import run_import
+    from .show_exchange import show_import
+
+    options = {
+        "cache": str(cache),
+        "source": str(source) if source else None,
+        "name": name,
+        "declare": declared(declare) if declare else None,
+        "corpus": corpus,
+        "text_column": text_column,
+        "id_column": id_column,
+        "ids": str(ids) if ids else None,
+        "column": column,
+        "feature": feature,
+        "store_dtype": store_dtype,
+        "skip_bad_rows": skip_bad_rows or None,
+    }
+    job = make(ImportJob, collect_keys(None, options, settings or []))
+    show_import(run_import(job, quiet), as_json)
+
+
+@app.command("verify")
+def verify(
+    cache: CacheFolder,
+    teacher: Prefix = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="read so many shards in full, of the others the sizes")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="compare sizes, read no file")] = False,
+    seed: Annotated[int | None, typer.Option(help="seed of the sample; default the digest")] = None,
+    expect_digest: Annotated[
+        str | None, typer.Option(help="digest that the whole cache is to have")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a cache with its checksums: every document, file and key. Exits with 1 if damaged."""
+    from .verify import run_verify, show_verify
+
+    report = run_verify(
+        cache,
+        teacher,
+        sample=sample,
+        quick=quick,
+        seed=seed,
+        expect_digest=expect_digest,
+        quiet=quiet,
+    )
+    show_verify(report, as_json)
+    if not report.whole:
+        raise typer.Exit(1)
+
+
+@app.command("repair")
+def repair(
+    cache: CacheFolder,
+    teacher: Prefix = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it would do")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Drop damaged shards, so that they are computed again. Exits with 1 if something is left."""
+    from .repair import run_repair, show_repair
+
+    report = run_repair(cache, teacher, dry_run, quiet)
+    show_repair(report, as_json)
+    if not report.repaired:
+        raise typer.Exit(1)
+
+
+@app.command("rm")
+def rm(
+    cache: CacheFolder,
+    teacher: Annotated[str, typer.Option(help="fingerprint or unique prefix")],
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Remove a teacher and all its answers from a cache."""
+    from .remove import carry_out, confirm, plan_removal
+
+    removal = plan_removal(cache, teacher)
+    if not yes:
+        confirm(removal)
+    carry_out(removal)
+    print(f"removed teacher {removal.fingerprint} ({removal.name}), {removal.rows} rows")
+
+
+@app.command("gc")
+def gc(
+    cache: CacheFolder,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it would do")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what dead writers left: reservations, partial files, files without a commit."""
+    from .gc import run_gc, show_gc
+
+    show_gc(run_gc(cache, dry_run), as_json)
+
+
+@app.command("card")
+def card(
+    cache: CacheFolder,
+    output: Annotated[Path | None, typer.Option(help="default README.md in the cache")] = None,
+    title: Annotated[str | None, typer.Option(help="default the name of the folder")] = None,
+    licence: Annotated[str | None, typer.Option(help="licence of the answers: cc-by-4.0")] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="labelled file to colour the pictures by")
+    ] = None,
+    text_column: TextColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="column of labels")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace what somebody wrote")] = False,
+) -> None:
+    """Write a README.md that tells what a cache holds, and a picture of its features."""
+    from ..jobs import collect_keys, make
+    from .card import CardJob, run_card
+
+    options = {
+        "cache": str(cache),
+        "output": str(output) if output else None,
+        "title": title,
+        "licence": licence,
+        "corpus": corpus,
+        "text_column": text_column,
+        "label_column": label_column,
+        "force": force or None,
+    }
+    for file in run_card(make(CardJob, collect_keys(None, options, []))):
+        print(file)

@@ -1,64 +1,90 @@
-"""What a cache holds, in words and numbers: `cache ls` and `cache inspect`."""
+"""What a cache holds, in words and numbers: `cache ls` and `cache inspect`.
 
+Of a cache at a URL, its index tells all of it.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from ...stages.store.manifests import list_teachers
-from ...stages.store.reader import Cache, open_cache
+from ...cache_schemas.contents import TeacherIndex
+from ...cache_schemas.manifest import CommitRecord, PartRecord
+from ...stages.store.parts import held_features, read_part
+from ...stages.store.reader import Cache, choose_teacher
+from ...stages.store.transfer.origin import read_origin
+from ...stages.store.transfer.place import open_place
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherSummary:
-    """One teacher of a cache."""
+    """One teacher of a cache; `missing` are features and tables that were not pulled, `extends` is
+    the teacher that its features were added to, if any."""
 
     fingerprint: str
+    extends: str | None
     kind: str
     name: str
     features: dict[str, str]
+    missing: tuple[str, ...]
     rows: int
     shards: int
     bytes: int
     teacher_seconds: float
 
 
-def summarise(path: Path) -> list[TeacherSummary]:
-    """All teachers of a cache."""
-    return [_summary(Cache(path, teacher)) for teacher in list_teachers(path)]
+def summarise(place: str) -> list[TeacherSummary]:
+    """All teachers of the cache at a path or URL."""
+    return [_summary(teacher) for teacher in read_origin(open_place(place)).teachers]
 
 
-def _summary(cache: Cache) -> TeacherSummary:
-    spec = cache.teacher.spec
+def _summary(teacher: TeacherIndex) -> TeacherSummary:
+    spec, part = teacher.manifest.spec, teacher.part
     return TeacherSummary(
-        fingerprint=cache.teacher.fingerprint,
+        fingerprint=teacher.manifest.fingerprint,
+        extends=teacher.manifest.extends,
         kind=spec.kind,
         name=spec.name,
-        features={f.name: f"{f.dtype}{list(f.shape)}" for f in spec.features},
-        rows=len(cache),
-        shards=len(cache.commits),
-        bytes=_bytes(cache),
-        teacher_seconds=sum(sum(run.teacher_seconds.values()) for run in cache.runs()),
+        features={
+            f.name: f"{f.dtype}{list(f.shape)}" for f in held_features(teacher.manifest, part)
+        },
+        missing=(*part.missing_features, *part.missing_tables) if part else (),
+        rows=sum(commit.rows for commit in teacher.commits),
+        shards=len(teacher.commits),
+        bytes=_held_bytes(teacher.commits, part),
+        teacher_seconds=sum(sum(run.teacher_seconds.values()) for run in teacher.runs.values()),
     )
 
 
-def _bytes(cache: Cache) -> int:
+def committed_bytes(cache: Cache) -> int:
+    """Bytes of all files that commit records name, of features and tables that are here."""
+    return _held_bytes(cache.commits, read_part(cache.path, cache.teacher.fingerprint))
+
+
+def _held_bytes(commits: Iterable[CommitRecord], part: PartRecord | None) -> int:
+    missing_features = part.missing_features if part else ()
+    missing_tables = part.missing_tables if part else ()
     return sum(
-        file.bytes
-        for commit in cache.commits
-        for file in (*commit.features.values(), *commit.tables.values())
+        sum(file.bytes for name, file in commit.features.items() if name not in missing_features)
+        + sum(file.bytes for name, file in commit.tables.items() if name not in missing_tables)
+        for commit in commits
     )
 
 
-def inspect(path: Path, teacher: str | None) -> dict[str, object]:
-    """Everything known of one teacher of a cache, as a document."""
-    cache = open_cache(path, teacher)
-    summary = _summary(cache)
+def inspect(place: str, prefix: str | None) -> dict[str, object]:
+    """Everything known of one teacher of the cache at a path or URL, as a document."""
+    opened = open_place(place)
+    teachers = read_origin(opened).teachers
+    manifests = [teacher.manifest for teacher in teachers]
+    teacher = teachers[manifests.index(choose_teacher(opened.shown, manifests, prefix))]
+    summary = _summary(teacher)
     return {
         "fingerprint": summary.fingerprint,
+        "extends": summary.extends,
         "rows": summary.rows,
         "shards": summary.shards,
-        "rows_per_shard": cache.teacher.rows_per_shard,
+        "rows_per_shard": teacher.manifest.rows_per_shard,
         "bytes": summary.bytes,
+        "missing": summary.missing,
         "teacher_seconds": summary.teacher_seconds,
-        "teacher": cache.teacher.spec.model_dump(mode="json"),
-        "runs": [run.model_dump(mode="json") for run in cache.runs()],
+        "teacher": teacher.manifest.spec.model_dump(mode="json"),
+        "runs": [run.model_dump(mode="json") for run in teacher.runs.values()],
     }

@@ -6,7 +6,7 @@ stops the run and is named, or is left out and listed when the job says `skip_ba
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -57,19 +57,24 @@ class Corpus:
         place = f"{self.sources[self.source_of_row[row]]} row {self.number_of_row[row] + 1}"
         return place if self.ids is None else f"{place} (id {self.ids[row].as_py()!r})"
 
-    def without(self, rows: npt.NDArray[np.int64], problem: str) -> "Corpus":
-        """The same without some rows, each listed with what is wrong with it."""
-        keep = np.setdiff1d(np.arange(len(self)), rows)
-        kept = pa.array(keep)
+    def take(self, rows: npt.NDArray[np.int64]) -> "Corpus":
+        """Only the given rows, in the order given; messages still name their files and rows."""
+        taken = pa.array(rows)
         return Corpus(
             sources=self.sources,
-            segments=tuple(column.take(kept) for column in self.segments),
-            ids=None if self.ids is None else self.ids.take(kept),
-            labels=None if self.labels is None else self.labels.take(kept),
-            source_of_row=self.source_of_row[keep],
-            number_of_row=self.number_of_row[keep],
-            skipped=(*self.skipped, *(f"{self.where(row)}: {problem}" for row in rows.tolist())),
+            segments=tuple(column.take(taken) for column in self.segments),
+            ids=None if self.ids is None else self.ids.take(taken),
+            labels=None if self.labels is None else self.labels.take(taken),
+            source_of_row=self.source_of_row[rows],
+            number_of_row=self.number_of_row[rows],
+            skipped=self.skipped,
         )
+
+    def without(self, rows: npt.NDArray[np.int64], problem: str) -> "Corpus":
+        """The same without some rows, each listed with what is wrong with it."""
+        listed = tuple(f"{self.where(row)}: {problem}" for row in rows.tolist())
+        rest = self.take(np.setdiff1d(np.arange(len(self)), rows))
+        return replace(rest, skipped=(*self.skipped, *listed))
 
 
 def corpus_name(source: str) -> str:

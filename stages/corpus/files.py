@@ -41,8 +41,9 @@ def read_columns(
 
     Raises CorpusError if the source cannot be read or lacks a column."""
     path = Path(source)
+    wanted = [*text, *others, optional]
     try:
-        table = _read_folder(path) if path.is_dir() else _read_file(source, text)
+        table = _read_folder(path, wanted) if path.is_dir() else _read_file(source, text, wanted)
     except _UNREADABLE as cause:
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise CorpusError(f"corpus {source}: cannot be read: {reason}") from cause
@@ -63,10 +64,9 @@ def _require_columns(source: str, table: pa.Table, wanted: Sequence[str]) -> Non
             raise CorpusError(f"corpus {source}: has several columns {name!r}; rename all but one")
 
 
-def _read_file(source: str, text: Sequence[str]) -> pa.Table:
+def _read_file(source: str, text: Sequence[str], wanted: Sequence[str]) -> pa.Table:
     readers: dict[str, Callable[[BinaryIO, Sequence[str]], pa.Table]] = {
-        # Not `read_table`: its threads can abort a process that ends soon after (pyarrow 26).
-        ".parquet": lambda file, _: pq.ParquetFile(file).read(),
+        ".parquet": lambda file, _: _read_parquet(file, wanted),
         ".jsonl": _read_json,
         ".ndjson": _read_json,
         ".json": _read_json,
@@ -81,6 +81,18 @@ def _read_file(source: str, text: Sequence[str]) -> pa.Table:
         )
     with fsspec.open(source, "rb", compression="infer") as file:
         return reader(file, text)
+
+
+def _read_parquet(file: BinaryIO | Path, wanted: Sequence[str]) -> pa.Table:
+    """The wanted columns, with nothing in the others: beside its texts a file may hold features, or
+    images, that do not fit into memory."""
+    # Not `read_table`: its threads can abort a process that ends soon after (pyarrow 26).
+    with pq.ParquetFile(file) as parquet:
+        names = parquet.schema_arrow.names
+        read = iter(parquet.read(columns=[name for name in names if name in wanted]).columns)
+        nothing = pa.chunked_array([pa.nulls(parquet.metadata.num_rows)])
+        columns = [next(read) if name in wanted else nothing for name in names]
+    return pa.table(columns, names)
 
 
 def _read_json(file: BinaryIO, text: Sequence[str]) -> pa.Table:
@@ -108,7 +120,7 @@ def _read_tsv(file: BinaryIO, text: Sequence[str]) -> pa.Table:
     return _read_csv(file, text, delimiter="\t", quote_char=False)
 
 
-def _read_folder(folder: Path) -> pa.Table:
+def _read_folder(folder: Path, wanted: Sequence[str]) -> pa.Table:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
         raise CorpusError(f"corpus {folder}: holds splits; name one: {', '.join(splits)}")
@@ -117,7 +129,7 @@ def _read_folder(folder: Path) -> pa.Table:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise CorpusError(f"corpus {folder}: is neither a saved dataset nor holds *.parquet files")
-    return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
+    return pa.concat_tables([_read_parquet(file, wanted) for file in files])
 
 
 def _read_saved_dataset(folder: Path) -> pa.Table:

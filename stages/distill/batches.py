@@ -1,7 +1,8 @@
 """Training batches: tokens, labels and cached features of the same examples, joined by key.
 
 A batch costs one padding of token ids and one gather of features; nothing is done row by row. The
-order of an epoch is a function of (seed, epoch) alone.
+order of an epoch is a function of (seed, epoch) alone: at random, or, for features that do not fit
+into memory, in blocks of examples whose features lie together, the next few read ahead.
 """
 
 import time
@@ -14,6 +15,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..corpus.labels import LabelValues
+from ..store.block_shuffle import BLOCK_ROWS, BLOCKS_PER_WINDOW, BlockOrder, batches_of
+from ..store.read_ahead import ReadAhead
 from .controls import Gather
 from .tokens import Tokens
 
@@ -32,6 +35,8 @@ class DistillDataset(Dataset[Batch]):
         self.features = features
         self.seconds = 0.0
         """Time spent making batches."""
+        self._blocks: BlockOrder | None = None
+        self._ahead: ReadAhead | None = None
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -49,9 +54,27 @@ class DistillDataset(Dataset[Batch]):
     def aligner_batch(self, places: npt.NDArray[np.int64]) -> Batch:
         """Labels and features alone: all that an aligner sees."""
         batch = {"labels": self.labels[torch.from_numpy(places)]}
+        if self._ahead is not None:
+            self._ahead.start()
         if self.features is not None:
             batch["feature"] = torch.from_numpy(self.features(places))
         return batch
+
+    def shuffle_in_blocks(self) -> None:
+        """From now on, epochs go through examples whose features lie together; the same as ever
+        where no features are read."""
+        if self.features is not None:
+            self._blocks = BlockOrder(self.features.file_order(), BLOCK_ROWS, BLOCKS_PER_WINDOW)
+            self._ahead = ReadAhead(self.features.will_need)
+
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, stream: int = 0
+    ) -> Iterator[npt.NDArray[np.int64]]:
+        """Every example of an epoch once: places in batches, the last one maybe smaller."""
+        if self._blocks is None or self._ahead is None:
+            return batches_of(iter([epoch_order(len(self), seed, epoch, stream)]), batch_size)
+        windows = self._blocks.windows(seed, epoch, stream)
+        return batches_of(self._ahead.planned(windows), batch_size)
 
 
 def as_batch(batch: Any) -> Batch:
@@ -68,8 +91,8 @@ def epoch_order(count: int, seed: int, epoch: int, stream: int = 0) -> npt.NDArr
 class EpochBatches(Sampler[list[int]]):
     """Batches of a shuffled epoch, the last one maybe smaller. `set_epoch` chooses the epoch."""
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self._count, self._seed = count, seed
+    def __init__(self, dataset: DistillDataset, batch_size: int, seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
         self.batch_size = batch_size
         self.drop_last = False
         self._epoch = 0
@@ -79,9 +102,8 @@ class EpochBatches(Sampler[list[int]]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self._count // self.batch_size)
+        return -(-len(self._dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = epoch_order(self._count, self._seed, self._epoch)
-        for start in range(0, self._count, self.batch_size):
-            yield order[start : start + self.batch_size].tolist()
+        for places in self._dataset.batches(self.batch_size, self._seed, self._epoch):
+            yield places.tolist()

@@ -10,16 +10,15 @@ noise=SIGMA     Gaussian noise is added to each feature, SIGMA times the feature
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import JobError
 from ..store.feature_array import FeatureArray
-
-Gather = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
-"""From places in the training set [B] to their features [B, *shape]."""
+from ..store.index import Rows
 
 _SPREAD_ROWS = 4096
 
@@ -30,6 +29,29 @@ class Control:
 
     name: Literal["none", "undistilled", "random-aligner", "shuffled", "noise"]
     sigma: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """From places in the training set [B] to their features [B, *shape].
+
+    `rows` are the cache rows of all places; `noise` is added to what is cached, if any is."""
+
+    feature: FeatureArray
+    rows: Rows
+    noise: Callable[[Rows, npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None
+
+    def __call__(self, places: Rows) -> npt.NDArray[Any]:
+        clean = self.feature.gather(self.rows[places])
+        return clean if self.noise is None else self.noise(places, clean.astype(np.float32))
+
+    def will_need(self, places: Rows) -> None:
+        """Begin to read what is gathered soon."""
+        self.feature.will_need(self.rows[places])
+
+    def file_order(self) -> Rows:
+        """A number for each place [N]: features that lie together have numbers close by."""
+        return self.feature.in_file_order(self.rows)
 
 
 def parse_control(text: str) -> Control:
@@ -51,18 +73,17 @@ def parse_control(text: str) -> Control:
     )
 
 
-def controlled(
-    feature: FeatureArray, rows: npt.NDArray[np.int64], control: Control, seed: int
-) -> Gather:
+def controlled(feature: FeatureArray, rows: Rows, control: Control, seed: int) -> Gather:
     """How to read the features of a training set whose examples have cache rows `rows` [N]."""
     if control.name == "shuffled":
         rows = rows[other_places(len(rows), seed)]
     if control.name == "noise" and control.sigma > 0:
-        return _noisy(feature, rows, control.sigma, seed)
-    return lambda places: feature.gather(rows[places])
+        scale = np.float32(control.sigma * _spread(feature, rows))
+        return Gather(feature, rows, partial(_with_noise, seed, scale))
+    return Gather(feature, rows)
 
 
-def other_places(count: int, seed: int) -> npt.NDArray[np.int64]:
+def other_places(count: int, seed: int) -> Rows:
     """A permutation, uniform over the cyclic ones, so that no place keeps its own feature."""
     order = np.random.default_rng([seed, 0]).permutation(count)
     shuffled = np.empty(count, dtype=np.int64)
@@ -70,22 +91,18 @@ def other_places(count: int, seed: int) -> npt.NDArray[np.int64]:
     return shuffled
 
 
-def _noisy(feature: FeatureArray, rows: npt.NDArray[np.int64], sigma: float, seed: int) -> Gather:
+def _with_noise(
+    seed: int, scale: np.float32, places: Rows, clean: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
     """An example's noise is the same in every epoch: a noisy teacher, not an augmentation."""
-    scale = sigma * _spread(feature, rows)
-
-    def gather(places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        clean = feature.gather(rows[places]).astype(np.float32)
-        noise = [
-            np.random.default_rng([seed, 1, place]).standard_normal(clean.shape[1:], np.float32)
-            for place in places
-        ]
-        return clean + scale * np.stack(noise)
-
-    return gather
+    noise = [
+        np.random.default_rng([seed, 1, place]).standard_normal(clean.shape[1:], np.float32)
+        for place in places
+    ]
+    return clean + scale * np.stack(noise)
 
 
-def _spread(feature: FeatureArray, rows: npt.NDArray[np.int64]) -> np.float32:
+def _spread(feature: FeatureArray, rows: Rows) -> np.float32:
     """Standard deviation of single numbers around their mean over examples."""
     sample = feature.gather(rows[:_SPREAD_ROWS]).astype(np.float64)
     return np.float32(np.sqrt(sample.var(axis=0).mean()))

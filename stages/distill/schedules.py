@@ -18,12 +18,12 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .aligner import TSAligner
-from .batches import Batch, DistillDataset, epoch_order
+from .batches import Batch, DistillDataset
 from .objectives.armada import ArmadaObjective
 from .optimizer import parameter_groups
 
 STATE_FILE = "aligner_optimizer.safetensors"
-_ALIGNER_STREAM = 1
+ALIGNER_STREAM = 1
 
 
 class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
@@ -83,11 +83,10 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
         freeze(aligner)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
-        count = len(self._dataset)
-        order = epoch_order(count, self._seed, epoch, _ALIGNER_STREAM)
         device = next(self._objective.parameters()).device
-        for start in range(0, count, self._batch_size):
-            batch = self._dataset.aligner_batch(order[start : start + self._batch_size])
+        order = self._dataset.batches(self._batch_size, self._seed, epoch, ALIGNER_STREAM)
+        for places in order:
+            batch = self._dataset.aligner_batch(places)
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
     def _step(self, aligner: TSAligner, batch: Batch) -> torch.Tensor:
@@ -100,7 +99,7 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
 
 
 def _seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch, _ALIGNER_STREAM]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, epoch, ALIGNER_STREAM]).generate_state(1)[0])
 
 
 def freeze(aligner: nn.Module) -> None:

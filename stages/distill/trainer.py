@@ -46,7 +46,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         """Batches in the order of (seed, epoch); the dataset joins each in one go."""
-        batches = EpochBatches(len(self.train_dataset), self._train_batch_size, self.args.seed)
+        batches = EpochBatches(self.train_dataset, self._train_batch_size, self.args.seed)
         return self.accelerator.prepare(self._loader(self.train_dataset, batch_sampler=batches))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:

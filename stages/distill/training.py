@@ -45,6 +45,11 @@ class TrainingSettings(BaseModel):
         description="alternate: each epoch the aligner, then the student; joint: both at once",
     )
     epochs: int = Field(default=10, ge=1, description="passes over the training set")
+    shuffle: Literal["full", "block"] = Field(
+        default="full",
+        description="block: examples whose features lie together come together; for features that "
+        "do not fit into memory",
+    )
     batch_size: int = Field(default=32, ge=1, description="examples a batch, on each device")
     gradient_accumulation: int = Field(default=1, ge=1, description="batches a step")
     learning_rate: float = Field(default=2e-5, gt=0, description="AdamW, student and its heads")
@@ -100,6 +105,8 @@ def train(run: Run) -> Training:
     Raises TrainingError if the loss stops being finite."""
     checkpoint = last_checkpoint(run.folder)
     times, best = StepTimes(), BestStudent(run.folder, run.metric)
+    if run.settings.shuffle == "block":
+        run.train.shuffle_in_blocks()
     trainer = _make_trainer(run, [times, best], _schedule(run, checkpoint))
     try:
         with quiet_transformers():

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from ...cache_schemas.errors import ReservationLostError, RunError, TeacherOutputError
+from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import KeyArray
 from ..corpus.corpus import Corpus
 from ..store.work import Task, Work
@@ -88,7 +89,7 @@ def _ask_shard(
     asking: Asking,
     committer: "_Committer",
 ) -> None:
-    buffer = ShardBuffer(examples, teacher.spec.features)
+    buffer = ShardBuffer(examples, committer.features)
     started = time.perf_counter()
     try:
         for places, answers in _ask_batches(teacher, examples, asking):
@@ -177,6 +178,11 @@ class _Committer:
             self.wait()
         finally:
             self._pool.shutdown()
+
+    @property
+    def features(self) -> tuple[FeatureSpec, ...]:
+        """What is kept of the answers: all of them, or those that the cache lacked."""
+        return self._writer.manifest.spec.features
 
     def commit(self, task: Task, finished: FinishedRows, seconds: float) -> None:
         """Hand over the finished rows of a task; waits for the task before it."""

@@ -4,7 +4,6 @@ import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 import xxhash
 
@@ -25,7 +24,7 @@ def write_atomic(path: Path, parts: Iterable[Buffer]) -> FileRecord:
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = write_synced(partial, parts)
+        record = _write_and_sync(partial, parts)
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as cause:
@@ -34,30 +33,36 @@ def write_atomic(path: Path, parts: Iterable[Buffer]) -> FileRecord:
     return record
 
 
-def write_synced(path: Path, parts: Iterable[Buffer]) -> FileRecord:
-    """Write a file and wait until its bytes are on the disk; its name may not be there yet."""
+def _write_and_sync(path: Path, parts: Iterable[Buffer]) -> FileRecord:
+    whole = list(parts)
+    # Not through a link: a cache may come from strangers.
+    with open(path, "wb", opener=lambda p, flags: os.open(p, flags | os.O_NOFOLLOW, 0o666)) as file:
+        file.writelines(whole)
+    sync_file(path)
+    return file_record(whole)
+
+
+def file_record(parts: Iterable[Buffer]) -> FileRecord:
+    """Size and checksum of a file made of `parts`."""
     hasher, size = xxhash.xxh3_128(), 0
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
-            hasher.update(part)
-            size += len(part)
-        _sync(file)
+    for part in parts:
+        hasher.update(part)
+        size += len(part)
     return FileRecord(bytes=size, xxh3_128=hasher.hexdigest())
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Wait until the bytes of a file are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    sync_file(folder)
 
 
 def _remove_quietly(partial: Path) -> None:

@@ -4,7 +4,6 @@ All but `create_cache` is called under the cache's lock. So a partial file outsi
 has no living owner, and neither has a shard's file that is neither committed nor reserved.
 """
 
-import shutil
 from collections.abc import Container, Mapping
 from pathlib import Path
 
@@ -16,17 +15,16 @@ from ...cache_schemas.layout import (
     ZARR_METADATA,
     teacher_folder,
 )
-from ...cache_schemas.manifest import (
-    CacheManifest,
-    CommitRecord,
-    TeacherManifest,
-    parse_document,
-)
+from ...cache_schemas.manifest import CacheManifest, CommitRecord, TeacherManifest
 from .admission import check_rows_per_shard, is_new
 from .atomic import storage_error, write_atomic
 from .dense import array_metadata, group_metadata, same_layout
 from .lock import locked
-from .manifests import check_cache
+from .manifests import check_cache, read_teacher
+from .parts import held_features, read_part
+from .plain_files import refuse_linked_folders
+from .removal import remove_tree, uncommitted
+from .zarr_documents import stored_rows_per_shard
 
 
 def create_cache(path: Path) -> None:
@@ -63,11 +61,24 @@ def _write_if_absent(path: Path, content: bytes) -> None:
 def create_teacher(path: Path, manifest: TeacherManifest) -> None:
     """Make a teacher's folder; refuse one that was made with other rows per shard."""
     folder = teacher_folder(path, manifest.fingerprint)
-    _write_if_absent(folder / ZARR_METADATA, group_metadata())
+    refuse_linked_folders(folder, path)
     file = folder / TEACHER_MANIFEST
+    if not file.exists():
+        _refuse_other_shards(folder, manifest)
+    _write_if_absent(folder / ZARR_METADATA, group_metadata())
     _write_if_absent(file, manifest.to_json())
-    known = parse_document(TeacherManifest, file.read_bytes(), file)
-    check_rows_per_shard(known, manifest.rows_per_shard)
+    check_rows_per_shard(read_teacher(file, path), manifest.rows_per_shard)
+
+
+def _refuse_other_shards(folder: Path, manifest: TeacherManifest) -> None:
+    """A manifest that was lost has to come back as it was."""
+    stored = stored_rows_per_shard(folder)
+    if stored not in (None, manifest.rows_per_shard):
+        raise CacheError(
+            f"rows_per_shard: the shards in {folder} have {stored}, asked "
+            f"{manifest.rows_per_shard}; their {TEACHER_MANIFEST} is lost; to have it written "
+            f"again, say rows_per_shard={stored}"
+        )
 
 
 def bring_up_to_date(
@@ -78,18 +89,9 @@ def bring_up_to_date(
 ) -> None:
     """Refuse a foreign layout; remove what dead writers left; count the committed rows in Zarr."""
     _refuse_foreign_layout(folder, manifest)
-    for partial in _outside_reservations(folder, f"*{PARTIAL_SUFFIX}"):
-        partial.unlink()
-    for file in (*folder.glob("tables/*/*.parquet"), *folder.glob("*/c/*")):
-        number = int(file.stem) if file.stem.isdecimal() else None
-        if number is not None and number not in commits and number not in reserved:
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    for left in uncommitted(folder, commits, reserved):
+        remove_tree(left, folder.parent.parent)
     write_zarr_metadata(folder, manifest, commits)
-
-
-def _outside_reservations(folder: Path, pattern: str) -> list[Path]:
-    inside = folder / "reservations"
-    return [file for file in folder.rglob(pattern) if inside not in file.parents]
 
 
 def _refuse_foreign_layout(folder: Path, manifest: TeacherManifest) -> None:
@@ -107,10 +109,12 @@ def _refuse_foreign_layout(folder: Path, manifest: TeacherManifest) -> None:
 def write_zarr_metadata(
     folder: Path, manifest: TeacherManifest, commits: Mapping[int, CommitRecord]
 ) -> None:
-    """Let the Zarr arrays of a teacher end with its last committed row."""
+    """Let the Zarr arrays of a teacher, of those features that are here, end with its last
+    committed row."""
     last = max(commits, default=None)
     rows = 0 if last is None else last * manifest.rows_per_shard + commits[last].rows
-    for spec in manifest.spec.features:
+    part = read_part(folder.parent.parent, manifest.fingerprint)
+    for spec in held_features(manifest, part):
         metadata = array_metadata(spec, rows, manifest.rows_per_shard)
         path = folder / spec.name / ZARR_METADATA
         if not path.is_file() or path.read_bytes() != metadata:

@@ -9,19 +9,18 @@ Any Zarr v3 library reads it (codec `sharding_indexed`, inner codec `bytes`).
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from ...cache_schemas.errors import DamagedCacheError
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.layout import INNER_CHUNK_ROWS
 
 ABSENT = 2**64 - 1
-_CRC_BYTES = 4
+CRC_BYTES = 4
 _ENTRY_BYTES = 16
 
 DenseArray = npt.NDArray[Any]
@@ -33,60 +32,31 @@ def shard_parts(rows: DenseArray, spec: FeatureSpec, rows_per_shard: int) -> Ite
     yield little.reshape(-1).view(np.uint8).data
     padding = -len(rows) % INNER_CHUNK_ROWS
     yield np.full((padding, *spec.shape), np.nan, little.dtype).reshape(-1).view(np.uint8).data
-    yield memoryview(_index(len(rows), spec, rows_per_shard))
+    yield memoryview(shard_index(len(rows), spec.row_bytes, rows_per_shard))
 
 
-def _index(rows: int, spec: FeatureSpec, rows_per_shard: int) -> bytes:
-    chunk_bytes = INNER_CHUNK_ROWS * spec.row_bytes
+@lru_cache(maxsize=8)
+def shard_index(rows: int, row_bytes: int, rows_per_shard: int) -> bytes:
+    """The index of a shard that holds `rows` plain rows, with its checksum: a file's last bytes."""
+    chunk_bytes = INNER_CHUNK_ROWS * row_bytes
     present = -(-rows // INNER_CHUNK_ROWS)
     entries = np.full((rows_per_shard // INNER_CHUNK_ROWS, 2), ABSENT, dtype="<u8")
     entries[:present, 0] = np.arange(present, dtype="<u8") * chunk_bytes
     entries[:present, 1] = chunk_bytes
     data: bytes = entries.tobytes()
     crc: int = google_crc32c.value(data)
-    return data + crc.to_bytes(_CRC_BYTES, "little")
+    return data + crc.to_bytes(CRC_BYTES, "little")
 
 
 def index_bytes(rows_per_shard: int) -> int:
     """Size of the index at the end of a shard file."""
-    return rows_per_shard // INNER_CHUNK_ROWS * _ENTRY_BYTES + _CRC_BYTES
+    return rows_per_shard // INNER_CHUNK_ROWS * _ENTRY_BYTES + CRC_BYTES
 
 
 def shard_bytes(rows: int, spec: FeatureSpec, rows_per_shard: int) -> int:
     """Size of a shard file that holds `rows` rows."""
     whole = -(-rows // INNER_CHUNK_ROWS) * INNER_CHUNK_ROWS
     return whole * spec.row_bytes + index_bytes(rows_per_shard)
-
-
-def map_shard(path: Path, spec: FeatureSpec, rows: int, rows_per_shard: int) -> DenseArray | None:
-    """The first `rows` rows of a shard as a read-only mapped array [rows, *shape].
-
-    None if the file is a valid shard that is not plain (another Zarr writer may reorder chunks):
-    read it through a Zarr library. Raises DamagedCacheError if it is cut or its index is damaged.
-    """
-    index = _read_index(path, rows_per_shard)
-    expected = np.frombuffer(_index(rows, spec, rows_per_shard)[:-_CRC_BYTES], dtype="<u8")
-    if not np.array_equal(index, expected):
-        return None
-    if path.stat().st_size < shard_bytes(rows, spec, rows_per_shard):
-        raise DamagedCacheError(f"{path}: shorter than its {rows} rows; recompute the shard")
-    return np.memmap(
-        path, dtype=np.dtype(spec.dtype).newbyteorder("<"), mode="r", shape=(rows, *spec.shape)
-    )
-
-
-def _read_index(path: Path, rows_per_shard: int) -> npt.NDArray[np.uint64]:
-    size = index_bytes(rows_per_shard)
-    try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - size, 0))
-            data = file.read(size)
-    except OSError as cause:
-        raise DamagedCacheError(f"{path}: committed but unreadable: {cause.strerror}") from cause
-    crc = int.from_bytes(data[-_CRC_BYTES:], "little")
-    if len(data) != size or google_crc32c.value(data[:-_CRC_BYTES]) != crc:
-        raise DamagedCacheError(f"{path}: the shard index is damaged (crc32c); recompute the shard")
-    return np.frombuffer(data[:-_CRC_BYTES], dtype="<u8")
 
 
 def array_metadata(spec: FeatureSpec, rows: int, rows_per_shard: int) -> bytes:
@@ -127,7 +97,7 @@ def same_layout(one: bytes, other: bytes) -> bool:
             [document.get(part) for part in ("data_type", "chunk_grid", "codecs")]
             for document in map(json.loads, (one, other))
         ]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
     return layouts[0] == layouts[1]
 

@@ -1,30 +1,35 @@
-"""One feature of one teacher as an array-like [rows, *shape], read shard by shard.
+"""One feature of one teacher as an array-like [rows, *shape], read from its shards.
 
-Plain shards are mapped: a batch costs one copy of its rows and no system call on warm pages. What
-another Zarr writer left in some other order or layout is read through zarr-python: same values.
+Plain shards are mapped: a batch costs one copy of its rows and no system call on warm pages, as
+from one np.memmap of the same rows (random batches of 256 and of 32 rows of 2 KiB: within a few
+per cent). What another Zarr writer left in some other order or layout is read through zarr-python:
+same values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ...cache_schemas.errors import DamagedCacheError
 from ...cache_schemas.features import FeatureSpec
-from ...cache_schemas.layout import ZARR_METADATA, shard_file
-from .dense import DenseArray, array_metadata, map_shard, same_layout
-
-Prepare = Callable[[str, int], None]
-"""Called with feature and shard number before the shard's file is first opened: to check it, or to
-fetch it. May raise any ArmadaError. Must be safe to pickle."""
+from .access import Access, choose_access
+from .dense import DenseArray
+from .feature_shards import FeatureShards, Prepare
+from .index import Rows
+from .side_by_side import SideBySide
 
 RowIndex = int | slice | Sequence[int] | npt.NDArray[Any]
 
+# What is read from disk ahead of the copying: no more than takes a moment.
+_PART_BYTES = 32 * 2**20
+_UNSIGNED = np.dtype(np.uint64)
+
 
 class FeatureArray:
-    """Read-only array-like of all committed rows; safe to pickle to worker processes."""
+    """Read-only array-like of all committed rows; safe to pickle to worker processes, safe to use
+    from several threads and after a fork."""
 
     def __init__(
         self,
@@ -33,23 +38,20 @@ class FeatureArray:
         rows_per_shard: int,
         shards: Sequence[tuple[int, int]],
         prepare: Prepare | None = None,
+        access: Access = "auto",
     ) -> None:
         self.spec = spec
-        self._prepare = prepare
-        self._folder = folder
-        self._rows_per_shard = rows_per_shard
-        self._shards = list(shards)
-        self._starts = np.cumsum([0, *(rows for _, rows in shards)], dtype=np.int64)
-        self._views: dict[int, DenseArray] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Mappings do not travel; the other process maps what it touches.
-        return self.__dict__ | {"_views": {}}
+        self._length = sum(rows for _, rows in shards)
+        self._access = choose_access(access, self._length * spec.row_bytes)
+        files = FeatureShards(folder, spec, rows_per_shard, tuple(shards), prepare)
+        self._shards = SideBySide(files, self._access)
+        self._cold = self._access == "cold"
+        self._native = self._shards.array.dtype == self.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(rows, *shape of one example)."""
-        return (int(self._starts[-1]), *self.spec.shape)
+        return (self._length, *self.spec.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -60,6 +62,23 @@ class FeatureArray:
     def ndim(self) -> int:
         """Number of dimensions, rows included."""
         return len(self.shape)
+
+    @property
+    def access(self) -> Literal["warm", "cold"]:
+        """How rows are read; see `access.py`."""
+        return self._access
+
+    @property
+    def mapped(self) -> DenseArray | None:
+        """All rows as one read-only array [N, *shape] over the files, without a copy; None where
+        that cannot be: a shard that is not plain, or one before the last that does not end with a
+        page. It stays good for as long as anything refers to it.
+
+        For PyTorch: `torch.from_dlpack(feature.mapped).index_select(0, rows)`; a tensor does not
+        know that it must not be written to."""
+        shards = self._shards
+        whole = self._native and not shards.gaps and shards.map_all()
+        return shards.array if whole else None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -84,54 +103,80 @@ class FeatureArray:
                 raise IndexError(f"boolean index of shape {rows.shape} on {len(self)} rows")
             rows = np.flatnonzero(rows)
         rows = rows.astype(np.int64, casting="same_kind") if rows.size else rows.astype(np.int64)
-        return self.gather(np.where(rows < 0, rows + len(self), rows))
+        from_the_end = rows < 0
+        return self.gather(rows + from_the_end * len(self) if from_the_end.any() else rows)
 
-    def gather(self, rows: npt.NDArray[np.int64], out: DenseArray | None = None) -> DenseArray:
+    def gather(self, rows: Rows, out: DenseArray | None = None) -> DenseArray:
         """Rows [B] as an array [B, *shape], into `out` if given; one copy, no Python per row.
 
-        Raises IndexError for a row outside 0 to len - 1."""
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        if out is None:
-            out = np.empty((len(rows), *self.spec.shape), dtype=self.dtype)
-        shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
-        for shard in np.unique(shard_of_row):
-            here = np.flatnonzero(shard_of_row == shard)
-            out[here] = self._view(int(shard))[rows[here] - self._starts[shard]]
-        return out
-
-    def _view(self, position: int) -> DenseArray:
-        if position not in self._views:
-            self._views[position] = self._open(*self._shards[position])
-        return self._views[position]
-
-    def _open(self, shard: int, rows: int) -> DenseArray:
-        if self._prepare is not None:
-            self._prepare(self.spec.name, shard)
-        if not self._layout_is_ours():
-            return self._read_through_zarr(shard, rows)
-        path = shard_file(self._folder, self.spec.name, shard, len(self.spec.shape))
-        mapped = map_shard(path, self.spec, rows, self._rows_per_shard)
-        return self._read_through_zarr(shard, rows) if mapped is None else mapped
-
-    def _layout_is_ours(self) -> bool:
-        path = self._folder / self.spec.name / ZARR_METADATA
-        ours = array_metadata(self.spec, len(self), self._rows_per_shard)
-        return not path.is_file() or same_layout(path.read_bytes(), ours)
-
-    def _read_through_zarr(self, shard: int, rows: int) -> DenseArray:
-        import zarr
-
-        path = self._folder / self.spec.name
-        start = shard * self._rows_per_shard
+        `out` may be any array of that shape that can be written to and whose type holds all values
+        of the feature's: with the same type, and contiguous, rows go there straight from the pages
+        (the NumPy view of a pinned tensor, say). Raises IndexError for a row outside 0 to len - 1,
+        ValueError for such an `out`."""
+        rows = self._checked(rows)
+        shards = self._shards
+        if not (shards.all_mapped or shards.map(rows)):
+            room = self._room(len(rows), out)
+            shards.gather_apart(rows, room)
+            return room
+        places = shards.place(rows) if shards.gaps else rows
+        if self._cold or not (self._native if out is None else out.dtype == shards.array.dtype):
+            return self._gather_in_parts(places, self._room(len(rows), out))
         try:
-            values = np.asarray(zarr.open_array(path, mode="r")[start : start + rows])
-        except (OSError, ValueError, RuntimeError) as cause:
-            raise DamagedCacheError(f"{path}: cannot be read as Zarr: {cause}") from cause
-        # Stored answers are finite: not a number stands where a chunk is absent.
-        if len(values) != rows or not np.isfinite(values).all():
-            raise DamagedCacheError(
-                f"{path}: rows {start} to {start + rows - 1} are committed but not all there; "
-                "recompute the shard"
+            # The mode looks for nothing that was not looked for, and needs no buffer between.
+            # Sorted rows would come no faster (3.07 against 3.04 million rows/s).
+            return shards.array.take(places, 0, out, "clip")
+        except ValueError:
+            self._room(len(rows), out)
+            raise
+
+    def will_need(self, rows: Rows) -> None:
+        """Begin to read rows that are gathered soon; returns before they are in memory.
+
+        Their shards are prepared and mapped first, which may take long and raise what `gather`
+        does."""
+        rows = self._checked(rows)
+        self._shards.map(rows)
+        self._shards.will_need(rows)
+
+    def in_file_order(self, rows: Rows) -> Rows:
+        """Numbers that grow along the files, for the same rows: those that lie together have
+        numbers close to each other."""
+        return rows
+
+    def _gather_in_parts(self, places: Rows, room: DenseArray) -> DenseArray:
+        """Rows that are on disk, or of another type than `room`; what comes next is being read
+        while a part is copied."""
+        shards = self._shards
+        step = max(1, _PART_BYTES // max(1, self.spec.row_bytes))
+        for start in range(-step, len(places), step):
+            following = places[start + step : start + 2 * step]
+            if self._cold and len(following):
+                shards.read_ahead(following)
+            if start >= 0:
+                here = slice(start, start + step)
+                room[here] = shards.array.take(places[here], 0, None, "clip")
+        return room
+
+    def _checked(self, rows: Rows) -> Rows:
+        if rows.dtype != np.int64:
+            rows = rows.astype(np.int64, casting="same_kind")
+        # As unsigned numbers, those below zero are the largest: one look finds both.
+        unsigned = rows.view(_UNSIGNED)
+        if len(rows) and unsigned[unsigned.argmax()] >= self._length:
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {self._length}")
+        return rows
+
+    def _room(self, rows: int, out: DenseArray | None) -> DenseArray:
+        """Where so many rows go: `out`, if they can."""
+        shape = (rows, *self.spec.shape)
+        if out is None:
+            return np.empty(shape, self.dtype)
+        same = out.dtype == self._shards.array.dtype or np.can_cast(self.dtype, out.dtype)
+        if out.shape != shape or not out.flags.writeable or not same:
+            kind = "an array" if out.flags.writeable else "a read-only array"
+            raise ValueError(
+                f"out: {kind} of {out.dtype} {list(out.shape)}; to hold {rows} rows it has to be a "
+                f"writable one of {self.dtype} {list(shape)}"
             )
-        return values
+        return out

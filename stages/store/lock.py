@@ -8,6 +8,7 @@ text; no shard is ever torn, because files are moved into place out of folders t
 """
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,9 @@ def locked(cache: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
 
 def _open(cache: Path) -> BinaryIO:
     try:
-        return (cache / WRITER_LOCK).open("wb")
+        # Not through a link: a cache may come from strangers.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return open(os.open(cache / WRITER_LOCK, flags, 0o666), "r+b")
     except OSError as cause:
         raise OutputError(f"cache {cache}: cannot be written: {cause.strerror}") from cause
 

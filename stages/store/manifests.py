@@ -47,14 +47,15 @@ def read_commits(path: Path, teacher: TeacherManifest) -> list[CommitRecord]:
 def read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRecord:
     """One commit record of a teacher's folder; raises DamagedCacheError if it does not fit."""
     record = read_document(CommitRecord, file, folder.parent.parent)
-    names = {feature.name for feature in teacher.spec.features}
-    if (
-        file != commit_file(folder, record.shard)
-        or record.rows > teacher.rows_per_shard
-        or record.features.keys() != names
-    ):
+    if file != commit_file(folder, record.shard) or not fits(record, teacher):
         raise DamagedCacheError(
             f"{file}: shard {record.shard} of {record.rows} rows and features "
             f"{', '.join(record.features):.200} fits neither its name nor the teacher; recompute it"
         )
     return record
+
+
+def fits(record: CommitRecord, teacher: TeacherManifest) -> bool:
+    """Whether a shard can be one of this teacher's."""
+    names = {feature.name for feature in teacher.spec.features}
+    return record.rows <= teacher.rows_per_shard and record.features.keys() == names

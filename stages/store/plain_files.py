@@ -6,6 +6,7 @@ waiting for ever. So what lies below a cache's own folder is looked at before it
 one `lstat` for each part of its path, a few µs a file.
 """
 
+import os
 import stat
 from pathlib import Path
 
@@ -34,14 +35,23 @@ def plain_size(path: Path, cache: Path) -> int:
 
 def check_folders(path: Path, cache: Path) -> None:
     """Refuse a path that some symbolic link between `cache` and its last part leads through."""
-    folder = cache
-    for part in path.parent.relative_to(cache).parts:
-        folder = folder / part
-        if folder.is_symlink():
+    parts, above = path.parts, len(cache.parts)
+    assert parts[:above] == cache.parts, (path, cache)
+    # Strings: a cache has thousands of files, and paths cost more than the calls.
+    folder = str(cache)
+    for part in parts[above:-1]:
+        folder = f"{folder}{os.sep}{part}"
+        if os.path.islink(folder):
             raise _is_a_link(folder)
 
 
-def _is_a_link(path: Path) -> DamagedCacheError:
+def refuse_linked_folders(teacher: Path, cache: Path) -> None:
+    """Refuse a teacher's folder if what is written to it would go through a symbolic link."""
+    for folder in (teacher, *teacher.glob("*"), *teacher.glob("*/c"), *teacher.glob("tables/*")):
+        check_folders(folder / "file", cache)
+
+
+def _is_a_link(path: Path | str) -> DamagedCacheError:
     return DamagedCacheError(
         f"{path}: is a symbolic link, which could lead anywhere; "
         "copy the cache with its links resolved (cp -rL)"

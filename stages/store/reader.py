@@ -5,7 +5,8 @@
     cache["embedding"][rows]          # float16 or float32, [2, E]
 
 Rows count committed answers, 0 to len(cache) - 1, in the order of commit; they are stable as long
-as nothing is removed. Only what was committed when the cache was opened is visible.
+as nothing is removed. Only what was committed when the cache was opened is visible. Features that
+were added to a teacher later are offered beside its own; a row may lack them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,35 +16,60 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ...cache_schemas.contents import TeacherIndex
 from ...cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
 from ...cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
-from ...cache_schemas.manifest import RunRecord, TeacherManifest, parse_document
-from .feature_array import FeatureArray, Prepare
+from ...cache_schemas.manifest import RunRecord, TeacherManifest
+from .access import Access
+from .feature_array import FeatureArray
+from .feature_shards import Prepare
+from .first_open import CheckedFiles
 from .index import KeyIndex, Rows
+from .joined_array import JoinedArray
 from .manifests import list_teachers, read_commits
+from .parts import held_features, read_part
+from .plain_files import read_document
 from .tables import read_keys, read_table
 
 Example = str | bytes | Sequence[str]
 
 
-def open_cache(path: str | Path, teacher: str | None = None) -> "Cache":
+def open_cache(
+    path: str | Path, teacher: str | None = None, verify: bool = False, access: Access = "auto"
+) -> "Cache":
     """Open the answers of one teacher of the cache at `path`.
 
     `teacher` is a fingerprint or a prefix of one that no other teacher of the cache shares; it may
-    be left out if the cache has one teacher. Raises CacheError (or CacheVersionError,
+    be left out if the cache has one teacher. Teachers that extend others do not count, unless it
+    takes one of them to match. With `verify`, the checksum of each file is compared when the file
+    is first opened. `access` says how features are read: `warm` for those that fit into memory,
+    `cold` for larger ones, `auto` by size. Raises CacheError (or CacheVersionError,
     DamagedCacheError) if there is no such cache or teacher.
     """
     path = Path(path)
-    return Cache(path, _choose(path, list_teachers(path), teacher))
+    teachers = list_teachers(path)
+    chosen = choose_teacher(path, teachers, teacher)
+    added = [
+        Cache(path, t, verify=verify, access=access)
+        for t in teachers
+        if t.extends == chosen.fingerprint
+    ]
+    return Cache(path, chosen, extensions=added, verify=verify, access=access)
 
 
-def _choose(path: Path, teachers: list[TeacherManifest], prefix: str | None) -> TeacherManifest:
+def choose_teacher(
+    path: Path | str, teachers: Sequence[TeacherManifest], prefix: str | None
+) -> TeacherManifest:
+    """The one of `teachers` that a prefix, or nothing at all, means; raises CacheError."""
     known = ", ".join(f"{t.fingerprint[:12]} ({t.spec.kind}:{t.spec.name})" for t in teachers)
     matches = [t for t in teachers if t.fingerprint.startswith(prefix or "")]
-    if len(matches) == 1:
-        return matches[0]
+    there = {t.fingerprint for t in teachers}
+    bases = [t for t in matches if t.extends not in there]
+    for candidates in (matches, bases):
+        if len(candidates) == 1:
+            return candidates[0]
     if not teachers:
         raise CacheError(f"cache {path}: no teacher has answered yet; run `armada precompute`")
     if prefix is None:
@@ -56,13 +82,31 @@ class Cache:
     """The committed answers of one teacher. Cheap to open; shards are mapped when touched."""
 
     def __init__(
-        self, path: Path, teacher: TeacherManifest, prepare: Prepare | None = None
+        self,
+        path: Path,
+        teacher: TeacherManifest,
+        prepare: Prepare | None = None,
+        extensions: Sequence["Cache"] = (),
+        verify: bool = False,
+        access: Access = "auto",
+        elsewhere: TeacherIndex | None = None,
     ) -> None:
+        """`extensions`: the answers of teachers that extend this one, each with its own hook;
+        `verify`: compare the checksum of each file when it is first opened; `elsewhere`:
+        documents of a cache elsewhere, in place of those here, with a hook that fetches files."""
         self.path = path
-        self._prepare = prepare
         self.teacher = teacher
+        # Of two that hold a feature, the one with more rows.
+        self._extensions = sorted(extensions, key=len, reverse=True)
+        self._joins: dict[str, Rows] = {}
+        self._access: Access = access
+        self._arrays: dict[str, FeatureArray] = {}
         self.folder = teacher_folder(path, teacher.fingerprint)
-        self.commits = read_commits(path, teacher)
+        part = elsewhere.part if elsewhere else read_part(path, teacher.fingerprint)
+        self._own = {spec.name: spec for spec in held_features(teacher, part)}
+        self.commits = list(elsewhere.commits) if elsewhere else read_commits(path, teacher)
+        self._checked = CheckedFiles(path, teacher, self.commits, prepare) if verify else None
+        self._prepare = self._checked.feature if self._checked else prepare
 
     def __len__(self) -> int:
         return sum(commit.rows for commit in self.commits)
@@ -75,31 +119,63 @@ class Cache:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the features."""
-        return tuple(feature.name for feature in self.teacher.spec.features)
+        """Names of the features, those that were added later last."""
+        holders = (self, *self._extensions)
+        return tuple(dict.fromkeys(name for holder in holders for name in holder._own))
 
     def feature_spec(self, name: str) -> FeatureSpec:
         """Shape, dtype and meaning of a feature; raises MissingFeatureError."""
-        spec = self.teacher.spec.feature(name)
-        if spec is None:
-            raise MissingFeatureError(
-                f"feature {name!r}: teacher {self.teacher.fingerprint[:12]} "
-                f"({self.teacher.spec.kind}) has {', '.join(self.features)}"
-            )
-        return spec
+        return self.holder(name)._own[name]
+
+    def holder(self, name: str) -> "Cache":
+        """Where a feature is stored: here, or with a teacher that extends this one; raises
+        MissingFeatureError."""
+        for holder in (self, *self._extensions):
+            if name in holder._own:
+                return holder
+        elsewhere = any(h.teacher.spec.feature(name) for h in (self, *self._extensions))
+        hint = "; this one was not pulled: `armada cache pull` brings it" if elsewhere else ""
+        raise MissingFeatureError(
+            f"feature {name!r}: teacher {self.teacher.fingerprint[:12]} "
+            f"({self.teacher.spec.kind}) has {', '.join(self.features) or 'none here'}{hint}"
+        )
 
     def __getitem__(self, name: str) -> FeatureArray:
-        """The feature as an array-like [len(cache), *shape]."""
-        spec = self.feature_spec(name)
+        """The feature as an array-like [len(cache), *shape]; its shards stay mapped."""
+        if name not in self._arrays:
+            self._arrays[name] = self._feature(name)
+        return self._arrays[name]
+
+    def _feature(self, name: str) -> FeatureArray:
+        holder = self.holder(name)
+        stored = holder._stored(name)
+        if holder is self or np.array_equal(self.keys, holder.keys):
+            return stored
+        return JoinedArray(stored, self._rows_in(holder), _fill(holder))
+
+    def _stored(self, name: str) -> FeatureArray:
         shards = [(commit.shard, commit.rows) for commit in self.commits]
-        size = self.teacher.rows_per_shard
-        return FeatureArray(self.folder, spec, size, shards, self._prepare)
+        size, spec = self.teacher.rows_per_shard, self.feature_spec(name)
+        return FeatureArray(self.folder, spec, size, shards, self._prepare, self._access)
+
+    def _rows_in(self, holder: "Cache") -> Rows:
+        """The row of `holder` for each of ours; -1 where it has none."""
+        fingerprint = holder.teacher.fingerprint
+        if fingerprint not in self._joins:
+            self._joins[fingerprint] = holder.find(self.keys)
+        return self._joins[fingerprint]
+
+    def table_path(self, name: str, shard: int) -> Path:
+        """The file of a shard's table, checked if the cache was opened so."""
+        if self._checked is not None:
+            self._checked.table(name, shard)
+        return table_file(self.folder, name, shard)
 
     @cached_property
     def keys(self) -> KeyArray:
         """The key of every row, [len(cache), 16]."""
         parts = [
-            read_keys(table_file(self.folder, ROWS_TABLE, commit.shard), commit.rows)
+            read_keys(self.table_path(ROWS_TABLE, commit.shard), commit.rows)
             for commit in self.commits
         ]
         return np.concatenate(parts) if parts else keys_to_array([])
@@ -108,9 +184,14 @@ class Cache:
     def _index(self) -> KeyIndex:
         return KeyIndex(self.keys)
 
-    def find(self, keys: KeyArray) -> Rows:
-        """The row of each key [N, 16]; -1 for a key that is not cached."""
-        return self._index.find(keys)
+    def find(self, keys: KeyArray, *features: str) -> Rows:
+        """The row of each key [N, 16]; -1 for a key that is not cached, or not with all of the
+        `features`, of which some may have been added later."""
+        rows = self._index.find(keys)
+        for holder in {self.holder(name) for name in features} - {self}:
+            found = np.flatnonzero(rows >= 0)
+            rows[found[self._rows_in(holder)[rows[found]] < 0]] = -1
+        return rows
 
     def lookup(self, examples: str | Sequence[Example] | KeyArray) -> Rows:
         """The row of each example: a text, a sequence of text segments, or a 16-byte key.
@@ -132,15 +213,29 @@ class Cache:
     def table(self, name: str, columns: dict[str, pa.DataType]) -> pa.Table:
         """Columns of a per-example table, in row order."""
         parts = [
-            read_table(table_file(self.folder, name, commit.shard), columns, commit.rows)
+            read_table(self.table_path(name, commit.shard), columns, commit.rows)
             for commit in self.commits
         ]
         return pa.concat_tables(parts) if parts else pa.schema(columns).empty_table()
 
     def runs(self) -> list[RunRecord]:
         """Provenance and cost of the runs that wrote here, oldest first."""
+        return list(self.runs_by_id().values())
+
+    def runs_by_id(self) -> dict[str, RunRecord]:
+        """The same, each under the name of its document."""
         files = sorted(self.folder.glob("runs/*.json"))
-        return [parse_document(RunRecord, file.read_bytes(), file) for file in files]
+        return {f.stem: read_document(RunRecord, f, self.path) for f in files}
+
+
+def _fill(holder: Cache) -> str:
+    """What to do about rows that an extension lacks."""
+    spec = holder.teacher.spec
+    names = ", ".join(feature.name for feature in spec.features)
+    return (
+        f"run `armada precompute --teacher {spec.kind}:{spec.name} --set add_features=true` on the "
+        f"texts, with the options that give {names}"
+    )
 
 
 def _keys_of(examples: Sequence[Example] | KeyArray) -> KeyArray:

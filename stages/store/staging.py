@@ -7,7 +7,8 @@ seconds on any, knows that the owner is dead. Only the watcher's own monotonic c
 clocks that differ or go backwards do not matter.
 
 The dead are fenced off by renaming their folder away before it is removed. An owner that was only
-stopped, and goes on later, finds no folder to move files out of, and so can move nothing.
+stopped, and goes on later, works in `<name>/<its own random name>/`, which is nowhere any more,
+even if the name has a new owner: it can write nothing and move nothing.
 """
 
 import os
@@ -44,11 +45,13 @@ class Staging:
     def __init__(self, folder: Path, files: Mapping[str, bytes]) -> None:
         """Make it, with `files` in it; raises FileExistsError if somebody has the name already,
         another OSError if the disk refuses."""
+        owner = secrets.token_hex(8)
         self.folder = folder
-        self._line = f"{host_id()} {secrets.token_hex(8)}"
+        self.workplace = folder / owner
+        self._line = f"{host_id()} {owner}"
         self._beats = 0
-        made = folder.with_name(_NEW + secrets.token_hex(8))
-        made.mkdir(parents=True)
+        made = folder.with_name(_NEW + owner)
+        (made / owner).mkdir(parents=True)
         self._heartbeat = os.open(made / HEARTBEAT, os.O_RDWR | os.O_CREAT)
         try:
             try_lock(self._heartbeat, made)

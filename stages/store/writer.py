@@ -35,6 +35,7 @@ from .creation import bring_up_to_date, create_cache, create_teacher, write_zarr
 from .index import KeyIndex
 from .lock import locked
 from .manifests import read_commit, read_commits
+from .parts import first_own_shard, refuse_part
 from .reservations import Reservation, Reservations
 from .staged_shard import StagedShard
 from .staging import PATIENCE_S, Heart
@@ -54,6 +55,7 @@ class CacheWriter:
         create_cache(path)
         with locked(path):
             create_teacher(path, manifest)
+            refuse_part(path, manifest.fingerprint, "nothing can be added")
             self._records = {record.shard: record for record in read_commits(path, manifest)}
             living = self._reservations.living()
             bring_up_to_date(self.folder, manifest, self._records, living)
@@ -84,7 +86,8 @@ class CacheWriter:
         """Hold the cache's lock, with all that others have done until now in sight."""
         with locked(self.path):
             self._see_commits()
-            yield Turn(self._records, self._reservations, self._heart)
+            first = first_own_shard(self.path, self.manifest.fingerprint)
+            yield Turn(self._records, self._reservations, self._heart, first)
 
     def _see_commits(self) -> None:
         there = numbered((self.folder / "commits").glob("*.json"))
@@ -141,10 +144,15 @@ class Turn:
     """What a writer sees, and may do, while it holds the lock."""
 
     def __init__(
-        self, commits: Mapping[int, CommitRecord], reservations: Reservations, heart: Heart
+        self,
+        commits: Mapping[int, CommitRecord],
+        reservations: Reservations,
+        heart: Heart,
+        first_own: int,
     ) -> None:
+        """`first_own` is the lowest number that a new shard may have."""
         self.commits = commits
-        self._reservations, self._heart = reservations, heart
+        self._reservations, self._heart, self._first_own = reservations, heart, first_own
 
     @cached_property
     def reserved(self) -> dict[int, Path]:
@@ -158,7 +166,8 @@ class Turn:
     def reserve(self, keys: KeyArray, preferred: int | None = None) -> Reservation:
         """Reserve keys [N, 16] and the preferred shard number, or the lowest that is free."""
         taken = self.commits.keys() | self.reserved.keys()
-        numbers = count() if preferred is None else chain([preferred], count())
+        first = self._first_own
+        numbers = chain([first if preferred is None else max(preferred, first)], count(first))
         shard = next(number for number in numbers if number not in taken)
         reservation = self._reservations.make(shard, keys)
         self._heart.add(reservation.staging)

@@ -12,8 +12,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "teacher hash key 'limt' is unknown; did you mean 'limit'?",
     ),
     "option of another teacher": (
-        ["--set", "prompt=x"],
-        "teacher hash key 'prompt' is unknown; keys are",
+        ["--set", "lora=x"],
+        "teacher hash key 'lora' is unknown; keys are",
     ),
     "no value": (["--set", "limit"], "--set limit: is not KEY=VALUE"),
     "no key": (["--set", "=3"], "--set =3: is not KEY=VALUE"),

@@ -72,6 +72,9 @@ class Teacher(ABC):
 
     Options: ClassVar[type[TeacherOptions]] = TeacherOptions
     kind: ClassVar[str]
+    selecting: ClassVar[frozenset[str]] = frozenset()
+    """Options that choose which features there are and change no number of any other feature. What
+    they add can be asked for later, without asking for the rest again."""
     default_batch_size: ClassVar[int] = 64
     default_rows_per_shard: ClassVar[int] = DEFAULT_ROWS_PER_SHARD
 

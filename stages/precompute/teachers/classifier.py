@@ -29,6 +29,7 @@ class ClassifierTeacher(LanguageModelTeacher):
 
     Options = ClassifierOptions
     kind = "classifier"
+    selecting = frozenset({"pooled"})
     auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, source: str, options: ClassifierOptions, device: torch.device) -> None:

@@ -45,6 +45,7 @@ class EncoderTeacher(LanguageModelTeacher):
 
     Options = EncoderOptions
     kind = "encoder"
+    selecting = frozenset({"layers"})
     auto_class = "AutoModel"
 
     def __init__(self, source: str, options: EncoderOptions, device: torch.device) -> None:

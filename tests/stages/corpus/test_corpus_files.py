@@ -238,3 +238,19 @@ def test_json_texts_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
     file.write_text('{"text": "2020-01-02"}\n{"text": "2021-03-04"}\n')
     corpus = read_corpus([str(file)], ["text"])
     assert corpus.segments[0].to_pylist() == ["2020-01-02", "2021-03-04"]
+
+
+def test_columns_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
+    """Features beside the texts may not fit into memory; here they cannot be read at all."""
+    file = tmp_path / "a.parquet"
+    columns = {"feature": [[1.0, 2.0]] * 3, "a": ["x", "y", "z"], "id": ["1", "2", "3"]}
+    pq.write_table(pa.table(columns), file)
+    chunk = pq.read_metadata(file).row_group(0).column(0)
+    with file.open("r+b") as opened:
+        opened.seek(chunk.dictionary_page_offset)
+        opened.write(b"\xff" * chunk.total_compressed_size)
+    with pytest.raises(CorpusError, match="cannot be read"):
+        read_corpus([str(file)], ["a"], label_column="feature")
+    corpus = read_corpus([str(file)], ["a"])
+    assert texts(corpus) == [("x",), ("y",), ("z",)]
+    assert corpus.ids is not None

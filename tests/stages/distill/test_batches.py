@@ -1,18 +1,24 @@
 """Batches: which examples, in which order, with which features."""
 
+import math
+import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from armada.stages.distill import batches as batches_module
 from armada.stages.distill.batches import DistillDataset, EpochBatches, as_batch, epoch_order
-from armada.stages.distill.controls import Control, controlled
+from armada.stages.distill.controls import Control, Gather, controlled, other_places
 from armada.stages.distill.student_source import load_tokenizer
 from armada.stages.distill.tokens import encode
+from armada.stages.store.block_shuffle import BlockOrder
 from armada.stages.store.reader import Cache
 from small_caches import answer
+from thin_caches import cut_into_shards, numbered_rows, thin_feature
 from tiny_runs import FEATURES, MAX_LENGTH, TEXTS, class_labels, make_cache
 from torch.utils.data import DataLoader
 
@@ -32,9 +38,32 @@ def dataset(checkpoint, cache: Cache) -> DistillDataset:
     return DistillDataset(tokens, LABELS, controlled(cache["embedding"], rows, Control("none"), 0))
 
 
+@pytest.fixture
+def make_dataset(checkpoint, cache: Cache, monkeypatch) -> Callable[..., DistillDataset]:
+    """Makes a data set of some texts, in blocks of 8, three a window, or not."""
+    monkeypatch.setattr(batches_module, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(batches_module, "BLOCKS_PER_WINDOW", 3)
+
+    def make(
+        texts: list[str],
+        shuffle: str,
+        control: str = "none",
+        gather: Gather | None = None,
+    ) -> DistillDataset:
+        tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in texts], MAX_LENGTH)
+        if gather is None and control != "undistilled":
+            gather = controlled(cache["embedding"], cache.lookup(texts), Control(control), 0)
+        dataset = DistillDataset(tokens, LABELS[: len(texts)], gather)
+        if shuffle == "block":
+            dataset.shuffle_in_blocks()
+        return dataset
+
+    return make
+
+
 def loaded(dataset: DistillDataset, seed: int, epoch: int) -> list[dict[str, Any]]:
     """The batches of an epoch as a trainer gets them."""
-    batches = EpochBatches(len(dataset), 8, seed)
+    batches = EpochBatches(dataset, 8, seed)
     batches.set_epoch(epoch)
     return list(DataLoader(dataset, batch_sampler=batches, collate_fn=as_batch))
 
@@ -42,9 +71,10 @@ def loaded(dataset: DistillDataset, seed: int, epoch: int) -> list[dict[str, Any
 # --- order
 
 
+@pytest.mark.parametrize("shuffle", ["full", "block"])
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 53])
-def test_every_example_comes_once_an_epoch(count):
-    batches = EpochBatches(count, 8, seed=0)
+def test_every_example_comes_once_an_epoch(make_dataset, count, shuffle):
+    batches = EpochBatches(make_dataset(TEXTS[:count], shuffle), 8, seed=0)
     for epoch in range(3):
         batches.set_epoch(epoch)
         made = list(batches)
@@ -53,11 +83,11 @@ def test_every_example_comes_once_an_epoch(count):
         assert len(made) == len(batches) == -(-count // 8)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch():
+def test_the_order_is_a_function_of_seed_and_epoch(dataset):
     orders = {}
     for seed in (0, 1):
         for epoch in (0, 1, 2):
-            batches = EpochBatches(53, 8, seed)
+            batches = EpochBatches(dataset, 8, seed)
             batches.set_epoch(2 - epoch)  # what was asked before does not matter
             list(batches)
             batches.set_epoch(epoch)
@@ -68,6 +98,64 @@ def test_the_order_is_a_function_of_seed_and_epoch():
             assert order == expected.tolist()
             orders[seed, epoch] = order
     assert all(a != b for a, b in pairwise(sorted(orders.values())))
+
+
+def test_blocks_are_examples_whose_features_lie_together(make_dataset, cache):
+    """Three of the seven blocks a window; batches go across windows."""
+    batches = EpochBatches(make_dataset(TEXTS, "block"), 10, seed=4)
+    rows = cache.lookup(TEXTS)
+    orders = []
+    for epoch in (0, 1):
+        batches.set_epoch(epoch)
+        order = np.concatenate(list(batches))
+        orders.append(order.tolist())
+        expected = BlockOrder(rows, 8, 3).windows(4, epoch)
+        assert order.tolist() == np.concatenate(list(expected)).tolist()
+        blocks = rows[order] // 8
+        windows = [set(blocks[:24]), set(blocks[24:48]), set(blocks[48:])]
+        if 6 in blocks[48:]:  # the block that is not full comes last
+            assert [len(window) for window in windows] == [3, 3, 1]
+    assert orders[0] != orders[1]
+
+
+def test_blocks_follow_what_a_control_reads(make_dataset, cache):
+    dataset = make_dataset(TEXTS, "block", "shuffled")
+    read = cache.lookup(TEXTS)[other_places(len(TEXTS), 0)]
+    order = np.concatenate(list(dataset.batches(8, 0, 0)))
+    expected = BlockOrder(read, 8, 3).windows(0, 0)
+    assert order.tolist() == np.concatenate(list(expected)).tolist()
+
+
+def test_without_features_there_are_no_blocks(make_dataset):
+    dataset = make_dataset(TEXTS, "block", "undistilled")
+    order = np.concatenate(list(dataset.batches(8, 3, 1)))
+    assert order.tolist() == epoch_order(len(TEXTS), 3, 1).tolist()
+
+
+def test_what_is_skipped_is_not_read_ahead(make_dataset, tmp_path):
+    """A run that resumes goes through the batches it has had: their features stay on disk."""
+    touched: set[int] = set()
+    values = numbered_rows(len(TEXTS), FEATURES[0])
+    shards = cut_into_shards(values, [8] * 6 + [5])
+    feature = thin_feature(
+        tmp_path, FEATURES[0], shards, 64, prepare=lambda name, shard: touched.add(shard)
+    )
+    rows = np.random.default_rng(0).permutation(len(TEXTS))
+    dataset = make_dataset(TEXTS, "block", gather=Gather(feature, rows))
+    skipped, window, following = BlockOrder(rows, 8, 3).windows(0, 0)
+    batches = list(dataset.batches(8, 0, 0))
+    assert touched == set()
+    for number, places in enumerate(dataset.batches(8, 0, 0)):
+        if number >= math.ceil(len(skipped) / 8):
+            batch = dataset.aligner_batch(places)
+            break
+    assert places.tolist() == batches[number].tolist()
+    np.testing.assert_array_equal(batch["feature"].numpy(), values[rows[places]])
+    expected = set(rows[[*window, *following]] // 8)
+    deadline = time.monotonic() + 60
+    while touched != expected:
+        assert time.monotonic() < deadline, (touched, expected)
+        time.sleep(0.01)
 
 
 def test_streams_are_independent():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from armada.stages.distill import batches
 from armada.stages.distill.training import Run, last_checkpoint, steps_done, train
 from tiny_runs import Bench
 
@@ -85,16 +86,26 @@ def test_a_run_that_was_cut(bench, tmp_path, schedule, settings, cut_at, resumed
     assert_same_weights(resumed, whole)
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Windows of sixteen examples, so that an epoch has four."""
+    monkeypatch.setattr(batches, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(batches, "BLOCKS_PER_WINDOW", 2)
+
+
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     "how",
     [
+        {"shuffle": "block"},
+        {"shuffle": "block", "schedule": "joint"},
         {"control": "undistilled"},
         {"control": "random-aligner"},
         {"control": "noise=0.5"},
         {"objective": "kd", "weights": {"temperature": "learned"}},
         {"weights": {"orthogonal_map": "cayley", "orthogonal_projection": True}},
     ],
-    ids=["undistilled", "random-aligner", "noise", "kd", "orthogonal"],
+    ids=["blocks", "blocks-joint", "undistilled", "random-aligner", "noise", "kd", "orthogonal"],
 )
 def test_other_runs_go_on_too(bench, tmp_path, how):
     whole, first = (bench.run(tmp_path / name, save_steps=5, **how) for name in ("whole", "cut"))
@@ -105,6 +116,17 @@ def test_other_runs_go_on_too(bench, tmp_path, how):
     rest = go(resumed)
     assert rest == {step: loss for step, loss in expected.items() if step > 10}
     assert_same_weights(resumed, whole)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_change_the_order_of_both_passes(bench, tmp_path):
+    first: dict[str, list[float]] = {}
+    for shuffle in ("full", "block"):
+        run = bench.run(tmp_path / shuffle, epochs=1, shuffle=shuffle)
+        rows: list[dict[str, float]] = []
+        train(dataclasses.replace(run, on_log=rows.append))
+        first[shuffle] = [rows[0]["loss"], rows[0]["aligner"]]
+    assert not set(first["full"]) & set(first["block"])
 
 
 def test_a_run_may_be_cut_many_times(bench, tmp_path):

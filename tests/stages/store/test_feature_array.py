@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from armada.stages.store.feature_array import FeatureArray
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reader import Cache, open_cache
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -38,11 +39,17 @@ INDICES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def feature(tmp_path_factory: pytest.TempPathFactory) -> FeatureArray:
-    """[222, 5] in shards of 128, 30 and 64 rows."""
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """Two features in shards of 128, 30 and 64 rows."""
     path = tmp_path_factory.mktemp("store") / "cache"
     write_cache(path, make_manifest(), [TEXTS[:128], TEXTS[128:158], TEXTS[158:]])
-    return open_cache(path)["pooled"]
+    return open_cache(path)
+
+
+@pytest.fixture(scope="module")
+def feature(cache: Cache) -> FeatureArray:
+    """[222, 5]."""
+    return cache["pooled"]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +109,69 @@ def test_rows_can_be_gathered_into_room_of_another_type(
     rows = np.array([221, 0, 128, 127])
     assert feature.gather(rows, out=room) is room
     np.testing.assert_array_equal(room, expected[rows].astype(np.float32), strict=True)
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        np.empty((3, 5), np.float16),
+        np.empty((4, 4), np.float16),
+        np.empty(20, np.float16),
+        np.empty((4, 5), np.int16),
+        np.broadcast_to(np.float16(0), (4, 5)),
+    ],
+    ids=["too short", "too narrow", "flat", "of another type", "read-only"],
+)
+def test_room_that_cannot_take_the_rows_is_refused(
+    feature: FeatureArray, room: np.ndarray[Any, Any]
+) -> None:
+    with pytest.raises(ValueError, match="out: ") as caught:
+        feature.gather(np.array([221, 0, 128, 127]), out=room)
+    line = str(caught.value)
+    assert f"{room.dtype} {list(room.shape)}" in line
+    assert line.endswith("to hold 4 rows it has to be a writable one of float16 [4, 5]")
+    assert ("read-only" in line) == (not room.flags.writeable)
+
+
+def test_numbers_are_not_gathered_into_less_precise_ones(cache: Cache) -> None:
+    with pytest.raises(ValueError, match="has to be a writable one of float32"):
+        cache["score"].gather(np.array([0]), out=np.empty(1, np.float16))
+
+
+def test_a_cache_maps_a_feature_once(cache: Cache) -> None:
+    assert cache["pooled"] is cache["pooled"]
+
+
+def test_any_room_of_its_type_will_do(
+    feature: FeatureArray, expected: np.ndarray[Any, Any]
+) -> None:
+    rows = np.array([221, 0, 128, 127])
+    tensor = torch.empty((4, 5), dtype=torch.float16)
+    feature.gather(rows, out=tensor.numpy())
+    np.testing.assert_array_equal(tensor.numpy(), expected[rows])
+    turned = np.empty((5, 4), np.float16).T
+    assert feature.gather(rows, out=turned) is turned
+    np.testing.assert_array_equal(turned, expected[rows])
+
+
+@pytest.mark.parametrize("rows", [[-1], [0, ROWS], [2**62], [-(2**63)]], ids=str)
+@pytest.mark.parametrize("method", ["gather", "will_need"])
+def test_rows_to_gather_count_from_the_start(
+    feature: FeatureArray, rows: list[int], method: str
+) -> None:
+    """A key that is not cached has row -1: that is not the last row."""
+    with pytest.raises(IndexError, match=f"rows {min(rows)} to {max(rows)} of 222"):
+        getattr(feature, method)(np.array(rows))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint64, np.uint8])
+def test_rows_may_be_whole_numbers_of_any_kind(
+    feature: FeatureArray, expected: np.ndarray[Any, Any], dtype: type
+) -> None:
+    rows = np.array([221, 0, 128], dtype=dtype)
+    np.testing.assert_array_equal(feature.gather(rows), expected[rows], strict=True)
+    with pytest.raises(TypeError):
+        feature.gather(rows + 0.5)
 
 
 def test_what_was_read_is_a_copy(feature: FeatureArray, expected: np.ndarray[Any, Any]) -> None:

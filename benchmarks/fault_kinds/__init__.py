@@ -1,0 +1,1 @@
+"""The faults that a cache has to survive."""

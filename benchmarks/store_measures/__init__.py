@@ -1,0 +1,1 @@
+"""What `store.py` measures, and how the figures are shown."""

@@ -1,0 +1,98 @@
+"""The cache a run learns from: a local folder, or a URL whose shards come while the run goes on.
+
+What comes in: the job's `cache`, and which rows of it are used in which order. What goes out: an
+open cache, and the digest of its content. Of a cache at a URL, documents and keys come at once into
+a local mirror, then only the shards that hold the run's keys, and only its feature.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..cache_schemas.errors import DamagedCacheError
+from ..stages.corpus.corpus import Corpus
+from ..stages.distill.batches import epoch_order
+from ..stages.distill.controls import other_places
+from ..stages.distill.schedules import ALIGNER_STREAM
+from ..stages.store.block_shuffle import BlockOrder
+from ..stages.store.contents import check_digest, read_digest
+from ..stages.store.feature_array import FeatureArray
+from ..stages.store.index import Rows
+from ..stages.store.reader import Cache, open_cache
+from ..stages.store.transfer.mirror import Mirror, ToCome
+from ..stages.store.transfer.place import shown_url
+from .distill_job import CacheKeys, DistillJob
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """An open cache. `digest` names all that the cache holds, where it lies; None for a local one
+    with a damaged document of a teacher that is not read."""
+
+    cache: Cache
+    digest: str | None
+    mirror: Mirror | None = None
+    verify: bool = False
+
+    def of(self, feature: str, corpora: Sequence[Corpus]) -> "Answers":
+        """The same with as little as some corpora need of a cache at a URL."""
+        if self.mirror is None:
+            return self
+        keys = np.concatenate([corpus.keys() for corpus in corpora])
+        narrowed = self.mirror.narrowed(self.cache, feature, keys, self.verify)
+        return Answers(narrowed, self.digest, self.mirror, self.verify)
+
+    def fetch_ahead(self, feature: str, rows: Rows) -> ToCome | None:
+        """Begin to bring a feature of the shards that hold rows, in the order of the rows."""
+        if self.mirror is None:
+            return None
+        return self.mirror.fetch_ahead(self.cache, feature, self.cache.keys[rows])
+
+
+def open_answers(keys: CacheKeys) -> Answers:
+    """Open the cache of a job; raises CacheError, also if its digest is not the expected one."""
+    assert keys.cache is not None
+    if isinstance(keys.cache, Path):
+        digest = _local_digest(keys.cache, keys.expect_digest)
+        return Answers(open_cache(keys.cache, keys.teacher, keys.verify_cache), digest)
+    folder = keys.mirror or default_mirror(keys.cache)
+    mirror = Mirror(keys.cache, folder, keys.mirror_limit, keys.expect_digest)
+    cache = mirror.open(keys.teacher, keys.verify_cache)
+    return Answers(cache, mirror.index.digest, mirror, keys.verify_cache)
+
+
+def _local_digest(path: Path, expected: str | None) -> str | None:
+    try:
+        digest = read_digest(path)
+    except DamagedCacheError:
+        if expected is not None:
+            raise
+        return None
+    check_digest(str(path), digest, expected)
+    return digest
+
+
+def default_mirror(url: str) -> Path:
+    """Where the mirror of a cache lies unless a job says otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(shown_url(url).rstrip("/").encode()).hexdigest()[:32]
+    return Path(base) / "armada" / name
+
+
+def rows_by_first_use(
+    job: DistillJob, feature: FeatureArray, train: Rows, aligner_first: bool
+) -> Rows:
+    """The cache rows of the training examples in the order in which the first epoch of the first
+    seed reads them."""
+    seed, stream = job.seeds[0], ALIGNER_STREAM if aligner_first else 0
+    if job.parsed_control.name == "shuffled":
+        train = train[other_places(len(train), seed)]
+    order: Rows = epoch_order(len(train), seed, 0, stream)
+    if job.shuffle == "block":
+        windows = BlockOrder(feature.in_file_order(train)).windows(seed, 0, stream)
+        order = np.concatenate(list(windows))
+    return train[order]

@@ -1,0 +1,140 @@
+"""`armada cache card`: a README.md that tells what a cache holds, and pictures of its features.
+
+What is known is in the cache's documents. What it may be used for, only people can say.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from ...cache_schemas.errors import CacheError, OutputError
+from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.corpus.labels import MISSING, LabelSpace, label_space, label_values
+from ...stages.store.atomic import write_atomic
+from ...stages.store.contents import read_digest
+from ...stages.store.manifests import list_teachers
+from ...stages.store.parts import held_features, read_part
+from ...stages.store.reader import Cache
+from ..jobs import Job
+from .card_tables import CardFacts, TeacherFacts
+from .card_text import MARK, card
+from .features_picture import Colouring, draw
+from .report import committed_bytes
+
+
+class CardJob(Job):
+    """Keys of `armada cache card`."""
+
+    cache: Path = Field(description="folder of the cache")
+    output: Path | None = Field(default=None, description="file; default README.md in the cache")
+    title: str | None = Field(default=None, description="default the name of the folder")
+    licence: str | None = Field(
+        default=None, description="licence of the answers, as the hub spells it: cc-by-4.0"
+    )
+    corpus: tuple[str, ...] = Field(
+        default=(), description="labelled files to colour the pictures by"
+    )
+    text_column: tuple[str, ...] = Field(default=(), description="columns of the text segments")
+    label_column: str | None = Field(default=None, description="column of labels")
+    force: bool = Field(default=False, description="replace a README.md that somebody wrote")
+
+    @field_validator("corpus", "text_column", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _labels_need_all_three(self) -> "CardJob":
+        given = [bool(self.corpus), bool(self.text_column), self.label_column is not None]
+        if any(given) and not all(given):
+            raise ValueError("corpus, text_column and label_column go together; give all or none")
+        return self
+
+
+def run_card(job: CardJob) -> list[Path]:
+    """Write the card and its pictures; returns their files, the card first.
+
+    Raises OutputError rather than replace what somebody wrote."""
+    output = job.output or job.cache / "README.md"
+    _refuse_to_replace(output, job.force)
+    teachers = [Cache(job.cache, teacher) for teacher in list_teachers(job.cache)]
+    if not teachers:
+        raise CacheError(f"cache {job.cache}: holds no teacher; there is nothing to tell")
+    labelled = _read_labelled(job) if job.corpus else None
+    colourings = [_colouring(job, cache, *labelled) if labelled else None for cache in teachers]
+    files = {output: b""}  # the card first; it is written when it is known what there is to show
+    facts = []
+    for cache, colouring in zip(teachers, colourings, strict=True):
+        picture = _picture(cache, colouring)
+        if picture is not None:
+            files[output.with_name(_picture_name(cache))] = picture
+        facts.append(_facts(cache, picture is not None, colouring))
+    files[output] = _card(job, facts).encode()
+    for file, content in files.items():
+        write_atomic(file, [content])
+    return list(files)
+
+
+def _card(job: CardJob, teachers: list[TeacherFacts]) -> str:
+    name = job.cache.resolve().name
+    return card(
+        CardFacts(
+            title=job.title or name,
+            name=name,
+            licence=job.licence,
+            digest=read_digest(job.cache),
+            teachers=tuple(teachers),
+        )
+    )
+
+
+def _refuse_to_replace(output: Path, force: bool) -> None:
+    if force or not output.exists():
+        return
+    if not output.is_file() or MARK not in output.read_text(encoding="utf-8", errors="replace"):
+        raise OutputError(f"{output}: somebody wrote it; name another --output, or --force")
+
+
+def _read_labelled(job: CardJob) -> tuple[Corpus, LabelSpace]:
+    corpus = read_corpus(
+        job.corpus, job.text_column, label_column=job.label_column, id_column=False
+    )
+    return corpus, label_space(corpus)
+
+
+def _colouring(job: CardJob, cache: Cache, corpus: Corpus, space: LabelSpace) -> Colouring | None:
+    """The labels of those texts that the teacher was asked about; None if there are none."""
+    labels = label_values(corpus, space)
+    rows = cache.find(corpus.keys())
+    there = (rows >= 0) & (~np.isnan(labels) if space.regression else labels != MISSING)
+    if not there.any():
+        return None
+    shown = labels[there]
+    if space.names is not None:
+        shown = np.array(space.names)[shown]
+    return Colouring(rows[there], shown, job.label_column or "")
+
+
+def _picture_name(cache: Cache) -> str:
+    return f"features-{cache.teacher.fingerprint[:12]}.png"
+
+
+def _picture(cache: Cache, colouring: Colouring | None) -> bytes | None:
+    held = held_features(cache.teacher, read_part(cache.path, cache.teacher.fingerprint))
+    if not len(cache) or not held:
+        return None
+    return draw([cache[feature.name] for feature in held], colouring)
+
+
+def _facts(cache: Cache, has_picture: bool, colouring: Colouring | None) -> TeacherFacts:
+    return TeacherFacts(
+        manifest=cache.teacher,
+        rows=len(cache),
+        shards=len(cache.commits),
+        bytes=committed_bytes(cache),
+        runs=tuple(cache.runs()),
+        picture=_picture_name(cache) if has_picture else None,
+        coloured_by=colouring.title if colouring else None,
+    )

@@ -1,0 +1,108 @@
+"""`cache export`: a corpus with its features beside it, row for row, for tools that are not ours.
+
+parquet     part-00000-of-00001.parquet, ...: columns of the corpus, key, features
+datasets    the same under data/, with a README.md: `datasets.load_dataset(FOLDER)` opens it
+npy         features_<name>.npy [N, *shape], keys.npy [N, 16], ids.txt if the corpus has ids
+
+Row i of the output is row i of the corpus, less the rows that were left out by skip_bad_rows, which
+are listed. Memory: the corpus, and one batch of features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from ...cache_schemas.errors import JobError
+from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.store.index import Rows
+from ...stages.store.reader import Cache, open_cache
+from ..jobs import Job
+from ..missing import missing_keys
+from ..progress import CountProgress
+from .export_formats import WRITERS
+from .export_rows import ExportRows, corpus_columns
+from .new_folder import check_new, new_folder
+
+
+class ExportJob(Job):
+    """Keys of an `export`."""
+
+    cache: Path = Field(description="folder of the cache")
+    teacher: str | None = Field(
+        default=None, description="fingerprint of the teacher, or a prefix no other one shares"
+    )
+    corpus: tuple[str, ...] = Field(min_length=1, description="files or folders of texts")
+    text_column: tuple[str, ...] = Field(
+        min_length=1, description="columns that hold the text segments, in order"
+    )
+    label_column: str | None = Field(default=None, description="column of labels to keep")
+    id_column: str | Literal[False] | None = Field(
+        default=None, description="column of unique ids; default `id` if there is one; false: none"
+    )
+    feature: tuple[str, ...] = Field(default=(), description="features; default all of them")
+    output: Path = Field(description="new folder to write to")
+    format: Literal["parquet", "datasets", "npy"] = Field(description="parquet, datasets or npy")
+    skip_bad_rows: bool = Field(
+        default=False, description="leave bad rows, and rows that are not cached, out and list them"
+    )
+
+    @field_validator("corpus", "text_column", "feature", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written."""
+
+    output: str
+    teacher: str
+    features: tuple[str, ...]
+    rows: int
+    files: int
+    bytes: int
+    skipped: tuple[str, ...]
+
+
+def run_export(job: ExportJob, quiet: bool = False) -> Exported:
+    """Write the features of a corpus to a new folder; raises an InputError for what is wrong."""
+    check_new(job.output)
+    if job.format == "npy" and job.label_column is not None:
+        raise JobError("job key 'label_column': format npy holds no labels; use format parquet")
+    cache = open_cache(job.cache, job.teacher)
+    names = tuple(dict.fromkeys(job.feature or cache.features))
+    features = {name: cache[name] for name in names}
+    corpus, cache_rows = _join(job, cache, names)
+    columns = corpus_columns(
+        corpus, job.text_column, job.label_column, job.id_column or None, names
+    )
+    teacher = cache.teacher.fingerprint
+    rows = ExportRows(teacher, columns, corpus.ids, corpus.keys(), cache_rows, features)
+    with new_folder(job.output) as folder:
+        with CountProgress("export", "rows", len(rows), quiet) as progress:
+            WRITERS[job.format](folder, rows, progress.advance)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+    return Exported(str(job.output), teacher, names, len(rows), len(files), size, corpus.skipped)
+
+
+def _join(job: ExportJob, cache: Cache, features: Sequence[str]) -> tuple[Corpus, Rows]:
+    """The corpus, and where the features of each of its rows lie."""
+    corpus = read_corpus(
+        job.corpus,
+        job.text_column,
+        label_column=job.label_column,
+        id_column=job.id_column,
+        skip_bad_rows=job.skip_bad_rows,
+    )
+    rows = cache.find(corpus.keys(), *features)
+    missing = np.flatnonzero(rows < 0)
+    if len(missing) and (len(missing) == len(rows) or not job.skip_bad_rows):
+        raise missing_keys(cache, corpus, missing, features)
+    kept = corpus.without(missing, "not in the cache") if len(missing) else corpus
+    return kept, rows[rows >= 0]

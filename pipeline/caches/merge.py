@@ -1,0 +1,72 @@
+"""`cache merge`: which teachers of which caches go where. `stages/store/merge.py` copies."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...cache_schemas.errors import CacheError
+from ...cache_schemas.manifest import TeacherManifest
+from ...stages.store.admission import is_new
+from ...stages.store.manifests import list_teachers, read_commits
+from ...stages.store.merge import Merged, merge_teacher
+from ...stages.store.reader import choose_teacher
+from ..precompute import say_that_it_waits
+from ..progress import CountProgress
+
+Teachers = dict[str, TeacherManifest]
+"""By fingerprint."""
+
+
+def merge_caches(
+    path: Path, sources: Sequence[Path], teacher: str | None = None, quiet: bool = False
+) -> list[Merged]:
+    """Copy the answers that the cache at `path` lacks from `sources`, in their order.
+
+    `teacher` is a fingerprint, or a prefix, of the one to copy, along with features that were added
+    to it; all are copied if it is left out. `path` is made if it is not there.
+    Raises CacheError for a source that is no cache, holds nothing, or is the destination."""
+    for source in sources:
+        _refuse_itself(path, source)
+    here = {} if is_new(path) else _teachers(path)
+    held = [(source, _teachers(source)) for source in sources]
+    offered: Teachers = {}
+    for _, teachers in held:
+        offered |= {name: of for name, of in teachers.items() if name not in offered}
+    return [
+        _merge(
+            path,
+            here.get(fingerprint, manifest),
+            [(source, its[fingerprint]) for source, its in held if fingerprint in its],
+            quiet,
+        )
+        for fingerprint, manifest in _wanted(sources, offered, teacher).items()
+    ]
+
+
+def _refuse_itself(path: Path, source: Path) -> None:
+    if path.resolve() == source.resolve():
+        raise CacheError(f"source {source}: is the destination itself; name another cache")
+
+
+def _teachers(path: Path) -> Teachers:
+    return {manifest.fingerprint: manifest for manifest in list_teachers(path)}
+
+
+def _wanted(sources: Sequence[Path], offered: Teachers, prefix: str | None) -> Teachers:
+    if not offered:
+        raise CacheError(f"source {sources[0]}: no teacher has answered yet; nothing to merge")
+    if prefix is None:
+        return offered
+    chosen = choose_teacher(sources[0], list(offered.values()), prefix).fingerprint
+    return {name: of for name, of in offered.items() if chosen in (name, of.extends)}
+
+
+def _merge(
+    path: Path,
+    manifest: TeacherManifest,
+    sources: Sequence[tuple[Path, TeacherManifest]],
+    quiet: bool,
+) -> Merged:
+    rows = sum(commit.rows for source in sources for commit in read_commits(*source))
+    with CountProgress(f"merge {manifest.fingerprint[:12]}", "rows", rows, quiet) as progress:
+        waiting = say_that_it_waits(quiet)
+        return merge_teacher(path, manifest, sources, progress.advance, waiting)

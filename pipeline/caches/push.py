@@ -1,0 +1,76 @@
+"""`cache push`: what a place lacks of a local cache is sent there."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...stages.store.contents import read_contents
+from ...stages.store.transfer.choice import Choice, chosen_teachers
+from ...stages.store.transfer.local_push import push_to_folder
+from ...stages.store.transfer.place import LocalPlace, RemotePlace, open_place, writable
+from ...stages.store.transfer.plan import planned
+from ...stages.store.transfer.push import TeacherToSend, plan_push, push
+from ..progress import CountProgress
+from .sharing import (
+    Shared,
+    SharedTeacher,
+    Transfer,
+    arrived,
+    refuse_itself,
+    shared_teacher,
+    storage_options,
+)
+
+Sent = tuple[str | None, list[SharedTeacher]]
+"""The digest of the place, if it was written to, and what went there."""
+
+
+def push_cache(cache: Path, url: str, teachers: Sequence[str], transfer: Transfer) -> Shared:
+    """Send what the place at `url` lacks of the local cache at `cache`.
+
+    Raises CacheError if the place is something else or holds other shards, DamagedCacheError for a
+    local file that is not as committed, StorageError if the place fails; what was sent stays, and
+    the same call goes on from there."""
+    started = time.monotonic()
+    place = open_place(url, storage_options(transfer.options))
+    refuse_itself(place, cache)
+    if isinstance(place, LocalPlace):
+        digest, sent = _to_folder(cache, place, teachers, transfer)
+    else:
+        digest, sent = _to_url(cache, place, teachers, transfer)
+    return Shared(
+        place=place.shown,
+        digest=digest,
+        teachers=tuple(sent),
+        seconds=time.monotonic() - started,
+        dry_run=transfer.dry_run,
+    )
+
+
+def _to_folder(cache: Path, place: LocalPlace, teachers: Sequence[str], transfer: Transfer) -> Sent:
+    source, choice = LocalPlace(cache), Choice(tuple(teachers))
+    with planned(source, read_contents(cache), place.path, choice, transfer.jobs) as plan:
+        digest = None
+        if not transfer.dry_run:
+            with CountProgress("push", "bytes", plan.bytes, transfer.quiet) as progress:
+                index = push_to_folder(source, place.path, plan, transfer.jobs, progress.advance)
+                digest = index.digest
+    return digest, [arrived(teacher) for teacher in plan.teachers]
+
+
+def _to_url(cache: Path, place: RemotePlace, teachers: Sequence[str], transfer: Transfer) -> Sent:
+    chosen = chosen_teachers(str(cache), read_contents(cache), teachers)
+    plans = plan_push(cache, chosen, writable(place))
+    digest = None
+    if not transfer.dry_run:
+        total = sum(plan.bytes for plan in plans)
+        with CountProgress("push", "bytes", total, transfer.quiet) as progress:
+            digest = push(cache, plans, place, transfer.jobs, progress.advance).digest
+    return digest, [_sent(plan) for plan in plans]
+
+
+def _sent(plan: TeacherToSend) -> SharedTeacher:
+    manifest = plan.source.manifest
+    features = tuple(feature.name for feature in manifest.spec.features)
+    files = [len(shard.files) for shard in plan.shards]
+    return shared_teacher(manifest, features, files, plan.there, plan.bytes)

@@ -1,0 +1,73 @@
+"""`armada cache rm`: take a teacher and all its answers out of a cache."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...cache_schemas.errors import CacheError, JobError, OutputError, one_line
+from ...stages.store.lock import locked
+from ...stages.store.removal import drop_teacher
+from ...stages.store.reservations import Reservations
+from ...stages.store.staging import PATIENCE_S
+from ...stages.store.survey import TeacherSurvey, survey_cache
+from ..show import size
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A teacher that is to go; `name` is for people."""
+
+    path: Path
+    fingerprint: str
+    name: str
+    rows: int
+    bytes: int
+
+
+def plan_removal(path: Path, teacher: str) -> Removal:
+    """The teacher that a prefix means; one whose documents are damaged can be named, too.
+
+    Raises CacheError if there is none or several of that name."""
+    matches = survey_cache(path).chosen(teacher)
+    if len(matches) > 1:
+        known = ", ".join(match.folder.name[:12] for match in matches)
+        raise CacheError(f"teacher {teacher!r}: is the prefix of several teachers: {known}")
+    return _removal(path, matches[0])
+
+
+def _removal(path: Path, teacher: TeacherSurvey) -> Removal:
+    spec = teacher.manifest.spec if teacher.manifest else None
+    files = (file for file in teacher.folder.rglob("*") if not file.is_dir())
+    return Removal(
+        path=path,
+        fingerprint=teacher.folder.name,
+        name=one_line(f"{spec.kind}:{spec.name}") if spec else "unknown",
+        rows=sum(commit.rows for commit in teacher.commits),
+        bytes=sum(file.lstat().st_size for file in files),
+    )
+
+
+def confirm(removal: Removal) -> None:
+    """Ask on a terminal; raises JobError if nobody is there to answer, or the answer is no."""
+    what = (
+        f"teacher {removal.fingerprint[:12]} ({removal.name}), {removal.rows} rows, "
+        f"{size(removal.bytes)}"
+    )
+    if not sys.stdin.isatty():
+        raise JobError(f"{what}: nobody is there to be asked; say --yes to remove it")
+    print(f"remove {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise JobError(f"{what}: kept")
+
+
+def carry_out(removal: Removal) -> None:
+    """Remove the teacher; raises OutputError if a writer is at work on it."""
+    folder = removal.path / "teachers" / removal.fingerprint
+    with locked(removal.path):
+        living = Reservations(folder, PATIENCE_S).living()
+        if living:
+            raise OutputError(
+                f"teacher {removal.fingerprint[:12]}: {len(living)} shards are in the making; wait "
+                "for the writers, or for a minute after they died"
+            )
+        drop_teacher(removal.path, removal.fingerprint)

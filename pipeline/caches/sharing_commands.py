@@ -1,0 +1,78 @@
+"""`armada cache push` and `armada cache pull`: parse, call, print."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+CacheFolder = Annotated[Path, typer.Argument(help="folder of the cache")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
+Corpus = Annotated[
+    list[str] | None, typer.Option(help="file or folder of texts: only shards that answer them")
+]
+TextColumn = Annotated[list[str] | None, typer.Option(help="column of a text segment")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="leave bad rows out and list them")
+]
+Prefixes = Annotated[
+    list[str] | None, typer.Option("--teacher", help="fingerprint or unique prefix; default all")
+]
+StorageOptions = Annotated[
+    list[str] | None,
+    typer.Option("--storage-option", help="KEY=VALUE for fsspec, e.g. anon=true; may be repeated"),
+]
+Jobs = Annotated[int, typer.Option(min=1, max=64, help="shards under way at once")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would go over")]
+
+
+@app.command("push")
+def push(
+    cache: CacheFolder,
+    url: Annotated[str, typer.Argument(help="folder or URL to send to: s3://, gs://, hf://, ...")],
+    teacher: Prefixes = None,
+    storage_option: StorageOptions = None,
+    jobs: Jobs = 8,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a cache to a place that others pull from; only what is missing there goes over."""
+    from .push import push_cache
+    from .sharing import Transfer
+    from .show_sharing import show_shared
+
+    transfer = Transfer(storage_option or [], jobs, dry_run, quiet)
+    show_shared(push_cache(cache, url, teacher or [], transfer), "pushed", as_json)
+
+
+@app.command("pull")
+def pull(
+    url: Annotated[str, typer.Argument(help="folder or URL of a cache: https://, s3://, ...")],
+    cache: CacheFolder,
+    teacher: Prefixes = None,
+    feature: Annotated[list[str] | None, typer.Option(help="feature; default all")] = None,
+    corpus: Corpus = None,
+    text_column: TextColumn = None,
+    skip_bad_rows: SkipBadRows = False,
+    expect_digest: Annotated[
+        str | None, typer.Option(help="digest that the cache there must have")
+    ] = None,
+    storage_option: StorageOptions = None,
+    jobs: Jobs = 8,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a cache, or a part of it, to this machine; only what is missing here comes."""
+    from .pull import Wanted, pull_cache
+    from .sharing import Transfer
+    from .show_sharing import show_shared
+
+    wanted = Wanted(
+        teacher or [], feature or [], corpus or [], text_column or [], skip_bad_rows, expect_digest
+    )
+    transfer = Transfer(storage_option or [], jobs, dry_run, quiet)
+    show_shared(pull_cache(url, cache, wanted, transfer), "pulled", as_json)

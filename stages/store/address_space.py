@@ -1,0 +1,136 @@
+"""One piece of this process's address space into which files are mapped side by side, read only.
+
+Python's `mmap` keeps a descriptor for each mapping and cannot choose where one goes, so these few
+calls go to the C library. What was reserved and not filled cannot be read at all (the process dies
+on a stray address rather than take zeros for answers). It is given back when the last array over it
+is gone; a forked child has a copy of its own.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import sys
+import weakref
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+HUGE_PAGE_BYTES = 2 * 2**20
+"""What a processor's page table can map with one entry. Files that begin on such a boundary and are
+read in such pieces are mapped so: random rows of 2 KiB come 1.3 times as fast (3.2 against 2.5
+million rows/s) once they are in memory, and a first epoch in random order twice (0.89 against
+0.43)."""
+
+Pieces = npt.NDArray[np.uint64]
+"""[n, 2]: where pieces of a range begin, counted from its start, and their sizes; in bytes."""
+
+_PROT_NONE = 0
+_MAP_FIXED = 0x10
+_READ_HUGE_PAGES: int | None = getattr(mmap, "MADV_HUGEPAGE", None)  # not on macOS
+_FAILED = ctypes.c_void_p(-1).value
+_MOST_BYTES = 2**46
+_SYS_PROCESS_MADVISE = 440
+_PIECES_A_CALL = 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class AddressRange:
+    """`size` bytes of address space that start on a huge page."""
+
+    def __init__(self, size: int) -> None:
+        """Raises OSError if there is no such room."""
+        if size > _MOST_BYTES:
+            raise OSError(errno.ENOMEM, f"{size} bytes of address space")
+        whole = size + HUGE_PAGE_BYTES
+        found = _map(None, whole, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANON, -1)
+        # Not at exit: a thread may still read, and the process's memory goes anyway.
+        weakref.finalize(self, _libc.munmap, found, whole).atexit = False
+        self._start = -(-found // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        self._size = size
+
+    def place(self, at: int, descriptor: int, size: int) -> None:
+        """Map the first `size` bytes of an open file at `at`, a multiple of the page size.
+
+        The file must be that long: what is not there when it is read ends the process. It may be
+        closed. Placing it again changes nothing. Raises OSError."""
+        assert 0 <= at <= at + size <= self._size, (at, size)
+        flags = mmap.MAP_SHARED | _MAP_FIXED
+        _map(self._start + at, size, mmap.PROT_READ, flags, descriptor)
+
+    def expect(self, at: int, size: int, *, all_of_it: bool) -> None:
+        """Say how placed bytes will be touched: all of them before long, so that huge pages are
+        read at once, or here and there, so that nothing is read but what is asked for."""
+        advice = _READ_HUGE_PAGES if all_of_it else mmap.MADV_RANDOM
+        if advice is not None:
+            _libc.madvise(self._start + at, size, advice)
+
+    def will_need(self, pieces: Pieces) -> None:
+        """Begin to read whole pages, in this order, without waiting for them."""
+        there = pieces + np.array([self._start, 0], dtype=np.uint64)
+        for first in range(0, len(there), _PIECES_A_CALL):
+            _advise_all(there[first : first + _PIECES_A_CALL])
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """The range from its start as an array that cannot be written to and keeps it reserved."""
+        return np.asarray(_Window(self, shape, dtype))
+
+
+class _Window:
+    """What NumPy asks for memory that it does not own; an array's `base`, so it holds the range."""
+
+    def __init__(self, held: AddressRange, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._held = held
+        self.__array_interface__ = {
+            "data": (held._start, True),
+            "shape": shape,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+
+def _map(at: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
+    found = _libc.mmap(at, size, protection, flags, descriptor, 0)
+    if found is None or found == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(found)
+
+
+def _advise_all(there: Pieces) -> None:
+    # A hint: pages that nobody read ahead are read when they are touched.
+    if not _advise_in_one_call(there):
+        for address, size in there.tolist():
+            _libc.madvise(address, size, mmap.MADV_WILLNEED)
+
+
+def _advise_in_one_call(there: Pieces) -> bool:
+    """Linux can take many pieces at once: half the time of a call for each (on cached pages)."""
+    if sys.platform != "linux":
+        return False
+    try:
+        # Of this process: after a fork, an older one would stand for the parent.
+        process = os.pidfd_open(os.getpid())
+    except OSError:
+        return False
+    try:
+        pieces = ctypes.c_void_p(there.ctypes.data)
+        count, advice = ctypes.c_size_t(len(there)), ctypes.c_int(mmap.MADV_WILLNEED)
+        call = ctypes.c_long(_SYS_PROCESS_MADVISE)
+        done = _libc.syscall(call, ctypes.c_int(process), pieces, count, advice, ctypes.c_uint(0))
+        return bool(done >= 0)
+    finally:
+        os.close(process)

@@ -1,0 +1,135 @@
+"""Shards that arrive in a local cache: each file in a private folder first, then in its place.
+
+A file is moved into its place only when its size and hash are those of its commit record and it is
+on the disk; a shard's commit record is written when all its files are in their places. So a cache
+is whole at any moment. The private folder is a reservation without a number: other writers leave it
+alone while we live and remove it when we are dead.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+
+from ....cache_schemas.errors import DamagedCacheError
+from ....cache_schemas.layout import commit_file, teacher_folder
+from ....cache_schemas.manifest import CommitRecord, TeacherManifest
+from ..atomic import storage_error, sync_folder, write_atomic
+from ..checksums import check_file
+from ..lock import locked
+from ..plain_files import read_document
+from ..staging import Heart, Staging
+from .collisions import refuse_other
+from .place import NotThereError, Place, TooLargeError
+from .shard_files import ShardFile
+
+TRIES = 3
+"""Of a file that arrives damaged."""
+
+
+def fetch(place: Place, file: ShardFile, target: Path) -> None:
+    """Fetch one file to `target`, whole and on the disk.
+
+    Raises DamagedCacheError for one that is not as its commit record says, however often asked."""
+    problem = ""
+    for _ in range(TRIES):
+        try:
+            place.download(file.name, target, file.record.bytes)
+            check_file(target, target.parent, file.record)
+            _sync(target)
+            return
+        except NotThereError as cause:
+            raise DamagedCacheError(
+                f"{place.where(file.name)}: is committed but not there; push the shard again"
+            ) from cause
+        except (TooLargeError, DamagedCacheError) as cause:
+            problem = str(cause).rpartition(": ")[2]
+    raise DamagedCacheError(
+        f"{place.where(file.name)}: arrived damaged {TRIES} times ({problem}); "
+        "push the shard again from a cache that holds it whole"
+    )
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Arrivals:
+    """One teacher's folder in a local cache while shards arrive there; use as a context manager."""
+
+    def __init__(self, cache: Path, teacher: TeacherManifest) -> None:
+        self._cache, self._teacher = cache, teacher
+        self._folder = teacher_folder(cache, teacher.fingerprint)
+        private = self._folder / "reservations" / f"arriving-{secrets.token_hex(8)}"
+        with locked(cache):  # nobody takes a folder in the making for one that was left behind
+            try:
+                self._staging = Staging(private, {})
+            except OSError as cause:
+                raise storage_error(private, cause) from cause
+        self._heart = Heart()
+        self._heart.add(self._staging)
+        self._numbers = count()
+
+    def __enter__(self) -> "Arrivals":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._heart.stop()
+
+    def receive(
+        self,
+        place: Place,
+        files: Iterable[ShardFile],
+        record: CommitRecord | None,
+        here: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Fetch files, move them into place and, with a `record`, commit their shard.
+
+        `here` are files by name that were fetched before, to some other folder. Raises CacheError
+        if another shard of that number was committed meanwhile."""
+        moves = []
+        for file in files:
+            staged = self._staging.folder / str(next(self._numbers))
+            if here and file.name in here:
+                shutil.copyfile(here[file.name], staged)
+                _sync(staged)
+            else:
+                fetch(place, file, staged)
+            moves.append((staged, self._cache / file.name))
+        with locked(self._cache):
+            if record is None or not self._is_committed(place, record):
+                self._install(moves, record)
+
+    def _is_committed(self, place: Place, record: CommitRecord) -> bool:
+        path = commit_file(self._folder, record.shard)
+        if not path.exists():
+            return False
+        ours = read_document(CommitRecord, path, self._cache)
+        refuse_other(str(self._cache), ours, place.shown, record, self._teacher)
+        return True
+
+    def _install(self, moves: Iterable[tuple[Path, Path]], record: CommitRecord | None) -> None:
+        changed = {self._folder}
+        try:
+            for staged, target in moves:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staged.replace(target)
+                changed |= {folder for folder in target.parents if self._folder in folder.parents}
+            for folder in sorted(changed):
+                sync_folder(folder)
+        except OSError as cause:
+            raise storage_error(self._folder, cause) from cause
+        if record is not None:
+            write_atomic(commit_file(self._folder, record.shard), [record.to_json()])

@@ -1,0 +1,126 @@
+"""The documents of a place that can be listed, read one by one.
+
+What was read before is not read again, so an index is brought up to date with few requests. Names
+that a listing gives are used only if they are those of teachers, shards or runs.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import TypeVar
+
+from ....cache_schemas.contents import CacheIndex, TeacherIndex
+from ....cache_schemas.errors import CacheError, DamagedCacheError, StorageError
+from ....cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST, TEACHER_MANIFEST, TEACHER_PART
+from ....cache_schemas.manifest import (
+    CacheManifest,
+    CommitRecord,
+    Document,
+    PartRecord,
+    RunRecord,
+    TeacherManifest,
+    check_cache_manifest,
+    parse_document,
+)
+from .parallel import in_parallel
+from .place import RemotePlace
+
+FINGERPRINT = re.compile(r"[0-9a-f]{32}", re.ASCII)
+SHARD = re.compile(r"\d{6}", re.ASCII)
+RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}", re.ASCII)
+
+READERS = 8
+"""Documents that are read at once."""
+
+DocumentT = TypeVar("DocumentT", bound=Document)
+
+
+def list_documents(place: RemotePlace, known: CacheIndex | None = None) -> CacheIndex:
+    """The documents of a place that can be listed, read one by one.
+
+    Commit records in `known` are not read again: a record never changes. Raises CacheError if the
+    place cannot be listed or is no cache."""
+    data = place.read(CACHE_MANIFEST, CacheManifest.max_bytes)
+    if data is None:
+        raise CacheError(
+            f"{place.shown}: holds neither {CACHE_INDEX} nor {CACHE_MANIFEST}; "
+            "this is not an armada cache"
+        )
+    check_cache_manifest(data, place.where(CACHE_MANIFEST))
+    before = {t.manifest.fingerprint: t for t in (known.teachers if known else ())}
+    found = [name for name in _names(place, "teachers") if FINGERPRINT.fullmatch(name)]
+    teachers = [_list_teacher(place, name, before.get(name)) for name in found]
+    return CacheIndex(teachers=tuple(teacher for teacher in teachers if teacher is not None))
+
+
+def _names(place: RemotePlace, folder: str) -> list[str]:
+    try:
+        return place.names(folder)
+    except StorageError as cause:
+        raise unlisted(place) from cause
+
+
+def unlisted(place: RemotePlace) -> CacheError:
+    """The error for a place that is a cache but does not show what is in it."""
+    return CacheError(
+        f"{place.shown}: holds no {CACHE_INDEX} and its folders cannot be listed; make the index "
+        "with `armada cache push` into the folder that is served"
+    )
+
+
+def _list_teacher(
+    place: RemotePlace, fingerprint: str, known: TeacherIndex | None
+) -> TeacherIndex | None:
+    folder = f"teachers/{fingerprint}"
+    manifest = _read(place, f"{folder}/{TEACHER_MANIFEST}", TeacherManifest)
+    if manifest is None:
+        return None
+    if manifest.fingerprint != fingerprint:
+        raise DamagedCacheError(
+            f"{place.where(folder)}: is of teacher {manifest.fingerprint}; it is named otherwise"
+        )
+    return TeacherIndex(
+        manifest=manifest,
+        commits=_list_commits(place, folder, known.commits if known else ()),
+        runs=_read_all(place, f"{folder}/runs", _named(place, f"{folder}/runs", RUN), RunRecord),
+        part=_read(place, f"{folder}/{TEACHER_PART}", PartRecord),
+    )
+
+
+def _list_commits(
+    place: RemotePlace, folder: str, known: Iterable[CommitRecord]
+) -> tuple[CommitRecord, ...]:
+    there = _named(place, f"{folder}/commits", SHARD)
+    records = {f"{record.shard:06d}": record for record in known}
+    new = _read_all(place, f"{folder}/commits", there - records.keys(), CommitRecord)
+    for name, record in new.items():
+        if record.shard != int(name):
+            raise DamagedCacheError(
+                f"{place.where(folder)}/commits/{name}.json: is of shard {record.shard}"
+            )
+    records |= new
+    return tuple(records[name] for name in sorted(there & records.keys()))
+
+
+def _named(place: RemotePlace, folder: str, pattern: re.Pattern[str]) -> set[str]:
+    """Names of documents, without `.json`; whatever else is listed is left alone."""
+    names = {name.removesuffix(".json") for name in _names(place, folder) if ".json" in name}
+    return {name for name in names if pattern.fullmatch(name)}
+
+
+def _read_all(
+    place: RemotePlace, folder: str, names: Iterable[str], model: type[DocumentT]
+) -> dict[str, DocumentT]:
+    found: dict[str, DocumentT] = {}
+
+    def read(name: str) -> None:
+        document = _read(place, f"{folder}/{name}.json", model)
+        if document is not None:
+            found[name] = document
+
+    in_parallel(READERS, read, sorted(names))
+    return {name: found[name] for name in sorted(found)}
+
+
+def _read(place: RemotePlace, name: str, model: type[DocumentT]) -> DocumentT | None:
+    data = place.read(name, model.max_bytes)
+    return None if data is None else parse_document(model, data, place.where(name))

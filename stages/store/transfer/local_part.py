@@ -1,0 +1,161 @@
+"""What a local cache holds of a teacher before a pull, and what its documents say after it.
+
+The documents are written in an order that a kill cannot break: `part.json` says that something is
+missing before the first shard without it is committed, and that it is here only when all of it is.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ....cache_schemas.contents import TeacherIndex
+from ....cache_schemas.errors import CacheError
+from ....cache_schemas.layout import TEACHER_MANIFEST, TEACHER_PART, teacher_folder
+from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
+from ..admission import is_new
+from ..atomic import write_atomic
+from ..creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
+from ..lock import locked
+from ..manifests import check_cache, read_commits, read_teacher
+from ..parts import read_part
+from ..plain_files import read_document
+from ..removal import remove_file
+from ..reservations import Reservations
+from ..staging import PATIENCE_S
+from .collisions import refuse_other_sizes
+from .place import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is here of a teacher: its shards, and the names of features and tables they all have."""
+
+    records: dict[int, CommitRecord]
+    features: frozenset[str]
+    tables: frozenset[str]
+    next_shard: int
+
+
+def read_held(cache: Path, teacher: TeacherManifest, place: Place) -> Held:
+    """What the cache at `cache`, which need not exist, holds of a teacher that `place` has as well.
+
+    Raises CacheError if it holds the teacher in shards of another size, or is no cache."""
+    nothing = Held({}, frozenset(), frozenset(), 0)
+    if is_new(cache):
+        return nothing
+    check_cache(cache)
+    file = teacher_folder(cache, teacher.fingerprint) / TEACHER_MANIFEST
+    if not file.exists():
+        return nothing
+    known = read_teacher(file, cache)
+    refuse_other_sizes(str(cache), known, place.shown, teacher)
+    return _held(cache, known)
+
+
+def _held(cache: Path, teacher: TeacherManifest) -> Held:
+    records = {record.shard: record for record in read_commits(cache, teacher)}
+    part = read_part(cache, teacher.fingerprint)
+    if not records:
+        return Held({}, frozenset(), frozenset(), part.next_shard if part else 0)
+    return Held(
+        records,
+        frozenset(all_features(teacher)) - frozenset(part.missing_features if part else ()),
+        all_tables(records.values()) - frozenset(part.missing_tables if part else ()),
+        part.next_shard if part else 0,
+    )
+
+
+def all_features(teacher: TeacherManifest) -> tuple[str, ...]:
+    """Names of all features of a teacher."""
+    return tuple(feature.name for feature in teacher.spec.features)
+
+
+def all_tables(records: Iterable[CommitRecord]) -> frozenset[str]:
+    """Names of all tables that some shard has."""
+    return frozenset(name for record in records for name in record.tables)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTeacher:
+    """One teacher's documents in a local cache that is pulled into. All of `origin` may come."""
+
+    cache: Path
+    origin: TeacherIndex
+
+    @property
+    def _teacher(self) -> TeacherManifest:
+        return self.origin.manifest
+
+    @property
+    def _folder(self) -> Path:
+        return teacher_folder(self.cache, self._teacher.fingerprint)
+
+    def begin(self, place: Place, features: frozenset[str], tables: frozenset[str]) -> None:
+        """Make room for shards with at least these features and tables.
+
+        Raises CacheError if somebody is writing a shard that may come."""
+        self.declare(place, features, tables)
+        with locked(self.cache):
+            living = Reservations(self._folder, PATIENCE_S).living()
+            held = read_held(self.cache, self._teacher, place)
+            self._refuse_writers(place, living.keys() - held.records.keys())
+            bring_up_to_date(self._folder, self._teacher, held.records, living)
+
+    def declare(self, place: Place, features: frozenset[str], tables: frozenset[str]) -> None:
+        """Make the teacher's folder and say that shards there have these features and tables, or
+        those that the shards there have already. Removes what dead pulls left."""
+        create_cache(self.cache)
+        with locked(self.cache):
+            create_teacher(self.cache, self._teacher)
+            Reservations(self._folder, PATIENCE_S).living()
+            held = read_held(self.cache, self._teacher, place)
+            if held.records:  # what they lack is here only when all of them have it
+                features, tables = held.features, held.tables
+            self._write_part(held, features, tables)
+            write_zarr_metadata(self._folder, self._teacher, held.records)
+
+    def _refuse_writers(self, place: Place, reserved: Iterable[int]) -> None:
+        theirs = {record.shard for record in self.origin.commits}
+        taken = sorted(theirs.intersection(reserved))
+        if taken:
+            raise CacheError(
+                f"cache {self.cache}: another process is writing shard {taken[0]} of teacher "
+                f"{self._teacher.fingerprint[:12]}, which {place.shown} has too; wait for it, then "
+                "join the two with `armada cache merge`"
+            )
+
+    def finish(self, features: frozenset[str], tables: frozenset[str]) -> None:
+        """Say that every shard has these features and tables; bring the other documents along."""
+        with locked(self.cache):
+            self._write_part(_held(self.cache, self._teacher), features, tables)
+            records = {r.shard: r for r in read_commits(self.cache, self._teacher)}
+            write_zarr_metadata(self._folder, self._teacher, records)
+            for run, record in self.origin.runs.items():
+                self._write_run(run, record, records)
+
+    def _write_part(self, held: Held, features: frozenset[str], tables: frozenset[str]) -> None:
+        """Under the lock. No document is the whole teacher."""
+        theirs = {record.shard for record in self.origin.commits}
+        next_shard = max(held.next_shard, max(theirs, default=-1) + 1)
+        records = (*held.records.values(), *self.origin.commits)
+        part = PartRecord(
+            missing_features=tuple(n for n in all_features(self._teacher) if n not in features),
+            missing_tables=tuple(sorted(all_tables(records) - tables)),
+            next_shard=next_shard,
+        )
+        file = self._folder / TEACHER_PART
+        whole = theirs <= held.records.keys() and next_shard == max(theirs, default=-1) + 1
+        if whole and not part.missing_features and not part.missing_tables:
+            remove_file(file, self.cache)
+        elif not file.exists() or file.read_bytes() != part.to_json():
+            write_atomic(file, [part.to_json()])
+
+    def _write_run(self, run: str, theirs: RunRecord, here: Iterable[int]) -> None:
+        """What a run cost is counted for the shards that are here."""
+        file = self._folder / "runs" / f"{run}.json"
+        seconds = {s: theirs.teacher_seconds[s] for s in here if s in theirs.teacher_seconds}
+        if file.exists():
+            seconds = read_document(RunRecord, file, self.cache).teacher_seconds | seconds
+        merged = theirs.model_copy(update={"teacher_seconds": dict(sorted(seconds.items()))})
+        if not file.exists() or file.read_bytes() != merged.to_json():
+            write_atomic(file, [merged.to_json()])

@@ -1,0 +1,23 @@
+"""Push to a folder of this machine: what arrives there is an ordinary cache, with an index."""
+
+from pathlib import Path
+
+from ....cache_schemas.contents import CacheIndex
+from ....cache_schemas.layout import CACHE_INDEX
+from ..atomic import write_atomic
+from ..contents import read_contents
+from ..lock import locked
+from .place import LocalPlace
+from .plan import PullPlan
+from .pull import Advance, pull
+
+
+def push_to_folder(
+    source: LocalPlace, target: Path, plan: PullPlan, jobs: int, advance: Advance
+) -> CacheIndex:
+    """Do what a plan says as a pull does it, then write the index of the target; returns it."""
+    pull(source, target, plan, jobs, advance)
+    with locked(target):
+        index = read_contents(target)
+        write_atomic(target / CACHE_INDEX, [index.to_json()])
+    return index

@@ -1,0 +1,120 @@
+"""A local mirror of a cache at a URL, which fills itself as shards are needed.
+
+    mirror = Mirror(url, folder, limit)
+    cache = mirror.open(teacher)                     all documents and keys
+    cache = mirror.narrowed(cache, feature, keys)    just the shards that hold these keys
+    mirror.fetch_ahead(cache, feature, keys)         they come, in this order of first use
+
+In the mirror every file lies where a cache has it, moved there when it was whole, and is not
+fetched again. Shards that have the feature first asked for are committed, so that a mirror is a
+cache like any other, of a part of a teacher.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ....cache_schemas.contents import TeacherIndex
+from ....cache_schemas.keys import KeyArray
+from ..index import Rows
+from ..parts import held_features
+from ..reader import Cache, choose_teacher
+from .mirror_record import claim_mirror
+from .mirror_space import FeatureFile, MirrorSpace
+from .mirrored_teacher import MirroredTeacher, connection
+from .origin import read_origin
+from .pull import JOBS
+
+
+@dataclass(frozen=True, slots=True)
+class ToCome:
+    """Shards, and their bytes, that a run needs and a mirror does not hold yet."""
+
+    shards: int
+    bytes: int
+
+
+class Mirror:
+    """The cache at `url`, of which shards come to `folder` when they are needed; at most
+    `limit_bytes` stay there. Hold on to it while its caches are in use."""
+
+    def __init__(
+        self, url: str, folder: Path, limit_bytes: int | None = None, digest: str | None = None
+    ) -> None:
+        """Raises CacheError if there is no cache, or one of another digest, or the folder is
+        something else than its mirror."""
+        place = connection(url, os.getpid())
+        self.shown, self.index = place.shown, read_origin(place, digest)
+        claim_mirror(folder, place.shown, self.index)
+        self._folder, self._space = folder, MirrorSpace(folder, limit_bytes)
+        self._teachers = {
+            origin.manifest.fingerprint: MirroredTeacher(folder, url, origin)
+            for origin in self.index.teachers
+        }
+
+    def open(self, prefix: str | None, verify: bool = False) -> Cache:
+        """The answers of one teacher as `open_cache` gives them; brings the keys of all shards."""
+        manifests = [origin.manifest for origin in self.index.teachers]
+        chosen = choose_teacher(self.shown, manifests, prefix).fingerprint
+        added = [
+            self._cache(teacher.origin, verify)
+            for teacher in self._teachers.values()
+            if teacher.origin.manifest.extends == chosen
+        ]
+        return self._cache(self._teachers[chosen].origin, verify, added)
+
+    def _cache(self, origin: TeacherIndex, verify: bool, extensions: Sequence[Cache] = ()) -> Cache:
+        teacher = self._teachers[origin.manifest.fingerprint]
+        teacher.fetch_keys(JOBS)
+        return Cache(
+            self._folder, origin.manifest, teacher.prepare, extensions, verify, elsewhere=origin
+        )
+
+    def narrowed(self, cache: Cache, feature: str, keys: KeyArray, verify: bool = False) -> Cache:
+        """The same cache with just the feature, and the shards that hold some of the keys."""
+        holder = cache.holder(feature)
+        if holder is cache:
+            return self._cache(self._part(cache, keys), verify)
+        added = self._cache(self._part(holder, keys), verify)
+        return self._cache(self._part(cache, keys), verify, [added])
+
+    def _part(self, cache: Cache, keys: KeyArray) -> TeacherIndex:
+        origin = self._teachers[cache.teacher.fingerprint].origin
+        commits = [cache.commits[position] for position in sorted(first_uses(cache, keys))]
+        return origin.model_copy(update={"commits": tuple(commits)})
+
+    def fetch_ahead(self, cache: Cache, feature: str, keys: KeyArray) -> ToCome:
+        """Begin to bring a feature of the shards that hold keys [N, 16], in their order.
+
+        Raises CacheError if they do not fit into the mirror's limit."""
+        holder = cache.holder(feature)
+        teacher = self._teachers[holder.teacher.fingerprint]
+        shards = [holder.commits[position].shard for position in first_uses(holder, keys)]
+        needed = [
+            FeatureFile(teacher.folder, shard, teacher.file(feature, shard)) for shard in shards
+        ]
+        self._space.make_room(needed, self._known())
+        missing = [one for one in needed if not one.file.is_at(self._folder)]
+        teacher.declare(feature)
+        teacher.fetch_ahead(feature, [one.shard for one in missing], JOBS)
+        return ToCome(len(missing), sum(one.file.record.bytes for one in missing))
+
+    def _known(self) -> Iterator[FeatureFile]:
+        """Everything that could be fetched again."""
+        for teacher in self._teachers.values():
+            for spec in held_features(teacher.origin.manifest, teacher.origin.part):
+                for record in teacher.origin.commits:
+                    file = teacher.file(spec.name, record.shard)
+                    yield FeatureFile(teacher.folder, record.shard, file)
+
+
+def first_uses(cache: Cache, keys: KeyArray) -> list[int]:
+    """Positions of the shards that hold keys, in the order in which the keys first ask for them."""
+    rows: Rows = cache.find(keys)
+    starts = np.cumsum([0, *(commit.rows for commit in cache.commits)])
+    positions = np.searchsorted(starts, rows[rows >= 0], side="right") - 1
+    found, first = np.unique(positions, return_index=True)
+    return [int(position) for position in found[np.argsort(first)]]

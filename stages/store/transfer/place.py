@@ -1,0 +1,192 @@
+"""Places that caches come from and go to: a local folder, or a folder at a URL that fsspec opens.
+
+What comes in: names of files below the place, made from checked names. What goes out: files on this
+disk, bytes, names; or one line that says what the place refused. Passwords in URLs and values of
+options are in no message and in no file.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsspec.callbacks import Callback
+
+from ....cache_schemas.errors import ArmadaError, CacheError, DamagedCacheError, StorageError
+from ..atomic import storage_error
+from ..plain_files import plain_size
+from .connection import connect, is_local, local_path
+from .retries import DISK_FULL, persistently, status_of
+
+T = TypeVar("T")
+
+_DENIED = (401, 403)
+
+
+class NotThereError(StorageError):
+    """A file that the place does not have."""
+
+
+class TooLargeError(StorageError):
+    """A file of more bytes than it may have."""
+
+
+class LocalPlace:
+    """A folder of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shown = str(path)
+
+    def where(self, name: str) -> str:
+        """A file of the place, for messages."""
+        return str(self.path / name)
+
+    def download(self, name: str, target: Path, limit: int) -> None:
+        """Copy a file of at most `limit` bytes; raises DamagedCacheError if it is not there."""
+        source = self.path / name
+        if plain_size(source, self.path) > limit:
+            raise TooLargeError(f"{source}: has more than {limit} bytes")
+        try:
+            shutil.copyfile(source, target)
+        except OSError as cause:
+            raise storage_error(target, cause) from cause
+
+
+class RemotePlace:
+    """A folder that fsspec opens; safe to use from several threads."""
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        """Raises CacheError for a URL that nothing opens, or that needs a package."""
+        url = url if url.endswith("://") else url.rstrip("/")
+        self.shown = shown_url(url)
+        self._secrets = sorted(_strings(options or {}), key=len, reverse=True)
+        self._files, self._root = connect(url, self.shown, options or {})
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written there."""
+        return self.shown.startswith(("http://", "https://"))
+
+    def where(self, name: str) -> str:
+        """A file of the place, for messages."""
+        return f"{self.shown}/{name}"
+
+    def download(self, name: str, target: Path, limit: int) -> None:
+        """Fetch a file of at most `limit` bytes; no more than a little above is ever taken.
+
+        Raises NotThereError, TooLargeError or another StorageError."""
+
+        def bound(size: int | None, value: int, **_: Any) -> None:
+            if value > limit:
+                raise TooLargeError(f"{self.where(name)}: has more than {limit} bytes")
+
+        # A callback that has stopped one try must not be met by the next.
+        self._ask(
+            name,
+            lambda: self._files.get_file(
+                self._at(name), str(target), callback=Callback(hooks={"bound": bound})
+            ),
+        )
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        """A document; None if it is not there. Raises DamagedCacheError if it is too large."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "document"
+            try:
+                self.download(name, file, limit)
+            except NotThereError:
+                return None
+            except TooLargeError as cause:
+                raise DamagedCacheError(f"{cause}; that is no document of a cache") from cause
+            return file.read_bytes()
+
+    def upload(self, source: Path, name: str) -> None:
+        """Send a file, replacing what is there."""
+        try:
+            self._ask(name, lambda: self._files.put_file(str(source), self._at(name)))
+        except NotThereError as cause:
+            raise StorageError(f"{self.where(name)}: there is no such bucket or folder") from cause
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a document, replacing what is there."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "document.json"
+            file.write_bytes(data)
+            self.upload(file, name)
+
+    def names(self, folder: str) -> list[str]:
+        """Last parts of all names in a folder, sorted; none if there is no such folder."""
+        self._files.invalidate_cache()
+        try:
+            found = self._ask(folder, lambda: self._files.ls(self._at(folder), detail=False))
+        except NotThereError:
+            return []
+        return sorted({name.rstrip("/").rpartition("/")[2] for name in found})
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of all files below a folder, by their names from the place on."""
+        self._files.invalidate_cache()
+        found = self._ask(folder, lambda: self._files.find(self._at(folder), detail=True))
+        start = len(self._root) + 1
+        return {path[start:]: about["size"] for path, about in found.items()}
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _ask(self, name: str, call: Callable[[], T]) -> T:
+        try:
+            return persistently(call)
+        except ArmadaError:
+            raise
+        except Exception as cause:
+            raise self._refusal(self.where(name), cause) from cause
+
+    def _refusal(self, where: str, cause: Exception) -> StorageError:
+        reason = self._cleaned(str(cause).partition("\n")[0]) or type(cause).__name__
+        if isinstance(cause, FileNotFoundError):
+            return NotThereError(f"{where}: is not there")
+        if getattr(cause, "errno", None) in DISK_FULL:
+            return StorageError(f"{where}: has no room here: {reason}; free some space")
+        denied = status_of(cause) in _DENIED or "Credential" in type(cause).__name__
+        if denied or isinstance(cause, PermissionError):
+            return StorageError(f"{where}: access is refused ({reason}); check the credentials")
+        return StorageError(
+            f"{where}: cannot be reached ({reason}); run the same command again to go on"
+        )
+
+    def _cleaned(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return shown_url(text)[:300]
+
+
+Place = LocalPlace | RemotePlace
+
+
+def open_place(url: str, options: Mapping[str, Any] | None = None) -> Place:
+    """The folder at a path or URL. `options` are for fsspec."""
+    return LocalPlace(local_path(url)) if is_local(url) else RemotePlace(url, options)
+
+
+def writable(place: RemotePlace) -> RemotePlace:
+    """The same place; raises CacheError if nothing can be written there."""
+    if place.read_only:
+        raise CacheError(f"{place.shown}: cannot be pushed to over HTTP; it is for pulling")
+    return place
+
+
+def shown_url(text: str) -> str:
+    """A text without the user names and passwords of the URLs in it."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """What may be secret in a value of options: all its texts but short ones."""
+    if isinstance(value, str) and len(value) > 5:
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _strings(part)

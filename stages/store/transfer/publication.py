@@ -1,0 +1,79 @@
+"""The documents of a place that follow from what was sent there, the index last.
+
+Whoever pushes at the same time does the same: lists the commit records, writes the index, and lists
+again. So the index that is written last lists all shards whose records were there before it.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ....cache_schemas.contents import CacheIndex, TeacherIndex
+from ....cache_schemas.errors import CacheError
+from ....cache_schemas.layout import CACHE_INDEX, ZARR_METADATA, teacher_folder
+from ..dense import array_metadata, group_metadata
+from .collisions import refuse_other
+from .listing import list_documents
+from .origin import read_index
+from .place import RemotePlace
+
+
+def publish(place: RemotePlace, sent: Iterable[TeacherIndex]) -> CacheIndex:
+    """Write runs, Zarr documents and the index of a place to which some teachers were sent.
+
+    Raises CacheError if another push has put other shards where ours were."""
+    ours = {teacher.manifest.fingerprint: teacher for teacher in sent}
+    before, now = None, list_documents(place, read_index(place))
+    for teacher in _both(now, ours):
+        _write_runs(place, teacher, ours[teacher.manifest.fingerprint])
+    now = list_documents(place, now)
+    while now != before:
+        for teacher in _both(now, ours):
+            _refuse_replaced(place, teacher, ours[teacher.manifest.fingerprint])
+            _write_arrays(place, teacher)
+        for folder in ("", "teachers/"):
+            place.write(folder + ZARR_METADATA, group_metadata())
+        _write_index(place, now)
+        before, now = now, list_documents(place, now)
+    return now
+
+
+def _both(now: CacheIndex, ours: dict[str, TeacherIndex]) -> list[TeacherIndex]:
+    return [teacher for teacher in now.teachers if teacher.manifest.fingerprint in ours]
+
+
+def _write_runs(place: RemotePlace, there: TeacherIndex, ours: TeacherIndex) -> None:
+    """A run may be known in both places, each with the seconds of shards the other lacks."""
+    folder = teacher_folder(Path(), ours.manifest.fingerprint) / "runs"
+    for run, record in ours.runs.items():
+        known = there.runs.get(run)
+        seconds = (known.teacher_seconds if known else {}) | record.teacher_seconds
+        merged = record.model_copy(update={"teacher_seconds": dict(sorted(seconds.items()))})
+        if merged != known:
+            place.write((folder / f"{run}.json").as_posix(), merged.to_json())
+
+
+def _refuse_replaced(place: RemotePlace, there: TeacherIndex, ours: TeacherIndex) -> None:
+    records = {record.shard: record for record in there.commits}
+    for record in ours.commits:
+        refuse_other("what was sent", record, place.shown, records[record.shard], ours.manifest)
+
+
+def _write_arrays(place: RemotePlace, teacher: TeacherIndex) -> None:
+    manifest = teacher.manifest
+    folder = teacher_folder(Path(), manifest.fingerprint)
+    last = teacher.commits[-1] if teacher.commits else None
+    rows = last.shard * manifest.rows_per_shard + last.rows if last else 0
+    place.write((folder / ZARR_METADATA).as_posix(), group_metadata())
+    for spec in manifest.spec.features:
+        name = (folder / spec.name / ZARR_METADATA).as_posix()
+        place.write(name, array_metadata(spec, rows, manifest.rows_per_shard))
+
+
+def _write_index(place: RemotePlace, index: CacheIndex) -> None:
+    data = index.to_json()
+    if len(data) > CacheIndex.max_bytes:
+        raise CacheError(
+            f"{place.where(CACHE_INDEX)}: would have {len(data)} bytes; at most "
+            f"{CacheIndex.max_bytes} are read; push some teachers to another place"
+        )
+    place.write(CACHE_INDEX, data)

@@ -1,0 +1,632 @@
+"""`armada precompute --workers` and `--dask`: real worker processes, which are lost and stopped.
+
+A cluster that the tests start serves most of them."""
+
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from armada.cache_schemas import errors
+from armada.cache_schemas.manifest import RunRecord, TeacherManifest
+from armada.pipeline import cluster as cluster_module
+from armada.pipeline.chunks import Chunks, Order
+from armada.pipeline.precompute import PrecomputeReport, run_precompute
+from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job, make_teacher
+from armada.pipeline.workers import answer
+from armada.stages.corpus.corpus import read_corpus
+from armada.stages.store.reader import open_cache
+from armada.stages.store.work import Work
+from armada.stages.store.writer import CacheWriter
+from command_line import RUN, CommandLine
+from distributed import Client, LocalCluster
+from small_caches import stored_bytes
+
+TESTS = Path(__file__).parents[1]
+WATCHED_TEACHER = TESTS / "watched_teacher"
+TEXTS = [f"text {number}" for number in range(300)]
+SIZE, LONG = 64, 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What the watched teacher wrote down, in all processes."""
+
+    folder: Path
+
+    def loads(self) -> Counter[str]:
+        """Process -> how often it loaded the teacher."""
+        return Counter(self._lines("loads"))
+
+    def asked(self) -> list[tuple[int, str]]:
+        """Process and text, in order."""
+        pairs = (line.partition(" ") for line in self._lines("asked"))
+        return [(int(process), text) for process, _, text in pairs]
+
+    def _lines(self, name: str) -> list[str]:
+        file = self.folder / name
+        return file.read_text().splitlines() if file.exists() else []
+
+    def clear(self) -> None:
+        for file in self.folder.iterdir():
+            file.unlink()
+
+    def wait(self, texts: int) -> int:
+        """Until so many texts were asked about; returns the process that was asked last."""
+        return until(lambda: (asked := self.asked())[texts:] and asked[-1][0])
+
+
+def until(done: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 120
+    while not (result := done()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def journal_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The watched teacher is known to this process and those it starts, and writes here."""
+    folder = tmp_path_factory.mktemp("journal")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(WATCHED_TEACHER)
+        patch.setenv("PYTHONPATH", str(WATCHED_TEACHER))
+        patch.setenv("WATCHED_TEACHER_JOURNAL", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def journal(journal_folder: Path) -> Journal:
+    journal = Journal(journal_folder)
+    journal.clear()
+    return journal
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    journal_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalCluster]:
+    """A cluster with two workers that is there before a run and after it."""
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        memory_limit=0,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
+        local_directory=str(tmp_path_factory.mktemp("dask")),
+    ) as cluster:
+        yield cluster
+
+
+def write_texts(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_texts(tmp_path / "texts.jsonl", TEXTS)
+
+
+def words(corpus: Path, cache: Path, *more: object) -> list[object]:
+    return [
+        *("precompute", "--corpus", corpus, "--text-column", "text", "--teacher", "watched:8"),
+        *("--cache", cache, "--set", f"rows_per_shard={SIZE}", "--set", "batch_size=8"),
+        *("--quiet", *more),
+    ]
+
+
+def job(corpus: Path, cache: Path, **keys: object) -> PrecomputeJob:
+    """The same as a job."""
+    given = {"corpus": str(corpus), "text_column": "text", "teacher": "watched:8", "cache": cache}
+    return make_precompute_job({**given, "rows_per_shard": SIZE, "batch_size": 8, **keys})
+
+
+def manifest_of(this: PrecomputeJob) -> TeacherManifest:
+    spec = make_teacher(this).spec
+    return TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=SIZE, spec=spec)
+
+
+@contextmanager
+def in_background(this: PrecomputeJob) -> Iterator["Future[PrecomputeReport]"]:
+    """A run in a thread of this process."""
+    with ThreadPoolExecutor(1) as threads:
+        yield threads.submit(run_precompute, this, quiet=True)
+
+
+@pytest.fixture
+def armada(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def undisturbed(corpus: Path, tmp_path: Path, armada: CommandLine) -> dict[str, bytes]:
+    """The bytes of a cache that one process made, which asks a teacher that is not watched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WATCHED_TEACHER_JOURNAL")
+        armada.done(*words(corpus, tmp_path / "undisturbed"))
+    return stored_bytes(tmp_path / "undisturbed")
+
+
+def start(*given: object) -> subprocess.Popen[str]:
+    """Start `armada` in a group of processes of its own, as a terminal does."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, *map(str, given)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def committed(cache: Path) -> int:
+    return len(open_cache(cache)) if list(cache.glob("teachers/*/commits/*")) else 0
+
+
+def test_workers_leave_what_one_process_does(
+    corpus: Path,
+    tmp_path: Path,
+    armada: CommandLine,
+    journal: Journal,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = armada(*words(corpus, Path("cache"), "--workers", 2, "--json"))
+    assert (result.code, result.err) == (0, "")
+    report = json.loads(result.out)
+    assert (report["asked"], report["done_elsewhere"], report["truncated"]) == (300, 0, 0)
+    assert stored_bytes(tmp_path / "cache") == undisturbed
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "cache"])
+    assert set(journal.loads().values()) == {1}
+    assert {process for process, _ in journal.asked()} == set(map(int, journal.loads()))
+    assert os.getpid() not in map(int, journal.loads())
+    assert sorted(text for _, text in journal.asked()) == sorted(TEXTS)
+    (run,) = open_cache(tmp_path / "cache").runs()
+    assert set(run.teacher_seconds) == {0, 1, 2, 3, 4}
+    assert report["teacher_seconds"] == pytest.approx(sum(run.teacher_seconds.values()))
+    assert (run.hardware["workers"], run.hardware["device"]) == ("2", "cpu")
+    assert run.versions["torch"]
+
+
+def test_a_cluster_that_is_there_already(
+    corpus: Path,
+    tmp_path: Path,
+    armada: CommandLine,
+    journal: Journal,
+    undisturbed: dict[str, bytes],
+    cluster: LocalCluster,
+) -> None:
+    there = ["--dask", cluster.scheduler_address]
+    result = armada(*(w for w in words(corpus, tmp_path / "cache", *there) if w != "--quiet"))
+    assert result.code == 0
+    assert result.out.startswith("300 rows, 300 unique; 0 were cached, 300 asked in ")
+    assert result.err.startswith("precompute: 300/300 rows, ")
+    assert stored_bytes(tmp_path / "cache") == undisturbed
+    assert set(journal.loads().values()) == {1}
+    loaded = sum(journal.loads().values())
+    out = armada.done(*words(corpus, tmp_path / "cache", *there))
+    assert out.startswith("300 rows, 300 unique; 300 were cached, 0 asked in ")
+    assert len(journal.asked()) == 300
+    # What comes later is appended, in shards that are filled as one process fills them.
+    more = write_texts(tmp_path / "more.jsonl", [f"more {number}" for number in range(100)])
+    armada.done(*words(more, tmp_path / "cache", *there))
+    assert sum(journal.loads().values()) > loaded  # workers keep no teacher after a run
+    armada.done(*words(corpus, tmp_path / "undisturbed", "--corpus", more))
+    assert stored_bytes(tmp_path / "cache") == stored_bytes(tmp_path / "undisturbed")
+
+
+def test_a_scheduler_file_leads_to_the_scheduler(
+    corpus: Path, tmp_path: Path, armada: CommandLine, journal: Journal, cluster: LocalCluster
+) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(json.dumps({"address": cluster.scheduler_address}))
+    few = ["--set", "limit=3", "--dask", file]
+    assert "3 asked" in armada.done(*words(corpus, tmp_path / "cache", *few))
+
+
+def test_the_shard_of_a_killed_worker_is_made_by_another(
+    corpus: Path,
+    tmp_path: Path,
+    journal: Journal,
+    undisturbed: dict[str, bytes],
+    cluster: LocalCluster,
+) -> None:
+    with in_background(job(corpus, tmp_path / "cache", dask=cluster.scheduler_address)) as run:
+        killed = journal.wait(100)
+        os.kill(killed, signal.SIGKILL)
+        assert run.result().asked == 300
+    assert stored_bytes(tmp_path / "cache") == undisturbed
+    times = Counter(text for _, text in journal.asked())
+    assert set(times) == set(TEXTS)
+    again = {text for text, number in times.items() if number > 1}
+    assert again
+    assert again <= {text for process, text in journal.asked() if process == killed}
+
+
+def test_an_answer_that_is_not_finite_ends_the_run(
+    tmp_path: Path, armada: CommandLine, journal: Journal, cluster: LocalCluster
+) -> None:
+    texts = [*TEXTS[:250], "unspeakable", *TEXTS[250:]]
+    corpus = write_texts(tmp_path / "texts.jsonl", texts)
+    there = ["--dask", cluster.scheduler_address]
+    result = armada(*words(corpus, tmp_path / "cache", *there))
+    assert result.code == 1
+    assert result.error.startswith(f"{corpus} row 251: the teacher's 'embedding' is not finite")
+    # All that was answered is kept, in whole and in begun shards, and nothing is reserved.
+    answered = {text for _, text in journal.asked()} - {"unspeakable"}
+    cache = open_cache(tmp_path / "cache")
+    assert len(cache.lookup(sorted(answered))) == len(cache) >= 192
+    assert not list(tmp_path.glob("cache/teachers/*/reservations/*"))
+    (run,) = cache.runs()
+    assert set(run.teacher_seconds) == {commit.shard for commit in cache.commits}
+    skipping = [*there, "--set", "skip_bad_rows=true", "--json"]
+    result = armada(*words(corpus, tmp_path / "cache", *skipping))
+    report = json.loads(result.out)
+    assert report["asked"] == 300 - len(cache)
+    assert [line.partition(":")[0] for line in report["skipped"]] == [f"{corpus} row 251"]
+    assert len(open_cache(tmp_path / "cache")) == 300
+
+
+def test_a_teacher_that_breaks_is_not_asked_again_and_again(
+    tmp_path: Path, journal: Journal, cluster: LocalCluster
+) -> None:
+    corpus = write_texts(tmp_path / "texts.jsonl", [*TEXTS[:100], "broken"])
+    with pytest.raises(ValueError, match="the teacher broke"):
+        run_precompute(job(corpus, tmp_path / "cache", dask=cluster.scheduler_address), quiet=True)
+    assert [text for _, text in journal.asked()].count("broken") == 1
+    assert committed(tmp_path / "cache") >= 32
+
+
+def test_what_another_writer_is_at_comes_last(
+    corpus: Path,
+    tmp_path: Path,
+    journal: Journal,
+    undisturbed: dict[str, bytes],
+    cluster: LocalCluster,
+) -> None:
+    """Two chunks are another's: one it commits at last, one it gives back."""
+    this = job(corpus, tmp_path / "cache", dask=cluster.scheduler_address)
+    manifest = manifest_of(this)
+    keys = read_corpus([str(corpus)], ["text"]).keys()
+    with CacheWriter(this.cache, manifest) as writer:
+        work = Work(writer, keys)
+        first, second = work.reserve(), work.reserve()
+        assert first is not None
+        assert second is not None
+        with in_background(this) as run:
+            until(lambda: committed(this.cache) == 300 - 2 * SIZE)
+            shard = undisturbed[f"teachers/{manifest.fingerprint}/embedding/c/0/0"]
+            values = np.frombuffer(shard, np.float32, SIZE * 8).reshape(SIZE, 8)
+            never = np.zeros(SIZE, dtype=bool)
+            writer.commit(keys[first.rows], {"embedding": values}, never, None, first.reservation)
+            writer.release(second.reservation)
+            report = run.result()
+    assert (report.asked, report.done_elsewhere) == (300 - SIZE, SIZE)
+    assert stored_bytes(this.cache) == undisturbed
+    assert not {text for _, text in journal.asked()} & set(TEXTS[:SIZE])
+
+
+def long_words(tmp_path: Path, *more: object) -> list[object]:
+    """A command of two shards that take seconds."""
+    texts = [f"text {number}" for number in range(2 * LONG)]
+    corpus = write_texts(tmp_path / "long.jsonl", texts)
+    return words(corpus, tmp_path / "cache", "--set", f"rows_per_shard={LONG}", *more)
+
+
+def test_sigterm_keeps_what_is_answered(
+    tmp_path: Path, journal: Journal, cluster: LocalCluster
+) -> None:
+    given = long_words(tmp_path, "--dask", cluster.scheduler_address)
+    run = start(*(word for word in given if word != "--quiet"))
+    journal.wait(1500)
+    run.terminate()
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, out) == (1, "")
+    progress, error = err.splitlines()
+    assert error.startswith("error: stopped by SIGTERM; all answers so far are kept")
+    # No shard was done, so workers told how far they were.
+    assert 0 < int(progress.removeprefix("precompute: ").partition("/")[0]) < 2 * LONG
+    check_stopped_in_order(tmp_path / "cache", journal)
+
+
+def check_stopped_in_order(cache: Path, journal: Journal) -> None:
+    """Every answer is committed and paid for, and nothing is reserved."""
+    assert not list(cache.glob("teachers/*/reservations/*"))
+    opened = open_cache(cache)
+    assert len(opened) == len(journal.asked()) < 2 * LONG
+    (run,) = opened.runs()
+    assert set(run.teacher_seconds) == {commit.shard for commit in opened.commits}
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_answered(tmp_path: Path, journal: Journal) -> None:
+    """A terminal sends it to all processes of a command, the workers too."""
+    run = start(*long_words(tmp_path, "--workers", 2))
+    journal.wait(100)
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, out) == (130, "")
+    assert err.strip() == "stopping; Ctrl-C again drops what is being asked"
+    check_stopped_in_order(tmp_path / "cache", journal)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_workers_start(corpus: Path, tmp_path: Path) -> None:
+    run = start(*words(corpus, tmp_path / "cache", "--workers", 2))
+    until(lambda: len(children(run.pid)) >= 2)
+    os.killpg(run.pid, signal.SIGINT)
+    workers = children(run.pid)
+    assert run.communicate(timeout=120) == ("", "")
+    assert run.returncode == 130
+    until(lambda: all(map(is_gone, workers)))
+
+
+def is_gone(process: int | str) -> bool:
+    """Whether a process has ended, or is kept only because nobody asked how it did."""
+    try:
+        return ") Z " in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return True
+
+
+def children(process: int) -> list[int]:
+    """The processes that any thread of a process has started."""
+    files = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for file in files for child in file.read_text().split()]
+
+
+@pytest.mark.slow
+def test_each_worker_has_its_part_of_the_machine() -> None:
+    threads = max(1, torch.get_num_threads() // 3)
+    with cluster_module.own_cluster(3, ["5", "GPU-ab"]) as client:
+        seen = client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads()))
+    assert sorted(seen.values()) == [("5", threads), ("5", threads), ("GPU-ab", threads)]
+
+
+@pytest.mark.slow
+def test_a_killed_run_takes_its_workers_with_it(
+    corpus: Path, tmp_path: Path, journal: Journal, undisturbed: dict[str, bytes]
+) -> None:
+    run = start(*words(corpus, tmp_path / "cache", "--workers", 2))
+    journal.wait(100)
+    run.kill()
+    run.communicate(timeout=120)
+    until(lambda: all(map(is_gone, journal.loads())))
+    assert committed(tmp_path / "cache") < 300
+    again = start(*words(corpus, tmp_path / "cache", "--workers", 2))
+    assert again.communicate(timeout=120)[1] == ""
+    assert stored_bytes(tmp_path / "cache") == undisturbed
+
+
+@pytest.mark.slow
+def test_runs_with_workers_share_a_cache(
+    corpus: Path, tmp_path: Path, journal: Journal, undisturbed: dict[str, bytes]
+) -> None:
+    given = words(corpus, tmp_path / "cache", "--workers", 2, "--json")
+    runs = [start(*given) for _ in range(2)]
+    ended = [run.communicate(timeout=120) for run in runs]
+    assert [(run.returncode, err) for run, (_, err) in zip(runs, ended, strict=True)] == [
+        (0, ""),
+        (0, ""),
+    ]
+    reports = [json.loads(out) for out, _ in ended]
+    assert sum(report["asked"] for report in reports) == len(journal.asked()) == 300
+    for report in reports:
+        assert report["already_cached"] + report["asked"] + report["done_elsewhere"] == 300
+    assert stored_bytes(tmp_path / "cache") == undisturbed
+
+
+@pytest.mark.slow
+def test_a_text_that_kills_its_workers(tmp_path: Path, journal: Journal) -> None:
+    corpus = write_texts(tmp_path / "texts.jsonl", [*TEXTS[:100], "deadly"])
+    run = start(*words(corpus, tmp_path / "cache", "--workers", 2))
+    out, err = run.communicate(timeout=300)
+    assert (run.returncode, out) == (1, "")
+    assert err.startswith("error: dask: 4 workers died at the same rows, the last was tcp://")
+    assert err.count("\n") == 1
+    assert committed(tmp_path / "cache") == 64
+    assert [text for _, text in journal.asked()].count("deadly") == 4
+
+
+def start_dask(part: str, *given: object, **environment: str) -> subprocess.Popen[bytes]:
+    """A scheduler or a worker in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"distributed.cli.dask_{part}", *map(str, given)],
+        env=os.environ | environment,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_lost(corpus: Path, tmp_path: Path, journal: Journal) -> None:
+    file = tmp_path / "scheduler.json"
+    scheduler = start_dask("scheduler", "--scheduler-file", file, "--port", 0, "--no-dashboard")
+    until(file.exists)
+    worker = start_dask("worker", "--scheduler-file", file, "--nthreads", 2, "--no-dashboard")
+    run = start(*words(corpus, tmp_path / "cache", "--dask", file))
+    journal.wait(100)
+    scheduler.kill()
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, out) == (1, "")
+    assert err.startswith("error: dask: the connection to the scheduler is lost")
+    assert err.count("\n") == 1
+    worker.kill()
+    scheduler.wait()
+    worker.wait()
+    assert committed(tmp_path / "cache") >= 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("armada.py", "", "No module named 'armada.pipeline'"),
+        (
+            "armada_kd-9.9.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: armada-kd\nVersion: 9.9\n",
+            "has armada 9.9, here is ",
+        ),
+        ("none", "", "teacher 'watched' is unknown"),
+    ],
+)
+def test_workers_with_another_armada(
+    tmp_path: Path,
+    corpus: Path,
+    cluster: LocalCluster,
+    armada: CommandLine,
+    file: str,
+    content: str,
+    reason: str,
+) -> None:
+    there = tmp_path / "there" / file
+    there.parent.mkdir(parents=True)
+    there.write_text(content)
+    address = cluster.scheduler_address
+    given = ["--nthreads", 1, "--no-nanny", "--no-dashboard"]
+    path = str(tmp_path / "there")
+    worker = start_dask("worker", address, *given, PYTHONPATH=path)
+    with Client(address, set_as_default=False) as client:
+        until(lambda: len(client.nthreads()) == 3)
+        result = armada(*words(corpus, tmp_path / "cache", "--dask", address))
+        worker.kill()
+        worker.wait()
+        until(lambda: len(client.nthreads()) == 2)
+    assert result.code == 2
+    assert result.error.startswith("worker tcp://127.0.0.1:")
+    assert reason in result.error
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("tcp://127.0.0.1:9", "nobody answers within 0 s"),
+        ("bla://x:1", "unknown address scheme 'bla'"),
+        ("scheduler.jsom", "is neither tcp://HOST:PORT nor a scheduler file"),
+        (__file__, "is not the file of a scheduler"),
+    ],
+)
+def test_addresses_without_a_scheduler(
+    corpus: Path,
+    tmp_path: Path,
+    armada: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(cluster_module, "CONNECT_S", 0.3)
+    result = armada(*words(corpus, tmp_path / "cache", "--dask", address))
+    assert result.code == 2
+    assert result.error.startswith(f"job key 'dask': {address}: {reason}")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_worker_is_no_scheduler(
+    corpus: Path, tmp_path: Path, armada: CommandLine, cluster: LocalCluster
+) -> None:
+    worker = until(lambda: cluster.workers[0].worker_address)
+    result = armada(*words(corpus, tmp_path / "cache", "--dask", worker))
+    assert (result.code, result.error) == (
+        2,
+        f"job key 'dask': {worker}: is a Worker of Dask, not its scheduler",
+    )
+
+
+def test_a_scheduler_without_workers(
+    corpus: Path, tmp_path: Path, armada: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "CONNECT_S", 1.0)
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as empty:
+        result = armada(*words(corpus, tmp_path / "cache", "--dask", empty.scheduler_address))
+    assert result.code == 2
+    assert result.error.endswith(": the scheduler has no workers; start some")
+
+
+def test_workers_must_see_the_cache(
+    corpus: Path,
+    tmp_path: Path,
+    armada: CommandLine,
+    cluster: LocalCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A path that leads each process to another folder, as that of another machine does."""
+    monkeypatch.chdir(tmp_path)
+    cache = Path("/proc/self/cwd/cache")
+    result = armada(*words(corpus, cache, "--dask", cluster.scheduler_address))
+    assert result.code == 2
+    assert result.error.startswith("worker tcp://127.0.0.1:")
+    assert f": does not see the cache {cache}; every worker needs the same" in result.error
+    assert committed(tmp_path / "cache") == 0
+
+
+def test_a_chunk_takes_its_own_shard_number(
+    corpus: Path, tmp_path: Path, cluster: LocalCluster
+) -> None:
+    """And it is not asked about twice, whoever has it first."""
+    this = job(corpus, tmp_path / "cache")
+    manifest = manifest_of(this)
+    read = read_corpus([str(corpus)], ["text"])
+    chunk = Chunks(read, read.keys(), np.arange(300), SIZE, 0, ()).cut(2, waits=False)
+    order = Order("there", this, manifest, manifest.spec)
+    with CacheWriter(this.cache, manifest) as writer, Client(cluster) as client:
+        writer.record_run("there", RunRecord(started="", versions={}, hardware={}, corpora=()))
+        outcomes = [client.submit(answer, order, chunk, key=str(n)).result() for n in (1, 2)]
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert [outcome.rows for outcome in outcomes] == [SIZE, 0]
+    assert [shard for shard, _, _ in outcomes[0].shards] == [2]
+    assert [commit.shard for commit in open_cache(this.cache).commits] == [2]
+
+
+def test_a_worker_that_comes_late_must_see_the_cache_too(
+    corpus: Path, tmp_path: Path, cluster: LocalCluster
+) -> None:
+    this = job(corpus, tmp_path / "cache")
+    manifest = manifest_of(this)
+    read = read_corpus([str(corpus)], ["text"])
+    chunk = Chunks(read, read.keys(), np.arange(300), SIZE, 0, ()).cut(0, waits=False)
+    with Client(cluster, set_as_default=False) as client:
+        order = Order("never", this, manifest, manifest.spec)
+        outcome = client.submit(answer, order, chunk).result()
+    assert isinstance(outcome.error, errors.JobError)
+    assert "does not see the cache" in str(outcome.error)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_chunks_take_the_lowest_free_shards(corpus: Path) -> None:
+    read = read_corpus([str(corpus)], ["text"])
+    pending = np.arange(10, 300)
+    chunks = Chunks(read, read.keys(), pending, SIZE, 2, {0, 1, 3, 4, 7})
+    cut = [chunks.cut(number, waits=False) for number in range(len(chunks))]
+    assert [chunk.shard for chunk in cut] == [2, 5, 6, 8, 9]
+    assert [len(chunk.corpus) for chunk in cut] == [64, 64, 64, 64, 34]
+    assert [chunks.rows(number) for number in range(5)] == [64, 64, 64, 64, 34]
+    np.testing.assert_array_equal(np.concatenate([c.keys for c in cut]), read.keys()[pending])
+    assert cut[4].corpus.where(0) == f"{corpus} row 267"
+    assert cut[4].corpus.examples(np.array([33])) == [("text 299",)]
+    chunks.finished([2, 11])
+    assert chunks.cut(3, waits=True).unrelated == {0, 1, 2, 3, 4, 7, 11}
+    assert cut[3].unrelated == {0, 1, 3, 4, 7}
+
+
+@pytest.mark.parametrize(
+    "error", [value for value in vars(errors).values() if isinstance(value, type)]
+)
+def test_errors_come_back_from_workers(error: type[errors.ArmadaError]) -> None:
+    made = error("said", [1, 2]) if error is errors.MissingKeysError else error("said")
+    back = pickle.loads(pickle.dumps(made))
+    assert (type(back), str(back), vars(back)) == (error, "said", vars(made))

@@ -1,0 +1,207 @@
+"""Writers of one cache, in turns: each key is dealt out once, and what one leaves another takes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from armada.cache_schemas.errors import ReservationLostError, StorageError
+from armada.stages.store import work as work_module
+from armada.stages.store.reader import open_cache
+from armada.stages.store.staging import discard
+from armada.stages.store.work import Task, Work
+from armada.stages.store.writer import CacheWriter
+from small_caches import commit, keys_of, make_manifest, numbered_texts, stored_bytes, write_cache
+
+MANIFEST = make_manifest(rows_per_shard=64)
+TEXTS = numbered_texts(0, 300)
+SHARDS = [TEXTS[start : start + 64] for start in range(0, 300, 64)]
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> dict[str, bytes]:
+    write_cache(tmp_path / "undisturbed", MANIFEST, SHARDS)
+    return stored_bytes(tmp_path / "undisturbed")
+
+
+class OneOfMany:
+    """A writer with its work on the same texts."""
+
+    def __init__(self, path: Path, texts: list[str] = TEXTS) -> None:
+        self.writer = CacheWriter(path, MANIFEST)
+        self.texts = texts
+        self.work = Work(self.writer, keys_of(texts))
+
+    def reserve(self, preferred: int | None = None) -> Task:
+        task = self.work.reserve(preferred)
+        assert task is not None
+        return task
+
+    def commit(self, task: Task) -> None:
+        commit(self.writer, [self.texts[row] for row in task.rows], task.reservation)
+
+    def finish(self) -> None:
+        while (task := self.work.reserve()) is not None:
+            self.commit(task)
+        self.writer.__exit__(None, None, None)
+
+
+def check_each_key_once(path: Path, texts: list[str]) -> None:
+    keys = open_cache(path).keys
+    assert len(np.unique(keys, axis=0)) == len(keys) == len(texts)
+    open_cache(path).lookup(texts)
+
+
+def test_writers_take_turns_and_leave_what_one_would_have(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    one, two = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
+    first, second, third = one.reserve(), two.reserve(), one.reserve()
+    assert [task.reservation.shard for task in (first, second, third)] == [0, 1, 2]
+    assert second.rows.tolist() == list(range(64, 128))
+    for who, task in ((one, third), (two, second), (one, first)):
+        who.commit(task)
+    two.finish()
+    one.finish()
+    assert one.work.pending == two.work.pending == 300
+    assert (one.work.done_elsewhere, two.work.done_elsewhere) == (300 - 128, 128)
+    assert stored_bytes(tmp_path / "cache") == undisturbed
+
+
+def test_overlapping_corpora_share_no_key(tmp_path: Path) -> None:
+    one = OneOfMany(tmp_path / "cache", TEXTS[:200])
+    two = OneOfMany(tmp_path / "cache", TEXTS[:99:-1])
+    tasks = [(who, who.reserve()) for who in (one, two, one, two)]
+    asked = [{who.texts[row] for row in task.rows} for who, task in tasks]
+    assert sum(map(len, asked)) == len(set().union(*asked))
+    for who, task in reversed(tasks):
+        who.commit(task)
+    one.finish()
+    two.finish()
+    check_each_key_once(tmp_path / "cache", TEXTS)
+
+
+def test_what_a_writer_gives_back_another_takes(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    one, two = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
+    left, other = one.reserve(), two.reserve()
+    one.writer.__exit__(None, None, None)  # as after an error
+    again = two.reserve()
+    assert again.reservation.shard == left.reservation.shard == 0
+    assert again.rows.tolist() == left.rows.tolist()
+    two.commit(other)
+    two.commit(again)
+    two.finish()
+    assert stored_bytes(tmp_path / "cache") == undisturbed
+
+
+def test_the_last_shard_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_module, "POLL_S", 0.0)
+    one = OneOfMany(tmp_path / "cache", TEXTS[:64])
+    task = one.reserve()
+    waited: list[int] = []
+
+    def while_two_waits(rows: int) -> None:
+        waited.append(rows)
+        if len(waited) == 3:
+            one.commit(task)
+
+    with CacheWriter(tmp_path / "cache", MANIFEST) as writer:
+        two = Work(writer, keys_of(TEXTS[:64]), while_two_waits)
+        assert two.reserve() is None
+        assert two.done_elsewhere == 64
+    assert waited == [64, 64, 64]
+    one.finish()
+
+
+def test_keys_without_an_answer_are_not_dealt_out_again(tmp_path: Path) -> None:
+    one = OneOfMany(tmp_path / "cache", TEXTS[:64])
+    task = one.reserve()
+    commit(one.writer, TEXTS[:60], task.reservation)  # four could not be answered
+    assert one.work.reserve() is None
+    assert OneOfMany(tmp_path / "cache", TEXTS[:64]).reserve().rows.tolist() == [60, 61, 62, 63]
+
+
+def test_a_key_that_repeats_is_dealt_out_once(tmp_path: Path) -> None:
+    one = OneOfMany(tmp_path / "cache", ["a", "b", "a", "c", "b"])
+    assert one.reserve().rows.tolist() == [0, 1, 3]
+
+
+def test_preferred_numbers_are_taken_if_free(tmp_path: Path) -> None:
+    one = OneOfMany(tmp_path / "cache")
+    numbers = [one.reserve(preferred).reservation.shard for preferred in (3, 3, None, 1, 9)]
+    assert numbers == [3, 0, 1, 2, 9]
+    one.writer.__exit__(None, None, None)
+
+
+def test_who_was_taken_for_dead_commits_nothing(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    late, quick = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
+    task = late.reserve()
+    discard(task.reservation.staging.folder)  # what a watcher does
+    again = quick.reserve()
+    assert again.reservation.shard == 0
+    with pytest.raises(ReservationLostError, match="took this process for dead"):
+        late.commit(task)
+    assert len(open_cache(tmp_path / "cache")) == 0
+    quick.commit(again)
+    late.work.put_back(task)
+    late.finish()
+    quick.finish()
+    assert stored_bytes(tmp_path / "cache") == undisturbed
+
+
+def test_a_shard_that_was_lost_and_dropped_is_dealt_out_again(tmp_path: Path) -> None:
+    late = OneOfMany(tmp_path / "cache")
+    task = late.reserve()
+    discard(task.reservation.staging.folder)
+    with pytest.raises(ReservationLostError):
+        late.commit(task)
+    late.work.put_back(task)
+    assert late.reserve().rows.tolist() == task.rows.tolist()
+    late.writer.__exit__(None, None, None)
+
+
+def test_lost_between_writing_and_moving(tmp_path: Path) -> None:
+    """The files are whole and synced, but the folder is another's when they are to be moved."""
+    late, quick = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
+    task = late.reserve()
+    turn = late.writer.turn
+
+    def taken_over_before_the_turn():  # type: ignore[no-untyped-def]
+        discard(task.reservation.staging.folder)
+        quick.commit(quick.reserve())
+        return turn()
+
+    late.writer.turn = taken_over_before_the_turn  # type: ignore[method-assign]
+    with pytest.raises(ReservationLostError):
+        late.commit(task)
+    assert len(open_cache(tmp_path / "cache")) == 64
+    assert open_cache(tmp_path / "cache")["pooled"][:].shape == (64, 5)
+
+
+def test_other_teachers_of_a_cache_are_none_of_our_business(tmp_path: Path) -> None:
+    one = OneOfMany(tmp_path / "cache")
+    task = one.reserve()
+    write_cache(tmp_path / "cache", make_manifest(other=1), [TEXTS[:10]])
+    one.commit(task)
+    one.finish()
+    check_each_key_once_of = open_cache(tmp_path / "cache", MANIFEST.fingerprint)
+    assert len(check_each_key_once_of) == 300
+
+
+def test_a_move_that_fails_leaves_nothing_in_place(tmp_path: Path) -> None:
+    one = OneOfMany(tmp_path / "cache")
+    task = one.reserve()
+    before = stored_bytes(tmp_path / "cache").keys()
+    table = one.writer.folder / "tables" / "rows" / "000000.parquet"
+    table.mkdir(parents=True)  # the last file before the record cannot move there
+    (table / "in the way").touch()
+    with pytest.raises(StorageError, match=r"000000\.parquet: cannot be written"):
+        one.commit(task)
+    (table / "in the way").unlink()
+    table.rmdir()
+    reserved = {name for name in before if "reservations" in name}
+    assert stored_bytes(tmp_path / "cache").keys() == before - reserved
+    one.writer.__exit__(None, None, None)

@@ -1,0 +1,217 @@
+"""A mirror: what is needed comes once, in order, within a limit, and stays a cache."""
+
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from armada.cache_schemas.errors import CacheError, DamagedCacheError
+from armada.stages.store.parts import read_part
+from armada.stages.store.reader import Cache, open_cache
+from armada.stages.store.staging import host_id
+from armada.stages.store.transfer.mirror import Mirror, ToCome, first_uses
+from armada.stages.store.writer import CacheWriter
+from file_server import FileServer, serving
+from small_caches import answer, commit, keys_of, numbered_texts, stored_bytes, write_cache
+from transfers import FOLDER, MANIFEST, OTHER, serve_ready, visible
+
+TEACHER = MANIFEST.fingerprint
+POOLED, SCORE = MANIFEST.spec.features
+FOURTH_THEN_FIRST = [*numbered_texts(200, 203), *numbered_texts(0, 3)]
+
+
+def opened(mirror: Mirror, texts: list[str], feature: str = "pooled") -> tuple[Cache, ToCome]:
+    """The answers to some texts, on their way."""
+    keys = keys_of(texts)
+    cache = mirror.narrowed(mirror.open(TEACHER), feature, keys)
+    return cache, mirror.fetch_ahead(cache, feature, keys)
+
+
+def features_asked(server: FileServer) -> list[str]:
+    return [name for name in server.asked if "/c/" in name]
+
+
+def test_only_what_is_needed_comes_and_only_once(shared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mirror"
+    with serving(shared) as server:
+        cache, to_come = opened(Mirror(server.url, folder), FOURTH_THEN_FIRST)
+        assert to_come.shards == 2
+        rows = cache.lookup(FOURTH_THEN_FIRST)
+        expected = answer(POOLED, FOURTH_THEN_FIRST)
+        np.testing.assert_array_equal(cache["pooled"][rows], expected)
+        assert first_uses(cache, keys_of(FOURTH_THEN_FIRST)) == [1, 0]
+        wanted = {f"{FOLDER}/pooled/c/3/0", f"{FOLDER}/pooled/c/0/0"}
+        assert set(features_asked(server)) == wanted
+        assert len(server.asked) == 1 + 5 + 2
+        server.asked.clear()
+        again, to_come = opened(Mirror(server.url, folder), FOURTH_THEN_FIRST)
+        np.testing.assert_array_equal(again["pooled"][rows], expected)
+        assert to_come == ToCome(0, 0)
+        assert server.asked == ["index.json"]
+
+
+def test_a_mirror_is_a_cache_of_what_has_come(shared: Path, tmp_path: Path) -> None:
+    with serving(shared) as server:
+        cache, _ = opened(Mirror(server.url, tmp_path), FOURTH_THEN_FIRST, "score")
+        cache["score"][:]
+        two, _ = opened(Mirror(server.url, tmp_path), numbered_texts(64, 66), "pooled")
+        two["pooled"][:]
+    local = open_cache(tmp_path, TEACHER)
+    assert local.features == ("score",)
+    assert [record.shard for record in local.commits] == [0, 3]
+    texts = [*numbered_texts(0, 64), *numbered_texts(192, 256)]
+    np.testing.assert_array_equal(local["score"][:], answer(SCORE, texts))
+    part = read_part(tmp_path, TEACHER)
+    assert part is not None
+    assert part.next_shard == 5
+    there = visible(stored_bytes(shared))
+    for name, data in visible(stored_bytes(tmp_path)).items():
+        assert data == there.get(name, data) or name.endswith("zarr.json")
+
+
+def test_another_process_finds_or_fetches_for_itself(shared: Path, tmp_path: Path) -> None:
+    with serving(shared) as server:
+        mirror = Mirror(server.url, tmp_path)
+        cache = mirror.narrowed(mirror.open(TEACHER), "pooled", keys_of(FOURTH_THEN_FIRST))
+        travelled = pickle.loads(pickle.dumps(cache["pooled"]))
+        texts = [*numbered_texts(0, 64), *numbered_texts(192, 256)]
+        child = os.fork()
+        if child == 0:
+            whole = np.array_equal(travelled[:], answer(POOLED, texts))
+            os._exit(0 if whole else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        asked = list(server.asked)
+        np.testing.assert_array_equal(cache["pooled"][:], answer(POOLED, texts))
+        assert server.asked == asked
+
+
+def test_processes_that_need_the_same_shard_fetch_it_once(shared: Path, tmp_path: Path) -> None:
+    with serving(shared) as server:
+        server.pause_s = 0.05
+        mirrors = [Mirror(server.url, tmp_path) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda m=mirror: opened(m, FOURTH_THEN_FIRST)[0]["pooled"][:])
+            for mirror in mirrors
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        fetched = [name for name in server.asked if name != "index.json"]
+        assert len(fetched) == len(set(fetched)) == 5 + 2
+
+
+def test_what_was_not_used_for_longest_is_evicted(shared: Path, tmp_path: Path) -> None:
+    with serving(shared) as server:
+        url = server.url
+        for start in (0, 64, 128):
+            opened(Mirror(url, tmp_path), numbered_texts(start, start + 1))[0]["pooled"][:]
+        opened(Mirror(url, tmp_path), numbered_texts(0, 1))  # used again
+        now = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+        cache, _ = opened(Mirror(url, tmp_path, now), numbered_texts(192, 193))
+        np.testing.assert_array_equal(cache["pooled"][:], answer(POOLED, numbered_texts(192, 256)))
+        there = sorted(path.name for path in (tmp_path / FOLDER / "pooled/c").glob("*/0"))
+        held = {path.parent.name for path in (tmp_path / FOLDER / "pooled/c").glob("*/0")}
+        assert held == {"0", "2", "3"}, there
+        assert [r.shard for r in open_cache(tmp_path, TEACHER).commits] == [0, 2, 3]
+        server.asked.clear()
+        opened(Mirror(url, tmp_path), numbered_texts(64, 65))[0]["pooled"][:]
+        assert features_asked(server) == [f"{FOLDER}/pooled/c/1/0"]
+
+
+def test_what_cannot_fit_is_refused_before_anything_comes(shared: Path, tmp_path: Path) -> None:
+    with serving(shared) as server:
+        mirror = Mirror(server.url, tmp_path, 1000)
+        with pytest.raises(
+            CacheError, match=r"this run needs \d+ bytes there, mirror_limit is 1000; raise it"
+        ):
+            opened(mirror, numbered_texts(0, 300))
+        assert features_asked(server) == []
+
+
+def test_nothing_is_evicted_while_another_run_uses_the_mirror(shared: Path, tmp_path: Path) -> None:
+    with serving(shared) as server:
+        first = Mirror(server.url, tmp_path)
+        opened(first, numbered_texts(0, 1))[0]["pooled"][:]
+        now = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+        second = Mirror(server.url, tmp_path, now)
+        with pytest.raises(CacheError, match="is full, and another run uses what it holds"):
+            opened(second, numbered_texts(64, 65))
+        del first
+        opened(second, numbered_texts(64, 65))[0]["pooled"][:]
+        assert not (tmp_path / FOLDER / "pooled/c/0/0").exists()
+
+
+def test_answers_of_our_own_are_never_evicted(tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    manifest = MANIFEST.model_copy(
+        update={"spec": MANIFEST.spec.model_copy(update={"features": (POOLED,)})}
+    )
+    manifest = manifest.model_copy(update={"fingerprint": manifest.spec.fingerprint})
+    write_cache(one, manifest, [numbered_texts(0, 64), numbered_texts(64, 128)])
+    folder = tmp_path / "mirror"
+    with serving(serve_ready(one, tmp_path / "served")) as server:
+        mirror = Mirror(server.url, folder)
+        keys = keys_of(numbered_texts(0, 1))
+        cache = mirror.narrowed(mirror.open(None), "pooled", keys)
+        mirror.fetch_ahead(cache, "pooled", keys)
+        cache["pooled"][:]
+        with CacheWriter(folder, manifest) as writer:
+            assert commit(writer, numbered_texts(900, 964)).shard == 2
+        del mirror, cache
+        small = Mirror(server.url, folder, 1)
+        full = small.open(None)
+        with pytest.raises(CacheError, match="this run needs"):
+            small.fetch_ahead(full, "pooled", keys)
+    assert open_cache(folder).lookup(["text 905"]).tolist() == [69]
+
+
+def test_folders_that_are_something_else_are_refused(
+    shared: Path, source: Path, tmp_path: Path
+) -> None:
+    with serving(shared) as server, serving(shared) as other:
+        Mirror(server.url, tmp_path / "mirror")
+        with pytest.raises(CacheError, match=f"is that of {server.url}; name an empty folder"):
+            Mirror(other.url, tmp_path / "mirror")
+        write_cache(tmp_path / "own", OTHER, [numbered_texts(0, 1)])
+        with pytest.raises(CacheError, match="is a cache of its own; name an empty folder"):
+            Mirror(server.url, tmp_path / "own")
+        with pytest.raises(CacheError, match=f"{server.url}: its digest is"):
+            Mirror(server.url, tmp_path / "new", digest="0" * 64)
+        assert not (tmp_path / "new").exists()
+
+
+def test_what_is_not_there_any_more_is_not_used(tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    for number, texts in enumerate((numbered_texts(0, 64), numbered_texts(500, 564))):
+        cache = tmp_path / str(number)
+        write_cache(cache, MANIFEST, [texts])
+        serve_ready(cache, tmp_path / f"served-{number}")
+    (tmp_path / "served-0").rename(served)
+    with serving(served) as server:
+        opened(Mirror(server.url, tmp_path / "mirror"), numbered_texts(0, 1))[0]["pooled"][:]
+        served.rename(tmp_path / "old")
+        (tmp_path / "served-1").rename(served)
+        with pytest.raises(CacheError, match=r"shard 0 of teacher .* is not the one at http.* any"):
+            Mirror(server.url, tmp_path / "mirror")
+
+
+def test_what_a_killed_run_left_is_removed(shared: Path, tmp_path: Path) -> None:
+    dead = tmp_path / FOLDER / "reservations" / "arriving-dead"
+    with serving(shared) as server:
+        opened(Mirror(server.url, tmp_path), numbered_texts(0, 1))[0]["pooled"][:]
+        dead.mkdir(parents=True)
+        (dead / "heartbeat").write_text(f"{host_id()} somebody 1\n")
+        (dead / "0").write_bytes(b"half a file")
+        opened(Mirror(server.url, tmp_path), numbered_texts(0, 1))
+    assert not dead.exists()
+
+
+def test_damage_on_the_way_stops_who_waits(shared: Path, tmp_path: Path) -> None:
+    with serving(shared) as server:
+        server.faults = {f"{FOLDER}/pooled/c/0/0": "flip"}
+        cache, _ = opened(Mirror(server.url, tmp_path), numbered_texts(0, 1))
+        with pytest.raises(DamagedCacheError, match=r"pooled/c/0/0: arrived damaged 3 times"):
+            cache["pooled"][:]

@@ -1,0 +1,141 @@
+"""Places: what opens them, what to install, what is said when they refuse, and what never is."""
+
+import errno
+from pathlib import Path
+
+import aiohttp
+import fsspec
+import pytest
+from armada.cache_schemas.errors import CacheError, StorageError
+from armada.stages.store.transfer.connection import connect, is_local, local_path
+from armada.stages.store.transfer.place import (
+    LocalPlace,
+    RemotePlace,
+    TooLargeError,
+    open_place,
+    shown_url,
+    writable,
+)
+from armada.stages.store.transfer.retries import may_pass, persistently
+from file_server import serving
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [("cache", "cache"), ("/a/b c", "/a/b c"), ("file:///a/b%20c", "/a/b c"), ("C:x", "C:x")],
+)
+def test_paths_and_file_urls_are_local(url: str, path: str) -> None:
+    assert is_local(url)
+    assert local_path(url) == Path(path)
+    assert isinstance(open_place(url), LocalPlace)
+
+
+def test_other_urls_are_not() -> None:
+    assert not any(map(is_local, ("s3://bucket/cache", "https://host/cache", "memory://cache")))
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("gs://bucket/cache", "needs a package that is not installed: .*gcsfs"),
+        ("nowhere://bucket", "fsspec knows no protocol 'nowhere'"),
+        ("https://host/cache?token=secret", "https://host/cache: a folder's URL has no"),
+        ("https://u:secret@host/cache#part", "https://host/cache: a folder's URL has no"),
+    ],
+)
+def test_urls_that_nothing_opens(url: str, words: str) -> None:
+    with pytest.raises(CacheError, match=words) as caught:
+        open_place(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_options_that_no_driver_takes() -> None:
+    with pytest.raises(CacheError, match=r"s3://bucket: .* with the options key, username$"):
+        RemotePlace("s3://bucket", {"key": "secret", "username": "secret"})
+
+
+def test_http_takes_its_time_and_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"trust_env": True}})
+    kwargs = connect("https://host/cache", "shown", {})[0].client_kwargs
+    assert kwargs["trust_env"]
+    assert kwargs["timeout"].total is None
+    assert kwargs["timeout"].sock_read > 0
+
+
+def test_http_is_for_pulling() -> None:
+    with pytest.raises(CacheError, match="http://host/cache: cannot be pushed to over HTTP"):
+        writable(RemotePlace("http://host/cache"))
+
+
+def test_passwords_are_not_shown(tmp_path: Path) -> None:
+    assert shown_url("see s3://me:p@ss@host/a@b, now") == "see s3://host/a@b, now"
+    with serving(tmp_path) as server:
+        url = server.url.replace("//", "//someone:secret@")
+    place = RemotePlace(url, {"headers": {"Authorization": "Bearer-of-news"}})
+    with pytest.raises(StorageError, match="cannot be reached") as caught:
+        place.read("armada.json", 10)
+    assert "secret" not in str(caught.value)
+    assert "someone" not in str(caught.value)
+    assert place._cleaned("Bearer-of-news is wrong") == "*** is wrong"
+
+
+def test_a_slash_at_the_end_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"data")
+    with serving(tmp_path) as server:
+        place = RemotePlace(server.url + "/")
+        assert place.read("file", 10) == b"data"
+        assert place.where("file") == f"{server.url}/file"
+
+
+def test_no_more_than_asked_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(100))
+    with serving(tmp_path) as server:
+        for place in (RemotePlace(server.url), LocalPlace(tmp_path)):
+            place.download("file", tmp_path / "here", 100)
+            assert (tmp_path / "here").read_bytes() == bytes(100)
+            with pytest.raises(TooLargeError, match="has more than 99 bytes"):
+                place.download("file", tmp_path / "here", 99)
+
+
+def status(code: int) -> Exception:
+    return aiohttp.ClientResponseError(None, (), status=code)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        *(status(code) for code in (429, 500, 503)),
+        *(OSError("reset"), TimeoutError()),
+        *(aiohttp.ClientPayloadError("cut"), aiohttp.ServerDisconnectedError()),
+    ],
+)
+def test_what_may_pass_is_tried_again(cause: Exception) -> None:
+    assert may_pass(cause)
+    calls: list[Exception] = [cause, cause]
+
+    def call() -> str:
+        if calls:
+            raise calls.pop()
+        return "done"
+
+    assert persistently(call) == "done"
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        *(status(code) for code in (401, 403, 404)),
+        *(FileNotFoundError(), PermissionError(), OSError(errno.ENOSPC, "full")),
+        *(ValueError(), RuntimeError("a bug")),
+    ],
+)
+def test_what_will_not_pass_is_not(cause: Exception) -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        raise cause
+
+    with pytest.raises(type(cause)):
+        persistently(call)
+    assert len(calls) == 1
