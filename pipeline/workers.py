@@ -188,7 +188,7 @@ class _Desk:
         """The teacher of a run, made and loaded unless it is here already."""
         key = (order.spec.fingerprint, order.job.device)
         held = self._held
-        if True:
+        if held is None or held.key != key:
             self._held = held = None  # two teachers may not fit into the device's memory
             teacher = _make(order)
             teacher.load()

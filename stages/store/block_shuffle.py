@@ -3,8 +3,8 @@
 Rows are cut into blocks of neighbours; an epoch takes the blocks in random order, a few at a time,
 and mixes the rows of such a window. So a feature that does not fit into memory is read at the
 disk's own speed, once an epoch, and no more of it than two windows has to be in memory (whole
-random rows: twice the bytes, at a twentieth of the rate). The price: examples that were asked about
-together meet in a window more often than by chance.
+random rows: twice the bytes, at a tenth of the rate). The price: examples that were asked about
+together meet in a batch more often than by chance.
 """
 
 from collections.abc import Iterator

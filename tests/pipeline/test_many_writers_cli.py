@@ -1,6 +1,7 @@
 """Several runs of `precompute` on one cache at once, and parts of one corpus for job arrays."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,17 @@ def test_a_run_takes_over_from_a_killed_one(
     corpus: Path, tmp_path: Path, armada: CommandLine
 ) -> None:
     armada.done(*words(corpus, tmp_path / "one"))
-    journal = tmp_path / "journal"
-    killed = start(*words(corpus, tmp_path / "cache"), journal=journal)
-    living = start(*words(corpus, tmp_path / "cache"))
-    wait_until_asked(20, journal, killed)
+    journals = [tmp_path / "journal 0", tmp_path / "journal 1"]
+    killed = start(*words(corpus, tmp_path / "cache"), journal=journals[0])
+    wait_until_asked(20, journals[0], killed)
+    killed.send_signal(signal.SIGSTOP)  # in its first shard, until the other has begun
+    living = start(*words(corpus, tmp_path / "cache"), journal=journals[1])
+    wait_until_asked(1, journals[1], living)
     killed.kill()
     killed.communicate()
     _, errors = living.communicate(timeout=120)
     assert living.returncode == 0, errors
+    assert journals[1].stat().st_size == TEXTS
     assert stored_bytes(tmp_path / "cache") == stored_bytes(tmp_path / "one")
 
 
