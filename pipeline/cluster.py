@@ -206,7 +206,7 @@ def _quiet() -> Iterator[None]:
 def _signals_kept_from_threads() -> Iterator[None]:
     """Threads started here, and processes they start, do not hear Ctrl-C or SIGTERM, which may go
     to a whole group of processes: this process hears it and ends the workers' work in order."""
-    #  # a thread that starts it would hear signals afterwards
+    resource_tracker.ensure_running()  # a thread that starts it would hear signals afterwards
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
