@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..cache_schemas.errors import ArmadaError, JobError
+from ..cache_schemas.errors import ArmadaError, JobError, RunError
 from ..cache_schemas.teachers import TeacherSpec
 from ..stages.store.parts import first_own_shard
 from ..stages.store.writer import CacheWriter
@@ -88,6 +88,7 @@ def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
 
 
 def _report(plan: Plan, pending: int, tally: "_Tally | None") -> PrecomputeReport:
+    """What a worker committed just before it was lost counts as done elsewhere: it told nobody."""
     rows = tally.rows if tally else 0
     skipped = tuple(tally.skipped) if tally else ()
     return PrecomputeReport(
@@ -107,6 +108,8 @@ def _crew(client: "Client", job: PrecomputeJob) -> _Crew:
     """The workers of a cluster, looked at; raises JobError that names one that cannot be used."""
     found = client.run(equipment, job.device, on_error="return")
     here = version("armada-kd")
+    if not found:
+        raise RunError("dask: all workers have left the cluster; start some")
     for worker, one in found.items():
         if isinstance(one, ArmadaError):
             raise JobError(f"worker {worker}: {one}") from one

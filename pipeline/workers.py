@@ -79,6 +79,8 @@ def release(run_id: str) -> None:
 
 
 def _answer(order: Order, chunk: Chunk, outcome: Outcome) -> None:
+    if order.run_id in _desk.stopped:
+        raise _Unfinished
     if not sees_run(order):
         raise JobError(f"{_me()}: {unseen(order)}")
     job = order.job

@@ -107,9 +107,9 @@ class _Compact:
         header = self._byte()
         count, kind = header >> 4, header & 15
         count = self._varint() if count == 15 else count
-        if count > len(self._data) - self._at or depth > _MAX_DEPTH:
-            raise ValueError(f"a list of {count} values")
-        for _ in range(count):
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deeply")
+        for _ in range(count):  # each of them takes a byte or more, so this ends with the data
             yield self._value(kind, depth)
 
     def _skip(self, length: int) -> None:

@@ -112,6 +112,17 @@ def test_several_damaged_shards_come_back_as_they_were(
     assert stored_bytes(cache) == stored_bytes(made)
 
 
+def test_a_zarr_document_that_makes_up_a_layout_is_written_anew(
+    made: Path, cache: Path, folder: Path
+) -> None:
+    file = folder / "embedding" / "zarr.json"
+    for old, new in (('"little"', '"big"'), ("64,\n", "128,\n"), ("float32", "float16")):
+        file.write_text(file.read_text().replace(old, new, 1))
+        (step,) = run_repair(cache, quiet=True).steps
+        assert (step.action, step.damage.file) == ("rebuild", file)
+        assert stored_bytes(cache) == stored_bytes(made)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_lost_manifest_comes_back_with_its_teacher(
     made: Path,

@@ -6,7 +6,6 @@ is whole at any moment. The private folder is a reservation without a number: ot
 alone while we live and remove it when we are dead.
 """
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from types import TracebackType
 from ....cache_schemas.errors import DamagedCacheError
 from ....cache_schemas.layout import commit_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, TeacherManifest
-from ..atomic import storage_error, sync_folder, write_atomic
+from ..atomic import storage_error, sync_file, sync_folder, write_atomic
 from ..checksums import check_file
 from ..lock import locked
 from ..plain_files import read_document
@@ -39,7 +38,7 @@ def fetch(place: Place, file: ShardFile, target: Path) -> None:
         try:
             place.download(file.name, target, file.record.bytes)
             check_file(target, target.parent, file.record)
-            _sync(target)
+            sync_file(target)
             return
         except NotThereError as cause:
             raise DamagedCacheError(
@@ -51,14 +50,6 @@ def fetch(place: Place, file: ShardFile, target: Path) -> None:
         f"{place.where(file.name)}: arrived damaged {TRIES} times ({problem}); "
         "push the shard again from a cache that holds it whole"
     )
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Arrivals:
@@ -104,7 +95,7 @@ class Arrivals:
             staged = self._staging.folder / str(next(self._numbers))
             if here and file.name in here:
                 shutil.copyfile(here[file.name], staged)
-                _sync(staged)
+                sync_file(staged)
             else:
                 fetch(place, file, staged)
             moves.append((staged, self._cache / file.name))

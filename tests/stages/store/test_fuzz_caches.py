@@ -301,7 +301,7 @@ def test_a_damaged_table_is_refused_or_read(specimen: Specimen, damages: list[Da
 
 @pytest.mark.slow
 @given(damages=DAMAGES)
-@settings(max_examples=20_000)
+@settings(max_examples=5_000)
 def test_much_damage_is_refused_or_harmless(specimen: Specimen, damages: list[Damage]) -> None:
     specimen.damage(damages)
     check(specimen.path)

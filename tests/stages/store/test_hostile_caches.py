@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from armada.cache_schemas.errors import (
     ArmadaError,
     CacheError,
@@ -142,6 +143,8 @@ def test_names_that_are_paths_are_refused(cache: Path, folder: Path, kind: str, 
     record[kind][name] = next(iter(record[kind].values()))
     file.write_text(json.dumps(record))
     assert "000000.json" in refused(cache)
+    with pytest.raises(ValidationError):
+        CommitRecord.model_validate(record)
 
 
 @pytest.mark.parametrize("name", ["../x", "tables", "commits", "runs", "reservations"])
@@ -405,6 +408,34 @@ def test_zarr_documents_that_are_not_given_to_a_library(
     not_plain(folder)
     change(folder / "pooled" / "zarr.json", *path, to=value)
     assert str(folder / "pooled" / "zarr.json") in refused(cache)
+
+
+def test_an_array_with_fewer_rows_than_are_committed(tmp_path: Path) -> None:
+    folder = write_cache(tmp_path / "cache", MANIFEST, [TEXTS, numbered_texts(128, 198)])
+    values = zarr.open_array(folder / "pooled", mode="r")[...]
+    for rows in (129, 197):
+        array = zarr.create_array(
+            folder / "pooled",
+            shape=(rows, 5),
+            dtype="float16",
+            fill_value=float("nan"),
+            chunks=(64, 5),
+            overwrite=True,
+        )
+        array[...] = values[:rows]
+        feature = open_cache(tmp_path / "cache")["pooled"]
+        np.testing.assert_array_equal(feature[:128], values[:128])
+        with pytest.raises(DamagedCacheError, match="absent or not finite"):
+            feature[128]
+
+
+def test_other_numbers_of_the_same_bytes(cache: Path, folder: Path) -> None:
+    """No checksum covers a Zarr document; a byte order that it makes up would be believed."""
+    file = folder / "pooled" / "zarr.json"
+    file.write_text(file.read_text().replace('"endian": "little"', '"endian": "big"', 1))
+    assert [damage.kind for damage in verify(survey_cache(cache)).damages] == ["zarr"]
+    with pytest.raises(DamagedCacheError, match=r"zarr\.json: lays rows out otherwise"):
+        open_cache(cache, verify=True)["pooled"][0]
 
 
 class Code:

@@ -82,3 +82,15 @@ def test_what_is_no_footer_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "table.parquet").write_bytes(data)
     with pytest.raises(DamagedCacheError, match=r"table\.parquet: its footer is not Parquet's"):
         read_footer(tmp_path / "table.parquet")
+
+
+def test_a_claim_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    """One reader would take the first, another the second."""
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"a": range(100)}), path, compression="none")
+    data = path.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    again = b"\x06\x06\x0a"  # field 3 (rows): 5
+    path.write_bytes(with_footer(data[start:-9] + again + data[-9:-8]))
+    with pytest.raises(DamagedCacheError, match="field 3 comes twice"):
+        read_footer(path)
