@@ -36,7 +36,7 @@ _BODY = """{head}{mark}
 
 ## Open it
 
-With [armada](https://arxiv.org/abs/2603.10877) (`pip install armada-kd`), where `{name}` is this
+With [armada](https://arxiv.org/abs/2603.10877), where `{name}` is this
 folder:
 
 ```python

@@ -201,6 +201,7 @@ def rm(
     cache: CacheFolder,
     teacher: Annotated[str, typer.Option(help="fingerprint or unique prefix")],
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    force: Annotated[bool, typer.Option("--force", help="even if a writer is at work")] = False,
 ) -> None:
     """Remove a teacher and all its answers from a cache."""
     from .remove import carry_out, confirm, plan_removal
@@ -208,7 +209,7 @@ def rm(
     removal = plan_removal(cache, teacher)
     if not yes:
         confirm(removal)
-    carry_out(removal)
+    carry_out(removal, force)
     print(f"removed teacher {removal.fingerprint} ({removal.name}), {removal.rows} rows")
 
 

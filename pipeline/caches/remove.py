@@ -6,11 +6,13 @@ from pathlib import Path
 
 from ...cache_schemas.errors import CacheError, JobError, OutputError, one_line
 from ...stages.store.lock import locked
+from ...stages.store.plain_files import refuse_linked_folders
 from ...stages.store.removal import drop_teacher
 from ...stages.store.reservations import Reservations
 from ...stages.store.staging import PATIENCE_S
 from ...stages.store.survey import TeacherSurvey, survey_cache
 from ..show import size
+from .verify import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +62,15 @@ def confirm(removal: Removal) -> None:
         raise JobError(f"{what}: kept")
 
 
-def carry_out(removal: Removal) -> None:
-    """Remove the teacher; raises OutputError if a writer is at work on it."""
+def carry_out(removal: Removal, force: bool = False) -> None:
+    """Remove the teacher; raises OutputError if a writer is at work on it, unless forced."""
     folder = removal.path / "teachers" / removal.fingerprint
+    refuse_linked_folders(folder, removal.path)
     with locked(removal.path):
         living = Reservations(folder, PATIENCE_S).living()
-        if living:
+        if living and not force:
             raise OutputError(
-                f"teacher {removal.fingerprint[:12]}: {len(living)} shards are in the making; wait "
-                "for the writers, or for a minute after they died"
+                f"teacher {removal.fingerprint[:12]}: {counted(len(living), 'shard')} in the "
+                "making; wait for the writers, or say --force if their machine is gone"
             )
         drop_teacher(removal.path, removal.fingerprint)

@@ -337,9 +337,21 @@ def test_rm_waits_for_writers(cache: Path, folder: Path, armada: CommandLine) ->
     with CacheWriter(cache, manifest) as writer:
         writer.reserve(keys_of(["new"]))
         result = armada("cache", "rm", cache, "--teacher", folder.name, "--yes")
-        assert "1 shards are in the making" in result.error
+        assert "1 shard in the making" in result.error
         assert folder.exists()
-    armada.done("cache", "rm", cache, "--teacher", folder.name, "--yes")
+        armada.done("cache", "rm", cache, "--teacher", folder.name, "--yes", "--force")
+    assert not folder.exists()
+
+
+def test_rm_touches_nothing_outside(cache: Path, folder: Path, armada: CommandLine) -> None:
+    """A reservation that was left half made is removed with its folder, unless that is a link."""
+    outside = cache.parent / "outside"
+    (outside / "new-0").mkdir(parents=True)
+    shutil.rmtree(folder / "reservations", ignore_errors=True)
+    (folder / "reservations").symlink_to(outside)
+    result = armada("cache", "rm", cache, "--teacher", folder.name, "--yes")
+    assert "is a symbolic link" in result.error
+    assert (outside / "new-0").is_dir()
 
 
 def test_rm_of_what_is_not_there(cache: Path, armada: CommandLine) -> None:
