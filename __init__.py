@@ -11,13 +11,13 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open_cache"]
 
 if TYPE_CHECKING:
-    from .stages.store.reader import open_cache
+    from .stages.store.reading.reader import open_cache
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that `armada --help` and the schema modules never wait for zarr.
     if name == "open_cache":
-        from .stages.store.reader import open_cache
+        from .stages.store.reading.reader import open_cache
 
         return open_cache
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,9 +9,9 @@ from ..cache_schemas.errors import MissingKeysError
 from ..cache_schemas.keys import KeyArray
 from ..cache_schemas.manifest import TeacherManifest
 from ..stages.corpus.corpus import Corpus
-from ..stages.store.admission import check_teacher
-from ..stages.store.extending import plan_extension
-from ..stages.store.reader import Cache
+from ..stages.store.reading.reader import Cache
+from ..stages.store.writing.admission import check_teacher
+from ..stages.store.writing.extending import plan_extension
 from .precompute_job import PrecomputeJob
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from ..stages.corpus.corpus import Corpus
 from ..stages.distill.batches import epoch_order
 from ..stages.distill.controls import other_places
 from ..stages.distill.schedules import ALIGNER_STREAM
-from ..stages.store.block_shuffle import BlockOrder
-from ..stages.store.contents import check_digest, read_digest
-from ..stages.store.feature_array import FeatureArray
-from ..stages.store.index import Rows
-from ..stages.store.reader import Cache, open_cache
+from ..stages.store.format.index import Rows
+from ..stages.store.reading.block_shuffle import BlockOrder
+from ..stages.store.reading.contents import check_digest, read_digest
+from ..stages.store.reading.feature_array import FeatureArray
+from ..stages.store.reading.reader import Cache, open_cache
 from ..stages.store.transfer.mirror import Mirror, ToCome
 from ..stages.store.transfer.place import shown_url
 from .distill_job import CacheKeys, DistillJob

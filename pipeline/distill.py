@@ -29,7 +29,7 @@ from ..stages.distill.objectives.base import Objective, Sizes
 from ..stages.distill.student_source import load_student
 from ..stages.distill.tokens import choose_max_length
 from ..stages.distill.training import CHECKPOINTS, Run, Training, steps_done, train
-from ..stages.store.access import COLD_SHARE
+from ..stages.store.reading.access import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
 from .model_card import model_card

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from ..cache_schemas.errors import MissingKeysError
 from ..stages.corpus.corpus import Corpus
-from ..stages.store.index import Rows
-from ..stages.store.reader import Cache
+from ..stages.store.format.index import Rows
+from ..stages.store.reading.reader import Cache
 
 SHOWN_MISSING = 5
 

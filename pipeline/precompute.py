@@ -17,10 +17,10 @@ from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
-from ..stages.store.dense import shard_bytes
-from ..stages.store.manifests import read_commits
-from ..stages.store.work import Work
-from ..stages.store.writer import CacheWriter, pending
+from ..stages.store.format.dense import shard_bytes
+from ..stages.store.format.manifests import read_commits
+from ..stages.store.writing.work import Work
+from ..stages.store.writing.writer import CacheWriter, pending
 from .added_features import admit, only_cached
 from .device import choose_device
 from .precompute_job import PrecomputeJob, make_teacher, part_of
@@ -75,7 +75,7 @@ class DryRun:
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
     """Ask the teacher about every text of the corpus that is not cached yet."""
     if job.workers is not None or job.dask is not None:
-        from .precompute_cluster import run_on_cluster
+        from .distributed.precompute_cluster import run_on_cluster
 
         return run_on_cluster(job, quiet)
     teacher = make_teacher(job)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..cache_schemas.errors import OutputError
-from ..stages.store.atomic import write_atomic
+from ..stages.store.files.atomic import write_atomic
 
 JOB = "job.yaml"
 METRICS = "metrics.json"

@@ -22,9 +22,9 @@ from ..stages.distill.controls import Control, Gather, controlled
 from ..stages.distill.evaluation import metric_names
 from ..stages.distill.objectives.base import Objective
 from ..stages.distill.tokens import encode
-from ..stages.store.feature_array import FeatureArray
-from ..stages.store.index import Rows
-from ..stages.store.reader import Cache
+from ..stages.store.format.index import Rows
+from ..stages.store.reading.feature_array import FeatureArray
+from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
 from .answers import Answers, open_answers, rows_by_first_use
 from .distill_job import CorpusKeys, DistillJob

@@ -10,8 +10,8 @@ from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.keys import KeyArray, example_key, keys_to_array
 from armada.cache_schemas.manifest import CommitRecord, TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.stages.store.reservations import Reservation
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.writing.reservations import Reservation
+from armada.stages.store.writing.writer import CacheWriter
 
 TWO_FEATURES = (
     FeatureSpec(name="pooled", shape=(5,), dtype="float16", description="five numbers"),

@@ -19,9 +19,9 @@ from armada.stages.precompute.teachers.base import (
     TeacherOptions,
     make_spec,
 )
-from armada.stages.store.reader import Cache, open_cache
-from armada.stages.store.work import Work
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.reader import Cache, open_cache
+from armada.stages.store.writing.work import Work
+from armada.stages.store.writing.writer import CacheWriter
 
 WriteParquet = Callable[[str, dict[str, Any]], str]
 NAN, HUGE = "not a number", "huge"

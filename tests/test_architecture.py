@@ -23,6 +23,9 @@ FLOORS = (
 )
 """From the ground up; units of one floor do not know each other."""
 
+STORE_FLOORS = (("files",), ("format",), ("reading", "writing"), ("upkeep", "transfer"))
+"""The floors inside of the store."""
+
 WITHOUT_TORCH = ("cache_schemas", "stages.corpus", "stages.store", "stages.plugins")
 LIGHT = {"typer", "json", "sys", "pathlib", "typing", "__future__"}
 
@@ -69,6 +72,17 @@ def test_imports_only_go_down(file: Path) -> None:
         if name.startswith("armada."):
             below, other = unit_of(name.removeprefix("armada."))
             assert other == unit or below < floor, f"{unit or 'armada'} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.parent.parent.name == "store"], ids=lambda f: f.stem
+)
+def test_imports_in_the_store_only_go_down(file: Path) -> None:
+    floor_of = {unit: floor for floor, units in enumerate(STORE_FLOORS) for unit in units}
+    for name in imported(file, parsed(file)):
+        other = name.removeprefix("armada.stages.store.").partition(".")[0]
+        if name.startswith("armada.stages.store.") and other != file.parent.name:
+            assert floor_of[other] < floor_of[file.parent.name], name
 
 
 @pytest.mark.parametrize("unit", WITHOUT_TORCH)

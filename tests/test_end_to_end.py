@@ -18,7 +18,7 @@ import tiny_diffusion
 from armada.pipeline.precompute import PrecomputeReport, run_precompute
 from armada.pipeline.precompute_job import make_precompute_job
 from armada.stages.precompute.teachers import TEACHERS
-from armada.stages.store.reader import list_teachers, open_cache
+from armada.stages.store.reading.reader import list_teachers, open_cache
 from command_line import CommandLine, start
 from real_texts import ROWS, Columns, inferences, read_corpus, reviews
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reading.reader import open_cache
 from small_caches import stored_bytes
 
 README = Path(__file__).parent.parent / "README.md"

@@ -20,7 +20,7 @@ from armada.stages.distill.student import Student, StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
 from armada.stages.distill.training import Run, Training, TrainingSettings, train
-from armada.stages.store.reader import Cache, open_cache
+from armada.stages.store.reading.reader import Cache, open_cache
 from small_caches import make_manifest, write_cache
 
 WIDTH = 6

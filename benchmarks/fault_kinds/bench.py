@@ -15,8 +15,8 @@ from armada.cache_schemas.errors import ArmadaError
 from armada.cache_schemas.manifest import CommitRecord
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import make_precompute_job
-from armada.stages.store.manifests import list_teachers
-from armada.stages.store.reader import Cache, open_cache
+from armada.stages.store.format.manifests import list_teachers
+from armada.stages.store.reading.reader import Cache, open_cache
 
 ROWS_PER_SHARD = 512
 WIDTH = 64

@@ -10,7 +10,7 @@ from armada.cache_schemas.errors import OutputError, StorageError
 from armada.cache_schemas.manifest import TeacherManifest
 from armada.pipeline.caches.repair import run_repair
 from armada.pipeline.caches.verify import run_verify
-from armada.stages.store.repair import SET_ASIDE
+from armada.stages.store.upkeep.repair import SET_ASIDE
 
 from .bench import Bench
 from .processes import Outcome

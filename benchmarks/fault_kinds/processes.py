@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from armada.cache_schemas.errors import StorageError
-from armada.stages.store.lock import locked
+from armada.stages.store.files.lock import locked
 
 from .bench import Bench, end_of
 

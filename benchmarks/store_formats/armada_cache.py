@@ -12,10 +12,10 @@ from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.keys import KeyArray
 from armada.cache_schemas.manifest import TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.stages.store.block_shuffle import BlockOrder, batches_of
-from armada.stages.store.read_ahead import ReadAhead
-from armada.stages.store.reader import open_cache
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.block_shuffle import BlockOrder, batches_of
+from armada.stages.store.reading.read_ahead import ReadAhead
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.writer import CacheWriter
 
 from .reader import (
     BATCH_ROWS,

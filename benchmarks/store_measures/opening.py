@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reading.reader import open_cache
 from store_formats.armada_cache import FEATURE, write_cache
 from store_formats.reader import BATCH_ROWS
 from store_formats.source import Source

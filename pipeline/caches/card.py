@@ -12,11 +12,11 @@ from pydantic import Field, field_validator, model_validator
 from ...cache_schemas.errors import CacheError, OutputError
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.labels import MISSING, LabelSpace, label_space, label_values
-from ...stages.store.atomic import write_atomic
-from ...stages.store.contents import read_digest
-from ...stages.store.manifests import list_teachers
-from ...stages.store.parts import held_features, read_part
-from ...stages.store.reader import Cache
+from ...stages.store.files.atomic import write_atomic
+from ...stages.store.format.manifests import list_teachers
+from ...stages.store.format.parts import held_features, read_part
+from ...stages.store.reading.contents import read_digest
+from ...stages.store.reading.reader import Cache
 from ..jobs import Job
 from .card_tables import CardFacts, TeacherFacts
 from .card_text import MARK, card

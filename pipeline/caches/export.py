@@ -18,8 +18,8 @@ from pydantic import Field, field_validator
 
 from ...cache_schemas.errors import JobError
 from ...stages.corpus.corpus import Corpus, read_corpus
-from ...stages.store.index import Rows
-from ...stages.store.reader import Cache, open_cache
+from ...stages.store.format.index import Rows
+from ...stages.store.reading.reader import Cache, open_cache
 from ..jobs import Job
 from ..missing import missing_keys
 from ..progress import CountProgress

@@ -10,7 +10,7 @@ import pyarrow as pa
 import yaml
 
 from ...cache_schemas.errors import CorpusError
-from ...stages.store.feature_array import FeatureArray
+from ...stages.store.reading.feature_array import FeatureArray
 from .export_parquet import write_parquet
 from .export_rows import ExportRows
 

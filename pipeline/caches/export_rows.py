@@ -12,8 +12,8 @@ import pyarrow as pa
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import KEY_BYTES, KeyArray
 from ...stages.corpus.corpus import Corpus
-from ...stages.store.feature_array import FeatureArray
-from ...stages.store.index import Rows
+from ...stages.store.format.index import Rows
+from ...stages.store.reading.feature_array import FeatureArray
 
 BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...stages.store.feature_array import FeatureArray
-from ...stages.store.index import Rows
+from ...stages.store.format.index import Rows
+from ...stages.store.reading.feature_array import FeatureArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

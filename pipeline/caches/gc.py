@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...stages.store.leftovers import leftovers, remove_leftovers, size_of
-from ...stages.store.lock import locked
-from ...stages.store.manifests import check_cache
+from ...stages.store.files.lock import locked
+from ...stages.store.format.manifests import check_cache
+from ...stages.store.upkeep.leftovers import leftovers, remove_leftovers, size_of
 from ..show import show_json, size
 
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from ...cache_schemas.errors import CorpusError
 from ...stages.corpus.corpus import Corpus
-from ...stages.store.dense import DenseArray
-from ...stages.store.index import Rows
+from ...stages.store.format.dense import DenseArray
+from ...stages.store.format.index import Rows
 from .import_source import FeatureSource, described, find_ids, in_row_order, require_ids
 
 SUFFIX = ".npy"

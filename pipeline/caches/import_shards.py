@@ -9,11 +9,11 @@ from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import first_occurrences
 from ...cache_schemas.manifest import CorpusRecord, RunRecord
 from ...stages.corpus.corpus import Corpus, corpus_name
-from ...stages.store.dense import DenseArray
-from ...stages.store.index import Rows
-from ...stages.store.reservations import Reservation
-from ...stages.store.work import Work
-from ...stages.store.writer import CacheWriter
+from ...stages.store.format.dense import DenseArray
+from ...stages.store.format.index import Rows
+from ...stages.store.writing.reservations import Reservation
+from ...stages.store.writing.work import Work
+from ...stages.store.writing.writer import CacheWriter
 from ..provenance import library_versions, new_run_id, now
 from .import_source import FeatureSource
 

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from ...cache_schemas.errors import CorpusError, JobError
 from ...stages.corpus.corpus import Corpus
-from ...stages.store.dense import DenseArray
-from ...stages.store.index import Rows
+from ...stages.store.format.dense import DenseArray
+from ...stages.store.format.index import Rows
 
 
 class FeatureSource(ABC):

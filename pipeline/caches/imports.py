@@ -20,10 +20,10 @@ from ...cache_schemas.layout import DEFAULT_ROWS_PER_SHARD, INNER_CHUNK_ROWS
 from ...cache_schemas.manifest import TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec, differences
 from ...stages.corpus.corpus import Corpus, read_corpus
-from ...stages.store.admission import check_teacher, is_new
-from ...stages.store.index import Rows
-from ...stages.store.manifests import list_teachers
-from ...stages.store.writer import CacheWriter
+from ...stages.store.format.index import Rows
+from ...stages.store.format.manifests import list_teachers
+from ...stages.store.writing.admission import check_teacher, is_new
+from ...stages.store.writing.writer import CacheWriter
 from ..jobs import make
 from ..precompute import say_that_it_waits
 from ..progress import CountProgress

@@ -1,14 +1,14 @@
-"""`cache merge`: which teachers of which caches go where. `stages/store/merge.py` copies."""
+"""`cache merge`: which teachers of which caches go where. `stages/store/upkeep/merge.py` copies."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...cache_schemas.errors import CacheError
 from ...cache_schemas.manifest import TeacherManifest
-from ...stages.store.admission import is_new
-from ...stages.store.manifests import list_teachers, read_commits
-from ...stages.store.merge import Merged, merge_teacher
-from ...stages.store.reader import choose_teacher
+from ...stages.store.format.manifests import list_teachers, read_commits
+from ...stages.store.reading.reader import choose_teacher
+from ...stages.store.upkeep.merge import Merged, merge_teacher
+from ...stages.store.writing.admission import is_new
 from ..precompute import say_that_it_waits
 from ..progress import CountProgress
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...cache_schemas.errors import OutputError
 from ...cache_schemas.layout import PARTIAL_SUFFIX
-from ...stages.store.atomic import sync_folder as sync
+from ...stages.store.files.atomic import sync_folder as sync
 
 
 def check_new(folder: Path) -> None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...stages.store.contents import read_contents
+from ...stages.store.reading.contents import read_contents
 from ...stages.store.transfer.choice import Choice, chosen_teachers
 from ...stages.store.transfer.local_push import push_to_folder
 from ...stages.store.transfer.place import LocalPlace, RemotePlace, open_place, writable

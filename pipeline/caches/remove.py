@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...cache_schemas.errors import CacheError, JobError, OutputError, one_line
-from ...stages.store.lock import locked
-from ...stages.store.plain_files import refuse_linked_folders
-from ...stages.store.removal import drop_teacher
-from ...stages.store.reservations import Reservations
-from ...stages.store.staging import PATIENCE_S
-from ...stages.store.survey import TeacherSurvey, survey_cache
+from ...stages.store.files.lock import locked
+from ...stages.store.files.plain_files import refuse_linked_folders
+from ...stages.store.upkeep.survey import TeacherSurvey, survey_cache
+from ...stages.store.writing.removal import drop_teacher
+from ...stages.store.writing.reservations import Reservations
+from ...stages.store.writing.staging import PATIENCE_S
 from ..show import size
 from .verify import counted
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ...cache_schemas.errors import one_line
-from ...stages.store.repair import Action, Step, carry_out, plan_repair
-from ...stages.store.survey import CacheSurvey, survey_cache
-from ...stages.store.verify import shards_of, verify
+from ...stages.store.upkeep.repair import Action, Step, carry_out, plan_repair
+from ...stages.store.upkeep.survey import CacheSurvey, survey_cache
+from ...stages.store.upkeep.verify import shards_of, verify
 from ..progress import CountProgress
 from ..show import show_json
 from .verify import counted

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ...cache_schemas.contents import TeacherIndex
 from ...cache_schemas.manifest import CommitRecord, PartRecord
-from ...stages.store.parts import held_features, read_part
-from ...stages.store.reader import Cache, choose_teacher
+from ...stages.store.format.parts import held_features, read_part
+from ...stages.store.reading.reader import Cache, choose_teacher
 from ...stages.store.transfer.origin import read_origin
 from ...stages.store.transfer.place import open_place
 

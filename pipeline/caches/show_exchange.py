@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...stages.store.merge import Merged
+from ...stages.store.upkeep.merge import Merged
 from ..show import duration, show_json, size, warn, warn_skipped
 from .export import Exported
 from .imports import Imported

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...cache_schemas.errors import JobError
-from ...stages.store.survey import Damage, survey_cache
-from ...stages.store.verify import Verification, shards_of, verify
+from ...stages.store.upkeep.survey import Damage, survey_cache
+from ...stages.store.upkeep.verify import Verification, shards_of, verify
 from ..progress import CountProgress
 from ..show import duration, show_json, size
 

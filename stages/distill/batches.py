@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..corpus.labels import LabelValues
-from ..store.block_shuffle import BLOCK_ROWS, BLOCKS_PER_WINDOW, BlockOrder, batches_of
-from ..store.read_ahead import ReadAhead
+from ..store.reading.block_shuffle import BLOCK_ROWS, BLOCKS_PER_WINDOW, BlockOrder, batches_of
+from ..store.reading.read_ahead import ReadAhead
 from .controls import Gather
 from .tokens import Tokens
 

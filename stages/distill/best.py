@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
-from ..store.atomic import write_atomic
+from ..store.files.atomic import write_atomic
 from .evaluation import better
 
 BEST = "best"

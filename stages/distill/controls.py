@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import JobError
-from ..store.feature_array import FeatureArray
-from ..store.index import Rows
+from ..store.format.index import Rows
+from ..store.reading.feature_array import FeatureArray
 
 _SPREAD_ROWS = 4096
 

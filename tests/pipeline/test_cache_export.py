@@ -13,7 +13,7 @@ import pytest
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.keys import example_key
 from armada.pipeline.caches import export_parquet, export_rows
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine
 from small_caches import answer, commit, keys_of, make_manifest, numbered_texts
 

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from armada.stages.store.work import Work
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.writing.work import Work
+from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine
 from small_caches import keys_of, make_manifest, numbered_texts, stored_bytes, write_cache
 

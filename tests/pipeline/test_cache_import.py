@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from armada import open_cache
-from armada.stages.store.manifests import list_teachers
+from armada.stages.store.format.manifests import list_teachers
 from command_line import CommandLine
 from small_caches import numbered_texts, stored_bytes
 from tiny_runs import TEXTS as SENTENCES

@@ -9,7 +9,7 @@ import pytest
 from armada import open_cache
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import CacheManifest, TeacherManifest
-from armada.stages.store.manifests import list_teachers
+from armada.stages.store.format.manifests import list_teachers
 from command_line import CommandLine
 from small_caches import (
     TWO_FEATURES,

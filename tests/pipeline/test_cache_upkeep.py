@@ -13,8 +13,8 @@ import pytest
 from armada.pipeline.caches.repair import run_repair
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job
-from armada.stages.store.reader import open_cache
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine, start
 from small_caches import keys_of, stored_bytes
 

@@ -16,8 +16,8 @@ from armada.cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManife
 from armada.cache_schemas.teachers import TeacherSpec
 from armada.pipeline.caches.card import CardJob, run_card
 from armada.pipeline.caches.features_picture import choose_rows, main_components
-from armada.stages.store.contents import read_digest
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.contents import read_digest
+from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine
 from PIL import Image
 from small_caches import commit, make_manifest, numbered_texts

@@ -24,14 +24,14 @@ import torch
 from armada.cache_schemas import errors
 from armada.cache_schemas.manifest import RunRecord, TeacherManifest
 from armada.pipeline import cluster as cluster_module
-from armada.pipeline.chunks import Chunk, Chunks, Order
+from armada.pipeline.distributed.chunks import Chunk, Chunks, Order
+from armada.pipeline.distributed.workers import answer, stop
 from armada.pipeline.precompute import PrecomputeReport, run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job, make_teacher
-from armada.pipeline.workers import answer, stop
 from armada.stages.corpus.corpus import read_corpus
-from armada.stages.store.reader import open_cache
-from armada.stages.store.work import Work
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.work import Work
+from armada.stages.store.writing.writer import CacheWriter
 from command_line import RUN, CommandLine
 from distributed import Client, LocalCluster
 from small_caches import stored_bytes

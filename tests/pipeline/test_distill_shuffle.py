@@ -1,7 +1,7 @@
 """`shuffle`: how an epoch goes through features that do not fit into memory."""
 
 import pytest
-from armada.stages.store import access
+from armada.stages.store.reading import access
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reading.reader import open_cache
 from command_line import SLOW_TEACHER, CommandLine, start, wait_until_asked
 from small_caches import stored_bytes
 

@@ -16,11 +16,11 @@ from types import TracebackType
 from ....cache_schemas.errors import DamagedCacheError
 from ....cache_schemas.layout import commit_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, TeacherManifest
-from ..atomic import storage_error, sync_file, sync_folder, write_atomic
-from ..checksums import check_file
-from ..lock import locked
-from ..plain_files import read_document
-from ..staging import Heart, Staging
+from ..files.atomic import storage_error, sync_file, sync_folder, write_atomic
+from ..files.checksums import check_file
+from ..files.lock import locked
+from ..files.plain_files import read_document
+from ..writing.staging import Heart, Staging
 from .collisions import refuse_other
 from .place import NotThereError, Place, TooLargeError
 from .shard_files import ShardFile

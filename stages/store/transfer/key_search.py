@@ -14,8 +14,8 @@ from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.keys import KeyArray, first_occurrences
 from ....cache_schemas.layout import ROWS_TABLE
 from ....cache_schemas.manifest import CommitRecord
-from ..index import KeyIndex
-from ..tables import read_keys
+from ..format.index import KeyIndex
+from ..format.tables import read_keys
 from .arrivals import fetch
 from .parallel import in_parallel
 from .place import Place

@@ -12,16 +12,16 @@ from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.errors import CacheError
 from ....cache_schemas.layout import TEACHER_MANIFEST, TEACHER_PART, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
-from ..admission import is_new
-from ..atomic import write_atomic
-from ..creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
-from ..lock import locked
-from ..manifests import check_cache, read_commits, read_teacher
-from ..parts import read_part
-from ..plain_files import read_document
-from ..removal import remove_file
-from ..reservations import Reservations
-from ..staging import PATIENCE_S
+from ..files.atomic import write_atomic
+from ..files.lock import locked
+from ..files.plain_files import read_document
+from ..format.manifests import check_cache, read_commits, read_teacher
+from ..format.parts import read_part
+from ..writing.admission import is_new
+from ..writing.creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
+from ..writing.removal import remove_file
+from ..writing.reservations import Reservations
+from ..writing.staging import PATIENCE_S
 from .collisions import refuse_other_sizes
 from .place import Place
 

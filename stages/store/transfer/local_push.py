@@ -4,9 +4,9 @@ from pathlib import Path
 
 from ....cache_schemas.contents import CacheIndex
 from ....cache_schemas.layout import CACHE_INDEX
-from ..atomic import write_atomic
-from ..contents import read_contents
-from ..lock import locked
+from ..files.atomic import write_atomic
+from ..files.lock import locked
+from ..reading.contents import read_contents
 from .place import LocalPlace
 from .plan import PullPlan
 from .pull import Advance, pull

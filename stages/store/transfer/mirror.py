@@ -19,9 +19,9 @@ import numpy as np
 
 from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.keys import KeyArray
-from ..index import Rows
-from ..parts import held_features
-from ..reader import Cache, choose_teacher
+from ..format.index import Rows
+from ..format.parts import held_features
+from ..reading.reader import Cache, choose_teacher
 from .mirror_record import claim_mirror
 from .mirror_space import FeatureFile, MirrorSpace
 from .mirrored_teacher import MirroredTeacher, connection

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ....cache_schemas.errors import CacheError, OutputError
 from ....cache_schemas.layout import commit_file
-from ..lock import locked, try_lock
-from ..removal import remove_file
+from ..files.lock import locked, try_lock
+from ..writing.removal import remove_file
 from .shard_files import ShardFile
 
 IN_USE = "in_use.lock"

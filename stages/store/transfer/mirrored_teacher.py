@@ -16,9 +16,9 @@ from typing import Any
 from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.errors import MissingFeatureError
 from ....cache_schemas.layout import ROWS_TABLE, commit_file, teacher_folder
-from ..atomic import storage_error, write_atomic
-from ..lock import locked
-from ..parts import held_features, read_part
+from ..files.atomic import storage_error, write_atomic
+from ..files.lock import locked
+from ..format.parts import held_features, read_part
 from .arrivals import Arrivals
 from .fetch_ahead import FetchAhead
 from .key_search import rows_file

@@ -16,8 +16,8 @@ from ....cache_schemas.manifest import (
     check_cache_manifest,
     parse_document,
 )
-from ..contents import check_digest, read_contents
-from ..manifests import fits
+from ..format.manifests import fits
+from ..reading.contents import check_digest, read_contents
 from .listing import list_documents, unlisted
 from .place import LocalPlace, Place, RemotePlace
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from fsspec.callbacks import Callback
 
 from ....cache_schemas.errors import ArmadaError, CacheError, DamagedCacheError, StorageError
-from ..atomic import storage_error
-from ..plain_files import plain_size
+from ..files.atomic import storage_error
+from ..files.plain_files import plain_size
 from .connection import connect, is_local, local_path
 from .retries import DISK_FULL, persistently, status_of
 

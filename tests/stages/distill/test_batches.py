@@ -15,8 +15,8 @@ from armada.stages.distill.batches import DistillDataset, EpochBatches, as_batch
 from armada.stages.distill.controls import Control, Gather, controlled, other_places
 from armada.stages.distill.student_source import load_tokenizer
 from armada.stages.distill.tokens import encode
-from armada.stages.store.block_shuffle import BlockOrder
-from armada.stages.store.reader import Cache
+from armada.stages.store.reading.block_shuffle import BlockOrder
+from armada.stages.store.reading.reader import Cache
 from small_caches import answer
 from thin_caches import cut_into_shards, numbered_rows, thin_feature
 from tiny_runs import FEATURES, MAX_LENGTH, TEXTS, class_labels, make_cache

@@ -8,8 +8,8 @@ import pytest
 from armada.cache_schemas.errors import JobError
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.distill.controls import Control, controlled, other_places, parse_control
-from armada.stages.store.feature_array import FeatureArray
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reading.feature_array import FeatureArray
+from armada.stages.store.reading.reader import open_cache
 from small_caches import make_manifest, numbered_texts, write_cache
 
 COUNT, SHAPE = 300, (40,)

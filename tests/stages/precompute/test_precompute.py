@@ -10,7 +10,7 @@ from armada.cache_schemas.errors import RunError, StorageError, TeacherOutputErr
 from armada.stages.corpus.corpus import read_corpus
 from armada.stages.precompute.precompute import make_examples, probe
 from armada.stages.precompute.teachers.base import Answers, Example
-from armada.stages.store.reader import Cache
+from armada.stages.store.reading.reader import Cache
 from small_caches import stored_bytes
 from spying_teacher import HUGE, NAN, Bench, SpyingTeacher, WriteParquet, code
 

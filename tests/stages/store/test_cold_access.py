@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store import access, address_space, feature_array
-from armada.stages.store.access import available_memory, choose_access
-from armada.stages.store.feature_array import FeatureArray
-from armada.stages.store.pages import pieces_of
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reading import access, address_space, feature_array
+from armada.stages.store.reading.access import available_memory, choose_access
+from armada.stages.store.reading.feature_array import FeatureArray
+from armada.stages.store.reading.pages import pieces_of
+from armada.stages.store.reading.reader import open_cache
 from hypothesis import given
 from hypothesis import strategies as st
 from thin_caches import cut_into_shards, numbered_rows, thin_feature, write_thin_cache

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from armada.cache_schemas.errors import CacheError, CacheVersionError, DamagedCacheError
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reading.reader import open_cache
 from small_caches import make_manifest, numbered_texts, write_cache
 
 SHARD = "pooled/c/1/0"

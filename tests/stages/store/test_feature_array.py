@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from armada.stages.store.feature_array import FeatureArray
-from armada.stages.store.reader import Cache, open_cache
+from armada.stages.store.reading.feature_array import FeatureArray
+from armada.stages.store.reading.reader import Cache, open_cache
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays

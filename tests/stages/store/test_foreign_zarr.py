@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import zarr
 from armada.cache_schemas.errors import CacheError, DamagedCacheError
-from armada.stages.store.feature_array import FeatureArray
-from armada.stages.store.reader import open_cache
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.feature_array import FeatureArray
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.writer import CacheWriter
 from small_caches import TWO_FEATURES, answer, make_manifest, numbered_texts, write_cache
 
 POOLED = TWO_FEATURES[0]

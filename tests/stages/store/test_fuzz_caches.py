@@ -19,13 +19,13 @@ from armada.cache_schemas.contents import CacheIndex
 from armada.cache_schemas.errors import ArmadaError, CacheError, DamagedCacheError
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import CorpusRecord, RunRecord, parse_document
-from armada.stages.store.contents import read_contents
-from armada.stages.store.reader import Cache, open_cache
-from armada.stages.store.repair import carry_out, plan_repair
-from armada.stages.store.survey import CacheSurvey, survey_cache
-from armada.stages.store.tables import read_keys, read_whole_table
-from armada.stages.store.verify import Verification, verify
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.format.tables import read_keys, read_whole_table
+from armada.stages.store.reading.contents import read_contents
+from armada.stages.store.reading.reader import Cache, open_cache
+from armada.stages.store.upkeep.repair import carry_out, plan_repair
+from armada.stages.store.upkeep.survey import CacheSurvey, survey_cache
+from armada.stages.store.upkeep.verify import Verification, verify
+from armada.stages.store.writing.writer import CacheWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_caches import answer, keys_of, make_manifest, numbered_texts

@@ -28,12 +28,12 @@ from armada.cache_schemas.errors import (
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import CommitRecord, TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.stages.store.atomic import write_atomic
-from armada.stages.store.lock import locked
-from armada.stages.store.reader import open_cache
-from armada.stages.store.survey import survey_cache
-from armada.stages.store.verify import verify
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.files.atomic import write_atomic
+from armada.stages.store.files.lock import locked
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.upkeep.survey import survey_cache
+from armada.stages.store.upkeep.verify import verify
+from armada.stages.store.writing.writer import CacheWriter
 from pydantic import ValidationError
 from small_caches import keys_of, make_manifest, numbered_texts, stored_bytes, write_cache
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import StorageError
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store import atomic
-from armada.stages.store.admission import check_teacher
-from armada.stages.store.reader import open_cache
-from armada.stages.store.work import Work
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.files import atomic
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.admission import check_teacher
+from armada.stages.store.writing.work import Work
+from armada.stages.store.writing.writer import CacheWriter
 from small_caches import (
     answer,
     commit,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from armada.cache_schemas.errors import OutputError, StorageError
-from armada.stages.store.lock import locked
+from armada.stages.store.files.lock import locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from armada.stages.store.lock import locked
+from armada.stages.store.files.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from armada.cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
 from armada.cache_schemas.keys import example_key, keys_to_array
-from armada.stages.store.index import KeyIndex
-from armada.stages.store.reader import Cache, open_cache
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.format.index import KeyIndex
+from armada.stages.store.reading.reader import Cache, open_cache
+from armada.stages.store.writing.writer import CacheWriter
 from hypothesis import given
 from hypothesis import strategies as st
 from small_caches import answer, keys_of, make_manifest, numbered_texts, write_cache

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import ArmadaError, OutputError
-from armada.stages.store.reader import open_cache
-from armada.stages.store.work import Work
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.work import Work
+from armada.stages.store.writing.writer import CacheWriter
 from small_caches import (
     answer,
     commit,

@@ -11,9 +11,9 @@ import pytest
 from armada.cache_schemas.errors import CacheError, DamagedCacheError
 from armada.cache_schemas.layout import TEACHER_PART, shard_file, table_file
 from armada.cache_schemas.manifest import CorpusRecord, PartRecord, RunRecord, TeacherManifest
-from armada.stages.store.merge import Merged, merge_teacher
-from armada.stages.store.reader import Cache, open_cache
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.reader import Cache, open_cache
+from armada.stages.store.upkeep.merge import Merged, merge_teacher
+from armada.stages.store.writing.writer import CacheWriter
 from small_caches import (
     answer,
     keys_of,

@@ -19,8 +19,8 @@ from armada.cache_schemas.keys import example_key, keys_to_array
 from armada.cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.hash import HashOptions, HashTeacher
-from armada.stages.store.reader import open_cache
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.writer import CacheWriter
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cache_v1"
 PAIRS = [(f"premise {number}", f"hypothesis {number % 7}") for number in range(104)]

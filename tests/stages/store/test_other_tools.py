@@ -13,7 +13,7 @@ import pytest
 import tensorstore
 import zarr
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store.reader import Cache, open_cache
+from armada.stages.store.reading.reader import Cache, open_cache
 from small_caches import answer, keys_of, make_manifest, numbered_texts, write_cache
 
 FEATURES = (

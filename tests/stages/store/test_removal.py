@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import DamagedCacheError, StorageError
-from armada.stages.store.manifests import list_teachers
-from armada.stages.store.reader import Cache, open_cache
-from armada.stages.store.removal import drop_shard, drop_teacher, remove_tree, uncommitted
-from armada.stages.store.survey import survey_cache
+from armada.stages.store.format.manifests import list_teachers
+from armada.stages.store.reading.reader import Cache, open_cache
+from armada.stages.store.upkeep.survey import survey_cache
+from armada.stages.store.writing.removal import drop_shard, drop_teacher, remove_tree, uncommitted
 from small_caches import answer, make_manifest, numbered_texts, stored_bytes, write_cache
 
 MANIFEST = make_manifest()

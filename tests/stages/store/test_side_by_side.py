@@ -15,8 +15,8 @@ import torch
 import zarr
 from armada.cache_schemas.errors import DamagedCacheError
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store.feature_array import FeatureArray
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reading.feature_array import FeatureArray
+from armada.stages.store.reading.reader import open_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from thin_caches import (

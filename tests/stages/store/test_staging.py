@@ -9,13 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from armada.stages.store import staging
-from armada.stages.store.staging import HEARTBEAT, Heart, Staging, Watch, discard, is_rubbish
+from armada.stages.store.writing import staging
+from armada.stages.store.writing.staging import (
+    HEARTBEAT,
+    Heart,
+    Staging,
+    Watch,
+    discard,
+    is_rubbish,
+)
 
 OWN = """
 import sys, time
 from pathlib import Path
-from armada.stages.store.staging import Heart, Staging
+from armada.stages.store.writing.staging import Heart, Staging
 heart = Heart()
 heart.add(Staging(Path(sys.argv[1]), {"note": b"mine"}))
 print("made", flush=True)

@@ -13,11 +13,11 @@ import zarr
 from armada.cache_schemas.contents import content_digest
 from armada.cache_schemas.errors import CacheError, CacheVersionError, DamagedCacheError
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store.manifests import list_teachers, read_commits
-from armada.stages.store.reader import open_cache
-from armada.stages.store.survey import survey_cache
-from armada.stages.store.verify import Verification, verify
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.format.manifests import list_teachers, read_commits
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.upkeep.survey import survey_cache
+from armada.stages.store.upkeep.verify import Verification, verify
+from armada.stages.store.writing.writer import CacheWriter
 from small_caches import TWO_FEATURES, answer, keys_of, make_manifest, numbered_texts, write_cache
 
 MANIFEST = make_manifest()

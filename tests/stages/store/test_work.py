@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import ReservationLostError, StorageError
-from armada.stages.store import work as work_module
-from armada.stages.store.reader import open_cache
-from armada.stages.store.staging import discard
-from armada.stages.store.work import Task, Work
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing import work as work_module
+from armada.stages.store.writing.staging import discard
+from armada.stages.store.writing.work import Task, Work
+from armada.stages.store.writing.writer import CacheWriter
 from small_caches import commit, keys_of, make_manifest, numbered_texts, stored_bytes, write_cache
 
 MANIFEST = make_manifest(rows_per_shard=64)

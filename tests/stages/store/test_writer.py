@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 from armada.cache_schemas.errors import CacheError, OutputError, TeacherMismatchError
 from armada.cache_schemas.manifest import RunRecord, TeacherManifest
-from armada.stages.store.admission import check_teacher
-from armada.stages.store.manifests import list_teachers
-from armada.stages.store.reader import open_cache
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.format.manifests import list_teachers
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.admission import check_teacher
+from armada.stages.store.writing.writer import CacheWriter
 from small_caches import (
     answer,
     commit,

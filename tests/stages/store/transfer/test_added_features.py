@@ -7,7 +7,7 @@ import pytest
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.transfer.mirror import Mirror
 from file_server import serving
 from small_caches import answer, keys_of, numbered_texts, stored_bytes, write_cache

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import CacheError, DamagedCacheError
-from armada.stages.store.parts import read_part
-from armada.stages.store.reader import Cache, open_cache
-from armada.stages.store.staging import host_id
+from armada.stages.store.format.parts import read_part
+from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.transfer.mirror import Mirror, ToCome, first_uses
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.writing.staging import host_id
+from armada.stages.store.writing.writer import CacheWriter
 from file_server import FileServer, serving
 from small_caches import answer, commit, keys_of, numbered_texts, stored_bytes, write_cache
 from transfers import FOLDER, MANIFEST, OTHER, serve_ready, visible

@@ -7,10 +7,10 @@ import pytest
 from armada.cache_schemas.errors import CacheError, DamagedCacheError, MissingFeatureError
 from armada.cache_schemas.layout import TEACHER_PART
 from armada.cache_schemas.manifest import PartRecord, TeacherManifest
-from armada.stages.store.manifests import read_commits
-from armada.stages.store.parts import read_part
-from armada.stages.store.reader import open_cache
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.format.manifests import read_commits
+from armada.stages.store.format.parts import read_part
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.writer import CacheWriter
 from file_server import serving
 from small_caches import answer, commit, keys_of, numbered_texts, stored_bytes, write_cache
 from transfers import FOLDER, MANIFEST, OTHER, bring, serve_ready, visible

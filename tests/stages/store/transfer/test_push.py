@@ -11,12 +11,12 @@ from armada.cache_schemas.contents import CacheIndex
 from armada.cache_schemas.errors import CacheError, DamagedCacheError, StorageError
 from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
 from armada.cache_schemas.manifest import RunRecord, parse_document
-from armada.stages.store.contents import read_contents, read_digest
-from armada.stages.store.reader import open_cache
+from armada.stages.store.reading.contents import read_contents, read_digest
+from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.transfer.origin import read_origin
 from armada.stages.store.transfer.place import RemotePlace
 from armada.stages.store.transfer.push import plan_push, push
-from armada.stages.store.writer import CacheWriter
+from armada.stages.store.writing.writer import CacheWriter
 from s3_server import new_bucket, objects
 from small_caches import answer, commit, keys_of, numbered_texts, stored_bytes, write_cache
 from transfers import FOLDER, MANIFEST, OTHER, bring, send, serve_ready, visible

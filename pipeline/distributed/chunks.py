@@ -1,0 +1,98 @@
+"""What goes between who runs a job on Dask and its workers: an order, chunks, outcomes.
+
+The texts of a chunk go to a worker, counts come back; the answers go from the worker to the cache.
+No key is in two chunks of a run.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+
+import numpy as np
+import numpy.typing as npt
+
+from ...cache_schemas.errors import ArmadaError
+from ...cache_schemas.keys import KeyArray
+from ...cache_schemas.manifest import TeacherManifest
+from ...cache_schemas.teachers import TeacherSpec
+from ...stages.corpus.corpus import Corpus
+from ..precompute_job import PrecomputeJob
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a run wants of every worker. The path of the job's cache is absolute; `spec` is that of
+    the job's teacher as its owner sees it."""
+
+    run_id: str
+    job: PrecomputeJob
+    manifest: TeacherManifest
+    spec: TeacherSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that make one shard, with keys [N, 16].
+
+    shard: the number to take if it is free; unrelated: shards known to hold none of the keys;
+    waits: whether to wait for other writers who are at the keys."""
+
+    number: int
+    corpus: Corpus
+    keys: KeyArray
+    shard: int
+    unrelated: frozenset[int]
+    waits: bool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a chunk. shards: number, seconds spent asking and truncated texts of each that
+    was committed. Unfinished: others are at what is left, or the run was stopped."""
+
+    shards: list[tuple[int, float, int]] = field(default_factory=list)
+    rows: int = 0
+    skipped: list[str] = field(default_factory=list)
+    unfinished: bool = False
+    error: ArmadaError | None = None
+
+
+class Chunks:
+    """The pending rows of a corpus in corpus order, so many for each shard."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        keys: KeyArray,
+        pending: npt.NDArray[np.int64],
+        rows_per_shard: int,
+        first_shard: int,
+        taken: Collection[int],
+    ) -> None:
+        """`taken`: committed shards; the lowest other numbers from `first_shard` on are ours."""
+        self._corpus, self._keys, self._pending = corpus, keys, pending
+        self._size = rows_per_shard
+        self._unrelated = frozenset(taken)
+        free = (number for number in count(first_shard) if number not in self._unrelated)
+        self._shards = list(islice(free, len(self)))
+
+    def __len__(self) -> int:
+        return -(-len(self._pending) // self._size)
+
+    def rows(self, number: int) -> int:
+        """How many rows a chunk has."""
+        return len(self._places(number))
+
+    def _places(self, number: int) -> npt.NDArray[np.int64]:
+        return self._pending[number * self._size : (number + 1) * self._size]
+
+    def cut(self, number: int, waits: bool) -> Chunk:
+        """A chunk with its own copy of its rows."""
+        places = self._places(number)
+        corpus = replace(self._corpus.take(places), skipped=())
+        shard = self._shards[number]
+        return Chunk(number, corpus, self._keys[places], shard, self._unrelated, waits)
+
+    def finished(self, shards: Collection[int]) -> None:
+        """Shards of a chunk that is done: they hold no key of another."""
+        self._unrelated |= frozenset(shards)

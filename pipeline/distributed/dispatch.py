@@ -1,0 +1,167 @@
+"""Deals the chunks of a run out to the workers of a Dask cluster and hears what became of them.
+
+What comes in: the pending rows of a corpus, cut into chunks. What goes out: an outcome for each
+chunk, as it comes. A few chunks for each worker are under way at a time, so that memory stays
+bounded; a chunk at which other writers are is tried again when all others are done. Dask gives the
+chunk of a lost worker to another. When the run ends early for any reason, the workers are told,
+commit what they have answered, and are waited for.
+
+All news come through one queue, signals too (`signals.py`).
+"""
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from ...cache_schemas.errors import RunError
+from ..show import warn
+from ..signals import Signal, heard_by
+from .chunks import Chunks, Order, Outcome
+from .workers import TOPIC, answer, release, stop
+
+CHUNKS_PER_WORKER = 2
+"""One that is asked about and one that waits at the worker."""
+
+LOOK_S = 5.0
+"""How often to see whether there are workers to wait for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A chunk on its way, and the future of its outcome."""
+
+    number: int
+    waits: bool
+    future: Any
+
+
+class Dispatch:
+    """One run's chunks on their way. `finished` is called with each outcome, `advance` with rows
+    that are done, `waiting` with rows if other writers are at all that is left."""
+
+    def __init__(
+        self,
+        client: Any,
+        order: Order,
+        chunks: Chunks,
+        finished: Callable[[Outcome], None],
+        advance: Callable[[int], None],
+        waiting: Callable[[int], None],
+    ) -> None:
+        """`client` is a `distributed.Client`."""
+        self._client, self._order, self._chunks = client, order, chunks
+        self._finished, self._advance, self._waiting = finished, advance, waiting
+        self._to_send = deque((number, False) for number in range(len(chunks)))
+        self._sent: dict[str, _Sent] = {}
+        self._news: SimpleQueue[Any] = SimpleQueue()
+        self._rows = [0] * len(chunks)
+        self._alone = False
+
+    def run(self) -> None:
+        """Until all chunks are done. Raises the first error of a worker, RunError if the cluster
+        fails, and what the handler of a signal raises."""
+        self._client.subscribe_topic(TOPIC, lambda event: self._news.put(event[1]))
+        with heard_by(self._news.put, patience=2):
+            try:
+                while self._to_send or self._sent:
+                    self._send()
+                    self._take(self._next())
+            except BaseException as error:
+                self._stop(error)
+                raise
+            finally:
+                self._have_all(release)
+
+    def _send(self) -> None:
+        room = CHUNKS_PER_WORKER * max(1, len(self._client.nthreads())) - len(self._sent)
+        for _ in range(min(room, len(self._to_send))):
+            number, waits = self._to_send.popleft()
+            chunk = self._chunks.cut(number, waits)
+            key = f"armada-{self._order.run_id}-{number}-{'again' if waits else 'first'}"
+            future = self._client.submit(answer, self._order, chunk, key=key, pure=False)
+            self._sent[key] = _Sent(number, waits, future)
+            future.add_done_callback(self._news.put)
+        if all(sent.waits for sent in self._sent.values()):
+            self._waiting(sum(self._chunks.rows(sent.number) for sent in self._sent.values()))
+
+    def _next(self) -> Any:
+        """The next news: a future that is done, progress, or a signal."""
+        while True:
+            with suppress(Empty):
+                return self._news.get(timeout=LOOK_S)
+            alone = not self._client.nthreads()
+            if alone and not self._alone:
+                warn("all workers are lost; waiting for one")
+            self._alone = alone
+
+    def _take(self, news: Any) -> None:
+        if isinstance(news, Signal):
+            news.act()
+        elif isinstance(news, dict):
+            if news["run"] == self._order.run_id:
+                self._advance_to(news["chunk"], news["rows"])
+        else:
+            self._take_outcome(self._sent.pop(news.key))
+
+    def _take_outcome(self, sent: _Sent) -> None:
+        outcome = _outcome(sent.future)
+        self._finished(outcome)
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.unfinished:
+            self._to_send.append((sent.number, True))
+        else:
+            self._chunks.finished([shard for shard, _, _ in outcome.shards])
+            self._advance_to(sent.number, self._chunks.rows(sent.number))
+
+    def _advance_to(self, number: int, rows: int) -> None:
+        """A chunk that is asked about again, after its worker was lost, does not count twice."""
+        new = max(0, min(rows, self._chunks.rows(number)) - self._rows[number])
+        self._rows[number] += new
+        self._advance(new)
+
+    def _stop(self, error: BaseException) -> None:
+        """Have the workers commit what they have answered, and wait until they have."""
+        if isinstance(error, KeyboardInterrupt):
+            print("stopping; Ctrl-C again drops what is being asked", file=sys.stderr)
+        self._have_all(stop)
+        while self._sent and self._client.status == "running":
+            try:
+                news = self._news.get(timeout=LOOK_S)
+            except Empty:
+                if not self._client.nthreads():
+                    return
+                continue
+            if isinstance(news, Signal):
+                return
+            if not isinstance(news, dict):
+                # The error that ends the run is known; more of them help nobody.
+                with suppress(Exception):
+                    self._finished(_outcome(self._sent.pop(news.key).future))
+
+    def _have_all(self, end: Callable[[str], None]) -> None:
+        """Have every worker that can be reached stop, or forget, this run."""
+        if self._client.status == "running":
+            self._client.run(end, self._order.run_id, on_error="ignore")
+
+
+def _outcome(future: Any) -> Outcome:
+    from distributed import KilledWorker
+
+    if future.cancelled():
+        raise RunError(
+            "dask: the connection to the scheduler is lost; all committed answers are kept; "
+            "run the command again"
+        )
+    try:
+        outcome: Outcome = future.result()
+    except KilledWorker as cause:
+        raise RunError(
+            f"dask: {cause.allowed_failures + 1} workers died at the same rows, the last was "
+            f"{cause.last_worker.address}; all committed answers are kept; is memory too small?"
+        ) from cause
+    return outcome

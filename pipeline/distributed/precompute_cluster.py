@@ -1,0 +1,173 @@
+"""A run of `precompute` on Dask: this process plans and counts, workers ask and commit.
+
+    run_on_cluster -> _ask -> Dispatch.run -> workers.answer, on the workers
+
+What comes in: a job that names `workers` or `dask`. What goes out: the report of an ordinary run.
+The pending keys are cut into chunks of `rows_per_shard` in corpus order, each with the shard number
+that it would have in an ordinary run: so an undisturbed run leaves the same bytes as one process.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ...cache_schemas.errors import ArmadaError, JobError, RunError
+from ...cache_schemas.teachers import TeacherSpec
+from ...stages.store.format.parts import first_own_shard
+from ...stages.store.writing.writer import CacheWriter
+from ..precompute import Plan, PrecomputeReport, Run, make_plan, say_that_it_waits, terminable
+from ..precompute_job import PrecomputeJob, make_teacher
+from ..progress import CountProgress
+from .chunks import Chunks, Order, Outcome
+from .cluster import connected, device_of, number_of_workers, own_cluster, visible_gpus
+from .dispatch import Dispatch
+from .workers import Equipment, equipment, sees_run, unseen
+
+if TYPE_CHECKING:
+    import torch
+    from distributed import Client
+
+
+@dataclass(frozen=True, slots=True)
+class _Crew:
+    """Workers that can be asked."""
+
+    client: "Client"
+    equipment: tuple[Equipment, ...]
+
+    def together(self, of_one: Callable[[Equipment], Mapping[str, str]]) -> dict[str, str]:
+        """What all workers have, and where they differ, each thing that some have."""
+        found: dict[str, set[str]] = {}
+        for one in self.equipment:
+            for name, value in of_one(one).items():
+                found.setdefault(name, set()).add(value)
+        return {name: ", ".join(sorted(values)) for name, values in found.items()}
+
+
+@dataclass(slots=True)
+class _Tally:
+    """The outcomes so far; rows that were left out are named once however often they were asked."""
+
+    run: Run
+    rows: int = 0
+    skipped: dict[str, None] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        self.rows += outcome.rows
+        self.skipped |= dict.fromkeys(outcome.skipped)
+        for shard, seconds, truncated in outcome.shards:
+            self.run.committed(shard, seconds, truncated)
+
+
+def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
+    """Ask the teacher about what is not cached yet, with the workers that the job names."""
+    with ExitStack() as stack:
+        stack.enter_context(terminable())
+        if job.dask is not None:
+            crew = _crew(stack.enter_context(connected(job.dask)), job)
+            device = _device(crew)
+        else:
+            gpus = visible_gpus(job.device)
+            device = device_of(job.device, gpus)
+        teacher = make_teacher(job, device)
+        plan = make_plan(job, teacher)
+        writer = stack.enter_context(CacheWriter(job.cache, plan.manifest, job.takeover_seconds))
+        pending = writer.pending(plan.keys)
+        if not len(pending):
+            return _report(plan, 0, None)
+        if job.dask is None:
+            number = number_of_workers(job.workers or "auto", gpus)
+            crew = _crew(stack.enter_context(own_cluster(number, gpus)), job)
+        tally = _ask(job, plan, teacher.spec, writer, pending, crew, quiet)
+        return _report(plan, len(pending), tally)
+
+
+def _report(plan: Plan, pending: int, tally: "_Tally | None") -> PrecomputeReport:
+    """What a worker committed just before it was lost counts as done elsewhere: it told nobody."""
+    rows = tally.rows if tally else 0
+    skipped = tuple(tally.skipped) if tally else ()
+    return PrecomputeReport(
+        fingerprint=plan.manifest.fingerprint,
+        rows=len(plan.corpus),
+        unique=plan.unique,
+        already_cached=plan.unique - pending,
+        asked=rows,
+        done_elsewhere=pending - rows - len(skipped),
+        truncated=tally.run.record.truncated_examples if tally else 0,
+        skipped=(*plan.corpus.skipped, *skipped),
+        teacher_seconds=sum(tally.run.record.teacher_seconds.values()) if tally else 0.0,
+    )
+
+
+def _crew(client: "Client", job: PrecomputeJob) -> _Crew:
+    """The workers of a cluster, looked at; raises JobError that names one that cannot be used."""
+    found = client.run(equipment, job.device, on_error="return")
+    here = version("armada-kd")
+    if not found:
+        raise RunError("dask: all workers have left the cluster; start some")
+    for worker, one in found.items():
+        if isinstance(one, ArmadaError):
+            raise JobError(f"worker {worker}: {one}") from one
+        if not isinstance(one, Equipment):
+            raise JobError(
+                f"worker {worker}: cannot run armada {here} ({type(one).__name__}: {one}); "
+                "install the same there as here"
+            )
+        if one.armada != here:
+            raise JobError(
+                f"worker {worker}: has armada {one.armada}, here is {here}; install the same"
+            )
+    return _Crew(client, tuple(found.values()))
+
+
+def _device(crew: _Crew) -> "torch.device":
+    """Where the workers run teachers, as the same settings may mean another teacher elsewhere."""
+    import torch
+
+    kinds = {one.device_type for one in crew.equipment}
+    if len(kinds) > 1:
+        raise JobError(
+            f"job key 'device': means {' and '.join(sorted(kinds))} on different workers; name one"
+        )
+    return torch.device(kinds.pop())
+
+
+def _ask(
+    job: PrecomputeJob,
+    plan: Plan,
+    spec: TeacherSpec,
+    writer: CacheWriter,
+    pending: npt.NDArray[np.int64],
+    crew: _Crew,
+    quiet: bool,
+) -> _Tally:
+    machine = crew.together(lambda one: one.hardware) | {"workers": str(len(crew.equipment))}
+    run = Run(job, plan, writer, crew.together(lambda one: one.versions), machine)
+    run.write()
+    there = job.model_copy(update={"cache": job.cache.absolute()})
+    order = Order(run.id, there, plan.manifest, spec)
+    _refuse_blind(crew.client.run(sees_run, order), order)
+    tally = _Tally(run)
+    chunks = Chunks(
+        plan.corpus,
+        plan.keys,
+        pending,
+        plan.manifest.rows_per_shard,
+        first_own_shard(job.cache, plan.manifest.fingerprint),
+        {commit.shard for commit in writer.commits},
+    )
+    with CountProgress("precompute", "rows", len(pending), quiet) as progress:
+        waiting = say_that_it_waits(quiet)
+        Dispatch(crew.client, order, chunks, tally.add, progress.advance, waiting).run()
+    return tally
+
+
+def _refuse_blind(seen: Mapping[str, bool], order: Order) -> None:
+    for worker, sees in seen.items():
+        if not sees:
+            raise JobError(f"worker {worker}: {unseen(order)}")

@@ -1,0 +1,236 @@
+"""The workers' side of a run on Dask: a chunk of a corpus in, committed answers, counts out.
+
+    answer -> _answer -> stages.precompute
+
+A worker process keeps one loaded teacher between chunks and asks it about one chunk at a time. The
+answers go from the worker to the cache; only counts go back to who runs the job. What a worker
+that died had reserved, the one that gets the chunk next takes over (`store/writing/staging.py`),
+with the same shard number: so a lost worker changes no byte of the cache.
+"""
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from ...cache_schemas.errors import ArmadaError, JobError
+from ...cache_schemas.layout import teacher_folder
+from ...cache_schemas.teachers import differences
+from ...stages.precompute.precompute import Asking, precompute
+from ...stages.precompute.teachers.base import Teacher
+from ...stages.store.writing.work import Task, Work
+from ...stages.store.writing.writer import CacheWriter
+from ..device import choose_device
+from ..precompute_job import make_teacher
+from ..provenance import hardware, library_versions
+from .chunks import Chunk, Order, Outcome
+
+TOPIC = "armada"
+"""Dask's name for the stream of progress of all runs on a scheduler."""
+
+REPORT_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """Where a worker's teachers run, and what goes into the provenance of its answers."""
+
+    armada: str
+    device_type: str
+    versions: dict[str, str]
+    hardware: dict[str, str]
+
+
+def equipment(device: str) -> Equipment:
+    """That of this process; raises JobError if it does not have the device."""
+    chosen = choose_device(device)
+    return Equipment(version("armada-kd"), chosen.type, library_versions(), hardware(str(chosen)))
+
+
+def sees_run(order: Order) -> bool:
+    """Whether this process sees the cache in which the run has written its record."""
+    folder = teacher_folder(order.job.cache, order.manifest.fingerprint)
+    return (folder / "runs" / f"{order.run_id}.json").is_file()
+
+
+def answer(order: Order, chunk: Chunk) -> Outcome:
+    """Ask the teacher about a chunk, unless that is done, and commit the answers."""
+    outcome = Outcome()
+    with _desk.lock:
+        try:
+            _answer(order, chunk, outcome)
+        except _Unfinished:
+            outcome.unfinished = True
+        except ArmadaError as error:
+            outcome.error = error
+    return outcome
+
+
+def stop(run_id: str) -> None:
+    """End what this process does for a run at the next batch; what is answered is committed."""
+    _desk.stopped.add(run_id)
+
+
+def release(run_id: str) -> None:
+    """Give the memory back that a teacher of this run takes in this process."""
+    _desk.release(run_id)
+
+
+def _answer(order: Order, chunk: Chunk, outcome: Outcome) -> None:
+    if order.run_id in _desk.stopped:
+        raise _Unfinished
+    if not sees_run(order):
+        raise JobError(f"{_me()}: {unseen(order)}")
+    job = order.job
+    signals = _Signals(order.run_id, chunk)
+    with CacheWriter(job.cache, order.manifest, job.takeover_seconds) as writer:
+        work = _ChunkWork(writer, chunk, signals.wait)
+        if not work.pending:
+            return
+        held = _desk.teacher(order)
+
+        def committed(shard: int, seconds: float, truncated: int) -> None:
+            outcome.shards.append((shard, seconds, truncated))
+
+        asking = Asking(
+            held.batch_size, job.skip_bad_rows, signals.advance, committed, outcome.skipped
+        )
+        try:
+            precompute(chunk.corpus, chunk.keys, work, held.teacher, writer, asking)
+        finally:
+            held.batch_size = asking.batch_size
+            ours = {shard for shard, _, _ in outcome.shards}
+            outcome.rows = sum(commit.rows for commit in writer.commits if commit.shard in ours)
+
+
+def unseen(order: Order) -> str:
+    """What to tell people about a worker that does not see the cache."""
+    return (
+        f"does not see the cache {order.job.cache}; every worker needs the same folder under the "
+        "same path"
+    )
+
+
+def _me() -> str:
+    from distributed import get_worker
+
+    return f"worker {get_worker().address}"
+
+
+class _Unfinished(Exception):
+    """The rest of the chunk is left for later, or for nobody."""
+
+
+class _ChunkWork(Work):
+    """The keys of one chunk, its preferred shard, and no look at shards of other chunks: reading
+    the keys of 1,000 shards takes two seconds."""
+
+    def __init__(self, writer: CacheWriter, chunk: Chunk, waiting: Callable[[int], None]) -> None:
+        self._chunk = chunk
+        super().__init__(writer, chunk.keys, waiting)
+
+    def reserve(self, preferred: int | None = None) -> Task | None:
+        return super().reserve(self._chunk.shard if preferred is None else preferred)
+
+    def _count(self, shard: int, rows: int) -> None:
+        if shard not in self._chunk.unrelated:
+            super()._count(shard, rows)
+
+
+class _Signals:
+    """Between batches: tells how far a chunk is, and hears whether its run has stopped."""
+
+    def __init__(self, run_id: str, chunk: Chunk) -> None:
+        self._run_id, self._chunk = run_id, chunk
+        self._rows, self._reported = 0, time.monotonic()
+
+    def advance(self, rows: int) -> None:
+        """So many more rows are answered; ends the asking if the run has stopped."""
+        self._rows += rows
+        if self._run_id in _desk.stopped:
+            raise _Unfinished
+        if time.monotonic() - self._reported > REPORT_EVERY_S:
+            self._reported = time.monotonic()
+            self._report()
+
+    def _report(self) -> None:
+        from distributed import get_worker
+
+        done = {"run": self._run_id, "chunk": self._chunk.number, "rows": self._rows}
+        get_worker().log_event(TOPIC, done)
+
+    def wait(self, rows: int) -> None:
+        """Other writers are at the last rows: wait for them, or let the chunk be tried later."""
+        if not self._chunk.waits or self._run_id in _desk.stopped:
+            raise _Unfinished
+
+
+@dataclass(slots=True)
+class _Held:
+    """A loaded teacher, who asked it last, and the batches that fit into its device's memory."""
+
+    key: tuple[str, str]
+    run_id: str
+    teacher: Teacher
+    batch_size: int
+
+
+class _Desk:
+    """What a worker process keeps from one chunk to the next."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        """Held by who asks the teacher; a worker may have several threads."""
+        self.stopped: set[str] = set()
+        self._held: _Held | None = None
+
+    def teacher(self, order: Order) -> _Held:
+        """The teacher of a run, made and loaded unless it is here already."""
+        key = (order.spec.fingerprint, order.job.device)
+        held = self._held
+        if held is None or held.key != key:
+            self._held = held = None  # two teachers may not fit into the device's memory
+            teacher = _make(order)
+            teacher.load()
+            held = self._held = _Held(key, "", teacher, 1)
+        if held.run_id != order.run_id:
+            held.run_id = order.run_id
+            held.batch_size = order.job.batch_size or held.teacher.default_batch_size
+        return held
+
+    def release(self, run_id: str) -> None:
+        """Forget the teacher, unless another run asks it, or is about to."""
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
+            if self._held is not None and self._held.run_id == run_id:
+                self._held = None
+                _empty_caches()
+        finally:
+            self.lock.release()
+
+
+_desk = _Desk()
+
+
+def _empty_caches() -> None:
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _make(order: Order) -> Teacher:
+    try:
+        teacher = make_teacher(order.job)
+    except ArmadaError as error:
+        raise type(error)(f"{_me()}: {error}") from error
+    if teacher.spec.fingerprint != order.spec.fingerprint:
+        fields = (line.partition(":")[0] for line in differences(order.spec, teacher.spec))
+        raise JobError(
+            f"{_me()}: its {order.job.teacher} is not the one here; it differs in "
+            f"{', '.join(fields)}"
+        )
+    return teacher

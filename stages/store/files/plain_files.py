@@ -1,0 +1,74 @@
+"""Files of a cache are plain files in plain folders, and no larger than they may be.
+
+A cache may come from strangers. Its paths are made from checked names (`cache_schemas/layout.py`),
+so no document can lead out of it; a symbolic link could, and a pipe or a device could keep a reader
+waiting for ever. So what lies below a cache's own folder is looked at before it is first opened:
+one `lstat` for each part of its path, a few µs a file.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from ....cache_schemas.errors import DamagedCacheError
+from ....cache_schemas.manifest import DocumentT, parse_document
+
+
+def plain_size(path: Path, cache: Path) -> int:
+    """Bytes of the file `path` somewhere below the folder `cache`.
+
+    Raises DamagedCacheError if it is missing, is no regular file, or is reached by a symbolic link
+    below `cache` (the folder `cache` itself may be one)."""
+    check_folders(path, cache)
+    try:
+        found = path.lstat()
+    except FileNotFoundError as cause:
+        raise DamagedCacheError(f"{path}: is missing") from cause
+    except OSError as cause:
+        raise DamagedCacheError(f"{path}: cannot be read: {cause.strerror}") from cause
+    if stat.S_ISLNK(found.st_mode):
+        raise _is_a_link(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise DamagedCacheError(f"{path}: is not a file")
+    return found.st_size
+
+
+def check_folders(path: Path, cache: Path) -> None:
+    """Refuse a path that some symbolic link between `cache` and its last part leads through."""
+    parts, above = path.parts, len(cache.parts)
+    assert parts[:above] == cache.parts, (path, cache)
+    # Strings: a cache has thousands of files, and paths cost more than the calls.
+    folder = str(cache)
+    for part in parts[above:-1]:
+        folder = f"{folder}{os.sep}{part}"
+        if os.path.islink(folder):
+            raise _is_a_link(folder)
+
+
+def refuse_linked_folders(teacher: Path, cache: Path) -> None:
+    """Refuse a teacher's folder if what is written to it would go through a symbolic link."""
+    for folder in (teacher, *teacher.glob("*"), *teacher.glob("*/c"), *teacher.glob("tables/*")):
+        check_folders(folder / "file", cache)
+
+
+def _is_a_link(path: Path | str) -> DamagedCacheError:
+    return DamagedCacheError(
+        f"{path}: is a symbolic link, which could lead anywhere; "
+        "copy the cache with its links resolved (cp -rL)"
+    )
+
+
+def read_bytes(path: Path, cache: Path, limit: int) -> bytes:
+    """A small file of a cache; one of more than `limit` bytes is refused before it is read."""
+    size = plain_size(path, cache)
+    if size > limit:
+        raise DamagedCacheError(f"{path}: has {size} bytes; at most {limit} are read")
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise DamagedCacheError(f"{path}: cannot be read: {cause.strerror}") from cause
+
+
+def read_document(model: type[DocumentT], path: Path, cache: Path) -> DocumentT:
+    """Read one JSON document of a cache; anything but a valid one is a DamagedCacheError."""
+    return parse_document(model, read_bytes(path, cache, model.max_bytes), path)

@@ -1,0 +1,61 @@
+"""The documents of a cache, read from disk and checked against each other and their places."""
+
+from pathlib import Path
+
+from ....cache_schemas.errors import CacheError, DamagedCacheError
+from ....cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST, commit_file, teacher_folder
+from ....cache_schemas.manifest import (
+    CacheManifest,
+    CommitRecord,
+    TeacherManifest,
+    check_cache_manifest,
+)
+from ..files.plain_files import read_bytes, read_document
+
+
+def check_cache(path: Path) -> None:
+    """Refuse what is not a cache of this format version."""
+    manifest = path / CACHE_MANIFEST
+    if not manifest.is_file():
+        raise CacheError(f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache")
+    check_cache_manifest(read_bytes(manifest, path, CacheManifest.max_bytes), manifest)
+
+
+def list_teachers(path: Path) -> list[TeacherManifest]:
+    """The teachers of a cache, sorted by fingerprint."""
+    check_cache(path)
+    files = sorted(path.glob(f"teachers/*/{TEACHER_MANIFEST}"))
+    return [read_teacher(file, path) for file in files]
+
+
+def read_teacher(file: Path, path: Path) -> TeacherManifest:
+    """`teacher.json` in the cache at `path`; raises DamagedCacheError if it does not fit."""
+    teacher = read_document(TeacherManifest, file, path)
+    if teacher.fingerprint != file.parent.name:
+        raise DamagedCacheError(
+            f"{file}: is of teacher {teacher.fingerprint}; its folder is named otherwise"
+        )
+    return teacher
+
+
+def read_commits(path: Path, teacher: TeacherManifest) -> list[CommitRecord]:
+    """The commit records of one teacher of the cache at `path`, in shard order."""
+    folder = teacher_folder(path, teacher.fingerprint)
+    return [read_commit(folder, file, teacher) for file in sorted(folder.glob("commits/*.json"))]
+
+
+def read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRecord:
+    """One commit record of a teacher's folder; raises DamagedCacheError if it does not fit."""
+    record = read_document(CommitRecord, file, folder.parent.parent)
+    if file != commit_file(folder, record.shard) or not fits(record, teacher):
+        raise DamagedCacheError(
+            f"{file}: shard {record.shard} of {record.rows} rows and features "
+            f"{', '.join(record.features):.200} fits neither its name nor the teacher; recompute it"
+        )
+    return record
+
+
+def fits(record: CommitRecord, teacher: TeacherManifest) -> bool:
+    """Whether a shard can be one of this teacher's."""
+    names = {feature.name for feature in teacher.spec.features}
+    return record.rows <= teacher.rows_per_shard and record.features.keys() == names

@@ -1,0 +1,109 @@
+"""Per-example tables in Parquet: one file per shard and table, rows in shard order."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ....cache_schemas.errors import DamagedCacheError
+from ....cache_schemas.keys import KEY_BYTES, KeyArray
+from ..files.plain_files import plain_size
+from .parquet_footer import MAX_FOOTER_BYTES, read_footer
+
+KEY_TYPE = pa.binary(KEY_BYTES)
+
+
+def rows_table(keys: KeyArray, truncated: npt.NDArray[np.bool_]) -> pa.Table:
+    """The table every shard has: `key` and `truncated` of each example."""
+    column = pa.FixedSizeBinaryArray.from_buffers(
+        KEY_TYPE, len(keys), [None, pa.py_buffer(np.ascontiguousarray(keys))]
+    )
+    return pa.table({"key": column, "truncated": pa.array(truncated)})
+
+
+def table_bytes(table: pa.Table) -> memoryview:
+    """A Parquet file of one table. Plain: keys and images do not compress."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="none", use_dictionary=False, store_schema=False)
+    return memoryview(sink.getvalue())
+
+
+def read_table(path: Path, columns: Mapping[str, pa.DataType], rows: int) -> pa.Table:
+    """Read `columns` of a table file; raises DamagedCacheError for other types or row counts."""
+    table = _read(path, rows, list(columns))
+    names = sorted(table.schema.names)
+    if names != sorted(columns) or {f.name: f.type for f in table.schema} != columns:
+        raise DamagedCacheError(
+            f"{path}: of {list(columns)} it holds {names}, of other types or not all; recompute "
+            "the shard"
+        )
+    return table
+
+
+def read_whole_table(path: Path, rows: int) -> pa.Table:
+    """Read all columns of a table file; raises DamagedCacheError for another row count."""
+    return _read(path, rows, None)
+
+
+def check_table(path: Path, rows: int) -> None:
+    """Refuse a table file whose footer does not say that it holds so many rows."""
+    with _opened(path, rows):
+        pass
+
+
+def _read(path: Path, rows: int, columns: list[str] | None) -> pa.Table:
+    with _opened(path, rows) as file:
+        table = file.read(columns=columns)
+    if table.num_rows != rows:
+        raise _other_rows(path, table.num_rows, rows)
+    return table
+
+
+@contextmanager
+def _opened(path: Path, rows: int) -> Iterator[pq.ParquetFile]:
+    """A table file in a cache; its footer was looked at before anything is allocated for what it
+    claims."""
+    cache = path.parents[4]  # CACHE/teachers/<fingerprint>/tables/<table>/<shard>.parquet
+    plain_size(path, cache)
+    _check_footer(path, rows)
+    try:
+        with pq.ParquetFile(path, thrift_string_size_limit=MAX_FOOTER_BYTES) as file:
+            yield file
+    except (OSError, ValueError, pa.ArrowException) as cause:
+        reason = str(cause).partition("\n")[0]
+        raise DamagedCacheError(f"{path}: committed but unreadable: {reason:.200}") from cause
+
+
+def _check_footer(path: Path, rows: int) -> None:
+    footer = read_footer(path)
+    for claimed in (footer.rows, footer.group_rows):
+        if claimed != rows:
+            raise _other_rows(path, claimed, rows)
+    # Written uncompressed, a column of fixed width takes no more memory than the file has bytes.
+    if footer.compressed:
+        raise DamagedCacheError(f"{path}: is compressed; tables of a cache are not")
+
+
+def _other_rows(path: Path, found: int, rows: int) -> DamagedCacheError:
+    return DamagedCacheError(
+        f"{path}: holds {found} rows; the commit record says {rows}; recompute the shard"
+    )
+
+
+def read_keys(path: Path, rows: int) -> KeyArray:
+    """The keys of a shard, [rows, 16]; raises DamagedCacheError."""
+    column = read_table(path, {"key": KEY_TYPE}, rows)["key"].combine_chunks()
+    if column.null_count:
+        raise DamagedCacheError(
+            f"{path}: {column.null_count} rows have no key; recompute the shard"
+        )
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    data = b"".join(
+        chunk.buffers()[1].slice(chunk.offset * KEY_BYTES, len(chunk) * KEY_BYTES).to_pybytes()
+        for chunk in chunks
+    )
+    return np.frombuffer(data, dtype=np.uint8).reshape(-1, KEY_BYTES)

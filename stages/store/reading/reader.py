@@ -1,0 +1,261 @@
+"""Open a cache and read answers by text, key or row.
+
+    cache = open_cache("cache", teacher="3fa9")
+    rows = cache.lookup(["a red bird", "two dogs"])
+    cache["embedding"][rows]          # float16 or float32, [2, E]
+
+Rows count committed answers, 0 to len(cache) - 1, in the order of commit; they are stable as long
+as nothing is removed. Only what was committed when the cache was opened is visible. Features that
+were added to a teacher later are offered beside its own; a row may lack them.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ....cache_schemas.contents import TeacherIndex
+from ....cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
+from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
+from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
+from ....cache_schemas.manifest import RunRecord, TeacherManifest
+from ..files.plain_files import read_document
+from ..format.index import KeyIndex, Rows
+from ..format.manifests import list_teachers, read_commits
+from ..format.parts import held_features, read_part
+from ..format.tables import read_keys, read_table
+from .access import Access
+from .feature_array import FeatureArray
+from .feature_shards import Prepare
+from .first_open import CheckedFiles
+from .joined_array import JoinedArray
+
+Example = str | bytes | Sequence[str]
+
+
+def open_cache(
+    path: str | Path, teacher: str | None = None, verify: bool = False, access: Access = "auto"
+) -> "Cache":
+    """Open the answers of one teacher of the cache at `path`.
+
+    `teacher` is a fingerprint or a prefix of one that no other teacher of the cache shares; it may
+    be left out if the cache has one teacher. Teachers that extend others do not count, unless it
+    takes one of them to match. With `verify`, the checksum of each file is compared when the file
+    is first opened. `access` says how features are read: `warm` for those that fit into memory,
+    `cold` for larger ones, `auto` by size. Raises CacheError (or CacheVersionError,
+    DamagedCacheError) if there is no such cache or teacher.
+    """
+    path = Path(path)
+    teachers = list_teachers(path)
+    chosen = choose_teacher(path, teachers, teacher)
+    added = [
+        Cache(path, t, verify=verify, access=access)
+        for t in teachers
+        if t.extends == chosen.fingerprint
+    ]
+    return Cache(path, chosen, extensions=added, verify=verify, access=access)
+
+
+def choose_teacher(
+    path: Path | str, teachers: Sequence[TeacherManifest], prefix: str | None
+) -> TeacherManifest:
+    """The one of `teachers` that a prefix, or nothing at all, means; raises CacheError."""
+    known = ", ".join(f"{t.fingerprint[:12]} ({t.spec.kind}:{t.spec.name})" for t in teachers)
+    matches = [t for t in teachers if t.fingerprint.startswith(prefix or "")]
+    there = {t.fingerprint for t in teachers}
+    bases = [t for t in matches if t.extends not in there]
+    for candidates in (matches, bases):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not teachers:
+        raise CacheError(f"cache {path}: no teacher has answered yet; run `armada precompute`")
+    if prefix is None:
+        raise CacheError(f"cache {path}: holds several teachers; choose one: {known}")
+    problem = "is the prefix of several teachers" if matches else "is not in the cache"
+    raise CacheError(f"teacher {prefix!r}: {problem}; it holds {known}")
+
+
+class Cache:
+    """The committed answers of one teacher. Cheap to open; shards are mapped when touched."""
+
+    def __init__(
+        self,
+        path: Path,
+        teacher: TeacherManifest,
+        prepare: Prepare | None = None,
+        extensions: Sequence["Cache"] = (),
+        verify: bool = False,
+        access: Access = "auto",
+        elsewhere: TeacherIndex | None = None,
+    ) -> None:
+        """`extensions`: the answers of teachers that extend this one, each with its own hook;
+        `verify`: compare the checksum of each file when it is first opened; `elsewhere`:
+        documents of a cache elsewhere, in place of those here, with a hook that fetches files."""
+        self.path = path
+        self.teacher = teacher
+        # Of two that hold a feature, the one with more rows.
+        self._extensions = sorted(extensions, key=len, reverse=True)
+        self._joins: dict[str, Rows] = {}
+        self._access: Access = access
+        self._arrays: dict[str, FeatureArray] = {}
+        self.folder = teacher_folder(path, teacher.fingerprint)
+        part = elsewhere.part if elsewhere else read_part(path, teacher.fingerprint)
+        self._own = {spec.name: spec for spec in held_features(teacher, part)}
+        self.commits = list(elsewhere.commits) if elsewhere else read_commits(path, teacher)
+        self._checked = CheckedFiles(path, teacher, self.commits, prepare) if verify else None
+        self._prepare = self._checked.feature if self._checked else prepare
+
+    def __len__(self) -> int:
+        return sum(commit.rows for commit in self.commits)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.features
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.features)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features, those that were added later last."""
+        holders = (self, *self._extensions)
+        return tuple(dict.fromkeys(name for holder in holders for name in holder._own))
+
+    def feature_spec(self, name: str) -> FeatureSpec:
+        """Shape, dtype and meaning of a feature; raises MissingFeatureError."""
+        return self.holder(name)._own[name]
+
+    def holder(self, name: str) -> "Cache":
+        """Where a feature is stored: here, or with a teacher that extends this one; raises
+        MissingFeatureError."""
+        for holder in (self, *self._extensions):
+            if name in holder._own:
+                return holder
+        elsewhere = any(h.teacher.spec.feature(name) for h in (self, *self._extensions))
+        hint = "; this one was not pulled: `armada cache pull` brings it" if elsewhere else ""
+        raise MissingFeatureError(
+            f"feature {name!r}: teacher {self.teacher.fingerprint[:12]} "
+            f"({self.teacher.spec.kind}) has {', '.join(self.features) or 'none here'}{hint}"
+        )
+
+    def __getitem__(self, name: str) -> FeatureArray:
+        """The feature as an array-like [len(cache), *shape]; its shards stay mapped."""
+        if name not in self._arrays:
+            self._arrays[name] = self._feature(name)
+        return self._arrays[name]
+
+    def _feature(self, name: str) -> FeatureArray:
+        holder = self.holder(name)
+        stored = holder._stored(name)
+        if holder is self or np.array_equal(self.keys, holder.keys):
+            return stored
+        return JoinedArray(stored, self._rows_in(holder), _fill(holder))
+
+    def _stored(self, name: str) -> FeatureArray:
+        shards = [(commit.shard, commit.rows) for commit in self.commits]
+        size, spec = self.teacher.rows_per_shard, self.feature_spec(name)
+        return FeatureArray(self.folder, spec, size, shards, self._prepare, self._access)
+
+    def _rows_in(self, holder: "Cache") -> Rows:
+        """The row of `holder` for each of ours; -1 where it has none."""
+        fingerprint = holder.teacher.fingerprint
+        if fingerprint not in self._joins:
+            self._joins[fingerprint] = holder.find(self.keys)
+        return self._joins[fingerprint]
+
+    def table_path(self, name: str, shard: int) -> Path:
+        """The file of a shard's table, checked if the cache was opened so."""
+        if self._checked is not None:
+            self._checked.table(name, shard)
+        return table_file(self.folder, name, shard)
+
+    @cached_property
+    def keys(self) -> KeyArray:
+        """The key of every row, [len(cache), 16]."""
+        parts = [
+            read_keys(self.table_path(ROWS_TABLE, commit.shard), commit.rows)
+            for commit in self.commits
+        ]
+        return np.concatenate(parts) if parts else keys_to_array([])
+
+    @cached_property
+    def _index(self) -> KeyIndex:
+        return KeyIndex(self.keys)
+
+    def find(self, keys: KeyArray, *features: str) -> Rows:
+        """The row of each key [N, 16]; -1 for a key that is not cached, or not with all of the
+        `features`, of which some may have been added later."""
+        rows = self._index.find(keys)
+        for holder in {self.holder(name) for name in features} - {self}:
+            found = np.flatnonzero(rows >= 0)
+            rows[found[self._rows_in(holder)[rows[found]] < 0]] = -1
+        return rows
+
+    def lookup(self, examples: str | Sequence[Example] | KeyArray) -> Rows:
+        """The row of each example: a text, a sequence of text segments, or a 16-byte key.
+
+        Raises MissingKeysError with the count and the first five that are missing."""
+        examples = [examples] if isinstance(examples, str) else examples
+        keys = _keys_of(examples)
+        rows = self.find(keys)
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            first = "; ".join(f"{i}: {_shown(examples[i])}" for i in missing[:5])
+            raise MissingKeysError(
+                f"{len(missing)} of {len(rows)} examples are not in the cache of teacher "
+                f"{self.teacher.fingerprint[:12]}; run `armada precompute` on them. First: {first}",
+                missing.tolist(),
+            )
+        return rows
+
+    def table(self, name: str, columns: dict[str, pa.DataType]) -> pa.Table:
+        """Columns of a per-example table, in row order."""
+        parts = [
+            read_table(self.table_path(name, commit.shard), columns, commit.rows)
+            for commit in self.commits
+        ]
+        return pa.concat_tables(parts) if parts else pa.schema(columns).empty_table()
+
+    def runs(self) -> list[RunRecord]:
+        """Provenance and cost of the runs that wrote here, oldest first."""
+        return list(self.runs_by_id().values())
+
+    def runs_by_id(self) -> dict[str, RunRecord]:
+        """The same, each under the name of its document."""
+        files = sorted(self.folder.glob("runs/*.json"))
+        return {f.stem: read_document(RunRecord, f, self.path) for f in files}
+
+
+def _fill(holder: Cache) -> str:
+    """What to do about rows that an extension lacks."""
+    spec = holder.teacher.spec
+    names = ", ".join(feature.name for feature in spec.features)
+    return (
+        f"run `armada precompute --teacher {spec.kind}:{spec.name} --set add_features=true` on the "
+        f"texts, with the options that give {names}"
+    )
+
+
+def _keys_of(examples: Sequence[Example] | KeyArray) -> KeyArray:
+    if isinstance(examples, np.ndarray) and examples.dtype == np.uint8:
+        if examples.ndim != 2 or examples.shape[1] != KEY_BYTES:
+            raise CacheError(f"keys of shape {examples.shape}: keys are [N, {KEY_BYTES}] bytes")
+        return examples
+    return keys_to_array(_key(example) for example in examples)
+
+
+def _key(example: Example) -> bytes:
+    if not isinstance(example, bytes):
+        return example_key(example)
+    if len(example) != KEY_BYTES:
+        raise CacheError(f"key {example!r}: has {len(example)} bytes; a key has {KEY_BYTES}")
+    return example
+
+
+def _shown(example: object) -> str:
+    if isinstance(example, (bytes, np.ndarray)):
+        return bytes(example).hex()
+    text = example if isinstance(example, str) else " | ".join(example)  # type: ignore[arg-type]
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,1 @@
+"""Caches that stay whole, and become one: verify, repair, clear away, merge."""

@@ -1,0 +1,41 @@
+"""What dead writers left in a cache: reservations, partial files, files of uncommitted shards.
+
+A writer removes what lies in its own teacher's folder; this looks at all of a cache. It is called
+under the cache's lock. A reservation whose owner lives, or may live on another host, stays.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ....cache_schemas.layout import PARTIAL_SUFFIX, numbered
+from ..writing.removal import remove_tree, uncommitted
+from ..writing.staging import Watch, is_rubbish
+
+
+def leftovers(cache: Path) -> Iterator[Path]:
+    """Files and folders that belong to nobody."""
+    yield from sorted(cache.glob(f"*{PARTIAL_SUFFIX}"))
+    yield from sorted((cache / "teachers").glob(f"*{PARTIAL_SUFFIX}"))
+    for teacher in sorted((cache / "teachers").glob("*/")):
+        yield from _of_teacher(teacher)
+
+
+def _of_teacher(teacher: Path) -> Iterator[Path]:
+    watch = Watch()
+    reservations = sorted((teacher / "reservations").glob("*"))
+    dead = [folder for folder in reservations if is_rubbish(folder) or watch.is_dead(folder)]
+    yield from dead
+    living = numbered(folder for folder in reservations if folder not in dead)
+    committed = numbered((teacher / "commits").glob("*.json"))
+    yield from uncommitted(teacher, committed.keys() | living.keys())
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in files if not file.is_dir())
+
+
+def remove_leftovers(found: Iterable[Path], cache: Path) -> int:
+    """Remove what was found; returns how many bytes it had."""
+    return sum(remove_tree(path, cache) for path in found)

@@ -1,0 +1,157 @@
+"""Drop what is damaged, so that a cache is whole again and `precompute` fills the gaps.
+
+    drop        a shard: its keys are pending again
+    rebuild     zarr.json: all it says follows from other documents
+    remove      the record of a run: it tells what the run cost; no reader needs it
+    set aside   teacher.json, as teacher.json.damaged, so that the cache's other teachers can be
+                read; `precompute` with that teacher writes it again, and its shards are there
+    leave       what only who made the cache, or a copy of it, can tell
+
+Nothing is dropped of a teacher whose features another tool re-wrote: its files are not what was
+committed, but may well be what somebody wants.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ....cache_schemas.errors import CacheError, DamagedCacheError
+from ....cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST
+from ....cache_schemas.manifest import CacheManifest
+from ..files.atomic import storage_error, sync_folder, write_atomic
+from ..files.lock import locked
+from ..files.plain_files import check_folders
+from ..format.dense import group_metadata
+from ..format.zarr_documents import stored_rows_per_shard
+from ..writing.creation import write_zarr_metadata
+from ..writing.removal import drop_shard, remove_file, remove_tree, shard_paths
+from .survey import CacheSurvey, Damage, survey_teacher
+
+Action = Literal["drop", "rebuild", "remove", "set aside", "leave"]
+
+SET_ASIDE = ".damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do about one damage; `rows` of it are dropped, None if that cannot be told; `remedy`
+    is for people, where something is left to them."""
+
+    action: Action
+    damage: Damage
+    rows: int | None = 0
+    remedy: str = ""
+
+
+def plan_repair(survey: CacheSurvey, damages: Iterable[Damage]) -> list[Step]:
+    """One step for each damage.
+
+    Raises CacheError, naming the file, if a feature was re-written by another tool."""
+    damages = list(damages)
+    _refuse_rewritten(survey, damages)
+    return [_step(survey, damage) for damage in damages]
+
+
+def _refuse_rewritten(survey: CacheSurvey, damages: Sequence[Damage]) -> None:
+    for teacher in survey.teachers:
+        of_it = [d for d in damages if d.teacher == teacher.folder.name and d.kind == "shard"]
+        if teacher.foreign and teacher.commits and len(of_it) >= len(teacher.commits):
+            file = teacher.folder / teacher.foreign[0] / "zarr.json"
+            raise CacheError(
+                f"{file}: another tool re-wrote this feature, so no shard is what was committed; "
+                "nothing is dropped; to have all of it computed again, remove this file and "
+                "repair once more"
+            )
+
+
+def _step(survey: CacheSurvey, damage: Damage) -> Step:
+    try:
+        _check_reach(survey.path, damage)
+    except DamagedCacheError as error:
+        return Step("leave", damage, remedy=f"{error}; remove the link and repair once more")
+    if damage.kind == "shard":
+        return Step("drop", damage, rows=_rows(survey, damage))
+    if damage.kind == "zarr":
+        return Step("rebuild", damage)
+    if damage.kind == "run":
+        return Step("remove", damage)
+    if damage.kind == "teacher" and damage.file.name == TEACHER_MANIFEST:
+        there = damage.file.exists() or damage.file.is_symlink()
+        return Step("set aside" if there else "leave", damage, remedy=_ask_again(damage.file))
+    return Step("leave", damage, remedy=_restore(damage.file))
+
+
+def _check_reach(cache: Path, damage: Damage) -> None:
+    """Refuse to touch what some symbolic link leads to."""
+    check_folders(damage.file, cache)
+    if damage.shard is not None:
+        for path in shard_paths(cache / "teachers" / damage.teacher, damage.shard):
+            check_folders(path, cache)
+
+
+def _rows(survey: CacheSurvey, damage: Damage) -> int | None:
+    for teacher in survey.teachers:
+        for commit in teacher.commits:
+            if (teacher.folder.name, commit.shard) == (damage.teacher, damage.shard):
+                return commit.rows
+    return None
+
+
+def _ask_again(file: Path) -> str:
+    rows = stored_rows_per_shard(file.parent)
+    setting = f" --set rows_per_shard={rows}" if rows else ""
+    return (
+        f"run `armada precompute` with this very teacher{setting}, which writes it again, or "
+        "`armada cache pull`; the shards stay as they are"
+    )
+
+
+def _restore(file: Path) -> str:
+    if file.name == CACHE_MANIFEST:
+        content = CacheManifest().model_dump_json()
+        return f"`armada cache pull` it, or write it: format version 1 has {content} and no more"
+    return "`armada cache pull` it once more"
+
+
+def carry_out(cache: Path, steps: Sequence[Step]) -> None:
+    """Do what was planned, under the cache's lock; then bring the Zarr documents up to date.
+
+    Raises StorageError if the disk refuses; what was done until then stays done."""
+    if not steps:
+        return
+    with locked(cache):
+        for step in steps:
+            _do(cache, step)
+        for teacher in sorted({step.damage.teacher for step in steps} - {""}):
+            _count_rows(cache, cache / "teachers" / teacher)
+
+
+def _do(cache: Path, step: Step) -> None:
+    damage = step.damage
+    if step.action == "drop" and damage.shard is not None:
+        drop_shard(cache, damage.teacher, damage.shard)
+    elif step.action in ("drop", "remove"):
+        remove_file(damage.file, cache)
+    elif step.action == "rebuild":
+        remove_tree(damage.file, cache)
+        if damage.file.parent in (cache, cache / "teachers", cache / "teachers" / damage.teacher):
+            write_atomic(damage.file, [group_metadata()])
+    elif step.action == "set aside":
+        _set_aside(damage.file)
+
+
+def _set_aside(file: Path) -> None:
+    try:
+        file.replace(file.with_name(file.name + SET_ASIDE))
+        sync_folder(file.parent)
+    except OSError as cause:
+        raise storage_error(file, cause) from cause
+
+
+def _count_rows(cache: Path, folder: Path) -> None:
+    """Write the documents of a teacher's arrays anew."""
+    teacher = survey_teacher(cache, folder)
+    if teacher.manifest is not None:
+        commits = {commit.shard: commit for commit in teacher.commits}
+        write_zarr_metadata(folder, teacher.manifest, commits)

@@ -1,0 +1,228 @@
+"""What a cache says it holds: every document of it, read on its own.
+
+Other readers stop at the first document that does not fit. Here it is noted as a `Damage`, and the
+rest is read all the same.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, ParamSpec, TypeVar
+
+from ....cache_schemas.contents import content_digest
+from ....cache_schemas.errors import CacheError, CacheVersionError, DamagedCacheError
+from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.layout import (
+    CACHE_MANIFEST,
+    TEACHER_MANIFEST,
+    TEACHER_PART,
+    ZARR_METADATA,
+    numbered,
+    teacher_folder,
+)
+from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
+from ..files.plain_files import read_document
+from ..format.manifests import check_cache, read_commit, read_teacher
+from ..format.parts import held_features, read_part
+from ..format.zarr_documents import check_array, check_group
+from ..writing.removal import uncommitted
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+Kind = Literal["cache", "teacher", "shard", "zarr", "run"]
+Place = tuple[Kind, Path, int | None]
+"""What a document is of, where it is, and of which shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is not as it was committed: a shard (its record or its files), or a document.
+
+    `teacher` is the name of its folder, empty for documents of the cache; `shard` is None for a
+    document, and for a record that is not named as a shard's is."""
+
+    kind: Kind
+    teacher: str
+    shard: int | None
+    file: Path
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        where = f"teacher {self.teacher[:12]}" if self.teacher else ""
+        where += f" shard {self.shard}" if self.shard is not None else ""
+        return ": ".join([*([where] if where else []), "; ".join(self.problems)])
+
+
+@dataclass(slots=True)
+class Findings:
+    """Damages of one folder, as they are found."""
+
+    cache: Path
+    teacher: str = ""
+    damages: list[Damage] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """The teacher's folder, or the cache's."""
+        return teacher_folder(self.cache, self.teacher) if self.teacher else self.cache
+
+    def attempt(
+        self,
+        place: Place,
+        read: Callable[Arguments, Result],
+        *given: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Result | None:
+        """What `read` returns; None, and one damage more, if it raises."""
+        try:
+            return read(*given, **named)
+        except CacheVersionError:
+            raise
+        except (CacheError, DamagedCacheError) as error:
+            kind, file, shard = place
+            # Files are named from the folder of the teacher or of the cache on.
+            problem = str(error).removeprefix(f"{self.folder}/")
+            self.damages.append(Damage(kind, self.teacher, shard, file, (problem,)))
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSurvey:
+    """What could be read of one teacher. `foreign` are features whose Zarr document says that
+    another tool laid them out; `leftovers` counts files without a commit record, `in_the_making`
+    shards that writers have reserved."""
+
+    folder: Path
+    manifest: TeacherManifest | None
+    part: PartRecord | None
+    commits: tuple[CommitRecord, ...]
+    runs: tuple[RunRecord, ...]
+    foreign: tuple[str, ...]
+    damages: tuple[Damage, ...]
+    leftovers: int
+    in_the_making: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSurvey:
+    """What could be read of a cache."""
+
+    path: Path
+    damages: tuple[Damage, ...]
+    teachers: tuple[TeacherSurvey, ...]
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the content; None if a document that it is made of cannot be read."""
+        kinds = {damage.kind for teacher in self.teachers for damage in teacher.damages}
+        if kinds & {"teacher", "shard"}:
+            return None
+        return content_digest((t.folder.name, c) for t in self.teachers for c in t.commits)
+
+    def chosen(self, prefix: str | None) -> tuple[TeacherSurvey, ...]:
+        """The teachers whose folders' names begin so; raises CacheError if there are none."""
+        found = tuple(t for t in self.teachers if t.folder.name.startswith(prefix or ""))
+        if prefix is not None and not found:
+            known = ", ".join(t.folder.name[:12] for t in self.teachers) or "none"
+            raise CacheError(f"teacher {prefix!r}: is not in the cache {self.path}; it has {known}")
+        return found
+
+
+def survey_cache(path: Path) -> CacheSurvey:
+    """Read all documents of the cache at `path`.
+
+    Raises CacheError if it is none, CacheVersionError if it is of another format version."""
+    folders = sorted(folder for folder in path.glob("teachers/*") if folder.is_dir())
+    if not folders:
+        check_cache(path)
+    found = Findings(path)
+    found.attempt(("cache", path / CACHE_MANIFEST, None), check_cache, path)
+    for group in (path / ZARR_METADATA, path / "teachers" / ZARR_METADATA):
+        found.attempt(("zarr", group, None), check_group, group, path)
+    teachers = tuple(survey_teacher(path, folder) for folder in folders)
+    return CacheSurvey(path, tuple(found.damages), teachers)
+
+
+def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
+    """Read all documents of one teacher."""
+    found = Findings(cache, folder.name)
+    records = sorted(folder.glob("commits/*.json"))
+    manifest = _read_manifest(found, folder, len(records))
+    place: Place = ("teacher", folder / TEACHER_PART, None)
+    part = found.attempt(place, read_part, cache, folder.name)
+    if found.damages:
+        manifest = None  # which features are here cannot be told
+    commits, foreign = [], []
+    if manifest is not None:
+        commits = _read_commits(found, folder, manifest, records)
+        foreign = _check_zarr(found, folder, held_features(manifest, part), manifest, commits)
+    runs = [
+        found.attempt(("run", file, None), read_document, RunRecord, file, cache)
+        for file in sorted(folder.glob("runs/*.json"))
+    ]
+    reserved = numbered(folder.glob("reservations/*"))
+    return TeacherSurvey(
+        folder=folder,
+        manifest=manifest,
+        part=part,
+        commits=tuple(commits),
+        runs=tuple(run for run in runs if run is not None),
+        foreign=tuple(foreign),
+        damages=tuple(found.damages),
+        leftovers=len(uncommitted(folder, numbered(records), reserved)),
+        in_the_making=len(reserved),
+    )
+
+
+def _read_manifest(found: Findings, folder: Path, shards: int) -> TeacherManifest | None:
+    file = folder / TEACHER_MANIFEST
+    if not shards and not file.exists() and not file.is_symlink():
+        return None  # a writer died at its first file, or somebody is removing the teacher
+    return found.attempt(("teacher", file, None), _read_or_count, file, found.cache, shards)
+
+
+def _read_or_count(file: Path, cache: Path, shards: int) -> TeacherManifest:
+    try:
+        return read_teacher(file, cache)
+    except DamagedCacheError as error:
+        raise DamagedCacheError(f"{error}; without it {shards} shards cannot be read") from error
+
+
+def _read_commits(
+    found: Findings, folder: Path, manifest: TeacherManifest, records: Sequence[Path]
+) -> list[CommitRecord]:
+    commits = []
+    for file in records:
+        place: Place = ("shard", file, next(iter(numbered([file])), None))
+        commit = found.attempt(place, read_commit, folder, file, manifest)
+        commits += [commit] if commit is not None else []
+    return commits
+
+
+def _check_zarr(
+    found: Findings,
+    folder: Path,
+    features: Sequence[FeatureSpec],
+    manifest: TeacherManifest,
+    commits: Sequence[CommitRecord],
+) -> list[str]:
+    """Returns the features that are laid out otherwise."""
+    group = folder / ZARR_METADATA
+    found.attempt(("zarr", group, None), check_group, group, found.cache)
+    size = manifest.rows_per_shard
+    rows = commits[-1].shard * size + commits[-1].rows if commits else 0
+    states = {}
+    for spec in features:
+        file = folder / spec.name / ZARR_METADATA
+        place: Place = ("zarr", file, None)
+        states[spec.name] = found.attempt(place, check_array, file, found.cache, spec, rows, size)
+        if states[spec.name] == "foreign":
+            found.attempt(place, _refuse_layout, file)
+    return [name for name, state in states.items() if state == "foreign"]
+
+
+def _refuse_layout(file: Path) -> None:
+    raise DamagedCacheError(
+        f"{file}: lays rows out otherwise: another tool wrote it, or it is damaged"
+    )

@@ -1,0 +1,1 @@
+"""Many writers, one store: reservations, shards on their way, commits; and removals."""

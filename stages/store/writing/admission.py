@@ -1,0 +1,72 @@
+"""Whether a cache takes the answers of a teacher: known, new, or the same under other settings."""
+
+from pathlib import Path
+
+from ....cache_schemas.errors import CacheError, TeacherMismatchError
+from ....cache_schemas.layout import CACHE_MANIFEST, PARTIAL_SUFFIX, WRITER_LOCK
+from ....cache_schemas.manifest import TeacherManifest
+from ....cache_schemas.teachers import TeacherSpec, differ_in_features_alone, differences
+from ..format.manifests import list_teachers
+from ..format.parts import refuse_part
+
+
+def check_teacher(
+    path: Path,
+    spec: TeacherSpec,
+    rows_per_shard: int | None,
+    add_teacher: bool,
+    selecting: frozenset[str] = frozenset(),
+) -> TeacherManifest | None:
+    """What the cache at `path` knows of this teacher; None if it would be new there.
+
+    `selecting`: settings that only choose features. Raises TeacherMismatchError, naming each
+    differing field, if the cache holds the same model under other settings and `add_teacher` is not
+    set; CacheError if `path` is something else."""
+    if is_new(path):
+        return None
+    for known in list_teachers(path):
+        if known.fingerprint == spec.fingerprint:
+            check_rows_per_shard(known, rows_per_shard)
+            refuse_part(path, known.fingerprint, "nothing can be added")
+            return known
+    if not add_teacher:
+        _refuse_same_model(path, spec, selecting)
+    return None
+
+
+def check_rows_per_shard(known: TeacherManifest, asked: int | None) -> None:
+    """Refuse another number of rows per shard than a cached teacher has."""
+    if asked is not None and asked != known.rows_per_shard:
+        raise CacheError(
+            f"rows_per_shard: cached {known.rows_per_shard}, asked {asked}; it is fixed for a "
+            "teacher of a cache; leave it out"
+        )
+
+
+def _refuse_same_model(path: Path, spec: TeacherSpec, selecting: frozenset[str]) -> None:
+    for known in list_teachers(path):
+        if known.extends is not None:
+            continue  # the teacher that it extends speaks for it
+        same_weights = bool(spec.weights) and known.spec.weights == spec.weights
+        if known.spec.kind == spec.kind and (known.spec.name == spec.name or same_weights):
+            raise TeacherMismatchError(
+                f"cache {path} holds teacher {known.fingerprint[:12]} ({spec.kind}:{spec.name}) "
+                f"under other settings: {'; '.join(differences(known.spec, spec))}; use the cached "
+                f"settings, {_to_extend(known.spec, spec, selecting)}"
+                "or add_teacher=true to keep both"
+            )
+
+
+def _to_extend(known: TeacherSpec, asked: TeacherSpec, selecting: frozenset[str]) -> str:
+    more = [spec.name for spec in asked.features if known.feature(spec.name) is None]
+    if not more or not differ_in_features_alone(known, asked, selecting):
+        return ""
+    return f"add_features=true to add {', '.join(more)} to it, "
+
+
+def is_new(path: Path) -> bool:
+    """Whether nothing is there yet, or only what a writer left that died at its first file."""
+    first = {WRITER_LOCK, CACHE_MANIFEST + PARTIAL_SUFFIX}
+    return not path.exists() or (
+        path.is_dir() and all(file.name in first for file in path.iterdir())
+    )

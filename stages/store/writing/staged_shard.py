@@ -1,0 +1,130 @@
+"""One shard on its way: written and synced in its reservation's folder, then moved into place.
+
+A file is on its way to the disk (fsync, in a thread) while it is hashed and the next is written.
+"""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow as pa
+
+from ....cache_schemas.errors import ReservationLostError
+from ....cache_schemas.layout import commit_file, shard_file, table_file
+from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
+from ..files.atomic import Buffer, file_record, storage_error, sync_file, sync_folder
+from ..format.dense import shard_parts
+from ..format.tables import table_bytes
+from .reservations import Reservation
+
+_SYNCS_AT_ONCE = 4
+
+
+class StagedShard:
+    """The files of one shard, first here, then there. Not visible before its commit record."""
+
+    def __init__(self, teacher: Path, manifest: TeacherManifest, reservation: Reservation) -> None:
+        self._teacher, self._manifest = teacher, manifest
+        self._shard, self._staging = reservation.shard, reservation.staging
+        self._moves: list[tuple[Path, Path]] = []
+        self._moved: list[Path] = []
+        self._syncs: list[tuple[Path, Future[None]]] = []
+
+    def write(
+        self, rows: int, features: Mapping[str, npt.NDArray[Any]], tables: Mapping[str, pa.Table]
+    ) -> CommitRecord:
+        """Write and sync all files, the commit record among them."""
+        with ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="sync") as pool:
+            record = self._write(pool, rows, features, tables)
+        for target, sync in self._syncs:
+            try:
+                sync.result()
+            except OSError as cause:
+                raise self._error(target, cause) from cause
+        return record
+
+    def _write(
+        self,
+        pool: ThreadPoolExecutor,
+        rows: int,
+        features: Mapping[str, npt.NDArray[Any]],
+        tables: Mapping[str, pa.Table],
+    ) -> CommitRecord:
+        feature_files, table_files = {}, {}
+        for spec in self._manifest.spec.features:
+            values = features[spec.name]
+            assert values.shape == (rows, *spec.shape), (spec.name, values.shape)
+            path = shard_file(self._teacher, spec.name, self._shard, len(spec.shape))
+            parts = shard_parts(values, spec, self._manifest.rows_per_shard)
+            feature_files[spec.name] = self._stage(pool, path, parts)
+        for name, table in tables.items():
+            path = table_file(self._teacher, name, self._shard)
+            table_files[name] = self._stage(pool, path, [table_bytes(table)])
+        record = CommitRecord(
+            shard=self._shard, rows=rows, features=feature_files, tables=table_files
+        )
+        self._stage(pool, commit_file(self._teacher, self._shard), [record.to_json()])
+        return record
+
+    def _stage(self, pool: ThreadPoolExecutor, target: Path, parts: Iterable[Buffer]) -> FileRecord:
+        staged = self._staging.workplace / f"file-{len(self._moves)}"
+        self._moves.append((staged, target))
+        whole = list(parts)
+        try:
+            with staged.open("wb") as file:
+                file.writelines(whole)
+        except OSError as cause:
+            raise self._error(target, cause) from cause
+        self._syncs.append((target, pool.submit(sync_file, staged)))
+        return file_record(whole)
+
+    def move_into_place(self) -> None:
+        """Called under the cache's lock. The commit record moves when all else is on the disk."""
+        *files, record = self._moves
+        try:
+            self._move(files)
+            self._move([record])
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _move(self, moves: Iterable[tuple[Path, Path]]) -> None:
+        folders: set[Path] = set()
+        for staged, target in moves:
+            try:
+                folders |= _make_folder(target.parent)
+                staged.replace(target)
+                self._moved.append(target)
+            except OSError as cause:
+                raise self._error(target, cause) from cause
+        for folder in sorted(folders):
+            try:
+                sync_folder(folder)
+            except OSError as cause:
+                raise storage_error(folder, cause) from cause
+
+    def _take_back(self) -> None:
+        """Nothing may stay behind of a shard without a commit record."""
+        if not commit_file(self._teacher, self._shard).exists():
+            for target in self._moved:
+                target.unlink(missing_ok=True)
+
+    def _error(self, target: Path, cause: OSError) -> Exception:
+        if self._staging.is_ours():
+            return storage_error(target, cause)
+        return ReservationLostError(
+            f"{target}: another writer took this process for dead and went on with its shard; "
+            "is the machine overloaded, or was it suspended?"
+        )
+
+
+def _make_folder(folder: Path) -> set[Path]:
+    """Make a folder; returns it and those above it that got a new name in them."""
+    changed, above = {folder}, folder
+    while not above.is_dir():
+        above = above.parent
+        changed.add(above)
+    folder.mkdir(parents=True, exist_ok=True)
+    return changed

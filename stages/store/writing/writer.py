@@ -1,0 +1,184 @@
+"""Write a teacher's answers into a cache, shard by shard; nothing is visible before its commit.
+
+    reserve     a shard number and keys that no other writer is at (`work.py` chooses the keys)
+    commit      files are written and synced in the reservation's own folder, then moved into
+                place, then the commit record is, and only that makes the rows readable
+
+Any number of writers may work in one cache at once: they hold its lock only to reserve and to move
+finished files. A process that dies at any moment leaves whole shards, a reservation that the next
+writer takes away, and maybe files that no commit record names, which a writer removes when it
+opens. The Zarr shape is brought up to date after each commit and when a writer opens.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain, count
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ....cache_schemas.keys import KeyArray, first_occurrences, keys_to_array
+from ....cache_schemas.layout import (
+    ROWS_TABLE,
+    numbered,
+    table_file,
+    teacher_folder,
+)
+from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
+from ..files.atomic import write_atomic
+from ..files.lock import locked
+from ..format.index import KeyIndex
+from ..format.manifests import read_commit, read_commits
+from ..format.parts import first_own_shard, refuse_part
+from ..format.tables import read_keys, rows_table
+from .creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
+from .reservations import Reservation, Reservations
+from .staged_shard import StagedShard
+from .staging import PATIENCE_S, Heart
+
+
+class CacheWriter:
+    """One of the writers of one teacher's folder; use as a context manager."""
+
+    def __init__(
+        self, path: Path, manifest: TeacherManifest, patience_s: float = PATIENCE_S
+    ) -> None:
+        """`patience_s`: for how long a writer on another host may show no sign of life."""
+        self.path, self.manifest = path, manifest
+        self.folder = teacher_folder(path, manifest.fingerprint)
+        self._reservations = Reservations(self.folder, patience_s)
+        create_cache(path)
+        with locked(path):
+            create_teacher(path, manifest)
+            refuse_part(path, manifest.fingerprint, "nothing can be added")
+            self._records = {record.shard: record for record in read_commits(path, manifest)}
+            living = self._reservations.living()
+            bring_up_to_date(self.folder, manifest, self._records, living)
+        self._heart = Heart()
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._heart.stop()
+
+    @property
+    def commits(self) -> list[CommitRecord]:
+        """What is committed, as far as this writer has seen, in shard order."""
+        return [self._records[shard] for shard in sorted(self._records)]
+
+    def pending(self, keys: KeyArray) -> npt.NDArray[np.int64]:
+        """Positions, ascending, of the first appearance of each key that is not committed."""
+        return pending(self.folder, self.commits, keys)
+
+    @contextmanager
+    def turn(self) -> Iterator["Turn"]:
+        """Hold the cache's lock, with all that others have done until now in sight."""
+        with locked(self.path):
+            self._see_commits()
+            first = first_own_shard(self.path, self.manifest.fingerprint)
+            yield Turn(self._records, self._reservations, self._heart, first)
+
+    def _see_commits(self) -> None:
+        there = numbered((self.folder / "commits").glob("*.json"))
+        for shard in there.keys() ^ self._records.keys():
+            if shard in there:
+                record = read_commit(self.folder, there[shard], self.manifest)
+                self._records[shard] = record
+            else:
+                del self._records[shard]
+
+    def reserve(self, keys: KeyArray) -> Reservation:
+        """Reserve a shard for keys [N, 16] that the caller knows to be nobody's."""
+        with self.turn() as turn:
+            return turn.reserve(keys)
+
+    def commit(
+        self,
+        keys: KeyArray,
+        features: Mapping[str, npt.NDArray[Any]],
+        truncated: npt.NDArray[np.bool_],
+        tables: Mapping[str, pa.Table] | None = None,
+        reservation: Reservation | None = None,
+    ) -> CommitRecord:
+        """Make the answers to N examples durable and visible: keys [N, 16], features [N, *shape].
+
+        They are of a reservation, or of one made for them. It is given back in any case. Raises
+        StorageError if the disk refuses, ReservationLostError if another writer thought this one
+        dead and took the keys over; then nothing of this shard is visible."""
+        assert 1 <= len(keys) <= self.manifest.rows_per_shard, len(keys)
+        reservation = reservation or self.reserve(keys)
+        try:
+            shard = StagedShard(self.folder, self.manifest, reservation)
+            all_tables = {ROWS_TABLE: rows_table(keys, truncated), **(tables or {})}
+            record = shard.write(len(keys), features, all_tables)
+            with self.turn():
+                shard.move_into_place()
+                self._records[record.shard] = record
+                write_zarr_metadata(self.folder, self.manifest, self._records)
+        finally:
+            self.release(reservation)
+        return record
+
+    def release(self, reservation: Reservation) -> None:
+        """Give a reservation back; its keys are anybody's again, unless they are committed."""
+        self._heart.remove(reservation.staging)
+
+    def record_run(self, run_id: str, record: RunRecord) -> None:
+        """Write or replace the provenance record of a run."""
+        with locked(self.path):
+            write_atomic(self.folder / "runs" / f"{run_id}.json", [record.to_json()])
+
+
+class Turn:
+    """What a writer sees, and may do, while it holds the lock."""
+
+    def __init__(
+        self,
+        commits: Mapping[int, CommitRecord],
+        reservations: Reservations,
+        heart: Heart,
+        first_own: int,
+    ) -> None:
+        """`first_own` is the lowest number that a new shard may have."""
+        self.commits = commits
+        self._reservations, self._heart, self._first_own = reservations, heart, first_own
+
+    @cached_property
+    def reserved(self) -> dict[int, Path]:
+        """Shard number -> folder of each reservation, ours too; dead writers' are removed."""
+        return self._reservations.living()
+
+    def reserved_keys(self) -> Iterator[KeyArray]:
+        """The keys [N, 16] of each reservation."""
+        return (self._reservations.keys(folder) for folder in self.reserved.values())
+
+    def reserve(self, keys: KeyArray, preferred: int | None = None) -> Reservation:
+        """Reserve keys [N, 16] and the preferred shard number, or the lowest that is free."""
+        taken = self.commits.keys() | self.reserved.keys()
+        first = self._first_own
+        numbers = chain([first if preferred is None else max(preferred, first)], count(first))
+        shard = next(number for number in numbers if number not in taken)
+        reservation = self._reservations.make(shard, keys)
+        self._heart.add(reservation.staging)
+        return reservation
+
+
+def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> npt.NDArray[np.int64]:
+    """Positions, ascending, of the first appearance of each key that no commit holds."""
+    parts = [
+        read_keys(table_file(folder, ROWS_TABLE, commit.shard), commit.rows) for commit in commits
+    ]
+    committed = KeyIndex(np.concatenate(parts) if parts else keys_to_array([]))
+    first = first_occurrences(keys)
+    return first[committed.find(keys[first]) < 0]
