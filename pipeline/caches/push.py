@@ -7,10 +7,12 @@ from pathlib import Path
 from ...stages.store.reading.contents import read_contents
 from ...stages.store.transfer.choice import Choice, chosen_teachers
 from ...stages.store.transfer.local_push import push_to_folder
+from ...stages.store.transfer.page import send_page
 from ...stages.store.transfer.place import LocalPlace, RemotePlace, open_place, writable
 from ...stages.store.transfer.plan import planned
 from ...stages.store.transfer.push import TeacherToSend, plan_push, push
 from ..progress import CountProgress
+from .card_text import MARK
 from .sharing import (
     Shared,
     SharedTeacher,
@@ -38,6 +40,8 @@ def push_cache(cache: Path, url: str, teachers: Sequence[str], transfer: Transfe
         digest, sent = _to_folder(cache, place, teachers, transfer)
     else:
         digest, sent = _to_url(cache, place, teachers, transfer)
+    if not transfer.dry_run:
+        send_page(cache, place, MARK)
     return Shared(
         place=place.shown,
         digest=digest,

@@ -23,7 +23,7 @@ import pytest
 import torch
 from armada.cache_schemas import errors
 from armada.cache_schemas.manifest import RunRecord, TeacherManifest
-from armada.pipeline import cluster as cluster_module
+from armada.pipeline.distributed import cluster as cluster_module
 from armada.pipeline.distributed.chunks import Chunk, Chunks, Order
 from armada.pipeline.distributed.workers import answer, stop
 from armada.pipeline.precompute import PrecomputeReport, run_precompute

@@ -198,3 +198,25 @@ def test_a_part_that_was_pulled_takes_no_new_answers(
     result = armada("precompute", "--corpus", more, "--cache", tmp_path / "part", *words)
     assert result.code == 2
     assert "without embedding, so nothing can be added" in result.error
+
+
+@pytest.mark.parametrize("to", ["folder", "s3"])
+def test_the_card_goes_along(
+    source: Path, armada: CommandLine, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(source, cache)
+    bucket = new_bucket(f"card-{to}", monkeypatch)
+    place = str(tmp_path / "there") if to == "folder" else f"{bucket}/there"
+
+    def page() -> bytes:
+        if to == "folder":
+            return (tmp_path / "there" / "README.md").read_bytes()
+        return objects(bucket)["there/README.md"]
+
+    armada.done("cache", "card", cache, "--title", "first")
+    report(armada, "push", cache, place)
+    assert page() == (cache / "README.md").read_bytes()
+    armada.done("cache", "card", cache, "--title", "second")
+    report(armada, "push", cache, place)
+    assert b"# second" in page()
