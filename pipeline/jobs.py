@@ -5,14 +5,28 @@ help and error text. Everything that can be refused is refused here, before a mo
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ..cache_schemas.errors import JobError
+
+
+def refuse_url(path: Path) -> Path:
+    """A folder of this machine; a path that looks like a URL was meant as one."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise JobError(
+            f"cache {path}: looks like a URL; name a folder of this machine "
+            "(`armada cache pull` and `push` bring caches from and to a URL)"
+        )
+    return path
+
+
+LocalFolder = Annotated[Path, AfterValidator(refuse_url)]
 
 
 class Job(BaseModel):

@@ -1,7 +1,6 @@
 """The keys of a `precompute` job, and the teacher it names."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -9,7 +8,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.manifest import RowsPerShard
 from .device import choose_device
-from .jobs import Job, make, unknown_key
+from .jobs import Job, LocalFolder, make, unknown_key
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +24,7 @@ class PrecomputeJob(Job):
         min_length=1, description="columns that hold the text segments, in order"
     )
     teacher: str = Field(description="KIND:SOURCE, for example open_clip:FOLDER or hash:16")
-    cache: Path = Field(description="folder of the cache; made if it is not there")
+    cache: LocalFolder = Field(description="folder of the cache; made if it is not there")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the teacher")
     id_column: str | Literal[False] | None = Field(
         default=None, description="column of unique ids; default `id` if there is one; false: none"

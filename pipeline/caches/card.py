@@ -17,7 +17,7 @@ from ...stages.store.format.manifests import list_teachers
 from ...stages.store.format.parts import held_features, read_part
 from ...stages.store.reading.contents import read_digest
 from ...stages.store.reading.reader import Cache
-from ..jobs import Job
+from ..jobs import Job, LocalFolder
 from .card_tables import CardFacts, TeacherFacts
 from .card_text import MARK, card
 from .features_picture import Colouring, draw
@@ -27,7 +27,7 @@ from .report import committed_bytes
 class CardJob(Job):
     """Keys of `armada cache card`."""
 
-    cache: Path = Field(description="folder of the cache")
+    cache: LocalFolder = Field(description="folder of the cache")
     output: Path | None = Field(default=None, description="file; default README.md in the cache")
     title: str | None = Field(default=None, description="default the name of the folder")
     licence: str | None = Field(

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from .sharing_commands import CacheFolder
 from .sharing_commands import app as sharing_commands
 
 app = typer.Typer(help="Look into a cache, check it, pass it on.", no_args_is_help=True)
 app.add_typer(sharing_commands)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-CacheFolder = Annotated[Path, typer.Argument(help="folder of the cache")]
 CachePlace = Annotated[str, typer.Argument(help="folder or URL of the cache")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 Prefix = Annotated[str | None, typer.Option("--teacher", help="fingerprint or unique prefix")]

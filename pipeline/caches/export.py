@@ -20,7 +20,7 @@ from ...cache_schemas.errors import JobError
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.store.format.index import Rows
 from ...stages.store.reading.reader import Cache, open_cache
-from ..jobs import Job
+from ..jobs import Job, LocalFolder
 from ..missing import missing_keys
 from ..progress import CountProgress
 from .export_formats import WRITERS
@@ -31,7 +31,7 @@ from .new_folder import check_new, new_folder
 class ExportJob(Job):
     """Keys of an `export`."""
 
-    cache: Path = Field(description="folder of the cache")
+    cache: LocalFolder = Field(description="folder of the cache")
     teacher: str | None = Field(
         default=None, description="fingerprint of the teacher, or a prefix no other one shares"
     )

@@ -13,7 +13,7 @@ from ...cache_schemas.errors import JobError
 from ...cache_schemas.features import FeatureName, StoredDtype
 from ...cache_schemas.manifest import RowsPerShard
 from ...cache_schemas.teachers import SettingValue
-from ..jobs import Job
+from ..jobs import Job, LocalFolder
 
 Layout = Literal["npy_per_example", "npy_rows", "parquet"]
 
@@ -21,7 +21,7 @@ Layout = Literal["npy_per_example", "npy_rows", "parquet"]
 class ImportJob(Job):
     """Keys of an `import`."""
 
-    cache: Path = Field(description="folder of the cache; made if it is not there")
+    cache: LocalFolder = Field(description="folder of the cache; made if it is not there")
     source: Path = Field(
         description="a folder of .npy files, one .npy array of all rows, or Parquet"
     )

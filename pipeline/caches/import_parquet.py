@@ -22,6 +22,7 @@ _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 def parquet_files(source: Path) -> list[Path]:
     """A file, or those of a folder in the order in which a corpus reads them."""
+    source = source.absolute()  # Arrow takes a relative path such as s3:/bucket for a URL
     return sorted(source.glob("*.parquet")) if source.is_dir() else [source]
 
 

@@ -8,7 +8,15 @@ import typer
 app = typer.Typer()
 
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-CacheFolder = Annotated[Path, typer.Argument(help="folder of the cache")]
+
+
+def _local(path: Path) -> Path:
+    from ..jobs import refuse_url
+
+    return refuse_url(path)
+
+
+CacheFolder = Annotated[Path, typer.Argument(help="folder of the cache", callback=_local)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 Corpus = Annotated[
     list[str] | None, typer.Option(help="file or folder of texts: only shards that answer them")

@@ -17,6 +17,7 @@ from importlib.metadata import version
 
 from ...cache_schemas.errors import ArmadaError, JobError
 from ...cache_schemas.layout import teacher_folder
+from ...cache_schemas.manifest import CommitRecord
 from ...cache_schemas.teachers import differences
 from ...stages.precompute.precompute import Asking, precompute
 from ...stages.precompute.teachers.base import Teacher
@@ -134,9 +135,9 @@ class _ChunkWork(Work):
     def reserve(self, preferred: int | None = None) -> Task | None:
         return super().reserve(self._chunk.shard if preferred is None else preferred)
 
-    def _count(self, shard: int, rows: int) -> None:
-        if shard not in self._chunk.unrelated:
-            super()._count(shard, rows)
+    def _count(self, record: CommitRecord) -> None:
+        if record.shard not in self._chunk.unrelated:
+            super()._count(record)
 
 
 class _Signals:

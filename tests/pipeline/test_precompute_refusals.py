@@ -131,3 +131,23 @@ def test_words_that_are_no_command_are_2(armada: CommandLine, words: list[str]) 
     result = armada(*words)
     assert result.code == 2
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("precompute", "--corpus", "rows.csv", "--text-column", "sentence", "--teacher", "hash:16",
+         "--cache", "s3://bucket/cache"),
+        ("cache", "verify", "s3:/bucket/cache"),
+        ("cache", "pull", "published", "https://host/cache"),
+    ],
+    ids=["precompute", "verify", "pull"],
+)  # fmt: skip
+def test_a_url_is_no_folder_of_this_machine(
+    armada: CommandLine, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    result = armada(*words)
+    assert result.code == 2
+    assert "looks like a URL; name a folder of this machine" in result.error
+    assert sorted(tmp_path.rglob("*")) == before

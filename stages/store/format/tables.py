@@ -71,7 +71,8 @@ def _opened(path: Path, rows: int) -> Iterator[pq.ParquetFile]:
     plain_size(path, cache)
     _check_footer(path, rows)
     try:
-        with pq.ParquetFile(path, thrift_string_size_limit=MAX_FOOTER_BYTES) as file:
+        # Absolute: Arrow takes a relative path such as s3:/bucket for the URL of another machine.
+        with pq.ParquetFile(path.absolute(), thrift_string_size_limit=MAX_FOOTER_BYTES) as file:
             yield file
     except (OSError, ValueError, pa.ArrowException) as cause:
         reason = str(cause).partition("\n")[0]

@@ -17,7 +17,7 @@ from ....cache_schemas.features import FeatureSpec
 from ..format.dense import DenseArray
 from ..format.index import Rows
 from .access import Access, choose_access
-from .feature_shards import FeatureShards, Prepare
+from .feature_shards import Check, FeatureShards, Prepare
 from .side_by_side import SideBySide
 
 RowIndex = int | slice | Sequence[int] | npt.NDArray[Any]
@@ -39,11 +39,12 @@ class FeatureArray:
         shards: Sequence[tuple[int, int]],
         prepare: Prepare | None = None,
         access: Access = "auto",
+        check: Check | None = None,
     ) -> None:
         self.spec = spec
         self._length = sum(rows for _, rows in shards)
         self._access = choose_access(access, self._length * spec.row_bytes)
-        files = FeatureShards(folder, spec, rows_per_shard, tuple(shards), prepare)
+        files = FeatureShards(folder, spec, rows_per_shard, tuple(shards), prepare, check)
         self._shards = SideBySide(files, self._access)
         self._cold = self._access == "cold"
         self._native = self._shards.array.dtype == self.dtype

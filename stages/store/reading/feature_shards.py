@@ -23,6 +23,11 @@ it. May be called again for a shard, and from several threads and processes at o
 ArmadaError. Must be safe to pickle."""
 
 
+Check = Callable[[int], None]
+"""Called with a shard number after its file was opened: is it still the right one? May raise any
+ArmadaError. Must be safe to pickle."""
+
+
 @dataclass(frozen=True)
 class FeatureShards:
     """Where a feature lies in a teacher's folder; `shards` are (number, rows), in row order."""
@@ -32,6 +37,7 @@ class FeatureShards:
     rows_per_shard: int
     shards: tuple[tuple[int, int], ...]
     prepare: Prepare | None
+    check: Check | None = None
 
     @property
     def stored_dtype(self) -> np.dtype[np.generic]:
@@ -46,10 +52,14 @@ class FeatureShards:
         if self.prepare is not None:
             self.prepare(self.spec.name, shard)
         if not self._layout_is_ours:
+            if self.check is not None:
+                self.check(shard)
             yield None
             return
         path = shard_file(self.folder, self.spec.name, shard, len(self.spec.shape))
         with opened(path, self._cache) as file:
+            if self.check is not None:
+                self.check(shard)
             yield file if is_plain(file, path, self.spec, rows, self.rows_per_shard) else None
 
     def read_alone(self, position: int) -> DenseArray:

@@ -32,6 +32,7 @@ from .feature_array import FeatureArray
 from .feature_shards import Prepare
 from .first_open import CheckedFiles
 from .joined_array import JoinedArray
+from .still_committed import StillCommitted
 
 Example = str | bytes | Sequence[str]
 
@@ -104,6 +105,7 @@ class Cache:
         self.folder = teacher_folder(path, teacher.fingerprint)
         part = elsewhere.part if elsewhere else read_part(path, teacher.fingerprint)
         self._own = {spec.name: spec for spec in held_features(teacher, part)}
+        self._elsewhere = elsewhere is not None
         self.commits = list(elsewhere.commits) if elsewhere else read_commits(path, teacher)
         self._checked = CheckedFiles(path, teacher, self.commits, prepare) if verify else None
         self._prepare = self._checked.feature if self._checked else prepare
@@ -156,7 +158,11 @@ class Cache:
     def _stored(self, name: str) -> FeatureArray:
         shards = [(commit.shard, commit.rows) for commit in self.commits]
         size, spec = self.teacher.rows_per_shard, self.feature_spec(name)
-        return FeatureArray(self.folder, spec, size, shards, self._prepare, self._access)
+        check = None
+        if not self._elsewhere:
+            records = {commit.shard: commit for commit in self.commits}
+            check = StillCommitted(self.folder, self.teacher, records)
+        return FeatureArray(self.folder, spec, size, shards, self._prepare, self._access, check)
 
     def _rows_in(self, holder: "Cache") -> Rows:
         """The row of `holder` for each of ours; -1 where it has none."""

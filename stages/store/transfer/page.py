@@ -1,4 +1,4 @@
-"""The page about a cache, and its pictures, go along with a push. They are for people, no content."""
+"""The page about a cache, and its pictures, go along with a push: for people, no content."""
 
 from pathlib import Path
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ....cache_schemas.keys import KeyArray, first_occurrences
 from ....cache_schemas.layout import ROWS_TABLE, table_file
+from ....cache_schemas.manifest import CommitRecord
 from ..format.index import KeyIndex, Rows
 from ..format.tables import read_keys
 from .reservations import Reservation
@@ -50,9 +51,9 @@ class Work:
         self._index = KeyIndex(keys[self._rows])
         self._open = np.ones(len(self._rows), dtype=bool)
         self._dealt = np.zeros(len(self._rows), dtype=bool)
-        self._counted: set[int] = set()
+        self._counted: dict[int, CommitRecord] = {}
         for commit in writer.commits:
-            self._count(commit.shard, commit.rows)
+            self._count(commit)
         self.pending = int(self._open.sum())
         """Keys that were not committed when the work began."""
 
@@ -86,17 +87,17 @@ class Work:
     def _see(self, turn: Turn) -> npt.NDArray[np.bool_]:
         """Take note of new commits; returns which keys are reserved."""
         for shard, record in turn.commits.items():
-            if shard not in self._counted:
-                self._count(shard, record.rows)
+            if self._counted.get(shard) != record:
+                self._count(record)
         taken = np.zeros(len(self._rows), dtype=bool)
         for keys in turn.reserved_keys():
             taken[self._mine(keys)] = True
         return taken
 
-    def _count(self, shard: int, rows: int) -> None:
-        path = table_file(self._writer.folder, ROWS_TABLE, shard)
-        self._open[self._mine(read_keys(path, rows))] = False
-        self._counted.add(shard)
+    def _count(self, record: CommitRecord) -> None:
+        path = table_file(self._writer.folder, ROWS_TABLE, record.shard)
+        self._open[self._mine(read_keys(path, record.rows))] = False
+        self._counted[record.shard] = record
 
     def _mine(self, keys: KeyArray) -> Rows:
         found = self._index.find(keys)

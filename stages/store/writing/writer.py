@@ -22,9 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ....cache_schemas.errors import OutputError
 from ....cache_schemas.keys import KeyArray, first_occurrences, keys_to_array
 from ....cache_schemas.layout import (
     ROWS_TABLE,
+    TEACHER_MANIFEST,
     numbered,
     table_file,
     teacher_folder,
@@ -52,6 +54,7 @@ class CacheWriter:
         self.path, self.manifest = path, manifest
         self.folder = teacher_folder(path, manifest.fingerprint)
         self._reservations = Reservations(self.folder, patience_s)
+        self._seen: dict[int, tuple[int, int]] = {}
         create_cache(path)
         with locked(path):
             create_teacher(path, manifest)
@@ -84,19 +87,33 @@ class CacheWriter:
     @contextmanager
     def turn(self) -> Iterator["Turn"]:
         """Hold the cache's lock, with all that others have done until now in sight."""
-        with locked(self.path):
+        with self._locked():
             self._see_commits()
             first = first_own_shard(self.path, self.manifest.fingerprint)
             yield Turn(self._records, self._reservations, self._heart, first)
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with locked(self.path):
+            if not (self.folder / TEACHER_MANIFEST).is_file():
+                raise OutputError(
+                    f"cache {self.path}: teacher {self.manifest.fingerprint[:12]} was removed by "
+                    "another process; nothing more is written; run the same command again to have "
+                    "its answers computed again"
+                )
+            yield
+
     def _see_commits(self) -> None:
+        """A number alone does not tell a shard: it may have been dropped and made again."""
         there = numbered((self.folder / "commits").glob("*.json"))
-        for shard in there.keys() ^ self._records.keys():
-            if shard in there:
-                record = read_commit(self.folder, there[shard], self.manifest)
-                self._records[shard] = record
-            else:
-                del self._records[shard]
+        for shard in self._records.keys() - there.keys():
+            del self._records[shard]
+        for shard, file in there.items():
+            found = file.lstat()
+            seen = (found.st_ino, found.st_mtime_ns)
+            if shard not in self._records or self._seen.get(shard) != seen:
+                self._records[shard] = read_commit(self.folder, file, self.manifest)
+                self._seen[shard] = seen
 
     def reserve(self, keys: KeyArray) -> Reservation:
         """Reserve a shard for keys [N, 16] that the caller knows to be nobody's."""
@@ -136,7 +153,7 @@ class CacheWriter:
 
     def record_run(self, run_id: str, record: RunRecord) -> None:
         """Write or replace the provenance record of a run."""
-        with locked(self.path):
+        with self._locked():
             write_atomic(self.folder / "runs" / f"{run_id}.json", [record.to_json()])
 
 

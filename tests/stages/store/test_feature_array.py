@@ -184,7 +184,7 @@ def test_it_travels_without_its_mappings(
 ) -> None:
     assert len(feature[:]) == ROWS  # all shards are mapped now
     sent = pickle.dumps(feature)
-    assert len(sent) < 2_000
+    assert len(sent) < 2_500  # the numbers alone are more
     np.testing.assert_array_equal(pickle.loads(sent)[:], expected, strict=True)
 
 
