@@ -94,11 +94,13 @@ class LocalTeacher:
         """Make room for shards with at least these features and tables.
 
         Raises CacheError if somebody is writing a shard that may come."""
-        self.declare(place, features, tables)
+        create_cache(self.cache)
         with locked(self.cache):
+            create_teacher(self.cache, self._teacher)
             living = Reservations(self._folder, PATIENCE_S).living()
             held = read_held(self.cache, self._teacher, place)
             self._refuse_writers(place, living.keys() - held.records.keys())
+            self._declare(held, features, tables)
             bring_up_to_date(self._folder, self._teacher, held.records, living)
 
     def declare(self, place: Place, features: frozenset[str], tables: frozenset[str]) -> None:
@@ -109,10 +111,13 @@ class LocalTeacher:
             create_teacher(self.cache, self._teacher)
             Reservations(self._folder, PATIENCE_S).living()
             held = read_held(self.cache, self._teacher, place)
-            if held.records:  # what they lack is here only when all of them have it
-                features, tables = held.features, held.tables
-            self._write_part(held, features, tables)
+            self._declare(held, features, tables)
             write_zarr_metadata(self._folder, self._teacher, held.records)
+
+    def _declare(self, held: Held, features: frozenset[str], tables: frozenset[str]) -> None:
+        if held.records:  # what they lack is here only when all of them have it
+            features, tables = held.features, held.tables
+        self._write_part(held, features, tables)
 
     def _refuse_writers(self, place: Place, reserved: Iterable[int]) -> None:
         theirs = {record.shard for record in self.origin.commits}

@@ -17,6 +17,7 @@ from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
 from ..files.atomic import Buffer, file_record, storage_error, sync_file, sync_folder
 from ..format.dense import shard_parts
 from ..format.tables import table_bytes
+from .removal import remove_tree, shard_paths
 from .reservations import Reservation
 
 _SYNCS_AT_ONCE = 4
@@ -84,11 +85,19 @@ class StagedShard:
         """Called under the cache's lock. The commit record moves when all else is on the disk."""
         *files, record = self._moves
         try:
+            self._clear_the_place()
             self._move(files)
             self._move([record])
         except BaseException:
             self._take_back()
             raise
+
+    def _clear_the_place(self) -> None:
+        """A dead writer may have left files under this number, of tables that we have not."""
+        if not self._staging.is_ours():  # then the number, and what is there, are another's
+            raise self._lost(commit_file(self._teacher, self._shard))
+        for path in shard_paths(self._teacher, self._shard):
+            remove_tree(path, self._teacher.parent.parent)
 
     def _move(self, moves: Iterable[tuple[Path, Path]]) -> None:
         folders: set[Path] = set()
@@ -112,8 +121,9 @@ class StagedShard:
                 target.unlink(missing_ok=True)
 
     def _error(self, target: Path, cause: OSError) -> Exception:
-        if self._staging.is_ours():
-            return storage_error(target, cause)
+        return storage_error(target, cause) if self._staging.is_ours() else self._lost(target)
+
+    def _lost(self, target: Path) -> ReservationLostError:
         return ReservationLostError(
             f"{target}: another writer took this process for dead and went on with its shard; "
             "is the machine overloaded, or was it suspended?"

@@ -52,7 +52,7 @@ class Staging:
         self._beats = 0
         made = folder.with_name(_NEW + owner)
         (made / owner).mkdir(parents=True)
-        self._heartbeat = os.open(made / HEARTBEAT, os.O_RDWR | os.O_CREAT)
+        self._heartbeat = os.open(made / HEARTBEAT, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try_lock(self._heartbeat, made)
             self.beat()

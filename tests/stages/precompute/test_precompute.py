@@ -1,5 +1,7 @@
 """Stage 1 with teachers that count what they are asked, run out of memory, or answer badly."""
 
+import resource
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -164,17 +166,23 @@ def test_an_error_in_the_middle_keeps_what_was_answered(bench: Bench) -> None:
 
 
 def test_a_disk_that_refuses_ends_the_run(bench: Bench) -> None:
-    class Blocking(SpyingTeacher):
-        """Puts a file where the folder of the second shard should be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Filling(SpyingTeacher):
+        """Lets no file grow any more once the first shard is there."""
 
         def encode(self, examples: Sequence[Example]) -> Answers:
-            shards = bench.path / "teachers" / self.spec.fingerprint / "code" / "c"
-            shards.mkdir(exist_ok=True)
-            (shards / "1").write_text("in the way")
+            if len(self.texts) >= 64:
+                while not bench.commits:
+                    time.sleep(0.001)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
             return super().encode(examples)
 
-    with pytest.raises(StorageError, match="code/c/1/0: cannot be written"):
-        bench.ask(Blocking(), texts_of(0, 200))
+    try:
+        with pytest.raises(StorageError, match="code/c/1/0: the disk is full"):
+            bench.ask(Filling(), texts_of(0, 200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(bench.cache) == 64
     bench.ask(SpyingTeacher(), texts_of(0, 200))
     check_answers(bench.cache, texts_of(0, 200))

@@ -195,13 +195,22 @@ def test_a_move_that_fails_leaves_nothing_in_place(tmp_path: Path) -> None:
     one = OneOfMany(tmp_path / "cache")
     task = one.reserve()
     before = stored_bytes(tmp_path / "cache").keys()
-    table = one.writer.folder / "tables" / "rows" / "000000.parquet"
-    table.mkdir(parents=True)  # the last file before the record cannot move there
-    (table / "in the way").touch()
+    tables = one.writer.folder / "tables"
+    tables.write_text("in the way of the last file before the record")
     with pytest.raises(StorageError, match=r"000000\.parquet: cannot be written"):
         one.commit(task)
-    (table / "in the way").unlink()
-    table.rmdir()
+    tables.unlink()
     reserved = {name for name in before if "reservations" in name}
     assert stored_bytes(tmp_path / "cache").keys() == before - reserved
     one.writer.__exit__(None, None, None)
+
+
+def test_nothing_of_a_dead_writer_stays_under_a_committed_number(tmp_path: Path) -> None:
+    one = OneOfMany(tmp_path / "cache")
+    left = one.writer.folder / "tables" / "images" / "000000.parquet"
+    task = one.reserve()
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"of other texts")
+    one.commit(task)
+    assert not left.exists()
+    one.finish()

@@ -175,6 +175,18 @@ def test_shards_that_somebody_is_writing_are_waited_for(shared: Path, tmp_path: 
     bring(shared, tmp_path)
 
 
+def test_a_refused_pull_of_a_feature_hides_nothing_from_a_living_writer(
+    shared: Path, tmp_path: Path
+) -> None:
+    with CacheWriter(tmp_path, MANIFEST) as writer:
+        writer.reserve(keys_of(["another text"]))
+        with pytest.raises(CacheError, match="another process is writing shard 0"):
+            bring(shared, tmp_path, features=("score",), **ONE)
+        assert not (tmp_path / FOLDER / TEACHER_PART).exists()
+    write_cache(tmp_path, MANIFEST, [["another text"]])
+    assert open_cache(tmp_path, MANIFEST.fingerprint).features == ("pooled", "score")
+
+
 def test_writers_at_the_same_time_get_other_numbers(shared: Path, tmp_path: Path) -> None:
     bring(shared, tmp_path, **ONE, **SOME)
     with CacheWriter(tmp_path, MANIFEST) as writer:
