@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ...stages.store.files.lock import locked
 from ...stages.store.format.manifests import check_cache
-from ...stages.store.upkeep.leftovers import leftovers, remove_leftovers, size_of
+from ...stages.store.upkeep.leftovers import leftovers, remove_leftovers
+from ...stages.store.writing.removal import size_of
 from ..show import show_json, size
 
 

@@ -6,7 +6,7 @@ bounded; a chunk at which other writers are is tried again when all others are d
 chunk of a lost worker to another. When the run ends early for any reason, the workers are told,
 commit what they have answered, and are waited for.
 
-All news come through one queue, signals too (`signals.py`).
+All news come through one queue, signals too (`../signals.py`).
 """
 
 import sys

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ....cache_schemas.layout import PARTIAL_SUFFIX, numbered
 from ..writing.removal import remove_tree, uncommitted
-from ..writing.staging import Watch, is_rubbish
+from ..writing.reservations import Reservations
+from ..writing.staging import PATIENCE_S
 
 
 def leftovers(cache: Path) -> Iterator[Path]:
@@ -21,19 +22,10 @@ def leftovers(cache: Path) -> Iterator[Path]:
 
 
 def _of_teacher(teacher: Path) -> Iterator[Path]:
-    watch = Watch()
-    reservations = sorted((teacher / "reservations").glob("*"))
-    dead = [folder for folder in reservations if is_rubbish(folder) or watch.is_dead(folder)]
+    living, dead = Reservations(teacher, PATIENCE_S).judged()
     yield from dead
-    living = numbered(folder for folder in reservations if folder not in dead)
     committed = numbered((teacher / "commits").glob("*.json"))
-    yield from uncommitted(teacher, committed.keys() | living.keys())
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-    return sum(file.lstat().st_size for file in files if not file.is_dir())
+    yield from uncommitted(teacher, committed, living)
 
 
 def remove_leftovers(found: Iterable[Path], cache: Path) -> int:

@@ -3,7 +3,7 @@
 A cache's documents do not change, and a teacher's fingerprint covers its list of features. So the
 added ones belong to a teacher of their own, which extends the first: same model, same settings but
 for those that only choose features, which are left out. Readers join the two by key
-(`reader.py`).
+(`../reading/reader.py`).
 """
 
 from collections.abc import Sequence

@@ -71,13 +71,19 @@ def remove_tree(path: Path, cache: Path) -> int:
     check_folders(path, cache)
     try:
         if path.is_symlink() or not path.is_dir():
-            size = path.lstat().st_size
+            size = size_of(path)
             path.unlink()
             return size
-        size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+        size = size_of(path)
         shutil.rmtree(path)
     except FileNotFoundError:
         return 0
     except OSError as cause:
         raise storage_error(path, cause) from cause
     return size
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file or a link, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in files if not file.is_dir() or file.is_symlink())

@@ -33,13 +33,18 @@ class Reservations:
         self._teacher = teacher
         self._watch = Watch(patience_s)
 
+    def judged(self) -> tuple[dict[int, Path], list[Path]]:
+        """Those of living writers, shard number -> folder, and what is nobody's any more."""
+        folders = sorted((self._teacher / "reservations").glob("*"))
+        dead = [f for f in folders if is_rubbish(f) or self._watch.is_dead(f)]
+        return numbered(folder for folder in folders if folder not in dead), dead
+
     def living(self) -> dict[int, Path]:
         """Shard number -> folder; those of dead writers are removed."""
-        folders = list((self._teacher / "reservations").glob("*"))
-        dead = [f for f in folders if is_rubbish(f) or self._watch.is_dead(f)]
+        living, dead = self.judged()
         for folder in dead:
             discard(folder)
-        return numbered(folder for folder in folders if folder not in dead)
+        return living
 
     def keys(self, folder: Path) -> KeyArray:
         """The keys that a reservation holds, [N, 16]."""

@@ -27,6 +27,7 @@ from ....cache_schemas.keys import KeyArray, first_occurrences, keys_to_array
 from ....cache_schemas.layout import (
     ROWS_TABLE,
     TEACHER_MANIFEST,
+    commit_file,
     numbered,
     table_file,
     teacher_folder,
@@ -54,12 +55,12 @@ class CacheWriter:
         self.path, self.manifest = path, manifest
         self.folder = teacher_folder(path, manifest.fingerprint)
         self._reservations = Reservations(self.folder, patience_s)
-        self._seen: dict[int, tuple[int, int]] = {}
         create_cache(path)
         with locked(path):
             create_teacher(path, manifest)
             refuse_part(path, manifest.fingerprint, "nothing can be added")
             self._records = {record.shard: record for record in read_commits(path, manifest)}
+            self._seen = {n: _stamp(commit_file(self.folder, n)) for n in self._records}
             living = self._reservations.living()
             bring_up_to_date(self.folder, manifest, self._records, living)
         self._heart = Heart()
@@ -107,13 +108,12 @@ class CacheWriter:
         """A number alone does not tell a shard: it may have been dropped and made again."""
         there = numbered((self.folder / "commits").glob("*.json"))
         for shard in self._records.keys() - there.keys():
-            del self._records[shard]
+            del self._records[shard], self._seen[shard]
         for shard, file in there.items():
-            found = file.lstat()
-            seen = (found.st_ino, found.st_mtime_ns)
-            if shard not in self._records or self._seen.get(shard) != seen:
+            stamp = _stamp(file)
+            if self._seen.get(shard) != stamp:
                 self._records[shard] = read_commit(self.folder, file, self.manifest)
-                self._seen[shard] = seen
+                self._seen[shard] = stamp
 
     def reserve(self, keys: KeyArray) -> Reservation:
         """Reserve a shard for keys [N, 16] that the caller knows to be nobody's."""
@@ -141,7 +141,7 @@ class CacheWriter:
             record = shard.write(len(keys), features, all_tables)
             with self.turn():
                 shard.move_into_place()
-                self._records[record.shard] = record
+                self._see_commits()
                 write_zarr_metadata(self.folder, self.manifest, self._records)
         finally:
             self.release(reservation)
@@ -155,6 +155,12 @@ class CacheWriter:
         """Write or replace the provenance record of a run."""
         with self._locked():
             write_atomic(self.folder / "runs" / f"{run_id}.json", [record.to_json()])
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Tells a file from another that took its name."""
+    found = file.lstat()
+    return found.st_ino, found.st_mtime_ns
 
 
 class Turn:
