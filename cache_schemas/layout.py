@@ -3,6 +3,7 @@
     CACHE/
       armada.json                       CacheManifest
       writer.lock                       held by one writer at a time, for moments
+      pull.lock                         held by one pull at a time; gone afterwards
       zarr.json                         Zarr group, so that any Zarr tool can walk the cache
       teachers/zarr.json                Zarr group
       teachers/<fingerprint>/
@@ -30,6 +31,7 @@ TEACHER_PART = "part.json"
 CACHE_INDEX = "index.json"
 ZARR_METADATA = "zarr.json"
 WRITER_LOCK = "writer.lock"
+PULL_LOCK = "pull.lock"
 PARTIAL_SUFFIX = ".partial"
 
 ROWS_TABLE = "rows"

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -47,12 +46,7 @@ class CountProgress:
             self._task = self._bar.add_task(self._label, total=self._total, rate="")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
         elif not self._quiet and self._done:

@@ -14,7 +14,14 @@ from ...stages.store.transfer.place import open_place
 from ...stages.store.transfer.plan import planned
 from ...stages.store.transfer.pull import pull
 from ..progress import CountProgress
-from .sharing import Shared, Transfer, arrived, refuse_itself, storage_options
+from .sharing import (
+    Shared,
+    Transfer,
+    arrived,
+    refuse_itself,
+    say_that_a_pull_waits,
+    storage_options,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Sha
     index = read_origin(place, wanted.digest and wanted.digest.lower())
     keys = corpus.keys() if corpus else None
     choice = Choice(tuple(wanted.teachers), tuple(wanted.features), keys)
-    with planned(place, index, cache, choice, transfer.jobs) as plan:
+    waiting = say_that_a_pull_waits(transfer.quiet)
+    with planned(place, index, cache, choice, transfer.jobs, transfer.dry_run, waiting) as plan:
         if not transfer.dry_run:
             with CountProgress("pull", "bytes", plan.bytes, transfer.quiet) as progress:
                 pull(place, cache, plan, transfer.jobs, progress.advance)

@@ -19,6 +19,7 @@ from .sharing import (
     Transfer,
     arrived,
     refuse_itself,
+    say_that_a_pull_waits,
     shared_teacher,
     storage_options,
 )
@@ -52,13 +53,14 @@ def push_cache(cache: Path, url: str, teachers: Sequence[str], transfer: Transfe
 
 
 def _to_folder(cache: Path, place: LocalPlace, teachers: Sequence[str], transfer: Transfer) -> Sent:
-    source, choice = LocalPlace(cache), Choice(tuple(teachers))
-    with planned(source, read_contents(cache), place.path, choice, transfer.jobs) as plan:
+    source, choice, index = LocalPlace(cache), Choice(tuple(teachers)), read_contents(cache)
+    waiting, jobs, dry_run = say_that_a_pull_waits(transfer.quiet), transfer.jobs, transfer.dry_run
+    with planned(source, index, place.path, choice, jobs, dry_run, waiting) as plan:
         digest = None
-        if not transfer.dry_run:
+        if not dry_run:
             with CountProgress("push", "bytes", plan.bytes, transfer.quiet) as progress:
-                index = push_to_folder(source, place.path, plan, transfer.jobs, progress.advance)
-                digest = index.digest
+                target = push_to_folder(source, place.path, plan, jobs, progress.advance)
+                digest = target.digest
     return digest, [arrived(teacher) for teacher in plan.teachers]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...cache_schemas.errors import CacheError, JobError, OutputError, one_line
+from ...cache_schemas.layout import numbered
 from ...stages.store.files.lock import locked
 from ...stages.store.files.plain_files import refuse_linked_folders
 from ...stages.store.upkeep.survey import TeacherSurvey, survey_cache
@@ -67,10 +68,12 @@ def carry_out(removal: Removal, force: bool = False) -> None:
     folder = removal.path / "teachers" / removal.fingerprint
     refuse_linked_folders(folder, removal.path)
     with locked(removal.path):
-        living = Reservations(folder, PATIENCE_S).living()
+        living, _ = Reservations(folder, PATIENCE_S).judged()
         if living and not force:
+            shards = len(numbered(living))
+            what = f"{counted(shards, 'shard')} in the making" if shards else "shards are arriving"
             raise OutputError(
-                f"teacher {removal.fingerprint[:12]}: {counted(len(living), 'shard')} in the "
-                "making; wait for the writers, or say --force if their machine is gone"
+                f"teacher {removal.fingerprint[:12]}: {what}; wait for the processes that are at "
+                "it, or say --force if their machine is gone"
             )
         drop_teacher(removal.path, removal.fingerprint)

@@ -54,7 +54,7 @@ def run_repair(
         damages = verify(survey, teacher, advance=progress.advance).damages
     steps = plan_repair(survey, damages)
     if not dry_run:
-        carry_out(path, steps)
+        steps = carry_out(path, steps)
     return RepairReport(path, tuple(steps), tuple(_recompute(survey, steps)), dry_run)
 
 
@@ -104,6 +104,7 @@ def _as_document(report: RepairReport) -> dict[str, Any]:
     ]
     for step in steps:
         step["damage"].pop("file")
+        step.pop("seen")
     return {
         "repaired": report.repaired,
         "dry_run": report.dry_run,

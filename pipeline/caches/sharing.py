@@ -1,6 +1,7 @@
 """What `cache push` and `cache pull` have in common: how to get there, and what to report."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def storage_options(settings: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise JobError(f"--storage-option {key}: the value is not YAML; quote it") from None
     return options
+
+
+def say_that_a_pull_waits(quiet: bool) -> Callable[[], None]:
+    """Says that another process is bringing shards to the same cache."""
+
+    def say() -> None:
+        if not quiet:
+            print("waiting for another pull into the same cache", file=sys.stderr)
+
+    return say
 
 
 def refuse_itself(place: Place, cache: Path) -> None:

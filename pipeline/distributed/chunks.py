@@ -4,7 +4,7 @@ The texts of a chunk go to a worker, counts come back; the answers go from the w
 No key is in two chunks of a run.
 """
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ...cache_schemas.errors import ArmadaError
 from ...cache_schemas.keys import KeyArray
-from ...cache_schemas.manifest import TeacherManifest
+from ...cache_schemas.layout import ROWS_TABLE
+from ...cache_schemas.manifest import CommitRecord, TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus
 from ..precompute_job import PrecomputeJob
@@ -34,23 +35,26 @@ class Order:
 class Chunk:
     """Rows that make one shard, with keys [N, 16].
 
-    shard: the number to take if it is free; unrelated: shards known to hold none of the keys;
+    shard: the number to take if it is free; unrelated: the keys tables (their hashes) of shards
+    known to hold none of the keys, since a number does not tell a shard;
     waits: whether to wait for other writers who are at the keys."""
 
     number: int
     corpus: Corpus
     keys: KeyArray
     shard: int
-    unrelated: frozenset[int]
+    unrelated: frozenset[str]
     waits: bool
 
 
 @dataclass(slots=True)
 class Outcome:
     """What became of a chunk. shards: number, seconds spent asking and truncated texts of each that
-    was committed. Unfinished: others are at what is left, or the run was stopped."""
+    was committed; keys_tables: the hashes of their keys tables. Unfinished: others are at what is
+    left, or the run was stopped."""
 
     shards: list[tuple[int, float, int]] = field(default_factory=list)
+    keys_tables: list[str] = field(default_factory=list)
     rows: int = 0
     skipped: list[str] = field(default_factory=list)
     unfinished: bool = False
@@ -67,13 +71,14 @@ class Chunks:
         pending: npt.NDArray[np.int64],
         rows_per_shard: int,
         first_shard: int,
-        taken: Collection[int],
+        committed: Iterable[CommitRecord],
     ) -> None:
-        """`taken`: committed shards; the lowest other numbers from `first_shard` on are ours."""
+        """The lowest numbers from `first_shard` on that are not `committed` are ours."""
         self._corpus, self._keys, self._pending = corpus, keys, pending
         self._size = rows_per_shard
-        self._unrelated = frozenset(taken)
-        free = (number for number in count(first_shard) if number not in self._unrelated)
+        taken = {record.shard: keys_table(record) for record in committed}
+        self._unrelated = frozenset(taken.values())
+        free = (number for number in count(first_shard) if number not in taken)
         self._shards = list(islice(free, len(self)))
 
     def __len__(self) -> int:
@@ -93,6 +98,11 @@ class Chunks:
         shard = self._shards[number]
         return Chunk(number, corpus, self._keys[places], shard, self._unrelated, waits)
 
-    def finished(self, shards: Collection[int]) -> None:
-        """Shards of a chunk that is done: they hold no key of another."""
-        self._unrelated |= frozenset(shards)
+    def finished(self, keys_tables: Iterable[str]) -> None:
+        """The keys tables of a chunk that is done: they hold no key of another."""
+        self._unrelated |= frozenset(keys_tables)
+
+
+def keys_table(record: CommitRecord) -> str:
+    """The hash of the table that holds a shard's keys."""
+    return record.tables[ROWS_TABLE].xxh3_128

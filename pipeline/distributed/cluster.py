@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -177,7 +178,7 @@ async def _look_at(address: str) -> None:
     from distributed.comm import connect
     from distributed.security import Security
 
-    if "://" not in address and ":" not in address:
+    if "://" not in address and not re.search(r":\d+$", address):
         raise ValueError("is neither tcp://HOST:PORT nor a scheduler file")
     arguments = Security().get_connection_args("client")
     comm = await connect(address, timeout=2 * CONNECT_S, **arguments)

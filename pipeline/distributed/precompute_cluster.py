@@ -159,7 +159,7 @@ def _ask(
         pending,
         plan.manifest.rows_per_shard,
         first_own_shard(job.cache, plan.manifest.fingerprint),
-        {commit.shard for commit in writer.commits},
+        writer.commits,
     )
     with CountProgress("precompute", "rows", len(pending), quiet) as progress:
         waiting = say_that_it_waits(quiet)

@@ -26,7 +26,7 @@ from ...stages.store.writing.writer import CacheWriter
 from ..device import choose_device
 from ..precompute_job import make_teacher
 from ..provenance import hardware, library_versions
-from .chunks import Chunk, Order, Outcome
+from .chunks import Chunk, Order, Outcome, keys_table
 
 TOPIC = "armada"
 """Dask's name for the stream of progress of all runs on a scheduler."""
@@ -102,8 +102,10 @@ def _answer(order: Order, chunk: Chunk, outcome: Outcome) -> None:
             precompute(chunk.corpus, chunk.keys, work, held.teacher, writer, asking)
         finally:
             held.batch_size = asking.batch_size
-            ours = {shard for shard, _, _ in outcome.shards}
-            outcome.rows = sum(commit.rows for commit in writer.commits if commit.shard in ours)
+            shards = {shard for shard, _, _ in outcome.shards}
+            ours = [commit for commit in writer.commits if commit.shard in shards]
+            outcome.keys_tables = [keys_table(commit) for commit in ours]
+            outcome.rows = sum(commit.rows for commit in ours)
 
 
 def unseen(order: Order) -> str:
@@ -136,7 +138,7 @@ class _ChunkWork(Work):
         return super().reserve(self._chunk.shard if preferred is None else preferred)
 
     def _count(self, record: CommitRecord) -> None:
-        if record.shard not in self._chunk.unrelated:
+        if keys_table(record) not in self._chunk.unrelated:
             super()._count(record)
 
 

@@ -14,6 +14,10 @@ from armada.pipeline.caches.repair import run_repair
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job
 from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.transfer.arrivals import Arrivals
+from armada.stages.store.upkeep.repair import carry_out, plan_repair
+from armada.stages.store.upkeep.survey import survey_cache
+from armada.stages.store.upkeep.verify import verify
 from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine, start
 from small_caches import keys_of, stored_bytes
@@ -227,6 +231,24 @@ def test_what_another_tool_rewrote_is_not_dropped(
     assert len(open_cache(cache, folder.name)["embedding"][:]) == TEXTS
 
 
+def test_what_another_has_repaired_meanwhile_is_left(
+    corpus: Path, cache: Path, folder: Path, made: Path
+) -> None:
+    """Two repairs see one damage; the first one drops the shard and it is made again."""
+    flip(folder / "embedding/c/0/0")
+    (folder / "commits/000001.json").write_text("{")
+    survey = survey_cache(cache)
+    steps = plan_repair(survey, verify(survey).damages)
+    assert [step.action for step in steps] == ["drop", "drop"]
+    assert run_repair(cache, quiet=True).repaired
+    run_precompute(job(corpus, cache), quiet=True)
+    done = carry_out(cache, steps)
+    assert [(step.action, step.damage.shard) for step in done] == [("leave", 1), ("leave", 0)]
+    assert "another process has changed it meanwhile" in done[0].remedy
+    assert open_cache(cache, folder.name).keys.shape == (TEXTS, 16)
+    assert verify(survey_cache(cache)).damages == ()
+
+
 # verify
 
 
@@ -343,6 +365,15 @@ def test_rm_waits_for_writers(cache: Path, folder: Path, armada: CommandLine) ->
     assert not folder.exists()
 
 
+def test_rm_waits_for_what_arrives(cache: Path, folder: Path, armada: CommandLine) -> None:
+    with Arrivals(cache, open_cache(cache, folder.name).teacher):
+        result = armada("cache", "rm", cache, "--teacher", folder.name, "--yes")
+        assert "shards are arriving; wait for the processes that are at it" in result.error
+        assert folder.exists()
+    armada.done("cache", "rm", cache, "--teacher", folder.name, "--yes")
+    assert not folder.exists()
+
+
 def test_rm_touches_nothing_outside(cache: Path, folder: Path, armada: CommandLine) -> None:
     """A reservation that was left half made is removed with its folder, unless that is a link."""
     outside = cache.parent / "outside"
@@ -369,7 +400,7 @@ def test_distill_compares_checksums_when_asked(tmp_path: Path, cache: Path, fold
     corpus: dict[str, Any] = {"train": str(tmp_path / "t.jsonl"), "text_column": "text"}
     (tmp_path / "t.jsonl").write_text('{"text": "text 3"}\n')
     flip(folder / "embedding/c/0/0")
-    for verify in (False, True):
+    for checked in (False, True):
         given = DistillJob(
             **corpus,
             cache=cache,
@@ -377,11 +408,11 @@ def test_distill_compares_checksums_when_asked(tmp_path: Path, cache: Path, fold
             student="scratch:bert",
             output=tmp_path / "out",
             objective="feature",
-            verify_cache=verify,
+            verify_cache=checked,
         )
         data = read_student_data(given, OBJECTIVES.load("feature"))
         assert data.feature is not None
-        if verify:
+        if checked:
             with pytest.raises(DamagedCacheError, match="xxh3_128"):
                 data.feature[0]
         else:

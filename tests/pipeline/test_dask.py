@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 import torch
 from armada.cache_schemas import errors
-from armada.cache_schemas.manifest import RunRecord, TeacherManifest
+from armada.cache_schemas.manifest import CommitRecord, FileRecord, RunRecord, TeacherManifest
 from armada.pipeline.distributed import cluster as cluster_module
-from armada.pipeline.distributed.chunks import Chunk, Chunks, Order
+from armada.pipeline.distributed.chunks import Chunk, Chunks, Order, keys_table
 from armada.pipeline.distributed.workers import answer, stop
 from armada.pipeline.precompute import PrecomputeReport, run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job, make_teacher
@@ -517,6 +517,7 @@ def test_workers_with_another_armada(
     [
         ("tcp://127.0.0.1:9", "nobody answers within 0 s"),
         ("bla://x:1", "unknown address scheme 'bla'"),
+        ("tcp:/x", "is neither tcp://HOST:PORT nor a scheduler file"),
         ("scheduler.jsom", "is neither tcp://HOST:PORT nor a scheduler file"),
         (__file__, "is not the file of a scheduler"),
     ],
@@ -623,10 +624,17 @@ def test_a_worker_that_comes_late_must_see_the_cache_too(
     assert not (tmp_path / "cache").exists()
 
 
+def record_of(shard: int) -> CommitRecord:
+    """A record of a shard with a keys table of its own."""
+    keys = FileRecord(bytes=1, xxh3_128=f"{shard:032x}")
+    return CommitRecord(shard=shard, rows=1, features={}, tables={"rows": keys})
+
+
 def test_chunks_take_the_lowest_free_shards(corpus: Path) -> None:
     read = read_corpus([str(corpus)], ["text"])
     pending = np.arange(10, 300)
-    chunks = Chunks(read, read.keys(), pending, SIZE, 2, {0, 1, 3, 4, 7})
+    known = [record_of(shard) for shard in (0, 1, 3, 4, 7)]
+    chunks = Chunks(read, read.keys(), pending, SIZE, 2, known)
     cut = [chunks.cut(number, waits=False) for number in range(len(chunks))]
     assert [chunk.shard for chunk in cut] == [2, 5, 6, 8, 9]
     assert [len(chunk.corpus) for chunk in cut] == [64, 64, 64, 64, 34]
@@ -634,9 +642,27 @@ def test_chunks_take_the_lowest_free_shards(corpus: Path) -> None:
     np.testing.assert_array_equal(np.concatenate([c.keys for c in cut]), read.keys()[pending])
     assert cut[4].corpus.where(0) == f"{corpus} row 267"
     assert cut[4].corpus.examples(np.array([33])) == [("text 299",)]
-    chunks.finished([2, 11])
-    assert chunks.cut(3, waits=True).unrelated == {0, 1, 2, 3, 4, 7, 11}
-    assert cut[3].unrelated == {0, 1, 3, 4, 7}
+    tables = {keys_table(record) for record in known}
+    finished = [keys_table(record_of(2)), keys_table(record_of(11))]
+    chunks.finished(finished)
+    assert chunks.cut(3, waits=True).unrelated == tables | set(finished)
+    assert cut[3].unrelated == tables
+
+
+def test_a_shard_made_again_is_related_whatever_its_number(
+    begun: tuple[Order, Chunk], cluster: LocalCluster
+) -> None:
+    order, chunk = begun
+    other = keys_table(record_of(chunk.shard))
+    with CacheWriter(order.job.cache, order.manifest) as writer:
+        spec = order.manifest.spec.features[0]
+        rows = np.zeros((len(chunk.keys), *spec.shape), spec.dtype)
+        writer.commit(chunk.keys, {spec.name: rows}, np.zeros(len(chunk.keys), dtype=bool))
+        number = writer.commits[0].shard
+    stale = replace(chunk, unrelated=frozenset({keys_table(record_of(number)), other}))
+    with Client(cluster, set_as_default=False) as client:
+        outcome = client.submit(answer, order, stale, key="made again").result()
+    assert (outcome.error, outcome.rows, outcome.unfinished) == (None, 0, False)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,19 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from queue import SimpleQueue
 
 import pytest
 from armada.pipeline.signals import Signal, heard_by, held_back
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell that starts the tests in the background makes them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt() -> None:

@@ -30,16 +30,17 @@ def locked(cache: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
 
     Raises OutputError if the folder cannot be written, StorageError if the lock is not free for
     `patience_s` seconds."""
-    with _open(cache) as file:
+    with open_lock(cache, WRITER_LOCK) as file:
         _wait(file, cache, time.monotonic() + patience_s)
         yield  # closing the file frees the lock
 
 
-def _open(cache: Path) -> BinaryIO:
+def open_lock(cache: Path, name: str) -> BinaryIO:
+    """A file to lock, made if it is not there; raises OutputError if it cannot be written."""
     try:
         # Not through a link: a cache may come from strangers.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        return open(os.open(cache / WRITER_LOCK, flags, 0o666), "r+b")
+        return open(os.open(cache / name, flags, 0o666), "r+b")
     except OSError as cause:
         raise OutputError(f"cache {cache}: cannot be written: {cause.strerror}") from cause
 

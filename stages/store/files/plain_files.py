@@ -33,6 +33,19 @@ def plain_size(path: Path, cache: Path) -> int:
     return found.st_size
 
 
+Stamp = tuple[int, int]
+"""Tells a file from another that took its name: inode and nanoseconds of its last change."""
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """That of a file or a link; None if there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def check_folders(path: Path, cache: Path) -> None:
     """Refuse a path that some symbolic link between `cache` and its last part leads through."""
     parts, above = path.parts, len(cache.parts)

@@ -9,7 +9,7 @@ as nothing is removed. Only what was committed when the cache was opened is visi
 were added to a teacher later are offered beside its own; a row may lack them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from ....cache_schemas.contents import TeacherIndex
-from ....cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
+from ....cache_schemas.errors import (
+    CacheError,
+    DamagedCacheError,
+    MissingFeatureError,
+    MissingKeysError,
+)
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
 from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
@@ -172,10 +177,21 @@ class Cache:
         return self._joins[fingerprint]
 
     def table_path(self, name: str, shard: int) -> Path:
-        """The file of a shard's table, checked if the cache was opened so."""
+        """The file of a shard's table, checked if the cache was opened so.
+
+        Raises DamagedCacheError if the shard was committed without it: whatever lies there is not
+        the shard's."""
+        if name not in self._tables_of[shard]:
+            raise DamagedCacheError(
+                f"{table_file(self.folder, name, shard)}: the shard was committed without it"
+            )
         if self._checked is not None:
             self._checked.table(name, shard)
         return table_file(self.folder, name, shard)
+
+    @cached_property
+    def _tables_of(self) -> dict[int, Collection[str]]:
+        return {commit.shard: commit.tables.keys() for commit in self.commits}
 
     @cached_property
     def keys(self) -> KeyArray:

@@ -11,9 +11,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 
-from ....cache_schemas.errors import DamagedCacheError
+from ....cache_schemas.errors import ArmadaError, DamagedCacheError, StorageError
 from ....cache_schemas.layout import commit_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, TeacherManifest
 from ..files.atomic import storage_error, sync_file, sync_folder, write_atomic
@@ -71,12 +70,7 @@ class Arrivals:
     def __enter__(self) -> "Arrivals":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._heart.stop()
 
     def receive(
@@ -90,18 +84,41 @@ class Arrivals:
 
         `here` are files by name that were fetched before, to some other folder. Raises CacheError
         if another shard of that number was committed meanwhile."""
-        moves = []
-        for file in files:
-            staged = self._staging.folder / str(next(self._numbers))
-            if here and file.name in here:
-                shutil.copyfile(here[file.name], staged)
-                sync_file(staged)
-            else:
-                fetch(place, file, staged)
-            moves.append((staged, self._cache / file.name))
+        try:
+            self._receive(place, files, record, here or {})
+        except (ArmadaError, OSError) as cause:
+            if self._staging.is_ours():
+                raise
+            raise StorageError(
+                f"cache {self._cache}: another process took this one for dead and removed what was "
+                "arriving; run the same command again to go on"
+            ) from cause
+
+    def _receive(
+        self,
+        place: Place,
+        files: Iterable[ShardFile],
+        record: CommitRecord | None,
+        here: Mapping[str, Path],
+    ) -> None:
+        moves = [(self._fetch(place, file, here), self._cache / file.name) for file in files]
         with locked(self._cache):
-            if record is None or not self._is_committed(place, record):
-                self._install(moves, record)
+            if record is not None and self._is_committed(place, record):
+                record = None
+                moves = [(staged, target) for staged, target in moves if not target.exists()]
+            self._install(moves, record)
+
+    def _fetch(self, place: Place, file: ShardFile, here: Mapping[str, Path]) -> Path:
+        staged = self._staging.folder / str(next(self._numbers))
+        if file.name not in here:
+            fetch(place, file, staged)
+            return staged
+        try:
+            shutil.copyfile(here[file.name], staged)
+            sync_file(staged)
+        except OSError as cause:
+            raise storage_error(staged, cause) from cause
+        return staged
 
     def _is_committed(self, place: Place, record: CommitRecord) -> bool:
         path = commit_file(self._folder, record.shard)

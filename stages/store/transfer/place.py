@@ -62,6 +62,7 @@ class RemotePlace:
         """Raises CacheError for a URL that nothing opens, or that needs a package."""
         url = url if url.endswith("://") else url.rstrip("/")
         self.shown = shown_url(url)
+        self._options = ", ".join(options or ())
         self._secrets = sorted(_strings(options or {}), key=len, reverse=True)
         self._files, self._root = connect(url, self.shown, options or {})
 
@@ -144,8 +145,12 @@ class RemotePlace:
         except Exception as cause:
             raise self._refusal(self.where(name), cause) from cause
 
-    def _refusal(self, where: str, cause: Exception) -> StorageError:
+    def _refusal(self, where: str, cause: Exception) -> ArmadaError:
         reason = self._cleaned(str(cause).partition("\n")[0]) or type(cause).__name__
+        if self._options and isinstance(cause, TypeError | AttributeError):
+            return CacheError(
+                f"{self.shown}: cannot be opened with the options {self._options} ({reason})"
+            )
         if isinstance(cause, FileNotFoundError):
             return NotThereError(f"{where}: is not there")
         if getattr(cause, "errno", None) in DISK_FULL:
@@ -187,6 +192,6 @@ def _strings(value: Any) -> Iterator[str]:
     """What may be secret in a value of options: all its texts but short ones."""
     if isinstance(value, str) and len(value) > 5:
         yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(part)

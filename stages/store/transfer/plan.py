@@ -2,8 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from .choice import Choice, chosen_teachers, wanted_parts, with_features
 from .collisions import refuse_other
 from .key_search import FoundKeys, find_keys
 from .local_part import Held, read_held
+from .one_pull import one_pull
 from .place import Place
 from .shard_files import ShardFile, shard_files
 
@@ -61,14 +62,25 @@ class PullPlan:
 
 @contextmanager
 def planned(
-    place: Place, index: CacheIndex, cache: Path, choice: Choice, jobs: int
+    place: Place,
+    index: CacheIndex,
+    cache: Path,
+    choice: Choice,
+    jobs: int,
+    dry_run: bool = False,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[PullPlan]:
     """Work out what of the cache at `place`, whose documents are `index`, is to come to `cache`.
 
+    Until the block is left no other pull changes the cache, so that the plan can be carried out;
+    unless it is a `dry_run`, which touches nothing. `waiting` is called if another is under way.
     Raises CacheError for what does not fit, StorageError if the disk is too small."""
     teachers = chosen_teachers(place.shown, index, choice.teachers)
     teachers = with_features(place, teachers, choice.features)
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        if not dry_run:
+            stack.enter_context(one_pull(cache, waiting))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         planner = _Planner(place, cache, choice, Path(folder), jobs)
         plans = tuple(planner.plan(teacher) for teacher in teachers)
         plan = PullPlan(plans, planner.fetched)

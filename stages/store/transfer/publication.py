@@ -55,6 +55,11 @@ def _write_runs(place: RemotePlace, there: TeacherIndex, ours: TeacherIndex) -> 
 def _refuse_replaced(place: RemotePlace, there: TeacherIndex, ours: TeacherIndex) -> None:
     records = {record.shard: record for record in there.commits}
     for record in ours.commits:
+        if record.shard not in records:
+            raise CacheError(
+                f"{place.shown}: shard {record.shard} of teacher {ours.manifest.fingerprint[:12]} "
+                "was sent and is gone: another process removes what is there; push once more"
+            )
         refuse_other("what was sent", record, place.shown, records[record.shard], ours.manifest)
 
 

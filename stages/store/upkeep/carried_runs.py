@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ....cache_schemas.manifest import RunRecord
-from ..files.plain_files import read_document
 from ..writing.writer import CacheWriter
 from .merge_source import SourceShard
 
@@ -47,15 +46,12 @@ class CarriedRuns:
         return sum(seconds.values())
 
     def _add(self, name: str, source: RunRecord, shard: int, seconds: float, cut: int) -> None:
-        here = self._here(name) or source.model_copy(
-            update={"teacher_seconds": {}, "truncated_examples": 0}
-        )
-        changed = {
-            "teacher_seconds": here.teacher_seconds | {shard: round(seconds, 6)},
-            "truncated_examples": here.truncated_examples + cut,
-        }
-        self._writer.record_run(name, here.model_copy(update=changed))
+        def added(here: RunRecord | None) -> RunRecord:
+            known = here.teacher_seconds if here else {}
+            changed = {
+                "teacher_seconds": known | {shard: round(seconds, 6)},
+                "truncated_examples": (here.truncated_examples if here else 0) + cut,
+            }
+            return (here or source).model_copy(update=changed)
 
-    def _here(self, name: str) -> RunRecord | None:
-        path = self._writer.folder / "runs" / f"{name}.json"
-        return read_document(RunRecord, path, self._writer.path) if path.exists() else None
+        self._writer.update_run(name, added)

@@ -25,7 +25,7 @@ def _of_teacher(teacher: Path) -> Iterator[Path]:
     living, dead = Reservations(teacher, PATIENCE_S).judged()
     yield from dead
     committed = numbered((teacher / "commits").glob("*.json"))
-    yield from uncommitted(teacher, committed, living)
+    yield from uncommitted(teacher, committed, numbered(living))
 
 
 def remove_leftovers(found: Iterable[Path], cache: Path) -> int:

@@ -12,7 +12,7 @@ committed, but may well be what somebody wants.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from ....cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST
 from ....cache_schemas.manifest import CacheManifest
 from ..files.atomic import storage_error, sync_folder, write_atomic
 from ..files.lock import locked
-from ..files.plain_files import check_folders
+from ..files.plain_files import Stamp, check_folders, stamp_of
 from ..format.dense import group_metadata
 from ..format.zarr_documents import stored_rows_per_shard
 from ..writing.creation import write_zarr_metadata
@@ -36,12 +36,13 @@ SET_ASIDE = ".damaged"
 @dataclass(frozen=True, slots=True)
 class Step:
     """What to do about one damage; `rows` of it are dropped, None if that cannot be told; `remedy`
-    is for people, where something is left to them."""
+    is for people, where something is left to them; `seen` is the document that was looked at."""
 
     action: Action
     damage: Damage
     rows: int | None = 0
     remedy: str = ""
+    seen: Stamp | None = None
 
 
 def plan_repair(survey: CacheSurvey, damages: Iterable[Damage]) -> list[Step]:
@@ -50,7 +51,8 @@ def plan_repair(survey: CacheSurvey, damages: Iterable[Damage]) -> list[Step]:
     Raises CacheError, naming the file, if a feature was re-written by another tool."""
     damages = list(damages)
     _refuse_rewritten(survey, damages)
-    return [_step(survey, damage) for damage in damages]
+    stamps = survey.stamps
+    return [replace(_step(survey, d), seen=stamps.get(d.file)) for d in damages]
 
 
 def _refuse_rewritten(survey: CacheSurvey, damages: Sequence[Damage]) -> None:
@@ -114,17 +116,28 @@ def _restore(file: Path) -> str:
     return "`armada cache pull` it once more"
 
 
-def carry_out(cache: Path, steps: Sequence[Step]) -> None:
+def carry_out(cache: Path, steps: Sequence[Step]) -> list[Step]:
     """Do what was planned, under the cache's lock; then bring the Zarr documents up to date.
 
-    Raises StorageError if the disk refuses; what was done until then stays done."""
+    Returns what was done: what somebody else has changed since it was looked at is left. Raises
+    StorageError if the disk refuses; what was done until then stays done."""
     if not steps:
-        return
+        return []
     with locked(cache):
+        steps = [_unless_changed(step) for step in steps]
         for step in steps:
             _do(cache, step)
         for teacher in sorted({step.damage.teacher for step in steps} - {""}):
             _count_rows(cache, cache / "teachers" / teacher)
+    return steps
+
+
+def _unless_changed(step: Step) -> Step:
+    """A shard that was dropped and made again meanwhile, say, is no longer the damaged one."""
+    if step.action in ("leave", "rebuild") or stamp_of(step.damage.file) == step.seen:
+        return step
+    remedy = "another process has changed it meanwhile; run `armada cache verify` again"
+    return Step("leave", step.damage, remedy=remedy)
 
 
 def _do(cache: Path, step: Step) -> None:

@@ -4,7 +4,7 @@ Other readers stop at the first document that does not fit. Here it is noted as 
 rest is read all the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
@@ -21,7 +21,7 @@ from ....cache_schemas.layout import (
     teacher_folder,
 )
 from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
-from ..files.plain_files import read_document
+from ..files.plain_files import Stamp, read_document, stamp_of
 from ..format.manifests import check_cache, read_commit, read_teacher
 from ..format.parts import held_features, read_part
 from ..format.zarr_documents import check_array, check_group
@@ -106,11 +106,12 @@ class TeacherSurvey:
 
 @dataclass(frozen=True, slots=True)
 class CacheSurvey:
-    """What could be read of a cache."""
+    """What could be read of a cache; `stamps` tell whether a document is still the one read."""
 
     path: Path
     damages: tuple[Damage, ...]
     teachers: tuple[TeacherSurvey, ...]
+    stamps: Mapping[Path, Stamp | None]
 
     @property
     def digest(self) -> str | None:
@@ -136,12 +137,21 @@ def survey_cache(path: Path) -> CacheSurvey:
     folders = sorted(folder for folder in path.glob("teachers/*") if folder.is_dir())
     if not folders:
         check_cache(path)
+    stamps = {file: stamp_of(file) for file in _documents(folders)}
     found = Findings(path)
     found.attempt(("cache", path / CACHE_MANIFEST, None), check_cache, path)
     for group in (path / ZARR_METADATA, path / "teachers" / ZARR_METADATA):
         found.attempt(("zarr", group, None), check_group, group, path)
     teachers = tuple(survey_teacher(path, folder) for folder in folders)
-    return CacheSurvey(path, tuple(found.damages), teachers)
+    return CacheSurvey(path, tuple(found.damages), teachers, stamps)
+
+
+def _documents(teachers: Sequence[Path]) -> Iterator[Path]:
+    """Those that are written once."""
+    for folder in teachers:
+        yield folder / TEACHER_MANIFEST
+        yield from folder.glob("commits/*.json")
+        yield from folder.glob("runs/*.json")
 
 
 def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
@@ -161,7 +171,7 @@ def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
         found.attempt(("run", file, None), read_document, RunRecord, file, cache)
         for file in sorted(folder.glob("runs/*.json"))
     ]
-    reserved = numbered(folder.glob("reservations/*"))
+    reserved = numbered(folder.glob("reservations/*/"))
     return TeacherSurvey(
         folder=folder,
         manifest=manifest,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ....cache_schemas.errors import CacheError, TeacherMismatchError
-from ....cache_schemas.layout import CACHE_MANIFEST, PARTIAL_SUFFIX, WRITER_LOCK
+from ....cache_schemas.layout import CACHE_MANIFEST, PARTIAL_SUFFIX, PULL_LOCK, WRITER_LOCK
 from ....cache_schemas.manifest import TeacherManifest
 from ....cache_schemas.teachers import TeacherSpec, differ_in_features_alone, differences
 from ..format.manifests import list_teachers
@@ -65,8 +65,9 @@ def _to_extend(known: TeacherSpec, asked: TeacherSpec, selecting: frozenset[str]
 
 
 def is_new(path: Path) -> bool:
-    """Whether nothing is there yet, or only what a writer left that died at its first file."""
-    first = {WRITER_LOCK, CACHE_MANIFEST + PARTIAL_SUFFIX}
+    """Whether nothing is there yet, or only what a writer or a pull left that died at its
+    first file."""
+    first = {WRITER_LOCK, PULL_LOCK, CACHE_MANIFEST + PARTIAL_SUFFIX}
     return not path.exists() or (
         path.is_dir() and all(file.name in first for file in path.iterdir())
     )

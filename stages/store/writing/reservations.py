@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ....cache_schemas.keys import KEY_BYTES, KeyArray
+from ....cache_schemas.errors import DamagedCacheError
+from ....cache_schemas.keys import KEY_BYTES, KeyArray, keys_to_array
 from ....cache_schemas.layout import numbered, reservation_folder
+from ....cache_schemas.manifest import MAX_ROWS_PER_SHARD
 from ..files.atomic import storage_error
+from ..files.plain_files import read_bytes
 from .staging import Staging, Watch, discard, is_rubbish
 
 KEYS = "keys"
@@ -33,22 +36,28 @@ class Reservations:
         self._teacher = teacher
         self._watch = Watch(patience_s)
 
-    def judged(self) -> tuple[dict[int, Path], list[Path]]:
-        """Those of living writers, shard number -> folder, and what is nobody's any more."""
-        folders = sorted((self._teacher / "reservations").glob("*"))
+    def judged(self) -> tuple[list[Path], list[Path]]:
+        """The folders of living owners, those of pulls too, and what is nobody's any more."""
+        there = sorted((self._teacher / "reservations").glob("*"))
+        folders = [path for path in there if path.is_dir() and not path.is_symlink()]
         dead = [f for f in folders if is_rubbish(f) or self._watch.is_dead(f)]
-        return numbered(folder for folder in folders if folder not in dead), dead
+        return [folder for folder in folders if folder not in dead], dead
 
     def living(self) -> dict[int, Path]:
-        """Shard number -> folder; those of dead writers are removed."""
+        """Shard number -> folder; those of dead owners are removed."""
         living, dead = self.judged()
         for folder in dead:
             discard(folder)
-        return living
+        return numbered(living)
 
     def keys(self, folder: Path) -> KeyArray:
-        """The keys that a reservation holds, [N, 16]."""
-        data = (folder / KEYS).read_bytes()
+        """The keys that a reservation holds, [N, 16]; none if it was given back this moment."""
+        try:
+            data = read_bytes(folder / KEYS, self._teacher, MAX_ROWS_PER_SHARD * KEY_BYTES)
+        except DamagedCacheError:
+            if folder.exists():
+                raise
+            return keys_to_array([])
         whole = len(data) // KEY_BYTES * KEY_BYTES
         return np.frombuffer(data[:whole], dtype=np.uint8).reshape(-1, KEY_BYTES)
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ..files.atomic import storage_error
 from ..files.lock import try_lock
 
 HEARTBEAT = "heartbeat"
@@ -100,12 +101,34 @@ def discard(folder: Path) -> None:
         folder.rename(dead)
     except FileNotFoundError:
         return
+    except OSError as cause:
+        raise storage_error(folder, cause) from cause
     shutil.rmtree(dead, ignore_errors=True)
 
 
 def is_rubbish(folder: Path) -> bool:
     """Whether a folder was left while it was being made or removed."""
     return folder.name.startswith((_NEW, _DEAD))
+
+
+def _heartbeat(path: Path) -> tuple[str, bool]:
+    """What it says, and whether its lock is free. That is asked on the owner's host only, and by
+    who may write the file: another user goes by what it says."""
+    try:
+        descriptor, writable = _open(path, os.O_RDWR), True
+    except PermissionError:
+        descriptor, writable = _open(path, os.O_RDONLY), False
+    try:
+        line = os.pread(descriptor, 200, 0).decode("ascii", "replace")
+        on_this_host = line.partition(" ")[0] == host_id()
+        return line, on_this_host and writable and try_lock(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path, mode: int) -> int:
+    """Whatever lies there shall lead nowhere and keep nobody waiting."""
+    return os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 class Watch:
@@ -117,18 +140,13 @@ class Watch:
 
     def is_dead(self, folder: Path) -> bool:
         """Whether the owner of a folder has died; a folder that is gone has no dead owner."""
+        if not folder.is_dir():
+            return False
         try:
-            descriptor = os.open(folder / HEARTBEAT, os.O_RDWR)
-        except FileNotFoundError:
-            return folder.is_dir() and self._unchanged(folder, "no heartbeat")
-        try:
-            line = os.pread(descriptor, 200, 0).decode("ascii", "replace")
-            on_this_host = line.partition(" ")[0] == host_id()
-            if on_this_host and try_lock(descriptor, folder):
-                return True
-        finally:
-            os.close(descriptor)
-        return self._unchanged(folder, line)
+            line, lock_is_free = _heartbeat(folder / HEARTBEAT)
+        except OSError as error:  # there is none, or a pipe: that will not change either
+            line, lock_is_free = f"no heartbeat: {error.errno}", False
+        return lock_is_free or self._unchanged(folder, line)
 
     def _unchanged(self, folder: Path, line: str) -> bool:
         seen, since = self._seen.get(folder, ("", 0.0))

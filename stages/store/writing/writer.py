@@ -10,12 +10,11 @@ writer takes away, and maybe files that no commit record names, which a writer r
 opens. The Zarr shape is brought up to date after each commit and when a writer opens.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from ....cache_schemas.layout import (
 from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
 from ..files.atomic import write_atomic
 from ..files.lock import locked
+from ..files.plain_files import read_document, stamp_of
 from ..format.index import KeyIndex
 from ..format.manifests import read_commit, read_commits
 from ..format.parts import first_own_shard, refuse_part
@@ -60,7 +60,7 @@ class CacheWriter:
             create_teacher(path, manifest)
             refuse_part(path, manifest.fingerprint, "nothing can be added")
             self._records = {record.shard: record for record in read_commits(path, manifest)}
-            self._seen = {n: _stamp(commit_file(self.folder, n)) for n in self._records}
+            self._seen = {n: stamp_of(commit_file(self.folder, n)) for n in self._records}
             living = self._reservations.living()
             bring_up_to_date(self.folder, manifest, self._records, living)
         self._heart = Heart()
@@ -68,12 +68,7 @@ class CacheWriter:
     def __enter__(self) -> "CacheWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._heart.stop()
 
     @property
@@ -110,7 +105,7 @@ class CacheWriter:
         for shard in self._records.keys() - there.keys():
             del self._records[shard], self._seen[shard]
         for shard, file in there.items():
-            stamp = _stamp(file)
+            stamp = stamp_of(file)
             if self._seen.get(shard) != stamp:
                 self._records[shard] = read_commit(self.folder, file, self.manifest)
                 self._seen[shard] = stamp
@@ -153,14 +148,15 @@ class CacheWriter:
 
     def record_run(self, run_id: str, record: RunRecord) -> None:
         """Write or replace the provenance record of a run."""
+        self.update_run(run_id, lambda before: record)
+
+    def update_run(self, run_id: str, changed: Callable[[RunRecord | None], RunRecord]) -> None:
+        """Write what `changed` makes of a run's record, None if there is none: no other writer's
+        change comes between."""
+        path = self.folder / "runs" / f"{run_id}.json"
         with self._locked():
-            write_atomic(self.folder / "runs" / f"{run_id}.json", [record.to_json()])
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    """Tells a file from another that took its name."""
-    found = file.lstat()
-    return found.st_ino, found.st_mtime_ns
+            before = read_document(RunRecord, path, self.path) if path.exists() else None
+            write_atomic(path, [changed(before).to_json()])
 
 
 class Turn:

@@ -1,11 +1,18 @@
 """From texts and keys to rows."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from armada.cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
+from armada.cache_schemas.errors import (
+    CacheError,
+    DamagedCacheError,
+    MissingFeatureError,
+    MissingKeysError,
+)
 from armada.cache_schemas.keys import example_key, keys_to_array
 from armada.stages.store.format.index import KeyIndex
 from armada.stages.store.reading.reader import Cache, open_cache
@@ -139,3 +146,12 @@ def test_a_cache_can_be_asked_for_its_features(cache: Cache) -> None:
     assert "pooled" in cache
     assert "latent" not in cache
     assert list(cache) == list(cache.features)
+
+
+def test_a_table_that_a_shard_was_committed_without_is_not_read(tmp_path: Path) -> None:
+    folder = write_cache(tmp_path, make_manifest(), [["a text"]])
+    stray = folder / "tables" / "images" / "000000.parquet"
+    stray.parent.mkdir()
+    pq.write_table(pa.table({"png": pa.array([b"of somebody else"])}), stray)
+    with pytest.raises(DamagedCacheError, match=r"images/000000.parquet: the shard was committed"):
+        open_cache(tmp_path).table("images", {"png": pa.binary()})

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,51 @@ def test_a_folder_without_a_heartbeat_is_given_time(
     clock[0] += 61
     assert watch.is_dead(tmp_path / "000000")
     assert not watch.is_dead(tmp_path / "nothing there")
+
+
+def test_what_is_no_heartbeat_leads_nowhere_and_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    ours = Staging(tmp_path / "living", {})
+    for name in ("pipe", "link", "folder"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / HEARTBEAT)
+    (tmp_path / "link" / HEARTBEAT).symlink_to(ours.folder / HEARTBEAT)
+    (tmp_path / "folder" / HEARTBEAT).mkdir()
+    watch = Watch(patience_s=60)
+    folders = [tmp_path / name for name in ("pipe", "link", "folder")]
+    assert not any(watch.is_dead(folder) for folder in folders)
+    clock[0] += 61
+    ours.beat()
+    assert all(watch.is_dead(folder) for folder in folders)
+    ours.remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to be another user")
+def test_another_user_goes_by_what_the_heartbeat_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        ours = Staging(Path(name) / "000000", {})
+        os.chmod(ours.folder / HEARTBEAT, 0o644)
+        looked, beaten = os.pipe(), os.pipe()
+        process = os.fork()
+        if not process:
+            os.setuid(65534)
+            watch = Watch(patience_s=60)
+            seen = [watch.is_dead(ours.folder)]
+            os.write(looked[1], b".")
+            os.read(beaten[0], 1)
+            for later in (1e6, 2e6):
+                monkeypatch.setattr(time, "monotonic", lambda now=later: now)
+                seen.append(watch.is_dead(ours.folder))
+            os._exit(sum(2**place for place, dead in enumerate(seen) if dead))
+        os.read(looked[0], 1)
+        ours.beat()
+        os.write(beaten[1], b".")
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0b100
+        ours.remove()
 
 
 def test_a_name_has_one_owner(tmp_path: Path, owner: subprocess.Popen[str]) -> None:

@@ -1,10 +1,13 @@
 """Writers of one cache, in turns: each key is dealt out once, and what one leaves another takes."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from armada.cache_schemas.errors import ReservationLostError, StorageError
+from armada.cache_schemas.errors import DamagedCacheError, ReservationLostError, StorageError
+from armada.cache_schemas.manifest import RunRecord
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing import work as work_module
 from armada.stages.store.writing.staging import discard
@@ -214,3 +217,60 @@ def test_nothing_of_a_dead_writer_stays_under_a_committed_number(tmp_path: Path)
     one.commit(task)
     assert not left.exists()
     one.finish()
+
+
+def test_what_is_no_reservation_is_nobodys_business(tmp_path: Path) -> None:
+    one = OneOfMany(tmp_path / "cache")
+    folder = one.writer.folder / "reservations"
+    folder.mkdir(exist_ok=True)
+    (folder / ".DS_Store").write_bytes(b"made by a file browser")
+    (folder / "000000").symlink_to(tmp_path)
+    (folder / "notes").mkdir()
+    with one.writer.turn() as turn:
+        assert turn.reserved == {}
+    (folder / "000000").unlink()
+    one.finish()
+    check_each_key_once(tmp_path / "cache", TEXTS)
+    assert (folder / ".DS_Store").exists()
+
+
+def test_keys_that_are_given_back_this_moment_are_nobodys(tmp_path: Path) -> None:
+    one, other = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
+    task = one.reserve()
+    with other.writer.turn() as turn:
+        assert sorted(turn.reserved) == [0]
+        one.writer.release(task.reservation)
+        assert [len(keys) for keys in turn.reserved_keys()] == [0]
+    other.finish()
+    one.writer.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("link", "symbolic link"), ("large", "at most")])
+def test_keys_of_a_reservation_lead_nowhere(tmp_path: Path, kind: str, reason: str) -> None:
+    one, other = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
+    task = one.reserve()
+    keys = task.reservation.staging.folder / "keys"
+    if kind == "link":
+        keys.unlink()
+        keys.symlink_to("/dev/zero")
+    else:
+        os.truncate(keys, 2**40)
+    with pytest.raises(DamagedCacheError, match=reason):
+        other.reserve()
+
+
+def test_two_that_change_a_run_lose_nothing(tmp_path: Path) -> None:
+    writers = [CacheWriter(tmp_path / "cache", MANIFEST) for _ in range(4)]
+    run = RunRecord(started="", versions={}, hardware={}, corpora=())
+
+    def add(number: int) -> None:
+        def added(before: RunRecord | None) -> RunRecord:
+            seconds = (before or run).teacher_seconds | {number: 1.0}
+            return run.model_copy(update={"teacher_seconds": seconds})
+
+        writers[number % 4].update_run("run-1", added)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(40)))
+    (record,) = open_cache(tmp_path / "cache").runs()
+    assert set(record.teacher_seconds) == set(range(40))

@@ -77,6 +77,14 @@ def test_passwords_are_not_shown(tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
     assert "someone" not in str(caught.value)
     assert place._cleaned("Bearer-of-news is wrong") == "*** is wrong"
+    nested = RemotePlace(server.url, {"headers": [["Authorization", ("in-a-list",)]]})
+    assert nested._cleaned("in-a-list is wrong") == "*** is wrong"
+
+
+def test_options_that_are_refused_at_the_first_question() -> None:
+    place = RemotePlace("s3://bucket", {"client_kwargs": 3, "anon": True})
+    with pytest.raises(CacheError, match=r"s3://bucket: .* with the options client_kwargs, anon "):
+        place.read("armada.json", 10)
 
 
 def test_a_slash_at_the_end_changes_nothing(tmp_path: Path) -> None:

@@ -258,3 +258,16 @@ def test_a_push_of_other_shards_meanwhile_is_noticed(memory: str, tmp_path: Path
 
     with pytest.raises(CacheError, match=r"shard 0 of what was sent is not shard 0 of memory"):
         push(one, plans, place, 1, replaced)
+
+
+def test_a_shard_that_vanishes_while_it_is_sent_is_named(source: Path, memory: str) -> None:
+    place = RemotePlace(memory)
+    plans = plan_push(source, read_contents(source).teachers, place)
+    files = fsspec.filesystem("memory")
+
+    def removed(count: int) -> None:
+        if f"{FOLDER}/commits/000000.json" in in_memory():
+            files.rm(f"/place/{FOLDER}/commits/000000.json")
+
+    with pytest.raises(CacheError, match=r"shard 0 of teacher .* was sent and is gone: another"):
+        push(source, plans, place, 1, removed)

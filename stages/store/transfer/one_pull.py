@@ -1,0 +1,69 @@
+"""One pull at a time into a cache, so that what one has planned no other changes on the way.
+
+The lock is a file in the cache's folder, held (flock) from the plan to the last document, and gone
+afterwards. Readers and writers do not look at it: they are kept apart by other means.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ....cache_schemas.layout import CACHE_MANIFEST, PULL_LOCK
+from ..files.atomic import storage_error
+from ..files.lock import open_lock, try_lock
+
+POLL_S = 0.2
+
+
+@contextmanager
+def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Be the one that pulls into the cache at `cache`, which need not exist; `waiting` is called
+    if another pull is to be waited for. If no cache has come to be, nothing is left.
+
+    Raises OutputError or StorageError if the folder cannot be made or written."""
+    if cache.exists() and not cache.is_dir():
+        yield  # it will be refused for what it is
+        return
+    made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
+    file = _held(cache, waiting)
+    try:
+        yield
+    finally:
+        (cache / PULL_LOCK).unlink(missing_ok=True)
+        file.close()
+        if not (cache / CACHE_MANIFEST).exists():
+            _remove_empty(made)
+
+
+def _held(cache: Path, waiting: Callable[[], None]) -> BinaryIO:
+    told = False
+    while True:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise storage_error(cache, cause) from cause
+        file = open_lock(cache, PULL_LOCK)
+        if try_lock(file.fileno(), cache) and _is_there(file, cache / PULL_LOCK):
+            return file
+        file.close()
+        if not told:
+            waiting()
+            told = True
+        time.sleep(POLL_S)
+
+
+def _is_there(file: BinaryIO, path: Path) -> bool:
+    """Whether it is still the file of that name: who held it before has removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):  # another process has put something there
+        for folder in folders:
+            folder.rmdir()
