@@ -12,6 +12,7 @@ import typer
 
 from .cache_schemas.errors import ArmadaError
 from .pipeline.caches.commands import app as cache_commands
+from .pipeline.options import AsJson, Quiet, Settings, TextColumn
 
 app = typer.Typer(
     help="Knowledge distillation with cached teachers: ask once, train any number of students.",
@@ -22,12 +23,7 @@ app = typer.Typer(
 app.add_typer(cache_commands, name="cache")
 
 JobFile = Annotated[Path | None, typer.Argument(help="YAML file of job keys", show_default=False)]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="job key, KEY=VALUE; may be repeated")
-]
 Keys = Annotated[bool, typer.Option("--keys", help="list all job keys and what they mean")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
 @app.callback()
@@ -41,7 +37,7 @@ def _options(
 def precompute(
     job: JobFile = None,
     corpus: Annotated[list[str] | None, typer.Option(help="file or folder of texts")] = None,
-    text_column: Annotated[list[str] | None, typer.Option(help="column of a text segment")] = None,
+    text_column: TextColumn = None,
     teacher: Annotated[str | None, typer.Option(help="KIND:SOURCE, e.g. hash:16")] = None,
     cache: Annotated[Path | None, typer.Option(help="folder of the cache")] = None,
     part: Annotated[

@@ -142,7 +142,7 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
 
 def _rows_of_part(keys: KeyArray, part: str) -> npt.NDArray[np.int64]:
     """The rows of one of several parts: neighbours, no key in two parts, equal but for one row."""
-    number, count = part_of(part) or (1, 1)
+    number, count = part_of(part)
     unique = first_occurrences(keys)
     return unique[len(unique) * (number - 1) // count : len(unique) * number // count]
 

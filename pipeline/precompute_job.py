@@ -68,8 +68,8 @@ class PrecomputeJob(Job):
     @field_validator("part")
     @classmethod
     def _is_one_of_some(cls, value: str | None) -> str | None:
-        if value is not None and part_of(value) is None:
-            raise ValueError("is not I/N with I from 1 to N; for example 3/8")
+        if value is not None:
+            part_of(value)
         return value
 
     @model_validator(mode="after")
@@ -86,12 +86,12 @@ class PrecomputeJob(Job):
         return value
 
 
-def part_of(text: str) -> tuple[int, int] | None:
-    """(I, N) of 'I/N', if I is from 1 to N."""
+def part_of(text: str) -> tuple[int, int]:
+    """(I, N) of 'I/N'; raises ValueError unless I is from 1 to N."""
     number, _, count = text.partition("/")
     if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
-    return None
+    raise ValueError("is not I/N with I from 1 to N; for example 3/8")
 
 
 def make_precompute_job(keys: Mapping[str, Any]) -> PrecomputeJob:

@@ -6,25 +6,16 @@ from typing import Annotated
 
 import typer
 
-from .sharing_commands import CacheFolder
+from ..options import AsJson, CacheFolder, Quiet, Settings, SkipBadRows, TextColumn
 from .sharing_commands import app as sharing_commands
 
 app = typer.Typer(help="Look into a cache, check it, pass it on.", no_args_is_help=True)
 app.add_typer(sharing_commands)
 
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 CachePlace = Annotated[str, typer.Argument(help="folder or URL of the cache")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 Prefix = Annotated[str | None, typer.Option("--teacher", help="fingerprint or unique prefix")]
 Corpus = Annotated[list[str] | None, typer.Option(help="file or folder of texts")]
-TextColumn = Annotated[list[str] | None, typer.Option(help="column of a text segment")]
 IdColumn = Annotated[str | None, typer.Option(help="column of unique ids")]
-SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", help="leave bad rows out and list them")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="job key, KEY=VALUE; may be repeated")
-]
 
 
 @app.command("ls")

@@ -1,29 +1,15 @@
 """`armada cache push` and `armada cache pull`: parse, call, print."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..options import AsJson, CacheFolder, Quiet, SkipBadRows, TextColumn
+
 app = typer.Typer()
 
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-
-
-def _local(path: Path) -> Path:
-    from ..jobs import refuse_url
-
-    return refuse_url(path)
-
-
-CacheFolder = Annotated[Path, typer.Argument(help="folder of the cache", callback=_local)]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
 Corpus = Annotated[
     list[str] | None, typer.Option(help="file or folder of texts: only shards that answer them")
-]
-TextColumn = Annotated[list[str] | None, typer.Option(help="column of a text segment")]
-SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", help="leave bad rows out and list them")
 ]
 Prefixes = Annotated[
     list[str] | None, typer.Option("--teacher", help="fingerprint or unique prefix; default all")

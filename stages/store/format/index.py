@@ -19,6 +19,11 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def found(self, keys: KeyArray) -> Rows:
+        """The rows of those keys that are known."""
+        rows = self.find(keys)
+        return rows[rows >= 0]
+
     def find(self, keys: KeyArray) -> Rows:
         """The row of each key, -1 where it is unknown; about 0.3 µs a key."""
         high, low = key_words(keys)

@@ -7,16 +7,15 @@ under the cache's lock. A reservation whose owner lives, or may live on another 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ....cache_schemas.layout import PARTIAL_SUFFIX, numbered
-from ..writing.removal import remove_tree, uncommitted
+from ....cache_schemas.layout import numbered
+from ..writing.removal import partial_documents, remove_tree, uncommitted
 from ..writing.reservations import Reservations
 from ..writing.staging import PATIENCE_S
 
 
 def leftovers(cache: Path) -> Iterator[Path]:
     """Files and folders that belong to nobody."""
-    yield from sorted(cache.glob(f"*{PARTIAL_SUFFIX}"))
-    yield from sorted((cache / "teachers").glob(f"*{PARTIAL_SUFFIX}"))
+    yield from partial_documents(cache)
     for teacher in sorted((cache / "teachers").glob("*/")):
         yield from _of_teacher(teacher)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from ....cache_schemas.errors import CacheError, OutputError
 from ....cache_schemas.layout import (
     CACHE_MANIFEST,
-    PARTIAL_SUFFIX,
     TEACHER_MANIFEST,
     ZARR_METADATA,
     teacher_folder,
@@ -24,7 +23,7 @@ from ..format.manifests import check_cache, read_teacher
 from ..format.parts import held_features, read_part
 from ..format.zarr_documents import stored_rows_per_shard
 from .admission import check_rows_per_shard, is_new
-from .removal import remove_tree, uncommitted
+from .removal import partial_documents, remove_tree, uncommitted
 
 
 def create_cache(path: Path) -> None:
@@ -40,17 +39,12 @@ def create_cache(path: Path) -> None:
     except OSError as cause:
         raise storage_error(path, cause) from cause
     with locked(path):
-        _remove_partial_files(path)
+        for partial in partial_documents(path):
+            remove_tree(partial, path)
         if not (path / CACHE_MANIFEST).exists():
             write_atomic(path / CACHE_MANIFEST, [CacheManifest().to_json()])
         for group in (path, path / "teachers"):
             _write_if_absent(group / ZARR_METADATA, group_metadata())
-
-
-def _remove_partial_files(path: Path) -> None:
-    for folder in (path, path / "teachers"):
-        for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
-            partial.unlink()
 
 
 def _write_if_absent(path: Path, content: bytes) -> None:

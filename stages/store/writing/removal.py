@@ -38,6 +38,15 @@ def drop_teacher(cache: Path, fingerprint: str) -> None:
     remove_tree(folder, cache)
 
 
+def partial_documents(cache: Path) -> list[Path]:
+    """What dead writers left of documents of the cache itself, sorted."""
+    return sorted(
+        partial
+        for folder in (cache, cache / "teachers")
+        for partial in folder.glob(f"*{PARTIAL_SUFFIX}")
+    )
+
+
 def uncommitted(teacher: Path, *kept: Container[int]) -> list[Path]:
     """What dead writers left in a teacher's folder, sorted: partial files, and files of shards
     whose numbers none of `kept` has: those that are committed, those that are reserved.
@@ -70,12 +79,11 @@ def remove_tree(path: Path, cache: Path) -> int:
     Raises as `remove_file`."""
     check_folders(path, cache)
     try:
-        if path.is_symlink() or not path.is_dir():
-            size = size_of(path)
-            path.unlink()
-            return size
         size = size_of(path)
-        shutil.rmtree(path)
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
     except FileNotFoundError:
         return 0
     except OSError as cause:

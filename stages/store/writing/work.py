@@ -91,14 +91,10 @@ class Work:
                 self._count(record)
         taken = np.zeros(len(self._rows), dtype=bool)
         for keys in turn.reserved_keys():
-            taken[self._mine(keys)] = True
+            taken[self._index.found(keys)] = True
         return taken
 
     def _count(self, record: CommitRecord) -> None:
         path = table_file(self._writer.folder, ROWS_TABLE, record.shard)
-        self._open[self._mine(read_keys(path, record.rows))] = False
+        self._open[self._index.found(read_keys(path, record.rows))] = False
         self._counted[record.shard] = record
-
-    def _mine(self, keys: KeyArray) -> Rows:
-        found = self._index.find(keys)
-        return found[found >= 0]

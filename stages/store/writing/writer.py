@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ....cache_schemas.errors import OutputError
-from ....cache_schemas.keys import KeyArray, first_occurrences, keys_to_array
+from ....cache_schemas.keys import KeyArray, first_occurrences
 from ....cache_schemas.layout import (
     ROWS_TABLE,
     TEACHER_MANIFEST,
@@ -195,9 +195,9 @@ class Turn:
 
 def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> npt.NDArray[np.int64]:
     """Positions, ascending, of the first appearance of each key that no commit holds."""
-    parts = [
-        read_keys(table_file(folder, ROWS_TABLE, commit.shard), commit.rows) for commit in commits
-    ]
-    committed = KeyIndex(np.concatenate(parts) if parts else keys_to_array([]))
     first = first_occurrences(keys)
-    return first[committed.find(keys[first]) < 0]
+    asked, still_open = KeyIndex(keys[first]), np.ones(len(first), dtype=bool)
+    for commit in commits:  # one at a time: a cache may hold far more keys than are asked about
+        table = table_file(folder, ROWS_TABLE, commit.shard)
+        still_open[asked.found(read_keys(table, commit.rows))] = False
+    return first[still_open]
