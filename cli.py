@@ -87,7 +87,7 @@ def distill(
     validation: Annotated[
         list[str] | None, typer.Option(help="file or folder to choose the best epoch by")
     ] = None,
-    text_column: Annotated[list[str] | None, typer.Option(help="column of a text segment")] = None,
+    text_column: TextColumn = None,
     label_column: Annotated[str | None, typer.Option(help="column of labels")] = None,
     cache: Annotated[str | None, typer.Option(help="folder or URL of the cache")] = None,
     teacher: Annotated[str | None, typer.Option(help="fingerprint or unique prefix")] = None,

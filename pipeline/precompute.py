@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..cache_schemas.errors import RunError
 from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
-from ..cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
+from ..cache_schemas.manifest import CommitRecord, CorpusRecord, RunRecord, TeacherManifest
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
 from ..stages.store.format.dense import shard_bytes
 from ..stages.store.format.manifests import read_commits
@@ -206,11 +206,12 @@ class Run:
             corpora=tuple(_corpus_records(job, plan)),
         )
 
-    def committed(self, shard: int, seconds: float, truncated: int) -> None:
+    def committed(self, record: CommitRecord, seconds: float, truncated: int) -> None:
+        """Note what a shard cost."""
         old = self.record
         self.record = old.model_copy(
             update={
-                "teacher_seconds": old.teacher_seconds | {shard: round(seconds, 3)},
+                "teacher_seconds": old.teacher_seconds | {record.shard: round(seconds, 3)},
                 "truncated_examples": old.truncated_examples + truncated,
             }
         )

@@ -101,7 +101,7 @@ class Bench:
         manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
         asking = Asking(batch_size, **how, skipped=self.skipped)
         asking.advance = self._advance
-        asking.committed = lambda shard, seconds, truncated: self.commits.append((shard, truncated))
+        asking.committed = lambda record, seconds, cut: self.commits.append((record.shard, cut))
         with CacheWriter(self.path, manifest) as writer:
             precompute(corpus, keys, Work(writer, keys), teacher, writer, asking)
 

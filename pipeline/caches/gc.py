@@ -6,6 +6,7 @@ from pathlib import Path
 from ...stages.store.files.lock import locked
 from ...stages.store.format.manifests import check_cache
 from ...stages.store.upkeep.leftovers import leftovers, remove_leftovers
+from ...stages.store.writing.admission import refuse_mirror
 from ...stages.store.writing.removal import size_of
 from ..show import show_json, size
 
@@ -22,6 +23,7 @@ class Collected:
 def run_gc(cache: Path, dry_run: bool) -> Collected:
     """Remove leftovers; raises CacheError if there is no cache, OutputError if it is read-only."""
     check_cache(cache)
+    refuse_mirror(cache)
     with locked(cache):
         found = list(leftovers(cache))
         total = sum(map(size_of, found)) if dry_run else remove_leftovers(found, cache)

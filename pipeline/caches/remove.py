@@ -9,7 +9,7 @@ from ...cache_schemas.layout import numbered
 from ...stages.store.files.lock import locked
 from ...stages.store.files.plain_files import refuse_linked_folders
 from ...stages.store.upkeep.survey import TeacherSurvey, survey_cache
-from ...stages.store.writing.removal import drop_teacher
+from ...stages.store.writing.removal import drop_teacher, size_of
 from ...stages.store.writing.reservations import Reservations
 from ...stages.store.writing.staging import PATIENCE_S
 from ..show import size
@@ -40,13 +40,12 @@ def plan_removal(path: Path, teacher: str) -> Removal:
 
 def _removal(path: Path, teacher: TeacherSurvey) -> Removal:
     spec = teacher.manifest.spec if teacher.manifest else None
-    files = (file for file in teacher.folder.rglob("*") if not file.is_dir())
     return Removal(
         path=path,
         fingerprint=teacher.folder.name,
         name=one_line(f"{spec.kind}:{spec.name}") if spec else "unknown",
         rows=sum(commit.rows for commit in teacher.commits),
-        bytes=sum(file.lstat().st_size for file in files),
+        bytes=size_of(teacher.folder),
     )
 
 

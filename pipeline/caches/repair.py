@@ -98,17 +98,22 @@ def _summary(report: RepairReport) -> Iterator[str]:
 
 
 def _as_document(report: RepairReport) -> dict[str, Any]:
-    steps = [
-        asdict(step) | {"file": step.damage.file.relative_to(report.path).as_posix()}
-        for step in report.steps
-    ]
-    for step in steps:
-        step["damage"].pop("file")
-        step.pop("seen")
     return {
         "repaired": report.repaired,
         "dry_run": report.dry_run,
         "dropped_rows": report.dropped_rows,
         "recompute": report.recompute,
-        "steps": steps,
+        "steps": [_step_as_document(step, report.path) for step in report.steps],
+    }
+
+
+def _step_as_document(step: Step, path: Path) -> dict[str, Any]:
+    damage = asdict(step.damage)
+    damage.pop("file")
+    return {
+        "action": step.action,
+        "damage": damage,
+        "rows": step.rows,
+        "remedy": step.remedy,
+        "file": step.damage.file.relative_to(path).as_posix(),
     }

@@ -49,16 +49,18 @@ class Chunk:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a chunk. shards: number, seconds spent asking and truncated texts of each that
-    was committed; keys_tables: the hashes of their keys tables. Unfinished: others are at what is
-    left, or the run was stopped."""
+    """What became of a chunk. shards: record, seconds spent asking and truncated texts of each that
+    was committed. Unfinished: others are at what is left, or the run was stopped."""
 
-    shards: list[tuple[int, float, int]] = field(default_factory=list)
-    keys_tables: list[str] = field(default_factory=list)
-    rows: int = 0
+    shards: list[tuple[CommitRecord, float, int]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     unfinished: bool = False
     error: ArmadaError | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows that were committed."""
+        return sum(record.rows for record, _, _ in self.shards)
 
 
 class Chunks:
@@ -98,9 +100,9 @@ class Chunks:
         shard = self._shards[number]
         return Chunk(number, corpus, self._keys[places], shard, self._unrelated, waits)
 
-    def finished(self, keys_tables: Iterable[str]) -> None:
-        """The keys tables of a chunk that is done: they hold no key of another."""
-        self._unrelated |= frozenset(keys_tables)
+    def finished(self, outcome: Outcome) -> None:
+        """The shards of a chunk that is done: they hold no key of another."""
+        self._unrelated |= {keys_table(record) for record, _, _ in outcome.shards}
 
 
 def keys_table(record: CommitRecord) -> str:

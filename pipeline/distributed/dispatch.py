@@ -115,7 +115,7 @@ class Dispatch:
         if outcome.unfinished:
             self._to_send.append((sent.number, True))
         else:
-            self._chunks.finished(outcome.keys_tables)
+            self._chunks.finished(outcome)
             self._advance_to(sent.number, self._chunks.rows(sent.number))
 
     def _advance_to(self, number: int, rows: int) -> None:

@@ -60,8 +60,8 @@ class _Tally:
     def add(self, outcome: Outcome) -> None:
         self.rows += outcome.rows
         self.skipped |= dict.fromkeys(outcome.skipped)
-        for shard, seconds, truncated in outcome.shards:
-            self.run.committed(shard, seconds, truncated)
+        for record, seconds, truncated in outcome.shards:
+            self.run.committed(record, seconds, truncated)
 
 
 def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:

@@ -92,8 +92,8 @@ def _answer(order: Order, chunk: Chunk, outcome: Outcome) -> None:
             return
         held = _desk.teacher(order)
 
-        def committed(shard: int, seconds: float, truncated: int) -> None:
-            outcome.shards.append((shard, seconds, truncated))
+        def committed(record: CommitRecord, seconds: float, truncated: int) -> None:
+            outcome.shards.append((record, seconds, truncated))
 
         asking = Asking(
             held.batch_size, job.skip_bad_rows, signals.advance, committed, outcome.skipped
@@ -102,10 +102,6 @@ def _answer(order: Order, chunk: Chunk, outcome: Outcome) -> None:
             precompute(chunk.corpus, chunk.keys, work, held.teacher, writer, asking)
         finally:
             held.batch_size = asking.batch_size
-            shards = {shard for shard, _, _ in outcome.shards}
-            ours = [commit for commit in writer.commits if commit.shard in shards]
-            outcome.keys_tables = [keys_table(commit) for commit in ours]
-            outcome.rows = sum(commit.rows for commit in ours)
 
 
 def unseen(order: Order) -> str:

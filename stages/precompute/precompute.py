@@ -22,6 +22,7 @@ import torch
 from ...cache_schemas.errors import ReservationLostError, RunError, TeacherOutputError
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import KeyArray
+from ...cache_schemas.manifest import CommitRecord
 from ..corpus.corpus import Corpus
 from ..store.writing.work import Task, Work
 from ..store.writing.writer import CacheWriter
@@ -29,8 +30,8 @@ from .shard_buffer import FinishedRows, Places, ShardBuffer
 from .teachers.base import Answers, Example, Teacher
 
 Advance = Callable[[int], None]
-Committed = Callable[[int, float, int], None]
-"""Called after each commit with shard, teacher seconds and truncated examples."""
+Committed = Callable[[CommitRecord, float, int], None]
+"""Called after each commit with the shard, teacher seconds and truncated examples."""
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class Asking:
     batch_size: int
     skip_bad_rows: bool = False
     advance: Advance = lambda rows: None
-    committed: Committed = lambda shard, seconds, truncated: None
+    committed: Committed = lambda record, seconds, truncated: None
     skipped: list[str] = field(default_factory=list)
 
 
@@ -204,7 +205,7 @@ class _Committer:
         except ReservationLostError:
             self._work.put_back(task)
         else:
-            self._committed(record.shard, seconds, int(finished.truncated.sum()))
+            self._committed(record, seconds, int(finished.truncated.sum()))
 
     def wait(self) -> None:
         """Until the last commit is done; raises what it raised."""

@@ -249,6 +249,27 @@ def test_what_another_has_repaired_meanwhile_is_left(
     assert verify(survey_cache(cache)).damages == ()
 
 
+def test_what_a_pull_has_filled_up_meanwhile_is_left(cache: Path, folder: Path, made: Path) -> None:
+    """The record stays as it was, and the file that was missing has come."""
+    file = folder / "embedding/c/1/0"
+    file.unlink()
+    survey = survey_cache(cache)
+    steps = plan_repair(survey, verify(survey).damages)
+    assert [step.action for step in steps] == ["drop"]
+    shutil.copy(made / file.relative_to(cache), file)
+    assert [step.action for step in carry_out(cache, steps)] == ["leave"]
+    assert verify(survey_cache(cache)).damages == ()
+
+
+def test_nothing_is_rebuilt_of_a_teacher_that_is_gone(cache: Path, folder: Path) -> None:
+    (folder / "zarr.json").write_text("{")
+    survey = survey_cache(cache)
+    steps = plan_repair(survey, verify(survey).damages)
+    shutil.rmtree(folder)
+    carry_out(cache, steps)
+    assert not folder.exists()
+
+
 # verify
 
 

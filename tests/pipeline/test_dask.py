@@ -24,7 +24,7 @@ import torch
 from armada.cache_schemas import errors
 from armada.cache_schemas.manifest import CommitRecord, FileRecord, RunRecord, TeacherManifest
 from armada.pipeline.distributed import cluster as cluster_module
-from armada.pipeline.distributed.chunks import Chunk, Chunks, Order, keys_table
+from armada.pipeline.distributed.chunks import Chunk, Chunks, Order, Outcome, keys_table
 from armada.pipeline.distributed.workers import answer, stop
 from armada.pipeline.precompute import PrecomputeReport, run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job, make_teacher
@@ -599,7 +599,7 @@ def test_a_chunk_takes_its_own_shard_number_once(
         outcomes = [client.submit(answer, *begun, key=f"own {n}").result() for n in (1, 2)]
     assert [(outcome.error, outcome.unfinished) for outcome in outcomes] == [(None, False)] * 2
     assert [outcome.rows for outcome in outcomes] == [SIZE, 0]
-    assert [shard for shard, _, _ in outcomes[0].shards] == [2]
+    assert [record.shard for record, _, _ in outcomes[0].shards] == [2]
     assert [commit.shard for commit in open_cache(begun[0].job.cache).commits] == [2]
 
 
@@ -643,9 +643,9 @@ def test_chunks_take_the_lowest_free_shards(corpus: Path) -> None:
     assert cut[4].corpus.where(0) == f"{corpus} row 267"
     assert cut[4].corpus.examples(np.array([33])) == [("text 299",)]
     tables = {keys_table(record) for record in known}
-    finished = [keys_table(record_of(2)), keys_table(record_of(11))]
-    chunks.finished(finished)
-    assert chunks.cut(3, waits=True).unrelated == tables | set(finished)
+    done = [record_of(2), record_of(11)]
+    chunks.finished(Outcome(shards=[(record, 1.0, 0) for record in done]))
+    assert chunks.cut(3, waits=True).unrelated == tables | {keys_table(record) for record in done}
     assert cut[3].unrelated == tables
 
 

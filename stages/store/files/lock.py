@@ -40,7 +40,7 @@ def open_lock(cache: Path, name: str) -> BinaryIO:
     try:
         # Not through a link: a cache may come from strangers.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        return open(os.open(cache / name, flags, 0o666), "r+b")
+        return open(os.open(cache / name, flags, 0o666), "r+b", buffering=0)
     except OSError as cause:
         raise OutputError(f"cache {cache}: cannot be written: {cause.strerror}") from cause
 

@@ -19,6 +19,7 @@ from ..files.atomic import storage_error, sync_file, sync_folder, write_atomic
 from ..files.checksums import check_file
 from ..files.lock import locked
 from ..files.plain_files import read_document
+from ..writing.admission import refuse_removed
 from ..writing.staging import Heart, Staging
 from .collisions import refuse_other
 from .place import NotThereError, Place, TooLargeError
@@ -37,7 +38,7 @@ def fetch(place: Place, file: ShardFile, target: Path) -> None:
         try:
             place.download(file.name, target, file.record.bytes)
             check_file(target, target.parent, file.record)
-            sync_file(target)
+            _sync(target)
             return
         except NotThereError as cause:
             raise DamagedCacheError(
@@ -49,6 +50,13 @@ def fetch(place: Place, file: ShardFile, target: Path) -> None:
         f"{place.where(file.name)}: arrived damaged {TRIES} times ({problem}); "
         "push the shard again from a cache that holds it whole"
     )
+
+
+def _sync(file: Path) -> None:
+    try:
+        sync_file(file)
+    except OSError as cause:
+        raise storage_error(file, cause) from cause
 
 
 class Arrivals:
@@ -86,7 +94,7 @@ class Arrivals:
         if another shard of that number was committed meanwhile."""
         try:
             self._receive(place, files, record, here or {})
-        except (ArmadaError, OSError) as cause:
+        except ArmadaError as cause:
             if self._staging.is_ours():
                 raise
             raise StorageError(
@@ -103,6 +111,8 @@ class Arrivals:
     ) -> None:
         moves = [(self._fetch(place, file, here), self._cache / file.name) for file in files]
         with locked(self._cache):
+            if record is not None:
+                refuse_removed(self._cache, self._teacher)
             if record is not None and self._is_committed(place, record):
                 record = None
                 moves = [(staged, target) for staged, target in moves if not target.exists()]
@@ -115,9 +125,9 @@ class Arrivals:
             return staged
         try:
             shutil.copyfile(here[file.name], staged)
-            sync_file(staged)
         except OSError as cause:
             raise storage_error(staged, cause) from cause
+        _sync(staged)
         return staged
 
     def _is_committed(self, place: Place, record: CommitRecord) -> bool:

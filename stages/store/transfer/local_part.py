@@ -17,7 +17,7 @@ from ..files.lock import locked
 from ..files.plain_files import read_document
 from ..format.manifests import check_cache, read_commits, read_teacher
 from ..format.parts import read_part
-from ..writing.admission import is_new
+from ..writing.admission import is_new, refuse_removed
 from ..writing.creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
 from ..writing.removal import remove_file
 from ..writing.reservations import Reservations
@@ -90,15 +90,24 @@ class LocalTeacher:
     def _folder(self) -> Path:
         return teacher_folder(self.cache, self._teacher.fingerprint)
 
-    def begin(self, place: Place, features: frozenset[str], tables: frozenset[str]) -> None:
+    def begin(
+        self, place: Place, planned: Held, features: frozenset[str], tables: frozenset[str]
+    ) -> None:
         """Make room for shards with at least these features and tables.
 
-        Raises CacheError if somebody is writing a shard that may come."""
+        Raises CacheError if somebody is writing a shard that may come, or if what is here is no
+        longer what the plan was made for."""
         create_cache(self.cache)
         with locked(self.cache):
             create_teacher(self.cache, self._teacher)
             living = Reservations(self._folder, PATIENCE_S).living()
             held = read_held(self.cache, self._teacher, place)
+            if held != planned:
+                raise CacheError(
+                    f"cache {self.cache}: another process changed teacher "
+                    f"{self._teacher.fingerprint[:12]} while this pull was planned; run the same "
+                    "command again"
+                )
             self._refuse_writers(place, living.keys() - held.records.keys())
             self._declare(held, features, tables)
             bring_up_to_date(self._folder, self._teacher, held.records, living)
@@ -132,6 +141,7 @@ class LocalTeacher:
     def finish(self, features: frozenset[str], tables: frozenset[str]) -> None:
         """Say that every shard has these features and tables; bring the other documents along."""
         with locked(self.cache):
+            refuse_removed(self.cache, self._teacher)
             self._write_part(_held(self.cache, self._teacher), features, tables)
             records = {r.shard: r for r in read_commits(self.cache, self._teacher)}
             write_zarr_metadata(self._folder, self._teacher, records)

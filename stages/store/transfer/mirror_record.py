@@ -9,15 +9,13 @@ from typing import ClassVar
 
 from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError
-from ....cache_schemas.layout import TEACHER_MANIFEST, teacher_folder
+from ....cache_schemas.layout import MIRROR, TEACHER_MANIFEST, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, Document
 from ..files.atomic import write_atomic
 from ..files.lock import locked
 from ..files.plain_files import read_document
 from ..format.manifests import list_teachers, read_commits
 from ..writing.creation import create_cache
-
-MIRROR = "mirror.json"
 
 
 class MirrorRecord(Document):

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from ....cache_schemas.errors import OutputError
 from ....cache_schemas.layout import CACHE_MANIFEST, PULL_LOCK
 from ..files.atomic import storage_error
 from ..files.lock import open_lock, try_lock
@@ -21,7 +22,7 @@ POLL_S = 0.2
 @contextmanager
 def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Be the one that pulls into the cache at `cache`, which need not exist; `waiting` is called
-    if another pull is to be waited for. If no cache has come to be, nothing is left.
+    if another pull is to be waited for. If no cache has come to be, folders made here go again.
 
     Raises OutputError or StorageError if the folder cannot be made or written."""
     if cache.exists() and not cache.is_dir():
@@ -32,7 +33,8 @@ def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
     try:
         yield
     finally:
-        (cache / PULL_LOCK).unlink(missing_ok=True)
+        if _is_there(file, cache / PULL_LOCK):
+            (cache / PULL_LOCK).unlink(missing_ok=True)
         file.close()
         if not (cache / CACHE_MANIFEST).exists():
             _remove_empty(made)
@@ -45,14 +47,30 @@ def _held(cache: Path, waiting: Callable[[], None]) -> BinaryIO:
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
             raise storage_error(cache, cause) from cause
-        file = open_lock(cache, PULL_LOCK)
-        if try_lock(file.fileno(), cache) and _is_there(file, cache / PULL_LOCK):
+        file = _locked(cache)
+        if file is not None:
             return file
-        file.close()
         if not told:
             waiting()
             told = True
         time.sleep(POLL_S)
+
+
+def _locked(cache: Path) -> BinaryIO | None:
+    """The lock if it is free; None if another pull has it, or is just giving it up."""
+    try:
+        file = open_lock(cache, PULL_LOCK)
+    except OutputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None  # the folder went again
+        raise
+    ours = False
+    try:
+        ours = try_lock(file.fileno(), cache) and _is_there(file, cache / PULL_LOCK)
+    finally:
+        if not ours:
+            file.close()
+    return file if ours else None
 
 
 def _is_there(file: BinaryIO, path: Path) -> bool:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..files.atomic import write_atomic
+from ..files.lock import locked
 from .place import LocalPlace, Place
 
 PAGE, PICTURES = "README.md", "features-*.png"
@@ -32,6 +33,7 @@ def _read(place: Place) -> bytes | None:
 
 def _write(place: Place, name: str, data: bytes) -> None:
     if isinstance(place, LocalPlace):
-        write_atomic(place.path / name, [data])
+        with locked(place.path):
+            write_atomic(place.path / name, [data])
     else:
         place.write(name, data)

@@ -11,6 +11,7 @@ from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError, DamagedCacheError, StorageError
 from ....cache_schemas.manifest import CommitRecord
 from ..files.checksums import check_file
+from ..writing.admission import refuse_mirror
 from .choice import Choice, chosen_teachers, wanted_parts, with_features
 from .collisions import refuse_other
 from .key_search import FoundKeys, find_keys
@@ -32,9 +33,11 @@ class ShardPlan:
 @dataclass(frozen=True, slots=True)
 class TeacherPlan:
     """What is to come of one teacher. `features` and `tables` are what all its shards will have;
-    `there` counts shards that need nothing; `found` counts keys, if some were looked for."""
+    `held` is what was here when it was made; `there` counts shards that need nothing; `found`
+    counts keys, if some were looked for."""
 
     origin: TeacherIndex
+    held: Held
     features: frozenset[str]
     tables: frozenset[str]
     shards: tuple[ShardPlan, ...]
@@ -78,6 +81,7 @@ def planned(
     teachers = chosen_teachers(place.shown, index, choice.teachers)
     teachers = with_features(place, teachers, choice.features)
     with ExitStack() as stack:
+        refuse_mirror(cache)
         if not dry_run:
             stack.enter_context(one_pull(cache, waiting))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -114,6 +118,7 @@ class _Planner:
         missing = tuple(shard for shard in shards if shard.files or shard.commit)
         return TeacherPlan(
             origin,
+            held,
             features,
             tables,
             missing,

@@ -37,7 +37,7 @@ def _pull_teacher(
     advance: Advance,
 ) -> None:
     teacher = LocalTeacher(cache, plan.origin)
-    teacher.begin(place, plan.features, plan.tables)
+    teacher.begin(place, plan.held, plan.features, plan.tables)
     with Arrivals(cache, plan.origin.manifest) as arrivals:
 
         def receive(shard: ShardPlan) -> None:

@@ -11,8 +11,9 @@ Nothing is dropped of a teacher whose features another tool re-wrote: its files 
 committed, but may well be what somebody wants.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -36,13 +37,13 @@ SET_ASIDE = ".damaged"
 @dataclass(frozen=True, slots=True)
 class Step:
     """What to do about one damage; `rows` of it are dropped, None if that cannot be told; `remedy`
-    is for people, where something is left to them; `seen` is the document that was looked at."""
+    is for people, where something is left to them; `seen` are the files that were looked at."""
 
     action: Action
     damage: Damage
     rows: int | None = 0
     remedy: str = ""
-    seen: Stamp | None = None
+    seen: Mapping[Path, Stamp | None] = field(default_factory=dict)
 
 
 def plan_repair(survey: CacheSurvey, damages: Iterable[Damage]) -> list[Step]:
@@ -51,8 +52,7 @@ def plan_repair(survey: CacheSurvey, damages: Iterable[Damage]) -> list[Step]:
     Raises CacheError, naming the file, if a feature was re-written by another tool."""
     damages = list(damages)
     _refuse_rewritten(survey, damages)
-    stamps = survey.stamps
-    return [replace(_step(survey, d), seen=stamps.get(d.file)) for d in damages]
+    return [_step(survey, damage) for damage in damages]
 
 
 def _refuse_rewritten(survey: CacheSurvey, damages: Sequence[Damage]) -> None:
@@ -72,16 +72,25 @@ def _step(survey: CacheSurvey, damage: Damage) -> Step:
         _check_reach(survey.path, damage)
     except DamagedCacheError as error:
         return Step("leave", damage, remedy=f"{error}; remove the link and repair once more")
+    seen = {file: survey.stamps.get(file) for file in _files(survey.path, damage)}
     if damage.kind == "shard":
-        return Step("drop", damage, rows=_rows(survey, damage))
+        return Step("drop", damage, rows=_rows(survey, damage), seen=seen)
     if damage.kind == "zarr":
         return Step("rebuild", damage)
     if damage.kind == "run":
-        return Step("remove", damage)
+        return Step("remove", damage, seen=seen)
     if damage.kind == "teacher" and damage.file.name == TEACHER_MANIFEST:
-        there = damage.file.exists() or damage.file.is_symlink()
-        return Step("set aside" if there else "leave", damage, remedy=_ask_again(damage.file))
+        action: Action = "set aside" if os.path.lexists(damage.file) else "leave"
+        return Step(action, damage, remedy=_ask_again(damage.file), seen=seen)
     return Step("leave", damage, remedy=_restore(damage.file))
+
+
+def _files(cache: Path, damage: Damage) -> Iterator[Path]:
+    """What would go: a document, or a shard's record and all of its files."""
+    yield damage.file
+    if damage.shard is not None:
+        for path in shard_paths(cache / "teachers" / damage.teacher, damage.shard):
+            yield from path.rglob("*") if path.is_dir() else [path]
 
 
 def _check_reach(cache: Path, damage: Damage) -> None:
@@ -124,7 +133,7 @@ def carry_out(cache: Path, steps: Sequence[Step]) -> list[Step]:
     if not steps:
         return []
     with locked(cache):
-        steps = [_unless_changed(step) for step in steps]
+        steps = [_unless_changed(cache, step) for step in steps]
         for step in steps:
             _do(cache, step)
         for teacher in sorted({step.damage.teacher for step in steps} - {""}):
@@ -132,9 +141,11 @@ def carry_out(cache: Path, steps: Sequence[Step]) -> list[Step]:
     return steps
 
 
-def _unless_changed(step: Step) -> Step:
-    """A shard that was dropped and made again meanwhile, say, is no longer the damaged one."""
-    if step.action in ("leave", "rebuild") or stamp_of(step.damage.file) == step.seen:
+def _unless_changed(cache: Path, step: Step) -> Step:
+    """A shard that was made again meanwhile, or filled up by a pull, is no longer the damaged
+    one."""
+    there = {file: stamp_of(file) for file in _files(cache, step.damage)}
+    if step.action in ("leave", "rebuild") or there == step.seen:
         return step
     remedy = "another process has changed it meanwhile; run `armada cache verify` again"
     return Step("leave", step.damage, remedy=remedy)
@@ -146,7 +157,7 @@ def _do(cache: Path, step: Step) -> None:
         drop_shard(cache, damage.teacher, damage.shard)
     elif step.action in ("drop", "remove"):
         remove_file(damage.file, cache)
-    elif step.action == "rebuild":
+    elif step.action == "rebuild" and damage.file.parent.is_dir():
         remove_tree(damage.file, cache)
         if damage.file.parent in (cache, cache / "teachers", cache / "teachers" / damage.teacher):
             write_atomic(damage.file, [group_metadata()])

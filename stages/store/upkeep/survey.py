@@ -4,7 +4,7 @@ Other readers stop at the first document that does not fit. Here it is noted as 
 rest is read all the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
@@ -26,6 +26,8 @@ from ..format.manifests import check_cache, read_commit, read_teacher
 from ..format.parts import held_features, read_part
 from ..format.zarr_documents import check_array, check_group
 from ..writing.removal import uncommitted
+from ..writing.reservations import Reservations
+from ..writing.staging import PATIENCE_S
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -106,7 +108,8 @@ class TeacherSurvey:
 
 @dataclass(frozen=True, slots=True)
 class CacheSurvey:
-    """What could be read of a cache; `stamps` tell whether a document is still the one read."""
+    """What could be read of a cache; `stamps` tell whether a file is still the one that was
+    there."""
 
     path: Path
     damages: tuple[Damage, ...]
@@ -137,21 +140,13 @@ def survey_cache(path: Path) -> CacheSurvey:
     folders = sorted(folder for folder in path.glob("teachers/*") if folder.is_dir())
     if not folders:
         check_cache(path)
-    stamps = {file: stamp_of(file) for file in _documents(folders)}
+    stamps = {file: stamp_of(file) for folder in folders for file in folder.rglob("*")}
     found = Findings(path)
     found.attempt(("cache", path / CACHE_MANIFEST, None), check_cache, path)
     for group in (path / ZARR_METADATA, path / "teachers" / ZARR_METADATA):
         found.attempt(("zarr", group, None), check_group, group, path)
     teachers = tuple(survey_teacher(path, folder) for folder in folders)
     return CacheSurvey(path, tuple(found.damages), teachers, stamps)
-
-
-def _documents(teachers: Sequence[Path]) -> Iterator[Path]:
-    """Those that are written once."""
-    for folder in teachers:
-        yield folder / TEACHER_MANIFEST
-        yield from folder.glob("commits/*.json")
-        yield from folder.glob("runs/*.json")
 
 
 def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
@@ -171,7 +166,8 @@ def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
         found.attempt(("run", file, None), read_document, RunRecord, file, cache)
         for file in sorted(folder.glob("runs/*.json"))
     ]
-    reserved = numbered(folder.glob("reservations/*/"))
+    living, _ = Reservations(folder, PATIENCE_S).judged()
+    reserved = numbered(living)
     return TeacherSurvey(
         folder=folder,
         manifest=manifest,

@@ -2,8 +2,16 @@
 
 from pathlib import Path
 
-from ....cache_schemas.errors import CacheError, TeacherMismatchError
-from ....cache_schemas.layout import CACHE_MANIFEST, PARTIAL_SUFFIX, PULL_LOCK, WRITER_LOCK
+from ....cache_schemas.errors import CacheError, OutputError, TeacherMismatchError
+from ....cache_schemas.layout import (
+    CACHE_MANIFEST,
+    MIRROR,
+    PARTIAL_SUFFIX,
+    PULL_LOCK,
+    TEACHER_MANIFEST,
+    WRITER_LOCK,
+    teacher_folder,
+)
 from ....cache_schemas.manifest import TeacherManifest
 from ....cache_schemas.teachers import TeacherSpec, differ_in_features_alone, differences
 from ..format.manifests import list_teachers
@@ -62,6 +70,23 @@ def _to_extend(known: TeacherSpec, asked: TeacherSpec, selecting: frozenset[str]
     if not more or not differ_in_features_alone(known, asked, selecting):
         return ""
     return f"add_features=true to add {', '.join(more)} to it, "
+
+
+def refuse_removed(path: Path, teacher: TeacherManifest) -> None:
+    """Raise OutputError if a teacher that was in the cache at `path` is no longer there."""
+    if not (teacher_folder(path, teacher.fingerprint) / TEACHER_MANIFEST).is_file():
+        raise OutputError(
+            f"cache {path}: teacher {teacher.fingerprint[:12]} was removed by another process; "
+            "nothing more is written; run the same command again to have its answers again"
+        )
+
+
+def refuse_mirror(path: Path) -> None:
+    """Raise CacheError if the folder fills itself from a cache elsewhere."""
+    if (path / MIRROR).exists():
+        raise CacheError(
+            f"cache {path}: is a mirror of a cache elsewhere and fills itself; name another folder"
+        )
 
 
 def is_new(path: Path) -> bool:

@@ -5,8 +5,11 @@ shard's commit record, a teacher's `teacher.json`. All of it is called under the
 (`../files/lock.py`). No symbolic link is followed, so nothing outside of the cache can be removed.
 """
 
+import os
 import shutil
+import stat
 from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 
 from ....cache_schemas.layout import PARTIAL_SUFFIX, TEACHER_MANIFEST, commit_file, teacher_folder
@@ -80,12 +83,9 @@ def remove_tree(path: Path, cache: Path) -> int:
     check_folders(path, cache)
     try:
         size = size_of(path)
-        if path.is_symlink() or not path.is_dir():
-            path.unlink()
-        else:
-            shutil.rmtree(path)
-    except FileNotFoundError:
-        return 0
+        while os.path.lexists(path):
+            with suppress(FileNotFoundError):  # a living writer takes something away meanwhile
+                path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
     except OSError as cause:
         raise storage_error(path, cause) from cause
     return size
@@ -94,4 +94,13 @@ def remove_tree(path: Path, cache: Path) -> int:
 def size_of(path: Path) -> int:
     """Bytes of a file or a link, or of all files in a folder."""
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-    return sum(file.lstat().st_size for file in files if not file.is_dir() or file.is_symlink())
+    return sum(map(_file_size, files))
+
+
+def _file_size(file: Path) -> int:
+    """0 of a folder, and of what another process has just removed."""
+    try:
+        found = file.lstat()
+    except FileNotFoundError:
+        return 0
+    return 0 if stat.S_ISDIR(found.st_mode) else found.st_size

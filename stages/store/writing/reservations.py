@@ -5,6 +5,7 @@ commit moves the finished files out of it into their places (`staging.py`). All 
 by who holds the cache's lock, so no two writers reserve the same number or the same key.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,12 +51,17 @@ class Reservations:
             discard(folder)
         return numbered(living)
 
+    def numbers(self) -> set[int]:
+        """Shard numbers that are reserved, or that something else has the name of."""
+        return set(numbered((self._teacher / "reservations").glob("*")))
+
     def keys(self, folder: Path) -> KeyArray:
-        """The keys that a reservation holds, [N, 16]; none if it was given back this moment."""
+        """The keys that a reservation holds, [N, 16]; none if it was given back this moment, or
+        is no writer's."""
         try:
             data = read_bytes(folder / KEYS, self._teacher, MAX_ROWS_PER_SHARD * KEY_BYTES)
         except DamagedCacheError:
-            if folder.exists():
+            if os.path.lexists(folder / KEYS):
                 raise
             return keys_to_array([])
         whole = len(data) // KEY_BYTES * KEY_BYTES

@@ -80,9 +80,11 @@ class Staging:
 
     def remove(self) -> None:
         """Give the name back; harmless if the folder was taken away."""
-        if self.is_ours():
-            discard(self.folder)
-        os.close(self._heartbeat)
+        try:
+            if self.is_ours():
+                discard(self.folder)
+        finally:
+            os.close(self._heartbeat)
 
 
 def _rename_folder(made: Path, folder: Path) -> None:

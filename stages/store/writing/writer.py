@@ -21,11 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ....cache_schemas.errors import OutputError
 from ....cache_schemas.keys import KeyArray, first_occurrences
 from ....cache_schemas.layout import (
     ROWS_TABLE,
-    TEACHER_MANIFEST,
     commit_file,
     numbered,
     table_file,
@@ -39,6 +37,7 @@ from ..format.index import KeyIndex
 from ..format.manifests import read_commit, read_commits
 from ..format.parts import first_own_shard, refuse_part
 from ..format.tables import read_keys, rows_table
+from .admission import refuse_mirror, refuse_removed
 from .creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
 from .reservations import Reservation, Reservations
 from .staged_shard import StagedShard
@@ -56,9 +55,10 @@ class CacheWriter:
         self.folder = teacher_folder(path, manifest.fingerprint)
         self._reservations = Reservations(self.folder, patience_s)
         create_cache(path)
+        refuse_mirror(path)
         with locked(path):
             create_teacher(path, manifest)
-            refuse_part(path, manifest.fingerprint, "nothing can be added")
+            self._refuse_part()
             self._records = {record.shard: record for record in read_commits(path, manifest)}
             self._seen = {n: stamp_of(commit_file(self.folder, n)) for n in self._records}
             living = self._reservations.living()
@@ -84,19 +84,18 @@ class CacheWriter:
     def turn(self) -> Iterator["Turn"]:
         """Hold the cache's lock, with all that others have done until now in sight."""
         with self._locked():
+            self._refuse_part()
             self._see_commits()
             first = first_own_shard(self.path, self.manifest.fingerprint)
             yield Turn(self._records, self._reservations, self._heart, first)
 
+    def _refuse_part(self) -> None:
+        refuse_part(self.path, self.manifest.fingerprint, "nothing can be added")
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with locked(self.path):
-            if not (self.folder / TEACHER_MANIFEST).is_file():
-                raise OutputError(
-                    f"cache {self.path}: teacher {self.manifest.fingerprint[:12]} was removed by "
-                    "another process; nothing more is written; run the same command again to have "
-                    "its answers computed again"
-                )
+            refuse_removed(self.path, self.manifest)
             yield
 
     def _see_commits(self) -> None:
@@ -148,15 +147,19 @@ class CacheWriter:
 
     def record_run(self, run_id: str, record: RunRecord) -> None:
         """Write or replace the provenance record of a run."""
-        self.update_run(run_id, lambda before: record)
+        with self._locked():
+            write_atomic(self._run_file(run_id), [record.to_json()])
 
     def update_run(self, run_id: str, changed: Callable[[RunRecord | None], RunRecord]) -> None:
         """Write what `changed` makes of a run's record, None if there is none: no other writer's
         change comes between."""
-        path = self.folder / "runs" / f"{run_id}.json"
+        path = self._run_file(run_id)
         with self._locked():
             before = read_document(RunRecord, path, self.path) if path.exists() else None
             write_atomic(path, [changed(before).to_json()])
+
+    def _run_file(self, run_id: str) -> Path:
+        return self.folder / "runs" / f"{run_id}.json"
 
 
 class Turn:
@@ -184,7 +187,7 @@ class Turn:
 
     def reserve(self, keys: KeyArray, preferred: int | None = None) -> Reservation:
         """Reserve keys [N, 16] and the preferred shard number, or the lowest that is free."""
-        taken = self.commits.keys() | self.reserved.keys()
+        taken = self.commits.keys() | self.reserved.keys() | self._reservations.numbers()
         first = self._first_own
         numbers = chain([first if preferred is None else max(preferred, first)], count(first))
         shard = next(number for number in numbers if number not in taken)

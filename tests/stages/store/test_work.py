@@ -6,8 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from armada.cache_schemas.errors import DamagedCacheError, ReservationLostError, StorageError
-from armada.cache_schemas.manifest import RunRecord
+from armada.cache_schemas.errors import (
+    CacheError,
+    DamagedCacheError,
+    ReservationLostError,
+    StorageError,
+)
+from armada.cache_schemas.layout import TEACHER_PART
+from armada.cache_schemas.manifest import PartRecord, RunRecord
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing import work as work_module
 from armada.stages.store.writing.staging import discard
@@ -226,11 +232,14 @@ def test_what_is_no_reservation_is_nobodys_business(tmp_path: Path) -> None:
     (folder / ".DS_Store").write_bytes(b"made by a file browser")
     (folder / "000000").symlink_to(tmp_path)
     (folder / "notes").mkdir()
+    (folder / "000001").write_text("a file")
+    (folder / "000002").mkdir()
     with one.writer.turn() as turn:
-        assert turn.reserved == {}
-    (folder / "000000").unlink()
+        assert list(turn.reserved) == [2]  # it may be a writer's, for a minute
+        assert [len(keys) for keys in turn.reserved_keys()] == [0]
     one.finish()
     check_each_key_once(tmp_path / "cache", TEXTS)
+    assert [commit.shard for commit in open_cache(tmp_path / "cache").commits] == [3, 4, 5, 6, 7]
     assert (folder / ".DS_Store").exists()
 
 
@@ -257,6 +266,24 @@ def test_keys_of_a_reservation_lead_nowhere(tmp_path: Path, kind: str, reason: s
         os.truncate(keys, 2**40)
     with pytest.raises(DamagedCacheError, match=reason):
         other.reserve()
+
+
+def test_a_damaged_record_of_a_run_is_replaced(tmp_path: Path) -> None:
+    run = RunRecord(started="", versions={}, hardware={}, corpora=())
+    with CacheWriter(tmp_path / "cache", MANIFEST) as writer:
+        writer.record_run("run-1", run)
+        (writer.folder / "runs/run-1.json").write_text("{")
+        writer.record_run("run-1", run)
+    assert open_cache(tmp_path / "cache").runs() == [run]
+
+
+def test_nothing_is_added_to_what_has_become_a_part(tmp_path: Path) -> None:
+    one = OneOfMany(tmp_path / "cache")
+    one.commit(one.reserve())
+    part = PartRecord(missing_features=("score",), next_shard=1)
+    (one.writer.folder / TEACHER_PART).write_bytes(part.to_json())
+    with pytest.raises(CacheError, match=r"without score, so nothing can be added"):
+        one.reserve()
 
 
 def test_two_that_change_a_run_lose_nothing(tmp_path: Path) -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import CacheError, DamagedCacheError
+from armada.pipeline.caches.gc import run_gc
 from armada.stages.store.format.parts import read_part
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.transfer.mirror import Mirror, ToCome, first_uses
 from armada.stages.store.writing.staging import host_id
 from armada.stages.store.writing.writer import CacheWriter
 from file_server import FileServer, serving
-from small_caches import answer, commit, keys_of, numbered_texts, stored_bytes, write_cache
-from transfers import FOLDER, MANIFEST, OTHER, serve_ready, visible
+from small_caches import answer, keys_of, numbered_texts, stored_bytes, write_cache
+from transfers import FOLDER, MANIFEST, OTHER, bring, serve_ready, visible
 
 TEACHER = MANIFEST.fingerprint
 POOLED, SCORE = MANIFEST.spec.features
@@ -144,30 +145,6 @@ def test_nothing_is_evicted_while_another_run_uses_the_mirror(shared: Path, tmp_
         assert not (tmp_path / FOLDER / "pooled/c/0/0").exists()
 
 
-def test_answers_of_our_own_are_never_evicted(tmp_path: Path) -> None:
-    one = tmp_path / "one"
-    manifest = MANIFEST.model_copy(
-        update={"spec": MANIFEST.spec.model_copy(update={"features": (POOLED,)})}
-    )
-    manifest = manifest.model_copy(update={"fingerprint": manifest.spec.fingerprint})
-    write_cache(one, manifest, [numbered_texts(0, 64), numbered_texts(64, 128)])
-    folder = tmp_path / "mirror"
-    with serving(serve_ready(one, tmp_path / "served")) as server:
-        mirror = Mirror(server.url, folder)
-        keys = keys_of(numbered_texts(0, 1))
-        cache = mirror.narrowed(mirror.open(None), "pooled", keys)
-        mirror.fetch_ahead(cache, "pooled", keys)
-        cache["pooled"][:]
-        with CacheWriter(folder, manifest) as writer:
-            assert commit(writer, numbered_texts(900, 964)).shard == 2
-        del mirror, cache
-        small = Mirror(server.url, folder, 1)
-        full = small.open(None)
-        with pytest.raises(CacheError, match="this run needs"):
-            small.fetch_ahead(full, "pooled", keys)
-    assert open_cache(folder).lookup(["text 905"]).tolist() == [69]
-
-
 def test_folders_that_are_something_else_are_refused(
     shared: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -215,3 +192,19 @@ def test_damage_on_the_way_stops_who_waits(shared: Path, tmp_path: Path) -> None
         cache, _ = opened(Mirror(server.url, tmp_path), numbered_texts(0, 1))
         with pytest.raises(DamagedCacheError, match=r"pooled/c/0/0: arrived damaged 3 times"):
             cache["pooled"][:]
+
+
+def test_nobody_else_works_in_a_mirror(shared: Path, tmp_path: Path) -> None:
+    with serving(shared) as server:
+        cache, _ = opened(Mirror(server.url, tmp_path), numbered_texts(0, 1))
+        assert not list((tmp_path / FOLDER / "commits").glob("*"))
+        for work in (
+            lambda: bring(server.url, tmp_path),
+            lambda: run_gc(tmp_path, dry_run=False),
+            lambda: CacheWriter(tmp_path, MANIFEST),
+        ):
+            with pytest.raises(CacheError, match="is a mirror of a cache elsewhere"):
+                work()
+        np.testing.assert_array_equal(
+            cache["pooled"][:1], open_cache(shared, MANIFEST.fingerprint)["pooled"][:1]
+        )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from armada.cache_schemas.errors import OutputError, StorageError
+from armada.cache_schemas.errors import CacheError, OutputError, StorageError
 from armada.cache_schemas.layout import PULL_LOCK
 from armada.stages.store.files import lock
+from armada.stages.store.format.parts import read_part
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.transfer import one_pull as one_pull_module
 from armada.stages.store.transfer.arrivals import Arrivals
@@ -24,7 +25,7 @@ from armada.stages.store.transfer.shard_files import shard_files
 from armada.stages.store.upkeep.survey import survey_cache
 from armada.stages.store.upkeep.verify import verify
 from armada.stages.store.writing.staging import discard
-from small_caches import stored_bytes, write_cache
+from small_caches import keys_of, stored_bytes, write_cache
 from transfers import FOLDER, MANIFEST, bring, visible
 
 HOLD = """
@@ -94,6 +95,57 @@ def test_a_lock_that_its_holder_has_removed_is_none(
     with one_pull(tmp_path):
         assert len(opened) == 2
         assert (tmp_path / PULL_LOCK).exists()
+
+
+def test_a_folder_that_goes_again_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another pull, which came to nothing, removes the folder that both wanted."""
+    opened = []
+
+    def open_lock(cache: Path, name: str) -> BinaryIO:
+        opened.append(name)
+        if len(opened) == 1:
+            cache.rmdir()
+        return lock.open_lock(cache, name)
+
+    monkeypatch.setattr(one_pull_module, "open_lock", open_lock)
+    with one_pull(tmp_path / "cache"):
+        assert len(opened) == 2
+
+
+def test_the_lock_of_another_is_not_removed(tmp_path: Path) -> None:
+    with one_pull(tmp_path):
+        (tmp_path / PULL_LOCK).unlink()
+        (tmp_path / PULL_LOCK).write_text("another pull's")
+    assert (tmp_path / PULL_LOCK).exists()
+
+
+def test_what_a_writer_did_since_the_plan_is_seen(source: Path, tmp_path: Path) -> None:
+    cache, place = tmp_path / "cache", open_place(str(source))
+    choice = Choice(
+        teachers=(MANIFEST.fingerprint,), features=("pooled",), keys=keys_of(["text 70"])
+    )
+    with planned(place, read_origin(place), cache, choice, 2) as plan:
+        write_cache(cache, MANIFEST, [["a text of our own"]])
+        with pytest.raises(CacheError, match=r"changed teacher .* while this pull was planned"):
+            pull(place, cache, plan, 2, lambda count: None)
+    assert read_part(cache, MANIFEST.fingerprint) is None
+    assert len(open_cache(cache)) == 1
+
+
+def test_a_teacher_that_is_removed_meanwhile_does_not_come_back(
+    source: Path, tmp_path: Path
+) -> None:
+    place = open_place(str(source))
+    origin = next(t for t in read_origin(place).teachers if t.manifest == MANIFEST)
+    write_cache(tmp_path, MANIFEST, [])
+    files = list(shard_files(MANIFEST, origin.commits[0], ("pooled", "score"), ("rows",)))
+    with Arrivals(tmp_path, MANIFEST) as arrivals:
+        (tmp_path / FOLDER / "teacher.json").unlink()
+        with pytest.raises(OutputError, match="was removed by another process"):
+            arrivals.receive(place, files, origin.commits[0])
+    assert not list((tmp_path / FOLDER).glob("commits/*"))
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
