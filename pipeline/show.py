@@ -68,8 +68,8 @@ def show_dry_run(plan: DryRun, as_json: bool) -> None:
         f"{plan.rows} rows, {plan.unique} unique; {plan.already_cached} are cached, {asked} to ask"
     )
     print(
-        f"{plan.shards} shards, {size(plan.bytes)}, about {duration(plan.expected_seconds)} "
-        "of teacher time"
+        f"{counted(plan.shards, 'shard')}, {size(plan.bytes)}, "
+        f"about {duration(plan.expected_seconds)} of teacher time"
     )
     print(f"teacher {plan.fingerprint}")
 
@@ -142,6 +142,11 @@ def warn_skipped(problems: Sequence[str]) -> None:
         warn(f"{len(problems)} rows were left out")
     for problem in problems[:SHOWN_PROBLEMS]:
         warn(f"  {problem}")
+
+
+def counted(number: int, what: str) -> str:
+    """'1 shard', '2 shards'."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def size(number: float) -> str:

@@ -34,6 +34,10 @@ def numbered_texts(start: int, stop: int) -> list[str]:
     return [f"text {number}" for number in range(start, stop)]
 
 
+THREE_SHARDS = [numbered_texts(0, 128), numbered_texts(128, 198), numbered_texts(198, 200)]
+"""The texts of a full shard and of two that are not."""
+
+
 def keys_of(texts: Iterable[str]) -> KeyArray:
     """Keys [N, 16]."""
     return keys_to_array(example_key(text) for text in texts)

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ...cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
-from ..show import size
-from .verify import counted
+from ..show import counted, size
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from ...stages.store.upkeep.survey import TeacherSurvey, survey_cache
 from ...stages.store.writing.removal import drop_teacher, size_of
 from ...stages.store.writing.reservations import Reservations
 from ...stages.store.writing.staging import PATIENCE_S
-from ..show import size
-from .verify import counted
+from ..show import counted, size
 
 
 @dataclass(frozen=True, slots=True)

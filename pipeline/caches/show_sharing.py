@@ -1,6 +1,6 @@
 """What was pushed or pulled: a line a teacher for people, or JSON for programs."""
 
-from ..show import duration, show_json, size, warn, warn_skipped
+from ..show import counted, duration, show_json, size, warn, warn_skipped
 from .sharing import Shared, SharedTeacher
 
 
@@ -15,7 +15,8 @@ def show_shared(shared: Shared, verb: str, as_json: bool) -> None:
     for teacher in shared.teachers:
         print(
             f"teacher {teacher.fingerprint[:12]} ({teacher.kind}:{teacher.name}): "
-            f"{teacher.shards} shards ({teacher.files} files, {size(teacher.bytes)}) "
+            f"{counted(teacher.shards, 'shard')} ({counted(teacher.files, 'file')}, "
+            f"{size(teacher.bytes)}) "
             f"{'to be ' if shared.dry_run else ''}{verb}, {teacher.already_there} were there; "
             f"features: {', '.join(teacher.features) or 'none'}"
         )

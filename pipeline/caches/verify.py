@@ -10,7 +10,7 @@ from ...cache_schemas.errors import JobError
 from ...stages.store.upkeep.survey import Damage, survey_cache
 from ...stages.store.upkeep.verify import Verification, shards_of, verify
 from ..progress import CountProgress
-from ..show import duration, show_json, size
+from ..show import counted, duration, show_json, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,6 @@ def _summary(report: VerifyReport) -> Iterator[str]:
             "left, `armada cache gc` removes"
         )
     yield from _verdict(report)
-
-
-def counted(number: int, what: str) -> str:
-    """'1 shard', '2 shards'."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _how_much(found: Verification) -> str:

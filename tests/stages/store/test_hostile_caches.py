@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import resource
-import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,16 +47,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("written") / "cache"
     write_cache(path, MANIFEST, [TEXTS])
     return path
-
-
-@pytest.fixture
-def cache(written: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(written, tmp_path / "cache"))
-
-
-@pytest.fixture
-def folder(cache: Path) -> Path:
-    return cache / "teachers" / MANIFEST.fingerprint
 
 
 def read_all(cache: Path) -> None:

@@ -13,29 +13,21 @@ from armada.stages.store.format.manifests import list_teachers
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.upkeep.survey import survey_cache
 from armada.stages.store.writing.removal import drop_shard, drop_teacher, remove_tree, uncommitted
-from small_caches import answer, make_manifest, numbered_texts, stored_bytes, write_cache
+from small_caches import (
+    THREE_SHARDS,
+    answer,
+    make_manifest,
+    stored_bytes,
+)
 
 MANIFEST = make_manifest()
 OTHER = make_manifest(other=True)
 FINGERPRINT = MANIFEST.fingerprint
-SHARDS = [numbered_texts(0, 128), numbered_texts(128, 198), numbered_texts(198, 200)]
+SHARDS = THREE_SHARDS
 
 
 class Killed(BaseException):
     """Goes through every handler, and leaves the disk as SIGKILL would."""
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("written") / "cache"
-    for manifest in (MANIFEST, OTHER):
-        write_cache(path, manifest, SHARDS)
-    return path
-
-
-@pytest.fixture
-def cache(written: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(written, tmp_path / "cache"))
 
 
 def die_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,32 +18,19 @@ from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.upkeep.survey import survey_cache
 from armada.stages.store.upkeep.verify import Verification, verify
 from armada.stages.store.writing.writer import CacheWriter
-from small_caches import TWO_FEATURES, answer, keys_of, make_manifest, numbered_texts, write_cache
+from small_caches import (
+    THREE_SHARDS,
+    TWO_FEATURES,
+    answer,
+    keys_of,
+    make_manifest,
+    numbered_texts,
+    write_cache,
+)
 
 MANIFEST = make_manifest()
 OTHER = make_manifest(other=True)
-SHARDS = [numbered_texts(0, 128), numbered_texts(128, 198), numbered_texts(198, 200)]
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written once: it waits for the disk."""
-    path = tmp_path_factory.mktemp("written") / "cache"
-    for manifest in (MANIFEST, OTHER):
-        write_cache(path, manifest, SHARDS)
-    return path
-
-
-@pytest.fixture
-def cache(written: Path, tmp_path: Path) -> Path:
-    """A cache of two teachers with three shards each."""
-    return Path(shutil.copytree(written, tmp_path / "cache"))
-
-
-@pytest.fixture
-def folder(cache: Path) -> Path:
-    """The folder of the teacher that is damaged."""
-    return cache / "teachers" / MANIFEST.fingerprint
+SHARDS = THREE_SHARDS
 
 
 def check(cache: Path, **how: object) -> Verification:
