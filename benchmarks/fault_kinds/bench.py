@@ -56,7 +56,8 @@ class Bench:
             if before is not None:
                 before()
             self.run(**keys)
-        except ArmadaError:
+        except ArmadaError as error:
+            print(f"run {os.getpid()} ended: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         except BaseException as error:
             print(f"child: {error!r}", file=sys.stderr)
@@ -90,6 +91,8 @@ class Bench:
     def answers_are_equal(self) -> bool:
         """The store has the same answers to the same texts, each once."""
         cache = open_cache(self.cache)
+        if len(cache) != len(self.answers):
+            print(f"{len(cache)} answers, not {len(self.answers)}", file=sys.stderr)
         return len(cache) == len(self.answers) and self.answers_are_right()
 
     def clear(self) -> None:
@@ -100,8 +103,8 @@ class Bench:
 def end_of(child: int) -> int:
     """How a process ended: its exit code, or minus the signal."""
     end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if end == 3:
-        raise RuntimeError("a run ended with something else than one of our errors")
+    if end not in (0, 1, -signal.SIGKILL):
+        raise RuntimeError(f"a run ended with {end}, which is none of our errors")
     return end
 
 

@@ -17,12 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ....cache_schemas.contents import TeacherIndex
-from ....cache_schemas.errors import (
-    CacheError,
-    DamagedCacheError,
-    MissingFeatureError,
-    MissingKeysError,
-)
+from ....cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
 from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
@@ -179,11 +174,12 @@ class Cache:
     def table_path(self, name: str, shard: int) -> Path:
         """The file of a shard's table, checked if the cache was opened so.
 
-        Raises DamagedCacheError if the shard was committed without it: whatever lies there is not
-        the shard's."""
+        Raises CacheError if the shard was committed without it: whatever lies there is not the
+        shard's."""
         if name not in self._tables_of[shard]:
-            raise DamagedCacheError(
-                f"{table_file(self.folder, name, shard)}: the shard was committed without it"
+            raise CacheError(
+                f"table {name!r}: shard {shard} of teacher {self.teacher.fingerprint[:12]} was "
+                "committed without it"
             )
         if self._checked is not None:
             self._checked.table(name, shard)

