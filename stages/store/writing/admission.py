@@ -1,5 +1,6 @@
 """Whether a cache takes the answers of a teacher: known, new, or the same under other settings."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ....cache_schemas.errors import CacheError, OutputError, TeacherMismatchError
@@ -32,13 +33,15 @@ def check_teacher(
     set; CacheError if `path` is something else."""
     if is_new(path):
         return None
-    for known in list_teachers(path):
+    # Listed once: another writer may add this very teacher at any moment.
+    teachers = list_teachers(path)
+    for known in teachers:
         if known.fingerprint == spec.fingerprint:
             check_rows_per_shard(known, rows_per_shard)
             refuse_part(path, known.fingerprint, "nothing can be added")
             return known
     if not add_teacher:
-        _refuse_same_model(path, spec, selecting)
+        _refuse_same_model(path, teachers, spec, selecting)
     return None
 
 
@@ -51,8 +54,10 @@ def check_rows_per_shard(known: TeacherManifest, asked: int | None) -> None:
         )
 
 
-def _refuse_same_model(path: Path, spec: TeacherSpec, selecting: frozenset[str]) -> None:
-    for known in list_teachers(path):
+def _refuse_same_model(
+    path: Path, teachers: Sequence[TeacherManifest], spec: TeacherSpec, selecting: frozenset[str]
+) -> None:
+    for known in teachers:
         if known.extends is not None:
             continue  # the teacher that it extends speaks for it
         same_weights = bool(spec.weights) and known.spec.weights == spec.weights

@@ -17,7 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import ArmadaError, OutputError
+from armada.cache_schemas.manifest import TeacherManifest
+from armada.stages.store.format import manifests
 from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing import admission
+from armada.stages.store.writing.creation import create_cache
 from armada.stages.store.writing.work import Work
 from armada.stages.store.writing.writer import CacheWriter
 from small_caches import (
@@ -203,3 +207,19 @@ def test_a_read_only_cache_can_be_read_and_not_written(tmp_path: Path) -> None:
         with pytest.raises(ArmadaError):
             write_all(path, TEXTS)
     assert stored_bytes(path) == before
+
+
+def test_a_teacher_that_another_adds_this_moment_is_no_other_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes right after the teachers were listed."""
+    create_cache(tmp_path)
+
+    def listed_before_it_came(path: Path) -> list[TeacherManifest]:
+        found = manifests.list_teachers(path)
+        write_cache(tmp_path, MANIFEST, [])
+        return found
+
+    monkeypatch.setattr(admission, "list_teachers", listed_before_it_came)
+    assert admission.check_teacher(tmp_path, MANIFEST.spec, None, add_teacher=False) is None
+    assert admission.check_teacher(tmp_path, MANIFEST.spec, None, add_teacher=False) == MANIFEST
