@@ -11,7 +11,7 @@ aligner on large batches. Without a graph P is worked out once and kept until it
 takes a student's step on a batch of 16 from 180 ms to 2.5 ms, the student itself left out.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,15 @@ class ProjectionHead(NormalLinear):
         return tuple((id(t), t._version, t.device, t.dtype) for t in tensors)
 
 
+class AlignerAnswers(NamedTuple):
+    """What an aligner reads out of B features: output [B, K], aux_output [B, K], projection
+    [B, H]."""
+
+    output: Tensor
+    aux_output: Tensor
+    projection: Tensor
+
+
 class TSAligner(nn.Module):
     """Reads task logits and a manifold point out of a cached teacher feature.
 
@@ -130,9 +139,11 @@ class TSAligner(nn.Module):
         self.projection = ProjectionHead(feature_dim, feature_dim, True, orthogonal_map)
         self.aux_head = ClassificationHead(feature_dim, num_labels, regression, dropout)
 
-    def forward(self, feature_BH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(output [B, K], aux_output [B, K], projection [B, H])."""
+    def forward(self, feature_BH: Tensor) -> AlignerAnswers:
+        """Answers to features [B, H]."""
         hidden_BM = self.dropout(F.relu(self.hidden1(feature_BH)))
         hidden_BM = self.dropout(F.relu(self.hidden2(hidden_BM)))
         projection_BH = self.projection(feature_BH)
-        return self.head(hidden_BM), self.aux_head(self.dropout(projection_BH)), projection_BH
+        output_BK = self.head(hidden_BM)
+        aux_output_BK = self.aux_head(self.dropout(projection_BH))
+        return AlignerAnswers(output_BK, aux_output_BK, projection_BH)

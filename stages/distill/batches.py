@@ -20,7 +20,8 @@ from ..store.reading.read_ahead import ReadAhead
 from .controls import Gather
 from .tokens import Tokens
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
+"""Tensors by name; `places` is an array, which stays where it is when tensors move to a device."""
 
 
 class DistillDataset(Dataset[Batch]):
@@ -33,6 +34,8 @@ class DistillDataset(Dataset[Batch]):
         if self.labels.is_floating_point():
             self.labels = self.labels.float()
         self.features = features
+        self.replayed = False
+        """Whether batches name their examples, as `places`, in place of carrying their features."""
         self.seconds = 0.0
         """Time spent making batches."""
         self._blocks: BlockOrder | None = None
@@ -47,18 +50,30 @@ class DistillDataset(Dataset[Batch]):
     def __getitems__(self, places: list[int]) -> Batch:
         started = time.perf_counter()
         chosen = np.asarray(places, dtype=np.int64)
-        batch = self._tokens.pad(chosen) | self.aligner_batch(chosen)
+        batch: Batch = {**self._tokens.pad(chosen)}
+        if self.replayed:
+            batch |= {"labels": self._labels_of(chosen), "places": chosen}
+        else:
+            batch |= self.aligner_batch(chosen)
         self.seconds += time.perf_counter() - started
         return batch
 
     def aligner_batch(self, places: npt.NDArray[np.int64]) -> Batch:
         """Labels and features alone: all that an aligner sees."""
-        batch = {"labels": self.labels[torch.from_numpy(places)]}
+        batch = {"labels": self._labels_of(places)}
+        if self.features is not None:
+            batch["feature"] = self.features_of(places)
+        return batch
+
+    def features_of(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The features of examples [B, *shape], as they are stored."""
+        assert self.features is not None
         if self._ahead is not None:
             self._ahead.start()
-        if self.features is not None:
-            batch["feature"] = torch.from_numpy(self.features(places))
-        return batch
+        return torch.from_numpy(self.features(places))
+
+    def _labels_of(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
+        return self.labels[torch.from_numpy(places)]
 
     def shuffle_in_blocks(self) -> None:
         """From now on, epochs go through examples whose features lie together; the same as ever
@@ -68,13 +83,15 @@ class DistillDataset(Dataset[Batch]):
             self._ahead = ReadAhead(self.features.will_need)
 
     def batches(
-        self, batch_size: int, seed: int, epoch: int, stream: int = 0
+        self, batch_size: int, seed: int, epoch: int, stream: int = 0, read_ahead: bool = True
     ) -> Iterator[npt.NDArray[np.int64]]:
-        """Every example of an epoch once: places in batches, the last one maybe smaller."""
+        """Every example of an epoch once: places in batches, the last one maybe smaller.
+
+        `read_ahead` is for who reads the features of these batches."""
         if self._blocks is None or self._ahead is None:
             return batches_of(iter([epoch_order(len(self), seed, epoch, stream)]), batch_size)
         windows = self._blocks.windows(seed, epoch, stream)
-        return batches_of(self._ahead.planned(windows), batch_size)
+        return batches_of(self._ahead.planned(windows) if read_ahead else windows, batch_size)
 
 
 def as_batch(batch: Any) -> Batch:
@@ -105,5 +122,8 @@ class EpochBatches(Sampler[list[int]]):
         return -(-len(self._dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for places in self._dataset.batches(self.batch_size, self._seed, self._epoch):
+        dataset = self._dataset
+        for places in dataset.batches(
+            self.batch_size, self._seed, self._epoch, read_ahead=not dataset.replayed
+        ):
             yield places.tolist()

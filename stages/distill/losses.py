@@ -11,7 +11,7 @@ back from the device, so no loss makes a GPU wait.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -83,10 +83,10 @@ def armada_loss(
     the graph with zero gradients, so that every parameter takes part in every step.
     Source: ARMADA, arXiv 2603.10877.
     """
-    distance = _choose(MANIFOLDS, "manifold", manifold)
-    s1, s2, sp = map(_accumulated, (student_output, student_aux_output, student_projection))
+    distance = choose(MANIFOLDS, "manifold", manifold)
+    s1, s2, sp = map(accumulated, (student_output, student_aux_output, student_projection))
     t1, t2, tp = (
-        _accumulated(tensor.detach())
+        accumulated(tensor.detach())
         for tensor in (aligner_output, aligner_aux_output, aligner_projection)
     )
     task = _both_heads(s1, s2, labels, gamma, regression)
@@ -114,7 +114,7 @@ def task_loss(output: Tensor, labels: Tensor, regression: bool) -> Tensor:
 
     output [B, K], or [B, 1] for regression; labels [B]. No label at all: 0, with a graph.
     """
-    output = _accumulated(output)
+    output = accumulated(output)
     if regression:
         return _labelled_mse(output.squeeze(-1), labels)
     labels = labels.long()
@@ -137,8 +137,8 @@ def kd_loss(
     then pass gradients to it. T² keeps the gradients of both terms on one scale.
     Source: Hinton, Vinyals, Dean, arXiv 1503.02531.
     """
-    student_BK = _accumulated(student_output)
-    teacher_BK = _accumulated(teacher_logits.detach())
+    student_BK = accumulated(student_output)
+    teacher_BK = accumulated(teacher_logits.detach())
     assert student_BK.shape == teacher_BK.shape, "broadcasting would hide a wrong number of classes"
     student_log_BK = F.log_softmax(student_BK / temperature, dim=-1)
     teacher_log_BK = F.log_softmax(teacher_BK / temperature, dim=-1)
@@ -164,8 +164,8 @@ def feature_loss(
     is detached. Without output or labels there is no task, and its term is 0.
     Source: the hint loss of FitNets (arXiv 1412.6550), on cached features.
     """
-    measure = _choose(DISTANCES, "distance", distance)
-    aligned = measure(_accumulated(feature.detach()), _accumulated(projection))
+    measure = choose(DISTANCES, "distance", distance)
+    aligned = measure(accumulated(feature.detach()), accumulated(projection))
     if output is None or labels is None:
         task = torch.zeros_like(aligned)
     else:
@@ -188,7 +188,8 @@ def _labelled_mse(output_B: Tensor, labels_B: Tensor) -> Tensor:
     return squared_B.sum() / labelled_B.sum().clamp(min=1)
 
 
-def _accumulated(tensor: Tensor) -> Tensor:
+def accumulated(tensor: Tensor) -> Tensor:
+    """The same numbers in the precision that sums take: float32 at least."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -220,6 +221,8 @@ def _mse_of_means(teacher_BH: Tensor, student_BH: Tensor) -> Tensor:
     return _mse(teacher_BH.mean(dim=0), student_BH.mean(dim=0))
 
 
+T = TypeVar("T")
+
 Measure = Callable[[Tensor, Tensor], Tensor]
 MANIFOLDS: Mapping[Manifold, Measure] = {
     "cosine": _cosine_of_means,
@@ -229,7 +232,8 @@ MANIFOLDS: Mapping[Manifold, Measure] = {
 DISTANCES: Mapping[Distance, Measure] = {"mse": _mse, "mae": _mae, "cosine": _cosine_distance}
 
 
-def _choose(measures: Mapping[Any, Measure], kind: str, name: str) -> Measure:
+def choose(measures: Mapping[Any, T], kind: str, name: str) -> T:
+    """That of a name; raises JobError for one that is not known."""
     if name not in measures:
         raise JobError(f"{kind} {name!r} is unknown; allowed are {', '.join(measures)}")
     return measures[name]

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .losses import task_loss
-from .objectives.base import Objective
+from .objectives.base import Objective, TeacherSide
 from .student import Student
 
 
@@ -24,7 +24,7 @@ class DistillModel(nn.Module):
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        feature: Tensor | None = None,
+        feature: TeacherSide = None,
     ) -> dict[str, Any]:
         """`logits` [B, K], and `loss` where there are labels; in training also `terms`."""
         pooled_BD, output_BK = self.student(input_ids, attention_mask, token_type_ids)

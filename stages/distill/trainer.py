@@ -9,10 +9,11 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from ..corpus.labels import LabelSpace
-from .batches import DistillDataset, EpochBatches, as_batch
+from .batches import Batch, DistillDataset, EpochBatches, as_batch
 from .evaluation import task_metrics
 from .model import DistillModel
 from .optimizer import parameter_groups
+from .replay import Replay
 
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
@@ -30,10 +31,13 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         aligner_learning_rate: float,
         save_beside: Callable[[Path], None] | None = None,
         aligner_loss: Callable[[], float | None] = lambda: None,
+        replay: Replay | None = None,
     ) -> None:
+        """`replay`: where the aligner's answers to the training batches come from."""
         self._aligner_learning_rate = aligner_learning_rate
         self._save_beside = save_beside
         self._aligner_loss = aligner_loss
+        self._replay = replay
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
         super().__init__(
@@ -91,9 +95,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         ]
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **_: Any
+        self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any
     ) -> Any:
         """The total of the objective's terms; sums each term for the log, on the device."""
+        if self._replay is not None and "places" in inputs:
+            inputs["feature"] = self._replay.answers(inputs.pop("places"))
         outputs = model(**inputs)
         for name, value in outputs.pop("terms", {}).items():
             if name != "total":

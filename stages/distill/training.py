@@ -27,6 +27,7 @@ from .batches import DistillDataset
 from .best import BestStudent
 from .model import DistillModel
 from .objectives.armada import ArmadaObjective
+from .replay import Replay
 from .schedules import AlternateSchedule, freeze
 from .timing import StepTimes
 from .trainer import DistillTrainer
@@ -176,10 +177,19 @@ def _schedule(run: Run, checkpoint: Path | None) -> AlternateSchedule | None:
     )
 
 
+def _replay(run: Run) -> Replay | None:
+    """Where the aligner does not learn while the student does, its answers are known ahead."""
+    objective = run.model.objective
+    if not isinstance(objective, ArmadaObjective) or objective.joint:
+        return None
+    return Replay(objective, run.train, run.settings.batch_size, run.seed)
+
+
 def _make_trainer(
     run: Run, callbacks: list[TrainerCallback], schedule: AlternateSchedule | None
 ) -> DistillTrainer:
     run.model.to(run.device)
+    replay = _replay(run)
     trainer = DistillTrainer(
         run.model,
         _arguments(run),
@@ -188,9 +198,10 @@ def _make_trainer(
         run.settings.aligner_learning_rate,
         save_beside=schedule.save if schedule else None,
         aligner_loss=lambda: schedule.loss if schedule else None,
+        replay=replay,
     )
     trainer.remove_callback(PrinterCallback)
-    scheduled = [schedule] if schedule else []
+    scheduled = [callback for callback in (schedule, replay) if callback]
     for callback in (*callbacks, *scheduled, _tensorboard(run.folder), _Reporter(run)):
         trainer.add_callback(callback)
     return trainer

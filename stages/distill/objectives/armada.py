@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ....cache_schemas.errors import JobError
-from .. import losses
-from ..aligner import ClassificationHead, ProjectionHead, TSAligner
-from .base import Objective, ObjectiveSettings, Sizes, named_terms
+from .. import closed_forms
+from ..aligner import AlignerAnswers, ClassificationHead, ProjectionHead, TSAligner
+from ..losses import ArmadaTerms, aligner_loss
+from .base import Objective, ObjectiveSettings, Sizes, TeacherSide, named_terms
 
 
 class ArmadaObjective(Objective):
@@ -43,36 +44,34 @@ class ArmadaObjective(Objective):
         self.aux_head = ClassificationHead(sizes.feature_dim, labels, regression, dropout)
 
     def forward(
-        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: Tensor | None, labels_B: Tensor
+        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
     ) -> dict[str, Tensor]:
         """total, task, output, manifold; and aligner if `joint`, where total includes it."""
-        feature_BH = self._feature(feature_BH)
-        terms = self._student_terms(pooled_BD, output_BK, feature_BH, labels_B)
+        terms = self._student_terms(pooled_BD, output_BK, self._answers(feature_BH), labels_B)
         parts = {"task": terms.task, "output": terms.output, "manifold": terms.manifold}
         if not self.joint:
             return named_terms(terms.total, **parts)
-        aligner = self.aligner_loss(feature_BH, labels_B)
+        aligner = self.aligner_loss(self._feature(feature_BH), labels_B)
         return named_terms(terms.total + aligner, **parts, aligner=aligner)
 
     def aligner_loss(self, feature_BH: Tensor, labels_B: Tensor) -> Tensor:
         """The loss that trains the aligner, with its graph and in the mode the module is in."""
         output_BK, aux_output_BK, _ = self.aligner(self._feature(feature_BH))
-        return losses.aligner_loss(
+        return aligner_loss(
             output_BK, aux_output_BK, labels_B, self.settings.gamma, self.sizes.regression
         )
 
     def _student_terms(
-        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: Tensor, labels_B: Tensor
-    ) -> losses.ArmadaTerms:
-        aligner_output_BK, aligner_aux_output_BK, aligner_projection_BH = self._read(feature_BH)
+        self, pooled_BD: Tensor, output_BK: Tensor, aligner: AlignerAnswers, labels_B: Tensor
+    ) -> ArmadaTerms:
         projection_BH = self.projection(pooled_BD)
-        return losses.armada_loss(
+        return closed_forms.armada_loss(
             student_output=output_BK,
             student_aux_output=self.aux_head(projection_BH),
             student_projection=projection_BH,
-            aligner_output=aligner_output_BK,
-            aligner_aux_output=aligner_aux_output_BK,
-            aligner_projection=aligner_projection_BH,
+            aligner_output=aligner.output,
+            aligner_aux_output=aligner.aux_output,
+            aligner_projection=aligner.projection,
             labels=labels_B,
             alpha=self.settings.alpha,
             beta=self.settings.beta,
@@ -82,16 +81,20 @@ class ArmadaObjective(Objective):
             regression=self.sizes.regression,
         )
 
-    def _read(self, feature_BH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The aligner's three answers without dropout and without a graph; its mode is kept."""
+    def _answers(self, feature: TeacherSide) -> AlignerAnswers:
+        return feature if isinstance(feature, AlignerAnswers) else self.read(self._feature(feature))
+
+    def read(self, feature: Tensor) -> AlignerAnswers:
+        """The aligner's answers to features [B, *shape], without dropout and without a graph; its
+        mode is kept."""
         training = self.aligner.training
         self.aligner.eval()
         try:
             with torch.no_grad():
-                output_BK, aux_output_BK, projection_BH = self.aligner(feature_BH)
+                answers: AlignerAnswers = self.aligner(self._feature(feature))
         finally:
             self.aligner.train(training)
-        return output_BK, aux_output_BK, projection_BH
+        return answers
 
 
 def _fixed_temperature(settings: ObjectiveSettings) -> float:

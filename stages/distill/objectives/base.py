@@ -15,8 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import MissingFeatureError
-from ..aligner import OrthogonalMap, TSAligner
+from ..aligner import AlignerAnswers, OrthogonalMap, TSAligner
 from ..losses import Distance, Manifold
+
+TeacherSide = Tensor | AlignerAnswers | None
+"""A batch's features [B, *shape]; or, for an objective whose aligner is frozen, what that reads out
+of them, worked out ahead (`../replay.py`); None where there are none."""
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"]
 
@@ -116,13 +120,13 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: Tensor | None, labels_B: Tensor
+        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
     ) -> dict[str, Tensor]:
         """Named scalar terms of one batch; `total` is the one to backpropagate."""
 
-    def _feature(self, feature: Tensor | None) -> Tensor:
+    def _feature(self, feature: TeacherSide) -> Tensor:
         """The feature as [B, H], whatever the shape of one example."""
-        if feature is None:
+        if not isinstance(feature, Tensor):
             raise MissingFeatureError(
                 f"{type(self).__name__} needs a teacher feature and the batch carries none"
             )

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from .. import losses
+from .. import closed_forms
 from ..aligner import ProjectionHead
-from .base import Objective, ObjectiveSettings, Sizes, named_terms
+from .base import Objective, ObjectiveSettings, Sizes, TeacherSide, named_terms
 
 
 class FeatureObjective(Objective):
@@ -26,11 +26,11 @@ class FeatureObjective(Objective):
         self,
         pooled_BD: Tensor,
         output_BK: Tensor | None,
-        feature_BH: Tensor | None,
+        feature_BH: TeacherSide,
         labels_B: Tensor | None,
     ) -> dict[str, Tensor]:
         """total, task, feature. Without output or labels the feature is all there is to learn."""
-        terms = losses.feature_loss(
+        terms = closed_forms.feature_loss(
             projection=self.projection(pooled_BD),
             feature=self._feature(feature_BH),
             output=output_BK,

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import JobError
-from .. import losses
-from .base import Objective, ObjectiveSettings, Sizes, named_terms
+from .. import closed_forms
+from .base import Objective, ObjectiveSettings, Sizes, TeacherSide, named_terms
 
 LOWEST_TEMPERATURE = 1.0
 TEMPERATURE_RANGE = 20.0
@@ -24,11 +24,11 @@ class KDObjective(Objective):
         self.learned_temperature = LearnedTemperature() if learned else None
 
     def forward(
-        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: Tensor | None, labels_B: Tensor
+        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
     ) -> dict[str, Tensor]:
         """total, task, distillation; and temperature where it is learned."""
         temperature = self._temperature()
-        terms = losses.kd_loss(
+        terms = closed_forms.kd_loss(
             student_output=output_BK,
             teacher_logits=self._feature(feature_BH),
             labels=labels_B,

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..losses import task_loss
-from .base import Objective, named_terms
+from .base import Objective, TeacherSide, named_terms
 
 
 class UndistilledObjective(Objective):
@@ -12,7 +12,7 @@ class UndistilledObjective(Objective):
     needs_feature = False
 
     def forward(
-        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: Tensor | None, labels_B: Tensor
+        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
     ) -> dict[str, Tensor]:
         """total, task: the same number."""
         task = task_loss(output_BK, labels_B, self.sizes.regression)

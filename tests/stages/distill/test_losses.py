@@ -2,13 +2,15 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from armada.cache_schemas.errors import JobError
-from armada.stages.distill import losses
+from armada.stages.distill import closed_forms, losses
+from armada.stages.distill import losses as plain
 from safetensors import safe_open
 from torch import Tensor
 
@@ -18,6 +20,14 @@ DISTANCES = ["mse", "mae", "cosine"]
 TASKS = [pytest.param(False, id="classification"), pytest.param(True, id="regression")]
 ALIGNER_SIDE = ("aligner_output", "aligner_aux_output", "aligner_projection")
 STUDENT_SIDE = ("student_output", "student_aux_output", "student_projection")
+
+
+@pytest.fixture(autouse=True, params=["plain", "closed forms"])
+def formulas(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test goes through the plain formulas and through the closed forms."""
+    if request.param == "closed forms":
+        both = vars(plain) | vars(closed_forms)
+        monkeypatch.setitem(globals(), "losses", SimpleNamespace(**both))
 
 
 def read_golden(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -478,8 +488,8 @@ def test_minimum_at_equality(regression, manifold):
     inputs = make_inputs(regression)
     for teacher, student in zip(ALIGNER_SIDE, STUDENT_SIDE, strict=True):
         inputs[student] = inputs[teacher].detach().clone().requires_grad_()
-    terms = armada(inputs, regression, manifold=manifold)
-    (terms.output + terms.manifold).backward()
+    terms = armada(inputs, regression, manifold=manifold, alpha=1.0, beta=1.0)
+    terms.total.backward()
     assert terms.output.item() == pytest.approx(0, abs=1e-12)
     assert terms.manifold.item() == pytest.approx(0, abs=1e-12)
     for name in STUDENT_SIDE:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from armada.cache_schemas.errors import JobError, MissingFeatureError
-from armada.stages.distill import losses
+from armada.stages.distill import closed_forms, losses
 from armada.stages.distill.aligner import ClassificationHead
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.armada import ArmadaObjective
@@ -226,14 +226,14 @@ def test_reading_the_aligner_keeps_its_mode_and_drops_nothing():
     objective = make("armada", dropout=0.5)
     feature = make_batch(objective.sizes)["feature_BH"]
     assert objective.aligner.training
-    first, second = objective._read(feature), objective._read(feature)
+    first, second = objective.read(feature), objective.read(feature)
     assert objective.aligner.training
     assert all(module.training for module in objective.aligner.modules())
     assert all(
         torch.equal(a, b) and not a.requires_grad for a, b in zip(first, second, strict=True)
     )
     objective.aligner.eval()
-    objective._read(feature)
+    objective.read(feature)
     assert not objective.aligner.training
 
 
@@ -297,7 +297,7 @@ def test_kd_calls_its_loss():
     objective = make("kd", alpha=0.3, temperature=3)
     batch = make_batch(objective.sizes)
     terms = objective(**batch)
-    expected = losses.kd_loss(
+    expected = closed_forms.kd_loss(
         student_output=batch["output_BK"],
         teacher_logits=batch["feature_BH"],
         labels=batch["labels_B"],
