@@ -36,8 +36,11 @@ used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
 resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**24, used + 3 * 2**24))
 """
 
-# As many mappings as a process may have: one page of two can be read.
+# As many mappings as a process may have: one page of two can be read. Before, room is made among
+# small objects and large ones, for Python asks for memory by mappings, too.
 NO_MORE_MAPPINGS = """
+room = [bytes(size) for size in (*range(1, 512, 8), *range(600, 60_000, 2000)) for _ in range(200)]
+del room[::2]
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 pages = mmap.mmap(-1, 2 * mmap.PAGESIZE * int(Path("/proc/sys/vm/max_map_count").read_text()))
