@@ -20,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from figures import table
 from store_formats import FORMATS, missing
 from store_formats.armada_cache import Gather
 from store_formats.reader import Format
@@ -28,7 +29,6 @@ from store_measures import cold
 from store_measures.checking import check
 from store_measures.cold import measure_cold
 from store_measures.disk import NOT, cold_method, size_of
-from store_measures.figures import table
 from store_measures.lines import Line, Protocol, preload
 from store_measures.machine import describe
 from store_measures.opening import measure_opening

@@ -97,7 +97,7 @@ def test_blocks_are_all_rows_once(written: Path) -> None:
 
 
 def test_figures_of_repeats() -> None:
-    from store_measures.figures import ratios, shown, shown_ratio, table
+    from figures import ratios, shown, shown_ratio, table
 
     assert shown([5.1e6, 5.4e6, 5.8e6]) == "5.40M (5.10..5.80)"
     assert shown([120.0]) == "120"

@@ -10,10 +10,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from figures import Repeats
 from store_formats import missing
 from store_formats.reader import Format, Reader
-
-from .figures import Repeats
 
 T = TypeVar("T")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from armada.stages.store.reading.reader import open_cache
+from figures import Repeats
 from store_formats.armada_cache import FEATURE, write_cache
 from store_formats.reader import BATCH_ROWS
 from store_formats.source import Source
 
 from .disk import NOT, make_cold
-from .figures import Repeats
 from .lines import Protocol
 
 ROWS_PER_SHARD = 64

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import Repeats
 from store_formats.reader import BATCH_ROWS, Reader
 from store_formats.source import RowNumbers
 from torch.utils.data import DataLoader, Dataset
 
-from .figures import Repeats
 from .lines import Line, Protocol, rows_per_second
 
 THREAD, WORKER = "one prefetch thread", "DataLoader, 1 worker"

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from statistics import median
 
+from figures import Repeats, ratios, shown, shown_ratio
+
 from . import cold, warm
-from .figures import Repeats, ratios, shown, shown_ratio
 from .lines import Line
 
 Titled = tuple[str, list[list[str]]]

@@ -2,12 +2,12 @@
 
 from statistics import median
 
+from figures import Repeats, ratios, shown
 from store_formats.armada_cache import Gather, Mapped
 from store_formats.raw_file import Indexed, Selected, Taken
 from store_formats.zarr_libraries import ZarrPython
 
 from . import cold, opening, prefetch, warm
-from .figures import Repeats, ratios, shown
 from .results import OURS, RAW, Results, Titled
 
 TargetRow = tuple[str, str, float, Repeats]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from figures import Repeats
 from store_formats.reader import Format
 from store_formats.source import Source
 
-from .figures import Repeats
 from .lines import Protocol
 
 OFTEN = 3

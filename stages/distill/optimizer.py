@@ -1,8 +1,12 @@
-"""AdamW as both schedules use it: only matrices decay, biases and norms do not."""
+"""AdamW as both schedules use it: only matrices decay, biases and norms do not.
+
+Fused: one kernel updates a parameter (on CUDA, all of them) in place of about ten, on the CPU too.
+"""
 
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -18,3 +22,8 @@ def parameter_groups(
         {"params": group, "lr": learning_rate, "weight_decay": weight_decay if decays else 0.0}
         for decays, group in groups.items()
     ]
+
+
+def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """AdamW over parameter groups."""
+    return torch.optim.AdamW(groups, fused=True)

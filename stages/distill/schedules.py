@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from .aligner import TSAligner
 from .batches import Batch, DistillDataset
 from .objectives.armada import ArmadaObjective
-from .optimizer import parameter_groups
+from .optimizer import adamw, parameter_groups
 
 STATE_FILE = "aligner_optimizer.safetensors"
 ALIGNER_STREAM = 1
@@ -47,7 +47,7 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
         self._epochs_done = 0
         self.loss: float | None = None
         """Mean loss of the aligner in its last pass."""
-        self._optimizer = torch.optim.AdamW(
+        self._optimizer = adamw(
             parameter_groups(objective.aligner.parameters(), learning_rate, weight_decay)
         )
         freeze(objective.aligner)

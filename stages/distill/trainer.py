@@ -12,7 +12,7 @@ from ..corpus.labels import LabelSpace
 from .batches import Batch, DistillDataset, EpochBatches, as_batch
 from .evaluation import task_metrics
 from .model import DistillModel
-from .optimizer import parameter_groups
+from .optimizer import adamw, parameter_groups
 from .replay import Replay
 
 
@@ -73,7 +73,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW; the aligner, when it trains here, has a rate of its own."""
         if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(self._parameter_groups())
+            self.optimizer = adamw(self._parameter_groups())
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

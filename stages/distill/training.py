@@ -54,6 +54,12 @@ class TrainingSettings(BaseModel):
     batch_size: int = Field(default=32, ge=1, description="examples a batch, on each device")
     gradient_accumulation: int = Field(default=1, ge=1, description="batches a step")
     learning_rate: float = Field(default=2e-5, gt=0, description="AdamW, student and its heads")
+    aligner_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="examples a batch of the aligner's own pass (schedule=alternate); default "
+        "batch_size; the orthogonal map is worked out once a batch, so large ones take less time",
+    )
     aligner_learning_rate: float = Field(default=1e-3, gt=0, description="AdamW, aligner")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW, both")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
@@ -168,7 +174,7 @@ def _schedule(run: Run, checkpoint: Path | None) -> AlternateSchedule | None:
     return AlternateSchedule(
         objective,
         run.train,
-        batch_size=settings.batch_size,
+        batch_size=settings.aligner_batch_size or settings.batch_size,
         learning_rate=settings.aligner_learning_rate,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

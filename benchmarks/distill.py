@@ -1,0 +1,174 @@
+"""What a teacher costs a student: a step with cached features against a step without a teacher.
+
+One command, its tables:
+
+    python benchmarks/distill.py [--students 2x128,6x384] [--batches 8,32,256] [--device cuda]
+
+Steps of all ways take turns in one process, in an order drawn anew for each round; figures are
+medians over rounds, ratios of the same round. The epoch counts the aligner's own pass as well.
+Features are random numbers and texts made up: what is learned does not matter here.
+"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from armada.pipeline.device import choose_device
+from armada.pipeline.provenance import hardware, library_versions, now
+from distill_loops.aligner_pass import aligner_seconds
+from distill_loops.loops import LOOPS, Loop
+from distill_loops.loss_cost import loss_seconds
+from distill_loops.material import Material, Size
+from distill_loops.memory import peak_bytes
+from figures import ratios, table
+
+ROUND_S = 0.4
+"""What one way takes of a round, if it takes no more than a step."""
+
+HEADER = (
+    "student",
+    "batch",
+    "plain ms",
+    "armada ms",
+    "armada / plain",
+    "of it data ms",
+    "aligner ms",
+    "loss ms",
+    "straightforward / plain",
+    "its aligner + loss ms",
+    "times ours",
+    "aligner's pass / plain epoch: matrix_exp",
+    "matrix_exp, 1024 a batch",
+    "cayley, 1024 a batch",
+    "peak MiB plain",
+    "armada",
+    "straightforward",
+)
+
+
+def main() -> None:
+    """Print the table."""
+    options = parse()
+    device = choose_device(options.device)
+    for line in describe(device, options):
+        print(line)
+    with tempfile.TemporaryDirectory() as folder:
+        material = Material(Path(folder), options.examples, options.dim)
+        rows = [HEADER]
+        for size in options.students:
+            for batch_size in options.batches:
+                rows.append(row(material, size, batch_size, device, options))
+                print(f"... {size}, {batch_size}", file=sys.stderr)
+    print()
+    print(table(rows, options.markdown))
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--students",
+        type=lambda text: [size_of(part) for part in text.split(",")],
+        default="2x128,6x384",
+        help="LAYERSxWIDTH of a BERT, or opt:LAYERSxWIDTH",
+    )
+    parser.add_argument(
+        "--batches", type=lambda text: [int(part) for part in text.split(",")], default="8,32,256"
+    )
+    parser.add_argument("--examples", type=int, default=4096)
+    parser.add_argument("--dim", type=int, default=1024, help="numbers of a feature")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--markdown", action="store_true")
+    return parser.parse_args()
+
+
+def size_of(text: str) -> Size:
+    """A student from LAYERSxWIDTH: heads of 64 numbers, as usual."""
+    kind, _, shape = text.rpartition(":")
+    layers, width = (int(part) for part in shape.split("x"))
+    return Size(kind or "bert", layers, width, max(2, width // 64))
+
+
+def describe(device: torch.device, options: argparse.Namespace) -> list[str]:
+    """Where the figures come from."""
+    versions = library_versions()
+    machine = hardware(str(device))
+    return [
+        f"{now()}; {os.cpu_count()} cores, {machine}",
+        f"torch threads {torch.get_num_threads()}; "
+        + ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "transformers")),
+        f"{options.examples} examples, features of {options.dim} float16; "
+        f"{options.rounds} rounds of about {ROUND_S} s a way",
+    ]
+
+
+def row(
+    material: Material,
+    size: Size,
+    batch_size: int,
+    device: torch.device,
+    options: argparse.Namespace,
+) -> tuple[str, ...]:
+    """One line of the table."""
+    loops = [make(material, size, batch_size, device) for make in LOOPS]
+    for loop in loops:
+        loop.step()
+        loop.step()  # warm by now
+    number = max(1, min(16, round(ROUND_S / loops[0].step())))
+    steps = {loop.name: timed(loop, number) for loop in loops}
+    rounds: dict[str, list[float]] = {loop.name: [] for loop in loops}
+    for loop in loops:
+        loop.seconds = dict.fromkeys(loop.seconds, 0.0)
+    for _ in range(options.rounds):
+        for name in random.sample(list(steps), len(steps)):
+            rounds[name].append(steps[name]())
+    count = options.rounds * number
+    _, armada, straightforward = (
+        {part: 1e3 * seconds / count for part, seconds in loop.seconds.items()} for loop in loops
+    )
+    losses = [1e3 * seconds for seconds in loss_seconds(batch_size, options.dim, device)]
+    theirs, ours = straightforward["aligner"] + losses[0], armada["aligner"] + losses[1]
+    example = median(rounds["plain"]) / batch_size
+    passes = [
+        aligner_seconds(material, size, rows, name, device) / example
+        for name, rows in (("matrix_exp", batch_size), ("matrix_exp", 1024), ("cayley", 1024))
+    ]
+    peaks = [peak_bytes(loop.name, size, batch_size, device, options) for loop in loops]
+    return (
+        str(size),
+        str(batch_size),
+        f"{1e3 * median(rounds['plain']):.2f}",
+        f"{1e3 * median(rounds['armada']):.2f}",
+        shown(ratios(rounds["armada"], rounds["plain"])),
+        f"{armada['data']:.3f}",
+        f"{armada['aligner']:.3f}",
+        f"{losses[1]:.3f}",
+        shown(ratios(rounds["straightforward"], rounds["plain"])),
+        f"{theirs:.2f}",
+        f"{theirs / ours:.1f}",
+        *(f"{share:.3f}" for share in passes),
+        *(f"{peak / 2**20:.0f}" for peak in peaks),
+    )
+
+
+def timed(loop: Loop, steps: int) -> Callable[[], float]:
+    """Seconds of one of so many steps."""
+    return lambda: sum(loop.step() for _ in range(steps)) / steps
+
+
+def shown(values: list[float]) -> str:
+    """`1.02 (0.99..1.05)`: median, and the quarters around it."""
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return f"{median(values):.3f} ({ordered[quarter]:.3f}..{ordered[-quarter - 1]:.3f})"
+
+
+if __name__ == "__main__":
+    main()

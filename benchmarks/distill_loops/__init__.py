@@ -1,0 +1,1 @@
+"""The loops that `benchmarks/distill.py` times, and what they train on."""

@@ -1,0 +1,171 @@
+"""Three ways to train the same student, a step at a time, each with its time split into parts.
+
+plain            fine-tuning: no teacher
+armada           the full objective, as `armada distill` runs it
+straightforward  the full objective as the paper's schedule says it: a file for each example, the
+                 aligner asked in every step, every term of the loss on its own
+
+All have the same batches of tokens, the same optimizer and clipping. Nothing is logged.
+"""
+
+import time
+from collections.abc import Iterator
+from itertools import count
+from types import SimpleNamespace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from armada.stages.distill import losses
+from armada.stages.distill.batches import Batch, DistillDataset
+from armada.stages.distill.model import DistillModel
+from armada.stages.distill.objectives.armada import ArmadaObjective
+from armada.stages.distill.optimizer import adamw, parameter_groups
+from armada.stages.distill.replay import Replay
+from armada.stages.distill.schedules import freeze
+from torch import Tensor
+
+from .material import Material, Size
+
+Places = npt.NDArray[np.int64]
+PARTS = ("data", "aligner", "step")
+
+
+class Loop:
+    """A student that trains without a teacher."""
+
+    name = "plain"
+    objective = "undistilled"
+
+    def __init__(
+        self, material: Material, size: Size, batch_size: int, device: torch.device
+    ) -> None:
+        self.material, self.batch_size, self.device = material, batch_size, device
+        self.model: DistillModel = material.model(size, self.objective).to(device).train()
+        self.dataset: DistillDataset = material.dataset(size, self.objective != "undistilled")
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.prepare()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimizer = adamw(parameter_groups(trained, 2e-5, 0.01))
+        self._trained = trained
+        self._order = self._batches()
+
+    def prepare(self) -> None:
+        """Before the first epoch."""
+
+    def begin(self, epoch: int) -> None:
+        """Before each epoch."""
+
+    def _batches(self) -> Iterator[Places]:
+        for epoch in count():
+            self.begin(epoch)
+            batches = self.dataset.batches(self.batch_size, 0, epoch)
+            yield from (batch for batch in batches if len(batch) == self.batch_size)
+
+    def data(self, places: Places) -> Batch:
+        """The batch, on the device."""
+        batch = self.dataset.__getitems__(places.tolist())
+        return {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+
+    def teacher(self, batch: Batch) -> None:
+        """The teacher's side of a batch."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The total to backpropagate."""
+        total: Tensor = self.model(**batch)["loss"]
+        return total
+
+    def step(self) -> float:
+        """One step; returns its seconds."""
+        places = next(self._order)
+        started = self._now()
+        batch = self.data(places)
+        data = self._now()
+        self.teacher(batch)
+        aligner = self._now()
+        self.loss(batch).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        ended = self._now()
+        moments = (started, data, aligner, ended)
+        for part, begin, end in zip(PARTS, moments[:-1], moments[1:], strict=True):
+            self.seconds[part] += end - begin
+        return ended - started
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class ArmadaLoop(Loop):
+    """With a teacher, as `armada distill` does it."""
+
+    name = "armada"
+    objective = "armada"
+
+    def prepare(self) -> None:
+        objective = self.model.objective
+        assert isinstance(objective, ArmadaObjective)
+        freeze(objective.aligner)
+        self._replay = Replay(objective, self.dataset, self.batch_size, 0)
+
+    def begin(self, epoch: int) -> None:
+        self._replay.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
+
+    def teacher(self, batch: Batch) -> None:
+        batch["feature"] = self._replay.answers(batch.pop("places"))
+
+
+class StraightforwardLoop(ArmadaLoop):
+    """With a teacher, as the paper's schedule says."""
+
+    name = "straightforward"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.dataset.features = None
+        self.dataset.replayed = True
+
+    def begin(self, epoch: int) -> None:
+        """The aligner is asked in every step."""
+
+    def data(self, places: Places) -> Batch:
+        batch = super().data(places)
+        batch.pop("places")
+        return batch | {"feature": self.material.from_files(places).to(self.device)}
+
+    def teacher(self, batch: Batch) -> None:
+        objective = self.model.objective
+        assert isinstance(objective, ArmadaObjective)
+        batch["feature"] = objective.read(batch["feature"])
+
+    def loss(self, batch: Batch) -> Tensor:
+        student, objective = self.model.student, self.model.objective
+        assert isinstance(objective, ArmadaObjective)
+        answers, labels = batch.pop("feature"), batch.pop("labels")
+        pooled, output = student(**batch)
+        projection = objective.projection(pooled)
+        settings = objective.settings
+        return losses.armada_loss(
+            student_output=output,
+            student_aux_output=objective.aux_head(projection),
+            student_projection=projection,
+            aligner_output=answers.output,
+            aligner_aux_output=answers.aux_output,
+            aligner_projection=answers.projection,
+            labels=labels,
+            alpha=settings.alpha,
+            beta=settings.beta,
+            gamma=settings.gamma,
+            temperature=5.0,
+            manifold=settings.manifold,
+            regression=False,
+        ).total
+
+
+LOOPS = (Loop, ArmadaLoop, StraightforwardLoop)
