@@ -28,9 +28,6 @@ from distill_loops.material import Material, Size
 from distill_loops.memory import peak_bytes
 from figures import ratios, table
 
-ROUND_S = 0.4
-"""What one way takes of a round, if it takes no more than a step."""
-
 HEADER = (
     "student",
     "batch",
@@ -84,6 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=4096)
     parser.add_argument("--dim", type=int, default=1024, help="numbers of a feature")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a way in a round, about")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--markdown", action="store_true")
     return parser.parse_args()
@@ -105,7 +103,7 @@ def describe(device: torch.device, options: argparse.Namespace) -> list[str]:
         f"torch threads {torch.get_num_threads()}; "
         + ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "transformers")),
         f"{options.examples} examples, features of {options.dim} float16; "
-        f"{options.rounds} rounds of about {ROUND_S} s a way",
+        f"{options.rounds} rounds of about {options.seconds} s a way",
     ]
 
 
@@ -121,7 +119,7 @@ def row(
     for loop in loops:
         loop.step()
         loop.step()  # warm by now
-    number = max(1, min(16, round(ROUND_S / loops[0].step())))
+    number = max(1, min(32, round(options.seconds / loops[0].step())))
     steps = {loop.name: timed(loop, number) for loop in loops}
     rounds: dict[str, list[float]] = {loop.name: [] for loop in loops}
     for loop in loops:

@@ -7,7 +7,6 @@ OUTPUT/ (or OUTPUT/seed-N/ when there are several seeds)
     aligner/        the TS aligner          tensorboard/   the same log for TensorBoard
 """
 
-import resource
 import shutil
 import sys
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ from .device import choose_device
 from .distill_job import DistillJob
 from .model_card import model_card
 from .progress import CountProgress
-from .provenance import hardware, library_versions, now
+from .provenance import hardware, library_versions, now, peak_rss_bytes
 from .run_folder import (
     JOB,
     METRICS,
@@ -256,7 +255,7 @@ def _metrics(
         "step_seconds": training.step_seconds,
         "aligner_seconds": training.aligner_seconds,
         "data_seconds": training.data_seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss_bytes(),
     }
     if torch.cuda.is_available():
         figures["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()

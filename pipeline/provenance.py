@@ -1,9 +1,12 @@
 """What ran, on what, when: for manifests and run folders. No host names, users or paths."""
 
 import platform
+import resource
+import sys
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 LIBRARIES = (
     "armada-kd",
@@ -58,6 +61,17 @@ def _processor() -> str:
 def now() -> str:
     """UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has had resident, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # Not `ru_maxrss`, which Linux hands on: a small process started by a large one has the other's.
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def new_run_id() -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..cache_schemas.errors import CorpusError, JobError, MissingFeatureError
 from ..cache_schemas.features import FeatureSpec
+from ..cache_schemas.keys import example_key
 from ..stages.corpus.corpus import Corpus, read_corpus
 from ..stages.corpus.labels import (
     NO_LABELS,
@@ -58,7 +59,15 @@ class LabelledCorpus:
     def dataset(self, tokenizer: Any, max_length: int, gather: Gather | None) -> DistillDataset:
         """Token ids and labels of all examples, with `gather` for their features."""
         examples = [segments for batch in self.corpus.batches() for segments in batch]
-        return DistillDataset(encode(tokenizer, examples, max_length), self.labels, gather)
+        tokens = encode(tokenizer, examples, max_length)
+        return DistillDataset(tokens, self.labels, gather, self._names)
+
+    def _names(self, rows: Rows) -> list[str]:
+        """Where examples stand, and their keys."""
+        segments = self.corpus.examples(rows)
+        keys = (example_key(each).hex() for each in segments)
+        places = map(self.corpus.where, rows.tolist())
+        return [f"{place} (key {key})" for place, key in zip(places, keys, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,12 +65,13 @@ class Loop:
     def data(self, places: Places) -> Batch:
         """The batch, on the device."""
         batch = self.dataset.__getitems__(places.tolist())
+        del batch["places"]
         return {
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
 
-    def teacher(self, batch: Batch) -> None:
+    def teacher(self, batch: Batch, places: Places) -> None:
         """The teacher's side of a batch."""
 
     def loss(self, batch: Batch) -> Tensor:
@@ -84,7 +85,7 @@ class Loop:
         started = self._now()
         batch = self.data(places)
         data = self._now()
-        self.teacher(batch)
+        self.teacher(batch, places)
         aligner = self._now()
         self.loss(batch).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
@@ -117,8 +118,8 @@ class ArmadaLoop(Loop):
     def begin(self, epoch: int) -> None:
         self._replay.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
 
-    def teacher(self, batch: Batch) -> None:
-        batch["feature"] = self._replay.answers(batch.pop("places"))
+    def teacher(self, batch: Batch, places: Places) -> None:
+        batch["feature"] = self._replay.answers(places)
 
 
 class StraightforwardLoop(ArmadaLoop):
@@ -135,11 +136,9 @@ class StraightforwardLoop(ArmadaLoop):
         """The aligner is asked in every step."""
 
     def data(self, places: Places) -> Batch:
-        batch = super().data(places)
-        batch.pop("places")
-        return batch | {"feature": self.material.from_files(places).to(self.device)}
+        return super().data(places) | {"feature": self.material.from_files(places).to(self.device)}
 
-    def teacher(self, batch: Batch) -> None:
+    def teacher(self, batch: Batch, places: Places) -> None:
         objective = self.model.objective
         assert isinstance(objective, ArmadaObjective)
         batch["feature"] = objective.read(batch["feature"])

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from armada.pipeline.provenance import peak_rss_bytes
 
 STEPS = 6
 
@@ -45,7 +45,7 @@ def _measure(job: dict[str, object]) -> int:
             loop.step()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_rss_bytes()
 
 
 if __name__ == "__main__":

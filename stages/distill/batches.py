@@ -6,7 +6,7 @@ into memory, in blocks of examples whose features lie together, the next few rea
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,29 @@ Batch = dict[str, Any]
 """Tensors by name; `places` is an array, which stays where it is when tensors move to a device."""
 
 
+def _numbers(places: npt.NDArray[np.int64]) -> list[str]:
+    return [f"example {place}" for place in places]
+
+
 class DistillDataset(Dataset[Batch]):
     """N examples; `features` is None where no feature is to be read (evaluation, undistilled)."""
 
-    def __init__(self, tokens: Tokens, labels: LabelValues, features: Gather | None) -> None:
-        self._tokens = tokens
+    def __init__(
+        self,
+        tokens: Tokens,
+        labels: LabelValues,
+        features: Gather | None,
+        names: Callable[[npt.NDArray[np.int64]], list[str]] = _numbers,
+    ) -> None:
+        """`names` says for people what the examples at some places are."""
+        self._tokens, self.names = tokens, names
         self.truncated = tokens.truncated
         self.labels = torch.tensor(labels)  # a copy: Arrow's memory may not be written to
         if self.labels.is_floating_point():
             self.labels = self.labels.float()
         self.features = features
         self.replayed = False
-        """Whether batches name their examples, as `places`, in place of carrying their features."""
+        """Whether batches do without features: what is read out of these is known ahead."""
         self.seconds = 0.0
         """Time spent making batches."""
         self._blocks: BlockOrder | None = None
@@ -50,9 +61,9 @@ class DistillDataset(Dataset[Batch]):
     def __getitems__(self, places: list[int]) -> Batch:
         started = time.perf_counter()
         chosen = np.asarray(places, dtype=np.int64)
-        batch: Batch = {**self._tokens.pad(chosen)}
+        batch: Batch = {**self._tokens.pad(chosen), "places": chosen}
         if self.replayed:
-            batch |= {"labels": self._labels_of(chosen), "places": chosen}
+            batch["labels"] = self._labels_of(chosen)
         else:
             batch |= self.aligner_batch(chosen)
         self.seconds += time.perf_counter() - started

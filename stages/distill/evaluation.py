@@ -8,7 +8,7 @@ import torch
 
 from ..corpus.labels import MISSING, LabelSpace, LabelValues
 from .batches import DistillDataset
-from .student import Student
+from .student import INPUTS, Student
 
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "f1", "matthews")
 REGRESSION_METRICS = ("pearson", "spearman", "mse")
@@ -87,6 +87,6 @@ def predict(student: Student, dataset: DistillDataset, batch_size: int) -> Outpu
         for start in range(0, len(dataset), batch_size):
             places = list(range(start, min(start + batch_size, len(dataset))))
             batch = dataset.__getitems__(places)
-            inputs = {name: t.to(device) for name, t in batch.items() if name != "labels"}
+            inputs = {name: t.to(device) for name, t in batch.items() if name in INPUTS}
             parts.append(student(**inputs)[1].float().cpu().numpy())
     return np.concatenate(parts)

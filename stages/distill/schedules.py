@@ -7,6 +7,7 @@ joint      One pass: aligner and student step together; the student sees detache
 An objective without an aligner has nothing to schedule.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+from ...cache_schemas.errors import TrainingError
 from .aligner import TSAligner
 from .batches import Batch, DistillDataset
 from .objectives.armada import ArmadaObjective
@@ -78,6 +80,11 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
             aligner.train().requires_grad_(True)
             losses = [self._step(aligner, batch) for batch in self._batches(epoch)]
             self.loss = torch.stack(losses).mean().item()
+        if not math.isfinite(self.loss):
+            raise TrainingError(
+                f"the aligner's loss is {self.loss} in epoch {epoch + 1}; lower "
+                "aligner_learning_rate"
+            )
         # Gradients left behind would count when the student's are clipped.
         self._optimizer.zero_grad()
         freeze(aligner)

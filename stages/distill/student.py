@@ -14,6 +14,9 @@ from ..corpus.labels import LabelSpace
 from .aligner import ClassificationHead
 from .pooling import Pooler, Pooling
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""Of a batch, what a student reads."""
+
 
 class StudentSettings(BaseModel):
     """Which student, and how its text becomes one vector."""

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 from ..corpus.labels import LabelSpace
 from .batches import Batch, DistillDataset, EpochBatches, as_batch
 from .evaluation import task_metrics
+from .finite import FiniteLosses
 from .model import DistillModel
 from .optimizer import adamw, parameter_groups
 from .replay import Replay
@@ -38,6 +39,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._save_beside = save_beside
         self._aligner_loss = aligner_loss
         self._replay = replay
+        self._finite = FiniteLosses(train.names, arguments.device.type != "cpu")
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
         super().__init__(
@@ -73,7 +75,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW; the aligner, when it trains here, has a rate of its own."""
         if self.optimizer is None:
-            self.optimizer = adamw(self._parameter_groups())
+            self.optimizer = self._adamw = adamw(self._parameter_groups())
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -98,10 +100,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any
     ) -> Any:
         """The total of the objective's terms; sums each term for the log, on the device."""
-        if self._replay is not None and "places" in inputs:
-            inputs["feature"] = self._replay.answers(inputs.pop("places"))
+        places = inputs.pop("places")
+        if self._replay is not None and model.training:
+            inputs["feature"] = self._replay.answers(places)
         outputs = model(**inputs)
-        for name, value in outputs.pop("terms", {}).items():
+        terms = outputs.pop("terms", {})
+        if model.training:
+            self._finite.look_at(self.state.global_step + 1, terms, places, self._adamw)
+        for name, value in terms.items():
             if name != "total":
                 self._terms[name] = self._terms.get(name, 0.0) + value.detach()
         self._batches += model.training
@@ -109,6 +115,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last log, and of the aligner's last pass."""
+        self._finite.check()
         if "loss" in logs and self._batches:
             logs |= {name: (value / self._batches).item() for name, value in self._terms.items()}
             self._terms, self._batches = {}, 0

@@ -8,7 +8,6 @@ the order of batches, dropout; so a run that is cut and resumed ends like one th
 """
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ...cache_schemas.errors import StorageError, TrainingError
+from ...cache_schemas.errors import StorageError
 from ..pretrained import quiet_transformers
 from .batches import DistillDataset
 from .best import BestStudent
@@ -254,19 +253,12 @@ def _arguments(run: Run) -> TrainingArguments:
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
-    """Hands log rows and steps to whoever shows them; stops a run whose loss is not finite."""
+    """Hands log rows and steps to whoever shows them."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        # The mean of all steps comes last, and with it whatever no row of the log has covered.
-        loss = logs.get("loss", logs.get("train_loss", 0.0))
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at step {state.global_step}; lower the learning rate, or use "
-                "precision=float32"
-            )
         self._run.on_log({"step": state.global_step, "epoch": state.epoch, **logs})
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -203,9 +203,10 @@ def test_the_order_of_the_corpus_does_not_matter(dataset, cache, checkpoint):
     tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in texts], MAX_LENGTH)
     gather = controlled(cache["embedding"], cache.lookup(texts), Control("none"), 0)
     other = DistillDataset(tokens, LABELS[half], gather)
-    torch.testing.assert_close(
-        other.__getitems__([0, 9]), dataset.__getitems__([int(half[0]), int(half[9])])
-    )
+    batch, expected = other.__getitems__([0, 9]), dataset.__getitems__(half[[0, 9]].tolist())
+    assert batch.pop("places").tolist() == [0, 9]
+    assert expected.pop("places").tolist() == half[[0, 9]].tolist()
+    torch.testing.assert_close(batch, expected)
 
 
 def test_one_example_is_a_batch_of_one(dataset):
@@ -224,7 +225,7 @@ def test_an_aligner_sees_labels_and_features_only(dataset):
 def test_without_features_a_batch_has_none(dataset, checkpoint):
     tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in TEXTS], MAX_LENGTH)
     plain = DistillDataset(tokens, LABELS, None)
-    assert set(plain[0]) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
+    assert set(plain[0]) == {"input_ids", "token_type_ids", "attention_mask", "labels", "places"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""A loss that is not finite: which batch, which terms, and that no weight has changed by it."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from armada.cache_schemas.errors import TrainingError
+from armada.stages.distill import trainer
+from armada.stages.distill.finite import FiniteLosses
+from armada.stages.distill.training import Run, train
+from tiny_runs import Bench, train_logged, weights
+
+PLACES = np.arange(7)
+
+
+def spoiled_from(run: Run, batch: int) -> None:
+    """From that batch of the epoch (counted from 1) on, features are infinite."""
+    features = run.train.features
+    assert features is not None
+    spoiled = np.concatenate(list(run.train.batches(8, run.seed, 0))[batch - 1 :])
+
+    def gather(places: Any) -> Any:
+        found = features(places).copy()
+        found[np.isin(places, spoiled)] = np.inf
+        return found
+
+    run.train.features = gather  # type: ignore[assignment]
+
+
+@pytest.fixture(params=["at once", "deferred"])
+def manner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As on a CPU, and as on a GPU, where only the flag on the device stops the optimizer."""
+    if request.param == "deferred":
+        monkeypatch.setattr(
+            trainer, "FiniteLosses", lambda names, deferred: FiniteLosses(names, deferred=True)
+        )
+    return str(request.param)
+
+
+def test_the_batch_and_its_terms_are_named_and_weights_stay(
+    bench: Bench, tmp_path: Path, manner: str
+) -> None:
+    run = bench.run(
+        tmp_path, control="random-aligner", epochs=1, batch_size=8, validate=False, logging_steps=6
+    )
+    spoiled_from(run, batch=4)
+    after: list[dict[str, torch.Tensor]] = []
+    run = dataclasses.replace(run, on_step=lambda count: after.append(weights(run)))
+    with pytest.raises(TrainingError) as caught:
+        train(run)
+    message = str(caught.value)
+    fourth = list(run.train.batches(8, run.seed, 0))[3]
+    named = ", ".join(f"example {place}" for place in fourth[:3])
+    assert message.startswith("the loss is nan at step 4 (task ")
+    assert "manifold nan" in message
+    assert f") on {named} and 5 more; no weight has changed by it; lower" in message
+    assert len(after) == (3 if manner == "at once" else 6)
+    for name, tensor in weights(run).items():
+        assert torch.equal(tensor, after[2][name]), name
+
+
+def test_watching_changes_nothing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, expected = train_logged(bench.run(tmp_path / "a", epochs=2))
+    deferred = partial(FiniteLosses, deferred=True)
+    monkeypatch.setattr(trainer, "FiniteLosses", lambda names, _: deferred(names))
+    _, losses = train_logged(bench.run(tmp_path / "b", epochs=2))
+    assert losses == expected
+
+
+def test_the_aligners_own_loss(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path, epochs=1)
+    spoiled_from(run, batch=1)
+    with pytest.raises(TrainingError, match=r"the aligner's loss is nan in epoch 1; lower aligner"):
+        train(run)
+
+
+def test_few_examples_are_all_named() -> None:
+    watch = FiniteLosses(lambda places: [f"text {place}" for place in places], deferred=True)
+    terms = {"total": torch.tensor(float("inf")), "task": torch.tensor(2.0)}
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True)
+    watch.look_at(7, terms, PLACES[:2], optimizer)
+    with pytest.raises(TrainingError, match=r"is inf at step 7 \(task 2\) on text 0, text 1; no"):
+        watch.check()
+    watch.check()
