@@ -40,6 +40,7 @@ from .run_folder import (
     RUN,
     append_log,
     check_free,
+    check_same_data,
     claim,
     read_metrics,
     spread,
@@ -166,11 +167,13 @@ class _SeedRun:
         if finished is not None:
             return finished
         set_seed(self.seed)
+        provenance = _provenance(self.job, self.data)
+        check_same_data(self.folder, provenance)
         built = self._build()
         # From here on the folder is this run's; everything that can be refused has been.
         claim(self.folder, resolved(self.job), self.job.resume)
         trim_log(self.folder, steps_done(self.folder))
-        write_json(self.folder / RUN, _provenance(self.job, self.data))
+        write_json(self.folder / RUN, provenance)
         return self._write(built, self._train(built))
 
     def _build(self) -> _Built:
@@ -273,6 +276,8 @@ def _provenance(job: DistillJob, data: StudentData) -> Mapping[str, Any]:
         "started": now(),
         "versions": library_versions(),
         "hardware": hardware(str(choose_device(job.device))),
+        "train_digest": data.train.digest(),
+        "validation_digest": data.validation and data.validation.digest(),
         "cache_digest": data.answers and data.answers.digest,
         "teacher_fingerprint": cache and cache.teacher.fingerprint,
         "teacher": cache and cache.teacher.spec.model_dump(mode="json"),

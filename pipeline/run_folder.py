@@ -19,6 +19,9 @@ JOB = "job.yaml"
 METRICS = "metrics.json"
 LOG = "log.jsonl"
 RUN = "run.json"
+_DATA = ("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature")
+"""What `run.json` says of a run's data."""
+
 _MAY_DIFFER = {"resume", "device", "output", "mirror", "mirror_limit"}
 
 
@@ -55,6 +58,23 @@ def _check_same_job(folder: Path, job: Mapping[str, Any]) -> None:
     if differing:
         raise OutputError(
             f"output {folder}: holds an unfinished run of another job: {'; '.join(differing)}"
+        )
+
+
+def check_same_data(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Raise OutputError if an unfinished run in `folder` began on other data than it would go on
+    with: each difference is named, both sides of it."""
+    file = folder / RUN
+    before = json.loads(file.read_bytes()) if file.is_file() else {}
+    differing = [
+        f"{key}: was {before[key]}, now {provenance[key]}"
+        for key in _DATA
+        if key in before and before[key] != provenance[key]
+    ]
+    if differing:
+        raise OutputError(
+            f"output {folder}: holds an unfinished run on other data: {'; '.join(differing)}; "
+            "bring back what it began with, or choose another folder"
         )
 
 

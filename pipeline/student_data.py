@@ -1,5 +1,6 @@
 """Corpora and cache of a distill job become tokens, labels and features, all checked first."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,12 @@ class LabelledCorpus:
         examples = [segments for batch in self.corpus.batches() for segments in batch]
         tokens = encode(tokenizer, examples, max_length)
         return DistillDataset(tokens, self.labels, gather, self._names)
+
+    def digest(self) -> str:
+        """Tells these examples with these labels, in this order, from any others."""
+        digest = hashlib.blake2b(self.corpus.keys().tobytes(), digest_size=16)
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
 
     def _names(self, rows: Rows) -> list[str]:
         """Where examples stand, and their keys."""

@@ -1,11 +1,13 @@
 """Where `armada distill` writes: nothing is overwritten, and only the same job goes on."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
-from small_caches import stored_bytes
+from small_caches import make_manifest, stored_bytes, write_cache
 
 
 def test_a_finished_run_is_not_overwritten(armada, distill_bench, tmp_path, refused):
@@ -63,3 +65,32 @@ def test_an_unfinished_run(armada, distill_bench, tmp_path, refused):
         for folder in (output, tmp_path / "whole")
     ]
     assert weights[0] == weights[1]
+
+
+def test_an_unfinished_run_on_other_data(armada, distill_bench, tmp_path, refused):
+    """The files have the names they had, and something else in them."""
+    train, cache = tmp_path / "train.parquet", tmp_path / "cache"
+    shutil.copy(distill_bench.train, train)
+    shutil.copytree(distill_bench.cache, cache)
+    output = tmp_path / "run"
+    words = distill_bench.words(output, train=train, cache=cache)
+    armada.done(*words)
+    began = json.loads((output / "run.json").read_text())
+    (output / "metrics.json").unlink()
+    rows = pq.read_table(train)
+    pq.write_table(rows.set_column(1, "label", [rows["label"].to_pylist()[::-1]]), train)
+    line = refused(*words, "--resume")
+    assert line.startswith(
+        f"output {output}: holds an unfinished run on other data: "
+        f"train_digest: was {began['train_digest']}, now "
+    )
+    assert line.endswith("; bring back what it began with, or choose another folder")
+    pq.write_table(rows, train)
+    write_cache(cache, make_manifest(another=True), [["a text that was not there"]])
+    line = refused(*words, "--resume")
+    assert f": cache_digest: was {began['cache_digest']}, now " in line
+    assert "train_digest" not in line
+    shutil.rmtree(cache)
+    shutil.copytree(distill_bench.cache, cache)
+    armada.done(*words, "--resume")
+    assert json.loads((output / "run.json").read_text())["train_digest"] == began["train_digest"]
