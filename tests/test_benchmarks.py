@@ -107,3 +107,36 @@ def test_figures_of_repeats() -> None:
     assert (shown_ratio([0.5]), shown_ratio([0.001]), shown_ratio([])) == ("0.50x", "1/1000", "-")
     assert table([["a", "b"], ["long", "1"]], markdown=False) == "a     b\nlong  1"
     assert table([["a", "b"], ["long", "1"]], markdown=True).splitlines()[1] == "| ---- | : |"
+
+
+def test_the_straightforward_loop_trains_the_same_student(tmp_path: Path) -> None:
+    """What is timed against each other computes the same: weights after three steps are equal."""
+    import torch
+    from distill_loops.loops import ArmadaLoop, StraightforwardLoop
+    from distill_loops.material import Material, Size
+
+    material = Material(tmp_path, 24, 6)
+    weights = []
+    for make in (ArmadaLoop, StraightforwardLoop):
+        loop = make(material, Size("bert", 1, 32, 2), 8, torch.device("cpu"))
+        before = [p.detach().clone() for p in loop.model.student.parameters()]
+        for seed in range(3):
+            torch.manual_seed(seed)
+            assert loop.step() > 0
+        weights.append(list(loop.model.student.parameters()))
+        assert not any(map(torch.equal, before, weights[-1]))
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_a_line_of_the_benchmark_of_stage_2() -> None:
+    command = [sys.executable, str(BENCHMARKS / "distill.py"), "--students", "1x32", "--device"]
+    small = "cpu --batches 4 --examples 32 --dim 8 --rounds 2 --seconds 0.01 --markdown"
+    run = subprocess.run(
+        [*command, *small.split()], capture_output=True, text=True, timeout=300, check=True
+    )
+    header, _, line = [row for row in run.stdout.splitlines() if row.startswith("|")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert len(cells) == len(header.strip("|").split("|"))
+    assert cells[:2] == ["bert, 1 layers of 32", "4"]
+    assert all(float(cell.split()[0]) > 0 for cell in cells[1:])
