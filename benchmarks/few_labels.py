@@ -39,6 +39,8 @@ STUDENT = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "undistilled": {"control": "undistilled"},
     "armada": {},
+    "armada, aligner batches of 256": {"aligner_batch_size": 256},
+    "armada, aligner batches of 1024": {"aligner_batch_size": 1024},
     "armada, joint schedule": {"schedule": "joint"},
     "armada, alpha = 0, beta = 0": {"alpha": 0.0, "beta": 0.0},
     "shuffled features": {"control": "shuffled"},
@@ -52,9 +54,9 @@ def main() -> None:
     options = read_options()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), options)
-    print(f"{'student':30} {'accuracy':>10} {'std':>8}   {len(options.seeds)} seeds")
+    print(f"{'student':32} {'accuracy':>10} {'std':>8}   {len(options.seeds)} seeds")
     for name, figure in rows.items():
-        print(f"{name:30} {figure['mean']:10.4f} {figure['std']:8.4f}")
+        print(f"{name:32} {figure['mean']:10.4f} {figure['std']:8.4f}")
 
 
 def read_options() -> argparse.Namespace:
@@ -64,6 +66,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=200)
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--only", default="", help="students whose name holds this")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     return parser.parse_args()
 
@@ -74,6 +77,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, fl
     fingerprint = ask(folder, train, teacher["folder"])
     rows = {"teacher (all labels)": {"mean": teacher["accuracy"], "std": 0.0}}
     for name, variant in VARIANTS.items():
+        if options.only not in name:
+            continue
         keys = STUDENT | {
             "train": str(train),
             "validation": str(options.validation),
