@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class LabelledCorpus:
         return [f"{place} (key {key})" for place, key in zip(places, keys, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StudentData:
     """What a student learns from: training and validation examples, label space, the feature, and
     where that comes from."""
@@ -89,6 +90,14 @@ class StudentData:
     cache: Cache | None
     feature: FeatureArray | None
     answers: Answers | None = None
+
+    @cached_property
+    def digests(self) -> dict[str, str | None]:
+        """Those of the examples, worked out once for all seeds."""
+        return {
+            "train_digest": self.train.digest(),
+            "validation_digest": self.validation.digest() if self.validation else None,
+        }
 
     def gather(self, control: Control, seed: int) -> Gather | None:
         """How to read the training features under a control; None if none are read."""

@@ -26,6 +26,7 @@ from .reader import (
     Format,
     Reader,
 )
+from .selecting import Selecting
 from .source import RowNumbers, Values
 from .zarr_libraries import FEATURE, TensorStore, ZarrPython, Zarrs
 
@@ -86,7 +87,7 @@ class Gather(Reader):
         del self.feature
 
 
-class Mapped(Gather):
+class Mapped(Selecting, Gather):
     """`torch.index_select` on the one array over all shards, where the cache can map them so."""
 
     name = "armada, mapped + index_select"
@@ -98,17 +99,7 @@ class Mapped(Gather):
 
     def __init__(self, folder: Path, rows: int, dim: int) -> None:
         super().__init__(folder, rows, dim)
-        self._tensor = torch.from_dlpack(self.feature.mapped)
-
-    def gather(self, rows: RowNumbers) -> Batch:
-        return torch.index_select(self._tensor, 0, torch.from_numpy(rows))
-
-    def span(self, start: int, stop: int) -> Batch:
-        return self._tensor[start:stop].clone()
-
-    def close(self) -> None:
-        super().close()
-        del self._tensor
+        self.tensor = torch.from_dlpack(self.feature.mapped)
 
 
 FORMAT = Format(

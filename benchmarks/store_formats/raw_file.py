@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .reader import BATCH_ROWS, SHARD_ROWS, Batch, Format, Reader, window_rows, windows
+from .selecting import Selecting
 from .source import RowNumbers, Values
 
 FILE = "rows.bin"
@@ -66,24 +67,14 @@ class Taken(Indexed):
         return np.take(self.array, rows, axis=0)
 
 
-class Selected(Indexed):
+class Selected(Selecting, Indexed):
     """`torch.index_select` on a tensor over the memmap."""
 
     name = "torch.index_select(np.memmap)"
 
     def __init__(self, folder: Path, rows: int, dim: int) -> None:
         super().__init__(folder, rows, dim)
-        self._tensor = as_tensor(self.array)
-
-    def gather(self, rows: RowNumbers) -> Batch:
-        return torch.index_select(self._tensor, 0, torch.from_numpy(rows))
-
-    def span(self, start: int, stop: int) -> Batch:
-        return self._tensor[start:stop].clone()
-
-    def close(self) -> None:
-        super().close()
-        del self._tensor
+        self.tensor = as_tensor(self.array)
 
 
 FORMAT = Format(name="raw file", modules=(), write=_write, readers=(Indexed, Taken, Selected))

@@ -41,8 +41,6 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         self._coming: Iterator[Places] = iter(())
         self._window: Iterator[AlignerAnswers] = iter(())
         self._left = 0
-        self.seconds = 0.0
-        """Time spent working answers out, as the processor sees it."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """From now on the batches of this epoch are asked for; the aligner may have changed."""
@@ -53,9 +51,7 @@ class Replay(TrainerCallback):  # type: ignore[misc]
     def answers(self, places: Places) -> AlignerAnswers:
         """To one batch; batches before it that nobody asked for are passed over."""
         if not self._left:
-            started = time.perf_counter()
             self._work_out(places)
-            self.seconds += time.perf_counter() - started
         self._left -= 1
         return next(self._window)
 
@@ -66,7 +62,10 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         following = max(1, WINDOW_ROWS // self._batch_size) - 1
         window = [places, *islice(self._coming, following)]
         sizes = [len(batch) for batch in window]
+        started = time.perf_counter()
         features = self._dataset.features_of(np.concatenate(window))
+        # What a batch would have spent on them itself.
+        self._dataset.seconds += time.perf_counter() - started
         device = next(self._objective.parameters()).device
         found = self._objective.read(features.to(device))
         parts = zip(*(torch.split(part, sizes) for part in found), strict=True)

@@ -28,13 +28,13 @@ def held_features(teacher: TeacherManifest, part: PartRecord | None) -> tuple[Fe
 
 def first_own_shard(cache: Path, fingerprint: str) -> int:
     """The lowest number that a shard written here may have: lower ones are the origin's, whether
-    they were pulled yet or not."""
-    part = read_part(cache, fingerprint)
+    they were pulled yet or not. Raises CacheError if nothing can be added here."""
+    part = refuse_part(cache, fingerprint, "nothing can be added")
     return part.next_shard if part else 0
 
 
-def refuse_part(cache: Path, fingerprint: str, purpose: str) -> None:
-    """Raise CacheError if features or tables of a teacher are missing here.
+def refuse_part(cache: Path, fingerprint: str, purpose: str) -> PartRecord | None:
+    """What `read_part` gives; raises CacheError if features or tables of a teacher are missing.
 
     `purpose` completes 'so ...', for example 'nothing can be added'."""
     part = read_part(cache, fingerprint)
@@ -44,3 +44,4 @@ def refuse_part(cache: Path, fingerprint: str, purpose: str) -> None:
             f"cache {cache}: holds teacher {fingerprint[:12]} without {', '.join(missing):.200}, "
             f"so {purpose}; pull the rest first (`armada cache pull`, without --feature)"
         )
+    return part

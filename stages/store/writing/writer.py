@@ -58,7 +58,7 @@ class CacheWriter:
         refuse_mirror(path)
         with locked(path):
             create_teacher(path, manifest)
-            self._refuse_part()
+            refuse_part(path, manifest.fingerprint, "nothing can be added")
             self._records = {record.shard: record for record in read_commits(path, manifest)}
             self._seen = {n: stamp_of(commit_file(self.folder, n)) for n in self._records}
             living = self._reservations.living()
@@ -84,13 +84,9 @@ class CacheWriter:
     def turn(self) -> Iterator["Turn"]:
         """Hold the cache's lock, with all that others have done until now in sight."""
         with self._locked():
-            self._refuse_part()
             self._see_commits()
             first = first_own_shard(self.path, self.manifest.fingerprint)
             yield Turn(self._records, self._reservations, self._heart, first)
-
-    def _refuse_part(self) -> None:
-        refuse_part(self.path, self.manifest.fingerprint, "nothing can be added")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

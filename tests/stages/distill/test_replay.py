@@ -74,7 +74,10 @@ def test_features_are_gathered_a_window_at_a_time(
     begin(replay, 0)
     for places in train.batches(ROWS, seed=0, epoch=0):
         assert "feature" not in train.__getitems__(places.tolist())
+        windows, before = len(gathered), train.seconds
         replay.answers(places)
+        # The time of the gather counts as data, as it would in the batch itself.
+        assert (train.seconds > before) == (len(gathered) > windows)
     assert gathered == [24, 24, 5]
 
 
