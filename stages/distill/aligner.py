@@ -4,24 +4,18 @@ In: cached features [B, H] or pooled student text [B, D] of any floating dtype (
 float16), read in the dtype of the weights. Out: task logits [B, K], points on the manifold [B, H].
 Invariant: the map P of the aligner is orthogonal before and after every step.
 
-Cost of P: it is a function of its parameters (an H x H matrix exponential), worked out at every
-training step. Measured on one CPU core at H = 1024 in float32: an aligner step takes 1.4 s with
-matrix_exp and 0.22 s with cayley, nearly all of it for P. That is per step, not per row: train the
-aligner on large batches. Without a graph P is worked out once and kept until it changes, which
-takes a student's step on a batch of 16 from 180 ms to 2.5 ms, the student itself left out.
+P is a function of its parameters (an H x H matrix exponential). While it trains it is only applied
+to batches (`rotations.py`); frozen, it is worked out once and kept until it changes.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal as make_orthogonal
 
-OrthogonalMap = Literal["matrix_exp", "cayley"]
-"""Not torch's householder, its choice for maps that are not square: it keeps the signs of Q as ones
-on the diagonal of a parameter and reads them as integers, so that a single step with weight decay
-turns 1 into 0.99, reads 0, and Q is zero from then on."""
+from .rotations import OrthogonalMap, rotate
 
 WEIGHT_STD = 0.02
 
@@ -74,20 +68,33 @@ class ProjectionHead(NormalLinear):
     ) -> None:
         super().__init__(input_dim, output_dim, bias=bias)
         self.orthogonal = orthogonal
+        self.orthogonal_map = orthogonal_map
         self._kept: tuple[object, Tensor] | None = None
         if orthogonal:
             make_orthogonal(self, orthogonal_map=orthogonal_map)
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, in] -> [B, out]."""
-        weight = self._orthogonal_weight() if self.orthogonal else self.weight
+        if not self.orthogonal:
+            return super().forward(input)
+        parameter = self.get_parameter("parametrizations.weight.original")
+        if not parameter.requires_grad:
+            return self._times(input, self._kept_weight())
+        # Its next step may leave no trace in the tensors' versions: nothing kept outlives that.
+        self._kept = None
+        if self.in_features == self.out_features:
+            return self._rotated(input, parameter)
+        return self._times(input, self._worked_out())
+
+    def _times(self, input: Tensor, weight: Tensor) -> Tensor:
         return F.linear(input.to(weight.dtype), weight, self.bias)
 
-    def _orthogonal_weight(self) -> Tensor:
-        if torch.is_grad_enabled():
-            # Whoever builds a graph may be about to take a step: nothing kept outlives that.
-            self._kept = None
-            return self._worked_out()
+    def _rotated(self, input: Tensor, parameter: Tensor) -> Tensor:
+        turned = rotate(input, parameter, self.orthogonal_map)
+        with torch.autocast(parameter.device.type, enabled=False):
+            return self._times(turned, self.get_buffer("parametrizations.weight.0.base"))
+
+    def _kept_weight(self) -> Tensor:
         state = self._state()
         if self._kept is None or self._kept[0] != state:
             self._kept = (state, self._worked_out())
@@ -119,7 +126,7 @@ class TSAligner(nn.Module):
     hidden = drop(relu(W2 drop(relu(W1 e)))), output = head(hidden)
     projection = P e with P orthogonal, H x H, without bias; aux_output = aux_head(drop(projection))
     W1: H -> M, W2: M -> M. A head drops its input once more, as in the reference. matrix_exp is the
-    reference's way to P as well; cayley is many times cheaper for large H.
+    reference's way to P as well.
     """
 
     def __init__(

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import MissingFeatureError
-from ..aligner import AlignerAnswers, OrthogonalMap, TSAligner
+from ..aligner import AlignerAnswers, TSAligner
 from ..losses import Distance, Manifold
+from ..rotations import OrthogonalMap
 
 TeacherSide = Tensor | AlignerAnswers | None
 """A batch's features [B, *shape]; or, for an objective whose aligner is frozen, what that reads out
@@ -64,8 +65,8 @@ class ObjectiveSettings(BaseModel):
     )
     orthogonal_map: OrthogonalMap = Field(
         default="matrix_exp",
-        description="how orthogonal maps are kept so: matrix_exp, as the reference, or cayley, "
-        "which is much cheaper on large features (armada, feature)",
+        description="how orthogonal maps are kept so: matrix_exp, as the reference, or cayley "
+        "(armada, feature)",
     )
     orthogonal_projection: bool = Field(
         default=False,

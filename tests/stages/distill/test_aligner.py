@@ -7,6 +7,7 @@ import pytest
 import torch
 from armada.stages.distill.aligner import ClassificationHead, ProjectionHead, TSAligner
 from armada.stages.distill.losses import aligner_loss
+from armada.stages.distill.optimizer import adamw, parameter_groups
 from safetensors import safe_open
 from torch import Tensor
 
@@ -174,25 +175,46 @@ def test_kept_weight_follows_every_change(change):
     torch.manual_seed(0)
     head = ProjectionHead(6, 6, orthogonal=True)
     input = torch.randn(3, 6)
-    with torch.no_grad():
-        assert torch.equal(head(input), head(input))
-        head(input)
-    head = change(head)
-    with torch.no_grad():
-        torch.testing.assert_close(head(input), input.to(head.weight.dtype) @ head.weight.T)
+    head.requires_grad_(False)
+    assert torch.equal(head(input), head(input))
+    head = change(head.requires_grad_(True)).requires_grad_(False)
+    torch.testing.assert_close(head(input), input.to(head.weight.dtype) @ head.weight.T)
 
 
-def test_weight_is_worked_out_once_without_a_graph(monkeypatch):
+def test_fused_step_changes_the_kept_weight():
     head = ProjectionHead(6, 6, orthogonal=True)
-    calls = []
+    with torch.no_grad():
+        head.requires_grad_(False)(torch.ones(2, 6))
+    head.requires_grad_(True)
+    optimizer = adamw(parameter_groups(head.parameters(), 0.1, 0.0))
+    head(torch.ones(2, 6))[:, 0].sum().backward()
+    optimizer.step()
+    head.requires_grad_(False)
+    torch.testing.assert_close(head(torch.ones(2, 6)), torch.ones(2, 6) @ head.weight.T)
+
+
+def count_matrices(monkeypatch) -> list[int]:
+    calls: list[int] = []
     real = torch.matrix_exp
     monkeypatch.setattr(torch, "matrix_exp", lambda a: calls.append(1) or real(a))
-    with torch.no_grad():
-        for _ in range(3):
-            head(torch.randn(2, 6))
+    return calls
+
+
+def test_frozen_weight_is_worked_out_once(monkeypatch):
+    head = ProjectionHead(6, 6, orthogonal=True).requires_grad_(False)
+    calls = count_matrices(monkeypatch)
+    for _ in range(3):
+        head(torch.randn(2, 6))
     assert len(calls) == 1
-    head(torch.randn(2, 6))
-    assert len(calls) == 2
+
+
+def test_training_works_out_no_matrix(monkeypatch):
+    head = ProjectionHead(6, 6, orthogonal=True)
+    calls = count_matrices(monkeypatch)
+    head(torch.randn(2, 6)).sum().backward()
+    with torch.no_grad():
+        head(torch.randn(2, 6))
+    assert not calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -204,7 +226,7 @@ def test_reads_features_of_any_dtype(dtype):
 
 
 def test_autocast_keeps_the_map_orthogonal():
-    aligner = TSAligner(16, 4, 2).eval()
+    aligner = TSAligner(16, 4, 2).eval().requires_grad_(False)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         output, _, projection = aligner(torch.randn(3, 16))
     assert output.dtype == projection.dtype == torch.bfloat16
