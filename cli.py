@@ -4,13 +4,14 @@ Nothing heavy is imported before a command runs. Results go to standard output, 
 standard error. Exit codes: 0 done, 1 the run failed, 2 the input was wrong.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .cache_schemas.errors import ArmadaError
+from .cache_schemas.errors import ArmadaError, InputError
 from .pipeline.caches.commands import app as cache_commands
 from .pipeline.options import AsJson, Quiet, Settings, TextColumn
 
@@ -109,6 +110,7 @@ def distill(
     from .pipeline.distill_job import DistillJob
     from .pipeline.jobs import collect_keys, make
     from .pipeline.show import show_distill, show_keys
+    from .stages.distill.processes import processes
 
     if keys:
         show_keys(DistillJob)
@@ -127,7 +129,9 @@ def distill(
         "resume": resume or None,
     }
     made = make(DistillJob, collect_keys(job, options, settings or []))
-    show_distill(run_distill(made, quiet), made.output, as_json)
+    metrics = run_distill(made, quiet)
+    if processes().first:
+        show_distill(metrics, made.output, as_json)
 
 
 @app.command()
@@ -166,6 +170,11 @@ def demo(
     run_demo(output, seed, quick)
 
 
+def _speaks_for_node(error: ArmadaError) -> bool:
+    """Wrong input is wrong for all processes that a launcher started; one of a node says so."""
+    return not isinstance(error, InputError) or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; exits with 0, 1 or 2."""
     given: list[Any] = sys.argv[1:] if arguments is None else arguments
@@ -174,10 +183,15 @@ def main(arguments: list[str] | None = None) -> None:
     except ArmadaError as error:
         if "--debug" in given:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if _speaks_for_node(error):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if "--debug" in given:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(ArmadaError.exit_code)
+
+
+if __name__ == "__main__":  # `torchrun -m armada.cli`
+    main()

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..cache_schemas.errors import DamagedCacheError
 from ..stages.corpus.corpus import Corpus
-from ..stages.distill.batches import epoch_order
 from ..stages.distill.controls import other_places
+from ..stages.distill.order import epoch_order
 from ..stages.distill.schedules import ALIGNER_STREAM
 from ..stages.store.format.index import Rows
 from ..stages.store.reading.block_shuffle import BlockOrder
@@ -92,7 +92,7 @@ def rows_by_first_use(
     if job.parsed_control.name == "shuffled":
         train = train[other_places(len(train), seed)]
     order: Rows = epoch_order(len(train), seed, 0, stream)
-    if job.shuffle == "block":
+    if job.placement == "streamed":
         windows = BlockOrder(feature.in_file_order(train)).windows(seed, 0, stream)
         order = np.concatenate(list(windows))
     return train[order]

@@ -8,8 +8,8 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from ..stages.corpus.labels import Task
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives.base import ObjectiveSettings
+from ..stages.distill.settings import TrainingSettings
 from ..stages.distill.student import StudentSettings
-from ..stages.distill.training import TrainingSettings
 from ..stages.store.transfer.connection import is_local, local_path
 from ..stages.store.transfer.place import shown_url
 from .byte_counts import ByteCount

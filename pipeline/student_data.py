@@ -91,6 +91,11 @@ class StudentData:
     feature: FeatureArray | None
     answers: Answers | None = None
 
+    @property
+    def from_afar(self) -> bool:
+        """Whether shards come from a URL while the run goes on."""
+        return self.answers is not None and self.answers.mirror is not None
+
     @cached_property
     def digests(self) -> dict[str, str | None]:
         """Those of the examples, worked out once for all seeds."""

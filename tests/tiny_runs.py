@@ -1,7 +1,7 @@
 """Stage 2 in small: texts with labels, a cache that answers them, a student, and a run of these."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ import torch
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.corpus.labels import LabelSpace
 from armada.stages.distill.batches import DistillDataset
-from armada.stages.distill.controls import controlled, parse_control
+from armada.stages.distill.controls import Gather, controlled, parse_control
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
+from armada.stages.distill.settings import TrainingSettings
 from armada.stages.distill.student import Student, StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
-from armada.stages.distill.training import Run, Training, TrainingSettings, train
+from armada.stages.distill.training import Run, Training, train
 from armada.stages.store.reading.reader import Cache, open_cache
 from small_caches import make_manifest, write_cache
 
@@ -126,6 +127,20 @@ class Bench:
             folder=folder,
             train_aligner=parsed.name != "random-aligner",
         )
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A gather whose features are changed on their way: `change(places, features)`."""
+
+    gather: Gather
+    change: Callable[[npt.NDArray[np.int64], npt.NDArray[Any]], npt.NDArray[Any]]
+
+    def __call__(self, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        return self.change(places, self.gather(places))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.gather, name)
 
 
 def train_logged(run: Run) -> tuple[Training, list[float]]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from armada.stages.distill.objectives.armada import ArmadaObjective
 from armada.stages.distill.schedules import AlternateSchedule
-from armada.stages.distill.training import TrainingSettings
+from armada.stages.distill.settings import TrainingSettings
 
 from .material import Material, Size
 

@@ -21,6 +21,7 @@ from armada.stages.distill.batches import Batch, DistillDataset
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives.armada import ArmadaObjective
 from armada.stages.distill.optimizer import adamw, parameter_groups
+from armada.stages.distill.order import EpochBatches
 from armada.stages.distill.replay import Replay
 from armada.stages.distill.schedules import freeze
 from torch import Tensor
@@ -65,7 +66,7 @@ class Loop:
     def data(self, places: Places) -> Batch:
         """The batch, on the device."""
         batch = self.dataset.__getitems__(places.tolist())
-        del batch["places"]
+        del batch["places"], batch["rows"]
         return {
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in batch.items()
@@ -113,7 +114,8 @@ class ArmadaLoop(Loop):
         objective = self.model.objective
         assert isinstance(objective, ArmadaObjective)
         freeze(objective.aligner)
-        self._replay = Replay(objective, self.dataset, self.batch_size, 0)
+        batches = EpochBatches(self.dataset, self.batch_size, 0)
+        self._replay = Replay(objective, self.dataset, batches)
 
     def begin(self, epoch: int) -> None:
         self._replay.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
@@ -130,7 +132,7 @@ class StraightforwardLoop(ArmadaLoop):
     def prepare(self) -> None:
         super().prepare()
         self.dataset.features = None
-        self.dataset.replayed = True
+        self.dataset.apart = True
 
     def begin(self, epoch: int) -> None:
         """The aligner is asked in every step."""

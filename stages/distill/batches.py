@@ -1,8 +1,8 @@
 """Training batches: tokens, labels and cached features of the same examples, joined by key.
 
 A batch costs one padding of token ids and one gather of features; nothing is done row by row. The
-order of an epoch is a function of (seed, epoch) alone: at random, or, for features that do not fit
-into memory, in blocks of examples whose features lie together, the next few read ahead.
+examples of an epoch come at random, or, for features that are streamed, in blocks of examples whose
+features lie together, the next few read ahead.
 """
 
 import time
@@ -12,19 +12,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ..corpus.labels import LabelValues
 from ..store.reading.block_shuffle import BLOCK_ROWS, BLOCKS_PER_WINDOW, BlockOrder, batches_of
 from ..store.reading.read_ahead import ReadAhead
 from .controls import Gather
+from .order import Places, epoch_order
+from .placement import to_device
+from .processes import ALONE
 from .tokens import Tokens
 
 Batch = dict[str, Any]
-"""Tensors by name; `places` is an array, which stays where it is when tensors move to a device."""
+"""Tensors by name; `places`, the examples they are of, an array, which stays where it is when
+tensors move to a device; `rows`, how many the batch has in all processes."""
+
+_COPIED_ROWS = 65536
 
 
-def _numbers(places: npt.NDArray[np.int64]) -> list[str]:
+def _numbers(places: Places) -> list[str]:
     return [f"example {place}" for place in places]
 
 
@@ -36,7 +42,7 @@ class DistillDataset(Dataset[Batch]):
         tokens: Tokens,
         labels: LabelValues,
         features: Gather | None,
-        names: Callable[[npt.NDArray[np.int64]], list[str]] = _numbers,
+        names: Callable[[Places], list[str]] = _numbers,
     ) -> None:
         """`names` says for people what the examples at some places are."""
         self._tokens, self.names = tokens, names
@@ -45,10 +51,14 @@ class DistillDataset(Dataset[Batch]):
         if self.labels.is_floating_point():
             self.labels = self.labels.float()
         self.features = features
-        self.replayed = False
-        """Whether batches do without features: what is read out of these is known ahead."""
+        self.apart = False
+        """Whether batches come without features: who trains asks for those, or for what is read out
+        of them, by place."""
+        self.processes = ALONE
+        """Those that batches are shared by."""
         self.seconds = 0.0
         """Time spent making batches."""
+        self._resident: torch.Tensor | None = None
         self._blocks: BlockOrder | None = None
         self._ahead: ReadAhead | None = None
 
@@ -60,33 +70,51 @@ class DistillDataset(Dataset[Batch]):
 
     def __getitems__(self, places: list[int]) -> Batch:
         started = time.perf_counter()
-        chosen = np.asarray(places, dtype=np.int64)
-        batch: Batch = {**self._tokens.pad(chosen), "places": chosen}
-        if self.replayed:
-            batch["labels"] = self._labels_of(chosen)
-        else:
-            batch |= self.aligner_batch(chosen)
+        chosen = self.processes.share(np.asarray(places, dtype=np.int64))
+        batch: Batch = {**self._tokens.pad(chosen), "places": chosen, "rows": len(places)}
+        batch |= {"labels": self._labels_of(chosen)} if self.apart else self.aligner_batch(chosen)
         self.seconds += time.perf_counter() - started
         return batch
 
-    def aligner_batch(self, places: npt.NDArray[np.int64]) -> Batch:
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example [N]."""
+        return np.diff(self._tokens.offsets)
+
+    def aligner_batch(self, places: Places) -> Batch:
         """Labels and features alone: all that an aligner sees."""
         batch = {"labels": self._labels_of(places)}
         if self.features is not None:
             batch["feature"] = self.features_of(places)
         return batch
 
-    def features_of(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
-        """The features of examples [B, *shape], as they are stored."""
+    def features_of(self, places: Places) -> torch.Tensor:
+        """The features of examples [B, *shape], as they are stored, where they lie."""
+        if self._resident is not None:
+            chosen = to_device(torch.from_numpy(places), self._resident.device)
+            return self._resident.index_select(0, chosen)
         assert self.features is not None
         if self._ahead is not None:
             self._ahead.start()
         return torch.from_numpy(self.features(places))
 
-    def _labels_of(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
+    def _labels_of(self, places: Places) -> torch.Tensor:
         return self.labels[torch.from_numpy(places)]
 
-    def shuffle_in_blocks(self) -> None:
+    def keep_on(self, device: torch.device) -> None:
+        """From now on the features lie on a device, and come apart from the batches."""
+        if self.features is None:
+            return
+        order = np.argsort(self.features.file_order())
+        for start in range(0, len(order), _COPIED_ROWS):
+            places = order[start : start + _COPIED_ROWS]
+            rows = torch.from_numpy(self.features(places))
+            if self._resident is None:
+                self._resident = rows.new_empty(len(order), *rows.shape[1:], device=device)
+            self._resident[torch.from_numpy(places).to(device)] = rows.to(device)
+        self.apart = True
+
+    def follow_shards(self) -> None:
         """From now on, epochs go through examples whose features lie together; the same as ever
         where no features are read."""
         if self.features is not None:
@@ -95,7 +123,7 @@ class DistillDataset(Dataset[Batch]):
 
     def batches(
         self, batch_size: int, seed: int, epoch: int, stream: int = 0, read_ahead: bool = True
-    ) -> Iterator[npt.NDArray[np.int64]]:
+    ) -> Iterator[Places]:
         """Every example of an epoch once: places in batches, the last one maybe smaller.
 
         `read_ahead` is for who reads the features of these batches."""
@@ -109,32 +137,3 @@ def as_batch(batch: Any) -> Batch:
     """The collating function: the dataset has joined the examples already."""
     assert isinstance(batch, dict)
     return batch
-
-
-def epoch_order(count: int, seed: int, epoch: int, stream: int = 0) -> npt.NDArray[np.int64]:
-    """The order of an epoch; `stream` tells independent passes over the same epoch apart."""
-    return np.random.default_rng([seed, epoch, stream]).permutation(count)
-
-
-class EpochBatches(Sampler[list[int]]):
-    """Batches of a shuffled epoch, the last one maybe smaller. `set_epoch` chooses the epoch."""
-
-    def __init__(self, dataset: DistillDataset, batch_size: int, seed: int) -> None:
-        self._dataset, self._seed = dataset, seed
-        self.batch_size = batch_size
-        self.drop_last = False
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self._dataset) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        dataset = self._dataset
-        for places in dataset.batches(
-            self.batch_size, self._seed, self._epoch, read_ahead=not dataset.replayed
-        ):
-            yield places.tolist()

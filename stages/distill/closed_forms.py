@@ -1,9 +1,9 @@
 """The losses of `losses.py` in closed form: values and gradients in one pass, no graph inside.
 
 Same functions, same arguments, same terms. What differs is the cost: about seventy small operations
-for `armada_loss` instead of about a hundred, and a backward pass that only scales what the forward
-pass has worked out. Half-precision inputs are accumulated in float32; gradients come back in the
-inputs' dtype. Nothing here reads a value back from the device.
+for `armada_loss` instead of about a hundred (on a GPU, two kernels: `kernels.py`), and a backward
+pass that only scales what the forward pass has worked out. Half-precision inputs are accumulated in
+float32; gradients come back in the inputs' dtype. Nothing here reads a value back from the device.
 
 With s and t the student's and the teacher's numbers, p = softmax(s), q(x) = softmax(x/T), N the
 number of elements, n the number of labelled rows and y one-hot labels:
@@ -16,45 +16,17 @@ number of elements, n the number of labelled rows and y one-hot labels:
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import losses
+from . import fused, losses
+from .fused import Gradients, differentiable
 from .losses import MISSING_LABEL, ArmadaTerms, Distance, FeatureTerms, KDTerms, Manifold
-
-Gradients = tuple[Tensor, ...]
-Formula = Callable[..., tuple[tuple[Tensor, ...], Gradients]]
-"""From inputs to terms, the total first, and the gradients of the total, which may be smaller than
-the inputs where they repeat along the rows."""
 
 _LEAST_NORM = 1e-8
 """As in torch's cosine_similarity."""
-
-
-class _ClosedForm(torch.autograd.Function):
-    """A formula as one step of a graph; only the total can be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, formula: Formula, *inputs: Tensor) -> tuple[Tensor, ...]:
-        terms, gradients = formula(*map(losses.accumulated, inputs))
-        ctx.save_for_backward(*gradients)
-        ctx.like = [(tensor.shape, tensor.dtype) for tensor in inputs]
-        ctx.mark_non_differentiable(*terms[1:])
-        return terms
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = zip(ctx.saved_tensors, ctx.like, strict=True)
-        return None, *((total * g).to(dtype).expand(shape) for g, (shape, dtype) in gradients)
-
-
-def _differentiable(formula: Formula, *inputs: Tensor) -> tuple[Tensor, ...]:
-    terms: tuple[Tensor, ...] = _ClosedForm.apply(formula, *inputs)
-    return terms
 
 
 def armada_loss(
@@ -73,7 +45,18 @@ def armada_loss(
     manifold: Manifold,
     regression: bool,
 ) -> ArmadaTerms:
-    """`losses.armada_loss`: both heads go through each operation together."""
+    """`losses.armada_loss`: both heads go through each operation together; on a GPU, by Triton."""
+    student = (student_output, student_aux_output, student_projection)
+    terms = fused.by_kernels(
+        *student,
+        aligner=(aligner_output, aligner_aux_output, aligner_projection),
+        labels=labels,
+        weights=(alpha, beta, gamma),
+        temperature=None if regression else temperature,
+        manifold=manifold,
+    )
+    if terms is not None:
+        return ArmadaTerms(*terms)
     heads = losses.accumulated(torch.stack((aligner_output, aligner_aux_output)).detach())
     formula = partial(
         _armada,
@@ -84,9 +67,7 @@ def armada_loss(
         temperature=None if regression else temperature,
         manifold=losses.choose(_MANIFOLDS, "manifold", manifold),
     )
-    return ArmadaTerms(
-        *_differentiable(formula, student_output, student_aux_output, student_projection)
-    )
+    return ArmadaTerms(*differentiable(formula, *student))
 
 
 def _armada(
@@ -207,8 +188,8 @@ def kd_loss(
     assert student_output.shape == teacher_BK.shape, "broadcasting would hide a wrong size"
     formula = partial(_kd, teacher_BK=teacher_BK, labels=labels, alpha=alpha)
     if isinstance(temperature, Tensor):
-        return KDTerms(*_differentiable(formula, student_output, temperature))
-    return KDTerms(*_differentiable(partial(formula, temperature=temperature), student_output))
+        return KDTerms(*differentiable(formula, student_output, temperature))
+    return KDTerms(*differentiable(partial(formula, temperature=temperature), student_output))
 
 
 def _kd(
@@ -260,7 +241,7 @@ def feature_loss(
         regression=regression,
     )
     heads = () if output is None or labels is None else (output,)
-    return FeatureTerms(*_differentiable(formula, projection, *heads))
+    return FeatureTerms(*differentiable(formula, projection, *heads))
 
 
 def _feature(

@@ -45,6 +45,12 @@ class Gather:
         clean = self.feature.gather(self.rows[places])
         return clean if self.noise is None else self.noise(places, clean.astype(np.float32))
 
+    @property
+    def bytes(self) -> int:
+        """Of the features of all places."""
+        number = self.feature.dtype.itemsize if self.noise is None else 4
+        return len(self.rows) * math.prod(self.feature.spec.shape) * number
+
     def will_need(self, places: Rows) -> None:
         """Begin to read what is gathered soon."""
         self.feature.will_need(self.rows[places])

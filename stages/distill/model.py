@@ -4,19 +4,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .aligner import AlignerAnswers
 from .losses import task_loss
 from .objectives.base import Objective, TeacherSide
+from .processes import ALONE, Processes
 from .student import Student
 
 
 class DistillModel(nn.Module):
     """Training mode: the objective's terms. Evaluation mode: outputs and the task loss alone, so
-    that no feature of an evaluation text is ever asked for; unless features are all there is."""
+    that no feature of an evaluation text is ever asked for; unless features are all there is.
+
+    Of several processes, each sees the student's and the teacher's numbers for the whole batch."""
 
     def __init__(self, student: Student, objective: Objective) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
+        self.processes: Processes = ALONE
 
     def forward(
         self,
@@ -25,13 +30,29 @@ class DistillModel(nn.Module):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         feature: TeacherSide = None,
+        rows: int = 0,
     ) -> dict[str, Any]:
-        """`logits` [B, K], and `loss` where there are labels; in training also `terms`."""
+        """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `rows` are
+        those of the batch in all processes."""
         pooled_BD, output_BK = self.student(input_ids, attention_mask, token_type_ids)
         if labels is None:
             return {"logits": output_BK}
         if not self.training and self.student.space.task != "none":
             loss = task_loss(output_BK, labels, self.student.space.regression)
             return {"loss": loss, "logits": output_BK}
-        terms = self.objective(pooled_BD, output_BK, feature, labels)
+        if self.training and self.processes.count > 1:
+            whole = self._joined(rows, pooled_BD, output_BK, feature, labels)
+        else:
+            whole = (pooled_BD, output_BK, feature, labels)
+        terms = self.objective(*whole)
         return {"loss": terms["total"], "logits": output_BK, "terms": terms}
+
+    def _joined(self, rows: int, *parts: TeacherSide) -> tuple[TeacherSide, ...]:
+        return tuple(self._join(rows, part) for part in parts)
+
+    def _join(self, rows: int, part: TeacherSide) -> TeacherSide:
+        if part is None:
+            return None
+        if isinstance(part, AlignerAnswers):
+            return AlignerAnswers(*(self.processes.joined(each, rows) for each in part))
+        return self.processes.joined(part, rows)

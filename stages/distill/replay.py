@@ -15,37 +15,36 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import TrainerCallback
 
 from .aligner import AlignerAnswers
 from .batches import DistillDataset
 from .objectives.armada import ArmadaObjective
-
-Places = npt.NDArray[np.int64]
+from .order import EpochBatches, Places
+from .placement import to_device
 
 WINDOW_ROWS = 1024
 """Matrix products are as fast as they get, and answers of 1024 numbers take 4 MiB."""
 
 
 class Replay(TrainerCallback):  # type: ignore[misc]
-    """Answers of an objective's aligner to the batches of a data set's epochs, in their order."""
+    """Answers of an objective's aligner to this process's share of the batches of a data set's
+    epochs, in their order."""
 
     def __init__(
-        self, objective: ArmadaObjective, dataset: DistillDataset, batch_size: int, seed: int
+        self, objective: ArmadaObjective, dataset: DistillDataset, batches: EpochBatches
     ) -> None:
-        dataset.replayed = True
-        self._objective, self._dataset = objective, dataset
-        self._batch_size, self._seed = batch_size, seed
+        dataset.apart = True
+        self._objective, self._dataset, self._batches = objective, dataset, batches
         self._coming: Iterator[Places] = iter(())
         self._window: Iterator[AlignerAnswers] = iter(())
         self._left = 0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """From now on the batches of this epoch are asked for; the aligner may have changed."""
-        epoch = int(state.epoch or 0)
-        self._coming = self._dataset.batches(self._batch_size, self._seed, epoch)
+        batches = self._batches.of(int(state.epoch or 0))
+        self._coming = map(self._dataset.processes.share, batches)
         self._left = 0
 
     def answers(self, places: Places) -> AlignerAnswers:
@@ -59,7 +58,7 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         """The answers to this batch and to those that come next."""
         if not any(np.array_equal(batch, places) for batch in self._coming):
             raise AssertionError("this is none of the batches that are left of the epoch")
-        following = max(1, WINDOW_ROWS // self._batch_size) - 1
+        following = max(1, WINDOW_ROWS // len(places)) - 1
         window = [places, *islice(self._coming, following)]
         sizes = [len(batch) for batch in window]
         started = time.perf_counter()
@@ -67,6 +66,6 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         # What a batch would have spent on them itself.
         self._dataset.seconds += time.perf_counter() - started
         device = next(self._objective.parameters()).device
-        found = self._objective.read(features.to(device))
+        found = self._objective.read(to_device(features, device))
         parts = zip(*(torch.split(part, sizes) for part in found), strict=True)
         self._window, self._left = (AlignerAnswers(*part) for part in parts), len(window)

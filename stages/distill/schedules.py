@@ -23,6 +23,7 @@ from .aligner import TSAligner
 from .batches import Batch, DistillDataset
 from .objectives.armada import ArmadaObjective
 from .optimizer import adamw, parameter_groups
+from .placement import to_device
 
 STATE_FILE = "aligner_optimizer.safetensors"
 ALIGNER_STREAM = 1
@@ -88,13 +89,15 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
         # Gradients left behind would count when the student's are clipped.
         self._optimizer.zero_grad()
         freeze(aligner)
+        # All processes made the same steps; should their devices round differently, one counts.
+        self._dataset.processes.agree([parameter.data for parameter in aligner.parameters()])
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         device = next(self._objective.parameters()).device
         order = self._dataset.batches(self._batch_size, self._seed, epoch, ALIGNER_STREAM)
         for places in order:
             batch = self._dataset.aligner_batch(places)
-            yield {name: tensor.to(device) for name, tensor in batch.items()}
+            yield {name: to_device(tensor, device) for name, tensor in batch.items()}
 
     def _step(self, aligner: TSAligner, batch: Batch) -> torch.Tensor:
         self._optimizer.zero_grad()

@@ -64,6 +64,8 @@ class Student(nn.Module):
         self.space = space
         self.dropout = dropout
         self.backbone = backbone
+        # Keys and values are kept to generate text, which is not done here.
+        self._always = {"use_cache": False} if is_decoder(backbone.config) else {}
         self.pooler = Pooler(pooling, backbone.config, dropout)
         self.head = ClassificationHead(self.dim, space.num_labels, space.regression, dropout)
 
@@ -76,7 +78,8 @@ class Student(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(pooled [B, D], output [B, K])."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= self._always
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         pooled_BD = self.pooler(self.backbone(**inputs), attention_mask)

@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from ..corpus.labels import LabelSpace
-from .batches import Batch, DistillDataset, EpochBatches, as_batch
+from .batches import Batch, DistillDataset, as_batch
 from .evaluation import task_metrics
 from .finite import FiniteLosses
 from .model import DistillModel
+from .objectives.base import TeacherSide
 from .optimizer import adamw, parameter_groups
+from .order import EpochBatches, Places
+from .placement import to_device
 from .replay import Replay
 
 
@@ -29,12 +33,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         arguments: TrainingArguments,
         train: DistillDataset,
         validation: DistillDataset | None,
+        batches: EpochBatches,
         aligner_learning_rate: float,
         save_beside: Callable[[Path], None] | None = None,
         aligner_loss: Callable[[], float | None] = lambda: None,
         replay: Replay | None = None,
     ) -> None:
         """`replay`: where the aligner's answers to the training batches come from."""
+        self._epoch_batches = batches
         self._aligner_learning_rate = aligner_learning_rate
         self._save_beside = save_beside
         self._aligner_loss = aligner_loss
@@ -51,9 +57,12 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         )
 
     def get_train_dataloader(self) -> Any:
-        """Batches in the order of (seed, epoch); the dataset joins each in one go."""
-        batches = EpochBatches(self.train_dataset, self._train_batch_size, self.args.seed)
-        return self.accelerator.prepare(self._loader(self.train_dataset, batch_sampler=batches))
+        """Batches in the order of (seed, epoch); the dataset joins each in one go, and takes this
+        process's share, so that nobody else need divide them."""
+        loader = self._loader(self.train_dataset, batch_sampler=self._epoch_batches)
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
+        )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Batches in the order of the corpus."""
@@ -79,6 +88,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
         # The base of an orthogonal map is a transposed view, which safetensors does not take.
         state = state_dict or self.model.state_dict()
         super()._save(output_dir, {name: tensor.contiguous() for name, tensor in state.items()})
@@ -101,8 +112,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """The total of the objective's terms; sums each term for the log, on the device."""
         places = inputs.pop("places")
-        if self._replay is not None and model.training:
-            inputs["feature"] = self._replay.answers(places)
+        if model.training and self.train_dataset.apart:
+            inputs["feature"] = self._teacher_side(places)
         outputs = model(**inputs)
         terms = outputs.pop("terms", {})
         if model.training:
@@ -112,6 +123,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
                 self._terms[name] = self._terms.get(name, 0.0) + value.detach()
         self._batches += model.training
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _teacher_side(self, places: Places) -> TeacherSide:
+        if self._replay is not None:
+            return self._replay.answers(places)
+        return to_device(self.train_dataset.features_of(places), self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last log, and of the aligner's last pass."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -26,53 +25,17 @@ from .batches import DistillDataset
 from .best import BestStudent
 from .model import DistillModel
 from .objectives.armada import ArmadaObjective
+from .order import EpochBatches
+from .placement import choose_placement
+from .processes import ALONE, Processes
 from .replay import Replay
 from .schedules import AlternateSchedule, freeze
+from .settings import TrainingSettings
 from .timing import StepTimes
 from .trainer import DistillTrainer
 
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
-
-
-class TrainingSettings(BaseModel):
-    """How to train."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schedule: Literal["alternate", "joint"] = Field(
-        default="alternate",
-        description="alternate: each epoch the aligner, then the student; joint: both at once",
-    )
-    epochs: int = Field(default=10, ge=1, description="passes over the training set")
-    shuffle: Literal["full", "block"] = Field(
-        default="full",
-        description="block: examples whose features lie together come together; for features that "
-        "do not fit into memory",
-    )
-    batch_size: int = Field(default=32, ge=1, description="examples a batch, on each device")
-    gradient_accumulation: int = Field(default=1, ge=1, description="batches a step")
-    learning_rate: float = Field(default=2e-5, gt=0, description="AdamW, student and its heads")
-    aligner_batch_size: int | None = Field(
-        default=None,
-        ge=1,
-        description="examples a batch of the aligner's own pass (schedule=alternate); default "
-        "batch_size; the orthogonal map is worked out once a batch, so large ones take less time",
-    )
-    aligner_learning_rate: float = Field(default=1e-3, gt=0, description="AdamW, aligner")
-    weight_decay: float = Field(default=0.01, ge=0, description="AdamW, both")
-    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="course of the student's learning rate after warm-up"
-    )
-    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="share of steps to warm up")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to it")
-    precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32", description="autocast of the student"
-    )
-    save_steps: int | None = Field(
-        default=None, ge=1, description="steps between checkpoints; default once an epoch"
-    )
-    logging_steps: int = Field(default=10, ge=1, description="steps between logged losses")
 
 
 @dataclass(slots=True)
@@ -101,6 +64,8 @@ class Run:
     device: torch.device
     folder: Path
     train_aligner: bool = True
+    from_afar: bool = False
+    processes: Processes = ALONE
     on_log: Callable[[dict[str, float]], None] = lambda row: None
     on_step: Callable[[int], None] = lambda steps: None
 
@@ -111,8 +76,8 @@ def train(run: Run) -> Training:
     Raises TrainingError if the loss stops being finite."""
     checkpoint = last_checkpoint(run.folder)
     times, best = StepTimes(), BestStudent(run.folder, run.metric)
-    if run.settings.shuffle == "block":
-        run.train.shuffle_in_blocks()
+    run.train.processes = run.model.processes = run.processes
+    _place(run)
     trainer = _make_trainer(run, [times, best], _schedule(run, checkpoint))
     try:
         with quiet_transformers():
@@ -122,7 +87,9 @@ def train(run: Run) -> Training:
             f"output {run.folder}: cannot be written: {cause}; free some space and go on with "
             "resume=true"
         ) from cause
+    run.processes.wait()  # for the first, which writes
     best_epoch = best.restore(run.model)
+    run.processes.wait()  # for all, before the first tidies up
     return Training(
         steps=trainer.state.global_step,
         epochs=best.evaluations,
@@ -132,6 +99,23 @@ def train(run: Run) -> Training:
         data_seconds=run.train.seconds,
         train_seconds=output.metrics["train_runtime"],
     )
+
+
+def placement(run: Run) -> Literal["resident", "mapped", "streamed"]:
+    """Where the features of a run's training set are to lie.
+
+    Raises JobError if there is no room."""
+    features = run.train.features
+    size = features.bytes if features is not None else 0
+    return choose_placement(run.settings.placement, size, run.device, run.from_afar)
+
+
+def _place(run: Run) -> None:
+    chosen = placement(run)
+    if chosen == "streamed":
+        run.train.follow_shards()
+    elif chosen == "resident":
+        run.train.keep_on(run.device)
 
 
 def steps_done(folder: Path) -> int:
@@ -182,24 +166,31 @@ def _schedule(run: Run, checkpoint: Path | None) -> AlternateSchedule | None:
     )
 
 
-def _replay(run: Run) -> Replay | None:
+def _batches(run: Run) -> EpochBatches:
+    settings = run.settings
+    return EpochBatches(run.train, settings.batch_size, run.seed, settings.group_by_length)
+
+
+def _replay(run: Run, batches: EpochBatches) -> Replay | None:
     """Where the aligner does not learn while the student does, its answers are known ahead."""
     objective = run.model.objective
     if not isinstance(objective, ArmadaObjective) or objective.joint:
         return None
-    return Replay(objective, run.train, run.settings.batch_size, run.seed)
+    return Replay(objective, run.train, batches)
 
 
 def _make_trainer(
     run: Run, callbacks: list[TrainerCallback], schedule: AlternateSchedule | None
 ) -> DistillTrainer:
     run.model.to(run.device)
-    replay = _replay(run)
+    batches = _batches(run)
+    replay = _replay(run, batches)
     trainer = DistillTrainer(
         run.model,
         _arguments(run),
         run.train,
         run.validation,
+        batches,
         run.settings.aligner_learning_rate,
         save_beside=schedule.save if schedule else None,
         aligner_loss=lambda: schedule.loss if schedule else None,
@@ -207,7 +198,8 @@ def _make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     scheduled = [callback for callback in (schedule, replay) if callback]
-    for callback in (*callbacks, *scheduled, _tensorboard(run.folder), _Reporter(run)):
+    shown = [_tensorboard(run.folder)] if run.processes.first else []
+    for callback in (*callbacks, *scheduled, *shown, _Reporter(run)):
         trainer.add_callback(callback)
     return trainer
 
@@ -223,7 +215,7 @@ def _arguments(run: Run) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(run.folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=-(-settings.batch_size // run.processes.count),
         per_device_eval_batch_size=max(settings.batch_size, 64),
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
@@ -242,6 +234,8 @@ def _arguments(run: Run) -> TrainingArguments:
         save_total_limit=1,
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
+        # The buffers of a student and of an aligner never change while it trains.
+        ddp_broadcast_buffers=False,
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",

@@ -66,11 +66,11 @@ def test_a_killed_run_goes_on(armada, distill_bench, tmp_path):
 
 def test_of_several_seeds_the_finished_ones_stay(armada, distill_bench, tmp_path, monkeypatch):
     """Cut in the second of three seeds."""
-    from armada.pipeline import distill
+    from armada.pipeline import seed_run
 
     more = ("--set", "seed=[0, 1, 2]")
     armada.done(*distill_bench.words(tmp_path / "whole", *more))
-    make_card, made = distill.model_card, []
+    make_card, made = seed_run.model_card, []
 
     def break_at_the_second(*given: Any) -> str:
         made.append(given)
@@ -78,7 +78,7 @@ def test_of_several_seeds_the_finished_ones_stay(armada, distill_bench, tmp_path
             raise KeyboardInterrupt
         return make_card(*given)
 
-    monkeypatch.setattr(distill, "model_card", break_at_the_second)
+    monkeypatch.setattr(seed_run, "model_card", break_at_the_second)
     output = tmp_path / "cut"
     assert armada(*distill_bench.words(output, *more)).code != 0
     first = (output / "seed-0" / "metrics.json").stat().st_mtime_ns

@@ -81,7 +81,7 @@ def test_from_s3_with_features_to_validate_by(
     words = distill_bench.words(
         tmp_path / "run",
         *("--set", f"mirror={mirror}", "--set", "mirror_limit=1MiB"),
-        *("--set", "shuffle=block", "--objective", "feature"),
+        *("--set", "placement=streamed", "--objective", "feature"),
         validation=write_parquet("validation", {"text": TEXTS[:7]}),
         label_column=None,
         cache=bucket,

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from armada.stages.distill import batches as batches_module
-from armada.stages.distill.batches import DistillDataset, EpochBatches, as_batch, epoch_order
+from armada.stages.distill.batches import DistillDataset, as_batch
 from armada.stages.distill.controls import Control, Gather, controlled, other_places
+from armada.stages.distill.order import EpochBatches, epoch_order
 from armada.stages.distill.student_source import load_tokenizer
 from armada.stages.distill.tokens import encode
 from armada.stages.store.reading.block_shuffle import BlockOrder
@@ -55,7 +56,7 @@ def make_dataset(checkpoint, cache: Cache, monkeypatch) -> Callable[..., Distill
             gather = controlled(cache["embedding"], cache.lookup(texts), Control(control), 0)
         dataset = DistillDataset(tokens, LABELS[: len(texts)], gather)
         if shuffle == "block":
-            dataset.shuffle_in_blocks()
+            dataset.follow_shards()
         return dataset
 
     return make
@@ -211,7 +212,8 @@ def test_the_order_of_the_corpus_does_not_matter(dataset, cache, checkpoint):
 
 def test_one_example_is_a_batch_of_one(dataset):
     one = dataset[7]
-    assert {name: len(tensor) for name, tensor in one.items()} == dict.fromkeys(one, 1)
+    assert one["rows"] == 1
+    assert all(len(tensor) == 1 for name, tensor in one.items() if name != "rows")
     torch.testing.assert_close(one, dataset.__getitems__([7]))
 
 
@@ -225,7 +227,8 @@ def test_an_aligner_sees_labels_and_features_only(dataset):
 def test_without_features_a_batch_has_none(dataset, checkpoint):
     tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in TEXTS], MAX_LENGTH)
     plain = DistillDataset(tokens, LABELS, None)
-    assert set(plain[0]) == {"input_ids", "token_type_ids", "attention_mask", "labels", "places"}
+    tensors = {"input_ids", "token_type_ids", "attention_mask", "labels"}
+    assert set(plain[0]) == {*tensors, "places", "rows"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from armada.cache_schemas.errors import TrainingError
 from armada.stages.distill import trainer
 from armada.stages.distill.finite import FiniteLosses
 from armada.stages.distill.training import Run, train
-from tiny_runs import Bench, train_logged, weights
+from tiny_runs import Bench, Changed, train_logged, weights
 
 PLACES = np.arange(7)
 
@@ -23,12 +23,11 @@ def spoiled_from(run: Run, batch: int) -> None:
     assert features is not None
     spoiled = np.concatenate(list(run.train.batches(8, run.seed, 0))[batch - 1 :])
 
-    def gather(places: Any) -> Any:
-        found = features(places).copy()
+    def spoil(places: Any, found: Any) -> Any:
         found[np.isin(places, spoiled)] = np.inf
         return found
 
-    run.train.features = gather  # type: ignore[assignment]
+    run.train.features = Changed(features, spoil)  # type: ignore[assignment]
 
 
 @pytest.fixture(params=["at once", "deferred"])

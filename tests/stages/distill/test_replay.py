@@ -11,6 +11,7 @@ from armada.stages.distill import replay as replay_module
 from armada.stages.distill import training
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.objectives.armada import ArmadaObjective
+from armada.stages.distill.order import EpochBatches
 from armada.stages.distill.replay import Replay
 from tiny_runs import TEXTS, Bench, train_logged, weights
 
@@ -45,7 +46,7 @@ def test_answers_belong_to_their_batches(
     which the aligner has learned."""
     monkeypatch.setattr(replay_module, "WINDOW_ROWS", rows)
     objective, train = prepared(bench, tmp_path)
-    replay = Replay(objective, train, ROWS, seed=5)
+    replay = Replay(objective, train, EpochBatches(train, ROWS, seed=5))
     for epoch in (2, 3):
         begin(replay, epoch + skipped / 7)
         batches = list(train.batches(ROWS, seed=5, epoch=epoch))
@@ -70,7 +71,7 @@ def test_features_are_gathered_a_window_at_a_time(
         return features(places)
 
     monkeypatch.setattr(train, "features", counted)
-    replay = Replay(objective, train, ROWS, seed=0)
+    replay = Replay(objective, train, EpochBatches(train, ROWS, seed=0))
     begin(replay, 0)
     for places in train.batches(ROWS, seed=0, epoch=0):
         assert "feature" not in train.__getitems__(places.tolist())
@@ -83,7 +84,7 @@ def test_features_are_gathered_a_window_at_a_time(
 
 def test_a_batch_of_another_order_is_not_answered(bench: Bench, tmp_path: Path) -> None:
     objective, train = prepared(bench, tmp_path)
-    replay = Replay(objective, train, ROWS, seed=0)
+    replay = Replay(objective, train, EpochBatches(train, ROWS, seed=0))
     begin(replay, 0)
     with pytest.raises(AssertionError, match="none of the batches that are left"):
         replay.answers(np.arange(ROWS))
@@ -104,11 +105,11 @@ def test_the_student_is_that_of_the_step_by_step_schedule(
     knobs = {"control": control, "weights": {"manifold": manifold}}
     replayed = doubled(bench, tmp_path / "replayed", **knobs)
     _, losses = train_logged(replayed)
-    monkeypatch.setattr(training, "_replay", lambda run: None)
+    monkeypatch.setattr(training, "_replay", lambda run, batches: None)
     stepwise = doubled(bench, tmp_path / "stepwise", **knobs)
     _, expected = train_logged(stepwise)
-    assert replayed.train.replayed
-    assert not stepwise.train.replayed
+    assert replayed.train.apart
+    assert not stepwise.train.apart
     assert len(losses) == 3 * -(-len(TEXTS) // ROWS)
     assert losses == expected
     for name, weight in weights(stepwise).items():
@@ -118,4 +119,4 @@ def test_the_student_is_that_of_the_step_by_step_schedule(
 def test_joint_training_asks_the_aligner_itself(bench: Bench, tmp_path: Path) -> None:
     run = bench.run(tmp_path, schedule="joint", epochs=1)
     train_logged(run)
-    assert not run.train.replayed
+    assert not run.train.apart

@@ -97,8 +97,8 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize(
     "how",
     [
-        {"shuffle": "block"},
-        {"shuffle": "block", "schedule": "joint"},
+        {"placement": "streamed"},
+        {"placement": "streamed", "schedule": "joint"},
         {"control": "undistilled"},
         {"control": "random-aligner"},
         {"control": "noise=0.5"},
@@ -121,12 +121,12 @@ def test_other_runs_go_on_too(bench, tmp_path, how):
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_change_the_order_of_both_passes(bench, tmp_path):
     first: dict[str, list[float]] = {}
-    for shuffle in ("full", "block"):
-        run = bench.run(tmp_path / shuffle, epochs=1, shuffle=shuffle)
+    for placement in ("mapped", "streamed"):
+        run = bench.run(tmp_path / placement, epochs=1, placement=placement)
         rows: list[dict[str, float]] = []
         train(dataclasses.replace(run, on_log=rows.append))
-        first[shuffle] = [rows[0]["loss"], rows[0]["aligner"]]
-    assert not set(first["full"]) & set(first["block"])
+        first[placement] = [rows[0]["loss"], rows[0]["aligner"]]
+    assert not set(first["mapped"]) & set(first["streamed"])
 
 
 def test_a_run_may_be_cut_many_times(bench, tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from armada.stages.distill.order import EpochBatches
 from armada.stages.distill.trainer import DistillTrainer
 from armada.stages.distill.training import Run, train
 from tiny_runs import changed, weights
@@ -17,7 +18,8 @@ def optimizer_of(run: Run) -> torch.optim.Optimizer:
     arguments = TrainingArguments(
         output_dir=str(run.folder), learning_rate=1e-4, weight_decay=0.1, report_to="none"
     )
-    return DistillTrainer(run.model, arguments, run.train, None, 1e-2).create_optimizer()
+    batches = EpochBatches(run.train, 8, 0)
+    return DistillTrainer(run.model, arguments, run.train, None, batches, 1e-2).create_optimizer()
 
 
 def test_the_aligner_has_a_rate_of_its_own_and_only_matrices_decay(bench, tmp_path):

@@ -14,6 +14,7 @@ from tiny_runs import (
     NUMBERS,
     TEXTS,
     TWO_CLASSES,
+    Changed,
     changed,
     class_labels,
     train_logged,
@@ -102,11 +103,11 @@ def test_evaluation_asks_for_no_feature(bench, tmp_path, schedule, objective, pa
     asked: list[int] = []
     gather = run.train.features
 
-    def counted(places: Any) -> Any:
+    def counted(places: Any, found: Any) -> Any:
         asked.extend(places.tolist())
-        return gather(places)
+        return found
 
-    run.train.features = counted
+    run.train.features = Changed(gather, counted)
     training = train(run)
     assert len(training.epochs) == 3  # evaluated each time
     assert sorted(asked) == sorted(list(range(len(TEXTS))) * 3 * passes)
@@ -176,7 +177,7 @@ def test_a_missing_label_has_no_gradient_in_the_task(bench, tmp_path, space):
         run.model.training = True  # terms, but no dropout in the student
         run.model.student.eval()
         batch = run.train.__getitems__(places)
-        del batch["places"]
+        del batch["places"], batch["rows"]
         run.model(**batch)["loss"].backward()
         return embeddings.weight.grad
 
@@ -199,7 +200,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(bench, tmp_path, number, logging
         tmp_path, control="random-aligner", logging_steps=logging_steps, epochs=1, validate=False
     )
     gather = run.train.features
-    run.train.features = lambda places: gather(places) * np.float32(number)
+    run.train.features = Changed(gather, lambda places, found: found * np.float32(number))
     before = weights(run)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(.*; lower the learning"):
         train(run)

@@ -1,0 +1,215 @@
+"""A run of `distill` with one seed: a student and an objective; they train; a folder is left.
+
+OUTPUT/ (or OUTPUT/seed-N/ when there are several seeds)
+    job.yaml        the resolved job        metrics.json   the figures, written last
+    run.json        versions, fingerprints  log.jsonl      loss terms and metrics by step
+    student/        opens with AutoModel.from_pretrained; heads and card beside the weights
+    aligner/        the TS aligner          tensorboard/   the same log for TensorBoard
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from ..stages.corpus.labels import count_missing
+from ..stages.distill.batches import DistillDataset
+from ..stages.distill.best import BEST
+from ..stages.distill.export import StudentCard, save_aligner, save_student
+from ..stages.distill.model import DistillModel
+from ..stages.distill.objectives.base import Objective, Sizes
+from ..stages.distill.processes import Processes
+from ..stages.distill.speed import speed_up
+from ..stages.distill.student_source import load_student
+from ..stages.distill.tokens import choose_max_length
+from ..stages.distill.training import CHECKPOINTS, Run, Training, placement, steps_done, train
+from .device import choose_device
+from .distill_job import DistillJob
+from .model_card import model_card
+from .progress import CountProgress
+from .provenance import hardware, library_versions, now, peak_rss_bytes
+from .run_folder import (
+    METRICS,
+    RUN,
+    append_log,
+    check_same_data,
+    claim,
+    read_metrics,
+    trim_log,
+    write_json,
+)
+from .student_data import StudentData
+
+Metrics = dict[str, Any]
+
+
+def resolved(job: DistillJob) -> dict[str, Any]:
+    """All keys of a job with their values, as plain data."""
+    return job.model_dump(mode="json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """What one seed trains, and with what."""
+
+    model: DistillModel
+    tokenizer: Any
+    max_length: int
+    train: DistillDataset
+    validation: DistillDataset | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRun:
+    """The run of one seed in one folder: build, train, write."""
+
+    job: DistillJob
+    folder: Path
+    seed: int
+    data: StudentData
+    objective: type[Objective]
+    group: Processes
+    quiet: bool
+
+    def run(self) -> Metrics:
+        """Train, write, return the figures."""
+        finished = read_metrics(self.folder) if self.job.resume else None
+        if finished is not None:
+            return finished
+        set_seed(self.seed)
+        provenance = _provenance(self.job, self.data, self.group)
+        check_same_data(self.folder, provenance)
+        built = self._build()
+        run = self._prepare(built)
+        if self.group.first:
+            # From here on the folder is this run's; everything that can be refused has been.
+            claim(self.folder, resolved(self.job), self.job.resume)
+            trim_log(self.folder, steps_done(self.folder))
+            write_json(self.folder / RUN, provenance)
+        training = self._train(run)
+        metrics = _metrics(self.job, self.seed, self.data, run, training)
+        if self.group.first:
+            self._write(built, metrics)
+        return metrics
+
+    def _build(self) -> _Built:
+        job, data = self.job, self.data
+        student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout)
+        max_length = choose_max_length(job.max_length, tokenizer, student.backbone)
+        shape = data.feature.spec.shape if data.feature is not None else None
+        sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
+        gather = data.gather(job.parsed_control, self.seed)
+        validation = None
+        if data.validation is not None:
+            validation = data.validation.dataset(tokenizer, max_length, data.validation_gather())
+        return _Built(
+            model=DistillModel(student, self.objective(job, sizes)),
+            tokenizer=tokenizer,
+            max_length=max_length,
+            train=data.train.dataset(tokenizer, max_length, gather),
+            validation=validation,
+        )
+
+    def _prepare(self, built: _Built) -> Run:
+        job = self.job
+        run = Run(
+            model=built.model,
+            train=built.train,
+            validation=built.validation,
+            settings=job,
+            metric=self.data.metric,
+            seed=self.seed,
+            device=choose_device(job.device, self.group.local_rank),
+            folder=self.folder,
+            train_aligner=job.parsed_control.name != "random-aligner",
+            from_afar=self.data.from_afar,
+            processes=self.group,
+            on_log=self._log,
+        )
+        placement(run)  # or there is no room
+        speed_up(built.model.student, job, run.device)
+        return run
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if self.group.first:
+            append_log(self.folder, row)
+
+    def _train(self, run: Run) -> Training:
+        job = self.job
+        batches = -(-len(run.train) // job.batch_size)
+        steps = job.epochs * -(-batches // job.gradient_accumulation)
+        with CountProgress(f"distill, seed {self.seed}", "steps", steps, self.quiet) as progress:
+            return train(replace(run, on_step=progress.advance))
+
+    def _write(self, built: _Built, metrics: Metrics) -> None:
+        student, objective = built.model.student, built.model.objective
+        card = StudentCard(
+            space=self.data.space,
+            pooling=student.pooler.pooling,
+            dropout=student.dropout,
+            max_length=built.max_length,
+            text_columns=self.job.text_column,
+            label_column=self.job.label_column,
+            metric=self.data.metric,
+        )
+        save_student(self.folder / "student", student, built.tokenizer, objective, card)
+        if objective.aligner is not None:
+            save_aligner(self.folder / "aligner", objective.aligner)
+        readme = model_card(self.job, metrics, self.data)
+        (self.folder / "student" / "README.md").write_text(readme, encoding="utf-8")
+        write_json(self.folder / METRICS, metrics)
+        for working in (CHECKPOINTS, BEST):
+            shutil.rmtree(self.folder / working, ignore_errors=True)
+
+
+def _metrics(
+    job: DistillJob, seed: int, data: StudentData, run: Run, training: Training
+) -> Metrics:
+    best = next((row for row in training.epochs if row["epoch"] == training.best_epoch), None)
+    figures: Metrics = {
+        "seed": seed,
+        "objective": job.objective,
+        "control": job.control,
+        "metric": data.metric,
+        "validation": best and {k: v for k, v in best.items() if k not in ("step", "epoch")},
+        "best_epoch": training.best_epoch,
+        "epochs": training.epochs,
+        "train_examples": len(run.train),
+        "unlabelled_examples": count_missing(data.train.labels),
+        "truncated_examples": run.train.truncated,
+        "skipped_rows": _skipped(data),
+        "steps": training.steps,
+        "train_seconds": training.train_seconds,
+        "step_seconds": training.step_seconds,
+        "aligner_seconds": training.aligner_seconds,
+        "data_seconds": training.data_seconds,
+        "placement": placement(run) if run.train.features is not None else None,
+        "processes": run.processes.count,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    if torch.cuda.is_available():
+        figures["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
+    return figures
+
+
+def _skipped(data: StudentData) -> list[str]:
+    corpora = [data.train.corpus, *([data.validation.corpus] if data.validation else [])]
+    return [problem for corpus in corpora for problem in corpus.skipped]
+
+
+def _provenance(job: DistillJob, data: StudentData, group: Processes) -> Mapping[str, Any]:
+    cache = data.cache
+    return {
+        "started": now(),
+        "versions": library_versions(),
+        "hardware": hardware(str(choose_device(job.device, group.local_rank))),
+        **data.digests,
+        "cache_digest": data.answers and data.answers.digest,
+        "teacher_fingerprint": cache and cache.teacher.fingerprint,
+        "teacher": cache and cache.teacher.spec.model_dump(mode="json"),
+        "feature": data.feature.spec.name if data.feature is not None else None,
+    }

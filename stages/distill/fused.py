@@ -1,0 +1,110 @@
+"""A loss as one step of a graph: its gradients are known when its value is.
+
+differentiable   by a formula of torch operations
+by_kernels       by Triton, for `armada_loss` on a GPU; where that does not work, not at all
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import losses
+
+Gradients = tuple[Tensor, ...]
+Formula = Callable[..., tuple[tuple[Tensor, ...], Gradients]]
+"""From inputs to terms, the total first, and the gradients of the total, which may be smaller than
+the inputs where they repeat along the rows."""
+
+Kernels = Callable[..., tuple[Tensor, Tensor]]
+"""From inputs to terms and gradients of the total, as one row of numbers each."""
+
+_broken: list[str] = []
+"""Why kernels are not tried again in this process."""
+
+
+class _ClosedForm(torch.autograd.Function):
+    """A formula as one step of a graph; only the total can be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, formula: Formula, *inputs: Tensor) -> tuple[Tensor, ...]:
+        terms, gradients = formula(*map(losses.accumulated, inputs))
+        ctx.save_for_backward(*gradients)
+        ctx.like = [(tensor.shape, tensor.dtype) for tensor in inputs]
+        ctx.mark_non_differentiable(*terms[1:])
+        return terms
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = zip(ctx.saved_tensors, ctx.like, strict=True)
+        return None, *((total * g).to(dtype).expand(shape) for g, (shape, dtype) in gradients)
+
+
+def differentiable(formula: Formula, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Terms of the inputs; the first can be differentiated."""
+    terms: tuple[Tensor, ...] = _ClosedForm.apply(formula, *inputs)
+    return terms
+
+
+def by_kernels(*inputs: Tensor, **others: Any) -> tuple[Tensor, ...] | None:
+    """Terms of `kernels.armada`; None where kernels are of no use or do not work, which is said
+    once: they sum in float32 and need Triton and a C compiler."""
+    if not inputs[0].is_cuda or any(part.dtype == torch.float64 for part in inputs):
+        return None
+    return _tried(inputs, others)
+
+
+def _tried(inputs: tuple[Tensor, ...], others: dict[str, Any]) -> tuple[Tensor, ...] | None:
+    if _broken or importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        from . import kernels
+
+        terms: tuple[Tensor, ...] = _Kernels.apply(kernels.armada, others, *inputs)
+    except Exception as cause:  # whatever a compiler may say
+        _broken.append(f"{type(cause).__name__}: {cause}".splitlines()[0])
+        warnings.warn(
+            f"Triton does not work here ({_broken[0]}); losses take a few more operations",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return terms
+
+
+class _Kernels(torch.autograd.Function):
+    """The same by kernels: they leave all gradients in one row, which is scaled in one go."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, others: dict[str, Any], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        terms, gradients = kernels(*inputs, **others)
+        ctx.save_for_backward(gradients)
+        ctx.like = [(tensor.shape, tensor.dtype) for tensor in inputs]
+        found = terms.unbind()
+        ctx.mark_non_differentiable(*found[1:])
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        (gradients,) = ctx.saved_tensors
+        dtypes = {dtype for _, dtype in ctx.like}
+        scaled = gradients.new_empty(len(gradients), dtype=max(dtypes, key=lambda d: d.itemsize))
+        torch.mul(gradients, total, out=scaled)
+        *heads, (shape, _) = ctx.like
+        sizes = [shape.numel() for shape, _ in heads]
+        parts = scaled.split([*sizes, len(scaled) - sum(sizes)])
+        # One row of the projection's gradients stands for all.
+        rows = parts[-1].view(-1, shape[1]).expand(shape)
+        shaped = [part.view(like[0]) for part, like in zip(parts, heads, strict=False)]
+        return (
+            None,
+            None,
+            *(g.to(like[1]) for g, like in zip([*shaped, rows], ctx.like, strict=True)),
+        )

@@ -1,0 +1,64 @@
+"""Where the cached features of a training set lie while a student trains.
+
+resident  A copy on the training device: a batch is an index-select there, and nothing is read.
+mapped    In the store's files, mapped into memory: a batch is one gather. On a CPU the mapped pages
+          are the memory, and a copy would only double them.
+streamed  In the store's files, for features that do not fit into memory or come from afar: epochs
+          follow the shards, in blocks of examples that lie together, and the next ones are read
+          while the current ones are used.
+auto      resident on an accelerator that has room for them, else mapped: the same order of
+          examples, so the same student.
+"""
+
+from typing import Literal
+
+import torch
+
+from ...cache_schemas.errors import JobError
+from ..store.reading.access import available_memory
+
+Placement = Literal["auto", "resident", "mapped", "streamed"]
+
+RESIDENT_SHARE = 0.25
+"""Of a device's free memory, what `auto` takes for features: the rest is for the student."""
+
+
+def choose_placement(
+    asked: Placement, feature_bytes: int, device: torch.device, from_afar: bool
+) -> Literal["resident", "mapped", "streamed"]:
+    """What `asked` means for so many bytes of features.
+
+    Raises JobError if they are to be resident and the device has no room for them."""
+    if asked in ("mapped", "streamed"):
+        return asked
+    if asked == "auto" and (device.type == "cpu" or from_afar):
+        return "mapped"
+    free = free_memory(device)
+    if asked == "auto":
+        return "resident" if feature_bytes <= RESIDENT_SHARE * free else "mapped"
+    if feature_bytes > free:
+        raise JobError(
+            f"placement resident: the features of the training set take {_gib(feature_bytes)} and "
+            f"{device} has {_gib(free)} free; use mapped, or streamed if they do not fit into "
+            "memory either"
+        )
+    return "resident"
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device; from pinned memory, so that the host need not wait for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could still be taken on a device."""
+    if device.type == "cpu":
+        return available_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB"

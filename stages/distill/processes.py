@@ -1,0 +1,85 @@
+"""The processes that train one student together, as `torchrun` or `accelerate launch` start them.
+
+Each has a share of every batch. A loss compares means over the batch, and these are not the means
+of the shares' losses; so the student's answers to all shares are brought together, and every
+process works out the loss of the whole batch. The results are those of one process.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .order import Places
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Which of a run's processes this is; `local_rank` counts those of its node."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files."""
+        return self.rank == 0
+
+    def share(self, batch: Places) -> Places:
+        """This process's part of a batch. All parts have one size: what is missing at the end is
+        made up with the last example, and `joined` leaves that away again."""
+        rows = -(-len(batch) // self.count)
+        own = np.arange(self.rank * rows, (self.rank + 1) * rows)
+        return batch[np.minimum(own, len(batch) - 1)]
+
+    def joined(self, part: Tensor, rows: int) -> Tensor:
+        """The parts of all processes [share, ...] as the whole batch [rows, ...], on each of them;
+        with gradients."""
+        whole: Tensor = _Joined.apply(part, self.count, self.rank)
+        return whole[:rows]
+
+    def wait(self) -> None:
+        """For all others to come here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def agree(self, tensors: list[Tensor]) -> None:
+        """Overwrite tensors with those of the first process."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+
+ALONE = Processes()
+
+
+def processes() -> Processes:
+    """As a launcher has set the environment; alone without one."""
+    rank, count, local_rank = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    return Processes(rank, count, local_rank) if count > 1 else ALONE
+
+
+class _Joined(torch.autograd.Function):
+    """Parts in a row. Every process works out the same loss from them and sends back what its own
+    part is due; afterwards gradients are averaged over processes, hence times their number."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, count: int, rank: int) -> Tensor:
+        ctx.count, ctx.rank, ctx.rows = count, rank, len(part)
+        whole = part.new_empty(count * len(part), *part.shape[1:])
+        dist.all_gather_into_tensor(whole, part.contiguous())
+        return whole
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        start = ctx.rank * ctx.rows
+        return gradient[start : start + ctx.rows] * ctx.count, None, None

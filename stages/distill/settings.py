@@ -1,0 +1,61 @@
+"""How to train a student: the keys of a job that `training.py` reads."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .placement import Placement
+
+
+class TrainingSettings(BaseModel):
+    """How to train."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schedule: Literal["alternate", "joint"] = Field(
+        default="alternate",
+        description="alternate: each epoch the aligner, then the student; joint: both at once",
+    )
+    epochs: int = Field(default=10, ge=1, description="passes over the training set")
+    placement: Placement = Field(
+        default="auto",
+        description="where features lie: resident (on the training device), mapped (in the store's "
+        "files), or streamed (there too, in blocks that lie together; for those that do not fit "
+        "into memory); auto is resident on a GPU that has room, else mapped",
+    )
+    group_by_length: bool = Field(
+        default=False, description="batches of texts of like length, which need little padding"
+    )
+    batch_size: int = Field(
+        default=32, ge=1, description="examples a batch, of all processes together"
+    )
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches a step")
+    learning_rate: float = Field(default=2e-5, gt=0, description="AdamW, student and its heads")
+    aligner_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="examples a batch of the aligner's own pass (schedule=alternate); default "
+        "batch_size; the orthogonal map is worked out once a batch, so large ones take less time",
+    )
+    aligner_learning_rate: float = Field(default=1e-3, gt=0, description="AdamW, aligner")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW, both")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="course of the student's learning rate after warm-up"
+    )
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="share of steps to warm up")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to it")
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        default="float32", description="autocast of the student"
+    )
+    compile_student: bool = Field(
+        default=False, description="compile the student with torch.compile"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep no activations of the student's layers and work them out again: less "
+        "memory, more time",
+    )
+    save_steps: int | None = Field(
+        default=None, ge=1, description="steps between checkpoints; default once an epoch"
+    )
+    logging_steps: int = Field(default=10, ge=1, description="steps between logged losses")

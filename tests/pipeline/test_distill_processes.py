@@ -1,0 +1,68 @@
+"""`torchrun -m armada.cli distill`: several processes, one run folder, one line for an error."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from armada.pipeline.distill import run_distill
+from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.jobs import make
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def launch(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LAUNCH, "-m", "armada.cli", *map(str, words)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_one_run_folder_of_two_processes(distill_bench, tmp_path):
+    output = tmp_path / "run"
+    done = launch(*distill_bench.words(output, "--json", "--set", "seed=[0, 1]"))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)  # said once
+    assert summary["seeds"] == [0, 1]
+    names = {path.name for path in (output / "seed-0").iterdir()}
+    expected = {"job.yaml", "run.json", "log.jsonl", "metrics.json", "student", "aligner"}
+    assert names == {*expected, "tensorboard"}
+    assert len(list((output / "seed-0" / "tensorboard").iterdir())) == 1
+    metrics = json.loads((output / "seed-0" / "metrics.json").read_bytes())
+    assert metrics["processes"] == 2
+    assert metrics["steps"] == 8
+    log = (output / "seed-0" / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["step"] for row in log]
+    assert steps == sorted(steps)
+
+
+def test_what_is_wrong_is_said_once(distill_bench, tmp_path):
+    done = launch(*distill_bench.words(tmp_path / "run", "--set", "feature=none"))
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "'none'" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_cannot_be_shared_by_more_processes_than_it_has_examples(
+    distill_bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    keys = {
+        "train": str(distill_bench.train),
+        "text_column": "text",
+        "label_column": "label",
+        "cache": str(distill_bench.cache),
+        "student": str(distill_bench.student),
+        "output": str(tmp_path / "run"),
+    }
+    with pytest.raises(Exception, match="'batch_size': 32 examples cannot be shared by 64 proc"):
+        run_distill(make(DistillJob, keys))

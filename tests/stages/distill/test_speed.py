@@ -1,0 +1,75 @@
+"""Compiled students and students without kept activations: the same numbers up to rounding."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from armada.cache_schemas.errors import JobError, StudentSourceError
+from armada.stages.distill.settings import TrainingSettings
+from armada.stages.distill.speed import speed_up
+from tiny_runs import Bench, freeze_dropout, train_logged
+
+CPU = torch.device("cpu")
+
+
+def losses(bench: Bench, folder: Path, **settings: bool) -> list[float]:
+    run = bench.run(folder, dropout=0.0, epochs=2)
+    torch.manual_seed(1)
+    speed_up(run.model.student, TrainingSettings(**settings), run.device)
+    return train_logged(run)[1]
+
+
+@pytest.fixture(scope="module")
+def expected(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return losses(bench, tmp_path_factory.mktemp("plain"))
+
+
+def test_checkpointing_changes_nothing(bench, tmp_path, expected):
+    """Dropout too: a layer that is worked out again drops what it dropped before."""
+    assert losses(bench, tmp_path, gradient_checkpointing=True) == pytest.approx(expected, rel=1e-6)
+
+
+def test_checkpointing_works_layers_out_again(bench, tmp_path):
+    run = bench.run(tmp_path)
+    speed_up(run.model.student, TrainingSettings(gradient_checkpointing=True), CPU)
+    calls = []
+    layer = run.model.student.backbone.encoder.layer[0].output.dense
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    run.model.train()
+    batch = run.train.__getitems__([0, 1, 2])
+    del batch["places"], batch["rows"]
+    run.model(**batch)["loss"].backward()
+    assert len(calls) == 2
+
+
+@pytest.mark.slow
+def test_compiling_changes_nothing_but_what_dropout_draws(bench, tmp_path):
+    student = freeze_dropout(shutil.copytree(bench.student, tmp_path / "bert"))
+    bench = Bench(student, bench.cache)
+    expected = losses(bench, tmp_path / "plain")
+    compiled = losses(bench, tmp_path / "compiled", compile_student=True)
+    assert compiled == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_compiler_that_does_not_work_is_said(bench, tmp_path, monkeypatch):
+    def broken(function):
+        def compiled(tensor):
+            raise RuntimeError("no C++ compiler\nat all")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", broken)
+    run = bench.run(tmp_path)
+    with pytest.raises(JobError) as caught:
+        speed_up(run.model.student, TrainingSettings(compile_student=True), CPU)
+    assert str(caught.value) == (
+        "compile_student: torch.compile does not work here: no C++ compiler; leave it out"
+    )
+
+
+def test_a_student_that_cannot_be_checkpointed(bench, tmp_path, monkeypatch):
+    run = bench.run(tmp_path)
+    monkeypatch.setattr(type(run.model.student.backbone), "supports_gradient_checkpointing", False)
+    with pytest.raises(StudentSourceError, match="gradient_checkpointing: a bert cannot do it"):
+        speed_up(run.model.student, TrainingSettings(gradient_checkpointing=True), CPU)
