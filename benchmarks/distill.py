@@ -1,12 +1,13 @@
 """What a teacher costs a student: a step with cached features against a step without a teacher.
 
-One command, its tables:
+One command, its two tables:
 
     python benchmarks/distill.py [--students 2x128,6x384] [--batches 8,32,256] [--device cuda]
 
 Steps of all ways take turns in one process, in an order drawn anew for each round; figures are
-medians over rounds, ratios of the same round. The epoch counts the aligner's own pass as well.
-Features are random numbers and texts made up: what is learned does not matter here.
+medians over rounds, ratios of the same round. The second table adds the aligner's own pass, which
+comes before the student's in every epoch. Features are random numbers and texts made up: what is
+learned does not matter here.
 """
 
 import argparse
@@ -15,20 +16,21 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 from armada.pipeline.device import choose_device
 from armada.pipeline.provenance import hardware, library_versions, now
-from distill_loops.aligner_pass import aligner_seconds
+from distill_loops.aligner_pass import AlignerPass
 from distill_loops.loops import LOOPS, Loop
 from distill_loops.loss_cost import loss_seconds
 from distill_loops.material import Material, Size
 from distill_loops.memory import peak_bytes
 from figures import ratios, table
 
-HEADER = (
+STEPS = (
     "student",
     "batch",
     "plain ms",
@@ -40,12 +42,23 @@ HEADER = (
     "straightforward / plain",
     "its aligner + loss ms",
     "times ours",
-    "aligner's pass / plain epoch: matrix_exp",
-    "matrix_exp, 1024 a batch",
-    "cayley, 1024 a batch",
     "peak MiB plain",
     "armada",
     "straightforward",
+)
+PASSES = (
+    "student",
+    "batch",
+    "aligner's pass, ms a batch",
+    "matrix in every step",
+    "cayley",
+    "1024 a batch",
+    "pass / plain epoch",
+    "matrix in every step",
+    "cayley",
+    "1024 a batch",
+    "epoch / plain epoch",
+    "aligner + loss, straightforward / ours",
 )
 
 
@@ -57,13 +70,16 @@ def main() -> None:
         print(line)
     with tempfile.TemporaryDirectory() as folder:
         material = Material(Path(folder), options.examples, options.dim)
-        rows = [HEADER]
+        steps, passes = [STEPS], [PASSES]
         for size in options.students:
+            maps = [AlignerPass(material, size, name, device) for name in ("matrix_exp", "cayley")]
             for batch_size in options.batches:
-                rows.append(row(material, size, batch_size, device, options))
+                measured = measure(material, size, batch_size, device, options)
+                steps.append(step_row(size, batch_size, measured, device, options))
+                passes.append(pass_row(size, batch_size, measured, *maps))
                 print(f"... {size}, {batch_size}", file=sys.stderr)
-    print()
-    print(table(rows, options.markdown))
+    for title, rows in (("Steps", steps), ("Epochs of `alternate`", passes)):
+        print(f"\n{title}\n\n{table(rows, options.markdown)}")
 
 
 def parse() -> argparse.Namespace:
@@ -107,14 +123,34 @@ def describe(device: torch.device, options: argparse.Namespace) -> list[str]:
     ]
 
 
-def row(
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds a step: of each round by way, of its parts; of aligner and loss, straightforward and
+    ours."""
+
+    rounds: dict[str, list[float]]
+    parts: dict[str, dict[str, float]]
+    losses: tuple[float, float]
+
+    @property
+    def theirs(self) -> float:
+        """Aligner and loss of the straightforward way."""
+        return self.parts["straightforward"]["aligner"] + self.losses[0]
+
+    @property
+    def ours(self) -> float:
+        """Those of ours."""
+        return self.parts["armada"]["aligner"] + self.losses[1]
+
+
+def measure(
     material: Material,
     size: Size,
     batch_size: int,
     device: torch.device,
     options: argparse.Namespace,
-) -> tuple[str, ...]:
-    """One line of the table."""
+) -> Measured:
+    """Steps of all ways, taking turns."""
     loops = [make(material, size, batch_size, device) for make in LOOPS]
     for loop in loops:
         loop.step()
@@ -128,31 +164,54 @@ def row(
         for name in random.sample(list(steps), len(steps)):
             rounds[name].append(steps[name]())
     count = options.rounds * number
-    _, armada, straightforward = (
-        {part: 1e3 * seconds / count for part, seconds in loop.seconds.items()} for loop in loops
-    )
-    losses = [1e3 * seconds for seconds in loss_seconds(batch_size, options.dim, device)]
-    theirs, ours = straightforward["aligner"] + losses[0], armada["aligner"] + losses[1]
-    example = median(rounds["plain"]) / batch_size
-    passes = [
-        aligner_seconds(material, size, rows, name, device) / example
-        for name, rows in (("matrix_exp", batch_size), ("matrix_exp", 1024), ("cayley", 1024))
-    ]
-    peaks = [peak_bytes(loop.name, size, batch_size, device, options) for loop in loops]
+    parts = {loop.name: {p: s / count for p, s in loop.seconds.items()} for loop in loops}
+    return Measured(rounds, parts, loss_seconds(batch_size, options.dim, device))
+
+
+def step_row(
+    size: Size,
+    batch_size: int,
+    measured: Measured,
+    device: torch.device,
+    options: argparse.Namespace,
+) -> tuple[str, ...]:
+    """One line of the table of steps."""
+    rounds, own = measured.rounds, measured.parts["armada"]
+    peaks = [peak_bytes(loop.name, size, batch_size, device, options) for loop in LOOPS]
     return (
         str(size),
         str(batch_size),
         f"{1e3 * median(rounds['plain']):.2f}",
         f"{1e3 * median(rounds['armada']):.2f}",
         shown(ratios(rounds["armada"], rounds["plain"])),
-        f"{armada['data']:.3f}",
-        f"{armada['aligner']:.3f}",
-        f"{losses[1]:.3f}",
+        f"{1e3 * own['data']:.3f}",
+        f"{1e3 * own['aligner']:.3f}",
+        f"{1e3 * measured.losses[1]:.3f}",
         shown(ratios(rounds["straightforward"], rounds["plain"])),
-        f"{theirs:.2f}",
-        f"{theirs / ours:.1f}",
-        *(f"{share:.3f}" for share in passes),
+        f"{1e3 * measured.theirs:.2f}",
+        f"{measured.theirs / measured.ours:.1f}",
         *(f"{peak / 2**20:.0f}" for peak in peaks),
+    )
+
+
+def pass_row(
+    size: Size, batch_size: int, measured: Measured, exact: AlignerPass, cayley: AlignerPass
+) -> tuple[str, ...]:
+    """One line of the table of epochs."""
+    plain = median(measured.rounds["plain"]) / batch_size
+    applied, worked_out = exact.seconds(batch_size)
+    ways = [applied, worked_out, cayley.seconds(batch_size)[0], exact.seconds(1024)[0]]
+    step = median(ratios(measured.rounds["armada"], measured.rounds["plain"]))
+    ours = measured.ours / batch_size + applied
+    theirs = measured.theirs / batch_size + worked_out
+    return (
+        str(size),
+        str(batch_size),
+        *(f"{1e3 * seconds * batch_size:.1f}" for seconds in ways[:3]),
+        f"{1e3 * ways[3] * 1024:.1f}",
+        *(f"{seconds / plain:.3f}" for seconds in ways),
+        f"{step + applied / plain:.3f}",
+        f"{theirs / ours:.1f}",
     )
 
 

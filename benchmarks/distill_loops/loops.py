@@ -130,7 +130,9 @@ class StraightforwardLoop(ArmadaLoop):
     name = "straightforward"
 
     def prepare(self) -> None:
-        super().prepare()
+        objective = self.model.objective
+        assert isinstance(objective, ArmadaObjective)
+        freeze(objective.aligner)
         self.dataset.features = None
         self.dataset.apart = True
 

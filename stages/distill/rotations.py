@@ -34,7 +34,10 @@ turns 1 into 0.99, reads 0, and Q is zero from then on."""
 
 Times = npt.NDArray[np.float64]
 
-_PROBES, _POWER_STEPS, _MARGIN = 2, 5, 1.2
+_LAST_TERM = 8
+"""In units of the last digit: what is left out is less than what rounding leaves."""
+
+_PROBES, _POWER_STEPS, _MARGIN = 2, 5, 1.15
 """How the radius is estimated; an estimate that was too small only costs a second try."""
 
 
@@ -141,7 +144,7 @@ def _coefficients(times: Times, radius: float, dtype: torch.dtype) -> Times:
     # J_k(r) falls faster than any power once k is above r.
     orders = np.arange(int(radius) + 64)
     found = np.where(orders > 0, 2, 1) * jv(orders, times[:, None] * radius)
-    counts = np.abs(found).max(axis=0) > torch.finfo(dtype).eps
+    counts = np.abs(found).max(axis=0) > _LAST_TERM * torch.finfo(dtype).eps
     return np.asarray(found[:, : np.flatnonzero(counts)[-1] + 1])
 
 
