@@ -93,7 +93,7 @@ class SeedRun:
         training = self._train(run)
         metrics = _metrics(self.job, self.seed, self.data, run, training)
         if self.group.first:
-            self._write(built, metrics)
+            self._write(training.model, built, metrics)
         return metrics
 
     def _build(self) -> _Built:
@@ -145,8 +145,8 @@ class SeedRun:
         with CountProgress(f"distill, seed {self.seed}", "steps", steps, self.quiet) as progress:
             return train(replace(run, on_step=progress.advance))
 
-    def _write(self, built: _Built, metrics: Metrics) -> None:
-        student, objective = built.model.student, built.model.objective
+    def _write(self, model: DistillModel, built: _Built, metrics: Metrics) -> None:
+        student, objective = model.student, model.objective
         card = StudentCard(
             space=self.data.space,
             pooling=student.pooler.pooling,

@@ -1,7 +1,8 @@
 """Runs of stage 2 in each of several processes; `torchrun processes_worker.py PLAN.json`.
 
 The plan names a student, a cache, a folder for each run, and its settings; the first process writes
-the losses of all runs. `stop_after`: the run is cut after so many steps."""
+the losses of all runs, and in each folder the weights. `stop_after`: the run is cut after so many
+steps."""
 
 import json
 import sys
@@ -11,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from armada.stages.distill.processes import processes
+from armada.stages.distill.sharding import plain
 from armada.stages.distill.training import Run, train
 from armada.stages.store.reading.reader import open_cache
+from safetensors.torch import save_file
 from tiny_runs import Bench, train_logged
+
+WEIGHTS = "weights.safetensors"
 
 
 class Cut(Exception):
@@ -26,7 +31,10 @@ def losses(bench: Bench, how: dict[str, Any]) -> list[float]:
     run.model.double()
     if stop_after is not None:
         return cut(replace(run, processes=processes()), stop_after)
-    return train_logged(replace(run, processes=processes()))[1]
+    training, found = train_logged(replace(run, processes=processes()))
+    if processes().first:
+        save_file(plain(training.model.state_dict()), folder / WEIGHTS)
+    return found
 
 
 def cut(run: Run, after: int) -> list[float]:

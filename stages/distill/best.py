@@ -1,17 +1,21 @@
 """Keeps the best weights by validation, and brings them back at the end."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..store.files.atomic import write_atomic
 from .evaluation import better
+from .sharding import load_whole, plain
 
 BEST = "best"
+
+Weights = dict[str, Tensor]
 
 
 class BestStudent(TrainerCallback):  # type: ignore[misc]
@@ -19,6 +23,8 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, folder: Path, metric: str) -> None:
         self._folder, self._metric = folder / BEST, metric
+        self.weights_of: Callable[[nn.Module], Weights] = nn.Module.state_dict
+        """Whole weights of a model; every process asks."""
         self.evaluations: list[dict[str, float]] = self._read()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -37,8 +43,9 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         row = {"step": state.global_step, "epoch": state.epoch, **row}
         improved = self._beats(row, self._best())
         self.evaluations.append(row)
+        weights = self.weights_of(kwargs["model"]) if improved else None
         if state.is_world_process_zero:
-            self._write(kwargs["model"] if improved else None)
+            self._write(weights)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drops weights that no resumed run can want any more: there is a newer checkpoint."""
@@ -52,7 +59,7 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         best = self._best()
         if best is None:
             return None
-        model.load_state_dict(load_file(self._weights(best)))
+        load_whole(model, self._weights(best))
         return best["epoch"]
 
     def _weights(self, row: dict[str, float]) -> Path:
@@ -73,10 +80,9 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         rows: list[dict[str, float]] = json.loads(file.read_bytes()) if file.is_file() else []
         return rows
 
-    def _write(self, model: nn.Module | None) -> None:
+    def _write(self, weights: Weights | None) -> None:
         self._folder.mkdir(exist_ok=True)
-        if model is not None:
-            state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-            save_file(state, self._weights(self.evaluations[-1]))
+        if weights is not None:
+            save_file(plain(weights), self._weights(self.evaluations[-1]))
         document = json.dumps(self.evaluations).encode()
         write_atomic(self._folder / "evaluations.json", [document])

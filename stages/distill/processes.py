@@ -48,6 +48,12 @@ class Processes:
         if self.count > 1:
             dist.barrier()
 
+    def draw_apart(self, seed: int) -> None:
+        """Random numbers of each process's own from here on: dropout of other examples is other
+        dropout."""
+        if self.count > 1:
+            torch.manual_seed(int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0]))
+
     def agree(self, tensors: list[Tensor]) -> None:
         """Overwrite tensors with those of the first process."""
         if self.count > 1:

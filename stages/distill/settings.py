@@ -55,6 +55,10 @@ class TrainingSettings(BaseModel):
         description="keep no activations of the student's layers and work them out again: less "
         "memory, more time",
     )
+    shard_student: bool = Field(
+        default=False,
+        description="divide the student's weights and optimizer among the processes (FSDP)",
+    )
     save_steps: int | None = Field(
         default=None, ge=1, description="steps between checkpoints; default once an epoch"
     )

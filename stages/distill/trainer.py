@@ -8,6 +8,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..corpus.labels import LabelSpace
 from .batches import Batch, DistillDataset, as_batch
@@ -19,6 +20,7 @@ from .optimizer import adamw, parameter_groups
 from .order import EpochBatches, Places
 from .placement import to_device
 from .replay import Replay
+from .sharding import load_whole, plain, shard
 
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
@@ -45,7 +47,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._save_beside = save_beside
         self._aligner_loss = aligner_loss
         self._replay = replay
-        self._finite = FiniteLosses(train.names, arguments.device.type != "cpu")
+        # The flag that stops an optimizer on the device is none of those that are divided.
+        deferred = arguments.device.type != "cpu" and not arguments.fsdp
+        self._finite = FiniteLosses(train.names, deferred)
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
         super().__init__(
@@ -56,12 +60,24 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             compute_metrics=_metrics_of(model.student.space),
         )
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the trainer does it; a model that is to be sharded is announced."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args is not None:
+            shard(self.accelerator, self.args.fsdp_plugin_args, self.model)
+            self.is_fsdp_enabled = True
+
     def get_train_dataloader(self) -> Any:
         """Batches in the order of (seed, epoch); the dataset joins each in one go, and takes this
         process's share, so that nobody else need divide them."""
         loader = self._loader(self.train_dataset, batch_sampler=self._epoch_batches)
         return prepare_data_loader(
-            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            non_blocking=True,
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -90,12 +106,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
-        # The base of an orthogonal map is a transposed view, which safetensors does not take.
-        state = state_dict or self.model.state_dict()
-        super()._save(output_dir, {name: tensor.contiguous() for name, tensor in state.items()})
+        super()._save(output_dir, plain(state_dict or self.model.state_dict()))
         # Here, not in a callback's on_save: by then the checkpoint before this one is gone.
         if self._save_beside is not None and output_dir is not None:
             self._save_beside(Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # What is sharded as well: the trainer's own way leaves out what stayed whole.
+        load_whole(model or self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         parts: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}

@@ -10,6 +10,7 @@ the order of batches, dropout; so a run that is cut and resumed ends like one th
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from .processes import ALONE, Processes
 from .replay import Replay
 from .schedules import AlternateSchedule, freeze
 from .settings import TrainingSettings
+from .sharding import Twin, fsdp_arguments, whole_weights
 from .timing import StepTimes
 from .trainer import DistillTrainer
 
@@ -40,8 +42,9 @@ TENSORBOARD = "tensorboard"
 
 @dataclass(slots=True)
 class Training:
-    """Figures of one run."""
+    """The trained model, whole on the first process, and figures of the run."""
 
+    model: DistillModel
     steps: int = 0
     epochs: list[dict[str, float]] = field(default_factory=list)
     best_epoch: float | None = None
@@ -69,6 +72,11 @@ class Run:
     on_log: Callable[[dict[str, float]], None] = lambda row: None
     on_step: Callable[[int], None] = lambda steps: None
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the student is divided among processes."""
+        return self.settings.shard_student and self.processes.count > 1
+
 
 def train(run: Run) -> Training:
     """Train `run.model` in place, resuming from the last checkpoint in its folder if there is one.
@@ -78,7 +86,10 @@ def train(run: Run) -> Training:
     times, best = StepTimes(), BestStudent(run.folder, run.metric)
     run.train.processes = run.model.processes = run.processes
     _place(run)
+    twin = Twin(run.model) if run.sharded and run.processes.first else None
     trainer = _make_trainer(run, [times, best], _schedule(run, checkpoint))
+    best.weights_of = partial(whole_weights, trainer.accelerator)
+    run.processes.draw_apart(run.seed)
     try:
         with quiet_transformers():
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -88,9 +99,11 @@ def train(run: Run) -> Training:
             "resume=true"
         ) from cause
     run.processes.wait()  # for the first, which writes
-    best_epoch = best.restore(run.model)
+    best_epoch = best.restore(trainer.model)
     run.processes.wait()  # for all, before the first tidies up
+    weights = whole_weights(trainer.accelerator, trainer.model) if run.sharded else {}
     return Training(
+        model=twin.filled(weights) if twin else run.model,
         steps=trainer.state.global_step,
         epochs=best.evaluations,
         best_epoch=best_epoch,
@@ -213,6 +226,7 @@ def _tensorboard(folder: Path) -> TensorBoardCallback:
 def _arguments(run: Run) -> TrainingArguments:
     settings = run.settings
     arguments = TrainingArguments(
+        **(fsdp_arguments(run.model) if run.sharded else {}),
         output_dir=str(run.folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=-(-settings.batch_size // run.processes.count),

@@ -11,7 +11,9 @@ from typing import Any
 
 import processes_worker
 import pytest
+import torch
 from armada.stages.store.reading.reader import open_cache
+from safetensors.torch import load_file
 from tiny_runs import Bench, freeze_dropout, make_cache
 
 TESTS = Path(processes_worker.__file__).parent
@@ -27,6 +29,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "feature": {"batch_size": 8, "objective": "feature"},
     "kd": {"batch_size": 8, "objective": "kd", "weights": {"temperature": "learned"}},
     "undistilled": {"batch_size": 8, "control": "undistilled"},
+}
+# In processes of their own: whoever has sharded once does so ever after.
+SHARDED: dict[str, dict[str, Any]] = {
+    "sharded": {"batch_size": 8, "shard_student": True},
+    "sharded, joint": {"batch_size": 8, "shard_student": True, "schedule": "joint"},
+    "sharded, undistilled": {"batch_size": 4, "shard_student": True, "control": "undistilled"},
 }
 CUT = {"batch_size": 8, "save_steps": 5}
 
@@ -49,44 +57,74 @@ def in_two_processes(plan: Path) -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def plan(checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A BERT without dropout, a cache, and runs in folders of their own."""
+def root(checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a BERT without dropout and a cache."""
     folder = tmp_path_factory.mktemp("processes")
     shutil.copytree(checkpoint("bert"), folder / "student")
     freeze_dropout(folder / "student")
     make_cache(folder / "cache")
-    runs = {name: {**how, "folder": str(folder / name)} for name, how in RUNS.items()}
-    runs["cut"] = {**CUT, "folder": str(folder / "cut"), "stop_after": 12}
-    return {
-        "student": str(folder / "student"),
-        "cache": str(folder / "cache"),
-        "runs": runs,
-    }
+    return folder
 
 
-@pytest.fixture(scope="module")
-def found(plan: dict[str, Any]) -> dict[str, list[float]]:
-    file = Path(plan["student"]).with_name("plan.json")
-    file.write_text(json.dumps(plan))
+def carried_out(root: Path, runs: dict[str, dict[str, Any]], **more: Any) -> dict[str, list[float]]:
+    """The losses of runs, each in a folder of its name, in two processes."""
+    plan = {"student": str(root / "student"), "cache": str(root / "cache")}
+    named = {name: {**how, "folder": str(root / name)} for name, how in (runs | more).items()}
+    file = root / "plan.json"
+    file.write_text(json.dumps({**plan, "runs": named}))
     return in_two_processes(file)
 
 
-def alone(plan: dict[str, Any], folder: Path, **how: Any) -> list[float]:
+@pytest.fixture(scope="module")
+def found(root: Path) -> dict[str, list[float]]:
+    return carried_out(root, RUNS, cut={**CUT, "stop_after": 12})
+
+
+@pytest.fixture(scope="module")
+def found_sharded(root: Path) -> dict[str, list[float]]:
+    cut = {**CUT, "shard_student": True}
+    first = carried_out(root, SHARDED, part={**cut, "stop_after": 12})
+    return first | {"rest": carried_out(root, {}, part=cut)["part"]}
+
+
+def alone(root: Path, folder: Path, **how: Any) -> list[float]:
     """The same run in this process."""
-    bench = Bench(Path(plan["student"]), open_cache(plan["cache"]))
+    bench = Bench(root / "student", open_cache(root / "cache"))
     return processes_worker.losses(bench, {**copy.deepcopy(how), "folder": str(folder)})
 
 
+def assert_same(root: Path, alone_in: Path, name: str) -> None:
+    """All weights of a run, to the precision that losses are compared with."""
+    expected, got = (load_file(f / processes_worker.WEIGHTS) for f in (alone_in, root / name))
+    assert expected.keys() == got.keys()
+    for key, weight in expected.items():
+        torch.testing.assert_close(got[key], weight, rtol=1e-7, atol=1e-9, msg=key)
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_the_losses_are_those_of_one_process(plan, found, tmp_path, name):
-    expected = alone(plan, tmp_path, **RUNS[name])
+def test_the_losses_are_those_of_one_process(root, found, tmp_path, name):
+    expected = alone(root, tmp_path, **RUNS[name])
     assert len(expected) > 12
     assert found[name] == pytest.approx(expected, rel=1e-9)
+    assert_same(root, tmp_path, name)
 
 
-def test_one_process_goes_on_with_the_run_of_two(plan, found, tmp_path):
+def test_one_process_goes_on_with_the_run_of_two(root, found, tmp_path):
     """After step 12 of 21, of which 10 are saved."""
-    expected = alone(plan, tmp_path / "whole", **CUT)
-    cut = Path(shutil.copytree(plan["runs"]["cut"]["folder"], tmp_path / "cut"))
+    expected = alone(root, tmp_path / "whole", **CUT)
+    cut = Path(shutil.copytree(root / "cut", tmp_path / "cut"))
     assert found["cut"] == pytest.approx(expected[: len(found["cut"])], rel=1e-9)
-    assert alone(plan, cut, **CUT) == pytest.approx(expected[10:], rel=1e-9)
+    assert alone(root, cut, **CUT) == pytest.approx(expected[10:], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_sharded_student_is_that_of_one_process(root, found_sharded, tmp_path, name):
+    """Whole again at the end, too."""
+    expected = alone(root, tmp_path, **SHARDED[name])
+    assert found_sharded[name] == pytest.approx(expected, rel=1e-9)
+    assert_same(root, tmp_path, name)
+
+
+def test_a_sharded_run_goes_on(root, found_sharded, tmp_path):
+    expected = alone(root, tmp_path, **CUT)
+    assert found_sharded["rest"] == pytest.approx(expected[10:], rel=1e-9)

@@ -1,0 +1,71 @@
+"""A student whose weights, gradients and optimizer are divided among processes (FSDP, version 2).
+
+Accelerate shards it; what is here is what that leaves to its users: which modules go together, what
+stays whole, and the way back to whole weights. The aligner stays whole on every process: it learns
+and answers outside the student's steps.
+"""
+
+import copy
+from typing import Any
+
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+from .model import DistillModel
+
+
+def fsdp_arguments(model: DistillModel) -> dict[str, Any]:
+    """For `TrainingArguments`: a unit of its own for each layer of the student."""
+    config: dict[str, Any] = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
+    if layers := model.student.backbone._no_split_modules:
+        config["transformer_layer_cls_to_wrap"] = sorted(layers)
+    return {"fsdp": True, "fsdp_config": config}
+
+
+def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: DistillModel) -> None:
+    """Have the accelerator shard a model when it prepares it, its aligner left out."""
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        # Accelerate offers it to accelerators only, where torch does it on CPUs as well. Its state
+        # is kept in two places, and copied from the second to the first now and then.
+        state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_arguments)
+    if model.objective.aligner is not None:
+        state.fsdp_plugin.ignored_modules = [model.objective.aligner]
+
+
+class Twin:
+    """The same model without numbers, made before sharding, to take up whole weights after it."""
+
+    def __init__(self, model: DistillModel) -> None:
+        self._model = copy.deepcopy(model).to("meta")
+
+    def filled(self, weights: dict[str, Tensor]) -> DistillModel:
+        """The twin with these weights, on the processor."""
+        model = self._model.to_empty(device="cpu")
+        model.load_state_dict(weights)
+        return model
+
+
+def load_whole(model: nn.Module, file: Any) -> None:
+    """Load whole weights into a model, which may be sharded; every process calls it."""
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, load_file(file), options=options)
+
+
+def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+    """All weights of a model, which may be sharded, on the first process; every process calls
+    it."""
+    return plain(accelerator.get_state_dict(model))
+
+
+def plain(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that can be written to a file as they are: the base of an orthogonal map is a
+    transposed view, and what was just gathered may be a promise of a tensor."""
+    return {
+        name: tensor.contiguous() if type(tensor) is Tensor else tensor.clone()
+        for name, tensor in weights.items()
+    }
