@@ -6,6 +6,7 @@ standard error. Exit codes: 0 done, 1 the run failed, 2 the input was wrong.
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_commands, name="cache")
+
+_PATIENCE_S = 5.0
 
 JobFile = Annotated[Path | None, typer.Argument(help="YAML file of job keys", show_default=False)]
 Keys = Annotated[bool, typer.Option("--keys", help="list all job keys and what they mean")]
@@ -170,9 +173,11 @@ def demo(
     run_demo(output, seed, quick)
 
 
-def _speaks_for_node(error: ArmadaError) -> bool:
-    """Wrong input is wrong for all processes that a launcher started; one of a node says so."""
-    return not isinstance(error, InputError) or os.environ.get("LOCAL_RANK", "0") == "0"
+def _let_the_first_speak(error: ArmadaError) -> None:
+    """Wrong input is mostly wrong for all processes that a launcher started: one of a node says so,
+    and the launcher ends the others, unless it was wrong for them alone."""
+    if isinstance(error, InputError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(_PATIENCE_S)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -183,8 +188,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ArmadaError as error:
         if "--debug" in given:
             raise
-        if _speaks_for_node(error):
-            print(f"error: {error}", file=sys.stderr)
+        _let_the_first_speak(error)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if "--debug" in given:

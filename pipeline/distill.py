@@ -7,6 +7,7 @@ from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.base import Objective
 from ..stages.distill.processes import Processes, processes
 from ..stages.store.reading.access import COLD_SHARE
+from .device import choose_device
 from .distill_job import DistillJob
 from .run_folder import JOB, METRICS, check_free, claim, read_metrics, spread, write_json
 from .seed_run import Metrics, SeedRun, resolved
@@ -26,11 +27,13 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     if finished is not None:
         return finished
     _check_processes(job, group)
+    group.meet(choose_device(job.device, group.local_rank))
     objective = _objective_class(job)
-    data = read_student_data(job, objective)
+    with group.one_of_a_node_first():  # it makes room in a mirror, or finds that there is none
+        data = read_student_data(job, objective)
+        _fetch_ahead(job, data, objective, quiet)
     if group.first:
         _warn_of_random_reads(job, data)
-    _fetch_ahead(job, data, objective, quiet)
     if len(job.seeds) == 1:
         return SeedRun(job, job.output, job.seeds[0], data, objective, group, quiet).run()
     summary = summarise(_run_seeds(job, data, objective, group, quiet))
@@ -45,11 +48,19 @@ def _check_processes(job: DistillJob, group: Processes) -> None:
             f"job key 'batch_size': {job.batch_size} examples cannot be shared by {group.count} "
             "processes; start fewer, or take larger batches"
         )
+    if job.shard_student and group.count == 1:
+        raise JobError(
+            "shard_student: there is one process, and nothing to divide among several; start them "
+            "with torchrun, or leave it out"
+        )
+    if job.shard_student and job.precision == "fp16":
+        raise JobError("shard_student: goes with float32 or bf16, not with precision 'fp16'")
 
 
 def _warn_of_random_reads(job: DistillJob, data: StudentData) -> None:
     feature = data.feature
-    if feature is not None and feature.access == "cold" and job.placement == "auto":
+    on_cpu = choose_device(job.device).type == "cpu"
+    if feature is not None and feature.access == "cold" and job.placement == "auto" and on_cpu:
         warn(
             f"feature {feature.spec.name!r}: its {size(len(feature) * feature.spec.row_bytes)} are "
             f"more than {COLD_SHARE:.0%} of the memory at hand, so rows in random order are read "

@@ -26,7 +26,15 @@ from ..stages.distill.processes import Processes
 from ..stages.distill.speed import speed_up
 from ..stages.distill.student_source import load_student
 from ..stages.distill.tokens import choose_max_length
-from ..stages.distill.training import CHECKPOINTS, Run, Training, placement, steps_done, train
+from ..stages.distill.training import (
+    CHECKPOINTS,
+    Run,
+    Training,
+    check_checkpoint,
+    placement,
+    steps_done,
+    train,
+)
 from .device import choose_device
 from .distill_job import DistillJob
 from .model_card import model_card
@@ -130,8 +138,11 @@ class SeedRun:
             processes=self.group,
             on_log=self._log,
         )
-        placement(run)  # or there is no room
+        check_checkpoint(run)
         speed_up(built.model.student, job, run.device)
+        # Chosen once, as long as the memory is free; or there is no room.
+        run = replace(run, where=placement(run) if run.train.features is not None else None)
+        self.group.wait()  # until nobody has a reason to refuse
         return run
 
     def _log(self, row: Mapping[str, Any]) -> None:
@@ -187,7 +198,7 @@ def _metrics(
         "step_seconds": training.step_seconds,
         "aligner_seconds": training.aligner_seconds,
         "data_seconds": training.data_seconds,
-        "placement": placement(run) if run.train.features is not None else None,
+        "placement": run.where,
         "processes": run.processes.count,
         "peak_rss_bytes": peak_rss_bytes(),
     }

@@ -1,8 +1,8 @@
 """Runs of stage 2 in each of several processes; `torchrun processes_worker.py PLAN.json`.
 
 The plan names a student, a cache, a folder for each run, and its settings; the first process writes
-the losses of all runs, and in each folder the weights. `stop_after`: the run is cut after so many
-steps."""
+the losses of all runs, and in each folder weights and evaluations. `stop_after`: the run is cut
+after so many steps."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from armada.stages.store.reading.reader import open_cache
 from safetensors.torch import save_file
 from tiny_runs import Bench, train_logged
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, EPOCHS = "weights.safetensors", "epochs.json"
 
 
 class Cut(Exception):
@@ -34,6 +34,7 @@ def losses(bench: Bench, how: dict[str, Any]) -> list[float]:
     training, found = train_logged(replace(run, processes=processes()))
     if processes().first:
         save_file(plain(training.model.state_dict()), folder / WEIGHTS)
+        (folder / EPOCHS).write_text(json.dumps(training.epochs))
     return found
 
 

@@ -27,7 +27,7 @@ STORE_FLOORS = (("files",), ("format",), ("reading", "writing"), ("upkeep", "tra
 """The floors inside of the store."""
 
 WITHOUT_TORCH = ("cache_schemas", "stages.corpus", "stages.store", "stages.plugins")
-LIGHT = {"typer", "json", "os", "sys", "pathlib", "typing", "__future__"}
+LIGHT = {"typer", "json", "os", "sys", "time", "pathlib", "typing", "__future__"}
 
 
 def module_of(file: Path) -> str:

@@ -66,7 +66,7 @@ class Loop:
     def data(self, places: Places) -> Batch:
         """The batch, on the device."""
         batch = self.dataset.__getitems__(places.tolist())
-        del batch["places"], batch["rows"]
+        del batch["places"]
         return {
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in batch.items()

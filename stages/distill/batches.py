@@ -24,10 +24,10 @@ from .processes import ALONE
 from .tokens import Tokens
 
 Batch = dict[str, Any]
-"""Tensors by name; `places`, the examples they are of, an array, which stays where it is when
-tensors move to a device; `rows`, how many the batch has in all processes."""
+"""Tensors by name, of this process's share; `places`, the examples of the whole batch, an array,
+which stays where it is when tensors move to a device."""
 
-_COPIED_ROWS = 65536
+_COPIED_BYTES = 64 * 2**20
 
 
 def _numbers(places: Places) -> list[str]:
@@ -70,8 +70,9 @@ class DistillDataset(Dataset[Batch]):
 
     def __getitems__(self, places: list[int]) -> Batch:
         started = time.perf_counter()
-        chosen = self.processes.share(np.asarray(places, dtype=np.int64))
-        batch: Batch = {**self._tokens.pad(chosen), "places": chosen, "rows": len(places)}
+        whole = np.asarray(places, dtype=np.int64)
+        chosen = self.processes.share(whole)
+        batch: Batch = {**self._tokens.pad(chosen), "places": whole}
         batch |= {"labels": self._labels_of(chosen)} if self.apart else self.aligner_batch(chosen)
         self.seconds += time.perf_counter() - started
         return batch
@@ -106,8 +107,9 @@ class DistillDataset(Dataset[Batch]):
         if self.features is None:
             return
         order = np.argsort(self.features.file_order())
-        for start in range(0, len(order), _COPIED_ROWS):
-            places = order[start : start + _COPIED_ROWS]
+        step = max(1, _COPIED_BYTES * len(order) // max(1, self.features.bytes))
+        for start in range(0, len(order), step):
+            places = order[start : start + step]
             rows = torch.from_numpy(self.features(places))
             if self._resident is None:
                 self._resident = rows.new_empty(len(order), *rows.shape[1:], device=device)
@@ -120,6 +122,11 @@ class DistillDataset(Dataset[Batch]):
         if self.features is not None:
             self._blocks = BlockOrder(self.features.file_order(), BLOCK_ROWS, BLOCKS_PER_WINDOW)
             self._ahead = ReadAhead(self.features.will_need)
+
+    @property
+    def window_rows(self) -> int | None:
+        """Examples that lie together and are read ahead of use, None where there are no such."""
+        return None if self._blocks is None else BLOCK_ROWS * BLOCKS_PER_WINDOW
 
     def batches(
         self, batch_size: int, seed: int, epoch: int, stream: int = 0, read_ahead: bool = True

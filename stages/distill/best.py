@@ -49,6 +49,8 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drops weights that no resumed run can want any more: there is a newer checkpoint."""
+        if not state.is_world_process_zero:
+            return
         best = self._best()
         for file in self._folder.glob("*.safetensors"):
             if best is not None and file != self._weights(best):

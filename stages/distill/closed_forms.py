@@ -47,9 +47,13 @@ def armada_loss(
 ) -> ArmadaTerms:
     """`losses.armada_loss`: both heads go through each operation together; on a GPU, by Triton."""
     student = (student_output, student_aux_output, student_projection)
+    measure = losses.choose(_MANIFOLDS, "manifold", manifold)
+    aligner = (aligner_output, aligner_aux_output, aligner_projection)
+    for ours, theirs in zip(student, aligner, strict=True):
+        assert ours.shape == theirs.shape, "broadcasting would hide a wrong size"
     terms = fused.by_kernels(
         *student,
-        aligner=(aligner_output, aligner_aux_output, aligner_projection),
+        aligner=aligner,
         labels=labels,
         weights=(alpha, beta, gamma),
         temperature=None if regression else temperature,
@@ -65,7 +69,7 @@ def armada_loss(
         labels=labels,
         weights=(alpha, beta, gamma),
         temperature=None if regression else temperature,
-        manifold=losses.choose(_MANIFOLDS, "manifold", manifold),
+        manifold=measure,
     )
     return ArmadaTerms(*differentiable(formula, *student))
 
@@ -84,7 +88,6 @@ def _armada(
 ) -> tuple[tuple[Tensor, ...], Gradients]:
     alpha, beta, gamma = weights
     student_2BK = torch.stack((output, aux_output))
-    assert student_2BK.shape == teacher.shape, "broadcasting would hide a wrong size"
     tasks, d_task = _tasks(student_2BK, labels, regression=temperature is None)
     outputs, d_output = _outputs(teacher, student_2BK, temperature)
     aligned, d_projection = manifold(teacher_projection, projection)

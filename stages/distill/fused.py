@@ -65,6 +65,8 @@ def _tried(inputs: tuple[Tensor, ...], others: dict[str, Any]) -> tuple[Tensor, 
         from . import kernels
 
         terms: tuple[Tensor, ...] = _Kernels.apply(kernels.armada, others, *inputs)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as cause:  # whatever a compiler may say
         _broken.append(f"{type(cause).__name__}: {cause}".splitlines()[0])
         warnings.warn(

@@ -32,15 +32,19 @@ def epoch_order(count: int, seed: int, epoch: int, stream: int = 0) -> Places:
 
 
 def grouped_by_length(
-    batches: Iterator[Places], lengths: npt.NDArray[np.int64], seed: int, epoch: int
+    batches: Iterator[Places],
+    lengths: npt.NDArray[np.int64],
+    seed: int,
+    epoch: int,
+    group: int = GROUPED_BATCHES,
 ) -> Iterator[Places]:
     """The same examples in batches of the same sizes, each of texts of like length; the batches of
     a group come in random order."""
     random = np.random.default_rng([seed, epoch, _GROUPS])
-    while group := list(islice(batches, GROUPED_BATCHES)):
-        places = np.concatenate(group)
+    while chosen := list(islice(batches, group)):
+        places = np.concatenate(chosen)
         by_length = places[np.argsort(lengths[places], kind="stable")]
-        parts = np.split(by_length, np.cumsum([len(batch) for batch in group])[:-1])
+        parts = np.split(by_length, np.cumsum([len(batch) for batch in chosen])[:-1])
         yield from (parts[number] for number in random.permutation(len(parts)))
 
 
@@ -71,4 +75,8 @@ class EpochBatches(Sampler[list[int]]):
         batches = self._dataset.batches(self.batch_size, self._seed, epoch, read_ahead=read_ahead)
         if not self._group:
             return batches
-        return grouped_by_length(batches, self._dataset.lengths, self._seed, epoch)
+        # Of what is streamed, no more than is read ahead.
+        most = GROUPED_BATCHES * self.batch_size
+        rows = min(self._dataset.window_rows or most, most)
+        group = max(1, rows // self.batch_size)
+        return grouped_by_length(batches, self._dataset.lengths, self._seed, epoch, group)

@@ -17,15 +17,17 @@ import torch
 from ...cache_schemas.errors import JobError
 from ..store.reading.access import available_memory
 
+Where = Literal["resident", "mapped", "streamed"]
 Placement = Literal["auto", "resident", "mapped", "streamed"]
 
-RESIDENT_SHARE = 0.25
-"""Of a device's free memory, what `auto` takes for features: the rest is for the student."""
+RESIDENT_SHARE, MOST_OF_IT = 0.25, 0.9
+"""Of a device's free memory, what `auto` takes for features, and what they may take if asked to:
+the rest is for the student."""
 
 
 def choose_placement(
     asked: Placement, feature_bytes: int, device: torch.device, from_afar: bool
-) -> Literal["resident", "mapped", "streamed"]:
+) -> Where:
     """What `asked` means for so many bytes of features.
 
     Raises JobError if they are to be resident and the device has no room for them."""
@@ -36,7 +38,7 @@ def choose_placement(
     free = free_memory(device)
     if asked == "auto":
         return "resident" if feature_bytes <= RESIDENT_SHARE * free else "mapped"
-    if feature_bytes > free:
+    if feature_bytes > MOST_OF_IT * free:
         raise JobError(
             f"placement resident: the features of the training set take {_gib(feature_bytes)} and "
             f"{device} has {_gib(free)} free; use mapped, or streamed if they do not fit into "
@@ -57,7 +59,8 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cpu":
         return available_memory()
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free)
+    # What PyTorch holds and does not use: a run before this one may have left it.
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def _gib(count: int) -> str:

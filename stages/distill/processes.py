@@ -6,12 +6,15 @@ process works out the loss of the whole batch. The results are those of one proc
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor
 
 from .order import Places
@@ -43,6 +46,21 @@ class Processes:
         whole: Tensor = _Joined.apply(part, self.count, self.rank)
         return whole[:rows]
 
+    def meet(self, device: torch.device) -> None:
+        """Find the others."""
+        if self.count > 1:
+            PartialState(cpu=device.type == "cpu")
+            self.wait()
+
+    @contextmanager
+    def one_of_a_node_first(self) -> Iterator[None]:
+        """The others of a node do the same after it, and find it done."""
+        if self.local_rank > 0:
+            self.wait()
+        yield
+        if self.local_rank == 0:
+            self.wait()
+
     def wait(self) -> None:
         """For all others to come here."""
         if self.count > 1:
@@ -66,10 +84,10 @@ ALONE = Processes()
 
 def processes() -> Processes:
     """As a launcher has set the environment; alone without one."""
-    rank, count, local_rank = (
-        int(os.environ.get(name, default))
-        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    given = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if None in given:  # a cluster may set one of them for purposes of its own
+        return ALONE
+    rank, count, local_rank = (int(value or 0) for value in given)
     return Processes(rank, count, local_rank) if count > 1 else ALONE
 
 

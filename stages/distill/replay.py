@@ -43,8 +43,7 @@ class Replay(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """From now on the batches of this epoch are asked for; the aligner may have changed."""
-        batches = self._batches.of(int(state.epoch or 0))
-        self._coming = map(self._dataset.processes.share, batches)
+        self._coming = self._batches.of(int(state.epoch or 0))
         self._left = 0
 
     def answers(self, places: Places) -> AlignerAnswers:
@@ -58,8 +57,9 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         """The answers to this batch and to those that come next."""
         if not any(np.array_equal(batch, places) for batch in self._coming):
             raise AssertionError("this is none of the batches that are left of the epoch")
-        following = max(1, WINDOW_ROWS // len(places)) - 1
-        window = [places, *islice(self._coming, following)]
+        share = self._dataset.processes.share
+        following = max(1, WINDOW_ROWS // len(share(places))) - 1
+        window = [share(batch) for batch in (places, *islice(self._coming, following))]
         sizes = [len(batch) for batch in window]
         started = time.perf_counter()
         features = self._dataset.features_of(np.concatenate(window))

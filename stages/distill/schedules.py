@@ -76,7 +76,8 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
     def _train(self, epoch: int) -> None:
         aligner = self._objective.aligner
         # Its own random numbers: those of the student, and so a resumed run, stay as they were.
-        with torch.random.fork_rng():
+        device = next(aligner.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_seed(self._seed, epoch))
             aligner.train().requires_grad_(True)
             losses = [self._step(aligner, batch) for batch in self._batches(epoch)]

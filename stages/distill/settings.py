@@ -35,7 +35,7 @@ class TrainingSettings(BaseModel):
         default=None,
         ge=1,
         description="examples a batch of the aligner's own pass (schedule=alternate); default "
-        "batch_size; the orthogonal map is worked out once a batch, so large ones take less time",
+        "batch_size; larger ones take less time, and fewer steps",
     )
     aligner_learning_rate: float = Field(default=1e-3, gt=0, description="AdamW, aligner")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW, both")

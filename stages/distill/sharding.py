@@ -1,8 +1,8 @@
 """A student whose weights, gradients and optimizer are divided among processes (FSDP, version 2).
 
 Accelerate shards it; what is here is what that leaves to its users: which modules go together, what
-stays whole, and the way back to whole weights. The aligner stays whole on every process: it learns
-and answers outside the student's steps.
+stays whole, and the way back to whole weights. An aligner that learns and answers outside the
+student's steps stays whole on every process.
 """
 
 import copy
@@ -13,6 +13,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from .model import DistillModel
 
@@ -20,9 +21,17 @@ from .model import DistillModel
 def fsdp_arguments(model: DistillModel) -> dict[str, Any]:
     """For `TrainingArguments`: a unit of its own for each layer of the student."""
     config: dict[str, Any] = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
-    if layers := model.student.backbone._no_split_modules:
-        config["transformer_layer_cls_to_wrap"] = sorted(layers)
+    config["transformer_layer_cls_to_wrap"] = _layer_classes(model.student.backbone)
     return {"fsdp": True, "fsdp_config": config}
+
+
+def _layer_classes(backbone: Any) -> list[str]:
+    """Names of the classes of a student's layers, also where the model does not tell them."""
+    if backbone._no_split_modules:
+        return sorted(backbone._no_split_modules)
+    count = backbone.config.num_hidden_layers
+    stacks = (m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    return sorted({type(layer).__name__ for stack in stacks for layer in stack})
 
 
 def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: DistillModel) -> None:
@@ -33,27 +42,41 @@ def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: Dis
         # is kept in two places, and copied from the second to the first now and then.
         state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_arguments)
-    if model.objective.aligner is not None:
-        state.fsdp_plugin.ignored_modules = [model.objective.aligner]
+    # As for a student that is whole, autocast chooses what is rounded (see the trainer).
+    state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    objective = model.objective
+    if objective.aligner is not None and not getattr(objective, "joint", False):
+        state.fsdp_plugin.ignored_modules = [objective.aligner]
 
 
 class Twin:
     """The same model without numbers, made before sharding, to take up whole weights after it."""
 
     def __init__(self, model: DistillModel) -> None:
+        # Those that are worked out and not loaded.
+        self._buffers = {name: buffer.cpu() for name, buffer in model.named_buffers()}
         self._model = copy.deepcopy(model).to("meta")
 
     def filled(self, weights: dict[str, Tensor]) -> DistillModel:
         """The twin with these weights, on the processor."""
         model = self._model.to_empty(device="cpu")
+        for name, buffer in model.named_buffers():
+            buffer.copy_(self._buffers[name])
         model.load_state_dict(weights)
         return model
 
 
 def load_whole(model: nn.Module, file: Any) -> None:
-    """Load whole weights into a model, which may be sharded; every process calls it."""
-    options = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(model, load_file(file), options=options)
+    """Load whole weights into a model, which may be sharded; every process calls it.
+
+    Raises RuntimeError if they are another model's."""
+    weights = load_file(file)
+    if not isinstance(model, FSDPModule):
+        model.load_state_dict(weights)
+        return
+    if weights.keys() != model.state_dict().keys():
+        raise RuntimeError(f"{file}: holds the weights of another model")
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
 
 
 def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:

@@ -70,7 +70,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         """Batches in the order of (seed, epoch); the dataset joins each in one go, and takes this
         process's share, so that nobody else need divide them."""
-        loader = self._loader(self.train_dataset, batch_sampler=self._epoch_batches)
+        return self._own(self._loader(self.train_dataset, batch_sampler=self._epoch_batches))
+
+    def _own(self, loader: DataLoader[Any]) -> Any:
         return prepare_data_loader(
             loader,
             self.args.device,
@@ -81,10 +83,15 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Batches in the order of the corpus."""
+        """Batches in the order of the corpus, all of them on every process: what chooses the best
+        epoch is what one process would see."""
         dataset = eval_dataset or self.eval_dataset
-        loader = self._loader(dataset, batch_size=self.args.per_device_eval_batch_size)
-        return self.accelerator.prepare(loader)
+        return self._own(self._loader(dataset, batch_size=self.args.per_device_eval_batch_size))
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the trainer does it, with nothing to bring together."""
+        self.gather_function = lambda tensors: tensors
+        return super().evaluation_loop(*args, **kwargs)
 
     def _loader(self, dataset: Any, **batching: Any) -> DataLoader[Any]:
         # A generator of its own: a loader that draws from the global one would make the dropout
@@ -111,6 +118,17 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         if self._save_beside is not None and output_dir is not None:
             self._save_beside(Path(output_dir))
 
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """Accelerate's, but for a sharded model, which it rounds in ways of its own."""
+        if self.is_fsdp_enabled and self.args.bf16:
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        return super().autocast_smart_context_manager(cache_enabled)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What is written after this says that the checkpoint is whole.
+        self.train_dataset.processes.wait()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # What is sharded as well: the trainer's own way leaves out what stayed whole.
         load_whole(model or self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
@@ -130,6 +148,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """The total of the objective's terms; sums each term for the log, on the device."""
         places = inputs.pop("places")
+        inputs["rows"] = len(places)
         if model.training and self.train_dataset.apart:
             inputs["feature"] = self._teacher_side(places)
         outputs = model(**inputs)
@@ -145,7 +164,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def _teacher_side(self, places: Places) -> TeacherSide:
         if self._replay is not None:
             return self._replay.answers(places)
-        return to_device(self.train_dataset.features_of(places), self.args.device)
+        own = self.train_dataset.processes.share(places)
+        return to_device(self.train_dataset.features_of(own), self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last log, and of the aligner's last pass."""

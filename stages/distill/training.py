@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,14 +20,14 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ...cache_schemas.errors import StorageError
+from ...cache_schemas.errors import JobError, StorageError
 from ..pretrained import quiet_transformers
 from .batches import DistillDataset
 from .best import BestStudent
 from .model import DistillModel
 from .objectives.armada import ArmadaObjective
 from .order import EpochBatches
-from .placement import choose_placement
+from .placement import Where, choose_placement
 from .processes import ALONE, Processes
 from .replay import Replay
 from .schedules import AlternateSchedule, freeze
@@ -37,6 +37,7 @@ from .timing import StepTimes
 from .trainer import DistillTrainer
 
 CHECKPOINTS = "checkpoints"
+PLAIN_OPTIMIZER = "optimizer.pt"
 TENSORBOARD = "tensorboard"
 
 
@@ -68,6 +69,8 @@ class Run:
     folder: Path
     train_aligner: bool = True
     from_afar: bool = False
+    where: Where | None = None
+    """Where features lie, if that has been chosen; memory that is free changes."""
     processes: Processes = ALONE
     on_log: Callable[[dict[str, float]], None] = lambda row: None
     on_step: Callable[[int], None] = lambda steps: None
@@ -83,7 +86,7 @@ def train(run: Run) -> Training:
 
     Raises TrainingError if the loss stops being finite."""
     checkpoint = last_checkpoint(run.folder)
-    times, best = StepTimes(), BestStudent(run.folder, run.metric)
+    times, best = StepTimes(run.device), BestStudent(run.folder, run.metric)
     run.train.processes = run.model.processes = run.processes
     _place(run)
     twin = Twin(run.model) if run.sharded and run.processes.first else None
@@ -114,7 +117,7 @@ def train(run: Run) -> Training:
     )
 
 
-def placement(run: Run) -> Literal["resident", "mapped", "streamed"]:
+def placement(run: Run) -> Where:
     """Where the features of a run's training set are to lie.
 
     Raises JobError if there is no room."""
@@ -124,7 +127,7 @@ def placement(run: Run) -> Literal["resident", "mapped", "streamed"]:
 
 
 def _place(run: Run) -> None:
-    chosen = placement(run)
+    chosen = run.where or placement(run)
     if chosen == "streamed":
         run.train.follow_shards()
     elif chosen == "resident":
@@ -135,6 +138,21 @@ def steps_done(folder: Path) -> int:
     """The step that a run in this folder would resume from."""
     checkpoint = last_checkpoint(folder)
     return _step_of(checkpoint) if checkpoint else 0
+
+
+def check_checkpoint(run: Run) -> None:
+    """Raise JobError if the run cannot go on from its last checkpoint: that of a student which was
+    divided among processes is of no use to one that is whole, nor the other way round."""
+    checkpoint = last_checkpoint(run.folder)
+    if checkpoint is None:
+        return
+    whole = (checkpoint / PLAIN_OPTIMIZER).exists()
+    if whole == run.sharded:
+        was, wanted = ("whole", "divided") if whole else ("divided", "whole")
+        raise JobError(
+            f"shard_student: {checkpoint} is of a {was} student and this run's would be {wanted}; "
+            f"go on with {'one process' if whole else 'several processes'}, as it began"
+        )
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -225,12 +243,13 @@ def _tensorboard(folder: Path) -> TensorBoardCallback:
 
 def _arguments(run: Run) -> TrainingArguments:
     settings = run.settings
+    own_rows = -(-settings.batch_size // run.processes.count)
     arguments = TrainingArguments(
         **(fsdp_arguments(run.model) if run.sharded else {}),
         output_dir=str(run.folder / CHECKPOINTS),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=-(-settings.batch_size // run.processes.count),
-        per_device_eval_batch_size=max(settings.batch_size, 64),
+        per_device_train_batch_size=own_rows,
+        per_device_eval_batch_size=max(own_rows, 64),
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from armada.pipeline.distill import run_distill
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
+from armada.stages.distill.training import last_checkpoint
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -55,7 +57,8 @@ def test_what_is_wrong_is_said_once(distill_bench, tmp_path):
 def test_a_batch_cannot_be_shared_by_more_processes_than_it_has_examples(
     distill_bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "64")
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "64"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
     keys = {
         "train": str(distill_bench.train),
         "text_column": "text",
@@ -66,3 +69,48 @@ def test_a_batch_cannot_be_shared_by_more_processes_than_it_has_examples(
     }
     with pytest.raises(Exception, match="'batch_size': 32 examples cannot be shared by 64 proc"):
         run_distill(make(DistillJob, keys))
+
+
+@pytest.mark.parametrize(
+    ("count", "settings", "reason"),
+    [
+        (1, ["shard_student=true"], "shard_student: there is one process"),
+        (2, ["shard_student=true", "precision=fp16"], "not with precision 'fp16'"),
+    ],
+)
+def test_a_student_that_cannot_be_divided(
+    distill_bench, tmp_path, monkeypatch, refused, count, settings, reason
+):
+    for name, value in (("RANK", 0), ("WORLD_SIZE", count), ("LOCAL_RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert reason in refused(*distill_bench.words(tmp_path / "run", *words))
+
+
+def test_a_divided_run_does_not_go_on_whole(distill_bench, tmp_path):
+    """Nor without the launcher; the line comes before anything is written."""
+    output = tmp_path / "run"
+    sharded = ("--set", "shard_student=true", "--set", "save_steps=1", "--set", "epochs=50")
+    words = distill_bench.words(output, *sharded)
+    process = subprocess.Popen(
+        [*LAUNCH, "-m", "armada.cli", *map(str, words)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while last_checkpoint(output) is None:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    process.communicate(timeout=60)
+    (checkpoint,) = (output / "checkpoints").glob("checkpoint-*")
+    whole = ("--set", "shard_student=false", "--resume")
+    run = distill_bench.words(output, *sharded[2:], *whole)
+    job = output / "job.yaml"
+    job.write_text(job.read_text().replace("shard_student: true", "shard_student: false"))
+    done = launch(*run)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines[0].startswith(f"error: shard_student: {checkpoint} is of a divided student")

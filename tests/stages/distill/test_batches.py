@@ -212,8 +212,7 @@ def test_the_order_of_the_corpus_does_not_matter(dataset, cache, checkpoint):
 
 def test_one_example_is_a_batch_of_one(dataset):
     one = dataset[7]
-    assert one["rows"] == 1
-    assert all(len(tensor) == 1 for name, tensor in one.items() if name != "rows")
+    assert {name: len(tensor) for name, tensor in one.items()} == dict.fromkeys(one, 1)
     torch.testing.assert_close(one, dataset.__getitems__([7]))
 
 
@@ -228,7 +227,7 @@ def test_without_features_a_batch_has_none(dataset, checkpoint):
     tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in TEXTS], MAX_LENGTH)
     plain = DistillDataset(tokens, LABELS, None)
     tensors = {"input_ids", "token_type_ids", "attention_mask", "labels"}
-    assert set(plain[0]) == {*tensors, "places", "rows"}
+    assert set(plain[0]) == {*tensors, "places"}
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_processes_are_those_of_the_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert processes() is ALONE
     monkeypatch.setenv("WORLD_SIZE", "4")
+    assert processes() is ALONE  # a cluster's, not a launcher's
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert processes() == Processes(3, 4, 1)

@@ -17,7 +17,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 def free_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices with a thousand bytes to give."""
     monkeypatch.setattr(placement, "available_memory", lambda: 1000)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
 
 
 @pytest.mark.usefixtures("free_bytes")
@@ -28,8 +30,8 @@ def free_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("auto", 251, CUDA, False, "mapped"),
         ("auto", 10, CUDA, True, "mapped"),
         ("auto", 10, CPU, False, "mapped"),
-        ("resident", 1000, CUDA, False, "resident"),
-        ("resident", 1000, CPU, False, "resident"),
+        ("resident", 900, CUDA, False, "resident"),
+        ("resident", 900, CPU, False, "resident"),
         ("resident", 10, CUDA, True, "resident"),
         ("mapped", 10**12, CPU, False, "mapped"),
         ("mapped", 10, CUDA, False, "mapped"),

@@ -94,11 +94,17 @@ def alone(root: Path, folder: Path, **how: Any) -> list[float]:
 
 
 def assert_same(root: Path, alone_in: Path, name: str) -> None:
-    """All weights of a run, to the precision that losses are compared with."""
+    """All weights of a run, and what its evaluations brought."""
     expected, got = (load_file(f / processes_worker.WEIGHTS) for f in (alone_in, root / name))
     assert expected.keys() == got.keys()
     for key, weight in expected.items():
         torch.testing.assert_close(got[key], weight, rtol=1e-7, atol=1e-9, msg=key)
+    here, there = (
+        json.loads((folder / processes_worker.EPOCHS).read_bytes())
+        for folder in (alone_in, root / name)
+    )
+    for row, other in zip(here, there, strict=True):
+        assert other == pytest.approx(row, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", RUNS)
