@@ -129,14 +129,33 @@ def test_the_straightforward_loop_trains_the_same_student(tmp_path: Path) -> Non
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
-def test_a_line_of_the_benchmark_of_stage_2() -> None:
+def test_the_tables_of_the_benchmark_of_stage_2() -> None:
     command = [sys.executable, str(BENCHMARKS / "distill.py"), "--students", "1x32", "--device"]
     small = "cpu --batches 4 --examples 32 --dim 8 --rounds 2 --seconds 0.01 --markdown"
     run = subprocess.run(
         [*command, *small.split()], capture_output=True, text=True, timeout=300, check=True
     )
-    header, _, line = [row for row in run.stdout.splitlines() if row.startswith("|")]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert len(cells) == len(header.strip("|").split("|"))
-    assert cells[:2] == ["bert, 1 layers of 32", "4"]
-    assert all(float(cell.split()[0]) > 0 for cell in cells[1:])
+    rows = [row.strip("|").split("|") for row in run.stdout.splitlines() if row.startswith("|")]
+    for header, _, line in (rows[:3], rows[3:]):
+        cells = [cell.strip() for cell in line]
+        assert len(cells) == len(header)
+        assert cells[:2] == ["bert, 1 layers of 32", "4"]
+        assert all(float(cell.split()[0]) > 0 for cell in cells[1:])
+
+
+def test_the_matrix_that_is_worked_out_gives_the_same_aligner() -> None:
+    """The two passes that are timed against each other: the same steps, up to rounding."""
+    import torch
+    from armada.stages.distill.aligner import TSAligner
+    from distill_loops.aligner_pass import matrix_in_every_step
+
+    torch.manual_seed(0)
+    aligner = TSAligner(12, 6, 2, dropout=0.0)
+    with torch.no_grad():
+        aligner.projection.parametrizations.weight.original.add_(0.1 * torch.randn(12, 12))
+    feature = torch.randn(5, 12)
+    applied = aligner(feature)
+    with matrix_in_every_step():
+        worked_out = aligner(feature)
+    for one, other in zip(applied, worked_out, strict=True):
+        torch.testing.assert_close(one, other)
