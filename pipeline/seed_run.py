@@ -19,6 +19,7 @@ from transformers import set_seed
 from ..stages.corpus.labels import count_missing
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.best import BEST
+from ..stages.distill.checkpoints import CHECKPOINTS, steps_done
 from ..stages.distill.export import StudentCard, save_aligner, save_student
 from ..stages.distill.model import DistillModel
 from ..stages.distill.objectives.base import Objective, Sizes
@@ -26,15 +27,7 @@ from ..stages.distill.processes import Processes
 from ..stages.distill.speed import speed_up
 from ..stages.distill.student_source import load_student
 from ..stages.distill.tokens import choose_max_length
-from ..stages.distill.training import (
-    CHECKPOINTS,
-    Run,
-    Training,
-    check_checkpoint,
-    placement,
-    steps_done,
-    train,
-)
+from ..stages.distill.training import Run, Training, check_checkpoint, placement, train
 from .device import choose_device
 from .distill_job import DistillJob
 from .model_card import model_card

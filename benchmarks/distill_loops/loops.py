@@ -21,8 +21,8 @@ from armada.stages.distill.batches import Batch, DistillDataset
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives.armada import ArmadaObjective
 from armada.stages.distill.optimizer import adamw, parameter_groups
-from armada.stages.distill.order import EpochBatches
 from armada.stages.distill.replay import Replay
+from armada.stages.distill.sampler import EpochBatches
 from armada.stages.distill.schedules import freeze
 from torch import Tensor
 

@@ -21,8 +21,9 @@ from transformers import TrainerCallback
 from .aligner import AlignerAnswers
 from .batches import DistillDataset
 from .objectives.armada import ArmadaObjective
-from .order import EpochBatches, Places
+from .order import Places
 from .placement import to_device
+from .sampler import EpochBatches
 
 WINDOW_ROWS = 1024
 """Matrix products are as fast as they get, and answers of 1024 numbers take 4 MiB."""

@@ -17,9 +17,10 @@ from .finite import FiniteLosses
 from .model import DistillModel
 from .objectives.base import TeacherSide
 from .optimizer import adamw, parameter_groups
-from .order import EpochBatches, Places
+from .order import Places
 from .placement import to_device
 from .replay import Replay
+from .sampler import EpochBatches
 from .sharding import load_whole, plain, shard
 
 

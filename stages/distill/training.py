@@ -7,7 +7,6 @@ figures of the run. Everything that happens is a function of the seed: the weigh
 the order of batches, dropout; so a run that is cut and resumed ends like one that was not.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,26 +17,24 @@ import torch
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer import TRAINER_STATE_NAME
 
 from ...cache_schemas.errors import JobError, StorageError
 from ..pretrained import quiet_transformers
 from .batches import DistillDataset
 from .best import BestStudent
+from .checkpoints import CHECKPOINTS, is_of_a_whole_student, last_checkpoint
 from .model import DistillModel
 from .objectives.armada import ArmadaObjective
-from .order import EpochBatches
 from .placement import Where, choose_placement
 from .processes import ALONE, Processes
 from .replay import Replay
+from .sampler import EpochBatches
 from .schedules import AlternateSchedule, freeze
 from .settings import TrainingSettings
 from .sharding import Twin, fsdp_arguments, whole_weights
 from .timing import StepTimes
 from .trainer import DistillTrainer
 
-CHECKPOINTS = "checkpoints"
-PLAIN_OPTIMIZER = "optimizer.pt"
 TENSORBOARD = "tensorboard"
 
 
@@ -126,27 +123,13 @@ def placement(run: Run) -> Where:
     return choose_placement(run.settings.placement, size, run.device, run.from_afar)
 
 
-def _place(run: Run) -> None:
-    chosen = run.where or placement(run)
-    if chosen == "streamed":
-        run.train.follow_shards()
-    elif chosen == "resident":
-        run.train.keep_on(run.device)
-
-
-def steps_done(folder: Path) -> int:
-    """The step that a run in this folder would resume from."""
-    checkpoint = last_checkpoint(folder)
-    return _step_of(checkpoint) if checkpoint else 0
-
-
 def check_checkpoint(run: Run) -> None:
     """Raise JobError if the run cannot go on from its last checkpoint: that of a student which was
     divided among processes is of no use to one that is whole, nor the other way round."""
     checkpoint = last_checkpoint(run.folder)
     if checkpoint is None:
         return
-    whole = (checkpoint / PLAIN_OPTIMIZER).exists()
+    whole = is_of_a_whole_student(checkpoint)
     if whole == run.sharded:
         was, wanted = ("whole", "divided") if whole else ("divided", "whole")
         raise JobError(
@@ -155,23 +138,12 @@ def check_checkpoint(run: Run) -> None:
         )
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that was written to its end, or None."""
-    found = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if _is_whole(path)]
-    return max(found, key=_step_of, default=None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    # The trainer's state is what it writes last.
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.partition("-")[2])
+def _place(run: Run) -> None:
+    chosen = run.where or placement(run)
+    if chosen == "streamed":
+        run.train.follow_shards()
+    elif chosen == "resident":
+        run.train.keep_on(run.device)
 
 
 def _schedule(run: Run, checkpoint: Path | None) -> AlternateSchedule | None:

@@ -11,7 +11,7 @@ import pytest
 from armada.pipeline.distill import run_distill
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
-from armada.stages.distill.training import last_checkpoint
+from armada.stages.distill.checkpoints import last_checkpoint
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 

@@ -13,7 +13,8 @@ import torch
 from armada.stages.distill import batches as batches_module
 from armada.stages.distill.batches import DistillDataset, as_batch
 from armada.stages.distill.controls import Control, Gather, controlled, other_places
-from armada.stages.distill.order import EpochBatches, epoch_order
+from armada.stages.distill.order import epoch_order
+from armada.stages.distill.sampler import EpochBatches
 from armada.stages.distill.student_source import load_tokenizer
 from armada.stages.distill.tokens import encode
 from armada.stages.store.reading.block_shuffle import BlockOrder

@@ -11,8 +11,8 @@ from armada.stages.distill import replay as replay_module
 from armada.stages.distill import training
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.objectives.armada import ArmadaObjective
-from armada.stages.distill.order import EpochBatches
 from armada.stages.distill.replay import Replay
+from armada.stages.distill.sampler import EpochBatches
 from tiny_runs import TEXTS, Bench, train_logged, weights
 
 ROWS = 8

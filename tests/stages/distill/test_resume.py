@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from armada.stages.distill import batches
-from armada.stages.distill.training import Run, last_checkpoint, steps_done, train
+from armada.stages.distill.checkpoints import last_checkpoint, steps_done
+from armada.stages.distill.training import Run, train
 from tiny_runs import Bench
 
 Losses = dict[int, float]
