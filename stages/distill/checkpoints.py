@@ -22,7 +22,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def is_of_a_whole_student(checkpoint: Path) -> bool:
     """And not of one that was divided among processes, whose optimizer has another form."""
-    return (checkpoint / OPTIMIZER_NAME).exists()
+    optimizer: Path = checkpoint / OPTIMIZER_NAME
+    return optimizer.exists()
 
 
 def _is_whole(checkpoint: Path) -> bool:
