@@ -5,7 +5,7 @@ whether a run is finished, unfinished or of another job, and nothing is ever ove
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -51,13 +51,14 @@ def check_free(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
 def _check_same_job(folder: Path, job: Mapping[str, Any]) -> None:
     before = yaml.safe_load((folder / JOB).read_bytes())
     differing = [
-        f"{key}: was {before.get(key)!r}, now {job.get(key)!r}"
+        key
         for key in sorted(before.keys() | job.keys())
         if key not in _MAY_DIFFER and not _mean_the_same(key, before.get(key), job.get(key))
     ]
     if differing:
         raise OutputError(
-            f"output {folder}: holds an unfinished run of another job: {'; '.join(differing)}"
+            f"output {folder}: holds an unfinished run of another job: "
+            f"{_both_sides(differing, before, job, repr)}"
         )
 
 
@@ -72,16 +73,24 @@ def check_same_data(folder: Path, provenance: Mapping[str, Any]) -> None:
     with: each difference is named, both sides of it."""
     file = folder / RUN
     before = json.loads(file.read_bytes()) if file.is_file() else {}
-    differing = [
-        f"{key}: was {before[key]}, now {provenance[key]}"
-        for key in _DATA
-        if key in before and before[key] != provenance[key]
-    ]
+    differing = [key for key in _DATA if key in before and before[key] != provenance[key]]
     if differing:
         raise OutputError(
-            f"output {folder}: holds an unfinished run on other data: {'; '.join(differing)}; "
-            "bring back what it began with, or choose another folder"
+            f"output {folder}: holds an unfinished run on other data: "
+            f"{_both_sides(differing, before, provenance, str)}; bring back what it began with, or "
+            "choose another folder"
         )
+
+
+def _both_sides(
+    keys: list[str],
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    shown: Callable[[object], str],
+) -> str:
+    return "; ".join(
+        f"{key}: was {shown(before.get(key))}, now {shown(now.get(key))}" for key in keys
+    )
 
 
 def write_json(file: Path, document: Any) -> None:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from armada.stages.distill import losses
+from armada.stages.distill import closed_forms, losses
 from armada.stages.distill.batches import Batch, DistillDataset
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives.armada import ArmadaObjective
@@ -111,8 +112,7 @@ class ArmadaLoop(Loop):
     objective = "armada"
 
     def prepare(self) -> None:
-        objective = self.model.objective
-        assert isinstance(objective, ArmadaObjective)
+        objective = _objective(self.model)
         freeze(objective.aligner)
         batches = EpochBatches(self.dataset, self.batch_size, 0)
         self._replay = Replay(objective, self.dataset, batches)
@@ -124,51 +124,31 @@ class ArmadaLoop(Loop):
         batch["feature"] = self._replay.answers(places)
 
 
-class StraightforwardLoop(ArmadaLoop):
+class StraightforwardLoop(Loop):
     """With a teacher, as the paper's schedule says."""
 
     name = "straightforward"
+    objective = "armada"
 
     def prepare(self) -> None:
-        objective = self.model.objective
-        assert isinstance(objective, ArmadaObjective)
-        freeze(objective.aligner)
+        freeze(_objective(self.model).aligner)
         self.dataset.features = None
         self.dataset.apart = True
-
-    def begin(self, epoch: int) -> None:
-        """The aligner is asked in every step."""
 
     def data(self, places: Places) -> Batch:
         return super().data(places) | {"feature": self.material.from_files(places).to(self.device)}
 
     def teacher(self, batch: Batch, places: Places) -> None:
-        objective = self.model.objective
-        assert isinstance(objective, ArmadaObjective)
-        batch["feature"] = objective.read(batch["feature"])
+        batch["feature"] = _objective(self.model).read(batch["feature"])
 
     def loss(self, batch: Batch) -> Tensor:
-        student, objective = self.model.student, self.model.objective
-        assert isinstance(objective, ArmadaObjective)
-        answers, labels = batch.pop("feature"), batch.pop("labels")
-        pooled, output = student(**batch)
-        projection = objective.projection(pooled)
-        settings = objective.settings
-        return losses.armada_loss(
-            student_output=output,
-            student_aux_output=objective.aux_head(projection),
-            student_projection=projection,
-            aligner_output=answers.output,
-            aligner_aux_output=answers.aux_output,
-            aligner_projection=answers.projection,
-            labels=labels,
-            alpha=settings.alpha,
-            beta=settings.beta,
-            gamma=settings.gamma,
-            temperature=5.0,
-            manifold=settings.manifold,
-            regression=False,
-        ).total
+        with patch.object(closed_forms, "armada_loss", losses.armada_loss):
+            return super().loss(batch)
+
+
+def _objective(model: DistillModel) -> ArmadaObjective:
+    assert isinstance(model.objective, ArmadaObjective)
+    return model.objective
 
 
 LOOPS = (Loop, ArmadaLoop, StraightforwardLoop)

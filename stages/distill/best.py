@@ -24,7 +24,8 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
     def __init__(self, folder: Path, metric: str) -> None:
         self._folder, self._metric = folder / BEST, metric
         self.weights_of: Callable[[nn.Module], Weights] = nn.Module.state_dict
-        """Whole weights of a model; every process asks."""
+        """All weights of a model, which may be divided among processes: each asks, and the first is
+        told."""
         self.evaluations: list[dict[str, float]] = self._read()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

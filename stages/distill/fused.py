@@ -104,9 +104,6 @@ class _Kernels(torch.autograd.Function):
         parts = scaled.split([*sizes, len(scaled) - sum(sizes)])
         # One row of the projection's gradients stands for all.
         rows = parts[-1].view(-1, shape[1]).expand(shape)
-        shaped = [part.view(like[0]) for part, like in zip(parts, heads, strict=False)]
-        return (
-            None,
-            None,
-            *(g.to(like[1]) for g, like in zip([*shaped, rows], ctx.like, strict=True)),
-        )
+        shaped = [part.view(like) for part, (like, _) in zip(parts[:-1], heads, strict=True)]
+        found = zip([*shaped, rows], ctx.like, strict=True)
+        return None, None, *(gradient.to(dtype) for gradient, (_, dtype) in found)

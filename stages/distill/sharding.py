@@ -79,12 +79,6 @@ def load_whole(model: nn.Module, file: Any) -> None:
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
 
 
-def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
-    """All weights of a model, which may be sharded, on the first process; every process calls
-    it."""
-    return plain(accelerator.get_state_dict(model))
-
-
 def plain(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that can be written to a file as they are: the base of an orthogonal map is a
     transposed view, and what was just gathered may be a promise of a tensor."""

@@ -9,7 +9,6 @@ the order of batches, dropout; so a run that is cut and resumed ends like one th
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from .replay import Replay
 from .sampler import EpochBatches
 from .schedules import AlternateSchedule, freeze
 from .settings import TrainingSettings
-from .sharding import Twin, fsdp_arguments, whole_weights
+from .sharding import Twin, fsdp_arguments
 from .timing import StepTimes
 from .trainer import DistillTrainer
 
@@ -88,7 +87,7 @@ def train(run: Run) -> Training:
     _place(run)
     twin = Twin(run.model) if run.sharded and run.processes.first else None
     trainer = _make_trainer(run, [times, best], _schedule(run, checkpoint))
-    best.weights_of = partial(whole_weights, trainer.accelerator)
+    best.weights_of = whole_weights = trainer.accelerator.get_state_dict
     run.processes.draw_apart(run.seed)
     try:
         with quiet_transformers():
@@ -101,7 +100,7 @@ def train(run: Run) -> Training:
     run.processes.wait()  # for the first, which writes
     best_epoch = best.restore(trainer.model)
     run.processes.wait()  # for all, before the first tidies up
-    weights = whole_weights(trainer.accelerator, trainer.model) if run.sharded else {}
+    weights = whole_weights(trainer.model) if run.sharded else {}
     return Training(
         model=twin.filled(weights) if twin else run.model,
         steps=trainer.state.global_step,

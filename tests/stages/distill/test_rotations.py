@@ -73,12 +73,30 @@ def test_gradcheck(rows, orthogonal_map):
 
 def test_float32_is_closer_to_the_truth_than_the_matrix():
     points, parameter = drawn(256, 4.0, 32)
-    truth = points @ torch.matrix_exp(skew_of(parameter)).T
-    ours = rotate(points.float(), parameter.float(), "matrix_exp")
-    theirs = points.float() @ torch.matrix_exp(skew_of(parameter.float())).T
-    errors = [float((found - truth).norm() / truth.norm()) for found in (ours, theirs)]
-    assert errors[0] < 1e-6
-    assert errors[0] < errors[1]
+    weights = torch.linspace(-1, 2, points.numel(), dtype=torch.float64).view_as(points)
+
+    def by_matrix(points: Tensor, parameter: Tensor) -> Tensor:
+        return points @ torch.matrix_exp(skew_of(parameter)).T
+
+    def by_rotation(points: Tensor, parameter: Tensor) -> Tensor:
+        return rotate(points, parameter, "matrix_exp")
+
+    def answers(way, dtype: torch.dtype) -> list[Tensor]:
+        asked = parameter.to(dtype).detach().requires_grad_()
+        turned = way(points.to(dtype), asked)
+        return [turned.detach(), *torch.autograd.grad(turned, asked, weights.to(dtype))]
+
+    truth = answers(by_matrix, torch.float64)
+    ours, theirs = (
+        [
+            float((found - true).norm() / true.norm())
+            for found, true in zip(each, truth, strict=True)
+        ]
+        for each in (answers(by_rotation, torch.float32), answers(by_matrix, torch.float32))
+    )
+    assert max(ours) < 1e-6
+    assert ours[0] < theirs[0]
+    assert ours[1] < theirs[1] / 100
 
 
 @pytest.mark.parametrize("orthogonal_map", MAPS)
