@@ -98,6 +98,12 @@ class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, Trai
     """Keys of a `distill` job."""
 
     output: Path = Field(description="folder to write the run to")
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=60,
+        description="what reports call the run; default what sets it apart",
+    )
     objective: str = Field(default="armada", description="armada, kd, feature, or a plug-in")
     control: str = Field(
         default="none",

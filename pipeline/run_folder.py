@@ -22,7 +22,7 @@ RUN = "run.json"
 _DATA = ("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature")
 """What `run.json` says of a run's data."""
 
-_MAY_DIFFER = {"resume", "device", "output", "mirror", "mirror_limit"}
+_MAY_DIFFER = {"resume", "device", "output", "name", "mirror", "mirror_limit"}
 
 
 def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:

@@ -11,7 +11,6 @@ reaches people as one line.
 import asyncio
 import json
 import logging
-import os
 import re
 import signal
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...cache_schemas.errors import JobError, RunError
-from ..device import choose_device
+from ..device import choose_device, environments
 from ..signals import held_back
 
 if TYPE_CHECKING:
@@ -44,18 +43,6 @@ _SETTINGS: dict[str, Any] = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
 }
-
-
-def visible_gpus(device: str) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the devices that workers may share out; none if the job
-    names one device for all. No device is touched."""
-    import torch
-
-    if device not in ("auto", "cuda") or not torch.cuda.is_available():
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def device_of(device: str, gpus: Sequence[str]) -> "torch.device":
@@ -117,24 +104,13 @@ def _started(workers: int, gpus: Sequence[str], folder: str, loop: Any) -> Any:
             scheduler={"cls": Scheduler, "options": local | {"port": 0}},
             workers={
                 number: {"cls": Nanny, "options": options | {"env": env}}
-                for number, env in enumerate(_environments(workers, gpus))
+                for number, env in enumerate(environments(workers, gpus))
             },
             loop=loop,
             silence_logs=logging.CRITICAL,
         )
     except (OSError, RuntimeError) as cause:
         raise RunError(f"workers: {workers} could not be started: {cause}") from cause
-
-
-def _environments(workers: int, gpus: Sequence[str]) -> Iterator[dict[str, str]]:
-    import torch
-
-    threads = str(max(1, torch.get_num_threads() // workers))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    for number in range(workers):
-        yield dict.fromkeys(names, threads) | (
-            {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-        )
 
 
 @contextmanager

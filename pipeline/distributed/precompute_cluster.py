@@ -20,11 +20,12 @@ from ...cache_schemas.errors import ArmadaError, JobError, RunError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.store.format.parts import first_own_shard
 from ...stages.store.writing.writer import CacheWriter
+from ..device import visible_gpus
 from ..precompute import Plan, PrecomputeReport, Run, make_plan, say_that_it_waits, terminable
 from ..precompute_job import PrecomputeJob, make_teacher
 from ..progress import CountProgress
 from .chunks import Chunks, Order, Outcome
-from .cluster import connected, device_of, number_of_workers, own_cluster, visible_gpus
+from .cluster import connected, device_of, number_of_workers, own_cluster
 from .dispatch import Dispatch
 from .workers import Equipment, equipment, sees_run, unseen
 

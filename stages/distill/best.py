@@ -1,9 +1,9 @@
-"""Keeps the best weights by validation, and brings them back at the end."""
+"""Keeps the best weights by validation, or the last ones, and brings them back at the end."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -15,14 +15,16 @@ from .sharding import load_whole, plain
 
 BEST = "best"
 
+Keep = Literal["best", "last"]
+
 Weights = dict[str, Tensor]
 
 
 class BestStudent(TrainerCallback):  # type: ignore[misc]
     """Writes the model whenever an evaluation beats all before it; survives an interruption."""
 
-    def __init__(self, folder: Path, metric: str) -> None:
-        self._folder, self._metric = folder / BEST, metric
+    def __init__(self, folder: Path, metric: str, keep: Keep = "best") -> None:
+        self._folder, self._metric, self._keep = folder / BEST, metric, keep
         self.weights_of: Callable[[nn.Module], Weights] = nn.Module.state_dict
         """All weights of a model, which may be divided among processes: each asks, and the first is
         told."""
@@ -76,6 +78,8 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         return best
 
     def _beats(self, row: dict[str, float], best: dict[str, float] | None) -> bool:
+        if self._keep == "last":
+            return True
         return better(self._metric, row[self._metric], best[self._metric] if best else None)
 
     def _read(self) -> list[dict[str, float]]:

@@ -1,17 +1,23 @@
 """Metrics of a task, and predictions of a student without a trainer."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import softmax
 
 from ..corpus.labels import MISSING, LabelSpace, LabelValues
 from .batches import DistillDataset
 from .student import INPUTS, Student
 
-CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "f1", "matthews")
+CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "f1", "matthews", "ece")
 REGRESSION_METRICS = ("pearson", "spearman", "mse")
+_ERRORS = ("mse", "loss", "ece")
+"""The smaller, the better."""
+
+CONFIDENCE_BINS = 15
 
 Outputs = npt.NDArray[Any]
 
@@ -37,7 +43,10 @@ def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> di
         given = ~np.isnan(labels)
         return _regression(outputs[given].reshape(-1).astype(np.float64), labels[given])
     given = labels != MISSING
-    return _classification(outputs[given].argmax(1), labels[given], space)
+    shown = outputs[given]
+    return _classification(shown.argmax(1), labels[given], space) | {
+        "ece": calibration(shown, labels[given]).error
+    }
 
 
 def _classification(
@@ -54,6 +63,36 @@ def _classification(
     if space.num_labels == 2:
         metrics["f1"] = f1_score(labels, predicted, zero_division=0)
     return {name: float(value) for name, value in metrics.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How often predictions of like confidence are right: of each bin that is not empty, its
+    examples, their mean confidence, and the share of them that is right [BINS]."""
+
+    counts: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, 0 to 1 (Guo et al., arXiv 1706.04599, equation 3)."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float(np.average(gaps, weights=self.counts))
+
+
+def calibration(outputs: Outputs, labels: LabelValues) -> Calibration:
+    """That of logits [N, K] with labels [N], all of them given, in 15 bins of equal width; the
+    confidence of a prediction is the softmax of its class."""
+    confidence = softmax(outputs.astype(np.float64), axis=1).max(axis=1)
+    right = outputs.argmax(axis=1) == labels
+    # A bin holds its upper end, the last one 1.
+    bins = np.ceil(confidence * CONFIDENCE_BINS).astype(np.int64) - 1
+    counts = np.bincount(bins, minlength=CONFIDENCE_BINS)
+    full = counts > 0
+    sums = (np.bincount(bins, values, CONFIDENCE_BINS)[full] for values in (confidence, right))
+    means = [total / counts[full] for total in sums]
+    return Calibration(counts[full], *means)
 
 
 def _regression(predicted: Outputs, labels: Outputs) -> dict[str, float]:
@@ -75,7 +114,12 @@ def better(metric: str, new: float, old: float | None) -> bool:
     """Whether a value of a metric is better than another; anything is better than none."""
     if old is None:
         return True
-    return new < old if metric in ("mse", "loss") else new > old
+    return new < old if lower_is_better(metric) else new > old
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is an error."""
+    return metric in _ERRORS
 
 
 def predict(student: Student, dataset: DistillDataset, batch_size: int) -> Outputs:

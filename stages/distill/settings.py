@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .best import Keep
 from .placement import Placement
 
 
@@ -17,6 +18,11 @@ class TrainingSettings(BaseModel):
         description="alternate: each epoch the aligner, then the student; joint: both at once",
     )
     epochs: int = Field(default=10, ge=1, description="passes over the training set")
+    keep: Keep = Field(
+        default="best",
+        description="the student to keep: that of the epoch that is best by `metric`, or of the "
+        "last one (best needs a validation set of its own: by the test set, it flatters)",
+    )
     placement: Placement = Field(
         default="auto",
         description="where features lie: resident (on the training device), mapped (in the store's "

@@ -82,7 +82,7 @@ def train(run: Run) -> Training:
 
     Raises TrainingError if the loss stops being finite."""
     checkpoint = last_checkpoint(run.folder)
-    times, best = StepTimes(run.device), BestStudent(run.folder, run.metric)
+    times, best = StepTimes(run.device), BestStudent(run.folder, run.metric, run.settings.keep)
     run.train.processes = run.model.processes = run.processes
     _place(run)
     twin = Twin(run.model) if run.sharded and run.processes.first else None

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 from armada.stages.corpus.labels import NO_LABELS, LabelSpace
-from armada.stages.distill.evaluation import better, metric_names, predict, task_metrics
+from armada.stages.distill.evaluation import (
+    better,
+    calibration,
+    metric_names,
+    predict,
+    task_metrics,
+)
 from armada.stages.distill.student import StudentSettings
 from armada.stages.distill.student_source import load_student
 from tiny_runs import NUMBERS, TEXTS, THREE_CLASSES, TWO_CLASSES, class_labels, dataset
@@ -34,8 +40,9 @@ def test_two_classes():
     metrics = task_metrics(one_hot(predicted, 2), labels, TWO_CLASSES)
     f1, f0 = 2 * 3 / (2 * 3 + 1 + 2), 2 * 4 / (2 * 4 + 2 + 1)
     matthews = (3 * 4 - 1 * 2) / math.sqrt((3 + 1) * (3 + 2) * (4 + 1) * (4 + 2))
+    ece = abs(0.7 - 1 / (1 + math.exp(-1)))  # all as sure as each other
     assert metrics == pytest.approx(
-        {"accuracy": 0.7, "f1": f1, "macro_f1": (f0 + f1) / 2, "matthews": matthews}
+        {"accuracy": 0.7, "f1": f1, "macro_f1": (f0 + f1) / 2, "matthews": matthews, "ece": ece}
     )
 
 
@@ -46,7 +53,26 @@ def test_three_classes():
     macro_f1 = (2 * 1 / (2 + 1 + 1) + 2 * 2 / (4 + 1) + 2 * 1 / (2 + 1)) / 3
     # Gorodkin's R_K: (c·s - Σ p·t) / sqrt((s² - Σ p²)(s² - Σ t²)).
     matthews = (4 * 6 - (2 * 2 + 3 * 2 + 1 * 2)) / math.sqrt((36 - 4 - 9 - 1) * (36 - 4 - 4 - 4))
-    assert metrics == pytest.approx({"accuracy": 4 / 6, "macro_f1": macro_f1, "matthews": matthews})
+    ece = 4 / 6 - math.e / (math.e + 2)
+    assert metrics == pytest.approx(
+        {"accuracy": 4 / 6, "macro_f1": macro_f1, "matthews": matthews, "ece": ece}
+    )
+
+
+def test_calibration_by_hand():
+    # Confidences 0.9, 0.9, 0.6 and 0.5: bins 14 (twice), 9 and 8, of which the second is wrong.
+    outputs = np.log([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.5, 0.5]])
+    found = calibration(outputs, np.array([0, 0, 0, 0]))
+    assert found.counts.tolist() == [1, 1, 2]
+    np.testing.assert_allclose(found.confidence, [0.5, 0.6, 0.9])
+    np.testing.assert_allclose(found.accuracy, [1, 1, 0.5])
+    assert found.error == pytest.approx((0.5 + 0.4 + 2 * 0.4) / 4)
+
+
+def test_full_confidence_is_in_the_last_bin():
+    found = calibration(np.array([[1000.0, 0.0], [0.0, 1000.0]]), np.array([0, 1]))
+    assert found.counts.tolist() == [2]
+    assert found.error == 0
 
 
 def test_a_class_that_never_occurs_counts_as_nothing_found():
@@ -127,8 +153,8 @@ def test_the_same_number_for_all(predicted, labels):
 @pytest.mark.parametrize(
     ("space", "names"),
     [
-        (TWO_CLASSES, {"accuracy", "macro_f1", "f1", "matthews"}),
-        (THREE_CLASSES, {"accuracy", "macro_f1", "matthews"}),
+        (TWO_CLASSES, {"accuracy", "macro_f1", "f1", "matthews", "ece"}),
+        (THREE_CLASSES, {"accuracy", "macro_f1", "matthews", "ece"}),
         (NUMBERS, {"pearson", "spearman", "mse"}),
     ],
     ids=["two", "three", "numbers"],

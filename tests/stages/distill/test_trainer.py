@@ -79,6 +79,21 @@ def test_the_best_epoch_is_kept(bench, tmp_path):
     assert [row["accuracy"] for row in training.epochs] == list(accuracy.values())
 
 
+def test_the_last_epoch_is_kept_if_asked(bench, tmp_path):
+    run = bench.run(tmp_path, epochs=6, learning_rate=5e-3, keep="last")
+    seen: dict[float, dict[str, torch.Tensor]] = {}
+
+    def watch(row: dict[str, float]) -> None:
+        if "eval_accuracy" in row:
+            seen[row["epoch"]] = weights(run)
+
+    training = train(dataclasses.replace(run, on_log=watch))
+    accuracy = [row["accuracy"] for row in training.epochs]
+    assert accuracy[-1] < max(accuracy), "the last epoch is the best: the test shows nothing"
+    assert training.best_epoch == 6
+    assert not changed(run, seen[6.0])
+
+
 def test_an_evaluation_is_that_of_the_model(bench, tmp_path):
     """By a second route: the student itself, text by text."""
     run = bench.run(tmp_path, epochs=1)
