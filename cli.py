@@ -138,6 +138,43 @@ def distill(
 
 
 @app.command()
+def ablate(
+    job: JobFile = None,
+    output: Annotated[Path | None, typer.Option(help="folder of all runs")] = None,
+    workers: Annotated[str | None, typer.Option(help="runs at a time, or auto")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished one")] = False,
+    settings: Settings = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list the runs")] = False,
+    keys: Keys = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the students of a grid of job keys against one cache, in parallel, and compare them."""
+    from .pipeline.ablation.ablate import run_ablate
+    from .pipeline.ablation.job import AblateJob, make_ablation
+    from .pipeline.ablation.plan import plan, show_plan
+    from .pipeline.distill_job import DistillJob
+    from .pipeline.findings.table import show_findings
+    from .pipeline.jobs import collect_keys
+    from .pipeline.show import show_json, show_keys
+
+    if keys:
+        show_keys(AblateJob, DistillJob)
+        return
+    options = {
+        "output": str(output) if output else None,
+        "workers": workers,
+        "resume": resume or None,
+    }
+    ablation = make_ablation(collect_keys(job, options, settings or []))
+    if dry_run:
+        show_plan(plan(ablation), as_json)
+        return
+    findings = run_ablate(ablation, quiet)
+    show_json(findings.document()) if as_json else show_findings(findings)
+
+
+@app.command()
 def evaluate(
     student: Annotated[Path, typer.Argument(help="folder that distill wrote")],
     corpus: Annotated[list[str] | None, typer.Option(help="file or folder with labels")] = None,
@@ -162,15 +199,46 @@ def evaluate(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders that distill or ablate wrote")],
+    out: Annotated[Path, typer.Option(help="file of the page")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
+    colour_by: Annotated[
+        str | None, typer.Option(help="column of the training corpus to colour texts by")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace what is no report")] = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a page about finished runs: one file that opens anywhere, and its pictures."""
+    from .pipeline.jobs import collect_keys, make
+    from .pipeline.reports.report import ReportJob, run_report
+    from .pipeline.show import show_json
+
+    options = {
+        "runs": runs,
+        "out": out,
+        "title": title,
+        "colour_by": colour_by,
+        "force": force or None,
+    }
+    files = run_report(make(ReportJob, collect_keys(None, options, settings or [])), quiet)
+    show_json([str(file) for file in files]) if as_json else print(f"written to {files[0]}")
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="empty folder to write to")] = Path("armada-demo"),
     seed: Annotated[int, typer.Option(help="seed of corpus and students")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="one seed instead of three")] = False,
+    task: Annotated[str, typer.Option(help="what students learn: colour or shape")] = "colour",
 ) -> None:
-    """See both stages work in a minute: nothing is downloaded, nothing is needed."""
-    from .pipeline.demo import run_demo
+    """See both stages work in four minutes: nothing is downloaded, nothing is needed."""
+    from .pipeline.demo.demo import DemoJob, run_demo
+    from .pipeline.jobs import make
 
-    run_demo(output, seed, quick)
+    run_demo(make(DemoJob, {"output": output, "seed": seed, "quick": quick, "task": task}))
 
 
 def _let_the_first_speak(error: ArmadaError) -> None:

@@ -28,7 +28,7 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
         return finished
     _check_processes(job, group)
     group.meet(choose_device(job.device, group.local_rank))
-    objective = _objective_class(job)
+    objective = objective_class(job)
     with group.one_of_a_node_first():  # it makes room in a mirror, or finds that there is none
         data = read_student_data(job, objective)
         _fetch_ahead(job, data, objective, quiet)
@@ -116,7 +116,9 @@ def summarise(runs: list[Metrics]) -> Metrics:
     }
 
 
-def _objective_class(job: DistillJob) -> type[Objective]:
+def objective_class(job: DistillJob) -> type[Objective]:
+    """What a job trains with; raises JobError for one that is not there, or not under its
+    control."""
     chosen: type[Objective] = OBJECTIVES.load(job.objective if job.distilled else "undistilled")
     if job.parsed_control.name == "random-aligner" and not chosen.has_aligner:
         raise JobError(

@@ -101,7 +101,7 @@ class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, Trai
     name: str | None = Field(
         default=None,
         min_length=1,
-        max_length=60,
+        max_length=120,
         description="what reports call the run; default what sets it apart",
     )
     objective: str = Field(default="armada", description="armada, kd, feature, or a plug-in")

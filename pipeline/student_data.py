@@ -52,6 +52,11 @@ class LabelledCorpus:
         corpus = self.corpus.without(missing, "not in the cache") if len(missing) else self.corpus
         return LabelledCorpus(corpus, self.labels[rows >= 0], rows[rows >= 0])
 
+    def take(self, rows: Rows) -> "LabelledCorpus":
+        """Only the given examples, in the order given."""
+        cache_rows = None if self.cache_rows is None else self.cache_rows[rows]
+        return LabelledCorpus(self.corpus.take(rows), self.labels[rows], cache_rows)
+
     def texts(self) -> Iterator[str]:
         """All segments, for a vocabulary."""
         for batch in self.corpus.batches():

@@ -124,6 +124,13 @@ def lower_is_better(metric: str) -> bool:
 
 def predict(student: Student, dataset: DistillDataset, batch_size: int) -> Outputs:
     """The outputs [N, K] of a student, in eval mode, on the device it is on."""
+    return represent(student, dataset, batch_size)[1]
+
+
+def represent(
+    student: Student, dataset: DistillDataset, batch_size: int
+) -> tuple[Outputs, Outputs]:
+    """Pooled texts [N, D] and outputs [N, K] of a student, likewise."""
     device = next(student.parameters()).device
     student.eval()
     parts = []
@@ -132,5 +139,6 @@ def predict(student: Student, dataset: DistillDataset, batch_size: int) -> Outpu
             places = list(range(start, min(start + batch_size, len(dataset))))
             batch = dataset.__getitems__(places)
             inputs = {name: t.to(device) for name, t in batch.items() if name in INPUTS}
-            parts.append(student(**inputs)[1].float().cpu().numpy())
-    return np.concatenate(parts)
+            parts.append([t.float().cpu().numpy() for t in student(**inputs)])
+    pooled, outputs = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return pooled, outputs

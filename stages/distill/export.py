@@ -24,6 +24,7 @@ from .student_source import load_backbone, load_tokenizer, match_tokenizer
 
 CARD = "armada_student.json"
 HEADS = "heads.safetensors"
+ALIGNER = "aligner.safetensors"
 _OBJECTIVE = "objective."
 _ALIGNER = "objective.aligner."
 
@@ -59,7 +60,7 @@ def save_student(
 def save_aligner(folder: Path, aligner: nn.Module) -> None:
     """Write the aligner's weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save(aligner.state_dict(), folder / "aligner.safetensors")
+    _save(aligner.state_dict(), folder / ALIGNER)
 
 
 def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
@@ -74,6 +75,24 @@ def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
     tokenizer = load_tokenizer(folder)
     match_tokenizer(tokenizer, student.backbone.config)
     return student.eval(), tokenizer, card
+
+
+def load_saved_objective(folder: Path, objective: Objective) -> Objective:
+    """Fill a built objective with what a run in an output folder trained beside its student; it
+    comes back in eval mode. Raises StudentSourceError."""
+    heads, aligner = folder / "student" / HEADS, folder / "aligner" / ALIGNER
+    try:
+        tensors = {
+            name.removeprefix(_OBJECTIVE): tensor
+            for name, tensor in load_file(heads).items()
+            if name.startswith(_OBJECTIVE)
+        }
+        if objective.aligner is not None:
+            tensors |= {f"aligner.{name}": t for name, t in load_file(aligner).items()}
+        objective.load_state_dict(tensors)
+    except LOAD_ERRORS as cause:
+        raise StudentSourceError(f"student {folder}: {one_line(cause)}") from cause
+    return objective.eval()
 
 
 def _load_heads(folder: Path, student: Student) -> None:

@@ -19,6 +19,7 @@ class ArmadaObjective(Objective):
     """Owns `aligner` (teacher side), `projection` Q and `aux_head` (student side)."""
 
     has_aligner = True
+    settings_read = frozenset(ObjectiveSettings.model_fields) - {"distance"}
     aligner: TSAligner
 
     def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:

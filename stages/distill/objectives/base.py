@@ -108,6 +108,8 @@ class Objective(nn.Module, ABC):
     """Whether it trains an aligner, which a control can leave as drawn."""
     reads_logits: ClassVar[bool] = False
     """Whether the feature's numbers stand for the student's own classes, in their order."""
+    settings_read: ClassVar[frozenset[str]] = frozenset(ObjectiveSettings.model_fields)
+    """The settings that it has a use for, beside `dropout`, which every student's head has."""
     default_feature: ClassVar[str | None] = None
     """The feature to read when a job names none; None: the job must name one."""
 

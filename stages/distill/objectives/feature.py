@@ -11,6 +11,7 @@ class FeatureObjective(Objective):
     """Owns `projection`, D -> H, with a bias, for features are rarely centred."""
 
     needs_labels = False
+    settings_read = frozenset({"beta", "distance", "orthogonal_projection", "orthogonal_map"})
 
     def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)

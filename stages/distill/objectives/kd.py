@@ -16,6 +16,7 @@ class KDObjective(Objective):
 
     reads_logits = True
     default_feature = "logits"
+    settings_read = frozenset({"alpha", "temperature"})
 
     def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)

@@ -10,6 +10,7 @@ class UndistilledObjective(Objective):
     """Owns nothing and reads no feature."""
 
     needs_feature = False
+    settings_read = frozenset()
 
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor

@@ -69,7 +69,7 @@ class OpenClipTeacher(Teacher):
         import open_clip
         from open_clip.factory import load_checkpoint
 
-        with _quiet_open_clip(), quiet_transformers():
+        with quiet_open_clip(), quiet_transformers():
             try:
                 # `pretrained_text`: the configuration of a text tower, not its weights, which
                 # are all in the checkpoint; strict loading refuses one that lacks any.
@@ -138,7 +138,7 @@ def _text_config(source: ClipSource) -> Any:
 def _tokenizer(source: ClipSource) -> Any:
     import open_clip
 
-    with _quiet_open_clip(), quiet_transformers():
+    with quiet_open_clip(), quiet_transformers():
         try:
             tokenizer = open_clip.get_tokenizer(source.model_name)
         except LOAD_ERRORS as cause:
@@ -165,7 +165,7 @@ def _digests(source: ClipSource, tokenizer: Any) -> dict[str, str]:
 
 
 @contextmanager
-def _quiet_open_clip() -> Iterator[None]:
+def quiet_open_clip() -> Iterator[None]:
     # It says through the root logger that weights are random; here they are loaded right after.
     # The NullHandler keeps `logging.warning` from installing a handler of its own for good.
     silent = logging.NullHandler()

@@ -44,6 +44,18 @@ def read_table(path: Path, columns: Mapping[str, pa.DataType], rows: int) -> pa.
     return table
 
 
+def read_first_rows(
+    path: Path, columns: Mapping[str, pa.DataType], rows: int, most: int
+) -> pa.Table:
+    """The first `most` rows, of a table of which all may not fit into memory."""
+    with _opened(path, rows) as file:
+        batch = next(file.iter_batches(batch_size=most, columns=list(columns)), None)
+    schema = pa.schema(columns)
+    if batch is None:
+        return schema.empty_table()
+    return pa.Table.from_batches([batch]).cast(schema)
+
+
 def read_whole_table(path: Path, rows: int) -> pa.Table:
     """Read all columns of a table file; raises DamagedCacheError for another row count."""
     return _read(path, rows, None)

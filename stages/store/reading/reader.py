@@ -26,7 +26,7 @@ from ..files.plain_files import read_document
 from ..format.index import KeyIndex, Rows
 from ..format.manifests import list_teachers, read_commits
 from ..format.parts import held_features, read_part
-from ..format.tables import read_keys, read_table
+from ..format.tables import read_first_rows, read_keys, read_table
 from .access import Access
 from .feature_array import FeatureArray
 from .feature_shards import Prepare
@@ -235,6 +235,20 @@ class Cache:
             for commit in self.commits
         ]
         return pa.concat_tables(parts) if parts else pa.schema(columns).empty_table()
+
+    def first_rows(
+        self, name: str, columns: dict[str, pa.DataType], most: int
+    ) -> tuple[Rows, pa.Table]:
+        """At most so many rows of a per-example table, and their numbers, from the first shard that
+        has it; none if no shard has it."""
+        start = 0
+        for commit in self.commits:
+            if name in commit.tables:
+                file = self.table_path(name, commit.shard)
+                table = read_first_rows(file, columns, commit.rows, most)
+                return np.arange(start, start + len(table)), table
+            start += commit.rows
+        return np.arange(0), pa.schema(columns).empty_table()
 
     def runs(self) -> list[RunRecord]:
         """Provenance and cost of the runs that wrote here, oldest first."""

@@ -1,0 +1,1 @@
+"""Grids of distill runs against one cache."""

@@ -1,0 +1,95 @@
+"""`ablate`: every cell of a grid with every seed is a run of `distill`, against one cache.
+
+OUTPUT/
+    ablation.yaml       the job                CELL/seed-N/    a run, as `distill` leaves it
+    ablation.json       the table, last        logs/           what runs said, if they said anything
+
+An ablation that was cut goes on run by run, and within a run from its last checkpoint. Its grid may
+grow: what is there already is not made again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...cache_schemas.errors import OutputError, RunError
+from ...stages.store.files.atomic import write_atomic
+from ..findings.findings import Findings, find
+from ..findings.runs import read_run
+from ..progress import CountProgress
+from ..run_folder import check_free, read_metrics, write_json
+from ..seed_run import resolved
+from ..show import counted, warn
+from .job import Ablation, PlannedRun
+from .parallel import Failure, run_all
+
+ABLATION = "ablation.yaml"
+TABLE = "ablation.json"
+LOGS = "logs"
+
+
+def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
+    """Make all runs that are not made yet; returns what all of them show.
+
+    Raises OutputError if the output is taken, RunError when the rest is done if a run failed."""
+    output = ablation.job.output
+    _claim(ablation)
+    left = [run for run in ablation.runs if read_metrics(run.job.output) is None]
+    failures = []
+    with CountProgress("ablate", "runs", len(ablation.runs), quiet) as progress:
+        progress.advance(len(ablation.runs) - len(left))
+        logs = output / LOGS
+        failures = run_all(left, ablation.job.workers, logs, lambda: progress.advance(1))
+    _tidy(output / LOGS)
+    findings = find([read_run(run.job.output) for run in _finished(ablation)])
+    write_json(output / TABLE, findings.document())
+    if failures:
+        raise RunError(_told(failures, len(ablation.runs), output))
+    return findings
+
+
+def _claim(ablation: Ablation) -> None:
+    job = ablation.job
+    _check_output(job.output, job.resume)
+    for run in ablation.runs:
+        check_free(run.job.output, resolved(run.job), resume=True)
+    write_atomic(job.output / ABLATION, [yaml.safe_dump(plain(ablation.keys)).encode()])
+
+
+def _check_output(output: Path, resume: bool) -> None:
+    if (output / ABLATION).is_file():
+        if not resume:
+            raise OutputError(
+                f"output {output}: holds an ablation; go on with --resume, or choose another folder"
+            )
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"output {output}: is not an empty folder; choose another")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def plain(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a job as plain data: paths as text."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
+
+
+def _finished(ablation: Ablation) -> list[PlannedRun]:
+    return [run for run in ablation.runs if read_metrics(run.job.output) is not None]
+
+
+def _tidy(logs: Path) -> None:
+    kept = sorted(logs.glob("*.txt"))
+    if kept:
+        warn(f"{counted(len(kept), 'run')} had something to say: {logs}")
+    elif logs.is_dir():
+        logs.rmdir()
+
+
+def _told(failures: list[Failure], runs: int, output: Path) -> str:
+    first = failures[0]
+    return (
+        f"{len(failures)} of {counted(runs, 'run')} failed, first {first.run.name}, seed "
+        f"{first.run.seed}: {first.reason}; the others are finished; see {output / LOGS}, mend it, "
+        "and go on with --resume"
+    )

@@ -1,0 +1,138 @@
+"""The keys of an `ablate` job, and the runs it means."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ...cache_schemas.errors import JobError
+from ...stages.distill.objectives.base import ObjectiveSettings
+from ..distill import objective_class
+from ..distill_job import CacheKeys, DistillJob
+from ..jobs import Job, make, unknown_key
+from .grid import NAME, Cell, cells, shown
+
+_DISTILL_KEYS = frozenset(DistillJob.model_fields)
+_TEACHERS_SIDE = frozenset(
+    {*CacheKeys.model_fields, "schedule", "aligner_batch_size", "aligner_learning_rate"}
+)
+"""What a student without a teacher has no use for, beside settings of the objective."""
+
+_LONGEST_FOLDER = 120
+
+
+class AblateJob(Job):
+    """Keys of an `ablate` job. All others are keys of its `distill` jobs."""
+
+    output: Path = Field(description="folder of all runs")
+    grid: Any = Field(description="keys with lists of values, or a list of such grids")
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="runs at a time; auto is one for each GPU, or as many as processors and memory "
+        "allow, by what the first run took",
+    )
+    resume: bool = Field(
+        default=False, description="go on in `output`; the grid may have grown meanwhile"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One student with one seed."""
+
+    name: str
+    seed: int
+    job: DistillJob
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """A job, its keys as they were given, all runs, and how many cells stood in the grids twice."""
+
+    job: AblateJob
+    keys: Mapping[str, Any]
+    runs: tuple[PlannedRun, ...]
+    repeated: int
+
+
+def make_ablation(keys: Mapping[str, Any]) -> Ablation:
+    """Check everything that can be refused before a run starts; raises JobError."""
+    own = {key: value for key, value in keys.items() if key in AblateJob.model_fields}
+    beside = {key: value for key, value in keys.items() if key not in AblateJob.model_fields}
+    job = make(AblateJob, own)
+    for key in beside:
+        if key not in _DISTILL_KEYS:
+            raise JobError(unknown_key("job", key, _DISTILL_KEYS | AblateJob.model_fields.keys()))
+    swept = cells(job.grid, beside)
+    chosen, repeated = _without_repeats(swept, [_job(job, beside, cell) for cell in swept])
+    return Ablation(job, keys, tuple(_planned(chosen)), repeated)
+
+
+def _job(job: AblateJob, beside: Mapping[str, Any], cell: Cell) -> DistillJob:
+    keys = {**beside, **cell.values, NAME: cell.name, "output": job.output / _folder(cell.name)}
+    try:
+        for key in cell.values:
+            if key not in _DISTILL_KEYS:
+                raise JobError(unknown_key("grid", key, _DISTILL_KEYS))
+        made = make(DistillJob, keys)
+        objective_class(made)
+    except JobError as error:
+        raise JobError(f"grid, {cell.name}: {error}") from error
+    return made
+
+
+def _planned(jobs: Sequence[DistillJob]) -> Iterator[PlannedRun]:
+    for seed in dict.fromkeys(seed for job in jobs for seed in job.seeds):
+        for job in jobs:
+            if seed in job.seeds:
+                output = job.output / f"seed-{seed}"
+                single = job.model_copy(update={"seed": seed, "output": output})
+                yield PlannedRun(str(job.name), seed, single)
+
+
+def _folder(name: str) -> str:
+    folder = re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII).strip("-.")
+    if not folder or len(folder) > _LONGEST_FOLDER:
+        raise JobError(f"grid: no folder can be named after {name!r}; give its grid a 'name'")
+    return folder
+
+
+def _without_repeats(
+    swept: Sequence[Cell], jobs: Sequence[DistillJob]
+) -> tuple[list[DistillJob], int]:
+    """The cells that are runs of their own. What two grids have in common is run once; two cells
+    that differ in what their student never reads are a mistake."""
+    chosen: dict[str, tuple[Cell, DistillJob]] = {}
+    for cell, job in zip(swept, jobs, strict=True):
+        other, its_job = chosen.setdefault(_what_counts(job), (cell, job))
+        if _all_but_place(job) != _all_but_place(its_job):
+            raise JobError(_same_student(other, cell, job, its_job))
+    folders = [job.output for _, job in chosen.values()]
+    if len(set(folders)) < len(folders):
+        raise JobError("grid: two cells would share a folder; give their grids a 'name' each")
+    return [job for _, job in chosen.values()], len(swept) - len(chosen)
+
+
+def _same_student(first: Cell, second: Cell, job: DistillJob, other: DistillJob) -> str:
+    here, there = _all_but_place(job), _all_but_place(other)
+    key = next(key for key in here if here[key] != there[key])
+    return (
+        f"grid: {first.name!r} and {second.name!r} are the same student, which reads no {key!r} "
+        f"({shown(key, there[key])} and {shown(key, here[key])}); put it into a grid of its own"
+    )
+
+
+def _all_but_place(job: DistillJob) -> dict[str, Any]:
+    return job.model_dump(mode="json", exclude={"output", NAME})
+
+
+def _what_counts(job: DistillJob) -> str:
+    """All keys that the student of a job depends on."""
+    reads = objective_class(job).settings_read | {"dropout"}
+    unread = {"output", NAME, *(ObjectiveSettings.model_fields.keys() - reads)}
+    if not job.distilled:
+        unread |= {"objective", "control", *_TEACHERS_SIDE}
+    return job.model_dump_json(exclude=unread)

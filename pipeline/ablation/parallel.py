@@ -1,0 +1,185 @@
+"""Runs side by side, each in a process of its own that has nothing left of another run.
+
+    run_all(runs) -> _Crew.start -> _work -> run_distill
+
+Processes come from a server that has torch and transformers imported already, where the system can
+fork: a run starts in a tenth of a second, not in six. A process that is killed, for want of memory
+say, is one failed run; the others go on. When this process ends, for whatever reason, the runs end.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from ...cache_schemas.errors import ArmadaError, InputError, JobError
+from ...stages.store.reading.access import available_memory
+from ..device import environments, visible_gpus
+from ..distill import run_distill
+from ..distill_job import DistillJob
+from ..run_folder import JOB, read_metrics
+from .job import PlannedRun
+
+_ROOM = 1.25
+"""A run counts as this much larger than the first one was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A run that did not come to its end, and why, in one line."""
+
+    run: PlannedRun
+    reason: str
+
+
+def run_all(
+    runs: Sequence[PlannedRun],
+    workers: int | Literal["auto"],
+    logs: Path,
+    finished: Callable[[], None],
+) -> list[Failure]:
+    """Make all runs, `workers` at a time; `finished` is called after each. What a run says goes to
+    a file of its own in `logs`. Returns those that failed.
+
+    Raises the error of a run that is refused before any has succeeded: what is wrong with the
+    first is mostly wrong with all."""
+    waiting = deque(runs)
+    crew = _Crew(logs, finished)
+    if workers == "auto" and waiting:
+        workers = _workers(waiting, crew)
+    if waiting:
+        crew.work_off(waiting, int(workers))
+    return crew.failures
+
+
+def _workers(waiting: deque[PlannedRun], crew: "_Crew") -> int:
+    """One for each GPU; or, after the first run, as many as there is room for."""
+    first = waiting[0].job
+    gpus = visible_gpus(first.device)
+    if gpus:
+        return min(len(gpus), len(waiting))
+    crew.work_off(deque([waiting.popleft()]), 1)
+    metrics = read_metrics(first.output)
+    most = min(_processors(), max(1, len(waiting)))
+    if metrics is None:
+        return 1
+    return max(1, min(most, int(available_memory() / (_ROOM * metrics["peak_rss_bytes"]))))
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+class _Crew:
+    """Some processes at a time, and what became of their runs."""
+
+    def __init__(self, logs: Path, finished: Callable[[], None]) -> None:
+        self._logs, self._finished = logs, finished
+        self._succeeded = False
+        self._context = _processes()
+        self.failures: list[Failure] = []
+
+    def work_off(self, waiting: deque[PlannedRun], workers: int) -> None:
+        """All waiting runs."""
+        gpus = visible_gpus(waiting[0].job.device)
+        free = list(environments(workers, gpus))
+        running: dict[Any, tuple[BaseProcess, PlannedRun, dict[str, str]]] = {}
+        try:
+            while waiting or running:
+                while waiting and free:
+                    run, environment = waiting.popleft(), free.pop(0)
+                    process = self._start(run, environment)
+                    running[process.sentinel] = (process, run, environment)
+                for sentinel in wait(list(running)):
+                    process, run, environment = running.pop(sentinel)
+                    free.append(environment)
+                    self._ended(process, run)
+        finally:
+            for process, *_ in running.values():
+                process.terminate()
+                process.join()
+
+    def _start(self, run: PlannedRun, environment: dict[str, str]) -> BaseProcess:
+        self._logs.mkdir(exist_ok=True)
+        process: BaseProcess = self._context.Process(
+            target=_work, args=(run.job, environment, self._log(run))
+        )
+        process.start()
+        return process
+
+    def _ended(self, process: BaseProcess, run: PlannedRun) -> None:
+        process.join()
+        log = self._log(run)
+        if process.exitcode == 0:
+            self._succeeded = True
+            if not log.stat().st_size:
+                log.unlink()
+        else:
+            reason = _reason(process.exitcode, log)
+            if process.exitcode == InputError.exit_code and not self._succeeded:
+                raise JobError(f"{run.name}, seed {run.seed}: {reason}")
+            self.failures.append(Failure(run, reason))
+        self._finished()
+
+    def _log(self, run: PlannedRun) -> Path:
+        return self._logs / f"{run.job.output.parent.name}-seed-{run.seed}.txt"
+
+
+def _processes() -> Any:
+    """Where processes come from."""
+    if sys.platform != "linux":  # forking after Apple's libraries have started threads is not safe
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _work(job: DistillJob, environment: dict[str, str], log: Path) -> None:
+    """A process: one run, in silence; what is said nevertheless goes to a file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever hears it ends the runs
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(environment)
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    _limit_threads(int(environment["OMP_NUM_THREADS"]))
+    goes_on = (job.output / JOB).exists()
+    try:
+        run_distill(job.model_copy(update={"resume": goes_on}), quiet=True)
+    except ArmadaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(ArmadaError.exit_code)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(ArmadaError.exit_code)
+
+
+def _limit_threads(threads: int) -> None:
+    """The environment comes too late for libraries that are imported already."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _reason(code: int | None, log: Path) -> str:
+    if code is not None and code < 0:
+        killed = " (out of memory? try fewer workers)" if code == -9 else ""
+        return f"was ended by signal {-code}{killed}"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else f"ended with {code}"

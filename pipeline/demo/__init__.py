@@ -1,0 +1,1 @@
+"""A small visual world to see both stages work in."""

@@ -1,0 +1,138 @@
+"""What some runs show: for each task, conditions compared, effects of weights, cost of the teacher.
+
+find(runs) -> Findings
+  studies: runs on the same data, judged by the same metric
+    rows: a condition, its improvement over the same student without a teacher, and p
+    anova: alpha, beta, gamma, where they were swept
+  costs: each teacher's, paid once
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..distill_job import DistillJob
+from ..run_folder import spread
+from .conditions import Condition, baseline, conditions, improvements
+from .costs import TeacherCost, teacher_costs
+from .runs import FinishedRun
+from .significance import FACTORS, Anova, anova, holm, welch
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A condition beside the undistilled one that it is measured by, if there is one. `p` is
+    Welch's, corrected by Holm for all rows of a study."""
+
+    condition: Condition
+    base: Condition | None
+    improvement: tuple[float, ...]
+    p: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Conditions on the same data, judged by the same metric; `sweep` are those that differ in
+    weights of the objective only; `anova` may be the reason why there is none."""
+
+    title: str
+    metric: str
+    rows: tuple[Row, ...]
+    sweep: tuple[Row, ...]
+    anova: Anova | str
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Those of all rows."""
+        return [row.condition for row in self.rows]
+
+    @property
+    def distilled(self) -> Row | None:
+        """The most usual student with a teacher and without a control, if there is one."""
+        return next((row for row in self.rows if row.condition.control == "none"), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All studies and all teachers."""
+
+    studies: tuple[Study, ...]
+    costs: tuple[TeacherCost, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {
+            "studies": [_document(study) for study in self.studies],
+            "costs": [asdict(cost) | {"seconds_saved": cost.seconds_saved} for cost in self.costs],
+        }
+
+
+def find(runs: Sequence[FinishedRun]) -> Findings:
+    """Group and compare finished runs."""
+    studies: dict[tuple[str, str, str], list[FinishedRun]] = defaultdict(list)
+    for run in runs:
+        data = (str(run.settings["train"]), str(run.settings["validation"]))
+        studies[(*data, run.metric)].append(run)
+    return Findings(tuple(map(_study, studies.values())), tuple(teacher_costs(runs)))
+
+
+def _study(runs: Sequence[FinishedRun]) -> Study:
+    found = conditions(runs)
+    bases = [baseline(condition, found) for condition in found]
+    ps = holm([_p(*pair) for pair in zip(found, bases, strict=True)])
+    rows = [
+        Row(each, base, tuple(improvements(each, base)) if base and base.values else (), p)
+        for each, base, p in zip(found, bases, ps, strict=True)
+    ]
+    first = runs[0]
+    sweep = _sweep(rows)
+    runs_of_sweep = [run for row in sweep for run in row.condition.runs if run.value is not None]
+    values = [run.value or 0.0 for run in runs_of_sweep]
+    effects = anova(values, [run.settings for run in runs_of_sweep])
+    return Study(_title(first.job), first.metric, tuple(rows), sweep, effects)
+
+
+def _title(job: DistillJob) -> str:
+    train, validation = (
+        " + ".join(Path(source).name for source in sources)
+        for sources in (job.train, job.validation)
+    )
+    return f"{train}, validated on {validation}" if validation else train
+
+
+def _p(condition: Condition, base: Condition | None) -> float | None:
+    return None if base is None else welch(condition.values, base.values)
+
+
+def _sweep(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The distilled students that differ in alpha, beta and gamma only: the most there are."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.condition.control == "none" and row.condition.first.job.objective == "armada":
+            rest = {k: v for k, v in row.condition.first.settings.items() if k not in FACTORS}
+            groups[str(rest)].append(row)
+    largest: list[Row] = max(groups.values(), key=len, default=[])
+    return tuple(largest)
+
+
+def _document(study: Study) -> dict[str, Any]:
+    return {
+        "title": study.title,
+        "metric": study.metric,
+        "conditions": [_line(row) for row in study.rows],
+        "anova": asdict(study.anova) if isinstance(study.anova, Anova) else study.anova,
+    }
+
+
+def _line(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.condition.name,
+        "control": row.condition.control,
+        "seeds": [run.seed for run in row.condition.runs],
+        "value": spread(row.condition.values) if row.condition.values else None,
+        "undistilled": row.base.name if row.base else None,
+        "improvement": spread(list(row.improvement)) if row.improvement else None,
+        "p": row.p,
+    }

@@ -1,0 +1,86 @@
+"""Findings as tables on a terminal of any width."""
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ...cache_schemas.errors import one_line
+from ..show import counted, duration, size
+from .costs import TeacherCost
+from .findings import Findings, Row, Study
+from .significance import Anova
+
+_WIDE = 200
+"""Columns of output that is not a terminal: a name must never be cut there."""
+
+
+def show_findings(findings: Findings) -> None:
+    """Print all studies and costs to standard output."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+    for study in findings.studies:
+        console.print(_conditions(study))
+        if isinstance(study.anova, Anova):
+            console.print(_effects(study.anova))
+    for cost in findings.costs:
+        console.print(escape(one_line(told(cost))))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _conditions(study: Study) -> Table:
+    table = _table(
+        escape(one_line(study.title)), "student", study.metric, "runs", "improvement", "p"
+    )
+    for row in study.rows:
+        table.add_row(*map(escape, cells(row)))
+    return table
+
+
+def cells(row: Row) -> tuple[str, str, str, str, str]:
+    """Name, metric, number of runs, improvement and p, as text."""
+    condition = row.condition
+    value = condition.figure(condition.first.metric)
+    better = _signed(row.improvement)
+    return condition.name, figure(value), str(len(condition.runs)), better, p_value(row.p)
+
+
+def figure(value: dict[str, Any] | None) -> str:
+    """Mean and standard deviation; a dash for nothing."""
+    return f"{value['mean']:.3f} ± {value['std']:.3f}" if value else "-"
+
+
+def p_value(p: float | None) -> str:
+    """Three digits, or that it is smaller."""
+    if p is None:
+        return "-"
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _signed(numbers: tuple[float, ...]) -> str:
+    return f"{sum(numbers) / len(numbers):+.3f}" if numbers else "-"
+
+
+def _effects(found: Anova) -> Table:
+    title = f"two-way ANOVA of {counted(found.runs, 'run')}"
+    table = _table(title, "weight", "df", "F", "p", "partial η²")
+    for effect in found.effects:
+        row = (f"{effect.f:.2f}", p_value(effect.p), f"{effect.partial_eta2:.3f}")
+        table.add_row(effect.term, str(effect.df), *row)
+    return table
+
+
+def told(cost: TeacherCost) -> str:
+    """One line about the cost of a teacher."""
+    return (
+        f"teacher {cost.teacher} ({cost.fingerprint[:12]}): {duration(cost.seconds)} paid once for "
+        f"{cost.rows} texts, {size(cost.bytes)}; asked anew by each of {counted(cost.runs, 'run')} "
+        f"it would have been {duration(cost.seconds_without)}"
+    )

@@ -1,0 +1,107 @@
+"""Clouds of points: examples at their main components, coloured by class or by number."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .canvas import COLOURS, MARKERS, OTHER, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Labels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Places [N, 2] of N examples, and the share of the variance along each axis."""
+
+    places: npt.NDArray[np.float64]
+    shares: tuple[float, float]
+
+
+def main_components(values: npt.NDArray[Any]) -> Components:
+    """The first two principal components of N examples [N, ...]."""
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    flat -= flat.mean(axis=0)
+    # The smaller of the two products has the same eigenvalues.
+    wide = flat.shape[1] > flat.shape[0]
+    eigenvalues, vectors = np.linalg.eigh(flat @ flat.T if wide else flat.T @ flat)
+    strength = np.maximum(eigenvalues[::-1][:2], 0)
+    main = vectors[:, ::-1][:, :2]
+    places = main * np.sqrt(strength) if wide else flat @ main
+    # An axis may point either way: its largest number shall be positive.
+    places *= np.where(places[np.abs(places).argmax(axis=0), np.arange(places.shape[1])] < 0, -1, 1)
+    missing = 2 - places.shape[1]
+    total = max(float(np.maximum(eigenvalues, 0).sum()), np.finfo(float).tiny)
+    first, second = [*(strength / total).tolist(), 0.0][:2]
+    return Components(np.pad(places, ((0, 0), (0, missing))), (first, second))
+
+
+def label_axes(panel: "Axes", components: Components) -> None:
+    """Which share of the variance each axis shows."""
+    panel.set_xlabel(f"component 1 ({components.shares[0]:.1%} of the variance)", fontsize=9)
+    panel.set_ylabel(f"component 2 ({components.shares[1]:.1%})", fontsize=9)
+    panel.tick_params(labelsize=8)
+
+
+def draw_numbers(
+    panel: "Axes", components: Components, labels: Labels, title: str, last: bool = True
+) -> None:
+    """Points [N] by numbers [N]; the last panel of a row has the scale."""
+    x, y = components.places.T
+    points = panel.scatter(x, y, c=labels, s=10, cmap="cividis", linewidths=0)
+    if last:
+        bar = panel.figure.colorbar(points, ax=panel, shrink=0.8)
+        bar.set_label(plain(title), fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+
+
+def draw_classes(
+    panel: "Axes", components: Components, labels: Labels, title: str, last: bool = True
+) -> None:
+    """Points [N] by classes [N], the rarest of many as one; the last panel has the legend."""
+    names, counts = np.unique(labels, return_counts=True)
+    common = names[np.argsort(-counts, kind="stable")]
+    shown = sorted(common if len(common) <= len(COLOURS) else common[: len(COLOURS) - 1])
+    for name, colour, marker in zip(shown, COLOURS, MARKERS, strict=False):
+        places = components.places[labels == name]
+        dots(panel, places, 14, colour, 0.7, marker, plain(name))
+    if len(shown) < len(names):
+        others = components.places[~np.isin(labels, shown)]
+        dots(panel, others, 8, OTHER, 0.5, label=f"{len(names) - len(shown)} others", zorder=0)
+    if last:
+        panel.legend(
+            title=plain(title),
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.0),
+            fontsize=8,
+            title_fontsize=9,
+            frameon=False,
+        )
+
+
+def dots(
+    panel: "Axes",
+    places: npt.NDArray[np.float64],
+    size: float,
+    colour: str,
+    alpha: float,
+    marker: str = "o",
+    label: str | None = None,
+    zorder: float = 1,
+) -> None:
+    """Places [N, 2] as dots of one kind."""
+    panel.scatter(
+        places[:, 0],
+        places[:, 1],
+        s=size,
+        color=colour,
+        alpha=alpha,
+        marker=marker,
+        label=label,
+        zorder=zorder,
+        linewidths=0,
+    )

@@ -1,0 +1,119 @@
+"""From findings and pictures to one HTML page: no script, no link, nothing that is fetched."""
+
+import base64
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..findings.conditions import Condition
+from ..findings.findings import Findings, Row, Study
+from ..findings.runs import FinishedRun, Found
+from ..findings.significance import Anova
+from ..findings.table import cells, figure, p_value
+from ..show import counted, duration, size
+from .figures import Picture
+from .looks import Looks, StudentLook
+from .pictures import Gallery
+
+MARK = '<meta name="generator" content="armada report">'
+"""Of a page that may be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One study with its pictures; `note` says why students were not looked at."""
+
+    study: Study
+    pictures: tuple[Picture, ...]
+    looks: Looks | None
+    note: str | None
+
+    @property
+    def is_anova(self) -> bool:
+        """Whether there is a table of effects."""
+        return isinstance(self.study.anova, Anova)
+
+    @property
+    def headline(self) -> str | None:
+        """Distilled against undistilled, in one sentence."""
+        row = self.study.distilled
+        if row is None or row.base is None or not row.improvement:
+            return None
+        return _headline(self.study, row, row.base)
+
+    def look_of(self, condition: Condition) -> StudentLook | None:
+        """What the student of a condition was seen to do."""
+        students = self.looks.students if self.looks else ()
+        return next((each for each in students if each.condition is condition), None)
+
+
+def _headline(study: Study, row: Row, base: Condition) -> str:
+    gain = sum(row.improvement) / len(row.improvement)
+    with_teacher = figure(row.condition.figure(study.metric))
+    return (
+        f"{study.metric} {with_teacher} with the teacher ({row.condition.name}), "
+        f"{figure(base.figure(study.metric))} without ({base.name}): "
+        f"{'better' if gain > 0 else 'worse' if gain < 0 else 'no different'} by {abs(gain):.3f}"
+    )
+
+
+def render(
+    title: str,
+    findings: Findings,
+    sections: list[Section],
+    found: Found,
+    gallery: Gallery | None,
+) -> str:
+    """The page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "base64": lambda data: base64.b64encode(data).decode("ascii"),
+        "duration": duration,
+        "size": size,
+        "p": p_value,
+        "figure": figure,
+    }
+    return environment.get_template("page.html").render(
+        title=title,
+        mark=MARK,
+        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        counts=f"{counted(len(found.runs), 'run')}",
+        findings=findings,
+        sections=sections,
+        unfinished=[str(folder) for folder in found.unfinished],
+        gallery=gallery,
+        cells=cells,
+        jobs=_jobs,
+        runs=found.runs,
+        environment=_environment_of(found.runs),
+    )
+
+
+def _jobs(study: Study) -> dict[str, Any]:
+    """Keys that all runs of a study have in common, but for empty ones."""
+    settings = [run.job.model_dump(mode="json") for row in study.rows for run in row.condition.runs]
+    first = settings[0]
+    return {
+        key: value
+        for key, value in first.items()
+        if value not in (None, [], False) and all(each[key] == value for each in settings)
+    }
+
+
+def _environment_of(runs: tuple[FinishedRun, ...]) -> dict[str, str]:
+    """Versions and hardware, with all that there were."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for part in ("hardware", "versions"):
+            for name, value in run.provenance.get(part, {}).items():
+                found.setdefault(name, {})[str(value)] = None
+    return {name: ", ".join(values) for name, values in found.items()}

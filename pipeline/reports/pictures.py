@@ -1,0 +1,83 @@
+"""Images beside texts: those that a teacher made, if its cache keeps them, as small PNG files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+
+from ...cache_schemas.errors import ArmadaError
+from ...stages.corpus.corpus import Corpus
+from ...stages.store.reading.reader import Cache
+from ..distill import objective_class
+from ..findings.runs import FinishedRun
+from ..student_data import read_student_data
+
+MOST = 8
+THUMBNAIL_PIXELS = 192
+MOST_PIXELS = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class TextImage:
+    """An image and the text that goes with it."""
+
+    text: str
+    png: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Some images under one heading."""
+
+    title: str
+    images: tuple[TextImage, ...]
+
+
+def teacher_images(runs: Sequence[FinishedRun]) -> Gallery | None:
+    """What a teacher made, of the first run whose cache is where it was and holds any."""
+    seen = set()
+    for run in runs:
+        teacher = run.provenance.get("teacher_fingerprint")
+        if not run.distilled or teacher in seen:
+            continue
+        seen.add(teacher)
+        try:
+            data = read_student_data(run.job, objective_class(run.job))
+            found = _images(data.cache, data.train.corpus) if data.cache is not None else []
+        except (ArmadaError, OSError):
+            continue  # the page says elsewhere what is not where it was
+        if found:
+            return Gallery("What the teacher imagined", tuple(found))
+    return None
+
+
+def _images(cache: Cache, corpus: Corpus) -> list[TextImage]:
+    rows, table = cache.first_rows("images", {"png": pa.binary()}, MOST)
+    images = {cache.keys[row].tobytes(): table["png"][i] for i, row in enumerate(rows)}
+    places = {i: key.tobytes() for i, key in enumerate(corpus.keys()) if key.tobytes() in images}
+    texts = corpus.examples(np.array(list(places), dtype=np.int64))
+    small = [_thumbnail(images[key].as_py()) for key in places.values()]
+    return [
+        TextImage(" / ".join(segments), image)
+        for segments, image in zip(texts, small, strict=True)
+        if image is not None
+    ]
+
+
+def _thumbnail(image: bytes) -> bytes | None:
+    """A small one; None for what is no image of a reasonable size: caches come from strangers."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(image), formats=("PNG",)) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                return None
+            small = picture.convert("RGB")
+    except OSError:
+        return None
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    buffer = BytesIO()
+    small.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,147 @@
+"""Runs become conditions, conditions are compared; figures worked out by hand."""
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.findings.conditions import baseline, conditions, improvements
+from armada.pipeline.findings.findings import find
+from armada.pipeline.findings.runs import FinishedRun
+
+
+def run(
+    seed: int, value: float, metric: str = "accuracy", data: str = "d", **keys: Any
+) -> FinishedRun:
+    """A finished run as `read_run` would give it."""
+    base = {"train": "t.parquet", "validation": "v.parquet", "text_column": "text"}
+    base |= {"label_column": "label", "cache": "c", "student": "org/bert", "output": "out"}
+    job = DistillJob(**base | keys)
+    metrics = {
+        "seed": seed,
+        "metric": metric,
+        "validation": {metric: value},
+        "train_examples": 10,
+        "train_seconds": 1.0,
+    }
+    provenance = {
+        "train_digest": data,
+        "validation_digest": "v",
+        "teacher_fingerprint": keys.get("teacher", "f" * 32) if job.distilled else None,
+        "feature": "embedding" if job.distilled else None,
+    }
+    return FinishedRun(Path("runs", str(seed)), job, metrics, provenance)
+
+
+def with_seeds(values: list[float], **keys: Any) -> list[FinishedRun]:
+    return [run(seed, value, **keys) for seed, value in enumerate(values)]
+
+
+PLAIN = with_seeds([0.5, 0.6, 0.7], control="undistilled")
+TAUGHT = with_seeds([0.8, 0.85, 0.9])
+SHUFFLED = with_seeds([0.5, 0.55, 0.75], control="shuffled")
+
+
+def test_runs_that_differ_in_their_seed_are_one_condition():
+    found = conditions([*SHUFFLED, *TAUGHT, *PLAIN])
+    assert [(each.name, each.values) for each in found] == [
+        ("undistilled", [0.5, 0.6, 0.7]),
+        ("distilled", [0.8, 0.85, 0.9]),
+        ("shuffled", [0.5, 0.55, 0.75]),
+    ]
+
+
+def test_the_most_usual_distilled_condition_comes_first():
+    sweep = [
+        run(0, 0.1, alpha=0.0),
+        run(0, 0.2),
+        run(0, 0.3, beta=0.0),
+        run(0, 0.4, teacher="b" * 32),
+    ]
+    first = conditions(sweep)[0]
+    assert first.values == [0.2]
+    assert first.name == "distilled, alpha=0.5, beta=1.0, teacher ffffffff"
+
+
+def test_what_a_run_does_not_read_does_not_set_it_apart():
+    moved = [run(3, 0.8, cache="elsewhere", placement="mapped", verify_cache=True, device="cpu")]
+    (one,) = conditions([*PLAIN, run(3, 0.8, control="undistilled", teacher="abc")])
+    assert len(one.runs) == 4
+    assert [len(each.runs) for each in conditions([*TAUGHT, *moved])] == [4]
+
+
+def test_names_come_from_the_job_or_from_what_differs():
+    runs = [run(0, 0.1, alpha=0.0), run(0, 0.2, name="ours"), run(0, 0.3, control="noise=2")]
+    assert {each.name for each in conditions(runs)} == {
+        "distilled, alpha=0.0",
+        "ours",
+        "noise=2, alpha=0.5",
+    }
+
+
+def test_no_name_stands_for_two():
+    runs = [run(0, 0.1, name="ours"), run(0, 0.2, name="ours", beta=0.0)]
+    assert sorted(each.name for each in conditions(runs)) == ["ours", "ours (2)"]
+
+
+def test_the_baseline_is_the_same_student_trained_alike():
+    other = with_seeds([0.1], control="undistilled", epochs=3)
+    found = conditions([*other, *PLAIN, *TAUGHT, *SHUFFLED])
+    plain = next(each for each in found if each.values == [0.5, 0.6, 0.7])
+    for condition in found:
+        expected = plain if condition.first.distilled else None
+        assert baseline(condition, found) is expected
+    assert baseline(conditions(with_seeds([0.1], epochs=4))[0], found) is None
+
+
+def test_improvements_are_seed_by_seed():
+    plain, taught = conditions([*PLAIN, *TAUGHT, run(7, 0.9)])
+    expected = [0.3, 0.25, 0.2, 0.9 - mean([0.5, 0.6, 0.7])]
+    assert improvements(taught, plain) == pytest.approx(expected)
+
+
+def test_of_an_error_less_is_better():
+    runs = [run(0, 3.0, "mse", control="undistilled"), run(0, 1.0, "mse")]
+    plain, taught = conditions(runs)
+    assert improvements(taught, plain) == [2.0]
+
+
+def test_other_data_and_other_metrics_are_studies_of_their_own():
+    runs = [*PLAIN, *TAUGHT, run(0, 0.1, data="other"), run(0, 0.1, metric="matthews")]
+    studies = find(runs).studies
+    assert [(study.metric, len(study.rows)) for study in studies] == [
+        ("accuracy", 2),
+        ("accuracy", 1),
+        ("matthews", 1),
+    ]
+    assert studies[0].title == "t.parquet, validated on v.parquet"
+
+
+def test_a_study_as_a_document():
+    (study,) = find([*PLAIN, *TAUGHT, *SHUFFLED]).document()["studies"]
+    plain, taught, shuffled = study["conditions"]
+    assert (plain["improvement"], plain["p"], plain["undistilled"]) == (None, None, None)
+    assert taught["undistilled"] == "undistilled"
+    assert taught["value"]["mean"] == pytest.approx(0.85)
+    assert taught["improvement"]["mean"] == pytest.approx(0.25)
+    assert 0 < taught["p"] < shuffled["p"] <= 1
+    assert study["anova"] == "fewer than two of alpha, beta and gamma have several values"
+
+
+def test_effects_are_those_of_distilled_runs_that_differ_in_weights_only():
+    sweep = [
+        run(seed, 0.5 + 0.3 * alpha + 0.01 * seed, alpha=alpha, beta=beta)
+        for alpha in (0.0, 0.5)
+        for beta in (0.0, 1.0)
+        for seed in range(2)
+    ]
+    (study,) = find([*sweep, *PLAIN, *SHUFFLED, run(0, 0.0, alpha=0.9, teacher="b" * 32)]).studies
+    assert len(study.sweep) == 4
+    assert not isinstance(study.anova, str)
+    assert study.anova.runs == 8
+    assert [effect.term for effect in study.anova.effects] == ["alpha", "beta", "alpha x beta"]
+
+
+def test_teachers_whose_cache_is_gone_have_no_cost():
+    assert find(TAUGHT).costs == ()
