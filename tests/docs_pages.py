@@ -129,8 +129,7 @@ class Workplace:
     def _environment(self) -> dict[str, str]:
         first = {"PATH": self.commands, "PYTHONPATH": self.folder / INSTALLED}
         paths = {name: [str(path), os.environ.get(name, "")] for name, path in first.items()}
-        joined = {name: os.pathsep.join(filter(None, both)) for name, both in paths.items()}
-        return {**joined, "CUDA_VISIBLE_DEVICES": ""}
+        return {name: os.pathsep.join(filter(None, both)) for name, both in paths.items()}
 
     def close(self) -> None:
         for bash in self._shells:
