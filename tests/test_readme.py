@@ -1,4 +1,4 @@
-"""What the README points to and names exists."""
+"""What the README points to and names exists; docs/test_readme_commands.py runs its commands."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,6 @@ import pytest
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.precompute_job import PrecomputeJob
 from armada.stages.precompute.teachers import TEACHERS
-from command_line import CommandLine
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,14 +51,3 @@ def test_set_keys_and_yaml_keys_exist() -> None:
     named = {*re.findall(r"--set '?(\w+)=", README), *re.findall(r"^(\w+):", yaml[1], re.MULTILINE)}
     assert len(named) > 10
     assert named <= known
-
-
-def test_options_of_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    armada = CommandLine(capsys)
-    commands = re.findall(r"^    armada ((?:.|\\\n)+?)(?<!\\)$", README, re.MULTILINE)
-    assert len(commands) >= 6
-    for command in commands:
-        words = command.replace("\\\n", " ").split()
-        name = words[:2] if words[0] == "cache" else words[:1]
-        listed = armada.done(*name, "--help")
-        assert [word for word in words if word.startswith("--") and word not in listed] == []

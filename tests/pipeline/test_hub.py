@@ -34,7 +34,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def served(model: Path) -> Iterator[tuple[str, list[str]]]:
-    with hub(model) as address_and_paths:
+    with hub({REPOSITORY: model}) as address_and_paths:
         yield address_and_paths
 
 

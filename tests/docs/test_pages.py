@@ -1,0 +1,139 @@
+"""Every command and every snippet of the docs does what it is printed to do, in small."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from armada.stages.store.reading.reader import open_cache
+from docs_material import write_table
+from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
+
+INSTALL = Instead(
+    "pip install -e .",
+    f"python {Path(__file__).parents[1] / 'docs_install.py'} {INSTALLED}",
+    "nothing is built, and no other package is looked up",
+)
+SMALL = "the tiny model draws small pictures, on a processor"
+START_AT_ONCE = Instead(
+    "armada precompute sd.yaml --workers auto",
+    "armada precompute --corpus rte.parquet --text-column text_a --text-column text_b "
+    "--teacher hash:4 --cache elsewhere --workers auto",
+    "worker processes start cold, and import diffusers; as printed in a slow test",
+)
+INSTEAD = {
+    "real-teachers.md": (
+        Instead("height: 512", "height: 32", SMALL),
+        Instead("width: 512", "width: 32", SMALL),
+        Instead("resize: 128", "resize: 16", SMALL),
+        Instead("steps: 20", "steps: 2", "ten times as fast"),
+        Instead("rows_per_shard: 128", "rows_per_shard: 64", "the least there is, for ten rows"),
+        Instead(
+            "sbatch sd.sbatch",
+            "for task in 1 2 3 4; do SLURM_ARRAY_TASK_ID=$task bash sd.sbatch; done",
+            "no Slurm here: its tasks, one after another",
+        ),
+        Instead("--nthreads 1", "--nthreads 1 --no-nanny", "a nanny's worker starts cold"),
+        Instead("--nproc-per-node 8", "--nproc-per-node 2", "two cores"),
+        Instead("--set 'seed=[0, 1, 2]'", "--set 'seed=[0, 1]' --set epochs=1", "shorter"),
+        Instead("--set temperature=2", "--set temperature=2 --set epochs=1", "shorter"),
+        Instead("precision: bf16", "precision: bf16\nepochs: 1", "shorter"),
+    ),
+    "adding-a-teacher.md": (INSTALL,),
+    "adding-an-objective.md": (INSTALL,),
+}
+"""All that is not run as printed."""
+
+RUN_BELOW = {"real-teachers", "cache-format", "adding-a-teacher", "adding-an-objective"}
+
+
+def page(name: str) -> list[Block]:
+    return blocks((ROOT / "docs" / name).read_text(encoding="utf-8"))
+
+
+def run(place: Workplace, name: str, *more: Instead) -> str:
+    """Run a page; returns what it printed."""
+    instead = [*INSTEAD.get(name, ()), *more]
+    place.write_files(page(name), instead)
+    return place.run(page(name), instead)
+
+
+def rows(cache: Path) -> int:
+    return len(open_cache(cache))
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("real-teachers.md", START_AT_ONCE), *((n, i) for n in INSTEAD for i in INSTEAD[n])],
+)
+def test_what_is_replaced_is_there(name: str, instead: Instead) -> None:
+    assert any(instead.printed in block.code for block in page(name))
+
+
+def test_every_page_with_code_is_run() -> None:
+    with_code = {
+        file.stem for file in PAGES if {block.language for block in page(file.name)} - {"text"}
+    }
+    assert with_code == RUN_BELOW
+
+
+# What is cached of a corpus and asked: the array's tasks, Dask, and all of RTE once more.
+SHARED = ["2/2/0", "3/2/1", "2/0/2", "3/0/3", "10/7/3", "10/10/0"]
+QUICK = ["2/0/2", "3/0/3", "2/0/2", "3/0/3", "10/7/3", "10/4/6"]
+
+
+@pytest.mark.parametrize(
+    ("shared", "more"),
+    [
+        pytest.param(QUICK, [START_AT_ONCE], id="quick"),
+        pytest.param(SHARED, [], id="as printed", marks=pytest.mark.slow),
+    ],
+)
+def test_real_teachers(place: Workplace, shared: list[str], more: list[Instead]) -> None:
+    for number, name in enumerate(["rte", "rte-validation", "qqp", "qnli", "sst2"]):
+        write_table(place.folder / f"{name}.parquet", 3 * number)
+    printed = run(place, "real-teachers.md", *more)
+    assert "10 rows, 10 unique; 0 are cached, 10 to ask" in printed
+    said = re.findall(r"(\d+) rows, \d+ unique; (\d+) were cached, (\d+) asked", printed)
+    # All GPUs of a machine come first, the other teachers last.
+    assert ["/".join(numbers) for numbers in said] == ["10/0/10", *shared, *["10/0/10"] * 4]
+    sizes = {name: rows(place.folder / name) for name in ("sd", "clip", "encoder", "classifier")}
+    assert sizes == {"sd": 10 + 6 + 3, "clip": 10, "encoder": 10, "classifier": 10}
+    assert "\nwhole\n" in printed
+    assert (place.folder / "sd" / "README.md").is_file()
+    _check_students(place.folder / "runs", printed)
+
+
+def _check_students(runs: Path, printed: str) -> None:
+    for name in ("rte-sd", "rte-undistilled", "rte-shuffled"):
+        assert len(json.loads((runs / name / "metrics.json").read_bytes())["seeds"]) == 2
+    assert json.loads((runs / "rte-clip" / "metrics.json").read_bytes())["processes"] == 2
+    assert json.loads((runs / "sst2-kd" / "metrics.json").read_bytes())["objective"] == "kd"
+    assert len(re.findall(r"^10 examples, 0 without a label$", printed, re.MULTILINE)) == 3
+
+
+def test_cache_format(place: Workplace) -> None:
+    printed = run(place, "cache-format.md")
+    assert "1 of 2 examples are not in the cache" in printed
+    assert "row 6 of shard 0, cut: False" in printed
+
+
+def test_adding_a_teacher(place: Workplace) -> None:
+    printed = run(place, "adding-a-teacher.md")
+    assert "longer texts are cut" in printed
+    assert "60 rows, 60 unique; 0 were cached, 60 asked" in printed
+    assert "60 rows, 60 unique; 60 were cached, 0 asked" in printed
+    cache = open_cache(place.folder / "cache")
+    assert (cache.teacher.spec.kind, cache.features) == ("letters", ("share",))
+    (row,) = cache.lookup("a bad cab no 1")
+    assert cache["share"][row].tolist() == pytest.approx([n / 14 for n in (3, 2, 1, 1, 0, 0, 0)])
+    assert (place.folder / "run" / "metrics.json").is_file()
+
+
+def test_adding_an_objective(place: Workplace) -> None:
+    printed = run(place, "adding-an-objective.md")
+    (said,) = re.findall(r"contrast: ([\d.]+) at first, ([\d.]+) at last", printed)
+    first, last = map(float, said)
+    assert last < first
+    metrics = json.loads((place.folder / "run" / "metrics.json").read_bytes())
+    assert metrics["objective"] == "contrast"

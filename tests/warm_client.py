@@ -1,0 +1,31 @@
+"""A command of `warm_python.py`: hands all over and ends as the process made for it ends.
+
+The lines before this one say where to (SOCKET), which words come first (WORDS) and what is added to
+the environment (ENVIRONMENT).
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect(SOCKET)  # noqa: F821
+    request = {
+        "words": [*WORDS, *sys.argv[1:]],  # noqa: F821
+        "folder": os.getcwd(),
+        "environment": {**os.environ, **ENVIRONMENT},  # noqa: F821
+    }
+    body = json.dumps(request).encode()
+    socket.send_fds(connection, [len(body).to_bytes(8, "little")], [0, 1, 2])
+    connection.sendall(body)
+    with connection.makefile() as answers:
+        process = int(answers.readline())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os.kill(process, number))
+        status = int(answers.readline())
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+sys.exit(status)
