@@ -6,6 +6,7 @@ apart; whatever has a colour of its own has a marker or a line of its own as wel
 
 import re
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,24 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 OTHER = "#999999"
+
+NAMED = {
+    "red": "#D55E00",
+    "orange": "#E69F00",
+    "yellow": "#F0E442",
+    "green": "#009E73",
+    "blue": "#0072B2",
+    "purple": "#CC79A7",
+    "black": "#000000",
+}
+"""For classes that are called like colours: the palette's nearest."""
+
+
+def colours_of(names: Sequence[str]) -> Sequence[str]:
+    """A colour for each of at most seven names; that of its name, if all are names of colours."""
+    if all(name in NAMED for name in names):
+        return [NAMED[name] for name in names]
+    return COLOURS[: len(names)]
 
 
 def new_figure(width: float, height: float, dpi: int) -> "Figure":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .canvas import COLOURS, MARKERS, OTHER, plain
+from .canvas import COLOURS, MARKERS, OTHER, colours_of, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,8 +65,10 @@ def draw_classes(
     """Points [N] by classes [N], the rarest of many as one; the last panel has the legend."""
     names, counts = np.unique(labels, return_counts=True)
     common = names[np.argsort(-counts, kind="stable")]
-    shown = sorted(common if len(common) <= len(COLOURS) else common[: len(COLOURS) - 1])
-    for name, colour, marker in zip(shown, COLOURS, MARKERS, strict=False):
+    most = len(COLOURS) if len(common) <= len(COLOURS) else len(COLOURS) - 1
+    shown = sorted(common[:most])
+    colours = colours_of([str(name) for name in shown])
+    for name, colour, marker in zip(shown, colours, MARKERS, strict=False):
         places = components.places[labels == name]
         dots(panel, places, 14, colour, 0.7, marker, plain(name))
     if len(shown) < len(names):

@@ -97,5 +97,12 @@ def _draw_reliability(
     panel.plot(found.confidence, found.accuracy, color=colour, linestyle=line, lw=1)
     sizes = 12 + 120 * found.counts / found.counts.sum()
     panel.scatter(
-        found.confidence, found.accuracy, s=sizes, color=colour, marker=marker, label=label
+        found.confidence,
+        found.accuracy,
+        s=sizes,
+        color=colour,
+        marker=marker,
+        label=label,
+        clip_on=False,  # the best is in a corner
+        zorder=3,
     )
