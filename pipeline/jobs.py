@@ -18,9 +18,9 @@ from ..cache_schemas.errors import JobError
 
 def refuse_url(path: Path) -> Path:
     """A folder of this machine; a path that looks like a URL was meant as one."""
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+    if url := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path)):
         raise JobError(
-            f"cache {path}: looks like a URL; name a folder of this machine "
+            f"cache {url[1]}://{url[2]}: looks like a URL; name a folder of this machine "
             "(`armada cache pull` and `push` bring caches from and to a URL)"
         )
     return path

@@ -57,7 +57,7 @@ def _check_same_job(folder: Path, job: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise OutputError(
-            f"output {folder}: holds an unfinished run of another job: "
+            f"output {folder}: holds a run of another job: "
             f"{_both_sides(differing, before, job, repr)}"
         )
 

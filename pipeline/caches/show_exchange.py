@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ...stages.store.upkeep.merge import Merged
-from ..show import duration, show_json, size, warn, warn_skipped
+from ..show import counted, duration, show_json, size, warn, warn_skipped
 from .export import Exported
 from .imports import Imported
 
@@ -16,7 +16,8 @@ def show_merge(merged: Sequence[Merged], as_json: bool) -> None:
     for teacher in merged:
         print(
             f"teacher {teacher.fingerprint[:12]} ({teacher.kind}:{teacher.name}): {teacher.copied} "
-            f"of {teacher.rows} rows copied into {teacher.shards} shards, {teacher.already_there} "
+            f"of {teacher.rows} rows copied into {counted(teacher.shards, 'shard')}, "
+            f"{teacher.already_there} "
             f"were there; {duration(teacher.teacher_seconds)} of teacher time came along"
         )
 

@@ -155,7 +155,7 @@ async def _look_at(address: str) -> None:
     from distributed.security import Security
 
     if "://" not in address and not re.search(r":\d+$", address):
-        raise ValueError("is neither tcp://HOST:PORT nor a scheduler file")
+        raise ValueError("is neither tcp://HOST:PORT nor the file of a scheduler that is there")
     arguments = Security().get_connection_args("client")
     comm = await connect(address, timeout=2 * CONNECT_S, **arguments)
     try:

@@ -70,7 +70,7 @@ def anova(values: Sequence[float], settings: Sequence[Mapping[str, Any]]) -> Ano
     """Of the metric of runs by those factors that have several values; or why there is none.
 
     A run whose values occur nowhere else, such as the one that a sweep started from, is left out
-    where it would keep factors from being told apart."""
+    where it would keep effects or interactions from being told apart."""
     import pandas
 
     rows = [[each[name] for name in FACTORS] for each in settings]
@@ -79,8 +79,10 @@ def anova(values: Sequence[float], settings: Sequence[Mapping[str, Any]]) -> Ano
     design = _Design(frame)
     if len(design.factors) < 2:
         return "fewer than two of alpha, beta and gamma have several values"
-    if design.is_confounded:
-        design = _Design(_without_lone_values(frame, design.factors))
+    if design.uncrossed:
+        narrower = _Design(_without_lone_values(frame, design.factors))
+        if narrower.is_complete or design.is_confounded:
+            design = narrower
     if design.is_confounded or len(design.factors) < 2:
         return "alpha, beta and gamma were not varied apart from each other"
     return design.effects(left_out=len(frame) - len(design.frame))
@@ -100,6 +102,11 @@ class _Design:
         self.uncrossed = tuple(" x ".join(pair) for pair in pairs if pair not in crossed)
         terms = [f"C({name})" for name in self.factors] + [f"C({a}):C({b})" for a, b in crossed]
         self._model = ols(f"value ~ {' + '.join(terms)}", frame) if len(self.factors) > 1 else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all interactions can be estimated."""
+        return len(self.factors) > 1 and not self.uncrossed and not self.is_confounded
 
     @property
     def is_confounded(self) -> bool:

@@ -44,7 +44,13 @@ INSTEAD = {
 }
 """All that is not run as printed."""
 
-RUN_BELOW = {"real-teachers", "cache-format", "adding-a-teacher", "adding-an-objective"}
+RUN_BELOW = {
+    "real-teachers",
+    "cache-format",
+    "comparing",
+    "adding-a-teacher",
+    "adding-an-objective",
+}
 
 
 def page(name: str) -> list[Block]:
@@ -116,6 +122,18 @@ def test_cache_format(place: Workplace) -> None:
     printed = run(place, "cache-format.md")
     assert "1 of 2 examples are not in the cache" in printed
     assert "row 6 of shard 0, cut: False" in printed
+
+
+def test_comparing(place: Workplace) -> None:
+    printed = run(place, "comparing.md")
+    (listed,) = [block.code for block in page("comparing.md") if block.language == "text"]
+    assert listed in printed
+    runs = place.folder / "runs" / "ablation"
+    assert len(list(runs.glob("*/seed-*/metrics.json"))) == 14 + 4
+    conditions = json.loads((runs / "ablation.json").read_bytes())["studies"][0]["conditions"]
+    assert len(conditions) == 9
+    assert "two-way ANOVA of 12 runs" in printed
+    assert "Numbers that are thirds" in (place.folder / "report.html").read_text()
 
 
 def test_adding_a_teacher(place: Workplace) -> None:

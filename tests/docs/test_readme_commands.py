@@ -13,11 +13,11 @@ from docs_material import table, write_features, write_table
 from docs_pages import README, Block, Instead, Workplace, blocks, replaced, section
 
 TEXT = README.read_text(encoding="utf-8")
-ELSEWHERE = ("armada demo", "armada ablate", "armada report", "http.server", "http://localhost")
+ELSEWHERE = ("armada demo", "http.server", "http://localhost")
 """What marks blocks that other tests run."""
 
 MANY = "Many processes, many machines"
-SECTIONS = ("Stage 1: precompute", "Stage 2: distill", "Share a cache")
+SECTIONS = ("Stage 1: precompute", "Stage 2: distill", "Compare students", "Share a cache")
 JOB = """corpus: rte.parquet
 text_column: [text_a, text_b]
 teacher: hash:16
@@ -65,6 +65,12 @@ STAGE_2 = (
 )
 
 
+COMPARED = (
+    Instead("seed: [0, 1, 2]", "seed: 0\nepochs: 1", "shorter"),
+    Instead("alpha: [0, 0.5, 1]", "alpha: [0, 1]", "shorter"),
+)
+
+
 def code(text: str) -> list[Block]:
     """The blocks of a text that are run here."""
     return [b for b in blocks(text) if not any(mark in b.code for mark in ELSEWHERE)]
@@ -107,10 +113,21 @@ def _students(place: Workplace) -> None:
     (job,) = [block.code for block in stage_2 if block.language == "yaml"]
     (place.folder / "job.yaml").write_text(replaced(job, [*named, *STAGE_2]), encoding="utf-8")
     place.run([b for b in stage_2 if b.language != "yaml"], [*named, *STAGE_2])
+    _compared(place, named[1:])
     for name, processes in (("sst2/seed-2", 1), ("rte", 2), ("again", 2)):
         metrics = json.loads((place.folder / "runs" / name / "metrics.json").read_bytes())
         assert metrics["processes"] == processes
         assert metrics["validation"]["accuracy"] >= 0
+
+
+def _compared(place: Workplace, named: list[Instead]) -> None:
+    blocks_here = code(section(TEXT, SECTIONS[2]))
+    place.write_files(blocks_here, [*named, *COMPARED])
+    printed = place.run(blocks_here, [*named, *COMPARED])
+    assert printed.startswith("9 runs, 0 finished, ")
+    document = json.loads((place.folder / "runs/ablation/ablation.json").read_bytes())
+    assert len(document["studies"][0]["conditions"]) == 9
+    assert (place.folder / "report.html").is_file()
 
 
 def test_caches_are_joined_and_exchanged(place: Workplace) -> None:
@@ -120,7 +137,7 @@ def test_caches_are_joined_and_exchanged(place: Workplace) -> None:
     ask = "armada precompute --text-column text --teacher hash:4"
     for cache, corpus in (("cache", "train"), ("team-a", "team-a"), ("team-b", "team-b")):
         place.shell(f"{ask} --corpus {corpus}.parquet --cache {cache}")
-    place.run(code(section(TEXT, SECTIONS[2])))
+    place.run(code(section(TEXT, SECTIONS[3])))
     assert len(open_cache(place.folder / "all")) == 11
     kinds = {t.spec.kind: t.fingerprint for t in list_teachers(place.folder / "cache")}
     assert set(kinds) == {"hash", "imported"}
@@ -128,6 +145,8 @@ def test_caches_are_joined_and_exchanged(place: Workplace) -> None:
     assert pq.read_table(next(place.folder.glob("exported/data/*.parquet"))).num_rows == 10
 
 
-@pytest.mark.parametrize("instead", [*STAGE_1, *MANY_PROCESSES, *STAGE_2], ids=lambda i: i.why)
+@pytest.mark.parametrize(
+    "instead", [*STAGE_1, *MANY_PROCESSES, *STAGE_2, *COMPARED], ids=lambda i: i.why
+)
 def test_what_is_replaced_is_there(instead: Instead) -> None:
     assert instead.printed in TEXT

@@ -41,7 +41,7 @@ def test_an_entry_says_more_than_its_message(fragment: str) -> None:
         "passes over the training set",  # the description of a key
         " rows were left out",  # a warning
         "expected seconds",  # nothing but words of the code
-        "holds an unfinished run of another jobs",  # nearly said
+        "holds a run of another jobs",  # nearly said
     ],
 )
 def test_what_no_error_says_is_not_found(fragment: str) -> None:
@@ -49,6 +49,6 @@ def test_what_no_error_says_is_not_found(fragment: str) -> None:
 
 
 def test_parts_end_where_something_is_filled_in() -> None:
-    assert is_said("holds an unfinished run of another job: ")
+    assert is_said("holds a run of another job: ")
     assert is_said("; it holds ")
     assert not is_said("is the prefix of several teachers; it holds")

@@ -92,7 +92,7 @@ def test_every_run_is_made_once_and_compared(armada: CommandLine, job, tmp_path:
     # With other settings, the runs that are there are of another job.
     other = armada("ablate", job(epochs=2), "--quiet", "--resume")
     assert other.code == 2
-    assert "holds an unfinished run of another job: epochs: was 1, now 2" in other.error
+    assert "holds a run of another job: epochs: was 1, now 2" in other.error
     assert stamps(out).keys() >= before.keys()
 
 

@@ -517,8 +517,8 @@ def test_workers_with_another_armada(
     [
         ("tcp://127.0.0.1:9", "nobody answers within 0 s"),
         ("bla://x:1", "unknown address scheme 'bla'"),
-        ("tcp:/x", "is neither tcp://HOST:PORT nor a scheduler file"),
-        ("scheduler.jsom", "is neither tcp://HOST:PORT nor a scheduler file"),
+        ("tcp:/x", "is neither tcp://HOST:PORT nor the file of a scheduler"),
+        ("scheduler.jsom", "is neither tcp://HOST:PORT nor the file of a scheduler"),
         (__file__, "is not the file of a scheduler"),
     ],
 )

@@ -56,7 +56,7 @@ def test_an_unfinished_run(armada, distill_bench, tmp_path, refused):
     words = distill_bench.words(output, "--resume", "--set", "beta=0.5", "--set", "seed=[0, 1]")
     line = refused(*words)
     assert line == (
-        f"output {output}: holds an unfinished run of another job: "
+        f"output {output}: holds a run of another job: "
         "beta: was 1.0, now 0.5; seed: was 0, now [0, 1]"
     )
     armada.done(*distill_bench.words(output, "--resume"))

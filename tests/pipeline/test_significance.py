@@ -34,12 +34,12 @@ def test_holm_by_hand():
     assert holm([None]) == [None]
 
 
-def sweep(effect, seeds=3):
+def sweep(effect, seeds=3, betas=(0.0, 1.0)):
     """Values and settings of a full grid of alpha and beta."""
     rng = np.random.default_rng(0)
     settings = [
         {"alpha": a, "beta": b, "gamma": 1.0}
-        for a, b in itertools.product((0.0, 0.5, 1.0), (0.0, 1.0))
+        for a, b in itertools.product((0.0, 0.5, 1.0), betas)
         for _ in range(seeds)
     ]
     return [effect(each) + rng.normal(0, 0.1) for each in settings], settings
@@ -70,12 +70,13 @@ def test_two_ways_by_sums_of_squares():
 
 
 def test_factors_that_were_not_crossed_have_no_interaction():
-    values, settings = sweep(lambda each: each["alpha"])
+    values, settings = sweep(lambda each: each["alpha"], betas=(0.0, 1.0, 2.0))
     kept = [i for i, each in enumerate(settings) if (each["alpha"], each["beta"]) != (1.0, 0.0)]
     found = anova([values[i] for i in kept], [settings[i] for i in kept])
     assert isinstance(found, Anova)
     assert [effect.term for effect in found.effects] == ["alpha", "beta"]
     assert found.without_interaction == ("alpha x beta",)
+    assert found.left_out == 0
 
 
 def test_a_lone_starting_point_is_left_out():
@@ -87,6 +88,15 @@ def test_a_lone_starting_point_is_left_out():
     assert isinstance(found, Anova)
     assert isinstance(expected, Anova)
     assert (found.effects, found.runs, found.left_out) == (expected.effects, 18, 2)
+
+
+def test_a_starting_point_with_one_value_of_its_own_is_left_out_for_the_interaction():
+    values, settings = sweep(lambda each: each["alpha"])
+    start = {"alpha": 0.7, "beta": 1.0, "gamma": 1.0}
+    found = anova([*values, 9.0, 9.1], [*settings, start, start])
+    assert isinstance(found, Anova)
+    assert (found.left_out, found.without_interaction) == (2, ())
+    assert [effect.term for effect in found.effects] == ["alpha", "beta", "alpha x beta"]
 
 
 def test_factors_that_always_change_together():

@@ -81,5 +81,5 @@ def _check_sizes(sizes: Sizes) -> None:
     if sizes.feature_dim != sizes.num_labels:
         raise JobError(
             f"objective kd: the teacher's logits have {sizes.feature_dim} classes and the task has "
-            f"{sizes.num_labels}; choose a teacher of the same task"
+            f"{sizes.num_labels}; choose a teacher of the same task, and its logits as the feature"
         )

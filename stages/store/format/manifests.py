@@ -17,7 +17,10 @@ def check_cache(path: Path) -> None:
     """Refuse what is not a cache of this format version."""
     manifest = path / CACHE_MANIFEST
     if not manifest.is_file():
-        raise CacheError(f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache")
+        raise CacheError(
+            f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache; "
+            "name a folder that is one, or an empty one to make it there"
+        )
     check_cache_manifest(read_bytes(manifest, path, CacheManifest.max_bytes), manifest)
 
 
