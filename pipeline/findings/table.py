@@ -13,19 +13,32 @@ from .costs import TeacherCost
 from .findings import Findings, Row, Study
 from .significance import Anova
 
+_NARROW = 72
 _WIDE = 200
 """Columns of output that is not a terminal: a name must never be cut there."""
 
 
-def show_findings(findings: Findings) -> None:
-    """Print all studies and costs to standard output."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+def show_findings(findings: Findings, console: Console | None = None) -> None:
+    """Print all studies and costs to a console; default standard output."""
+    console = console or Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
     for study in findings.studies:
-        console.print(_conditions(study))
+        if console.width < _NARROW:
+            _print_lines(console, study)
+        else:
+            console.print(_conditions(study))
         if isinstance(study.anova, Anova):
             console.print(_effects(study.anova))
     for cost in findings.costs:
         console.print(escape(one_line(told(cost))))
+
+
+def _print_lines(console: Console, study: Study) -> None:
+    """Two lines for each condition, where a table would be letters below letters."""
+    console.print(escape(one_line(study.title)))
+    for row in study.rows:
+        name, value, runs, better, p = map(escape, cells(row))
+        console.print(f"{name}\n  {value}, {counted(int(runs), 'run')}", end="")
+        console.print(f", {better}, p {p}" if row.improvement else "")
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -1,5 +1,6 @@
 """Runs become conditions, conditions are compared; figures worked out by hand."""
 
+from io import StringIO
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,6 +10,8 @@ from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.findings.conditions import baseline, conditions, improvements
 from armada.pipeline.findings.findings import find
 from armada.pipeline.findings.runs import FinishedRun
+from armada.pipeline.findings.table import show_findings
+from rich.console import Console
 
 
 def run(
@@ -145,3 +148,29 @@ def test_effects_are_those_of_distilled_runs_that_differ_in_weights_only():
 
 def test_teachers_whose_cache_is_gone_have_no_cost():
     assert find(TAUGHT).costs == ()
+
+
+def printed(runs: list[FinishedRun], width: int) -> list[str]:
+    file = StringIO()
+    show_findings(find(runs), Console(file=file, width=width, highlight=False))
+    return file.getvalue().splitlines()
+
+
+NASTY = run(0, 0.5, name="[red]a name[/red]\x1b[2J of someone else's", control="shuffled")
+
+
+def test_a_table_where_there_is_room():
+    lines = printed([*PLAIN, *TAUGHT, NASTY], 100)
+    (row,) = [line for line in lines if "│ distilled" in line]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    p = find([*PLAIN, *TAUGHT, NASTY]).studies[0].rows[1].p
+    assert cells == ["distilled", "0.850 ± 0.050", "3", "+0.250", f"{p:.3f}"]
+    assert any("[red]a name[/red]\\x1b[2J of someone else's" in line for line in lines)
+
+
+def test_lines_where_there_is_none():
+    lines = printed([*PLAIN, *TAUGHT, NASTY], 40)
+    assert max(map(len, lines)) <= 40
+    assert lines[lines.index("distilled") + 1].startswith("  0.850 ± 0.050, 3 runs, +0.250, p 0.0")
+    assert "[red]a name[/red]\\x1b[2J of" in "".join(lines)
+    assert not any("\x1b" in line for line in lines)
