@@ -57,7 +57,7 @@ def run_all(
     if workers == "auto" and waiting:
         workers = _workers(waiting, crew)
     if waiting:
-        crew.work_off(waiting, int(workers))
+        crew.work_off(waiting, min(int(workers), len(waiting)))
     return crew.failures
 
 
@@ -66,13 +66,13 @@ def _workers(waiting: deque[PlannedRun], crew: "_Crew") -> int:
     first = waiting[0].job
     gpus = visible_gpus(first.device)
     if gpus:
-        return min(len(gpus), len(waiting))
+        return len(gpus)
     crew.work_off(deque([waiting.popleft()]), 1)
     metrics = read_metrics(first.output)
-    most = min(_processors(), max(1, len(waiting)))
     if metrics is None:
         return 1
-    return max(1, min(most, int(available_memory() / (_ROOM * metrics["peak_rss_bytes"]))))
+    room = int(available_memory() / (_ROOM * metrics["peak_rss_bytes"]))
+    return max(1, min(_processors(), room))
 
 
 def _processors() -> int:
@@ -148,7 +148,7 @@ def _work(job: DistillJob, environment: dict[str, str], log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever hears it ends the runs
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
-    with log.open("ab", buffering=0) as file:
+    with log.open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     _limit_threads(int(environment["OMP_NUM_THREADS"]))

@@ -15,6 +15,8 @@ from ..findings.conditions import Condition
 from ..findings.findings import Study
 from ..findings.runs import FinishedRun
 from ..pictures.canvas import COLOURS, LINES, MARKERS, OTHER, new_figure, plain, png
+from ..run_folder import spread
+from ..show import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,29 +45,9 @@ def comparison(study: Study) -> Picture:
     figure = new_figure(WIDTH, 0.9 + 0.3 * len(shown), DPI)
     panel = figure.subplots()
     for place, condition in enumerate(shown):
-        colour = COLOURS[0] if condition.first.distilled else COLOURS[1]
-        value = condition.figure(study.metric) or {"mean": mean(condition.values), "std": 0.0}
-        panel.errorbar(
-            value["mean"],
-            place,
-            xerr=value["std"],
-            fmt="o",
-            color=colour,
-            markersize=6,
-            capsize=3,
-            elinewidth=1.5,
-        )
-        panel.plot(
-            condition.values,
-            [place + _SPREAD * 2] * len(condition.values),
-            linestyle="",
-            marker="|",
-            markersize=6,
-            color="black",
-        )
-    for row in study.rows:
-        if not row.condition.first.distilled and row.condition.values:
-            panel.axvline(mean(row.condition.values), color=OTHER, linestyle="--", linewidth=1)
+        _draw_condition(panel, place, condition)
+        if not condition.first.distilled:
+            panel.axvline(mean(condition.values), color=OTHER, linestyle="--", linewidth=1)
     panel.set_yticks(range(len(shown)), [plain(each.name, 40) for each in shown], fontsize=TEXT)
     panel.set_ylim(len(shown) - 0.4, -0.6)
     panel.grid(axis="x", color="#dddddd", linewidth=0.6)
@@ -77,6 +59,14 @@ def comparison(study: Study) -> Picture:
         "student without a teacher.",
         png(figure),
     )
+
+
+def _draw_condition(panel: "Axes", place: int, condition: Condition) -> None:
+    colour = COLOURS[0] if condition.first.distilled else COLOURS[1]
+    found = spread(condition.values)
+    panel.errorbar(found["mean"], place, xerr=found["std"], fmt="o", color=colour, capsize=3)
+    beside = [place + 2 * _SPREAD] * len(condition.values)
+    panel.plot(condition.values, beside, linestyle="", marker="|", color="black")
 
 
 def leading(conditions: Sequence[Condition]) -> list[Condition]:
@@ -94,27 +84,32 @@ def by_epoch(study: Study) -> Picture | None:
         return None
     figure = new_figure(WIDTH, 3.9, DPI)
     panel = figure.subplots()
-    for (name, curve), colour, line, marker in zip(
-        curves.items(), COLOURS, LINES, MARKERS, strict=False
-    ):
-        epochs, means, lows, highs = (np.array(column) for column in zip(*curve, strict=True))
-        panel.plot(
-            epochs, means, color=colour, linestyle=line, marker=marker, ms=4, label=plain(name, 34)
-        )
-        panel.fill_between(epochs, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    styles = zip(COLOURS, LINES, MARKERS, strict=True)
+    for (name, curve), (colour, line, marker) in zip(curves.items(), styles, strict=False):
+        _draw_curve(panel, name, curve, colour, line, marker)
     _label(panel, "epoch", study.metric)
     _whole_numbers(panel)
     figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
     left_out = len(study.conditions) - len(curves)
-    return Picture(
-        "epochs",
-        "Mean over seeds, and the range of all seeds."
-        + (f" {left_out} more conditions are in the table." if left_out else ""),
-        png(figure),
-    )
+    caption = "Mean over seeds, and the range of all seeds."
+    if left_out:
+        caption += f" {counted(left_out, 'more condition')} in the table."
+    return Picture("epochs", caption, png(figure))
 
 
-def _curve(condition: Condition, metric: str) -> list[tuple[float, float, float, float]]:
+_Curve = list[tuple[float, float, float, float]]
+
+
+def _draw_curve(
+    panel: "Axes", name: str, curve: _Curve, colour: str, line: Any, marker: str
+) -> None:
+    epochs, means, lows, highs = (np.array(column) for column in zip(*curve, strict=True))
+    style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+    panel.plot(epochs, means, **style, label=plain(name, 34))
+    panel.fill_between(epochs, lows, highs, color=colour, alpha=0.15, linewidth=0)
+
+
+def _curve(condition: Condition, metric: str) -> _Curve:
     values: dict[float, list[float]] = defaultdict(list)
     for run in condition.runs:
         for row in run.metrics["epochs"]:
@@ -133,12 +128,7 @@ def losses(condition: Condition) -> Picture | None:
     figure = new_figure(WIDTH, 0.5 + 1.75 * rows, DPI)
     panels = figure.subplots(rows, min(2, len(names)), squeeze=False).flatten()
     for panel, name in zip(panels, names, strict=False):
-        for log, colour, line in zip(logs, COLOURS, LINES, strict=False):
-            if name in log:
-                panel.plot(*zip(*log[name], strict=True), color=colour, ls=line, lw=1)
-        panel.set_title("total" if name == "loss" else name, fontsize=TEXT)
-        panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
-        _label(panel, "step", "")
+        _draw_term(panel, name, [log[name] for log in logs if name in log])
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     seeds = ", ".join(str(run.seed) for run in condition.runs[:MAX_LINES])
@@ -150,8 +140,19 @@ def losses(condition: Condition) -> Picture | None:
     )
 
 
-def _terms(run: FinishedRun) -> Mapping[str, list[tuple[float, float]]]:
-    terms: dict[str, list[tuple[float, float]]] = defaultdict(list)
+_Points = list[tuple[float, float]]
+
+
+def _draw_term(panel: "Axes", name: str, logs: Sequence[_Points]) -> None:
+    for log, colour, line in zip(logs, COLOURS, LINES, strict=False):
+        panel.plot(*zip(*log, strict=True), color=colour, linestyle=line, linewidth=1)
+    panel.set_title("total" if name == "loss" else name, fontsize=TEXT)
+    panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+    _label(panel, "step", "")
+
+
+def _terms(run: FinishedRun) -> Mapping[str, _Points]:
+    terms: dict[str, _Points] = defaultdict(list)
     for row in run.log():
         if "train_runtime" in row:
             continue  # the trainer's summary
@@ -169,20 +170,11 @@ def weights(study: Study, factor: str) -> Picture | None:
             groups[row.condition.first.settings[factor]] += row.improvement
     if len(groups) < 2:
         return None
-    values = sorted(groups)
     figure = new_figure(WIDTH, 3.0, DPI)
     panel = figure.subplots()
     panel.axhline(0, color=OTHER, linestyle="--", linewidth=1)
-    panel.boxplot(
-        [groups[value] for value in values],
-        positions=range(len(values)),
-        widths=0.45,
-        showfliers=False,
-        medianprops={"color": COLOURS[1], "linewidth": 1.5},
-    )
-    for place, value in enumerate(values):
-        panel.plot(_beside(place, groups[value]), groups[value], "o", ms=3.5, color=COLOURS[0])
-    panel.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    _draw_boxes(panel, [groups[value] for value in sorted(groups)])
+    panel.set_xticks(range(len(groups)), [f"{value:g}" for value in sorted(groups)])
     _label(panel, factor, f"gain in {study.metric}")
     return Picture(
         factor,
@@ -192,9 +184,14 @@ def weights(study: Study, factor: str) -> Picture | None:
     )
 
 
-def _beside(place: int, values: Sequence[float]) -> Any:
-    shifts = np.linspace(-_SPREAD, _SPREAD, len(values)) if len(values) > 1 else np.zeros(1)
-    return place + shifts
+def _draw_boxes(panel: "Axes", groups: Sequence[Sequence[float]]) -> None:
+    """A box for each group of values, and the values beside each other on it."""
+    median = {"color": COLOURS[1], "linewidth": 1.5}
+    places = range(len(groups))
+    panel.boxplot(groups, positions=places, widths=0.45, showfliers=False, medianprops=median)
+    for place, values in zip(places, groups, strict=True):
+        beside = np.linspace(-_SPREAD, _SPREAD, len(values)) if len(values) > 1 else 0
+        panel.plot(place + beside, values, "o", markersize=3.5, color=COLOURS[0])
 
 
 def _label(panel: "Axes", x: str, y: str) -> None:

@@ -59,33 +59,57 @@ class Looks:
     colours_title: str
 
 
-def look(
-    study: Study,
-    colour_by: str | None,
-    texts: int,
-    device: str,
-) -> Looks | None:
-    """Load one student of each leading condition; None if none was distilled.
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What students are looked at with, and what for."""
+
+    sample: LabelledCorpus
+    validation: LabelledCorpus | None
+    space: LabelSpace
+    device: "torch.device"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """Pooled texts [N, D] and outputs [N, K] of a student for the sample, and its calibration."""
+
+    pooled: Points
+    outputs: Points
+    calibration: Calibration | None
+
+
+def look(study: Study, colour_by: str | None, texts: int, device: str) -> Looks | None:
+    """Load one student of each kind, up to MAX_STUDENTS; None if none was distilled.
 
     Raises ArmadaError if corpus, cache or students are not where they were."""
     if study.distilled is None:
         return None
     reference = study.distilled.condition.first
     data = read_student_data(reference.job, objective_class(reference.job))
-    assert data.feature is not None
-    sample = _sample(data.train, texts)
-    validation = _sample(data.validation, texts) if data.validation else None
-    features = data.feature.gather(_rows(sample))
-    objective = _objective(reference, data.space, data.feature.spec.shape, device)
-    teacher, answers = _teacher(objective, features)
+    seen_with = _texts(data, texts, device)
+    chosen = _chosen(study, study.distilled)
+    answers = [_answers(condition.first, seen_with) for condition in chosen]
+    objective = _objective(reference, data, answers[0].pooled.shape[1], seen_with.device)
+    teacher, read = _teacher(objective, _features(data, seen_with.sample))
     students = [
-        _student(each, data.space, sample, validation, answers, device)
-        for each in _chosen(study, study.distilled)
+        StudentLook(
+            condition=condition,
+            seed=condition.first.seed,
+            points=given.pooled,
+            agreement=None if read is None else _agreement(given.outputs, read, data.space),
+            calibration=given.calibration,
+        )
+        for condition, given in zip(chosen, answers, strict=True)
     ]
-    students[0] = replace(students[0], points=_projected(objective, students[0].points))
+    students[0] = replace(students[0], points=_projected(objective, answers[0].pooled))
+    colours = _colours(reference.job, seen_with.sample, data, colour_by)
     title = colour_by or reference.job.label_column or ""
-    colours = _colours(reference.job, sample, data, colour_by)
     return Looks(reference, teacher, tuple(students), colours, title)
+
+
+def _texts(data: StudentData, most: int, device: str) -> _Texts:
+    validation = None if data.validation is None else _sample(data.validation, most)
+    return _Texts(_sample(data.train, most), validation, data.space, choose_device(device))
 
 
 def _chosen(study: Study, first: Row) -> list[Condition]:
@@ -103,18 +127,37 @@ def _sample(labelled: LabelledCorpus, most: int) -> LabelledCorpus:
     return labelled.take(rows)
 
 
-def _rows(sample: LabelledCorpus) -> Any:
+def _answers(run: FinishedRun, texts: _Texts) -> _Answers:
+    student, tokenizer, card = load_saved_student(run.folder)
+    student.to(texts.device)
+    dataset = texts.sample.dataset(tokenizer, card.max_length, None)
+    pooled, outputs = represent(student, dataset, _BATCH)
+    if texts.validation is None or texts.space.task != "classification":
+        return _Answers(pooled, outputs, None)
+    labels = texts.validation.labels
+    held_out = texts.validation.dataset(tokenizer, card.max_length, None)
+    predicted = represent(student, held_out, _BATCH)[1]
+    given = labels != MISSING
+    if not given.any():
+        return _Answers(pooled, outputs, None)
+    return _Answers(pooled, outputs, calibration(predicted[given], labels[given]))
+
+
+def _features(data: StudentData, sample: LabelledCorpus) -> Points:
+    assert data.feature is not None
     assert sample.cache_rows is not None
-    return sample.cache_rows
+    return data.feature.gather(sample.cache_rows)
 
 
 def _objective(
-    run: FinishedRun, space: LabelSpace, shape: tuple[int, ...], device: str
+    run: FinishedRun, data: StudentData, width: int, device: "torch.device"
 ) -> Objective:
-    student, _, _ = load_saved_student(run.folder)
-    sizes = Sizes(student.dim, space.num_labels, space.regression, shape)
+    """What the run trained beside a student of some width."""
+    assert data.feature is not None
+    shape = data.feature.spec.shape
+    sizes = Sizes(width, data.space.num_labels, data.space.regression, shape)
     built = objective_class(run.job)(run.job, sizes)
-    return load_saved_objective(run.folder, built).to(choose_device(device))
+    return load_saved_objective(run.folder, built).to(device)
 
 
 def _teacher(objective: Objective, features: Points) -> tuple[Points, Points | None]:
@@ -144,29 +187,6 @@ def _tensor(objective: Objective, values: Points) -> "torch.Tensor":
     return torch.from_numpy(values).to(next(objective.parameters()).device)
 
 
-def _student(
-    condition: Condition,
-    space: LabelSpace,
-    sample: LabelledCorpus,
-    validation: LabelledCorpus | None,
-    teacher: Points | None,
-    device: str,
-) -> StudentLook:
-    run = condition.runs[0]
-    student, tokenizer, card = load_saved_student(run.folder)
-    student.to(choose_device(device))
-    texts = sample.dataset(tokenizer, card.max_length, None)
-    points, outputs = represent(student, texts, _BATCH)
-    measured = None
-    if validation is not None and space.task == "classification":
-        held_out = validation.dataset(tokenizer, card.max_length, None)
-        given = validation.labels != MISSING
-        answers = represent(student, held_out, _BATCH)[1]
-        measured = calibration(answers[given], validation.labels[given])
-    agreement = None if teacher is None else _agreement(outputs, teacher, space)
-    return StudentLook(condition, run.seed, points, agreement, measured)
-
-
 def _agreement(outputs: Points, teacher: Points, space: LabelSpace) -> float | None:
     if space.task == "none":
         return None
@@ -174,11 +194,6 @@ def _agreement(outputs: Points, teacher: Points, space: LabelSpace) -> float | N
         return float((outputs.argmax(axis=1) == teacher.argmax(axis=1)).mean())
     numbers = np.stack([outputs[:, 0], teacher[:, 0]])
     return float(np.corrcoef(numbers)[0, 1]) if np.ptp(numbers, axis=1).all() else 0.0
-
-
-def _places(keys: KeyArray, wanted: KeyArray) -> Rows:
-    place = {key.tobytes(): i for i, key in enumerate(keys)}
-    return np.array([place[key.tobytes()] for key in wanted], dtype=np.int64)
 
 
 def _colours(
@@ -197,3 +212,8 @@ def _colours(
     names: Sequence[str] = space.names or [str(i) for i in range(space.num_labels)]
     named = [names[label] if label != MISSING else "no label" for label in sample.labels]
     return np.array(named)
+
+
+def _places(keys: KeyArray, wanted: KeyArray) -> Rows:
+    place = {key.tobytes(): i for i, key in enumerate(keys)}
+    return np.array([place[key.tobytes()] for key in wanted], dtype=np.int64)

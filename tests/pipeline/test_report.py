@@ -3,10 +3,13 @@
 import json
 import re
 import shutil
+from base64 import b64decode
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -14,6 +17,8 @@ from armada.pipeline.ablation.job import make_ablation
 from armada.pipeline.distill import run_distill
 from armada.pipeline.findings.findings import find
 from armada.pipeline.findings.runs import find_runs
+from armada.pipeline.precompute import run_precompute
+from armada.pipeline.precompute_job import make_precompute_job
 from armada.pipeline.reports.report import ReportJob, run_report
 from armada.stages.distill.aligner import TSAligner
 from armada.stages.distill.export import load_saved_student
@@ -21,6 +26,7 @@ from armada.stages.store.reading.reader import open_cache
 from command_line import CommandLine
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_diffusion import make_stable_diffusion
 from tiny_runs import TEXTS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -209,6 +215,42 @@ def test_a_corpus_that_moved_costs_pictures_only(armada: CommandLine, runs: Path
     assert (
         "Students were not looked at: corpus gone.parquet" in (tmp_path / "page.html").read_text()
     )
+
+
+def test_the_images_that_a_teacher_made(armada: CommandLine, distill_bench: Any, tmp_path: Path):
+    cache = open_cache(_imagined(distill_bench, tmp_path))
+    settings = ["--set", "epochs=1", "--set", "limit=6"]
+    changes = {"cache": cache.path, "teacher": None, "validation": None}
+    armada.done(*distill_bench.words(tmp_path / "run", *settings, **changes))
+    armada.done("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    (gallery,) = re.findall(r"What the teacher imagined.*?</section>", text, re.DOTALL)
+    shown = re.findall(r"base64,([^\"]+)\" alt=\"([^\"]+)\"", gallery)
+    assert [caption for _, caption in shown] == TEXTS[:6]
+    rows, table = cache.first_rows("images", {"png": pa.binary()}, 6)
+    kept = {cache.keys[row].tobytes(): table["png"][i].as_py() for i, row in enumerate(rows)}
+    for data, caption in shown:
+        png = kept[cache.keys[cache.lookup(caption)[0]].tobytes()]
+        ours, theirs = (Image.open(BytesIO(each)) for each in (b64decode(data), png))
+        assert ours.tobytes() == theirs.convert("RGB").tobytes()
+
+
+def _imagined(distill_bench: Any, folder: Path) -> Path:
+    """A cache of a tiny pipeline that kept its pictures of the first six texts."""
+    keys = {
+        "corpus": str(distill_bench.train),
+        "text_column": "text",
+        "limit": 6,
+        "teacher": f"diffusers:{make_stable_diffusion(folder / 'sd')}",
+        "cache": str(folder / "cache"),
+        "keep_images": True,
+        "source": "txt2img",
+        "steps": 1,
+        "height": 32,
+        "width": 32,
+    }
+    run_precompute(make_precompute_job(keys), quiet=True)
+    return folder / "cache"
 
 
 # --- refusals
