@@ -72,16 +72,21 @@ def conditions(runs: Sequence[FinishedRun]) -> list[Condition]:
         Condition(name, tuple(sorted(group, key=lambda run: run.seed)))
         for name, group in zip(named, groups.values(), strict=True)
     ]
-    usual = [_usual(condition, found) for condition in found]
     order = [_ORDER.index(condition.control) for condition in found]
-    places = sorted(range(len(found)), key=lambda i: (order[i], -usual[i]))
+    usual = [_usual(condition, found) for condition in found]
+    places = sorted(range(len(found)), key=lambda i: (order[i], *usual[i]))
     return [found[i] for i in places]
 
 
-def _usual(condition: Condition, others: Sequence[Condition]) -> int:
-    """How often its settings are those of others: what a sweep starts from has the most."""
+def _usual(condition: Condition, others: Sequence[Condition]) -> tuple[int, int]:
+    """The smaller, the more it is what all else starts from: how often settings of controls, and of
+    all conditions, differ from its own."""
     own = condition.first.settings
-    return sum(own[key] == value for each in others for key, value in each.first.settings.items())
+    differing = [
+        sum(own[key] != value for key, value in other.first.settings.items()) for other in others
+    ]
+    of_controls = [n for n, other in zip(differing, others, strict=True) if other.control != "none"]
+    return sum(of_controls), sum(differing)
 
 
 def _names(firsts: Sequence[FinishedRun]) -> list[str]:

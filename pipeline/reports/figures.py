@@ -26,6 +26,8 @@ DPI = 200
 SMALL, TEXT = 8, 9
 MAX_LINES = len(COLOURS)
 _LOG_NOTES = frozenset({"step", "epoch", "grad_norm", "learning_rate"})
+_HALF_A_LINE = 30
+"""Characters of a legend."""
 _SPREAD = 0.12
 """By how much single runs are moved aside so that they do not cover each other."""
 
@@ -82,14 +84,15 @@ def by_epoch(study: Study) -> Picture | None:
     curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
     if not curves:
         return None
-    figure = new_figure(WIDTH, 3.9, DPI)
+    figure = new_figure(WIDTH, 3.1 + 0.2 * len(curves), DPI)
     panel = figure.subplots()
     styles = zip(COLOURS, LINES, MARKERS, strict=True)
     for (name, curve), (colour, line, marker) in zip(curves.items(), styles, strict=False):
         _draw_curve(panel, name, curve, colour, line, marker)
     _label(panel, "epoch", study.metric)
     _whole_numbers(panel)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
+    columns = 2 if max(map(len, curves)) <= _HALF_A_LINE else 1
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False)
     left_out = len(study.conditions) - len(curves)
     caption = "Mean over seeds, and the range of all seeds."
     if left_out:
@@ -105,7 +108,7 @@ def _draw_curve(
 ) -> None:
     epochs, means, lows, highs = (np.array(column) for column in zip(*curve, strict=True))
     style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
-    panel.plot(epochs, means, **style, label=plain(name, 34))
+    panel.plot(epochs, means, **style, label=plain(name, 2 * _HALF_A_LINE))
     panel.fill_between(epochs, lows, highs, color=colour, alpha=0.15, linewidth=0)
 
 

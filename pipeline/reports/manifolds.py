@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Method = Literal["pca", "tsne"]
 
-MAX_CALIBRATED = 3
+MAX_CALIBRATED = 2
 
 
 def manifolds(looks: Looks, method: Method) -> Iterator[Picture]:
