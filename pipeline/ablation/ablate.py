@@ -8,7 +8,8 @@ An ablation that was cut goes on run by run, and within a run from its last chec
 grow: what is there already is not made again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 
 from ...cache_schemas.errors import OutputError, RunError
 from ...stages.store.files.atomic import write_atomic
+from ...stages.store.files.lock import open_lock, try_lock
 from ..findings.findings import Findings, find
 from ..findings.runs import read_run
 from ..progress import CountProgress
@@ -28,6 +30,7 @@ from .parallel import Failure, run_all
 ABLATION = "ablation.yaml"
 TABLE = "ablation.json"
 LOGS = "logs"
+LOCK = "ablation.lock"
 
 
 def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
@@ -35,27 +38,41 @@ def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
 
     Raises OutputError if the output is taken, RunError when the rest is done if a run failed."""
     output = ablation.job.output
-    _claim(ablation)
-    left = [run for run in ablation.runs if read_metrics(run.job.output) is None]
-    failures = []
-    with CountProgress("ablate", "runs", len(ablation.runs), quiet) as progress:
-        progress.advance(len(ablation.runs) - len(left))
-        logs = output / LOGS
-        failures = run_all(left, ablation.job.workers, logs, lambda: progress.advance(1))
-    _tidy(output / LOGS)
-    findings = find([read_run(run.job.output) for run in _finished(ablation)])
-    write_json(output / TABLE, findings.document())
+    with _claimed(ablation):
+        failures = _run_what_is_left(ablation, quiet)
+        findings = find([read_run(run.job.output) for run in ablation.runs if _is_done(run)])
+        write_json(output / TABLE, findings.document())
     if failures:
         raise RunError(_told(failures, len(ablation.runs), output))
     return findings
 
 
-def _claim(ablation: Ablation) -> None:
+def _run_what_is_left(ablation: Ablation, quiet: bool) -> list[Failure]:
+    logs = ablation.job.output / LOGS
+    left = [run for run in ablation.runs if not _is_done(run)]
+    with CountProgress("ablate", "runs", len(ablation.runs), quiet) as progress:
+        progress.advance(len(ablation.runs) - len(left))
+        failures = run_all(left, ablation.job.workers, logs, lambda: progress.advance(1))
+    _tidy(logs)
+    return failures
+
+
+def _is_done(run: PlannedRun) -> bool:
+    return read_metrics(run.job.output) is not None
+
+
+@contextmanager
+def _claimed(ablation: Ablation) -> Iterator[None]:
+    """The output folder, for this process alone."""
     job = ablation.job
     _check_output(job.output, job.resume)
-    for run in ablation.runs:
-        check_free(run.job.output, resolved(run.job), resume=True)
-    write_atomic(job.output / ABLATION, [yaml.safe_dump(plain(ablation.keys)).encode()])
+    with open_lock(job.output, LOCK) as file:
+        if not try_lock(file.fileno(), job.output):
+            raise OutputError(f"output {job.output}: another `ablate` is at work in it; let it end")
+        for run in ablation.runs:
+            check_free(run.job.output, resolved(run.job), resume=True)
+        write_atomic(job.output / ABLATION, [yaml.safe_dump(plain(ablation.keys)).encode()])
+        yield
 
 
 def _check_output(output: Path, resume: bool) -> None:
@@ -64,7 +81,7 @@ def _check_output(output: Path, resume: bool) -> None:
             raise OutputError(
                 f"output {output}: holds an ablation; go on with --resume, or choose another folder"
             )
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif output.exists() and (not output.is_dir() or {f.name for f in output.iterdir()} - {LOCK}):
         raise OutputError(f"output {output}: is not an empty folder; choose another")
     output.mkdir(parents=True, exist_ok=True)
 
@@ -72,10 +89,6 @@ def _check_output(output: Path, resume: bool) -> None:
 def plain(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of a job as plain data: paths as text."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
-
-
-def _finished(ablation: Ablation) -> list[PlannedRun]:
-    return [run for run in ablation.runs if read_metrics(run.job.output) is not None]
 
 
 def _tidy(logs: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from armada.pipeline.ablation.ablate import LOCK
+from armada.stages.store.files.lock import open_lock, try_lock
 from command_line import CommandLine, start
 
 SMALL = {"epochs": 1, "batch_size": 16, "aligner_hidden_size": 8, "learning_rate": 1e-3}
@@ -170,6 +172,24 @@ def test_runs_end_with_their_parent_and_go_on(armada: CommandLine, job, tmp_path
     assert made(out) == ["distilled/seed-0", "undistilled/seed-0"]
     # The rows from before the kill are still the first ones.
     assert {file: first_line(file) for file in begun} == begun
+
+
+def test_one_at_a_time_in_a_folder(armada: CommandLine, job, tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with open_lock(out, LOCK) as lock:
+        assert try_lock(lock.fileno(), out)
+        result = armada("ablate", job(), "--quiet")
+    assert result.code == 2
+    assert result.error == f"output {out}: another `ablate` is at work in it; let it end"
+    assert sorted(file.name for file in out.iterdir()) == [LOCK]
+
+
+def test_a_folder_that_cannot_be_made(armada: CommandLine, job, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    result = armada("ablate", job(output=str(tmp_path / "file" / "out")), "--quiet")
+    assert result.code in (1, 2)
+    assert "file" in result.error
 
 
 def first_line(file: Path) -> str:

@@ -35,14 +35,14 @@ def locked(cache: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
         yield  # closing the file frees the lock
 
 
-def open_lock(cache: Path, name: str) -> BinaryIO:
+def open_lock(folder: Path, name: str) -> BinaryIO:
     """A file to lock, made if it is not there; raises OutputError if it cannot be written."""
     try:
         # Not through a link: a cache may come from strangers.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        return open(os.open(cache / name, flags, 0o666), "r+b", buffering=0)
+        return open(os.open(folder / name, flags, 0o666), "r+b", buffering=0)
     except OSError as cause:
-        raise OutputError(f"cache {cache}: cannot be written: {cause.strerror}") from cause
+        raise OutputError(f"{folder}: cannot be written: {cause.strerror}") from cause
 
 
 def _wait(file: BinaryIO, cache: Path, deadline: float) -> None:
@@ -65,7 +65,6 @@ def try_lock(descriptor: int, where: Path) -> bool:
         return False
     except OSError as cause:
         raise StorageError(
-            f"{where}: the file system cannot lock files ({cause.strerror}); put the cache on one "
-            "that can"
+            f"{where}: the file system cannot lock files ({cause.strerror}); put it on one that can"
         ) from cause
     return True
