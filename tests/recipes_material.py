@@ -38,7 +38,6 @@ WHO = ("a red bird", "the old cook", "two grey geese", "my aunt", "nobody")
 WHAT = ("waits", "is late", "crosses the lake", "sings", "has seen it")
 TEXTS = [f"{who} {what}" for who in WHO for what in WHAT]
 
-
 ROWS = 4
 """Of each table."""
 

@@ -104,7 +104,12 @@ def small_commands(models: Path) -> Iterator[Path]:
         hub({name: models / name for name in REPOSITORIES}, "main") as (address, _),
         tempfile.TemporaryDirectory() as home,
     ):
-        environment = {"CUDA_VISIBLE_DEVICES": "", "HF_ENDPOINT": address, "HF_HOME": home}
+        environment = {
+            "CUDA_VISIBLE_DEVICES": "",  # a process that was forked cannot use a GPU
+            "HF_ENDPOINT": address,
+            "HF_HOME": home,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # `ablate` would take them for warnings
+        }
         with warm_python(environment) as folder:
             subprocess.run([folder / "python", __file__, models], check=True)
             (models / LORA).rename(folder / LORA)
