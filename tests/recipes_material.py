@@ -1,0 +1,92 @@
+"""The recipes, and tables for them: the columns and labels of each task, a few rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from docs_pages import ROOT
+
+RECIPES = ROOT / "recipes"
+FILES = sorted(file.relative_to(ROOT) for file in RECIPES.rglob("*.yaml"))
+STUDENTS = ("BERT-6L", "BERT-12L", "DeBERTa-v2", "OPT-1.3B", "LLaMA-3B", "LLaMA-7B", "LLaMA-8B")
+METRICS = {"cola": "matthews", "mrpc": "f1", "qqp": "f1", "stsb": "pearson"}
+"""Of the others: accuracy."""
+
+
+def keys_of(file: Path) -> dict[str, Any]:
+    keys: dict[str, Any] = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+    return keys
+
+
+def command_of(keys: dict[str, Any]) -> str:
+    """The command that takes a job of such keys."""
+    return "precompute" if "corpus" in keys else "ablate" if "grid" in keys else "distill"
+
+
+COMMANDS = {file: command_of(keys_of(file)) for file in FILES}
+PRECOMPUTE, ABLATE, DISTILL = (
+    [file for file in FILES if COMMANDS[file] == command]
+    for command in ("precompute", "ablate", "distill")
+)
+
+# --- tables
+
+WHO = ("a red bird", "the old cook", "two grey geese", "my aunt", "nobody")
+WHAT = ("waits", "is late", "crosses the lake", "sings", "has seen it")
+TEXTS = [f"{who} {what}" for who in WHO for what in WHAT]
+
+ROWS = 4
+"""Of each table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The columns of a task's table beside `id` and `label`, and its labels: so many classes, or
+    numbers (0)."""
+
+    texts: tuple[str, ...]
+    classes: int
+    numbers: tuple[str, ...] = ()
+
+
+_PAIR = ("text_a", "text_b")
+TABLES = {
+    "cola": Table(("text", "source", "domain"), 2),
+    "sst2": Table(("text",), 2),
+    "mrpc": Table(_PAIR, 2),
+    "qqp": Table(_PAIR, 2),
+    "stsb": Table(_PAIR, 0),
+    "mnli": Table(_PAIR, 3),
+    "qnli": Table(_PAIR, 2),
+    "rte": Table(_PAIR, 2),
+    "boolq": Table(_PAIR, 2),
+    "cb": Table(_PAIR, 3),
+    "copa": Table((*_PAIR, "text_c", "question"), 2),
+    "wic": Table((*_PAIR, "word"), 2, ("start_a", "end_a", "start_b", "end_b")),
+    "wsc": Table(("text", "span1", "span2"), 2, ("span1_index", "span2_index")),
+}
+
+
+def made_up(task: str, first: int = 0) -> pa.Table:
+    """A table of a task: ROWS examples, those from `first` on."""
+    shape, places = TABLES[task], range(first, first + ROWS)
+    columns: dict[str, Any] = {"id": [f"{task}-{place}" for place in places]}
+    for number, name in enumerate(shape.texts):
+        columns[name] = [TEXTS[(place + 7 * number) % len(TEXTS)] for place in places]
+    columns |= {name: [place % 3 for place in places] for name in shape.numbers}
+    columns["label"] = [place % shape.classes if shape.classes else place / 2 for place in places]
+    return pa.table(columns)
+
+
+def write_tables(folder: Path) -> None:
+    """FOLDER/TASK/train.parquet and validation.parquet for every task."""
+    for task in TABLES:
+        (folder / task).mkdir(parents=True)
+        pq.write_table(made_up(task), folder / task / "train.parquet")
+        pq.write_table(made_up(task, first=ROWS), folder / task / "validation.parquet")
+
+
+TASKS = tuple(TABLES)

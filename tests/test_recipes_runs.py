@@ -1,0 +1,218 @@
+"""The commands of the recipes do what they say, in small: tiny tables, tiny models of a hub.
+
+The folder that the environment variable ARMADA_CORPORA names, if it does, has real tables."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from armada.stages.corpus.labels import LabelSpace
+from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.student_source import load_student
+from armada.stages.store.reading.reader import open_cache
+from command_line import CommandLine
+from docs_pages import Block, Workplace, blocks
+from recipes_material import (
+    ABLATE,
+    DISTILL,
+    METRICS,
+    PRECOMPUTE,
+    RECIPES,
+    ROWS,
+    STUDENTS,
+    TASKS,
+    keys_of,
+    write_tables,
+)
+from recipes_models import LORA, small_commands
+
+SMALL_PICTURES = "--set height=32 --set width=32 --set steps=2"
+SMALL_LATENTS = f"{SMALL_PICTURES} --set resize=16 --set second_steps=2"
+SHORT = "--set epochs=1 --set seed=0 --set aligner_hidden_size=8"
+
+
+def small(file: Path) -> str:
+    """Options that make a teacher quick."""
+    keys = keys_of(file)
+    if not keys["teacher"].startswith("diffusers:"):
+        return ""
+    return SMALL_PICTURES if "image_encoder" in keys else SMALL_LATENTS
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with small_commands(tmp_path_factory.mktemp("models")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def place(commands: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """With data, and all caches, made by the recipes."""
+    made = workplace(tmp_path_factory.mktemp("place"), commands)
+    write_tables(made.folder / "data")
+    ask_all(made, "--quiet")
+    yield made
+    made.close()
+
+
+def workplace(folder: Path, commands: Path) -> Workplace:
+    """A folder with the recipes and the LoRA, and as yet no data."""
+    shutil.copytree(RECIPES, folder / "recipes")
+    (folder / "models").mkdir()
+    shutil.copy(commands / LORA, folder / "models" / LORA)
+    return Workplace(folder, commands)
+
+
+ALL = """
+import shlex
+from armada.cli import main
+for command in {commands!r}:
+    try:
+        main(shlex.split(command))
+    except SystemExit as ended:
+        assert not ended.code, command
+"""
+
+
+def ask_all(place: Workplace, *more: str) -> str:
+    """Run the commands of all teachers, in one process: to start one takes longer than to ask."""
+    words = [f"precompute {file} {small(file)} {' '.join(more)}" for file in PRECOMPUTE]
+    return place.run([Block("python", ALL.format(commands=words), 1)])
+
+
+@pytest.fixture
+def armada(
+    capsys: pytest.CaptureFixture[str], place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> CommandLine:
+    """The command line in this process: a dry run of students asks no hub."""
+    monkeypatch.chdir(place.folder)
+    return CommandLine(capsys)
+
+
+def test_teachers_say_what_they_would_do(place: Workplace) -> None:
+    printed = ask_all(place, "--dry-run", "--cache elsewhere")
+    assert printed.count("4 rows, 4 unique; 0 are cached, 4 to ask") == len(PRECOMPUTE)
+    assert not (place.folder / "elsewhere").exists()
+
+
+FEATURES = {"clip": ("embedding", 24), "sd-image": ("image_embedding", 12)}
+
+
+@pytest.mark.parametrize("file", PRECOMPUTE, ids=str)
+def test_a_cache_holds_what_the_recipe_says(place: Workplace, file: Path) -> None:
+    cache = open_cache(place.folder / keys_of(file)["cache"])
+    name, width = FEATURES.get(file.stem, ("latent", 4 * 2 * 2))
+    assert cache.features == (name,)
+    assert cache[name][:].shape == (ROWS, width)
+    settings = cache.teacher.spec.settings
+    assert settings["dtype"] == "float32"
+    assert ("lora" in cache.teacher.spec.weights) == (file.stem == "sd-lora")
+
+
+@pytest.mark.parametrize("file", ABLATE, ids=str)
+def test_students_find_their_data(armada: CommandLine, file: Path) -> None:
+    cells = json.loads(armada.done("ablate", file, "--dry-run", "--json"))
+    assert len(cells) == {"students.yaml": 14}.get(file.name, 25)
+    assert {cell["train_examples"] for cell in cells} == {ROWS}
+
+
+@pytest.mark.parametrize("cache", ["caches/rte-clip", "caches/rte-sd-lora", "caches/rte-sd-image"])
+def test_the_same_students_learn_from_another_teacher(armada: CommandLine, cache: str) -> None:
+    words = ("--set", f"cache={cache}", "--output", "runs/other", "--dry-run")
+    assert "42 runs" in armada.done("ablate", "recipes/nlu/rte/students.yaml", *words)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"), [("rte", "pearson"), ("stsb", "matthews"), ("mnli", "f1"), ("cb", "f1")]
+)
+def test_a_metric_of_other_labels_is_refused(armada: CommandLine, task: str, metric: str) -> None:
+    file = f"recipes/nlu/{task}/students.yaml"
+    result = armada("ablate", file, "--dry-run", "--set", f"metric={metric}")
+    assert result.code == 2
+    assert f"job key 'metric': '{metric}' is not one of " in result.error
+
+
+def test_other_text_columns_than_the_teachers_are_refused(armada: CommandLine) -> None:
+    words = ("--dry-run", "--set", "text_column=[text_b, text_a]")
+    result = armada("ablate", "recipes/nlu/rte/students.yaml", *words)
+    assert result.code == 2
+    assert "4 of 4 rows are not in the cache" in result.error
+
+
+# --- in full, or nearly so
+
+
+def figures(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each run below a folder has come to, by the name of its own folder."""
+    found = folder.glob("**/metrics.json")
+    return {str(f.parent.relative_to(folder)): json.loads(f.read_bytes()) for f in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["rte", "stsb"])
+def test_all_students_are_trained(place: Workplace, task: str) -> None:
+    place.shell(f"armada ablate recipes/nlu/{task}/students.yaml {SHORT} --workers 1 --quiet")
+    runs = figures(place.folder / "runs" / task)
+    ways = ("distilled", "undistilled")
+    assert set(runs) == {f"{name}-{way}/seed-0" for name in STUDENTS for way in ways}
+    assert {run["metric"] for run in runs.values()} == {METRICS.get(task, "accuracy")}
+    assert not (place.folder / "runs" / task / "logs").exists()  # nothing to warn of
+    place.shell(f"armada report runs/{task} --out {task}.html")
+    assert all(name in (place.folder / f"{task}.html").read_text() for name in STUDENTS)
+
+
+@pytest.mark.slow
+def test_controls_are_run(place: Workplace) -> None:
+    place.shell(f"armada ablate recipes/controls/cola.yaml {SHORT} --workers 1 --quiet")
+    assert len(figures(place.folder / "runs" / "cola-controls")) == 25
+    study = json.loads((place.folder / "runs" / "cola-controls" / "ablation.json").read_bytes())
+    assert study["studies"][0]["metric"] == "matthews"
+
+
+def test_one_student_is_trained_by_two_processes(place: Workplace) -> None:
+    start = "torchrun --nproc-per-node 2 -m armada.cli distill"
+    place.shell(f"{start} {DISTILL[0]} {SHORT} --quiet")
+    run = figures(place.folder / "runs" / "rte-large")["distilled"]
+    assert run["processes"] == 2
+
+
+def test_pickled_weights_are_converted_once(commands: Path, tmp_path: Path) -> None:
+    """The script of the README; what it leaves is taken in place of the hub's."""
+    there = Workplace(tmp_path, commands)
+    (script,) = [b for b in blocks((RECIPES / "README.md").read_text()) if b.file == "convert.py"]
+    there.write_files([script])
+    try:
+        there.shell("python convert.py")
+    finally:
+        there.close()
+    settings = StudentSettings(student=str(tmp_path / "facebook" / "opt-1.3b"))
+    space = LabelSpace(task="classification", num_labels=2)
+    student, tokenizer = load_student(settings, space, [], 0.1)
+    assert (student.backbone.config.model_type, tokenizer.bos_token) == ("opt", "</s>")
+
+
+REAL = {task: f"{task}_slice" for task in ("qqp", "mnli", "qnli")}
+
+
+@pytest.mark.skipif("ARMADA_CORPORA" not in os.environ, reason="ARMADA_CORPORA names no folder")
+def test_real_tables(
+    commands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """The first rows of real corpora in place of made-up ones."""
+    for task in TASKS:
+        (tmp_path / "data" / task).mkdir(parents=True)
+        for split in ("train.parquet", "validation.parquet"):
+            file = Path(os.environ["ARMADA_CORPORA"], REAL.get(task, task), split)
+            pq.write_table(pq.read_table(file).slice(0, ROWS), tmp_path / "data" / task / split)
+    there = workplace(tmp_path, commands)
+    ask_all(there, "--quiet")
+    there.close()
+    monkeypatch.chdir(tmp_path)
+    for file in ABLATE:
+        cells = json.loads(CommandLine(capsys).done("ablate", file, "--dry-run", "--json"))
+        assert {cell["train_examples"] for cell in cells} == {ROWS}
