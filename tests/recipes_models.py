@@ -108,7 +108,6 @@ def small_commands(models: Path) -> Iterator[Path]:
             "CUDA_VISIBLE_DEVICES": "",  # a process that was forked cannot use a GPU
             "HF_ENDPOINT": address,
             "HF_HOME": home,
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # `ablate` would take them for warnings
         }
         with warm_python(environment) as folder:
             subprocess.run([folder / "python", __file__, models], check=True)

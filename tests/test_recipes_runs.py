@@ -45,8 +45,14 @@ def small(file: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with small_commands(tmp_path_factory.mktemp("models")) as folder:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OWNER/NAME for each hub id, when `commands` has made them."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def commands(models: Path) -> Iterator[Path]:
+    with small_commands(models) as folder:
         yield folder
 
 
@@ -87,11 +93,22 @@ def ask_all(place: Workplace, *more: str) -> str:
 
 @pytest.fixture
 def armada(
-    capsys: pytest.CaptureFixture[str], place: Workplace, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    place: Workplace,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> CommandLine:
-    """The command line in this process: a dry run of students asks no hub."""
-    monkeypatch.chdir(place.folder)
+    """The command line in this process, which has no hub: its models lie beside the data."""
+    link_all([place.folder, models], tmp_path)
+    monkeypatch.chdir(tmp_path)
     return CommandLine(capsys)
+
+
+def link_all(folders: list[Path], here: Path) -> None:
+    for there in (each for folder in folders for each in folder.iterdir()):
+        if there.is_dir() and not (here / there.name).exists():
+            (here / there.name).symlink_to(there)
 
 
 def test_teachers_say_what_they_would_do(place: Workplace) -> None:
@@ -201,7 +218,11 @@ REAL = {task: f"{task}_slice" for task in ("qqp", "mnli", "qnli")}
 
 @pytest.mark.skipif("ARMADA_CORPORA" not in os.environ, reason="ARMADA_CORPORA names no folder")
 def test_real_tables(
-    commands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    commands: Path,
+    models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Any,
 ) -> None:
     """The first rows of real corpora in place of made-up ones."""
     for task in TASKS:
@@ -212,6 +233,7 @@ def test_real_tables(
     there = workplace(tmp_path, commands)
     ask_all(there, "--quiet")
     there.close()
+    link_all([models], tmp_path)
     monkeypatch.chdir(tmp_path)
     for file in ABLATE:
         cells = json.loads(CommandLine(capsys).done("ablate", file, "--dry-run", "--json"))

@@ -151,7 +151,7 @@ def _work(job: DistillJob, environment: dict[str, str], log: Path) -> None:
     with log.open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    _limit_threads(int(environment["OMP_NUM_THREADS"]))
+    _settle_libraries(int(environment["OMP_NUM_THREADS"]))
     goes_on = (job.output / JOB).exists()
     try:
         run_distill(job.model_copy(update={"resume": goes_on}), quiet=True)
@@ -170,11 +170,13 @@ def _end_with_parent() -> None:
     os._exit(ArmadaError.exit_code)
 
 
-def _limit_threads(threads: int) -> None:
-    """The environment comes too late for libraries that are imported already."""
+def _settle_libraries(threads: int) -> None:
+    """The environment comes too late for what is imported already."""
     import torch
+    from huggingface_hub.utils import disable_progress_bars
 
     torch.set_num_threads(threads)
+    disable_progress_bars()
 
 
 def _reason(code: int | None, log: Path) -> str:

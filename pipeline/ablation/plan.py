@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ...cache_schemas.errors import StudentSourceError
+from ...stages.distill.student_source import check_student
 from ..distill import objective_class
 from ..distill_job import CacheKeys, CorpusKeys, DistillJob
 from ..run_folder import read_metrics
@@ -26,12 +28,14 @@ class PlannedCell:
 
 
 def plan(ablation: Ablation) -> list[PlannedCell]:
-    """Every cell; corpora and caches are opened and joined, and refused as `distill` would."""
+    """Every cell; corpora and caches are opened and joined, and refused as `distill` would, and so
+    are students, as far as their configurations tell."""
     examples: dict[str, int] = {}
     planned = []
     for name in dict.fromkeys(run.name for run in ablation.runs):
         runs = [run for run in ablation.runs if run.name == name]
         job = runs[0].job
+        _check_student(job, name)
         data = f"{job.distilled} {job.model_dump_json(include=set(_DATA))}"
         if data not in examples:
             examples[data] = len(read_student_data(job, objective_class(job)).train.labels)
@@ -46,6 +50,13 @@ def plan(ablation: Ablation) -> list[PlannedCell]:
             )
         )
     return planned
+
+
+def _check_student(job: DistillJob, name: str) -> None:
+    try:
+        check_student(job)
+    except StudentSourceError as error:
+        raise StudentSourceError(f"grid, {name}: {error}") from error
 
 
 def _steps(job: DistillJob, examples: int) -> int:

@@ -56,26 +56,34 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All studies and all teachers."""
+    """All studies and all teachers; `repeats` are runs that have the settings and the seed of
+    another one, and are left out."""
 
     studies: tuple[Study, ...]
     costs: tuple[TeacherCost, ...]
+    repeats: tuple[FinishedRun, ...]
 
     def document(self) -> dict[str, Any]:
         """The same as plain data."""
         return {
             "studies": [_document(study) for study in self.studies],
+            "repeats": [str(run.folder) for run in self.repeats],
             "costs": [asdict(cost) | {"seconds_saved": cost.seconds_saved} for cost in self.costs],
         }
 
 
 def find(runs: Sequence[FinishedRun]) -> Findings:
     """Group and compare finished runs."""
-    studies: dict[tuple[str, str, str], list[FinishedRun]] = defaultdict(list)
+    first: dict[str, FinishedRun] = {}
     for run in runs:
+        first.setdefault(f"{run.seed} {run.settings}", run)
+    counted = list(first.values())
+    studies: dict[tuple[str, str, str], list[FinishedRun]] = defaultdict(list)
+    for run in counted:
         data = (str(run.settings["train"]), str(run.settings["validation"]))
         studies[(*data, run.metric)].append(run)
-    return Findings(tuple(map(_study, studies.values())), tuple(teacher_costs(runs)))
+    repeats = tuple(run for run in runs if run not in counted)
+    return Findings(tuple(map(_study, studies.values())), tuple(teacher_costs(counted)), repeats)
 
 
 def _study(runs: Sequence[FinishedRun]) -> Study:

@@ -66,6 +66,11 @@ def run_report(job: ReportJob, quiet: bool = False, gallery: Gallery | None = No
             f"{found.unfinished[0]}"
         )
     findings = find(found.runs)
+    if findings.repeats and not quiet:
+        warn(
+            f"{counted(len(findings.repeats), 'run')} with settings and seed of another one left "
+            f"out, first {findings.repeats[0].folder}"
+        )
     sections = [_section(job, study, quiet) for study in findings.studies]
     page = render(job.title, findings, sections, found, gallery or teacher_images(found.runs))
     return _write(job.out, page, sections)

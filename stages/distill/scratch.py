@@ -11,8 +11,10 @@ DEFAULT_LAYERS = 2
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def make_config(settings: StudentSettings, tokenizer: Any) -> Any:
-    """A configuration of the model type in `scratch:TYPE`, sized by the settings."""
+def plain_config(settings: StudentSettings) -> Any:
+    """The default configuration of the model type in `scratch:TYPE`.
+
+    Raises StudentSourceError for a type or a size that cannot be made."""
     from transformers import AutoConfig
 
     kind = settings.student.partition(":")[2]
@@ -29,6 +31,13 @@ def make_config(settings: StudentSettings, tokenizer: Any) -> Any:
         raise StudentSourceError(f"student scratch:{kind}: {reason}")
     if not hasattr(config, "vocab_size"):
         raise StudentSourceError(f"student scratch:{kind}: a {kind} has no vocabulary of its own")
+    return config
+
+
+def make_config(settings: StudentSettings, tokenizer: Any) -> Any:
+    """A configuration of the model type in `scratch:TYPE`, sized by the settings."""
+    config = plain_config(settings)
+    width, heads = settings.student_hidden_size, settings.student_heads
     sizes = {
         "hidden_size": width,
         "num_attention_heads": heads,

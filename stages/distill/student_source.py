@@ -20,7 +20,7 @@ from ..pretrained import (
     read_tokenizer,
 )
 from ..sources import require_safetensors, resolve
-from .scratch import make_config, train_tokenizer
+from .scratch import make_config, plain_config, train_tokenizer
 from .student import (
     Student,
     StudentSettings,
@@ -50,6 +50,19 @@ def load_student(
         raise StudentSourceError(f"pooling {pooling!r}: {reason}")
     match_tokenizer(tokenizer, backbone.config)
     return Student(backbone, pooling, space, dropout), tokenizer
+
+
+def check_student(settings: StudentSettings) -> None:
+    """Raise StudentSourceError for what can be told from a student's configuration alone; of a hub
+    id, nothing else is fetched."""
+    if settings.student.startswith(SCRATCH):
+        plain_config(settings)
+        return
+    revision = settings.student_revision
+    folder = resolve(settings.student, revision, StudentSourceError, ("config.json",))
+    load_config(folder)
+    if Path(settings.student).is_dir() and not settings.student_from_scratch:
+        require_safetensors(folder, StudentSourceError)
 
 
 def _from_scratch(settings: StudentSettings, texts: Iterable[str]) -> tuple[Any, Any]:

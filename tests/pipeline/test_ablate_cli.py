@@ -119,6 +119,10 @@ def test_a_dry_run_checks_the_data_and_makes_nothing(armada: CommandLine, job, t
     assert [cell["steps"] for cell in cells] == [4] * 4
     wrong = armada("ablate", job(grid={"text_column": ["text", "words"]}, text_column="text"))
     assert "stands beside the grid" in wrong.error
+    student = armada("ablate", job(student="scratch:brt"), "--dry-run")
+    assert student.error == "grid, distilled, dropout=0.0: student scratch:brt: is no model type"
+    nowhere = armada("ablate", job(student="./no/where"), "--dry-run")
+    assert nowhere.error.endswith("source ./no/where: no such folder")
     missing = armada("ablate", job(label_column="colour"), "--dry-run")
     assert missing.code == 2
     assert "colour" in missing.error

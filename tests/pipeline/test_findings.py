@@ -1,5 +1,6 @@
 """Runs become conditions, conditions are compared; figures worked out by hand."""
 
+import dataclasses
 from io import StringIO
 from pathlib import Path
 from statistics import mean
@@ -119,6 +120,13 @@ def test_other_data_and_other_metrics_are_studies_of_their_own():
         ("matthews", 1),
     ]
     assert studies[0].title == "t.parquet, validated on v.parquet"
+
+
+def test_a_run_that_repeats_another_counts_once():
+    again = dataclasses.replace(TAUGHT[1], folder=Path("elsewhere"))
+    found = find([*PLAIN, *TAUGHT, again])
+    assert found.studies == find([*PLAIN, *TAUGHT]).studies
+    assert found.document()["repeats"] == ["elsewhere"]
 
 
 def test_a_study_as_a_document():
