@@ -5,7 +5,7 @@ whether a run is finished, unfinished or of another job, and nothing is ever ove
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..cache_schemas.errors import OutputError
+from ..cache_schemas.layout import PARTIAL_SUFFIX
 from ..stages.store.files.atomic import write_atomic
 
 JOB = "job.yaml"
@@ -44,8 +45,29 @@ def check_free(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
                 "another folder"
             )
         _check_same_job(folder, job)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif not is_free(folder):
         raise OutputError(f"output {folder}: is not an empty folder; choose another")
+
+
+def is_free(folder: Path, but: Collection[str] = ()) -> bool:
+    """Whether nothing is there, or an empty folder, or only what was being written when a process
+    was killed, or files called as in `but`."""
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    names = {file.name for file in folder.iterdir() if not file.name.endswith(PARTIAL_SUFFIX)}
+    return names <= set(but)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that may be there; raises OutputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise OutputError(
+            f"output {folder}: cannot be made: {cause.strerror}; choose another"
+        ) from cause
 
 
 def _check_same_job(folder: Path, job: Mapping[str, Any]) -> None:

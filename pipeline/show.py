@@ -133,7 +133,7 @@ def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:
 
 def warn(message: str) -> None:
     """One warning line on standard error."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
 def warn_skipped(problems: Sequence[str]) -> None:

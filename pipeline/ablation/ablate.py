@@ -2,7 +2,8 @@
 
 OUTPUT/
     ablation.yaml       the job                CELL/seed-N/    a run, as `distill` leaves it
-    ablation.json       the table, last        logs/           what runs said, if they said anything
+    plan.json           folders of all runs    logs/           what runs said, if they said anything
+    ablation.json       the table, last
 
 An ablation that was cut goes on run by run, and within a run from its last checkpoint. Its grid may
 grow: what is there already is not made again.
@@ -19,13 +20,14 @@ from ...cache_schemas.errors import OutputError, RunError
 from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import open_lock, try_lock
 from ..findings.findings import Findings, find
-from ..findings.runs import read_run
+from ..findings.runs import PLAN, read_run
 from ..progress import CountProgress
-from ..run_folder import check_free, read_metrics, write_json
+from ..run_folder import check_free, is_free, make_folder, read_metrics, write_json
 from ..seed_run import resolved
 from ..show import counted, warn
 from .job import Ablation, PlannedRun
 from .parallel import Failure, run_all
+from .plan import check
 
 ABLATION = "ablation.yaml"
 TABLE = "ablation.json"
@@ -36,11 +38,13 @@ LOCK = "ablation.lock"
 def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
     """Make all runs that are not made yet; returns what all of them show.
 
-    Raises OutputError if the output is taken, RunError when the rest is done if a run failed."""
+    Raises OutputError if the output is taken, another InputError for what can be refused before a
+    run starts, RunError when the rest is done if a run failed."""
     output = ablation.job.output
     with _claimed(ablation):
         failures = _run_what_is_left(ablation, quiet)
-        findings = find([read_run(run.job.output) for run in ablation.runs if _is_done(run)])
+        done = [read_run(run.job.output) for run in ablation.runs if _is_done(run)]
+        findings = find(done, from_afar=True)
         write_json(output / TABLE, findings.document())
     if failures:
         raise RunError(_told(failures, len(ablation.runs), output))
@@ -50,9 +54,14 @@ def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
 def _run_what_is_left(ablation: Ablation, quiet: bool) -> list[Failure]:
     logs = ablation.job.output / LOGS
     left = [run for run in ablation.runs if not _is_done(run)]
+    check(left)
     with CountProgress("ablate", "runs", len(ablation.runs), quiet) as progress:
         progress.advance(len(ablation.runs) - len(left))
-        failures = run_all(left, ablation.job.workers, logs, lambda: progress.advance(1))
+        try:
+            failures = run_all(left, ablation.job.workers, logs, lambda: progress.advance(1))
+        except KeyboardInterrupt:
+            warn("interrupted; what is finished stays, and --resume goes on with the rest")
+            raise
     _tidy(logs)
     return failures
 
@@ -71,6 +80,8 @@ def _claimed(ablation: Ablation) -> Iterator[None]:
             raise OutputError(f"output {job.output}: another `ablate` is at work in it; let it end")
         for run in ablation.runs:
             check_free(run.job.output, resolved(run.job), resume=True)
+        folders = [str(run.job.output.relative_to(job.output)) for run in ablation.runs]
+        write_json(job.output / PLAN, folders)
         write_atomic(job.output / ABLATION, [yaml.safe_dump(plain(ablation.keys)).encode()])
         yield
 
@@ -81,9 +92,9 @@ def _check_output(output: Path, resume: bool) -> None:
             raise OutputError(
                 f"output {output}: holds an ablation; go on with --resume, or choose another folder"
             )
-    elif output.exists() and (not output.is_dir() or {f.name for f in output.iterdir()} - {LOCK}):
+    elif not is_free(output, {LOCK, PLAN}):
         raise OutputError(f"output {output}: is not an empty folder; choose another")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
 
 
 def plain(keys: Mapping[str, Any]) -> dict[str, Any]:

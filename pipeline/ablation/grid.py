@@ -55,6 +55,8 @@ def cells(grid: Any, beside: Values) -> list[Cell]:
 def _check(grid: Any) -> None:
     if not isinstance(grid, Mapping):
         raise JobError(f"job key 'grid': {grid!r}: is not a mapping of keys to lists of values")
+    if not grid:
+        raise JobError("job key 'grid': is empty; give keys with lists of values")
     for key, values in grid.items():
         if key in _NOT_SWEPT:
             raise JobError(f"grid key {key!r}: cannot be swept; {_NOT_SWEPT[key]}")

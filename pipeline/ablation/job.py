@@ -9,19 +9,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ...cache_schemas.errors import JobError
-from ...stages.distill.objectives.base import ObjectiveSettings
 from ..distill import objective_class
-from ..distill_job import CacheKeys, DistillJob
+from ..distill_job import DistillJob
 from ..jobs import Job, make, unknown_key
+from ..same_student import student_settings
 from .grid import NAME, Cell, cells, shown
 
 _DISTILL_KEYS = frozenset(DistillJob.model_fields)
-_TEACHERS_SIDE = frozenset(
-    {*CacheKeys.model_fields, "schedule", "aligner_batch_size", "aligner_learning_rate"}
-)
-"""What a student without a teacher has no use for, beside settings of the objective."""
-
-_LONGEST_FOLDER = 120
+_LONGEST_FOLDER_BYTES = 200
+_TAKEN = frozenset({"logs", "ablation.json", "ablation.yaml", "ablation.lock", "plan.json"})
+"""Names in the folder of an ablation that are no cell's."""
 
 
 class AblateJob(Job):
@@ -94,9 +91,12 @@ def _planned(jobs: Sequence[DistillJob]) -> Iterator[PlannedRun]:
 
 
 def _folder(name: str) -> str:
-    folder = re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII).strip("-.")
-    if not folder or len(folder) > _LONGEST_FOLDER:
-        raise JobError(f"grid: no folder can be named after {name!r}; give its grid a 'name'")
+    folder = re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
+    if not folder or len(folder.encode()) > _LONGEST_FOLDER_BYTES or folder.casefold() in _TAKEN:
+        raise JobError(
+            f"grid: no folder can be named after {name!r}; give its grid a 'name' of letters, at "
+            f"most {_LONGEST_FOLDER_BYTES} bytes, and not {', '.join(sorted(_TAKEN))}"
+        )
     return folder
 
 
@@ -107,10 +107,10 @@ def _without_repeats(
     that differ in what their student never reads are a mistake."""
     chosen: dict[str, tuple[Cell, DistillJob]] = {}
     for cell, job in zip(swept, jobs, strict=True):
-        other, its_job = chosen.setdefault(_what_counts(job), (cell, job))
+        other, its_job = chosen.setdefault(str(student_settings(job)), (cell, job))
         if _all_but_place(job) != _all_but_place(its_job):
             raise JobError(_same_student(other, cell, job, its_job))
-    folders = [job.output for _, job in chosen.values()]
+    folders = [str(job.output).casefold() for _, job in chosen.values()]
     if len(set(folders)) < len(folders):
         raise JobError("grid: two cells would share a folder; give their grids a 'name' each")
     return [job for _, job in chosen.values()], len(swept) - len(chosen)
@@ -127,12 +127,3 @@ def _same_student(first: Cell, second: Cell, job: DistillJob, other: DistillJob)
 
 def _all_but_place(job: DistillJob) -> dict[str, Any]:
     return job.model_dump(mode="json", exclude={"output", NAME})
-
-
-def _what_counts(job: DistillJob) -> str:
-    """All keys that the student of a job depends on."""
-    reads = objective_class(job).settings_read | {"dropout"}
-    unread = {"output", NAME, *(ObjectiveSettings.model_fields.keys() - reads)}
-    if not job.distilled:
-        unread |= {"objective", "control", *_TEACHERS_SIDE}
-    return job.model_dump_json(exclude=unread)

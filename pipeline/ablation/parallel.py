@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from ...cache_schemas.errors import ArmadaError, InputError, JobError
+from ...cache_schemas.errors import ArmadaError
 from ...stages.store.reading.access import available_memory
 from ..device import environments, visible_gpus
 from ..distill import run_distill
@@ -48,10 +48,7 @@ def run_all(
     finished: Callable[[], None],
 ) -> list[Failure]:
     """Make all runs, `workers` at a time; `finished` is called after each. What a run says goes to
-    a file of its own in `logs`. Returns those that failed.
-
-    Raises the error of a run that is refused before any has succeeded: what is wrong with the
-    first is mostly wrong with all."""
+    a file of its own in `logs`. Returns those that failed."""
     waiting = deque(runs)
     crew = _Crew(logs, finished)
     if workers == "auto" and waiting:
@@ -69,10 +66,12 @@ def _workers(waiting: deque[PlannedRun], crew: "_Crew") -> int:
         return len(gpus)
     crew.work_off(deque([waiting.popleft()]), 1)
     metrics = read_metrics(first.output)
-    if metrics is None:
-        return 1
-    room = int(available_memory() / (_ROOM * metrics["peak_rss_bytes"]))
-    return max(1, min(_processors(), room))
+    return room(metrics["peak_rss_bytes"], available_memory(), _processors()) if metrics else 1
+
+
+def room(peak_bytes: int, memory_bytes: int, processors: int) -> int:
+    """How many runs go beside each other, each of them as large as one has been."""
+    return max(1, min(processors, int(memory_bytes / (_ROOM * peak_bytes))))
 
 
 def _processors() -> int:
@@ -84,7 +83,6 @@ class _Crew:
 
     def __init__(self, logs: Path, finished: Callable[[], None]) -> None:
         self._logs, self._finished = logs, finished
-        self._succeeded = False
         self._context = _processes()
         self.failures: list[Failure] = []
 
@@ -119,15 +117,13 @@ class _Crew:
     def _ended(self, process: BaseProcess, run: PlannedRun) -> None:
         process.join()
         log = self._log(run)
-        if process.exitcode == 0:
-            self._succeeded = True
-            if not log.stat().st_size:
-                log.unlink()
-        else:
-            reason = _reason(process.exitcode, log)
-            if process.exitcode == InputError.exit_code and not self._succeeded:
-                raise JobError(f"{run.name}, seed {run.seed}: {reason}")
+        said = log.read_text(encoding="utf-8", errors="replace").strip() if log.exists() else ""
+        if process.exitcode:
+            reason = _reason(process.exitcode, said)
+            log.write_text(said or reason, encoding="utf-8")
             self.failures.append(Failure(run, reason))
+        elif not said:
+            log.unlink(missing_ok=True)
         self._finished()
 
     def _log(self, run: PlannedRun) -> Path:
@@ -179,9 +175,8 @@ def _settle_libraries(threads: int) -> None:
     disable_progress_bars()
 
 
-def _reason(code: int | None, log: Path) -> str:
-    if code is not None and code < 0:
-        killed = " (out of memory? try fewer workers)" if code == -9 else ""
+def _reason(code: int, said: str) -> str:
+    if code < 0:
+        killed = " (out of memory? try fewer workers)" if code == -signal.SIGKILL else ""
         return f"was ended by signal {-code}{killed}"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else f"ended with {code}"
+    return said.splitlines()[-1].removeprefix("error: ") if said else f"ended with {code}"

@@ -1,15 +1,16 @@
 """`ablate --dry-run`: which runs there would be, and whether their data are in order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...cache_schemas.errors import StudentSourceError
+from ...cache_schemas.errors import InputError, JobError
 from ...stages.distill.student_source import check_student
 from ..distill import objective_class
 from ..distill_job import CacheKeys, CorpusKeys, DistillJob
 from ..run_folder import read_metrics
 from ..show import counted, show_json
 from ..student_data import read_student_data
-from .job import Ablation
+from .job import Ablation, PlannedRun
 
 _DATA = frozenset({*CorpusKeys.model_fields, *CacheKeys.model_fields, "objective"})
 
@@ -30,33 +31,41 @@ class PlannedCell:
 def plan(ablation: Ablation) -> list[PlannedCell]:
     """Every cell; corpora and caches are opened and joined, and refused as `distill` would, and so
     are students, as far as their configurations tell."""
-    examples: dict[str, int] = {}
+    examples = check(ablation.runs)
     planned = []
     for name in dict.fromkeys(run.name for run in ablation.runs):
         runs = [run for run in ablation.runs if run.name == name]
-        job = runs[0].job
-        _check_student(job, name)
-        data = f"{job.distilled} {job.model_dump_json(include=set(_DATA))}"
-        if data not in examples:
-            examples[data] = len(read_student_data(job, objective_class(job)).train.labels)
         planned.append(
             PlannedCell(
                 name=name,
-                folder=str(job.output.parent),
+                folder=str(runs[0].job.output.parent),
                 seeds=tuple(run.seed for run in runs),
                 finished=sum(read_metrics(run.job.output) is not None for run in runs),
-                train_examples=examples[data],
-                steps=_steps(job, examples[data]),
+                train_examples=examples[name],
+                steps=_steps(runs[0].job, examples[name]),
             )
         )
     return planned
 
 
-def _check_student(job: DistillJob, name: str) -> None:
-    try:
-        check_student(job)
-    except StudentSourceError as error:
-        raise StudentSourceError(f"grid, {name}: {error}") from error
+def check(runs: Sequence[PlannedRun]) -> dict[str, int]:
+    """The number of training examples of each cell; raises InputError for what can be refused
+    before a run starts."""
+    of_data: dict[str, int] = {}
+    of_cell: dict[str, int] = {}
+    for run in runs:
+        if run.name in of_cell:
+            continue
+        data = f"{run.job.distilled} {run.job.model_dump_json(include=set(_DATA))}"
+        try:
+            check_student(run.job)
+            if data not in of_data:
+                read = read_student_data(run.job, objective_class(run.job))
+                of_data[data] = len(read.train.labels)
+        except InputError as error:
+            raise JobError(f"grid, {run.name}: {error}") from error
+        of_cell[run.name] = of_data[data]
+    return of_cell
 
 
 def _steps(job: DistillJob, examples: int) -> int:

@@ -19,7 +19,6 @@ from pydantic import Field
 from ...cache_schemas.errors import OutputError
 from ..ablation.ablate import run_ablate
 from ..ablation.job import make_ablation
-from ..distill_job import Seed
 from ..findings.conditions import Condition
 from ..findings.findings import Findings
 from ..findings.table import figure
@@ -28,7 +27,7 @@ from ..precompute import run_precompute
 from ..precompute_job import make_precompute_job
 from ..reports.pictures import Gallery, TextImage
 from ..reports.report import ReportJob, run_report
-from ..run_folder import write_json
+from ..run_folder import is_free, make_folder, write_json
 from .corpus import DemoCorpus, Task, write_corpus
 from .teacher import Teachers, train_teachers
 from .world import picture
@@ -60,7 +59,9 @@ class DemoJob(Job):
     """Keys of the demo."""
 
     output: Path = Field(description="empty folder to write to")
-    seed: Seed = Field(default=0, description="seed of world, teacher and students")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32 - SEEDS, description="seed of world, teacher and students"
+    )
     quick: bool = Field(default=False, description="one seed instead of three")
     task: Task = Field(default="colour", description="what students learn: colour or shape")
 
@@ -74,8 +75,9 @@ def run_demo(job: DemoJob) -> Summary:
     """Run the demo in an empty folder; returns what `OUTPUT/summary.json` holds: for each kind of
     student the accuracy on unseen words, 0 to 1, as mean, standard deviation and single runs."""
     output = job.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_free(output):
         raise OutputError(f"output {output}: is not an empty folder; choose another")
+    make_folder(output)
     corpus = write_corpus(output / "corpus", job.task, job.seed)
     say("1. A small CLIP looks at pictures and their captions")
     unseen = frozenset(scene.caption for scene in corpus.test_scenes)

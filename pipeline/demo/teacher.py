@@ -70,7 +70,9 @@ def train_teachers(folder: Path, unseen: frozenset[str], seed: int) -> Teachers:
         torch.manual_seed(seed)
         model, tokenize = _make(folder / "untrained")
         _save(model, folder / "untrained")
-        scenes = list(_scenes(rng, unseen, PAIRS + HELD_OUT))
+        scenes = list(_scenes(rng, unseen, PAIRS))
+        looked_at = unseen | {scene.caption for scene in scenes}
+        scenes += _scenes(rng, looked_at, HELD_OUT)
         pictures = torch.from_numpy(np.stack([_pixels(scene, rng) for scene in scenes]))
         texts = tokenize([scene.caption for scene in scenes])
         _train(model, pictures[:PAIRS], texts[:PAIRS])

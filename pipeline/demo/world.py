@@ -7,6 +7,7 @@ captions alone do not: every word of a family stands in the same places of the s
 
 import colorsys
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,12 +84,13 @@ class Scene:
     @property
     def caption(self) -> str:
         """What is to be seen, in words."""
-        return TEMPLATES[self.template].format(
+        text = TEMPLATES[self.template].format(
             colour=COLOURS[self.colour.family][self.colour.place],
             shape=SHAPES[self.shape.family][self.shape.place],
             size=SIZES[self.size.family][self.size.place],
             place=PLACES[self.place.family][self.place.place],
         )
+        return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:

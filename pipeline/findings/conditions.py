@@ -6,23 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import PurePath
-from statistics import mean
 from typing import Any
 
 from ...cache_schemas.errors import one_line
-from ...stages.distill.objectives.base import ObjectiveSettings
 from ..run_folder import spread
 from .runs import FinishedRun
-
-_OF_A_TEACHER = frozenset(
-    {
-        *(ObjectiveSettings.model_fields.keys() - {"dropout"}),
-        *("objective", "control", "cache", "teacher", "feature"),
-        *("schedule", "aligner_batch_size", "aligner_learning_rate"),
-    }
-)
-"""Keys in which a distilled run may differ from the undistilled one that it is measured by."""
 
 _ORDER = ("undistilled", "none", "shuffled", "random-aligner", "noise")
 
@@ -55,10 +45,10 @@ class Condition:
         return self.first.job.parsed_control.name if self.first.distilled else "undistilled"
 
     def figure(self, metric: str) -> dict[str, Any] | None:
-        """Mean, standard deviation and single runs of any metric; None if a run has it not."""
+        """Mean, standard deviation and single runs of any metric; None if no run has it."""
         values = [run.figure(metric) for run in self.runs]
         known = [value for value in values if value is not None]
-        return spread(known) if known and len(known) == len(values) else None
+        return spread(known) if known else None
 
 
 def conditions(runs: Sequence[FinishedRun]) -> list[Condition]:
@@ -83,7 +73,8 @@ def _usual(condition: Condition, others: Sequence[Condition]) -> tuple[int, int]
     all conditions, differ from its own."""
     own = condition.first.settings
     differing = [
-        sum(own[key] != value for key, value in other.first.settings.items()) for other in others
+        sum(own.get(key, value) != value for key, value in other.first.settings.items())
+        for other in others
     ]
     of_controls = [n for n, other in zip(differing, others, strict=True) if other.control != "none"]
     return sum(of_controls), sum(differing)
@@ -92,27 +83,28 @@ def _usual(condition: Condition, others: Sequence[Condition]) -> tuple[int, int]
 def _names(firsts: Sequence[FinishedRun]) -> list[str]:
     """Those that jobs give, or what sets a condition apart; never one for two conditions."""
     differing = _differing(firsts)
-    names = [one_line(run.job.name or _told(run, differing)) for run in firsts]
-    counts = [names[:i].count(name) for i, name in enumerate(names)]
-    return [f"{name} ({n + 1})" if n else name for name, n in zip(names, counts, strict=True)]
+    names: list[str] = []
+    for run in firsts:
+        name = one_line(run.job.name or _told(run, differing))
+        again = (f"{name} ({number})" for number in count(2))
+        names.append(name if name not in names else next(n for n in again if n not in names))
+    return names
 
 
 def _differing(firsts: Sequence[FinishedRun]) -> list[str]:
     """Keys in which runs that read them differ."""
-    everybody = [run.settings for run in firsts]
-    taught = [run.settings for run in firsts if run.distilled]
-    return [
-        key
-        for key in everybody[0]
-        if len({str(each[key]) for each in (taught if key in _OF_A_TEACHER else everybody)}) > 1
-    ]
+    values: dict[str, set[str]] = defaultdict(set)
+    for run in firsts:
+        for key, value in run.settings.items():
+            values[key].add(str(value))
+    return [key for key, found in values.items() if len(found) > 1]
 
 
 def _told(run: FinishedRun, differing: Sequence[str]) -> str:
     control = run.job.control if run.distilled else "undistilled"
     parts = ["distilled" if control == "none" else control]
     for key in differing:
-        if key in ("control", "cache") or (key in _OF_A_TEACHER and not run.distilled):
+        if key == "control" or key not in run.settings:
             continue
         value = run.settings[key]
         if key == "student":
@@ -129,22 +121,20 @@ def baseline(condition: Condition, others: Sequence[Condition]) -> Condition | N
     none."""
     if not condition.first.distilled:
         return None
-    wanted = _of_the_student(condition.first)
+    own = condition.first.settings
     for other in others:
-        if not other.first.distilled and _of_the_student(other.first) == wanted:
+        wanted = other.first.settings
+        if not other.first.distilled and {key: own.get(key) for key in wanted} == wanted:
             return other
     return None
 
 
-def _of_the_student(run: FinishedRun) -> dict[str, Any]:
-    return {key: value for key, value in run.settings.items() if key not in _OF_A_TEACHER}
-
-
-def improvements(condition: Condition, base: Condition) -> list[float]:
-    """By how much each run is better than the undistilled one of its seed, or than their mean where
-    that seed is missing; in units of the metric, positive if better."""
-    sign, average = condition.first.better_by, mean(base.values)
-    return [
-        sign * (value - base.by_seed.get(seed, average))
+def improvements(condition: Condition, base: Condition) -> dict[int, float]:
+    """By seed, for seeds that both have: by how much the run is better than the undistilled one, in
+    units of the metric, positive if better."""
+    sign = condition.first.better_by
+    return {
+        seed: sign * (value - base.by_seed[seed])
         for seed, value in condition.by_seed.items()
-    ]
+        if seed in base.by_seed
+    }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...cache_schemas.errors import ArmadaError
+from ...cache_schemas.errors import ArmadaError, CacheError
 from ..caches.report import TeacherSummary, summarise
 from .runs import FinishedRun
 
@@ -30,19 +30,29 @@ class TeacherCost:
         return max(0.0, self.seconds_without - self.seconds)
 
 
-def teacher_costs(runs: Sequence[FinishedRun]) -> list[TeacherCost]:
-    """Of every teacher whose cache is still where the runs found it."""
+def teacher_costs(
+    runs: Sequence[FinishedRun], cache: Path | None, from_afar: bool
+) -> tuple[list[TeacherCost], list[str]]:
+    """Of every teacher whose cache is there, and what is said of the caches that are not.
+
+    `cache` takes the place of the one that the runs name; one at a URL is opened only if
+    `from_afar`."""
     groups: dict[str, list[FinishedRun]] = defaultdict(list)
     for run in runs:
-        if run.distilled and run.provenance.get("teacher_fingerprint"):
-            groups[run.provenance["teacher_fingerprint"]].append(run)
-    found = ((fingerprint, _summary(group[0]), group) for fingerprint, group in groups.items())
-    return [_cost(summary, group) for _, summary, group in found if summary is not None]
+        if run.distilled and run.provenance.teacher_fingerprint:
+            groups[run.provenance.teacher_fingerprint].append(run)
+    costs, missing = [], []
+    for fingerprint, group in groups.items():
+        try:
+            costs.append(_cost(_summary(fingerprint, group[0], cache, from_afar), group))
+        except (ArmadaError, OSError) as error:
+            missing.append(f"teacher {fingerprint[:12]}: its cost is not known: {error}")
+    return costs, missing
 
 
 def _cost(teacher: TeacherSummary, runs: Sequence[FinishedRun]) -> TeacherCost:
     a_text = teacher.teacher_seconds / max(teacher.rows, 1)
-    texts = sum(min(run.metrics["train_examples"], teacher.rows) for run in runs)
+    texts = sum(min(run.metrics.train_examples, teacher.rows) for run in runs)
     return TeacherCost(
         fingerprint=teacher.fingerprint,
         teacher=f"{teacher.kind}:{Path(teacher.name).name}",
@@ -51,14 +61,15 @@ def _cost(teacher: TeacherSummary, runs: Sequence[FinishedRun]) -> TeacherCost:
         bytes=teacher.bytes,
         seconds=teacher.teacher_seconds,
         seconds_without=a_text * texts,
-        training_seconds=sum(run.metrics["train_seconds"] for run in runs),
+        training_seconds=sum(run.metrics.train_seconds for run in runs),
     )
 
 
-def _summary(run: FinishedRun) -> TeacherSummary | None:
-    try:
-        teachers = summarise(str(run.job.cache))
-    except (ArmadaError, OSError):
-        return None
-    wanted = run.provenance["teacher_fingerprint"]
-    return next((teacher for teacher in teachers if teacher.fingerprint == wanted), None)
+def _summary(
+    fingerprint: str, run: FinishedRun, cache: Path | None, from_afar: bool
+) -> TeacherSummary:
+    place = run.readable_job(cache, from_afar).cache
+    for teacher in summarise(str(place)):
+        if teacher.fingerprint == fingerprint:
+            return teacher
+    raise CacheError(f"cache {place}: does not hold it")

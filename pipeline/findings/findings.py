@@ -8,9 +8,10 @@ find(runs) -> Findings
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from ..distill_job import DistillJob
@@ -23,13 +24,18 @@ from .significance import FACTORS, Anova, anova, holm, welch
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A condition beside the undistilled one that it is measured by, if there is one. `p` is
-    Welch's, corrected by Holm for all rows of a study."""
+    """A condition beside the undistilled one that it is measured by, if there is one; improvements
+    by seed. `p` is Welch's, corrected by Holm for all rows of a study."""
 
     condition: Condition
     base: Condition | None
-    improvement: tuple[float, ...]
+    improvement: Mapping[int, float]
     p: float | None
+
+    @property
+    def gain(self) -> float | None:
+        """The mean improvement over the seeds that both have."""
+        return mean(self.improvement.values()) if self.improvement else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,12 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All studies and all teachers; `repeats` are runs that have the settings and the seed of
-    another one, and are left out."""
+    """All studies and all teachers; `unknown_costs` says which caches were not there, `repeats` are
+    runs that have the settings and the seed of another one, and are left out."""
 
     studies: tuple[Study, ...]
     costs: tuple[TeacherCost, ...]
+    unknown_costs: tuple[str, ...]
     repeats: tuple[FinishedRun, ...]
 
     def document(self) -> dict[str, Any]:
@@ -72,18 +79,27 @@ class Findings:
         }
 
 
-def find(runs: Sequence[FinishedRun]) -> Findings:
-    """Group and compare finished runs."""
+def find(
+    runs: Sequence[FinishedRun], cache: Path | None = None, from_afar: bool = False
+) -> Findings:
+    """Group and compare finished runs; for `cache` and `from_afar` see `teacher_costs`."""
     first: dict[str, FinishedRun] = {}
     for run in runs:
-        first.setdefault(f"{run.seed} {run.settings}", run)
+        first.setdefault(f"{run.seed} {run.metric} {run.settings}", run)
     counted = list(first.values())
-    studies: dict[tuple[str, str, str], list[FinishedRun]] = defaultdict(list)
+    studies: dict[tuple[str, ...], list[FinishedRun]] = defaultdict(list)
     for run in counted:
-        data = (str(run.settings["train"]), str(run.settings["validation"]))
-        studies[(*data, run.metric)].append(run)
+        studies[_measured_by(run)].append(run)
     repeats = tuple(run for run in runs if run not in counted)
-    return Findings(tuple(map(_study, studies.values())), tuple(teacher_costs(counted)), repeats)
+    costs, unknown = teacher_costs(counted, cache, from_afar)
+    found = tuple(_study(each) for each in studies.values())
+    return Findings(found, tuple(costs), tuple(unknown), repeats)
+
+
+def _measured_by(run: FinishedRun) -> tuple[str, ...]:
+    """Data and metric; the loss of another objective, or by another distance, is another metric."""
+    data = (str(run.settings["train"]), str(run.settings["validation"]), run.metric)
+    return (*data, run.job.objective, run.job.distance) if run.metric == "loss" else data
 
 
 def _study(runs: Sequence[FinishedRun]) -> Study:
@@ -91,7 +107,7 @@ def _study(runs: Sequence[FinishedRun]) -> Study:
     bases = [baseline(condition, found) for condition in found]
     ps = holm([_p(*pair) for pair in zip(found, bases, strict=True)])
     rows = [
-        Row(each, base, tuple(improvements(each, base)) if base and base.values else (), p)
+        Row(each, base, improvements(each, base) if base else {}, p)
         for each, base, p in zip(found, bases, ps, strict=True)
     ]
     first = runs[0]
@@ -141,6 +157,6 @@ def _line(row: Row) -> dict[str, Any]:
         "seeds": [run.seed for run in row.condition.runs],
         "value": spread(row.condition.values) if row.condition.values else None,
         "undistilled": row.base.name if row.base else None,
-        "improvement": spread(list(row.improvement)) if row.improvement else None,
+        "improvement": spread(list(row.improvement.values())) if row.improvement else None,
         "p": row.p,
     }

@@ -1,26 +1,37 @@
 """Finished runs of `distill`, read back from their folders, wherever below a path they lie."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from ...cache_schemas.errors import InputError, one_line
+from ...cache_schemas.errors import JobError
 from ...stages.distill.evaluation import lower_is_better
+from ...stages.store.transfer.connection import is_local
 from ..distill_job import DistillJob
-from ..run_folder import JOB, LOG, METRICS, RUN
+from ..run_folder import JOB, METRICS
+from ..same_student import student_settings
+from .documents import (
+    Figures,
+    Metrics,
+    Provenance,
+    RunFolderError,
+    read_job,
+    read_log,
+    read_metrics_of,
+    read_provenance,
+    read_yaml,
+)
 
-_MEANS_NOTHING = frozenset({"output", "name", "seed", "resume", "device", "mirror", "mirror_limit"})
-_WHERE_FEATURES_LIE = frozenset({"placement", "verify_cache", "expect_digest"})
+PLAN = "plan.json"
+"""In the folder of an ablation: the folders of its runs."""
 
-
-class RunFolderError(InputError):
-    """A folder that is no finished run."""
+_TOLD_BY_THE_DATA = frozenset(
+    {"limit", "skip_bad_rows", "id_column", "task", "num_labels", "metric", "label_column"}
+)
 
 
 @dataclass(frozen=True)
@@ -29,18 +40,18 @@ class FinishedRun:
 
     folder: Path
     job: DistillJob
-    metrics: Mapping[str, Any]
-    provenance: Mapping[str, Any]
+    metrics: Metrics
+    provenance: Provenance
 
     @property
     def seed(self) -> int:
         """What it was drawn from."""
-        return int(self.metrics["seed"])
+        return self.metrics.seed
 
     @property
     def metric(self) -> str:
         """The name of the metric that the run was judged by."""
-        return str(self.metrics["metric"])
+        return self.metrics.metric
 
     @property
     def value(self) -> float | None:
@@ -58,46 +69,59 @@ class FinishedRun:
         return self.job.distilled
 
     def figure(self, metric: str) -> float | None:
-        """Any metric on the validation set."""
-        value = (self.metrics["validation"] or {}).get(metric)
-        return None if value is None else float(value)
+        """Any metric on the validation set; None if it is missing or no finite number."""
+        value = (self.metrics.validation or {}).get(metric)
+        return value if value is not None and math.isfinite(value) else None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All keys that can matter; data by digest, so that a file may have moved."""
-        keys = self.job.model_dump(mode="json", exclude=set(_MEANS_NOTHING | _WHERE_FEATURES_LIE))
-        keys |= {"train": self.provenance.get("train_digest") or keys["train"]}
-        keys |= {"validation": self.provenance.get("validation_digest") or keys["validation"]}
-        if not self.distilled:
-            keys |= {"teacher": None, "cache": None, "feature": None}
-        else:
-            keys |= {"teacher": self.provenance.get("teacher_fingerprint"), "cache": None}
-            keys |= {"feature": self.provenance.get("feature")}
+        """All keys that the student depends on; data by digest, so that a file may have moved."""
+        keys = student_settings(self.job)
+        made = self.provenance
+        if made.train_digest:
+            keys = {k: v for k, v in keys.items() if k not in _TOLD_BY_THE_DATA}
+            keys |= {"train": made.train_digest, "validation": made.validation_digest}
+        if self.distilled:
+            keys |= {"teacher": made.teacher_fingerprint, "feature": made.feature}
+            keys.pop("cache", None)
         return keys
 
-    def log(self) -> Iterator[dict[str, float]]:
+    def log(self) -> list[Figures]:
         """Rows of loss terms and metrics, by step."""
-        file = self.folder / LOG
-        if file.is_file():
-            with file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    yield json.loads(line)
+        return read_log(self.folder)
+
+    def readable_job(self, cache: Path | None = None, from_afar: bool = False) -> DistillJob:
+        """Its job, to read its data again, with another `cache` if one is given. Who looks at a
+        stranger's run opens no URL that it names, and no mirror.
+
+        Raises JobError for a cache at a URL unless `from_afar`."""
+        place = cache or self.job.cache
+        if not from_afar and place is not None and not is_local(str(place)):
+            raise JobError(
+                f"run {self.folder}: cache {place}: is at a URL, which is not opened for a report; "
+                "pull it, and name it with --set cache=FOLDER"
+            )
+        mirror = {} if from_afar else {"mirror": None, "mirror_limit": None}
+        return self.job.model_copy(update={"cache": place, "expect_digest": None} | mirror)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The finished runs below some paths, and folders of runs that are not finished."""
+    """The finished runs below some paths; folders of runs that are not finished, or were planned
+    and have not begun; and what is wrong with folders that cannot be read."""
 
     runs: tuple[FinishedRun, ...]
     unfinished: tuple[Path, ...]
+    unreadable: tuple[str, ...]
 
 
 def find_runs(paths: Sequence[Path]) -> Found:
     """All runs in folders that `distill` or `ablate` wrote; each once.
 
-    Raises RunFolderError for a path below which no run is finished."""
+    Raises RunFolderError for a path below which no run is finished, or all cannot be read."""
     runs: dict[Path, FinishedRun] = {}
     unfinished: dict[Path, None] = {}
+    unreadable: list[str] = []
     for path in paths:
         folders = list(_folders(path))
         if not folders:
@@ -109,9 +133,23 @@ def find_runs(paths: Sequence[Path]) -> Found:
             raise RunFolderError(
                 f"run {path}: is not finished; go on with `armada distill --resume`, or `ablate`"
             )
-        runs |= {folder.resolve(): read_run(folder) for folder in done}
-        unfinished |= dict.fromkeys(folder for folder in folders if folder not in done)
-    return Found(tuple(runs.values()), tuple(unfinished))
+        read, wrong = _read_all(done)
+        if not read:
+            raise wrong[0]
+        runs |= {run.folder.resolve(): run for run in read}
+        unreadable += map(str, wrong)
+        unfinished |= dict.fromkeys([*(f for f in folders if f not in done), *_not_begun(path)])
+    return Found(tuple(runs.values()), tuple(unfinished), tuple(unreadable))
+
+
+def _read_all(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[RunFolderError]]:
+    read, wrong = [], []
+    for folder in folders:
+        try:
+            read.append(read_run(folder))
+        except RunFolderError as error:
+            wrong.append(error)
+    return read, wrong
 
 
 def _nothing(path: Path) -> str:
@@ -128,15 +166,18 @@ def _folders(path: Path) -> Iterator[Path]:
             yield file.parent
 
 
+def _not_begun(path: Path) -> Iterator[Path]:
+    """Runs that are planned below a path and have no folder yet."""
+    for plan in sorted(path.glob(f"**/{PLAN}")):
+        with plan.open("rb") as file:
+            planned = json.loads(file.read(2**24))
+        yield from (plan.parent / one for one in planned if not (plan.parent / one / JOB).exists())
+    for job in sorted({file.parent.parent / JOB for file in path.glob(f"**/seed-*/{JOB}")}):
+        seeds = read_yaml(job).get("seed", []) if job.is_file() else []
+        folders = [job.parent / f"seed-{seed}" for seed in seeds] if isinstance(seeds, list) else []
+        yield from (folder for folder in folders if not (folder / JOB).exists())
+
+
 def read_run(folder: Path) -> FinishedRun:
     """The run in a folder; raises RunFolderError if it is not what `distill` leaves."""
-    try:
-        keys = yaml.safe_load((folder / JOB).read_bytes())
-        job = DistillJob.model_validate(keys)
-        metrics = json.loads((folder / METRICS).read_bytes())
-        file = folder / RUN
-        provenance = json.loads(file.read_bytes()) if file.is_file() else {}
-        return FinishedRun(folder, job, dict(metrics), dict(provenance))
-    except (OSError, ValueError, TypeError, yaml.YAMLError, ValidationError) as cause:
-        reason = " ".join(one_line(str(cause)).split())
-        raise RunFolderError(f"run {folder}: cannot be read: {reason[:200]}") from cause
+    return FinishedRun(folder, read_job(folder), read_metrics_of(folder), read_provenance(folder))

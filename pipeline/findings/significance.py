@@ -16,6 +16,9 @@ import numpy as np
 
 FACTORS = ("alpha", "beta", "gamma")
 
+_ROUNDING = 1e-24
+"""A sum of squares that is so small beside the squares of the values is rounding."""
+
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Two-sided p of equal means; None where it is undefined: fewer than two values on a side, or
@@ -121,7 +124,9 @@ class _Design:
 
         assert self._model is not None
         fitted = self._model.fit()
-        if fitted.df_resid < 1 or fitted.ssr <= 1e-12 * max(fitted.centered_tss, 1e-300):
+        values = self.frame["value"].to_numpy()
+        rounding = _ROUNDING * len(values) * np.square(values).max()
+        if fitted.df_resid < 1 or fitted.ssr <= rounding:
             return "runs that differ in their seed only are too few, or do not differ"
         return Anova(
             effects=tuple(_effects(anova_lm(fitted, typ=2))),

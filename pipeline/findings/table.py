@@ -28,15 +28,15 @@ def show_findings(findings: Findings, console: Console | None = None) -> None:
             console.print(_conditions(study))
         if isinstance(study.anova, Anova):
             console.print(_effects(study.anova))
-    for cost in findings.costs:
-        console.print(escape(one_line(told(cost))))
+    for line in [*map(told, findings.costs), *findings.unknown_costs]:
+        console.print(escape(one_line(line)))
 
 
 def _print_lines(console: Console, study: Study) -> None:
     """Two lines for each condition, where a table would be letters below letters."""
     console.print(escape(one_line(study.title)))
     for row in study.rows:
-        name, value, runs, better, p = map(escape, cells(row))
+        name, value, better, p, runs = map(escape, cells(row))
         console.print(f"{name}\n  {value}, {counted(int(runs), 'run')}", end="")
         console.print(f", {better}, p {p}" if row.improvement else "")
 
@@ -58,16 +58,19 @@ def _conditions(study: Study) -> Table:
 
 
 def cells(row: Row) -> tuple[str, str, str, str, str]:
-    """Name, metric, number of runs, improvement and p, as text."""
+    """Name, metric, improvement, p and number of runs, as text."""
     condition = row.condition
-    value = condition.figure(condition.first.metric)
-    better = _signed(row.improvement)
-    return condition.name, figure(value), str(len(condition.runs)), better, p_value(row.p)
+    value = figure(condition.figure(condition.first.metric))
+    gain = "-" if row.gain is None else f"{row.gain:+.3f}"
+    return condition.name, value, gain, p_value(row.p), str(len(condition.runs))
 
 
 def figure(value: dict[str, Any] | None) -> str:
-    """Mean and standard deviation; a dash for nothing."""
-    return f"{value['mean']:.3f} ± {value['std']:.3f}" if value else "-"
+    """Mean and standard deviation, if there are several runs; a dash for nothing."""
+    if not value:
+        return "-"
+    spread = f" ± {value['std']:.3f}" if len(value["runs"]) > 1 else ""
+    return f"{value['mean']:.3f}{spread}"
 
 
 def p_value(p: float | None) -> str:
@@ -75,10 +78,6 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "-"
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def _signed(numbers: tuple[float, ...]) -> str:
-    return f"{sum(numbers) / len(numbers):+.3f}" if numbers else "-"
 
 
 def _effects(found: Anova) -> Table:

@@ -59,6 +59,9 @@ def png(figure: "Figure") -> bytes:
 
 
 def plain(name: object, longest: int = 24) -> str:
-    """A name as text that is no formula and no longer than a legend is wide."""
+    """A name as text that is no formula and no longer than a legend is wide: what is too long loses
+    its middle, because names differ at their ends."""
     text = re.sub(r"\s+", " ", "".join(c for c in str(name) if c.isprintable()))
-    return (text if len(text) <= longest else text[: longest - 2] + "…").replace("$", r"\$")
+    if len(text) > longest:
+        text = f"{text[: longest // 2 - 1]}…{text[-(longest // 2) + 1 :]}"
+    return text.replace("$", r"\$")

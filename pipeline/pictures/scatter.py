@@ -45,6 +45,7 @@ def label_axes(panel: "Axes", components: Components) -> None:
     panel.set_xlabel(f"component 1 ({components.shares[0]:.1%} of the variance)", fontsize=9)
     panel.set_ylabel(f"component 2 ({components.shares[1]:.1%})", fontsize=9)
     panel.tick_params(labelsize=8)
+    panel.locator_params(axis="x", nbins=5)  # small numbers have long labels
 
 
 def draw_numbers(

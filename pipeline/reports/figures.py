@@ -3,6 +3,7 @@
 Each is 4.8 inches wide with text of 9 points, so that it can be read on a telephone.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ WIDTH = 4.8
 DPI = 200
 SMALL, TEXT = 8, 9
 MAX_LINES = len(COLOURS)
+MAX_TERMS = 12
 _LOG_NOTES = frozenset({"step", "epoch", "grad_norm", "learning_rate"})
 _HALF_A_LINE = 30
 """Characters of a legend."""
@@ -115,16 +117,16 @@ def _draw_curve(
 def _curve(condition: Condition, metric: str) -> _Curve:
     values: dict[float, list[float]] = defaultdict(list)
     for run in condition.runs:
-        for row in run.metrics["epochs"]:
-            if metric in row:
-                values[row["epoch"]].append(row[metric])
+        for row in run.metrics.epochs:
+            if metric in row and math.isfinite(row[metric]):
+                values[row.get("epoch", 0.0)].append(row[metric])
     return [(epoch, mean(v), min(v), max(v)) for epoch, v in sorted(values.items())]
 
 
 def losses(condition: Condition) -> Picture | None:
     """Each loss term of a condition by step, one line a seed; None if nothing was logged."""
     logs = [_terms(run) for run in condition.runs]
-    names = list(dict.fromkeys(name for log in logs for name in log))
+    names = list(dict.fromkeys(name for log in logs for name in log))[:MAX_TERMS]
     if not names:
         return None
     rows = -(-len(names) // 2)
@@ -149,9 +151,11 @@ _Points = list[tuple[float, float]]
 def _draw_term(panel: "Axes", name: str, logs: Sequence[_Points]) -> None:
     for log, colour, line in zip(logs, COLOURS, LINES, strict=False):
         panel.plot(*zip(*log, strict=True), color=colour, linestyle=line, linewidth=1)
-    panel.set_title("total" if name == "loss" else name, fontsize=TEXT)
+    panel.set_title("total" if name == "loss" else plain(name), fontsize=TEXT)
+    panel.margins(y=0.08)
     panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
     _label(panel, "step", "")
+    _whole_numbers(panel)
 
 
 def _terms(run: FinishedRun) -> Mapping[str, _Points]:
@@ -167,10 +171,10 @@ def _terms(run: FinishedRun) -> Mapping[str, _Points]:
 
 def weights(study: Study, factor: str) -> Picture | None:
     """Improvements by the value of one weight of the objective; None if it has one value only."""
-    groups: dict[float, list[float]] = defaultdict(list)
+    collected: dict[float, list[float]] = defaultdict(list)
     for row in study.sweep:
-        if row.improvement:
-            groups[row.condition.first.settings[factor]] += row.improvement
+        collected[row.condition.first.settings[factor]] += row.improvement.values()
+    groups = {value: gains for value, gains in collected.items() if gains}
     if len(groups) < 2:
         return None
     figure = new_figure(WIDTH, 3.0, DPI)
@@ -198,8 +202,8 @@ def _draw_boxes(panel: "Axes", groups: Sequence[Sequence[float]]) -> None:
 
 
 def _label(panel: "Axes", x: str, y: str) -> None:
-    panel.set_xlabel(x, fontsize=TEXT)
-    panel.set_ylabel(y, fontsize=TEXT)
+    panel.set_xlabel(plain(x, 60), fontsize=TEXT)
+    panel.set_ylabel(plain(y, 60), fontsize=TEXT)
     panel.tick_params(labelsize=SMALL)
     panel.spines[["top", "right"]].set_visible(False)
 
@@ -207,4 +211,4 @@ def _label(panel: "Axes", x: str, y: str) -> None:
 def _whole_numbers(panel: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

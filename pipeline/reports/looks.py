@@ -6,11 +6,13 @@ the first distilled run says what the teacher's features mean: all students are 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...cache_schemas.errors import ArmadaError, CorpusError, JobError
 from ...cache_schemas.keys import KeyArray
 from ...stages.corpus.labels import MISSING, LabelSpace
 from ...stages.distill.evaluation import Calibration, calibration, represent
@@ -57,6 +59,10 @@ class Looks:
     students: tuple[StudentLook, ...]
     colours: npt.NDArray[Any]
     colours_title: str
+    correlates: bool
+    """Whether agreement is a correlation."""
+    missing: tuple[str, ...]
+    """What is said of students that cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,33 +84,62 @@ class _Answers:
     calibration: Calibration | None
 
 
-def look(study: Study, colour_by: str | None, texts: int, device: str) -> Looks | None:
+class UnknownColumn(JobError):
+    """The column to colour by is not there."""
+
+
+def look(
+    study: Study, colour_by: str | None, texts: int, device: str, cache: Path | None
+) -> Looks | None:
     """Load one student of each kind, up to MAX_STUDENTS; None if none was distilled.
 
-    Raises ArmadaError if corpus, cache or students are not where they were."""
+    Raises UnknownColumn, or another ArmadaError if corpus, cache or the distilled student are not
+    where they were."""
     if study.distilled is None:
         return None
     reference = study.distilled.condition.first
-    data = read_student_data(reference.job, objective_class(reference.job))
+    job = reference.readable_job(cache)
+    data = read_student_data(job, objective_class(job))
     seen_with = _texts(data, texts, device)
-    chosen = _chosen(study, study.distilled)
-    answers = [_answers(condition.first, seen_with) for condition in chosen]
-    objective = _objective(reference, data, answers[0].pooled.shape[1], seen_with.device)
+    colours = _colours(job, seen_with.sample, data, colour_by)
+    first, *others = _chosen(study, study.distilled)
+    own = _answers(first.first, seen_with)
+    answered, missing = _all_answers(others, seen_with)
+    objective = _objective(reference, data, own.pooled.shape[1], seen_with.device)
     teacher, read = _teacher(objective, _features(data, seen_with.sample))
-    students = [
-        StudentLook(
-            condition=condition,
-            seed=condition.first.seed,
-            points=given.pooled,
-            agreement=None if read is None else _agreement(given.outputs, read, data.space),
-            calibration=given.calibration,
-        )
-        for condition, given in zip(chosen, answers, strict=True)
-    ]
-    students[0] = replace(students[0], points=_projected(objective, answers[0].pooled))
-    colours = _colours(reference.job, seen_with.sample, data, colour_by)
-    title = colour_by or reference.job.label_column or ""
-    return Looks(reference, teacher, tuple(students), colours, title)
+    projected = replace(own, pooled=_projected(objective, own.pooled))
+    return Looks(
+        reference=reference,
+        teacher=teacher,
+        students=tuple(
+            _student(condition, answers, read, data.space)
+            for condition, answers in [(first, projected), *answered]
+        ),
+        colours=colours,
+        colours_title=colour_by or job.label_column or "",
+        correlates=data.space.regression,
+        missing=missing,
+    )
+
+
+def _all_answers(
+    conditions: Sequence[Condition], texts: _Texts
+) -> tuple[list[tuple[Condition, _Answers]], tuple[str, ...]]:
+    answered, missing = [], []
+    for condition in conditions:
+        try:
+            answered.append((condition, _answers(condition.first, texts)))
+        except (ArmadaError, OSError) as error:
+            missing.append(f"{condition.name}: {error}")
+    return answered, tuple(missing)
+
+
+def _student(
+    condition: Condition, answers: _Answers, teacher: Points | None, space: LabelSpace
+) -> StudentLook:
+    agreement = None if teacher is None else _agreement(answers.outputs, teacher, space)
+    seed = condition.first.seed
+    return StudentLook(condition, seed, answers.pooled, agreement, answers.calibration)
 
 
 def _texts(data: StudentData, most: int, device: str) -> _Texts:
@@ -204,7 +239,10 @@ def _colours(
     if colour_by is not None:
         changes = {"label_column": colour_by, "task": None, "num_labels": None, "metric": None}
         other = job.model_copy(update=changes | {"validation": ()})
-        read = read_student_data(other, objective_class(other))
+        try:
+            read = read_student_data(other, objective_class(other))
+        except CorpusError as error:
+            raise UnknownColumn(f"colour_by {colour_by!r}: {error}") from error
         space = read.space
         sample = read.train.take(_places(read.train.corpus.keys(), sample.corpus.keys()))
     if space.regression:

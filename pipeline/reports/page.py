@@ -1,16 +1,19 @@
 """From findings and pictures to one HTML page: no script, no link, nothing that is fetched."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ...cache_schemas.errors import one_line
 from ..findings.conditions import Condition
 from ..findings.findings import Findings, Row, Study
 from ..findings.runs import FinishedRun, Found
 from ..findings.significance import Anova
 from ..findings.table import cells, figure, p_value
+from ..run_folder import spread
 from ..show import counted, duration, size
 from .figures import Picture
 from .looks import Looks, StudentLook
@@ -22,12 +25,12 @@ MARK = '<meta name="generator" content="armada report">'
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One study with its pictures; `note` says why students were not looked at."""
+    """One study with its pictures; `notes` say which students were not looked at, and why."""
 
     study: Study
     pictures: tuple[Picture, ...]
     looks: Looks | None
-    note: str | None
+    notes: tuple[str, ...]
 
     @property
     def is_anova(self) -> bool:
@@ -42,6 +45,11 @@ class Section:
             return None
         return _headline(self.study, row, row.base)
 
+    @property
+    def has_baseline(self) -> bool:
+        """Whether any student is measured by one without a teacher."""
+        return any(row.base for row in self.study.rows)
+
     def look_of(self, condition: Condition) -> StudentLook | None:
         """What the student of a condition was seen to do."""
         students = self.looks.students if self.looks else ()
@@ -49,12 +57,16 @@ class Section:
 
 
 def _headline(study: Study, row: Row, base: Condition) -> str:
-    gain = sum(row.improvement) / len(row.improvement)
-    with_teacher = figure(row.condition.figure(study.metric))
+    """On the seeds that both have."""
+    gain = row.gain or 0.0
+    with_teacher, without = (
+        figure(spread([condition.by_seed[seed] for seed in row.improvement]))
+        for condition in (row.condition, base)
+    )
     return (
-        f"{study.metric} {with_teacher} with the teacher ({row.condition.name}), "
-        f"{figure(base.figure(study.metric))} without ({base.name}): "
-        f"{'better' if gain > 0 else 'worse' if gain < 0 else 'no different'} by {abs(gain):.3f}"
+        f"{study.metric} {with_teacher} with the teacher ({row.condition.name}), {without} without "
+        f"({base.name}): {'better' if gain > 0 else 'worse' if gain < 0 else 'no different'} by "
+        f"{abs(gain):.3f} ({counted(len(row.improvement), 'seed')})"
     )
 
 
@@ -64,19 +76,23 @@ def render(
     sections: list[Section],
     found: Found,
     gallery: Gallery | None,
+    left_out: Sequence[str],
 ) -> str:
     """The page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_on_one_line,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "base64": lambda data: base64.b64encode(data).decode("ascii"),
+        "base64": lambda data: Markup(base64.b64encode(data).decode("ascii")),
+        "agreement": _agreement,
         "duration": duration,
         "size": size,
         "p": p_value,
@@ -89,13 +105,24 @@ def render(
         counts=f"{counted(len(found.runs), 'run')}",
         findings=findings,
         sections=sections,
-        unfinished=[str(folder) for folder in found.unfinished],
+        left_out=left_out,
         gallery=gallery,
         cells=cells,
         jobs=_jobs,
         runs=found.runs,
         environment=_environment_of(found.runs),
     )
+
+
+def _on_one_line(value: object) -> object:
+    """Names and paths may come from strangers; what is marked as safe is ours."""
+    return one_line(str(value)) if type(value) is str or isinstance(value, Path) else value
+
+
+def _agreement(look: StudentLook | None, correlates: bool) -> str:
+    if look is None or look.agreement is None:
+        return "-"
+    return f"r = {look.agreement:.2f}" if correlates else f"{look.agreement:.1%}"
 
 
 def _jobs(study: Study) -> dict[str, Any]:
@@ -109,11 +136,10 @@ def _jobs(study: Study) -> dict[str, Any]:
     }
 
 
-def _environment_of(runs: tuple[FinishedRun, ...]) -> dict[str, str]:
+def _environment_of(runs: Sequence[FinishedRun]) -> dict[str, str]:
     """Versions and hardware, with all that there were."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:
-        for part in ("hardware", "versions"):
-            for name, value in run.provenance.get(part, {}).items():
-                found.setdefault(name, {})[str(value)] = None
+        for name, value in (run.provenance.hardware | run.provenance.versions).items():
+            found.setdefault(name, {})[value] = None
     return {name: ", ".join(values) for name, values in found.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -35,16 +36,13 @@ class Gallery:
     images: tuple[TextImage, ...]
 
 
-def teacher_images(runs: Sequence[FinishedRun]) -> Gallery | None:
+def teacher_images(runs: Sequence[FinishedRun], cache: Path | None) -> Gallery | None:
     """What a teacher made, of the first run whose cache is where it was and holds any."""
-    seen = set()
-    for run in runs:
-        teacher = run.provenance.get("teacher_fingerprint")
-        if not run.distilled or teacher in seen:
-            continue
-        seen.add(teacher)
+    firsts = {run.provenance.teacher_fingerprint: run for run in reversed(runs) if run.distilled}
+    for run in firsts.values():
         try:
-            data = read_student_data(run.job, objective_class(run.job))
+            job = run.readable_job(cache)
+            data = read_student_data(job, objective_class(job))
             found = _images(data.cache, data.train.corpus) if data.cache is not None else []
         except (ArmadaError, OSError):
             continue  # the page says elsewhere what is not where it was
@@ -70,14 +68,21 @@ def _thumbnail(image: bytes) -> bytes | None:
     """A small one; None for what is no image of a reasonable size: caches come from strangers."""
     from PIL import Image
 
+    if not 0 < _pixels(image) <= MOST_PIXELS:
+        return None
     try:
         with Image.open(BytesIO(image), formats=("PNG",)) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                return None
             small = picture.convert("RGB")
-    except OSError:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = BytesIO()
     small.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _pixels(png: bytes) -> int:
+    """What the head of a PNG file says that there are; 0 for what is no such head."""
+    if len(png) < 24 or not png.startswith(b"\x89PNG\r\n\x1a\n"):
+        return 0
+    return int.from_bytes(png[16:20]) * int.from_bytes(png[20:24])

@@ -4,6 +4,7 @@ RUN... -> findings (numbers) -> figures, looks (pictures) -> page.html -> OUT
                                                                   OUT's name-pictures/*.png
 """
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +13,19 @@ from pydantic import Field, field_validator
 
 from ...cache_schemas.errors import ArmadaError, OutputError
 from ...stages.store.files.atomic import write_atomic
-from ..findings.findings import Study, find
-from ..findings.runs import find_runs
+from ..findings.findings import Findings, Study, find
+from ..findings.runs import Found, find_runs
 from ..findings.significance import FACTORS
 from ..jobs import Job
 from ..show import counted, warn
 from .figures import Picture, by_epoch, comparison, losses, weights
-from .looks import Looks, look
+from .looks import Looks, UnknownColumn, look
 from .manifolds import Method, manifolds, reliability
 from .page import MARK, Section, render
 from .pictures import Gallery, teacher_images
+
+_HEAD_BYTES = 4096
+"""Of a page, where it says what made it."""
 
 
 class ReportJob(Job):
@@ -44,6 +48,11 @@ class ReportJob(Job):
         default=True, description="false: load no students; no manifolds, agreement, calibration"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="for the students")
+    cache: Path | None = Field(
+        default=None,
+        description="folder of a cache to read in place of the one that runs name; those at a URL "
+        "are not opened",
+    )
     force: bool = Field(default=False, description="replace a page that is not a report")
 
     @field_validator("runs", mode="before")
@@ -59,47 +68,68 @@ def run_report(job: ReportJob, quiet: bool = False, gallery: Gallery | None = No
     Raises InputError for a folder that holds no finished run, OutputError rather than replace what
     somebody wrote or write where that is not allowed."""
     found = find_runs(job.runs)
-    _check_out(job)
-    if found.unfinished and not quiet:
-        warn(
-            f"{counted(len(found.unfinished), 'run')} not finished and left out, first "
-            f"{found.unfinished[0]}"
-        )
-    findings = find(found.runs)
-    if findings.repeats and not quiet:
-        warn(
+    again = _check_out(job)
+    findings = find(found.runs, job.cache)
+    left_out = tuple(_left_out(found, findings))
+    if not quiet:
+        for line in left_out:
+            warn(line)
+    sections = [_section(job, study, quiet) for study in findings.studies]
+    shown = gallery or teacher_images(found.runs, job.cache)
+    page = render(job.title, findings, sections, found, shown, left_out)
+    return _write(job.out, page, sections, again)
+
+
+def _left_out(found: Found, findings: Findings) -> Iterator[str]:
+    """What is below the paths and not on the page, each kind in one line."""
+    if found.unfinished:
+        first = found.unfinished[0]
+        yield f"{counted(len(found.unfinished), 'run')} not finished and left out, first {first}"
+    if found.unreadable:
+        yield f"{counted(len(found.unreadable), 'run')} left out, first {found.unreadable[0]}"
+    if findings.repeats:
+        yield (
             f"{counted(len(findings.repeats), 'run')} with settings and seed of another one left "
             f"out, first {findings.repeats[0].folder}"
         )
-    sections = [_section(job, study, quiet) for study in findings.studies]
-    page = render(job.title, findings, sections, found, gallery or teacher_images(found.runs))
-    return _write(job.out, page, sections)
 
 
-def _check_out(job: ReportJob) -> None:
+def _check_out(job: ReportJob) -> bool:
+    """Whether there is a report already; raises OutputError for what is not to be replaced."""
     if job.out.is_dir():
         raise OutputError(f"out {job.out}: is a folder; name a file, such as report.html")
-    if job.out.exists() and not job.force and MARK not in job.out.read_text("utf-8", "replace"):
+    again = job.out.exists() and _is_report(job.out)
+    if job.out.exists() and not (again or job.force):
         raise OutputError(f"out {job.out}: somebody wrote it; name another file, or --force")
     try:
         job.out.parent.mkdir(parents=True, exist_ok=True)
-        with (job.out.parent / f".{job.out.name}.tmp").open("wb"):
-            pass
-        (job.out.parent / f".{job.out.name}.tmp").unlink()
+        with tempfile.TemporaryFile(dir=job.out.parent):
+            return again
     except OSError as cause:
-        raise OutputError(f"out {job.out}: cannot be written: {cause.strerror}") from cause
+        raise OutputError(
+            f"out {job.out}: cannot be written: {cause.strerror}; name another file"
+        ) from cause
+
+
+def _is_report(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return MARK.encode() in opened.read(_HEAD_BYTES)
 
 
 def _section(job: ReportJob, study: Study, quiet: bool) -> Section:
-    looks, note = None, None
+    looks, notes = None, []
     if job.students:
         try:
-            looks = look(study, job.colour_by, job.texts, job.device)
+            looks = look(study, job.colour_by, job.texts, job.device, job.cache)
+            notes = [f"Not looked at: {each}" for each in looks.missing] if looks else []
+        except UnknownColumn:
+            raise
         except (ArmadaError, OSError) as error:
-            note = f"Students were not looked at: {error}"
-            if not quiet:
-                warn(note)
-    return Section(study, tuple(_pictures(job, study, looks)), looks, note)
+            notes = [f"Students were not looked at: {error}"]
+    if not quiet:
+        for note in notes:
+            warn(note)
+    return Section(study, tuple(_pictures(job, study, looks)), looks, tuple(notes))
 
 
 def _pictures(job: ReportJob, study: Study, looks: Looks | None) -> Iterator[Picture]:
@@ -118,7 +148,7 @@ def _pictures(job: ReportJob, study: Study, looks: Looks | None) -> Iterator[Pic
             yield picture
 
 
-def _write(out: Path, page: str, sections: list[Section]) -> list[Path]:
+def _write(out: Path, page: str, sections: list[Section], again: bool) -> list[Path]:
     files = {out: page.encode()}
     folder = out.with_name(f"{out.stem}-pictures")
     for number, section in enumerate(sections, 1):
@@ -128,4 +158,7 @@ def _write(out: Path, page: str, sections: list[Section]) -> list[Path]:
     folder.mkdir(exist_ok=True)
     for file, content in files.items():
         write_atomic(file, [content])
+    if again:  # of the page that was here before
+        for stale in set(folder.glob("*.png")) - files.keys():
+            stale.unlink()
     return list(files)

@@ -1,5 +1,6 @@
 """Metrics of a task, and predictions of a student without a trainer."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 import torch
 from scipy.special import softmax
 
+from ...cache_schemas.errors import TrainingError
 from ..corpus.labels import MISSING, LabelSpace, LabelValues
 from .batches import DistillDataset
 from .student import INPUTS, Student
@@ -36,9 +38,11 @@ def metric_names(space: LabelSpace) -> tuple[str, ...]:
 def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> dict[str, float]:
     """Metrics of outputs [N, K] over the rows of labels [N] that have one.
 
-    A correlation that is undefined because all predictions are equal is 0."""
+    A correlation that is undefined because all predictions are equal is 0. Raises TrainingError
+    for outputs that are no finite numbers: there is nothing to measure."""
     if space.task == "none":
         return {}
+    _require_finite(outputs)
     if space.regression:
         given = ~np.isnan(labels)
         return _regression(outputs[given].reshape(-1).astype(np.float64), labels[given])
@@ -47,6 +51,15 @@ def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> di
     return _classification(shown.argmax(1), labels[given], space) | {
         "ece": calibration(shown, labels[given]).error
     }
+
+
+def _require_finite(outputs: Outputs) -> None:
+    broken = int((~np.isfinite(outputs)).any(axis=1).sum())
+    if broken:
+        raise TrainingError(
+            f"the student's outputs for {broken} of {len(outputs)} texts are not finite; its "
+            "weights are broken: train it with a lower learning_rate"
+        )
 
 
 def _classification(
@@ -83,7 +96,9 @@ class Calibration:
 
 def calibration(outputs: Outputs, labels: LabelValues) -> Calibration:
     """That of logits [N, K] with labels [N], all of them given, in 15 bins of equal width; the
-    confidence of a prediction is the softmax of its class."""
+    confidence of a prediction is the softmax of its class. Raises TrainingError for outputs that
+    are not finite."""
+    _require_finite(outputs)
     confidence = softmax(outputs.astype(np.float64), axis=1).max(axis=1)
     right = outputs.argmax(axis=1) == labels
     # A bin holds its upper end, the last one 1.
@@ -112,7 +127,7 @@ def _constant(predicted: Outputs, labels: Outputs) -> bool:
 
 def better(metric: str, new: float, old: float | None) -> bool:
     """Whether a value of a metric is better than another; anything is better than none."""
-    if old is None:
+    if old is None or math.isnan(old):
         return True
     return new < old if lower_is_better(metric) else new > old
 

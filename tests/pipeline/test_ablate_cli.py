@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from armada.pipeline.ablation.ablate import LOCK
+from armada.pipeline.ablation.parallel import room
+from armada.pipeline.run_folder import is_free
 from armada.stages.store.files.lock import open_lock, try_lock
 from command_line import CommandLine, start
 
@@ -128,12 +130,40 @@ def test_a_dry_run_checks_the_data_and_makes_nothing(armada: CommandLine, job, t
     assert "colour" in missing.error
 
 
-def test_what_is_wrong_with_the_first_run_ends_it_all(armada: CommandLine, job, tmp_path: Path):
+def test_all_cells_are_checked_before_a_run_starts(armada: CommandLine, job, tmp_path: Path):
     result = armada("ablate", job(label_column="colour"), "--quiet")
     assert result.code == 2
-    assert result.error.startswith("distilled, dropout=0.0, seed 0: ")
+    assert result.error.startswith("grid, distilled, dropout=0.0: ")
     assert "'colour'" in result.error
+    student = [str(yaml.safe_load(job().read_text())["student"]), "./nowhere"]
+    file = job(grid=[{"name": "here", "student": student[0]}, {"student": student[1]}])
+    keys = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({k: v for k, v in keys.items() if k != "student"}))
+    result = armada("ablate", file, "--quiet", "--resume")
+    assert result.code == 2
+    assert result.error == "grid, nowhere: source ./nowhere: no such folder"
     assert made(tmp_path / "out") == []
+
+
+def test_a_kill_while_a_file_is_written_does_not_take_the_folder(
+    armada: CommandLine, job, tmp_path: Path
+):
+    out = tmp_path / "out"
+    for file in ("ablation.yaml.partial", "distilled/seed-0/job.yaml.partial"):
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        (out / file).write_text("cut")
+    (out / "distilled").rename(tmp_path / "begun")
+    grid = {"control": ["none", "undistilled"]}
+    armada.done("ablate", job(seed=0, grid=grid), "--dry-run")
+    assert is_free(out)
+    assert is_free(tmp_path / "begun" / "seed-0")
+    (tmp_path / "begun" / "seed-0").rename(tmp_path / "cut")
+    file = job(seed=0, grid=grid, workers=1)
+    out.joinpath("distilled").mkdir()
+    (tmp_path / "cut").rename(out / "distilled" / "seed-0")
+    (out / "ablation.yaml").write_text("{}")
+    armada.done("ablate", file, "--quiet", "--resume")
+    assert made(out) == ["distilled/seed-0", "undistilled/seed-0"]
 
 
 def test_one_failed_run_does_not_take_the_others(armada: CommandLine, job, tmp_path: Path):
@@ -155,7 +185,13 @@ def test_one_failed_run_does_not_take_the_others(armada: CommandLine, job, tmp_p
     assert json.loads((tmp_path / "out" / "ablation.json").read_text())["studies"]
 
 
-def test_auto_asks_the_first_run_how_much_it_takes(armada: CommandLine, job, tmp_path: Path):
+def test_as_many_as_memory_and_processors_allow():
+    assert room(peak_bytes=4, memory_bytes=100, processors=8) == 8
+    assert room(peak_bytes=20, memory_bytes=100, processors=8) == 4, "with a quarter to spare"
+    assert room(peak_bytes=200, memory_bytes=100, processors=8) == 1
+
+
+def test_auto_makes_all_runs(armada: CommandLine, job, tmp_path: Path):
     file = job(workers="auto", seed=0, grid={"control": ["none", "undistilled", "shuffled"]})
     armada.done("ablate", file, "--quiet")
     assert len(made(tmp_path / "out")) == 3
@@ -192,8 +228,8 @@ def test_one_at_a_time_in_a_folder(armada: CommandLine, job, tmp_path: Path):
 def test_a_folder_that_cannot_be_made(armada: CommandLine, job, tmp_path: Path):
     (tmp_path / "file").write_text("")
     result = armada("ablate", job(output=str(tmp_path / "file" / "out")), "--quiet")
-    assert result.code in (1, 2)
-    assert "file" in result.error
+    assert result.code == 2
+    assert "cannot be made: Not a directory; choose another" in result.error
 
 
 def first_line(file: Path) -> str:

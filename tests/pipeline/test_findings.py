@@ -1,14 +1,15 @@
 """Runs become conditions, conditions are compared; figures worked out by hand."""
 
 import dataclasses
+import math
 from io import StringIO
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import pytest
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.findings.conditions import baseline, conditions, improvements
+from armada.pipeline.findings.documents import Metrics, Provenance
 from armada.pipeline.findings.findings import find
 from armada.pipeline.findings.runs import FinishedRun
 from armada.pipeline.findings.table import show_findings
@@ -22,19 +23,20 @@ def run(
     base = {"train": "t.parquet", "validation": "v.parquet", "text_column": "text"}
     base |= {"label_column": "label", "cache": "c", "student": "org/bert", "output": "out"}
     job = DistillJob(**base | keys)
-    metrics = {
-        "seed": seed,
-        "metric": metric,
-        "validation": {metric: value},
-        "train_examples": 10,
-        "train_seconds": 1.0,
-    }
-    provenance = {
-        "train_digest": data,
-        "validation_digest": "v",
-        "teacher_fingerprint": keys.get("teacher", "f" * 32) if job.distilled else None,
-        "feature": "embedding" if job.distilled else None,
-    }
+    metrics = Metrics(
+        seed=seed,
+        metric=metric,
+        validation={metric: value},
+        train_examples=10,
+        steps=1,
+        train_seconds=1.0,
+    )
+    provenance = Provenance(
+        train_digest=data,
+        validation_digest="v",
+        teacher_fingerprint=keys.get("teacher", "f" * 32) if job.distilled else None,
+        feature="embedding" if job.distilled else None,
+    )
     return FinishedRun(Path("runs", str(seed)), job, metrics, provenance)
 
 
@@ -68,11 +70,26 @@ def test_the_most_usual_distilled_condition_comes_first():
     assert first.name == "distilled, alpha=0.5, beta=1.0, teacher ffffffff"
 
 
-def test_what_a_run_does_not_read_does_not_set_it_apart():
-    moved = [run(3, 0.8, cache="elsewhere", placement="mapped", verify_cache=True, device="cpu")]
-    (one,) = conditions([*PLAIN, run(3, 0.8, control="undistilled", teacher="abc")])
-    assert len(one.runs) == 4
-    assert [len(each.runs) for each in conditions([*TAUGHT, *moved])] == [4]
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"cache": "elsewhere", "verify_cache": True, "device": "cpu"},
+        {"placement": "mapped", "logging_steps": 3, "save_steps": 5},
+        {"task": "classification", "num_labels": 2, "metric": "accuracy", "limit": 10**6},
+        {"skip_bad_rows": True, "compile_student": True, "distance": "cosine"},
+    ],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_what_a_student_does_not_depend_on_does_not_set_it_apart(keys: dict[str, Any]):
+    found = conditions([*PLAIN, *TAUGHT, run(3, 0.8, **keys)])
+    assert [len(each.runs) for each in found] == [3, 4]
+    assert baseline(found[1], found) is found[0]
+
+
+def test_an_undistilled_student_reads_no_weights():
+    runs = [run(3, 0.8, control="undistilled", alpha=0.1), run(4, 0.8, objective="undistilled")]
+    (one,) = conditions([*PLAIN, *runs])
+    assert len(one.runs) == 5
 
 
 def test_names_come_from_the_job_or_from_what_differs():
@@ -87,6 +104,8 @@ def test_names_come_from_the_job_or_from_what_differs():
 def test_no_name_stands_for_two():
     runs = [run(0, 0.1, name="ours"), run(0, 0.2, name="ours", beta=0.0)]
     assert sorted(each.name for each in conditions(runs)) == ["ours", "ours (2)"]
+    runs.append(run(0, 0.3, name="ours (2)", gamma=0.0))
+    assert len({each.name for each in conditions(runs)}) == 3
 
 
 def test_the_baseline_is_the_same_student_trained_alike():
@@ -101,14 +120,15 @@ def test_the_baseline_is_the_same_student_trained_alike():
 
 def test_improvements_are_seed_by_seed():
     plain, taught = conditions([*PLAIN, *TAUGHT, run(7, 0.9)])
-    expected = [0.3, 0.25, 0.2, 0.9 - mean([0.5, 0.6, 0.7])]
-    assert improvements(taught, plain) == pytest.approx(expected)
+    # Seed 7 has no undistilled student: it says nothing about an improvement.
+    assert improvements(taught, plain) == pytest.approx({0: 0.3, 1: 0.25, 2: 0.2})
+    assert improvements(taught, conditions([run(9, 0.1, control="undistilled")])[0]) == {}
 
 
 def test_of_an_error_less_is_better():
     runs = [run(0, 3.0, "mse", control="undistilled"), run(0, 1.0, "mse")]
     plain, taught = conditions(runs)
-    assert improvements(taught, plain) == [2.0]
+    assert improvements(taught, plain) == {0: 2.0}
 
 
 def test_other_data_and_other_metrics_are_studies_of_their_own():
@@ -155,7 +175,24 @@ def test_effects_are_those_of_distilled_runs_that_differ_in_weights_only():
 
 
 def test_teachers_whose_cache_is_gone_have_no_cost():
-    assert find(TAUGHT).costs == ()
+    found = find(TAUGHT)
+    assert found.costs == ()
+    (line,) = found.unknown_costs
+    assert line.startswith("teacher ffffffffffff: its cost is not known: cache c: ")
+
+
+def test_a_figure_that_is_no_number_is_missing():
+    found = find([*PLAIN, *TAUGHT, run(5, math.nan)])
+    taught = found.studies[0].rows[1]
+    assert taught.condition.by_seed.keys() == {0, 1, 2}
+    assert len(taught.condition.runs) == 4
+    assert found.document()["studies"][0]["conditions"][1]["value"]["mean"] == pytest.approx(0.85)
+
+
+def test_losses_by_another_distance_are_not_compared():
+    keys = {"objective": "feature", "metric": "loss"}
+    runs = [run(0, 0.9, **keys), run(0, 0.5, **keys, distance="cosine")]
+    assert [len(study.rows) for study in find(runs).studies] == [1, 1]
 
 
 def printed(runs: list[FinishedRun], width: int) -> list[str]:
@@ -172,7 +209,9 @@ def test_a_table_where_there_is_room():
     (row,) = [line for line in lines if "│ distilled" in line]
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     p = find([*PLAIN, *TAUGHT, NASTY]).studies[0].rows[1].p
-    assert cells == ["distilled", "0.850 ± 0.050", "3", "+0.250", f"{p:.3f}"]
+    assert cells == ["distilled", "0.850 ± 0.050", "+0.250", f"{p:.3f}", "3"]
+    (lone,) = [line for line in lines if "someone" in line]
+    assert "│         0.500 │" in lone, "one run has no spread"
     assert any("[red]a name[/red]\\x1b[2J of someone else's" in line for line in lines)
 
 

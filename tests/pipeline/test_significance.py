@@ -134,3 +134,11 @@ def test_one_seed_leaves_nothing_to_compare_with():
     assert anova(values, settings) == (
         "runs that differ in their seed only are too few, or do not differ"
     )
+
+
+@pytest.mark.parametrize("value", [0.67, 1 / 3, 1.0, 0.0])
+def test_equal_values_have_no_effects(value):
+    """Sums of squares of equal numbers are rounding, not variance."""
+    _, settings = sweep(lambda each: 0.0)
+    reason = anova([value] * len(settings), settings)
+    assert reason == "runs that differ in their seed only are too few, or do not differ"

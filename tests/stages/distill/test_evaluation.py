@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from armada.cache_schemas.errors import TrainingError
 from armada.stages.corpus.labels import NO_LABELS, LabelSpace
 from armada.stages.distill.evaluation import (
     better,
@@ -67,6 +68,17 @@ def test_calibration_by_hand():
     np.testing.assert_allclose(found.confidence, [0.5, 0.6, 0.9])
     np.testing.assert_allclose(found.accuracy, [1, 1, 0.5])
     assert found.error == pytest.approx((0.5 + 0.4 + 2 * 0.4) / 4)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("space", [TWO_CLASSES, NUMBERS], ids=["classes", "numbers"])
+def test_outputs_that_are_not_finite_are_refused(broken: float, space: LabelSpace):
+    outputs = np.zeros((5, space.num_labels), dtype=np.float32)
+    outputs[3, 0] = broken
+    with pytest.raises(TrainingError, match="outputs for 1 of 5 texts are not finite"):
+        task_metrics(outputs, np.zeros(5, dtype=np.int64), space)
+    with pytest.raises(TrainingError, match="not finite"):
+        calibration(outputs, np.zeros(5, dtype=np.int64))
 
 
 def test_full_confidence_is_in_the_last_bin():

@@ -1,0 +1,161 @@
+"""The documents of a run's folder, read with care: the folder may come from anybody.
+
+job.yaml       a DistillJob; no aliases, which can make a few bytes into gigabytes
+metrics.json   Metrics           run.json   Provenance          log.jsonl   rows of numbers
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...cache_schemas.errors import InputError, JobError
+from ..distill_job import DistillJob
+from ..jobs import make
+from ..run_folder import JOB, LOG, METRICS, RUN
+
+MOST_BYTES = 2**24
+"""Of a job, metrics or provenance."""
+MOST_LOG_BYTES = 2**28
+MOST_LINE_BYTES = 2**16
+MOST_ROWS = 2_000
+"""Of a log that are drawn: every second, third, ... row of a longer one."""
+
+_NAME = r"^[\w .+/-]{1,60}$"
+Figures = dict[str, float]
+
+
+class RunFolderError(InputError):
+    """A folder that is no finished run."""
+
+
+class _Document(BaseModel):
+    """What is not named here is of no use here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Metrics(_Document):
+    """`metrics.json` of one seed."""
+
+    seed: int = Field(ge=0)
+    metric: str = Field(pattern=_NAME)
+    validation: Figures | None = None
+    epochs: tuple[Figures, ...] = ()
+    train_examples: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    train_seconds: float = Field(ge=0, allow_inf_nan=False)
+
+
+class Provenance(_Document):
+    """`run.json`."""
+
+    train_digest: str | None = None
+    validation_digest: str | None = None
+    teacher_fingerprint: str | None = None
+    feature: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, str] = Field(default_factory=dict)
+
+
+DocumentT = TypeVar("DocumentT", bound=_Document)
+
+
+def read_job(folder: Path) -> DistillJob:
+    """The job of a run; raises RunFolderError."""
+    keys = read_yaml(folder / JOB)
+    try:
+        return make(DistillJob, keys, what="its job's")
+    except JobError as error:
+        raise RunFolderError(f"run {folder}: {error}") from error
+
+
+def read_metrics_of(folder: Path) -> Metrics:
+    """The figures of a run; raises RunFolderError."""
+    return _read(Metrics, folder / METRICS)
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """What a run was made with; nothing is known if that was not written down."""
+    return _read(Provenance, folder / RUN) if (folder / RUN).is_file() else Provenance()
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A mapping in YAML without aliases; raises RunFolderError."""
+    try:
+        content = yaml.load(_bytes(file), _WithoutAliases)
+    except (yaml.YAMLError, RecursionError, ValueError) as cause:
+        raise _unreadable(file, cause) from cause
+    if not isinstance(content, dict):
+        raise RunFolderError(f"run {file.parent}: {file.name} is not a mapping of keys to values")
+    return content
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("has an alias; a job that armada wrote has none")
+        return super().compose_node(parent, index)
+
+
+def _read(model: type[DocumentT], file: Path) -> DocumentT:
+    try:
+        document = json.loads(_bytes(file))
+        if not isinstance(document, dict):
+            raise TypeError("is not a document of names and values")
+        return make(model, document, what=f"{file.name}:")
+    except (JobError, TypeError, ValueError, RecursionError) as cause:
+        raise _unreadable(file, cause) from cause
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise RunFolderError(
+                f"run {file.parent}: {file.name} is larger than {MOST_BYTES} bytes"
+            )
+        return file.read_bytes()
+    except OSError as cause:
+        raise _unreadable(file, cause) from cause
+
+
+def _unreadable(file: Path, cause: Exception) -> RunFolderError:
+    reason = " ".join(str(cause).split())[:200]
+    return RunFolderError(f"run {file.parent}: {file.name} cannot be read: {reason}")
+
+
+def read_log(folder: Path) -> list[Figures]:
+    """Rows of loss terms and metrics by step, at most MOST_ROWS of them spread evenly; what is no
+    such row is left out, as the last one of a run that was killed may be."""
+    file = folder / LOG
+    if not file.is_file() or file.stat().st_size > MOST_LOG_BYTES:
+        return []
+    rows: list[Figures] = []
+    stride = 1
+    for number, row in enumerate(_rows(file)):
+        if number % stride == 0:
+            rows.append(row)
+        if len(rows) > MOST_ROWS:
+            rows, stride = rows[::2], 2 * stride
+    return rows
+
+
+def _rows(file: Path) -> Iterator[Figures]:
+    with file.open("rb") as opened:
+        while line := opened.readline(MOST_LINE_BYTES):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict):
+                numbers = {str(name): value for name, value in row.items() if _is_number(value)}
+                if "step" in numbers:
+                    yield numbers
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
