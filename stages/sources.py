@@ -5,7 +5,9 @@ content, so that the same weights have the same fingerprint wherever they lie.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..cache_schemas.canonical import digest
@@ -49,18 +51,38 @@ def _snapshot(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(VARIANT_PATTERNS),
-        )
+        with _bars_for_people():
+            folder = snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(VARIANT_PATTERNS),
+            )
         return Path(folder)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
         raise error(
             f"source {repository}: not a folder here, and the hub gave no revision "
             f"{revision or 'main'} of it ({type(cause).__name__}); name a folder or a hub id"
         ) from cause
+
+
+@contextmanager
+def _bars_for_people() -> Iterator[None]:
+    """Progress of downloads on a terminal, not in a log."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
 
 
 def require_safetensors(folder: Path, error: type[InputError]) -> list[Path]:

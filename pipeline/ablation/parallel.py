@@ -147,7 +147,7 @@ def _work(job: DistillJob, environment: dict[str, str], log: Path) -> None:
     with log.open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    _settle_libraries(int(environment["OMP_NUM_THREADS"]))
+    _limit_threads(int(environment["OMP_NUM_THREADS"]))
     goes_on = (job.output / JOB).exists()
     try:
         run_distill(job.model_copy(update={"resume": goes_on}), quiet=True)
@@ -166,13 +166,11 @@ def _end_with_parent() -> None:
     os._exit(ArmadaError.exit_code)
 
 
-def _settle_libraries(threads: int) -> None:
+def _limit_threads(threads: int) -> None:
     """The environment comes too late for what is imported already."""
     import torch
-    from huggingface_hub.utils import disable_progress_bars
 
     torch.set_num_threads(threads)
-    disable_progress_bars()
 
 
 def _reason(code: int, said: str) -> str:

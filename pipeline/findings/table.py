@@ -28,6 +28,8 @@ def show_findings(findings: Findings, console: Console | None = None) -> None:
             console.print(_conditions(study))
         if isinstance(study.anova, Anova):
             console.print(_effects(study.anova))
+        elif len(study.sweep) > 1:
+            console.print(f"no analysis of variance: {study.anova}")
     for line in [*map(told, findings.costs), *findings.unknown_costs]:
         console.print(escape(one_line(line)))
 

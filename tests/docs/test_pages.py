@@ -33,6 +33,7 @@ INSTEAD = {
             "for task in 1 2 3 4; do SLURM_ARRAY_TASK_ID=$task bash sd.sbatch; done",
             "no Slurm here: its tasks, one after another",
         ),
+        Instead("dask scheduler --s", "dask scheduler --port 0 --s", "another test may have one"),
         Instead("--nthreads 1", "--nthreads 1 --no-nanny", "a nanny's worker starts cold"),
         Instead("--nproc-per-node 8", "--nproc-per-node 2", "two cores"),
         Instead("--set 'seed=[0, 1, 2]'", "--set 'seed=[0, 1]' --set epochs=1", "shorter"),
@@ -130,9 +131,10 @@ def test_comparing(place: Workplace) -> None:
     assert listed in printed
     runs = place.folder / "runs" / "ablation"
     assert len(list(runs.glob("*/seed-*/metrics.json"))) == 14 + 4
-    conditions = json.loads((runs / "ablation.json").read_bytes())["studies"][0]["conditions"]
-    assert len(conditions) == 9
-    assert "two-way ANOVA of 12 runs" in printed
+    document = json.loads((runs / "ablation.json").read_bytes())
+    assert len(document["studies"][0]["conditions"]) == 9
+    said = document["studies"][0]["anova"]
+    assert f"no analysis of variance: {said}" in printed, "two epochs teach nothing"
     assert "Numbers that are thirds" in (place.folder / "report.html").read_text()
 
 

@@ -26,7 +26,7 @@ rows_per_shard: 64
 """
 """The job of "Many processes": a teacher that starts at once, for worker processes start cold."""
 
-START_DASK = """dask scheduler --scheduler-file here.json --no-dashboard &
+START_DASK = """dask scheduler --port 0 --scheduler-file here.json --no-dashboard &
 dask worker --scheduler-file here.json --nthreads 1 --no-nanny --no-dashboard &
 until [ -s here.json ]; do sleep 0.1; done
 """
