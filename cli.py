@@ -168,7 +168,7 @@ def ablate(
     }
     ablation = make_ablation(collect_keys(job, options, settings or []))
     if dry_run:
-        show_plan(plan(ablation), as_json)
+        show_plan(plan(ablation), ablation.repeated, as_json)
         return
     findings = run_ablate(ablation, quiet)
     show_json(findings.document()) if as_json else show_findings(findings)

@@ -19,6 +19,7 @@ import yaml
 from ...cache_schemas.errors import OutputError, RunError
 from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import open_lock, try_lock
+from ...stages.store.transfer.place import shown_url
 from ..findings.findings import Findings, find
 from ..findings.runs import PLAN, read_run
 from ..progress import CountProgress
@@ -41,6 +42,8 @@ def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
     Raises OutputError if the output is taken, another InputError for what can be refused before a
     run starts, RunError when the rest is done if a run failed."""
     output = ablation.job.output
+    _refuse_taken(output, ablation.job.resume)
+    check([run for run in ablation.runs if not _is_done(run)])
     with _claimed(ablation):
         failures = _run_what_is_left(ablation, quiet)
         done = [read_run(run.job.output) for run in ablation.runs if _is_done(run)]
@@ -54,7 +57,8 @@ def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
 def _run_what_is_left(ablation: Ablation, quiet: bool) -> list[Failure]:
     logs = ablation.job.output / LOGS
     left = [run for run in ablation.runs if not _is_done(run)]
-    check(left)
+    if ablation.repeated and not quiet:
+        warn(f"{counted(ablation.repeated, 'cell')} of the grids again, and run once")
     with CountProgress("ablate", "runs", len(ablation.runs), quiet) as progress:
         progress.advance(len(ablation.runs) - len(left))
         try:
@@ -74,7 +78,7 @@ def _is_done(run: PlannedRun) -> bool:
 def _claimed(ablation: Ablation) -> Iterator[None]:
     """The output folder, for this process alone."""
     job = ablation.job
-    _check_output(job.output, job.resume)
+    make_folder(job.output)
     with open_lock(job.output, LOCK) as file:
         if not try_lock(file.fileno(), job.output):
             raise OutputError(f"output {job.output}: another `ablate` is at work in it; let it end")
@@ -82,11 +86,11 @@ def _claimed(ablation: Ablation) -> Iterator[None]:
             check_free(run.job.output, resolved(run.job), resume=True)
         folders = [str(run.job.output.relative_to(job.output)) for run in ablation.runs]
         write_json(job.output / PLAN, folders)
-        write_atomic(job.output / ABLATION, [yaml.safe_dump(plain(ablation.keys)).encode()])
+        write_atomic(job.output / ABLATION, [yaml.safe_dump(_shown(ablation.keys)).encode()])
         yield
 
 
-def _check_output(output: Path, resume: bool) -> None:
+def _refuse_taken(output: Path, resume: bool) -> None:
     if (output / ABLATION).is_file():
         if not resume:
             raise OutputError(
@@ -94,12 +98,17 @@ def _check_output(output: Path, resume: bool) -> None:
             )
     elif not is_free(output, {LOCK, PLAN}):
         raise OutputError(f"output {output}: is not an empty folder; choose another")
-    make_folder(output)
 
 
-def plain(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a job as plain data: paths as text."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
+def _shown(value: Any) -> Any:
+    """Keys of a job as plain data; no password of a URL is written down."""
+    if isinstance(value, Mapping):
+        return {str(key): _shown(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(each) for each in value]
+    if isinstance(value, str | Path):
+        return shown_url(str(value))
+    return value
 
 
 def _tidy(logs: Path) -> None:

@@ -73,7 +73,7 @@ def _steps(job: DistillJob, examples: int) -> int:
     return job.epochs * -(-batches // job.gradient_accumulation)
 
 
-def show_plan(cells: list[PlannedCell], as_json: bool) -> None:
+def show_plan(cells: list[PlannedCell], repeated: int, as_json: bool) -> None:
     """One line for each cell, or a document."""
     if as_json:
         show_json(cells)
@@ -81,6 +81,8 @@ def show_plan(cells: list[PlannedCell], as_json: bool) -> None:
     runs = sum(len(cell.seeds) for cell in cells)
     finished = sum(cell.finished for cell in cells)
     print(f"{counted(runs, 'run')}, {finished} finished, {_steps_left(cells)} steps to make")
+    if repeated:
+        print(f"{counted(repeated, 'cell')} of the grids again, and run once")
     for cell in cells:
         seeds = ", ".join(map(str, cell.seeds))
         print(

@@ -11,6 +11,7 @@ from typing import Any
 from ...cache_schemas.errors import JobError
 from ...stages.distill.evaluation import lower_is_better
 from ...stages.store.transfer.connection import is_local
+from ...stages.store.transfer.place import shown_url
 from ..distill_job import DistillJob
 from ..run_folder import JOB, METRICS
 from ..same_student import student_settings
@@ -98,8 +99,8 @@ class FinishedRun:
         place = cache or self.job.cache
         if not from_afar and place is not None and not is_local(str(place)):
             raise JobError(
-                f"run {self.folder}: cache {place}: is at a URL, which is not opened for a report; "
-                "pull it, and name it with --set cache=FOLDER"
+                f"run {self.folder}: cache {shown_url(str(place))}: is at a URL, which is not "
+                "opened for a report; pull it, and name it with --set cache=FOLDER"
             )
         mirror = {} if from_afar else {"mirror": None, "mirror_limit": None}
         return self.job.model_copy(update={"cache": place, "expect_digest": None} | mirror)

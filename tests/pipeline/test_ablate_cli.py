@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from armada.pipeline.ablation.ablate import LOCK
+from armada.pipeline.ablation.ablate import LOCK, _shown
 from armada.pipeline.ablation.parallel import room
 from armada.pipeline.run_folder import is_free
 from armada.stages.store.files.lock import open_lock, try_lock
@@ -139,10 +139,19 @@ def test_all_cells_are_checked_before_a_run_starts(armada: CommandLine, job, tmp
     file = job(grid=[{"name": "here", "student": student[0]}, {"student": student[1]}])
     keys = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump({k: v for k, v in keys.items() if k != "student"}))
-    result = armada("ablate", file, "--quiet", "--resume")
+    result = armada("ablate", file, "--quiet")
     assert result.code == 2
     assert result.error == "grid, nowhere: source ./nowhere: no such folder"
-    assert made(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists(), "the mended job may have the folder"
+
+
+def test_no_password_is_written_down(job, tmp_path: Path):
+    url = "https://me:secret@example.org/cache"
+    keys = yaml.safe_load(job(cache=url, grid=[{"cache": [url]}]).read_text())
+    shown = _shown(keys)
+    assert "secret" not in yaml.safe_dump(shown)
+    assert shown["train"] == keys["train"]
+    assert shown["grid"] == [{"cache": ["https://example.org/cache"]}]
 
 
 def test_a_kill_while_a_file_is_written_does_not_take_the_folder(
