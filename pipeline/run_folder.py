@@ -45,7 +45,13 @@ def check_free(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
                 "another folder"
             )
         _check_same_job(folder, job)
-    elif not is_free(folder):
+    else:
+        require_free(folder)
+
+
+def require_free(folder: Path, but: Collection[str] = ()) -> None:
+    """Raise OutputError unless `is_free`."""
+    if not is_free(folder, but):
         raise OutputError(f"output {folder}: is not an empty folder; choose another")
 
 

@@ -23,17 +23,12 @@ from ...stages.store.transfer.place import shown_url
 from ..findings.findings import Findings, find
 from ..findings.runs import PLAN, read_run
 from ..progress import CountProgress
-from ..run_folder import check_free, is_free, make_folder, read_metrics, write_json
+from ..run_folder import check_free, make_folder, read_metrics, require_free, write_json
 from ..seed_run import resolved
 from ..show import counted, warn
-from .job import Ablation, PlannedRun
+from .job import ABLATION, LOCK, LOGS, TABLE, Ablation, PlannedRun
 from .parallel import Failure, run_all
 from .plan import check
-
-ABLATION = "ablation.yaml"
-TABLE = "ablation.json"
-LOGS = "logs"
-LOCK = "ablation.lock"
 
 
 def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
@@ -96,8 +91,8 @@ def _refuse_taken(output: Path, resume: bool) -> None:
             raise OutputError(
                 f"output {output}: holds an ablation; go on with --resume, or choose another folder"
             )
-    elif not is_free(output, {LOCK, PLAN}):
-        raise OutputError(f"output {output}: is not an empty folder; choose another")
+    else:
+        require_free(output, {LOCK, PLAN})
 
 
 def _shown(value: Any) -> Any:

@@ -11,13 +11,19 @@ from pydantic import Field
 from ...cache_schemas.errors import JobError
 from ..distill import objective_class
 from ..distill_job import DistillJob
+from ..findings.runs import PLAN
 from ..jobs import Job, make, unknown_key
 from ..same_student import student_settings
 from .grid import NAME, Cell, cells, shown
 
 _DISTILL_KEYS = frozenset(DistillJob.model_fields)
 _LONGEST_FOLDER_BYTES = 200
-_TAKEN = frozenset({"logs", "ablation.json", "ablation.yaml", "ablation.lock", "plan.json"})
+
+ABLATION = "ablation.yaml"
+TABLE = "ablation.json"
+LOGS = "logs"
+LOCK = "ablation.lock"
+_TAKEN = frozenset({ABLATION, TABLE, LOGS, LOCK, PLAN})
 """Names in the folder of an ablation that are no cell's."""
 
 

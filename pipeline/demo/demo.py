@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from ...cache_schemas.errors import OutputError
 from ..ablation.ablate import run_ablate
 from ..ablation.job import make_ablation
 from ..findings.conditions import Condition
@@ -27,7 +26,7 @@ from ..precompute import run_precompute
 from ..precompute_job import make_precompute_job
 from ..reports.pictures import Gallery, TextImage
 from ..reports.report import ReportJob, run_report
-from ..run_folder import is_free, make_folder, write_json
+from ..run_folder import make_folder, require_free, write_json
 from .corpus import DemoCorpus, Task, write_corpus
 from .teacher import Teachers, train_teachers
 from .world import picture
@@ -75,8 +74,7 @@ def run_demo(job: DemoJob) -> Summary:
     """Run the demo in an empty folder; returns what `OUTPUT/summary.json` holds: for each kind of
     student the accuracy on unseen words, 0 to 1, as mean, standard deviation and single runs."""
     output = job.output
-    if not is_free(output):
-        raise OutputError(f"output {output}: is not an empty folder; choose another")
+    require_free(output)
     make_folder(output)
     corpus = write_corpus(output / "corpus", job.task, job.seed)
     say("1. A small CLIP looks at pictures and their captions")

@@ -84,6 +84,17 @@ def read_provenance(folder: Path) -> Provenance:
     return _read(Provenance, folder / RUN) if (folder / RUN).is_file() else Provenance()
 
 
+def read_plan(file: Path) -> list[str]:
+    """Folders of the runs of an ablation, relative to its own; raises RunFolderError."""
+    try:
+        planned = json.loads(_bytes(file))
+    except (ValueError, RecursionError) as cause:
+        raise _unreadable(file, cause) from cause
+    if not isinstance(planned, list) or not all(isinstance(folder, str) for folder in planned):
+        raise RunFolderError(f"run {file.parent}: {file.name} is not a list of folders")
+    return planned
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """A mapping in YAML without aliases; raises RunFolderError."""
     try:

@@ -155,7 +155,7 @@ def _line(row: Row) -> dict[str, Any]:
         "name": row.condition.name,
         "control": row.condition.control,
         "seeds": [run.seed for run in row.condition.runs],
-        "value": spread(row.condition.values) if row.condition.values else None,
+        "value": row.condition.figure(row.condition.first.metric),
         "undistilled": row.base.name if row.base else None,
         "improvement": spread(list(row.improvement.values())) if row.improvement else None,
         "p": row.p,

@@ -1,6 +1,5 @@
 """Finished runs of `distill`, read back from their folders, wherever below a path they lie."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from .documents import (
     read_job,
     read_log,
     read_metrics_of,
+    read_plan,
     read_provenance,
     read_yaml,
 )
@@ -170,9 +170,8 @@ def _folders(path: Path) -> Iterator[Path]:
 def _not_begun(path: Path) -> Iterator[Path]:
     """Runs that are planned below a path and have no folder yet."""
     for plan in sorted(path.glob(f"**/{PLAN}")):
-        with plan.open("rb") as file:
-            planned = json.loads(file.read(2**24))
-        yield from (plan.parent / one for one in planned if not (plan.parent / one / JOB).exists())
+        folders = [plan.parent / planned for planned in read_plan(plan)]
+        yield from (folder for folder in folders if not (folder / JOB).exists())
     for job in sorted({file.parent.parent / JOB for file in path.glob(f"**/seed-*/{JOB}")}):
         seeds = read_yaml(job).get("seed", []) if job.is_file() else []
         folders = [job.parent / f"seed-{seed}" for seed in seeds] if isinstance(seeds, list) else []

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from ...cache_schemas.errors import ArmadaError
-from ...stages.corpus.corpus import Corpus
-from ...stages.store.reading.reader import Cache
+from ..answers import open_answers
 from ..distill import objective_class
+from ..distill_job import DistillJob
 from ..findings.runs import FinishedRun
 from ..student_data import read_student_data
 
@@ -42,8 +42,7 @@ def teacher_images(runs: Sequence[FinishedRun], cache: Path | None) -> Gallery |
     for run in firsts.values():
         try:
             job = run.readable_job(cache)
-            data = read_student_data(job, objective_class(job))
-            found = _images(data.cache, data.train.corpus) if data.cache is not None else []
+            found = _images(job)
         except (ArmadaError, OSError):
             continue  # the page says elsewhere what is not where it was
         if found:
@@ -51,9 +50,14 @@ def teacher_images(runs: Sequence[FinishedRun], cache: Path | None) -> Gallery |
     return None
 
 
-def _images(cache: Cache, corpus: Corpus) -> list[TextImage]:
+def _images(job: DistillJob) -> list[TextImage]:
+    """Those of a job's cache; its corpus is read only if there are any."""
+    cache = open_answers(job).cache
     rows, table = cache.first_rows("images", {"png": pa.binary()}, MOST)
+    if not len(rows):
+        return []
     images = {cache.keys[row].tobytes(): table["png"][i] for i, row in enumerate(rows)}
+    corpus = read_student_data(job, objective_class(job)).train.corpus
     places = {i: key.tobytes() for i, key in enumerate(corpus.keys()) if key.tobytes() in images}
     texts = corpus.examples(np.array(list(places), dtype=np.int64))
     small = [_thumbnail(images[key].as_py()) for key in places.values()]

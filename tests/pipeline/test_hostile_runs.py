@@ -108,6 +108,14 @@ def test_provenance_of_another_shape(report, run: Path, values: dict[str, Any]) 
     assert report().error.startswith(f"run {run}: run.json cannot be read: ")
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "[" * 100_000])
+def test_a_plan_that_is_none(report, run: Path, text: str) -> None:
+    (run / "plan.json").write_text(text)
+    result = report()
+    assert result.code == 2
+    assert result.error.startswith(f"run {run}: plan.json ")
+
+
 def test_figures_that_are_no_numbers_are_missing(report, run: Path, tmp_path: Path) -> None:
     change(run / "metrics.json", validation={"accuracy": float("nan"), "ece": float("inf")})
     assert report().code == 0
