@@ -1,7 +1,7 @@
 """What one cached feature is: name, shape per example, dtype, and what its numbers mean."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
@@ -9,11 +9,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
+    model_serializer,
     model_validator,
 )
 
-from .layout import RESERVED_NAMES
+from .layout import INNER_CHUNK_ROWS, RESERVED_NAMES, ROW_COLUMNS
 
 
 def _not_reserved(name: str) -> str:
@@ -28,15 +30,32 @@ TableName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 FeatureName = Annotated[TableName, AfterValidator(_not_reserved)]
 """Likewise; features lie beside other folders."""
 
+
+def _no_column_of_rows(name: str) -> str:
+    if name in ROW_COLUMNS:
+        raise ValueError(f"{name!r} is a column of the table of rows; choose another")
+    return name
+
+
+AxisName = Annotated[TableName, AfterValidator(_no_column_of_rows)]
+"""Also a column of the table of rows: how many places each example has on the axis."""
+
 MAX_DIMENSIONS = 8
 MAX_ROW_BYTES = 2**30
 """1 GiB: larger than any answer, small enough that sizes made of it are exact and checked."""
 
+MAX_LONGEST = 2**20
+
 StoredDtype = Literal["float32", "float16"]
+"""Of numbers, where absent ones are not a number."""
+
+StoredWhole = Literal["uint8", "uint16", "uint32"]
+"""Of ids and of coded bytes, where absent ones are 0."""
 
 
 class FeatureSpec(BaseModel):
-    """One dense feature: every example has an array of `shape` and `dtype`."""
+    """One feature: every example has an array of `shape` and `dtype`; or, along an axis, one at
+    each of its places, of which examples have different numbers: its tokens, say."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,27 +63,71 @@ class FeatureSpec(BaseModel):
     shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         max_length=MAX_DIMENSIONS, description="shape of one example"
     )
-    dtype: StoredDtype = Field(description="type of the stored numbers, little-endian")
+    dtype: StoredDtype | StoredWhole = Field(
+        description="type of the stored numbers, little-endian"
+    )
     description: str = Field(default="", description="what the numbers are, for people")
     labels: tuple[str, ...] | None = Field(
         default=None, description="names of the classes, for features that are class logits"
     )
 
+    axis: AxisName | None = Field(
+        default=None, description="what each example has a row for each of; absent: it has one row"
+    )
+    longest: int | None = Field(
+        default=None, ge=1, le=MAX_LONGEST, description="most places of an example on the axis"
+    )
+
+    @model_validator(mode="after")
+    def _axis_has_an_end(self) -> "FeatureSpec":
+        if (self.axis is None) != (self.longest is None):
+            raise ValueError("axis, longest: a feature has both or neither")
+        return self
+
     @model_validator(mode="after")
     def _fits_into_memory(self) -> "FeatureSpec":
-        if self.row_bytes > MAX_ROW_BYTES:
+        example_bytes = self.most_rows(self.row_bytes)
+        if example_bytes > MAX_ROW_BYTES:
             raise ValueError(
-                f"shape: {list(self.shape)} takes {self.row_bytes} bytes an example; "
-                f"at most {MAX_ROW_BYTES} are cached"
+                f"shape: {list(self.shape)}{f' at {self.longest} places' if self.axis else ''} "
+                f"takes {example_bytes} bytes an example; at most {MAX_ROW_BYTES} are cached"
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Features of one row an example are written as they were before there were others.
+        document: dict[str, Any] = dump(self)
+        return {k: v for k, v in document.items() if v is not None or k not in _OPTIONAL}
+
     @property
-    def values_per_example(self) -> int:
-        """How many numbers one example has."""
+    def values_per_row(self) -> int:
+        """How many numbers one row has."""
         return math.prod(self.shape)
 
     @property
     def row_bytes(self) -> int:
-        """How many bytes one example takes."""
-        return self.values_per_example * np.dtype(self.dtype).itemsize
+        """How many bytes one row takes: of an example, or of one of its places."""
+        return self.values_per_row * np.dtype(self.dtype).itemsize
+
+    @property
+    def shown(self) -> str:
+        """For people: `float16[768]`, or `float16[768] x tokens`."""
+        return f"{self.dtype}{list(self.shape)}{f' x {self.axis}' if self.axis else ''}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is of whole numbers, which are finite and have none that stands for absent."""
+        return np.dtype(self.dtype).kind == "u"
+
+    def most_rows(self, examples: int) -> int:
+        """The most rows that so many examples have."""
+        return examples * (self.longest or 1)
+
+    def chunk_rows(self, rows_per_shard: int) -> int:
+        """Rows of one inner chunk. Along an axis, a shard is far from full as a rule: larger chunks
+        keep its index short."""
+        return INNER_CHUNK_ROWS if self.axis is None else rows_per_shard
+
+
+_OPTIONAL = frozenset({"axis", "longest"})

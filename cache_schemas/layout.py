@@ -18,7 +18,9 @@
         reservations/<shard>/           what a living writer is at; readers never look
 
 Row `i` of the Zarr arrays is row `i % rows_per_shard` of shard `i // rows_per_shard`. A shard that
-holds fewer rows than it could is followed by NaN rows up to the next shard.
+holds fewer rows than it could is followed by NaN rows up to the next shard. Features along an axis
+have a row for each place of an example, one example after another: there a shard has room for
+`rows_per_shard * longest` rows, most of it empty, and what is empty takes no bytes.
 """
 
 import re
@@ -36,7 +38,10 @@ PULL_LOCK = "pull.lock"
 PARTIAL_SUFFIX = ".partial"
 
 ROWS_TABLE = "rows"
-"""The table every shard has: columns `key` (16 bytes) and `truncated` (bool)."""
+"""The table every shard has: columns `key` (16 bytes) and `truncated` (bool); and, for each axis
+that features lie along, a column of its name (uint32): how many places each example has on it."""
+
+ROW_COLUMNS = frozenset({"key", "truncated"})
 
 INNER_CHUNK_ROWS = 64
 """Rows of one inner chunk: small for other Zarr readers, no cost for ours."""

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from .errors import CacheError, CacheVersionError, DamagedCacheError
-from .features import FeatureName, TableName
+from .features import AxisName, FeatureName, FeatureSpec, TableName
 from .layout import ROWS_TABLE
 from .teachers import Fingerprint, TeacherSpec
 
@@ -88,12 +88,20 @@ class TeacherManifest(Document):
     @model_validator(mode="after")
     def _shards_fit_into_memory(self) -> "TeacherManifest":
         for feature in self.spec.features:
-            if self.rows_per_shard * feature.row_bytes > MAX_SHARD_BYTES:
+            rows = feature.most_rows(self.rows_per_shard)
+            if rows * feature.row_bytes > MAX_SHARD_BYTES:
                 raise ValueError(
-                    f"rows_per_shard: {self.rows_per_shard} rows of {feature.row_bytes} bytes "
-                    f"({feature.name}); a shard has at most {MAX_SHARD_BYTES} bytes of a feature"
+                    f"rows_per_shard: {self.rows_per_shard} examples have up to {rows} rows of "
+                    f"{feature.row_bytes} bytes ({feature.name}); a shard has at most "
+                    f"{MAX_SHARD_BYTES} bytes of a feature"
                 )
         return self
+
+    def array_rows(self, feature: FeatureSpec, last: "CommitRecord | None") -> int:
+        """Rows of a feature's Zarr array: up to the last one that is committed."""
+        if last is None:
+            return 0
+        return last.shard * feature.most_rows(self.rows_per_shard) + last.rows_of(feature)
 
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -116,6 +124,18 @@ class CommitRecord(Document):
     rows: int = Field(ge=1, le=MAX_ROWS_PER_SHARD)
     features: dict[FeatureName, FileRecord] = Field(description="feature -> its Zarr shard file")
     tables: dict[TableName, FileRecord] = Field(description="table -> its Parquet file")
+    places: dict[AxisName, Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict, description="axis -> places on it, of all examples of the shard"
+    )
+
+    def rows_of(self, feature: FeatureSpec) -> int:
+        """How many rows of a feature there are: examples, or places on its axis."""
+        return self.rows if feature.axis is None else self.places[feature.axis]
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = dump(self)
+        return {k: v for k, v in document.items() if (k, v) != ("places", {})}
 
     @model_validator(mode="after")
     def _has_keys(self) -> "CommitRecord":

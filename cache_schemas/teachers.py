@@ -39,6 +39,21 @@ class TeacherSpec(BaseModel):
             raise ValueError(f"features: {names} repeat a name; names must differ")
         return self
 
+    @model_validator(mode="after")
+    def _axes_have_one_end(self) -> "TeacherSpec":
+        for feature in self.features:
+            if feature.axis and feature.longest != self.axes[feature.axis]:
+                raise ValueError(
+                    f"features: {feature.name} has at most {feature.longest} places on the axis "
+                    f"{feature.axis!r}, another feature {self.axes[feature.axis]}"
+                )
+        return self
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The axes that features lie along, and the most places an example has on each."""
+        return {feature.axis: feature.longest or 0 for feature in self.features if feature.axis}
+
     def identity(self) -> dict[str, Any]:
         """What is hashed: everything but the name and the prose."""
         return {
@@ -109,6 +124,8 @@ def _flat(spec: TeacherSpec) -> dict[str, Any]:
     flat |= dict(spec.settings)
     for feature in spec.features:
         flat[f"features.{feature.name}"] = f"{feature.dtype}{list(feature.shape)}"
+        if feature.axis is not None:
+            flat[f"features.{feature.name}"] += f" x {feature.longest} {feature.axis}"
         if feature.labels is not None:
             flat[f"features.{feature.name}.labels"] = list(feature.labels)
     return flat

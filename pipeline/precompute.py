@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -28,6 +28,7 @@ from .progress import CountProgress
 from .provenance import hardware, library_versions, new_run_id, now
 
 if TYPE_CHECKING:
+    from ..stages.precompute.precompute import Probe
     from ..stages.precompute.teachers.base import Teacher
 
 PROBE_ROWS = 64
@@ -90,35 +91,42 @@ def dry_run(job: PrecomputeJob) -> DryRun:
     plan = make_plan(job, teacher)
     folder = teacher_folder(job.cache, plan.manifest.fingerprint)
     todo = pending(folder, read_commits(job.cache, plan.manifest), plan.keys)
+    probe = _probe(job, plan, teacher, todo)
     return DryRun(
         fingerprint=plan.manifest.fingerprint,
         rows=len(plan.corpus),
         unique=plan.unique,
         already_cached=plan.unique - len(todo),
         shards=-(-len(todo) // plan.manifest.rows_per_shard),
-        bytes=_feature_bytes(len(todo), plan.manifest),
+        bytes=_feature_bytes(len(todo), plan.manifest, probe.places),
         skipped=plan.corpus.skipped,
-        expected_seconds=_probe(job, plan, teacher, todo) if len(todo) else 0.0,
+        expected_seconds=probe.seconds * len(todo),
     )
 
 
-def _feature_bytes(rows: int, manifest: TeacherManifest) -> int:
-    """How many bytes of features so many new rows take."""
+def _feature_bytes(rows: int, manifest: TeacherManifest, places: Mapping[str, float]) -> int:
+    """How many bytes of features so many new rows take, of so many places on each axis."""
     size = manifest.rows_per_shard
     shards = [min(size, rows - start) for start in range(0, rows, size)]
-    return sum(shard_bytes(n, spec, size) for n in shards for spec in manifest.spec.features)
+    return sum(
+        shard_bytes(round(n * places.get(spec.axis or "", 1)), spec, size)
+        for n in shards
+        for spec in manifest.spec.features
+    )
 
 
 def _probe(
     job: PrecomputeJob, plan: Plan, teacher: "Teacher", todo: npt.NDArray[np.int64]
-) -> float:
-    """Expected seconds for all of `todo`, from one batch spread evenly over it."""
-    from ..stages.precompute.precompute import make_examples, probe
+) -> "Probe":
+    """What to expect of each of `todo`, from one batch spread evenly over it."""
+    from ..stages.precompute.precompute import Probe, make_examples, probe
 
+    if not len(todo):
+        return Probe(0.0, {})
     size = min(job.batch_size or teacher.default_batch_size, PROBE_ROWS, len(todo))
     sample = todo[np.linspace(0, len(todo) - 1, size).astype(np.int64)]
     teacher.load()
-    return probe(teacher, make_examples(plan.corpus, plan.keys, sample)) * len(todo)
+    return probe(teacher, make_examples(plan.corpus, plan.keys, sample))
 
 
 def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:

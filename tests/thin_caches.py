@@ -23,7 +23,7 @@ INNER_ROWS = 64
 
 def numbered_rows(count: int, spec: FeatureSpec) -> Values:
     """[count, *shape]; neighbours differ, and so do rows that are not thousands apart."""
-    numbers = np.arange(count * spec.values_per_example) % 2039 - 1019
+    numbers = np.arange(count * spec.values_per_row) % 2039 - 1019
     return numbers.astype(spec.dtype).reshape(count, *spec.shape)
 
 

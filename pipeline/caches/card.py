@@ -126,9 +126,10 @@ def _picture_name(cache: Cache) -> str:
 
 def _picture(cache: Cache, colouring: Colouring | None) -> bytes | None:
     held = held_features(cache.teacher, read_part(cache.path, cache.teacher.fingerprint))
-    if not len(cache) or not held:
+    drawn = [feature.name for feature in held if feature.axis is None]
+    if not len(cache) or not drawn:
         return None
-    return draw([cache[feature.name] for feature in held], colouring)
+    return draw([cache[name] for name in drawn], colouring)
 
 
 def _facts(cache: Cache, has_picture: bool, colouring: Colouring | None) -> TeacherFacts:

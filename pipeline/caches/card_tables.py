@@ -116,6 +116,7 @@ def _teacher_rows(teacher: TeacherFacts) -> Iterator[tuple[str, str]]:
 def _features(manifest: TeacherManifest) -> Iterator[tuple[str, str, str, str]]:
     for feature in manifest.spec.features:
         shape = " x ".join(map(str, feature.shape)) or "one number"
+        shape += f", for each of its {feature.axis}" if feature.axis else ""
         meaning = plain(feature.description)
         if feature.labels:
             classes = ", ".join(plain(label) for label in feature.labels[:10])

@@ -4,10 +4,12 @@ The code in it runs as printed, from the folder above the cache.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
+from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.layout import ROWS_TABLE
 from .card_tables import (
     CardFacts,
@@ -138,11 +140,24 @@ def _with_armada(facts: CardFacts, teacher: TeacherFacts) -> str:
             "",
             f'cache = open_cache("{folder_name(facts.name)}", '
             f'teacher="{teacher.manifest.fingerprint[:12]}")',
-            f'feature = cache["{feature.name}"]',
-            f"print(feature.shape, feature[:2])  # {teacher.rows} rows of {list(feature.shape)}",
-            '# By text: feature[cache.lookup(["a red bird", "two dogs"])]',
+            *(_read_rows if feature.axis is None else _read_places)(feature, teacher.rows),
         ]
     )
+
+
+def _read_rows(feature: FeatureSpec, rows: int) -> Iterator[str]:
+    yield f'feature = cache["{feature.name}"]'
+    yield f"print(feature.shape, feature[:2])  # {rows} rows of {list(feature.shape)}"
+    yield '# By text: feature[cache.lookup(["a red bird", "two dogs"])]'
+
+
+def _read_places(feature: FeatureSpec, rows: int) -> Iterator[str]:
+    yield f'feature = cache.ragged("{feature.name}")'
+    yield (
+        f"print(len(feature), feature[0].shape)  # {rows} texts, {list(feature.shape)} for each of "
+        f"their {feature.axis}"
+    )
+    yield '# By text: feature.gather(cache.lookup(["a red bird", "two dogs"]))'
 
 
 def _with_zarr(facts: CardFacts, teacher: TeacherFacts) -> str:

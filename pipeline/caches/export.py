@@ -23,6 +23,7 @@ from ...stages.store.reading.reader import Cache, open_cache
 from ..jobs import Job, LocalFolder
 from ..missing import missing_keys
 from ..progress import CountProgress
+from ..show import warn
 from .export_formats import WRITERS
 from .export_rows import ExportRows, corpus_columns
 from .new_folder import check_new, new_folder
@@ -75,7 +76,7 @@ def run_export(job: ExportJob, quiet: bool = False) -> Exported:
     if job.format == "npy" and job.label_column is not None:
         raise JobError("job key 'label_column': format npy holds no labels; use format parquet")
     cache = open_cache(job.cache, job.teacher)
-    names = tuple(dict.fromkeys(job.feature or cache.features))
+    names = _features(job, cache)
     features = {name: cache[name] for name in names}
     corpus, cache_rows = _join(job, cache, names)
     columns = corpus_columns(
@@ -89,6 +90,22 @@ def run_export(job: ExportJob, quiet: bool = False) -> Exported:
         files = [path for path in folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
     return Exported(str(job.output), teacher, names, len(rows), len(files), size, corpus.skipped)
+
+
+def _features(job: ExportJob, cache: Cache) -> tuple[str, ...]:
+    """Those that are asked for, or all of one row an example."""
+    if job.feature:
+        return tuple(dict.fromkeys(job.feature))
+    along = [name for name in cache.features if cache.feature_spec(name).axis is not None]
+    names = tuple(name for name in cache.features if name not in along)
+    if not names:
+        raise JobError(
+            f"cache {job.cache}: {', '.join(along)} have a row for each place of an example, which "
+            "no export holds; share the cache itself (`armada cache push`)"
+        )
+    if along:
+        warn(f"{', '.join(along)}: not exported, they have a row for each place of an example")
+    return names
 
 
 def _join(job: ExportJob, cache: Cache, features: Sequence[str]) -> tuple[Corpus, Rows]:

@@ -56,7 +56,7 @@ def _field(spec: FeatureSpec) -> pa.Field:
     kind = pa.from_numpy_dtype(np.dtype(spec.dtype))
     if not spec.shape:
         return pa.field(spec.name, kind)
-    flat = pa.list_(kind, spec.values_per_example)
+    flat = pa.list_(kind, spec.values_per_row)
     shape = {"shape": json.dumps(spec.shape)} if len(spec.shape) > 1 else None
     return pa.field(spec.name, flat, metadata=shape)
 

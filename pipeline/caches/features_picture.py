@@ -54,7 +54,7 @@ def _draw_panel(
     panel: "Axes", feature: FeatureArray, colouring: Colouring | None, last: bool
 ) -> None:
     known = np.arange(len(feature)) if colouring is None else colouring.rows
-    chosen = choose_rows(len(known), feature.spec.values_per_example)
+    chosen = choose_rows(len(known), feature.spec.values_per_row)
     components = main_components(feature.gather(known[chosen]))
     if colouring is None:
         dots(panel, components.places, 8, COLOURS[0], alpha=0.6)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ...cache_schemas.errors import CacheError
 from ...cache_schemas.manifest import TeacherManifest
-from ...stages.store.format.manifests import list_teachers, read_commits
-from ...stages.store.reading.reader import choose_teacher
+from ...stages.store.format.manifests import choose_teacher, list_teachers, read_commits
 from ...stages.store.upkeep.merge import Merged, merge_teacher
 from ...stages.store.writing.admission import is_new
 from ..precompute import say_that_it_waits

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from ...cache_schemas.contents import TeacherIndex
 from ...cache_schemas.manifest import CommitRecord, PartRecord
+from ...stages.store.format.manifests import choose_teacher
 from ...stages.store.format.parts import held_features, read_part
-from ...stages.store.reading.reader import Cache, choose_teacher
+from ...stages.store.reading.reader import Cache
 from ...stages.store.transfer.origin import read_origin
 from ...stages.store.transfer.place import open_place
 
@@ -43,9 +44,7 @@ def _summary(teacher: TeacherIndex) -> TeacherSummary:
         extends=teacher.manifest.extends,
         kind=spec.kind,
         name=spec.name,
-        features={
-            f.name: f"{f.dtype}{list(f.shape)}" for f in held_features(teacher.manifest, part)
-        },
+        features={f.name: f.shown for f in held_features(teacher.manifest, part)},
         missing=(*part.missing_features, *part.missing_tables) if part else (),
         rows=sum(commit.rows for commit in teacher.commits),
         shards=len(teacher.commits),

@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import KeyArray, keys_to_array
+from ..store.format.dense import fill_value
+from ..store.format.ragged import joined
+from ..store.writing.staged_shard import Values
 from .teachers.base import Answers, Example
 
 Places = npt.NDArray[np.int64]
@@ -20,7 +23,7 @@ class FinishedRows:
     """What a shard buffer holds of answered rows, in order: the arguments of a commit."""
 
     keys: KeyArray
-    features: Mapping[str, npt.NDArray[Any]]
+    features: Mapping[str, Values]
     truncated: npt.NDArray[np.bool_]
     tables: Mapping[str, pa.Table]
 
@@ -30,8 +33,8 @@ class ShardBuffer:
 
     def __init__(self, examples: Sequence[Example], specs: Sequence[FeatureSpec]) -> None:
         self._examples = examples
-        self._features = {
-            spec.name: np.full((len(examples), *spec.shape), np.nan, dtype=spec.dtype)
+        self._columns = {
+            spec.name: (_Rows if spec.axis is None else _Places)(spec, len(examples))
             for spec in specs
         }
         self._answered = np.zeros(len(examples), dtype=bool)
@@ -41,16 +44,11 @@ class ShardBuffer:
     def put(self, places: Places, answers: Answers) -> dict[int, str]:
         """Keep the answers to the examples at `places`, those with numbers that are not finite
         left out; returns place -> feature of these. Half precision that overflows is not finite."""
-        finite = np.ones(len(places), dtype=bool)
-        bad: dict[int, str] = {}
-        for name, stored in self._features.items():
-            with np.errstate(over="ignore"):
-                stored[places] = answers.features[name]
-            axes = tuple(range(1, stored.ndim))
-            ok = np.isfinite(stored[places]).all(axis=axes)
-            bad |= {int(place): name for place in places[~ok]}
-            finite &= ok
-        self._answered[places[finite]] = True
+        bad = {int(places[position]): name for position, name in answers.unfit.items()}
+        for name, column in self._columns.items():
+            finite = column.put(places, answers.features[name])
+            bad |= {int(place): name for place in places[~finite]}
+        self._answered[np.setdiff1d(places, list(bad))] = True
         self._truncated[places] = answers.truncated
         self._images.update(zip(places.tolist(), answers.images, strict=False))
         return bad
@@ -65,7 +63,45 @@ class ShardBuffer:
             tables["images"] = pa.table({"png": png})
         return FinishedRows(
             keys=keys_to_array(self._examples[row].key for row in places),
-            features={name: values[rows] for name, values in self._features.items()},
+            features={name: column.take(rows) for name, column in self._columns.items()},
             truncated=self._truncated[rows],
             tables=tables,
         )
+
+
+class _Rows:
+    """A feature of one row an example."""
+
+    def __init__(self, spec: FeatureSpec, examples: int) -> None:
+        self._stored = np.full((examples, *spec.shape), fill_value(spec), dtype=spec.dtype)
+
+    def put(self, places: Places, values: Any) -> npt.NDArray[np.bool_]:
+        """Keep values [B, *shape]; returns which examples' are finite, [B]."""
+        with np.errstate(over="ignore"):
+            self._stored[places] = values
+        axes = tuple(range(1, self._stored.ndim))
+        finite: npt.NDArray[np.bool_] = np.isfinite(self._stored[places]).all(axis=axes)
+        return finite
+
+    def take(self, rows: Places) -> Values:
+        return self._stored[rows]
+
+
+class _Places:
+    """A feature along an axis."""
+
+    def __init__(self, spec: FeatureSpec, examples: int) -> None:
+        self._spec = spec
+        self._parts: list[npt.NDArray[Any]] = [np.empty((0, *spec.shape), spec.dtype)] * examples
+
+    def put(self, places: Places, values: Any) -> npt.NDArray[np.bool_]:
+        """Keep the values [n, *shape] of each example; returns which examples' are finite, [B]."""
+        with np.errstate(over="ignore"):
+            parts = [part.astype(self._spec.dtype) for part in values]
+        for place, part in zip(places.tolist(), parts, strict=True):
+            self._parts[place] = part
+        return np.array([bool(np.isfinite(part).all()) for part in parts], dtype=bool)
+
+    def take(self, rows: Places) -> Values:
+        parts = [self._parts[row] for row in rows.tolist()]
+        return joined(parts, self._spec.shape, self._spec.dtype)

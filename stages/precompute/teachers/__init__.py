@@ -7,6 +7,7 @@ TEACHERS = Registry(
     kind="teacher",
     built_in={
         "hash": ".precompute.teachers.hash:HashTeacher",
+        "hash_words": ".precompute.teachers.hash:HashWordsTeacher",
         "encoder": ".precompute.teachers.encoder:EncoderTeacher",
         "classifier": ".precompute.teachers.classifier:ClassifierTeacher",
         "open_clip": ".precompute.teachers.open_clip:OpenClipTeacher",

@@ -58,13 +58,16 @@ class Example:
 class Answers:
     """Answers to B examples, in their order.
 
-    features: name -> array [B, *shape]; truncated: bool [B], texts longer than the teacher takes;
-    images: PNG files, one an example, of a teacher that makes images and was told to keep them.
+    features: name -> array [B, *shape], or, of a feature along an axis, one array [n, *shape] for
+    each example; truncated: bool [B], texts longer than the teacher takes; images: PNG files, one
+    an example, of a teacher that makes images and was told to keep them; unfit: example -> feature
+    that came out as no numbers, where what is stored would not show it.
     """
 
-    features: Mapping[str, npt.NDArray[Any]]
+    features: Mapping[str, npt.NDArray[Any] | Sequence[npt.NDArray[Any]]]
     truncated: npt.NDArray[np.bool_]
     images: Sequence[bytes] = field(default=())
+    unfit: Mapping[int, str] = field(default_factory=dict)
 
 
 class Teacher(ABC):

@@ -1,17 +1,21 @@
-"""A deterministic fake teacher: no weights, no model, instant answers.
+"""Deterministic fake teachers: no weights, no model, instant answers.
 
-`hash:16` answers every text with 16 numbers from a normal distribution, seeded by the text. It
-ships with the package for quick checks of a pipeline, and the tests use it as a real teacher.
+`hash:16` answers every text with 16 numbers from a normal distribution, seeded by the text;
+`hash_words:16` does so for each word. They ship with the package for quick checks of a pipeline,
+and the tests use them as real teachers.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 
 from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.features import FeatureSpec, StoredDtype
+from ....cache_schemas.keys import example_key
 from .base import Answers, Example, Teacher, TeacherOptions, example_seed, make_spec
 
 MAX_DIM = 65_536
@@ -29,15 +33,10 @@ class HashTeacher(Teacher):
     kind = "hash"
 
     def __init__(self, source: str, options: HashOptions, device: torch.device) -> None:
-        if not source.isdecimal() or not 1 <= int(source) <= MAX_DIM:
-            raise TeacherSourceError(
-                f"teacher hash:{source}: {source!r} is not a width from 1 to {MAX_DIM}; "
-                "write hash:16"
-            )
         self._options = options
         feature = FeatureSpec(
             name="embedding",
-            shape=(int(source),),
+            shape=(_width("hash", source),),
             dtype=options.store_dtype,
             description="standard normal numbers seeded by the text",
         )
@@ -52,3 +51,60 @@ class HashTeacher(Teacher):
         seeds = [example_seed(self._options.seed, example.key) for example in examples]
         rows = [np.random.default_rng(seed).standard_normal(shape) for seed in seeds]
         return Answers({"embedding": np.stack(rows)}, np.zeros(len(examples), dtype=bool))
+
+
+class HashWordsOptions(HashOptions):
+    max_words: int = Field(default=512, ge=1, le=65_536, description="most words of a text")
+
+
+class HashWordsTeacher(Teacher):
+    """Answers with `words` [dim] and `word_bytes`, the length of each, for every word of a text: as
+    `hash` answers the word alone."""
+
+    Options = HashWordsOptions
+    kind = "hash_words"
+
+    def __init__(self, source: str, options: HashWordsOptions, device: torch.device) -> None:
+        self._options = options
+        along: dict[str, Any] = {"axis": "places", "longest": options.max_words}
+        words = FeatureSpec(
+            name="words",
+            shape=(_width("hash_words", source),),
+            dtype=options.store_dtype,
+            description="standard normal numbers seeded by the word",
+            **along,
+        )
+        told = "UTF-8 bytes of the word"
+        lengths = FeatureSpec(
+            name="word_bytes", shape=(), dtype="uint32", description=told, **along
+        )
+        self.spec = make_spec("hash_words", source, {}, options, [words, lengths])
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def encode(self, examples: Sequence[Example]) -> Answers:
+        """One row of numbers a word."""
+        whole = [" ".join(example.segments).split() for example in examples]
+        kept = [words[: self._options.max_words] for words in whole]
+        return Answers(
+            {
+                "words": [self._numbers(words) for words in kept],
+                "word_bytes": [np.array([len(w.encode()) for w in words]) for words in kept],
+            },
+            np.array([len(w) > len(k) for w, k in zip(whole, kept, strict=True)]),
+        )
+
+    def _numbers(self, words: Sequence[str]) -> npt.NDArray[np.float64]:
+        shape = self.spec.features[0].shape
+        seeds = [example_seed(self._options.seed, example_key(word)) for word in words]
+        return np.stack([np.random.default_rng(seed).standard_normal(shape) for seed in seeds])
+
+
+def _width(kind: str, source: str) -> int:
+    if not source.isdecimal() or not 1 <= int(source) <= MAX_DIM:
+        raise TeacherSourceError(
+            f"teacher {kind}:{source}: {source!r} is not a width from 1 to {MAX_DIM}; "
+            f"write {kind}:16"
+        )
+    return int(source)

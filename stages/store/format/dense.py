@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.layout import INNER_CHUNK_ROWS
 
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
@@ -27,20 +26,28 @@ DenseArray = npt.NDArray[Any]
 
 
 def shard_parts(rows: DenseArray, spec: FeatureSpec, rows_per_shard: int) -> Iterator[memoryview]:
-    """The bytes of a shard file holding `rows` [N, *shape], 1 <= N <= rows_per_shard."""
+    """The bytes of a shard file holding `rows` [N, *shape], those of at most `rows_per_shard`
+    examples."""
     little = np.ascontiguousarray(rows, dtype=np.dtype(spec.dtype).newbyteorder("<"))
     yield little.reshape(-1).view(np.uint8).data
-    padding = -len(rows) % INNER_CHUNK_ROWS
-    yield np.full((padding, *spec.shape), np.nan, little.dtype).reshape(-1).view(np.uint8).data
-    yield memoryview(shard_index(len(rows), spec.row_bytes, rows_per_shard))
+    padding = -len(rows) % spec.chunk_rows(rows_per_shard)
+    absent = np.full((padding, *spec.shape), fill_value(spec), little.dtype)
+    yield absent.reshape(-1).view(np.uint8).data
+    yield memoryview(shard_index(len(rows), spec, rows_per_shard))
+
+
+def fill_value(spec: FeatureSpec) -> float:
+    """What stands for an absent row; whole numbers have nothing better than zeros."""
+    return 0 if spec.whole else float("nan")
 
 
 @lru_cache(maxsize=8)
-def shard_index(rows: int, row_bytes: int, rows_per_shard: int) -> bytes:
+def shard_index(rows: int, spec: FeatureSpec, rows_per_shard: int) -> bytes:
     """The index of a shard that holds `rows` plain rows, with its checksum: a file's last bytes."""
-    chunk_bytes = INNER_CHUNK_ROWS * row_bytes
-    present = -(-rows // INNER_CHUNK_ROWS)
-    entries = np.full((rows_per_shard // INNER_CHUNK_ROWS, 2), ABSENT, dtype="<u8")
+    chunk_rows = spec.chunk_rows(rows_per_shard)
+    chunk_bytes = chunk_rows * spec.row_bytes
+    present = -(-rows // chunk_rows)
+    entries = np.full((_chunks(spec, rows_per_shard), 2), ABSENT, dtype="<u8")
     entries[:present, 0] = np.arange(present, dtype="<u8") * chunk_bytes
     entries[:present, 1] = chunk_bytes
     data: bytes = entries.tobytes()
@@ -48,22 +55,27 @@ def shard_index(rows: int, row_bytes: int, rows_per_shard: int) -> bytes:
     return data + crc.to_bytes(CRC_BYTES, "little")
 
 
-def index_bytes(rows_per_shard: int) -> int:
+def _chunks(spec: FeatureSpec, rows_per_shard: int) -> int:
+    return spec.most_rows(rows_per_shard) // spec.chunk_rows(rows_per_shard)
+
+
+def index_bytes(spec: FeatureSpec, rows_per_shard: int) -> int:
     """Size of the index at the end of a shard file."""
-    return rows_per_shard // INNER_CHUNK_ROWS * _ENTRY_BYTES + CRC_BYTES
+    return _chunks(spec, rows_per_shard) * _ENTRY_BYTES + CRC_BYTES
 
 
 def shard_bytes(rows: int, spec: FeatureSpec, rows_per_shard: int) -> int:
     """Size of a shard file that holds `rows` rows."""
-    whole = -(-rows // INNER_CHUNK_ROWS) * INNER_CHUNK_ROWS
-    return whole * spec.row_bytes + index_bytes(rows_per_shard)
+    chunk_rows = spec.chunk_rows(rows_per_shard)
+    whole = -(-rows // chunk_rows) * chunk_rows
+    return whole * spec.row_bytes + index_bytes(spec, rows_per_shard)
 
 
 def array_metadata(spec: FeatureSpec, rows: int, rows_per_shard: int) -> bytes:
     """`zarr.json` of a feature array with `rows` rows."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     sharding = {
-        "chunk_shape": [INNER_CHUNK_ROWS, *spec.shape],
+        "chunk_shape": [spec.chunk_rows(rows_per_shard), *spec.shape],
         "codecs": [little],
         "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
@@ -76,16 +88,21 @@ def array_metadata(spec: FeatureSpec, rows: int, rows_per_shard: int) -> bytes:
             "data_type": spec.dtype,
             "chunk_grid": {
                 "name": "regular",
-                "configuration": {"chunk_shape": [rows_per_shard, *spec.shape]},
+                "configuration": {"chunk_shape": [spec.most_rows(rows_per_shard), *spec.shape]},
             },
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            # An absent row must never pass for zeros.
-            "fill_value": "NaN",
+            # An absent row must never pass for zeros, where that can be said.
+            "fill_value": 0 if spec.whole else "NaN",
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "attributes": {"description": spec.description},
+            "attributes": _attributes(spec),
             "storage_transformers": [],
         }
     )
+
+
+def _attributes(spec: FeatureSpec) -> dict[str, str]:
+    axis = {"axis": spec.axis} if spec.axis else {}
+    return {"description": spec.description, **axis}
 
 
 def same_layout(one: bytes, other: bytes) -> bool:

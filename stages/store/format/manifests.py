@@ -1,5 +1,6 @@
 """The documents of a cache, read from disk and checked against each other and their places."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ....cache_schemas.errors import CacheError, DamagedCacheError
@@ -29,6 +30,25 @@ def list_teachers(path: Path) -> list[TeacherManifest]:
     check_cache(path)
     files = sorted(path.glob(f"teachers/*/{TEACHER_MANIFEST}"))
     return [read_teacher(file, path) for file in files]
+
+
+def choose_teacher(
+    path: Path | str, teachers: Sequence[TeacherManifest], prefix: str | None
+) -> TeacherManifest:
+    """The one of `teachers` that a prefix, or nothing at all, means; raises CacheError."""
+    known = ", ".join(f"{t.fingerprint[:12]} ({t.spec.kind}:{t.spec.name})" for t in teachers)
+    matches = [t for t in teachers if t.fingerprint.startswith(prefix or "")]
+    there = {t.fingerprint for t in teachers}
+    bases = [t for t in matches if t.extends not in there]
+    for candidates in (matches, bases):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not teachers:
+        raise CacheError(f"cache {path}: no teacher has answered yet; run `armada precompute`")
+    if prefix is None:
+        raise CacheError(f"cache {path}: holds several teachers; choose one: {known}")
+    problem = "is the prefix of several teachers" if matches else "is not in the cache"
+    raise CacheError(f"teacher {prefix!r}: {problem}; it holds {known}")
 
 
 def read_teacher(file: Path, path: Path) -> TeacherManifest:
@@ -61,4 +81,10 @@ def read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRec
 def fits(record: CommitRecord, teacher: TeacherManifest) -> bool:
     """Whether a shard can be one of this teacher's."""
     names = {feature.name for feature in teacher.spec.features}
-    return record.rows <= teacher.rows_per_shard and record.features.keys() == names
+    axes = teacher.spec.axes
+    return (
+        record.rows <= teacher.rows_per_shard
+        and record.features.keys() == names
+        and record.places.keys() == axes.keys()
+        and all(record.places[axis] <= record.rows * most for axis, most in axes.items())
+    )

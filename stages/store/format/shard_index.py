@@ -41,15 +41,15 @@ def is_plain(file: int, path: Path, spec: FeatureSpec, rows: int, rows_per_shard
     """Whether the first bytes of an open shard file are its `rows` rows, one after another.
 
     Raises DamagedCacheError, naming `path`, if the file is cut or its index is damaged."""
-    if _read_index(file, path, rows_per_shard) != shard_index(rows, spec.row_bytes, rows_per_shard):
+    index = _read_index(file, path, index_bytes(spec, rows_per_shard))
+    if index != shard_index(rows, spec, rows_per_shard):
         return False
     if os.fstat(file).st_size < shard_bytes(rows, spec, rows_per_shard):
         raise DamagedCacheError(f"{path}: shorter than its {rows} rows; recompute the shard")
     return True
 
 
-def _read_index(file: int, path: Path, rows_per_shard: int) -> bytes:
-    length = index_bytes(rows_per_shard)
+def _read_index(file: int, path: Path, length: int) -> bytes:
     try:
         index = os.pread(file, length, max(os.fstat(file).st_size - length, 0))
     except OSError as cause:

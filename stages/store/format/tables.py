@@ -17,12 +17,21 @@ from .parquet_footer import MAX_FOOTER_BYTES, read_footer
 KEY_TYPE = pa.binary(KEY_BYTES)
 
 
-def rows_table(keys: KeyArray, truncated: npt.NDArray[np.bool_]) -> pa.Table:
-    """The table every shard has: `key` and `truncated` of each example."""
+PLACES_TYPE = pa.uint32()
+
+
+def rows_table(
+    keys: KeyArray,
+    truncated: npt.NDArray[np.bool_],
+    lengths: Mapping[str, npt.NDArray[np.int64]] | None = None,
+) -> pa.Table:
+    """The table every shard has: `key` and `truncated` of each example, and its places on each
+    axis."""
     column = pa.FixedSizeBinaryArray.from_buffers(
         KEY_TYPE, len(keys), [None, pa.py_buffer(np.ascontiguousarray(keys))]
     )
-    return pa.table({"key": column, "truncated": pa.array(truncated)})
+    places = {axis: pa.array(each, PLACES_TYPE) for axis, each in (lengths or {}).items()}
+    return pa.table({"key": column, "truncated": pa.array(truncated), **places})
 
 
 def table_bytes(table: pa.Table) -> memoryview:
@@ -120,3 +129,19 @@ def read_keys(path: Path, rows: int) -> KeyArray:
         for chunk in chunks
     )
     return np.frombuffer(data, dtype=np.uint8).reshape(-1, KEY_BYTES)
+
+
+def read_lengths(
+    path: Path, rows: int, axis: str, places: int, longest: int
+) -> npt.NDArray[np.int64]:
+    """How many places each example of a shard has on an axis, [rows]; raises DamagedCacheError if
+    they are not `places` in all, each at most `longest`."""
+    column = read_table(path, {axis: PLACES_TYPE}, rows)[axis]
+    lengths: npt.NDArray[np.int64] = column.fill_null(0).to_numpy().astype(np.int64)
+    most = int(lengths.max(initial=0))
+    if column.null_count or most > longest or int(lengths.sum()) != places:
+        raise DamagedCacheError(
+            f"{path}: {axis!r} counts {int(lengths.sum())} places, {most} the most of a row; the "
+            f"commit record says {places}, the teacher {longest} at most; recompute the shard"
+        )
+    return lengths

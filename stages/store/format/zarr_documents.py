@@ -62,10 +62,16 @@ def stored_rows_per_shard(teacher: Path) -> int | None:
     for path in sorted(teacher.glob(f"*/{ZARR_METADATA}")):
         try:
             document = read_json_object(path, teacher.parent.parent)
-            return int(document["chunk_grid"]["configuration"]["chunk_shape"][0])
+            return _rows_per_shard(document)
         except (DamagedCacheError, LookupError, TypeError, ValueError):
             continue
     return None
+
+
+def _rows_per_shard(document: dict[str, Any]) -> int:
+    if "axis" in document["attributes"]:
+        return int(document["codecs"][0]["configuration"]["chunk_shape"][0])
+    return int(document["chunk_grid"]["configuration"]["chunk_shape"][0])
 
 
 def _require_equal(

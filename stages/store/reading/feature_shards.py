@@ -89,7 +89,7 @@ class FeatureShards:
 
     def _read_plain(self, file: int, rows: int) -> DenseArray:
         with open(file, "rb", closefd=False) as stream:
-            values = np.fromfile(stream, self.stored_dtype, rows * self.spec.values_per_example)
+            values = np.fromfile(stream, self.stored_dtype, rows * self.spec.values_per_row)
         return values.reshape(rows, *self.spec.shape)
 
     @cached_property
@@ -100,4 +100,5 @@ class FeatureShards:
         return folder
 
     def _read_through_zarr(self, shard: int, rows: int) -> DenseArray:
-        return read_foreign(self._foreign, self.spec, shard * self.rows_per_shard, rows)
+        start = shard * self.spec.most_rows(self.rows_per_shard)
+        return read_foreign(self._foreign, self.spec, start, rows)

@@ -51,6 +51,8 @@ def _problem(document: dict[str, Any], spec: FeatureSpec) -> str | None:
         return "is not the document of a Zarr v3 array"
     if shape[1:] != list(spec.shape) or document["data_type"] != spec.dtype:
         return f"is of {document['data_type']!r:.20} {shape!r:.60}, not the feature's"
+    if spec.whole:
+        return "is laid out by another tool: of whole numbers, absent ones could not be told"
     if document["fill_value"] != "NaN":
         return f"fill_value {document['fill_value']!r:.20}: absent rows would pass for answers"
     codecs = list(_codecs(document["codecs"]))

@@ -42,12 +42,15 @@ class JoinedArray(FeatureArray):
         return self._rows[self._checked(rows)]
 
     def _joined(self, rows: Rows) -> Rows:
-        stored = self.in_file_order(rows)
-        missing = np.flatnonzero(stored < 0)
-        if len(missing):
-            raise MissingKeysError(
-                f"feature {self.spec.name!r}: {len(missing)} of {len(rows)} rows do not have it "
-                f"yet; {self._remedy}",
-                missing.tolist(),
-            )
-        return stored
+        return require_stored(self.spec.name, self.in_file_order(rows), self._remedy)
+
+
+def require_stored(feature: str, rows: Rows, remedy: str) -> Rows:
+    """The same rows, if each of them is there; raises MissingKeysError if some are -1."""
+    missing = np.flatnonzero(rows < 0)
+    if len(missing):
+        raise MissingKeysError(
+            f"feature {feature!r}: {len(missing)} of {len(rows)} rows do not have it yet; {remedy}",
+            missing.tolist(),
+        )
+    return rows

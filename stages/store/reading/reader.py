@@ -14,27 +14,28 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
+from ....cache_schemas.keys import KeyArray, keys_to_array
 from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
 from ....cache_schemas.manifest import RunRecord, TeacherManifest
 from ..files.plain_files import read_document
 from ..format.index import KeyIndex, Rows
-from ..format.manifests import list_teachers, read_commits
+from ..format.manifests import choose_teacher, list_teachers, read_commits
 from ..format.parts import held_features, read_part
-from ..format.tables import read_first_rows, read_keys, read_table
+from ..format.tables import read_first_rows, read_keys, read_lengths, read_table
 from .access import Access
+from .examples import Example, keys_of, shown
 from .feature_array import FeatureArray
 from .feature_shards import Prepare
 from .first_open import CheckedFiles
 from .joined_array import JoinedArray
+from .ragged_array import RaggedArray
 from .still_committed import StillCommitted
-
-Example = str | bytes | Sequence[str]
 
 
 def open_cache(
@@ -58,25 +59,6 @@ def open_cache(
         if t.extends == chosen.fingerprint
     ]
     return Cache(path, chosen, extensions=added, verify=verify, access=access)
-
-
-def choose_teacher(
-    path: Path | str, teachers: Sequence[TeacherManifest], prefix: str | None
-) -> TeacherManifest:
-    """The one of `teachers` that a prefix, or nothing at all, means; raises CacheError."""
-    known = ", ".join(f"{t.fingerprint[:12]} ({t.spec.kind}:{t.spec.name})" for t in teachers)
-    matches = [t for t in teachers if t.fingerprint.startswith(prefix or "")]
-    there = {t.fingerprint for t in teachers}
-    bases = [t for t in matches if t.extends not in there]
-    for candidates in (matches, bases):
-        if len(candidates) == 1:
-            return candidates[0]
-    if not teachers:
-        raise CacheError(f"cache {path}: no teacher has answered yet; run `armada precompute`")
-    if prefix is None:
-        raise CacheError(f"cache {path}: holds several teachers; choose one: {known}")
-    problem = "is the prefix of several teachers" if matches else "is not in the cache"
-    raise CacheError(f"teacher {prefix!r}: {problem}; it holds {known}")
 
 
 class Cache:
@@ -143,10 +125,41 @@ class Cache:
         )
 
     def __getitem__(self, name: str) -> FeatureArray:
-        """The feature as an array-like [len(cache), *shape]; its shards stay mapped."""
+        """The feature as an array-like [len(cache), *shape]; its shards stay mapped.
+
+        Raises CacheError for one that lies along an axis: `ragged` reads that."""
+        if (axis := self.feature_spec(name).axis) is not None:
+            raise CacheError(
+                f"feature {name!r}: has a row for each of an example's {axis}, not one an example; "
+                "name a feature of one row an example, or read it by Cache.ragged"
+            )
         if name not in self._arrays:
             self._arrays[name] = self._feature(name)
         return self._arrays[name]
+
+    def ragged(self, name: str) -> RaggedArray:
+        """A feature that lies along an axis; raises CacheError for another."""
+        holder, spec = self.holder(name), self.feature_spec(name)
+        if spec.axis is None:
+            raise CacheError(f"feature {name!r}: has one row an example; read it by its name alone")
+        lengths = holder.lengths(spec.axis)
+        rows = None if holder is self else self._rows_in(holder)
+        return RaggedArray(holder._stored(name), lengths, rows, _fill(holder))
+
+    def lengths(self, axis: str) -> npt.NDArray[np.int64]:
+        """How many places each row has on an axis of the teacher's own features, [len(cache)]."""
+        longest = self.teacher.spec.axes[axis]
+        parts = [
+            read_lengths(
+                self.table_path(ROWS_TABLE, commit.shard),
+                commit.rows,
+                axis,
+                commit.places[axis],
+                longest,
+            )
+            for commit in self.commits
+        ]
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
     def _feature(self, name: str) -> FeatureArray:
         holder = self.holder(name)
@@ -156,8 +169,8 @@ class Cache:
         return JoinedArray(stored, self._rows_in(holder), _fill(holder))
 
     def _stored(self, name: str) -> FeatureArray:
-        shards = [(commit.shard, commit.rows) for commit in self.commits]
         size, spec = self.teacher.rows_per_shard, self.feature_spec(name)
+        shards = [(commit.shard, commit.rows_of(spec)) for commit in self.commits]
         check = None
         if not self._elsewhere:
             records = {commit.shard: commit for commit in self.commits}
@@ -216,11 +229,11 @@ class Cache:
 
         Raises MissingKeysError with the count and the first five that are missing."""
         examples = [examples] if isinstance(examples, str) else examples
-        keys = _keys_of(examples)
+        keys = keys_of(examples)
         rows = self.find(keys)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
-            first = "; ".join(f"{i}: {_shown(examples[i])}" for i in missing[:5])
+            first = "; ".join(f"{i}: {shown(examples[i])}" for i in missing[:5])
             raise MissingKeysError(
                 f"{len(missing)} of {len(rows)} examples are not in the cache of teacher "
                 f"{self.teacher.fingerprint[:12]}; run `armada precompute` on them. First: {first}",
@@ -268,26 +281,3 @@ def _fill(holder: Cache) -> str:
         f"run `armada precompute --teacher {spec.kind}:{spec.name} --set add_features=true` on the "
         f"texts, with the options that give {names}"
     )
-
-
-def _keys_of(examples: Sequence[Example] | KeyArray) -> KeyArray:
-    if isinstance(examples, np.ndarray) and examples.dtype == np.uint8:
-        if examples.ndim != 2 or examples.shape[1] != KEY_BYTES:
-            raise CacheError(f"keys of shape {examples.shape}: keys are [N, {KEY_BYTES}] bytes")
-        return examples
-    return keys_to_array(_key(example) for example in examples)
-
-
-def _key(example: Example) -> bytes:
-    if not isinstance(example, bytes):
-        return example_key(example)
-    if len(example) != KEY_BYTES:
-        raise CacheError(f"key {example!r}: has {len(example)} bytes; a key has {KEY_BYTES}")
-    return example
-
-
-def _shown(example: object) -> str:
-    if isinstance(example, (bytes, np.ndarray)):
-        return bytes(example).hex()
-    text = example if isinstance(example, str) else " | ".join(example)  # type: ignore[arg-type]
-    return repr(text if len(text) <= 60 else text[:57] + "...")

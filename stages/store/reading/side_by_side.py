@@ -169,6 +169,7 @@ def _most_mappings() -> int:
 
 def _most_apart(shards: FeatureShards) -> int:
     """How many shards to keep that stand apart; decoded ones are in memory."""
-    shard_bytes = max(1, shards.rows_per_shard * shards.spec.row_bytes)
+    most_rows = max((rows for _, rows in shards.shards), default=0)
+    shard_bytes = max(1, most_rows * shards.spec.row_bytes)
     fitting = int(_APART_MEMORY_SHARE * available_memory()) // shard_bytes
     return min(max(fitting, 1), _MOST_APART)

@@ -20,8 +20,9 @@ import numpy as np
 from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.keys import KeyArray
 from ..format.index import Rows
+from ..format.manifests import choose_teacher
 from ..format.parts import held_features
-from ..reading.reader import Cache, choose_teacher
+from ..reading.reader import Cache
 from .mirror_record import claim_mirror
 from .mirror_space import FeatureFile, MirrorSpace
 from .mirrored_teacher import MirroredTeacher, connection

@@ -67,10 +67,10 @@ def _write_arrays(place: RemotePlace, teacher: TeacherIndex) -> None:
     manifest = teacher.manifest
     folder = teacher_folder(Path(), manifest.fingerprint)
     last = teacher.commits[-1] if teacher.commits else None
-    rows = last.shard * manifest.rows_per_shard + last.rows if last else 0
     place.write((folder / ZARR_METADATA).as_posix(), group_metadata())
     for spec in manifest.spec.features:
         name = (folder / spec.name / ZARR_METADATA).as_posix()
+        rows = manifest.array_rows(spec, last)
         place.write(name, array_metadata(spec, rows, manifest.rows_per_shard))
 
 

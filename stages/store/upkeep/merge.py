@@ -12,10 +12,8 @@ shard of the destination.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ....cache_schemas.errors import CacheError, ReservationLostError
@@ -23,7 +21,9 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.manifest import TeacherManifest
 from ..format.index import Rows
+from ..format.ragged import Ragged
 from ..writing.reservations import Reservation
+from ..writing.staged_shard import Values
 from ..writing.work import Work
 from ..writing.writer import CacheWriter
 from .carried_runs import CarriedRuns
@@ -143,7 +143,11 @@ class _Merge:
         ]
 
 
-def _gather(spec: FeatureSpec, parts: Sequence[Part]) -> npt.NDArray[Any]:
+def _gather(spec: FeatureSpec, parts: Sequence[Part]) -> Values:
+    if spec.axis is not None:
+        found = [shard.ragged(spec.name, inside) for shard, inside in parts]
+        values, lengths = zip(*((each.values, each.lengths) for each in found), strict=True)
+        return Ragged(np.concatenate(values), np.concatenate(lengths))
     rows = sum(len(inside) for _, inside in parts)
     values, done = np.empty((rows, *spec.shape), spec.dtype), 0
     for shard, inside in parts:

@@ -16,7 +16,9 @@ from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
 from ..format.dense import DenseArray
 from ..format.index import Rows
 from ..format.parts import refuse_part
+from ..format.ragged import Ragged
 from ..format.tables import read_table, read_whole_table
+from ..reading.ragged_array import RaggedArray
 from ..reading.reader import Cache
 
 
@@ -29,6 +31,13 @@ class SourceCache:
         self.cache = Cache(path, manifest, verify=True)
         self.keys = self.cache.keys
         self.runs = self.cache.runs_by_id()
+        self._ragged: dict[str, RaggedArray] = {}
+
+    def ragged(self, feature: str) -> RaggedArray:
+        """A feature along an axis; its lengths are read once."""
+        if feature not in self._ragged:
+            self._ragged[feature] = self.cache.ragged(feature)
+        return self._ragged[feature]
 
     def shards(self) -> list["SourceShard"]:
         """All that is committed, in order."""
@@ -59,6 +68,10 @@ class SourceShard:
     def gather(self, feature: str, rows: Rows, out: DenseArray) -> None:
         """Read some rows of a feature into `out` [B, *shape]."""
         self._source.cache[feature].gather(self._first + rows, out)
+
+    def ragged(self, feature: str, rows: Rows) -> Ragged:
+        """Some rows of a feature along an axis."""
+        return self._source.ragged(feature).gather(self._first + rows)
 
     def table(self, name: str, rows: Rows) -> pa.Table:
         """Some rows of a table, all columns."""

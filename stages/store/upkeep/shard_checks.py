@@ -18,7 +18,7 @@ from ....cache_schemas.manifest import CommitRecord, FileRecord, PartRecord, Tea
 from ..files.checksums import FiniteNumbers, check_file, check_size
 from ..format.parts import held_features
 from ..format.shard_index import is_plain, opened
-from ..format.tables import check_table, read_keys
+from ..format.tables import check_table, read_keys, read_lengths
 from ..reading.feature_array import FeatureArray
 
 Arguments = ParamSpec("Arguments")
@@ -93,20 +93,21 @@ class CommittedShard:
         return []
 
     def _check_feature(self, spec: FeatureSpec, path: Path, record: FileRecord) -> None:
-        rows, size = self.record.rows, self.manifest.rows_per_shard
-        numbers = FiniteNumbers(spec, rows)
+        rows, size = self.record.rows_of(spec), self.manifest.rows_per_shard
+        numbers = None if spec.whole else FiniteNumbers(spec, rows)
         check_file(path, self.cache, record, numbers)
         if not self._is_plain(spec, path):
             # A Zarr library finds the rows, and whether all of them are there.
             FeatureArray(self.folder, spec, size, [(self.record.shard, rows)])[:]
-        elif not numbers.all_finite:
+        elif numbers is not None and not numbers.all_finite:
             raise DamagedCacheError(f"{path}: holds numbers that are not finite")
 
     def _is_plain(self, spec: FeatureSpec, path: Path) -> bool:
         """Whatever a Zarr document says: these bytes were committed, so they tell."""
         try:
             with opened(path, self.cache) as file:
-                return is_plain(file, path, spec, self.record.rows, self.manifest.rows_per_shard)
+                rows = self.record.rows_of(spec)
+                return is_plain(file, path, spec, rows, self.manifest.rows_per_shard)
         except DamagedCacheError:
             if spec.name in self.foreign:  # laid out by another tool, there may be no index
                 return False
@@ -117,6 +118,8 @@ class CommittedShard:
         check_table(path, self.record.rows)
         if path == table_file(self.folder, ROWS_TABLE, self.record.shard):
             self._keys()
+            for axis, longest in self.manifest.spec.axes.items():
+                read_lengths(path, self.record.rows, axis, self.record.places[axis], longest)
 
     def _keys(self) -> KeyArray:
         path = table_file(self.folder, ROWS_TABLE, self.record.shard)

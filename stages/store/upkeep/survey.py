@@ -217,11 +217,12 @@ def _check_zarr(
     group = folder / ZARR_METADATA
     found.attempt(("zarr", group, None), check_group, group, found.cache)
     size = manifest.rows_per_shard
-    rows = commits[-1].shard * size + commits[-1].rows if commits else 0
+    last = commits[-1] if commits else None
     states = {}
     for spec in features:
         file = folder / spec.name / ZARR_METADATA
         place: Place = ("zarr", file, None)
+        rows = manifest.array_rows(spec, last)
         states[spec.name] = found.attempt(place, check_array, file, found.cache, spec, rows, size)
         if states[spec.name] == "foreign":
             found.attempt(place, _refuse_layout, file)

@@ -105,10 +105,10 @@ def write_zarr_metadata(
 ) -> None:
     """Let the Zarr arrays of a teacher, of those features that are here, end with its last
     committed row."""
-    last = max(commits, default=None)
-    rows = 0 if last is None else last * manifest.rows_per_shard + commits[last].rows
+    last = commits[max(commits)] if commits else None
     part = read_part(folder.parent.parent, manifest.fingerprint)
     for spec in held_features(manifest, part):
+        rows = manifest.array_rows(spec, last)
         metadata = array_metadata(spec, rows, manifest.rows_per_shard)
         path = folder / spec.name / ZARR_METADATA
         if not path.is_file() or path.read_bytes() != metadata:

@@ -8,17 +8,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ....cache_schemas.errors import ReservationLostError
-from ....cache_schemas.layout import commit_file, shard_file, table_file
+from ....cache_schemas.keys import KeyArray
+from ....cache_schemas.layout import ROWS_TABLE, commit_file, shard_file, table_file
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
+from ....cache_schemas.teachers import TeacherSpec
 from ..files.atomic import Buffer, file_record, storage_error, sync_file, sync_folder
 from ..format.dense import shard_parts
-from ..format.tables import table_bytes
+from ..format.ragged import Ragged
+from ..format.tables import rows_table, table_bytes
 from .removal import remove_tree, shard_paths
 from .reservations import Reservation
+
+Values = npt.NDArray[Any] | Ragged
+"""A feature of N examples: [N, *shape], or ragged where it lies along an axis."""
 
 _SYNCS_AT_ONCE = 4
 
@@ -34,11 +41,17 @@ class StagedShard:
         self._syncs: list[tuple[Path, Future[None]]] = []
 
     def write(
-        self, rows: int, features: Mapping[str, npt.NDArray[Any]], tables: Mapping[str, pa.Table]
+        self,
+        keys: KeyArray,
+        truncated: npt.NDArray[np.bool_],
+        features: Mapping[str, Values],
+        tables: Mapping[str, pa.Table],
     ) -> CommitRecord:
         """Write and sync all files, the commit record among them."""
+        lengths = _lengths(self._manifest.spec, len(keys), features)
+        all_tables = {ROWS_TABLE: rows_table(keys, truncated, lengths), **tables}
         with ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="sync") as pool:
-            record = self._write(pool, rows, features, tables)
+            record = self._write(pool, len(keys), features, all_tables, lengths)
         for target, sync in self._syncs:
             try:
                 sync.result()
@@ -50,13 +63,14 @@ class StagedShard:
         self,
         pool: ThreadPoolExecutor,
         rows: int,
-        features: Mapping[str, npt.NDArray[Any]],
+        features: Mapping[str, Values],
         tables: Mapping[str, pa.Table],
+        lengths: Mapping[str, npt.NDArray[np.int64]],
     ) -> CommitRecord:
         feature_files, table_files = {}, {}
         for spec in self._manifest.spec.features:
-            values = features[spec.name]
-            assert values.shape == (rows, *spec.shape), (spec.name, values.shape)
+            values = _values(features[spec.name])
+            assert values.shape[1:] == spec.shape, (spec.name, values.shape)
             path = shard_file(self._teacher, spec.name, self._shard, len(spec.shape))
             parts = shard_parts(values, spec, self._manifest.rows_per_shard)
             feature_files[spec.name] = self._stage(pool, path, parts)
@@ -64,7 +78,11 @@ class StagedShard:
             path = table_file(self._teacher, name, self._shard)
             table_files[name] = self._stage(pool, path, [table_bytes(table)])
         record = CommitRecord(
-            shard=self._shard, rows=rows, features=feature_files, tables=table_files
+            shard=self._shard,
+            rows=rows,
+            features=feature_files,
+            tables=table_files,
+            places={axis: int(each.sum()) for axis, each in lengths.items()},
         )
         self._stage(pool, commit_file(self._teacher, self._shard), [record.to_json()])
         return record
@@ -128,6 +146,27 @@ class StagedShard:
             f"{target}: another writer took this process for dead and went on with its shard; "
             "is the machine overloaded, or was it suspended?"
         )
+
+
+def _lengths(
+    spec: TeacherSpec, rows: int, features: Mapping[str, Values]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """How many places each example has on each axis, as the features along it agree."""
+    lengths: dict[str, npt.NDArray[np.int64]] = {}
+    for feature in spec.features:
+        values = features[feature.name]
+        assert isinstance(values, Ragged) == (feature.axis is not None), feature.name
+        assert len(values) == rows, (feature.name, len(values), rows)
+        if isinstance(values, Ragged) and feature.axis is not None:
+            same = lengths.setdefault(feature.axis, values.lengths)
+            assert np.array_equal(same, values.lengths), feature.name
+            assert values.lengths.max(initial=0) <= (feature.longest or 0), feature.name
+            assert values.lengths.sum() == len(values.values), feature.name
+    return lengths
+
+
+def _values(values: Values) -> npt.NDArray[Any]:
+    return values.values if isinstance(values, Ragged) else values
 
 
 def _make_folder(folder: Path) -> set[Path]:

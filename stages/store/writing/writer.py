@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +35,11 @@ from ..files.plain_files import read_document, stamp_of
 from ..format.index import KeyIndex
 from ..format.manifests import read_commit, read_commits
 from ..format.parts import first_own_shard, refuse_part
-from ..format.tables import read_keys, rows_table
+from ..format.tables import read_keys
 from .admission import refuse_mirror, refuse_removed
 from .creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
 from .reservations import Reservation, Reservations
-from .staged_shard import StagedShard
+from .staged_shard import StagedShard, Values
 from .staging import PATIENCE_S, Heart
 
 
@@ -113,12 +112,13 @@ class CacheWriter:
     def commit(
         self,
         keys: KeyArray,
-        features: Mapping[str, npt.NDArray[Any]],
+        features: Mapping[str, Values],
         truncated: npt.NDArray[np.bool_],
         tables: Mapping[str, pa.Table] | None = None,
         reservation: Reservation | None = None,
     ) -> CommitRecord:
-        """Make the answers to N examples durable and visible: keys [N, 16], features [N, *shape].
+        """Make the answers to N examples durable and visible: keys [N, 16], features [N, *shape],
+        or ragged along their axes.
 
         They are of a reservation, or of one made for them. It is given back in any case. Raises
         StorageError if the disk refuses, ReservationLostError if another writer thought this one
@@ -127,8 +127,7 @@ class CacheWriter:
         reservation = reservation or self.reserve(keys)
         try:
             shard = StagedShard(self.folder, self.manifest, reservation)
-            all_tables = {ROWS_TABLE: rows_table(keys, truncated), **(tables or {})}
-            record = shard.write(len(keys), features, all_tables)
+            record = shard.write(keys, truncated, features, tables or {})
             with self.turn():
                 shard.move_into_place()
                 self._see_commits()

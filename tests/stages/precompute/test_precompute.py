@@ -209,5 +209,5 @@ def test_segments_are_asked_as_they_are(write_parquet: WriteParquet) -> None:
 def test_a_probe_warms_up_and_measures() -> None:
     teacher = SpyingTeacher()
     examples = [Example(bytes([i] * 16), ("a word",)) for i in range(9)]
-    assert probe(teacher, examples) > 0
+    assert probe(teacher, examples).seconds > 0
     assert [len(batch) for batch in teacher.asked] == [9, 9]

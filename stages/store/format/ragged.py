@@ -1,0 +1,53 @@
+"""Rows of examples that have different numbers of them: values end to end, and how many are whose.
+
+In memory only; on disk, values are a feature's shard, and lengths a column of the table of rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .index import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Values [S, *shape] of N examples, one after another; lengths [N], which sum to S."""
+
+    values: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Where each example begins, and where the last one ends; [N + 1]."""
+        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def parts(self) -> list[npt.NDArray[Any]]:
+        """The values of each example, views of all."""
+        return np.split(self.values, self.offsets[1:-1]) if len(self) else []
+
+
+def joined(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, ...], dtype: str) -> Ragged:
+    """Of the values of each example, [n, *shape], all."""
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+    none = np.empty((0, *shape), dtype)
+    values = np.concatenate([none, *parts]).astype(dtype, copy=False)
+    return Ragged(values, lengths)
+
+
+def places_of(rows: Rows, offsets: npt.NDArray[np.int64]) -> Rows:
+    """The places of examples `rows` [B], one example after another; `offsets` [N + 1] say where
+    each one's begin. No Python per example."""
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    places: Rows = np.arange(total, dtype=np.int64)
+    places += np.repeat(starts - (ends - lengths), lengths)
+    return places
