@@ -15,6 +15,8 @@ STEPS_PER_NAT = 1024
 NO_TAIL = 0
 EVEN_ODDS = 2**15
 ALL_TAIL = 2**16 - 1
+LEAST_LOG_TAIL = (1 - EVEN_ODDS) / STEPS_PER_NAT
+"""Of the least tail that is more than none."""
 
 
 def encode_tails(log_tails_NT: Floats, empty_N: npt.NDArray[np.bool_]) -> UInt8:

@@ -14,7 +14,8 @@ The i-th level is how far the i-th log-probability lies below the first: r_i = -
 where step is R / (2^bits - 2) nat, or 1/1024 nat if `bits` is 16. The first level is 0 and levels
 do not go down, so they take Elias-Fano's bits: 26.6 bytes instead of 50 for k = 50 at 8 bits. The
 highest level, 2^bits - 1, is an absent entry: fewer than k ids were given, or the probability is 0
-or lies more than 63.75 nat (16 bits: 65534 / 1024) below the first. Absent entries have id 0.
+or lies more than 63.75 nat (16 bits: 65534 / 1024) below the first. Absent entries have id 0, and
+what they had of the mass is tail.
 
 At temperature T, with t the tail's mass at T, entry i has the log-probability
 
@@ -22,7 +23,7 @@ At temperature T, with t the tail's mass at T, entry i has the log-probability
 
 The tail decides what all entries sum to, so rounded levels lose no mass. The last term is a margin
 for the rounding of 32-bit numbers: entries and tail never sum to more than 1, and to less by at
-most about 2^-19.
+most 2^-18.
 
 Shapes: N tokens, k entries, T temperatures, W bytes of a row.
 """
@@ -42,7 +43,7 @@ from ....cache_schemas.errors import CacheError, DamagedCacheError, TeacherOutpu
 from .answers import Float32, Floats, Int32, Integers, TopK, refuse_ids, refuse_log_probs
 from .bits import UInt8, UInt32, blocks, joined, packed, split, unpacked
 from .elias_fano import joined_sorted, split_sorted
-from .tails import decode_tails, encode_tails
+from .tails import LEAST_LOG_TAIL, decode_tails, encode_tails
 
 RANGES_PER_NAT = 4
 STEPS_PER_NAT = 1024
@@ -82,7 +83,10 @@ def _encoded(
     refuse_ids(present_Nk, coding.vocabulary)
     id_columns, id_planes = split(present_Nk, id_bits(coding.vocabulary))
     level_columns, level_bits = split_sorted(levels_Nk, coding.levels)
-    header.append(encode_tails(log_tails_NT, empty_N))
+    # Where probable ids were cut off, some mass lies outside.
+    cut_N1 = (absent_Nk & (log_probs_Nk > -np.inf)).any(axis=1, keepdims=True)
+    least_N1 = np.where(cut_N1, LEAST_LOG_TAIL, -np.inf)
+    header.append(encode_tails(np.maximum(log_tails_NT, least_N1), empty_N))
     section = packed([*id_planes, *level_bits])
     return np.concatenate([*header, *id_columns, *level_columns, section], axis=1)
 
@@ -90,6 +94,7 @@ def _encoded(
 def _levels(coding: TopKCoding, log_probs_Nk: Floats) -> tuple[UInt32, list[UInt8]]:
     """Levels, and the ranges [N, 1] where the coding has them."""
     highest = coding.levels.universe - 2
+    log_probs_Nk = log_probs_Nk.astype(np.float32, copy=False)
     first_N1 = log_probs_Nk[:, :1]
     below_Nk = np.where(first_N1 == -np.inf, np.inf, first_N1) - log_probs_Nk
     if coding.bits == 16:
