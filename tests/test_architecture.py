@@ -23,7 +23,7 @@ FLOORS = (
 )
 """From the ground up; units of one floor do not know each other."""
 
-STORE_FLOORS = (("files",), ("format",), ("reading", "writing"), ("upkeep", "transfer"))
+STORE_FLOORS = (("files",), ("format", "codec"), ("reading", "writing"), ("upkeep", "transfer"))
 """The floors inside of the store."""
 
 WITHOUT_TORCH = ("cache_schemas", "stages.corpus", "stages.store", "stages.plugins")

@@ -2,6 +2,7 @@
 
 files/     single files: atomic, locked, checked          (knows nothing of the others)
 format/    what is in them: Zarr shards, tables, documents
+codec/     what a token's row of bytes says: top-k, draws
 reading/   texts -> rows -> numbers, mapped               writing/  reservations, commits
 upkeep/    verify, repair, merge                          transfer/ push, pull, mirrors
 """

@@ -1,0 +1,149 @@
+"""How a teacher's answer to one predicted token is written as a row of bytes of fixed width.
+
+A coding is all that a reader needs beside the bytes. Two kinds: the most probable ids with their
+log-probabilities (`TopKCoding`), and ids drawn at random (`DrawsCoding`; Anshumann et al. 2025,
+arXiv 2503.16870). The bytes themselves are the matter of `stages/store/codec`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_ENTRIES = 2**16
+"""Most ids of one token: more than any teacher's head is worth, few enough to allocate blindly."""
+
+MAX_VOCABULARY = 2**31
+"""Ids are signed 32-bit numbers once decoded."""
+
+MAX_TEMPERATURES = 16
+TAIL_BYTES = 2
+RANGE_BYTES = 1
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 2.0**-10, 2.0**10
+"""Wider than any distillation asks for, and far from where 32-bit numbers overflow."""
+
+Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, allow_inf_nan=False)]
+
+
+def id_bits(vocabulary: int) -> int:
+    """Bits of one id: ceil(log2 vocabulary)."""
+    return (vocabulary - 1).bit_length()
+
+
+@dataclass(frozen=True, slots=True)
+class EliasFano:
+    """How `count` non-decreasing numbers below `universe` are split into two parts.
+
+    Each number gives its `low_bits` lowest bits as they are. The rest, `number >> low_bits`, is a
+    string of `high_bits` bits that holds `count` ones: the i-th one stands at i + the i-th rest.
+    Elias (1974), Journal of the ACM 21(2); Fano (1971), MIT Project MAC memorandum 61.
+    """
+
+    universe: int
+    count: int
+
+    @property
+    def low_bits(self) -> int:
+        """The split that takes the fewest bits; the fewest low bits where two are equal."""
+        splits = range(id_bits(self.universe) + 1)
+        return min(splits, key=lambda low: self.count * low + ((self.universe - 1) >> low))
+
+    @property
+    def high_bits(self) -> int:
+        """Ones, and a zero for every step up to the greatest rest."""
+        return self.count + ((self.universe - 1) >> self.low_bits)
+
+
+def _columns_bytes(count: int, widths: tuple[int, ...], more_bits: int = 0) -> int:
+    """Bytes of `count` numbers of each of some widths, whose loose bits share one last section."""
+    loose = sum(count * (width % 8) for width in widths) + more_bits
+    return sum(count * (width // 8) for width in widths) + -(-loose // 8)
+
+
+class _Coding(BaseModel):
+    """What both kinds share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocabulary: int = Field(ge=1, le=MAX_VOCABULARY, description="ids are below this")
+
+
+class TopKCoding(_Coding):
+    """The `k` most probable ids, their log-probabilities, and the mass of all others."""
+
+    kind: Literal["topk"] = "topk"
+    k: int = Field(ge=1, le=MAX_ENTRIES, description="ids kept of each token")
+    bits: Literal[6, 8, 16] = Field(
+        default=8,
+        description="resolution of log-probabilities: 62 or 254 steps of a token's own range, "
+        "or steps of 1/1024 nat",
+    )
+    temperatures: tuple[Temperature, ...] = Field(
+        default=(1.0,),
+        min_length=1,
+        max_length=MAX_TEMPERATURES,
+        description="temperatures at which the mass of all other ids is known, ascending",
+    )
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> "TopKCoding":
+        if self.k > self.vocabulary:
+            raise ValueError(
+                f"k: {self.k} is above the vocabulary of {self.vocabulary}; "
+                f"keep at most {self.vocabulary}"
+            )
+        if list(self.temperatures) != sorted(set(self.temperatures)):
+            raise ValueError(
+                f"temperatures: {list(self.temperatures)} are not ascending; "
+                "sort them and give each once"
+            )
+        if 1.0 not in self.temperatures:
+            raise ValueError(f"temperatures: {list(self.temperatures)} lack 1.0; add it")
+        return self
+
+    @property
+    def levels(self) -> EliasFano:
+        """The split of log-probabilities: non-decreasing numbers of steps below the first."""
+        return EliasFano(2**self.bits, self.k)
+
+    @property
+    def header_bytes(self) -> int:
+        """The range, where steps are of a token's own range, and a tail for each temperature."""
+        own_range = RANGE_BYTES if self.bits < 16 else 0
+        return own_range + TAIL_BYTES * len(self.temperatures)
+
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes one token takes."""
+        widths = (id_bits(self.vocabulary), self.levels.low_bits)
+        return self.header_bytes + _columns_bytes(self.k, widths, self.levels.high_bits)
+
+
+class DrawsCoding(_Coding):
+    """Ids drawn with replacement from the teacher's distribution at `temperature`."""
+
+    kind: Literal["draws"] = "draws"
+    draws: int = Field(ge=1, le=MAX_ENTRIES, description="ids drawn for each token")
+    temperature: Temperature = Field(default=1.0, description="temperature they were drawn at")
+    log_prob_bits: Literal[0, 16] = Field(
+        default=0, description="bits of each draw's log-probability; 0: not kept"
+    )
+
+    @property
+    def ids(self) -> EliasFano:
+        """The split of ids, ascending."""
+        return EliasFano(self.vocabulary, self.draws)
+
+    @property
+    def ids_bytes(self) -> int:
+        """How many bytes the ids of one token take."""
+        return _columns_bytes(self.draws, (self.ids.low_bits,), self.ids.high_bits)
+
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes one token takes."""
+        return self.ids_bytes + self.draws * self.log_prob_bits // 8
+
+
+Coding = Annotated[TopKCoding | DrawsCoding, Field(discriminator="kind")]

@@ -1,0 +1,63 @@
+"""What a coding kept of the teacher's answers, measured on a sample of tokens."""
+
+from collections.abc import Iterable, Sequence
+from math import fsum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Fidelity(BaseModel):
+    """How far decoded answers are from the teacher's, at temperature 1; differences are in nats.
+
+    What a coding does not keep has no figure (None): draws have no tail and no divergence, and may
+    have no log-probabilities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = Field(ge=1, description="tokens measured")
+    entries: int = Field(ge=0, description="log-probabilities that were compared")
+    bytes_per_token: float = Field(gt=0, allow_inf_nan=False, description="bytes of a row")
+    mean_error: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="mean |difference| of an entry"
+    )
+    max_error: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="greatest |difference| of an entry"
+    )
+    mean_tail: float | None = Field(
+        default=None, ge=0, le=1, description="mean of the teacher's mass outside of the kept ids"
+    )
+    divergence: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="mean KL(teacher || decoded); outcomes are the kept ids, and all others as one",
+    )
+
+
+def combined(parts: Iterable[Fidelity]) -> Fidelity:
+    """The fidelity of several samples together; at least one, all of the same kind of coding."""
+    samples = list(parts)
+    tokens = [sample.tokens for sample in samples]
+    entries = [sample.entries for sample in samples]
+    greatest = [sample.max_error for sample in samples if sample.max_error is not None]
+    return Fidelity(
+        tokens=sum(tokens),
+        entries=sum(entries),
+        bytes_per_token=_mean([sample.bytes_per_token for sample in samples], tokens) or 0.0,
+        mean_error=_mean([sample.mean_error for sample in samples], entries),
+        max_error=max(greatest, default=None),
+        mean_tail=_mean([sample.mean_tail for sample in samples], tokens),
+        divergence=_mean([sample.divergence for sample in samples], tokens),
+    )
+
+
+def _mean(figures: Sequence[float | None], weights: Sequence[int]) -> float | None:
+    """Weighted by how many each figure is the mean of; None where nothing was measured."""
+    known = [
+        (figure, weight)
+        for figure, weight in zip(figures, weights, strict=True)
+        if figure is not None and weight
+    ]
+    if not known:
+        return None
+    return fsum(figure * weight for figure, weight in known) / sum(weight for _, weight in known)

@@ -1,0 +1,69 @@
+"""Numbers of any width as byte columns and bit planes, which NumPy takes apart at memory speed.
+
+`count` numbers of w bits are w // 8 byte columns and w % 8 bit planes. Byte column j is bits
+8j .. 8j + 7 of every number, one byte a number. Bit plane j is bit 8 * (w // 8) + j of every
+number, one bit a number. The planes of a row stand one after the other in the row's bit section,
+without gaps; bits fill bytes from the least significant one. What is left of the section's last
+byte is zero, and readers ignore it.
+
+No temporary has more than 4 bytes a number. Shapes: N rows, k numbers, w their width in bits.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8 = npt.NDArray[np.uint8]
+UInt32 = npt.NDArray[np.uint32]
+
+NUMBERS_PER_BLOCK = 2**16
+"""Chosen by measurement."""
+
+
+def split(numbers_Nk: npt.NDArray[np.integer], width: int) -> tuple[list[UInt8], list[UInt8]]:
+    """Byte columns and bit planes, each [N, k], the planes' elements 0 or 1."""
+    little = np.ascontiguousarray(numbers_Nk, dtype="<u4")
+    bytes_Nk4: UInt8 = little.view(np.uint8).reshape(*numbers_Nk.shape, 4)
+    columns: list[UInt8] = [bytes_Nk4[..., place] for place in range(width // 8)]
+    if width % 8 == 0:
+        return columns, []
+    top_Nk = bytes_Nk4[..., width // 8]
+    return columns, [(top_Nk >> np.uint8(place)) & np.uint8(1) for place in range(width % 8)]
+
+
+def joined(columns_NC: UInt8, planes_NP: UInt8, count: int) -> UInt32:
+    """The numbers [N, k] of what `split` gave, concatenated along a row: C = k * (w // 8) bytes,
+    P = k * (w % 8) elements, 0 or 1."""
+    whole, loose = columns_NC.shape[1] // count, planes_NP.shape[1] // count
+    bytes_Nk4 = np.zeros((len(columns_NC), count, 4), np.uint8)
+    for place in range(whole):
+        bytes_Nk4[..., place] = columns_NC[:, place * count : (place + 1) * count]
+    if loose:
+        bytes_Nk4[..., whole] = _top_bits(planes_NP, loose, count)
+    return bytes_Nk4.view("<u4")[..., 0].astype(np.uint32, copy=False)
+
+
+def _top_bits(planes_NP: UInt8, loose: int, count: int) -> UInt8:
+    """The bits above the whole bytes, by Horner's rule."""
+    top_Nk = planes_NP[:, (loose - 1) * count : loose * count].copy()
+    for place in reversed(range(loose - 1)):
+        top_Nk <<= 1
+        top_Nk |= planes_NP[:, place * count : (place + 1) * count]
+    return top_Nk
+
+
+def packed(parts: list[UInt8]) -> UInt8:
+    """The bit section of rows: elements 0 or 1 of all parts, in order, eight to a byte."""
+    return np.packbits(np.concatenate(parts, axis=1), axis=1, bitorder="little")
+
+
+def unpacked(section_NB: UInt8) -> UInt8:
+    """The elements, 0 or 1, of a bit section."""
+    return np.unpackbits(section_NB, axis=1, bitorder="little")
+
+
+def blocks(rows: int, count: int) -> Iterator[slice]:
+    """Rows in runs whose temporaries stay in a processor's second cache."""
+    step = max(1, NUMBERS_PER_BLOCK // count)
+    return (slice(start, start + step) for start in range(0, rows, step))

@@ -1,0 +1,84 @@
+"""Rows of draws: what comes back, by a second reader too."""
+
+import numpy as np
+import pytest
+from armada.cache_schemas.codings import DrawsCoding
+from armada.cache_schemas.errors import TeacherOutputError
+from armada.stages.store.codec.draws import decode_draws, encode_draws
+from codec_reference import read_draws
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+VOCABULARIES = (1, 2, 50, 257, 128_256, 201_088, 2**31)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(VOCABULARIES),
+    st.integers(1, 150),
+    st.sampled_from([0, 16]),
+    st.integers(0, 2**20),
+)
+def test_what_comes_back(vocabulary: int, draws: int, bits: int, seed: int) -> None:
+    coding = DrawsCoding(draws=draws, vocabulary=vocabulary, log_prob_bits=bits)
+    draw = np.random.default_rng(seed)
+    # Much repetition, as of a teacher that is sure.
+    ids = draw.choice(draw.integers(0, vocabulary, 5), (3, draws))
+    log_probs = -draw.exponential(8, (3, draws)) if bits else None
+    rows = encode_draws(coding, ids, log_probs)
+    assert rows.shape == (3, coding.row_bytes)
+    found = decode_draws(coding, rows)
+    assert found.ids_NK.tolist() == np.sort(ids, axis=1).tolist()
+    for place, row in enumerate(rows):
+        expected_ids, expected = read_draws(coding, row)
+        assert found.ids_NK[place].tolist() == expected_ids
+        if log_probs is None:
+            assert found.log_probs_NK is None
+            continue
+        assert found.log_probs_NK[place].tolist() == expected
+        order = np.argsort(ids[place], kind="stable")
+        within = np.maximum(log_probs[place][order], -65535 / 1024)
+        assert np.abs(found.log_probs_NK[place] - within).max() <= 1 / 2048 + 1e-6
+
+
+def test_a_row_worked_by_hand() -> None:
+    """300 ids, 3 draws: 6 low bits each of 5, 5 and 299 (lowest six 43), ones at 0, 1 and 2 + 4;
+    then 0, 1 and 65535 steps."""
+    coding = DrawsCoding(draws=3, vocabulary=300, log_prob_bits=16)
+    ids, log_probs = np.array([[5, 299, 5]]), np.array([[1e-4, -np.inf, -1 / 1024]])
+    row = encode_draws(coding, ids, log_probs)
+    planes = "111001110001000001"  # from the lowest bit: 5 = 101000, 43 = 110101
+    high = "1100001"
+    section = int((planes + high)[::-1], 2).to_bytes(4, "little")
+    assert row.tobytes() == section + bytes([0, 0, 1, 0, 255, 255])
+    assert decode_draws(coding, row).log_probs_NK.tolist() == [[0.0, -1 / 1024, -65535 / 1024]]
+    assert not np.signbit(decode_draws(coding, row).log_probs_NK[0, 0])
+
+
+def test_blocks_do_not_show() -> None:
+    coding = DrawsCoding(draws=50, vocabulary=128_256)
+    ids = np.sort(np.random.default_rng(0).integers(0, 128_256, (3000, 50)), axis=1)
+    rows = encode_draws(coding, ids, None)
+    assert decode_draws(coding, rows).ids_NK.tolist() == ids.tolist()
+    for start in (1309, 1310, 1311, 2999):
+        assert (
+            rows[start].tolist() == encode_draws(coding, ids[start : start + 1], None)[0].tolist()
+        )
+    assert decode_draws(coding, encode_draws(coding, ids[:0], None)).ids_NK.shape == (0, 50)
+
+
+@pytest.mark.parametrize(
+    ("ids", "log_probs", "message"),
+    [
+        ([1, 9], None, "ids: 1 to 9 are not all below the vocabulary of 9"),
+        ([-1, 2], None, "ids: -1 to 2"),
+        ([1, 2], [-1.0, np.nan], "log-probabilities of draws: 1 of 2 are NaN or above 0"),
+        ([1, 2], [2.0, np.nan], "2 of 2 are NaN or above 0"),
+    ],
+)
+def test_answers_that_must_not_be_stored(
+    ids: list[int], log_probs: list[float] | None, message: str
+) -> None:
+    coding = DrawsCoding(draws=2, vocabulary=9, log_prob_bits=16 if log_probs else 0)
+    with pytest.raises(TeacherOutputError, match=message):
+        encode_draws(coding, np.array([ids]), np.array([log_probs]) if log_probs else None)
