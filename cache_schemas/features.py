@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from .codings import Coding
 from .layout import INNER_CHUNK_ROWS, RESERVED_NAMES, ROW_COLUMNS
 
 
@@ -78,6 +79,21 @@ class FeatureSpec(BaseModel):
         default=None, ge=1, le=MAX_LONGEST, description="most places of an example on the axis"
     )
 
+    coding: Coding | None = Field(
+        default=None, description="what the bytes of a row mean; absent: they are numbers"
+    )
+
+    @model_validator(mode="after")
+    def _has_the_bytes_of_its_coding(self) -> "FeatureSpec":
+        if self.coding is not None:
+            stored, coded = (self.dtype, self.shape), ("uint8", (self.coding.row_bytes,))
+            if stored != coded:
+                raise ValueError(
+                    f"coding: its rows are uint8[{self.coding.row_bytes}], the feature's "
+                    f"{self.dtype}{list(self.shape)}"
+                )
+        return self
+
     @model_validator(mode="after")
     def _axis_has_an_end(self) -> "FeatureSpec":
         if (self.axis is None) != (self.longest is None):
@@ -130,4 +146,4 @@ class FeatureSpec(BaseModel):
         return INNER_CHUNK_ROWS if self.axis is None else rows_per_shard
 
 
-_OPTIONAL = frozenset({"axis", "longest"})
+_OPTIONAL = frozenset({"axis", "longest", "coding"})

@@ -24,6 +24,7 @@ from pydantic import (
 
 from .errors import CacheError, CacheVersionError, DamagedCacheError
 from .features import AxisName, FeatureName, FeatureSpec, TableName
+from .fidelity import Fidelity
 from .layout import ROWS_TABLE
 from .teachers import Fingerprint, TeacherSpec
 
@@ -128,6 +129,10 @@ class CommitRecord(Document):
         default_factory=dict, description="axis -> places on it, of all examples of the shard"
     )
 
+    fidelity: dict[FeatureName, Fidelity] = Field(
+        default_factory=dict, description="coded feature -> how far it is from the teacher's answer"
+    )
+
     def rows_of(self, feature: FeatureSpec) -> int:
         """How many rows of a feature there are: examples, or places on its axis."""
         return self.rows if feature.axis is None else self.places[feature.axis]
@@ -135,7 +140,7 @@ class CommitRecord(Document):
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = dump(self)
-        return {k: v for k, v in document.items() if (k, v) != ("places", {})}
+        return {k: v for k, v in document.items() if v or k not in ("places", "fidelity")}
 
     @model_validator(mode="after")
     def _has_keys(self) -> "CommitRecord":

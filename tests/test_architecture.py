@@ -16,7 +16,14 @@ MAX_LINES = 300
 
 FLOORS = (
     ("cache_schemas",),
-    ("stages.plugins", "stages.sources", "stages.pretrained", "stages.corpus", "stages.store"),
+    (
+        "stages.plugins",
+        "stages.sources",
+        "stages.pretrained",
+        "stages.corpus",
+        "stages.language",
+        "stages.store",
+    ),
     ("stages.precompute", "stages.distill"),
     ("pipeline",),
     ("cli", ""),

@@ -293,13 +293,18 @@ def _token_ids(tokenizer: Any) -> dict[str, int | None]:
 
 
 def _save(folder: Path, model_class: Any, config: Any, tokenizer: Any) -> Path:
-    from transformers.utils import logging
-
     torch.manual_seed(0)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    model_class(config).save_pretrained(folder)
-    if bars:
-        logging.enable_progress_bar()
+    save_quietly(model_class(config), folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_quietly(model: Any, folder: Path) -> None:
+    """As `save_pretrained`, without a progress bar."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    if bars:
+        logging.enable_progress_bar()

@@ -216,6 +216,7 @@ class _Committer:
                 finished.truncated,
                 finished.tables,
                 task.reservation,
+                finished.fidelity,
             )
         except ReservationLostError:
             self._work.put_back(task)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ...cache_schemas.features import FeatureSpec
+from ...cache_schemas.fidelity import Fidelity, combined
 from ...cache_schemas.keys import KeyArray, keys_to_array
 from ..store.format.dense import fill_value
 from ..store.format.ragged import joined
@@ -26,6 +27,7 @@ class FinishedRows:
     features: Mapping[str, Values]
     truncated: npt.NDArray[np.bool_]
     tables: Mapping[str, pa.Table]
+    fidelity: Mapping[str, Fidelity]
 
 
 class ShardBuffer:
@@ -40,6 +42,7 @@ class ShardBuffer:
         self._answered = np.zeros(len(examples), dtype=bool)
         self._truncated = np.zeros(len(examples), dtype=bool)
         self._images: dict[int, bytes] = {}
+        self._fidelity: dict[str, dict[int, Fidelity | None]] = {}
 
     def put(self, places: Places, answers: Answers) -> dict[int, str]:
         """Keep the answers to the examples at `places`, those with numbers that are not finite
@@ -51,6 +54,9 @@ class ShardBuffer:
         self._answered[np.setdiff1d(places, list(bad))] = True
         self._truncated[places] = answers.truncated
         self._images.update(zip(places.tolist(), answers.images, strict=False))
+        for name in answers.fidelity.keys() & self._columns.keys():
+            measured = zip(places.tolist(), answers.fidelity[name], strict=True)
+            self._fidelity.setdefault(name, {}).update(measured)
         return bad
 
     def finished(self) -> FinishedRows:
@@ -66,7 +72,15 @@ class ShardBuffer:
             features={name: column.take(rows) for name, column in self._columns.items()},
             truncated=self._truncated[rows],
             tables=tables,
+            fidelity=self._measured(places),
         )
+
+    def _measured(self, places: list[int]) -> dict[str, Fidelity]:
+        of_rows = {
+            name: [found for place in places if (found := each[place]) is not None]
+            for name, each in sorted(self._fidelity.items())
+        }
+        return {name: combined(samples) for name, samples in of_rows.items() if samples}
 
 
 class _Rows:

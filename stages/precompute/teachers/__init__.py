@@ -9,6 +9,7 @@ TEACHERS = Registry(
         "hash": ".precompute.teachers.hash:HashTeacher",
         "hash_words": ".precompute.teachers.hash:HashWordsTeacher",
         "encoder": ".precompute.teachers.encoder:EncoderTeacher",
+        "causal_lm": ".precompute.teachers.causal_lm:CausalLMTeacher",
         "classifier": ".precompute.teachers.classifier:ClassifierTeacher",
         "open_clip": ".precompute.teachers.open_clip:OpenClipTeacher",
         "diffusers": ".precompute.teachers.diffusers:DiffusersTeacher",

@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.fidelity import Fidelity
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 
@@ -61,13 +62,15 @@ class Answers:
     features: name -> array [B, *shape], or, of a feature along an axis, one array [n, *shape] for
     each example; truncated: bool [B], texts longer than the teacher takes; images: PNG files, one
     an example, of a teacher that makes images and was told to keep them; unfit: example -> feature
-    that came out as no numbers, where what is stored would not show it.
+    that came out as no numbers, where what is stored would not show it; fidelity: name -> how far
+    what is stored is from what was meant, of each example, None where nothing was measured.
     """
 
     features: Mapping[str, npt.NDArray[Any] | Sequence[npt.NDArray[Any]]]
     truncated: npt.NDArray[np.bool_]
     images: Sequence[bytes] = field(default=())
     unfit: Mapping[int, str] = field(default_factory=dict)
+    fidelity: Mapping[str, Sequence[Fidelity | None]] = field(default_factory=dict)
 
 
 class Teacher(ABC):

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from ....cache_schemas.errors import CacheError, ReservationLostError
 from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.fidelity import Fidelity, combined
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.manifest import TeacherManifest
 from ..format.index import Rows
@@ -127,6 +128,7 @@ class _Merge:
             np.concatenate(truncated),
             {name: _join(name, parts) for name in tables},
             reservation,
+            _fidelity(parts),
         )
         came_from = [(shard, cut) for (shard, _), cut in zip(parts, truncated, strict=True)]
         self.seconds += self._runs.carry(record.shard, came_from)
@@ -154,6 +156,18 @@ def _gather(spec: FeatureSpec, parts: Sequence[Part]) -> Values:
         shard.gather(spec.name, inside, values[done : done + len(inside)])
         done += len(inside)
     return values
+
+
+def _fidelity(parts: Sequence[Part]) -> dict[str, Fidelity]:
+    """What was measured on the rows; of parts of a shard, nothing is known."""
+    if any(len(inside) < shard.rows for shard, inside in parts):
+        return {}
+    names = parts[0][0].fidelity.keys()
+    return {
+        name: combined(shard.fidelity[name] for shard, _ in parts)
+        for name in names
+        if all(name in shard.fidelity for shard, _ in parts)
+    }
 
 
 def _join(name: str, parts: Sequence[Part]) -> pa.Table:

@@ -55,6 +55,7 @@ class SourceShard:
         """`first`: the shard's first row among those of the cache."""
         self._source, self._commit, self._first = source, commit, first
         self.rows = commit.rows
+        self.fidelity = commit.fidelity
         self.tables = tuple(sorted(commit.tables.keys() - {ROWS_TABLE}))
         """Those beside the keys."""
 

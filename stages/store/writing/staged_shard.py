@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ....cache_schemas.errors import ReservationLostError
+from ....cache_schemas.fidelity import Fidelity
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.layout import ROWS_TABLE, commit_file, shard_file, table_file
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
@@ -46,12 +47,22 @@ class StagedShard:
         truncated: npt.NDArray[np.bool_],
         features: Mapping[str, Values],
         tables: Mapping[str, pa.Table],
+        fidelity: Mapping[str, Fidelity],
     ) -> CommitRecord:
         """Write and sync all files, the commit record among them."""
         lengths = _lengths(self._manifest.spec, len(keys), features)
         all_tables = {ROWS_TABLE: rows_table(keys, truncated, lengths), **tables}
         with ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="sync") as pool:
-            record = self._write(pool, len(keys), features, all_tables, lengths)
+            files = self._stage_files(pool, features, all_tables)
+            record = CommitRecord(
+                shard=self._shard,
+                rows=len(keys),
+                features=files[0],
+                tables=files[1],
+                places={axis: int(each.sum()) for axis, each in lengths.items()},
+                fidelity=dict(fidelity),
+            )
+            self._stage(pool, commit_file(self._teacher, self._shard), [record.to_json()])
         for target, sync in self._syncs:
             try:
                 sync.result()
@@ -59,14 +70,12 @@ class StagedShard:
                 raise self._error(target, cause) from cause
         return record
 
-    def _write(
+    def _stage_files(
         self,
         pool: ThreadPoolExecutor,
-        rows: int,
         features: Mapping[str, Values],
         tables: Mapping[str, pa.Table],
-        lengths: Mapping[str, npt.NDArray[np.int64]],
-    ) -> CommitRecord:
+    ) -> tuple[dict[str, FileRecord], dict[str, FileRecord]]:
         feature_files, table_files = {}, {}
         for spec in self._manifest.spec.features:
             values = _values(features[spec.name])
@@ -77,15 +86,7 @@ class StagedShard:
         for name, table in tables.items():
             path = table_file(self._teacher, name, self._shard)
             table_files[name] = self._stage(pool, path, [table_bytes(table)])
-        record = CommitRecord(
-            shard=self._shard,
-            rows=rows,
-            features=feature_files,
-            tables=table_files,
-            places={axis: int(each.sum()) for axis, each in lengths.items()},
-        )
-        self._stage(pool, commit_file(self._teacher, self._shard), [record.to_json()])
-        return record
+        return feature_files, table_files
 
     def _stage(self, pool: ThreadPoolExecutor, target: Path, parts: Iterable[Buffer]) -> FileRecord:
         staged = self._staging.workplace / f"file-{len(self._moves)}"

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ....cache_schemas.fidelity import Fidelity
 from ....cache_schemas.keys import KeyArray, first_occurrences
 from ....cache_schemas.layout import (
     ROWS_TABLE,
@@ -116,6 +117,7 @@ class CacheWriter:
         truncated: npt.NDArray[np.bool_],
         tables: Mapping[str, pa.Table] | None = None,
         reservation: Reservation | None = None,
+        fidelity: Mapping[str, Fidelity] | None = None,
     ) -> CommitRecord:
         """Make the answers to N examples durable and visible: keys [N, 16], features [N, *shape],
         or ragged along their axes.
@@ -127,7 +129,7 @@ class CacheWriter:
         reservation = reservation or self.reserve(keys)
         try:
             shard = StagedShard(self.folder, self.manifest, reservation)
-            record = shard.write(keys, truncated, features, tables or {})
+            record = shard.write(keys, truncated, features, tables or {}, fidelity or {})
             with self.turn():
                 shard.move_into_place()
                 self._see_commits()

@@ -1,34 +1,20 @@
 """A transformers model that reads tokens, as a teacher: what encoders and classifiers share.
 
-In goes a folder or hub id; out comes a frozen model of which every weight that is used came from
-the checkpoint, and whose answers do not depend on padding. Whatever can be refused is refused from
-the configuration and a skeleton of the model: its modules without any weights, built in
-milliseconds.
+In go texts; out comes one row of numbers for each of them, which does not depend on padding.
 """
 
 import inspect
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from .....cache_schemas.errors import JobError, TeacherSourceError
-from .....cache_schemas.features import FeatureSpec
-from ....pretrained import (
-    LOAD_ERRORS,
-    LOCAL_ONLY,
-    one_line,
-    quiet_transformers,
-    read_config,
-    read_tokenizer,
-    source_name,
-    token_limit,
-)
-from ....sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors, resolve
-from ..base import Answers, Example, Teacher, make_spec
+from ....pretrained import quiet_transformers, read_tokenizer, token_limit
+from ..base import Answers, Example
+from .checkpoint_teacher import CheckpointTeacher
 from .tokenized import DEFAULT_MAX_LENGTH, TextTokenizer, TokenBatch, TokenizedOptions
 
 PROBE = Example(b"", ("a",))
@@ -38,20 +24,13 @@ PADDING_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.
 """How far padding may move an answer, in parts of its largest number (at least 0.1): rounding."""
 
 
-class LanguageModelTeacher(Teacher):
-    """A frozen transformers model, `_model` after `load`.
+class LanguageModelTeacher(CheckpointTeacher):
+    """A frozen transformers model that answers a text with arrays of one shape.
 
     Subclasses: `auto_class`, `_features`, `_answer`, and where needed `_prepare` and `_unused`."""
 
-    auto_class: ClassVar[str]
-
     def __init__(self, source: str, options: TokenizedOptions, device: torch.device) -> None:
-        self._device = device
-        self._precision = options.precision()
-        self._folder = resolve(source, options.revision, TeacherSourceError)
-        self._config = read_config(self._folder, TeacherSourceError)
-        require_safetensors(self._folder, TeacherSourceError)
-        self._skeleton = self._build_skeleton()
+        super().__init__(source, options.revision, options.precision(), device)
         tokenizer = read_tokenizer(self._folder, TeacherSourceError)
         positions = token_limit(tokenizer, self._skeleton)
         max_length = options.max_length or min(DEFAULT_MAX_LENGTH, positions)
@@ -64,28 +43,12 @@ class LanguageModelTeacher(Teacher):
             vocabulary=_vocabulary(self._skeleton),
             positions=positions,
         )
-        features = self._features()  # before the digest, which reads every weight
-        self.spec = make_spec(
-            self.kind,
-            source_name(source, options.revision),
-            {"model": digest_files(self._folder, _own_files(self._folder))},
-            options,
-            features,
-            revision=None,  # the digest says it, also where the folder has no revision
-            max_length=max_length,
-            **self._precision.settings(),
-        )
+        self.spec = self._make_spec(options, max_length=max_length)
 
     def load(self) -> None:
-        """Read the weights and put them on the device.
-
-        Raises TeacherSourceError if the checkpoint lacks a weight that an answer needs, or if the
-        model does not keep padding out of its answers."""
+        """Read the weights and put them on the device; see CheckpointTeacher."""
+        super().load()
         with quiet_transformers():
-            model = self._read()
-            model.config.use_cache = False  # nothing is generated: no keys and values to remember
-            self._model: Any = model.eval().requires_grad_(False).to(self._device)
-            self._prepare()
             self._refuse_padding()
 
     def encode(self, examples: Sequence[Example]) -> Answers:
@@ -102,57 +65,8 @@ class LanguageModelTeacher(Teacher):
         return self._texts.buckets(examples)
 
     @abstractmethod
-    def _features(self) -> list[FeatureSpec]:
-        """What the teacher answers, from `_config` and `_skeleton`."""
-
-    @abstractmethod
     def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
         """Feature -> [B or more, *shape], rows beyond B being repeated ones."""
-
-    def _prepare(self) -> None:
-        """What else is to be done with a model that was just read."""
-
-    def _unused(self, weight: str) -> bool:
-        """Whether no answer depends on that weight."""
-        return False
-
-    def _auto(self) -> Any:
-        import transformers
-
-        return getattr(transformers, self.auto_class)
-
-    def _build_skeleton(self) -> Any:
-        try:
-            with torch.device("meta"), quiet_transformers():
-                return self._auto().from_config(self._config, trust_remote_code=False)
-        except LOAD_ERRORS as cause:
-            raise TeacherSourceError(
-                f"source {self._folder}: model type {self._config.model_type!r} does not work as "
-                f"{self.auto_class}: {one_line(cause)}"
-            ) from cause
-
-    def _read(self) -> Any:
-        try:
-            model, report = self._auto().from_pretrained(
-                self._folder,
-                dtype=self._precision.torch_dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                **LOCAL_ONLY,
-            )
-        except LOAD_ERRORS as cause:
-            raise TeacherSourceError(f"source {self._folder}: {one_line(cause)}") from cause
-        self._refuse_random(report["missing_keys"])
-        return model
-
-    def _refuse_random(self, missing: Sequence[str]) -> None:
-        lacking = sorted(name for name in missing if not self._unused(name))
-        if lacking:
-            raise TeacherSourceError(
-                f"source {self._folder}: the weights lack {', '.join(lacking[:4])}"
-                f"{' and more' if len(lacking) > 4 else ''}, which would be random; "
-                f"use a checkpoint that was saved as {type(self._skeleton).__name__}"
-            )
 
     @torch.inference_mode()
     def _refuse_padding(self) -> None:
@@ -178,11 +92,6 @@ def check_max_length(max_length: int, most: int, tokenizer: Any) -> None:
         raise JobError(
             f"max_length: {max_length} has no room beside the special tokens; at least {least}"
         )
-
-
-def _own_files(folder: Path) -> list[Path]:
-    # Not those of sub-folders: a training folder keeps checkpoints there that nobody asks.
-    return [path for pattern in MODEL_FILE_PATTERNS for path in folder.glob(pattern)]
 
 
 def _arguments(skeleton: Any) -> frozenset[str]:

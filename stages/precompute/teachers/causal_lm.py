@@ -1,0 +1,229 @@
+"""Any causal language model as a teacher: what it says of each token of a text, and by itself.
+
+Of a text (`../../language`), the predicted tokens are answered: by the most probable words, by
+words drawn from the model's distribution, by the whole distribution, by hidden states, as is
+asked. The logits of all tokens are never in memory at once.
+Shapes: B examples, T tokens, P predicted tokens of all examples, H hidden numbers, V words.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ....cache_schemas.codings import TopKCoding
+from ....cache_schemas.errors import JobError, TeacherSourceError
+from ....cache_schemas.features import FeatureSpec
+from ...language.logits import find_law, hidden_states
+from ...language.tokens import TokenTexts, encode_texts, special_ends
+from ...language.vocabulary import tokenizer_digest, word_count
+from ...pretrained import read_tokenizer, token_limit
+from .base import Answers, Example, example_seed
+from .precision import ROW_GROUP, in_row_groups
+from .text.causal_options import CausalLMOptions
+from .text.checkpoint_teacher import CheckpointTeacher
+from .text.generation import Continuation, Sampling, continue_prompts
+from .text.token_answers import MEASURED_EVERY, Answer, Dense, Draws, TokenAnswers, TopK
+
+DEFAULT_MAX_LENGTH = 1024
+PAD_MULTIPLE = 16
+CHUNK_BYTES = 64 * 2**20
+"""Of float32 logits at once."""
+
+Lengths = npt.NDArray[np.int64]
+
+
+class CausalLMTeacher(CheckpointTeacher):
+    """Answers with `token_ids` and `prompt_tokens`, and with `top_k`, `draws`, `dense`, `hidden`,
+    `generated_ids` and `generated_log_probs` as they are asked for."""
+
+    Options = CausalLMOptions
+    kind = "causal_lm"
+    selecting = frozenset(
+        {"top_k", "top_k_bits", "temperatures", "draws", "draws_log_probs", "dense"}
+        | {"hidden_layers", "max_new_tokens"}
+    )
+    default_batch_size = 8
+    default_rows_per_shard = 1024
+    auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, source: str, options: CausalLMOptions, device: torch.device) -> None:
+        super().__init__(source, options.revision, options.precision(), device)
+        self._options = options
+        self._tokenizer = read_tokenizer(self._folder, TeacherSourceError)
+        self._words = word_count(self._tokenizer)
+        self._positions = token_limit(self._tokenizer, self._skeleton)
+        self._max_length = options.max_length or min(DEFAULT_MAX_LENGTH, self._positions)
+        self._check()
+        self.spec = self._make_spec(
+            options,
+            max_length=self._max_length,
+            tokenizer=tokenizer_digest(self._tokenizer),
+            vocabulary=self._words,
+            temperatures=tuple(str(each) for each in sorted({1.0, *options.temperatures})),
+        )
+
+    def encode(self, examples: Sequence[Example]) -> Answers:
+        """Rows of each example for each of its tokens, predicted tokens, and generated ones."""
+        texts = self._texts(examples)
+        seeds = [example_seed(self._options.seed, example.key) for example in examples]
+        features: dict[str, Any] = {
+            "token_ids": [texts.of(text) for text in range(len(texts))],
+            "prompt_tokens": np.minimum(texts.prompts, texts.lengths),
+        }
+        output, places_P = self._run(texts)
+        answers = self._predict(output, places_P, texts.predicted, seeds)
+        features |= answers.rows_of_texts(texts.predicted)
+        unfit = dict.fromkeys(answers.broken(texts.predicted), "logits")
+        if self._options.hidden_layers:
+            features["hidden"] = self._hidden(output, places_P, texts.predicted)
+        if self._options.max_new_tokens:
+            said = self._generate(texts, seeds)
+            features["generated_ids"] = [np.array(one.ids, dtype=np.uint32) for one in said]
+            features["generated_log_probs"] = [np.array(one.log_probs, "f4") for one in said]
+            unfit |= {place: "generated_ids" for place, one in enumerate(said) if one.broken}
+        owners_P = np.repeat(np.arange(len(texts)), texts.predicted)
+        fidelity = answers.fidelity_of_texts(owners_P, len(texts))
+        return Answers(features, texts.truncated, unfit=unfit, fidelity=fidelity)
+
+    def buckets(self, examples: Sequence[Example]) -> list[int]:
+        """The padded length of each example, in tokens."""
+        return [self._bucket(length) for length in self._texts(examples).lengths.tolist()]
+
+    def _bucket(self, tokens: int) -> int:
+        return min(-(-max(tokens, 1) // PAD_MULTIPLE) * PAD_MULTIPLE, self._positions)
+
+    def _texts(self, examples: Sequence[Example]) -> TokenTexts:
+        segments = [example.segments for example in examples]
+        return encode_texts(self._tokenizer, self._options, segments, self._max_length)
+
+    def _predict(
+        self, output: Any, places_P: Tensor, predicted: Lengths, seeds: Sequence[int]
+    ) -> TokenAnswers:
+        """The answers to all predicted tokens, of which each text has so many."""
+        hidden_PH = _chosen(output.last_hidden_state, places_P)
+        places = [np.arange(count) for count in predicted.tolist()]
+        answers = TokenAnswers(self._answers, np.concatenate(places) % MEASURED_EVERY == 0)
+        answers.gather(
+            lambda start, stop: self._logits(hidden_PH[start:stop]),
+            self._chunk,
+            _uniforms(predicted, seeds, self._options.draws or 0),
+        )
+        return answers
+
+    def _hidden(self, output: Any, places_P: Tensor, predicted: Lengths) -> list[npt.NDArray[Any]]:
+        layers = [_chosen(output.hidden_states[n], places_P) for n in self._options.hidden_layers]
+        rows = self._precision.store(torch.stack(layers, dim=1))
+        return np.split(rows, np.cumsum(predicted)[:-1])
+
+    def _run(self, texts: TokenTexts) -> tuple[Any, Tensor]:
+        """The transformer's output, and where in it, counted over all [B, T], predictions are made:
+        at the token before the predicted one."""
+        width = self._bucket(int(texts.lengths.max()))
+        ids_BT = torch.full((len(texts), width), self._fill)
+        mask_BT = torch.zeros_like(ids_BT)
+        places = [np.empty(0, dtype=np.int64)]
+        for row, length in enumerate(texts.lengths.tolist()):
+            ids_BT[row, :length] = torch.from_numpy(texts.of(row).astype(np.int64))
+            mask_BT[row, :length] = 1
+            places.append(row * width + np.arange(texts.prompts[row] - 1, length - 1))
+        output = hidden_states(
+            self._model,
+            in_row_groups(ids_BT, self._device),
+            in_row_groups(mask_BT, self._device),
+            output_hidden_states=bool(self._options.hidden_layers),
+        )
+        return output, torch.from_numpy(np.concatenate(places)).to(self._device)
+
+    def _logits(self, hidden_CH: Tensor) -> Tensor:
+        """Logits of the tokenizer's words [C, V]: what a model has beyond them stands for none."""
+        rows_CH = in_row_groups(hidden_CH, self._device)
+        return self._law(self._head(rows_CH))[: len(hidden_CH), : self._words].float()
+
+    def _generate(self, texts: TokenTexts, seeds: Sequence[int]) -> list[Continuation]:
+        most = self._options.max_new_tokens or 0
+        said = [Continuation() for _ in seeds]
+        whole = np.flatnonzero(texts.lengths >= texts.prompts)
+        for length in np.unique(texts.prompts[whole]).tolist():
+            group = whole[texts.prompts[whole] == length].tolist()
+            prompts_BT = torch.from_numpy(np.stack([texts.of(g)[:length] for g in group])).long()
+            uniforms = [np.random.default_rng([seeds[g], 1]).random(most) for g in group]
+            found = continue_prompts(
+                self._model,
+                in_row_groups(prompts_BT, self._device),
+                self._words,
+                min(most, self._positions - length),
+                self._ends,
+                Sampling(self._options.generation_temperature, self._options.generation_top_p),
+                _repeated(np.stack(uniforms), self._device),
+            )
+            for place, one in zip(group, found, strict=False):
+                said[place] = one
+        return said
+
+    def _prepare(self) -> None:
+        law = find_law(self._model)
+        if law is None:
+            raise TeacherSourceError(
+                f"source {self._folder}: {type(self._model).__name__} makes its logits otherwise "
+                "than from its last hidden states and its head; use another model"
+            )
+        self._law, self._head = law, self._model.get_output_embeddings()
+        logit_bytes = 4 * self._head.weight.shape[0]
+        self._chunk = max(CHUNK_BYTES // logit_bytes // ROW_GROUP, 1) * ROW_GROUP
+        self._answers = self._make_answers()
+        ends = self._model.generation_config.eos_token_id
+        known = ends if isinstance(ends, list) else [ends]
+        self._ends = {*known, *special_ends(self._tokenizer).after} - {None}
+        self._fill = int(self._tokenizer.pad_token_id or 0)
+
+    def _make_answers(self) -> dict[str, Answer]:
+        answers: dict[str, Answer] = {}
+        for name, coding in self._options.codings(self._words).items():
+            answers[name] = TopK(coding) if isinstance(coding, TopKCoding) else Draws(coding)
+        if self._options.dense:
+            answers["dense"] = Dense(self._precision)
+        return answers
+
+    def _features(self) -> list[FeatureSpec]:
+        config = self._config.get_text_config()
+        return self._options.features(
+            self._words, config.hidden_size, self._max_length, self._precision.stored
+        )
+
+    def _check(self) -> None:
+        if self._max_length > self._positions:
+            raise JobError(
+                f"max_length: {self._max_length} is more than the model takes; at most "
+                f"{self._positions}"
+            )
+        rows = self._skeleton.get_output_embeddings().weight.shape[0]
+        if self._words > rows:
+            raise TeacherSourceError(
+                f"source {self._folder}: its tokenizer has {self._words} words, the model {rows}; "
+                "the tokenizer is not the model's own"
+            )
+        deepest = self._config.get_text_config().num_hidden_layers
+        beyond = [layer for layer in self._options.hidden_layers if layer > deepest]
+        if beyond:
+            raise JobError(f"hidden_layers: {beyond[0]} is beyond the model's; from 0 to {deepest}")
+
+
+def _chosen(states_BTH: Tensor, places_P: Tensor) -> Tensor:
+    return states_BTH.flatten(0, 1).index_select(0, places_P)
+
+
+def _uniforms(predicted: Lengths, seeds: Sequence[int], draws: int) -> npt.NDArray[np.float64]:
+    """Numbers from 0 to 1 [P, K], those of a text from its own seed."""
+    parts = [
+        np.random.default_rng(seed).random((count, draws))
+        for seed, count in zip(seeds, predicted.tolist(), strict=True)
+    ]
+    return np.concatenate([np.empty((0, draws)), *parts])
+
+
+def _repeated(rows: npt.NDArray[np.float64], device: torch.device) -> npt.NDArray[np.float64]:
+    return in_row_groups(torch.from_numpy(rows), device).cpu().numpy()

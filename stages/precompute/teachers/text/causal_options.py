@@ -1,0 +1,152 @@
+"""What a causal language model can be asked for, and the features that makes."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .....cache_schemas.codings import Coding, DrawsCoding, Temperature, TopKCoding
+from .....cache_schemas.errors import JobError
+from .....cache_schemas.features import FeatureSpec, StoredDtype
+from ....language.recipe import Recipe
+from ..precision import PrecisionOptions
+
+TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated"
+"""The axes: tokens of a text, those of them that are predicted, and words the model said."""
+
+
+class CausalLMOptions(PrecisionOptions, Recipe):
+    """Options of the teacher `causal_lm`."""
+
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of a hub id; none is the main branch"
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=2,
+        description="most tokens of a text, what is beyond is cut off; default 1024, or what the "
+        "model takes if that is less",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of draws and of drawn responses")
+    top_k: int | None = Field(
+        default=64,
+        ge=1,
+        description="most probable words to keep of each predicted token, with the mass of all "
+        "others; null: none",
+    )
+    top_k_bits: Literal[6, 8, 16] = Field(
+        default=8, description="bits that say a log-probability of top_k: 6, 8 or 16"
+    )
+    temperatures: tuple[Temperature, ...] = Field(
+        default=(1.0,),
+        description="temperatures at which the mass outside of top_k is kept: those that students "
+        "will be trained at, and 1",
+    )
+    draws: int | None = Field(
+        default=None,
+        ge=1,
+        description="words to draw from the model's distribution for each predicted token, with "
+        "replacement: unbiased where top_k is not (arXiv 2503.16870)",
+    )
+    draws_log_probs: bool = Field(
+        default=False,
+        description="keep the log-probability of each draw: for temperatures and divergences "
+        "beside forward KL; 2 bytes a draw",
+    )
+    dense: bool = Field(
+        default=False, description="keep the log-probabilities of all words (small vocabularies)"
+    )
+    hidden_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="layers whose hidden states to keep for each predicted token: 0 (embeddings), "
+        "1, ...; as the last one counts what the head reads",
+    )
+    max_new_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="let the model answer each prompt itself, with at most so many tokens",
+    )
+    generation_temperature: float = Field(
+        default=0.0, ge=0, le=100, description="0: the most probable words; else they are drawn"
+    )
+    generation_top_p: float = Field(
+        default=1.0, gt=0, le=1, description="draw from the words that have this much of the mass"
+    )
+
+    @field_validator("hidden_layers")
+    @classmethod
+    def _differ(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) != len(layers):
+            raise ValueError(f"{list(layers)} repeats a layer; name each once")
+        return layers
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "CausalLMOptions":
+        asked = (self.top_k, self.draws, self.dense, self.hidden_layers, self.max_new_tokens)
+        if not any(asked):
+            raise ValueError(
+                "top_k, draws, dense, hidden_layers, max_new_tokens: ask for at least one of them"
+            )
+        if self.max_new_tokens and not self.has_prompt:
+            raise ValueError(
+                "max_new_tokens: texts have no prompt to answer; use text_format plain or chat"
+            )
+        return self
+
+    def codings(self, words: int) -> dict[str, Coding]:
+        """How the coded features of a vocabulary are written. Raises JobError."""
+        codings: dict[str, Coding] = {}
+        if self.top_k is not None:
+            if self.top_k > words:
+                raise JobError(
+                    f"top_k: {self.top_k} is above the tokenizer's vocabulary of {words}; ask for "
+                    f"at most {words}"
+                )
+            codings["top_k"] = TopKCoding(
+                k=self.top_k,
+                vocabulary=words,
+                bits=self.top_k_bits,
+                temperatures=tuple(sorted({1.0, *self.temperatures})),
+            )
+        if self.draws is not None:
+            bits: Literal[0, 16] = 16 if self.draws_log_probs else 0
+            codings["draws"] = DrawsCoding(draws=self.draws, vocabulary=words, log_prob_bits=bits)
+        return codings
+
+    def features(
+        self, words: int, width: int, max_length: int, stored: StoredDtype
+    ) -> list[FeatureSpec]:
+        """All that is asked for of a model of so many words and hidden numbers."""
+        of_tokens = {"axis": TOKENS, "longest": max_length}
+        of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "longest": max_length}
+        found = [
+            _spec("token_ids", (), "uint32", "token ids of the text", **of_tokens),
+            _spec("prompt_tokens", (), "uint32", "tokens at its start that are not predicted"),
+        ]
+        for name, coding in self.codings(words).items():
+            told = _TOLD[coding.kind].format(self.top_k, self.draws)
+            width_of_row = (coding.row_bytes,)
+            found.append(_spec(name, width_of_row, "uint8", told, coding=coding, **of_predictions))
+        if self.dense:
+            told = "log-probabilities of all words"
+            found.append(_spec("dense", (words,), stored, told, **of_predictions))
+        if self.hidden_layers:
+            shape = (len(self.hidden_layers), width)
+            told = f"hidden states that predict the token, of layers {list(self.hidden_layers)}"
+            found.append(_spec("hidden", shape, stored, told, **of_predictions))
+        if self.max_new_tokens:
+            of_generated: dict[str, Any] = {"axis": GENERATED, "longest": self.max_new_tokens}
+            told = "the model's own response, its end token included"
+            found.append(_spec("generated_ids", (), "uint32", told, **of_generated))
+            told = "log-probabilities of its tokens, at temperature 1"
+            found.append(_spec("generated_log_probs", (), "float32", told, **of_generated))
+        return found
+
+
+_TOLD = {
+    "topk": "the {0} most probable words, their log-probabilities, the mass of all others",
+    "draws": "{1} words drawn from the model's distribution",
+}
+
+
+def _spec(name: str, shape: tuple[int, ...], dtype: Any, told: str, **more: Any) -> FeatureSpec:
+    return FeatureSpec(name=name, shape=shape, dtype=dtype, description=told, **more)

@@ -1,0 +1,194 @@
+"""What a language model answers for each token it predicts, from its logits, chunk by chunk.
+
+In: logits [C, V] in float32 of as many tokens as fit into little memory. Out: NumPy arrays of a row
+a token. Shapes: C tokens of a chunk, P of all, V words, K entries or draws, T temperatures.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .....cache_schemas.codings import DrawsCoding, TopKCoding
+from .....cache_schemas.fidelity import Fidelity
+from ....store.codec.draws import encode_draws
+from ....store.codec.fidelity import measure_draws, measure_top_k
+from ....store.codec.top_k import encode_top_k
+from ..precision import Precision
+
+MEASURED_EVERY = 16
+"""Of the predicted tokens of a text, what is written is compared with what was meant."""
+
+Arrays = tuple[npt.NDArray[Any], ...]
+Bools = npt.NDArray[np.bool_]
+Uniforms = npt.NDArray[np.float64]
+"""Numbers from 0 to 1, some for each token [P, K]."""
+
+
+class Answer(Protocol):
+    """One feature of predicted tokens."""
+
+    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
+        """What the teacher says, arrays [C, ...]."""
+
+    def rows(self, said: Arrays) -> npt.NDArray[Any]:
+        """What is stored of it [C, *shape]."""
+
+    def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity | None:
+        """How far the stored rows are from what was said; None where they are the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The most probable words with their log-probabilities, and the mass of all others."""
+
+    coding: TopKCoding
+
+    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
+        """Ids and log-probabilities [C, K], log-masses of all others [C, T]."""
+        found = torch.topk(logits_CV, self.coding.k)
+        log_probs_CK = found.values - logits_CV.logsumexp(1, keepdim=True)
+        tails_CT = self._log_tails(logits_CV, found.indices)
+        return _arrays(found.indices, log_probs_CK, tails_CT)
+
+    def rows(self, said: Arrays) -> npt.NDArray[Any]:
+        """Coded, [C, W]."""
+        return encode_top_k(self.coding, *said)
+
+    def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity:
+        """Of coded rows, against what was said."""
+        ids_CK, log_probs_CK, log_tails_CT = said
+        return measure_top_k(self.coding, ids_CK, log_probs_CK, log_tails_CT, rows)
+
+    def _log_tails(self, logits_CV: Tensor, ids_CK: Tensor) -> Tensor:
+        # Not one minus the mass of the others: that would be rounding alone where a tail is small.
+        others_CV = logits_CV.scatter(1, ids_CK, -torch.inf)
+        tails = [
+            (others_CV / temperature).logsumexp(1) - (logits_CV / temperature).logsumexp(1)
+            for temperature in self.coding.temperatures
+        ]
+        return torch.stack(tails, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Words drawn with replacement from the model's own distribution (arXiv 2503.16870)."""
+
+    coding: DrawsCoding
+
+    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
+        """Ids and log-probabilities [C, K]."""
+        # In double precision: in single, the sum over a large vocabulary forgets rare words.
+        summed_CV = logits_CV.double().softmax(1).cumsum(1)
+        wanted_CK = torch.from_numpy(uniform_CK).to(logits_CV.device) * summed_CV[:, -1:]
+        ids_CK = torch.searchsorted(summed_CV, wanted_CK, right=True)
+        ids_CK = ids_CK.clamp(max=logits_CV.shape[1] - 1)
+        log_probs_CK = logits_CV.gather(1, ids_CK) - logits_CV.logsumexp(1, keepdim=True)
+        return _arrays(ids_CK, log_probs_CK)
+
+    def rows(self, said: Arrays) -> npt.NDArray[Any]:
+        """Coded, [C, W]."""
+        return encode_draws(self.coding, said[0], said[1] if self.coding.log_prob_bits else None)
+
+    def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity:
+        """Of coded rows, against what was said."""
+        ids_CK, log_probs_CK = said
+        return measure_draws(self.coding, ids_CK, log_probs_CK, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """The log-probabilities of all words."""
+
+    precision: Precision
+
+    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
+        """Log-probabilities [C, V]; a word that is ruled out has the lowest number there is."""
+        log_probs_CV = logits_CV.log_softmax(1)
+        lowest = float(np.finfo(self.precision.stored).min)
+        return (self.precision.store(log_probs_CV.clamp(min=lowest)),)
+
+    def rows(self, said: Arrays) -> npt.NDArray[Any]:
+        """The same."""
+        return said[0]
+
+    def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> None:
+        """Nothing is lost but the rounding to the stored type."""
+
+
+def _arrays(*tensors: Tensor) -> Arrays:
+    return tuple(tensor.cpu().numpy() for tensor in tensors)
+
+
+@dataclass(slots=True)
+class TokenAnswers:
+    """The answers to the predicted tokens of a batch, gathered chunk by chunk."""
+
+    answers: Mapping[str, Answer]
+    measured: Bools
+    """Which tokens what is stored is measured at, [P]."""
+    _rows: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
+    _samples: dict[str, list[tuple[Arrays, npt.NDArray[Any]]]] = field(default_factory=dict)
+    _numbers: list[Bools] = field(default_factory=list)
+
+    def gather(
+        self, logits: Callable[[int, int], Tensor], chunk: int, uniform_PK: Uniforms
+    ) -> None:
+        """Ask for all of them; `logits` gives those of tokens `start` to `stop - 1` [C, V]."""
+        for start in range(0, len(self.measured), chunk):
+            part = slice(start, min(start + chunk, len(self.measured)))
+            logits_CV = logits(part.start, part.stop)
+            # A word that is ruled out has minus infinity; other logits that are no numbers are
+            # broken, and so is all that follows from them.
+            numbers_C = logits_CV.logsumexp(1).isfinite()
+            self._numbers.append(numbers_C.cpu().numpy())
+            logits_CV = torch.where(numbers_C[:, None], logits_CV, 0.0)
+            for name, answer in self.answers.items():
+                self._add(name, answer, answer.read(logits_CV, uniform_PK[part]), part)
+
+    def _add(self, name: str, answer: Answer, said: Arrays, part: slice) -> None:
+        rows = answer.rows(said)
+        self._rows.setdefault(name, []).append(rows)
+        chosen = self.measured[part]
+        sample = tuple(array[chosen] for array in said), rows[chosen]
+        self._samples.setdefault(name, []).append(sample)
+
+    def broken(self, lengths: npt.NDArray[np.int64]) -> list[int]:
+        """The texts, of so many tokens each, of which a token's logits are no numbers."""
+        parts = _split(np.concatenate([np.empty(0, dtype=bool), *self._numbers]), lengths)
+        return [text for text, numbers in enumerate(parts) if not numbers.all()]
+
+    def rows_of_texts(self, lengths: npt.NDArray[np.int64]) -> dict[str, list[npt.NDArray[Any]]]:
+        """Feature -> rows of each text, of so many tokens each."""
+        return {name: _split(np.concatenate(rows), lengths) for name, rows in self._rows.items()}
+
+    def fidelity_of_texts(self, texts: npt.NDArray[np.int64], count: int) -> dict[str, list[Any]]:
+        """Feature -> fidelity of each of `count` texts, None where nothing was measured; `texts`
+        [P] says whose each token is. Text by text: what a text's figures are must not depend on
+        those beside it."""
+        chosen = texts[self.measured]
+        lengths = np.bincount(chosen, minlength=count)
+        return {
+            name: [
+                self.answers[name].measure(said, rows) if len(rows) else None
+                for said, rows in _samples_of_texts(samples, lengths)
+            ]
+            for name, samples in self._samples.items()
+        }
+
+
+def _samples_of_texts(
+    samples: list[tuple[Arrays, npt.NDArray[Any]]], lengths: npt.NDArray[np.int64]
+) -> list[tuple[Arrays, npt.NDArray[Any]]]:
+    said = zip(*(arrays for arrays, _ in samples), strict=True)
+    columns = [_split(np.concatenate(each), lengths) for each in said]
+    rows = _split(np.concatenate([rows for _, rows in samples]), lengths)
+    return list(zip(zip(*columns, strict=True), rows, strict=True))
+
+
+def _split(rows: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+    return np.split(rows, np.cumsum(lengths)[:-1])
