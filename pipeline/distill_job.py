@@ -27,7 +27,8 @@ class CorpusKeys(Job):
         default=(), description="files or folders to choose the best epoch by"
     )
     text_column: tuple[str, ...] = Field(
-        min_length=1, description="columns that hold the text segments, in order"
+        min_length=1,
+        description="columns of the text segments, in order; one that ends in ? may be blank",
     )
     label_column: str | None = Field(
         default=None,

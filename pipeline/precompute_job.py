@@ -21,7 +21,8 @@ class PrecomputeJob(Job):
 
     corpus: tuple[str, ...] = Field(min_length=1, description="files or folders of texts")
     text_column: tuple[str, ...] = Field(
-        min_length=1, description="columns that hold the text segments, in order"
+        min_length=1,
+        description="columns of the text segments, in order; one that ends in ? may be blank",
     )
     teacher: str = Field(description="KIND:SOURCE, for example open_clip:FOLDER or hash:16")
     cache: LocalFolder = Field(description="folder of the cache; made if it is not there")

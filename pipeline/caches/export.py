@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ...cache_schemas.errors import JobError
-from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.corpus.corpus import Corpus, column_name, read_corpus
 from ...stages.store.format.index import Rows
 from ...stages.store.reading.reader import Cache, open_cache
 from ..jobs import Job, LocalFolder
@@ -80,7 +80,11 @@ def run_export(job: ExportJob, quiet: bool = False) -> Exported:
     features = {name: cache[name] for name in names}
     corpus, cache_rows = _join(job, cache, names)
     columns = corpus_columns(
-        corpus, job.text_column, job.label_column, job.id_column or None, names
+        corpus,
+        list(map(column_name, job.text_column)),
+        job.label_column,
+        job.id_column or None,
+        names,
     )
     teacher = cache.teacher.fingerprint
     rows = ExportRows(teacher, columns, corpus.ids, corpus.keys(), cache_rows, features)

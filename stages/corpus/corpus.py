@@ -2,7 +2,8 @@
 
 What comes in: files and column names. What goes out: examples by number, their keys, and words for
 where each came from. Every row is checked once, here: a row that is null, blank or repeats an id
-stops the run and is named, or is left out and listed when the job says `skip_bad_rows`.
+stops the run and is named, or is left out and listed when the job says `skip_bad_rows`. A text
+column that is named with a question mark behind (`context?`) may be blank in some rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,9 @@ import pyarrow.compute as pc
 from ...cache_schemas.errors import CorpusError
 from ...cache_schemas.keys import KeyArray, example_key, keys_to_array
 from .files import read_columns
+
+OPTIONAL = "?"
+"""Behind the name of a text column that may be blank."""
 
 _BATCH_ROWS = 65_536
 _TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
@@ -93,10 +97,12 @@ def read_corpus(
 ) -> Corpus:
     """Read and check the examples of `sources`; at most `limit` rows of each.
 
+    Of text columns, one that ends in a question mark may be blank, if not all of a row are.
     Ids are checked for repetition: those of `id_column`, which every source must have; of a column
     `id` where there is one, if `id_column` is None; none if it is False.
     Raises CorpusError naming file, row and column."""
-    if not sources or not text_columns or len(set(text_columns)) != len(text_columns):
+    names = {column_name(column) for column in text_columns}
+    if not sources or not text_columns or len(names) < len(text_columns):
         raise CorpusError(
             f"corpus {list(sources)}, text_column {list(text_columns)}: "
             "name at least one of each, no column twice"
@@ -120,19 +126,21 @@ def _read_part(
     limit: int | None,
 ) -> Corpus:
     others = [name for name in (label_column, id_column) if name]
-    table = read_columns(source, text_columns, others, optional="id").slice(0, limit)
-    segments = tuple(_text(source, name, table[name]) for name in text_columns)
+    names = [column_name(column) for column in text_columns]
+    table = read_columns(source, names, others, optional="id").slice(0, limit)
+    segments = tuple(_text(source, name, table[name]) for name in names)
     if id_column is None and "id" in table.column_names:
         id_column = "id"
     ids = _ids(source, id_column, table[id_column]) if id_column else None
-    problems = _problems(source, dict(zip(text_columns, segments, strict=True)), ids)
+    required = [not column.endswith(OPTIONAL) for column in text_columns]
+    problems = _problems(source, dict(zip(names, segments, strict=True)), required, ids)
     if problems and not skip_bad_rows:
         raise CorpusError(_first_of(list(problems.values())))
     keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
     labels = _plain(table[label_column]) if label_column else None
     return Corpus(
         sources=(source,),
-        segments=tuple(column.take(pa.array(keep)) for column in segments),
+        segments=tuple(column.take(pa.array(keep)).fill_null("") for column in segments),
         ids=None if ids is None else ids.take(pa.array(keep)),
         labels=None if labels is None else labels.take(pa.array(keep)),
         source_of_row=np.zeros(len(keep), dtype=np.int32),
@@ -179,18 +187,35 @@ def _whole(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array
     return cast.combine_chunks() if cast.num_chunks != 1 else cast.chunk(0)
 
 
-def _problems(source: str, texts: dict[str, pa.Array], ids: pa.Array | None) -> dict[int, str]:
+def column_name(text_column: str) -> str:
+    """The name of a text column, without the mark of one that may be blank."""
+    return text_column.removesuffix(OPTIONAL)
+
+
+def _problems(
+    source: str, texts: dict[str, pa.Array], required: Sequence[bool], ids: pa.Array | None
+) -> dict[int, str]:
     """Row -> what is wrong with it."""
     problems: dict[int, str] = {}
-    for name, column in texts.items():
-        null = column.is_null().to_numpy(zero_copy_only=False)
-        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0).fill_null(True)
-        for row in np.flatnonzero(blank.to_numpy(zero_copy_only=False)).tolist():
-            what = "null" if null[row] else "empty"
-            problems[row] = f"corpus {source} row {row + 1}: column {name!r} is {what}"
+    blanks = {name: _blank(column) for name, column in texts.items()}
+    for (name, blank), must in zip(blanks.items(), required, strict=True):
+        if must:
+            null = texts[name].is_null().to_numpy(zero_copy_only=False)
+            for row in np.flatnonzero(blank).tolist():
+                what = "null" if null[row] else "empty"
+                problems[row] = f"corpus {source} row {row + 1}: column {name!r} is {what}"
+    for row in np.flatnonzero(np.logical_and.reduce(list(blanks.values()))).tolist():
+        told = f"corpus {source} row {row + 1}: all of its columns are empty ({', '.join(texts)})"
+        problems.setdefault(row, told)
     if ids is not None:
         problems |= _repeated_ids(source, ids)
     return problems
+
+
+def _blank(column: pa.Array) -> npt.NDArray[np.bool_]:
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0).fill_null(True)
+    found: npt.NDArray[np.bool_] = blank.to_numpy(zero_copy_only=False)
+    return found
 
 
 def _repeated_ids(source: str, ids: pa.Array) -> dict[int, str]:

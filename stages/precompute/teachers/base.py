@@ -43,7 +43,7 @@ class PromptOptions(TeacherOptions):
 
     def prompt(self, segments: Sequence[str]) -> str:
         """The prompt of one example."""
-        text = " ".join(segments)
+        text = " ".join(segment for segment in segments if segment)
         return self.template.replace("{text}", text.lower() if self.lowercase else text)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from armada.cache_schemas.errors import CorpusError
+from armada.cache_schemas.keys import example_key
 from armada.stages.corpus.corpus import read_corpus
 
 WriteParquet = Callable[[str, dict[str, Any]], str]
@@ -116,3 +117,36 @@ def test_the_same_id_in_two_files_is_fine(write_parquet: WriteParquet) -> None:
     one = write_parquet("one", {"a": ["x"], "id": [1]})
     other = write_parquet("other", {"a": ["y"], "id": [1]})
     assert len(read_corpus([one, other], ["a"])) == 2
+
+
+INSTRUCTIONS = {
+    "instruction": ["say", "tell", "sum", None],
+    "context": ["here", "", None, " "],
+    "response": ["a", "b", "c", ""],
+}
+
+
+def test_a_column_with_a_question_mark_may_be_blank(write_parquet: WriteParquet) -> None:
+    three = {name: values[:3] for name, values in INSTRUCTIONS.items()}
+    source = write_parquet("three", three)
+    corpus = read_corpus([source], ["instruction", "context?", "response"])
+    expected = [("say", "here", "a"), ("tell", "", "b"), ("sum", "", "c")]
+    assert corpus.examples(np.arange(3)) == expected
+    np.testing.assert_array_equal(corpus.keys()[1], list(example_key(expected[1])))
+    with pytest.raises(CorpusError, match="row 2: column 'context' is empty"):
+        read_corpus([source], ["instruction", "context", "response"])
+
+
+def test_a_row_of_blanks_is_no_example(write_parquet: WriteParquet) -> None:
+    source = write_parquet("all", INSTRUCTIONS)
+    columns = ["instruction?", "context?", "response?"]
+    with pytest.raises(CorpusError, match=r"row 4: all of its columns are empty"):
+        read_corpus([source], columns)
+    assert len(read_corpus([source], columns, skip_bad_rows=True)) == 3
+
+
+def test_a_column_is_not_named_twice_with_and_without_the_mark(
+    write_parquet: WriteParquet,
+) -> None:
+    with pytest.raises(CorpusError, match="no column twice"):
+        read_corpus([write_parquet("all", INSTRUCTIONS)], ["context?", "context"])

@@ -1,0 +1,118 @@
+"""Texts as tokens of a language model: what is given, what is predicted, where they end."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from armada.stages.language.recipe import Recipe
+from armada.stages.language.tokens import encode_texts, special_ends
+from armada.stages.language.vocabulary import tokenizer_digest, word_count
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_checkpoints import make_tokenizer
+from tiny_language_models import TEXTS, make_chat_tokenizer
+from transformers import AutoTokenizer
+
+TOKENIZER = make_chat_tokenizer()
+BERT = make_tokenizer(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "ends"),
+    [(TOKENIZER, (("<s>",), ("</s>",))), (BERT, (("[CLS]",), ("[SEP]",)))],
+    ids=["causal", "bert"],
+)
+def test_special_tokens_stand_where_the_tokenizer_puts_them(tokenizer: Any, ends: Any) -> None:
+    found = special_ends(tokenizer)
+    names = tuple(map(tuple, map(tokenizer.convert_ids_to_tokens, (found.before, found.after))))
+    assert names == ends
+
+
+@given(
+    texts=st.lists(st.text("abc é\n界", min_size=1).filter(str.strip), min_size=1, max_size=5),
+    most=st.integers(2, 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_text_is_what_the_tokenizer_makes_of_it(texts: list[str], most: int) -> None:
+    found = encode_texts(TOKENIZER, Recipe(), [(text,) for text in texts], most)
+    for place, text in enumerate(texts):
+        whole = [*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id]
+        assert found.of(place).tolist() == whole[:most]
+        assert found.truncated[place] == (len(whole) > most)
+    assert found.prompts.tolist() == [1] * len(texts)
+    np.testing.assert_array_equal(found.predicted, found.lengths - 1)
+
+
+def _told(recipe: Recipe, segments: Sequence[str], most: int = 200) -> tuple[str, str]:
+    found = encode_texts(TOKENIZER, recipe, [segments], most)
+    start = int(found.prompts[0])
+    return tuple(map(TOKENIZER.decode, (found.ids[:start], found.ids[start:])))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "segments", "told"),
+    [
+        (Recipe(), ("one", "", "two"), ("<s>", "one\n\ntwo</s>")),
+        (Recipe(end_token=False), ("one",), ("<s>", "one")),
+        (Recipe(text_format="plain"), ("ask", "", "say"), ("<s>ask\n", "say</s>")),
+        (
+            Recipe(text_format="plain", prompt_template="Q: {text}\nA:"),
+            ("ask", "this", "say"),
+            ("<s>Q: ask\n\nthis\nA:", "say</s>"),
+        ),
+        (
+            Recipe(text_format="chat", system_prompt="be kind"),
+            ("ask", "say"),
+            ("<system>be kind</s>\n<user>ask</s>\n<assistant>", "say</s>"),
+        ),
+    ],
+)
+def test_what_is_given_and_what_is_predicted(
+    recipe: Recipe, segments: Sequence[str], told: tuple[str, str]
+) -> None:
+    assert _told(recipe, segments) == told
+
+
+def test_a_prompt_is_tokenized_as_when_it_is_asked() -> None:
+    """A merge across its end would make other tokens of it than generation sees."""
+    recipe = Recipe(text_format="plain", prompt_template="{text} the r")
+    found = encode_texts(TOKENIZER, recipe, [("say", "iver runs")], 100)
+    alone = TOKENIZER("say the r")["input_ids"]
+    assert found.ids[: found.prompts[0]].tolist() == alone
+
+
+def test_a_prompt_that_fills_all_leaves_nothing_to_predict() -> None:
+    recipe = Recipe(text_format="plain")
+    found = encode_texts(TOKENIZER, recipe, [("a" * 50, "b"), ("a", "b")], 10)
+    assert found.predicted.tolist() == [0, 2]
+    assert found.truncated.tolist() == [True, False]
+    assert found.lengths.tolist() == [10, 5]
+
+
+def test_without_a_first_token_the_first_word_is_not_predicted() -> None:
+    bare = make_chat_tokenizer()
+    bare.backend_tokenizer.post_processor = None  # type: ignore[assignment]
+    with_none = _without_special(bare)
+    found = encode_texts(with_none, Recipe(end_token=False), [("abc",)], 10)
+    assert found.prompts.tolist() == [1]
+    assert found.predicted.tolist() == [len(with_none("abc")["input_ids"]) - 1]
+
+
+def _without_special(tokenizer: Any) -> Any:
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer
+
+
+def test_digest_tells_tokenizers_apart_and_survives_a_file(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    again.padding_side = "left"
+    again(["a", "bb"], padding=True, truncation=True, max_length=3)
+    assert tokenizer_digest(again) == tokenizer_digest(TOKENIZER)
+    assert tokenizer_digest(make_chat_tokenizer(["other words"])) != tokenizer_digest(TOKENIZER)
+    assert tokenizer_digest(BERT) != tokenizer_digest(TOKENIZER)
+    assert word_count(TOKENIZER) == len(TOKENIZER)
