@@ -75,9 +75,9 @@ class Case:
         softened = torch.from_numpy(self.log_p / temperature).log_softmax(1)
         log_probs, ids = softened.topk(self.listed)
         # The last of the first row is absent; its id belongs to another entry, or to no word.
-        log_probs[0, -1], ids[0, -1] = -torch.inf, ids[0, 0]
+        log_probs[:1, -1], ids[:1, -1] = -torch.inf, ids[:1, 0]
         if kind == "renormalised":
-            ids[0, -1] = -7
+            ids[:1, -1] = -7
             return SparseAnswers(ids, log_probs, None)
         return SparseAnswers(ids.int(), log_probs, torch.log1p(-log_probs.exp().sum(1)))
 

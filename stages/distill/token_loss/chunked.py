@@ -36,8 +36,8 @@ class Step:
     transform: LogitTransform
     temperature: float
     alpha: float
-    labelled_count: Tensor | int
-    answered_count: Tensor | int
+    labelled_count: Tensor
+    answered_count: Tensor
     chunk: int
     with_gradients: bool
 
@@ -55,7 +55,7 @@ class Chunked(torch.autograd.Function):
         with torch.autocast(hidden_PH.device.type, enabled=False):
             task, divergence = pass_.run(hidden_PH)
         total = step.alpha * divergence + (1 - step.alpha) * task
-        ctx.save_for_backward(*pass_.gradients)
+        ctx.save_for_backward(*pass_.gradients, pass_.unit)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
         ctx.mark_non_differentiable(task, divergence)
         return total, task, divergence
@@ -63,14 +63,15 @@ class Chunked(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *map(_scaled, ctx.saved_tensors, ctx.dtypes, [total] * 3)
+        *gradients, unit = ctx.saved_tensors
+        return None, *map(_scaled, gradients, ctx.dtypes, [total * unit] * 3)
 
 
-def _scaled(gradient: Tensor | None, dtype: torch.dtype | None, total: Tensor) -> Tensor | None:
+def _scaled(gradient: Tensor | None, dtype: torch.dtype | None, by: Tensor) -> Tensor | None:
     """In the input's dtype, rounded once."""
     if gradient is None or dtype is None:
         return None
-    return torch.mul(gradient, total, out=torch.empty_like(gradient, dtype=dtype))
+    return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
 
 
 class _Pass:
@@ -88,14 +89,17 @@ class _Pass:
         assert weight_VH is not None
         tokens = min(step.chunk, len(step.labels_P))
         self._buffers = Buffers(tokens, len(weight_VH), weight_VH, head.sums)
-        # An integer tensor would leave quotients in float32.
+        # Integer tensors would leave quotients in float32.
         self._labelled, self._answered = (
-            count.to(head.sums) if isinstance(count, Tensor) else count
-            for count in (step.labelled_count, step.answered_count)
+            count.to(head.sums) for count in (step.labelled_count, step.answered_count)
         )
         scale = step.transform.scale
-        self._task_weight = (1 - step.alpha) * scale / self._labelled
-        self._divergence_weight = step.alpha * step.temperature * scale / self._answered
+        task = (1 - step.alpha) * scale / self._labelled
+        divergence = step.alpha * step.temperature * scale / self._answered
+        self.unit = torch.maximum(task, divergence)
+        """What gradients are in units of, so that the slope at a label, the same for most tokens,
+        is -1 and not a number that bfloat16 rounds the same way everywhere."""
+        self._task_weight, self._divergence_weight = task / self.unit, divergence / self.unit
 
     def run(self, hidden_PH: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy and divergence, T² included, each as a mean."""
@@ -155,7 +159,8 @@ class _Pass:
         labelled_C: Tensor,
         answered_C: Tensor,
     ) -> Tensor:
-        """The total's slope in the logits before scale and cap, [C, V]; uses up the shares."""
+        """The total in units of `unit`, differentiated by the logits before the cap but for the
+        scale, [C, V]; uses up the shares."""
         task_C1, divergence_C1 = (
             (counted_C.to(self._head.sums) * weight)[:, None]
             for counted_C, weight in (

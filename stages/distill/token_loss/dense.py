@@ -24,6 +24,7 @@ def soften_dense(
     assert isinstance(answers, DenseAnswers)
     log_sum_C1 = softmax(logits_CV, spare_CV)
     log_p_CV = tempered(answers, answered_C, logits_CV, temperature)
+    log_p_CV = padded(log_p_CV, logits_CV.shape[1])
     parts_CV, slopes_CV = measure(log_p_CV, logits_CV.sub_(log_sum_C1))
     return Softened(
         divergence_C=parts_CV.sum(dim=1),
@@ -36,11 +37,13 @@ def soften_dense(
 
 
 def tempered(answers: DenseAnswers, answered_C: Tensor, like: Tensor, temperature: float) -> Tensor:
-    """log_softmax(log p / T), [C, V]: `LEAST` where the teacher has no word, zeros where it was not
-    asked."""
-    log_p = (
-        answers.log_probs_PV.to(like.dtype).div(temperature).log_softmax(dim=1).clamp_(min=LEAST)
-    )
-    log_p.masked_fill_(~answered_C[:, None], 0)
-    lacking = like.shape[1] - log_p.shape[1]
-    return F.pad(log_p, (0, lacking), value=LEAST) if lacking else log_p
+    """log_softmax(log p / T), [C, V'], finite: `LEAST` for a probability of 0, and zeros in rows
+    without answers."""
+    log_p = answers.log_probs_PV.to(like.dtype).div(temperature).log_softmax(dim=1)
+    return log_p.clamp_(min=LEAST).masked_fill_(~answered_C[:, None], 0)
+
+
+def padded(log_p: Tensor, words: int) -> Tensor:
+    """With probability 0 for the words that the teacher lacks."""
+    lacking = words - log_p.shape[1]
+    return F.pad(log_p, (0, lacking), value=LEAST) if lacking > 0 else log_p

@@ -135,6 +135,8 @@ def chunked(
     return TokenTerms(*Chunked.apply(step, tokens.hidden_PH, tokens.weight_VH, tokens.bias_V))
 
 
-def _count(given: Tensor | int | None, counted_P: Tensor) -> Tensor | int:
+def _count(given: Tensor | int | None, counted_P: Tensor) -> Tensor:
     """At least one, so that no token at all makes a loss of 0."""
-    return counted_P.sum().clamp(min=1) if given is None else given
+    if given is None:
+        return counted_P.sum().clamp(min=1)
+    return given if isinstance(given, Tensor) else torch.full((), given, device=counted_P.device)

@@ -23,20 +23,20 @@ class Head:
     """A student's lm_head in the precision of its products; sums are in `sums`."""
 
     def __init__(self, weight_VH: Tensor, bias_V: Tensor | None, hidden_dtype: torch.dtype) -> None:
-        factors = factors_dtype(weight_VH, hidden_dtype)
-        self.sums = torch.float32 if factors in HALF else factors
-        self._narrow = factors == torch.bfloat16 and weight_VH.is_cuda
-        self._factors = factors if self._narrow else self.sums
+        self._rounded = factors_dtype(weight_VH, hidden_dtype)
+        self.sums = torch.float32 if self._rounded in HALF else self._rounded
+        self._narrow = self._rounded == torch.bfloat16 and can_leave_float32(weight_VH)
+        self._factors = self._rounded if self._narrow else self.sums
         # Under autocast the weight is narrowed once, as a linear layer would do.
-        self._weight_VH = weight_VH if factors == self.sums else weight_VH.to(factors)
+        self._weight_VH = weight_VH.to(self._rounded)
         self._bias_V = None if bias_V is None else bias_V.to(self.sums)
         rows, width = weight_VH.shape
         step = max(1, BLOCK_BYTES // (4 * width))
         self._blocks = [slice(start, start + step) for start in range(0, rows, step)]
 
     def widened(self, hidden_CH: Tensor) -> Tensor:
-        """Hidden states as factors of the products."""
-        return hidden_CH.to(self._factors)
+        """Hidden states as factors of the products, rounded as autocast would."""
+        return hidden_CH.to(self._rounded).to(self._factors)
 
     def logits(self, hidden_CH: Tensor, out: Tensor) -> None:
         """hidden · weightᵀ + bias."""
@@ -79,6 +79,11 @@ class Head:
             torch.mm(left, right, out_dtype=self.sums, out=out)
         else:
             torch.mm(left, right, out=out)
+
+
+def can_leave_float32(weight_VH: Tensor) -> bool:
+    """Whether a product of bfloat16 matrices can come out in float32 here."""
+    return weight_VH.is_cuda
 
 
 def factors_dtype(weight_VH: Tensor, hidden_dtype: torch.dtype) -> torch.dtype:
