@@ -1,9 +1,9 @@
 """From a causal language model's hidden states to its logits, so that they need not all be there.
 
     hidden_BTH = hidden_states(model, ...)           what the model's head reads
-    logits = law(head(hidden))                       for as many tokens at a time as one likes
+    logits = transform.apply_(head(hidden))          for as many tokens at a time as one likes
 
-Some families scale their logits, or bound them. `find_law` reads that off a configuration and
+Some families scale their logits, or cap them. `find_transform` reads that off a configuration and
 proves it: the logits made so are those that the model itself gives.
 """
 
@@ -19,26 +19,35 @@ TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True, slots=True)
-class LogitLaw:
-    """logits = cap(scale · (W·hidden + b)), where cap(z) = softcap · tanh(z / softcap), if any."""
+class LogitTransform:
+    """From a linear layer's output z to logits: scale·z, or softcap·tanh(scale·z / softcap)."""
 
     scale: float = 1.0
     softcap: float | None = None
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        scaled = logits if self.scale == 1.0 else logits * self.scale
+    @classmethod
+    def of(cls, config: Any) -> "LogitTransform":
+        """What a config asks for: Granite divides by `logits_scaling`, Cohere multiplies by
+        `logit_scale`, Gemma caps at `final_logit_softcapping`."""
+        config = config.get_text_config()
+        divided = getattr(config, "logits_scaling", None) or 1.0
+        multiplied = getattr(config, "logit_scale", None) or 1.0
+        return cls(multiplied / divided, getattr(config, "final_logit_softcapping", None) or None)
+
+    def apply_(self, logits: Tensor) -> Tensor:
+        """In place."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def cap_slope_(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """A gradient of capped logits, times the cap's slope 1 - (logits / softcap)², in place;
+        `logits` are used up. The scale is the caller's."""
         if self.softcap is None:
-            return scaled
-        return self.softcap * torch.tanh(scaled / self.softcap)
-
-
-def declared_law(config: Any) -> LogitLaw:
-    """What a configuration says: Granite divides by `logits_scaling`, Cohere multiplies by
-    `logit_scale`, Gemma caps at `final_logit_softcapping`."""
-    config = config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0
-    return LogitLaw(float(scale), getattr(config, "final_logit_softcapping", None))
+            return gradient
+        return gradient.addcmul_(gradient, logits.square_(), value=-(self.softcap**-2))
 
 
 def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, **more: Any) -> Any:
@@ -49,17 +58,18 @@ def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, **more:
 
 
 @torch.no_grad()
-def find_law(model: Any) -> LogitLaw | None:
+def find_transform(model: Any) -> LogitTransform | None:
     """How a model makes its logits from hidden states and its head; None if not in a known way."""
-    law = declared_law(model.config)
+    transform = LogitTransform.of(model.config)
     head = model.get_output_embeddings()
     if head is None:
         return None
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % head.weight.shape[0]
     mask = torch.ones_like(ids)
     expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-    found = law(head(hidden_states(model, ids, mask).last_hidden_state)).float()
+    found = head(hidden_states(model, ids, mask).last_hidden_state)
+    found = transform.apply_(found).float()
     if found.shape != expected.shape:
         return None
     error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-    return law if error <= TOLERANCE else None
+    return transform if error <= TOLERANCE else None

@@ -17,7 +17,7 @@ from torch import Tensor
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
-from ...language.logits import find_law, hidden_states
+from ...language.logits import find_transform, hidden_states
 from ...language.tokens import TokenTexts, encode_texts, special_ends
 from ...language.vocabulary import tokenizer_digest, word_count
 from ...pretrained import read_tokenizer, token_limit
@@ -141,7 +141,8 @@ class CausalLMTeacher(CheckpointTeacher):
     def _logits(self, hidden_CH: Tensor) -> Tensor:
         """Logits of the tokenizer's words [C, V]: what a model has beyond them stands for none."""
         rows_CH = in_row_groups(hidden_CH, self._device)
-        return self._law(self._head(rows_CH))[: len(hidden_CH), : self._words].float()
+        logits_CV = self._transform.apply_(self._head(rows_CH))
+        return logits_CV[: len(hidden_CH), : self._words].float()
 
     def _generate(self, texts: TokenTexts, seeds: Sequence[int]) -> list[Continuation]:
         most = self._options.max_new_tokens or 0
@@ -165,13 +166,13 @@ class CausalLMTeacher(CheckpointTeacher):
         return said
 
     def _prepare(self) -> None:
-        law = find_law(self._model)
-        if law is None:
+        transform = find_transform(self._model)
+        if transform is None:
             raise TeacherSourceError(
                 f"source {self._folder}: {type(self._model).__name__} makes its logits otherwise "
                 "than from its last hidden states and its head; use another model"
             )
-        self._law, self._head = law, self._model.get_output_embeddings()
+        self._transform, self._head = transform, self._model.get_output_embeddings()
         logit_bytes = 4 * self._head.weight.shape[0]
         self._chunk = max(CHUNK_BYTES // logit_bytes // ROW_GROUP, 1) * ROW_GROUP
         self._answers = self._make_answers()

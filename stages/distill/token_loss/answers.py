@@ -1,0 +1,139 @@
+"""What a teacher said about the next word at P positions, in the forms that caches keep.
+
+P positions, k ids that the cache lists, K draws, V' rows of the teacher's vocabulary. Ids are rows
+of the student's vocabulary. Logarithms are natural. Whatever stands in rows that the caller marks
+as unanswered is never used, NaN and ids out of range included.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ....cache_schemas.errors import JobError
+from .settings import Divergence
+
+
+@dataclass(frozen=True, slots=True)
+class SparseAnswers:
+    """The probabilities of k words at the loss's temperature, and of all others together.
+
+    ids_Pk        int32 or int64, no id twice in a row
+    log_probs_Pk  -inf marks an entry that is absent: its id is not looked at, and if it means a
+                  word, that word is one of the others
+    log_tail_P    the logarithm of what the others have, one more outcome on both sides; None: both
+                  sides are renormalised over the words that are present
+    A row without a present entry counts as one where student and teacher agree.
+    """
+
+    ids_Pk: Tensor
+    log_probs_Pk: Tensor
+    log_tail_P: Tensor | None
+
+    def __post_init__(self) -> None:
+        assert self.ids_Pk.shape == self.log_probs_Pk.shape, "an id for each probability"
+        assert self.log_tail_P is None or self.log_tail_P.shape == self.ids_Pk.shape[:1]
+
+    def __len__(self) -> int:
+        return len(self.ids_Pk)
+
+    def rows(self, rows: slice) -> Self:
+        """The answers at some of the positions."""
+        tail = None if self.log_tail_P is None else self.log_tail_P[rows]
+        return type(self)(self.ids_Pk[rows], self.log_probs_Pk[rows], tail)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnAnswers:
+    """K words drawn with replacement from the teacher at temperature 1; a word may occur again.
+
+    ids_PK        int32 or int64
+    log_probs_PK  the teacher's logarithm of each drawn word's probability, if it was kept
+    Source: Random Sampling Knowledge Distillation, arXiv 2503.16870.
+    """
+
+    ids_PK: Tensor
+    log_probs_PK: Tensor | None
+
+    def __post_init__(self) -> None:
+        assert self.log_probs_PK is None or self.ids_PK.shape == self.log_probs_PK.shape
+
+    def __len__(self) -> int:
+        return len(self.ids_PK)
+
+    def rows(self, rows: slice) -> Self:
+        """The answers at some of the positions."""
+        log_probs = None if self.log_probs_PK is None else self.log_probs_PK[rows]
+        return type(self)(self.ids_PK[rows], log_probs)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseAnswers:
+    """The logarithm of every word's probability at temperature 1, [P, V'], V' <= V.
+
+    Rows of the student's vocabulary that the teacher lacks, as where one of them is padded, have
+    probability 0."""
+
+    log_probs_PV: Tensor
+
+    def __len__(self) -> int:
+        return len(self.log_probs_PV)
+
+    def rows(self, rows: slice) -> Self:
+        """The answers at some of the positions."""
+        return type(self)(self.log_probs_PV[rows])
+
+
+Answers = SparseAnswers | DrawnAnswers | DenseAnswers
+
+
+def check_draws(divergence: Divergence, temperature: float, has_log_probs: bool) -> None:
+    """Raises JobError if draws cannot estimate this divergence at this temperature.
+
+    Any job that reads draws can be told before a model loads."""
+    if divergence != "forward_kl" and temperature != 1:
+        raise JobError(
+            f"divergence {divergence} at temperature {temperature:g} cannot be estimated from draws"
+            " taken at temperature 1; use temperature 1, or forward_kl"
+        )
+    if has_log_probs or (divergence == "forward_kl" and temperature == 1):
+        return
+    raise JobError(
+        f"divergence {divergence} at temperature {temperature:g} needs the probabilities of the "
+        "drawn words, and the cache kept none; use forward_kl at temperature 1, or cache them"
+    )
+
+
+def check_vocabulary(answers: Answers, rows: int) -> None:
+    """Raises JobError if the teacher knows more words than the student has rows for."""
+    if isinstance(answers, DenseAnswers) and answers.log_probs_PV.shape[1] > rows:
+        raise JobError(
+            f"the teacher's answers have {answers.log_probs_PV.shape[1]} words and the student's "
+            f"vocabulary {rows}; distil from a teacher with the student's vocabulary, or by uld"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Sparse answers that are fit to compute with: C positions, every number finite.
+
+    Absent entries stand for the row's first present one wherever only the place matters, and are
+    of no weight elsewhere."""
+
+    ids_Ck: Tensor
+    present_Ck: Tensor
+    log_probs_Ck: Tensor
+
+
+def entries(answers: SparseAnswers, answered_C: Tensor, least: float) -> Entries:
+    """The listed words with absent ones and unanswered rows made harmless: such a row lists one
+    word, id 0 or its first one, so that the sum over the vocabulary stays right."""
+    log_probs_Ck = answers.log_probs_Pk
+    said_Ck = answered_C[:, None] & (log_probs_Ck > -torch.inf)
+    first_C1 = said_Ck.to(torch.uint8).argmax(dim=1, keepdim=True)
+    none_C1 = ~said_Ck.any(dim=1, keepdim=True)
+    first_id_C1 = answers.ids_Pk.gather(1, first_C1).masked_fill(none_C1, 0)
+    ids_Ck = torch.where(said_Ck, answers.ids_Pk, first_id_C1)
+    present_Ck = said_Ck.scatter(1, first_C1, True)
+    return Entries(ids_Ck.long(), present_Ck, torch.where(said_Ck, log_probs_Ck, least))

@@ -1,0 +1,193 @@
+"""Cross entropy and divergence of a vocabulary's logits, which never exist as a whole.
+
+One step of a graph: chunks of tokens go through lm_head, and what a chunk adds to the gradients of
+hidden states, weight and bias is worked out at once, by three matrix products and no second pass;
+backward scales the gradients. Beside inputs and gradients it takes two buffers [chunk, V] (three
+with a softcap, four with a temperature as well). Nothing here reads a value back from the device.
+
+With z the logits, q = softmax(z/T), n labelled and m answered tokens of the whole step:
+
+    total = alpha · T²/m · Σ divergence + (1 - alpha)/n · Σ cross entropy
+    d/dz  = alpha · T/m · d divergence/d(z/T) + (1 - alpha)/n · (softmax(z) - onehot)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...language.logits import LogitTransform
+from ..losses import MISSING_LABEL
+from .answers import Answers
+from .chunks import Buffers
+from .products import Head
+from .softened import Soften, Softened, softmax
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All of a step but what is differentiated. Weights are those of one token."""
+
+    labels_P: Tensor
+    answers: Answers
+    answered_P: Tensor
+    soften: Soften
+    transform: LogitTransform
+    temperature: float
+    alpha: float
+    labelled_count: Tensor
+    answered_count: Tensor
+    chunk: int
+    with_gradients: bool
+
+
+class Chunked(torch.autograd.Function):
+    """(step, hidden_PH, weight_VH, bias_V) -> total, cross entropy, divergence."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, step: Step, hidden_PH: Tensor, weight_VH: Tensor, bias_V: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = (hidden_PH, weight_VH, bias_V)
+        wanted = [step.with_gradients and needed for needed in ctx.needs_input_grad[1:]]
+        pass_ = _Pass(step, Head(weight_VH, bias_V, hidden_PH.dtype), inputs, wanted)
+        with torch.autocast(hidden_PH.device.type, enabled=False):
+            task, divergence = pass_.run(hidden_PH)
+        total = step.alpha * divergence + (1 - step.alpha) * task
+        ctx.save_for_backward(*pass_.gradients, pass_.unit)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
+        ctx.mark_non_differentiable(task, divergence)
+        return total, task, divergence
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        *gradients, unit = ctx.saved_tensors
+        return None, *map(_scaled, gradients, ctx.dtypes, [total * unit] * 3)
+
+
+def _scaled(gradient: Tensor | None, dtype: torch.dtype | None, by: Tensor) -> Tensor | None:
+    """In the input's dtype, rounded once."""
+    if gradient is None or dtype is None:
+        return None
+    return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
+
+
+class _Pass:
+    """A pass over all chunks: sums of the terms, and the gradients that are wanted."""
+
+    def __init__(
+        self, step: Step, head: Head, inputs: tuple[Tensor | None, ...], wanted: list[bool]
+    ) -> None:
+        self._step, self._head = step, head
+        self.gradients = [
+            torch.zeros_like(tensor, dtype=head.sums) if need and tensor is not None else None
+            for tensor, need in zip(inputs, wanted, strict=True)
+        ]
+        weight_VH = inputs[1]
+        assert weight_VH is not None
+        tokens = min(step.chunk, len(step.labels_P))
+        self._buffers = Buffers(tokens, len(weight_VH), weight_VH, head.sums)
+        # Integer tensors would leave quotients in float32.
+        self._labelled, self._answered = (
+            count.to(head.sums) for count in (step.labelled_count, step.answered_count)
+        )
+        scale = step.transform.scale
+        task = (1 - step.alpha) * scale / self._labelled
+        divergence = step.alpha * step.temperature * scale / self._answered
+        self.unit = torch.maximum(task, divergence)
+        """What gradients are in units of, so that the slope at a label, the same for most tokens,
+        is -1 and not a number that bfloat16 rounds the same way everywhere."""
+        self._task_weight, self._divergence_weight = task / self.unit, divergence / self.unit
+
+    def run(self, hidden_PH: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy and divergence, T² included, each as a mean."""
+        task = divergence = hidden_PH.new_zeros((), dtype=self._head.sums)
+        for start in range(0, len(hidden_PH), self._step.chunk):
+            sums = self._chunk(hidden_PH, slice(start, start + self._step.chunk))
+            task, divergence = task + sums[0], divergence + sums[1]
+        squared = self._step.temperature**2
+        return task / self._labelled, squared * divergence / self._answered
+
+    def _chunk(self, hidden_PH: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        step = self._step
+        labelled_C, answered_C = step.labels_P[rows] != MISSING_LABEL, step.answered_P[rows]
+        # What is counted nowhere must not reach a sum, not even as 0 times infinity.
+        unused_C1 = ~(labelled_C | answered_C)[:, None]
+        hidden_CH = self._head.widened(hidden_PH[rows].masked_fill(unused_C1, 0))
+        logits_CV = self._buffers.take("logits", len(hidden_CH))
+        self._head.logits(hidden_CH, logits_CV)
+        step.transform.apply_(logits_CV)
+        label_C1 = step.labels_P[rows].where(labelled_C, 0).long()[:, None]
+        label_logit_C1 = logits_CV.gather(1, label_C1)
+        soft = step.soften(
+            self._softened_logits(logits_CV),
+            self._buffers.take("shares", len(hidden_CH)),
+            step.answers.rows(rows),
+            answered_C,
+        )
+        log_sum_C1, own_CV = self._at_temperature_one(soft, logits_CV)
+        if any(gradient is not None for gradient in self.gradients):
+            slope_CV = self._slope(soft, own_CV, label_C1, labelled_C, answered_C)
+            self._add(step.transform.cap_slope_(slope_CV, logits_CV), hidden_CH, rows)
+        task_C = (log_sum_C1 - label_logit_C1).squeeze(1).where(labelled_C, 0)
+        return task_C.sum(), soft.divergence_C.where(answered_C, 0).sum()
+
+    def _softened_logits(self, logits_CV: Tensor) -> Tensor:
+        """Logits over the temperature, to be used up: the logits themselves unless they are needed
+        after that."""
+        if self._step.temperature == 1 and self._step.transform.softcap is None:
+            return logits_CV
+        out = self._buffers.take("softened", len(logits_CV))
+        return torch.div(logits_CV, self._step.temperature, out=out)
+
+    def _at_temperature_one(
+        self, soft: Softened, logits_CV: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """log Σ exp of the logits, and their softmax unless the softened one is the same."""
+        if self._step.temperature == 1:
+            return soft.log_sum_C1, None
+        own_CV = self._buffers.take("own", len(logits_CV))
+        return softmax(logits_CV, own_CV), own_CV
+
+    def _slope(
+        self,
+        soft: Softened,
+        own_CV: Tensor | None,
+        label_C1: Tensor,
+        labelled_C: Tensor,
+        answered_C: Tensor,
+    ) -> Tensor:
+        """The total in units of `unit`, differentiated by the logits before the cap but for the
+        scale, [C, V]; uses up the shares."""
+        task_C1, divergence_C1 = (
+            (counted_C.to(self._head.sums) * weight)[:, None]
+            for counted_C, weight in (
+                (labelled_C, self._task_weight),
+                (answered_C, self._divergence_weight),
+            )
+        )
+        shared_C1 = divergence_C1 * soft.slope_C1
+        if own_CV is None:
+            shared_C1 = shared_C1 + task_C1 * soft.rest_C1
+        slope_CV = soft.shares_CV.mul_(shared_C1)
+        if soft.ids_Ck is None:
+            slope_CV.addcmul_(soft.push, divergence_C1)
+        else:
+            pushed_Ck = divergence_C1 * soft.push
+            if own_CV is None and soft.mass_Ck is not None:
+                pushed_Ck.addcmul_(task_C1, soft.mass_Ck)
+            slope_CV.scatter_add_(1, soft.ids_Ck, pushed_Ck)
+        if own_CV is not None:
+            slope_CV.addcmul_(own_CV, task_C1)
+        return slope_CV.scatter_add_(1, label_C1, -task_C1)
+
+    def _add(self, slope_CV: Tensor, hidden_CH: Tensor, rows: slice) -> None:
+        hidden_PH, weight_VH, bias_V = self.gradients
+        if hidden_PH is not None:
+            self._head.hidden_gradient(slope_CV, hidden_PH[rows])
+        if weight_VH is not None:
+            self._head.add_weight_gradient(slope_CV, hidden_CH, weight_VH)
+        if bias_V is not None:
+            bias_V += slope_CV.sum(dim=0)

@@ -1,0 +1,143 @@
+"""The token-level loss of stage 2: cross entropy, and a divergence from cached answers.
+
+Shapes: P positions that count, H width of the student, V rows of its vocabulary.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...language.logits import LogitTransform
+from ..losses import MISSING_LABEL
+from .answers import (
+    Answers,
+    DenseAnswers,
+    DrawnAnswers,
+    SparseAnswers,
+    check_draws,
+    check_vocabulary,
+)
+from .chunked import Chunked, Step
+from .chunks import chunk_tokens
+from .dense import soften_dense
+from .divergences import measure_of
+from .drawn import soften_drawn
+from .settings import TokenLossSettings
+from .softened import Soften
+from .sparse import soften_sparse
+
+AS_THEY_ARE = LogitTransform()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTerms:
+    """`total` to backpropagate; `task` (cross entropy) and `distillation` (the divergence, T²
+    included) before their weights, without a graph."""
+
+    total: Tensor
+    task: Tensor
+    distillation: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a student says at P positions, and what is known about the next word there.
+
+    hidden_PH       the student's last hidden states
+    weight_VH       its lm_head, frozen or not; a frozen one costs one matrix product less
+    bias_V          of its lm_head, if it has one
+    labels_P        int64, the next word; -100: unknown, so that there is no cross entropy here
+    answered_P      bool; False: the teacher was not asked, so that there is only cross entropy;
+                    None: asked everywhere
+    labelled_count, answered_count
+                    tokens of the whole step, over which means are taken, where these are only part
+                    of it (accumulated gradients, other processes); None: as many as are here
+    What is neither labelled nor answered changes no bit of value and gradients.
+    """
+
+    hidden_PH: Tensor
+    weight_VH: Tensor
+    labels_P: Tensor
+    bias_V: Tensor | None = None
+    answered_P: Tensor | None = None
+    transform: LogitTransform = AS_THEY_ARE
+    labelled_count: Tensor | int | None = None
+    answered_count: Tensor | int | None = None
+
+
+def token_loss(
+    tokens: Tokens,
+    answers: Answers,
+    settings: TokenLossSettings,
+    *,
+    alpha: float,
+    temperature: float,
+    chunk: int | None = None,
+) -> TokenTerms:
+    """alpha · T² · D(teacher, student) + (1 - alpha) · cross entropy, each a mean over its tokens.
+
+    The divergence compares softmax(z/T) with the answers: sparse ones as they are (they were cached
+    at T), dense ones as softmax(log p / T), draws as `drawn.py` says. Cross entropy is at T = 1.
+    `chunk` is how many tokens go through the vocabulary at a time; None: as many as make 64 MiB of
+    float32 logits. Memory is O(chunk · V) beside the gradients, forward and backward.
+    Sums are in float32, or float64 for float64 inputs; gradients come back in the inputs' dtypes.
+    Raises JobError for draws that cannot give this divergence, or for a teacher with more words.
+    Sources: T², Hinton, Vinyals, Dean, arXiv 1503.02531; gradients worked out chunk by chunk in the
+    forward pass, Liger Kernel, arXiv 2410.10989.
+    """
+    check_vocabulary(answers, len(tokens.weight_VH))
+    soften = _soften(answers, settings, temperature)
+    return chunked(tokens, answers, soften, alpha=alpha, temperature=temperature, chunk=chunk)
+
+
+def _soften(answers: Answers, settings: TokenLossSettings, temperature: float) -> Soften:
+    measure = measure_of(settings)
+    match answers:
+        case SparseAnswers():
+            return partial(soften_sparse, measure=measure)
+        case DenseAnswers():
+            return partial(soften_dense, measure=measure, temperature=temperature)
+        case DrawnAnswers():
+            kept = answers.log_probs_PK is not None
+            check_draws(settings.divergence, temperature, kept)
+            ratios = None if settings.divergence == "forward_kl" else measure
+            return partial(soften_drawn, measure=ratios, temperature=temperature)
+
+
+def chunked(
+    tokens: Tokens,
+    answers: Answers,
+    soften: Soften,
+    *,
+    alpha: float,
+    temperature: float,
+    chunk: int | None,
+) -> TokenTerms:
+    """The terms of any divergence that can be worked out chunk by chunk."""
+    labels_P, answered_P = tokens.labels_P, tokens.answered_P
+    assert len(tokens.hidden_PH) == len(labels_P) == len(answers), "a label and an answer for each"
+    if answered_P is None:
+        answered_P = torch.ones_like(labels_P, dtype=torch.bool)
+    step = Step(
+        labels_P=labels_P,
+        answers=answers,
+        answered_P=answered_P,
+        soften=soften,
+        transform=tokens.transform,
+        temperature=temperature,
+        alpha=alpha,
+        labelled_count=_count(tokens.labelled_count, labels_P != MISSING_LABEL),
+        answered_count=_count(tokens.answered_count, answered_P),
+        chunk=chunk or chunk_tokens(len(tokens.weight_VH)),
+        with_gradients=torch.is_grad_enabled(),
+    )
+    return TokenTerms(*Chunked.apply(step, tokens.hidden_PH, tokens.weight_VH, tokens.bias_V))
+
+
+def _count(given: Tensor | int | None, counted_P: Tensor) -> Tensor:
+    """At least one, so that no token at all makes a loss of 0."""
+    if given is None:
+        return counted_P.sum().clamp(min=1)
+    return given if isinstance(given, Tensor) else torch.full((), given, device=counted_P.device)
