@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from armada.cache_schemas.codings import TopKCoding
 from armada.cache_schemas.errors import CacheError, TeacherOutputError
+from armada.stages.store.codec.bits import NUMBERS_PER_BLOCK
 from armada.stages.store.codec.top_k import decode_top_k, encode_top_k
 from codec_reference import read_top_k
 from hypothesis import given, settings
@@ -153,7 +154,8 @@ def test_blocks_do_not_show() -> None:
     ids, log_probs, tails = teacher(coding, 3000, seed=1)
     rows = encode_top_k(coding, ids, log_probs, tails)
     whole = decode_top_k(coding, rows)
-    for start in (0, 1309, 1310, 1311, 2999):
+    block = NUMBERS_PER_BLOCK // 50
+    for start in (0, block - 1, block, block + 1, 2999):
         one = decode_top_k(coding, rows[start : start + 1])
         assert one.ids_Nk[0].tolist() == whole.ids_Nk[start].tolist() == ids[start].tolist()
         assert one.log_probs_Nk[0].tolist() == whole.log_probs_Nk[start].tolist()
