@@ -6,6 +6,7 @@ arXiv 2503.16870). The bytes themselves are the matter of `stages/store/codec`.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -46,13 +47,19 @@ class EliasFano:
     @property
     def low_bits(self) -> int:
         """The split that takes the fewest bits; the fewest low bits where two are equal."""
-        splits = range(id_bits(self.universe) + 1)
-        return min(splits, key=lambda low: self.count * low + ((self.universe - 1) >> low))
+        return _low_bits(self.universe, self.count)
 
     @property
     def high_bits(self) -> int:
         """Ones, and a zero for every step up to the greatest rest."""
         return self.count + ((self.universe - 1) >> self.low_bits)
+
+
+@lru_cache(maxsize=64)
+def _low_bits(universe: int, count: int) -> int:
+    # Readers ask for every block of tokens.
+    splits = range(id_bits(universe) + 1)
+    return min(splits, key=lambda low: count * low + ((universe - 1) >> low))
 
 
 def _columns_bytes(count: int, widths: tuple[int, ...], more_bits: int = 0) -> int:

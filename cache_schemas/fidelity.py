@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Fidelity(BaseModel):
-    """How far decoded answers are from the teacher's, at temperature 1; differences are in nats.
+    """How far decoded answers are from the teacher's, in nats; of top-k at temperature 1, of draws
+    at the temperature they were drawn at.
 
     What a coding does not keep has no figure (None): draws have no tail and no divergence, and may
     have no log-probabilities."""

@@ -33,7 +33,9 @@ def joined_sorted(columns_NC: UInt8, bits_NB: UInt8, law: EliasFano) -> UInt32:
     low_planes = law.count * (law.low_bits % 8)
     numbers_Nk = joined(columns_NC, bits_NB[:, :low_planes], law.count)
     high_NH = bits_NB[:, low_planes : low_planes + law.high_bits]
-    numbers_Nk |= _rests(high_NH, law.count) << np.uint32(law.low_bits)
+    rests_Nk = _rests(high_NH, law.count)
+    rests_Nk <<= np.uint32(law.low_bits)
+    numbers_Nk |= rests_Nk
     if (numbers_Nk[:, 1:] < numbers_Nk[:, :-1]).any():
         raise DamagedCacheError("a token's numbers go down where they are stored in order")
     return numbers_Nk
@@ -43,11 +45,12 @@ def _rests(high_NH: UInt8, count: int) -> UInt32:
     """How many zeros stand before each one."""
     rows, width = high_NH.shape
     places = np.flatnonzero(np.ascontiguousarray(high_NH).view(np.bool_))
-    starts_N1 = np.arange(0, rows * width, width)[:, None]
     if places.size != rows * count:
         raise DamagedCacheError(f"{places.size} numbers in {rows} tokens of {count} each")
-    places_Nk = places.reshape(rows, count) - starts_N1
+    places_Nk = places.reshape(rows, count)
+    places_Nk -= np.arange(0, rows * width, width)[:, None]
     # Ascending places whose first and last are in their own row are all in their own row.
     if (places_Nk[:, 0] < 0).any() or (places_Nk[:, -1] >= width).any():
         raise DamagedCacheError(f"tokens that do not have {count} numbers each")
-    return (places_Nk - np.arange(count)).astype(np.uint32)
+    places_Nk -= np.arange(count)
+    return places_Nk.astype(np.uint32)

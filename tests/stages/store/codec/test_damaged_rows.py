@@ -132,3 +132,11 @@ def test_a_first_level_that_is_not_zero_is_found() -> None:
     row[0, -1] ^= 0b10
     with pytest.raises(DamagedCacheError, match="first log-probability"):
         decode_top_k(coding, row)
+
+
+def test_an_absent_entry_has_id_0_whatever_its_bytes_are() -> None:
+    coding = TopKCoding(k=2, vocabulary=256)
+    log_probs = np.array([[0.0, -np.inf]])
+    row = encode_top_k(coding, np.array([[7, 7]]), log_probs, np.array([[-np.inf]]))
+    row[0, coding.header_bytes + 1] = 9
+    assert decode_top_k(coding, row).ids_Nk.tolist() == [[7, 0]]

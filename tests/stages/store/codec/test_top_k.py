@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from armada.cache_schemas.codings import TopKCoding
 from armada.cache_schemas.errors import CacheError, TeacherOutputError
+from armada.stages.store.codec.bits import NUMBERS_PER_BLOCK
 from armada.stages.store.codec.top_k import decode_top_k, encode_top_k
 from codec_reference import read_top_k
 from hypothesis import given, settings
@@ -125,6 +126,38 @@ def test_mass_never_exceeds_one_where_rounding_is_worst() -> None:
             assert 1 - 2**-18 <= total <= 1
 
 
+@pytest.mark.parametrize("k", range(1, 40))
+def test_what_shifts_all_entries_of_a_token_is_rounded_down(k: int) -> None:
+    """Equal entries are nothing but the shift."""
+    coding = TopKCoding(k=k, vocabulary=k)
+    rows = encode_top_k(coding, np.arange(k)[None], np.zeros((1, k)), np.full((1, 1), -np.inf))
+    found = decode_top_k(coding, rows)
+    assert found.log_probs_Nk.astype(np.float64).max() <= -np.log(k) - 2**-20 + 1e-14
+
+
+def test_no_tail_and_all_tail_are_exact() -> None:
+    coding = TopKCoding(k=2, vocabulary=2)
+    ids, log_probs = np.array([[1, 0]]), np.log([[0.75, 0.25]])
+    whole = decode_top_k(coding, encode_top_k(coding, ids, log_probs, np.full((1, 1), -np.inf)))
+    assert whole.log_tail_N.tolist() == [-np.inf]
+    # A teacher's rounding may leave the tail a little more than all.
+    for tail in (0.0, 1e-4):
+        rows = encode_top_k(coding, ids, log_probs, np.full((1, 1), tail))
+        found = decode_top_k(coding, rows)
+        assert np.isfinite(found.log_probs_Nk).all()
+        assert found.log_tail_N == pytest.approx([0], abs=2e-14)
+
+
+def test_differences_of_short_floats_are_taken_in_32_bits() -> None:
+    coding = TopKCoding(k=2, vocabulary=300, bits=16)
+    short = np.array([[-0.0146, -10.01]], np.float16)
+    rows = [
+        encode_top_k(coding, np.array([[1, 0]]), each, np.array([[-3.0]]))
+        for each in (short, short.astype(np.float64))
+    ]
+    assert rows[0].tolist() == rows[1].tolist()
+
+
 def test_a_token_without_entries_is_all_tail() -> None:
     coding = TopKCoding(k=3, vocabulary=9)
     nothing = np.full((1, 3), -np.inf)
@@ -133,6 +166,7 @@ def test_a_token_without_entries_is_all_tail() -> None:
     assert found.ids_Nk.tolist() == [[0, 0, 0]]
     assert np.isneginf(found.log_probs_Nk).all()
     assert found.log_tail_N.tolist() == [0.0]
+    assert not np.signbit(found.log_tail_N[0])
     renormalised = decode_top_k(coding, rows, 5.0, renormalised=True)
     assert np.isneginf(renormalised.log_probs_Nk).all()
 
@@ -153,7 +187,8 @@ def test_blocks_do_not_show() -> None:
     ids, log_probs, tails = teacher(coding, 3000, seed=1)
     rows = encode_top_k(coding, ids, log_probs, tails)
     whole = decode_top_k(coding, rows)
-    for start in (0, 1309, 1310, 1311, 2999):
+    block = NUMBERS_PER_BLOCK // 50
+    for start in (0, block - 1, block, block + 1, 2999):
         one = decode_top_k(coding, rows[start : start + 1])
         assert one.ids_Nk[0].tolist() == whole.ids_Nk[start].tolist() == ids[start].tolist()
         assert one.log_probs_Nk[0].tolist() == whole.log_probs_Nk[start].tolist()

@@ -1,0 +1,58 @@
+"""Rows of fixed width, as armada's cache stores them."""
+
+import numpy as np
+from armada.cache_schemas.codings import DrawsCoding, TopKCoding
+from armada.stages.store.codec.draws import decode_draws, encode_draws
+from armada.stages.store.codec.top_k import decode_top_k, encode_top_k
+
+from .answers import Answers
+from .codec import Decoded
+
+
+class TopK:
+    """The k most probable ids, their log-probabilities, and the tail."""
+
+    peer = drawn = False
+
+    def __init__(self, k: int, bits: int, vocabulary: int) -> None:
+        self.name = f"armada top-{k}, {bits} bits"
+        self.k = k
+        self.coding = TopKCoding(k=k, vocabulary=vocabulary, bits=bits)
+
+    def refusal(self, answers: Answers) -> str:
+        return ""
+
+    def encode(self, answers: Answers) -> np.ndarray:
+        return encode_top_k(self.coding, *answers.top(self.k))
+
+    def stored_bytes(self, stored: np.ndarray) -> int:
+        return stored.nbytes
+
+    def decode(self, stored: np.ndarray) -> Decoded:
+        found = decode_top_k(self.coding, stored)
+        return Decoded(found.ids_Nk, found.log_probs_Nk, found.log_tail_N)
+
+
+class Draws:
+    """Ids drawn with replacement, with or without their log-probabilities."""
+
+    peer, drawn = False, True
+
+    def __init__(self, draws: int, log_prob_bits: int, vocabulary: int) -> None:
+        self.name = f"armada {draws} draws{' + log-probs' if log_prob_bits else ''}"
+        self.k = draws
+        self.coding = DrawsCoding(draws=draws, vocabulary=vocabulary, log_prob_bits=log_prob_bits)
+
+    def refusal(self, answers: Answers) -> str:
+        return ""
+
+    def encode(self, answers: Answers) -> np.ndarray:
+        log_probs = answers.draw_log_probs[:, : self.k] if self.coding.log_prob_bits else None
+        return encode_draws(self.coding, answers.draws[:, : self.k], log_probs)
+
+    def stored_bytes(self, stored: np.ndarray) -> int:
+        return stored.nbytes
+
+    def decode(self, stored: np.ndarray) -> Decoded:
+        found = decode_draws(self.coding, stored)
+        return Decoded(found.ids_NK, found.log_probs_NK, None)
