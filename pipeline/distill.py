@@ -9,6 +9,7 @@ from ..stages.distill.processes import Processes, processes
 from ..stages.store.reading.access import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
+from .language.checks import check_language_job
 from .run_folder import JOB, METRICS, check_free, claim, read_metrics, spread, write_json
 from .seed_run import Metrics, SeedRun, resolved
 from .show import size, warn
@@ -30,16 +31,32 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     group.meet(choose_device(job.device, group.local_rank))
     objective = objective_class(job)
     with group.one_of_a_node_first():  # it makes room in a mirror, or finds that there is none
-        data = read_student_data(job, objective)
+        data = _read_data(job, objective)
         _fetch_ahead(job, data, objective, quiet)
     if group.first:
         _warn_of_random_reads(job, data)
     if len(job.seeds) == 1:
-        return SeedRun(job, job.output, job.seeds[0], data, objective, group, quiet).run()
+        return _seed_run(job)(job, job.output, job.seeds[0], data, objective, group, quiet).run()
     summary = summarise(_run_seeds(job, data, objective, group, quiet))
     if group.first:
         write_json(job.output / METRICS, summary)
     return summary
+
+
+def _read_data(job: DistillJob, objective: type[Objective]) -> StudentData:
+    if job.task != "language":
+        return read_student_data(job, objective)
+    from .language.data import read_language_data
+
+    return read_language_data(job)
+
+
+def _seed_run(job: DistillJob) -> type[SeedRun]:
+    if job.task != "language":
+        return SeedRun
+    from .language.run import LanguageSeedRun
+
+    return LanguageSeedRun
 
 
 def _check_processes(job: DistillJob, group: Processes) -> None:
@@ -89,7 +106,9 @@ def _run_seeds(
         claim(job.output, resolved(job), job.resume)
     try:
         return [
-            SeedRun(job, job.output / f"seed-{seed}", seed, data, objective, group, quiet).run()
+            _seed_run(job)(
+                job, job.output / f"seed-{seed}", seed, data, objective, group, quiet
+            ).run()
             for seed in job.seeds
         ]
     except InputError:
@@ -119,9 +138,20 @@ def summarise(runs: list[Metrics]) -> Metrics:
 def objective_class(job: DistillJob) -> type[Objective]:
     """What a job trains with; raises JobError for one that is not there, or not under its
     control."""
-    chosen: type[Objective] = OBJECTIVES.load(job.objective if job.distilled else "undistilled")
+    chosen: type[Objective] = OBJECTIVES.load(_objective_name(job))
     if job.parsed_control.name == "random-aligner" and not chosen.has_aligner:
         raise JobError(
             f"control random-aligner: objective {job.objective!r} has no aligner; choose another"
         )
     return chosen
+
+
+def _objective_name(job: DistillJob) -> str:
+    if not job.distilled:
+        return "undistilled"
+    if job.task != "language":
+        if job.objective == "tokens":
+            raise JobError("objective tokens: is for language models; say task=language")
+        return job.objective
+    check_language_job(job)
+    return "armada" if job.objective == "armada" else "undistilled"

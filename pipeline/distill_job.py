@@ -14,6 +14,7 @@ from ..stages.store.transfer.connection import is_local, local_path
 from ..stages.store.transfer.place import shown_url
 from .byte_counts import ByteCount
 from .jobs import Job
+from .language.keys import LanguageKeys
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
@@ -39,8 +40,10 @@ class CorpusKeys(Job):
     )
     limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
     skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
-    task: Task | None = Field(
-        default=None, description="classification or regression; told from the labels if left out"
+    task: Task | Literal["language"] | None = Field(
+        default=None,
+        description="classification or regression, told from the labels if left out; or language: "
+        "the student is a causal language model and learns words",
     )
     num_labels: int | None = Field(
         default=None, ge=1, description="number of classes; told from the labels if left out"
@@ -95,7 +98,9 @@ class CacheKeys(Job):
         return None if value is None else shown_url(str(value))
 
 
-class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, TrainingSettings):
+class DistillJob(
+    CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, LanguageKeys, TrainingSettings
+):
     """Keys of a `distill` job."""
 
     output: Path = Field(description="folder to write the run to")
@@ -105,7 +110,9 @@ class DistillJob(CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, Trai
         max_length=120,
         description="what reports call the run; default what sets it apart",
     )
-    objective: str = Field(default="armada", description="armada, kd, feature, or a plug-in")
+    objective: str = Field(
+        default="armada", description="armada, kd, feature, tokens (task=language), or a plug-in"
+    )
     control: str = Field(
         default="none",
         description="none, undistilled, random-aligner, shuffled or noise=SIGMA",

@@ -20,7 +20,10 @@ JOB = "job.yaml"
 METRICS = "metrics.json"
 LOG = "log.jsonl"
 RUN = "run.json"
-_DATA = ("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature")
+_DATA = (
+    *("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature"),
+    *("token_cache_digest", "token_teacher_fingerprint", "token_feature"),
+)
 """What `run.json` says of a run's data."""
 
 _MAY_DIFFER = {"resume", "device", "output", "name", "mirror", "mirror_limit"}

@@ -21,7 +21,7 @@ from ..stages.distill.batches import DistillDataset
 from ..stages.distill.best import BEST
 from ..stages.distill.checkpoints import CHECKPOINTS, steps_done
 from ..stages.distill.export import StudentCard, save_aligner, save_student
-from ..stages.distill.model import DistillModel
+from ..stages.distill.model import DistillModel, TrainedModel
 from ..stages.distill.objectives.base import Objective, Sizes
 from ..stages.distill.processes import Processes
 from ..stages.distill.speed import speed_up
@@ -54,10 +54,10 @@ def resolved(job: DistillJob) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Built:
+class Built:
     """What one seed trains, and with what."""
 
-    model: DistillModel
+    model: TrainedModel
     tokenizer: Any
     max_length: int
     train: DistillDataset
@@ -97,7 +97,7 @@ class SeedRun:
             self._write(training.model, built, metrics)
         return metrics
 
-    def _build(self) -> _Built:
+    def _build(self) -> Built:
         job, data = self.job, self.data
         student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout)
         max_length = choose_max_length(job.max_length, tokenizer, student.backbone)
@@ -107,7 +107,7 @@ class SeedRun:
         validation = None
         if data.validation is not None:
             validation = data.validation.dataset(tokenizer, max_length, data.validation_gather())
-        return _Built(
+        return Built(
             model=DistillModel(student, self.objective(job, sizes)),
             tokenizer=tokenizer,
             max_length=max_length,
@@ -115,7 +115,7 @@ class SeedRun:
             validation=validation,
         )
 
-    def _prepare(self, built: _Built) -> Run:
+    def _prepare(self, built: Built) -> Run:
         job = self.job
         run = Run(
             model=built.model,
@@ -149,8 +149,17 @@ class SeedRun:
         with CountProgress(f"distill, seed {self.seed}", "steps", steps, self.quiet) as progress:
             return train(replace(run, on_step=progress.advance))
 
-    def _write(self, model: DistillModel, built: _Built, metrics: Metrics) -> None:
-        student, objective = model.student, model.objective
+    def _write(self, model: TrainedModel, built: Built, metrics: Metrics) -> None:
+        self._save(model, built, metrics)
+        if model.objective.aligner is not None:
+            save_aligner(self.folder / "aligner", model.objective.aligner)
+        write_json(self.folder / METRICS, metrics)
+        for working in (CHECKPOINTS, BEST):
+            shutil.rmtree(self.folder / working, ignore_errors=True)
+
+    def _save(self, model: TrainedModel, built: Built, metrics: Metrics) -> None:
+        """Write the student folder."""
+        student = model.student
         card = StudentCard(
             space=self.data.space,
             pooling=student.pooler.pooling,
@@ -160,14 +169,10 @@ class SeedRun:
             label_column=self.job.label_column,
             metric=self.data.metric,
         )
-        save_student(self.folder / "student", student, built.tokenizer, objective, card)
-        if objective.aligner is not None:
-            save_aligner(self.folder / "aligner", objective.aligner)
+        folder = self.folder / "student"
+        save_student(folder, student, built.tokenizer, model.objective, card)
         readme = model_card(self.job, metrics, self.data)
-        (self.folder / "student" / "README.md").write_text(readme, encoding="utf-8")
-        write_json(self.folder / METRICS, metrics)
-        for working in (CHECKPOINTS, BEST):
-            shutil.rmtree(self.folder / working, ignore_errors=True)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
 def _metrics(
@@ -206,14 +211,10 @@ def _skipped(data: StudentData) -> list[str]:
 
 
 def _provenance(job: DistillJob, data: StudentData, group: Processes) -> Mapping[str, Any]:
-    cache = data.cache
     return {
         "started": now(),
         "versions": library_versions(),
         "hardware": hardware(str(choose_device(job.device, group.local_rank))),
         **data.digests,
-        "cache_digest": data.answers and data.answers.digest,
-        "teacher_fingerprint": cache and cache.teacher.fingerprint,
-        "teacher": cache and cache.teacher.spec.model_dump(mode="json"),
-        "feature": data.feature.spec.name if data.feature is not None else None,
+        **data.sources(),
     }

@@ -67,7 +67,7 @@ class LabelledCorpus:
         """Token ids and labels of all examples, with `gather` for their features."""
         examples = [segments for batch in self.corpus.batches() for segments in batch]
         tokens = encode(tokenizer, examples, max_length)
-        return DistillDataset(tokens, self.labels, gather, self._names)
+        return DistillDataset(tokens, self.labels, gather, self.names)
 
     def digest(self) -> str:
         """Tells these examples with these labels, in this order, from any others."""
@@ -75,7 +75,7 @@ class LabelledCorpus:
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
-    def _names(self, rows: Rows) -> list[str]:
+    def names(self, rows: Rows) -> list[str]:
         """Where examples stand, and their keys."""
         segments = self.corpus.examples(rows)
         keys = (example_key(each).hex() for each in segments)
@@ -109,6 +109,16 @@ class StudentData:
             "validation_digest": self.validation.digest() if self.validation else None,
         }
 
+    def sources(self) -> dict[str, Any]:
+        """Where the teacher's answers come from; for the record of a run."""
+        cache = self.cache
+        return {
+            "cache_digest": self.answers and self.answers.digest,
+            "teacher_fingerprint": cache and cache.teacher.fingerprint,
+            "teacher": cache and cache.teacher.spec.model_dump(mode="json"),
+            "feature": self.feature.spec.name if self.feature is not None else None,
+        }
+
     def gather(self, control: Control, seed: int) -> Gather | None:
         """How to read the training features under a control; None if none are read."""
         if self.feature is None or self.train.cache_rows is None:
@@ -135,7 +145,7 @@ class StudentData:
 
 def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentData:
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
-    corpus = _read(job, job.train)
+    corpus = read_corpus_of(job, job.train)
     space = _label_space(job, corpus, objective)
     train = LabelledCorpus(corpus, label_values(corpus, space))
     validation = read_labelled(job, job.validation, space) if job.validation else None
@@ -145,7 +155,7 @@ def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentDat
     if not objective.needs_feature or job.cache is None:
         return StudentData(train, validation, space, metric, None, None)
     answers = open_answers(job)
-    name = _choose_feature(job, answers.cache, objective)
+    name = choose_feature(job, answers.cache, objective.default_feature)
     if objective.reads_logits:
         _check_class_names(space, answers.cache.feature_spec(name))
     corpora = [train, *([validation] if validation is not None and space.task == "none" else [])]
@@ -158,6 +168,7 @@ def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentDat
 
 def _label_space(job: DistillJob, corpus: Corpus, objective: type[Objective]) -> LabelSpace:
     if job.label_column is not None:
+        assert job.task != "language"
         return label_space(corpus, job.task, job.num_labels)
     if objective.needs_labels:
         raise JobError("job key 'label_column' is missing; only objective=feature needs none")
@@ -174,11 +185,12 @@ def _require_labels(space: LabelSpace, labelled: LabelledCorpus | None, purpose:
 
 def read_labelled(keys: CorpusKeys, sources: tuple[str, ...], space: LabelSpace) -> LabelledCorpus:
     """Files of examples whose labels are of a known space."""
-    corpus = _read(keys, sources)
+    corpus = read_corpus_of(keys, sources)
     return LabelledCorpus(corpus, label_values(corpus, space))
 
 
-def _read(keys: CorpusKeys, sources: tuple[str, ...]) -> Corpus:
+def read_corpus_of(keys: CorpusKeys, sources: tuple[str, ...]) -> Corpus:
+    """The examples of some of a job's files."""
     return read_corpus(
         sources,
         keys.text_column,
@@ -196,16 +208,15 @@ def _choose_metric(job: DistillJob, space: LabelSpace) -> str:
     return job.metric or names[0]
 
 
-def _choose_feature(job: DistillJob, cache: Cache, objective: type[Objective]) -> str:
-    if job.feature:
-        return job.feature
-    if objective.default_feature:
-        return objective.default_feature
-    if len(cache.features) > 1:
+def choose_feature(job: DistillJob, cache: Cache, default: str | None = None) -> str:
+    """The feature to learn from. Raises MissingFeatureError where the job names none and there are
+    several."""
+    name = job.feature or default
+    if name is None and len(cache.features) > 1:
         raise MissingFeatureError(
             f"job key 'feature' is missing; the teacher has {', '.join(cache.features)}"
         )
-    return cache.features[0]
+    return name or cache.features[0]
 
 
 def _check_class_names(space: LabelSpace, feature: FeatureSpec) -> None:

@@ -7,7 +7,7 @@ features lie together, the next few read ahead.
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,29 @@ from .controls import Gather
 from .order import Places, epoch_order
 from .placement import to_device
 from .processes import ALONE
-from .tokens import Tokens
 
 Batch = dict[str, Any]
 """Tensors by name, of this process's share; `places`, the examples of the whole batch, an array,
 which stays where it is when tensors move to a device."""
 
 _COPIED_BYTES = 64 * 2**20
+
+
+class Rows(Protocol):
+    """The texts of a data set, as a student reads them: N rows of tokens."""
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Where each row's tokens begin, all laid end to end, and where the last one's end."""
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut."""
+
+    def __len__(self) -> int: ...
+
+    def pad(self, examples: Places) -> Batch:
+        """A batch of some rows."""
 
 
 def _numbers(places: Places) -> list[str]:
@@ -39,13 +55,13 @@ class DistillDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Rows,
         labels: LabelValues,
         features: Gather | None,
         names: Callable[[Places], list[str]] = _numbers,
     ) -> None:
         """`names` says for people what the examples at some places are."""
-        self._tokens, self.names = tokens, names
+        self.tokens, self.names = tokens, names
         self.truncated = tokens.truncated
         self.labels = torch.tensor(labels)  # a copy: Arrow's memory may not be written to
         if self.labels.is_floating_point():
@@ -63,7 +79,7 @@ class DistillDataset(Dataset[Batch]):
         self._ahead: ReadAhead | None = None
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self.tokens)
 
     def __getitem__(self, place: int) -> Batch:
         return self.__getitems__([place])
@@ -72,7 +88,7 @@ class DistillDataset(Dataset[Batch]):
         started = time.perf_counter()
         whole = np.asarray(places, dtype=np.int64)
         chosen = self.processes.share(whole)
-        batch: Batch = {**self._tokens.pad(chosen), "places": whole}
+        batch: Batch = {**self.tokens.pad(chosen), "places": whole}
         batch |= {"labels": self._labels_of(chosen)} if self.apart else self.aligner_batch(chosen)
         self.seconds += time.perf_counter() - started
         return batch
@@ -80,7 +96,7 @@ class DistillDataset(Dataset[Batch]):
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each example [N]."""
-        return np.diff(self._tokens.offsets)
+        return np.diff(self.tokens.offsets)
 
     def aligner_batch(self, places: Places) -> Batch:
         """Labels and features alone: all that an aligner sees."""

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from ..store.files.atomic import write_atomic
 from .evaluation import better
-from .sharding import load_whole, plain
+from .sharding import frozen_names, load_whole, plain
 
 BEST = "best"
 
@@ -46,9 +46,10 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         row = {"step": state.global_step, "epoch": state.epoch, **row}
         improved = self._beats(row, self._best())
         self.evaluations.append(row)
-        weights = self.weights_of(kwargs["model"]) if improved else None
+        model = kwargs["model"]
+        weights = self.weights_of(model) if improved else None
         if state.is_world_process_zero:
-            self._write(weights)
+            self._write(weights and plain(weights, frozen_names(model)))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drops weights that no resumed run can want any more: there is a newer checkpoint."""
@@ -90,6 +91,6 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
     def _write(self, weights: Weights | None) -> None:
         self._folder.mkdir(exist_ok=True)
         if weights is not None:
-            save_file(plain(weights), self._weights(self.evaluations[-1]))
+            save_file(weights, self._weights(self.evaluations[-1]))
         document = json.dumps(self.evaluations).encode()
         write_atomic(self._folder / "evaluations.json", [document])

@@ -16,7 +16,7 @@ from .student import INPUTS, Student
 
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "f1", "matthews", "ece")
 REGRESSION_METRICS = ("pearson", "spearman", "mse")
-_ERRORS = ("mse", "loss", "ece")
+_ERRORS = ("mse", "loss", "ece", "perplexity", "bits_per_byte")
 """The smaller, the better."""
 
 CONFIDENCE_BINS = 15

@@ -7,7 +7,7 @@ aligner/aligner.safetensors   the TS aligner, if the objective has one
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -52,9 +52,13 @@ def save_student(
         student.backbone.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     tensors = student.state_dict() | objective.state_dict(prefix=_OBJECTIVE)
-    elsewhere = ("backbone.", _ALIGNER)
-    _save({n: t for n, t in tensors.items() if not n.startswith(elsewhere)}, folder / HEADS)
+    save_parts(folder / HEADS, {n: t for n, t in tensors.items() if not n.startswith("backbone.")})
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def save_parts(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write what trained beside a backbone, the aligner left out."""
+    _save({name: t for name, t in tensors.items() if not name.startswith(_ALIGNER)}, file)
 
 
 def save_aligner(folder: Path, aligner: nn.Module) -> None:
@@ -69,7 +73,7 @@ def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
     Accepts the student folder or the output folder around it; raises StudentSourceError."""
     if not (folder / CARD).is_file() and (folder / "student" / CARD).is_file():
         folder = folder / "student"
-    card = _read_card(folder / CARD)
+    card = read_card(folder / CARD, StudentCard)
     student = Student(load_backbone(folder), card.pooling, card.space, card.dropout)
     _load_heads(folder, student)
     tokenizer = load_tokenizer(folder)
@@ -115,13 +119,17 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
         raise StorageError(f"{file}: cannot be written: {cause}") from cause
 
 
-def _read_card(file: Path) -> StudentCard:
+CardT = TypeVar("CardT", bound=BaseModel)
+
+
+def read_card(file: Path, model: type[CardT]) -> CardT:
+    """The card of a student folder; raises StudentSourceError."""
     if not file.is_file():
         raise StudentSourceError(
             f"student {file.parent}: holds no {file.name}; name a folder that `distill` wrote"
         )
     try:
-        return StudentCard.model_validate_json(file.read_bytes())
+        return model.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise StudentSourceError(f"{file}: {first['loc']}: {first['msg']}") from error

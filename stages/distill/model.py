@@ -11,7 +11,15 @@ from .processes import ALONE, Processes
 from .student import Student
 
 
-class DistillModel(nn.Module):
+class TrainedModel(nn.Module):
+    """A student of any kind and the objective's parts beside it."""
+
+    student: Any
+    objective: Objective
+    processes: Processes
+
+
+class DistillModel(TrainedModel):
     """Training mode: the objective's terms. Evaluation mode: outputs and the task loss alone, so
     that no feature of an evaluation text is ever asked for; unless features are all there is.
 

@@ -48,16 +48,46 @@ def make_config(settings: StudentSettings, tokenizer: Any) -> Any:
         "ffn_dim": 4 * width,  # OPT
         "hidden_dim": 4 * width,  # DistilBERT
         "word_embed_proj_dim": width,  # OPT
-        "max_position_embeddings": POSITIONS,
+        "max_position_embeddings": max(POSITIONS, settings.max_length or 0),
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
+        "bos_token_id": _first(tokenizer.cls_token_id, tokenizer.bos_token_id),
+        "eos_token_id": _first(tokenizer.sep_token_id, tokenizer.eos_token_id),
     }
     for name, value in sizes.items():
         if hasattr(config, name):
             setattr(config, name, value)
     return config
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((each for each in ids if each is not None), None)
+
+
+def train_byte_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A byte-level subword tokenizer trained on `texts`, as causal language models have: every text
+    can be written with it, and comes back as it was. `<s>` before a text, `</s>` ends sequences."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    first = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", first)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

@@ -6,8 +6,10 @@ student's steps stays whole on every process.
 """
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
+import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
@@ -15,10 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
-from .model import DistillModel
+from .model import TrainedModel
 
 
-def fsdp_arguments(model: DistillModel) -> dict[str, Any]:
+def fsdp_arguments(model: TrainedModel) -> dict[str, Any]:
     """For `TrainingArguments`: a unit of its own for each layer of the student."""
     config: dict[str, Any] = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
     config["transformer_layer_cls_to_wrap"] = _layer_classes(model.student.backbone)
@@ -34,7 +36,7 @@ def _layer_classes(backbone: Any) -> list[str]:
     return sorted({type(layer).__name__ for stack in stacks for layer in stack})
 
 
-def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: DistillModel) -> None:
+def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: TrainedModel) -> None:
     """Have the accelerator shard a model when it prepares it, its aligner left out."""
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU:
@@ -52,12 +54,12 @@ def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: Dis
 class Twin:
     """The same model without numbers, made before sharding, to take up whole weights after it."""
 
-    def __init__(self, model: DistillModel) -> None:
+    def __init__(self, model: TrainedModel) -> None:
         # Those that are worked out and not loaded.
         self._buffers = {name: buffer.cpu() for name, buffer in model.named_buffers()}
         self._model = copy.deepcopy(model).to("meta")
 
-    def filled(self, weights: dict[str, Tensor]) -> DistillModel:
+    def filled(self, weights: dict[str, Tensor]) -> TrainedModel:
         """The twin with these weights, on the processor."""
         model = self._model.to_empty(device="cpu")
         for name, buffer in model.named_buffers():
@@ -72,17 +74,48 @@ def load_whole(model: nn.Module, file: Any) -> None:
     Raises RuntimeError if they are another model's."""
     weights = load_file(file)
     if not isinstance(model, FSDPModule):
-        model.load_state_dict(weights)
+        left = model.load_state_dict(weights, strict=False)
+        lacking = set(left.missing_keys) - _unsaved(model)
+        if left.unexpected_keys or lacking:
+            raise RuntimeError(f"{file}: holds the weights of another model")
         return
     if weights.keys() != model.state_dict().keys():
         raise RuntimeError(f"{file}: holds the weights of another model")
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
 
 
-def plain(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def plain(weights: dict[str, Tensor], frozen: Collection[str] = ()) -> dict[str, Tensor]:
     """Tensors that can be written to a file as they are: the base of an orthogonal map is a
-    transposed view, and what was just gathered may be a promise of a tensor."""
+    transposed view, what was just gathered may be a promise of a tensor, and one tensor may have
+    two names; without those that are `frozen`."""
+    twice = _second_names(weights)
     return {
         name: tensor.contiguous() if type(tensor) is Tensor else tensor.clone()
         for name, tensor in weights.items()
+        if name not in frozen and name not in twice
     }
+
+
+def frozen_names(model: nn.Module) -> set[str]:
+    """The weights of a student that do not train: those below adapters."""
+    return {
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name.startswith("student.") and not parameter.requires_grad
+    }
+
+
+def _unsaved(model: nn.Module) -> set[str]:
+    return frozen_names(model) | _second_names(model.state_dict())
+
+
+def _second_names(weights: dict[str, Tensor]) -> set[str]:
+    """Of weights with two names (an embedding that is the head, too), all but the first."""
+    seen: set[tuple[int, torch.Size]] = set()
+    second = set()
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.shape) if type(tensor) is Tensor else (0, tensor.shape)
+        if place[0] and place in seen:
+            second.add(name)
+        seen.add(place)
+    return second

@@ -67,7 +67,7 @@ def check_student(settings: StudentSettings) -> None:
 
 def _from_scratch(settings: StudentSettings, texts: Iterable[str]) -> tuple[Any, Any]:
     tokenizer = _tokenizer(settings, texts)
-    return _random_model(make_config(settings, tokenizer)), tokenizer
+    return random_model(make_config(settings, tokenizer)), tokenizer
 
 
 def _tokenizer(settings: StudentSettings, texts: Iterable[str]) -> Any:
@@ -85,7 +85,7 @@ def _from_config(settings: StudentSettings, texts: Iterable[str]) -> tuple[Any, 
         config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
     else:
         tokenizer = load_tokenizer(folder)
-    return _random_model(config), tokenizer
+    return random_model(config), tokenizer
 
 
 def _from_checkpoint(settings: StudentSettings) -> tuple[Any, Any]:
@@ -98,15 +98,15 @@ def _from_checkpoint(settings: StudentSettings) -> tuple[Any, Any]:
     return backbone, tokenizer
 
 
-def load_backbone(folder: Path) -> Any:
-    """The transformer of a checkpoint folder, in float32."""
-    from transformers import AutoModel
+def load_backbone(folder: Path, auto_class: str = "AutoModel") -> Any:
+    """The transformer of a checkpoint folder, in float32; of another auto class, with its head."""
+    import transformers
 
     config = load_config(folder)
     require_safetensors(folder, StudentSourceError)
     try:
         with quiet_transformers():
-            backbone, report = AutoModel.from_pretrained(
+            backbone, report = getattr(transformers, auto_class).from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -155,7 +155,8 @@ def match_tokenizer(tokenizer: Any, config: Any) -> None:
         tokenizer.model_input_names = names
 
 
-def _random_model(config: Any) -> Any:
-    from transformers import AutoModel
+def random_model(config: Any, auto_class: str = "AutoModel") -> Any:
+    """A model of a configuration with weights as they are drawn, in float32."""
+    import transformers
 
-    return AutoModel.from_config(config, dtype=torch.float32)
+    return getattr(transformers, auto_class).from_config(config, dtype=torch.float32)

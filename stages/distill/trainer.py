@@ -14,14 +14,14 @@ from ..corpus.labels import LabelSpace
 from .batches import Batch, DistillDataset, as_batch
 from .evaluation import task_metrics
 from .finite import FiniteLosses
-from .model import DistillModel
+from .model import TrainedModel
 from .objectives.base import TeacherSide
 from .optimizer import adamw, parameter_groups
 from .order import Places
 from .placement import to_device
 from .replay import Replay
 from .sampler import EpochBatches
-from .sharding import load_whole, plain, shard
+from .sharding import frozen_names, load_whole, plain, shard
 
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
@@ -32,7 +32,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: DistillModel,
+        model: TrainedModel,
         arguments: TrainingArguments,
         train: DistillDataset,
         validation: DistillDataset | None,
@@ -114,7 +114,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
-        super()._save(output_dir, plain(state_dict or self.model.state_dict()))
+        weights = state_dict or self.model.state_dict()
+        super()._save(output_dir, plain(weights, frozen_names(self.model)))
         # Here, not in a callback's on_save: by then the checkpoint before this one is gone.
         if self._save_beside is not None and output_dir is not None:
             self._save_beside(Path(output_dir))

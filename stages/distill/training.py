@@ -22,7 +22,7 @@ from ..pretrained import quiet_transformers
 from .batches import DistillDataset
 from .best import BestStudent
 from .checkpoints import CHECKPOINTS, is_of_a_whole_student, last_checkpoint
-from .model import DistillModel
+from .model import TrainedModel
 from .objectives.armada import ArmadaObjective
 from .placement import Where, choose_placement
 from .processes import ALONE, Processes
@@ -41,7 +41,7 @@ TENSORBOARD = "tensorboard"
 class Training:
     """The trained model, whole on the first process, and figures of the run."""
 
-    model: DistillModel
+    model: TrainedModel
     steps: int = 0
     epochs: list[dict[str, float]] = field(default_factory=list)
     best_epoch: float | None = None
@@ -55,7 +55,7 @@ class Training:
 class Run:
     """Everything one training run needs."""
 
-    model: DistillModel
+    model: TrainedModel
     train: DistillDataset
     validation: DistillDataset | None
     settings: TrainingSettings
@@ -68,6 +68,7 @@ class Run:
     where: Where | None = None
     """Where features lie, if that has been chosen; memory that is free changes."""
     processes: Processes = ALONE
+    trainer: type[DistillTrainer] = DistillTrainer
     on_log: Callable[[dict[str, float]], None] = lambda row: None
     on_step: Callable[[int], None] = lambda steps: None
 
@@ -187,7 +188,7 @@ def _make_trainer(
     run.model.to(run.device)
     batches = _batches(run)
     replay = _replay(run, batches)
-    trainer = DistillTrainer(
+    trainer = run.trainer(
         run.model,
         _arguments(run),
         run.train,

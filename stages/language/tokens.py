@@ -24,12 +24,14 @@ class TokenTexts:
     """Token ids of N texts, laid end to end; text i is `offsets[i]:offsets[i + 1]`.
 
     prompts [N]: how many tokens at the start of a text are not predicted; at least one, for
-    nothing comes before it. truncated [N]: those that were longer than is allowed."""
+    nothing comes before it. truncated [N]: those that were longer than is allowed. bytes [N]: of
+    the text, in UTF-8, that the predicted tokens stand for."""
 
     ids: Ids
     offsets: npt.NDArray[np.int64]
     prompts: npt.NDArray[np.int64]
     truncated: npt.NDArray[np.bool_]
+    bytes: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -78,8 +80,10 @@ def encode_texts(
     ends = special_ends(tokenizer)
     texts: list[Ids] = []
     prompts: list[int] = []
+    sizes: list[int] = []
     for start in range(0, len(examples), _ENCODE_ROWS):
         written = [recipe.write(tokenizer, each) for each in examples[start : start + _ENCODE_ROWS]]
+        sizes += [len(each.response.encode()) for each in written]
         for prompt, response in _tokenized(tokenizer, recipe, ends, written):
             texts.append(np.array([*prompt, *response], dtype=np.int32))
             prompts.append(max(len(prompt), 1))
@@ -90,7 +94,20 @@ def encode_texts(
         offsets=np.concatenate([[0], np.cumsum(kept)]),
         prompts=np.array(prompts, dtype=np.int64),
         truncated=lengths > max_length,
+        bytes=_kept_bytes(tokenizer, texts, prompts, sizes, max_length),
     )
+
+
+def _kept_bytes(
+    tokenizer: Any, texts: list[Ids], prompts: list[int], sizes: list[int], max_length: int
+) -> npt.NDArray[np.int64]:
+    """Bytes of responses, of those that are cut by what is left of them."""
+    kept = np.array(sizes, dtype=np.int64)
+    for place, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        if len(text) > max_length:
+            left = tokenizer.decode(text[prompt:max_length], skip_special_tokens=True)
+            kept[place] = len(left.encode())
+    return kept
 
 
 def _tokenized(

@@ -63,8 +63,8 @@ class Tokens:
     bias_V: Tensor | None = None
     answered_P: Tensor | None = None
     transform: LogitTransform = AS_THEY_ARE
-    labelled_count: Tensor | int | None = None
-    answered_count: Tensor | int | None = None
+    labelled_count: Tensor | float | None = None
+    answered_count: Tensor | float | None = None
 
 
 def token_loss(
@@ -136,7 +136,7 @@ def chunked(
     return TokenTerms(*Chunked.apply(step, tokens.hidden_PH, tokens.weight_VH, tokens.bias_V))
 
 
-def _count(given: Tensor | int | None, counted_P: Tensor) -> Tensor:
+def _count(given: Tensor | float | None, counted_P: Tensor) -> Tensor:
     """At least one, so that no token at all makes a loss of 0."""
     if given is None:
         return counted_P.sum().clamp(min=1)

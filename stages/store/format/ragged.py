@@ -41,11 +41,13 @@ def joined(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, ...], dtype: str
     return Ragged(values, lengths)
 
 
-def places_of(rows: Rows, offsets: npt.NDArray[np.int64]) -> Rows:
-    """The places of examples `rows` [B], one example after another; `offsets` [N + 1] say where
-    each one's begin. No Python per example."""
+def places_of(
+    rows: Rows, offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None = None
+) -> Rows:
+    """The places of examples `rows` [B], one example after another, or the first `counts` of each;
+    `offsets` [N + 1] say where each one's begin. No Python per example."""
     starts = offsets[rows]
-    lengths = offsets[rows + 1] - starts
+    lengths = offsets[rows + 1] - starts if counts is None else counts
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     places: Rows = np.arange(total, dtype=np.int64)

@@ -59,6 +59,12 @@ class RaggedArray:
         stored = self._stored(rows)
         return Ragged(self._values.gather(places_of(stored, self._offsets)), self._lengths[stored])
 
+    def gather_first(self, rows: Rows, counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The first so many values of each of the examples [B], one after another."""
+        stored = self._stored(rows)
+        assert (counts <= self._lengths[stored]).all()
+        return self._values.gather(places_of(stored, self._offsets, counts))
+
     def will_need(self, rows: Rows) -> None:
         """Begin to read what is gathered soon; raises what `gather` does."""
         self._values.will_need(places_of(self._stored(rows), self._offsets))

@@ -1,0 +1,33 @@
+"""What can be refused of a language job from its keys alone."""
+
+from ...cache_schemas.errors import JobError
+from ...stages.distill.student_source import SCRATCH
+from ..distill_job import DistillJob
+
+OBJECTIVES = ("armada", "tokens", "undistilled")
+
+
+def check_language_job(job: DistillJob) -> None:
+    """Raises JobError for keys that contradict each other."""
+    if job.objective not in OBJECTIVES:
+        raise JobError(
+            f"objective {job.objective!r}: a language model learns by {', '.join(OBJECTIVES)}"
+        )
+    if job.objective == "tokens" and job.parsed_control.name != "none":
+        raise JobError(
+            f"control {job.control}: is of features, and objective tokens reads none; use "
+            "control=undistilled, or objective armada"
+        )
+    if job.objective == "tokens" and job.beside_a_feature:
+        raise JobError(
+            "token_cache, token_teacher, token_feature: are for a teacher beside that of a feature "
+            "(objective=armada); with objective tokens, say cache, teacher and feature"
+        )
+    if job.lora_rank is not None and (job.student.startswith(SCRATCH) or job.student_from_scratch):
+        raise JobError("lora_rank: a student from scratch has nothing to adapt; leave it out")
+    if job.lora_rank is not None and job.student_layers is not None:
+        raise JobError(
+            "student_layers: adapters are saved for a whole checkpoint; cut and save it first"
+        )
+    if job.responses == "generated" and job.objective != "tokens":
+        raise JobError("responses generated: is for objective tokens")

@@ -1,0 +1,135 @@
+"""Corpora and caches of a language job: what texts are learned from, and which teachers say what of
+them; all of it found and joined before a model loads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...cache_schemas.errors import JobError
+from ...cache_schemas.teachers import TeacherSpec
+from ...stages.corpus.labels import NO_LABELS, label_space, label_values
+from ...stages.distill.controls import Gather
+from ...stages.distill.language.evaluation import METRICS
+from ...stages.store.format.index import Rows
+from ...stages.store.reading.reader import Cache
+from ..answers import Answers, open_answers
+from ..distill_job import DistillJob
+from ..student_data import (
+    LabelledCorpus,
+    StudentData,
+    choose_feature,
+    read_corpus_of,
+    read_labelled,
+)
+from .keys import word_feature
+
+
+@dataclass(frozen=True)
+class Words:
+    """A teacher of words: its answers, the feature that holds them, and the cache rows of the
+    training texts."""
+
+    answers: Answers
+    feature: str
+    rows: Rows
+
+    @property
+    def cache(self) -> Cache:
+        """The open cache."""
+        return self.answers.cache
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """Who was asked, and how."""
+        return self.cache.teacher.spec
+
+
+@dataclass(frozen=True)
+class LanguageData(StudentData):
+    """What a language model learns from; `feature` is that of ARMADA's manifold, if any."""
+
+    words: Words | None = None
+
+    def sources(self) -> dict[str, Any]:
+        """Where the teachers' answers come from; for the record of a run."""
+        if self.words is None:
+            return super().sources()
+        words = {
+            "cache_digest": self.words.answers.digest,
+            "teacher_fingerprint": self.words.cache.teacher.fingerprint,
+            "teacher": self.words.spec.model_dump(mode="json"),
+            "feature": self.words.feature,
+        }
+        if self.cache is None:
+            return words
+        return super().sources() | {f"token_{name}": value for name, value in words.items()}
+
+    def validation_gather(self) -> Gather | None:
+        """None: a language model is evaluated by its words alone."""
+        return None
+
+
+def read_language_data(job: DistillJob) -> LanguageData:
+    """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
+    corpus = read_corpus_of(job, job.train)
+    space = NO_LABELS
+    if job.label_column is not None:
+        space = label_space(corpus, None, job.num_labels)
+    train = LabelledCorpus(corpus, label_values(corpus, space))
+    validation = read_labelled(job, job.validation, space) if job.validation else None
+    words, train = _words(job, train)
+    data = LanguageData(train, validation, space, _metric(job), None, None, None, words)
+    return data if job.objective != "armada" or not job.distilled else _with_feature(job, data)
+
+
+def _metric(job: DistillJob) -> str:
+    if job.metric is not None and job.metric not in METRICS:
+        raise JobError(f"job key 'metric': {job.metric!r} is not one of {', '.join(METRICS)}")
+    return job.metric or METRICS[0]
+
+
+def _words(job: DistillJob, train: LabelledCorpus) -> tuple[Words | None, LabelledCorpus]:
+    if not job.distilled:
+        return None, train
+    if job.objective == "tokens":
+        keys, asked, key = job, job.feature, "feature"
+    elif job.beside_a_feature:
+        changes = {"cache": job.token_cache or job.cache, "teacher": job.token_teacher}
+        if job.token_cache is not None:
+            changes["expect_digest"] = None
+        keys, asked, key = job.model_copy(update=changes), job.token_feature, "token_feature"
+    else:
+        return None, train
+    answers = open_answers(keys)
+    if answers.cache.teacher.spec.kind != "causal_lm" and "tokenizer" not in (
+        answers.cache.teacher.spec.settings
+    ):
+        kind = answers.cache.teacher.spec.kind
+        raise JobError(f"job key 'teacher': a {kind} teaches no words; name a causal_lm")
+    feature = word_feature(answers.cache.features, asked, key)
+    answers = answers.of(feature, [train.corpus])
+    joined = train.joined(answers.cache, feature, job.skip_bad_rows)
+    assert joined.cache_rows is not None
+    plain = LabelledCorpus(joined.corpus, joined.labels)
+    return Words(answers, feature, joined.cache_rows), plain
+
+
+def _with_feature(job: DistillJob, data: LanguageData) -> LanguageData:
+    if job.cache is None:
+        raise JobError("job key 'cache' is missing; objective armada reads a feature from it")
+    if job.packing != "none":
+        raise JobError(
+            f"packing {job.packing!r}: texts in one row share what ARMADA compares; use packing "
+            "none, or objective tokens"
+        )
+    answers = open_answers(job)
+    name = choose_feature(job, answers.cache)
+    answers = answers.of(name, [data.train.corpus])
+    train = data.train.joined(answers.cache, name, job.skip_bad_rows)
+    words = data.words
+    if words is not None:  # some texts may have gone
+        rows = words.cache.find(train.corpus.keys(), words.feature)
+        words = Words(words.answers, words.feature, rows)
+    cache = answers.cache
+    return LanguageData(
+        train, data.validation, data.space, data.metric, cache, cache[name], answers, words
+    )

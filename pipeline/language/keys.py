@@ -1,0 +1,85 @@
+"""The keys of a `distill` job that language models read, beside those of all students."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ...cache_schemas.errors import JobError
+from ...cache_schemas.teachers import TeacherSpec
+from ...stages.distill.language.settings import LanguageSettings
+from ...stages.language.recipe import Recipe
+from ..jobs import make
+
+WORD_FEATURES = ("top_k", "draws", "dense")
+"""Features that teach words."""
+
+
+class RecipeKeys(LanguageSettings):
+    """How texts are written; as for the teacher of words where there is one, else by default."""
+
+    text_format: Literal["text", "plain", "chat"] | None = Field(
+        default=None,
+        description="text: all segments are to be predicted; plain: the last one, after a prompt "
+        "of the others; chat: the same in the words of the tokenizer's chat template; default as "
+        "for the teacher, or text (task=language)",
+    )
+    prompt_template: str | None = Field(
+        default=None,
+        description="prompt of text_format plain; {text} is the segments before the last one",
+    )
+    system_prompt: str | None = Field(
+        default=None, description="what the system says first (text_format chat)"
+    )
+    end_token: bool | None = Field(
+        default=None, description="end every text with the tokenizer's end-of-sequence token"
+    )
+
+    def recipe(self, teacher: TeacherSpec | None) -> Recipe:
+        """The recipe of a run. Raises JobError where the job contradicts the teacher."""
+        told = {name: getattr(self, name) for name in Recipe.model_fields}
+        asked = {name: value for name, value in told.items() if value is not None}
+        if teacher is None:
+            return make(Recipe, asked)
+        known = {name: teacher.settings[name] for name in Recipe.model_fields}
+        for name, value in asked.items():
+            if value != known[name]:
+                raise JobError(
+                    f"job key {name!r}: {value!r}, and the teacher was asked with "
+                    f"{known[name]!r}; leave it out"
+                )
+        return make(Recipe, known)
+
+
+class LanguageKeys(RecipeKeys):
+    """Keys of students that are language models."""
+
+    token_cache: Path | str | None = Field(
+        default=None,
+        description="cache of a teacher of words, beside that of the feature (objective=armada); "
+        "default the same cache",
+    )
+    token_teacher: str | None = Field(
+        default=None, description="fingerprint of that teacher, or a prefix no other one shares"
+    )
+    token_feature: str | None = Field(
+        default=None, description="top_k, draws or dense; may be left out if there is one"
+    )
+
+    @property
+    def beside_a_feature(self) -> bool:
+        """Whether a teacher of words is named beside the one of the feature."""
+        return any((self.token_cache, self.token_teacher, self.token_feature))
+
+
+def word_feature(held: tuple[str, ...], asked: str | None, key: str) -> str:
+    """The feature to learn words from. Raises JobError."""
+    known = [name for name in held if name in WORD_FEATURES]
+    if asked in known:
+        return str(asked)
+    if asked is None and len(known) == 1:
+        return known[0]
+    what = "is missing" if asked is None else f"{asked!r} teaches no words"
+    raise JobError(
+        f"job key {key!r}: {what}; the teacher has {', '.join(known) or 'none that does'}"
+    )

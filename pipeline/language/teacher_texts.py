@@ -1,0 +1,81 @@
+"""Whether the texts of a run are what the teacher of words was asked about, token by token."""
+
+from typing import Any
+
+import numpy as np
+
+from ...cache_schemas.errors import CacheError, JobError
+from ...cache_schemas.teachers import TeacherSpec
+from ...stages.corpus.corpus import Corpus
+from ...stages.language.tokens import TokenTexts
+from ...stages.language.vocabulary import tokenizer_digest
+from ...stages.store.format.index import Rows
+from ...stages.store.format.ragged import places_of
+from ...stages.store.reading.reader import Cache
+
+_BLOCK = 4096
+"""Texts whose tokens are compared at once."""
+
+
+def check_tokenizer(teacher: TeacherSpec, tokenizer: Any, cross_tokenizer: bool) -> None:
+    """Refuse a teacher whose tokenizer is another than the student's, unless that is asked for."""
+    theirs, ours = teacher.settings["tokenizer"], tokenizer_digest(tokenizer)
+    if cross_tokenizer and theirs == ours:
+        raise JobError("cross_tokenizer: teacher and student have one tokenizer; leave it out")
+    if not cross_tokenizer and theirs != ours:
+        raise JobError(
+            f"tokenizer: the teacher's is {theirs}, the student's {ours}: their words differ; use "
+            "a student of the teacher's family, or cross_tokenizer=true"
+        )
+
+
+def check_same_tokens(texts: TokenTexts, cache: Cache, rows: Rows, corpus: Corpus) -> None:
+    """Refuse texts whose tokens, or whose prompts, are not those that were answered; one of both
+    may have been cut where the other was not."""
+    cached = cache.ragged("token_ids")
+    lengths = cached.lengths(rows)
+    prompts = cache["prompt_tokens"].gather(rows).astype(np.int64)
+    differ = np.minimum(texts.prompts, lengths) != prompts
+    common = np.minimum(texts.lengths, lengths)
+    for start in range(0, len(texts), _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, len(texts)))
+        theirs = cached.gather_first(rows[block], common[block])
+        ours = texts.ids[places_of(block, texts.offsets, common[block])]
+        wrong = np.flatnonzero(theirs != ours)
+        owners = np.repeat(block, common[block])
+        differ[owners[wrong]] = True
+    if differ.any():
+        first = int(np.flatnonzero(differ)[0])
+        raise CacheError(
+            f"{corpus.where(first)}: its tokens are not those that the teacher answered "
+            f"({int(differ.sum())} such rows): how texts are written or tokenized has changed; "
+            "precompute them again"
+        )
+
+
+def with_generated(
+    texts: TokenTexts, cache: Cache, rows: Rows, tokenizer: Any, most: int
+) -> TokenTexts:
+    """The same prompts with the teacher's own responses, cut to `most` tokens in all."""
+    if "generated_ids" not in cache.features:
+        raise JobError(
+            "responses generated: the teacher gave none; precompute with max_new_tokens, and "
+            "add_features if the cache is to keep what it has"
+        )
+    said = cache.ragged("generated_ids").gather(rows).parts()
+    parts, sizes, cut = [], [], []
+    for text, response in enumerate(said):
+        prompt = texts.of(text)[: texts.prompts[text]]
+        whole = np.concatenate([prompt, response.astype(np.int32)])
+        parts.append(whole[:most])
+        cut.append(len(whole) > most)
+        kept = tokenizer.decode(whole[len(prompt) : most], skip_special_tokens=True)
+        sizes.append(len(kept.encode()))
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+    return TokenTexts(
+        ids=np.concatenate(parts),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        prompts=texts.prompts,
+        truncated=np.array(cut),
+        bytes=np.array(sizes, dtype=np.int64),
+    )

@@ -1,0 +1,49 @@
+"""Low-rank adapters by peft (arXiv 2106.09685): made, and told from all other weights."""
+
+from typing import Any
+
+from ....cache_schemas.errors import JobError, StudentSourceError
+from ...pretrained import one_line
+from .settings import LoraSettings
+
+ALL_LINEAR = "all-linear"
+
+
+def with_adapters(model: Any, settings: LoraSettings) -> Any:
+    """The model with adapters that train; nothing else of it does.
+
+    Raises JobError where peft is not installed or finds no such layers."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as cause:
+        raise JobError(
+            "lora_rank: adapters need the package peft; install armada-kd[lora]"
+        ) from cause
+    assert settings.lora_rank is not None
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha or settings.lora_rank,
+        lora_dropout=settings.lora_dropout,
+        target_modules=list(settings.lora_targets) or ALL_LINEAR,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as cause:
+        raise JobError(
+            f"lora_targets {list(settings.lora_targets)}: {one_line(cause)}; name layers as they "
+            f"are called in a {type(model).__name__}"
+        ) from cause
+    if not hasattr(adapted.get_base_model().get_output_embeddings(), "weight"):
+        raise JobError("lora_targets: the head cannot have an adapter; leave it out")
+    return adapted
+
+
+def read_adapters(model: Any, folder: Any) -> Any:
+    """A model with the adapters of a folder. Raises StudentSourceError."""
+    try:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, folder)
+    except Exception as cause:  # whatever a library raises at a folder that does not fit
+        raise StudentSourceError(f"student {folder}: adapters: {one_line(cause)}") from cause

@@ -1,0 +1,180 @@
+"""Batches of a language model: rows of tokens, the words to predict, and what is known of them.
+
+In: token texts, how they share rows, and maybe a teacher's answers to their predictions. Out: for
+chosen rows, padded ids [B, T], and for each of the P predicted tokens its place and its word.
+Nothing is done token by token in Python.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...language.tokens import TokenTexts
+from ...store.format.index import Rows
+from ...store.format.ragged import places_of
+from .cached_answers import CachedAnswers
+from .packs import Packs, one_each, packed
+from .settings import Packing
+
+Ints = npt.NDArray[np.int64]
+EVEN_WIDTH = 8
+"""Rows are as wide as the longest of a batch, rounded up to what matrix units like."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Predicted tokens with a word, and of these, those that a teacher answered."""
+
+    labelled: int
+    answered: int
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.labelled + other.labelled, self.answered + other.answered)
+
+
+@dataclass(frozen=True)
+class TeacherTokens:
+    """A teacher's answers to the predictions of N texts: text i has those of row `rows[i]` of the
+    cache. A text may be longer or shorter here than it was to the teacher."""
+
+    answers: CachedAnswers
+    rows: Rows
+
+    def wanted(self, texts: Ints, predicted: Ints) -> Ints:
+        """How many predictions of each of some texts have an answer."""
+        return np.minimum(predicted, self.answers.feature.lengths(self.rows[texts]))
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """The texts of a data set in rows. What `tokens.Tokens` is to other students."""
+
+    texts: TokenTexts
+    packs: Packs
+    packing: Packing
+    pad_id: int
+    teacher: TeacherTokens | None = None
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    @cached_property
+    def offsets(self) -> Ints:
+        """Where each row's tokens begin, all rows laid end to end."""
+        lengths = np.concatenate([[0], np.cumsum(self.texts.lengths[self.packs.texts])])
+        return lengths[self.packs.offsets]
+
+    @property
+    def truncated(self) -> int:
+        """Texts that were cut."""
+        return int(self.texts.truncated.sum())
+
+    def counts(self, rows: Ints) -> Counts:
+        """Of some rows."""
+        texts = self._texts_of(rows)
+        predicted = self.texts.predicted[texts]
+        answered = 0 if self.teacher is None else int(self.teacher.wanted(texts, predicted).sum())
+        return Counts(int(predicted.sum()), answered)
+
+    def bytes_of(self, rows: Ints) -> int:
+        """Bytes of text that the predicted tokens of some rows stand for."""
+        return int(self.texts.bytes[self._texts_of(rows)].sum())
+
+    def pad(self, rows: Ints) -> dict[str, Any]:
+        """A batch of rows [B, T]: `input_ids`; `attention_mask`, or `position_ids` of texts that
+        share rows and do not see each other; `predicted_at` [P], the place, counted over B x T, of
+        the token before each predicted one, and `words` [P]; `answers`, and `answered` [P] where
+        not all have one; `pooled_at` [B], the last token that is given."""
+        texts = self._texts_of(rows)
+        lengths, prompts = self.texts.lengths[texts], self.texts.prompts[texts]
+        rows_of_texts = np.repeat(np.arange(len(rows)), np.diff(self.packs.offsets)[rows])
+        starts = _starts(lengths, rows_of_texts)
+        width = _width(int((starts + lengths).max(initial=1)))
+        inside = _arange_each(lengths)
+        at = np.repeat(rows_of_texts * width + starts, lengths) + inside
+        ids = np.full(len(rows) * width, self.pad_id, dtype=np.int64)
+        words = self.texts.ids[places_of(texts, self.texts.offsets)].astype(np.int64)
+        ids[at] = words
+        predicted = inside >= np.repeat(prompts, lengths)
+        batch = {
+            "input_ids": ids.reshape(-1, width),
+            **self._seen(len(rows), width, at, inside),
+            "predicted_at": at[predicted] - 1,
+            "words": words[predicted],
+        }
+        if self.packing == "none":
+            given = prompts if self.has_prompts else lengths
+            batch["pooled_at"] = np.arange(len(rows)) * width + np.minimum(given, lengths) - 1
+        return {name: torch.from_numpy(each) for name, each in batch.items()} | self._answers(texts)
+
+    @cached_property
+    def has_prompts(self) -> bool:
+        """Whether texts begin with something that is not predicted."""
+        return bool((self.texts.prompts > 1).any())
+
+    def _texts_of(self, rows: Ints) -> Ints:
+        return self.packs.texts[places_of(rows, self.packs.offsets)]
+
+    def _seen(self, rows: int, width: int, at: Ints, inside: Ints) -> dict[str, npt.NDArray[Any]]:
+        """What tells a model which tokens see which."""
+        if self.packing != "apart":
+            mask = np.zeros(rows * width, dtype=np.int64)
+            mask[at] = 1
+            return {"attention_mask": mask.reshape(-1, width)}
+        # Positions that do not go on from the one before begin a text; padding is texts, too.
+        positions = np.zeros(rows * width, dtype=np.int64)
+        positions[at] = inside
+        return {"position_ids": positions.reshape(-1, width)}
+
+    def _answers(self, texts: Ints) -> dict[str, Any]:
+        if self.teacher is None:
+            return {}
+        predicted = self.texts.predicted[texts]
+        wanted = self.teacher.wanted(texts, predicted)
+        found = self.teacher.answers.read(self.teacher.rows[texts], wanted)
+        if np.array_equal(wanted, predicted):
+            return {"answers": found}
+        answered = torch.from_numpy(_arange_each(predicted) < np.repeat(wanted, predicted))
+        return {
+            "answers": {n: _spread(t, answered) for n, t in found.items()},
+            "answered": answered,
+        }
+
+
+def pack(
+    texts: TokenTexts,
+    packing: Packing,
+    most: int,
+    pad_id: int,
+    teacher: TeacherTokens | None = None,
+) -> PackedTexts:
+    """Texts in rows of at most `most` tokens."""
+    packs = one_each(len(texts)) if packing == "none" else packed(texts.lengths, most)
+    return PackedTexts(texts, packs, packing, pad_id, teacher)
+
+
+def _width(longest: int) -> int:
+    return -(-longest // EVEN_WIDTH) * EVEN_WIDTH
+
+
+def _starts(lengths: Ints, rows: Ints) -> Ints:
+    """Where each text begins in its row; `rows` ascend."""
+    before = np.cumsum(lengths) - lengths
+    first = np.searchsorted(rows, rows)
+    return before - before[first] if len(rows) else before
+
+
+def _arange_each(lengths: Ints) -> Ints:
+    """0, 1, ..., n - 1 for each n of lengths, one after another."""
+    ends = np.cumsum(lengths)
+    return np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(ends - lengths, lengths)
+
+
+def _spread(rows: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    whole = rows.new_zeros(len(where), *rows.shape[1:])
+    whole[where] = rows
+    return whole

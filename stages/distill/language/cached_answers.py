@@ -1,0 +1,80 @@
+"""What a cache says of predicted tokens, decoded for a batch of texts.
+
+In: rows of the cache and how many predictions of each text are wanted. Out: tensors with a row for
+each of these, in the order of the texts; no Python object a token.
+Shapes: P predictions, k entries or K draws, V words.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ....cache_schemas.codings import DrawsCoding, TopKCoding
+from ....cache_schemas.errors import JobError
+from ...store.codec.draws import decode_draws
+from ...store.codec.top_k import decode_top_k
+from ...store.format.index import Rows
+from ...store.reading.ragged_array import RaggedArray
+from ..token_loss.answers import Answers, DenseAnswers, DrawnAnswers, SparseAnswers
+from .settings import Tail
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAnswers:
+    """A feature of predicted tokens, and how to read it."""
+
+    feature: RaggedArray
+    temperature: float
+    tail: Tail
+
+    def check(self) -> None:
+        """Raise an InputError for a feature or a temperature that teaches no words."""
+        coding = self.feature.spec.coding
+        if coding is None and self.feature.spec.name != "dense":
+            raise JobError(
+                f"job key 'feature': {self.feature.spec.name!r} teaches no words; name top_k, "
+                "draws or dense"
+            )
+        self.read(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+    @property
+    def longest(self) -> npt.NDArray[np.int64]:
+        """How many predictions of each row of the cache there are."""
+        return self.feature.lengths(np.arange(len(self.feature)))
+
+    def read(self, rows: Rows, wanted: npt.NDArray[np.int64]) -> Tensors:
+        """The first `wanted[i]` predictions of row `rows[i]`, text after text."""
+        values = self.feature.gather_first(rows, wanted)
+        coding = self.feature.spec.coding
+        if isinstance(coding, TopKCoding):
+            renormalised = self.tail == "renormalised"
+            found = decode_top_k(coding, values, self.temperature, renormalised=renormalised)
+            return _tensors(ids=found.ids_Nk, log_probs=found.log_probs_Nk, tail=found.log_tail_N)
+        if isinstance(coding, DrawsCoding):
+            draws = decode_draws(coding, values)
+            return _tensors(drawn=draws.ids_NK, log_probs=draws.log_probs_NK)
+        return _tensors(dense=values)
+
+
+def _tensors(**arrays: npt.NDArray[Any] | None) -> Tensors:
+    return {name: torch.from_numpy(each) for name, each in arrays.items() if each is not None}
+
+
+def as_answers(tensors: Tensors) -> Answers:
+    """The tensors of `CachedAnswers.read`, as the loss takes them."""
+    if "dense" in tensors:
+        return DenseAnswers(tensors["dense"].float())
+    if "drawn" in tensors:
+        return DrawnAnswers(tensors["drawn"], tensors.get("log_probs"))
+    return SparseAnswers(tensors["ids"], tensors["log_probs"], tensors.get("tail"))
+
+
+def no_answers(count: int, device: torch.device) -> Answers:
+    """Answers to `count` predictions that nobody was asked for."""
+    ids = torch.zeros(count, 1, dtype=torch.int64, device=device)
+    return SparseAnswers(ids, torch.full_like(ids, -torch.inf, dtype=torch.float32), None)

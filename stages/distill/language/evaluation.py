@@ -1,0 +1,107 @@
+"""What a language model is worth: how well it predicts given words, and what it says by itself.
+
+perplexity     exp of the mean cross entropy of the predicted tokens; one tokenizer's figure
+bits_per_byte  the cross entropy of all of them over the bytes of text they stand for: comparable
+               between tokenizers
+rouge_l        F-measure of the longest common subsequence of words, stemmed (Lin, 2004)
+exact_match    share of responses that are the reference but for case, punctuation and spaces
+"""
+
+import math
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..batches import Batch
+from .batches import PackedTexts
+
+METRICS = ("loss", "perplexity", "bits_per_byte")
+"""Those of given words: all are errors."""
+
+_NATS_OF_A_BIT = math.log(2)
+_MOST_NATS = 700.0
+"""Beyond it, a perplexity is no number any more."""
+
+
+@dataclass(slots=True)
+class WordSums:
+    """Cross entropy, in nats, of so many words, and the bytes of text they stand for."""
+
+    nats: float = 0.0
+    words: int = 0
+    bytes: int = 0
+
+    @torch.no_grad()
+    def add(self, model: Any, batch: Batch, texts: PackedTexts) -> None:
+        """Add a batch, as a model in eval mode sees it."""
+        places = batch.pop("places")
+        count = texts.counts(places).labelled
+        self.nats += float(model(**batch)["loss"]) * count
+        self.words += count
+        self.bytes += texts.bytes_of(places)
+
+    def metrics(self) -> dict[str, float]:
+        """All of `METRICS`."""
+        loss = self.nats / max(self.words, 1)
+        bits = self.nats / _NATS_OF_A_BIT / max(self.bytes, 1)
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, _MOST_NATS)),
+            "bits_per_byte": bits,
+        }
+
+
+def response_metrics(said: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Of responses against one reference each."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    pairs = list(zip(said, references, strict=True))
+    rouge = [scorer.score(reference, one)["rougeL"].fmeasure for one, reference in pairs]
+    exact = [_plain(one) == _plain(reference) for one, reference in pairs]
+    return {"rouge_l": sum(rouge) / len(pairs), "exact_match": sum(exact) / len(pairs)}
+
+
+def _plain(text: str) -> str:
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\s+", " ", bare).strip()
+
+
+@torch.inference_mode()
+def respond(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], most: int, batch_size: int
+) -> list[str]:
+    """A model's greedy responses to prompts of token ids, at most so many tokens each."""
+    said = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        found = _continued(model, tokenizer, [prompts[place] for place in chosen], most)
+        for place, text in zip(chosen, found, strict=True):
+            said[place] = text
+    return said
+
+
+def _continued(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], most: int
+) -> list[str]:
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    ids_BT = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts])
+    mask_BT = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
+    rows = model.get_output_embeddings().weight.shape[0]
+    output = model.generate(
+        input_ids=ids_BT.to(model.device),
+        attention_mask=mask_BT.to(model.device),
+        max_new_tokens=most,
+        do_sample=False,
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+        suppress_tokens=list(range(len(tokenizer), rows)) or None,
+    )
+    texts: list[str] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+    return [text.strip() for text in texts]

@@ -1,0 +1,74 @@
+"""A trained language model as a folder, and back.
+
+student/config.json, model.safetensors, tokenizer files   opens with AutoModelForCausalLM; or
+student/adapter_*   adapters, which peft opens on the model they were made for
+student/heads.safetensors       what trained beside it, the aligner left out, if anything did
+student/armada_language.json    LanguageCard: how texts were written for it
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ....cache_schemas.errors import StudentSourceError
+from ...corpus.labels import LabelSpace
+from ...language.recipe import Recipe
+from ...pretrained import quiet_transformers
+from ...sources import resolve
+from ..export import HEADS, read_card, save_parts
+from ..objectives.base import Objective
+from ..student_source import load_backbone, load_tokenizer
+from .adapters import read_adapters
+from .source import AUTO_CLASS
+from .student import LanguageStudent
+
+LANGUAGE_CARD = "armada_language.json"
+
+
+class LanguageCard(BaseModel):
+    """What a student folder adds to a plain transformers or peft folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    card_version: Literal[1] = 1
+    recipe: Recipe
+    max_length: int
+    text_columns: tuple[str, ...]
+    space: LabelSpace
+    metric: str
+    base: str | None = None
+    """Of adapters: the model they were made for, a folder or hub id, and its revision."""
+    base_revision: str | None = None
+
+
+def save_language_student(
+    folder: Path, student: LanguageStudent, tokenizer: Any, objective: Objective, card: LanguageCard
+) -> None:
+    """Write the student folder."""
+    with quiet_transformers():
+        student.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    head = {} if student.head is None else student.head.state_dict(prefix="head.")
+    parts = head | objective.state_dict(prefix="objective.")
+    save_parts(folder / HEADS, parts)
+    (folder / LANGUAGE_CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def is_language_student(folder: Path) -> bool:
+    """Whether a folder, or the output folder around it, holds a student of this kind."""
+    return any((each / LANGUAGE_CARD).is_file() for each in (folder, folder / "student"))
+
+
+def load_language_folder(folder: Path) -> tuple[Any, Any, LanguageCard]:
+    """The causal language model of a folder that `save_language_student` wrote, adapters on it,
+    in eval mode; its tokenizer and its card. Raises StudentSourceError."""
+    if not (folder / LANGUAGE_CARD).is_file():
+        folder = folder / "student"
+    card = read_card(folder / LANGUAGE_CARD, LanguageCard)
+    if card.base is None:
+        model = load_backbone(folder, AUTO_CLASS)
+    else:
+        base = resolve(card.base, card.base_revision, StudentSourceError)
+        model = read_adapters(load_backbone(base, AUTO_CLASS), folder)
+    return model.eval(), load_tokenizer(folder), card

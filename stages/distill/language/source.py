@@ -1,0 +1,106 @@
+"""Load or make a language model as a student: a folder, a hub id, or from scratch; with adapters.
+
+Only safetensors are read, `trust_remote_code` is off, weights become float32.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ....cache_schemas.errors import StudentSourceError
+from ...corpus.labels import LabelSpace
+from ...language.vocabulary import word_count
+from ...pretrained import token_limit
+from ...sources import resolve
+from ..scratch import make_config, train_byte_tokenizer
+from ..student import StudentSettings, is_decoder, keep_layers
+from ..student_source import SCRATCH, load_backbone, load_config, load_tokenizer, random_model
+from .adapters import with_adapters
+from .settings import LoraSettings
+from .student import LanguageStudent
+
+AUTO_CLASS = "AutoModelForCausalLM"
+DEFAULT_MAX_LENGTH = 512
+
+
+def load_language_student(
+    settings: StudentSettings,
+    lora: LoraSettings,
+    space: LabelSpace,
+    texts: Iterable[str],
+    dropout: float,
+) -> tuple[LanguageStudent, Any]:
+    """A student and its tokenizer; `texts` train a vocabulary if the student has none.
+
+    Raises StudentSourceError."""
+    if settings.student.startswith(SCRATCH):
+        model, tokenizer = _from_scratch(settings, texts)
+    else:
+        model, tokenizer = _from_folder(settings, texts)
+    check_words(model, tokenizer, settings.student)
+    if lora.lora_rank is not None:
+        model = with_adapters(model, lora)
+    return LanguageStudent(model, space, dropout), tokenizer
+
+
+def choose_row_length(asked: int | None, tokenizer: Any, model: Any) -> int:
+    """The most tokens of a text, and of a row of texts: as asked, or 512, or what the student can
+    take if less. Raises StudentSourceError if more is asked than that."""
+    limit = token_limit(tokenizer, model)
+    if asked is not None and asked > limit:
+        raise StudentSourceError(
+            f"max_length {asked}: the student takes {limit} tokens at most; ask for fewer"
+        )
+    return asked or min(DEFAULT_MAX_LENGTH, limit)
+
+
+def check_words(model: Any, tokenizer: Any, source: str) -> None:
+    """Refuse a tokenizer with words that the model has no numbers for."""
+    words, rows = word_count(tokenizer), model.get_input_embeddings().weight.shape[0]
+    if words > rows:
+        raise StudentSourceError(
+            f"student {source}: its tokenizer has {words} words, the model {rows}; resize the "
+            "model's embeddings, and train adapters on the model that was resized"
+        )
+
+
+def _from_scratch(settings: StudentSettings, texts: Iterable[str]) -> tuple[Any, Any]:
+    tokenizer = _tokenizer(settings, texts)
+    return random_model(_decoder(make_config(settings, tokenizer)), AUTO_CLASS), tokenizer
+
+
+def _tokenizer(settings: StudentSettings, texts: Iterable[str]) -> Any:
+    if settings.student_tokenizer:
+        return load_tokenizer(resolve(settings.student_tokenizer, None, StudentSourceError))
+    return train_byte_tokenizer(texts, settings.student_vocab_size)
+
+
+def _from_folder(settings: StudentSettings, texts: Iterable[str]) -> tuple[Any, Any]:
+    folder = resolve(settings.student, settings.student_revision, StudentSourceError)
+    config = _decoder(load_config(folder))
+    if not settings.student_from_scratch:
+        tokenizer = load_tokenizer(folder)
+        return _cut(load_backbone(folder, AUTO_CLASS), settings), tokenizer
+    config.num_hidden_layers = settings.student_layers or config.num_hidden_layers
+    if not settings.student_tokenizer and any(folder.glob("tokenizer*")):
+        return random_model(config, AUTO_CLASS), load_tokenizer(folder)
+    tokenizer = _tokenizer(settings, texts)
+    config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    return random_model(config, AUTO_CLASS), tokenizer
+
+
+def _cut(model: Any, settings: StudentSettings) -> Any:
+    if settings.student_layers:
+        body = getattr(model, model.base_model_prefix)
+        reason = keep_layers(body, settings.student_layers, settings.student_layer_choice)
+        if reason:
+            raise StudentSourceError(reason)
+    return model
+
+
+def _decoder(config: Any) -> Any:
+    if not is_decoder(config):
+        raise StudentSourceError(
+            f"task language: a {config.model_type} is no causal language model; use one, such as "
+            "scratch:llama"
+        )
+    return config

@@ -1,0 +1,76 @@
+"""A student that is a causal language model: hidden states of its tokens, and the head over them.
+
+The logits of all tokens are never made: the loss takes hidden states and the head's weight. With
+adapters, all other weights are frozen.
+Shapes: B rows, T tokens, H width, V rows of the head.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ....cache_schemas.errors import StudentSourceError
+from ...corpus.labels import LabelSpace
+from ...language.logits import find_transform
+from ..aligner import ClassificationHead
+
+
+class LanguageStudent(nn.Module):
+    """`model` as transformers has it, or as peft wraps it; `head` beside it where texts have
+    labels."""
+
+    def __init__(self, model: Any, space: LabelSpace, dropout: float) -> None:
+        super().__init__()
+        self.model = model
+        self.space = space
+        self.dropout = dropout
+        transform = find_transform(self.causal)
+        if transform is None:
+            raise StudentSourceError(
+                f"student: {type(self.causal).__name__} makes its logits otherwise than from its "
+                "last hidden states and its head; use another model"
+            )
+        self.transform = transform
+        self.head = None
+        if space.task != "none":
+            self.head = ClassificationHead(self.dim, space.num_labels, space.regression, dropout)
+
+    @property
+    def causal(self) -> Any:
+        """The causal language model itself."""
+        return self.model.get_base_model() if self.adapted else self.model
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters are what trains."""
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def backbone(self) -> Any:
+        """The transformer below the head."""
+        return getattr(self.causal, self.causal.base_model_prefix)
+
+    @property
+    def dim(self) -> int:
+        """H, the width of hidden states."""
+        return int(self.causal.config.get_text_config().hidden_size)
+
+    @property
+    def head_weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [V, H] of the head, and its bias [V] if it has one."""
+        head = self.causal.get_output_embeddings()
+        return head.weight, getattr(head, "bias", None)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The last hidden states [B, T, H]. Without a mask, positions tell which tokens belong
+        together."""
+        given = {"attention_mask": attention_mask, "position_ids": position_ids}
+        known = {name: tensor for name, tensor in given.items() if tensor is not None}
+        output = self.backbone(input_ids=input_ids, use_cache=False, **known)
+        states: Tensor = output.last_hidden_state
+        return states

@@ -1,0 +1,67 @@
+"""The trainer of stage 2 for language models: means over the words of a whole step, and perplexity.
+
+A step may take several batches, and each of several processes has a share of each; every word that
+is counted has the same weight all the same.
+"""
+
+from typing import Any
+
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..batches import Batch, DistillDataset
+from ..trainer import DistillTrainer
+from .batches import Counts, PackedTexts
+from .evaluation import WordSums
+from .model import only_rows
+
+
+def packed_texts(dataset: DistillDataset) -> PackedTexts:
+    """What the rows of a data set of a language model are made of."""
+    texts = dataset.tokens
+    assert isinstance(texts, PackedTexts)
+    return texts
+
+
+class LanguageTrainer(DistillTrainer):
+    """As for other students, but for what a mean is taken over, and how a student is evaluated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Losses are means over the whole step already.
+        self.loss_is_scaled_for_ga = True
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Counts:
+        """Those of a step: of all its batches, in all processes."""
+        texts = packed_texts(self.train_dataset)
+        return sum((texts.counts(batch["places"]) for batch in batch_samples), Counts(0, 0))
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Counts | None = None,
+        **more: Any,
+    ) -> Any:
+        """The total of the loss; sums each term for the log, on the device."""
+        if model.training:
+            inputs["counts"] = num_items_in_batch
+            only_rows(inputs, self._own_rows(inputs))
+        return super().compute_loss(model, inputs, return_outputs, **more)
+
+    def _own_rows(self, inputs: Batch) -> int:
+        """How many rows of this process's share are no repetition of its last one."""
+        share = len(inputs["input_ids"])
+        left = len(inputs["places"]) - int(self.train_dataset.processes.rank) * share
+        return min(share, max(0, left))
+
+    def evaluation_loop(
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **_: Any
+    ) -> EvalLoopOutput:
+        """Cross entropy over all words, summed batch by batch."""
+        model, sums = self.model.eval(), WordSums()
+        for batch in dataloader:
+            with self.compute_loss_context_manager():
+                sums.add(model, self._prepare_inputs(batch), packed_texts(dataloader.dataset))
+        metrics = {f"{metric_key_prefix}_{name}": v for name, v in sums.metrics().items()}
+        return EvalLoopOutput(None, None, metrics=metrics, num_samples=len(dataloader.dataset))
