@@ -12,6 +12,7 @@ and the mean over draws estimates any mean over the vocabulary without bias. A r
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from ....cache_schemas.codings import DrawsCoding
 from ....cache_schemas.errors import DamagedCacheError
@@ -36,9 +37,17 @@ def encode_draws(coding: DrawsCoding, ids_NK: Integers, log_probs_NK: Floats | N
     refuse_log_probs(log_probs_NK, "log-probabilities of draws")
     order_NK = np.argsort(ids_NK, axis=1, kind="stable")
     rows_NW = _encoded_ids(coding, np.take_along_axis(ids_NK, order_NK, axis=1))
-    steps_NK = np.rint(np.take_along_axis(log_probs_NK, order_NK, axis=1) * -STEPS_PER_NAT)
-    codes_NK = np.clip(steps_NK, 0, MOST_STEPS).astype("<u2")
+    codes_NK = _codes(np.take_along_axis(log_probs_NK, order_NK, axis=1))
     return np.concatenate([rows_NW, codes_NK.view(np.uint8)], axis=1)
+
+
+def _codes(log_probs_NK: Floats) -> npt.NDArray[np.uint16]:
+    # Bounded before it is cast: the lowest number of a longer type is not one of a shorter.
+    within_NK = np.maximum(log_probs_NK, -2 * MOST_STEPS / STEPS_PER_NAT).astype(np.float32)
+    codes_NK: npt.NDArray[np.uint16] = np.clip(
+        np.rint(within_NK * -STEPS_PER_NAT), 0, MOST_STEPS
+    ).astype("<u2")
+    return codes_NK
 
 
 def _encoded_ids(coding: DrawsCoding, sorted_NK: Integers) -> UInt8:

@@ -69,6 +69,14 @@ def test_blocks_do_not_show() -> None:
     assert decode_draws(coding, encode_draws(coding, ids[:0], None)).ids_NK.shape == (0, 50)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_log_probabilities_of_any_float_type(dtype: type) -> None:
+    coding = DrawsCoding(draws=3, vocabulary=9, log_prob_bits=16)
+    log_probs = np.array([[-1.5, -40.0, np.finfo(dtype).min]], dtype)
+    found = decode_draws(coding, encode_draws(coding, np.arange(3)[None], log_probs))
+    assert found.log_probs_NK.tolist() == [[-1.5, -40.0, -65535 / 1024]]
+
+
 @pytest.mark.parametrize(
     ("ids", "log_probs", "message"),
     [

@@ -236,3 +236,16 @@ def test_answers_that_must_not_be_stored(
             np.array([log_probs]),
             np.array([[tail]]),
         )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low"), [(np.float16, -65504), (np.float32, -3.4e38), (np.float64, -1.7e308)]
+)
+@pytest.mark.parametrize("bits", [6, 8, 16])
+def test_masks_that_are_not_infinite_are_absent_too(bits: int, dtype: type, low: float) -> None:
+    coding = TopKCoding(k=3, vocabulary=9, bits=bits)
+    log_probs = np.array([[-0.25, -1.5, low]], dtype)
+    rows = encode_top_k(coding, np.array([[8, 2, 4]]), log_probs, np.full((1, 1), -np.inf))
+    found = decode_top_k(coding, rows)
+    assert found.ids_Nk.tolist() == [[8, 2, 0]]
+    assert np.exp(found.log_probs_Nk) == pytest.approx(np.array([[0.778, 0.222, 0]]), abs=0.01)
