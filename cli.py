@@ -184,7 +184,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained student on a corpus."""
-    from .pipeline.evaluate import EvaluateJob, run_evaluate
+    from .pipeline.evaluate import run_evaluate
+    from .pipeline.evaluate_job import EvaluateJob
     from .pipeline.jobs import collect_keys, make
     from .pipeline.show import show_evaluation
 

@@ -3,49 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import count_missing
 from ..stages.distill.evaluation import predict, task_metrics
 from ..stages.distill.export import StudentCard, load_saved_student
+from ..stages.distill.language.export import is_language_student
 from .device import choose_device
 from .distill_job import CorpusKeys
-from .jobs import Job, make
+from .evaluate_job import EvaluateJob
+from .jobs import make
+from .language.evaluate import evaluate_language
 from .run_folder import spread
 from .student_data import read_labelled
-
-
-class EvaluateJob(Job):
-    """Keys of an `evaluate` job."""
-
-    student: Path = Field(description="folder that `distill` wrote")
-    corpus: tuple[str, ...] = Field(min_length=1, description="files or folders with labels")
-    text_column: tuple[str, ...] = Field(
-        default=(), description="columns of the text segments; default those of training"
-    )
-    label_column: str | None = Field(default=None, description="default that of training")
-    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
-    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
-    batch_size: int = Field(default=64, ge=1, description="examples a batch")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
-
-    def corpus_keys(self, card: StudentCard) -> CorpusKeys:
-        """Where texts and labels are; raises JobError if neither job nor student says."""
-        columns = self.text_column or card.text_columns
-        if len(columns) != len(card.text_columns):
-            raise JobError(
-                f"text_column {list(columns)}: the student was trained on "
-                f"{len(card.text_columns)} segments ({', '.join(card.text_columns)})"
-            )
-        keys = {
-            "train": self.corpus,
-            "text_column": columns,
-            "label_column": self.label_column or card.label_column,
-            "limit": self.limit,
-            "skip_bad_rows": self.skip_bad_rows,
-        }
-        return make(CorpusKeys, keys)
 
 
 def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
@@ -59,10 +28,14 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
 
 
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
+    if is_language_student(folder):
+        return evaluate_language(job, folder)
+    if job.max_new_tokens is not None:
+        raise JobError("max_new_tokens: is for language models; this student predicts labels")
     student, tokenizer, card = load_saved_student(folder)
     if card.space.task == "none":
         raise JobError(f"student {folder}: was trained without labels; it predicts none")
-    labelled = read_labelled(job.corpus_keys(card), job.corpus, card.space)
+    labelled = read_labelled(_corpus_keys(job, card), job.corpus, card.space)
     dataset = labelled.dataset(tokenizer, card.max_length, None)
     missing = count_missing(labelled.labels)
     if missing == len(dataset):
@@ -75,3 +48,21 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         "skipped_rows": list(labelled.corpus.skipped),
         "metrics": task_metrics(outputs, labelled.labels, card.space),
     }
+
+
+def _corpus_keys(job: EvaluateJob, card: StudentCard) -> CorpusKeys:
+    """Where texts and labels are; raises JobError if neither job nor student says."""
+    columns = job.text_column or card.text_columns
+    if len(columns) != len(card.text_columns):
+        raise JobError(
+            f"text_column {list(columns)}: the student was trained on "
+            f"{len(card.text_columns)} segments ({', '.join(card.text_columns)})"
+        )
+    keys = {
+        "train": job.corpus,
+        "text_column": columns,
+        "label_column": job.label_column or card.label_column,
+        "limit": job.limit,
+        "skip_bad_rows": job.skip_bad_rows,
+    }
+    return make(CorpusKeys, keys)

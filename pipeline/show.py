@@ -95,7 +95,9 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show_json(result)
         return
-    print(f"{result['examples']} examples, {result['unlabelled_examples']} without a label")
+    unlabelled = result.get("unlabelled_examples")  # language models need no labels
+    told = "" if unlabelled is None else f", {unlabelled} without a label"
+    print(f"{result['examples']} examples{told}")
     for name, value in result["metrics"].items():
         print(f"{name:12} {_figure(value)}")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...cache_schemas.errors import CorpusError, JobError
+from ...cache_schemas.errors import CorpusError
 from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import PackedTexts, TeacherTokens, pack
@@ -56,11 +56,7 @@ class LanguageSeedRun(SeedRun):
 
     def _model(self, student: LanguageStudent, sizes: Sizes) -> LanguageModel:
         job = self.job
-        if job.temperature == "learned":
-            raise JobError(
-                "temperature 'learned' is for the objective kd; task=language needs a number"
-            )
-        words = WordLoss(job, job.alpha, job.temperature, job.cross_tokenizer)
+        words = WordLoss(job, job.alpha, job.token_temperature, job.cross_tokenizer)
         return LanguageModel(student, self.objective(job, sizes), words)
 
     def _train_set(self, tokenizer: Any, recipe: Recipe, most: int) -> DistillDataset:
@@ -73,8 +69,7 @@ class LanguageSeedRun(SeedRun):
             else:
                 check_same_tokens(texts, data.words.cache, data.words.rows, data.train.corpus)
                 feature = data.words.cache.ragged(data.words.feature)
-                assert isinstance(job.temperature, float)
-                answers = CachedAnswers(feature, job.temperature, job.tail)
+                answers = CachedAnswers(feature, job.token_temperature, job.tail)
                 answers.check()
                 teacher = TeacherTokens(answers, data.words.rows)
         _refuse_nothing_to_predict(texts, data.train)
@@ -95,7 +90,10 @@ class LanguageSeedRun(SeedRun):
         return lambda places: self.data.train.names(rows.packs.texts[rows.packs.offsets[places]])
 
     def _prepare(self, built: Built) -> Run:
-        return replace(super(LanguageSeedRun, self)._prepare(built), trainer=LanguageTrainer)
+        run = super(LanguageSeedRun, self)._prepare(built)
+        # Without labels nothing teaches an aligner: it stays as it was drawn, an orthogonal map.
+        learns = run.train_aligner and self.data.space.task != "none"
+        return replace(run, trainer=LanguageTrainer, train_aligner=learns)
 
     def _save(self, model: Any, built: Built, metrics: Metrics) -> None:
         job, data = self.job, self._words

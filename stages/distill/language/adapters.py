@@ -1,5 +1,9 @@
 """Low-rank adapters by peft (arXiv 2106.09685): made, and told from all other weights."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ....cache_schemas.errors import JobError, StudentSourceError
@@ -28,7 +32,8 @@ def with_adapters(model: Any, settings: LoraSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        adapted = get_peft_model(model, config)
+        with _quiet_peft():
+            adapted = get_peft_model(model, config)
     except ValueError as cause:
         raise JobError(
             f"lora_targets {list(settings.lora_targets)}: {one_line(cause)}; name layers as they "
@@ -39,11 +44,22 @@ def with_adapters(model: Any, settings: LoraSettings) -> Any:
     return adapted
 
 
-def read_adapters(model: Any, folder: Any) -> Any:
+def read_adapters(model: Any, folder: Path) -> Any:
     """A model with the adapters of a folder. Raises StudentSourceError."""
     try:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(model, folder)
+        with _quiet_peft():
+            return PeftModel.from_pretrained(model, folder)
     except Exception as cause:  # whatever a library raises at a folder that does not fit
         raise StudentSourceError(f"student {folder}: adapters: {one_line(cause)}") from cause
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without warnings that nobody can act upon: of a name that transformers has renamed, and of a
+    layer whose weights lie the other way round, which peft then sees to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        yield

@@ -34,6 +34,13 @@ class LoraSettings(BaseModel):
 class LanguageSettings(LoraSettings, TokenLossSettings):
     """How a language model learns."""
 
+    token_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=1024,
+        description="softening of the words' probabilities, the teacher's and the student's; of "
+        "top_k, one at which the tail was cached",
+    )
     tail: Tail = Field(
         default="bucket",
         description="words that top_k leaves out: bucket (together, as one more word) or "

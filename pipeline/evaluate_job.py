@@ -1,0 +1,28 @@
+"""The keys of an `evaluate` job."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from .jobs import Job
+
+
+class EvaluateJob(Job):
+    """Keys of an `evaluate` job."""
+
+    student: Path = Field(description="folder that `distill` wrote")
+    corpus: tuple[str, ...] = Field(min_length=1, description="files or folders with labels")
+    text_column: tuple[str, ...] = Field(
+        default=(), description="columns of the text segments; default those of training"
+    )
+    label_column: str | None = Field(default=None, description="default that of training")
+    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
+    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
+    batch_size: int = Field(default=64, ge=1, description="examples a batch")
+    max_new_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="let a language model respond to each prompt with at most so many tokens, and "
+        "compare with the corpus's responses",
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")

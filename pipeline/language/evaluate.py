@@ -1,0 +1,89 @@
+"""`evaluate` of a language model: how well it predicts a corpus, and how it answers by itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...cache_schemas.errors import JobError
+from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.corpus.labels import MISSING, NO_LABELS
+from ...stages.distill.batches import DistillDataset
+from ...stages.distill.language.batches import pack
+from ...stages.distill.language.evaluation import WordSums, respond, response_metrics
+from ...stages.distill.language.export import LanguageCard, load_language_folder
+from ...stages.distill.language.model import LanguageModel, WordLoss
+from ...stages.distill.language.settings import LanguageSettings
+from ...stages.distill.language.student import LanguageStudent
+from ...stages.distill.objectives.base import ObjectiveSettings, Sizes
+from ...stages.distill.objectives.undistilled import UndistilledObjective
+from ...stages.language.tokens import TokenTexts, encode_texts
+from ..device import choose_device
+from ..evaluate_job import EvaluateJob
+
+
+def evaluate_language(job: EvaluateJob, folder: Path) -> dict[str, Any]:
+    """Metrics of a finished student on a corpus."""
+    model, tokenizer, card = load_language_folder(folder)
+    corpus = _corpus(job, card)
+    texts = encode_texts(tokenizer, card.recipe, _examples(corpus), card.max_length)
+    if not texts.predicted.sum():
+        raise JobError(f"corpus {job.corpus[0]}: has nothing to predict within {card.max_length}")
+    student = LanguageStudent(model.to(choose_device(job.device)), NO_LABELS, dropout=0.0)
+    metrics = _predicted(student, texts, int(tokenizer.pad_token_id), job.batch_size)
+    if job.max_new_tokens is not None:
+        metrics |= _responded(job, student, tokenizer, card, corpus, texts)
+    return {
+        "examples": len(texts),
+        "truncated_examples": int(texts.truncated.sum()),
+        "skipped_rows": list(corpus.skipped),
+        "metrics": metrics,
+    }
+
+
+def _corpus(job: EvaluateJob, card: LanguageCard) -> Corpus:
+    columns = job.text_column or card.text_columns
+    return read_corpus(job.corpus, columns, skip_bad_rows=job.skip_bad_rows, limit=job.limit)
+
+
+def _examples(corpus: Corpus) -> list[tuple[str, ...]]:
+    return [segments for batch in corpus.batches() for segments in batch]
+
+
+def _predicted(
+    student: LanguageStudent, texts: TokenTexts, pad_id: int, batch_size: int
+) -> dict[str, float]:
+    """Perplexity and its kin, over all predicted tokens."""
+    sizes = Sizes(student.dim, 1, regression=False, feature_shape=None)
+    objective = UndistilledObjective(ObjectiveSettings(), sizes)
+    model = LanguageModel(student, objective, WordLoss(LanguageSettings(), 0.0, 1.0)).eval()
+    rows, sums = pack(texts, "none", int(texts.lengths.max()), pad_id), WordSums()
+    dataset = DistillDataset(rows, np.full(len(rows), MISSING), None)
+    device = next(student.parameters()).device
+    for start in range(0, len(dataset), batch_size):
+        places = list(range(start, min(start + batch_size, len(dataset))))
+        batch = dataset.__getitems__(places)
+        moved = {n: each if n == "places" else each.to(device) for n, each in batch.items()}
+        sums.add(model, moved, rows)
+    return sums.metrics()
+
+
+def _responded(
+    job: EvaluateJob,
+    student: LanguageStudent,
+    tokenizer: Any,
+    card: LanguageCard,
+    corpus: Corpus,
+    texts: TokenTexts,
+) -> dict[str, float]:
+    """How the student's own responses compare with those of the corpus."""
+    if not card.recipe.has_prompt:
+        raise JobError("max_new_tokens: the student's texts have no prompt to respond to")
+    prompts: list[Sequence[int]] = [
+        texts.of(text)[: texts.prompts[text]].tolist() for text in range(len(texts))
+    ]
+    assert job.max_new_tokens is not None
+    said = respond(student.model, tokenizer, prompts, job.max_new_tokens, job.batch_size)
+    references = [segments[-1] for segments in _examples(corpus)]
+    return response_metrics(said, references)
