@@ -8,12 +8,13 @@ import numpy as np
 from ...cache_schemas.errors import CorpusError
 from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
-from ...stages.distill.language.batches import PackedTexts, TeacherTokens, pack
+from ...stages.distill.language.batches import PackedTexts, pack
 from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.export import LanguageCard, save_language_student
 from ...stages.distill.language.model import LanguageModel, WordLoss
 from ...stages.distill.language.source import choose_row_length, load_language_student
 from ...stages.distill.language.student import LanguageStudent
+from ...stages.distill.language.teachers import Answering, TeacherTokens
 from ...stages.distill.language.trainer import LanguageTrainer
 from ...stages.distill.objectives.base import Sizes
 from ...stages.distill.training import Run
@@ -22,8 +23,13 @@ from ...stages.language.tokens import TokenTexts, encode_texts
 from ..model_card import model_card
 from ..seed_run import Built, Metrics, SeedRun
 from ..student_data import LabelledCorpus
-from .data import LanguageData
-from .teacher_texts import check_same_tokens, check_tokenizer, with_generated
+from .data import LanguageData, Words
+from .teacher_texts import (
+    check_same_tokens,
+    check_tokenizer,
+    matched_by_characters,
+    with_generated,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +67,27 @@ class LanguageSeedRun(SeedRun):
 
     def _train_set(self, tokenizer: Any, recipe: Recipe, most: int) -> DistillDataset:
         job, data = self.job, self._words
-        texts = _encoded(data.train, tokenizer, recipe, most)
+        texts = _encoded(data.train, tokenizer, recipe, most, job.cross_tokenizer)
         teacher = None
-        if data.words is not None:
-            if job.responses == "generated":
-                texts = with_generated(texts, data.words.cache, data.words.rows, tokenizer, most)
-            else:
-                check_same_tokens(texts, data.words.cache, data.words.rows, data.train.corpus)
-                feature = data.words.cache.ragged(data.words.feature)
-                answers = CachedAnswers(feature, job.token_temperature, job.tail)
-                answers.check()
-                teacher = TeacherTokens(answers, data.words.rows)
+        if data.words is not None and job.responses == "generated":
+            texts = with_generated(texts, data.words.cache, data.words.rows, tokenizer, most)
+        elif data.words is not None:
+            teacher = self._teacher(data.words, texts)
         _refuse_nothing_to_predict(texts, data.train)
         rows = pack(texts, job.packing, most, int(tokenizer.pad_token_id), teacher)
         gather = data.gather(job.parsed_control, self.seed)
         labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
         return DistillDataset(rows, labels, gather, self._names(rows))
+
+    def _teacher(self, words: Words, texts: TokenTexts) -> Answering:
+        job = self.job
+        feature = words.cache.ragged(words.feature)
+        answers = CachedAnswers(feature, job.token_temperature, job.tail)
+        answers.check(job.divergence, job.cross_tokenizer)
+        if job.cross_tokenizer:
+            return matched_by_characters(answers, words.cache, words.rows, texts)
+        check_same_tokens(texts, words.cache, words.rows, self.data.train.corpus)
+        return TeacherTokens(answers, words.rows)
 
     def _validation_set(self, tokenizer: Any, recipe: Recipe, most: int) -> DistillDataset | None:
         validation = self.data.validation
@@ -111,9 +122,15 @@ class LanguageSeedRun(SeedRun):
         (folder / "README.md").write_text(model_card(job, metrics, data), encoding="utf-8")
 
 
-def _encoded(labelled: LabelledCorpus, tokenizer: Any, recipe: Recipe, most: int) -> TokenTexts:
+def _encoded(
+    labelled: LabelledCorpus,
+    tokenizer: Any,
+    recipe: Recipe,
+    most: int,
+    with_characters: bool = False,
+) -> TokenTexts:
     examples = [segments for batch in labelled.corpus.batches() for segments in batch]
-    return encode_texts(tokenizer, recipe, examples, most)
+    return encode_texts(tokenizer, recipe, examples, most, with_characters)
 
 
 def _refuse_nothing_to_predict(texts: TokenTexts, labelled: LabelledCorpus) -> None:
