@@ -10,7 +10,7 @@ from armada.stages.distill.token_loss.answers import (
     DrawnAnswers,
     SparseAnswers,
 )
-from armada.stages.distill.token_loss.chunks import CHUNK_BYTES, chunk_tokens
+from armada.stages.distill.token_loss.chunks import chunk_tokens
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
 from armada.stages.distill.token_loss.settings import LogitTransform
 from token_loss_reference import KINDS, SETTINGS, Case
@@ -29,9 +29,10 @@ def test_chunks_change_nothing_but_rounding(kind: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
 
-def test_a_chunk_takes_64_mib() -> None:
-    assert 4 * 128_256 * chunk_tokens(128_256) <= CHUNK_BYTES < 4 * 128_256 * 131
-    assert chunk_tokens(10**9) == 1
+def test_a_chunk_takes_64_mib_or_256_on_a_gpu() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert (chunk_tokens(128_256, cpu), chunk_tokens(128_256, gpu)) == (130, 523)
+    assert chunk_tokens(10**9, gpu) == 1
 
 
 def damaged(answers: Answers, rows: torch.Tensor) -> Answers:
