@@ -137,6 +137,17 @@ def test_two_halves_with_the_counts_of_the_step_are_the_step(kind: str) -> None:
     torch.testing.assert_close(found, list(expected), rtol=1e-12, atol=1e-15)
 
 
+def test_a_step_without_a_label_anywhere_has_no_cross_entropy() -> None:
+    """Its count of labels is 0, and nothing is divided by that."""
+    case = Case()
+    case.labels[:] = -100
+    tokens = case.tokens(labelled_count=torch.tensor(0), answered_count=4)
+    how = {"alpha": 0.5, "temperature": 1.0}
+    terms = token_loss(tokens, case.answers("tail", 1.0), SETTINGS["jsd"], **how)
+    assert terms.task == 0
+    assert terms.total == 0.5 * terms.distillation > 0
+
+
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 2), (1, 2)])
 def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen: tuple[int, ...]) -> None:
     case = Case()
