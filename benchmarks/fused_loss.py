@@ -5,8 +5,9 @@ One command, one table:
     python benchmarks/fused_loss.py [--words 32000,128256] [--tokens 1024,4096] [--device cuda]
 
 All ways of a size take turns, in an order drawn anew for each round; times are medians over rounds,
-ratios to plain torch on all logits are of the same round. Memory is the most that a step takes
-beside its inputs, in a process of its own. Errors are of a small size, against plain torch in
+ratios to plain torch on all logits are of the same round. On a processor they are processor time of
+one thread. Memory is the most that a step takes beside its inputs, gradients included, in a process
+of its own. Errors are of a small size, against plain torch in
 float64 from the same numbers. Other packages are optional; see fused_losses/peers.py.
 """
 
@@ -42,6 +43,7 @@ def main() -> None:
     """Print the table."""
     options = parse()
     device = choose_device(options.device)
+    torch.set_num_threads(options.threads)
     for line in describe(device, options):
         print(line)
     accuracy = {name: error_cells(WAYS[name], device) for name in options.only if installed(name)}
@@ -63,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default=None, help="float32; CUDA: bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on a processor")
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="LOSS")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument(

@@ -166,12 +166,13 @@ class _Pass:
 
     def _add(self, slope_CV: Tensor, hidden_CH: Tensor, rows: slice) -> None:
         hidden_PH, weight_VH, bias_V = self.gradients
+        if bias_V is not None:
+            bias_V += slope_CV.sum(dim=0)
+        slope_CV = self._head.narrowed(slope_CV)
         if hidden_PH is not None:
             self._head.hidden_gradient(slope_CV, hidden_PH[rows])
         if weight_VH is not None:
             self._head.add_weight_gradient(slope_CV, hidden_CH, weight_VH)
-        if bias_V is not None:
-            bias_V += slope_CV.sum(dim=0)
 
 
 def _column(counted_C: Tensor, weight: Tensor) -> Tensor:
