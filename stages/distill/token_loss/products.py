@@ -51,11 +51,10 @@ class Head:
             out.add_(self._bias_V)
 
     def hidden_gradient(self, slope_CV: Tensor, out: Tensor) -> None:
-        """slope · weight."""
+        """slope · weight, into zeros."""
         if self._whole:
             self._multiply(slope_CV, self._weight_VH, out)
             return
-        out.zero_()
         for block, weight in self._weights():
             out.addmm_(slope_CV[:, block], weight)
 
