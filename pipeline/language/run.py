@@ -12,7 +12,11 @@ from ...stages.distill.language.batches import PackedTexts, pack
 from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.export import LanguageCard, save_language_student
 from ...stages.distill.language.model import LanguageModel, WordLoss
-from ...stages.distill.language.source import choose_row_length, load_language_student
+from ...stages.distill.language.source import (
+    check_apart,
+    choose_row_length,
+    load_language_student,
+)
 from ...stages.distill.language.student import LanguageStudent
 from ...stages.distill.language.teachers import Answering, TeacherTokens
 from ...stages.distill.language.trainer import LanguageTrainer
@@ -48,6 +52,8 @@ class LanguageSeedRun(SeedRun):
             job, job, data.space, data.train.texts(), job.dropout
         )
         most = choose_row_length(job.max_length, tokenizer, student.causal)
+        if job.packing == "apart":
+            check_apart(student)
         if data.words is not None:
             check_tokenizer(data.words.spec, tokenizer, job.cross_tokenizer)
         shape = data.feature.spec.shape if data.feature is not None else None
