@@ -3,13 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from ...cache_schemas.errors import CorpusError
-from ...stages.corpus.labels import MISSING
-from ...stages.distill.batches import DistillDataset
-from ...stages.distill.language.batches import PackedTexts, pack
-from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.export import LanguageCard, save_language_student
 from ...stages.distill.language.model import LanguageModel, WordLoss
 from ...stages.distill.language.source import (
@@ -18,22 +11,14 @@ from ...stages.distill.language.source import (
     load_language_student,
 )
 from ...stages.distill.language.student import LanguageStudent
-from ...stages.distill.language.teachers import Answering, TeacherTokens
 from ...stages.distill.language.trainer import LanguageTrainer
 from ...stages.distill.objectives.base import Sizes
 from ...stages.distill.training import Run
-from ...stages.language.recipe import Recipe
-from ...stages.language.tokens import TokenTexts, encode_texts
 from ..model_card import model_card
 from ..seed_run import Built, Metrics, SeedRun
-from ..student_data import LabelledCorpus
-from .data import LanguageData, Words
-from .teacher_texts import (
-    check_same_tokens,
-    check_tokenizer,
-    matched_by_characters,
-    with_generated,
-)
+from .data import LanguageData
+from .datasets import Encoding, train_set, validation_set
+from .teacher_texts import check_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,53 +43,19 @@ class LanguageSeedRun(SeedRun):
             check_tokenizer(data.words.spec, tokenizer, job.cross_tokenizer)
         shape = data.feature.spec.shape if data.feature is not None else None
         sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
+        encoding = Encoding(tokenizer, recipe, most)
         return Built(
             model=self._model(student, sizes),
             tokenizer=tokenizer,
             max_length=most,
-            train=self._train_set(tokenizer, recipe, most),
-            validation=self._validation_set(tokenizer, recipe, most),
+            train=train_set(job, data, encoding, self.seed),
+            validation=validation_set(data, encoding),
         )
 
     def _model(self, student: LanguageStudent, sizes: Sizes) -> LanguageModel:
         job = self.job
         words = WordLoss(job, job.alpha, job.token_temperature, job.cross_tokenizer)
         return LanguageModel(student, self.objective(job, sizes), words)
-
-    def _train_set(self, tokenizer: Any, recipe: Recipe, most: int) -> DistillDataset:
-        job, data = self.job, self._words
-        texts = _encoded(data.train, tokenizer, recipe, most, job.cross_tokenizer)
-        teacher = None
-        if data.words is not None and job.responses == "generated":
-            texts = with_generated(texts, data.words.cache, data.words.rows, tokenizer, most)
-        elif data.words is not None:
-            teacher = self._teacher(data.words, texts)
-        _refuse_nothing_to_predict(texts, data.train)
-        rows = pack(texts, job.packing, most, int(tokenizer.pad_token_id), teacher)
-        gather = data.gather(job.parsed_control, self.seed)
-        labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
-        return DistillDataset(rows, labels, gather, self._names(rows))
-
-    def _teacher(self, words: Words, texts: TokenTexts) -> Answering:
-        job = self.job
-        feature = words.cache.ragged(words.feature)
-        answers = CachedAnswers(feature, job.token_temperature, job.tail)
-        answers.check(job.divergence, job.cross_tokenizer)
-        if job.cross_tokenizer:
-            return matched_by_characters(answers, words.cache, words.rows, texts)
-        check_same_tokens(texts, words.cache, words.rows, self.data.train.corpus)
-        return TeacherTokens(answers, words.rows)
-
-    def _validation_set(self, tokenizer: Any, recipe: Recipe, most: int) -> DistillDataset | None:
-        validation = self.data.validation
-        if validation is None:
-            return None
-        texts = _encoded(validation, tokenizer, recipe, most)
-        rows = pack(texts, "none", most, int(tokenizer.pad_token_id))
-        return DistillDataset(rows, np.full(len(rows), MISSING), None)
-
-    def _names(self, rows: PackedTexts) -> Any:
-        return lambda places: self.data.train.names(rows.packs.texts[rows.packs.offsets[places]])
 
     def _prepare(self, built: Built) -> Run:
         run = super(LanguageSeedRun, self)._prepare(built)
@@ -126,23 +77,3 @@ class LanguageSeedRun(SeedRun):
         folder = self.folder / "student"
         save_language_student(folder, model.student, built.tokenizer, model.objective, card)
         (folder / "README.md").write_text(model_card(job, metrics, data), encoding="utf-8")
-
-
-def _encoded(
-    labelled: LabelledCorpus,
-    tokenizer: Any,
-    recipe: Recipe,
-    most: int,
-    with_characters: bool = False,
-) -> TokenTexts:
-    examples = [segments for batch in labelled.corpus.batches() for segments in batch]
-    return encode_texts(tokenizer, recipe, examples, most, with_characters)
-
-
-def _refuse_nothing_to_predict(texts: TokenTexts, labelled: LabelledCorpus) -> None:
-    empty = np.flatnonzero(texts.predicted == 0)
-    if len(empty):
-        raise CorpusError(
-            f"{labelled.corpus.where(int(empty[0]))}: nothing of it is left to predict within "
-            f"max_length ({len(empty)} such rows); raise max_length, or leave such rows out"
-        )

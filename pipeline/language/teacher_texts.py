@@ -15,6 +15,9 @@ from ...stages.store.format.index import Rows
 from ...stages.store.format.ragged import arange_each
 from ...stages.store.reading.reader import Cache
 
+GENERATED = "generated_ids"
+"""The feature that holds a teacher's own responses."""
+
 _BLOCK = 4096
 """Texts whose tokens are compared at once."""
 
@@ -63,7 +66,7 @@ def matched_by_characters(
     if "characters_read" not in cache.features:
         raise JobError(
             "cross_tokenizer: the teacher did not keep what it had read; precompute with "
-            "characters=true, and add_features if the cache is to keep what it has"
+            "characters=true, and add_features=true if the cache is to keep what it has"
         )
     found = match(answers, rows, texts, cache.ragged("characters_read"))
     if not len(found.ours):
@@ -78,12 +81,7 @@ def with_generated(
     texts: TokenTexts, cache: Cache, rows: Rows, tokenizer: Any, most: int
 ) -> TokenTexts:
     """The same prompts with the teacher's own responses, cut to `most` tokens in all."""
-    if "generated_ids" not in cache.features:
-        raise JobError(
-            "responses generated: the teacher gave none; precompute with max_new_tokens, and "
-            "add_features if the cache is to keep what it has"
-        )
-    said = cache.ragged("generated_ids").gather(rows).parts()
+    said = cache.ragged(GENERATED).gather(rows).parts()
     parts, sizes, cut = [], [], []
     for text, response in enumerate(said):
         prompt = texts.of(text)[: texts.prompts[text]]
