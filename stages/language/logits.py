@@ -57,19 +57,27 @@ def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, **more:
     return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more)
 
 
-@torch.no_grad()
 def find_transform(model: Any) -> LogitTransform | None:
     """How a model makes its logits from hidden states and its head; None if not in a known way."""
     transform = LogitTransform.of(model.config)
+    was_training = model.training
+    model.eval()  # without dropout, which is drawn anew each time
+    proven = _makes_logits_so(model, transform)
+    model.train(was_training)
+    return transform if proven else None
+
+
+@torch.no_grad()
+def _makes_logits_so(model: Any, transform: LogitTransform) -> bool:
     head = model.get_output_embeddings()
     if head is None:
-        return None
+        return False
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % head.weight.shape[0]
     mask = torch.ones_like(ids)
     expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
     found = head(hidden_states(model, ids, mask).last_hidden_state)
     found = transform.apply_(found).float()
     if found.shape != expected.shape:
-        return None
+        return False
     error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-    return transform if error <= TOLERANCE else None
+    return bool(error <= TOLERANCE)
