@@ -8,6 +8,7 @@ import numpy as np
 from ...cache_schemas.errors import CorpusError
 from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
+from ...stages.distill.language.apart import check_packing
 from ...stages.distill.language.batches import PackedTexts, TeacherTokens, pack
 from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.export import LanguageCard, save_language_student
@@ -41,6 +42,7 @@ class LanguageSeedRun(SeedRun):
         student, tokenizer = load_language_student(
             job, job, data.space, data.train.texts(), job.dropout
         )
+        check_packing(job.packing, student)
         most = choose_row_length(job.max_length, tokenizer, student.causal)
         if data.words is not None:
             check_tokenizer(data.words.spec, tokenizer, job.cross_tokenizer)
