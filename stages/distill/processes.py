@@ -46,6 +46,13 @@ class Processes:
         whole: Tensor = _Joined.apply(part, self.count, self.rank)
         return whole[:rows]
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of what all processes have, on each of them; without gradients."""
+        if self.count > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value / self.count
+
     def meet(self, device: torch.device) -> None:
         """Find the others."""
         if self.count > 1:

@@ -52,7 +52,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         deferred = arguments.device.type != "cpu" and not arguments.fsdp
         self._finite = FiniteLosses(train.names, deferred)
         self._terms: dict[str, torch.Tensor] = {}
-        self._batches = 0
+        self._averaged = 0.0
         super().__init__(
             model=model,
             args=arguments,
@@ -160,8 +160,16 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         for name, value in terms.items():
             if name != "total":
                 self._terms[name] = self._terms.get(name, 0.0) + value.detach()
-        self._batches += model.training
+        self._averaged += self._weight_in_log(inputs) if model.training else 0
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _weight_in_log(self, inputs: Batch) -> float:
+        """What a batch counts in the means of the log."""
+        return 1.0
+
+    def _mean_terms(self) -> dict[str, float]:
+        """Each term since the last log."""
+        return {name: (total / self._averaged).item() for name, total in self._terms.items()}
 
     def _teacher_side(self, places: Places) -> TeacherSide:
         if self._replay is not None:
@@ -172,9 +180,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last log, and of the aligner's last pass."""
         self._finite.check()
-        if "loss" in logs and self._batches:
-            logs |= {name: (value / self._batches).item() for name, value in self._terms.items()}
-            self._terms, self._batches = {}, 0
+        if "loss" in logs and self._averaged:
+            logs |= self._mean_terms()
+            self._terms, self._averaged = {}, 0.0
             if (aligner := self._aligner_loss()) is not None:
                 logs["aligner"] = aligner
         super().log(logs, start_time)

@@ -26,13 +26,19 @@ EVEN_WIDTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Predicted tokens with a word, and of these, those that a teacher answered."""
+    """Predicted tokens with a word, of these, those that a teacher answered, and in how many
+    batches they are."""
 
     labelled: int
     answered: int
+    batches: int = 1
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.labelled + other.labelled, self.answered + other.answered)
+        return Counts(
+            self.labelled + other.labelled,
+            self.answered + other.answered,
+            self.batches + other.batches,
+        )
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,11 @@ class LanguageModel(TrainedModel):
             assert pooled_at is not None
             assert labels is not None
             pooled_BH = flat_NH.index_select(0, pooled_at)
-            terms |= self._with_feature(said.total, pooled_BH, feature, labels, rows)
+            found = self._with_feature(pooled_BH, feature, labels, rows)
+            # Words have been divided by those of the whole step.
+            batches = counts.batches if counts else 1
+            beside = {name: term / batches for name, term in found.items()}
+            terms |= {**beside, "total": said.total + beside["total"]}
         return {"loss": terms["total"], "terms": terms}
 
     def _word_loss(
@@ -125,7 +129,6 @@ class LanguageModel(TrainedModel):
 
     def _with_feature(
         self,
-        language: Tensor,
         pooled_BH: Tensor,
         feature: TeacherSide,
         labels_B: Tensor,
@@ -140,14 +143,13 @@ class LanguageModel(TrainedModel):
             output_BK = None if output_BK is None else self.processes.joined(output_BK, rows)
             feature = _joined(self.processes, feature, rows)
         if output_BK is not None:
-            found = objective(pooled_BH, output_BK, feature, labels_B)
-            return {**found, "total": language + found["total"]}
+            found: dict[str, Tensor] = objective(pooled_BH, output_BK, feature, labels_B)
+            return found
         assert feature is not None
         answers = feature if isinstance(feature, AlignerAnswers) else objective.read(feature)
         measure = choose(MANIFOLDS, "manifold", objective.settings.manifold)
         manifold = measure(answers.projection.float(), objective.projection(pooled_BH).float())
-        total = language + objective.settings.beta * manifold
-        return {"total": total, "manifold": manifold.detach()}
+        return {"total": objective.settings.beta * manifold, "manifold": manifold.detach()}
 
 
 def _joined(processes: Processes, feature: TeacherSide, rows: int) -> TeacherSide:

@@ -6,6 +6,7 @@ is counted has the same weight all the same.
 
 from typing import Any
 
+import torch
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..batches import Batch, DistillDataset
@@ -33,7 +34,7 @@ class LanguageTrainer(DistillTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Counts:
         """Those of a step: of all its batches, in all processes."""
         texts = packed_texts(self.train_dataset)
-        return sum((texts.counts(batch["places"]) for batch in batch_samples), Counts(0, 0))
+        return sum((texts.counts(batch["places"]) for batch in batch_samples), Counts(0, 0, 0))
 
     def compute_loss(
         self,
@@ -48,6 +49,16 @@ class LanguageTrainer(DistillTrainer):
             inputs["counts"] = num_items_in_batch
             only_rows(inputs, self._own_rows(inputs))
         return super().compute_loss(model, inputs, return_outputs, **more)
+
+    def _weight_in_log(self, inputs: Batch) -> float:
+        """A batch has its part of what a step's terms are."""
+        return 1 / int(inputs["counts"].batches)
+
+    def _mean_terms(self) -> dict[str, float]:
+        """Each term since the last log; every process has its share of it."""
+        totals = torch.stack([total.double() for total in self._terms.values()])
+        means = self.train_dataset.processes.mean(totals) / self._averaged
+        return dict(zip(self._terms, means.tolist(), strict=True))
 
     def _own_rows(self, inputs: Batch) -> int:
         """How many rows of this process's share are no repetition of its last one."""

@@ -16,7 +16,7 @@ from armada.stages.distill.language.batches import pack
 from armada.stages.distill.language.evaluation import WordSums, respond, response_metrics
 from armada.stages.distill.language.model import LanguageModel, WordLoss, only_rows
 from armada.stages.distill.language.settings import LanguageSettings, LoraSettings
-from armada.stages.distill.language.source import check_apart, check_words, load_language_student
+from armada.stages.distill.language.source import check_words, load_language_student
 from armada.stages.distill.language.student import LanguageStudent
 from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
@@ -67,30 +67,6 @@ def test_cross_entropy_is_that_of_whole_logits(folders: dict[str, Path], family:
         total.append(F.cross_entropy(logits, labels, reduction="sum"))
     expected = torch.stack(total).sum() / int(texts.predicted.sum())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite"])
-def test_texts_that_are_packed_apart_do_not_see_each_other(
-    folders: dict[str, Path], family: str
-) -> None:
-    student, tokenizer = student_of(folders[family])
-    texts = texts_of(tokenizer)
-    losses = {}
-    for packing in ("none", "apart", "joined"):
-        rows = pack(texts, packing, 100, 0)
-        batch = rows.pad(np.arange(len(rows)))
-        losses[packing] = model_of(student).eval()(**batch)["loss"].item()
-    assert len(pack(texts, "apart", 100, 0)) < len(TEXTS)
-    assert losses["apart"] == pytest.approx(losses["none"], rel=1e-5)
-    assert losses["joined"] != pytest.approx(losses["none"], rel=1e-3)
-
-
-def test_a_model_that_shows_texts_to_each_other_is_not_packed_apart(
-    folders: dict[str, Path],
-) -> None:
-    check_apart(student_of(folders["llama"])[0])
-    with pytest.raises(StudentSourceError, match="OPTForCausalLM shows a text what stands before"):
-        check_apart(student_of(folders["opt"])[0])
 
 
 def test_rows_that_were_repeated_change_nothing(folders: dict[str, Path]) -> None:

@@ -1,0 +1,79 @@
+"""Runs of language models in float64, in this process or in each of several that share them;
+`torchrun language_processes.py JOBS.json`. Each job's folder is left with its log and student."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from armada.pipeline.distill import objective_class
+from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.jobs import make
+from armada.pipeline.language.data import read_language_data
+from armada.pipeline.language.run import LanguageSeedRun
+from armada.pipeline.seed_run import Built
+from armada.stages.distill.processes import processes
+from safetensors.torch import load_file
+from torch import Tensor
+
+TESTS = Path(__file__).parent
+Keys = Mapping[str, Any]
+
+
+class InFloat64(LanguageSeedRun):
+    """Rounding is then too small to hide anything."""
+
+    __slots__ = ()
+
+    def _build(self) -> Built:
+        built = LanguageSeedRun._build(self)
+        built.model.double()
+        return built
+
+
+def run(keys: Keys) -> None:
+    """A run of one job."""
+    job = make(DistillJob, dict(keys))
+    data = read_language_data(job)
+    InFloat64(job, job.output, job.seeds[0], data, objective_class(job), processes(), True).run()
+
+
+def run_in_two_processes(plan: Path, jobs: Sequence[Keys]) -> None:
+    """All of some jobs, in two processes that gloo joins."""
+    plan.write_text(json.dumps([dict(keys) for keys in jobs]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*launch, __file__, str(plan)],
+        env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def losses(folder: Path, name: str = "loss") -> list[float]:
+    """A term of the loss in every step of a run that has logged each one."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a run's student, as they are on disk."""
+    return load_file(folder / "student" / "model.safetensors")
+
+
+def main(plan: Path) -> None:
+    processes().meet(torch.device("cpu"))
+    for keys in json.loads(plan.read_bytes()):
+        run(keys)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
