@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from ...cache_schemas.errors import CorpusError
 from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import PackedTexts, TeacherTokens, pack
@@ -22,7 +21,8 @@ from ...stages.language.tokens import TokenTexts, encode_texts
 from ..model_card import model_card
 from ..seed_run import Built, Metrics, SeedRun
 from ..student_data import LabelledCorpus
-from .data import LanguageData
+from .data import LanguageData, Words
+from .predictable import with_words_to_predict
 from .teacher_texts import check_same_tokens, check_tokenizer, with_generated
 
 
@@ -44,14 +44,17 @@ class LanguageSeedRun(SeedRun):
         most = choose_row_length(job.max_length, tokenizer, student.causal)
         if data.words is not None:
             check_tokenizer(data.words.spec, tokenizer, job.cross_tokenizer)
+        texts = self._train_texts(tokenizer, recipe, most)
+        data, texts = with_words_to_predict(data, texts, job.skip_bad_rows)
         shape = data.feature.spec.shape if data.feature is not None else None
         sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
         return Built(
             model=self._model(student, sizes),
             tokenizer=tokenizer,
             max_length=most,
-            train=self._train_set(tokenizer, recipe, most),
+            train=self._train_set(data, texts, most, int(tokenizer.pad_token_id)),
             validation=self._validation_set(tokenizer, recipe, most),
+            data=data,
         )
 
     def _model(self, student: LanguageStudent, sizes: Sizes) -> LanguageModel:
@@ -59,24 +62,33 @@ class LanguageSeedRun(SeedRun):
         words = WordLoss(job, job.alpha, job.token_temperature, job.cross_tokenizer)
         return LanguageModel(student, self.objective(job, sizes), words)
 
-    def _train_set(self, tokenizer: Any, recipe: Recipe, most: int) -> DistillDataset:
-        job, data = self.job, self._words
+    def _train_texts(self, tokenizer: Any, recipe: Recipe, most: int) -> TokenTexts:
+        """What is predicted, and proved to be what the teacher of words was asked about."""
+        data = self._words
         texts = _encoded(data.train, tokenizer, recipe, most)
-        teacher = None
-        if data.words is not None:
-            if job.responses == "generated":
-                texts = with_generated(texts, data.words.cache, data.words.rows, tokenizer, most)
-            else:
-                check_same_tokens(texts, data.words.cache, data.words.rows, data.train.corpus)
-                feature = data.words.cache.ragged(data.words.feature)
-                answers = CachedAnswers(feature, job.token_temperature, job.tail)
-                answers.check()
-                teacher = TeacherTokens(answers, data.words.rows)
-        _refuse_nothing_to_predict(texts, data.train)
-        rows = pack(texts, job.packing, most, int(tokenizer.pad_token_id), teacher)
+        if data.words is None:
+            return texts
+        if self.job.responses == "generated":
+            return with_generated(texts, data.words.cache, data.words.rows, tokenizer, most)
+        check_same_tokens(texts, data.words.cache, data.words.rows, data.train.corpus)
+        return texts
+
+    def _train_set(
+        self, data: LanguageData, texts: TokenTexts, most: int, pad_id: int
+    ) -> DistillDataset:
+        job, teacher = self.job, None
+        if data.words is not None and job.responses == "corpus":
+            teacher = self._teacher_tokens(data.words)
+        rows = pack(texts, job.packing, most, pad_id, teacher)
         gather = data.gather(job.parsed_control, self.seed)
         labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
-        return DistillDataset(rows, labels, gather, self._names(rows))
+        return DistillDataset(rows, labels, gather, _names(data, rows))
+
+    def _teacher_tokens(self, words: Words) -> TeacherTokens:
+        feature = words.cache.ragged(words.feature)
+        answers = CachedAnswers(feature, self.job.token_temperature, self.job.tail)
+        answers.check()
+        return TeacherTokens(answers, words.rows)
 
     def _validation_set(self, tokenizer: Any, recipe: Recipe, most: int) -> DistillDataset | None:
         validation = self.data.validation
@@ -85,9 +97,6 @@ class LanguageSeedRun(SeedRun):
         texts = _encoded(validation, tokenizer, recipe, most)
         rows = pack(texts, "none", most, int(tokenizer.pad_token_id))
         return DistillDataset(rows, np.full(len(rows), MISSING), None)
-
-    def _names(self, rows: PackedTexts) -> Any:
-        return lambda places: self.data.train.names(rows.packs.texts[rows.packs.offsets[places]])
 
     def _prepare(self, built: Built) -> Run:
         run = super(LanguageSeedRun, self)._prepare(built)
@@ -116,10 +125,5 @@ def _encoded(labelled: LabelledCorpus, tokenizer: Any, recipe: Recipe, most: int
     return encode_texts(tokenizer, recipe, examples, most)
 
 
-def _refuse_nothing_to_predict(texts: TokenTexts, labelled: LabelledCorpus) -> None:
-    empty = np.flatnonzero(texts.predicted == 0)
-    if len(empty):
-        raise CorpusError(
-            f"{labelled.corpus.where(int(empty[0]))}: nothing of it is left to predict within "
-            f"max_length ({len(empty)} such rows); raise max_length, or leave such rows out"
-        )
+def _names(data: LanguageData, rows: PackedTexts) -> Any:
+    return lambda places: data.train.names(rows.packs.texts[rows.packs.offsets[places]])
