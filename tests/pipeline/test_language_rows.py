@@ -1,4 +1,5 @@
-"""Rows of which a language model could learn nothing are refused, or left out and listed."""
+"""Rows of which a language model could learn nothing are refused, or left out and listed; and what
+is responded to prompts that leave no place for a response."""
 
 import json
 from pathlib import Path
@@ -6,8 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from armada.stages.distill.language.evaluation import respond
 from command_line import CommandLine
-from tiny_language_models import TEXTS, make_causal_lm
+from tiny_language_models import POSITIONS, TEXTS, make_causal_lm
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LONG = "why do the stars shine over the sea at night " * 20
 PROMPTS = ["what next?", "and then?", LONG, "at last?"]
@@ -69,3 +72,28 @@ def test_where_nothing_is_left_at_all_there_is_nothing_to_learn(armada: CommandL
     refused = armada(*none, *TRAIN, *words, "--set", "text_format=plain", "--output", "none")
     assert refused.code == 2
     assert "(4 such rows); raise max_length" in refused.err
+
+
+def test_responses_end_where_the_model_has_no_more_places(tmp_path: Path) -> None:
+    """GPT-2 has numbers for so many places and no more; other prompts of a batch do not matter."""
+    folder = make_causal_lm(tmp_path / "gpt2", "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer.eos_token_id = None  # it says as much as it may
+    prompts = [[5 + n % 7 for n in range(size)] for size in (3, POSITIONS - 2, POSITIONS, 4)]
+    said = respond(model, tokenizer, prompts, 6, batch_size=4)
+    alone = [respond(model, tokenizer, [prompt], 6, batch_size=1)[0] for prompt in prompts]
+    assert said == alone
+    assert said[2] == ""
+    assert 0 < len(said[1]) < len(said[0])
+
+
+def test_a_prompt_that_is_cut_is_responded_nothing(armada: CommandLine) -> None:
+    make_causal_lm(Path("gpt2"), "gpt2")
+    undistilled = ("--student", "gpt2", "--set", "objective=undistilled", "--output", "cut")
+    plain = (*TRAIN, "--set", "text_format=plain", "--set", "skip_bad_rows=true")
+    armada.done(*DISTILL[: DISTILL.index("--cache")], *undistilled, *plain)
+    words = ("--corpus", "train.parquet", "--set", "max_new_tokens=8", "--json")
+    result = json.loads(armada.done("evaluate", "cut", *words))
+    assert (result["examples"], result["truncated_examples"]) == (4, 1)
+    assert 0 <= result["metrics"]["rouge_l"] <= 0.75
