@@ -4,6 +4,8 @@ them; all of it found and joined before a model loads."""
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.labels import NO_LABELS, label_space, label_values
@@ -64,12 +66,16 @@ class LanguageData(StudentData):
             return words
         return super().sources() | {f"token_{name}": value for name, value in words.items()}
 
-    def take(self, rows: Rows) -> "LanguageData":
-        """The same with these training texts only."""
-        words = self.words
+    def without(self, rows: Rows, problem: str) -> "LanguageData":
+        """The same without some training texts, each listed with what is wrong with it."""
+        train, words = self.train, self.words
+        kept = np.setdiff1d(np.arange(len(train.labels)), rows)
         if words is not None:
-            words = replace(words, rows=words.rows[rows])
-        return replace(self, train=self.train.take(rows), words=words)
+            words = replace(words, rows=words.rows[kept])
+        cache_rows = None if train.cache_rows is None else train.cache_rows[kept]
+        corpus = train.corpus.without(rows, problem)
+        rest = LabelledCorpus(corpus, train.labels[kept], cache_rows)
+        return replace(self, train=rest, words=words)
 
     def validation_gather(self) -> Gather | None:
         """None: a language model is evaluated by its words alone."""

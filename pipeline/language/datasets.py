@@ -16,7 +16,6 @@ from ...stages.distill.order import Places
 from ...stages.language.recipe import Recipe
 from ...stages.language.tokens import TokenTexts, encode_texts
 from ..distill_job import DistillJob
-from ..show import warn
 from ..student_data import LabelledCorpus
 from .data import LanguageData
 from .teacher_texts import check_same_tokens, matched_by_characters, with_generated
@@ -41,14 +40,31 @@ class Encoding:
         return int(self.tokenizer.pad_token_id)
 
 
-def train_set(job: DistillJob, data: LanguageData, encoding: Encoding, seed: int) -> DistillDataset:
-    """What a student is trained on. Raises an InputError where texts and answers do not fit."""
+def learnable(
+    job: DistillJob, data: LanguageData, encoding: Encoding
+) -> tuple[LanguageData, TokenTexts]:
+    """The training examples of which something is to be predicted, and their tokens; others are
+    left out and listed, or refused. Only a student's tokens show them: a prompt alone may be as
+    long as a text may be."""
     texts = _texts(job, data, encoding)
     empty = np.flatnonzero(texts.predicted == 0)
-    if len(empty):
-        _refuse_or_say(job, data.train, empty)
-        data = data.take(np.flatnonzero(texts.predicted))
-        texts = _texts(job, data, encoding)
+    if not len(empty):
+        return data, texts
+    if not job.skip_bad_rows or len(empty) == len(texts):
+        raise CorpusError(
+            f"{data.train.corpus.where(int(empty[0]))}: nothing of it is left to predict within "
+            f"max_length ({len(empty)} such rows); raise max_length, or set skip_bad_rows=true to "
+            "leave such rows out"
+        )
+    data = data.without(empty, "nothing of it is left to predict within max_length")
+    return data, _texts(job, data, encoding)
+
+
+def train_set(
+    job: DistillJob, data: LanguageData, texts: TokenTexts, encoding: Encoding, seed: int
+) -> DistillDataset:
+    """What a student is trained on; `texts` are those of the data. Raises an InputError where
+    texts and answers do not fit."""
     rows = pack(texts, job.packing, encoding.most, encoding.pad_id, _teacher(job, data, texts))
     labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
     gather = data.gather(job.parsed_control, seed)
@@ -68,18 +84,6 @@ def _texts(job: DistillJob, data: LanguageData, encoding: Encoding) -> TokenText
     if words is None or job.responses == "corpus":
         return texts
     return with_generated(texts, words.cache, words.rows, encoding.tokenizer, encoding.most)
-
-
-def _refuse_or_say(job: DistillJob, train: LabelledCorpus, empty: Places) -> None:
-    problem = (
-        f"{train.corpus.where(int(empty[0]))}: nothing of it is left to predict within max_length "
-        f"({len(empty)} such rows)"
-    )
-    if not job.skip_bad_rows or len(empty) == len(train.corpus):
-        raise CorpusError(
-            f"{problem}; raise max_length, or set skip_bad_rows=true to leave such rows out"
-        )
-    warn(f"{problem}; left out")
 
 
 def _teacher(job: DistillJob, data: LanguageData, texts: TokenTexts) -> Answering | None:

@@ -17,7 +17,7 @@ from ...stages.distill.training import Run
 from ..model_card import model_card
 from ..seed_run import Built, Metrics, SeedRun
 from .data import LanguageData
-from .datasets import Encoding, train_set, validation_set
+from .datasets import Encoding, learnable, train_set, validation_set
 from .teacher_texts import check_tokenizer
 
 
@@ -44,12 +44,14 @@ class LanguageSeedRun(SeedRun):
         shape = data.feature.spec.shape if data.feature is not None else None
         sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
         encoding = Encoding(tokenizer, recipe, most)
+        data, texts = learnable(job, data, encoding)
         return Built(
             model=self._model(student, sizes),
             tokenizer=tokenizer,
             max_length=most,
-            train=train_set(job, data, encoding, self.seed),
+            train=train_set(job, data, texts, encoding, self.seed),
             validation=validation_set(data, encoding),
+            data=data,
         )
 
     def _model(self, student: LanguageStudent, sizes: Sizes) -> LanguageModel:
