@@ -11,8 +11,10 @@ from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.labels import NO_LABELS, label_space, label_values
 from ...stages.distill.controls import Gather
 from ...stages.distill.language.evaluation import METRICS
+from ...stages.distill.order import epoch_order
 from ...stages.store.format.index import Rows
 from ...stages.store.reading.reader import Cache
+from ...stages.store.transfer.mirror import ToCome
 from ..answers import Answers, open_answers
 from ..distill_job import DistillJob
 from ..student_data import (
@@ -76,6 +78,18 @@ class LanguageData(StudentData):
         corpus = train.corpus.without(rows, problem)
         rest = LabelledCorpus(corpus, train.labels[kept], cache_rows)
         return replace(self, train=rest, words=words)
+
+    def fetch_ahead(self, job: DistillJob, aligner_first: bool) -> ToCome | None:
+        """Of caches at URLs, begin to bring what the run needs; None of local ones."""
+        to_come = super().fetch_ahead(job, aligner_first)
+        if self.words is None:
+            return to_come
+        words = self.words
+        order = epoch_order(len(words.rows), job.seeds[0], 0)
+        found = words.answers.fetch_ahead(words.feature, words.rows[order])
+        if to_come is None or found is None:
+            return to_come or found
+        return ToCome(to_come.shards + found.shards, to_come.bytes + found.bytes)
 
     def validation_gather(self) -> Gather | None:
         """None: a language model is evaluated by its words alone."""

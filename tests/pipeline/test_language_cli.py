@@ -16,8 +16,10 @@ import torch
 from armada import open_cache
 from armada.pipeline import seed_run
 from command_line import CommandLine
+from file_server import serving
 from safetensors.torch import load_file, save_file
 from tiny_language_models import make_causal_lm, make_chat_tokenizer
+from transfers import serve_ready
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 COUNT = 40
@@ -480,3 +482,20 @@ def test_an_ablation_compares_what_language_models_read(
     names = [row["name"] for row in study["conditions"]]
     assert names == ["undistilled", "divergence=forward_kl", "divergence=jsd"]
     assert all(row["improvement"] for row in study["conditions"][1:])
+
+
+def test_the_same_student_from_a_cache_at_a_url(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    served = serve_ready(bench.cache, tmp_path / "served")
+    armada.done(*bench.words(tmp_path / "local"))
+    with serving(served) as server:
+        keys = {"cache": server.url, "mirror": tmp_path / "mirror"}
+        armada.done(*bench.words(tmp_path / "remote", **keys))
+        features = {name.split("/")[2] for name in server.asked if "/c/" in name}
+    assert features == {"token_ids", "prompt_tokens", "top_k"}
+    one, other = (
+        load_file(tmp_path / run / "student" / "model.safetensors") for run in ("local", "remote")
+    )
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
