@@ -77,6 +77,18 @@ def find_transform(model: Any) -> LogitTransform | None:
     return transform if error <= TOLERANCE else None
 
 
+def looks_ahead(model: Any) -> bool:
+    """Whether what a model says of a token depends on tokens after it: it is no causal one."""
+    ids = torch.arange(PROBE_TOKENS, device=model.device)[None]
+    ids = ids % model.get_input_embeddings().weight.shape[0]
+    mask = torch.ones_like(ids)
+    with probing(model):
+        whole = hidden_states(model, ids, mask).last_hidden_state[:, :-1]
+        cut = hidden_states(model, ids[:, :-1], mask[:, :-1]).last_hidden_state
+    error = (whole - cut).abs().max() / cut.abs().max().clamp(min=1e-6)
+    return bool(error > TOLERANCE)
+
+
 def keeps_apart(model: Any) -> bool:
     """Whether texts in one row do not see each other where only positions tell them apart."""
     ids = torch.arange(2 * PROBE_TOKENS, device=model.device)[None]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ....cache_schemas.errors import StudentSourceError
 from ...corpus.labels import LabelSpace
-from ...language.logits import find_transform
+from ...language.logits import find_transform, looks_ahead
 from ..aligner import ClassificationHead
 
 
@@ -29,6 +29,11 @@ class LanguageStudent(nn.Module):
             raise StudentSourceError(
                 f"student: {type(self.causal).__name__} makes its logits otherwise than from its "
                 "last hidden states and its head; use another model"
+            )
+        if looks_ahead(self.causal):
+            raise StudentSourceError(
+                f"student: a {type(self.causal).__name__} sees the tokens after the one that it "
+                "predicts; use a causal language model"
             )
         self.transform = transform
         self.head = None

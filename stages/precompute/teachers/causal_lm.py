@@ -17,7 +17,7 @@ from torch import Tensor
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
-from ...language.logits import find_transform, hidden_states
+from ...language.logits import find_transform, hidden_states, looks_ahead
 from ...language.tokens import TokenTexts, encode_texts, places_of_predicted, special_ends
 from ...language.vocabulary import tokenizer_digest, word_count
 from ...pretrained import read_tokenizer, token_limit
@@ -179,6 +179,11 @@ class CausalLMTeacher(CheckpointTeacher):
             raise TeacherSourceError(
                 f"source {self._folder}: {type(self._model).__name__} makes its logits otherwise "
                 "than from its last hidden states and its head; use another model"
+            )
+        if looks_ahead(self._model):
+            raise TeacherSourceError(
+                f"source {self._folder}: a {type(self._model).__name__} sees the tokens after the "
+                "one that it predicts; use a causal language model"
             )
         self._transform, self._head = transform, self._model.get_output_embeddings()
         logit_bytes = 4 * self._head.weight.shape[0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from armada.cache_schemas.errors import ArmadaError, JobError, TeacherSourceError
 from armada.cache_schemas.keys import example_key
+from armada.stages.language.logits import looks_ahead
 from armada.stages.precompute.teachers import causal_lm
 from armada.stages.precompute.teachers.base import Answers, Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
@@ -18,9 +19,10 @@ from armada.stages.precompute.teachers.text.generation import Sampling
 from armada.stages.store.codec.draws import decode_draws
 from armada.stages.store.codec.top_k import decode_top_k
 from pydantic import ValidationError
+from tiny_checkpoints import make_bert
 from tiny_language_models import FAMILIES, TEXTS, make_causal_lm, make_chat_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 PADDING = 7
 Logits = npt.NDArray[np.float64]
@@ -366,3 +368,14 @@ def test_spec_says_who_speaks(folders: dict[str, Path]) -> None:
     assert other.fingerprint != one.fingerprint
     with pytest.raises(ArmadaError):
         CausalLMTeacher(str(folders["llama"] / "none"), CausalLMOptions(), torch.device("cpu"))
+
+
+def test_a_model_that_sees_what_it_predicts_is_no_teacher(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = make_bert(tmp_path / "bert", TEXTS)
+    assert looks_ahead(AutoModelForMaskedLM.from_pretrained(folder))
+    for family in FAMILIES:
+        assert not looks_ahead(AutoModelForCausalLM.from_pretrained(folders[family]))
+    with pytest.raises(TeacherSourceError):
+        loaded(folder)
