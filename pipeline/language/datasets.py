@@ -65,7 +65,8 @@ def train_set(
 ) -> DistillDataset:
     """What a student is trained on; `texts` are those of the data. Raises an InputError where
     texts and answers do not fit."""
-    rows = pack(texts, job.packing, encoding.most, encoding.pad_id, _teacher(job, data, texts))
+    teacher, prompted = _teacher(job, data, texts), encoding.recipe.has_prompt
+    rows = pack(texts, job.packing, encoding.most, encoding.pad_id, teacher, prompted)
     labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
     gather = data.gather(job.parsed_control, seed)
     return DistillDataset(rows, labels, gather, _names(data.train, rows))

@@ -50,6 +50,9 @@ class PackedTexts:
     packing: Packing
     pad_id: int
     teacher: Answering | None = None
+    prompted: bool = False
+    """Whether texts begin with a prompt; then they are pooled at its end, where a student knows
+    what is asked and not yet the answer."""
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -99,14 +102,9 @@ class PackedTexts:
             "words": words[predicted],
         }
         if self.packing == "none":
-            given = prompts if self.has_prompts else lengths
+            given = prompts if self.prompted else lengths
             batch["pooled_at"] = np.arange(len(rows)) * width + np.minimum(given, lengths) - 1
         return {name: torch.from_numpy(each) for name, each in batch.items()} | self._answers(texts)
-
-    @cached_property
-    def has_prompts(self) -> bool:
-        """Whether texts begin with something that is not predicted."""
-        return bool((self.texts.prompts > 1).any())
 
     def _texts_of(self, rows: Ints) -> Ints:
         return self.packs.texts[places_of(rows, self.packs.offsets)]
@@ -136,10 +134,11 @@ def pack(
     most: int,
     pad_id: int,
     teacher: Answering | None = None,
+    prompted: bool = False,
 ) -> PackedTexts:
     """Texts in rows of at most `most` tokens."""
     packs = one_each(len(texts)) if packing == "none" else packed(texts.lengths, most)
-    return PackedTexts(texts, packs, packing, pad_id, teacher)
+    return PackedTexts(texts, packs, packing, pad_id, teacher, prompted)
 
 
 def _width(longest: int) -> int:

@@ -109,7 +109,7 @@ def test_a_batch_is_what_it_is_token_by_token(
 
 
 def test_a_text_is_pooled_where_its_answer_begins() -> None:
-    with_prompts = pack(make_texts([5, 3, 4], [3, 2, 4]), "none", 8, PAD)
+    with_prompts = pack(make_texts([5, 3, 4], [3, 2, 4]), "none", 8, PAD, prompted=True)
     assert with_prompts.pad(np.array([0, 1, 2]))["pooled_at"].tolist() == [2, 9, 19]
     without = pack(make_texts([5, 3]), "none", 8, PAD)
     assert without.pad(np.array([1, 0]))["pooled_at"].tolist() == [2, 12]
