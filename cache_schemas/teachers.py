@@ -14,7 +14,9 @@ from .features import FeatureSpec
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """128 bits in hexadecimal; also the name of the teacher's folder."""
 
-SettingValue = str | int | float | bool | None | tuple[int, ...] | tuple[str, ...]
+SettingValue = (
+    str | int | float | bool | None | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+)
 
 
 class TeacherSpec(BaseModel):

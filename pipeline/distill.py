@@ -31,7 +31,7 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     group.meet(choose_device(job.device, group.local_rank))
     objective = objective_class(job)
     with group.one_of_a_node_first():  # it makes room in a mirror, or finds that there is none
-        data = _read_data(job, objective)
+        data = read_data(job, objective)
         _fetch_ahead(job, data, objective, quiet)
     if group.first:
         _warn_of_random_reads(job, data)
@@ -43,7 +43,8 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     return summary
 
 
-def _read_data(job: DistillJob, objective: type[Objective]) -> StudentData:
+def read_data(job: DistillJob, objective: type[Objective]) -> StudentData:
+    """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
     if job.task != "language":
         return read_student_data(job, objective)
     from .language.data import read_language_data

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache_schemas.errors import RunError
+from ..cache_schemas.fidelity import Fidelity
 from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import CommitRecord, CorpusRecord, RunRecord, TeacherManifest
@@ -23,6 +24,7 @@ from ..stages.store.writing.work import Work
 from ..stages.store.writing.writer import CacheWriter, pending
 from .added_features import admit, only_cached
 from .device import choose_device
+from .fidelity import fidelity_of
 from .precompute_job import PrecomputeJob, make_teacher, part_of
 from .progress import CountProgress
 from .provenance import hardware, library_versions, new_run_id, now
@@ -57,6 +59,8 @@ class PrecomputeReport:
     truncated: int
     skipped: tuple[str, ...]
     teacher_seconds: float
+    fidelity: Mapping[str, Fidelity]
+    """Of each coded feature, as measured in the shards of this run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,7 @@ def _ask(
         truncated=run.record.truncated_examples,
         skipped=(*plan.corpus.skipped, *skipped),
         teacher_seconds=sum(run.record.teacher_seconds.values()),
+        fidelity=fidelity_of(run.commits),
     )
 
 
@@ -213,9 +218,11 @@ class Run:
             hardware=machine,
             corpora=tuple(_corpus_records(job, plan)),
         )
+        self.commits: list[CommitRecord] = []
 
     def committed(self, record: CommitRecord, seconds: float, truncated: int) -> None:
         """Note what a shard cost."""
+        self.commits.append(record)
         old = self.record
         self.record = old.model_copy(
             update={

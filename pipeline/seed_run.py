@@ -62,6 +62,8 @@ class Built:
     max_length: int
     train: DistillDataset
     validation: DistillDataset | None
+    data: StudentData
+    """Without rows that turned out to be of no use once they were tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class SeedRun:
             trim_log(self.folder, steps_done(self.folder))
             write_json(self.folder / RUN, provenance)
         training = self._train(run)
-        metrics = _metrics(self.job, self.seed, self.data, run, training)
+        metrics = _metrics(self.job, self.seed, built.data, run, training)
         if self.group.first:
             self._write(training.model, built, metrics)
         return metrics
@@ -113,6 +115,7 @@ class SeedRun:
             max_length=max_length,
             train=data.train.dataset(tokenizer, max_length, gather),
             validation=validation,
+            data=data,
         )
 
     def _prepare(self, built: Built) -> Run:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ..cache_schemas.errors import one_line
 from .caches.report import TeacherSummary
+from .fidelity import in_words
 from .precompute import DryRun, PrecomputeReport
 
 SHOWN_PROBLEMS = 5
@@ -26,6 +27,8 @@ def show_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
     return dataclasses.asdict(value)
 
 
@@ -54,6 +57,8 @@ def show_precompute(report: PrecomputeReport, as_json: bool) -> None:
         f"{report.rows} rows, {report.unique} unique; {report.already_cached} were cached, "
         f"{report.asked} asked in {report.teacher_seconds:.1f} s{elsewhere}"
     )
+    for name, measured in report.fidelity.items():
+        print(f"{name}: {in_words(measured)}")
     print(f"teacher {report.fingerprint}")
 
 

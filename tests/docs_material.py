@@ -17,7 +17,9 @@ ENCODER = "BAAI/bge-base-en-v1.5"
 CLASSIFIER = "distilbert/distilbert-base-uncased-finetuned-sst-2-english"
 CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 DIFFUSION = "CompVis/stable-diffusion-v1-4"
-REPOSITORIES = (STUDENT, ENCODER, CLASSIFIER, CLIP, DIFFUSION)
+WORDS_TEACHER = "Qwen/Qwen2.5-7B-Instruct"
+WORDS_STUDENT = "Qwen/Qwen2.5-0.5B-Instruct"
+REPOSITORIES = (STUDENT, ENCODER, CLASSIFIER, CLIP, DIFFUSION, WORDS_TEACHER, WORDS_STUDENT)
 
 _NAMED = ["a red bird", "two dogs"]  # by the README
 _MADE = [
@@ -47,6 +49,33 @@ def write_table(file: Path, first: int = 0, rows: int = 10) -> None:
     pq.write_table(table(first, rows), file)
 
 
+LONG = " ".join(TEXTS)
+"""More tokens than the tiny language models take."""
+
+
+def instructions(first: int, rows: int) -> pa.Table:
+    """Columns id, instruction, context (some are blank), response; one prompt is too long."""
+    examples = table(first, rows)
+    texts = examples["text"].to_pylist()
+    contexts = [
+        [text, "", LONG if first == 0 else ""][place % 3] for place, text in enumerate(texts)
+    ]
+    columns: dict[str, Any] = {
+        "id": examples["id"],
+        "instruction": [f"Say it with other words: {text}" for text in texts],
+        "context": contexts,
+        "response": examples["text_b"],
+    }
+    return pa.table(columns)
+
+
+def write_instructions(folder: Path, rows: int = 10) -> None:
+    """FOLDER/train.parquet, validation.parquet and test.parquet."""
+    folder.mkdir()
+    for number, split in enumerate(("train", "validation", "test")):
+        pq.write_table(instructions(number * rows, rows), folder / f"{split}.parquet")
+
+
 def write_features(folder: Path, corpus: pa.Table) -> None:
     """One array for each id, as the paper's code leaves them."""
     folder.mkdir()
@@ -59,7 +88,11 @@ def make_models(folder: Path) -> None:
     """A checkpoint for each of `REPOSITORIES`."""
     import tiny_checkpoints
     import tiny_diffusion
+    from tiny_language_models import make_causal_lm, make_chat_tokenizer
 
+    tokenizer = make_chat_tokenizer(TEXTS)
+    make_causal_lm(folder / WORDS_TEACHER, tokenizer=tokenizer)
+    make_causal_lm(folder / WORDS_STUDENT, tokenizer=tokenizer, seed=1)
     tiny_checkpoints.make_bert(folder / STUDENT, TEXTS)
     tiny_checkpoints.make_bert(folder / ENCODER, TEXTS, hidden=16)
     tiny_checkpoints.make_open_clip(folder / CLIP)

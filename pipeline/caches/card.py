@@ -19,6 +19,7 @@ from ...stages.store.format.manifests import list_teachers
 from ...stages.store.format.parts import held_features, read_part
 from ...stages.store.reading.contents import read_digest
 from ...stages.store.reading.reader import Cache
+from ..fidelity import fidelity_of
 from ..jobs import Job, LocalFolder
 from .card_tables import CardFacts, TeacherFacts
 from .card_text import MARK, card
@@ -126,7 +127,7 @@ def _picture_name(cache: Cache) -> str:
 
 def _picture(cache: Cache, colouring: Colouring | None) -> bytes | None:
     held = held_features(cache.teacher, read_part(cache.path, cache.teacher.fingerprint))
-    drawn = [feature.name for feature in held if feature.axis is None]
+    drawn = [feature.name for feature in held if feature.axis is None and not feature.whole]
     if not len(cache) or not drawn:
         return None
     return draw([cache[name] for name in drawn], colouring)
@@ -141,4 +142,5 @@ def _facts(cache: Cache, has_picture: bool, colouring: Colouring | None) -> Teac
         runs=tuple(cache.runs()),
         picture=_picture_name(cache) if has_picture else None,
         coloured_by=colouring.title if colouring else None,
+        fidelity=fidelity_of(cache.commits),
     )

@@ -5,10 +5,12 @@ anything but text is escaped.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...cache_schemas.fidelity import Fidelity
 from ...cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
+from ..fidelity import in_words
 from ..show import counted, size
 
 
@@ -23,6 +25,8 @@ class TeacherFacts:
     runs: tuple[RunRecord, ...]
     picture: str | None
     coloured_by: str | None
+    fidelity: Mapping[str, Fidelity]
+    """Coded feature -> what coding cost it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ def _teacher_rows(teacher: TeacherFacts) -> Iterator[tuple[str, str]]:
         "answers",
         f"{teacher.rows:,} in {counted(teacher.shards, 'shard')}, {size(teacher.bytes)}",
     )
+    for name, measured in teacher.fidelity.items():
+        yield f"fidelity of {name}", in_words(measured)
     yield "cost", cost(teacher.runs)
 
 

@@ -45,7 +45,7 @@ folder:
 {with_armada}
 ```
 
-With Zarr alone; rows that hold no answer are NaN:
+With Zarr alone; rows that hold no answer are NaN, or 0 among whole numbers:
 
 ```python
 {with_zarr}

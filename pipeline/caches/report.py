@@ -13,6 +13,7 @@ from ...stages.store.format.parts import held_features, read_part
 from ...stages.store.reading.reader import Cache
 from ...stages.store.transfer.origin import read_origin
 from ...stages.store.transfer.place import open_place
+from ..fidelity import fidelity_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,10 @@ def inspect(place: str, prefix: str | None) -> dict[str, object]:
         "rows_per_shard": teacher.manifest.rows_per_shard,
         "bytes": summary.bytes,
         "missing": summary.missing,
+        "fidelity": {
+            name: measured.model_dump(mode="json", exclude_none=True)
+            for name, measured in fidelity_of(teacher.commits).items()
+        },
         "teacher_seconds": summary.teacher_seconds,
         "teacher": teacher.manifest.spec.model_dump(mode="json"),
         "runs": [run.model_dump(mode="json") for run in teacher.runs.values()],

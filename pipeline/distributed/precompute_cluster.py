@@ -21,6 +21,7 @@ from ...cache_schemas.teachers import TeacherSpec
 from ...stages.store.format.parts import first_own_shard
 from ...stages.store.writing.writer import CacheWriter
 from ..device import visible_gpus
+from ..fidelity import fidelity_of
 from ..precompute import Plan, PrecomputeReport, Run, make_plan, say_that_it_waits, terminable
 from ..precompute_job import PrecomputeJob, make_teacher
 from ..progress import CountProgress
@@ -102,6 +103,7 @@ def _report(plan: Plan, pending: int, tally: "_Tally | None") -> PrecomputeRepor
         truncated=tally.run.record.truncated_examples if tally else 0,
         skipped=(*plan.corpus.skipped, *skipped),
         teacher_seconds=sum(tally.run.record.teacher_seconds.values()) if tally else 0.0,
+        fidelity=fidelity_of(tally.run.commits) if tally else {},
     )
 
 

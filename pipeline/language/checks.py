@@ -31,3 +31,10 @@ def check_language_job(job: DistillJob) -> None:
         )
     if job.responses == "generated" and job.objective != "tokens":
         raise JobError("responses generated: is for objective tokens")
+    if job.cross_tokenizer and job.token_temperature != 1:
+        raise JobError(
+            f"token_temperature {job.token_temperature:g}: probabilities of two tokenizers are "
+            "compared at temperature 1; leave it out"
+        )
+    if job.cross_tokenizer and job.tail != "bucket":
+        raise JobError("tail renormalised: cross_tokenizer compares tails as well; leave it out")

@@ -1,8 +1,10 @@
 """Corpora and caches of a language job: what texts are learned from, and which teachers say what of
 them; all of it found and joined before a model loads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
@@ -21,6 +23,7 @@ from ..student_data import (
     read_labelled,
 )
 from .keys import word_feature
+from .teacher_texts import GENERATED
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,17 @@ class LanguageData(StudentData):
             return words
         return super().sources() | {f"token_{name}": value for name, value in words.items()}
 
+    def without(self, rows: Rows, problem: str) -> "LanguageData":
+        """The same without some training texts, each listed with what is wrong with it."""
+        train, words = self.train, self.words
+        kept = np.setdiff1d(np.arange(len(train.labels)), rows)
+        if words is not None:
+            words = replace(words, rows=words.rows[kept])
+        cache_rows = None if train.cache_rows is None else train.cache_rows[kept]
+        corpus = train.corpus.without(rows, problem)
+        rest = LabelledCorpus(corpus, train.labels[kept], cache_rows)
+        return replace(self, train=rest, words=words)
+
     def validation_gather(self) -> Gather | None:
         """None: a language model is evaluated by its words alone."""
         return None
@@ -100,17 +114,26 @@ def _words(job: DistillJob, train: LabelledCorpus) -> tuple[Words | None, Labell
     else:
         return None, train
     answers = open_answers(keys)
-    if answers.cache.teacher.spec.kind != "causal_lm" and "tokenizer" not in (
-        answers.cache.teacher.spec.settings
-    ):
-        kind = answers.cache.teacher.spec.kind
-        raise JobError(f"job key 'teacher': a {kind} teaches no words; name a causal_lm")
-    feature = word_feature(answers.cache.features, asked, key)
+    feature = _feature(job, answers.cache, asked, key)
     answers = answers.of(feature, [train.corpus])
     joined = train.joined(answers.cache, feature, job.skip_bad_rows)
     assert joined.cache_rows is not None
     plain = LabelledCorpus(joined.corpus, joined.labels)
     return Words(answers, feature, joined.cache_rows), plain
+
+
+def _feature(job: DistillJob, cache: Cache, asked: str | None, key: str) -> str:
+    spec = cache.teacher.spec
+    if "tokenizer" not in spec.settings:
+        raise JobError(f"job key 'teacher': a {spec.kind} teaches no words; name a causal_lm")
+    if job.responses == "corpus":
+        return word_feature(cache.features, asked, key)
+    if GENERATED not in cache.features:
+        raise JobError(
+            "responses generated: the teacher gave none; precompute with max_new_tokens, and "
+            "add_features=true if the cache is to keep what it has"
+        )
+    return GENERATED
 
 
 def _with_feature(job: DistillJob, data: LanguageData) -> LanguageData:

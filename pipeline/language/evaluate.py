@@ -77,13 +77,18 @@ def _responded(
     corpus: Corpus,
     texts: TokenTexts,
 ) -> dict[str, float]:
-    """How the student's own responses compare with those of the corpus."""
+    """How the student's own responses compare with those of the corpus; to a prompt that it could
+    only read in part, it responds nothing."""
     if not card.recipe.has_prompt:
         raise JobError("max_new_tokens: the student's texts have no prompt to respond to")
+    whole = np.flatnonzero(texts.lengths >= texts.prompts)
     prompts: list[Sequence[int]] = [
-        texts.of(text)[: texts.prompts[text]].tolist() for text in range(len(texts))
+        texts.of(text)[: texts.prompts[text]].tolist() for text in whole.tolist()
     ]
     assert job.max_new_tokens is not None
-    said = respond(student.model, tokenizer, prompts, job.max_new_tokens, job.batch_size)
+    responses = respond(student.model, tokenizer, prompts, job.max_new_tokens, job.batch_size)
+    said = [""] * len(texts)
+    for text, response in zip(whole.tolist(), responses, strict=True):
+        said[text] = response
     references = [segments[-1] for segments in _examples(corpus)]
     return response_metrics(said, references)

@@ -3,28 +3,22 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from ...cache_schemas.errors import CorpusError
-from ...stages.corpus.labels import MISSING
-from ...stages.distill.batches import DistillDataset
-from ...stages.distill.language.apart import check_packing
-from ...stages.distill.language.batches import PackedTexts, TeacherTokens, pack
-from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.export import LanguageCard, save_language_student
 from ...stages.distill.language.model import LanguageModel, WordLoss
-from ...stages.distill.language.source import choose_row_length, load_language_student
+from ...stages.distill.language.source import (
+    check_apart,
+    choose_row_length,
+    load_language_student,
+)
 from ...stages.distill.language.student import LanguageStudent
 from ...stages.distill.language.trainer import LanguageTrainer
 from ...stages.distill.objectives.base import Sizes
 from ...stages.distill.training import Run
-from ...stages.language.recipe import Recipe
-from ...stages.language.tokens import TokenTexts, encode_texts
 from ..model_card import model_card
 from ..seed_run import Built, Metrics, SeedRun
-from ..student_data import LabelledCorpus
 from .data import LanguageData
-from .teacher_texts import check_same_tokens, check_tokenizer, with_generated
+from .datasets import Encoding, learnable, train_set, validation_set
+from .teacher_texts import check_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,54 +36,28 @@ class LanguageSeedRun(SeedRun):
         student, tokenizer = load_language_student(
             job, job, data.space, data.train.texts(), job.dropout
         )
-        check_packing(job.packing, student)
         most = choose_row_length(job.max_length, tokenizer, student.causal)
+        if job.packing == "apart":
+            check_apart(student)
         if data.words is not None:
             check_tokenizer(data.words.spec, tokenizer, job.cross_tokenizer)
         shape = data.feature.spec.shape if data.feature is not None else None
         sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
+        encoding = Encoding(tokenizer, recipe, most)
+        data, texts = learnable(job, data, encoding)
         return Built(
             model=self._model(student, sizes),
             tokenizer=tokenizer,
             max_length=most,
-            train=self._train_set(tokenizer, recipe, most),
-            validation=self._validation_set(tokenizer, recipe, most),
+            train=train_set(job, data, texts, encoding, self.seed),
+            validation=validation_set(data, encoding),
+            data=data,
         )
 
     def _model(self, student: LanguageStudent, sizes: Sizes) -> LanguageModel:
         job = self.job
         words = WordLoss(job, job.alpha, job.token_temperature, job.cross_tokenizer)
         return LanguageModel(student, self.objective(job, sizes), words)
-
-    def _train_set(self, tokenizer: Any, recipe: Recipe, most: int) -> DistillDataset:
-        job, data = self.job, self._words
-        texts = _encoded(data.train, tokenizer, recipe, most)
-        teacher = None
-        if data.words is not None:
-            if job.responses == "generated":
-                texts = with_generated(texts, data.words.cache, data.words.rows, tokenizer, most)
-            else:
-                check_same_tokens(texts, data.words.cache, data.words.rows, data.train.corpus)
-                feature = data.words.cache.ragged(data.words.feature)
-                answers = CachedAnswers(feature, job.token_temperature, job.tail)
-                answers.check()
-                teacher = TeacherTokens(answers, data.words.rows)
-        _refuse_nothing_to_predict(texts, data.train)
-        rows = pack(texts, job.packing, most, int(tokenizer.pad_token_id), teacher)
-        gather = data.gather(job.parsed_control, self.seed)
-        labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
-        return DistillDataset(rows, labels, gather, self._names(rows))
-
-    def _validation_set(self, tokenizer: Any, recipe: Recipe, most: int) -> DistillDataset | None:
-        validation = self.data.validation
-        if validation is None:
-            return None
-        texts = _encoded(validation, tokenizer, recipe, most)
-        rows = pack(texts, "none", most, int(tokenizer.pad_token_id))
-        return DistillDataset(rows, np.full(len(rows), MISSING), None)
-
-    def _names(self, rows: PackedTexts) -> Any:
-        return lambda places: self.data.train.names(rows.packs.texts[rows.packs.offsets[places]])
 
     def _prepare(self, built: Built) -> Run:
         run = super(LanguageSeedRun, self)._prepare(built)
@@ -111,17 +79,3 @@ class LanguageSeedRun(SeedRun):
         folder = self.folder / "student"
         save_language_student(folder, model.student, built.tokenizer, model.objective, card)
         (folder / "README.md").write_text(model_card(job, metrics, data), encoding="utf-8")
-
-
-def _encoded(labelled: LabelledCorpus, tokenizer: Any, recipe: Recipe, most: int) -> TokenTexts:
-    examples = [segments for batch in labelled.corpus.batches() for segments in batch]
-    return encode_texts(tokenizer, recipe, examples, most)
-
-
-def _refuse_nothing_to_predict(texts: TokenTexts, labelled: LabelledCorpus) -> None:
-    empty = np.flatnonzero(texts.predicted == 0)
-    if len(empty):
-        raise CorpusError(
-            f"{labelled.corpus.where(int(empty[0]))}: nothing of it is left to predict within "
-            f"max_length ({len(empty)} such rows); raise max_length, or leave such rows out"
-        )

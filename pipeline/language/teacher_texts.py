@@ -7,11 +7,16 @@ import numpy as np
 from ...cache_schemas.errors import CacheError, JobError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus
+from ...stages.distill.language.cached_answers import CachedAnswers
+from ...stages.distill.language.teachers import MatchedTokens, match
 from ...stages.language.tokens import TokenTexts
 from ...stages.language.vocabulary import tokenizer_digest
 from ...stages.store.format.index import Rows
-from ...stages.store.format.ragged import places_of
+from ...stages.store.format.ragged import arange_each
 from ...stages.store.reading.reader import Cache
+
+GENERATED = "generated_ids"
+"""The feature that holds a teacher's own responses."""
 
 _BLOCK = 4096
 """Texts whose tokens are compared at once."""
@@ -39,8 +44,9 @@ def check_same_tokens(texts: TokenTexts, cache: Cache, rows: Rows, corpus: Corpu
     common = np.minimum(texts.lengths, lengths)
     for start in range(0, len(texts), _BLOCK):
         block = np.arange(start, min(start + _BLOCK, len(texts)))
-        theirs = cached.gather_first(rows[block], common[block])
-        ours = texts.ids[places_of(block, texts.offsets, common[block])]
+        inside = arange_each(common[block])
+        theirs = cached.gather_at(rows[block], inside, common[block])
+        ours = texts.ids[np.repeat(texts.offsets[block], common[block]) + inside]
         wrong = np.flatnonzero(theirs != ours)
         owners = np.repeat(block, common[block])
         differ[owners[wrong]] = True
@@ -53,16 +59,29 @@ def check_same_tokens(texts: TokenTexts, cache: Cache, rows: Rows, corpus: Corpu
         )
 
 
+def matched_by_characters(
+    answers: CachedAnswers, cache: Cache, rows: Rows, texts: TokenTexts
+) -> MatchedTokens:
+    """The predictions of a teacher with another tokenizer, where both have read the same."""
+    if "characters_read" not in cache.features:
+        raise JobError(
+            "cross_tokenizer: the teacher did not keep what it had read; precompute with "
+            "characters=true, and add_features=true if the cache is to keep what it has"
+        )
+    found = match(answers, rows, texts, cache.ragged("characters_read"))
+    if not len(found.ours):
+        raise JobError(
+            "cross_tokenizer: in no text have both tokenizers read the same characters anywhere; "
+            "are the texts written alike?"
+        )
+    return found
+
+
 def with_generated(
     texts: TokenTexts, cache: Cache, rows: Rows, tokenizer: Any, most: int
 ) -> TokenTexts:
     """The same prompts with the teacher's own responses, cut to `most` tokens in all."""
-    if "generated_ids" not in cache.features:
-        raise JobError(
-            "responses generated: the teacher gave none; precompute with max_new_tokens, and "
-            "add_features if the cache is to keep what it has"
-        )
-    said = cache.ragged("generated_ids").gather(rows).parts()
+    said = cache.ragged(GENERATED).gather(rows).parts()
     parts, sizes, cut = [], [], []
     for text, response in enumerate(said):
         prompt = texts.of(text)[: texts.prompts[text]]

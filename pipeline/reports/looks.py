@@ -99,6 +99,8 @@ def look(
         return None
     reference = study.distilled.condition.first
     job = reference.readable_job(cache)
+    if job.task == "language":
+        raise JobError("they are language models, and pictures are of texts in classes")
     data = read_student_data(job, objective_class(job))
     seen_with = _texts(data, texts, device)
     colours = _colours(job, seen_with.sample, data, colour_by)

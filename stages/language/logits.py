@@ -7,6 +7,8 @@ Some families scale their logits, or cap them. `find_transform` reads that off a
 proves it: the logits made so are those that the model itself gives.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,24 +62,43 @@ def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, **more:
 def find_transform(model: Any) -> LogitTransform | None:
     """How a model makes its logits from hidden states and its head; None if not in a known way."""
     transform = LogitTransform.of(model.config)
-    was_training = model.training
-    model.eval()  # without dropout, which is drawn anew each time
-    proven = _makes_logits_so(model, transform)
-    model.train(was_training)
-    return transform if proven else None
-
-
-@torch.no_grad()
-def _makes_logits_so(model: Any, transform: LogitTransform) -> bool:
     head = model.get_output_embeddings()
     if head is None:
-        return False
+        return None
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % head.weight.shape[0]
     mask = torch.ones_like(ids)
-    expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-    found = head(hidden_states(model, ids, mask).last_hidden_state)
-    found = transform.apply_(found).float()
+    with probing(model):
+        expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+        found = head(hidden_states(model, ids, mask).last_hidden_state)
+        found = transform.apply_(found).float()
     if found.shape != expected.shape:
-        return False
+        return None
     error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
+    return transform if error <= TOLERANCE else None
+
+
+def keeps_apart(model: Any) -> bool:
+    """Whether texts in one row do not see each other where only positions tell them apart."""
+    ids = torch.arange(2 * PROBE_TOKENS, device=model.device)[None]
+    ids = ids % model.get_input_embeddings().weight.shape[0]
+    places = torch.arange(PROBE_TOKENS, device=model.device)
+    body = getattr(model, model.base_model_prefix)
+    with probing(model):
+        told = {"position_ids": places.repeat(2)[None], "use_cache": False}
+        packed = body(input_ids=ids, **told).last_hidden_state[0, PROBE_TOKENS:]
+        alone = {"position_ids": places[None], "use_cache": False}
+        second = body(input_ids=ids[:, PROBE_TOKENS:], **alone).last_hidden_state[0]
+    error = (packed - second).abs().max() / second.abs().max().clamp(min=1e-6)
     return bool(error <= TOLERANCE)
+
+
+@contextmanager
+def probing(model: Any) -> Iterator[None]:
+    """A model that is asked something by the way: without dropout, without gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...cache_schemas.errors import JobError
 from .recipe import Recipe, Written
 
 _ENCODE_ROWS = 4096
 
 Ids = npt.NDArray[np.int32]
+
+INSIDE = 2**32 - 1
+"""Of a token before which no whole number of characters has been read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class TokenTexts:
     prompts: npt.NDArray[np.int64]
     truncated: npt.NDArray[np.bool_]
     bytes: npt.NDArray[np.int64]
+    read: npt.NDArray[np.uint32] | None = None
+    """For each token, how many characters of the response have been read before it; INSIDE where
+    that is no whole number, and in prompts. None: nobody asked."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -73,60 +80,112 @@ def special_ends(tokenizer: Any) -> Ends:
     return Ends(tuple(whole[:start]), tuple(after))
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """One text: its ids, how many of them are the prompt, bytes and characters of its response."""
+
+    ids: Ids
+    prompt: int
+    bytes: int
+    read: npt.NDArray[np.uint32] | None
+
+
 def encode_texts(
-    tokenizer: Any, recipe: Recipe, examples: Sequence[Sequence[str]], max_length: int
+    tokenizer: Any,
+    recipe: Recipe,
+    examples: Sequence[Sequence[str]],
+    max_length: int,
+    with_characters: bool = False,
 ) -> TokenTexts:
-    """The tokens of examples, at most `max_length` of each; what is beyond is cut off its end."""
-    ends = special_ends(tokenizer)
-    texts: list[Ids] = []
-    prompts: list[int] = []
-    sizes: list[int] = []
+    """The tokens of examples, at most `max_length` of each; what is beyond is cut off its end.
+
+    `with_characters`: find out what has been read before each token; raises JobError for a
+    tokenizer that cannot tell."""
+    ends, texts = special_ends(tokenizer), list[_Text]()
     for start in range(0, len(examples), _ENCODE_ROWS):
         written = [recipe.write(tokenizer, each) for each in examples[start : start + _ENCODE_ROWS]]
-        sizes += [len(each.response.encode()) for each in written]
-        for prompt, response in _tokenized(tokenizer, recipe, ends, written):
-            texts.append(np.array([*prompt, *response], dtype=np.int32))
-            prompts.append(max(len(prompt), 1))
-    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        texts += _tokenized(tokenizer, recipe, ends, written, with_characters)
+    lengths = np.fromiter((len(text.ids) for text in texts), dtype=np.int64, count=len(texts))
     kept = np.minimum(lengths, max_length)
+    none = np.empty(0, np.int32)
     return TokenTexts(
-        ids=np.concatenate([np.empty(0, np.int32), *(text[:max_length] for text in texts)]),
+        ids=np.concatenate([none, *(text.ids[:max_length] for text in texts)]),
         offsets=np.concatenate([[0], np.cumsum(kept)]),
-        prompts=np.array(prompts, dtype=np.int64),
+        prompts=np.array([max(text.prompt, 1) for text in texts], dtype=np.int64),
         truncated=lengths > max_length,
-        bytes=_kept_bytes(tokenizer, texts, prompts, sizes, max_length),
+        bytes=np.array([_kept_bytes(tokenizer, each, max_length) for each in texts], dtype="i8"),
+        read=_joined([text.read for text in texts], max_length) if with_characters else None,
     )
 
 
-def _kept_bytes(
-    tokenizer: Any, texts: list[Ids], prompts: list[int], sizes: list[int], max_length: int
-) -> npt.NDArray[np.int64]:
-    """Bytes of responses, of those that are cut by what is left of them."""
-    kept = np.array(sizes, dtype=np.int64)
-    for place, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
-        if len(text) > max_length:
-            left = tokenizer.decode(text[prompt:max_length], skip_special_tokens=True)
-            kept[place] = len(left.encode())
-    return kept
+def _joined(
+    parts: Sequence[npt.NDArray[np.uint32] | None], max_length: int
+) -> npt.NDArray[np.uint32]:
+    cut = [part[:max_length] for part in parts if part is not None]
+    return np.concatenate([np.empty(0, np.uint32), *cut])
+
+
+def _kept_bytes(tokenizer: Any, text: _Text, max_length: int) -> int:
+    """Bytes of a response, of one that is cut by what is left of it."""
+    if len(text.ids) <= max_length:
+        return text.bytes
+    left = tokenizer.decode(text.ids[text.prompt : max_length], skip_special_tokens=True)
+    return len(left.encode())
 
 
 def _tokenized(
-    tokenizer: Any, recipe: Recipe, ends: Ends, written: Sequence[Written]
-) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """Prompt and response ids of each text, special tokens among them."""
-    responses = _ids(tokenizer, [each.response for each in written])
-    if recipe.text_format == "chat":  # the template has written the special tokens
-        yield from zip(_ids(tokenizer, [each.prompt for each in written]), responses, strict=True)
-        return
-    prompts = _ids(tokenizer, [each.prompt for each in written]) if recipe.has_prompt else None
-    after = ends.after if recipe.end_token else ()
-    for place, response in enumerate(responses):
-        prompt = prompts[place] if prompts is not None else []
-        yield (*ends.before, *prompt), (*response, *after)
+    tokenizer: Any,
+    recipe: Recipe,
+    ends: Ends,
+    written: Sequence[Written],
+    with_characters: bool,
+) -> Iterator[_Text]:
+    """Prompts and responses, special tokens among them."""
+    responses = _Encoded.of(tokenizer, [each.response for each in written], with_characters)
+    prompts = _Encoded.of(tokenizer, [each.prompt for each in written], False)
+    chat = recipe.text_format == "chat"  # the template has written the special tokens
+    before = () if chat else ends.before
+    after = ends.after if recipe.end_token and not chat else ()
+    for place, one in enumerate(written):
+        prompt = [*before, *prompts.ids[place]]
+        read = None
+        if with_characters:
+            inside = np.full(len(prompt), INSIDE, dtype=np.uint32)
+            read = np.concatenate([inside, responses.read(place, len(after))])
+        ids = np.array([*prompt, *responses.ids[place], *after], dtype=np.int32)
+        yield _Text(ids, len(prompt), len(one.response.encode()), read)
 
 
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)[
-        "input_ids"
-    ]
-    return encoded
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Strings as ids, and where in the string each of them lies, if that was asked."""
+
+    ids: list[list[int]]
+    offsets: list[list[tuple[int, int]]] | None
+
+    @classmethod
+    def of(cls, tokenizer: Any, texts: list[str], with_offsets: bool) -> "_Encoded":
+        more: dict[str, Any] = {"return_offsets_mapping": True} if with_offsets else {}
+        if with_offsets and not tokenizer.is_fast:
+            raise JobError(
+                "characters: the tokenizer cannot tell where its tokens lie in a text; use one "
+                "with a fast form"
+            )
+        found = tokenizer(texts, add_special_tokens=False, verbose=False, **more)
+        return cls(found["input_ids"], found.get("offset_mapping"))
+
+    def read(self, place: int, more: int) -> npt.NDArray[np.uint32]:
+        """Characters that have been read before each token of a string, and before `more` tokens
+        after it. A piece of a character ends where the next piece, or all of it, begins later."""
+        assert self.offsets is not None
+        starts, ends = np.array(self.offsets[place], dtype=np.int64).reshape(-1, 2).T
+        whole = ends[:-1] <= starts[1:]
+        inner = np.where(whole, ends[:-1], INSIDE)
+        after = [ends[-1] if len(ends) else 0, *[INSIDE] * (more - 1)][:more]
+        return np.array([*([0] if len(ends) else []), *inner, *after], dtype=np.uint32)
+
+
+def places_of_predicted(texts: TokenTexts) -> npt.NDArray[np.int64]:
+    """Where in `ids` the predicted tokens are, text after text."""
+    inside = np.arange(len(texts.ids)) - np.repeat(texts.offsets[:-1], texts.lengths)
+    return np.flatnonzero(inside >= np.repeat(texts.prompts, texts.lengths))

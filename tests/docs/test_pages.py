@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from armada.stages.store.reading.reader import open_cache
-from docs_material import write_table
+from docs_material import write_instructions, write_table
 from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
 
 INSTALL = Instead(
@@ -40,6 +40,19 @@ INSTEAD = {
         Instead("--set temperature=2", "--set temperature=2 --set epochs=1", "shorter"),
         Instead("precision: bf16", "precision: bf16\nepochs: 1", "shorter"),
     ),
+    "language-models.md": (
+        Instead("--set max_new_tokens=64 --set max_length=512", "--set max_new_tokens=4", "tiny"),
+        Instead("--set max_length=512", "--set epochs=1", "the tiny models take 128; shorter"),
+        Instead("--set packing=apart", "--set packing=apart --set epochs=1", "shorter"),
+        Instead("hidden_layers=[28]", "hidden_layers=[2]", "the tiny model has two layers"),
+        Instead("max_new_tokens=64", "max_new_tokens=4", "shorter"),
+        Instead(
+            "lm_eval --model hf --model_args pretrained=runs/text/student --tasks arc_easy,piqa",
+            "python -c 'import transformers as t; "
+            't.pipeline("text-generation", "runs/text/student")\'',
+            "the harness is not installed, and its tasks are downloaded; it opens students so",
+        ),
+    ),
     "adding-a-teacher.md": (INSTALL,),
     "adding-an-objective.md": (INSTALL,),
 }
@@ -49,6 +62,7 @@ RUN_BELOW = {
     "real-teachers",
     "cache-format",
     "comparing",
+    "language-models",
     "adding-a-teacher",
     "adding-an-objective",
 }
@@ -123,6 +137,8 @@ def test_cache_format(place: Workplace) -> None:
     printed = run(place, "cache-format.md")
     assert "1 of 2 examples are not in the cache" in printed
     assert "row 6 of shard 0, cut: False" in printed
+    coded = open_cache(place.folder / "words")
+    assert {"top_k", "draws"} < set(coded.features), "what the snippet of a decoder was run on"
 
 
 def test_comparing(place: Workplace) -> None:
@@ -136,6 +152,22 @@ def test_comparing(place: Workplace) -> None:
     said = document["studies"][0]["anova"]
     assert f"no analysis of variance: {said}" in printed, "two epochs teach nothing"
     assert "Numbers that are thirds" in (place.folder / "report.html").read_text()
+
+
+def test_language_models(place: Workplace) -> None:
+    write_table(place.folder / "corpus.parquet", rows=12)
+    write_table(place.folder / "held-out.parquet", first=12)
+    write_instructions(place.folder / "dolly")
+    printed = run(place, "language-models.md")
+    assert "12 rows, 12 unique; 0 were cached, 12 asked" in printed
+    held = {name: set(open_cache(place.folder / name).features) for name in ("text-words", "words")}
+    assert held["text-words"] >= {"top_k", "draws", "hidden", "token_ids"}
+    assert held["words"] >= {"top_k", "generated_ids"}
+    assert "divergence" in printed
+    assert printed.count("rouge_l") == 2
+    assert (place.folder / "runs/dolly-armada/metrics.json").is_file()
+    assert (place.folder / "merged" / "model.safetensors").is_file()
+    assert open_cache(place.folder / "next-words").teacher.spec.kind == "causal_lm"
 
 
 def test_adding_a_teacher(place: Workplace) -> None:

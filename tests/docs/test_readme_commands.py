@@ -9,7 +9,7 @@ import re
 import pyarrow.parquet as pq
 import pytest
 from armada.stages.store.reading.reader import list_teachers, open_cache
-from docs_material import table, write_features, write_table
+from docs_material import table, write_features, write_instructions, write_table
 from docs_pages import README, Block, Instead, Workplace, blocks, replaced, section
 
 TEXT = README.read_text(encoding="utf-8")
@@ -17,7 +17,11 @@ ELSEWHERE = ("armada demo", "http.server", "http://localhost")
 """What marks blocks that other tests run."""
 
 MANY = "Many processes, many machines"
-SECTIONS = ("Stage 1: precompute", "Stage 2: distill", "Compare students", "Share a cache")
+LANGUAGE = "Distil a language model"
+SECTIONS = (
+    *("Stage 1: precompute", "Stage 2: distill", "Compare students", "Share a cache"),
+    LANGUAGE,
+)
 JOB = """corpus: rte.parquet
 text_column: [text_a, text_b]
 teacher: hash:16
@@ -143,6 +147,23 @@ def test_caches_are_joined_and_exchanged(place: Workplace) -> None:
     assert set(kinds) == {"hash", "imported"}
     assert len(open_cache(place.folder / "cache", kinds["imported"])) == 10
     assert pq.read_table(next(place.folder.glob("exported/data/*.parquet"))).num_rows == 10
+
+
+def test_a_language_model_learns_instructions(place: Workplace) -> None:
+    """Every command as it is printed."""
+    write_instructions(place.folder / "dolly")
+    printed = place.run(code(section(TEXT, LANGUAGE)))
+    assert "10 rows, 10 unique; 0 were cached, 10 asked" in printed
+    assert open_cache(place.folder / "words").features[2:] == ("top_k",)
+    run = place.folder / "runs" / "dolly"
+    metrics = json.loads((run / "metrics.json").read_bytes())
+    assert metrics["train_examples"] + len(metrics["skipped_rows"]) == 10
+    assert (len(metrics["skipped_rows"]), len(metrics["epochs"])) == (3, 3)
+    losses = [epoch["loss"] for epoch in metrics["epochs"]]
+    assert losses == sorted(losses, reverse=True), "adapters learn"
+    assert (run / "student" / "adapter_model.safetensors").is_file()
+    assert re.search(r"rouge_l\W+0\.\d", printed)
+    assert "perplexity" in printed
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,8 @@ def test_a_table_where_there_is_room():
     lines = printed([*PLAIN, *TAUGHT, NASTY], 100)
     (row,) = [line for line in lines if "│ distilled" in line]
     cells = [cell.strip() for cell in row.strip("│").split("│")]
+    heads = [cell.strip() for cell in lines[2].strip("┃").split("┃")]
+    assert heads == ["student", "accuracy", "improvement", "p", "runs"]
     p = find([*PLAIN, *TAUGHT, NASTY]).studies[0].rows[1].p
     assert cells == ["distilled", "0.850 ± 0.050", "+0.250", f"{p:.3f}", "3"]
     (lone,) = [line for line in lines if "someone" in line]

@@ -14,11 +14,10 @@ import numpy.typing as npt
 import torch
 
 from ...language.tokens import TokenTexts
-from ...store.format.index import Rows
-from ...store.format.ragged import places_of
-from .cached_answers import CachedAnswers
+from ...store.format.ragged import arange_each, places_of
 from .packs import Packs, one_each, packed
 from .settings import Packing
+from .teachers import Answering
 
 Ints = npt.NDArray[np.int64]
 EVEN_WIDTH = 8
@@ -43,19 +42,6 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class TeacherTokens:
-    """A teacher's answers to the predictions of N texts: text i has those of row `rows[i]` of the
-    cache. A text may be longer or shorter here than it was to the teacher."""
-
-    answers: CachedAnswers
-    rows: Rows
-
-    def wanted(self, texts: Ints, predicted: Ints) -> Ints:
-        """How many predictions of each of some texts have an answer."""
-        return np.minimum(predicted, self.answers.feature.lengths(self.rows[texts]))
-
-
-@dataclass(frozen=True)
 class PackedTexts:
     """The texts of a data set in rows. What `tokens.Tokens` is to other students."""
 
@@ -63,7 +49,7 @@ class PackedTexts:
     packs: Packs
     packing: Packing
     pad_id: int
-    teacher: TeacherTokens | None = None
+    teacher: Answering | None = None
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -83,7 +69,7 @@ class PackedTexts:
         """Of some rows."""
         texts = self._texts_of(rows)
         predicted = self.texts.predicted[texts]
-        answered = 0 if self.teacher is None else int(self.teacher.wanted(texts, predicted).sum())
+        answered = 0 if self.teacher is None else self.teacher.count(texts, predicted)
         return Counts(int(predicted.sum()), answered)
 
     def bytes_of(self, rows: Ints) -> int:
@@ -100,7 +86,7 @@ class PackedTexts:
         rows_of_texts = np.repeat(np.arange(len(rows)), np.diff(self.packs.offsets)[rows])
         starts = _starts(lengths, rows_of_texts)
         width = _width(int((starts + lengths).max(initial=1)))
-        inside = _arange_each(lengths)
+        inside = arange_each(lengths)
         at = np.repeat(rows_of_texts * width + starts, lengths) + inside
         ids = np.full(len(rows) * width, self.pad_id, dtype=np.int64)
         words = self.texts.ids[places_of(texts, self.texts.offsets)].astype(np.int64)
@@ -139,16 +125,9 @@ class PackedTexts:
     def _answers(self, texts: Ints) -> dict[str, Any]:
         if self.teacher is None:
             return {}
-        predicted = self.texts.predicted[texts]
-        wanted = self.teacher.wanted(texts, predicted)
-        found = self.teacher.answers.read(self.teacher.rows[texts], wanted)
-        if np.array_equal(wanted, predicted):
-            return {"answers": found}
-        answered = torch.from_numpy(_arange_each(predicted) < np.repeat(wanted, predicted))
-        return {
-            "answers": {n: _spread(t, answered) for n, t in found.items()},
-            "answered": answered,
-        }
+        found, answered = self.teacher.read(texts, self.texts.predicted[texts])
+        batch: dict[str, Any] = {"answers": found}
+        return batch if answered is None else batch | {"answered": answered}
 
 
 def pack(
@@ -156,7 +135,7 @@ def pack(
     packing: Packing,
     most: int,
     pad_id: int,
-    teacher: TeacherTokens | None = None,
+    teacher: Answering | None = None,
 ) -> PackedTexts:
     """Texts in rows of at most `most` tokens."""
     packs = one_each(len(texts)) if packing == "none" else packed(texts.lengths, most)
@@ -172,15 +151,3 @@ def _starts(lengths: Ints, rows: Ints) -> Ints:
     before = np.cumsum(lengths) - lengths
     first = np.searchsorted(rows, rows)
     return before - before[first] if len(rows) else before
-
-
-def _arange_each(lengths: Ints) -> Ints:
-    """0, 1, ..., n - 1 for each n of lengths, one after another."""
-    ends = np.cumsum(lengths)
-    return np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(ends - lengths, lengths)
-
-
-def _spread(rows: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    whole = rows.new_zeros(len(where), *rows.shape[1:])
-    whole[where] = rows
-    return whole

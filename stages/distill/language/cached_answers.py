@@ -18,7 +18,14 @@ from ...store.codec.draws import decode_draws
 from ...store.codec.top_k import decode_top_k
 from ...store.format.index import Rows
 from ...store.reading.ragged_array import RaggedArray
-from ..token_loss.answers import Answers, DenseAnswers, DrawnAnswers, SparseAnswers
+from ..token_loss.answers import (
+    Answers,
+    DenseAnswers,
+    DrawnAnswers,
+    SparseAnswers,
+    check_draws,
+)
+from ..token_loss.settings import Divergence
 from .settings import Tail
 
 Tensors = dict[str, torch.Tensor]
@@ -32,24 +39,23 @@ class CachedAnswers:
     temperature: float
     tail: Tail
 
-    def check(self) -> None:
-        """Raise an InputError for a feature or a temperature that teaches no words."""
+    def check(self, divergence: Divergence, by_rank: bool) -> None:
+        """Raise an InputError for answers that cannot be compared so."""
         coding = self.feature.spec.coding
-        if coding is None and self.feature.spec.name != "dense":
-            raise JobError(
-                f"job key 'feature': {self.feature.spec.name!r} teaches no words; name top_k, "
-                "draws or dense"
-            )
-        self.read(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        if isinstance(coding, DrawsCoding):
+            if by_rank:
+                raise JobError(
+                    "cross_tokenizer: sorted probabilities are compared, which draws do not give; "
+                    "cache top_k or dense"
+                )
+            check_draws(divergence, self.temperature, bool(coding.log_prob_bits))
+        nothing = np.empty(0, dtype=np.int64)
+        self.read(nothing, nothing, nothing)
 
-    @property
-    def longest(self) -> npt.NDArray[np.int64]:
-        """How many predictions of each row of the cache there are."""
-        return self.feature.lengths(np.arange(len(self.feature)))
-
-    def read(self, rows: Rows, wanted: npt.NDArray[np.int64]) -> Tensors:
-        """The first `wanted[i]` predictions of row `rows[i]`, text after text."""
-        values = self.feature.gather_first(rows, wanted)
+    def read(self, rows: Rows, places: Rows, counts: Rows) -> Tensors:
+        """Of row `rows[i]` of the cache `counts[i]` predictions, text after text; `places` says
+        which of the text's own."""
+        values = self.feature.gather_at(rows, places, counts)
         coding = self.feature.spec.coding
         if isinstance(coding, TopKCoding):
             renormalised = self.tail == "renormalised"

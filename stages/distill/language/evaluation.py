@@ -12,10 +12,12 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 
+from ...pretrained import token_limit
 from ..batches import Batch
 from .batches import PackedTexts
 
@@ -75,14 +77,19 @@ def _plain(text: str) -> str:
 def respond(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], most: int, batch_size: int
 ) -> list[str]:
-    """A model's greedy responses to prompts of token ids, at most so many tokens each."""
+    """A model's greedy responses to prompts of token ids, at most so many tokens each, and no more
+    than the model has places for: none to a prompt that fills them all."""
     said = [""] * len(prompts)
+    limit = token_limit(tokenizer, model)
+    room = [min(most, limit - len(each)) for each in prompts]
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        found = _continued(model, tokenizer, [prompts[place] for place in chosen], most)
-        for place, text in zip(chosen, found, strict=True):
-            said[place] = text
+    for tokens, group in groupby(order, key=room.__getitem__):
+        places = list(group) if tokens > 0 else []
+        for start in range(0, len(places), batch_size):
+            chosen = places[start : start + batch_size]
+            found = _continued(model, tokenizer, [prompts[place] for place in chosen], tokens)
+            for place, text in zip(chosen, found, strict=True):
+                said[place] = text
     return said
 
 

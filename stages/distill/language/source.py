@@ -8,6 +8,7 @@ from typing import Any
 
 from ....cache_schemas.errors import StudentSourceError
 from ...corpus.labels import LabelSpace
+from ...language.logits import keeps_apart
 from ...language.vocabulary import word_count
 from ...pretrained import token_limit
 from ...sources import resolve
@@ -60,6 +61,15 @@ def check_words(model: Any, tokenizer: Any, source: str) -> None:
         raise StudentSourceError(
             f"student {source}: its tokenizer has {words} words, the model {rows}; resize the "
             "model's embeddings, and train adapters on the model that was resized"
+        )
+
+
+def check_apart(student: LanguageStudent) -> None:
+    """Refuse a model whose texts would see each other although they are packed apart."""
+    if not keeps_apart(student.causal):
+        raise StudentSourceError(
+            f"packing apart: a {type(student.causal).__name__} shows a text what stands before it "
+            "in its row; use packing none or joined"
         )
 
 

@@ -2,8 +2,8 @@
 
 One step of a graph: chunks of tokens go through lm_head, and what a chunk adds to the gradients of
 hidden states, weight and bias is worked out at once, by three matrix products and no second pass;
-backward scales the gradients. Beside inputs and gradients it takes two buffers [chunk, V] (three
-with a softcap, four with a temperature as well). Nothing here reads a value back from the device.
+backward scales the gradients. Beside inputs and gradients it takes two buffers [chunk, V], three
+with a softcap or a temperature. Nothing here reads a value back from the device.
 
 With z the logits, q = softmax(z/T), n labelled and m answered tokens of the whole step:
 
@@ -111,36 +111,29 @@ class _Pass:
         return task / self._labelled, squared * divergence / self._answered
 
     def _chunk(self, hidden_PH: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        step = self._step
-        labelled_C, answered_C = step.labels_P[rows] != MISSING_LABEL, step.answered_P[rows]
-        # What is counted nowhere must not reach a sum, not even as 0 times infinity.
-        unused_C1 = ~(labelled_C | answered_C)[:, None]
-        hidden_CH = self._head.widened(hidden_PH[rows].masked_fill(unused_C1, 0))
+        counted = _Counted.of(self._step, rows)
+        hidden_CH = self._head.widened(hidden_PH[rows].masked_fill(counted.nowhere_C1, 0))
         logits_CV = self._buffers.take("logits", len(hidden_CH))
         self._head.logits(hidden_CH, logits_CV)
-        step.transform.apply_(logits_CV)
-        label_C1 = step.labels_P[rows].where(labelled_C, 0).long()[:, None]
-        label_logit_C1 = logits_CV.gather(1, label_C1)
-        soft = step.soften(
-            self._softened_logits(logits_CV),
-            self._buffers.take("shares", len(hidden_CH)),
-            step.answers.rows(rows),
-            answered_C,
-        )
+        self._step.transform.apply_(logits_CV)
+        label_logit_C1 = logits_CV.gather(1, counted.label_C1)
+        soft = self._softened(logits_CV, rows, counted.answered_C)
         log_sum_C1, own_CV = self._at_temperature_one(soft, logits_CV)
         if any(gradient is not None for gradient in self.gradients):
-            slope_CV = self._slope(soft, own_CV, label_C1, labelled_C, answered_C)
-            self._add(step.transform.cap_slope_(slope_CV, logits_CV), hidden_CH, rows)
-        task_C = (log_sum_C1 - label_logit_C1).squeeze(1).where(labelled_C, 0)
-        return task_C.sum(), soft.divergence_C.where(answered_C, 0).sum()
+            slope_CV = self._slope(soft, own_CV, counted)
+            self._add(self._step.transform.cap_slope_(slope_CV, logits_CV), hidden_CH, rows)
+        task_C = (log_sum_C1 - label_logit_C1).squeeze(1).where(counted.labelled_C, 0)
+        return task_C.sum(), soft.divergence_C.where(counted.answered_C, 0).sum()
 
-    def _softened_logits(self, logits_CV: Tensor) -> Tensor:
-        """Logits over the temperature, to be used up: the logits themselves unless they are needed
-        after that."""
-        if self._step.temperature == 1 and self._step.transform.softcap is None:
-            return logits_CV
-        out = self._buffers.take("softened", len(logits_CV))
-        return torch.div(logits_CV, self._step.temperature, out=out)
+    def _softened(self, logits_CV: Tensor, rows: slice, answered_C: Tensor) -> Softened:
+        """From the logits over the temperature: the logits' own memory, unless they are needed
+        after this."""
+        step, tempered_CV = self._step, logits_CV
+        if step.temperature != 1 or step.transform.softcap is not None:
+            tempered_CV = self._buffers.take("softened", len(logits_CV))
+            torch.div(logits_CV, step.temperature, out=tempered_CV)
+        shares_CV = self._buffers.take("shares", len(logits_CV))
+        return step.soften(tempered_CV, shares_CV, step.answers.rows(rows), answered_C)
 
     def _at_temperature_one(
         self, soft: Softened, logits_CV: Tensor
@@ -148,26 +141,14 @@ class _Pass:
         """log Σ exp of the logits, and their softmax unless the softened one is the same."""
         if self._step.temperature == 1:
             return soft.log_sum_C1, None
-        own_CV = self._buffers.take("own", len(logits_CV))
+        own_CV = self._buffers.take("softened", len(logits_CV))  # used up by now
         return softmax(logits_CV, own_CV), own_CV
 
-    def _slope(
-        self,
-        soft: Softened,
-        own_CV: Tensor | None,
-        label_C1: Tensor,
-        labelled_C: Tensor,
-        answered_C: Tensor,
-    ) -> Tensor:
+    def _slope(self, soft: Softened, own_CV: Tensor | None, counted: "_Counted") -> Tensor:
         """The total in units of `unit`, differentiated by the logits before the cap but for the
         scale, [C, V]; uses up the shares."""
-        task_C1, divergence_C1 = (
-            (counted_C.to(self._head.sums) * weight)[:, None]
-            for counted_C, weight in (
-                (labelled_C, self._task_weight),
-                (answered_C, self._divergence_weight),
-            )
-        )
+        task_C1 = _column(counted.labelled_C, self._task_weight)
+        divergence_C1 = _column(counted.answered_C, self._divergence_weight)
         shared_C1 = divergence_C1 * soft.slope_C1
         if own_CV is None:
             shared_C1 = shared_C1 + task_C1 * soft.rest_C1
@@ -181,13 +162,40 @@ class _Pass:
             slope_CV.scatter_add_(1, soft.ids_Ck, pushed_Ck)
         if own_CV is not None:
             slope_CV.addcmul_(own_CV, task_C1)
-        return slope_CV.scatter_add_(1, label_C1, -task_C1)
+        return slope_CV.scatter_add_(1, counted.label_C1, -task_C1)
 
     def _add(self, slope_CV: Tensor, hidden_CH: Tensor, rows: slice) -> None:
         hidden_PH, weight_VH, bias_V = self.gradients
+        if bias_V is not None:
+            bias_V += slope_CV.sum(dim=0)
+        slope_CV = self._head.narrowed(slope_CV)
         if hidden_PH is not None:
             self._head.hidden_gradient(slope_CV, hidden_PH[rows])
         if weight_VH is not None:
             self._head.add_weight_gradient(slope_CV, hidden_CH, weight_VH)
-        if bias_V is not None:
-            bias_V += slope_CV.sum(dim=0)
+
+
+def _column(counted_C: Tensor, weight: Tensor) -> Tensor:
+    return (counted_C.to(weight.dtype) * weight)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Which tokens of a chunk count for what."""
+
+    labelled_C: Tensor
+    answered_C: Tensor
+    label_C1: Tensor
+    """0 where there is none."""
+
+    @classmethod
+    def of(cls, step: Step, rows: slice) -> "_Counted":
+        labels_C = step.labels_P[rows]
+        labelled_C = labels_C != MISSING_LABEL
+        label_C1 = labels_C.where(labelled_C, 0).long()[:, None]
+        return cls(labelled_C, step.answered_P[rows], label_C1)
+
+    @property
+    def nowhere_C1(self) -> Tensor:
+        """What must not reach a sum, not even as 0 times infinity."""
+        return ~(self.labelled_C | self.answered_C)[:, None]

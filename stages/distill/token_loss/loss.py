@@ -81,7 +81,8 @@ def token_loss(
     The divergence compares softmax(z/T) with the answers: sparse ones as they are (they were cached
     at T), dense ones as softmax(log p / T), draws as `drawn.py` says. Cross entropy is at T = 1.
     `chunk` is how many tokens go through the vocabulary at a time; None: as many as make 64 MiB of
-    float32 logits. Memory is O(chunk · V) beside the gradients, forward and backward.
+    float32 logits, or 256 MiB on a GPU. Memory is O(chunk · V) beside the gradients, forward and
+    backward.
     Sums are in float32, or float64 for float64 inputs; gradients come back in the inputs' dtypes.
     Raises JobError for draws that cannot give this divergence, or for a teacher with more words.
     Sources: T², Hinton, Vinyals, Dean, arXiv 1503.02531; gradients worked out chunk by chunk in the
@@ -130,7 +131,7 @@ def chunked(
         alpha=alpha,
         labelled_count=_count(tokens.labelled_count, labels_P != MISSING_LABEL),
         answered_count=_count(tokens.answered_count, answered_P),
-        chunk=chunk or chunk_tokens(len(tokens.weight_VH)),
+        chunk=chunk or chunk_tokens(len(tokens.weight_VH), tokens.weight_VH.device),
         with_gradients=torch.is_grad_enabled(),
     )
     return TokenTerms(*Chunked.apply(step, tokens.hidden_PH, tokens.weight_VH, tokens.bias_V))
@@ -140,4 +141,6 @@ def _count(given: Tensor | float | None, counted_P: Tensor) -> Tensor:
     """At least one, so that no token at all makes a loss of 0."""
     if given is None:
         return counted_P.sum().clamp(min=1)
-    return given if isinstance(given, Tensor) else torch.full((), given, device=counted_P.device)
+    if isinstance(given, Tensor):
+        return given.clamp(min=1)
+    return torch.full((), max(1, given), device=counted_P.device)

@@ -37,7 +37,8 @@ class Softened:
 
 Soften = Callable[[Tensor, Tensor, Answers, Tensor], Softened]
 """From logits over the temperature [C, V], which are used up, a buffer of that shape for shares,
-the answers, and whether each row is answered [C]. Every number is finite in unanswered rows too."""
+the answers, and whether each row is answered [C]. Every number is finite in unanswered rows too,
+and none lies in the memory of the logits."""
 
 
 def softmax(logits_CV: Tensor, out: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ that is a lower bound of the sum over all ranks: by the triangle inequality
 
     Σ_{i>k} |p_(i) - q_(i)|  >=  |Σ_{i>k} p_(i) - Σ_{i>k} q_(i)|  =  |tail p - tail q|
 
-Which positions of two texts are compared is the caller's to say: see `align.py`.
+Which positions of two texts are compared is the caller's to say: see `../language/teachers.py`.
 Source: Boizard et al., arXiv 2402.12030.
 """
 

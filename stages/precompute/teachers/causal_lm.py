@@ -18,7 +18,7 @@ from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...language.logits import find_transform, hidden_states
-from ...language.tokens import TokenTexts, encode_texts, special_ends
+from ...language.tokens import TokenTexts, encode_texts, places_of_predicted, special_ends
 from ...language.vocabulary import tokenizer_digest, word_count
 from ...pretrained import read_tokenizer, token_limit
 from .base import Answers, Example, example_seed
@@ -44,7 +44,7 @@ class CausalLMTeacher(CheckpointTeacher):
     kind = "causal_lm"
     selecting = frozenset(
         {"top_k", "top_k_bits", "temperatures", "draws", "draws_log_probs", "dense"}
-        | {"hidden_layers", "max_new_tokens"}
+        | {"characters", "hidden_layers", "max_new_tokens"}
     )
     default_batch_size = 8
     default_rows_per_shard = 1024
@@ -63,7 +63,7 @@ class CausalLMTeacher(CheckpointTeacher):
             max_length=self._max_length,
             tokenizer=tokenizer_digest(self._tokenizer),
             vocabulary=self._words,
-            temperatures=tuple(str(each) for each in sorted({1.0, *options.temperatures})),
+            temperatures=tuple(sorted({1.0, *options.temperatures})),
         )
 
     def encode(self, examples: Sequence[Example]) -> Answers:
@@ -74,6 +74,11 @@ class CausalLMTeacher(CheckpointTeacher):
             "token_ids": [texts.of(text) for text in range(len(texts))],
             "prompt_tokens": np.minimum(texts.prompts, texts.lengths),
         }
+        if texts.read is not None:
+            predicted = places_of_predicted(texts)
+            features["characters_read"] = np.split(
+                texts.read[predicted], np.cumsum(texts.predicted)[:-1]
+            )
         output, places_P = self._run(texts)
         answers = self._predict(output, places_P, texts.predicted, seeds)
         features |= answers.rows_of_texts(texts.predicted)
@@ -98,7 +103,10 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def _texts(self, examples: Sequence[Example]) -> TokenTexts:
         segments = [example.segments for example in examples]
-        return encode_texts(self._tokenizer, self._options, segments, self._max_length)
+        options = self._options
+        return encode_texts(
+            self._tokenizer, options, segments, self._max_length, options.characters
+        )
 
     def _predict(
         self, output: Any, places_P: Tensor, predicted: Lengths, seeds: Sequence[int]

@@ -41,15 +41,17 @@ def joined(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, ...], dtype: str
     return Ragged(values, lengths)
 
 
-def places_of(
-    rows: Rows, offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None = None
-) -> Rows:
-    """The places of examples `rows` [B], one example after another, or the first `counts` of each;
-    `offsets` [N + 1] say where each one's begin. No Python per example."""
-    starts = offsets[rows]
-    lengths = offsets[rows + 1] - starts if counts is None else counts
+def places_of(rows: Rows, offsets: npt.NDArray[np.int64]) -> Rows:
+    """The places of examples `rows` [B], one example after another; `offsets` [N + 1] say where
+    each one's begin. No Python per example."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    return np.repeat(offsets[rows], lengths) + arange_each(lengths)
+
+
+def arange_each(lengths: npt.NDArray[np.int64]) -> Rows:
+    """0, 1, ..., n - 1 for each n of lengths, one after another."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    places: Rows = np.arange(total, dtype=np.int64)
-    places += np.repeat(starts - (ends - lengths), lengths)
-    return places
+    counted: Rows = np.arange(total, dtype=np.int64)
+    counted -= np.repeat(ends - lengths, lengths)
+    return counted

@@ -59,11 +59,12 @@ class RaggedArray:
         stored = self._stored(rows)
         return Ragged(self._values.gather(places_of(stored, self._offsets)), self._lengths[stored])
 
-    def gather_first(self, rows: Rows, counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The first so many values of each of the examples [B], one after another."""
+    def gather_at(self, rows: Rows, places: Rows, counts: Rows) -> npt.NDArray[Any]:
+        """Chosen values of examples [B]: `counts` says how many of each, `places` which of its own,
+        one example after another."""
         stored = self._stored(rows)
-        assert (counts <= self._lengths[stored]).all()
-        return self._values.gather(places_of(stored, self._offsets, counts))
+        assert (places < np.repeat(self._lengths[stored], counts)).all(), "places of the example"
+        return self._values.gather(np.repeat(self._offsets[stored], counts) + places)
 
     def will_need(self, rows: Rows) -> None:
         """Begin to read what is gathered soon; raises what `gather` does."""

@@ -261,6 +261,19 @@ def test_logits_of_all_tokens_are_never_there(
     assert largest.numel <= 4 * 4320
 
 
+def test_a_batch_of_prompts_alone_has_features_without_rows(folders: dict[str, Path]) -> None:
+    """As where `max_length` leaves nothing of any response of the batch."""
+    options = {"top_k": 4, "draws": 3, "dense": True, "hidden_layers": (1,)}
+    teacher = loaded(folders["llama"], text_format="plain", max_length=3, **options)
+    answers = ask(teacher, PAIRS)
+    assert all(answers.truncated)
+    for name in ("top_k", "draws", "dense", "hidden"):
+        feature = teacher.spec.feature(name)
+        assert [each.shape for each in answers.features[name]] == [(0, *feature.shape)] * len(PAIRS)
+    assert answers.unfit == {}
+    assert {one for each in answers.fidelity.values() for one in each} == {None}
+
+
 def test_logits_that_are_no_numbers_name_their_text(folders: dict[str, Path]) -> None:
     teacher = loaded(folders["llama"], top_k=5)
     table = teacher._model.get_input_embeddings().weight

@@ -8,9 +8,10 @@ from .....cache_schemas.codings import Coding, DrawsCoding, Temperature, TopKCod
 from .....cache_schemas.errors import JobError
 from .....cache_schemas.features import FeatureSpec, StoredDtype
 from ....language.recipe import Recipe
+from ....language.tokens import INSIDE
 from ..precision import PrecisionOptions
 
-TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated"
+TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
 """The axes: tokens of a text, those of them that are predicted, and words the model said."""
 
 
@@ -59,6 +60,11 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         default=(),
         description="layers whose hidden states to keep for each predicted token: 0 (embeddings), "
         "1, ...; as the last one counts what the head reads",
+    )
+    characters: bool = Field(
+        default=False,
+        description="keep how many characters had been read before each predicted token: for "
+        "students with another tokenizer",
     )
     max_new_tokens: int | None = Field(
         default=None,
@@ -129,6 +135,9 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         if self.dense:
             told = "log-probabilities of all words"
             found.append(_spec("dense", (words,), stored, told, **of_predictions))
+        if self.characters:
+            told = f"characters of the response read before the token; {INSIDE}: within one"
+            found.append(_spec("characters_read", (), "uint32", told, **of_predictions))
         if self.hidden_layers:
             shape = (len(self.hidden_layers), width)
             told = f"hidden states that predict the token, of layers {list(self.hidden_layers)}"

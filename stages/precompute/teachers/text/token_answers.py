@@ -139,7 +139,8 @@ class TokenAnswers:
         self, logits: Callable[[int, int], Tensor], chunk: int, uniform_PK: Uniforms
     ) -> None:
         """Ask for all of them; `logits` gives those of tokens `start` to `stop - 1` [C, V]."""
-        for start in range(0, len(self.measured), chunk):
+        # Once at least: of no token, there are features of no rows.
+        for start in range(0, max(len(self.measured), 1), chunk):
             part = slice(start, min(start + chunk, len(self.measured)))
             logits_CV = logits(part.start, part.stop)
             # A word that is ruled out has minus infinity; other logits that are no numbers are

@@ -10,7 +10,7 @@ from armada.stages.distill.token_loss.answers import (
     DrawnAnswers,
     SparseAnswers,
 )
-from armada.stages.distill.token_loss.chunks import CHUNK_BYTES, chunk_tokens
+from armada.stages.distill.token_loss.chunks import chunk_tokens
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
 from armada.stages.language.logits import LogitTransform
 from token_loss_reference import KINDS, SETTINGS, Case
@@ -29,9 +29,10 @@ def test_chunks_change_nothing_but_rounding(kind: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
 
 
-def test_a_chunk_takes_64_mib() -> None:
-    assert 4 * 128_256 * chunk_tokens(128_256) <= CHUNK_BYTES < 4 * 128_256 * 131
-    assert chunk_tokens(10**9) == 1
+def test_a_chunk_takes_64_mib_or_256_on_a_gpu() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert (chunk_tokens(128_256, cpu), chunk_tokens(128_256, gpu)) == (130, 523)
+    assert chunk_tokens(10**9, gpu) == 1
 
 
 def damaged(answers: Answers, rows: torch.Tensor) -> Answers:
@@ -134,6 +135,17 @@ def test_two_halves_with_the_counts_of_the_step_are_the_step(kind: str) -> None:
     torch.testing.assert_close(total, whole.total.detach(), rtol=1e-14, atol=0)
     found = [each.grad for each in inputs]
     torch.testing.assert_close(found, list(expected), rtol=1e-12, atol=1e-15)
+
+
+def test_a_step_without_a_label_anywhere_has_no_cross_entropy() -> None:
+    """Its count of labels is 0, and nothing is divided by that."""
+    case = Case()
+    case.labels[:] = -100
+    tokens = case.tokens(labelled_count=torch.tensor(0), answered_count=4)
+    how = {"alpha": 0.5, "temperature": 1.0}
+    terms = token_loss(tokens, case.answers("tail", 1.0), SETTINGS["jsd"], **how)
+    assert terms.task == 0
+    assert terms.total == 0.5 * terms.distillation > 0
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 2), (1, 2)])

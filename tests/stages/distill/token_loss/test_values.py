@@ -105,6 +105,17 @@ def test_nothing_moves_a_student_that_is_its_teacher(name: str) -> None:
             assert max(gradient.abs().max() for gradient in found) < 1e-12, kind
 
 
+@pytest.mark.parametrize(
+    ("name", "plain"), [("skew_kl", "forward_kl"), ("skew_reverse_kl", "reverse_kl")]
+)
+def test_without_a_skew_it_is_kl(name: str, plain: str) -> None:
+    case = Case()
+    settings = TokenLossSettings(divergence=name, skew=0.0)  # type: ignore[arg-type]
+    answers, how = case.answers("tail", 2.0), {"alpha": 1.0, "temperature": 2.0}
+    found = token_loss(case.tokens(), answers, settings, **how)
+    assert found.total == token_loss(case.tokens(), answers, SETTINGS[plain], **how).total
+
+
 def test_terms_but_the_total_have_no_graph() -> None:
     terms, _ = Case().loss("tail", "forward_kl", 1.0, ALPHA)
     assert terms.total.requires_grad

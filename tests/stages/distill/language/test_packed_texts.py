@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from armada.cache_schemas.errors import JobError
+from armada.cache_schemas.errors import StudentSourceError
 from armada.stages.corpus.labels import NO_LABELS
-from armada.stages.distill.language.apart import check_packing, keeps_apart
 from armada.stages.distill.language.batches import PackedTexts, pack
+from armada.stages.distill.language.source import check_apart
 from armada.stages.distill.language.student import LanguageStudent
+from armada.stages.language.logits import keeps_apart
 from armada.stages.language.recipe import Recipe
 from armada.stages.language.tokens import TokenTexts, encode_texts
 from tiny_language_models import FAMILIES, make_causal_lm
@@ -60,7 +61,7 @@ def test_texts_apart_have_the_losses_that_they_have_alone(family: str, tmp_path:
     rows = pack(texts, "apart", LONGEST, 0)
     assert len(rows) < len(texts) / 3
     torch.testing.assert_close(losses(student, rows), alone, rtol=1e-12, atol=0)
-    assert keeps_apart(student)
+    assert keeps_apart(student.causal)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -81,6 +82,5 @@ def test_a_student_that_cannot_keep_texts_apart_is_refused(family: str, tmp_path
     found = losses(student, pack(texts, "apart", LONGEST, 0))
     assert not torch.allclose(found, alone, rtol=1e-3)
     name = {"opt": "OPTForCausalLM", "bloom": "BloomForCausalLM"}[family]
-    with pytest.raises(JobError, match=f"packing apart: a {name} lets the texts of a row see"):
-        check_packing("apart", student)
-    check_packing("joined", student)
+    with pytest.raises(StudentSourceError, match=f"packing apart: a {name} shows a text what"):
+        check_apart(student)

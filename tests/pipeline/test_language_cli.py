@@ -1,0 +1,482 @@
+"""Language models by the command line: a teacher asked once, students of every kind, what is
+refused."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from armada import open_cache
+from armada.pipeline import seed_run
+from command_line import CommandLine
+from safetensors.torch import load_file, save_file
+from tiny_language_models import make_causal_lm, make_chat_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+COUNT = 40
+WORDS = ["red", "bird", "sings", "at", "dawn", "two", "dogs", "run", "along", "river", "why"]
+COLUMNS = ("instruction", "context?", "response")
+Refused = Callable[..., str]
+
+
+def instructions() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    pick = [list(random.choice(WORDS, 4)) for _ in range(COUNT)]
+    return {
+        "instruction": [f"say {n} {words[0]}" for n, words in enumerate(pick)],
+        "context": ["" if n % 3 else words[1] for n, words in enumerate(pick)],
+        "response": [" ".join(words) for words in pick],
+        "label": [n % 2 for n in range(COUNT)],
+    }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A teacher, students and a cache; every test has folders of its own beside them."""
+
+    train: Path
+    validation: Path
+    cache: Path
+    features: Path
+    teacher: Path
+    student: Path
+    other: Path
+
+    def words(self, output: Path, *more: str, **keys: object) -> list[object]:
+        """`armada distill` of a language model, its keys as settings."""
+        given: dict[str, object] = {
+            "task": "language",
+            "objective": "tokens",
+            "feature": "top_k",
+            "cache": self.cache,
+            "student": self.student,
+            "epochs": 2,
+            "batch_size": 8,
+            "learning_rate": 1e-3,
+        }
+        settings = [
+            part
+            for name, value in (given | keys).items()
+            if value is not None
+            for part in ("--set", f"{name}={value}")
+        ]
+        files = ["--train", self.train, "--validation", self.validation, *columns()]
+        return ["distill", *files, *settings, "--output", output, "--quiet", *more]
+
+
+def columns() -> list[str]:
+    return [part for name in COLUMNS for part in ("--text-column", name)]
+
+
+def asked(corpus: Path, teacher: str, cache: Path, **keys: object) -> list[object]:
+    settings = [part for k, v in keys.items() for part in ("--set", f"{k}={v}")]
+    words = ["--teacher", teacher, "--corpus", corpus, *columns(), "--cache", cache, "--quiet"]
+    return ["precompute", *words, *settings]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    from armada.cli import main
+
+    root = tmp_path_factory.mktemp("language")
+    table = pa.table(instructions())
+    for name in ("train", "validation"):
+        pq.write_table(table if name == "train" else table.slice(0, 12), root / f"{name}.parquet")
+    other = make_chat_tokenizer(["the quick brown fox", "jumps over it 1 2 3"])
+    made = Bench(
+        train=root / "train.parquet",
+        validation=root / "validation.parquet",
+        cache=root / "cache",
+        features=root / "features",
+        teacher=make_causal_lm(root / "teacher", "llama"),
+        student=make_causal_lm(root / "student", "llama", seed=3),
+        other=make_causal_lm(root / "other", "gpt2", tokenizer=other),
+    )
+    kept = {"draws": 5, "dense": "true", "max_new_tokens": 6, "characters": "true"}
+    plain = {"text_format": "plain", "temperatures": "[1.0, 2.0]", "top_k": 12}
+    for words in (
+        asked(made.train, f"causal_lm:{made.teacher}", made.cache, **kept, **plain),
+        asked(made.train, "hash:6", made.features),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        assert ended.value.code == 0
+    return made
+
+
+@pytest.fixture
+def armada(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(capsys)
+
+
+def metrics(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
+    return found
+
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "top_k": {"token_temperature": 2.0, "divergence": "jsd"},
+    "draws": {"feature": "draws"},
+    "dense": {"feature": "dense", "divergence": "reverse_kl"},
+    "renormalised": {"tail": "renormalised", "token_temperature": 3.0},
+    "apart": {"packing": "apart", "max_length": 100},
+    "joined": {"packing": "joined", "max_length": 100},
+    "generated": {"responses": "generated"},
+    "generated, and nothing else": {"responses": "generated", "cache": "SAID", "feature": None},
+    "longer texts": {"max_length": 18, "skip_bad_rows": "true"},
+    "accumulated": {"gradient_accumulation": 2, "group_by_length": "true"},
+}
+
+
+@pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
+def test_a_student_of_each_kind_learns_and_opens(
+    armada: CommandLine, bench: Bench, tmp_path: Path, keys: dict[str, object]
+) -> None:
+    output = tmp_path / "run"
+    if keys.get("cache") == "SAID":
+        said = {"text_format": "plain", "top_k": "null", "max_new_tokens": 5}
+        teacher = f"causal_lm:{bench.teacher}"
+        armada.done(*asked(bench.train, teacher, tmp_path / "said", **said))
+        keys = keys | {"cache": tmp_path / "said"}
+    armada.done(*bench.words(output, **keys))
+    found = metrics(output)
+    assert found["validation"].keys() == {"loss", "perplexity", "bits_per_byte"}
+    logged = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in logged if "loss" in row]
+    assert losses[-1] < losses[0]
+    parts = {name for row in logged for name in row} & {"language", "distillation"}
+    alone = keys.get("responses") == "generated"
+    assert parts == ({"language"} if alone else {"language", "distillation"})
+    model = AutoModelForCausalLM.from_pretrained(output / "student")
+    assert model.config.model_type == "llama"
+    result = json.loads(armada.done("evaluate", output, "--corpus", bench.validation, "--json"))
+    assert result["metrics"] == pytest.approx(found["validation"], rel=1e-5)
+
+
+def test_what_the_loss_says_is_what_plain_torch_says(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    """Undistilled, the first loss is the untouched student's mean cross entropy of responses."""
+    words = bench.words(
+        tmp_path / "run",
+        objective="undistilled",
+        cache=None,
+        feature=None,
+        text_format="plain",
+        batch_size=COUNT,
+        logging_steps=1,
+        epochs=1,
+    )
+    armada.done(*words)
+    first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    model = AutoModelForCausalLM.from_pretrained(bench.student)
+    tokenizer = AutoTokenizer.from_pretrained(bench.student)
+    rows = instructions()
+    total = count = 0.0
+    for asked_for, context, response in zip(
+        rows["instruction"], rows["context"], rows["response"], strict=True
+    ):
+        prompt = f"{asked_for}\n\n{context}\n" if context else f"{asked_for}\n"
+        given = tokenizer(prompt)["input_ids"]
+        said = [*tokenizer(response, add_special_tokens=False)["input_ids"], 2]
+        assert tokenizer.eos_token_id == said[-1]
+        ids = torch.tensor([[*given, *said]])
+        labels = torch.tensor([[-100] * len(given) + said])
+        with torch.no_grad():
+            total += model(ids, labels=labels).loss.item() * len(said)
+        count += len(said)
+    assert first["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_adapters_open_in_peft_and_are_small(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    output = tmp_path / "run"
+    armada.done(*bench.words(output, lora_rank=3, learning_rate=1e-2))
+    found = metrics(output)
+    base = AutoModelForCausalLM.from_pretrained(bench.student)
+    adapted = PeftModel.from_pretrained(base, output / "student")
+    names = {file.name for file in (output / "student").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert "model.safetensors" not in names
+    weights = load_file(output / "student" / "adapter_model.safetensors")
+    assert all("lora_" in name for name in weights)
+    assert any(float(w.abs().max()) > 0 for name, w in weights.items() if "lora_B" in name)
+    assert adapted.peft_config["default"].r == 3
+    result = json.loads(
+        armada.done(
+            *("evaluate", output, "--corpus", bench.validation, "--json"),
+            *("--set", "max_new_tokens=5"),
+        )
+    )
+    assert result["metrics"].keys() == {
+        *("loss", "perplexity", "bits_per_byte", "rouge_l", "exact_match")
+    }
+    assert {n: result["metrics"][n] for n in found["validation"]} == pytest.approx(
+        found["validation"], rel=1e-5
+    )
+
+
+def test_a_finished_student_is_a_teacher(armada: CommandLine, bench: Bench, tmp_path: Path) -> None:
+    armada.done(*bench.words(tmp_path / "run"))
+    words = asked(
+        bench.train, f"causal_lm:{tmp_path / 'run' / 'student'}", tmp_path / "cache", top_k=5
+    )
+    armada.done(*words)
+    assert open_cache(tmp_path / "cache").features == ("token_ids", "prompt_tokens", "top_k")
+
+
+class CutError(Exception):
+    """Stands for whatever ends a run early."""
+
+
+@pytest.mark.parametrize("keys", [{}, {"lora_rank": 2}], ids=["whole", "adapters"])
+def test_a_run_that_was_cut_ends_like_one_that_was_not(
+    armada: CommandLine,
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, object],
+) -> None:
+    keys = {**keys, "epochs": 3, "gradient_accumulation": 2}
+    armada.done(*bench.words(tmp_path / "whole", **keys))
+    real, steps = seed_run.CountProgress.advance, []
+
+    def cut(progress: Any, count: int) -> None:
+        real(progress, count)
+        steps.append(count)
+        if len(steps) == 5:
+            raise CutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(seed_run.CountProgress, "advance", cut)
+        with pytest.raises(CutError):
+            armada(*bench.words(tmp_path / "cut", **keys))
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    armada.done(*bench.words(tmp_path / "cut", **keys, resume="true"))
+    name = "adapter_model.safetensors" if "lora_rank" in keys else "model.safetensors"
+    one, other = (load_file(tmp_path / run / "student" / name) for run in ("whole", "cut"))
+    assert one.keys() == other.keys()
+    for weight, tensor in one.items():
+        torch.testing.assert_close(tensor, other[weight], rtol=0, atol=0, msg=weight)
+    assert metrics(tmp_path / "whole")["epochs"] == metrics(tmp_path / "cut")["epochs"]
+
+
+def test_checkpoints_of_adapters_hold_no_frozen_weight(
+    armada: CommandLine, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = seed_run.shutil.rmtree
+
+    def look(folder: Any, **more: Any) -> None:
+        for file in Path(folder).rglob("*.safetensors"):
+            seen.extend(load_file(file))
+        real(folder, **more)
+
+    monkeypatch.setattr(seed_run.shutil, "rmtree", look)
+    armada.done(*bench.words(tmp_path / "run", lora_rank=2))
+    assert seen
+    assert all("lora_" in name for name in seen), [n for n in seen if "lora_" not in n]
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["without labels", "with labels"])
+def test_armada_beside_the_words(
+    armada: CommandLine, bench: Bench, tmp_path: Path, labels: bool
+) -> None:
+    keys: dict[str, object] = {
+        "objective": "armada",
+        "cache": bench.features,
+        "feature": "embedding",
+        "token_cache": bench.cache,
+        "token_feature": "top_k",
+        "aligner_hidden_size": 8,
+    }
+    if labels:
+        keys["label_column"] = "label"
+    armada.done(*bench.words(tmp_path / "run", **keys))
+    logged = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    terms = {"language", "distillation", "manifold"} | ({"task", "output"} if labels else set())
+    assert terms <= {name for row in logged for name in row}
+    assert ("output" in {name for row in logged for name in row}) == labels
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["feature"] == "embedding"
+    assert run["token_feature"] == "top_k"
+    assert run["token_teacher_fingerprint"] == open_cache(bench.cache).teacher.fingerprint
+    assert (tmp_path / "run/aligner/aligner.safetensors").is_file()
+
+
+def test_an_aligner_without_labels_stays_as_it_was_drawn(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    keys: dict[str, object] = {"objective": "armada", "cache": bench.features, "feature": None}
+    found = []
+    for epochs in (1, 2):
+        output = tmp_path / str(epochs)
+        armada.done(*bench.words(output, **keys, epochs=epochs, aligner_hidden_size=8))
+        found.append(load_file(output / "aligner" / "aligner.safetensors"))
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
+
+
+def test_a_teacher_with_another_tokenizer(
+    armada: CommandLine, refused: Refused, bench: Bench, tmp_path: Path
+) -> None:
+    told = refused(*bench.words(tmp_path / "run", student=bench.other))
+    digests = re.findall(r"\b[0-9a-f]{32}\b", told)
+    assert len(set(digests)) == 2
+    assert "cross_tokenizer=true" in told
+    armada.done(*bench.words(tmp_path / "run", student=bench.other, cross_tokenizer="true"))
+    assert metrics(tmp_path / "run")["validation"]["loss"] > 0
+    told = refused(*bench.words(tmp_path / "same", cross_tokenizer="true"))
+    assert "have one tokenizer" in told
+
+
+REFUSALS: dict[str, tuple[dict[str, object], str]] = {
+    "a feature of no words": ({"feature": "token_ids"}, "'token_ids' teaches no words"),
+    "no feature named": ({"feature": None}, "is missing; the teacher has top_k, draws, dense"),
+    "a temperature without its tail": ({"token_temperature": 4.0}, "only at 1.0, 2.0"),
+    "draws at a temperature": (
+        {"feature": "draws", "token_temperature": 2.0},
+        "the cache kept none",
+    ),
+    "draws by rank": (
+        {"feature": "draws", "cross_tokenizer": "true", "student": "OTHER"},
+        "which draws do not give",
+    ),
+    "another recipe": ({"text_format": "chat"}, "the teacher was asked with 'plain'"),
+    "an objective of classes": ({"objective": "kd"}, "learns by armada, tokens, undistilled"),
+    "a control of features": ({"control": "shuffled"}, "is of features"),
+    "adapters from scratch": (
+        {"student": "scratch:llama", "lora_rank": 2},
+        "from scratch has nothing to adapt",
+    ),
+    "adapters and fewer layers": ({"lora_rank": 2, "student_layers": 1}, "cut and save it first"),
+    "packing with a feature": (
+        {"objective": "armada", "packing": "apart", "cache": "FEATURES", "feature": None},
+        "texts in one row share what ARMADA compares",
+    ),
+    "an unknown metric": ({"metric": "accuracy"}, "is not one of loss, perplexity, bits_per_byte"),
+    "too long": ({"max_length": 500}, "takes 128 tokens at most"),
+    "nothing left to predict": ({"max_length": 4}, "left to predict within max_length"),
+    "an image's teacher": ({"cache": "FEATURES", "feature": None}, "a hash teaches no words"),
+}
+
+
+@pytest.mark.parametrize(("keys", "told"), REFUSALS.values(), ids=REFUSALS)
+def test_what_cannot_be_is_refused_in_one_line(
+    refused: Refused, bench: Bench, tmp_path: Path, keys: dict[str, object], told: str
+) -> None:
+    places = {"FEATURES": bench.features, "OTHER": bench.other}
+    keys = {name: places.get(str(value), value) for name, value in keys.items()}
+    assert told in refused(*bench.words(tmp_path / "run", **keys))
+
+
+def test_tokens_are_of_language_models(refused: Refused, bench: Bench, tmp_path: Path) -> None:
+    told = refused(*bench.words(tmp_path / "run", task="classification", label_column="label"))
+    assert "say task=language" in told
+
+
+def test_texts_whose_tokens_changed(
+    armada: CommandLine, refused: Refused, bench: Bench, tmp_path: Path
+) -> None:
+    """The same keys and the same tokenizer; what was cached is of other tokens."""
+    import shutil
+
+    cache = Path(shutil.copytree(bench.cache, tmp_path / "cache"))
+    opened = open_cache(cache)
+    file = opened.folder / "token_ids" / "c" / "0"
+    data = bytearray(file.read_bytes())
+    data[4 * 5] ^= 1
+    file.write_bytes(data)
+    told = refused(*bench.words(tmp_path / "run", cache=cache))
+    assert "its tokens are not those that the teacher answered (1 such rows)" in told
+    assert "row 1" in told
+
+
+def test_logits_that_are_no_numbers_name_their_text(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    import shutil
+
+    broken = Path(shutil.copytree(bench.teacher, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(broken)
+    word = tokenizer("say 7 ", add_special_tokens=False)["input_ids"][-2]
+    weights["model.embed_tokens.weight"][word] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    words = asked(bench.train, f"causal_lm:{broken}", tmp_path / "cache", text_format="plain")
+    result = armada(*words)
+    assert result.code == 1
+    assert "'logits' is not finite for 'say" in result.error
+    armada.done(*words, "--set", "skip_bad_rows=true")
+    assert 0 < len(open_cache(tmp_path / "cache")) < COUNT
+
+
+def test_k_above_the_vocabulary(refused: Refused, bench: Bench, tmp_path: Path) -> None:
+    words = asked(bench.train, f"causal_lm:{bench.teacher}", tmp_path / "cache", top_k=400)
+    assert "above the tokenizer's vocabulary of 320" in refused(*words)
+
+
+def test_empty_responses_are_bad_rows(refused: Refused, bench: Bench, tmp_path: Path) -> None:
+    rows = instructions()
+    rows["response"][4] = " "
+    pq.write_table(pa.table(rows), tmp_path / "blank.parquet")
+    words = asked(tmp_path / "blank.parquet", f"causal_lm:{bench.teacher}", tmp_path / "cache")
+    assert "row 5: column 'response' is empty" in refused(*words)
+
+
+def test_responses_that_are_cut_are_counted(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    words = asked(
+        bench.train,
+        f"causal_lm:{bench.teacher}",
+        tmp_path / "c",
+        text_format="plain",
+        max_length=16,
+    )
+    report = json.loads(armada.done(*words, "--json"))
+    assert report["truncated"] > 0
+    armada.done(
+        *bench.words(tmp_path / "run", cache=tmp_path / "c", max_length=16, skip_bad_rows="true")
+    )
+    found = metrics(tmp_path / "run")
+    assert 0 < found["truncated_examples"] <= report["truncated"]
+    left_out = COUNT - found["train_examples"]
+    assert found["truncated_examples"] + left_out == report["truncated"]
+
+
+def test_an_ablation_compares_what_language_models_read(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    job = {
+        "train": str(bench.train),
+        "validation": str(bench.validation),
+        "text_column": list(COLUMNS),
+        "task": "language",
+        "student": str(bench.student),
+        "objective": "tokens",
+        "feature": "top_k",
+        "cache": str(bench.cache),
+        "text_format": "plain",
+        "epochs": 1,
+        "output": str(tmp_path / "grid"),
+        "grid": [{"divergence": ["forward_kl", "jsd"]}, {"control": ["undistilled"]}],
+    }
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(job))
+    found = json.loads(armada.done("ablate", file, "--quiet", "--json"))
+    (study,) = found["studies"]
+    names = [row["name"] for row in study["conditions"]]
+    assert names == ["undistilled", "divergence=forward_kl", "divergence=jsd"]
+    assert all(row["improvement"] for row in study["conditions"][1:])
