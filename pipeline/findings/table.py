@@ -52,7 +52,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _conditions(study: Study) -> Table:
     table = _table(
-        escape(one_line(study.title)), "student", study.metric, "runs", "improvement", "p"
+        escape(one_line(study.title)), "student", study.metric, "improvement", "p", "runs"
     )
     for row in study.rows:
         table.add_row(*map(escape, cells(row)))
