@@ -9,7 +9,7 @@ from ..stages.distill.processes import Processes, processes
 from ..stages.store.reading.access import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
-from .language.checks import check_language_job
+from .language.checks import check_language_job, check_other_job
 from .run_folder import JOB, METRICS, check_free, claim, read_metrics, spread, write_json
 from .seed_run import Metrics, SeedRun, resolved
 from .show import size, warn
@@ -31,7 +31,7 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     group.meet(choose_device(job.device, group.local_rank))
     objective = objective_class(job)
     with group.one_of_a_node_first():  # it makes room in a mirror, or finds that there is none
-        data = _read_data(job, objective)
+        data = read_data(job, objective)
         _fetch_ahead(job, data, objective, quiet)
     if group.first:
         _warn_of_random_reads(job, data)
@@ -43,7 +43,8 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     return summary
 
 
-def _read_data(job: DistillJob, objective: type[Objective]) -> StudentData:
+def read_data(job: DistillJob, objective: type[Objective]) -> StudentData:
+    """Everything a job names, read, checked and joined. Raises InputError for whatever is wrong."""
     if job.task != "language":
         return read_student_data(job, objective)
     from .language.data import read_language_data
@@ -147,11 +148,8 @@ def objective_class(job: DistillJob) -> type[Objective]:
 
 
 def _objective_name(job: DistillJob) -> str:
-    if not job.distilled:
-        return "undistilled"
-    if job.task != "language":
-        if job.objective == "tokens":
-            raise JobError("objective tokens: is for language models; say task=language")
-        return job.objective
-    check_language_job(job)
-    return "armada" if job.objective == "armada" else "undistilled"
+    if job.task == "language":
+        check_language_job(job)
+        return "armada" if job.objective == "armada" and job.distilled else "undistilled"
+    check_other_job(job)
+    return job.objective if job.distilled else "undistilled"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..cache_schemas.errors import JobError
 from ..stages.distill.objectives.base import ObjectiveSettings
+from ..stages.distill.token_loss.settings import TokenLossSettings
 from .distill import objective_class
 from .distill_job import CacheKeys, DistillJob
 
@@ -23,6 +24,9 @@ _TEACHERS_SIDE = frozenset(
     {
         *CacheKeys.model_fields,
         *("objective", "control", "schedule", "aligner_batch_size", "aligner_learning_rate"),
+        *TokenLossSettings.model_fields,
+        *("token_temperature", "tail", "responses", "cross_tokenizer"),
+        *("token_cache", "token_teacher", "token_feature"),
     }
 )
 """What a student without a teacher has no use for, beside settings of the objective."""
@@ -44,6 +48,9 @@ def student_settings(job: DistillJob) -> dict[str, Any]:
 def _settings_read(job: DistillJob) -> frozenset[str] | None:
     """By the objective, and by the student's head; None of an objective that is not installed."""
     try:
-        return objective_class(job).settings_read | {"dropout"}
+        reads = objective_class(job).settings_read | {"dropout"}
     except JobError:
         return None
+    # Words are not an objective's affair: the weight of a teacher of words stands beside it.
+    learns_words = job.task == "language" and job.objective == "tokens" and job.distilled
+    return reads | {"alpha"} if learns_words else reads

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 from ...cache_schemas.errors import InputError, JobError
 from ...stages.distill.student_source import check_student
-from ..distill import objective_class
+from ..distill import objective_class, read_data
 from ..distill_job import CacheKeys, CorpusKeys, DistillJob
 from ..run_folder import read_metrics
 from ..show import counted, show_json
-from ..student_data import read_student_data
 from .job import Ablation, PlannedRun
 
-_DATA = frozenset({*CorpusKeys.model_fields, *CacheKeys.model_fields, "objective"})
+_DATA = frozenset(
+    {*CorpusKeys.model_fields, *CacheKeys.model_fields, "objective"}
+    | {"token_cache", "token_teacher", "token_feature", "packing"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def check(runs: Sequence[PlannedRun]) -> dict[str, int]:
         try:
             check_student(run.job)
             if data not in of_data:
-                read = read_student_data(run.job, objective_class(run.job))
+                read = read_data(run.job, objective_class(run.job))
                 of_data[data] = len(read.train.labels)
         except InputError as error:
             raise JobError(f"grid, {run.name}: {error}") from error

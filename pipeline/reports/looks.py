@@ -99,6 +99,8 @@ def look(
         return None
     reference = study.distilled.condition.first
     job = reference.readable_job(cache)
+    if job.task == "language":
+        raise JobError("students that are language models: their texts are not drawn as points")
     data = read_student_data(job, objective_class(job))
     seen_with = _texts(data, texts, device)
     colours = _colours(job, seen_with.sample, data, colour_by)

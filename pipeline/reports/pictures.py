@@ -10,10 +10,9 @@ import pyarrow as pa
 
 from ...cache_schemas.errors import ArmadaError
 from ..answers import open_answers
-from ..distill import objective_class
+from ..distill import objective_class, read_data
 from ..distill_job import DistillJob
 from ..findings.runs import FinishedRun
-from ..student_data import read_student_data
 
 MOST = 8
 THUMBNAIL_PIXELS = 192
@@ -57,7 +56,7 @@ def _images(job: DistillJob) -> list[TextImage]:
     if not len(rows):
         return []
     images = {cache.keys[row].tobytes(): table["png"][i] for i, row in enumerate(rows)}
-    corpus = read_student_data(job, objective_class(job)).train.corpus
+    corpus = read_data(job, objective_class(job)).train.corpus
     places = {i: key.tobytes() for i, key in enumerate(corpus.keys()) if key.tobytes() in images}
     texts = corpus.examples(np.array(list(places), dtype=np.int64))
     small = [_thumbnail(images[key].as_py()) for key in places.values()]
