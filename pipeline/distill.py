@@ -9,7 +9,7 @@ from ..stages.distill.processes import Processes, processes
 from ..stages.store.reading.access import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
-from .language.checks import check_language_job
+from .language.checks import check_language_job, check_other_job
 from .run_folder import JOB, METRICS, check_free, claim, read_metrics, spread, write_json
 from .seed_run import Metrics, SeedRun, resolved
 from .show import size, warn
@@ -44,7 +44,7 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
 
 
 def read_data(job: DistillJob, objective: type[Objective]) -> StudentData:
-    """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
+    """Everything a job names, read, checked and joined. Raises InputError for whatever is wrong."""
     if job.task != "language":
         return read_student_data(job, objective)
     from .language.data import read_language_data
@@ -148,11 +148,8 @@ def objective_class(job: DistillJob) -> type[Objective]:
 
 
 def _objective_name(job: DistillJob) -> str:
-    if not job.distilled:
-        return "undistilled"
-    if job.task != "language":
-        if job.objective == "tokens":
-            raise JobError("objective tokens: is for language models; say task=language")
-        return job.objective
-    check_language_job(job)
-    return "armada" if job.objective == "armada" else "undistilled"
+    if job.task == "language":
+        check_language_job(job)
+        return "armada" if job.objective == "armada" and job.distilled else "undistilled"
+    check_other_job(job)
+    return job.objective if job.distilled else "undistilled"

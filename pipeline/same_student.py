@@ -12,7 +12,6 @@ from ..stages.distill.objectives.base import ObjectiveSettings
 from ..stages.distill.token_loss.settings import TokenLossSettings
 from .distill import objective_class
 from .distill_job import CacheKeys, DistillJob
-from .language.keys import LanguageKeys
 
 _MEANS_NOTHING = frozenset(
     {
@@ -25,6 +24,9 @@ _TEACHERS_SIDE = frozenset(
     {
         *CacheKeys.model_fields,
         *("objective", "control", "schedule", "aligner_batch_size", "aligner_learning_rate"),
+        *TokenLossSettings.model_fields,
+        *("token_temperature", "tail", "responses", "cross_tokenizer"),
+        *("token_cache", "token_teacher", "token_feature"),
     }
 )
 """What a student without a teacher has no use for, beside settings of the objective."""
@@ -37,35 +39,18 @@ def student_settings(job: DistillJob) -> dict[str, Any]:
         unread |= ObjectiveSettings.model_fields.keys() - reads
     if not job.distilled:
         unread |= _TEACHERS_SIDE
-    unread |= _language_keys_unread(job)
     settings = job.model_dump(mode="json", exclude=unread)
     # But for this one, the order of examples does not depend on it.
     settings["placement"] = "streamed" if job.placement == "streamed" else "auto"
     return settings
 
 
-def _language_keys_unread(job: DistillJob) -> set[str]:
-    """Of students that are no language models, all of their keys; of those without a teacher of
-    words, what says how these are compared."""
-    if job.task != "language":
-        return set(LanguageKeys.model_fields)
-    heads = set() if job.label_column is not None else {"gamma", "temperature"}
-    if job.distilled and (job.objective == "tokens" or job.beside_a_feature):
-        return heads
-    return (
-        heads
-        | {"alpha", "token_temperature", "tail", "cross_tokenizer", "responses"}
-        | {
-            *TokenLossSettings.model_fields,
-            *("token_cache", "token_teacher", "token_feature"),
-        }
-    )
-
-
 def _settings_read(job: DistillJob) -> frozenset[str] | None:
     """By the objective, and by the student's head; None of an objective that is not installed."""
     try:
-        words = {"alpha"} if job.task == "language" else set()
-        return objective_class(job).settings_read | {"dropout"} | words
+        reads = objective_class(job).settings_read | {"dropout"}
     except JobError:
         return None
+    # Words are not an objective's affair: the weight of a teacher of words stands beside it.
+    learns_words = job.task == "language" and job.objective == "tokens" and job.distilled
+    return reads | {"alpha"} if learns_words else reads

@@ -3,6 +3,7 @@
 from ...cache_schemas.errors import JobError
 from ...stages.distill.student_source import SCRATCH
 from ..distill_job import DistillJob
+from .keys import LanguageKeys
 
 OBJECTIVES = ("armada", "tokens", "undistilled")
 
@@ -13,7 +14,7 @@ def check_language_job(job: DistillJob) -> None:
         raise JobError(
             f"objective {job.objective!r}: a language model learns by {', '.join(OBJECTIVES)}"
         )
-    if job.objective == "tokens" and job.parsed_control.name != "none":
+    if job.objective == "tokens" and job.parsed_control.name not in ("none", "undistilled"):
         raise JobError(
             f"control {job.control}: is of features, and objective tokens reads none; use "
             "control=undistilled, or objective armada"
@@ -38,3 +39,12 @@ def check_language_job(job: DistillJob) -> None:
         )
     if job.cross_tokenizer and job.tail != "bucket":
         raise JobError("tail renormalised: cross_tokenizer compares tails as well; leave it out")
+
+
+def check_other_job(job: DistillJob) -> None:
+    """Raises JobError for keys of language models in a job of any other task: nobody reads them."""
+    if job.objective == "tokens":
+        raise JobError("objective tokens: is for language models; say task=language")
+    for key, field in LanguageKeys.model_fields.items():
+        if getattr(job, key) != field.default:
+            raise JobError(f"job key {key!r}: is for language models; say task=language")

@@ -458,32 +458,6 @@ def test_responses_that_are_cut_are_counted(
     assert found["truncated_examples"] + left_out == report["truncated"]
 
 
-def test_an_ablation_compares_what_language_models_read(
-    armada: CommandLine, bench: Bench, tmp_path: Path
-) -> None:
-    job = {
-        "train": str(bench.train),
-        "validation": str(bench.validation),
-        "text_column": list(COLUMNS),
-        "task": "language",
-        "student": str(bench.student),
-        "objective": "tokens",
-        "feature": "top_k",
-        "cache": str(bench.cache),
-        "text_format": "plain",
-        "epochs": 1,
-        "output": str(tmp_path / "grid"),
-        "grid": [{"divergence": ["forward_kl", "jsd"]}, {"control": ["undistilled"]}],
-    }
-    file = tmp_path / "job.yaml"
-    file.write_text(json.dumps(job))
-    found = json.loads(armada.done("ablate", file, "--quiet", "--json"))
-    (study,) = found["studies"]
-    names = [row["name"] for row in study["conditions"]]
-    assert names == ["undistilled", "divergence=forward_kl", "divergence=jsd"]
-    assert all(row["improvement"] for row in study["conditions"][1:])
-
-
 def test_the_same_student_from_a_cache_at_a_url(
     armada: CommandLine, bench: Bench, tmp_path: Path
 ) -> None:

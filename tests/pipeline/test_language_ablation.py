@@ -1,0 +1,113 @@
+"""Grids and reports of students that are language models."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from armada.pipeline.ablation.job import make_ablation
+from command_line import CommandLine
+from tiny_language_models import TEXTS, make_causal_lm
+
+JOB: dict[str, Any] = {
+    **{"train": "texts.parquet", "validation": "texts.parquet", "text_column": "text"},
+    **{"cache": "cache", "student": "student", "task": "language", "objective": "tokens"},
+    **{"feature": "top_k", "epochs": 1, "output": "runs"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ablation")
+    make_causal_lm(root / "teacher")
+    make_causal_lm(root / "student", seed=1)
+    pq.write_table(pa.table({"text": TEXTS, "label": [0, 1] * 3}), root / "texts.parquet")
+    return root
+
+
+@pytest.fixture
+def armada(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> CommandLine:
+    monkeypatch.chdir(folder)
+    made = CommandLine(capsys)
+    words = ("--text-column", "text", "--teacher", "causal_lm:teacher", "--cache", "cache")
+    made.done("precompute", "--corpus", "texts.parquet", *words)
+    return made
+
+
+def write_job(**changes: Any) -> str:
+    Path("job.yaml").write_text(yaml.safe_dump(JOB | changes, sort_keys=False))
+    return "job.yaml"
+
+
+def test_what_a_student_of_words_depends_on_makes_a_cell() -> None:
+    grid = [
+        {"control": ["none", "undistilled"]},
+        {"alpha": [0.0, 0.9], "divergence": ["forward_kl", "reverse_kl"]},
+        {"lora_rank": [2]},
+    ]
+    assert len(make_ablation(JOB | {"grid": grid}).runs) == 2 + 4 + 1
+
+
+@pytest.mark.parametrize("key", ["alpha", "divergence", "token_temperature", "tail"])
+def test_a_student_without_a_teacher_reads_nothing_of_one(key: str, armada: CommandLine) -> None:
+    values = {"divergence": ["jsd", "reverse_kl"], "tail": ["bucket", "renormalised"]}
+    grid = {"control": ["undistilled"], key: values.get(key, [0.25, 0.5])}
+    refused = armada("ablate", write_job(grid=grid), "--dry-run")
+    assert refused.code == 2
+    assert f"are the same student, which reads no '{key}'" in refused.err
+
+
+def test_a_plan_reads_the_teachers_words(armada: CommandLine) -> None:
+    grid = {"control": ["none", "undistilled"]}
+    cells = json.loads(armada.done("ablate", write_job(grid=grid), "--dry-run", "--json"))
+    assert [cell["train_examples"] for cell in cells] == [6, 6]
+    refused = armada("ablate", write_job(grid=grid, feature="draws"), "--dry-run")
+    assert refused.code == 2
+    assert "job key 'feature': 'draws' teaches no words; the teacher has top_k" in refused.err
+
+
+def test_a_report_compares_language_models(armada: CommandLine) -> None:
+    for name, control in (("taught", "none"), ("untaught", "undistilled")):
+        job = write_job(control=control, output=f"done/{name}")
+        armada.done("distill", job, "--quiet")
+    result = armada("report", "done", "--out", "report.html")
+    assert result.code == 0
+    assert "they are language models, and pictures are of texts in classes" in result.err
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "undistilled" in page
+    assert "loss" in page
+
+
+def test_columns_of_the_printed_table_are_under_their_names(armada: CommandLine) -> None:
+    from armada.pipeline.findings.table import _conditions
+
+    class Study:
+        title, metric, rows = "title", "loss", ()
+
+    table = _conditions(Study())  # type: ignore[arg-type]
+    assert [str(column.header) for column in table.columns][2:] == ["improvement", "p", "runs"]
+
+
+@pytest.mark.parametrize("setting", ["lora_rank=4", "packing=joined", "divergence=jsd"])
+def test_keys_of_words_are_refused_where_nobody_reads_them(
+    armada: CommandLine, setting: str
+) -> None:
+    words = ("--train", "texts.parquet", "--text-column", "text", "--label-column", "label")
+    student = ("--student", "scratch:bert", "--control", "undistilled", "--output", "bert")
+    refused = armada("distill", *words, *student, "--set", setting)
+    assert refused.code == 2
+    assert re.search(f"job key '{setting.split('=')[0]}': is for language models", refused.err)
+
+
+def test_an_undistilled_student_is_checked_too(armada: CommandLine) -> None:
+    words = ("--train", "texts.parquet", "--text-column", "text", "--set", "task=language")
+    student = ("--student", "scratch:llama", "--control", "undistilled", "--output", "scratch")
+    refused = armada("distill", *words, *student, "--set", "lora_rank=4")
+    assert refused.code == 2
+    assert "a student from scratch has nothing to adapt" in refused.err
