@@ -473,3 +473,22 @@ def test_the_same_student_from_a_cache_at_a_url(
     )
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize(("teachers", "students"), [(0, 9), (9, 0), (3, 9)])
+def test_vocabularies_of_one_family_are_padded_differently(
+    armada: CommandLine, bench: Bench, tmp_path: Path, teachers: int, students: int
+) -> None:
+    """Rows of logits beyond the tokenizer's words teach nothing, and are taught nothing."""
+    teacher = make_causal_lm(tmp_path / "teacher", padding=teachers)
+    student = make_causal_lm(tmp_path / "student", seed=3, padding=students)
+    kept = {"text_format": "plain", "top_k": 320, "top_k_bits": 16, "dense": "true"}
+    armada.done(*asked(bench.train, f"causal_lm:{teacher}", tmp_path / "cache", **kept))
+    keys: dict[str, object] = {"cache": tmp_path / "cache", "student": student, "epochs": 1}
+    losses = {}
+    for feature in ("top_k", "dense"):
+        armada.done(*bench.words(tmp_path / feature, **keys, feature=feature))
+        rows = [json.loads(r) for r in (tmp_path / feature / "log.jsonl").read_text().splitlines()]
+        losses[feature] = next(row["distillation"] for row in rows if "distillation" in row)
+    # All words are among the most probable ones: the same answers but for their coding.
+    assert losses["top_k"] == pytest.approx(losses["dense"], rel=1e-3)
