@@ -101,28 +101,41 @@ def encode_texts(
 
     `with_characters`: find out what has been read before each token; raises JobError for a
     tokenizer that cannot tell."""
-    ends, texts = special_ends(tokenizer), list[_Text]()
-    for start in range(0, len(examples), _ENCODE_ROWS):
+    ends, blocks = special_ends(tokenizer), list[TokenTexts]()
+    for start in range(0, max(len(examples), 1), _ENCODE_ROWS):
         written = [recipe.write(tokenizer, each) for each in examples[start : start + _ENCODE_ROWS]]
-        texts += _tokenized(tokenizer, recipe, ends, written, with_characters)
+        texts = list(_tokenized(tokenizer, recipe, ends, written, with_characters))
+        blocks.append(_together(tokenizer, texts, max_length, with_characters))
+    return _end_to_end(blocks)
+
+
+def _together(
+    tokenizer: Any, texts: Sequence[_Text], max_length: int, with_characters: bool
+) -> TokenTexts:
     lengths = np.fromiter((len(text.ids) for text in texts), dtype=np.int64, count=len(texts))
-    kept = np.minimum(lengths, max_length)
-    none = np.empty(0, np.int32)
+    read = [text.read[:max_length] for text in texts if text.read is not None]
     return TokenTexts(
-        ids=np.concatenate([none, *(text.ids[:max_length] for text in texts)]),
-        offsets=np.concatenate([[0], np.cumsum(kept)]),
+        ids=np.concatenate([np.empty(0, np.int32), *(text.ids[:max_length] for text in texts)]),
+        offsets=np.concatenate([[0], np.cumsum(np.minimum(lengths, max_length))]),
         prompts=np.array([max(text.prompt, 1) for text in texts], dtype=np.int64),
         truncated=lengths > max_length,
         bytes=np.array([_kept_bytes(tokenizer, each, max_length) for each in texts], dtype="i8"),
-        read=_joined([text.read for text in texts], max_length) if with_characters else None,
+        read=np.concatenate([np.empty(0, np.uint32), *read]) if with_characters else None,
     )
 
 
-def _joined(
-    parts: Sequence[npt.NDArray[np.uint32] | None], max_length: int
-) -> npt.NDArray[np.uint32]:
-    cut = [part[:max_length] for part in parts if part is not None]
-    return np.concatenate([np.empty(0, np.uint32), *cut])
+def _end_to_end(blocks: Sequence[TokenTexts]) -> TokenTexts:
+    """All texts of some blocks as one."""
+    lengths = np.concatenate([block.lengths for block in blocks])
+    read = [block.read for block in blocks if block.read is not None]
+    return TokenTexts(
+        ids=np.concatenate([block.ids for block in blocks]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        prompts=np.concatenate([block.prompts for block in blocks]),
+        truncated=np.concatenate([block.truncated for block in blocks]),
+        bytes=np.concatenate([block.bytes for block in blocks]),
+        read=np.concatenate(read) if read else None,
+    )
 
 
 def _kept_bytes(tokenizer: Any, text: _Text, max_length: int) -> int:
@@ -171,6 +184,8 @@ class _Encoded:
                 "characters: the tokenizer cannot tell where its tokens lie in a text; use one "
                 "with a fast form"
             )
+        if not texts:  # of which tokenizers make an error
+            return cls([], [] if with_offsets else None)
         found = tokenizer(texts, add_special_tokens=False, verbose=False, **more)
         return cls(found["input_ids"], found.get("offset_mapping"))
 

@@ -19,6 +19,9 @@ from .cached_answers import CachedAnswers, Tensors
 
 Ints = npt.NDArray[np.int64]
 
+_BLOCK = 4096
+"""Texts that are matched at once."""
+
 
 class Answering(Protocol):
     """Answers to the predictions of N texts."""
@@ -83,8 +86,10 @@ def match(
     """Pairs of all texts; `characters_read` is what the teacher had read before its predictions."""
     assert texts.read is not None
     ours = np.split(texts.read[places_of_predicted(texts)], np.cumsum(texts.predicted)[:-1])
-    theirs = characters_read.gather(rows).parts()
-    pairs = [_same(one, other) for one, other in zip(ours, theirs, strict=True)]
+    pairs: list[tuple[Ints, Ints]] = []
+    for start in range(0, len(rows), _BLOCK):
+        theirs = characters_read.gather(rows[start : start + _BLOCK]).parts()
+        pairs += map(_same, ours[start : start + _BLOCK], theirs)
     none = np.empty(0, dtype=np.int64)
     return MatchedTokens(
         answers=answers,

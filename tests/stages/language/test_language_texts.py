@@ -1,13 +1,15 @@
 """Texts as tokens of a language model: what is given, what is predicted, where they end."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from armada.stages.language import tokens
 from armada.stages.language.recipe import Recipe
-from armada.stages.language.tokens import encode_texts, special_ends
+from armada.stages.language.tokens import INSIDE, encode_texts, special_ends
 from armada.stages.language.vocabulary import tokenizer_digest, word_count
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,3 +118,31 @@ def test_digest_tells_tokenizers_apart_and_survives_a_file(tmp_path: Path) -> No
     assert tokenizer_digest(make_chat_tokenizer(["other words"])) != tokenizer_digest(TOKENIZER)
     assert tokenizer_digest(BERT) != tokenizer_digest(TOKENIZER)
     assert word_count(TOKENIZER) == len(TOKENIZER)
+
+
+def test_blocks_of_texts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [(text, text[::-1]) for text in TEXTS]
+    recipe = Recipe(text_format="plain")
+    whole = encode_texts(TOKENIZER, recipe, examples, 20, with_characters=True)
+    monkeypatch.setattr(tokens, "_ENCODE_ROWS", 4)
+    parts = encode_texts(TOKENIZER, recipe, examples, 20, with_characters=True)
+    for field in dataclasses.fields(whole):
+        one, other = getattr(whole, field.name), getattr(parts, field.name)
+        np.testing.assert_array_equal(one, other, strict=True)
+    assert len(encode_texts(TOKENIZER, recipe, [], 20)) == 0
+
+
+def test_characters_that_have_been_read() -> None:
+    """Pieces of one character are inside of it; the end token comes after all of them."""
+    found = encode_texts(TOKENIZER, Recipe(), [("a界b",)], 20, with_characters=True)
+    tokens_of = [TOKENIZER.decode([i]) for i in found.ids]
+    assert found.read is not None
+    told = found.read.tolist()
+    assert told[0] == INSIDE  # the token before the text is no part of it
+    assert told[1] == 0
+    assert told[-1] == 3
+    assert tokens_of[-1] == "</s>"
+    known = [each for each in told if each != INSIDE]
+    assert known == sorted(known)
+    assert 1 in known
+    assert told.count(INSIDE) > 1
