@@ -9,6 +9,7 @@ import numpy as np
 from ...cache_schemas.errors import CorpusError
 from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
+from ...stages.distill.language.ahead import AheadDataset
 from ...stages.distill.language.batches import PackedTexts, pack
 from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.teachers import Answering, TeacherTokens
@@ -69,7 +70,7 @@ def train_set(
     rows = pack(texts, job.packing, encoding.most, encoding.pad_id, teacher, prompted)
     labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
     gather = data.gather(job.parsed_control, seed)
-    return DistillDataset(rows, labels, gather, _names(data.train, rows))
+    return AheadDataset(rows, labels, gather, _names(data.train, rows))
 
 
 def validation_set(data: LanguageData, encoding: Encoding) -> DistillDataset | None:

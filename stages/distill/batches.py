@@ -73,7 +73,7 @@ class DistillDataset(Dataset[Batch]):
         self.processes = ALONE
         """Those that batches are shared by."""
         self.seconds = 0.0
-        """Time spent making batches."""
+        """Time that whoever asked for batches had to wait for them."""
         self._resident: torch.Tensor | None = None
         self._blocks: BlockOrder | None = None
         self._ahead: ReadAhead | None = None
@@ -86,11 +86,17 @@ class DistillDataset(Dataset[Batch]):
 
     def __getitems__(self, places: list[int]) -> Batch:
         started = time.perf_counter()
-        whole = np.asarray(places, dtype=np.int64)
+        batch = self._batch(np.asarray(places, dtype=np.int64))
+        self.seconds += time.perf_counter() - started
+        return batch
+
+    def expect(self, places: Places | None) -> None:
+        """Told which batch will be asked for after the next one; None: none."""
+
+    def _batch(self, whole: Places) -> Batch:
         chosen = self.processes.share(whole)
         batch: Batch = {**self.tokens.pad(chosen), "places": whole}
         batch |= {"labels": self._labels_of(chosen)} if self.apart else self.aligner_batch(chosen)
-        self.seconds += time.perf_counter() - started
         return batch
 
     @property

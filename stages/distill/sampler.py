@@ -1,6 +1,7 @@
 """The batches of a student's epochs, as a loader asks for them and as a replay reads ahead."""
 
 from collections.abc import Iterator
+from itertools import chain, pairwise
 
 from torch.utils.data import Sampler
 
@@ -27,7 +28,10 @@ class EpochBatches(Sampler[list[int]]):
         return -(-len(self._dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for places in self.of(self._epoch, read_ahead=not self._dataset.apart):
+        batches = self.of(self._epoch, read_ahead=not self._dataset.apart)
+        for places, following in pairwise(chain(batches, [None])):
+            assert places is not None
+            self._dataset.expect(following)
             yield places.tolist()
 
     def of(self, epoch: int, read_ahead: bool = True) -> Iterator[Places]:
