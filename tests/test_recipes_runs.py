@@ -141,7 +141,7 @@ def test_a_cache_holds_what_the_recipe_says(place: Workplace, file: Path) -> Non
 def test_a_cache_holds_words(place: Workplace, name: str) -> None:
     keys = keys_of(Path("recipes/words", f"{name}.yaml"))
     cache = open_cache(place.folder / keys["cache"])
-    assert cache.features == ("prompt_tokens", "token_ids", "top_k")
+    assert cache.features == ("token_ids", "prompt_tokens", "top_k")
     coding = cache.feature_spec("top_k").coding
     assert (coding.k, coding.temperatures) == (keys["top_k"], (1.0, 2.0))
     assert len(cache) == ROWS
@@ -212,11 +212,11 @@ def test_controls_are_run(place: Workplace) -> None:
 
 
 def run_of(file: str, name: str, output: Path) -> Path:
-    """One cell of a grid as a job of its own, short."""
+    """A cell of a grid, by the name of its folder, as a job of its own, short."""
     (found,) = [
         each.job
         for each in make_ablation(keys_of(Path(file))).runs
-        if each.name == name and not each.seed
+        if each.job.output.parent.name == name and not each.seed
     ]
     keys = found.model_dump(mode="json") | {"output": str(output), "epochs": 1}
     keys |= {"aligner_hidden_size": 8}
