@@ -1,6 +1,7 @@
 """The recipes, and tables for them: the columns and labels of each task, a few rows."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from docs_pages import ROOT
 
 RECIPES = ROOT / "recipes"
 FILES = sorted(file.relative_to(ROOT) for file in RECIPES.rglob("*.yaml"))
+WRITERS = ("OPT-1.3B", "LLaMA-3B", "LLaMA-7B", "LLaMA-8B")
+"""Students that are language models."""
+
 STUDENTS = ("BERT-6L", "BERT-12L", "DeBERTa-v2", "OPT-1.3B", "LLaMA-3B", "LLaMA-7B", "LLaMA-8B")
 METRICS = {"cola": "matthews", "mrpc": "f1", "qqp": "f1", "stsb": "pearson"}
 """Of the others: accuracy."""
@@ -90,3 +94,46 @@ def write_tables(folder: Path) -> None:
 
 
 TASKS = tuple(TABLES)
+
+REASONING = {
+    **{"boolq": 2, "piqa": 2, "siqa": 3, "hellaswag": 4},
+    **{"winogrande": 2, "arc-e": 5, "arc-c": 5, "obqa": 4},
+}
+"""Task -> choices, at most."""
+
+
+def question(task: str, first: int = 0) -> pa.Table:
+    """A table of a reasoning task: ROWS questions, those from `first` on."""
+    places = range(first, first + ROWS)
+    labels = [place % REASONING[task] for place in places]
+    return pa.table(
+        {
+            "id": [f"{task}-{place}" for place in places],
+            "prompt": [f"What is it?\nA. {TEXTS[place]}\nB. {TEXTS[-place]}" for place in places],
+            "response": ["ABCDE"[label] for label in labels],
+            "label": labels,
+        }
+    )
+
+
+def instruction(first: int = 0) -> pa.Table:
+    """A table of instructions: ROWS of them, some with a context."""
+    places = range(first, first + ROWS)
+    return pa.table(
+        {
+            "id": [f"dolly-{place}" for place in places],
+            "instruction": [f"Go on: {TEXTS[place]}" for place in places],
+            "context": [TEXTS[place] if place % 2 else "" for place in places],
+            "response": [TEXTS[-1 - place] for place in places],
+        }
+    )
+
+
+def write_language_tables(folder: Path) -> None:
+    """FOLDER/reasoning/TASK/*.parquet for every task, FOLDER/instructions/dolly/*.parquet."""
+    made: dict[str, Any] = {f"reasoning/{task}": partial(question, task) for task in REASONING}
+    made["instructions/dolly"] = instruction
+    for name, table in made.items():
+        (folder / name).mkdir(parents=True)
+        for number, split in enumerate(("train", "validation", "test")):
+            pq.write_table(table(first=ROWS * number), folder / name / f"{split}.parquet")

@@ -20,11 +20,14 @@ BERT = "google-bert/bert-base-uncased"
 DEBERTA = "microsoft/deberta-v2-xxlarge"
 OPT = "facebook/opt-1.3b"
 LLAMAS = ("meta-llama/Llama-3.2-3B", "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B")
-REPOSITORIES = (DIFFUSION, CLIP, CLIP_OF_PICTURES, BERT, DEBERTA, OPT, *LLAMAS)
+SPEAKER = "meta-llama/Llama-3.1-8B"
+REPOSITORIES = (DIFFUSION, CLIP, CLIP_OF_PICTURES, BERT, DEBERTA, OPT, *LLAMAS, SPEAKER)
 LORA = "style-lora.safetensors"
 
 MOST_TOKENS = 128
-"""As many as the recipes ask for."""
+"""As many as the recipes ask for, of students that give an answer to a text."""
+WRITERS_MOST_TOKENS = 512
+"""The same of students that write."""
 
 
 def make_models(folder: Path) -> None:
@@ -39,9 +42,20 @@ def make_models(folder: Path) -> None:
     _make_clip(folder / CLIP_OF_PICTURES)
     tiny_checkpoints.make_bert(folder / BERT, TEXTS, layers=12, hidden=16)
     _make_deberta(folder / DEBERTA)
-    tiny_checkpoints.make_opt(folder / OPT, TEXTS)
-    for name in LLAMAS:
-        tiny_checkpoints.make_llama(folder / name, TEXTS)
+    _make_writers(folder)
+
+
+def _make_writers(folder: Path) -> None:
+    """Decoders with their heads, as they are published."""
+    from tiny_checkpoints import make_byte_tokenizer
+    from tiny_language_models import make_causal_lm
+
+    most = {"max_position_embeddings": WRITERS_MOST_TOKENS}
+    of_opt = make_byte_tokenizer(TEXTS, bos="</s>", eos="</s>", pad="<pad>")
+    make_causal_lm(folder / OPT, "opt", tokenizer=of_opt, **most)
+    of_llama = make_byte_tokenizer(TEXTS, bos="<s>", eos="</s>", pad=None)
+    for number, name in enumerate([*LLAMAS, SPEAKER]):
+        make_causal_lm(folder / name, "llama", tokenizer=of_llama, seed=number, **most)
 
 
 def _make_clip(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Every recipe loads; together they are what the paper has. `test_recipes_runs.py` runs them."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from recipes_material import (
     FILES,
     METRICS,
     PRECOMPUTE,
+    REASONING,
     RECIPES,
     STUDENTS,
     TABLES,
     TASKS,
+    WRITERS,
     command_of,
     keys_of,
     made_up,
+    question,
 )
 
 
@@ -43,15 +47,23 @@ def load(keys: dict[str, Any]) -> None:
 # --- what is there
 
 
+def of_kind(kind: str, tasks: Iterable[str] = REASONING) -> list[Path]:
+    return [Path("recipes", kind, task) for task in tasks]
+
+
 def test_every_task_has_its_files() -> None:
-    assert len(TASKS) == 13
-    for task in TASKS:
-        folder = Path("recipes", "nlu", task)
+    assert (len(TASKS), len(REASONING)) == (13, 8)
+    folders = {Path("recipes", "instructions"), *of_kind("nlu", TASKS), *of_kind("reasoning")}
+    for folder in folders:
         assert {f for f in FILES if f.parent == folder} == {
             folder / "students.yaml",
             folder / "teacher.yaml",
         }
-    assert sorted(f.parent.name for f in PRECOMPUTE if f.name == "teacher.yaml") == sorted(TASKS)
+    assert {f.parent for f in PRECOMPUTE if f.name == "teacher.yaml"} == folders
+    words = {f.name for f in FILES if f.parent.name == "words"}
+    assert words == {
+        f"{name}{part}.yaml" for name in ("obqa", "dolly") for part in ("", "-students")
+    }
     assert {Path(f"recipes/controls/{task}.yaml") for task in ("cola", "rte")} <= set(ABLATE)
     assert len([f for f in PRECOMPUTE if f.parent.name == "teachers"]) == 3
     assert len(DISTILL) == 1
@@ -92,19 +104,47 @@ def test_every_student_is_there_with_and_without_a_teacher(task: str) -> None:
     assert {tuple(one["control"]) for one in grid} == {("none", "undistilled")}
 
 
+@pytest.mark.parametrize("folder", [*of_kind("reasoning"), Path("recipes/instructions")], ids=str)
+def test_students_that_write_belong_to_their_teacher(folder: Path) -> None:
+    teacher, students = keys_of(folder / "teacher.yaml"), keys_of(folder / "students.yaml")
+    for key in ("text_column", "cache"):
+        assert students[key] == teacher[key]
+    assert students["train"] == teacher["corpus"]
+    assert students.get("num_labels", 0) == REASONING.get(folder.name, 0)
+    assert tuple(one["name"] for one in students["grid"]) == WRITERS
+    assert {tuple(one["control"]) for one in students["grid"]} == {("none", "undistilled")}
+    assert {run.job.lora_rank for run in make_ablation(students).runs} == {8}
+
+
+@pytest.mark.parametrize("name", ["obqa", "dolly"])
+def test_students_of_words_are_written_to_as_their_teacher_was(name: str) -> None:
+    words = keys_of(Path("recipes/words", f"{name}.yaml"))
+    students = keys_of(Path("recipes/words", f"{name}-students.yaml"))
+    kind = Path("recipes/instructions" if name == "dolly" else "recipes/reasoning/obqa")
+    pictures = keys_of(kind / "students.yaml")
+    for key in ("text_column", "text_format", "prompt_template", "max_length"):
+        assert words[key] == students[key] == pictures[key]
+    assert students["train"] == words["corpus"] == pictures["train"]
+    jobs = [run.job for run in make_ablation(students).runs]
+    caches = {str(job.cache) for job in jobs} | {str(job.token_cache or job.cache) for job in jobs}
+    assert caches == {words["cache"], pictures["cache"]}
+    assert {job.token_temperature for job in jobs} <= set(words["temperatures"])
+
+
 OF_A_TASK = {"train", "validation", "corpus", "text_column", "cache", "output", "rows_per_shard"}
 OF_A_TASK |= {"task", "num_labels", "metric"}
 
 
 @pytest.mark.parametrize("name", ["teacher.yaml", "students.yaml"])
-def test_tasks_differ_in_nothing_else(name: str) -> None:
+@pytest.mark.parametrize(("kind", "count"), [("nlu", 13), ("reasoning", 8)])
+def test_tasks_differ_in_nothing_else(kind: str, count: int, name: str) -> None:
     """So a run of one stands for all."""
     alike = [
         {key: value for key, value in keys_of(file).items() if key not in OF_A_TASK}
         for file in FILES
-        if file.name == name
+        if file.name == name and file.parent.parent.name == kind
     ]
-    assert len(alike) == 13
+    assert len(alike) == count
     assert all(each == alike[0] for each in alike)
 
 
@@ -164,9 +204,64 @@ def test_the_script_brings_tables_with_the_columns_of_the_recipes(
             assert table.schema.field("label").type == made_up(task).schema.field("label").type
 
 
+def asked(source: str, split: str, **keys: str) -> Any:
+    """A few rows as the published tables of questions have them."""
+    from datasets import Dataset
+
+    assert split in ("train", "validation")
+    known = {
+        "google/boolq": {"question": "is it", "passage": "it is", "answer": True},
+        "ybisk/piqa": {"goal": "to go", "sol1": "run", "sol2": "sit", "label": 0},
+        "lighteval/siqa": {
+            **{"context": "he ran", "question": "why?", "label": "3"},
+            **{f"answer{letter}": f"for {letter}" for letter in "ABC"},
+        },
+        "Rowan/hellaswag": {"ctx": "he ran", "endings": list("wxyz"), "label": "2", "ind": 7},
+        "allenai/winogrande": {
+            "sentence": "_ ran",
+            "option1": "he",
+            "option2": "it",
+            "answer": "1",
+        },
+        "databricks/databricks-dolly-15k": {
+            **{"instruction": "say it", "context": "", "response": "it", "category": "qa"}
+        },
+    }
+    choices = {"text": list("wxyz"), "label": list("1234"), "other": list("wxyz")}
+    arc = {"question": "what?", "choices": choices, "answerKey": "2"}
+    row = known.get(source) or (arc if "arc" in source else arc | {"question_stem": "which?"})
+    rows = 1200 if "dolly" in source else 3
+    return Dataset.from_list([row | {"source": f"{source} {n}"} for n in range(rows)])
+
+
+def test_the_other_script_brings_questions_and_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (script,) = [b for b in blocks(README) if b.file == "language-data.py"]
+    monkeypatch.setattr("datasets.load_dataset", asked)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script.code, "language-data.py", "exec"), {})
+    right = {"boolq": "B", "piqa": "A", "siqa": "C", "hellaswag": "C", "winogrande": "A"}
+    for task in REASONING:
+        for split in ("train", "validation"):
+            table = pq.read_table(Path("data", "reasoning", task, f"{split}.parquet"))
+            assert set(table.column_names) == set(question(task).column_names)
+            first = table.to_pylist()[0]
+            letter = right.get(task, "B")
+            assert (first["response"], first["label"]) == (letter, "ABCDE".index(letter))
+            assert first["prompt"].count("\n") >= 2
+            assert f"\n{letter}. " in first["prompt"]
+    sizes = [
+        len(pq.read_table(Path("data", "instructions", "dolly", f"{split}.parquet")))
+        for split in ("train", "validation", "test")
+    ]
+    assert sizes == [200, 500, 500]
+
+
 def test_every_recipe_is_listed_and_what_is_listed_is_there() -> None:
     paths = {str(f.relative_to("recipes")).replace(f"/{f.parent.name}/", "/TASK/") for f in FILES}
-    singles = {str(f.relative_to("recipes")) for f in FILES if f.parent.parent.name != "nlu"}
+    of_tasks = ("nlu", "reasoning")
+    singles = {str(f.relative_to("recipes")) for f in FILES if f.parent.parent.name not in of_tasks}
     listed = set(re.findall(r"`([\w/-]+\.yaml)`", README)) - {"students.yaml"}
     assert listed == singles | {path for path in paths if "TASK" in path}
     texts = [README, *((ROOT / file).read_text(encoding="utf-8") for file in FILES)]
@@ -174,6 +269,11 @@ def test_every_recipe_is_listed_and_what_is_listed_is_there() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
     links = re.findall(r"\]\((?!http)(\S+?)\)", README)
     assert [link for link in links if not (RECIPES / link).is_file()] == []
+
+
+def test_every_reasoning_task_is_listed_with_its_choices() -> None:
+    for task, choices in REASONING.items():
+        assert re.search(rf"^\|.* `{task}`.* \| {choices} \|$", README, re.MULTILINE)
 
 
 def test_every_task_is_listed_with_its_metric() -> None:

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from armada.pipeline.ablation.job import make_ablation
 from armada.stages.corpus.labels import LabelSpace
 from armada.stages.distill.student import StudentSettings
 from armada.stages.distill.student_source import load_student
@@ -26,7 +29,9 @@ from recipes_material import (
     ROWS,
     STUDENTS,
     TASKS,
+    WRITERS,
     keys_of,
+    write_language_tables,
     write_tables,
 )
 from recipes_models import LORA, small_commands
@@ -61,6 +66,7 @@ def place(commands: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """With data, and all caches, made by the recipes."""
     made = workplace(tmp_path_factory.mktemp("place"), commands)
     write_tables(made.folder / "data")
+    write_language_tables(made.folder / "data")
     ask_all(made, "--quiet")
     yield made
     made.close()
@@ -120,7 +126,7 @@ def test_teachers_say_what_they_would_do(place: Workplace) -> None:
 FEATURES = {"clip": ("embedding", 24), "sd-image": ("image_embedding", 12)}
 
 
-@pytest.mark.parametrize("file", PRECOMPUTE, ids=str)
+@pytest.mark.parametrize("file", [f for f in PRECOMPUTE if f.parent.name != "words"], ids=str)
 def test_a_cache_holds_what_the_recipe_says(place: Workplace, file: Path) -> None:
     cache = open_cache(place.folder / keys_of(file)["cache"])
     name, width = FEATURES.get(file.stem, ("latent", 4 * 2 * 2))
@@ -131,10 +137,24 @@ def test_a_cache_holds_what_the_recipe_says(place: Workplace, file: Path) -> Non
     assert ("lora" in cache.teacher.spec.weights) == (file.stem == "sd-lora")
 
 
+@pytest.mark.parametrize("name", ["obqa", "dolly"])
+def test_a_cache_holds_words(place: Workplace, name: str) -> None:
+    keys = keys_of(Path("recipes/words", f"{name}.yaml"))
+    cache = open_cache(place.folder / keys["cache"])
+    assert cache.features == ("token_ids", "prompt_tokens", "top_k")
+    coding = cache.feature_spec("top_k").coding
+    assert (coding.k, coding.temperatures) == (keys["top_k"], (1.0, 2.0))
+    assert len(cache) == ROWS
+    assert cache.ragged("top_k").lengths(np.arange(ROWS)).min() > 0
+
+
+CELLS = {"nlu": 14, "reasoning": 8, "instructions": 8, "words": 4, "controls": 25}
+
+
 @pytest.mark.parametrize("file", ABLATE, ids=str)
 def test_students_find_their_data(armada: CommandLine, file: Path) -> None:
     cells = json.loads(armada.done("ablate", file, "--dry-run", "--json"))
-    assert len(cells) == {"students.yaml": 14}.get(file.name, 25)
+    assert len(cells) == CELLS[file.parts[1]]
     assert {cell["train_examples"] for cell in cells} == {ROWS}
 
 
@@ -189,6 +209,59 @@ def test_controls_are_run(place: Workplace) -> None:
     assert len(figures(place.folder / "runs" / "cola-controls")) == 25
     study = json.loads((place.folder / "runs" / "cola-controls" / "ablation.json").read_bytes())
     assert study["studies"][0]["metric"] == "matthews"
+
+
+def run_of(file: str, name: str, output: Path) -> Path:
+    """A cell of a grid, by the name of its folder, as a job of its own, short."""
+    (found,) = [
+        each.job
+        for each in make_ablation(keys_of(Path(file))).runs
+        if each.job.output.parent.name == name and not each.seed
+    ]
+    keys = found.model_dump(mode="json") | {"output": str(output), "epochs": 1}
+    keys |= {"aligner_hidden_size": 8}
+    job = output.with_suffix(".yaml")
+    job.write_text(yaml.safe_dump(keys), encoding="utf-8")
+    return job
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("recipes/reasoning/obqa/students.yaml", "OPT-1.3B-distilled"),
+        ("recipes/reasoning/arc-c/students.yaml", "LLaMA-3B-undistilled"),
+        ("recipes/instructions/students.yaml", "LLaMA-8B-distilled"),
+        ("recipes/words/obqa-students.yaml", "words-distilled"),
+        ("recipes/words/dolly-students.yaml", "words-undistilled"),
+        ("recipes/words/dolly-students.yaml", "pictures-and-words"),
+    ],
+)
+def test_a_student_that_writes_is_trained_and_evaluated(
+    armada: CommandLine, tmp_path: Path, file: str, name: str
+) -> None:
+    output = tmp_path / "run"
+    armada.done("distill", run_of(file, name, output), "--quiet")
+    metrics = json.loads((output / "metrics.json").read_bytes())
+    assert (metrics["train_examples"], metrics["skipped_rows"]) == (ROWS, [])
+    assert (output / "student" / "adapter_model.safetensors").is_file()
+    corpus = keys_of(Path(file))["validation"]
+    words = ("--corpus", corpus, "--set", "max_new_tokens=3", "--json")
+    result = json.loads(armada.done("evaluate", output, *words))
+    assert result["metrics"].keys() >= {"exact_match", "rouge_l", "perplexity"}
+
+
+@pytest.mark.slow
+def test_all_students_that_write_are_trained(place: Workplace) -> None:
+    for file in ("reasoning/obqa/students", "words/dolly-students"):
+        place.shell(f"armada ablate recipes/{file}.yaml {SHORT} --workers 1 --quiet")
+    ways = ("distilled", "undistilled")
+    runs = figures(place.folder / "runs" / "reasoning-obqa")
+    assert set(runs) == {f"{name}-{way}/seed-0" for name in WRITERS for way in ways}
+    assert len(figures(place.folder / "runs" / "dolly-words")) == 4
+    place.shell("armada report runs/dolly-words --out dolly.html")
+    study = json.loads((place.folder / "runs" / "dolly-words" / "ablation.json").read_bytes())
+    rows = study["studies"][0]["conditions"]
+    assert sum(row["improvement"] is not None for row in rows) == 3, "all beside the undistilled"
 
 
 def test_one_student_is_trained_by_two_processes(place: Workplace) -> None:
