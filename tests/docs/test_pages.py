@@ -38,6 +38,7 @@ INSTEAD = {
         Instead("--nproc-per-node 8", "--nproc-per-node 2", "two cores"),
         Instead("--set 'seed=[0, 1, 2]'", "--set 'seed=[0, 1]' --set epochs=1", "shorter"),
         Instead("--set temperature=2", "--set temperature=2 --set epochs=1", "shorter"),
+        Instead("--set feature=top_k", "--set feature=top_k --set epochs=1", "shorter"),
         Instead("precision: bf16", "precision: bf16\nepochs: 1", "shorter"),
     ),
     "language-models.md": (
@@ -117,9 +118,10 @@ def test_real_teachers(place: Workplace, shared: list[str], more: list[Instead])
     assert "10 rows, 10 unique; 0 are cached, 10 to ask" in printed
     said = re.findall(r"(\d+) rows, \d+ unique; (\d+) were cached, (\d+) asked", printed)
     # All GPUs of a machine come first, the other teachers last.
-    assert ["/".join(numbers) for numbers in said] == ["10/0/10", *shared, *["10/0/10"] * 4]
-    sizes = {name: rows(place.folder / name) for name in ("sd", "clip", "encoder", "classifier")}
-    assert sizes == {"sd": 10 + 6 + 3, "clip": 10, "encoder": 10, "classifier": 10}
+    assert ["/".join(numbers) for numbers in said] == ["10/0/10", *shared, *["10/0/10"] * 5]
+    others = ("clip", "encoder", "classifier", "words")
+    sizes = {name: rows(place.folder / name) for name in ("sd", *others)}
+    assert sizes == {"sd": 10 + 6 + 3} | dict.fromkeys(others, 10)
     assert "\nwhole\n" in printed
     assert (place.folder / "sd" / "README.md").is_file()
     _check_students(place.folder / "runs", printed)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from armada.pipeline.ablation.job import make_ablation
+from armada.pipeline.distill_job import DistillJob
 from command_line import CommandLine
 from tiny_language_models import TEXTS, make_causal_lm
 
@@ -111,3 +112,13 @@ def test_an_undistilled_student_is_checked_too(armada: CommandLine) -> None:
     refused = armada("distill", *words, *student, "--set", "lora_rank=4")
     assert refused.code == 2
     assert "a student from scratch has nothing to adapt" in refused.err
+
+
+def test_the_cache_of_words_is_a_folder_or_a_url_as_the_other_one() -> None:
+    """A folder is opened where it is: it has no mirror."""
+    keys: dict[str, Any] = JOB | {"objective": "armada", "token_cache": "words"}
+    job = DistillJob(**keys)
+    assert job.token_cache == Path("words")
+    far = DistillJob(**keys | {"token_cache": "https://me:secret@example.org/words"})
+    assert isinstance(far.token_cache, str)
+    assert "secret" not in far.model_dump_json()
