@@ -1,6 +1,7 @@
 """What can be refused of a language job from its keys alone."""
 
 from ...cache_schemas.errors import JobError
+from ...stages.distill.objectives.base import ObjectiveSettings
 from ...stages.distill.student_source import SCRATCH
 from ..distill_job import DistillJob
 from .keys import LanguageKeys
@@ -32,6 +33,32 @@ def check_language_job(job: DistillJob) -> None:
         )
     if job.responses == "generated" and job.objective != "tokens":
         raise JobError("responses generated: is for objective tokens")
+    if job.temperature != ObjectiveSettings.model_fields["temperature"].default:
+        _refuse_temperature(job)
+    if job.lora_rank is None and (job.lora_targets or job.lora_alpha or job.lora_dropout):
+        raise JobError("lora_targets, lora_alpha, lora_dropout: need lora_rank; say it as well")
+    _check_cross_tokenizer(job)
+
+
+def _refuse_temperature(job: DistillJob) -> None:
+    """That of class outputs, which there are only where texts have labels."""
+    if job.objective != "armada" or job.label_column is None:
+        raise JobError(
+            f"job key 'temperature': {job.temperature}: is of outputs for classes; words are "
+            "softened by token_temperature"
+        )
+
+
+def _check_cross_tokenizer(job: DistillJob) -> None:
+    if job.cross_tokenizer and job.responses == "generated":
+        raise JobError(
+            "responses generated: are words of the teacher's tokenizer; use a student that has it"
+        )
+    if job.cross_tokenizer and job.divergence != "forward_kl":
+        raise JobError(
+            f"divergence {job.divergence}: cross_tokenizer compares sorted probabilities, by the "
+            "sum of their differences; leave divergence out"
+        )
     if job.cross_tokenizer and job.token_temperature != 1:
         raise JobError(
             f"token_temperature {job.token_temperature:g}: probabilities of two tokenizers are "

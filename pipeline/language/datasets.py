@@ -17,9 +17,17 @@ from ...stages.distill.order import Places
 from ...stages.language.recipe import Recipe
 from ...stages.language.tokens import TokenTexts, encode_texts
 from ..distill_job import DistillJob
+from ..show import counted
 from ..student_data import LabelledCorpus
 from .data import LanguageData
-from .teacher_texts import check_same_tokens, matched_by_characters, with_generated
+from .teacher_texts import (
+    check_same_tokens,
+    matched_by_characters,
+    with_generated,
+    word_total,
+)
+
+_NOTHING = "nothing of it is left to predict: its prompt fills max_length, or its response is empty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +61,11 @@ def learnable(
         return data, texts
     if not job.skip_bad_rows or len(empty) == len(texts):
         raise CorpusError(
-            f"{data.train.corpus.where(int(empty[0]))}: nothing of it is left to predict within "
-            f"max_length ({len(empty)} such rows); raise max_length, or set skip_bad_rows=true to "
-            "leave such rows out"
+            f"{data.train.corpus.where(int(empty[0]))}: {_NOTHING} "
+            f"({counted(len(empty), 'such row')}); raise max_length, mend the file, or set "
+            "skip_bad_rows=true to leave such rows out"
         )
-    data = data.without(empty, "nothing of it is left to predict within max_length")
+    data = data.without(empty, _NOTHING)
     return data, _texts(job, data, encoding)
 
 
@@ -94,10 +102,10 @@ def _teacher(job: DistillJob, data: LanguageData, texts: TokenTexts) -> Answerin
         return None
     feature = words.cache.ragged(words.feature)
     answers = CachedAnswers(feature, job.token_temperature, job.tail)
-    answers.check(job.divergence, job.cross_tokenizer)
+    answers.check(job.divergence, job.cross_tokenizer, word_total(words.spec))
     if job.cross_tokenizer:
         return matched_by_characters(answers, words.cache, words.rows, texts)
-    check_same_tokens(texts, words.cache, words.rows, data.train.corpus)
+    check_same_tokens(texts, words.cache, words.rows, feature, data.train.corpus)
     return TeacherTokens(answers, words.rows)
 
 

@@ -18,7 +18,7 @@ from ...stages.distill.language.settings import LanguageSettings
 from ...stages.distill.language.student import LanguageStudent
 from ...stages.distill.objectives.base import ObjectiveSettings, Sizes
 from ...stages.distill.objectives.undistilled import UndistilledObjective
-from ...stages.language.tokens import TokenTexts, encode_texts
+from ...stages.language.tokens import TokenTexts, encode_texts, end_ids
 from ..device import choose_device
 from ..evaluate_job import EvaluateJob
 
@@ -86,7 +86,10 @@ def _responded(
         texts.of(text)[: texts.prompts[text]].tolist() for text in whole.tolist()
     ]
     assert job.max_new_tokens is not None
-    responses = respond(student.model, tokenizer, prompts, job.max_new_tokens, job.batch_size)
+    ends = end_ids(tokenizer, card.recipe, student.causal)
+    responses = respond(
+        student.causal, tokenizer, prompts, job.max_new_tokens, job.batch_size, ends
+    )
     said = [""] * len(texts)
     for text, response in zip(whole.tolist(), responses, strict=True):
         said[text] = response

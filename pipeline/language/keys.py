@@ -43,6 +43,12 @@ class RecipeKeys(LanguageSettings):
         asked = {name: value for name, value in told.items() if value is not None}
         if teacher is None:
             return make(Recipe, asked)
+        lacking = Recipe.model_fields.keys() - teacher.settings.keys()
+        if lacking:
+            raise JobError(
+                f"job key 'teacher': {teacher.kind}:{teacher.name} does not say how texts were "
+                f"written ({', '.join(sorted(lacking))} are missing); name another"
+            )
         known = {name: teacher.settings[name] for name in Recipe.model_fields}
         for name, value in asked.items():
             if value != known[name]:

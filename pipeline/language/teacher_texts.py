@@ -13,6 +13,7 @@ from ...stages.language.tokens import TokenTexts
 from ...stages.language.vocabulary import tokenizer_digest
 from ...stages.store.format.index import Rows
 from ...stages.store.format.ragged import arange_each
+from ...stages.store.reading.ragged_array import RaggedArray
 from ...stages.store.reading.reader import Cache
 
 GENERATED = "generated_ids"
@@ -34,13 +35,27 @@ def check_tokenizer(teacher: TeacherSpec, tokenizer: Any, cross_tokenizer: bool)
         )
 
 
-def check_same_tokens(texts: TokenTexts, cache: Cache, rows: Rows, corpus: Corpus) -> None:
+def word_total(teacher: TeacherSpec) -> int:
+    """How many words a teacher's tokenizer has."""
+    total = teacher.settings.get("vocabulary")
+    if not isinstance(total, int) or isinstance(total, bool):
+        raise CacheError(
+            f"teacher {teacher.kind}:{teacher.name}: does not say how many words it has; use "
+            "another cache"
+        )
+    return total
+
+
+def check_same_tokens(
+    texts: TokenTexts, cache: Cache, rows: Rows, answers: RaggedArray, corpus: Corpus
+) -> None:
     """Refuse texts whose tokens, or whose prompts, are not those that were answered; one of both
     may have been cut where the other was not."""
     cached = cache.ragged("token_ids")
     lengths = cached.lengths(rows)
     prompts = cache["prompt_tokens"].gather(rows).astype(np.int64)
     differ = np.minimum(texts.prompts, lengths) != prompts
+    _check_counts(answers.lengths(rows), lengths - prompts, corpus)
     common = np.minimum(texts.lengths, lengths)
     for start in range(0, len(texts), _BLOCK):
         block = np.arange(start, min(start + _BLOCK, len(texts)))
@@ -56,6 +71,16 @@ def check_same_tokens(texts: TokenTexts, cache: Cache, rows: Rows, corpus: Corpu
             f"{corpus.where(first)}: its tokens are not those that the teacher answered "
             f"({int(differ.sum())} such rows): how texts are written or tokenized has changed; "
             "precompute them again"
+        )
+
+
+def _check_counts(found: Rows, predicted: Rows, corpus: Corpus) -> None:
+    """Every token after a prompt has a prediction; strangers may have written otherwise."""
+    if (found != predicted).any():
+        first = int(np.flatnonzero(found != predicted)[0])
+        raise CacheError(
+            f"{corpus.where(first)}: the cache has {int(found[first])} predictions for "
+            f"{int(predicted[first])} tokens; use another cache"
         )
 
 

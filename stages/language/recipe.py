@@ -20,10 +20,18 @@ JOINT = "\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An example as strings: `prompt` is given, `response` is to be predicted."""
+    """An example as strings: `prompt` is given, `response` is to be predicted; of it, `content` is
+    what the example says, and starts at character `start`: a chat template may add to it."""
 
     prompt: str
     response: str
+    content: str
+    start: int = 0
+
+    @classmethod
+    def plainly(cls, prompt: str, response: str) -> "Written":
+        """Without anything added."""
+        return cls(prompt, response, response)
 
 
 class Recipe(BaseModel):
@@ -64,7 +72,7 @@ class Recipe(BaseModel):
         """The strings of one example. Raises JobError for segments or a tokenizer that cannot be
         written so."""
         if not self.has_prompt:
-            return Written("", JOINT.join(part for part in segments if part.strip()))
+            return Written.plainly("", JOINT.join(part for part in segments if part.strip()))
         *given, response = segments
         if not given:
             raise JobError(
@@ -73,7 +81,7 @@ class Recipe(BaseModel):
             )
         asked = JOINT.join(part for part in given if part.strip())
         if self.text_format == "plain":
-            return Written(self.prompt_template.replace(TEXT, asked), response)
+            return Written.plainly(self.prompt_template.replace(TEXT, asked), response)
         return self._chat(tokenizer, asked, response)
 
     def _chat(self, tokenizer: Any, asked: str, response: str) -> Written:
@@ -91,7 +99,19 @@ class Recipe(BaseModel):
                 "text_format chat: the chat template writes an answered question otherwise than it "
                 "asks for an answer, so where the response begins is not known; use plain"
             )
-        return Written(prompt, whole.removeprefix(prompt).rstrip("\n"))
+        rendered = whole.removeprefix(prompt).rstrip("\n")
+        content = next((each for each in (response, response.strip()) if each in rendered), None)
+        if content is None:
+            raise JobError(
+                f"text_format chat: the chat template does not write the response as it is "
+                f"({response[:40]!r} became {rendered[:60]!r}); use plain"
+            )
+        return Written(prompt, rendered, content, rendered.index(content))
+
+    def after_response(self, tokenizer: Any) -> str:
+        """What a chat template writes behind a response."""
+        written = self._chat(tokenizer, "?", "x")
+        return written.response[written.start + len(written.content) :]
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

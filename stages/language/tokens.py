@@ -37,8 +37,8 @@ class TokenTexts:
     truncated: npt.NDArray[np.bool_]
     bytes: npt.NDArray[np.int64]
     read: npt.NDArray[np.uint32] | None = None
-    """For each token, how many characters of the response have been read before it; INSIDE where
-    that is no whole number, and in prompts. None: nobody asked."""
+    """For each token, how many characters of the example's own response have been read before it;
+    INSIDE where that is no whole number, and outside of it. None: nobody asked."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -78,6 +78,18 @@ def special_ends(tokenizer: Any) -> Ends:
     if not after and tokenizer.eos_token_id is not None:
         after = [tokenizer.eos_token_id]
     return Ends(tuple(whole[:start]), tuple(after))
+
+
+def end_ids(tokenizer: Any, recipe: Recipe, model: Any) -> frozenset[int]:
+    """The tokens that end what a model says: those of its own configuration, those that end texts,
+    and what a chat template writes behind a response, if that is a special token."""
+    configured = model.generation_config.eos_token_id
+    known = {*(configured if isinstance(configured, list) else [configured])}
+    known |= {tokenizer.eos_token_id, *special_ends(tokenizer).after}
+    if recipe.text_format == "chat":
+        behind = tokenizer(recipe.after_response(tokenizer), add_special_tokens=False)["input_ids"]
+        known |= {*behind[:1]} & {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return frozenset(known - {None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +151,15 @@ def _end_to_end(blocks: Sequence[TokenTexts]) -> TokenTexts:
 
 
 def _kept_bytes(tokenizer: Any, text: _Text, max_length: int) -> int:
-    """Bytes of a response, of one that is cut by what is left of it."""
-    if len(text.ids) <= max_length:
+    """Bytes of what is predicted: of a text that is cut, of what is left of it; without the first
+    token where nothing comes before it."""
+    if len(text.ids) > max_length:
+        kept = text.ids[max(text.prompt, 1) : max_length]
+        return len(tokenizer.decode(kept, skip_special_tokens=True).encode())
+    if text.prompt or not len(text.ids):
         return text.bytes
-    left = tokenizer.decode(text.ids[text.prompt : max_length], skip_special_tokens=True)
-    return len(left.encode())
+    first = tokenizer.decode(text.ids[:1], skip_special_tokens=True)
+    return max(text.bytes - len(first.encode()), 0)
 
 
 def _tokenized(
@@ -154,9 +170,11 @@ def _tokenized(
     with_characters: bool,
 ) -> Iterator[_Text]:
     """Prompts and responses, special tokens among them."""
-    responses = _Encoded.of(tokenizer, [each.response for each in written], with_characters)
-    prompts = _Encoded.of(tokenizer, [each.prompt for each in written], False)
     chat = recipe.text_format == "chat"  # the template has written the special tokens
+    responses = _Encoded.of(
+        tokenizer, [each.response for each in written], with_characters, special=chat
+    )
+    prompts = _Encoded.of(tokenizer, [each.prompt for each in written], False, special=chat)
     before = () if chat else ends.before
     after = ends.after if recipe.end_token and not chat else ()
     for place, one in enumerate(written):
@@ -164,9 +182,18 @@ def _tokenized(
         read = None
         if with_characters:
             inside = np.full(len(prompt), INSIDE, dtype=np.uint32)
-            read = np.concatenate([inside, responses.read(place, len(after))])
+            counted = _of_content(responses.read(place, len(after)), one)
+            read = np.concatenate([inside, counted])
         ids = np.array([*prompt, *responses.ids[place], *after], dtype=np.int32)
-        yield _Text(ids, len(prompt), len(one.response.encode()), read)
+        yield _Text(ids, len(prompt), len(one.content.encode()), read)
+
+
+def _of_content(read: npt.NDArray[np.uint32], written: Written) -> npt.NDArray[np.uint32]:
+    """Characters counted from where the example's own response begins, and no further than it
+    goes."""
+    counted = read.astype(np.int64) - written.start
+    own = (read != INSIDE) & (counted >= 0) & (counted <= len(written.content))
+    return np.where(own, counted, INSIDE).astype(np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +204,11 @@ class _Encoded:
     offsets: list[list[tuple[int, int]]] | None
 
     @classmethod
-    def of(cls, tokenizer: Any, texts: list[str], with_offsets: bool) -> "_Encoded":
+    def of(cls, tokenizer: Any, texts: list[str], with_offsets: bool, special: bool) -> "_Encoded":
+        """`special`: whether a special token that is written out in a string is one; in a text of
+        the corpus it is a text like any other, and ends nothing."""
         more: dict[str, Any] = {"return_offsets_mapping": True} if with_offsets else {}
+        more["split_special_tokens"] = not special
         if with_offsets and not tokenizer.is_fast:
             raise JobError(
                 "characters: the tokenizer cannot tell where its tokens lie in a text; use one "

@@ -369,7 +369,18 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "an unknown metric": ({"metric": "accuracy"}, "is not one of loss, perplexity, bits_per_byte"),
     "too long": ({"max_length": 500}, "takes 128 tokens at most"),
-    "nothing left to predict": ({"max_length": 4}, "left to predict within max_length"),
+    "nothing left to predict": ({"max_length": 4}, "its prompt fills max_length"),
+    "a temperature of classes": ({"temperature": 3.0}, "words are softened by token_temperature"),
+    "settings of adapters alone": ({"lora_targets": "[q_proj]"}, "need lora_rank"),
+    "generated words of another tokenizer": (
+        {"cross_tokenizer": "true", "responses": "generated", "student": "OTHER"},
+        "are words of the teacher's tokenizer",
+    ),
+    "a divergence by rank": (
+        {"cross_tokenizer": "true", "divergence": "jsd", "student": "OTHER"},
+        "by the sum of their differences",
+    ),
+    "a tail of draws": ({"feature": "draws", "tail": "renormalised"}, "draws have none"),
     "an image's teacher": ({"cache": "FEATURES", "feature": None}, "a hash teaches no words"),
 }
 

@@ -49,13 +49,16 @@ def test_a_prompt_that_fills_a_row_is_refused_or_left_out(armada: CommandLine) -
     assert "4 rows, 4 unique; 0 were cached, 4 asked" in printed
     refused = armada(*DISTILL, *TRAIN, "--output", "refused")
     assert refused.code == 2
-    assert "train.parquet row 3: nothing of it is left to predict within max_length" in refused.err
-    assert "(1 such rows); raise max_length, or set skip_bad_rows=true" in refused.err
+    assert (
+        "train.parquet row 3: nothing of it is left to predict: its prompt fills max_length"
+        in refused.err
+    )
+    assert "(1 such row); raise max_length, mend the file, or set skip_bad_rows" in refused.err
 
     armada.done(*DISTILL, *TRAIN, "--output", "run", "--set", "skip_bad_rows=true")
     metrics = json.loads(Path("run/metrics.json").read_bytes())
     (skipped,) = metrics["skipped_rows"]
-    assert skipped.endswith("row 3: nothing of it is left to predict within max_length")
+    assert "row 3: nothing of it is left to predict: its prompt fills" in skipped
     assert metrics["train_examples"] == metrics["steps"] == 3
 
     # The others learn from their own answers: as if the row had never been there.
@@ -81,8 +84,8 @@ def test_responses_end_where_the_model_has_no_more_places(tmp_path: Path) -> Non
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer.eos_token_id = None  # it says as much as it may
     prompts = [[5 + n % 7 for n in range(size)] for size in (3, POSITIONS - 2, POSITIONS, 4)]
-    said = respond(model, tokenizer, prompts, 6, batch_size=4)
-    alone = [respond(model, tokenizer, [prompt], 6, batch_size=1)[0] for prompt in prompts]
+    said = respond(model, tokenizer, prompts, 6, 4, ())
+    alone = [respond(model, tokenizer, [prompt], 6, 1, ())[0] for prompt in prompts]
     assert said == alone
     assert said[2] == ""
     assert 0 < len(said[1]) < len(said[0])

@@ -5,6 +5,7 @@ each of these, in the order of the texts; no Python object a token.
 Shapes: P predictions, k entries or K draws, V words.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ....cache_schemas.codings import DrawsCoding, TopKCoding
-from ....cache_schemas.errors import JobError
+from ....cache_schemas.errors import CacheError, JobError
 from ...store.codec.draws import decode_draws
 from ...store.codec.top_k import decode_top_k
 from ...store.format.index import Rows
@@ -39,18 +40,35 @@ class CachedAnswers:
     temperature: float
     tail: Tail
 
-    def check(self, divergence: Divergence, by_rank: bool) -> None:
-        """Raise an InputError for answers that cannot be compared so."""
-        coding = self.feature.spec.coding
+    def check(self, divergence: Divergence, by_rank: bool, words: int) -> None:
+        """Raise an InputError for answers that cannot be compared so, or are not of so many words:
+        caches come from strangers."""
+        spec, coding = self.feature.spec, self.feature.spec.coding
+        said = coding.vocabulary if coding is not None else math.prod(spec.shape)
+        if spec.axis != "predictions" or said != words or (coding is None and spec.whole):
+            raise CacheError(
+                f"feature {spec.name!r}: {spec.shown} of {said} words is not what a teacher of "
+                f"{words} words says of predictions; use another cache"
+            )
         if isinstance(coding, DrawsCoding):
-            if by_rank:
-                raise JobError(
-                    "cross_tokenizer: sorted probabilities are compared, which draws do not give; "
-                    "cache top_k or dense"
-                )
-            check_draws(divergence, self.temperature, bool(coding.log_prob_bits))
+            self._check_draws(coding, divergence, by_rank)
         nothing = np.empty(0, dtype=np.int64)
         self.read(nothing, nothing, nothing)
+
+    def _check_draws(self, coding: DrawsCoding, divergence: Divergence, by_rank: bool) -> None:
+        if by_rank:
+            raise JobError(
+                "cross_tokenizer: sorted probabilities are compared, which draws do not give; "
+                "cache top_k or dense"
+            )
+        if self.tail != "bucket":
+            raise JobError("tail renormalised: is of top_k, and draws have none; leave it out")
+        if coding.temperature != 1:
+            raise CacheError(
+                f"feature {self.feature.spec.name!r}: was drawn at temperature "
+                f"{coding.temperature:g}; students learn from draws at 1"
+            )
+        check_draws(divergence, self.temperature, bool(coding.log_prob_bits))
 
     def read(self, rows: Rows, places: Rows, counts: Rows) -> Tensors:
         """Of row `rows[i]` of the cache `counts[i]` predictions, text after text; `places` says

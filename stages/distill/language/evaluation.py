@@ -4,13 +4,14 @@ perplexity     exp of the mean cross entropy of the predicted tokens; one tokeni
 bits_per_byte  the cross entropy of all of them over the bytes of text they stand for: comparable
                between tokenizers
 rouge_l        F-measure of the longest common subsequence of words, stemmed (Lin, 2004)
-exact_match    share of responses that are the reference but for case, punctuation and spaces
+exact_match    share of responses that are the reference but for case, spaces and punctuation that
+               is not of numbers
 """
 
 import math
 import re
-import string
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -61,21 +62,40 @@ def response_metrics(said: Sequence[str], references: Sequence[str]) -> dict[str
     """Of responses against one reference each."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     pairs = list(zip(said, references, strict=True))
     rouge = [scorer.score(reference, one)["rougeL"].fmeasure for one, reference in pairs]
     exact = [_plain(one) == _plain(reference) for one, reference in pairs]
     return {"rouge_l": sum(rouge) / len(pairs), "exact_match": sum(exact) / len(pairs)}
 
 
+class _Words:
+    """Stemmed words as rouge_score's own tokenizer makes them, of any script: its own knows Latin
+    letters alone."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self._stem = PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        words = re.findall(r"[^\W_]+", text.lower())
+        return [self._stem(word) if len(word) > 3 else word for word in words]
+
+
 def _plain(text: str) -> str:
-    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return re.sub(r"\s+", " ", bare).strip()
+    """Without case, and without punctuation but for that of numbers."""
+    return " ".join(re.sub(r"[^\w\s](?!\d)|_", "", text.lower()).split())
 
 
 @torch.inference_mode()
 def respond(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], most: int, batch_size: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    batch_size: int,
+    ends: Collection[int],
 ) -> list[str]:
     """A model's greedy responses to prompts of token ids, at most so many tokens each, and no more
     than the model has places for: none to a prompt that fills them all."""
@@ -87,28 +107,40 @@ def respond(
         places = list(group) if tokens > 0 else []
         for start in range(0, len(places), batch_size):
             chosen = places[start : start + batch_size]
-            found = _continued(model, tokenizer, [prompts[place] for place in chosen], tokens)
+            with _greedy(model, tokenizer, tokens, ends):
+                found = _continued(model, tokenizer, [prompts[place] for place in chosen])
             for place, text in zip(chosen, found, strict=True):
                 said[place] = text
     return said
 
 
-def _continued(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], most: int
-) -> list[str]:
-    width = max(map(len, prompts))
-    pad = tokenizer.pad_token_id
-    ids_BT = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts])
-    mask_BT = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
-    rows = model.get_output_embeddings().weight.shape[0]
-    output = model.generate(
-        input_ids=ids_BT.to(model.device),
-        attention_mask=mask_BT.to(model.device),
+@contextmanager
+def _greedy(model: Any, tokenizer: Any, most: int, ends: Collection[int]) -> Iterator[None]:
+    """A model that says the most probable words, whatever its folder says of sampling, beams and
+    penalties; rows of logits that stand for no word are never said."""
+    from transformers import GenerationConfig
+
+    before, rows = model.generation_config, model.get_output_embeddings().weight.shape[0]
+    model.generation_config = GenerationConfig(
         max_new_tokens=most,
         do_sample=False,
-        pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
+        num_beams=1,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends) or None,
         suppress_tokens=list(range(len(tokenizer), rows)) or None,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _continued(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
+    width, pad = max(map(len, prompts)), tokenizer.pad_token_id
+    ids_BT = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts])
+    mask_BT = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
+    output = model.generate(
+        input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device)
     )
     texts: list[str] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
     return [text.strip() for text in texts]

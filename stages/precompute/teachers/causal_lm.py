@@ -18,7 +18,7 @@ from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...language.logits import find_transform, hidden_states, looks_ahead
-from ...language.tokens import TokenTexts, encode_texts, places_of_predicted, special_ends
+from ...language.tokens import TokenTexts, encode_texts, end_ids, places_of_predicted
 from ...language.vocabulary import tokenizer_digest, word_count
 from ...pretrained import read_tokenizer, token_limit
 from .base import Answers, Example, example_seed
@@ -152,6 +152,15 @@ class CausalLMTeacher(CheckpointTeacher):
         logits_CV = self._transform.apply_(self._head(rows_CH))
         return logits_CV[: len(hidden_CH), : self._words].float()
 
+    def _next_logits(self, ids_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
+        """Logits [B, V] of what comes after rows of tokens, and what is remembered of them: never
+        the logits of all tokens of a prompt."""
+        mask_BT = None if past is not None else torch.ones_like(ids_BT)
+        body = getattr(self._model, self._model.base_model_prefix)
+        known = {} if mask_BT is None else {"attention_mask": mask_BT}
+        output = body(input_ids=ids_BT, past_key_values=past, use_cache=True, **known)
+        return self._logits(output.last_hidden_state[:, -1]), output.past_key_values
+
     def _generate(self, texts: TokenTexts, seeds: Sequence[int]) -> list[Continuation]:
         most = self._options.max_new_tokens or 0
         said = [Continuation() for _ in seeds]
@@ -161,9 +170,8 @@ class CausalLMTeacher(CheckpointTeacher):
             prompts_BT = torch.from_numpy(np.stack([texts.of(g)[:length] for g in group])).long()
             uniforms = [np.random.default_rng([seeds[g], 1]).random(most) for g in group]
             found = continue_prompts(
-                self._model,
+                self._next_logits,
                 in_row_groups(prompts_BT, self._device),
-                self._words,
                 min(most, self._positions - length),
                 self._ends,
                 Sampling(self._options.generation_temperature, self._options.generation_top_p),
@@ -189,9 +197,7 @@ class CausalLMTeacher(CheckpointTeacher):
         logit_bytes = 4 * self._head.weight.shape[0]
         self._chunk = max(CHUNK_BYTES // logit_bytes // ROW_GROUP, 1) * ROW_GROUP
         self._answers = self._make_answers()
-        ends = self._model.generation_config.eos_token_id
-        known = ends if isinstance(ends, list) else [ends]
-        self._ends = {*known, *special_ends(self._tokenizer).after} - {None}
+        self._ends = end_ids(self._tokenizer, self._options, self._model)
         self._fill = int(self._tokenizer.pad_token_id or 0)
 
     def _make_answers(self) -> dict[str, Answer]:

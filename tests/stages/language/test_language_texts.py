@@ -146,3 +146,50 @@ def test_characters_that_have_been_read() -> None:
     assert known == sorted(known)
     assert 1 in known
     assert told.count(INSIDE) > 1
+
+
+def test_special_tokens_that_are_written_out_are_text() -> None:
+    """A text cannot end itself, or anything else."""
+    found = encode_texts(TOKENIZER, Recipe(text_format="plain"), [("a </s> b", "c </s> d")], 60)
+    specials = [i for i in found.ids.tolist() if i in TOKENIZER.all_special_ids]
+    assert specials == [TOKENIZER.bos_token_id, TOKENIZER.eos_token_id]
+    assert TOKENIZER.decode(found.ids) == "<s>a </s> b\nc </s> d</s>"
+
+
+TURNED = make_chat_tokenizer(
+    chat_template="{% for turn in messages %}{{ '[' + turn['role'] + ']' }}"
+    "{{ ' ' if turn['role'] == 'assistant' else '' }}{{ turn['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+"""A template that puts a space before what the assistant says."""
+
+
+def test_bytes_are_of_what_is_predicted_and_of_the_texts_own() -> None:
+    recipe = Recipe(text_format="chat")
+    for tokenizer in (TOKENIZER, TURNED):
+        assert encode_texts(tokenizer, recipe, [("ask", "a cät")], 200).bytes.tolist() == [6]
+    bare = _without_special(make_chat_tokenizer())
+    found = encode_texts(bare, Recipe(end_token=False), [("the river",)], 50)
+    first = bare.decode(found.ids[:1])
+    assert found.bytes.tolist() == [len("the river") - len(first)]
+    cut = encode_texts(bare, Recipe(end_token=False), [("the river runs",)], 2)
+    assert cut.bytes.tolist() == [len(bare.decode(cut.ids[1:2]))]
+
+
+def test_what_has_been_read_does_not_count_what_a_template_adds() -> None:
+    recipe = Recipe(text_format="chat")
+    plain, turned = (
+        encode_texts(each, recipe, [("ask", "a cat")], 200, with_characters=True)
+        for each in (TOKENIZER, TURNED)
+    )
+    assert plain.read is not None
+    assert turned.read is not None
+    told = [set(each.read.tolist()) - {INSIDE} for each in (plain, turned)]
+    assert 5 in told[0] & told[1]  # before the end of the turn
+    assert 0 in told[0]
+    assert max(told[0] | told[1]) == 5
+    after_space = [
+        TURNED.decode([i]) for i, r in zip(turned.ids, turned.read, strict=True) if r == 1
+    ]
+    before = [TOKENIZER.decode([i]) for i, r in zip(plain.ids, plain.read, strict=True) if r == 1]
+    assert before == after_space

@@ -20,7 +20,7 @@ from armada.stages.store.codec.draws import decode_draws
 from armada.stages.store.codec.top_k import decode_top_k
 from pydantic import ValidationError
 from tiny_checkpoints import make_bert
-from tiny_language_models import FAMILIES, TEXTS, make_causal_lm, make_chat_tokenizer
+from tiny_language_models import CHAT, FAMILIES, TEXTS, make_causal_lm, make_chat_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -337,9 +337,8 @@ def test_options_that_contradict(options: dict[str, Any], told: str) -> None:
 def test_a_chat_needs_a_template_and_two_segments(tmp_path: Path) -> None:
     tokenizer = make_chat_tokenizer(chat_template=None)
     folder = make_causal_lm(tmp_path / "model", tokenizer=tokenizer)
-    teacher = loaded(folder, text_format="chat")
     with pytest.raises(JobError, match="no chat template"):
-        ask(teacher, PAIRS)
+        loaded(folder, text_format="chat")
     with pytest.raises(JobError, match="examples have one segment"):
         ask(loaded(folder, text_format="plain"))
 
@@ -349,7 +348,25 @@ def test_a_template_that_asks_otherwise_than_it_answers(tmp_path: Path) -> None:
     tokenizer = make_chat_tokenizer(chat_template=strange)
     folder = make_causal_lm(tmp_path / "model", tokenizer=tokenizer)
     with pytest.raises(JobError, match="where the response begins is not known"):
-        ask(loaded(folder, text_format="chat"), PAIRS)
+        loaded(folder, text_format="chat")
+
+
+def test_a_template_that_writes_another_response(tmp_path: Path) -> None:
+    louder = CHAT.replace("turn['content']", "turn['content']|upper")
+    folder = make_causal_lm(tmp_path / "model", tokenizer=make_chat_tokenizer(chat_template=louder))
+    with pytest.raises(JobError, match="does not write the response as it is"):
+        loaded(folder, text_format="chat")
+
+
+def test_a_turn_of_a_chat_ends_where_its_template_ends_it(tmp_path: Path) -> None:
+    """Its token is not the tokenizer's end-of-sequence token."""
+    tokenizer = make_chat_tokenizer(chat_template=CHAT.replace("</s>", "<end>"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    folder = make_causal_lm(tmp_path / "model", tokenizer=tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<end>")
+    options = {"top_k": None, "max_new_tokens": 4}
+    assert end in loaded(folder, text_format="chat", **options)._ends
+    assert end not in loaded(folder, text_format="plain", **options)._ends
 
 
 def test_a_tokenizer_that_is_not_the_models_own(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Prompts of one length are continued together, so that nothing is padded and an a
 its example alone. Shapes: B prompts of one length, V words.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,23 +49,26 @@ class Continuation:
     broken: bool = False
 
 
+NextLogits = Callable[[Tensor, Any], tuple[Tensor, Any]]
+"""From new tokens [B, T] and what is remembered of those before them (None: nothing) to logits
+[B, V] of the next word, and what is to be remembered."""
+
+
 def continue_prompts(
-    model: Any,
+    next_logits: NextLogits,
     prompts_BT: Tensor,
-    words: int,
     most: int,
     ends: Collection[int],
     sampling: Sampling,
     uniforms_BN: Uniforms,
 ) -> list[Continuation]:
     """Continuations of prompts of one length, at most `most` words each, up to and with one of
-    `ends`; words from `words` on are padding of the vocabulary and never said."""
+    `ends`."""
     found = [Continuation() for _ in prompts_BT]
     saying = np.ones(len(found), dtype=bool)
     past, ids_BT = None, prompts_BT
     for step in range(most):
-        output = model(input_ids=ids_BT, past_key_values=past, use_cache=True)
-        past, logits_BV = output.past_key_values, output.logits[:, -1, :words].float()
+        logits_BV, past = next_logits(ids_BT, past)
         log_probs_BV = logits_BV.log_softmax(1)
         next_B = sampling.choose(logits_BV.nan_to_num(), uniforms_BN[:, step])
         chosen_B = log_probs_BV.gather(1, next_B[:, None])[:, 0]

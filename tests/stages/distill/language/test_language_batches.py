@@ -228,14 +228,17 @@ def test_each_feature_is_decoded_as_what_it_is(cache: Any) -> None:
 def test_what_answers_cannot_give_is_refused_before_training(cache: Any) -> None:
     opened, _ = cache
     top, draws = opened.ragged("top_k"), opened.ragged("draws")
-    CachedAnswers(top, 2.0, "bucket").check("jsd", False)
+    CachedAnswers(top, 2.0, "bucket").check("jsd", False, WORDS)
     with pytest.raises(CacheError, match="not known at 4"):
-        CachedAnswers(top, 4.0, "bucket").check("jsd", False)
-    CachedAnswers(top, 4.0, "renormalised").check("jsd", False)
+        CachedAnswers(top, 4.0, "bucket").check("jsd", False, WORDS)
+    CachedAnswers(top, 4.0, "renormalised").check("jsd", False, WORDS)
     with pytest.raises(JobError, match="the cache kept none"):
-        CachedAnswers(draws, 1.0, "bucket").check("reverse_kl", False)
+        CachedAnswers(draws, 1.0, "bucket").check("reverse_kl", False, WORDS)
     with pytest.raises(JobError, match="draws do not give"):
-        CachedAnswers(draws, 1.0, "bucket").check("forward_kl", True)
+        CachedAnswers(draws, 1.0, "bucket").check("forward_kl", True, WORDS)
+    for name in ("top_k", "draws", "dense"):
+        with pytest.raises(CacheError, match=f"of {WORDS} words is not what a teacher of 49 words"):
+            CachedAnswers(opened.ragged(name), 1.0, "bucket").check("forward_kl", False, WORDS - 1)
 
 
 def _with_read(texts: TokenTexts, read: list[list[int]]) -> TokenTexts:

@@ -113,8 +113,9 @@ def test_responses_are_those_of_each_prompt_alone(folders: dict[str, Path]) -> N
     tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
     texts = texts_of(tokenizer, pairs=True)
     prompts = [texts.of(n)[: texts.prompts[n]].tolist() for n in range(len(TEXTS))]
-    together = respond(model, tokenizer, prompts, 6, 4)
-    assert together == [respond(model, tokenizer, [each], 6, 1)[0] for each in prompts]
+    ends = [tokenizer.eos_token_id]
+    together = respond(model, tokenizer, prompts, 6, 4, ends)
+    assert together == [respond(model, tokenizer, [each], 6, 1, ends)[0] for each in prompts]
 
 
 def test_response_metrics_by_hand() -> None:
@@ -124,6 +125,19 @@ def test_response_metrics_by_hand() -> None:
     # Longest common subsequences of 3 of 3, 2 of 4, and none.
     assert found["rouge_l"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert found["exact_match"] == pytest.approx(1 / 3)
+    numbers = response_metrics(["35", "-5", "It is 3.5."], ["3.5", "5", "it is 3.5"])
+    assert numbers["exact_match"] == pytest.approx(1 / 3)
+    assert response_metrics(["звёзды сияют"], ["Звёзды сияют!"])["rouge_l"] == 1
+
+
+def test_a_folders_own_wishes_do_not_make_a_response_less_greedy(folders: dict[str, Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folders["llama"]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
+    plain = respond(model, tokenizer, [[5, 6, 7]], 8, 1, ())
+    wishes = {"repetition_penalty": 5.0, "num_beams": 2, "min_new_tokens": 8}
+    model.generation_config.update(**wishes)
+    assert respond(model, tokenizer, [[5, 6, 7]], 8, 1, ()) == plain
+    assert model.generation_config.num_beams == 2
 
 
 def test_adapters_train_alone_and_start_at_nothing(folders: dict[str, Path]) -> None:
