@@ -97,9 +97,13 @@ def find(
 
 
 def _measured_by(run: FinishedRun) -> tuple[str, ...]:
-    """Data and metric; the loss of another objective, or by another distance, is another metric."""
+    """Data and metric; the loss of another objective, or by another distance, is another metric,
+    but for language models, which are judged by the cross entropy of words whatever they learn
+    by."""
     data = (str(run.settings["train"]), str(run.settings["validation"]), run.metric)
-    return (*data, run.job.objective, run.job.distance) if run.metric == "loss" else data
+    if run.metric != "loss" or run.job.task == "language":
+        return data
+    return (*data, run.job.objective, run.job.distance)
 
 
 def _study(runs: Sequence[FinishedRun]) -> Study:

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from armada.pipeline.ablation.job import make_ablation
 from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.findings.findings import find
+from armada.pipeline.findings.runs import find_runs
 from command_line import CommandLine
 from tiny_language_models import TEXTS, make_causal_lm
 
@@ -74,9 +76,18 @@ def test_a_plan_reads_the_teachers_words(armada: CommandLine) -> None:
 
 
 def test_a_report_compares_language_models(armada: CommandLine) -> None:
-    for name, control in (("taught", "none"), ("untaught", "undistilled")):
-        job = write_job(control=control, output=f"done/{name}")
+    ask = ("--corpus", "texts.parquet", "--text-column", "text", "--teacher", "hash:8")
+    armada.done("precompute", *ask, "--cache", "pictures")
+    beside = {"objective": "armada", "cache": "pictures", "feature": "embedding"}
+    for name, changes in (
+        ("taught", {}),
+        ("untaught", {"control": "undistilled"}),
+        ("both", beside | {"token_cache": "cache", "aligner_hidden_size": 8}),
+    ):
+        job = write_job(output=f"done/{name}", **changes)
         armada.done("distill", job, "--quiet")
+    (study,) = find(find_runs([Path("done")]).runs).studies
+    assert [row.base is not None for row in study.rows] == [False, True, True]
     result = armada("report", "done", "--out", "report.html")
     assert result.code == 0
     assert "they are language models, and pictures are of texts in classes" in result.err
