@@ -19,7 +19,11 @@ CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 DIFFUSION = "CompVis/stable-diffusion-v1-4"
 WORDS_TEACHER = "Qwen/Qwen2.5-7B-Instruct"
 WORDS_STUDENT = "Qwen/Qwen2.5-0.5B-Instruct"
-REPOSITORIES = (STUDENT, ENCODER, CLASSIFIER, CLIP, DIFFUSION, WORDS_TEACHER, WORDS_STUDENT)
+WORDS_OTHER = "meta-llama/Llama-3.2-1B-Instruct"
+REPOSITORIES = (
+    *(STUDENT, ENCODER, CLASSIFIER, CLIP, DIFFUSION),
+    *(WORDS_TEACHER, WORDS_STUDENT, WORDS_OTHER),
+)
 
 _NAMED = ["a red bird", "two dogs"]  # by the README
 _MADE = [
@@ -93,6 +97,8 @@ def make_models(folder: Path) -> None:
     tokenizer = make_chat_tokenizer(TEXTS)
     make_causal_lm(folder / WORDS_TEACHER, tokenizer=tokenizer)
     make_causal_lm(folder / WORDS_STUDENT, tokenizer=tokenizer, seed=1)
+    other = make_chat_tokenizer([text.replace("a", "o") for text in TEXTS])
+    make_causal_lm(folder / WORDS_OTHER, tokenizer=other, seed=2)
     tiny_checkpoints.make_bert(folder / STUDENT, TEXTS)
     tiny_checkpoints.make_bert(folder / ENCODER, TEXTS, hidden=16)
     tiny_checkpoints.make_open_clip(folder / CLIP)

@@ -45,6 +45,7 @@ INSTEAD = {
         Instead("--set max_new_tokens=64 --set max_length=512", "--set max_new_tokens=4", "tiny"),
         Instead("--set max_length=512", "--set epochs=1", "the tiny models take 128; shorter"),
         Instead("--set packing=apart", "--set packing=apart --set epochs=1", "shorter"),
+        Instead("cross_tokenizer=true", "cross_tokenizer=true --set epochs=1", "shorter"),
         Instead("hidden_layers=[28]", "hidden_layers=[2]", "the tiny model has two layers"),
         Instead("max_new_tokens=64", "max_new_tokens=4", "shorter"),
         Instead(
@@ -168,6 +169,7 @@ def test_language_models(place: Workplace) -> None:
     assert "divergence" in printed
     assert printed.count("rouge_l") == 2
     assert (place.folder / "runs/dolly-armada/metrics.json").is_file()
+    assert (place.folder / "runs/other/metrics.json").is_file()
     assert (place.folder / "merged" / "model.safetensors").is_file()
     assert open_cache(place.folder / "next-words").teacher.spec.kind == "causal_lm"
 
