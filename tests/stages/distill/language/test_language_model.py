@@ -146,6 +146,22 @@ def test_layers_that_are_not_there_get_no_adapters(folders: dict[str, Path]) -> 
         with_adapters(model, LoraSettings(lora_rank=2, lora_targets=("q_proj",)))
 
 
+@pytest.mark.parametrize(
+    ("family", "target"), [("llama", "lm_head"), ("gpt2", "lm_head"), ("gpt2", "wte")]
+)
+def test_the_head_gets_no_adapter(folders: dict[str, Path], family: str, target: str) -> None:
+    """Nor do embeddings that are the head, too."""
+    model = AutoModelForCausalLM.from_pretrained(folders[family])
+    with pytest.raises(JobError, match=rf"^lora_targets \['{target}'\]: the head cannot have"):
+        with_adapters(model, LoraSettings(lora_rank=2, lora_targets=(target,)))
+
+
+def test_embeddings_that_are_not_the_head_may_have_adapters(folders: dict[str, Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folders["llama"])
+    adapted = with_adapters(model, LoraSettings(lora_rank=2, lora_targets=("embed_tokens",)))
+    assert sum(p.requires_grad for p in adapted.parameters()) == 2
+
+
 def test_a_tokenizer_with_more_words_than_the_model(folders: dict[str, Path]) -> None:
     model = AutoModelForCausalLM.from_pretrained(folders["llama"])
     tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
