@@ -69,6 +69,13 @@ def test_cross_entropy_is_that_of_whole_logits(folders: dict[str, Path], family:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_head_narrower_than_the_model(tmp_path: Path) -> None:
+    student, tokenizer = student_of(make_causal_lm(tmp_path, "opt", word_embed_proj_dim=16))
+    batch = pack(texts_of(tokenizer), "none", 100, 0).pad(np.arange(2))
+    states = student(batch["input_ids"], batch["attention_mask"])
+    assert student.dim == states.shape[-1] == 16
+
+
 def test_rows_that_were_repeated_change_nothing(folders: dict[str, Path]) -> None:
     student, tokenizer = student_of(folders["llama"])
     rows = pack(texts_of(tokenizer), "none", 100, 0)
