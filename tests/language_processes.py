@@ -65,8 +65,9 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a run's student, as they are on disk."""
-    return load_file(folder / "student" / "model.safetensors")
+    """The weights of a run's student that trained, as they are on disk."""
+    (file,) = (folder / "student").glob("*model.safetensors")
+    return load_file(file)
 
 
 def main(plan: Path) -> None:

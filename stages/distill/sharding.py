@@ -73,15 +73,15 @@ def load_whole(model: nn.Module, file: Any) -> None:
 
     Raises RuntimeError if they are another model's."""
     weights = load_file(file)
-    if not isinstance(model, FSDPModule):
-        left = model.load_state_dict(weights, strict=False)
-        lacking = set(left.missing_keys) - _unsaved(model)
-        if left.unexpected_keys or lacking:
-            raise RuntimeError(f"{file}: holds the weights of another model")
-        return
-    if weights.keys() != model.state_dict().keys():
+    names = model.state_dict().keys()
+    if weights.keys() - names or names - weights.keys() - _unsaved(model):
         raise RuntimeError(f"{file}: holds the weights of another model")
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+    if not isinstance(model, FSDPModule):
+        model.load_state_dict(weights, strict=False)
+        return
+    # What is frozen was not saved, and has not changed.
+    whole = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, weights, options=whole)
 
 
 def plain(weights: dict[str, Tensor], frozen: Collection[str] = ()) -> dict[str, Tensor]:

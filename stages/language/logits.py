@@ -19,6 +19,10 @@ PROBE_TOKENS = 5
 TOLERANCE = 2e-2
 """Of the largest logit: half precision, in other kernels, and no more."""
 
+NOISE, HALF_NOISE = 1e-5, 1e-2
+"""Of the largest hidden number, in the same shapes: what does not depend on a token is the same to
+the last bit as a rule, and a model that has just been drawn leaks as little as 0.2 %."""
+
 
 @dataclass(frozen=True, slots=True)
 class LogitTransform:
@@ -69,8 +73,10 @@ def find_transform(model: Any) -> LogitTransform | None:
     mask = torch.ones_like(ids)
     with probing(model):
         expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-        found = head(hidden_states(model, ids, mask).last_hidden_state)
-        found = transform.apply_(found).float()
+        states = hidden_states(model, ids, mask).last_hidden_state
+        if states.shape[-1] != head.weight.shape[-1]:
+            return None
+        found = transform.apply_(head(states)).float()
     if found.shape != expected.shape:
         return None
     error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
@@ -79,29 +85,33 @@ def find_transform(model: Any) -> LogitTransform | None:
 
 def looks_ahead(model: Any) -> bool:
     """Whether what a model says of a token depends on tokens after it: it is no causal one."""
-    ids = torch.arange(PROBE_TOKENS, device=model.device)[None]
-    ids = ids % model.get_input_embeddings().weight.shape[0]
-    mask = torch.ones_like(ids)
-    with probing(model):
-        whole = hidden_states(model, ids, mask).last_hidden_state[:, :-1]
-        cut = hidden_states(model, ids[:, :-1], mask[:, :-1]).last_hidden_state
-    error = (whole - cut).abs().max() / cut.abs().max().clamp(min=1e-6)
-    return bool(error > TOLERANCE)
+    mask = torch.ones(1, PROBE_TOKENS, dtype=torch.int64, device=model.device)
+    last, before = slice(PROBE_TOKENS - 1, None), slice(0, PROBE_TOKENS - 1)
+    return _depends(model, PROBE_TOKENS, last, before, attention_mask=mask)
 
 
 def keeps_apart(model: Any) -> bool:
     """Whether texts in one row do not see each other where only positions tell them apart."""
-    ids = torch.arange(2 * PROBE_TOKENS, device=model.device)[None]
-    ids = ids % model.get_input_embeddings().weight.shape[0]
-    places = torch.arange(PROBE_TOKENS, device=model.device)
+    places = torch.arange(PROBE_TOKENS, device=model.device).repeat(2)[None]
+    first, second = slice(0, PROBE_TOKENS), slice(PROBE_TOKENS, None)
+    return not _depends(model, 2 * PROBE_TOKENS, first, second, position_ids=places)
+
+
+def _depends(model: Any, tokens: int, changed: slice, seen: slice, **told: Tensor) -> bool:
+    """Whether the hidden states of the tokens `seen` differ where others are `changed`."""
+    words = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(tokens, device=model.device)[None] % words
+    others = ids.clone()
+    others[:, changed] = (others[:, changed] + 1) % words
     body = getattr(model, model.base_model_prefix)
     with probing(model):
-        told = {"position_ids": places.repeat(2)[None], "use_cache": False}
-        packed = body(input_ids=ids, **told).last_hidden_state[0, PROBE_TOKENS:]
-        alone = {"position_ids": places[None], "use_cache": False}
-        second = body(input_ids=ids[:, PROBE_TOKENS:], **alone).last_hidden_state[0]
-    error = (packed - second).abs().max() / second.abs().max().clamp(min=1e-6)
-    return bool(error <= TOLERANCE)
+        states, found = (
+            body(input_ids=each, use_cache=False, **told).last_hidden_state
+            for each in (ids, others)
+        )
+    most = NOISE if states.dtype in (torch.float32, torch.float64) else HALF_NOISE
+    error = (states - found)[:, seen].abs().max() / states[:, seen].abs().max().clamp(min=1e-6)
+    return bool(error > most)
 
 
 @contextmanager

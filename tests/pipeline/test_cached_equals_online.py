@@ -161,13 +161,20 @@ SHARED: dict[str, Keys] = {
     "a batch of one": {"batch_size": 4, "gradient_accumulation": 2},
     "top_k by length": {"feature": "top_k", "token_temperature": 1.0, "group_by_length": True},
     "packed": {"packing": "apart", "max_length": 100, "batch_size": 3},
+    "adapters": {"lora_rank": 4},
+    "adapters, sharded": {"lora_rank": 4, "shard_student": True},
 }
+
+
+def _job(root: Path, output: Path, name: str) -> Keys:
+    validation = str(root / "train.parquet")
+    return keys(root, output, How(epochs=2), validation=validation, **SHARED[name])
 
 
 @pytest.fixture(scope="module")
 def shared(root: Path) -> Callable[[str], Path]:
     """The folders of runs in two processes."""
-    jobs = [keys(root, root / name, How(epochs=2), **more) for name, more in SHARED.items()]
+    jobs = [_job(root, root / name, name) for name in SHARED]
     run_in_two_processes(root / "plan.json", jobs)
     return root.joinpath
 
@@ -177,7 +184,7 @@ def test_two_processes_are_one(
     root: Path, tmp_path: Path, shared: Callable[[str], Path], name: str
 ) -> None:
     """Weights to rounding in float64. The last batch has a text too few, or one for two."""
-    run(keys(root, tmp_path, How(epochs=2), **SHARED[name]))
+    run(_job(root, tmp_path, name))
     found = shared(name)
     assert json.loads((found / "metrics.json").read_bytes())["processes"] == 2
     for term in ("loss", "language", "distillation"):

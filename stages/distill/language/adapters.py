@@ -16,7 +16,8 @@ ALL_LINEAR = "all-linear"
 def with_adapters(model: Any, settings: LoraSettings) -> Any:
     """The model with adapters that train; nothing else of it does.
 
-    Raises JobError where peft is not installed or finds no such layers."""
+    Raises JobError where peft is not installed or finds no such layers, or where the head would
+    have an adapter: the loss takes its weight as it is."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as cause:
@@ -39,9 +40,20 @@ def with_adapters(model: Any, settings: LoraSettings) -> Any:
             f"lora_targets {list(settings.lora_targets)}: {one_line(cause)}; name layers as they "
             f"are called in a {type(model).__name__}"
         ) from cause
-    if not hasattr(adapted.get_base_model().get_output_embeddings(), "weight"):
-        raise JobError("lora_targets: the head cannot have an adapter; leave it out")
+    if _adapts_head(adapted.get_base_model()):
+        raise JobError(
+            f"lora_targets {list(settings.lora_targets)}: the head cannot have an adapter, nor can "
+            "embeddings that are the head, too; leave them out"
+        )
     return adapted
+
+
+def _adapts_head(model: Any) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tied = model.config.get_text_config().tie_word_embeddings
+    layers = [model.get_output_embeddings(), *([model.get_input_embeddings()] if tied else [])]
+    return any(isinstance(layer, BaseTunerLayer) for layer in layers)
 
 
 def read_adapters(model: Any, folder: Path) -> Any:
@@ -57,9 +69,11 @@ def read_adapters(model: Any, folder: Path) -> Any:
 
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """Without warnings that nobody can act upon: of a name that transformers has renamed, and of a
-    layer whose weights lie the other way round, which peft then sees to."""
+    """Without warnings that nobody can act upon: of a name that transformers has renamed, of a
+    layer whose weights lie the other way round, which peft then sees to, and of an adapter on a
+    head that is the embeddings, too, which is refused."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
         yield

@@ -57,8 +57,8 @@ class LanguageStudent(nn.Module):
 
     @property
     def dim(self) -> int:
-        """H, the width of hidden states."""
-        return int(self.causal.config.get_text_config().hidden_size)
+        """H, the width of the hidden states that the head reads."""
+        return int(self.causal.get_output_embeddings().weight.shape[1])
 
     @property
     def head_weights(self) -> tuple[Tensor, Tensor | None]:

@@ -209,10 +209,23 @@ class CausalLMTeacher(CheckpointTeacher):
         return answers
 
     def _features(self) -> list[FeatureSpec]:
-        config = self._config.get_text_config()
         return self._options.features(
-            self._words, config.hidden_size, self._max_length, self._precision.stored
+            self._words, self._hidden_width(), self._max_length, self._precision.stored
         )
+
+    def _hidden_width(self) -> int:
+        """H of the layers that are kept: what the head reads may be narrower than the others."""
+        config, layers = self._config.get_text_config(), self._options.hidden_layers
+        width, last = int(config.hidden_size), config.num_hidden_layers
+        read_by_head = int(self._skeleton.get_output_embeddings().weight.shape[1])
+        if last not in layers:
+            return width
+        if len(layers) > 1 and width != read_by_head:
+            raise JobError(
+                f"hidden_layers: layer {last}, which the head reads, has {read_by_head} numbers a "
+                f"token and the others {width}; ask for it alone, or for the others"
+            )
+        return read_by_head
 
     def _check(self) -> None:
         if self._max_length > self._positions:

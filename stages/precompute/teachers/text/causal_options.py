@@ -1,8 +1,10 @@
 """What a causal language model can be asked for, and the features that makes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .....cache_schemas.codings import Coding, DrawsCoding, Temperature, TopKCoding
 from .....cache_schemas.errors import JobError
@@ -107,15 +109,17 @@ class CausalLMOptions(PrecisionOptions, Recipe):
                     f"top_k: {self.top_k} is above the tokenizer's vocabulary of {words}; ask for "
                     f"at most {words}"
                 )
-            codings["top_k"] = TopKCoding(
-                k=self.top_k,
-                vocabulary=words,
-                bits=self.top_k_bits,
-                temperatures=tuple(sorted({1.0, *self.temperatures})),
-            )
+            temperatures = tuple(sorted({1.0, *self.temperatures}))
+            with _within_limits("top_k, temperatures"):
+                codings["top_k"] = TopKCoding(
+                    k=self.top_k, vocabulary=words, bits=self.top_k_bits, temperatures=temperatures
+                )
         if self.draws is not None:
             bits: Literal[0, 16] = 16 if self.draws_log_probs else 0
-            codings["draws"] = DrawsCoding(draws=self.draws, vocabulary=words, log_prob_bits=bits)
+            with _within_limits("draws"):
+                codings["draws"] = DrawsCoding(
+                    draws=self.draws, vocabulary=words, log_prob_bits=bits
+                )
         return codings
 
     def features(
@@ -158,4 +162,18 @@ _TOLD = {
 
 
 def _spec(name: str, shape: tuple[int, ...], dtype: Any, told: str, **more: Any) -> FeatureSpec:
-    return FeatureSpec(name=name, shape=shape, dtype=dtype, description=told, **more)
+    option = "max_new_tokens" if more.get("axis") == GENERATED else f"{name}, max_length"
+    with _within_limits(option):
+        return FeatureSpec(name=name, shape=shape, dtype=dtype, description=told, **more)
+
+
+@contextmanager
+def _within_limits(options: str) -> Iterator[None]:
+    """What a cache cannot hold is the fault of the options that ask for it."""
+    try:
+        yield
+    except ValidationError as cause:
+        problem = cause.errors()[0]
+        field = "".join(f"{part}: " for part in problem["loc"][:1])
+        told = problem["msg"].removeprefix("Value error, ")
+        raise JobError(f"{options}: {field}{told}; ask for less") from cause

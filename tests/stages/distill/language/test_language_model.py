@@ -69,6 +69,13 @@ def test_cross_entropy_is_that_of_whole_logits(folders: dict[str, Path], family:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_head_narrower_than_the_model(tmp_path: Path) -> None:
+    student, tokenizer = student_of(make_causal_lm(tmp_path, "opt", word_embed_proj_dim=16))
+    batch = pack(texts_of(tokenizer), "none", 100, 0).pad(np.arange(2))
+    states = student(batch["input_ids"], batch["attention_mask"])
+    assert student.dim == states.shape[-1] == 16
+
+
 def test_rows_that_were_repeated_change_nothing(folders: dict[str, Path]) -> None:
     student, tokenizer = student_of(folders["llama"])
     rows = pack(texts_of(tokenizer), "none", 100, 0)
@@ -158,6 +165,22 @@ def test_layers_that_are_not_there_get_no_adapters(folders: dict[str, Path]) -> 
     model = AutoModelForCausalLM.from_pretrained(folders["gpt2"])
     with pytest.raises(JobError, match=r"lora_targets \['q_proj'\].*GPT2LMHeadModel"):
         with_adapters(model, LoraSettings(lora_rank=2, lora_targets=("q_proj",)))
+
+
+@pytest.mark.parametrize(
+    ("family", "target"), [("llama", "lm_head"), ("gpt2", "lm_head"), ("gpt2", "wte")]
+)
+def test_the_head_gets_no_adapter(folders: dict[str, Path], family: str, target: str) -> None:
+    """Nor do embeddings that are the head, too."""
+    model = AutoModelForCausalLM.from_pretrained(folders[family])
+    with pytest.raises(JobError, match=rf"^lora_targets \['{target}'\]: the head cannot have"):
+        with_adapters(model, LoraSettings(lora_rank=2, lora_targets=(target,)))
+
+
+def test_embeddings_that_are_not_the_head_may_have_adapters(folders: dict[str, Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folders["llama"])
+    adapted = with_adapters(model, LoraSettings(lora_rank=2, lora_targets=("embed_tokens",)))
+    assert sum(p.requires_grad for p in adapted.parameters()) == 2
 
 
 def test_a_tokenizer_with_more_words_than_the_model(folders: dict[str, Path]) -> None:
