@@ -27,8 +27,6 @@ from .teacher_texts import (
     word_total,
 )
 
-_NOTHING = "nothing of it is left to predict: its prompt fills max_length, or its response is empty"
-
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
@@ -60,12 +58,13 @@ def learnable(
     if not len(empty):
         return data, texts
     if not job.skip_bad_rows or len(empty) == len(texts):
+        rows = counted(len(empty), "such row")
         raise CorpusError(
-            f"{data.train.corpus.where(int(empty[0]))}: {_NOTHING} "
-            f"({counted(len(empty), 'such row')}); raise max_length, mend the file, or set "
-            "skip_bad_rows=true to leave such rows out"
+            f"{data.train.corpus.where(int(empty[0]))}: nothing of it is left to predict: its "
+            f"prompt fills max_length, or its response is empty ({rows}); raise max_length, mend "
+            "the file, or set skip_bad_rows=true to leave such rows out"
         )
-    data = data.without(empty, _NOTHING)
+    data = data.without(empty, "nothing of it is left to predict")
     return data, _texts(job, data, encoding)
 
 

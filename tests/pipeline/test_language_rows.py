@@ -58,7 +58,7 @@ def test_a_prompt_that_fills_a_row_is_refused_or_left_out(armada: CommandLine) -
     armada.done(*DISTILL, *TRAIN, "--output", "run", "--set", "skip_bad_rows=true")
     metrics = json.loads(Path("run/metrics.json").read_bytes())
     (skipped,) = metrics["skipped_rows"]
-    assert "row 3: nothing of it is left to predict: its prompt fills" in skipped
+    assert skipped.endswith("row 3: nothing of it is left to predict")
     assert metrics["train_examples"] == metrics["steps"] == 3
 
     # The others learn from their own answers: as if the row had never been there.
