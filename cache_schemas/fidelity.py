@@ -5,6 +5,11 @@ from math import fsum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_COUNT = 2**60
+MAX_ROW_BYTES = 2.0**30
+MAX_NATS = 1e6
+"""Far beyond whatever is measured, so that sums and means of what a document claims are finite."""
+
 
 class Fidelity(BaseModel):
     """How far decoded answers are from the teacher's, in nats; of top-k at temperature 1, of draws
@@ -15,14 +20,14 @@ class Fidelity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens: int = Field(ge=1, description="tokens measured")
-    entries: int = Field(ge=0, description="log-probabilities that were compared")
-    bytes_per_token: float = Field(gt=0, allow_inf_nan=False, description="bytes of a row")
+    tokens: int = Field(ge=1, le=MAX_COUNT, description="tokens measured")
+    entries: int = Field(ge=0, le=MAX_COUNT, description="log-probabilities that were compared")
+    bytes_per_token: float = Field(gt=0, le=MAX_ROW_BYTES, description="bytes of a row")
     mean_error: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False, description="mean |difference| of an entry"
+        default=None, ge=0, le=MAX_NATS, description="mean |difference| of an entry"
     )
     max_error: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False, description="greatest |difference| of an entry"
+        default=None, ge=0, le=MAX_NATS, description="greatest |difference| of an entry"
     )
     mean_tail: float | None = Field(
         default=None, ge=0, le=1, description="mean of the teacher's mass outside of the kept ids"
@@ -30,7 +35,7 @@ class Fidelity(BaseModel):
     divergence: float | None = Field(
         default=None,
         ge=0,
-        allow_inf_nan=False,
+        le=MAX_NATS,
         description="mean KL(teacher || decoded); outcomes are the kept ids, and all others as one",
     )
 
@@ -42,8 +47,8 @@ def combined(parts: Iterable[Fidelity]) -> Fidelity:
     entries = [sample.entries for sample in samples]
     greatest = [sample.max_error for sample in samples if sample.max_error is not None]
     return Fidelity(
-        tokens=sum(tokens),
-        entries=sum(entries),
+        tokens=min(sum(tokens), MAX_COUNT),
+        entries=min(sum(entries), MAX_COUNT),
         bytes_per_token=_mean([sample.bytes_per_token for sample in samples], tokens) or 0.0,
         mean_error=_mean([sample.mean_error for sample in samples], entries),
         max_error=max(greatest, default=None),
@@ -61,4 +66,6 @@ def _mean(figures: Sequence[float | None], weights: Sequence[int]) -> float | No
     ]
     if not known:
         return None
-    return fsum(figure * weight for figure, weight in known) / sum(weight for _, weight in known)
+    mean = fsum(figure * weight for figure, weight in known) / sum(weight for _, weight in known)
+    # Not beyond them by rounding.
+    return min(max(mean, min(known)[0]), max(known)[0])

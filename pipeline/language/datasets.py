@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...cache_schemas.errors import CorpusError
+from ...cache_schemas.errors import CorpusError, StudentSourceError
 from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.ahead import AheadDataset
@@ -43,7 +43,12 @@ class Encoding:
 
     @property
     def pad_id(self) -> int:
-        """What rows are filled up with."""
+        """What rows are filled up with. Raises StudentSourceError."""
+        if self.tokenizer.pad_token_id is None:
+            raise StudentSourceError(
+                "student: its tokenizer has neither a padding token nor an end token to fill rows "
+                "with; set its pad_token and save it again"
+            )
         return int(self.tokenizer.pad_token_id)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...stages.distill.language.export import LanguageCard, save_language_student
+from ...stages.distill.language.export import LanguageCard, named_base, save_language_student
 from ...stages.distill.language.model import LanguageModel, WordLoss
 from ...stages.distill.language.source import (
     check_apart,
@@ -73,8 +73,7 @@ class LanguageSeedRun(SeedRun):
             text_columns=job.text_column,
             space=data.space,
             metric=data.metric,
-            base=job.student if job.lora_rank else None,
-            base_revision=job.student_revision if job.lora_rank else None,
+            **(named_base(job.student, job.student_revision) if job.lora_rank else {}),
         )
         folder = self.folder / "student"
         save_language_student(folder, model.student, built.tokenizer, model.objective, card)

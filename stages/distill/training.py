@@ -241,6 +241,8 @@ def _arguments(run: Run) -> TrainingArguments:
         logging_nan_inf_filter=False,
         # The buffers of a student and of an aligner never change while it trains.
         ddp_broadcast_buffers=False,
+        # Every adapter is used; torch warns of looking for others in vain.
+        ddp_find_unused_parameters=False if _adapters_alone(run.model) else None,
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
@@ -249,6 +251,11 @@ def _arguments(run: Run) -> TrainingArguments:
     # One process, one device: several visible ones would otherwise split every batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _adapters_alone(model: TrainedModel) -> bool:
+    """Whether nothing but adapters trains."""
+    return all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]

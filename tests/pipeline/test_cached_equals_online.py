@@ -25,6 +25,7 @@ from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import make_precompute_job
+from armada.stages.distill import training
 from language_processes import losses, run, run_in_two_processes, weights
 from online_loop import How, Online
 from tiny_language_models import make_causal_lm
@@ -193,3 +194,20 @@ def test_two_processes_are_one(
         assert np.isfinite(expected).all()
         assert losses(found, term) == pytest.approx(expected, rel=LOGGED), term
     assert_same_weights(weights(found), weights(tmp_path), 1e-12)
+
+
+@pytest.mark.parametrize(("name", "looked_for"), [("adapters", False), ("uneven", None)])
+def test_nobody_looks_for_adapters_that_are_not_used(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, looked_for: bool | None
+) -> None:
+    """All of them are, and torch warns of looking in vain; of other weights not all need be."""
+    asked: list[bool | None] = []
+    real = training.TrainingArguments
+
+    def seen(**given: Any) -> Any:
+        asked.append(given["ddp_find_unused_parameters"])
+        return real(**given)
+
+    monkeypatch.setattr(training, "TrainingArguments", seen)
+    run(_job(root, tmp_path, name) | {"limit": 8, "epochs": 1})
+    assert asked == [looked_for]

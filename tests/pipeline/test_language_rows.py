@@ -7,7 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from armada.cache_schemas.errors import StudentSourceError
+from armada.pipeline.language.datasets import Encoding
 from armada.stages.distill.language.evaluation import respond
+from armada.stages.language.recipe import Recipe
 from command_line import CommandLine
 from tiny_language_models import POSITIONS, TEXTS, make_causal_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -75,6 +78,14 @@ def test_where_nothing_is_left_at_all_there_is_nothing_to_learn(armada: CommandL
     refused = armada(*none, *TRAIN, *words, "--set", "text_format=plain", "--output", "none")
     assert refused.code == 2
     assert "(4 such rows); raise max_length" in refused.err
+
+
+def test_a_tokenizer_with_nothing_to_fill_rows_with(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    assert Encoding(tokenizer, Recipe(), 9).pad_id == tokenizer.pad_token_id
+    tokenizer.pad_token = tokenizer.eos_token = None
+    with pytest.raises(StudentSourceError, match="neither a padding token nor an end token"):
+        _ = Encoding(tokenizer, Recipe(), 9).pad_id
 
 
 def test_responses_end_where_the_model_has_no_more_places(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def _tensors(**arrays: npt.NDArray[Any] | None) -> Tensors:
 def as_answers(tensors: Tensors) -> Answers:
     """The tensors of `CachedAnswers.read`, as the loss takes them."""
     if "dense" in tensors:
-        return DenseAnswers(tensors["dense"].float())
+        return DenseAnswers(tensors["dense"])
     if "drawn" in tensors:
         return DrawnAnswers(tensors["drawn"], tensors.get("log_probs"))
     return SparseAnswers(tensors["ids"], tensors["log_probs"], tensors.get("tail"))

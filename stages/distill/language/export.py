@@ -15,7 +15,7 @@ from ....cache_schemas.errors import StudentSourceError
 from ...corpus.labels import LabelSpace
 from ...language.recipe import Recipe
 from ...pretrained import quiet_transformers
-from ...sources import resolve
+from ...sources import digest_files, require_safetensors, resolve
 from ..export import HEADS, read_card, save_parts
 from ..objectives.base import Objective
 from ..student_source import load_backbone, load_tokenizer
@@ -38,8 +38,21 @@ class LanguageCard(BaseModel):
     space: LabelSpace
     metric: str
     base: str | None = None
-    """Of adapters: the model they were made for, a folder or hub id, and its revision."""
+    """Of adapters: the model they were made for, a whole path, or a hub id and its revision."""
     base_revision: str | None = None
+    base_digest: str | None = None
+    """Of its configuration and weights; earlier cards do not tell it."""
+
+
+def named_base(source: str, revision: str | None) -> dict[str, str | None]:
+    """What a card says of the model that adapters are made for. Raises StudentSourceError."""
+    folder = resolve(source, revision, StudentSourceError)
+    local = Path(source).expanduser().is_dir()
+    return {
+        "base": str(folder.resolve()) if local else source,
+        "base_revision": revision,
+        "base_digest": _digest(folder),
+    }
 
 
 def save_language_student(
@@ -69,6 +82,23 @@ def load_language_folder(folder: Path) -> tuple[Any, Any, LanguageCard]:
     if card.base is None:
         model = load_backbone(folder, AUTO_CLASS)
     else:
-        base = resolve(card.base, card.base_revision, StudentSourceError)
+        base = _resolve_base(card, folder)
         model = read_adapters(load_backbone(base, AUTO_CLASS), folder)
     return model.eval(), load_tokenizer(folder), card
+
+
+def _resolve_base(card: LanguageCard, folder: Path) -> Path:
+    """The folder of the model that adapters were made for; adapters on another one are noise."""
+    assert card.base is not None
+    base = resolve(card.base, card.base_revision, StudentSourceError)
+    if card.base_digest is not None and (found := _digest(base)) != card.base_digest:
+        raise StudentSourceError(
+            f"student {folder}: its adapters were made for {card.base} of digest "
+            f"{card.base_digest}, which now has {found}; bring that model back"
+        )
+    return base
+
+
+def _digest(folder: Path) -> str:
+    weights = require_safetensors(folder, StudentSourceError)
+    return digest_files(folder, [folder / "config.json", *weights])

@@ -110,8 +110,8 @@ class LanguageModel(TrainedModel):
             labels_P=words_P,
             answered_P=answered_P,
             transform=self.student.transform,
-            labelled_count=None if counts is None else max(counts.labelled, 1) / share,
-            answered_count=None if counts is None else max(counts.answered, 1) / share,
+            labelled_count=None if counts is None else counts.labelled / share,
+            answered_count=None if counts is None else counts.answered / share,
         )
         how = self.words
         if answers is None:

@@ -138,9 +138,10 @@ def chunked(
 
 
 def _count(given: Tensor | float | None, counted_P: Tensor) -> Tensor:
-    """At least one, so that no token at all makes a loss of 0."""
+    """One instead of none, so that no token at all makes a loss of 0. A process's share of a small
+    count may be less than one."""
     if given is None:
         return counted_P.sum().clamp(min=1)
     if isinstance(given, Tensor):
-        return given.clamp(min=1)
-    return torch.full((), max(1, given), device=counted_P.device)
+        return given.where(given > 0, 1)
+    return torch.full((), given or 1, device=counted_P.device)

@@ -81,10 +81,12 @@ def read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRec
 def fits(record: CommitRecord, teacher: TeacherManifest) -> bool:
     """Whether a shard can be one of this teacher's."""
     names = {feature.name for feature in teacher.spec.features}
+    coded = {feature.name for feature in teacher.spec.features if feature.coding is not None}
     axes = teacher.spec.axes
     return (
         record.rows <= teacher.rows_per_shard
         and record.features.keys() == names
+        and record.fidelity.keys() <= coded
         and record.places.keys() == axes.keys()
         and all(record.places[axis] <= record.rows * most for axis, most in axes.items())
     )

@@ -245,6 +245,15 @@ def test_documents_larger_than_they_may_be_are_not_read(
     assert f"{file}: has {2**40} bytes; at most" in refused(cache)
 
 
+@pytest.mark.parametrize("name", ["pooled", "nothing"])
+def test_only_coded_features_have_a_fidelity(cache: Path, folder: Path, name: str) -> None:
+    file = folder / "commits" / "000000.json"
+    record = json.loads(file.read_text())
+    record["fidelity"] = {name: {"tokens": 1, "entries": 1, "bytes_per_token": 9.0}}
+    file.write_text(json.dumps(record))
+    assert "fits neither its name nor the teacher" in refused(cache)
+
+
 NESTED = ["[" * 10**5, '{"a":' * 10**5, '{"format":' + "[" * 10**5]
 
 

@@ -12,7 +12,7 @@ from armada.cache_schemas.errors import JobError, StudentSourceError
 from armada.stages.corpus.labels import MISSING, NO_LABELS
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.language.adapters import with_adapters
-from armada.stages.distill.language.batches import pack
+from armada.stages.distill.language.batches import Counts, pack
 from armada.stages.distill.language.evaluation import WordSums, respond, response_metrics
 from armada.stages.distill.language.model import LanguageModel, WordLoss, only_rows
 from armada.stages.distill.language.settings import LanguageSettings, LoraSettings
@@ -20,6 +20,7 @@ from armada.stages.distill.language.source import check_words, load_language_stu
 from armada.stages.distill.language.student import LanguageStudent
 from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
+from armada.stages.distill.processes import Processes
 from armada.stages.distill.student import StudentSettings
 from armada.stages.language.recipe import Recipe
 from armada.stages.language.tokens import encode_texts
@@ -92,6 +93,17 @@ def test_rows_that_were_repeated_change_nothing(folders: dict[str, Path]) -> Non
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-7)
+
+
+def test_one_word_in_two_processes_counts_as_much_as_in_one(folders: dict[str, Path]) -> None:
+    """The other process has none, and gradients are averaged."""
+    student, tokenizer = student_of(folders["llama"])
+    batch = pack(texts_of(tokenizer), "none", 100, 0).pad(np.array([2]))
+    batch |= {"predicted_at": batch["predicted_at"][:1], "words": batch["words"][:1]}
+    model, counts = model_of(student, alpha=0.0), Counts(1, 0)
+    alone = model(**batch, counts=counts)["loss"].detach()
+    model.processes = Processes(rank=0, count=2)
+    assert model(**batch, counts=counts)["loss"].detach() == 2 * alone > 0
 
 
 def test_word_sums_do_not_depend_on_batches(folders: dict[str, Path]) -> None:

@@ -148,6 +148,19 @@ def test_a_step_without_a_label_anywhere_has_no_cross_entropy() -> None:
     assert terms.total == 0.5 * terms.distillation > 0
 
 
+def test_a_share_of_a_small_count_may_be_less_than_one() -> None:
+    """One word in four processes: three have none of it, and gradients are averaged."""
+    case = Case(positions=1)
+    case.labels[:], case.answered[:] = 1, True
+    how = {"alpha": 0.5, "temperature": 1.0}
+    answers = case.answers("tail", 1.0)
+    whole = token_loss(case.tokens(), answers, SETTINGS["jsd"], **how)
+    counts = {"labelled_count": 0.25, "answered_count": torch.tensor(0.25)}
+    share = token_loss(case.tokens(**counts), answers, SETTINGS["jsd"], **how)
+    assert share.task == 4 * whole.task > 0
+    assert share.distillation == 4 * whole.distillation > 0
+
+
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 2), (1, 2)])
 def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen: tuple[int, ...]) -> None:
     case = Case()

@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from armada.stages.distill.language.cached_answers import as_answers
 from armada.stages.distill.token_loss import products
+from armada.stages.distill.token_loss.answers import DenseAnswers
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
+from armada.stages.distill.token_loss.uld import uld_loss
 from token_loss_reference import KINDS, SETTINGS, Case
 
 DIVERGENCE = {"drawn": "forward_kl"}
@@ -43,6 +46,31 @@ def test_bfloat16_gradients_are_off_by_what_rounding_them_once_costs(
     assert error(found[0], exact[0]) < 1e-6
     for one, other in zip(found[1:], exact[1:], strict=True):
         assert error(one, other) < 1.02 * error(other.bfloat16(), other)
+
+
+@pytest.mark.parametrize("by_rank", [False, True])
+def test_dense_answers_are_widened_chunk_by_chunk(by_rank: bool) -> None:
+    """As they lie in a cache, and no bit differs."""
+    case = big()
+    found = []
+    for widened in (torch.float16, torch.float32):
+        inputs = [torch.from_numpy(each).float().requires_grad_() for each in case.inputs]
+        answers = DenseAnswers(torch.from_numpy(case.log_p).half().to(widened))
+        if by_rank:
+            terms = uld_loss(case.tokens(*inputs), answers, alpha=0.5, chunk=16)
+        else:
+            how = {"alpha": 0.5, "temperature": 2.0, "chunk": 16}
+            terms = token_loss(case.tokens(*inputs), answers, SETTINGS["jsd"], **how)
+        terms.total.backward()
+        found.append([terms.total.detach(), *(each.grad for each in inputs)])
+    assert all(map(torch.equal, *found))
+
+
+def test_dense_answers_of_a_cache_are_not_copied() -> None:
+    dense = torch.zeros(3, 5, dtype=torch.float16)
+    answers = as_answers({"dense": dense})
+    assert isinstance(answers, DenseAnswers)
+    assert answers.log_probs_PV is dense
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:

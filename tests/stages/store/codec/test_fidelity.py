@@ -1,5 +1,6 @@
 """Figures of what a coding kept, against sums over all outcomes in float64."""
 
+import hypothesis
 import numpy as np
 import pytest
 from armada.cache_schemas.codings import DrawsCoding, TopKCoding
@@ -8,6 +9,7 @@ from armada.stages.store.codec.draws import encode_draws
 from armada.stages.store.codec.fidelity import measure_draws, measure_top_k
 from armada.stages.store.codec.top_k import encode_top_k
 from codec_reference import read_draws, read_top_k
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.special import log_softmax, logsumexp
 
@@ -96,9 +98,48 @@ def test_samples_without_figures_have_none_together() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"tokens": 0}, {"divergence": float("nan")}, {"mean_tail": 1.5}, {"mean_error": -1}, {"x": 1}],
+    [
+        {"tokens": 0},
+        {"tokens": 10**40},
+        {"entries": 2**60 + 1},
+        {"bytes_per_token": 1e308},
+        {"bytes_per_token": float("inf")},
+        {"divergence": float("nan")},
+        {"divergence": 1e300},
+        {"max_error": float("inf")},
+        {"mean_tail": 1.5},
+        {"mean_error": -1},
+        {"x": 1},
+    ],
     ids=str,
 )
 def test_documents_that_are_refused(damage: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Fidelity(**{"tokens": 1, "entries": 1, "bytes_per_token": 9.0} | damage)
+
+
+def bounded(most: float) -> st.SearchStrategy[float | None]:
+    return st.none() | st.floats(0, most) | st.just(most)
+
+
+SAMPLES = st.builds(
+    Fidelity,
+    tokens=st.integers(1, 2**60) | st.just(2**60),
+    entries=st.integers(0, 2**60) | st.just(2**60),
+    bytes_per_token=st.floats(0, 2.0**30, exclude_min=True) | st.just(2.0**30),
+    mean_error=bounded(1e6),
+    max_error=bounded(1e6),
+    mean_tail=bounded(1.0),
+    divergence=bounded(1e6),
+)
+
+
+@hypothesis.settings(derandomize=True, max_examples=200)
+@hypothesis.given(st.lists(SAMPLES, min_size=1, max_size=5))
+def test_whatever_a_document_may_say_has_a_mean(parts: list[Fidelity]) -> None:
+    """Which lies between them."""
+    found = combined(parts)
+    for name in ("bytes_per_token", "mean_error", "mean_tail", "divergence"):
+        figure, figures = getattr(found, name), [getattr(part, name) for part in parts]
+        known = [each for each in figures if each is not None]
+        assert figure is None or min(known) <= figure <= max(known)

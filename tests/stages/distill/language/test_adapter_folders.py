@@ -1,0 +1,94 @@
+"""Folders of adapters: the model they were made for is found again, and is the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from armada.cache_schemas.errors import StudentSourceError
+from armada.stages.corpus.labels import NO_LABELS
+from armada.stages.distill.language import export
+from armada.stages.distill.language.export import (
+    LanguageCard,
+    load_language_folder,
+    named_base,
+    save_language_student,
+)
+from armada.stages.distill.language.settings import LoraSettings
+from armada.stages.distill.language.source import load_language_student
+from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
+from armada.stages.distill.objectives.undistilled import UndistilledObjective
+from armada.stages.distill.student import StudentSettings
+from armada.stages.language.recipe import Recipe
+from tiny_language_models import make_causal_lm
+
+IDS = torch.arange(7)[None]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the model `base`."""
+    make_causal_lm(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save_adapters(folder: Path, base: str) -> torch.Tensor:
+    """Adapters on `base`, in a folder; the hidden states that they make."""
+    lora = LoraSettings(lora_rank=2)
+    student, tokenizer = load_language_student(
+        StudentSettings(student="base"), lora, NO_LABELS, [], 0.0
+    )
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    card = LanguageCard(
+        recipe=Recipe(),
+        max_length=9,
+        text_columns=("text",),
+        space=NO_LABELS,
+        metric="loss",
+        **named_base(base, None),
+    )
+    objective = UndistilledObjective(ObjectiveSettings(), Sizes(student.dim, 1, False, None))
+    save_language_student(folder, student, tokenizer, objective, card)
+    with torch.no_grad():
+        states: torch.Tensor = student.eval()(IDS)
+    return states
+
+
+def states_of(folder: Path) -> torch.Tensor:
+    model, _, _ = load_language_folder(folder)
+    with torch.no_grad():
+        states: torch.Tensor = model.get_base_model().model(IDS).last_hidden_state
+    return states
+
+
+def test_their_model_is_found_from_any_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = save_adapters(root / "run", "base")
+    (root / "elsewhere").mkdir()
+    monkeypatch.chdir(root / "elsewhere")
+    torch.testing.assert_close(states_of(root / "run"), expected)
+
+
+def test_another_model_in_its_place_is_refused(root: Path) -> None:
+    save_adapters(root / "run", "base")
+    was = named_base("base", None)["base_digest"]
+    make_causal_lm(root / "base", seed=1)
+    now = named_base("base", None)["base_digest"]
+    told = f"made for {root / 'base'} of digest {was}, which now has {now}; bring"
+    with pytest.raises(StudentSourceError, match=told):
+        states_of(root / "run")
+
+
+def test_a_hub_id_stays_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "resolve", lambda source, revision, error: root / "base")
+    expected = save_adapters(root / "run", "someone/model")
+    assert named_base("someone/model", "main") == {
+        **named_base("base", None),
+        "base": "someone/model",
+        "base_revision": "main",
+    }
+    torch.testing.assert_close(states_of(root / "run"), expected)
+    make_causal_lm(root / "base", seed=1)
+    with pytest.raises(StudentSourceError, match="made for someone/model of digest"):
+        states_of(root / "run")
