@@ -503,3 +503,16 @@ def test_vocabularies_of_one_family_are_padded_differently(
         losses[feature] = next(row["distillation"] for row in rows if "distillation" in row)
     # All words are among the most probable ones: the same answers but for their coding.
     assert losses["top_k"] == pytest.approx(losses["dense"], rel=1e-3)
+
+
+def test_a_vocabulary_that_grew_after_its_adapters(
+    armada: CommandLine, refused: Refused, bench: Bench, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    armada.done(*bench.words(output, lora_rank=2, epochs=1))
+    tokenizer = AutoTokenizer.from_pretrained(output / "student")
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(output / "student")
+    told = refused("evaluate", output, "--corpus", bench.validation)
+    assert "has 321 words, the model 320" in told
+    assert "train adapters on the model that was resized" in told

@@ -20,7 +20,7 @@ from ..export import HEADS, read_card, save_parts
 from ..objectives.base import Objective
 from ..student_source import load_backbone, load_tokenizer
 from .adapters import read_adapters
-from .source import AUTO_CLASS
+from .source import AUTO_CLASS, check_words
 from .student import LanguageStudent
 
 LANGUAGE_CARD = "armada_language.json"
@@ -78,13 +78,15 @@ def load_language_folder(folder: Path) -> tuple[Any, Any, LanguageCard]:
     in eval mode; its tokenizer and its card. Raises StudentSourceError."""
     if not (folder / LANGUAGE_CARD).is_file():
         folder = folder / "student"
-    card = read_card(folder / LANGUAGE_CARD, LanguageCard)
+    card, tokenizer = read_card(folder / LANGUAGE_CARD, LanguageCard), load_tokenizer(folder)
     if card.base is None:
         model = load_backbone(folder, AUTO_CLASS)
     else:
         base = _resolve_base(card, folder)
-        model = read_adapters(load_backbone(base, AUTO_CLASS), folder)
-    return model.eval(), load_tokenizer(folder), card
+        model = load_backbone(base, AUTO_CLASS)
+        check_words(model, tokenizer, str(folder))
+        model = read_adapters(model, folder)
+    return model.eval(), tokenizer, card
 
 
 def _resolve_base(card: LanguageCard, folder: Path) -> Path:
