@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import ArmadaError, OutputError
 from armada.cache_schemas.manifest import TeacherManifest
+from armada.stages.store.files.lock import locked
 from armada.stages.store.format import manifests
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing import admission
@@ -152,7 +153,8 @@ def test_a_writer_that_was_stopped_harms_nobody(
     reservations = tmp_path / "cache" / "teachers" / MANIFEST.fingerprint / "reservations"
     while not list(reservations.glob("0*")):
         time.sleep(0.001)
-    os.kill(stopped, signal.SIGSTOP)
+    with locked(tmp_path / "cache"):  # not while it holds the lock itself, or all would wait for it
+        os.kill(stopped, signal.SIGSTOP)
     with CacheWriter(tmp_path / "cache", MANIFEST, patience_s=0.2) as writer:
         work = Work(writer, keys_of(TEXTS))
         while (task := work.reserve()) is not None:
