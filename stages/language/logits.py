@@ -56,10 +56,15 @@ class LogitTransform:
         return gradient.addcmul_(gradient, logits.square_(), value=-(self.softcap**-2))
 
 
+def transformer(model: Any) -> Any:
+    """The part of a causal model below its head."""
+    return getattr(model, model.base_model_prefix)
+
+
 def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, **more: Any) -> Any:
     """The output of a causal model's transformer; `last_hidden_state` [B, T, H] is what its head
     reads."""
-    body = getattr(model, model.base_model_prefix)
+    body = transformer(model)
     return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more)
 
 
@@ -103,7 +108,7 @@ def _depends(model: Any, tokens: int, changed: slice, seen: slice, **told: Tenso
     ids = torch.arange(tokens, device=model.device)[None] % words
     others = ids.clone()
     others[:, changed] = (others[:, changed] + 1) % words
-    body = getattr(model, model.base_model_prefix)
+    body = transformer(model)
     with probing(model):
         states, found = (
             body(input_ids=each, use_cache=False, **told).last_hidden_state

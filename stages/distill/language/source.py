@@ -8,7 +8,7 @@ from typing import Any
 
 from ....cache_schemas.errors import StudentSourceError
 from ...corpus.labels import LabelSpace
-from ...language.logits import keeps_apart
+from ...language.logits import keeps_apart, transformer
 from ...language.vocabulary import word_count
 from ...pretrained import token_limit
 from ...sources import resolve
@@ -100,8 +100,8 @@ def _from_folder(settings: StudentSettings, texts: Iterable[str]) -> tuple[Any, 
 
 def _cut(model: Any, settings: StudentSettings) -> Any:
     if settings.student_layers:
-        body = getattr(model, model.base_model_prefix)
-        reason = keep_layers(body, settings.student_layers, settings.student_layer_choice)
+        layers, choice = settings.student_layers, settings.student_layer_choice
+        reason = keep_layers(transformer(model), layers, choice)
         if reason:
             raise StudentSourceError(reason)
     return model

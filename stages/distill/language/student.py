@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ....cache_schemas.errors import StudentSourceError
 from ...corpus.labels import LabelSpace
-from ...language.logits import find_transform, looks_ahead
+from ...language.logits import find_transform, looks_ahead, transformer
 from ..aligner import ClassificationHead
 
 
@@ -53,7 +53,7 @@ class LanguageStudent(nn.Module):
     @property
     def backbone(self) -> Any:
         """The transformer below the head."""
-        return getattr(self.causal, self.causal.base_model_prefix)
+        return transformer(self.causal)
 
     @property
     def dim(self) -> int:

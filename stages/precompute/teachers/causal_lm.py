@@ -17,7 +17,7 @@ from torch import Tensor
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
-from ...language.logits import find_transform, hidden_states, looks_ahead
+from ...language.logits import find_transform, hidden_states, looks_ahead, transformer
 from ...language.tokens import TokenTexts, encode_texts, end_ids, places_of_predicted
 from ...language.vocabulary import tokenizer_digest, word_count
 from ...pretrained import read_tokenizer, token_limit
@@ -156,9 +156,10 @@ class CausalLMTeacher(CheckpointTeacher):
         """Logits [B, V] of what comes after rows of tokens, and what is remembered of them: never
         the logits of all tokens of a prompt."""
         mask_BT = None if past is not None else torch.ones_like(ids_BT)
-        body = getattr(self._model, self._model.base_model_prefix)
         known = {} if mask_BT is None else {"attention_mask": mask_BT}
-        output = body(input_ids=ids_BT, past_key_values=past, use_cache=True, **known)
+        output = transformer(self._model)(
+            input_ids=ids_BT, past_key_values=past, use_cache=True, **known
+        )
         return self._logits(output.last_hidden_state[:, -1]), output.past_key_values
 
     def _generate(self, texts: TokenTexts, seeds: Sequence[int]) -> list[Continuation]:
