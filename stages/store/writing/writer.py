@@ -179,8 +179,14 @@ class Turn:
         return self._reservations.living()
 
     def reserved_keys(self) -> Iterator[KeyArray]:
-        """The keys [N, 16] of each reservation."""
-        return (self._reservations.keys(folder) for folder in self.reserved.values())
+        """The keys [N, 16] of each reservation. One that is given back this moment has none, and
+        its number is free again; one whose keys were seen counts until the turn ends."""
+        for shard, folder in list(self.reserved.items()):
+            keys = self._reservations.keys(folder)
+            if len(keys):
+                yield keys
+            else:
+                del self.reserved[shard]
 
     def reserve(self, keys: KeyArray, preferred: int | None = None) -> Reservation:
         """Reserve keys [N, 16] and the preferred shard number, or the lowest that is free."""

@@ -90,7 +90,9 @@ def kill_some(path: Path, chance: random.Random, corpora: Sequence[Sequence[str]
     for child in children[:-1]:
         time.sleep(chance.random() * 0.1)
         os.kill(child, signal.SIGKILL)
-    return [end_of(child) for child in children]
+    ends = [end_of(child) for child in children]
+    assert set(ends) <= {0, -signal.SIGKILL}, ends
+    return ends
 
 
 @pytest.mark.parametrize(
@@ -155,12 +157,14 @@ def test_a_writer_that_was_stopped_harms_nobody(
         time.sleep(0.001)
     with locked(tmp_path / "cache"):  # not while it holds the lock itself, or all would wait for it
         os.kill(stopped, signal.SIGSTOP)
-    with CacheWriter(tmp_path / "cache", MANIFEST, patience_s=0.2) as writer:
-        work = Work(writer, keys_of(TEXTS))
-        while (task := work.reserve()) is not None:
-            commit(writer, [TEXTS[row] for row in task.rows], task.reservation)
-    assert stored_bytes(tmp_path / "cache") == undisturbed
-    os.kill(stopped, signal.SIGCONT)
+    try:
+        with CacheWriter(tmp_path / "cache", MANIFEST, patience_s=0.2) as writer:
+            work = Work(writer, keys_of(TEXTS))
+            while (task := work.reserve()) is not None:
+                commit(writer, [TEXTS[row] for row in task.rows], task.reservation)
+        assert stored_bytes(tmp_path / "cache") == undisturbed
+    finally:
+        os.kill(stopped, signal.SIGCONT)
     # It learns that its shard is another's: an error if it was in the middle of one.
     assert end_of(stopped) in (0, 1)
     assert stored_bytes(tmp_path / "cache") == undisturbed

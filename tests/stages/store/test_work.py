@@ -104,6 +104,30 @@ def test_what_a_writer_gives_back_another_takes(
     assert stored_bytes(tmp_path / "cache") == undisturbed
 
 
+def test_what_is_given_back_while_one_looks_has_its_number_free(tmp_path: Path) -> None:
+    one, two = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
+    left = one.reserve()
+    with two.writer.turn() as turn:
+        assert list(turn.reserved) == [0]
+        one.writer.release(left.reservation)
+        assert not list(turn.reserved_keys())
+        assert turn.reserve(keys_of(SHARDS[0]), 0).shard == 0
+    one.writer.__exit__(None, None, None)
+    two.writer.__exit__(None, None, None)
+
+
+def test_what_is_given_back_after_its_keys_were_seen_keeps_its_number(tmp_path: Path) -> None:
+    """Else the next keys would come under the number of those that nobody is at any more."""
+    one, two = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
+    left = one.reserve()
+    with two.writer.turn() as turn:
+        assert [len(keys) for keys in turn.reserved_keys()] == [64]
+        one.writer.release(left.reservation)
+        assert turn.reserve(keys_of(SHARDS[1]), None).shard == 1
+    one.writer.__exit__(None, None, None)
+    two.writer.__exit__(None, None, None)
+
+
 def test_the_last_shard_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work_module, "POLL_S", 0.0)
     one = OneOfMany(tmp_path / "cache", TEXTS[:64])
@@ -236,7 +260,7 @@ def test_what_is_no_reservation_is_nobodys_business(tmp_path: Path) -> None:
     (folder / "000002").mkdir()
     with one.writer.turn() as turn:
         assert list(turn.reserved) == [2]  # it may be a writer's, for a minute
-        assert [len(keys) for keys in turn.reserved_keys()] == [0]
+        assert not list(turn.reserved_keys())
     one.finish()
     check_each_key_once(tmp_path / "cache", TEXTS)
     assert [commit.shard for commit in open_cache(tmp_path / "cache").commits] == [3, 4, 5, 6, 7]
@@ -249,7 +273,7 @@ def test_keys_that_are_given_back_this_moment_are_nobodys(tmp_path: Path) -> Non
     with other.writer.turn() as turn:
         assert sorted(turn.reserved) == [0]
         one.writer.release(task.reservation)
-        assert [len(keys) for keys in turn.reserved_keys()] == [0]
+        assert not list(turn.reserved_keys())
     other.finish()
     one.writer.__exit__(None, None, None)
 
