@@ -6,7 +6,7 @@ import os
 # Small tensors on shared cores: threads cost more than they bring. Child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
+from warm_python import warm_python
 
 settings.register_profile("armada", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("armada")
@@ -39,6 +40,14 @@ def write_parquet(tmp_path: Path) -> Callable[[str, Mapping[str, Any]], str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Iterator[tuple[str, ...]]:
+    """The words that start two processes, whose libraries are imported already."""
+    # A process that was forked cannot use a GPU.
+    with warm_python({"CUDA_VISIBLE_DEVICES": ""}) as commands:
+        yield str(commands / "torchrun"), "--standalone", "--nproc-per-node=2"
 
 
 @pytest.fixture(scope="session")

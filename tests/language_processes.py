@@ -42,14 +42,13 @@ def run(keys: Keys) -> None:
     InFloat64(job, job.output, job.seeds[0], data, objective_class(job), processes(), True).run()
 
 
-def run_in_two_processes(plan: Path, jobs: Sequence[Keys]) -> None:
+def run_in_two_processes(torchrun: Sequence[str], plan: Path, jobs: Sequence[Keys]) -> None:
     """All of some jobs, in two processes that gloo joins."""
     plan.write_text(json.dumps([dict(keys) for keys in jobs]))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*launch, __file__, str(plan)],
-        env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
+        [*torchrun, __file__, str(plan)],
+        env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
         timeout=300,

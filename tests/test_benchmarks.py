@@ -129,6 +129,7 @@ def test_the_straightforward_loop_trains_the_same_student(tmp_path: Path) -> Non
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_benchmark_of_stage_2() -> None:
     command = [sys.executable, str(BENCHMARKS / "distill.py"), "--students", "1x32", "--device"]
     small = "cpu --batches 4 --examples 32 --dim 8 --rounds 2 --seconds 0.01 --markdown"

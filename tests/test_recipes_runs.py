@@ -117,6 +117,7 @@ def link_all(folders: list[Path], here: Path) -> None:
             (here / there.name).symlink_to(there)
 
 
+@pytest.mark.slow
 def test_teachers_say_what_they_would_do(place: Workplace) -> None:
     printed = ask_all(place, "--dry-run", "--cache elsewhere")
     assert printed.count("4 rows, 4 unique; 0 are cached, 4 to ask") == len(PRECOMPUTE)

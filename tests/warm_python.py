@@ -31,7 +31,12 @@ from typing import Any
 IMPORTED = (
     *("torch", "transformers", "diffusers", "open_clip", "distributed", "zarr", "dask.array"),
     *("pyarrow.dataset", "sklearn.metrics", "scipy.stats", "tensorboard", "matplotlib.pyplot"),
-    *("armada.stages.distill.training", "armada.stages.store.reading.reader", "torch._dynamo"),
+    *(
+        "armada.stages.distill.training",
+        "armada.stages.store.reading.reader",
+        "torch._dynamo",
+        "peft",
+    ),
 )
 CLASSES = {
     "transformers": ("AutoModel", "AutoTokenizer", "BertModel", "DistilBertModel", "Trainer"),

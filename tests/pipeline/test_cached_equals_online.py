@@ -11,7 +11,7 @@ float32  The loop in float32 differs from itself in float64: losses by up to 3e-
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +173,10 @@ def _job(root: Path, output: Path, name: str) -> Keys:
 
 
 @pytest.fixture(scope="module")
-def shared(root: Path) -> Callable[[str], Path]:
+def shared(torchrun: Sequence[str], root: Path) -> Callable[[str], Path]:
     """The folders of runs in two processes."""
     jobs = [_job(root, root / name, name) for name in SHARED]
-    run_in_two_processes(root / "plan.json", jobs)
+    run_in_two_processes(torchrun, root / "plan.json", jobs)
     return root.joinpath
 
 

@@ -1,10 +1,9 @@
 """`torchrun -m armada.cli distill`: several processes, one run folder, one line for an error."""
 
 import json
-import os
 import subprocess
-import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,24 @@ from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
 from armada.stages.distill.checkpoints import last_checkpoint
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+@pytest.fixture
+def launch(torchrun: Sequence[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `armada` in two processes."""
+
+    def launch(*words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*torchrun, "-m", "armada.cli", *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return launch
 
 
-def launch(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*LAUNCH, "-m", "armada.cli", *map(str, words)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def test_one_run_folder_of_two_processes(distill_bench, tmp_path):
+def test_one_run_folder_of_two_processes(launch, distill_bench, tmp_path):
     output = tmp_path / "run"
     done = launch(*distill_bench.words(output, "--json", "--set", "seed=[0, 1]"))
     assert done.returncode == 0, done.stderr
@@ -45,7 +47,7 @@ def test_one_run_folder_of_two_processes(distill_bench, tmp_path):
     assert steps == sorted(steps)
 
 
-def test_what_is_wrong_is_said_once(distill_bench, tmp_path):
+def test_what_is_wrong_is_said_once(launch, distill_bench, tmp_path):
     done = launch(*distill_bench.words(tmp_path / "run", "--set", "feature=none"))
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -87,14 +89,13 @@ def test_a_student_that_cannot_be_divided(
     assert reason in refused(*distill_bench.words(tmp_path / "run", *words))
 
 
-def test_a_divided_run_does_not_go_on_whole(distill_bench, tmp_path):
+def test_a_divided_run_does_not_go_on_whole(torchrun, launch, distill_bench, tmp_path):
     """Nor without the launcher; the line comes before anything is written."""
     output = tmp_path / "run"
     sharded = ("--set", "shard_student=true", "--set", "save_steps=1", "--set", "epochs=50")
     words = distill_bench.words(output, *sharded)
     process = subprocess.Popen(
-        [*LAUNCH, "-m", "armada.cli", *map(str, words)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        [*torchrun, "-m", "armada.cli", *map(str, words)],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -39,7 +39,8 @@ def soften_dense(
 def tempered(answers: DenseAnswers, answered_C: Tensor, like: Tensor, temperature: float) -> Tensor:
     """log_softmax(log p / T), [C, V'], finite: `LEAST` for a probability of 0, and zeros in rows
     without answers."""
-    log_p = answers.log_probs_PV.to(like.dtype).div(temperature).log_softmax(dim=1)
+    log_p = answers.log_probs_PV.to(like.dtype)
+    log_p = (log_p if temperature == 1 else log_p / temperature).log_softmax(dim=1)
     return log_p.clamp_(min=LEAST).masked_fill_(~answered_C[:, None], 0)
 
 

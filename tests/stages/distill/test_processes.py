@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,12 @@ SHARDED: dict[str, dict[str, Any]] = {
 CUT = {"batch_size": 8, "save_steps": 5}
 
 
-def in_two_processes(plan: Path) -> dict[str, list[float]]:
+def in_two_processes(torchrun: Sequence[str], plan: Path) -> dict[str, list[float]]:
     """The losses of a plan's runs."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*command, str(TESTS / "processes_worker.py"), str(plan)],
-        env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
+        [*torchrun, str(TESTS / "processes_worker.py"), str(plan)],
+        env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
         timeout=300,
@@ -66,25 +65,27 @@ def root(checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def carried_out(root: Path, runs: dict[str, dict[str, Any]], **more: Any) -> dict[str, list[float]]:
+def carried_out(
+    torchrun: Sequence[str], root: Path, runs: dict[str, dict[str, Any]], **more: Any
+) -> dict[str, list[float]]:
     """The losses of runs, each in a folder of its name, in two processes."""
     plan = {"student": str(root / "student"), "cache": str(root / "cache")}
     named = {name: {**how, "folder": str(root / name)} for name, how in (runs | more).items()}
     file = root / "plan.json"
     file.write_text(json.dumps({**plan, "runs": named}))
-    return in_two_processes(file)
+    return in_two_processes(torchrun, file)
 
 
 @pytest.fixture(scope="module")
-def found(root: Path) -> dict[str, list[float]]:
-    return carried_out(root, RUNS, cut={**CUT, "stop_after": 12})
+def found(torchrun: Sequence[str], root: Path) -> dict[str, list[float]]:
+    return carried_out(torchrun, root, RUNS, cut={**CUT, "stop_after": 12})
 
 
 @pytest.fixture(scope="module")
-def found_sharded(root: Path) -> dict[str, list[float]]:
+def found_sharded(torchrun: Sequence[str], root: Path) -> dict[str, list[float]]:
     cut = {**CUT, "shard_student": True}
-    first = carried_out(root, SHARDED, part={**cut, "stop_after": 12})
-    return first | {"rest": carried_out(root, {}, part=cut)["part"]}
+    first = carried_out(torchrun, root, SHARDED, part={**cut, "stop_after": 12})
+    return first | {"rest": carried_out(torchrun, root, {}, part=cut)["part"]}
 
 
 def alone(root: Path, folder: Path, **how: Any) -> list[float]:
