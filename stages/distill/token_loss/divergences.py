@@ -29,7 +29,7 @@ LEAST_DIVISOR = -80.0
 """The least logarithm of a probability that is divided by: e^80 times 80 still is a float32."""
 
 Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""log p and log q [...] -> parts and slopes [...]."""
+"""log p, which may be used up, and log q [...] -> parts and slopes [...]."""
 
 
 def measure_of(settings: TokenLossSettings) -> Measure:
@@ -48,7 +48,7 @@ def measure_of(settings: TokenLossSettings) -> Measure:
 def forward_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """KL(p ‖ q) = Σ p (log p - log q)."""
     p = log_p.exp()
-    return (log_p - log_q).mul_(p), p.neg_()
+    return log_p.sub_(log_q).mul_(p), p.neg_()
 
 
 def reverse_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,7 @@ def _frequencies(
 def _ratios(log_r_CK: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
     """Parts and slopes of the mean of h(r) - h'(1)·(r - 1); h is the measure at p = 1, q = r."""
     draws = log_r_CK.shape[1]
-    same_CK = torch.zeros_like(log_r_CK)
-    parts_CK, slopes_CK = measure(same_CK, log_r_CK)
-    _, at_one_CK = measure(same_CK, same_CK)
+    parts_CK, slopes_CK = measure(torch.zeros_like(log_r_CK), log_r_CK)
+    _, at_one_CK = measure(torch.zeros_like(log_r_CK), torch.zeros_like(log_r_CK))
     parts_CK = parts_CK - at_one_CK * torch.expm1(log_r_CK)
     return parts_CK / draws, (slopes_CK - at_one_CK * log_r_CK.exp()) / draws
