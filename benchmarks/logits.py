@@ -110,7 +110,7 @@ def missing_mass(answers: Answers, k: int) -> str:
 def codecs(answers: Answers, folder: Path) -> list[Codec]:
     every: list[Codec] = []
     for k in SIZES:
-        every += [TopK(k, bits, answers.vocabulary) for bits in (6, 8, 16)]
+        every += [TopK(k, bits, answers.vocabulary) for bits in (5, 6, 8, 16)]
         every += [Raw(k), Packed(k)]
         if k > 16:  # of fewer there is too little beside the exact head
             every += [Polynomial(k), ParquetLists(k, folder)]

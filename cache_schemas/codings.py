@@ -81,9 +81,9 @@ class TopKCoding(_Coding):
 
     kind: Literal["topk"] = "topk"
     k: int = Field(ge=1, le=MAX_ENTRIES, description="ids kept of each token")
-    bits: Literal[6, 8, 16] = Field(
+    bits: Literal[5, 6, 8, 16] = Field(
         default=8,
-        description="resolution of log-probabilities: 62 or 254 steps of a token's own range, "
+        description="resolution of log-probabilities: 30, 62 or 254 steps of a token's own range, "
         "or steps of 1/1024 nat",
     )
     temperatures: tuple[Temperature, ...] = Field(

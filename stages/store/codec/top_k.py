@@ -2,7 +2,7 @@
 
 A row of `TopKCoding` is, in order,
 
-1. where `bits` is 6 or 8: the range R, one byte, in quarters of a nat;
+1. where `bits` is below 16: the range R, one byte, in quarters of a nat;
 2. for each temperature T of `temperatures`, the mass t of softmax(logits / T) outside of the k
    ids, as c = 32768 + 1024 log(t / (1 - t)), rounded and kept within 1 .. 65534: an unsigned
    little-endian 16-bit number. 0 means t = 0 (k is the whole vocabulary), 65535 that all is tail;

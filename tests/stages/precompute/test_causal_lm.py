@@ -326,7 +326,7 @@ def test_what_the_model_cannot_give_is_refused_before_it_loads(
         ({"max_new_tokens": 3}, "no prompt to answer"),
         ({"hidden_layers": (1, 1)}, "repeats a layer"),
         ({"prompt_template": "Answer:"}, "every prompt would be the same"),
-        ({"top_k_bits": 7}, "6, 8 or 16"),
+        ({"top_k_bits": 7}, "5, 6, 8 or 16"),
     ],
 )
 def test_options_that_contradict(options: dict[str, Any], told: str) -> None:

@@ -36,8 +36,8 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         description="most probable words to keep of each predicted token, with the mass of all "
         "others; null: none",
     )
-    top_k_bits: Literal[6, 8, 16] = Field(
-        default=8, description="bits that say a log-probability of top_k: 6, 8 or 16"
+    top_k_bits: Literal[5, 6, 8, 16] = Field(
+        default=8, description="bits that say a log-probability of top_k: 5, 6, 8 or 16"
     )
     temperatures: tuple[Temperature, ...] = Field(
         default=(1.0,),

@@ -46,7 +46,7 @@ def check_top_k(coding: TopKCoding, rows: np.ndarray) -> int:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(VOCABULARIES), st.integers(1, 60), st.sampled_from([6, 8, 16]), st.data())
+@given(st.sampled_from(VOCABULARIES), st.integers(1, 60), st.sampled_from([5, 6, 8, 16]), st.data())
 def test_any_bytes_as_top_k(vocabulary: int, k: int, bits: int, data: st.DataObject) -> None:
     coding = TopKCoding(k=min(k, vocabulary), vocabulary=vocabulary, bits=bits)
     draw = np.random.default_rng(data.draw(st.integers(0, 2**20)))

@@ -42,7 +42,7 @@ def codings(draw: st.DrawFn) -> TopKCoding:
     return TopKCoding(
         k=draw(st.integers(1, min(vocabulary, 150))),
         vocabulary=vocabulary,
-        bits=draw(st.sampled_from([6, 8, 16])),
+        bits=draw(st.sampled_from([5, 6, 8, 16])),
         temperatures=draw(st.sampled_from([(1.0,), (0.5, 1.0, 3.0)])),
     )
 
@@ -90,7 +90,7 @@ def test_levels_lie_within_half_a_step(
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 7.0])
-@pytest.mark.parametrize("bits", [6, 8, 16])
+@pytest.mark.parametrize("bits", [5, 6, 8, 16])
 def test_renormalised_entries_sum_to_one_at_any_temperature(bits: int, temperature: float) -> None:
     coding = TopKCoding(k=20, vocabulary=4000, bits=bits)
     rows = encode_top_k(coding, *teacher(coding, 40, seed=3, absent=4))
@@ -241,7 +241,7 @@ def test_answers_that_must_not_be_stored(
 @pytest.mark.parametrize(
     ("dtype", "low"), [(np.float16, -65504), (np.float32, -3.4e38), (np.float64, -1.7e308)]
 )
-@pytest.mark.parametrize("bits", [6, 8, 16])
+@pytest.mark.parametrize("bits", [5, 6, 8, 16])
 def test_masks_that_are_not_infinite_are_absent_too(bits: int, dtype: type, low: float) -> None:
     coding = TopKCoding(k=3, vocabulary=9, bits=bits)
     log_probs = np.array([[-0.25, -1.5, low]], dtype)
