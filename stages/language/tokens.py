@@ -230,6 +230,11 @@ class _Encoded:
         return np.array([*([0] if len(ends) else []), *inner, *after], dtype=np.uint32)
 
 
+def by_text(rows: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+    """What all texts have, end to end, as what each has: so many rows."""
+    return np.split(rows, np.cumsum(counts)[:-1])
+
+
 def places_of_predicted(texts: TokenTexts) -> npt.NDArray[np.int64]:
     """Where in `ids` the predicted tokens are, text after text."""
     inside = np.arange(len(texts.ids)) - np.repeat(texts.offsets[:-1], texts.lengths)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...language.tokens import INSIDE, TokenTexts, places_of_predicted
+from ...language.tokens import INSIDE, TokenTexts, by_text, places_of_predicted
 from ...store.format.index import Rows
 from ...store.format.ragged import arange_each, places_of
 from ...store.reading.ragged_array import RaggedArray
@@ -85,7 +85,7 @@ def match(
 ) -> MatchedTokens:
     """Pairs of all texts; `characters_read` is what the teacher had read before its predictions."""
     assert texts.read is not None
-    ours = np.split(texts.read[places_of_predicted(texts)], np.cumsum(texts.predicted)[:-1])
+    ours = by_text(texts.read[places_of_predicted(texts)], texts.predicted)
     pairs: list[tuple[Ints, Ints]] = []
     for start in range(0, len(rows), _BLOCK):
         theirs = characters_read.gather(rows[start : start + _BLOCK]).parts()

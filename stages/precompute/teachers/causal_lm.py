@@ -18,7 +18,7 @@ from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...language.logits import find_transform, hidden_states, looks_ahead, transformer
-from ...language.tokens import TokenTexts, encode_texts, end_ids, places_of_predicted
+from ...language.tokens import TokenTexts, by_text, encode_texts, end_ids, places_of_predicted
 from ...language.vocabulary import tokenizer_digest, word_count
 from ...pretrained import read_tokenizer, token_limit
 from .base import Answers, Example, example_seed
@@ -76,9 +76,7 @@ class CausalLMTeacher(CheckpointTeacher):
         }
         if texts.read is not None:
             predicted = places_of_predicted(texts)
-            features["characters_read"] = np.split(
-                texts.read[predicted], np.cumsum(texts.predicted)[:-1]
-            )
+            features["characters_read"] = by_text(texts.read[predicted], texts.predicted)
         output, places_P = self._run(texts)
         answers = self._predict(output, places_P, texts.predicted, seeds)
         features |= answers.rows_of_texts(texts.predicted)
@@ -125,7 +123,7 @@ class CausalLMTeacher(CheckpointTeacher):
     def _hidden(self, output: Any, places_P: Tensor, predicted: Lengths) -> list[npt.NDArray[Any]]:
         layers = [_chosen(output.hidden_states[n], places_P) for n in self._options.hidden_layers]
         rows = self._precision.store(torch.stack(layers, dim=1))
-        return np.split(rows, np.cumsum(predicted)[:-1])
+        return by_text(rows, predicted)
 
     def _run(self, texts: TokenTexts) -> tuple[Any, Tensor]:
         """The transformer's output, and where in it, counted over all [B, T], predictions are made:

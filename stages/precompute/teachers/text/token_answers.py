@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .....cache_schemas.codings import DrawsCoding, TopKCoding
 from .....cache_schemas.fidelity import Fidelity
+from ....language.tokens import by_text
 from ....store.codec.draws import encode_draws
 from ....store.codec.fidelity import measure_draws, measure_top_k
 from ....store.codec.top_k import encode_top_k
@@ -160,12 +161,12 @@ class TokenAnswers:
 
     def broken(self, lengths: npt.NDArray[np.int64]) -> list[int]:
         """The texts, of so many tokens each, of which a token's logits are no numbers."""
-        parts = _split(np.concatenate([np.empty(0, dtype=bool), *self._numbers]), lengths)
+        parts = by_text(np.concatenate([np.empty(0, dtype=bool), *self._numbers]), lengths)
         return [text for text, numbers in enumerate(parts) if not numbers.all()]
 
     def rows_of_texts(self, lengths: npt.NDArray[np.int64]) -> dict[str, list[npt.NDArray[Any]]]:
         """Feature -> rows of each text, of so many tokens each."""
-        return {name: _split(np.concatenate(rows), lengths) for name, rows in self._rows.items()}
+        return {name: by_text(np.concatenate(rows), lengths) for name, rows in self._rows.items()}
 
     def fidelity_of_texts(self, texts: npt.NDArray[np.int64], count: int) -> dict[str, list[Any]]:
         """Feature -> fidelity of each of `count` texts, None where nothing was measured; `texts`
@@ -186,10 +187,6 @@ def _samples_of_texts(
     samples: list[tuple[Arrays, npt.NDArray[Any]]], lengths: npt.NDArray[np.int64]
 ) -> list[tuple[Arrays, npt.NDArray[Any]]]:
     said = zip(*(arrays for arrays, _ in samples), strict=True)
-    columns = [_split(np.concatenate(each), lengths) for each in said]
-    rows = _split(np.concatenate([rows for _, rows in samples]), lengths)
+    columns = [by_text(np.concatenate(each), lengths) for each in said]
+    rows = by_text(np.concatenate([rows for _, rows in samples]), lengths)
     return list(zip(zip(*columns, strict=True), rows, strict=True))
-
-
-def _split(rows: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
-    return np.split(rows, np.cumsum(lengths)[:-1])
