@@ -119,7 +119,6 @@ def small_commands(models: Path) -> Iterator[Path]:
         tempfile.TemporaryDirectory() as home,
     ):
         environment = {
-            "CUDA_VISIBLE_DEVICES": "",  # a process that was forked cannot use a GPU
             "HF_ENDPOINT": address,
             "HF_HOME": home,
         }

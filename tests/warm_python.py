@@ -31,12 +31,8 @@ from typing import Any
 IMPORTED = (
     *("torch", "transformers", "diffusers", "open_clip", "distributed", "zarr", "dask.array"),
     *("pyarrow.dataset", "sklearn.metrics", "scipy.stats", "tensorboard", "matplotlib.pyplot"),
-    *(
-        "armada.stages.distill.training",
-        "armada.stages.store.reading.reader",
-        "torch._dynamo",
-        "peft",
-    ),
+    *("armada.stages.distill.training", "armada.stages.store.reading.reader"),
+    *("torch._dynamo", "peft"),
 )
 CLASSES = {
     "transformers": ("AutoModel", "AutoTokenizer", "BertModel", "DistilBertModel", "Trainer"),
@@ -60,8 +56,11 @@ def warm_python(environment: Mapping[str, str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="warm-") as folder:
         # A short path: that of a socket has at most 107 bytes.
         socket_file, commands = Path(folder, "socket"), Path(folder, "bin")
-        # What torchrun starts its processes with.
-        environment = {**environment, "PYTHON_EXEC": str(commands / "python")}
+        environment = {
+            **environment,
+            "PYTHON_EXEC": str(commands / "python"),  # what torchrun starts its processes with
+            "CUDA_VISIBLE_DEVICES": "",  # a process that was forked cannot use a GPU
+        }
         _write_commands(commands, socket_file, environment)
         process = subprocess.Popen(
             [sys.executable, __file__, str(socket_file)],

@@ -235,7 +235,9 @@ def by_text(rows: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> list[npt.N
     return np.split(rows, np.cumsum(counts)[:-1])
 
 
-def places_of_predicted(texts: TokenTexts) -> npt.NDArray[np.int64]:
-    """Where in `ids` the predicted tokens are, text after text."""
+def read_before_predicted(texts: TokenTexts) -> list[npt.NDArray[np.uint32]]:
+    """`read` of the predicted tokens of each text; somebody has to have asked for it."""
+    assert texts.read is not None
     inside = np.arange(len(texts.ids)) - np.repeat(texts.offsets[:-1], texts.lengths)
-    return np.flatnonzero(inside >= np.repeat(texts.prompts, texts.lengths))
+    predicted = inside >= np.repeat(texts.prompts, texts.lengths)
+    return by_text(texts.read[predicted], texts.predicted)

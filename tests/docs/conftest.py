@@ -20,7 +20,6 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     models = tmp_path_factory.mktemp("models")
     with hub({name: models / name for name in REPOSITORIES}, "main") as (address, _):
         environment = {
-            "CUDA_VISIBLE_DEVICES": "",  # a process that was forked cannot use a GPU
             "HF_ENDPOINT": address,
             "HF_HOME": str(tmp_path_factory.mktemp("home")),
             "DASK_TEMPORARY_DIRECTORY": str(tmp_path_factory.mktemp("dask")),

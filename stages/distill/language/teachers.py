@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...language.tokens import INSIDE, TokenTexts, by_text, places_of_predicted
+from ...language.tokens import INSIDE, TokenTexts, read_before_predicted
 from ...store.format.index import Rows
 from ...store.format.ragged import arange_each, places_of
 from ...store.reading.ragged_array import RaggedArray
@@ -84,8 +84,7 @@ def match(
     answers: CachedAnswers, rows: Rows, texts: TokenTexts, characters_read: RaggedArray
 ) -> MatchedTokens:
     """Pairs of all texts; `characters_read` is what the teacher had read before its predictions."""
-    assert texts.read is not None
-    ours = by_text(texts.read[places_of_predicted(texts)], texts.predicted)
+    ours = read_before_predicted(texts)
     pairs: list[tuple[Ints, Ints]] = []
     for start in range(0, len(rows), _BLOCK):
         theirs = characters_read.gather(rows[start : start + _BLOCK]).parts()

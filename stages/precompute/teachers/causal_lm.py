@@ -18,7 +18,7 @@ from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...language.logits import find_transform, hidden_states, looks_ahead, transformer
-from ...language.tokens import TokenTexts, by_text, encode_texts, end_ids, places_of_predicted
+from ...language.tokens import TokenTexts, by_text, encode_texts, end_ids, read_before_predicted
 from ...language.vocabulary import tokenizer_digest, word_count
 from ...pretrained import read_tokenizer, token_limit
 from .base import Answers, Example, example_seed
@@ -63,7 +63,7 @@ class CausalLMTeacher(CheckpointTeacher):
             max_length=self._max_length,
             tokenizer=tokenizer_digest(self._tokenizer),
             vocabulary=self._words,
-            temperatures=tuple(sorted({1.0, *options.temperatures})),
+            temperatures=options.known_temperatures,
         )
 
     def encode(self, examples: Sequence[Example]) -> Answers:
@@ -75,8 +75,7 @@ class CausalLMTeacher(CheckpointTeacher):
             "prompt_tokens": np.minimum(texts.prompts, texts.lengths),
         }
         if texts.read is not None:
-            predicted = places_of_predicted(texts)
-            features["characters_read"] = by_text(texts.read[predicted], texts.predicted)
+            features["characters_read"] = read_before_predicted(texts)
         output, places_P = self._run(texts)
         answers = self._predict(output, places_P, texts.predicted, seeds)
         features |= answers.rows_of_texts(texts.predicted)
@@ -153,10 +152,9 @@ class CausalLMTeacher(CheckpointTeacher):
     def _next_logits(self, ids_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
         """Logits [B, V] of what comes after rows of tokens, and what is remembered of them: never
         the logits of all tokens of a prompt."""
-        mask_BT = None if past is not None else torch.ones_like(ids_BT)
-        known = {} if mask_BT is None else {"attention_mask": mask_BT}
+        told = {"attention_mask": torch.ones_like(ids_BT)} if past is None else {}
         output = transformer(self._model)(
-            input_ids=ids_BT, past_key_values=past, use_cache=True, **known
+            input_ids=ids_BT, past_key_values=past, use_cache=True, **told
         )
         return self._logits(output.last_hidden_state[:, -1]), output.past_key_values
 

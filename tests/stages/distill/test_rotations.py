@@ -52,7 +52,9 @@ def test_values_and_gradients_of_the_matrix(size, radius, orthogonal_map):
         torch.testing.assert_close(ours, theirs, **within)
 
 
-@pytest.mark.parametrize("radius", [30.0, 300.0, 1000.0])
+@pytest.mark.parametrize(
+    "radius", [30.0, 300.0, 1000.0, pytest.param(3000.0, marks=pytest.mark.slow)]
+)
 def test_many_turns(radius):
     points, parameter = drawn(40, radius)
     # -iA is Hermitian; its eigenvectors give the exponential without squaring anything.

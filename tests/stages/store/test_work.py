@@ -104,18 +104,6 @@ def test_what_a_writer_gives_back_another_takes(
     assert stored_bytes(tmp_path / "cache") == undisturbed
 
 
-def test_what_is_given_back_while_one_looks_has_its_number_free(tmp_path: Path) -> None:
-    one, two = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
-    left = one.reserve()
-    with two.writer.turn() as turn:
-        assert list(turn.reserved) == [0]
-        one.writer.release(left.reservation)
-        assert not list(turn.reserved_keys())
-        assert turn.reserve(keys_of(SHARDS[0]), 0).shard == 0
-    one.writer.__exit__(None, None, None)
-    two.writer.__exit__(None, None, None)
-
-
 def test_what_is_given_back_after_its_keys_were_seen_keeps_its_number(tmp_path: Path) -> None:
     """Else the next keys would come under the number of those that nobody is at any more."""
     one, two = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
@@ -268,12 +256,16 @@ def test_what_is_no_reservation_is_nobodys_business(tmp_path: Path) -> None:
 
 
 def test_keys_that_are_given_back_this_moment_are_nobodys(tmp_path: Path) -> None:
+    """Nor is their number."""
     one, other = OneOfMany(tmp_path / "cache"), OneOfMany(tmp_path / "cache")
     task = one.reserve()
     with other.writer.turn() as turn:
         assert sorted(turn.reserved) == [0]
         one.writer.release(task.reservation)
         assert not list(turn.reserved_keys())
+        again = turn.reserve(keys_of(SHARDS[0]), 0)
+        assert again.shard == 0
+    other.writer.release(again)
     other.finish()
     one.writer.__exit__(None, None, None)
 

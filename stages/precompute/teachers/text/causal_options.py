@@ -100,6 +100,11 @@ class CausalLMOptions(PrecisionOptions, Recipe):
             )
         return self
 
+    @property
+    def known_temperatures(self) -> tuple[float, ...]:
+        """Those at which a tail is kept, ascending: 1 is always among them."""
+        return tuple(sorted({1.0, *self.temperatures}))
+
     def codings(self, words: int) -> dict[str, Coding]:
         """How the coded features of a vocabulary are written. Raises JobError."""
         codings: dict[str, Coding] = {}
@@ -109,10 +114,12 @@ class CausalLMOptions(PrecisionOptions, Recipe):
                     f"top_k: {self.top_k} is above the tokenizer's vocabulary of {words}; ask for "
                     f"at most {words}"
                 )
-            temperatures = tuple(sorted({1.0, *self.temperatures}))
             with _within_limits("top_k, temperatures"):
                 codings["top_k"] = TopKCoding(
-                    k=self.top_k, vocabulary=words, bits=self.top_k_bits, temperatures=temperatures
+                    k=self.top_k,
+                    vocabulary=words,
+                    bits=self.top_k_bits,
+                    temperatures=self.known_temperatures,
                 )
         if self.draws is not None:
             bits: Literal[0, 16] = 16 if self.draws_log_probs else 0
