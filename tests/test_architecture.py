@@ -12,7 +12,7 @@ PRODUCT = ("cache_schemas", "stages", "pipeline")
 FILES = sorted(
     [*ROOT.glob("*.py"), *(file for part in PRODUCT for file in (ROOT / part).rglob("*.py"))]
 )
-MAX_LINES = 300
+MAX_LINES = 400
 
 FLOORS = (
     ("cache_schemas",),
