@@ -8,18 +8,18 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .cache_schemas.errors import ArmadaError, InputError
 from .pipeline.caches.commands import app as cache_commands
+from .pipeline.logs import LOGGER, LogLevel, set_level, shown
 from .pipeline.options import AsJson, Quiet, Settings, TextColumn
 
 app = typer.Typer(
     help="Knowledge distillation with cached teachers: ask once, train any number of students.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_commands, name="cache")
@@ -30,11 +30,26 @@ JobFile = Annotated[Path | None, typer.Argument(help="YAML file of job keys", sh
 Keys = Annotated[bool, typer.Option("--keys", help="list all job keys and what they mean")]
 
 
+def _show_version(asked: bool) -> None:
+    from . import __version__
+
+    if asked:
+        print(f"armada {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="the least to say on standard error")
+    ] = LogLevel.INFO,
+    version: Annotated[
+        bool, typer.Option("--version", help="show the version", callback=_show_version)
+    ] = False,
 ) -> None:
     """`main` meets an error only after typer is done, so it looks for --debug itself."""
+    set_level(log_level)
 
 
 @app.command()
@@ -251,19 +266,23 @@ def _let_the_first_speak(error: ArmadaError) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; exits with 0, 1 or 2."""
-    given: list[Any] = sys.argv[1:] if arguments is None else arguments
+    with shown():
+        _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(given: list[str]) -> None:
     try:
         app(given, prog_name="armada")
     except ArmadaError as error:
         if "--debug" in given:
             raise
         _let_the_first_speak(error)
-        print(f"error: {error}", file=sys.stderr)
+        LOGGER.error(error)
         sys.exit(error.exit_code)
     except OSError as error:
         if "--debug" in given:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        LOGGER.error(error)
         sys.exit(ArmadaError.exit_code)
 
 

@@ -1,7 +1,5 @@
 """A `distill` job: its data is read once, and each seed is a run (`seed_run.py`)."""
 
-import sys
-
 from ..cache_schemas.errors import InputError, JobError
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.base import Objective
@@ -10,6 +8,7 @@ from ..stages.store.reading.access import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
 from .language.checks import check_language_job, check_other_job
+from .logs import LOGGER
 from .run_folder import JOB, METRICS, check_free, claim, read_metrics, spread, write_json
 from .seed_run import Metrics, SeedRun, resolved
 from .show import size, warn
@@ -93,10 +92,9 @@ def _fetch_ahead(
     alternates = objective.has_aligner and job.schedule == "alternate"
     to_come = data.fetch_ahead(job, alternates and job.parsed_control.name != "random-aligner")
     if to_come is not None and to_come.shards and not quiet:
-        print(
+        LOGGER.info(
             f"{to_come.shards} shards of the cache, {size(to_come.bytes)}, come while the run "
-            f"goes on",
-            file=sys.stderr,
+            f"goes on"
         )
 
 

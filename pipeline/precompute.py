@@ -1,7 +1,6 @@
 """A run of `precompute`: its job becomes a corpus, a teacher and a writer; what is new is asked."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from ..stages.store.writing.writer import CacheWriter, pending
 from .added_features import admit, only_cached
 from .device import choose_device
 from .fidelity import fidelity_of
+from .logs import LOGGER
 from .precompute_job import PrecomputeJob, make_teacher, part_of
 from .progress import CountProgress
 from .provenance import hardware, library_versions, new_run_id, now
@@ -195,7 +195,7 @@ def say_that_it_waits(quiet: bool) -> Callable[[int], None]:
         nonlocal said
         if not said:
             said = True
-            print(f"waiting for other writers, who are at the last {rows} rows", file=sys.stderr)
+            LOGGER.info(f"waiting for other writers, who are at the last {rows} rows")
 
     return say
 
@@ -222,6 +222,7 @@ class Run:
 
     def committed(self, record: CommitRecord, seconds: float, truncated: int) -> None:
         """Note what a shard cost."""
+        LOGGER.debug(f"shard {record.shard}: {record.rows} rows in {seconds:.1f} s")
         self.commits.append(record)
         old = self.record
         self.record = old.model_copy(

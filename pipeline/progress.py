@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .logs import LOGGER, shows_progress
+
 LOG_EVERY_S = 30.0
 
 
@@ -27,7 +29,8 @@ class CountProgress:
         self._done, self._guard = 0, threading.Lock()
         self._started = self._logged = time.monotonic()
         self._console = Console(stderr=True)
-        self._bar = self._make_bar() if self._console.is_terminal and not quiet else None
+        live = self._console.is_terminal and shows_progress() and not quiet
+        self._bar = self._make_bar() if live else None
 
     def _make_bar(self) -> Progress:
         return Progress(
@@ -72,7 +75,7 @@ class CountProgress:
             done = f"{decimal(self._done)} of {decimal(self._total)}"
         rate = f"{self._amount(self._rate())}/s"
         line = f"{self._label}: {done}, {rate}, {left:.0f} s left"
-        self._console.print(line, highlight=False)
+        LOGGER.info(line)
 
     def _amount(self, number: float) -> str:
         return decimal(int(number)) if self._unit == "bytes" else f"{number:.1f} {self._unit}"

@@ -16,6 +16,7 @@ from rich.table import Table
 from ..cache_schemas.errors import one_line
 from .caches.report import TeacherSummary
 from .fidelity import in_words
+from .logs import LOGGER
 from .precompute import DryRun, PrecomputeReport
 
 SHOWN_PROBLEMS = 5
@@ -139,8 +140,8 @@ def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:
 
 
 def warn(message: str) -> None:
-    """One warning line on standard error."""
-    print(f"warning: {one_line(message)}", file=sys.stderr)
+    """Say a warning, in one line."""
+    LOGGER.warning(one_line(message))
 
 
 def warn_skipped(problems: Sequence[str]) -> None:

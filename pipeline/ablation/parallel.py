@@ -26,6 +26,7 @@ from ...stages.store.reading.access import available_memory
 from ..device import environments, visible_gpus
 from ..distill import run_distill
 from ..distill_job import DistillJob
+from ..logs import LOGGER, LogLevel, shown
 from ..run_folder import JOB, read_metrics
 from .job import PlannedRun
 
@@ -149,10 +150,15 @@ def _work(job: DistillJob, environment: dict[str, str], log: Path) -> None:
         os.dup2(file.fileno(), 2)
     _limit_threads(int(environment["OMP_NUM_THREADS"]))
     goes_on = (job.output / JOB).exists()
+    with shown(LogLevel.WARNING):
+        _run(job.model_copy(update={"resume": goes_on}))
+
+
+def _run(job: DistillJob) -> None:
     try:
-        run_distill(job.model_copy(update={"resume": goes_on}), quiet=True)
+        run_distill(job, quiet=True)
     except ArmadaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        LOGGER.error(error)
         sys.exit(error.exit_code)
     except Exception:
         traceback.print_exc()

@@ -1,6 +1,5 @@
 """What `cache push` and `cache pull` have in common: how to get there, and what to report."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from ...cache_schemas.manifest import TeacherManifest
 from ...stages.store.transfer.place import LocalPlace, Place
 from ...stages.store.transfer.plan import TeacherPlan
 from ...stages.store.transfer.pull import JOBS
+from ..logs import LOGGER
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def say_that_a_pull_waits(quiet: bool) -> Callable[[], None]:
 
     def say() -> None:
         if not quiet:
-            print("waiting for another pull into the same cache", file=sys.stderr)
+            LOGGER.info("waiting for another pull into the same cache")
 
     return say
 

@@ -9,7 +9,6 @@ commit what they have answered, and are waited for.
 All news come through one queue, signals too (`../signals.py`).
 """
 
-import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ...cache_schemas.errors import RunError
+from ..logs import LOGGER
 from ..show import warn
 from ..signals import Signal, heard_by
 from .chunks import Chunks, Order, Outcome
@@ -127,7 +127,7 @@ class Dispatch:
     def _stop(self, error: BaseException) -> None:
         """Have the workers commit what they have answered, and wait until they have."""
         if isinstance(error, KeyboardInterrupt):
-            print("stopping; Ctrl-C again drops what is being asked", file=sys.stderr)
+            LOGGER.info("stopping; Ctrl-C again drops what is being asked")
         self._have_all(stop)
         while self._sent and self._client.status == "running":
             try:

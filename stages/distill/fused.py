@@ -5,7 +5,7 @@ by_kernels       by Triton, for `armada_loss` on a GPU; where that does not work
 """
 
 import importlib.util
-import warnings
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +21,8 @@ the inputs where they repeat along the rows."""
 
 Kernels = Callable[..., tuple[Tensor, Tensor]]
 """From inputs to terms and gradients of the total, as one row of numbers each."""
+
+_LOGGER = logging.getLogger(__name__)
 
 _broken: list[str] = []
 """Why kernels are not tried again in this process."""
@@ -69,10 +71,8 @@ def _tried(inputs: tuple[Tensor, ...], others: dict[str, Any]) -> tuple[Tensor, 
         raise
     except Exception as cause:  # whatever a compiler may say
         _broken.append(f"{type(cause).__name__}: {cause}".splitlines()[0])
-        warnings.warn(
-            f"Triton does not work here ({_broken[0]}); losses take a few more operations",
-            RuntimeWarning,
-            stacklevel=2,
+        _LOGGER.warning(
+            f"Triton does not work here ({_broken[0]}); losses take a few more operations"
         )
         return None
     return terms
