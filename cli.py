@@ -27,6 +27,9 @@ app.add_typer(cache_commands, name="cache")
 _PATIENCE_S = 5.0
 
 JobFile = Annotated[Path | None, typer.Argument(help="YAML file of job keys", show_default=False)]
+Student = Annotated[
+    Path | None, typer.Argument(help="folder that distill wrote", show_default=False)
+]
 Keys = Annotated[bool, typer.Option("--keys", help="list all job keys and what they mean")]
 
 
@@ -81,7 +84,7 @@ def precompute(
     from .pipeline.show import show_dry_run, show_keys, show_precompute
 
     if keys:
-        show_keys(PrecomputeJob, *([teacher_options(teacher)] if teacher else []))
+        show_keys(PrecomputeJob, teacher=teacher_options(teacher) if teacher else None)
         return
     options = {
         "corpus": corpus,
@@ -191,21 +194,25 @@ def ablate(
 
 @app.command()
 def evaluate(
-    student: Annotated[Path, typer.Argument(help="folder that distill wrote")],
+    student: Student = None,
     corpus: Annotated[list[str] | None, typer.Option(help="file or folder with labels")] = None,
     text_column: Annotated[list[str] | None, typer.Option(help="default as in training")] = None,
     label_column: Annotated[str | None, typer.Option(help="default as in training")] = None,
     settings: Settings = None,
+    keys: Keys = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained student on a corpus."""
     from .pipeline.evaluate import run_evaluate
     from .pipeline.evaluate_job import EvaluateJob
     from .pipeline.jobs import collect_keys, make
-    from .pipeline.show import show_evaluation
+    from .pipeline.show import show_evaluation, show_keys
 
+    if keys:
+        show_keys(EvaluateJob)
+        return
     options = {
-        "student": str(student),
+        "student": str(student) if student else None,
         "corpus": corpus,
         "text_column": text_column,
         "label_column": label_column,

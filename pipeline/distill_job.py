@@ -62,7 +62,9 @@ class CacheKeys(Job):
     """What to learn from."""
 
     cache: Path | str | None = Field(
-        default=None, description="folder of the cache, or a URL that fsspec opens"
+        default=None,
+        description="folder of the cache, or a URL that fsspec opens; only control=undistilled "
+        "needs none",
     )
     teacher: str | None = Field(
         default=None, description="fingerprint of the teacher, or a prefix no other one shares"
@@ -101,7 +103,7 @@ class CacheKeys(Job):
 class DistillJob(
     CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, LanguageKeys, TrainingSettings
 ):
-    """Keys of a `distill` job."""
+    """What is trained, and where it goes."""
 
     output: Path = Field(description="folder to write the run to")
     name: str | None = Field(

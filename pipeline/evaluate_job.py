@@ -8,7 +8,7 @@ from .jobs import Job
 
 
 class EvaluateJob(Job):
-    """Keys of an `evaluate` job."""
+    """What to measure, and how."""
 
     student: Path = Field(description="folder that `distill` wrote")
     corpus: tuple[str, ...] = Field(min_length=1, description="files or folders with labels")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PrecomputeJob(Job):
-    """Keys of a `precompute` job. Keys it does not know are options of the teacher."""
+    """How to ask. Keys that it does not know are options of the teacher."""
 
     corpus: tuple[str, ...] = Field(min_length=1, description="files or folders of texts")
     text_column: tuple[str, ...] = Field(

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,34 @@ def _plain(value: Any) -> Any:
     return dataclasses.asdict(value)
 
 
-def show_keys(*models: type[BaseModel]) -> None:
-    """Every key of some models: its default and what it means."""
-    for model in models:
-        for name, field in model.model_fields.items():
-            default = "required" if field.is_required() else repr(_default(field))
-            print(f"{name:24} {default:16} {field.description or ''}".rstrip())
+def show_keys(*jobs: type[BaseModel], teacher: type[BaseModel] | None = None) -> None:
+    """Every key of jobs, and of a teacher's options: its default and what it means. Those that a
+    job cannot do without come first, all others in groups."""
+    for heading, keys in _key_groups(jobs, teacher).items():
+        print(f"{heading}:")
+        for name, field in keys.items():
+            default = "" if field.is_required() else repr(_default(field))
+            print(f"  {name:24} {default:16} {field.description or ''}".rstrip())
+
+
+def _key_groups(
+    jobs: Sequence[type[BaseModel]], teacher: type[BaseModel] | None
+) -> dict[str, dict[str, FieldInfo]]:
+    """Heading -> keys: a class that declares keys is a group, and its docstring says of what."""
+    groups: dict[str, dict[str, FieldInfo]] = {"Required": {}}
+    seen: set[str] = set()
+    for job in jobs:
+        for owner in job.__mro__:
+            told = re.split(r"\.(?:\s|$)|\n", owner.__doc__ or owner.__name__)[0]
+            for name in get_annotations(owner):
+                field = job.model_fields.get(name)
+                if field is None or name in seen:
+                    continue
+                seen.add(name)
+                groups.setdefault("Required" if field.is_required() else told, {})[name] = field
+    if teacher is not None:
+        groups["Options of this kind of teacher"] = teacher.model_fields
+    return groups
 
 
 def _default(field: FieldInfo) -> Any:

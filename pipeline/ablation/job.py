@@ -28,7 +28,7 @@ _TAKEN = frozenset({ABLATION, TABLE, LOGS, LOCK, PLAN})
 
 
 class AblateJob(Job):
-    """Keys of an `ablate` job. All others are keys of its `distill` jobs."""
+    """How to run the grid. All other keys are those of its `distill` jobs."""
 
     output: Path = Field(description="folder of all runs")
     grid: Any = Field(description="keys with lists of values, or a list of such grids")

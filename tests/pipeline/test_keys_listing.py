@@ -1,7 +1,10 @@
-"""`--keys` lists every key of a job, and of the teacher that is named."""
+"""`--keys` lists every key of a job, and of the teacher that is named, the required ones first."""
 
 import pytest
+from armada.pipeline.ablation.job import AblateJob
 from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.evaluate_job import EvaluateJob
+from armada.pipeline.jobs import Job
 from armada.pipeline.precompute_job import PrecomputeJob
 from armada.stages.precompute.teachers import TEACHERS
 from command_line import CommandLine
@@ -11,15 +14,52 @@ from command_line import CommandLine
 def test_precompute_lists_job_keys_and_those_of_the_teacher(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printed = CommandLine(capsys).done("precompute", "--keys", "--teacher", kind)
+    printed = groups(CommandLine(capsys).done("precompute", "--keys", "--teacher", kind))
     options = TEACHERS.load(kind).Options
-    assert [line.split()[0] for line in printed.splitlines()] == [
-        *PrecomputeJob.model_fields,
-        *options.model_fields,
-    ]
+    assert [*printed] == ["Required", "How to ask", "Options of this kind of teacher"]
+    assert [*printed["Options of this kind of teacher"]] == [*options.model_fields]
+    job = [*printed["Required"], *printed["How to ask"]]
+    assert sorted(job) == sorted(PrecomputeJob.model_fields)
 
 
-def test_distill_lists_its_keys_with_a_meaning_each(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = CommandLine(capsys).done("distill", "--keys").splitlines()
-    assert [line.split()[0] for line in lines] == [*DistillJob.model_fields]
-    assert all(len(line.split(maxsplit=2)) == 3 for line in lines)
+@pytest.mark.parametrize(
+    ("command", "jobs"),
+    [
+        ("precompute", [PrecomputeJob]),
+        ("distill", [DistillJob]),
+        ("ablate", [AblateJob, DistillJob]),
+        ("evaluate", [EvaluateJob]),
+    ],
+)
+def test_keys_come_once_in_groups_with_a_meaning_each(
+    command: str, jobs: list[type[Job]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = groups(CommandLine(capsys).done(command, "--keys"))
+    fields = {name: field for job in jobs[::-1] for name, field in job.model_fields.items()}
+    keys = [name for group in printed.values() for name in group]
+    assert sorted(keys) == sorted(fields)
+    assert next(iter(printed)) == "Required"
+    assert set(printed["Required"]) == {name for name in fields if fields[name].is_required()}
+    for group in printed.values():
+        for name, told in group.items():
+            assert fields[name].description in told
+
+
+def test_groups_of_distill_follow_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = groups(CommandLine(capsys).done("distill", "--keys"))
+    headings = [*printed]
+    assert [*printed["Required"]] == ["output", "train", "text_column", "student"]
+    assert "label_column" in printed["What to train on"]
+    assert headings.index("What to learn from") < headings.index("How to train")
+
+
+def groups(printed: str) -> dict[str, dict[str, str]]:
+    """Heading -> key -> what is said of it."""
+    found: dict[str, dict[str, str]] = {}
+    for line in printed.splitlines():
+        if not line.startswith("  "):
+            found[line.removesuffix(":")] = {}
+        else:
+            name, told = line.split(maxsplit=1)
+            found[[*found][-1]][name] = told
+    return found
