@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from armada.cli import main
+from hangs import HANG_S
 
 SLOW_TEACHER = Path(__file__).parent / "slow_teacher"
 RUN = "from armada.cli import main; main()"
@@ -67,7 +68,7 @@ def start(*words: object, journal: Path | None = None, code: str = RUN) -> subpr
 
 def wait_until_asked(texts: int, journal: Path, process: subprocess.Popen[str]) -> None:
     """Wait until the slow teacher of a process has been asked about that many texts."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while not journal.exists() or journal.stat().st_size < texts:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the process asks nothing"

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hangs import HANG_S
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 README = ROOT / "README.md"
 
-LIMIT_S = 300
 INSTALLED = "installed"
 """Folder of a workplace that Python looks into."""
 
@@ -140,7 +141,7 @@ class Workplace:
 
 def _ended(bash: subprocess.Popen[bytes]) -> bool:
     """Whether a shell ends well, in time; it is left to be waited for."""
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + HANG_S
     how = os.WEXITED | os.WNOWAIT | os.WNOHANG
     while (result := os.waitid(os.P_PID, bash.pid, how)) is None:
         if time.monotonic() > deadline:

@@ -17,6 +17,7 @@ from armada.pipeline.language.data import read_language_data
 from armada.pipeline.language.run import LanguageSeedRun
 from armada.pipeline.seed_run import Built
 from armada.stages.distill.processes import processes
+from hangs import HANG_S
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def run_in_two_processes(torchrun: Sequence[str], plan: Path, jobs: Sequence[Key
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hangs import HANG_S
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -25,7 +26,7 @@ READERS = (
 def test_quick_run_names_every_reader_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "store.py"), "--quick", "--markdown"]
     options = ["--only", "armada", "raw", "parquet", "--folder", str(tmp_path)]
-    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=HANG_S)
     assert run.returncode == 0, run.stderr
     assert f"checked: {len(READERS)} readers give the same bits" in run.stdout
     cells = [line.strip("| ").split("|") for line in run.stdout.splitlines() if "|" in line]
@@ -134,7 +135,7 @@ def test_the_tables_of_the_benchmark_of_stage_2() -> None:
     command = [sys.executable, str(BENCHMARKS / "distill.py"), "--students", "1x32", "--device"]
     small = "cpu --batches 4 --examples 32 --dim 8 --rounds 2 --seconds 0.01 --markdown"
     run = subprocess.run(
-        [*command, *small.split()], capture_output=True, text=True, timeout=300, check=True
+        [*command, *small.split()], capture_output=True, text=True, timeout=HANG_S, check=True
     )
     rows = [row.strip("|").split("|") for row in run.stdout.splitlines() if row.startswith("|")]
     for header, _, line in (rows[:3], rows[3:]):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hangs import HANG_S
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -20,7 +21,7 @@ def test_a_quick_run_prints_a_line_of_each_way() -> None:
     command = [sys.executable, str(BENCHMARKS / "fused_loss.py"), "--quick", "--markdown"]
     options = ["--rounds", "1", "--device", "cpu", "--only", "armada, sparse"]
     run = subprocess.run(
-        [*command, *options], capture_output=True, text=True, timeout=300, check=True
+        [*command, *options], capture_output=True, text=True, timeout=HANG_S, check=True
     )
     lines = [line.strip("| ").split("|") for line in run.stdout.splitlines() if "|" in line]
     cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in lines}

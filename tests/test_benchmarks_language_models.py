@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from armada.cache_schemas.codings import DrawsCoding, TopKCoding
+from hangs import HANG_S
 from tiny_runs import TEXTS, VALIDATION_TEXTS
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "language_models.py"
@@ -28,7 +29,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         pq.write_table(pa.table({"line": texts}), file)
     options = ("--text-column=line", "--rows=40", f"--vocabulary={WORDS}", "--quick", "--markdown")
     command = [sys.executable, str(BENCHMARK), *map(str, files), *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert run.returncode == 0, run.stderr
     lines = [[cell.strip() for cell in row.strip("| ").split("|")] for row in _table(run.stdout)]
     return {name: cells for name, *cells in lines}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from armada.cache_schemas.codings import DrawsCoding, TopKCoding
+from hangs import HANG_S
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "logits.py"
 MADE_UP, MODEL = 70_000, 512
@@ -35,7 +36,7 @@ def expected_bytes(vocabulary: int) -> dict[str, int]:
 def tables() -> list[dict[str, list[str]]]:
     """The cells of a quick run, by the names of rows."""
     command = [sys.executable, str(BENCHMARK), "--quick", "--markdown"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert run.returncode == 0, run.stderr
     tables: list[dict[str, list[str]]] = []
     for line in run.stdout.splitlines():

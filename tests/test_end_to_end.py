@@ -20,6 +20,7 @@ from armada.pipeline.precompute_job import make_precompute_job
 from armada.stages.precompute.teachers import TEACHERS
 from armada.stages.store.reading.reader import list_teachers, open_cache
 from command_line import CommandLine, start
+from hangs import HANG_S
 from real_texts import ROWS, Columns, inferences, read_corpus, reviews
 
 FIRST, SECOND = slice(0, 120), slice(60, 180)  # share a half of their texts
@@ -216,7 +217,7 @@ def test_pairs(armada, place, pairs, tmp_path):
 def test_a_student_s_machine_needs_no_teacher_s_library(place, cached, tmp_path):
     given = words(place, cached["diffusers"].fingerprint, tmp_path / "run")
     process = start(*given, code=WITHOUT_TEACHER_LIBRARIES)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, err
     assert "is not for students" not in err
     assert (tmp_path / "run" / "metrics.json").is_file()
@@ -225,6 +226,6 @@ def test_a_student_s_machine_needs_no_teacher_s_library(place, cached, tmp_path)
     corpus = ("--corpus", place.folder / "held_out.parquet", "--text-column", "text")
     teacher = ("--teacher", place.source("open_clip"), "--cache", tmp_path / "cache")
     process = start("precompute", *corpus, *teacher, code=WITHOUT_TEACHER_LIBRARIES)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     assert "is not for students" in err

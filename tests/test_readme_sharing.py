@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from armada.stages.store.reading.reader import open_cache
+from hangs import HANG_S
 from small_caches import stored_bytes
 
 README = Path(__file__).parent.parent / "README.md"
@@ -56,7 +57,7 @@ def shell(code: str, folder: Path) -> subprocess.Popen[str]:
 def serving(tmp_path: Path, port: int) -> Iterator[Path]:
     """The folder of the first terminal, when its server answers."""
     first = shell(terminals()[0].replace("8000", str(port)), tmp_path / "first")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while True:
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < deadline, "no server"
@@ -72,7 +73,7 @@ def serving(tmp_path: Path, port: int) -> Iterator[Path]:
 
 def test_two_terminals_share_a_cache(tmp_path: Path, port: int, serving: Path) -> None:
     second = shell(terminals()[1].replace("8000", str(port)), tmp_path / "second")
-    printed, _ = second.communicate(timeout=240)
+    printed, _ = second.communicate(timeout=HANG_S)
     assert second.returncode == 0, printed
     theirs, ours = open_cache(tmp_path / "second" / "pulled"), open_cache(serving / "cache")
     assert len(theirs) == len(ours) == 200

@@ -17,6 +17,7 @@ from armada.pipeline.ablation.parallel import room
 from armada.pipeline.run_folder import is_free
 from armada.stages.store.files.lock import open_lock, try_lock
 from command_line import CommandLine, start
+from hangs import HANG_S
 
 SMALL = {"epochs": 1, "batch_size": 16, "aligner_hidden_size": 8, "learning_rate": 1e-3}
 GRID = {"control": ["none", "undistilled"], "dropout": [0.0, 0.3]}
@@ -246,7 +247,7 @@ def first_line(file: Path) -> str:
 
 
 def wait_until(done: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while not done():
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

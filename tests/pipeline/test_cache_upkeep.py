@@ -20,6 +20,7 @@ from armada.stages.store.upkeep.survey import survey_cache
 from armada.stages.store.upkeep.verify import verify
 from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine, start
+from hangs import HANG_S
 from small_caches import keys_of, stored_bytes
 
 TEXTS = 150
@@ -347,7 +348,7 @@ def test_rm_of_a_teacher_without_a_manifest(cache: Path, folder: Path, armada: C
 
 def test_rm_without_a_terminal_asks_for_yes(cache: Path, folder: Path, armada: CommandLine) -> None:
     process = start("cache", "rm", cache, "--teacher", folder.name)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 2
     assert err.startswith(f"error: teacher {folder.name[:12]} (hash:4), 150 rows, ")
     assert err.endswith("nobody is there to be asked; say --yes to remove it\n")

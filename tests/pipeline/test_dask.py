@@ -34,6 +34,7 @@ from armada.stages.store.writing.work import Work
 from armada.stages.store.writing.writer import CacheWriter
 from command_line import RUN, CommandLine
 from distributed import Client, LocalCluster
+from hangs import HANG_S
 from small_caches import stored_bytes
 
 TESTS = Path(__file__).parents[1]
@@ -71,7 +72,7 @@ class Journal:
 
 
 def until(done: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while not (result := done()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
@@ -336,7 +337,7 @@ def test_sigterm_keeps_what_is_answered(
     run = start(*(word for word in given if word != "--quiet"))
     journal.wait(1500)
     run.terminate()
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=HANG_S)
     assert (run.returncode, out) == (1, "")
     progress, error = err.splitlines()
     assert error.startswith("error: stopped by SIGTERM; all answers so far are kept")
@@ -360,7 +361,7 @@ def test_ctrl_c_keeps_what_is_answered(tmp_path: Path, journal: Journal) -> None
     run = start(*long_words(tmp_path, "--workers", 2))
     journal.wait(100)
     os.killpg(run.pid, signal.SIGINT)
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=HANG_S)
     assert (run.returncode, out) == (130, "")
     assert err.strip() == "stopping; Ctrl-C again drops what is being asked"
     check_stopped_in_order(tmp_path / "cache", journal)
@@ -372,7 +373,7 @@ def test_ctrl_c_while_the_workers_start(corpus: Path, tmp_path: Path) -> None:
     until(lambda: len(children(run.pid)) >= 2)
     os.killpg(run.pid, signal.SIGINT)
     workers = children(run.pid)
-    assert run.communicate(timeout=120) == ("", "")
+    assert run.communicate(timeout=HANG_S) == ("", "")
     assert run.returncode == 130
     until(lambda: all(map(is_gone, workers)))
 
@@ -406,11 +407,11 @@ def test_a_killed_run_takes_its_workers_with_it(
     run = start(*words(corpus, tmp_path / "cache", "--workers", 2))
     journal.wait(100)
     run.kill()
-    run.communicate(timeout=120)
+    run.communicate(timeout=HANG_S)
     until(lambda: all(map(is_gone, journal.loads())))
     assert committed(tmp_path / "cache") < 300
     again = start(*words(corpus, tmp_path / "cache", "--workers", 2))
-    assert again.communicate(timeout=120)[1] == ""
+    assert again.communicate(timeout=HANG_S)[1] == ""
     assert stored_bytes(tmp_path / "cache") == undisturbed
 
 
@@ -420,7 +421,7 @@ def test_runs_with_workers_share_a_cache(
 ) -> None:
     given = words(corpus, tmp_path / "cache", "--workers", 2, "--json")
     runs = [start(*given) for _ in range(2)]
-    ended = [run.communicate(timeout=120) for run in runs]
+    ended = [run.communicate(timeout=HANG_S) for run in runs]
     assert [(run.returncode, err) for run, (_, err) in zip(runs, ended, strict=True)] == [
         (0, ""),
         (0, ""),
@@ -436,7 +437,7 @@ def test_runs_with_workers_share_a_cache(
 def test_a_text_that_kills_its_workers(tmp_path: Path, journal: Journal) -> None:
     corpus = write_texts(tmp_path / "texts.jsonl", [*TEXTS[:100], "deadly"])
     run = start(*words(corpus, tmp_path / "cache", "--workers", 2))
-    out, err = run.communicate(timeout=300)
+    out, err = run.communicate(timeout=HANG_S)
     assert (run.returncode, out) == (1, "")
     assert err.startswith("error: dask: 4 workers died at the same rows, the last was tcp://")
     assert err.count("\n") == 1
@@ -462,7 +463,7 @@ def test_a_scheduler_that_is_lost(corpus: Path, tmp_path: Path, journal: Journal
     run = start(*words(corpus, tmp_path / "cache", "--dask", file))
     journal.wait(100)
     scheduler.kill()
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=HANG_S)
     assert (run.returncode, out) == (1, "")
     assert err.startswith("error: dask: the connection to the scheduler is lost")
     assert err.count("\n") == 1

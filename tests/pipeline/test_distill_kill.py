@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import start
+from hangs import HANG_S
 
 EPOCHS, SAVE_EVERY = 20, 3
 STEPS = EPOCHS * 4
@@ -25,7 +26,7 @@ def losses(output: Path) -> list[tuple[int, float]]:
 
 
 def wait_for_step(step: int, output: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while not any(row["step"] >= step for row in rows(output)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the run takes no steps"
@@ -46,7 +47,7 @@ def test_a_killed_run_goes_on(armada, distill_bench, tmp_path):
     process = start(*distill_bench.words(output, *more))
     wait_for_step(6, output, process)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG_S)
     assert process.returncode == -signal.SIGKILL
     assert not (output / "metrics.json").exists()
     assert 6 <= losses(output)[-1][0] < STEPS

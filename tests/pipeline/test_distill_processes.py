@@ -11,6 +11,7 @@ from armada.pipeline.distill import run_distill
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
 from armada.stages.distill.checkpoints import last_checkpoint
+from hangs import HANG_S
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def launch(torchrun: Sequence[str]) -> Callable[..., subprocess.CompletedProcess
             [*torchrun, "-m", "armada.cli", *map(str, words)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANG_S,
             check=False,
         )
 
@@ -99,13 +100,13 @@ def test_a_divided_run_does_not_go_on_whole(torchrun, launch, distill_bench, tmp
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while last_checkpoint(output) is None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG_S)
     (checkpoint,) = (output / "checkpoints").glob("checkpoint-*")
     whole = ("--set", "shard_student=false", "--resume")
     run = distill_bench.words(output, *sharded[2:], *whole)

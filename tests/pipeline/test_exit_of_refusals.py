@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from command_line import RUN
+from hangs import HANG_S
 
 
 def test_a_refused_file_never_aborts_the_process(tmp_path: Path) -> None:
@@ -17,5 +18,5 @@ def test_a_refused_file_never_aborts_the_process(tmp_path: Path) -> None:
     words += ["--teacher", "hash:4", "--cache", tmp_path / "cache"]
     command = [sys.executable, "-c", RUN, *map(str, words)]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
-    codes = {process.wait(timeout=120) for process in running if process.communicate()}
+    codes = {process.wait(timeout=HANG_S) for process in running if process.communicate()}
     assert codes == {2}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from armada.pipeline.precompute_job import make_precompute_job, make_teacher
 from command_line import RUN
+from hangs import HANG_S
 from hub_server import COMMIT, REPOSITORY, REVISION, hub
 from tiny_checkpoints import make_bert
 
@@ -45,7 +46,7 @@ def armada(home: Path, address: str, *words: object) -> subprocess.CompletedProc
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
     )
 
 

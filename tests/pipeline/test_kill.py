@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from armada.stages.store.reading.reader import open_cache
 from command_line import SLOW_TEACHER, CommandLine, start, wait_until_asked
+from hangs import HANG_S
 from small_caches import stored_bytes
 
 TEXTS = 300
@@ -82,7 +83,7 @@ def test_killed_runs_go_on(
         wait_until_asked(texts, journal, process)
         time.sleep(delay)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANG_S)
         # On a busy machine the signal may come when all is done.
         assert process.returncode in (-signal.SIGKILL, 0)
         if list(cache.glob("teachers/*/teacher.json")):
@@ -100,7 +101,7 @@ def test_a_kill_before_the_commit_record(
 ) -> None:
     cache = tmp_path / "cache"
     process = start(*words(corpus, cache, 16), code=DIE_BEFORE_COMMIT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=HANG_S)
     assert process.returncode == -signal.SIGKILL
     opened = open_cache(cache)
     assert len(opened) == 2 * ROWS_PER_SHARD

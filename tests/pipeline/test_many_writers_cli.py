@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from armada.stages.store.reading.reader import open_cache
 from command_line import SLOW_TEACHER, CommandLine, start, wait_until_asked
+from hangs import HANG_S
 from small_caches import stored_bytes
 
 TEXTS = 300
@@ -38,7 +39,7 @@ def test_two_runs_share_the_work(corpus: Path, tmp_path: Path, armada: CommandLi
     armada.done(*words(corpus, tmp_path / "one"))
     journals = [tmp_path / "journal 0", tmp_path / "journal 1"]
     runs = [start(*words(corpus, tmp_path / "cache"), journal=journal) for journal in journals]
-    reports = [json.loads(run.communicate(timeout=120)[0]) for run in runs]
+    reports = [json.loads(run.communicate(timeout=HANG_S)[0]) for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     asked = [journal.stat().st_size if journal.exists() else 0 for journal in journals]
     assert sum(asked) == TEXTS
@@ -61,7 +62,7 @@ def test_a_run_takes_over_from_a_killed_one(
     wait_until_asked(1, journals[1], living)
     killed.kill()
     killed.communicate()
-    _, errors = living.communicate(timeout=120)
+    _, errors = living.communicate(timeout=HANG_S)
     assert living.returncode == 0, errors
     assert journals[1].stat().st_size == TEXTS
     assert stored_bytes(tmp_path / "cache") == stored_bytes(tmp_path / "one")

@@ -17,6 +17,7 @@ from armada.cache_schemas.errors import JobError
 from armada.cache_schemas.keys import example_key
 from armada.cli import main
 from command_line import SLOW_TEACHER, CommandLine, start, wait_until_asked
+from hangs import HANG_S
 from small_caches import stored_bytes
 
 WriteCsv = Callable[[str, list[tuple[str, str]]], Path]
@@ -245,7 +246,7 @@ def test_sigterm_keeps_the_answers_that_are_there(words: list[Any], tmp_path: Pa
     process = start(*words, *rest, "--quiet", journal=journal)
     wait_until_asked(75, journal, process)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, out) == (1, "")
     assert err.startswith("error: stopped by SIGTERM; all answers so far are kept")
     assert err.count("\n") == 1

@@ -16,6 +16,7 @@ from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.transfer import retries
 from command_line import CommandLine, start
 from file_server import serving
+from hangs import HANG_S
 from s3_server import names, new_bucket, objects
 from small_caches import numbered_texts, stored_bytes, write_cache
 from transfers import FOLDER, MANIFEST, OTHER, visible
@@ -39,7 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_S
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -17,7 +17,7 @@ from torch import Tensor
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
-from ...language.logits import find_transform, hidden_states, looks_ahead, transformer
+from ...language.logits import find_transform, hidden_states, looks_ahead
 from ...language.tokens import TokenTexts, by_text, encode_texts, end_ids, read_before_predicted
 from ...language.vocabulary import tokenizer_digest, word_count
 from ...pretrained import read_tokenizer, token_limit
@@ -25,7 +25,7 @@ from .base import Answers, Example, example_seed
 from .precision import ROW_GROUP, in_row_groups
 from .text.causal_options import CausalLMOptions
 from .text.checkpoint_teacher import CheckpointTeacher
-from .text.generation import Continuation, Sampling, continue_prompts
+from .text.generation import Continuation, Sampling, continue_prompts, find_cache_name, next_states
 from .text.token_answers import MEASURED_EVERY, Answer, Dense, Draws, TokenAnswers, TopK
 
 DEFAULT_MAX_LENGTH = 1024
@@ -150,13 +150,10 @@ class CausalLMTeacher(CheckpointTeacher):
         return logits_CV[: len(hidden_CH), : self._words].float()
 
     def _next_logits(self, ids_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
-        """Logits [B, V] of what comes after rows of tokens, and what is remembered of them: never
-        the logits of all tokens of a prompt."""
-        told = {"attention_mask": torch.ones_like(ids_BT)} if past is None else {}
-        output = transformer(self._model)(
-            input_ids=ids_BT, past_key_values=past, use_cache=True, **told
-        )
-        return self._logits(output.last_hidden_state[:, -1]), output.past_key_values
+        """Logits [B, V] of what comes after rows of tokens, and what is kept of them: never the
+        logits of all tokens of a prompt."""
+        states_BH, past = next_states(self._model, self._cache_name, ids_BT, past)
+        return self._logits(states_BH), past
 
     def _generate(self, texts: TokenTexts, seeds: Sequence[int]) -> list[Continuation]:
         most = self._options.max_new_tokens or 0
@@ -195,6 +192,7 @@ class CausalLMTeacher(CheckpointTeacher):
         self._chunk = max(CHUNK_BYTES // logit_bytes // ROW_GROUP, 1) * ROW_GROUP
         self._answers = self._make_answers()
         self._ends = end_ids(self._tokenizer, self._options, self._model)
+        self._cache_name = find_cache_name(self._model) if self._options.max_new_tokens else None
         self._fill = int(self._tokenizer.pad_token_id or 0)
 
     def _make_answers(self) -> dict[str, Answer]:

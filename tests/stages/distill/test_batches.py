@@ -19,6 +19,7 @@ from armada.stages.distill.student_source import load_tokenizer
 from armada.stages.distill.tokens import encode
 from armada.stages.store.reading.block_shuffle import BlockOrder
 from armada.stages.store.reading.reader import Cache
+from hangs import HANG_S
 from small_caches import answer
 from thin_caches import cut_into_shards, numbered_rows, thin_feature
 from tiny_runs import FEATURES, MAX_LENGTH, TEXTS, class_labels, make_cache
@@ -154,7 +155,7 @@ def test_what_is_skipped_is_not_read_ahead(make_dataset, tmp_path):
     assert places.tolist() == batches[number].tolist()
     np.testing.assert_array_equal(batch["feature"].numpy(), values[rows[places]])
     expected = set(rows[[*window, *following]] // 8)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while touched != expected:
         assert time.monotonic() < deadline, (touched, expected)
         time.sleep(0.01)

@@ -10,6 +10,7 @@ import kernels_worker
 import pytest
 import torch
 from armada.stages.distill import closed_forms, fused, kernels, losses
+from hangs import HANG_S
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -23,7 +24,7 @@ def test_terms_and_gradients_are_those_of_the_closed_forms(device: str) -> None:
         env={**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": str(int(device == "cpu"))},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

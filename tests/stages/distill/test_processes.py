@@ -13,6 +13,7 @@ import processes_worker
 import pytest
 import torch
 from armada.stages.store.reading.reader import open_cache
+from hangs import HANG_S
 from safetensors.torch import load_file
 from tiny_runs import Bench, freeze_dropout, make_cache
 
@@ -47,7 +48,7 @@ def in_two_processes(torchrun: Sequence[str], plan: Path) -> dict[str, list[floa
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from armada.stages.precompute.teachers import causal_lm
 from armada.stages.precompute.teachers.base import Answers, Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.text.causal_options import CausalLMOptions
-from armada.stages.precompute.teachers.text.generation import Sampling
+from armada.stages.precompute.teachers.text.generation import Sampling, find_cache_name
 from armada.stages.store.codec.draws import decode_draws
 from armada.stages.store.codec.top_k import decode_top_k
 from pydantic import ValidationError
@@ -186,10 +186,18 @@ def test_texts_that_are_too_long(folders: dict[str, Path]) -> None:
     assert len(answers.features["top_k"][1]) == 0
 
 
-def test_greedy_responses_are_those_of_the_library(folders: dict[str, Path]) -> None:
-    teacher = loaded(folders["gpt2"], text_format="plain", top_k=None, max_new_tokens=9)
+@pytest.mark.parametrize(
+    ("family", "cached"),
+    [("gpt2", True), ("llama", True), ("mamba", True), ("rwkv", False), ("openai-gpt", False)],
+)
+def test_greedy_responses_are_those_of_the_library(
+    tmp_path: Path, family: str, cached: bool
+) -> None:
+    folder = make_causal_lm(tmp_path, family, padding=PADDING)
+    teacher = loaded(folder, text_format="plain", top_k=None, max_new_tokens=9)
+    assert (find_cache_name(teacher._model) is not None) == cached
     answers = ask(teacher, PAIRS)
-    model = AutoModelForCausalLM.from_pretrained(folders["gpt2"])
+    model = AutoModelForCausalLM.from_pretrained(folder)
     for place in range(len(PAIRS)):
         start = int(answers.features["prompt_tokens"][place])
         prompt = torch.tensor(answers.features["token_ids"][place][:start].astype(np.int64))[None]
@@ -202,7 +210,7 @@ def test_greedy_responses_are_those_of_the_library(folders: dict[str, Path]) -> 
         )[0, start:]
         said = answers.features["generated_ids"][place]
         assert said.tolist() == expected.tolist()
-        whole = log_softmax(textbook(folders["gpt2"], [*prompt[0], *said], 320))[start - 1 : -1]
+        whole = log_softmax(textbook(folder, [*prompt[0], *said], 320))[start - 1 : -1]
         chosen = np.take_along_axis(whole, said[:, None].astype(np.int64), axis=1)[:, 0]
         np.testing.assert_allclose(
             answers.features["generated_log_probs"][place], chosen, atol=2e-5

@@ -16,6 +16,7 @@ from armada.stages.store.reading.access import available_memory, choose_access
 from armada.stages.store.reading.feature_array import FeatureArray
 from armada.stages.store.reading.pages import pieces_of
 from armada.stages.store.reading.reader import open_cache
+from hangs import HANG_S
 from hypothesis import given
 from hypothesis import strategies as st
 from thin_caches import cut_into_shards, numbered_rows, thin_feature, write_thin_cache
@@ -190,7 +191,7 @@ def test_what_will_be_needed_is_read(
     forget(cache)
     feature = opened(cache, "cold")
     feature.will_need(rows)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while not resident(cache)[rows // 2].all():
         assert time.monotonic() < deadline, "it is not read"
         time.sleep(0.01)

@@ -19,6 +19,7 @@ from armada.stages.store.writing.staging import (
     discard,
     is_rubbish,
 )
+from hangs import HANG_S
 
 OWN = """
 import sys, time
@@ -202,7 +203,7 @@ def test_the_heart_beats_and_cleans_up(tmp_path: Path, monkeypatch: pytest.Monke
     ours = Staging(tmp_path / "000000", {})
     heart.add(ours)
     first = (ours.folder / HEARTBEAT).read_bytes()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while (ours.folder / HEARTBEAT).read_bytes() == first:
         assert time.monotonic() < deadline, "no beat"
         time.sleep(0.001)

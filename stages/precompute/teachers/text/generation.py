@@ -4,6 +4,7 @@ Prompts of one length are continued together, so that nothing is padded and an a
 its example alone. Shapes: B prompts of one length, V words.
 """
 
+import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from ....language.logits import hidden_states, probing, same_states, transformer
+
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
+"""What families call the keys and values (or states) of tokens that were read before, as an
+argument and in the output: the first since transformers 5.24, the second until 5.40."""
+
+PROBE_TOKENS = 6
 
 Uniforms = npt.NDArray[np.float64]
 
@@ -52,6 +61,43 @@ class Continuation:
 NextLogits = Callable[[Tensor, Any], tuple[Tensor, Any]]
 """From new tokens [B, T] and what is remembered of those before them (None: nothing) to logits
 [B, V] of the next word, and what is to be remembered."""
+
+
+def find_cache_name(model: Any) -> str | None:
+    """Under which name a causal model takes and returns its cache; None if it has none, or reads
+    on from it otherwise than it reads the whole text, which is tried out."""
+    taken = inspect.signature(transformer(model).forward).parameters
+    name = next((name for name in CACHE_NAMES if name in taken), None)
+    if name is None:
+        return None
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    # Two rows: RWKV's recurrence is right for a single one only.
+    ids_BT = torch.arange(2 * PROBE_TOKENS, device=model.device).view(2, -1) % vocab_size
+    with probing(model):
+        whole_BH, _ = next_states(model, None, ids_BT, None)
+        try:
+            _, past = next_states(model, name, ids_BT[:, :-2], None)
+            _, past = next_states(model, name, ids_BT[:, -2:-1], past)
+            continued_BH, _ = next_states(model, name, ids_BT[:, -1:], past)
+        except Exception:  # whatever a family raises that cannot continue so: it reads all again
+            return None
+    return name if same_states(continued_BH, whole_BH) else None
+
+
+def next_states(
+    model: Any, cache_name: str | None, ids_BT: Tensor, past: Any
+) -> tuple[Tensor, Any]:
+    """Hidden states [B, H] at the last of new tokens [B, T], and what is kept of all tokens so far:
+    the model's cache, or without one the tokens themselves, which are read again each time."""
+    if cache_name is None:
+        ids_BT = ids_BT if past is None else torch.cat([past, ids_BT], dim=1)
+        output = hidden_states(model, ids_BT, torch.ones_like(ids_BT))
+        return output.last_hidden_state[:, -1], ids_BT
+    told: dict[str, Any] = {cache_name: past}
+    if past is None:
+        told = {"attention_mask": torch.ones_like(ids_BT)}
+    output = transformer(model)(input_ids=ids_BT, use_cache=True, **told)
+    return output.last_hidden_state[:, -1], output[cache_name]
 
 
 def continue_prompts(
