@@ -4,6 +4,7 @@ from ..cache_schemas.errors import InputError, JobError
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.base import Objective
 from ..stages.distill.processes import Processes, processes
+from ..stages.distill.reporting import check_reporters
 from ..stages.store.reading.access import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
@@ -27,6 +28,7 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     if finished is not None:
         return finished
     _check_processes(job, group)
+    check_reporters(job)
     group.meet(choose_device(job.device, group.local_rank))
     objective = objective_class(job)
     with group.one_of_a_node_first():  # it makes room in a mirror, or finds that there is none

@@ -26,7 +26,16 @@ _DATA = (
 )
 """What `run.json` says of a run's data."""
 
-_MAY_DIFFER = {"resume", "device", "output", "name", "mirror", "mirror_limit"}
+_MAY_DIFFER = {
+    "resume",
+    "device",
+    "output",
+    "name",
+    "mirror",
+    "mirror_limit",
+    "report_to",
+    "run_name",
+}
 
 
 def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:

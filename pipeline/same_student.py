@@ -17,6 +17,7 @@ _MEANS_NOTHING = frozenset(
     {
         *("output", "name", "seed", "resume", "device", "mirror", "mirror_limit"),
         *("verify_cache", "expect_digest", "logging_steps", "save_steps"),
+        *("report_to", "run_name"),
         *("compile_student", "gradient_checkpointing", "shard_student"),
     }
 )

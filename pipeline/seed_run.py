@@ -129,6 +129,7 @@ class SeedRun:
             seed=self.seed,
             device=choose_device(job.device, self.group.local_rank),
             folder=self.folder,
+            name=self._name(),
             train_aligner=job.parsed_control.name != "random-aligner",
             from_afar=self.data.from_afar,
             processes=self.group,
@@ -140,6 +141,11 @@ class SeedRun:
         run = replace(run, where=placement(run) if run.train.features is not None else None)
         self.group.wait()  # until nobody has a reason to refuse
         return run
+
+    def _name(self) -> str:
+        """What trackers call the run."""
+        name = self.job.run_name or self.job.name or self.job.output.name
+        return f"{name}, seed {self.seed}" if len(self.job.seeds) > 1 else name
 
     def _log(self, row: Mapping[str, Any]) -> None:
         if self.group.first:

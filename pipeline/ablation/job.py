@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ...cache_schemas.errors import JobError
+from ...stages.distill.reporting import check_reporters
 from ..distill import objective_class
 from ..distill_job import DistillJob
 from ..findings.runs import PLAN
@@ -82,6 +83,7 @@ def _job(job: AblateJob, beside: Mapping[str, Any], cell: Cell) -> DistillJob:
                 raise JobError(unknown_key("grid", key, _DISTILL_KEYS))
         made = make(DistillJob, keys)
         objective_class(made)
+        check_reporters(made)
     except JobError as error:
         raise JobError(f"grid, {cell.name}: {error}") from error
     return made

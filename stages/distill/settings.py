@@ -1,11 +1,14 @@
 """How to train a student: the keys of a job that `training.py` reads."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from .best import Keep
 from .placement import Placement
+
+Reporter = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+"""Trackers of experiments, by the names of their packages."""
 
 
 class TrainingSettings(BaseModel):
@@ -69,3 +72,18 @@ class TrainingSettings(BaseModel):
         default=None, ge=1, description="steps between checkpoints; default once an epoch"
     )
     logging_steps: int = Field(default=10, ge=1, description="steps between logged losses")
+    report_to: tuple[Reporter, ...] = Field(
+        default=("tensorboard",),
+        description="where logged losses are shown: tensorboard (in the run's folder), wandb, "
+        "mlflow, trackio, several of them, or none",
+    )
+    run_name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what wandb, mlflow and trackio call the run; default `name`, or the folder",
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_is_a_list_of_reporters(cls, value: Any) -> Any:
+        return () if value == "none" else (value,) if isinstance(value, str) else value

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
 
 from ...cache_schemas.errors import JobError, StorageError
 from ..pretrained import quiet_transformers
@@ -27,14 +26,13 @@ from .objectives.armada import ArmadaObjective
 from .placement import Where, choose_placement
 from .processes import ALONE, Processes
 from .replay import Replay
+from .reporting import reporters
 from .sampler import EpochBatches
 from .schedules import AlternateSchedule, freeze
 from .settings import TrainingSettings
 from .sharding import Twin, fsdp_arguments
 from .timing import StepTimes
 from .trainer import DistillTrainer
-
-TENSORBOARD = "tensorboard"
 
 
 @dataclass(slots=True)
@@ -63,6 +61,8 @@ class Run:
     seed: int
     device: torch.device
     folder: Path
+    name: str | None = None
+    """What trackers call it; default that of its folder."""
     train_aligner: bool = True
     from_afar: bool = False
     where: Where | None = None
@@ -201,16 +201,10 @@ def _make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     scheduled = [callback for callback in (schedule, replay) if callback]
-    shown = [_tensorboard(run.folder)] if run.processes.first else []
+    shown = reporters(run.settings, run.folder) if run.processes.first else []
     for callback in (*callbacks, *scheduled, *shown, _Reporter(run)):
         trainer.add_callback(callback)
     return trainer
-
-
-def _tensorboard(folder: Path) -> TensorBoardCallback:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return TensorBoardCallback(SummaryWriter(str(folder / TENSORBOARD)))
 
 
 def _arguments(run: Run) -> TrainingArguments:
@@ -246,6 +240,7 @@ def _arguments(run: Run) -> TrainingArguments:
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
+        run_name=run.name or run.folder.name,
         disable_tqdm=True,
     )
     # One process, one device: several visible ones would otherwise split every batch.

@@ -1,0 +1,108 @@
+"""Where the losses of a run are shown while it goes on: trackers of experiments.
+
+TensorBoard's files lie in the run's folder. The others are transformers' own callbacks: what they
+write to, and as whom, is for their environment variables to say (WANDB_MODE, MLFLOW_TRACKING_URI).
+A tracker that cannot begin stops the run before its first step; one that is lost later is told of
+once, and the run goes on: its log is in `log.jsonl` in any case.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.integrations import (
+    MLflowCallback,
+    TensorBoardCallback,
+    TrackioCallback,
+    WandbCallback,
+)
+
+from ...cache_schemas.errors import JobError, RunError
+from ..pretrained import one_line
+from .settings import Reporter, TrainingSettings
+
+TENSORBOARD = "tensorboard"
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def check_reporters(settings: TrainingSettings) -> None:
+    """Raise JobError unless the package of each tracker is installed."""
+    for name in settings.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise JobError(
+                f"job key 'report_to': {name} is not installed; `pip install {name}`, or leave it "
+                "out"
+            )
+
+
+def reporters(settings: TrainingSettings, folder: Path) -> list[TrainerCallback]:
+    """What tells each tracker; all of them are told of every logged row."""
+    return [
+        _tensorboard(folder) if name == TENSORBOARD else _Tracker(name)
+        for name in settings.report_to
+    ]
+
+
+def _tensorboard(folder: Path) -> TensorBoardCallback:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return TensorBoardCallback(SummaryWriter(str(folder / TENSORBOARD)))
+
+
+class _Tracker(TrainerCallback):  # type: ignore[misc]
+    """A callback of transformers', whose failures are those of its service."""
+
+    def __init__(self, name: Reporter) -> None:
+        self._name, self._lost = name, False
+        self._callback = _CALLBACKS[name]()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        try:
+            self._callback.on_train_begin(args, state, control, **others)
+        except Exception as cause:  # whatever a service and its package may say
+            raise RunError(
+                f"report_to: {self._name} cannot begin: {one_line(cause)}; mend that, or leave it "
+                "out, and go on with resume=true"
+            ) from cause
+
+    def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._tell("on_log", args, state, control, **others)
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._tell("on_save", args, state, control, **others)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._tell("on_train_end", args, state, control, **others)
+
+    def _tell(self, event: str, *given: Any, **others: Any) -> None:
+        if self._lost:
+            return
+        try:
+            getattr(self._callback, event)(*given, **others)
+        except Exception as cause:
+            self._lost = True
+            _LOGGER.warning(f"report_to: {self._name} hears no more: {one_line(cause)}")
+
+
+class _OneWandbRun(WandbCallback):  # type: ignore[misc]
+    """Ends the run that it began, or the next seed would be logged as more of this one."""
+
+    def on_train_begin(self, *given: Any, **others: Any) -> None:
+        self._began = self._wandb.run is None
+        super().on_train_begin(*given, **others)
+
+    def on_train_end(self, *given: Any, **others: Any) -> None:
+        super().on_train_end(*given, **others)
+        if self._began:
+            self._wandb.finish()
+
+
+_CALLBACKS: Mapping[Reporter, type[TrainerCallback]] = {
+    "wandb": _OneWandbRun,
+    "mlflow": MLflowCallback,
+    "trackio": TrackioCallback,
+}
