@@ -2,6 +2,8 @@
 
 import atexit
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -35,6 +37,18 @@ def new_bucket(name: str, environment: pytest.MonkeyPatch) -> str:
         environment.setenv(variable, value)
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
     return f"s3://{name}"
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """The server lets only users in that it knows: nobody."""
+    import requests
+
+    requests.post(f"{_address()}/moto-api/reset-auth", data=b"0", timeout=60)
+    try:
+        yield
+    finally:
+        requests.post(f"{_address()}/moto-api/reset-auth", data=b"inf", timeout=60)
 
 
 def names(bucket: str) -> set[str]:

@@ -15,6 +15,7 @@ from armada.stages.store.transfer import retries
 from command_line import CommandLine
 from file_server import serving
 from s3_server import new_bucket
+from tenacity import wait_none
 from tiny_runs import TEXTS
 from transfers import send, serve_ready
 
@@ -23,7 +24,8 @@ JOB = {"train": "train", "text_column": "text", "student": "s", "output": "o"}
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(retries, "WAITS_S", (0.0,))
+    monkeypatch.setattr(retries, "TRIES", 2)
+    monkeypatch.setattr(retries, "WAIT", wait_none())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
 
 

@@ -17,8 +17,9 @@ from armada.stages.store.transfer import retries
 from command_line import CommandLine, start
 from file_server import serving
 from hangs import HANG_S
-from s3_server import names, new_bucket, objects
+from s3_server import names, new_bucket, objects, strict
 from small_caches import numbered_texts, stored_bytes, write_cache
+from tenacity import wait_none
 from transfers import FOLDER, MANIFEST, OTHER, visible
 
 SHARDS = 16
@@ -26,7 +27,8 @@ SHARDS = 16
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(retries, "TRIES", 3)
+    monkeypatch.setattr(retries, "WAIT", wait_none())
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,35 @@ def test_what_fails_exits_with_1(source: Path, armada: CommandLine, tmp_path: Pa
     result = armada("cache", "pull", url, tmp_path / "cache")
     assert result.code == 1
     assert result.error.startswith(f"{server.url}/index.json: cannot be reached")
+
+
+def test_a_bucket_that_refuses_is_the_users_matter(
+    source: Path, armada: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bucket = new_bucket("refusing", monkeypatch)
+    ways: list[tuple[object, ...]] = [
+        ("push", source, f"{bucket}/cache"),
+        ("pull", f"{bucket}/cache", tmp_path / "cache"),
+        ("ls", f"{bucket}/cache"),
+    ]
+
+    def refused(words: str) -> None:
+        for way in ways:
+            result = armada("cache", *way)
+            assert (result.code, result.error.count("\n")) == (2, 0), result
+            assert words in result.error, result
+            assert "nothing" not in result.error  # the secret key
+        assert not (tmp_path / "cache").exists()
+
+    with strict():
+        refused(": access is refused (")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    refused(": access is refused (Unable to locate credentials); check the credentials")
+    new_bucket("another", monkeypatch)
+    ways = [tuple(str(word).replace(bucket, "s3://no-such") for word in way) for way in ways]
+    refused("s3://no-such/cache: there is no such bucket; check its name")
 
 
 def test_ls_and_inspect_of_a_url_read_the_index_alone(

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+
 from ....cache_schemas.errors import ArmadaError, DamagedCacheError, StorageError
 from ....cache_schemas.layout import commit_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, TeacherManifest
@@ -22,7 +24,8 @@ from ..files.plain_files import read_document
 from ..writing.admission import refuse_removed
 from ..writing.staging import Heart, Staging
 from .collisions import refuse_other
-from .place import NotThereError, Place, TooLargeError
+from .download import TooLargeError
+from .place import NotThereError, Place
 from .shard_files import ShardFile
 
 TRIES = 3
@@ -33,23 +36,25 @@ def fetch(place: Place, file: ShardFile, target: Path) -> None:
     """Fetch one file to `target`, whole and on the disk.
 
     Raises DamagedCacheError for one that is not as its commit record says, however often asked."""
-    problem = ""
-    for _ in range(TRIES):
-        try:
-            place.download(file.name, target, file.record.bytes)
-            check_file(target, target.parent, file.record)
-            _sync(target)
-            return
-        except NotThereError as cause:
-            raise DamagedCacheError(
-                f"{place.where(file.name)}: is committed but not there; push the shard again"
-            ) from cause
-        except (TooLargeError, DamagedCacheError) as cause:
-            problem = str(cause).rpartition(": ")[2]
-    raise DamagedCacheError(
-        f"{place.where(file.name)}: arrived damaged {TRIES} times ({problem}); "
-        "push the shard again from a cache that holds it whole"
-    )
+
+    def receive() -> None:
+        place.download(file.name, target, file.record.bytes)
+        check_file(target, target.parent, file.record)
+        _sync(target)
+
+    damage = retry_if_exception_type((TooLargeError, DamagedCacheError))
+    try:
+        Retrying(retry=damage, stop=stop_after_attempt(TRIES), reraise=True)(receive)
+    except NotThereError as cause:
+        raise DamagedCacheError(
+            f"{place.where(file.name)}: is committed but not there; push the shard again"
+        ) from cause
+    except (TooLargeError, DamagedCacheError) as cause:
+        problem = str(cause).rpartition(": ")[2]
+        raise DamagedCacheError(
+            f"{place.where(file.name)}: arrived damaged {TRIES} times ({problem}); "
+            "push the shard again from a cache that holds it whole"
+        ) from cause
 
 
 def _sync(file: Path) -> None:

@@ -22,7 +22,7 @@ from ....cache_schemas.manifest import (
     parse_document,
 )
 from .parallel import in_parallel
-from .place import RemotePlace
+from .place import RefusedError, RemotePlace
 
 FINGERPRINT = re.compile(r"[0-9a-f]{32}", re.ASCII)
 SHARD = re.compile(r"\d{6}", re.ASCII)
@@ -55,7 +55,7 @@ def list_documents(place: RemotePlace, known: CacheIndex | None = None) -> Cache
 def _names(place: RemotePlace, folder: str) -> list[str]:
     try:
         return place.names(folder)
-    except StorageError as cause:
+    except (StorageError, RefusedError) as cause:
         raise unlisted(place) from cause
 
 

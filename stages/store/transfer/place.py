@@ -12,25 +12,26 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fsspec.callbacks import Callback
-
 from ....cache_schemas.errors import ArmadaError, CacheError, DamagedCacheError, StorageError
 from ..files.atomic import storage_error
 from ..files.plain_files import plain_size
 from .connection import connect, is_local, local_path
-from .retries import DISK_FULL, persistently, status_of
+from .download import TooLargeError, download
+from .retries import DISK_FULL, PATIENCE_S, asked_wait_s, persistently, status_of
 
 T = TypeVar("T")
 
 _DENIED = (401, 403)
+_LISTING_S = 600
+"""Longest time of one listing."""
 
 
 class NotThereError(StorageError):
     """A file that the place does not have."""
 
 
-class TooLargeError(StorageError):
-    """A file of more bytes than it may have."""
+class RefusedError(CacheError):
+    """Something the place does not let this user do."""
 
 
 class LocalPlace:
@@ -78,19 +79,9 @@ class RemotePlace:
     def download(self, name: str, target: Path, limit: int) -> None:
         """Fetch a file of at most `limit` bytes; no more than a little above is ever taken.
 
-        Raises NotThereError, TooLargeError or another StorageError."""
-
-        def bound(size: int | None, value: int, **_: Any) -> None:
-            if value > limit:
-                raise TooLargeError(f"{self.where(name)}: has more than {limit} bytes")
-
-        # A callback that has stopped one try must not be met by the next.
-        self._ask(
-            name,
-            lambda: self._files.get_file(
-                self._at(name), str(target), callback=Callback(hooks={"bound": bound})
-            ),
-        )
+        Raises NotThereError, TooLargeError or another StorageError, RefusedError."""
+        where = self.where(name)
+        self._ask(name, lambda: download(self._files, self._at(name), str(target), limit, where))
 
     def read(self, name: str, limit: int) -> bytes | None:
         """A document; None if it is not there. Raises DamagedCacheError if it is too large."""
@@ -105,11 +96,11 @@ class RemotePlace:
             return file.read_bytes()
 
     def upload(self, source: Path, name: str) -> None:
-        """Send a file, replacing what is there."""
+        """Send a file, replacing what is there. Raises CacheError if there is no such bucket."""
         try:
             self._ask(name, lambda: self._files.put_file(str(source), self._at(name)))
         except NotThereError as cause:
-            raise StorageError(f"{self.where(name)}: there is no such bucket or folder") from cause
+            raise CacheError(f"{self.where(name)}: there is no such bucket or folder") from cause
 
     def write(self, name: str, data: bytes) -> None:
         """Write a document, replacing what is there."""
@@ -122,7 +113,10 @@ class RemotePlace:
         """Last parts of all names in a folder, sorted; none if there is no such folder."""
         self._files.invalidate_cache()
         try:
-            found = self._ask(folder, lambda: self._files.ls(self._at(folder), detail=False))
+            found = self._ask(
+                folder,
+                lambda: self._files.ls(self._at(folder), detail=False, **self._listing),
+            )
         except NotThereError:
             return []
         return sorted({name.rstrip("/").rpartition("/")[2] for name in found})
@@ -130,9 +124,15 @@ class RemotePlace:
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of all files below a folder, by their names from the place on."""
         self._files.invalidate_cache()
-        found = self._ask(folder, lambda: self._files.find(self._at(folder), detail=True))
+        found = self._ask(
+            folder, lambda: self._files.find(self._at(folder), detail=True, **self._listing)
+        )
         start = len(self._root) + 1
         return {path[start:]: about["size"] for path, about in found.items()}
+
+    @property
+    def _listing(self) -> dict[str, Any]:
+        return {"timeout": _LISTING_S} if self._files.async_impl else {}
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -152,20 +152,34 @@ class RemotePlace:
                 f"{self.shown}: cannot be opened with the options {self._options} ({reason})"
             )
         if isinstance(cause, FileNotFoundError):
+            if _bucket_is_missing(cause):
+                return CacheError(f"{self.shown}: there is no such bucket; check its name")
             return NotThereError(f"{where}: is not there")
         if getattr(cause, "errno", None) in DISK_FULL:
             return StorageError(f"{where}: has no room here: {reason}; free some space")
         denied = status_of(cause) in _DENIED or "Credential" in type(cause).__name__
         if denied or isinstance(cause, PermissionError):
-            return StorageError(f"{where}: access is refused ({reason}); check the credentials")
-        return StorageError(
-            f"{where}: cannot be reached ({reason}); run the same command again to go on"
-        )
+            return RefusedError(f"{where}: access is refused ({reason}); check the credentials")
+        return StorageError(f"{where}: cannot be reached ({reason}); {_when_again(cause)}")
 
     def _cleaned(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return shown_url(text)[:300]
+
+
+def _bucket_is_missing(cause: BaseException) -> bool:
+    """Whether an object store says that the bucket itself is not there (botocore's errors)."""
+    response = getattr(cause.__cause__, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, Mapping) else None
+    return code == "NoSuchBucket"
+
+
+def _when_again(cause: BaseException) -> str:
+    asked = asked_wait_s(cause) or 0.0
+    if asked > PATIENCE_S:
+        return f"it asks for {asked / 60:.0f} minutes of rest; run the same command then to go on"
+    return "run the same command again to go on"
 
 
 Place = LocalPlace | RemotePlace

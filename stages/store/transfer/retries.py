@@ -1,49 +1,149 @@
-"""Calls over a network: what may pass is tried again after growing waits, the rest is not."""
+"""Calls over a network: what may pass is tried again after growing waits, the rest is not.
+
+What decides is the first thing known of an error or of those that caused it: an HTTP status, or the
+class; an OSError of no special kind may pass. A server that says how long to wait (Retry-After,
+RateLimit) is obeyed; one that asks for more than PATIENCE_S ends the call, since people would
+rather know.
+"""
 
 import errno
+import re
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
 
-WAITS_S = (0.5, 1.0, 2.0, 4.0)
-"""Before the second, third, ... try."""
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential, wait_random
 
+TRIES = 5
+WAIT = wait_exponential(multiplier=0.5, max=8) + wait_random(0, 0.5)
+"""Seconds before the second, third, ... try."""
+PATIENCE_S = 300.0
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MAY_PASS_STATUS = {408, 425, 429}
 _FINAL = (
     *(FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError),
     *(FileExistsError, ImportError, NotImplementedError, TypeError, ValueError),
 )
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_MAY_PASS_STATUS = {408, 425, 429}
-# What libraries below fsspec raise that is no OSError. botocore is not among them: s3fs has tried
-# again by itself before such an error comes up.
-_LIBRARIES = {"aiohttp", "requests", "urllib3", "httpx", "google", "azure"}
+# By the package's name and the classes' names: most of these packages need not be installed.
+_FINAL_NAMES = {
+    "httpx": {"UnsupportedProtocol"},
+    "httpx2": {"UnsupportedProtocol"},
+    "huggingface_hub": {"OfflineModeIsEnabled", "LocalTokenNotFoundError"},
+}
+_PASSING_NAMES = {
+    "aiohttp": {"ClientConnectionError", "ClientPayloadError"},
+    "azure": {"ServiceRequestError", "ServiceResponseError"},
+    "botocore": {"ConnectionError", "HTTPClientError", "IncompleteReadError"},
+    "google": {"TransportError"},
+    "httpx": {"TransportError"},
+    "httpx2": {"TransportError"},
+    "urllib3": {"HTTPError"},
+}
+_RATE_LIMIT = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
+"""`"api";r=0;t=55`: nothing is left, and 55 seconds are to go."""
 
 T = TypeVar("T")
 
 
 def persistently(call: Callable[[], T]) -> T:
     """The result of `call`, which is tried again while what it raises may pass."""
-    for wait in WAITS_S:
-        try:
-            return call()
-        except Exception as cause:
-            if not may_pass(cause):
-                raise
-        time.sleep(wait)
-    return call()
+    retrying = Retrying(retry=retry_if_exception(may_pass), wait=_wait, stop=_stop, reraise=True)
+    result: T = retrying(call)
+    return result
 
 
-def may_pass(cause: Exception) -> bool:
+def may_pass(cause: BaseException) -> bool:
     """Whether the same call may succeed a little later."""
-    status = status_of(cause)
-    if status is not None and 400 <= status < 500:
-        return status in _MAY_PASS_STATUS
-    if isinstance(cause, _FINAL) or getattr(cause, "errno", None) in DISK_FULL:
+    verdicts = (verdict for verdict in map(_verdict, _chain(cause)) if verdict is not None)
+    return next(verdicts, any(isinstance(error, OSError) for error in _chain(cause)))
+
+
+def status_of(cause: BaseException) -> int | None:
+    """The HTTP status of an error, or of what caused it, if there is one."""
+    return next((s for s in map(_own_status, _chain(cause)) if s is not None), None)
+
+
+def asked_wait_s(cause: BaseException) -> float | None:
+    """The seconds for which a server asked to be left alone, if it did."""
+    for error in _chain(cause):
+        headers = {str(name).lower(): str(value) for name, value in _headers(error).items()}
+        limit = _RATE_LIMIT.search(headers.get("ratelimit", ""))
+        if _own_status(error) == 429 and limit:
+            return float(limit.group(1))
+        if "retry-after" in headers:
+            return _seconds(headers["retry-after"])
+    return None
+
+
+def _wait(state: RetryCallState) -> float:
+    grown: float = WAIT(state)
+    return max(grown, asked_wait_s(_error(state)) or 0.0)
+
+
+def _stop(state: RetryCallState) -> bool:
+    asked = asked_wait_s(_error(state)) or 0.0
+    return state.attempt_number >= TRIES or asked > PATIENCE_S
+
+
+def _error(state: RetryCallState) -> BaseException:
+    error: BaseException | None = state.outcome.exception() if state.outcome else None
+    assert error is not None, "only a failed call is tried again"
+    return error
+
+
+def _chain(cause: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__
+
+
+def _verdict(error: BaseException) -> bool | None:
+    """Whether an error may pass; None if it does not tell."""
+    status = _own_status(error)
+    if status is not None:
+        return status in _MAY_PASS_STATUS or status >= 500
+    if isinstance(error, _FINAL) or getattr(error, "errno", None) in DISK_FULL:
         return False
-    return isinstance(cause, OSError) or type(cause).__module__.partition(".")[0] in _LIBRARIES
+    if _is_one_of(error, _FINAL_NAMES):
+        return False
+    return True if _is_one_of(error, _PASSING_NAMES) else None
 
 
-def status_of(cause: Exception) -> int | None:
-    """The HTTP status of an error, if it has one."""
-    status = getattr(cause, "status", None)
-    return status if isinstance(status, int) else None
+def _is_one_of(error: BaseException, names: Mapping[str, set[str]]) -> bool:
+    return any(
+        kind.__name__ in names.get(kind.__module__.partition(".")[0], ())
+        for kind in type(error).__mro__
+    )
+
+
+def _own_status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's
+        found = iter([response.get("ResponseMetadata", {}).get("HTTPStatusCode")])
+    else:
+        names = ("status", "status_code", "code")
+        found = (getattr(holder, name, None) for holder in (error, response) for name in names)
+    return next((s for s in found if isinstance(s, int) and 300 <= s < 600), None)
+
+
+def _headers(error: BaseException) -> Mapping[Any, Any]:
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):
+        found = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+    else:
+        found = getattr(response, "headers", None) or getattr(error, "headers", None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _seconds(text: str) -> float | None:
+    """Seconds from now on of a Retry-After: a number of them, or a date (RFC 9110, 10.2.3)."""
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None

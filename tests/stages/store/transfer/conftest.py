@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 from armada.stages.store.transfer import retries
 from small_caches import numbered_texts, write_cache
+from tenacity import wait_none
 from transfers import MANIFEST, OTHER, serve_ready
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three tries, one after the other."""
-    monkeypatch.setattr(retries, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(retries, "TRIES", 3)
+    monkeypatch.setattr(retries, "WAIT", wait_none())
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,19 @@
 """Places: what opens them, what to install, what is said when they refuse, and what never is."""
 
-import errno
 from pathlib import Path
 
-import aiohttp
 import fsspec
 import pytest
 from armada.cache_schemas.errors import CacheError, StorageError
 from armada.stages.store.transfer.connection import connect, is_local, local_path
+from armada.stages.store.transfer.download import TooLargeError
 from armada.stages.store.transfer.place import (
     LocalPlace,
     RemotePlace,
-    TooLargeError,
     open_place,
     shown_url,
     writable,
 )
-from armada.stages.store.transfer.retries import may_pass, persistently
 from file_server import serving
 
 
@@ -103,47 +100,3 @@ def test_no_more_than_asked_is_taken(tmp_path: Path) -> None:
             assert (tmp_path / "here").read_bytes() == bytes(100)
             with pytest.raises(TooLargeError, match="has more than 99 bytes"):
                 place.download("file", tmp_path / "here", 99)
-
-
-def status(code: int) -> Exception:
-    return aiohttp.ClientResponseError(None, (), status=code)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "cause",
-    [
-        *(status(code) for code in (429, 500, 503)),
-        *(OSError("reset"), TimeoutError()),
-        *(aiohttp.ClientPayloadError("cut"), aiohttp.ServerDisconnectedError()),
-    ],
-)
-def test_what_may_pass_is_tried_again(cause: Exception) -> None:
-    assert may_pass(cause)
-    calls: list[Exception] = [cause, cause]
-
-    def call() -> str:
-        if calls:
-            raise calls.pop()
-        return "done"
-
-    assert persistently(call) == "done"
-
-
-@pytest.mark.parametrize(
-    "cause",
-    [
-        *(status(code) for code in (401, 403, 404)),
-        *(FileNotFoundError(), PermissionError(), OSError(errno.ENOSPC, "full")),
-        *(ValueError(), RuntimeError("a bug")),
-    ],
-)
-def test_what_will_not_pass_is_not(cause: Exception) -> None:
-    calls = []
-
-    def call() -> None:
-        calls.append(1)
-        raise cause
-
-    with pytest.raises(type(cause)):
-        persistently(call)
-    assert len(calls) == 1

@@ -79,7 +79,7 @@ def test_a_transfer_that_fails_once_is_repeated(
         ("flip", DamagedCacheError, "arrived damaged 3 times .its bytes are not those"),
         ("longer", DamagedCacheError, "arrived damaged 3 times .has more than"),
         ("gone", DamagedCacheError, "is committed but not there; push the shard again"),
-        ("denied", StorageError, "access is refused .403.*; check the credentials"),
+        ("denied", CacheError, "access is refused .403.*; check the credentials"),
         ("busy", StorageError, "cannot be reached .503.*; run the same command again"),
     ],
 )

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 import zarr
 from armada.cache_schemas.contents import CacheIndex
-from armada.cache_schemas.errors import CacheError, DamagedCacheError, StorageError
+from armada.cache_schemas.errors import CacheError, DamagedCacheError
 from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
 from armada.cache_schemas.manifest import RunRecord, parse_document
 from armada.stages.store.reading.contents import read_contents, read_digest
@@ -83,9 +83,12 @@ def test_a_second_push_sends_only_what_is_new(source: Path, memory: str, tmp_pat
     assert visible(stored_bytes(tmp_path / "again")) == visible(stored_bytes(cache))
 
 
-def test_a_bucket_that_is_not_there(source: Path, bucket: str) -> None:
-    with pytest.raises(StorageError, match="there is no such bucket or folder"):
+def test_a_bucket_that_is_not_there(source: Path, bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=rf"{bucket}-not: there is no such bucket; check"):
         send(source, f"{bucket}-not")
+    with pytest.raises(CacheError, match=rf"{bucket}-not/cache: there is no such bucket; check"):
+        bring(f"{bucket}-not/cache", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_cut_push_shows_nothing_and_goes_on(source: Path, memory: str, tmp_path: Path) -> None:
