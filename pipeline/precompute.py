@@ -19,6 +19,7 @@ from ..cache_schemas.manifest import CommitRecord, CorpusRecord, RunRecord, Teac
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
 from ..stages.store.format.dense import shard_bytes
 from ..stages.store.format.manifests import read_commits
+from ..stages.store.writing.admission import require_writable
 from ..stages.store.writing.work import Work
 from ..stages.store.writing.writer import CacheWriter, pending
 from .added_features import admit, only_cached
@@ -85,16 +86,21 @@ def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
         return run_on_cluster(job, quiet)
     teacher = make_teacher(job)
     plan = make_plan(job, teacher)
-    with CacheWriter(job.cache, plan.manifest, job.takeover_seconds) as writer, terminable():
-        return _ask(job, plan, teacher, writer, quiet)
+    require_writable(job.cache)
+    with terminable():
+        # First: a teacher that cannot be loaded leaves nothing in the cache.
+        loaded = bool(len(not_cached(job, plan)))
+        if loaded:
+            teacher.load()
+        with CacheWriter(job.cache, plan.manifest, job.takeover_seconds) as writer:
+            return _ask(job, plan, teacher, loaded, writer, quiet)
 
 
 def dry_run(job: PrecomputeJob) -> DryRun:
     """What `run_precompute` would do; asks the teacher about a probe batch, writes nothing."""
     teacher = make_teacher(job)
     plan = make_plan(job, teacher)
-    folder = teacher_folder(job.cache, plan.manifest.fingerprint)
-    todo = pending(folder, read_commits(job.cache, plan.manifest), plan.keys)
+    todo = not_cached(job, plan)
     probe = _probe(job, plan, teacher, todo)
     return DryRun(
         fingerprint=plan.manifest.fingerprint,
@@ -106,6 +112,12 @@ def dry_run(job: PrecomputeJob) -> DryRun:
         skipped=plan.corpus.skipped,
         expected_seconds=probe.seconds * len(todo),
     )
+
+
+def not_cached(job: PrecomputeJob, plan: Plan) -> npt.NDArray[np.int64]:
+    """Positions of the first appearance of each key that the cache lacks at this moment."""
+    folder = teacher_folder(job.cache, plan.manifest.fingerprint)
+    return pending(folder, read_commits(job.cache, plan.manifest), plan.keys)
 
 
 def _feature_bytes(rows: int, manifest: TeacherManifest, places: Mapping[str, float]) -> int:
@@ -160,7 +172,12 @@ def _rows_of_part(keys: KeyArray, part: str) -> npt.NDArray[np.int64]:
 
 
 def _ask(
-    job: PrecomputeJob, plan: Plan, teacher: "Teacher", writer: CacheWriter, quiet: bool
+    job: PrecomputeJob,
+    plan: Plan,
+    teacher: "Teacher",
+    loaded: bool,
+    writer: CacheWriter,
+    quiet: bool,
 ) -> PrecomputeReport:
     from ..stages.precompute.precompute import Asking, precompute
 
@@ -168,7 +185,8 @@ def _ask(
     skipped: list[str] = []
     work = Work(writer, plan.keys, say_that_it_waits(quiet))
     if work.pending:
-        teacher.load()
+        if not loaded:  # somebody has just removed what was there
+            teacher.load()
         with CountProgress("precompute", "rows", work.pending, quiet) as progress:
             batch_size = job.batch_size or teacher.default_batch_size
             asking = Asking(batch_size, job.skip_bad_rows, progress.advance, run.committed, skipped)
@@ -210,8 +228,9 @@ class Run:
         writer: CacheWriter,
         versions: dict[str, str],
         machine: dict[str, str],
+        run_id: str | None = None,
     ) -> None:
-        self._writer, self.id = writer, new_run_id()
+        self._writer, self.id = writer, run_id or new_run_id()
         self.record = RunRecord(
             started=now(),
             versions=versions,

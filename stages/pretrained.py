@@ -1,22 +1,55 @@
 """Model folders as transformers saves them: configuration, tokenizer, and the library's manners.
 
-Nothing here reaches for the network or runs code that came with a model. Whatever the library
-raises about a folder becomes an error of one line, of the kind the caller names.
+Nothing here reaches for the network or runs code that came with a model. Whatever a library raises
+about a model becomes an error of one line, of the kind the caller names (`refusing`).
 """
 
+import json
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
-from ..cache_schemas.errors import InputError
+from ..cache_schemas.errors import ArmadaError, InputError
 
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
-"""What a configuration, tokenizer or checkpoint that does not fit raises in transformers."""
+
+
+@contextmanager
+def refusing(error: type[ArmadaError], what: str) -> Iterator[None]:
+    """Whatever other people's code raises about a model becomes `error`, one line about `what`.
+
+    No list of exceptions would do: a model of any family raises what its authors did not foresee.
+    Memory that runs out is another matter, and passes."""
+    try:
+        yield
+    except (ArmadaError, torch.OutOfMemoryError):
+        raise
+    except Exception as cause:
+        raise error(f"{what}: {_told(cause)}") from cause
+
+
+def _told(cause: Exception) -> str:
+    """What a library said, and what can be done about it."""
+    said = one_line(cause)
+    if "trust_remote_code" in str(cause):
+        return (
+            "needs code that came with it, which is never run here; use a model that transformers "
+            "has"
+        )
+    if isinstance(cause, ImportError):
+        return f"needs a package that is not installed here; install it: {said}"
+    if isinstance(cause, SafetensorError):
+        return f"the weights are damaged or incomplete ({said}); fetch them again"
+    if isinstance(cause, OSError | ValueError | RuntimeError) and " " in said:
+        return said
+    return f"{type(cause).__name__}: {said}; use another model, or see --debug"
 
 
 def read_config(folder: Path, error: type[InputError]) -> Any:
@@ -29,22 +62,66 @@ def read_config(folder: Path, error: type[InputError]) -> Any:
         )
     if not (folder / "config.json").exists():
         raise error(f"source {folder}: holds no config.json")
+    with refusing(error, f"source {folder}: config.json"):
+        _refuse_unknown_type(folder, error)
+        config = AutoConfig.from_pretrained(folder, **LOCAL_ONLY)
+    _refuse_unknown_quantisation(config, folder, error)
+    return config
+
+
+def _refuse_unknown_type(folder: Path, error: type[InputError]) -> None:
+    from transformers import CONFIG_MAPPING, __version__
+
     try:
-        return AutoConfig.from_pretrained(folder, **LOCAL_ONLY)
-    except LOAD_ERRORS as cause:
-        raise error(f"source {folder}: config.json: {one_line(cause)}") from cause
+        document = json.loads((folder / "config.json").read_bytes())
+    except ValueError as cause:
+        raise error(f"source {folder}: config.json: is no JSON: {one_line(cause)}") from cause
+    if not isinstance(document, dict):
+        raise error(f"source {folder}: config.json: is no JSON object; fetch it again")
+    kind = document.get("model_type")
+    # Older folders name no type; one of its own, which comes with code, is refused further on.
+    if kind is None or kind in CONFIG_MAPPING or "auto_map" in document:
+        return
+    raise error(
+        f"source {folder}: model type {kind!r} is unknown to transformers {__version__}; update "
+        "transformers, or use another model"
+    )
+
+
+def _refuse_unknown_quantisation(config: Any, folder: Path, error: type[InputError]) -> None:
+    """transformers would read such weights as if they were plain numbers."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    quantised = getattr(config, "quantization_config", None)
+    if not quantised:
+        return
+    with quiet_transformers(), refusing(error, f"source {folder}: quantization_config"):
+        known = AutoHfQuantizer.supports_quant_method(quantised)
+    if not known:
+        raise error(
+            f"source {folder}: is quantised in a way that transformers does not know; use the "
+            "checkpoint that is not quantised"
+        )
+
+
+def refuse_other_shapes(mismatched: Iterable[Any], folder: Path, error: type[InputError]) -> None:
+    """Refuse weights that do not fit the configuration; `mismatched` is what `from_pretrained`
+    reports: names, shapes saved, shapes of the model."""
+    for name, saved, built in sorted(mismatched):
+        raise error(
+            f"source {folder}: weight {name} is {list(saved)}, by config.json {list(built)}; use "
+            "the config.json that the weights were saved with"
+        )
 
 
 def read_tokenizer(folder: Path, error: type[InputError]) -> Any:
     """The tokenizer of a model folder."""
     from transformers import AutoTokenizer
 
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY)
-    except LOAD_ERRORS as cause:
-        raise error(f"source {folder}: tokenizer: {one_line(cause)}") from cause
-    require_vocabulary(tokenizer, folder, error)
+    with refusing(error, f"source {folder}: tokenizer"), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY)
+        require_vocabulary(tokenizer, folder, error)
+        tokenizer("a")  # some need a package only when they are used
     return tokenizer
 
 
@@ -53,6 +130,25 @@ def require_vocabulary(tokenizer: Any, folder: Path, error: type[InputError]) ->
     files = {*tokenizer.vocab_files_names.values()}
     if files and not any((folder / name).exists() for name in files):
         raise error(f"source {folder}: holds no tokenizer ({' or '.join(sorted(files))})")
+
+
+def embedding_rows(model: Any) -> int:
+    """How many token ids a model has numbers for; `model` needs no weights. No limit of a model
+    that looks nothing up, such as one of characters."""
+    try:
+        table = getattr(model.get_input_embeddings(), "weight", None)
+    except (NotImplementedError, AttributeError):
+        table = None
+    if table is not None and table.ndim == 2:
+        return int(table.shape[0])
+    return int(getattr(model.config, "vocab_size", None) or sys.maxsize)
+
+
+def padding_id(tokenizer: Any, rows: int = sys.maxsize) -> int:
+    """The id that rows are filled up with. It is masked, so any will do where a tokenizer has none,
+    or has one beyond a model's `rows`."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(each) for each in candidates if each is not None and each < rows)
 
 
 def token_limit(tokenizer: Any, model: Any) -> int:
@@ -83,7 +179,7 @@ def source_name(source: str, revision: str | None) -> str:
 
 def one_line(cause: BaseException) -> str:
     """The start of another library's message, on one line."""
-    return " ".join(str(cause).split())[:300] or type(cause).__name__
+    return shorten(str(cause), 300, placeholder=" ...") or type(cause).__name__
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..logs import LOGGER
 from ..show import warn
 from ..signals import Signal, heard_by
 from .chunks import Chunks, Order, Outcome
-from .workers import TOPIC, answer, release, stop
+from .workers import TOPIC, answer, load, release, stop
 
 CHUNKS_PER_WORKER = 2
 """One that is asked about and one that waits at the worker."""
@@ -147,6 +147,14 @@ class Dispatch:
         """Have every worker that can be reached stop, or forget, this run."""
         if self._client.status == "running":
             self._client.run(end, self._order.run_id, on_error="ignore")
+
+
+def load_on_one(client: Any, order: Order) -> None:
+    """Load the run's teacher on one of the workers; raises what it raises there."""
+    key = f"armada-{order.run_id}-load"
+    outcome = _outcome(client.submit(load, order, key=key, pure=False))
+    if outcome.error is not None:
+        raise outcome.error
 
 
 def _outcome(future: Any) -> Outcome:

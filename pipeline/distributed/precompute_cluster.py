@@ -17,17 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import ArmadaError, JobError, RunError
-from ...cache_schemas.teachers import TeacherSpec
 from ...stages.store.format.parts import first_own_shard
+from ...stages.store.writing.admission import require_writable
 from ...stages.store.writing.writer import CacheWriter
 from ..device import visible_gpus
 from ..fidelity import fidelity_of
-from ..precompute import Plan, PrecomputeReport, Run, make_plan, say_that_it_waits, terminable
+from ..precompute import (
+    Plan,
+    PrecomputeReport,
+    Run,
+    make_plan,
+    not_cached,
+    say_that_it_waits,
+    terminable,
+)
 from ..precompute_job import PrecomputeJob, make_teacher
 from ..progress import CountProgress
+from ..provenance import new_run_id
 from .chunks import Chunks, Order, Outcome
 from .cluster import connected, device_of, number_of_workers, own_cluster
-from .dispatch import Dispatch
+from .dispatch import Dispatch, load_on_one
 from .workers import Equipment, equipment, sees_run, unseen
 
 if TYPE_CHECKING:
@@ -78,14 +87,19 @@ def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
             device = device_of(job.device, gpus)
         teacher = make_teacher(job, device)
         plan = make_plan(job, teacher)
-        writer = stack.enter_context(CacheWriter(job.cache, plan.manifest, job.takeover_seconds))
-        pending = writer.pending(plan.keys)
-        if not len(pending):
+        require_writable(job.cache)
+        if not len(not_cached(job, plan)):
             return _report(plan, 0, None)
         if job.dask is None:
             number = number_of_workers(job.workers or "auto", gpus)
             crew = _crew(stack.enter_context(own_cluster(number, gpus)), job)
-        tally = _ask(job, plan, teacher.spec, writer, pending, crew, quiet)
+        there = job.model_copy(update={"cache": job.cache.absolute()})
+        order = Order(new_run_id(), there, plan.manifest, teacher.spec)
+        # First: a teacher that cannot be loaded leaves nothing in the cache.
+        load_on_one(crew.client, order)
+        writer = stack.enter_context(CacheWriter(job.cache, plan.manifest, job.takeover_seconds))
+        pending = writer.pending(plan.keys)
+        tally = _ask(order, plan, writer, pending, crew, quiet)
         return _report(plan, len(pending), tally)
 
 
@@ -141,19 +155,17 @@ def _device(crew: _Crew) -> "torch.device":
 
 
 def _ask(
-    job: PrecomputeJob,
+    order: Order,
     plan: Plan,
-    spec: TeacherSpec,
     writer: CacheWriter,
     pending: npt.NDArray[np.int64],
     crew: _Crew,
     quiet: bool,
 ) -> _Tally:
     machine = crew.together(lambda one: one.hardware) | {"workers": str(len(crew.equipment))}
-    run = Run(job, plan, writer, crew.together(lambda one: one.versions), machine)
+    versions = crew.together(lambda one: one.versions)
+    run = Run(order.job, plan, writer, versions, machine, order.run_id)
     run.write()
-    there = job.model_copy(update={"cache": job.cache.absolute()})
-    order = Order(run.id, there, plan.manifest, spec)
     _refuse_blind(crew.client.run(sees_run, order), order)
     tally = _Tally(run)
     chunks = Chunks(
@@ -161,7 +173,7 @@ def _ask(
         plan.keys,
         pending,
         plan.manifest.rows_per_shard,
-        first_own_shard(job.cache, plan.manifest.fingerprint),
+        first_own_shard(order.job.cache, plan.manifest.fingerprint),
         writer.commits,
     )
     with CountProgress("precompute", "rows", len(pending), quiet) as progress:

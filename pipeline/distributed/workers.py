@@ -69,6 +69,17 @@ def answer(order: Order, chunk: Chunk) -> Outcome:
     return outcome
 
 
+def load(order: Order) -> Outcome:
+    """Have the teacher of a run ready; the outcome tells why it cannot be."""
+    outcome = Outcome()
+    with _desk.lock:
+        try:
+            _desk.teacher(order)
+        except ArmadaError as error:
+            outcome.error = error
+    return outcome
+
+
 def stop(run_id: str) -> None:
     """End what this process does for a run at the next batch; what is answered is committed."""
     _desk.stopped.add(run_id)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...cache_schemas.errors import StorageError, StudentSourceError
 from ..corpus.labels import LabelSpace
-from ..pretrained import LOAD_ERRORS, one_line, quiet_transformers
+from ..pretrained import quiet_transformers, refusing
 from .objectives.base import Objective
 from .pooling import Pooling
 from .student import Student
@@ -85,7 +85,7 @@ def load_saved_objective(folder: Path, objective: Objective) -> Objective:
     """Fill a built objective with what a run in an output folder trained beside its student; it
     comes back in eval mode. Raises StudentSourceError."""
     heads, aligner = folder / "student" / HEADS, folder / "aligner" / ALIGNER
-    try:
+    with refusing(StudentSourceError, f"student {folder}"):
         tensors = {
             name.removeprefix(_OBJECTIVE): tensor
             for name, tensor in load_file(heads).items()
@@ -94,18 +94,14 @@ def load_saved_objective(folder: Path, objective: Objective) -> Objective:
         if objective.aligner is not None:
             tensors |= {f"aligner.{name}": t for name, t in load_file(aligner).items()}
         objective.load_state_dict(tensors)
-    except LOAD_ERRORS as cause:
-        raise StudentSourceError(f"student {folder}: {one_line(cause)}") from cause
     return objective.eval()
 
 
 def _load_heads(folder: Path, student: Student) -> None:
-    try:
+    with refusing(StudentSourceError, f"student {folder}: {HEADS}"):
         tensors = load_file(folder / HEADS)
         own = {name: t for name, t in tensors.items() if not name.startswith(_OBJECTIVE)}
         missing, unexpected = student.load_state_dict(own, strict=False)
-    except LOAD_ERRORS as cause:
-        raise StudentSourceError(f"student {folder}: {HEADS}: {one_line(cause)}") from cause
     wrong = [*unexpected, *(name for name in missing if not name.startswith("backbone."))]
     if wrong:
         raise StudentSourceError(f"student {folder}: {HEADS} does not fit its card: {wrong[0]}")

@@ -12,12 +12,12 @@ import torch
 from ...cache_schemas.errors import StudentSourceError
 from ..corpus.labels import LabelSpace
 from ..pretrained import (
-    LOAD_ERRORS,
     LOCAL_ONLY,
-    one_line,
     quiet_transformers,
     read_config,
     read_tokenizer,
+    refuse_other_shapes,
+    refusing,
 )
 from ..sources import require_safetensors, resolve
 from .scratch import make_config, plain_config, train_tokenizer
@@ -104,18 +104,17 @@ def load_backbone(folder: Path, auto_class: str = "AutoModel") -> Any:
 
     config = load_config(folder)
     require_safetensors(folder, StudentSourceError)
-    try:
-        with quiet_transformers():
-            backbone, report = getattr(transformers, auto_class).from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                **LOCAL_ONLY,
-            )
-    except LOAD_ERRORS as cause:
-        raise StudentSourceError(f"student {folder}: {one_line(cause)}") from cause
+    with refusing(StudentSourceError, f"student {folder}"), quiet_transformers():
+        backbone, report = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
+            output_loading_info=True,
+            **LOCAL_ONLY,
+        )
+    refuse_other_shapes(report["mismatched_keys"], folder, StudentSourceError)
     _refuse_random(folder, report["missing_keys"])
     return backbone
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.work import Work
 from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine
@@ -76,3 +77,26 @@ def test_what_is_no_cache_is_left_alone(tmp_path: Path, armada: CommandLine) -> 
     assert result.code == 2
     assert "not an armada cache" in result.error
     assert [path.name for path in tmp_path.iterdir()] == ["notes.partial"]
+
+
+def test_a_teacher_without_a_row_is_removed(cache: Path, armada: CommandLine) -> None:
+    whole = stored_bytes(cache)
+    empty = make_manifest(seed=1)
+    with CacheWriter(cache, empty):
+        pass
+    folder = f"teachers/{empty.fingerprint}"
+    assert (cache / folder).is_dir()
+    assert open_cache(cache).teacher == MANIFEST  # it is no reason to ask which one is meant
+    assert json.loads(armada.done("cache", "gc", cache, "--json"))["paths"] == [folder]
+    assert stored_bytes(cache) == whole
+
+
+def test_a_teacher_whose_first_shard_is_in_the_making_stays(
+    tmp_path: Path, armada: CommandLine
+) -> None:
+    child = leave_a_reservation(tmp_path / "new", signal.SIGSTOP)
+    assert json.loads(armada.done("cache", "gc", tmp_path / "new", "--json"))["paths"] == []
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = json.loads(armada.done("cache", "gc", tmp_path / "new", "--json"))["paths"]
+    assert found == [f"teachers/{MANIFEST.fingerprint}"]

@@ -20,7 +20,7 @@ from ....cache_schemas.features import FeatureSpec
 from ...language.logits import find_transform, hidden_states, looks_ahead
 from ...language.tokens import TokenTexts, by_text, encode_texts, end_ids, read_before_predicted
 from ...language.vocabulary import tokenizer_digest, word_count
-from ...pretrained import read_tokenizer, token_limit
+from ...pretrained import padding_id, read_tokenizer, token_limit
 from .base import Answers, Example, example_seed
 from .precision import ROW_GROUP, in_row_groups
 from .text.causal_options import CausalLMOptions
@@ -54,7 +54,7 @@ class CausalLMTeacher(CheckpointTeacher):
         super().__init__(source, options.revision, options.precision(), device)
         self._options = options
         self._tokenizer = read_tokenizer(self._folder, TeacherSourceError)
-        self._words = word_count(self._tokenizer)
+        self._words, self._rows = word_count(self._tokenizer), self._head_rows()
         self._positions = token_limit(self._tokenizer, self._skeleton)
         self._max_length = options.max_length or min(DEFAULT_MAX_LENGTH, self._positions)
         self._check()
@@ -76,14 +76,16 @@ class CausalLMTeacher(CheckpointTeacher):
         }
         if texts.read is not None:
             features["characters_read"] = read_before_predicted(texts)
-        output, places_P = self._run(texts)
-        answers = self._predict(output, places_P, texts.predicted, seeds)
+        with self._answering():
+            output, places_P = self._run(texts)
+            answers = self._predict(output, places_P, texts.predicted, seeds)
         features |= answers.rows_of_texts(texts.predicted)
         unfit = dict.fromkeys(answers.broken(texts.predicted), "logits")
         if self._options.hidden_layers:
             features["hidden"] = self._hidden(output, places_P, texts.predicted)
         if self._options.max_new_tokens:
-            said = self._generate(texts, seeds)
+            with self._answering():
+                said = self._generate(texts, seeds)
             features["generated_ids"] = [np.array(one.ids, dtype=np.uint32) for one in said]
             features["generated_log_probs"] = [np.array(one.log_probs, "f4") for one in said]
             unfit |= {place: "generated_ids" for place, one in enumerate(said) if one.broken}
@@ -193,7 +195,7 @@ class CausalLMTeacher(CheckpointTeacher):
         self._answers = self._make_answers()
         self._ends = end_ids(self._tokenizer, self._options, self._model)
         self._cache_name = find_cache_name(self._model) if self._options.max_new_tokens else None
-        self._fill = int(self._tokenizer.pad_token_id or 0)
+        self._fill = padding_id(self._tokenizer, self._rows)
 
     def _make_answers(self) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
@@ -207,6 +209,15 @@ class CausalLMTeacher(CheckpointTeacher):
         return self._options.features(
             self._words, self._hidden_width(), self._max_length, self._precision.stored
         )
+
+    def _head_rows(self) -> int:
+        head = self._skeleton.get_output_embeddings()
+        if head is None:
+            raise TeacherSourceError(
+                f"source {self._folder}: {type(self._skeleton).__name__} has no head that makes "
+                "logits; use another model"
+            )
+        return int(head.weight.shape[0])
 
     def _hidden_width(self) -> int:
         """H of the layers that are kept: what the head reads may be narrower than the others."""
@@ -228,11 +239,10 @@ class CausalLMTeacher(CheckpointTeacher):
                 f"max_length: {self._max_length} is more than the model takes; at most "
                 f"{self._positions}"
             )
-        rows = self._skeleton.get_output_embeddings().weight.shape[0]
-        if self._words > rows:
+        if self._words > self._rows:
             raise TeacherSourceError(
-                f"source {self._folder}: its tokenizer has {self._words} words, the model {rows}; "
-                "the tokenizer is not the model's own"
+                f"source {self._folder}: its tokenizer has {self._words} tokens, the model "
+                f"{self._rows}; use the model's own tokenizer, or resize the model's embeddings"
             )
         deepest = self._config.get_text_config().num_hidden_layers
         beyond = [layer for layer in self._options.hidden_layers if layer > deepest]

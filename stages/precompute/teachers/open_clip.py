@@ -17,7 +17,7 @@ from pydantic import Field
 from ....cache_schemas.canonical import digest
 from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
-from ...pretrained import LOAD_ERRORS, one_line, quiet_transformers, require_vocabulary
+from ...pretrained import one_line, quiet_transformers, refusing, require_vocabulary
 from ...sources import MODEL_FILE_PATTERNS, digest_files
 from .base import Answers, Example, PromptOptions, Teacher, make_spec
 from .precision import PrecisionOptions, in_row_groups
@@ -69,18 +69,14 @@ class OpenClipTeacher(Teacher):
         import open_clip
         from open_clip.factory import load_checkpoint
 
-        with quiet_open_clip(), quiet_transformers():
-            try:
-                # `pretrained_text`: the configuration of a text tower, not its weights, which
-                # are all in the checkpoint; strict loading refuses one that lacks any.
-                model = open_clip.create_model(
-                    self._source.model_name, load_weights=False, pretrained_text=False
-                )
-                load_checkpoint(model, str(self._source.weights), strict=True)
-            except LOAD_ERRORS as cause:
-                raise TeacherSourceError(
-                    f"source {self._source.weights}: {one_line(cause)}"
-                ) from cause
+        what = f"source {self._source.weights}"
+        with refusing(TeacherSourceError, what), quiet_open_clip(), quiet_transformers():
+            # `pretrained_text`: the configuration of a text tower, not its weights, which
+            # are all in the checkpoint; strict loading refuses one that lacks any.
+            model = open_clip.create_model(
+                self._source.model_name, load_weights=False, pretrained_text=False
+            )
+            load_checkpoint(model, str(self._source.weights), strict=True)
         for unused in ("visual", "text_decoder"):
             if hasattr(model, unused):
                 delattr(model, unused)
@@ -138,13 +134,9 @@ def _text_config(source: ClipSource) -> Any:
 def _tokenizer(source: ClipSource) -> Any:
     import open_clip
 
-    with quiet_open_clip(), quiet_transformers():
-        try:
-            tokenizer = open_clip.get_tokenizer(source.model_name)
-        except LOAD_ERRORS as cause:
-            raise TeacherSourceError(
-                f"source {source.name}: tokenizer: {one_line(cause)}"
-            ) from cause
+    what = f"source {source.name}: tokenizer"
+    with refusing(TeacherSourceError, what), quiet_open_clip(), quiet_transformers():
+        tokenizer = open_clip.get_tokenizer(source.model_name)
     if hasattr(tokenizer, "tokenizer") and source.folder is not None:
         require_vocabulary(tokenizer.tokenizer, source.folder, TeacherSourceError)
     return tokenizer

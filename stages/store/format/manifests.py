@@ -1,6 +1,6 @@
 """The documents of a cache, read from disk and checked against each other and their places."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from ....cache_schemas.errors import CacheError, DamagedCacheError
@@ -33,14 +33,21 @@ def list_teachers(path: Path) -> list[TeacherManifest]:
 
 
 def choose_teacher(
-    path: Path | str, teachers: Sequence[TeacherManifest], prefix: str | None
+    path: Path | str,
+    teachers: Sequence[TeacherManifest],
+    prefix: str | None,
+    empty: Container[str] = (),
 ) -> TeacherManifest:
-    """The one of `teachers` that a prefix, or nothing at all, means; raises CacheError."""
+    """The one of `teachers` that a prefix, or nothing at all, means: those that extend others do
+    not count, nor those without a row, `empty`, unless one of them is all there is.
+
+    Raises CacheError."""
     known = ", ".join(f"{t.fingerprint[:12]} ({t.spec.kind}:{t.spec.name})" for t in teachers)
     matches = [t for t in teachers if t.fingerprint.startswith(prefix or "")]
     there = {t.fingerprint for t in teachers}
     bases = [t for t in matches if t.extends not in there]
-    for candidates in (matches, bases):
+    answered = [t for t in bases if t.fingerprint not in empty]
+    for candidates in (matches, bases, answered):
         if len(candidates) == 1:
             return candidates[0]
     if not teachers:
@@ -59,6 +66,11 @@ def read_teacher(file: Path, path: Path) -> TeacherManifest:
             f"{file}: is of teacher {teacher.fingerprint}; its folder is named otherwise"
         )
     return teacher
+
+
+def has_commits(path: Path, teacher: TeacherManifest) -> bool:
+    """Whether a teacher of the cache at `path` has a shard."""
+    return any(teacher_folder(path, teacher.fingerprint).glob("commits/*.json"))
 
 
 def read_commits(path: Path, teacher: TeacherManifest) -> list[CommitRecord]:

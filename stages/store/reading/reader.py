@@ -25,7 +25,7 @@ from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
 from ....cache_schemas.manifest import RunRecord, TeacherManifest
 from ..files.plain_files import read_document
 from ..format.index import KeyIndex, Rows
-from ..format.manifests import choose_teacher, list_teachers, read_commits
+from ..format.manifests import choose_teacher, has_commits, list_teachers, read_commits
 from ..format.parts import held_features, read_part
 from ..format.tables import read_first_rows, read_keys, read_lengths, read_table
 from .access import Access
@@ -44,15 +44,16 @@ def open_cache(
     """Open the answers of one teacher of the cache at `path`.
 
     `teacher` is a fingerprint or a prefix of one that no other teacher of the cache shares; it may
-    be left out if the cache has one teacher. Teachers that extend others do not count, unless it
-    takes one of them to match. With `verify`, the checksum of each file is compared when the file
-    is first opened. `access` says how features are read: `warm` for those that fit into memory,
-    `cold` for larger ones, `auto` by size. Raises CacheError (or CacheVersionError,
-    DamagedCacheError) if there is no such cache or teacher.
+    be left out if the cache has one teacher. Teachers that extend others, and those without a row,
+    do not count, unless it takes one of them to match. With `verify`, the checksum of each file is
+    compared when the file is first opened. `access` says how features are read: `warm` for those
+    that fit into memory, `cold` for larger ones, `auto` by size. Raises CacheError (or
+    CacheVersionError, DamagedCacheError) if there is no such cache or teacher.
     """
     path = Path(path)
     teachers = list_teachers(path)
-    chosen = choose_teacher(path, teachers, teacher)
+    empty = [t.fingerprint for t in teachers if not has_commits(path, t)]
+    chosen = choose_teacher(path, teachers, teacher, empty)
     added = [
         Cache(path, t, verify=verify, access=access)
         for t in teachers

@@ -59,7 +59,8 @@ class Mirror:
     def open(self, prefix: str | None, verify: bool = False) -> Cache:
         """The answers of one teacher as `open_cache` gives them; brings the keys of all shards."""
         manifests = [origin.manifest for origin in self.index.teachers]
-        chosen = choose_teacher(self.shown, manifests, prefix).fingerprint
+        empty = [each.manifest.fingerprint for each in self.index.teachers if not each.commits]
+        chosen = choose_teacher(self.shown, manifests, prefix, empty).fingerprint
         added = [
             self._cache(teacher.origin, verify)
             for teacher in self._teachers.values()

@@ -1,4 +1,5 @@
-"""What dead writers left in a cache: reservations, partial files, files of uncommitted shards.
+"""What dead writers left in a cache: reservations, partial files, files of uncommitted shards, and
+teachers without any shard.
 
 A writer removes what lies in its own teacher's folder; this looks at all of a cache. It is called
 under the cache's lock. A reservation whose owner lives, or may live on another host, stays.
@@ -22,8 +23,11 @@ def leftovers(cache: Path) -> Iterator[Path]:
 
 def _of_teacher(teacher: Path) -> Iterator[Path]:
     living, dead = Reservations(teacher, PATIENCE_S).judged()
-    yield from dead
     committed = numbered((teacher / "commits").glob("*.json"))
+    if not committed and not living and not teacher.is_symlink():
+        yield teacher
+        return
+    yield from dead
     yield from uncommitted(teacher, committed, numbered(living))
 
 

@@ -1,5 +1,6 @@
 """Whether a cache takes the answers of a teacher: known, new, or the same under other settings."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def check_teacher(
     set; CacheError if `path` is something else."""
     if is_new(path):
         return None
+    refuse_mirror(path)
     # Listed once: another writer may add this very teacher at any moment.
     teachers = list_teachers(path)
     for known in teachers:
@@ -92,6 +94,14 @@ def refuse_mirror(path: Path) -> None:
         raise CacheError(
             f"cache {path}: is a mirror of a cache elsewhere and fills itself; name another folder"
         )
+
+
+def require_writable(path: Path) -> None:
+    """Raise OutputError if nothing can be written to the cache at `path`, or made there; itself
+    writes nothing."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"cache {path}: {there} cannot be written; name another folder")
 
 
 def is_new(path: Path) -> bool:

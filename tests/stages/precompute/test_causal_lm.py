@@ -379,7 +379,7 @@ def test_a_turn_of_a_chat_ends_where_its_template_ends_it(tmp_path: Path) -> Non
 
 def test_a_tokenizer_that_is_not_the_models_own(tmp_path: Path) -> None:
     folder = make_causal_lm(tmp_path / "model", padding=-20)
-    with pytest.raises(TeacherSourceError, match="has 320 words, the model 300"):
+    with pytest.raises(TeacherSourceError, match="has 320 tokens, the model 300"):
         CausalLMTeacher(str(folder), CausalLMOptions(), torch.device("cpu"))
 
 

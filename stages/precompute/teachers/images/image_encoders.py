@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from .....cache_schemas.errors import JobError, TeacherSourceError
-from ....pretrained import LOAD_ERRORS, LOCAL_ONLY, one_line, quiet_transformers, read_config
+from ....pretrained import LOCAL_ONLY, quiet_transformers, read_config, refusing
 from ....sources import digest_files, require_safetensors, resolve
 from ..text.clip_source import CONFIG_FILE, PREFERRED_WEIGHTS
 
@@ -61,13 +61,8 @@ class TransformersEncoder(ImageEncoder):
         self.dim = _embedding_width(self._config, source)
 
     def load(self, dtype: torch.dtype, device: torch.device) -> None:
-        with quiet_transformers():
-            try:
-                model, report = self._opened(dtype)
-            except LOAD_ERRORS as cause:
-                raise TeacherSourceError(
-                    f"image_encoder {self._folder}: {one_line(cause)}"
-                ) from cause
+        with refusing(TeacherSourceError, f"image_encoder {self._folder}"), quiet_transformers():
+            model, report = self._opened(dtype)
         absent = set(report["missing_keys"])
         self._has_pooler = not any("pooler." in name for name in absent)
         if any("pooler." not in name for name in absent):
@@ -150,12 +145,10 @@ class OpenClipEncoder(ImageEncoder):
     def load(self, dtype: torch.dtype, device: torch.device) -> None:
         import open_clip
 
-        try:
+        with refusing(TeacherSourceError, f"image_encoder {self._folder}"):
             model, self._transform = open_clip.create_model_from_pretrained(
                 f"local-dir:{self._folder}"
             )
-        except LOAD_ERRORS as cause:
-            raise TeacherSourceError(f"image_encoder {self._folder}: {one_line(cause)}") from cause
         self._model = self._frozen(model, dtype, device)
 
     def __call__(self, pictures: Sequence[Any]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .....cache_schemas.errors import TeacherSourceError
-from ....pretrained import LOAD_ERRORS, LOCAL_ONLY, one_line, quiet_transformers
+from ....pretrained import LOCAL_ONLY, quiet_transformers, refusing
 from .saved_pipelines import SAFETY_CHECKER, PipelineFolder
 
 
@@ -72,18 +72,15 @@ def open_pipeline(folder: PipelineFolder, dtype: torch.dtype, device: torch.devi
 
     # Passed only to pipelines that know it, and with the second: else each of them warns.
     off: dict[str, Any] = {SAFETY_CHECKER: None, "requires_safety_checker": False}
-    with quiet():
-        try:
-            pipeline = DiffusionPipeline.from_pretrained(
-                folder.path,
-                dtype=dtype,
-                use_safetensors=True,
-                **LOCAL_ONLY,
-                **_transformers_models(folder, dtype),
-                **(off if folder.names_safety_checker else {}),
-            )
-        except LOAD_ERRORS as cause:
-            raise TeacherSourceError(f"source {folder.path}: {one_line(cause)}") from cause
+    with refusing(TeacherSourceError, f"source {folder.path}"), quiet():
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder.path,
+            dtype=dtype,
+            use_safetensors=True,
+            **LOCAL_ONLY,
+            **_transformers_models(folder, dtype),
+            **(off if folder.names_safety_checker else {}),
+        )
     for name, component in _modules(pipeline):
         # What the checkpoint lacks, diffusers leaves without numbers.
         _refuse_random(folder.path / name, [key for key, w in _weights(component) if w.is_meta])
@@ -139,11 +136,9 @@ def _frozen(pipeline: Any) -> Any:
 def merge_lora(pipeline: Any, file: Path, scale: float) -> None:
     """Add a LoRA to the weights, so that it costs nothing per step."""
     name = "teacher"
-    with quiet():  # it warns of each component the LoRA leaves alone, which most do
-        try:
-            pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
-        except LOAD_ERRORS as cause:
-            raise TeacherSourceError(f"lora {file}: {one_line(cause)}") from cause
+    # It warns of each component the LoRA leaves alone, which most do.
+    with refusing(TeacherSourceError, f"lora {file}"), quiet():
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
     # A LoRA for another model loads as nothing, without an error.
     if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
         raise TeacherSourceError(f"lora {file}: has no weights for this pipeline")

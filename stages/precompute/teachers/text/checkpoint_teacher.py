@@ -5,22 +5,24 @@ checkpoint. Whatever can be refused is refused from the configuration and a skel
 its modules without any weights, built in milliseconds.
 """
 
+import inspect
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from .....cache_schemas.errors import TeacherSourceError
+from .....cache_schemas.errors import RunError, TeacherOutputError, TeacherSourceError
 from .....cache_schemas.features import FeatureSpec
 from .....cache_schemas.teachers import SettingValue, TeacherSpec
 from ....pretrained import (
-    LOAD_ERRORS,
     LOCAL_ONLY,
-    one_line,
     quiet_transformers,
     read_config,
+    refuse_other_shapes,
+    refusing,
     source_name,
 )
 from ....sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors, resolve
@@ -31,7 +33,7 @@ from ..precision import Precision
 class CheckpointTeacher(Teacher):
     """A frozen transformers model, `_model` after `load`.
 
-    Subclasses: `auto_class`, `_features`, and where needed `_prepare` and `_unused`."""
+    Subclasses: `auto_class`, `_features`, and where needed `_prepare`, `_probe` and `_unused`."""
 
     auto_class: ClassVar[str]
 
@@ -44,6 +46,7 @@ class CheckpointTeacher(Teacher):
         self._config = read_config(self._folder, TeacherSourceError)
         require_safetensors(self._folder, TeacherSourceError)
         self._skeleton = self._build_skeleton()
+        self._refuse_without_text()
 
     def _make_spec(self, options: TeacherOptions, **resolved: SettingValue) -> TeacherSpec:
         """The spec of the checkpoint under these options."""
@@ -62,20 +65,38 @@ class CheckpointTeacher(Teacher):
     def load(self) -> None:
         """Read the weights and put them on the device.
 
-        Raises TeacherSourceError if the checkpoint lacks a weight that an answer needs, or if the
-        model's answers depend on padding."""
-        with quiet_transformers():
-            model = self._read()
-            model.config.use_cache = False  # no keys and values to remember
-            self._model: Any = model.eval().requires_grad_(False).to(self._device)
-            self._prepare()
+        Raises TeacherSourceError if the checkpoint cannot be read, lacks a weight that an answer
+        needs, or does not answer a probe as it has to; RunError if it does not fit into memory."""
+        try:
+            with quiet_transformers():
+                with refusing(TeacherSourceError, f"source {self._folder}"):
+                    model = self._read()
+                    model.config.use_cache = False  # no keys and values to remember
+                    self._model: Any = model.eval().requires_grad_(False).to(self._device)
+                name = type(self._model).__name__
+                with refusing(TeacherSourceError, f"source {self._folder}: {name} does not answer"):
+                    self._prepare()
+                    self._probe()
+        except torch.OutOfMemoryError as cause:
+            raise RunError(
+                f"device memory: the model of {self._folder} does not fit; use a device with more "
+                "memory, or a smaller dtype"
+            ) from cause
+
+    def _answering(self) -> AbstractContextManager[None]:
+        """What the model raises at a text becomes one line; memory that runs out passes."""
+        name = type(self._model).__name__
+        return refusing(TeacherOutputError, f"source {self._folder}: {name} fails at a text")
 
     @abstractmethod
     def _features(self) -> list[FeatureSpec]:
         """What the teacher answers, from `_config` and `_skeleton`."""
 
     def _prepare(self) -> None:
-        """What else is to be done with a model that was just read."""
+        """Hook called after the model is loaded."""
+
+    def _probe(self) -> None:
+        """Raises TeacherSourceError for a model whose answers cannot be used."""
 
     def _unused(self, weight: str) -> bool:
         """Whether no answer depends on that weight."""
@@ -87,30 +108,37 @@ class CheckpointTeacher(Teacher):
         return getattr(transformers, self.auto_class)
 
     def _build_skeleton(self) -> Any:
-        try:
-            with torch.device("meta"), quiet_transformers():
-                return self._auto().from_config(self._config, trust_remote_code=False)
-        except LOAD_ERRORS as cause:
+        kind, auto = self._config.model_type, self._auto()
+        if type(self._config) not in auto._model_mapping:
             raise TeacherSourceError(
-                f"source {self._folder}: model type {self._config.model_type!r} does not work as "
-                f"{self.auto_class}: {one_line(cause)}"
-            ) from cause
+                f"source {self._folder}: model type {kind!r} does not work as "
+                f"{self.auto_class}: transformers has none; use another kind of teacher or model"
+            )
+        what = f"source {self._folder}: model type {kind!r} does not work as {self.auto_class}"
+        with refusing(TeacherSourceError, what), torch.device("meta"), quiet_transformers():
+            return auto.from_config(self._config, trust_remote_code=False)
+
+    def _refuse_without_text(self) -> None:
+        if "input_ids" not in inspect.signature(self._skeleton.forward).parameters:
+            raise TeacherSourceError(
+                f"source {self._folder}: {type(self._skeleton).__name__} reads no text, but "
+                f"{self._skeleton.main_input_name}; use a model of texts"
+            )
 
     def _read(self) -> Any:
-        try:
-            model, report = self._auto().from_pretrained(
-                self._folder,
-                dtype=self._precision.torch_dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                **LOCAL_ONLY,
-            )
-        except LOAD_ERRORS as cause:
-            raise TeacherSourceError(f"source {self._folder}: {one_line(cause)}") from cause
+        model, report = self._auto().from_pretrained(
+            self._folder,
+            dtype=self._precision.torch_dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
+            output_loading_info=True,
+            **LOCAL_ONLY,
+        )
+        refuse_other_shapes(report["mismatched_keys"], self._folder, TeacherSourceError)
         self._refuse_random(report["missing_keys"])
         return model
 
-    def _refuse_random(self, missing: Sequence[str]) -> None:
+    def _refuse_random(self, missing: Iterable[str]) -> None:
         lacking = sorted(name for name in missing if not self._unused(name))
         if lacking:
             raise TeacherSourceError(

@@ -4,7 +4,6 @@ In go texts; out comes one row of numbers for each of them, which does not depen
 """
 
 import inspect
-import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from .....cache_schemas.errors import JobError, TeacherSourceError
-from ....pretrained import quiet_transformers, read_tokenizer, token_limit
+from ....pretrained import embedding_rows, read_tokenizer, token_limit
 from ..base import Answers, Example
 from .checkpoint_teacher import CheckpointTeacher
 from .tokenized import DEFAULT_MAX_LENGTH, TextTokenizer, TokenBatch, TokenizedOptions
@@ -40,23 +39,18 @@ class LanguageModelTeacher(CheckpointTeacher):
             options,
             max_length=max_length,
             names=_arguments(self._skeleton),
-            vocabulary=_vocabulary(self._skeleton),
+            vocabulary=embedding_rows(self._skeleton),
             positions=positions,
         )
         self.spec = self._make_spec(options, max_length=max_length)
 
-    def load(self) -> None:
-        """Read the weights and put them on the device; see CheckpointTeacher."""
-        super().load()
-        with quiet_transformers():
-            self._refuse_padding()
-
     def encode(self, examples: Sequence[Example]) -> Answers:
         """One array [B, *shape] a feature."""
         batch = self._texts.batch(examples)
+        with self._answering():
+            answers = self._answer(batch)
         stored = {
-            name: self._precision.store(values[: len(examples)])
-            for name, values in self._answer(batch).items()
+            name: self._precision.store(values[: len(examples)]) for name, values in answers.items()
         }
         return Answers(stored, batch.truncated)
 
@@ -69,7 +63,7 @@ class LanguageModelTeacher(CheckpointTeacher):
         """Feature -> [B or more, *shape], rows beyond B being repeated ones."""
 
     @torch.inference_mode()
-    def _refuse_padding(self) -> None:
+    def _probe(self) -> None:
         # Not every model heeds a mask (FNet), or finds a text's end before padding (XLNet's head).
         bare = self._answer(self._texts.batch([PROBE], padded=False))
         padded = self._answer(self._texts.batch([PROBE]))
@@ -96,8 +90,3 @@ def check_max_length(max_length: int, most: int, tokenizer: Any) -> None:
 
 def _arguments(skeleton: Any) -> frozenset[str]:
     return frozenset(inspect.signature(skeleton.forward).parameters)
-
-
-def _vocabulary(skeleton: Any) -> int:
-    # Models of characters and bytes may have none.
-    return int(getattr(skeleton.config, "vocab_size", None) or sys.maxsize)

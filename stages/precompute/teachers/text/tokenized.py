@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 
 from .....cache_schemas.errors import TeacherOutputError
+from ....pretrained import padding_id
 from ..base import Example, PromptOptions
 from ..precision import PrecisionOptions, in_row_groups
 
@@ -83,7 +84,7 @@ class TextTokenizer:
         self._positions = positions
         self._names = (names & set(tokenizer.model_input_names)) | {"input_ids", "attention_mask"}
         self._vocabulary = vocabulary
-        self.pad_id = _pad_id(tokenizer)
+        self.pad_id = padding_id(tokenizer, vocabulary)
 
     def buckets(self, examples: Sequence[Example]) -> list[int]:
         """The padded length of each example, in tokens."""
@@ -161,12 +162,6 @@ class TextTokenizer:
         if name == "token_type_ids":
             return int(self._tokenizer.pad_token_type_id)
         return self.pad_id if name == "input_ids" else 0
-
-
-def _pad_id(tokenizer: Any) -> int:
-    # Padding is masked, so any token does where a model was trained without one.
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(int(token) for token in candidates if token is not None)
 
 
 def _pad(rows: list[list[int]], width: int, fill: int) -> torch.Tensor:

@@ -1,0 +1,55 @@
+"""A checkpoint that cannot be used is refused in one line, and leaves nothing in a cache."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from unusable_checkpoints import CHANGES, TEXTS, make_unusable, make_whole
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_whole(tmp_path_factory.mktemp("whole") / "model")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    rows = "".join(f"{text},{number % 2}\n" for number, text in enumerate(TEXTS))
+    (tmp_path / "texts.csv").write_text(f"text,label\n{rows}")
+    return tmp_path / "texts.csv"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["encoder", "causal_lm"])
+def test_no_teacher(
+    refused: Callable[..., str], whole: Path, corpus: Path, kind: str, change: str
+) -> None:
+    folder = make_unusable(whole, corpus.with_name("model"), change)
+    words = ["precompute", "--corpus", corpus, "--text-column", "text"]
+    words += ["--teacher", f"{kind}:{folder}", "--cache", corpus.with_name("cache")]
+    told = refused(*words)
+    assert CHANGES[change][1] in told
+    assert len(told) < 500
+    assert str(folder) in told
+
+
+def test_no_teacher_of_worker_processes(
+    refused: Callable[..., str], whole: Path, corpus: Path
+) -> None:
+    folder = make_unusable(whole, corpus.with_name("model"), "weights are cut")
+    words = ["precompute", "--corpus", corpus, "--text-column", "text", "--workers", "1"]
+    told = refused(*words, "--teacher", f"encoder:{folder}", "--cache", corpus.with_name("cache"))
+    assert "the weights are damaged or incomplete" in told
+
+
+def test_debug_shows_where_it_came_from(whole: Path, corpus: Path) -> None:
+    from armada.cache_schemas.errors import TeacherSourceError
+    from armada.cli import main
+    from safetensors import SafetensorError
+
+    folder = make_unusable(whole, corpus.with_name("model"), "weights are cut")
+    words = ["--debug", "precompute", "--corpus", corpus, "--text-column", "text"]
+    words += ["--teacher", f"encoder:{folder}", "--cache", corpus.with_name("cache")]
+    with pytest.raises(TeacherSourceError) as raised:
+        main([str(word) for word in words])
+    assert isinstance(raised.value.__cause__, SafetensorError)
