@@ -11,7 +11,8 @@
     │       ├── CacheVersionError     written in another format version
     │       ├── TeacherMismatchError  other settings than the cached teacher's
     │       ├── MissingKeysError      texts the teacher was never asked about
-    │       └── MissingFeatureError   a feature the cache does not hold
+    │       ├── MissingFeatureError   a feature the cache does not hold
+    │       └── LinkedPathError       a symbolic link in a cache; a DamagedCacheError, too
     └── RunError                the run failed; exit code 1
         ├── TeacherOutputError  an answer that must not be stored
         ├── DamagedCacheError   bytes that are not what the commit record says
@@ -106,6 +107,11 @@ class DamagedCacheError(RunError):
 
 class StorageError(RunError):
     pass
+
+
+class LinkedPathError(CacheError, DamagedCacheError):
+    """A symbolic link where a cache has files and folders. Readers that go on where something is
+    damaged go on there; but it is for people to put right, and no computing brings it back."""
 
 
 class ReservationLostError(RunError):

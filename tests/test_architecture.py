@@ -1,6 +1,7 @@
 """The floors of the package: imports only go down, and nothing heavy is imported on the way in."""
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,25 @@ FLOORS = (
 
 STORE_FLOORS = (("files",), ("format", "codec"), ("reading", "writing"), ("upkeep", "transfer"))
 """The floors inside of the store."""
+
+CHANGES_FILES = {
+    *("chmod", "copyfile", "copytree", "hardlink_to", "makedirs", "mkdir", "rename", "rmdir"),
+    *("rmtree", "symlink_to", "touch", "truncate", "unlink", "utime", "write_atomic"),
+    *("write_bytes", "write_table", "write_text"),
+    *("os.link", "os.remove", "os.symlink", "shutil.copy", "shutil.copy2", "shutil.move"),
+}
+
+CHANGES_ITS_OWN = {
+    "staging": {"rename", "rmtree"},  # of folders that have one owner
+    "staged_shard": {"unlink"},
+    "place": {"copyfile", "write_bytes"},  # to where its caller works, or to a temporary folder
+    "arrivals": {"copyfile"},
+    "key_search": {"mkdir"},
+    "one_pull": {"rmdir"},  # of empty folders that it has made itself
+    "mirror_space": {"utime"},
+    "tables": {"write_table"},  # to memory
+}
+"""Modules of the store that change files, or what looks like it, without `files/own_files.py`."""
 
 WITHOUT_TORCH = ("cache_schemas", "stages.corpus", "stages.store", "stages.plugins")
 LIGHT = {
@@ -97,6 +117,32 @@ def test_imports_in_the_store_only_go_down(file: Path) -> None:
         other = name.removeprefix("armada.stages.store.").partition(".")[0]
         if name.startswith("armada.stages.store.") and other != file.parent.name:
             assert floor_of[other] < floor_of[file.parent.name], name
+
+
+@pytest.mark.parametrize(
+    "file",
+    [f for f in FILES if f.parent.parent.name == "store" and f.parent.name != "files"],
+    ids=lambda f: f.stem,
+)
+def test_the_store_changes_files_in_one_place(file: Path) -> None:
+    assert set(changes(parsed(file))) <= CHANGES_ITS_OWN.get(file.stem, set())
+
+
+def changes(tree: ast.AST) -> Iterator[str]:
+    """Names of the calls in `tree` that change files."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            dotted = ast.unparse(node.func)
+            name = dotted.rpartition(".")[2]
+            words = [part.value for part in node.args if isinstance(part, ast.Constant)]
+            writes = name == "open" and re.search("[wax+]", " ".join(map(str, words)))
+            # That of a text has two arguments.
+            if (
+                {name, dotted} & CHANGES_FILES
+                or writes
+                or (name == "replace" and len(node.args) == 1)
+            ):
+                yield name
 
 
 @pytest.mark.parametrize("unit", WITHOUT_TORCH)

@@ -3,7 +3,6 @@
 What is known is in the cache's documents. What it may be used for, only people can say.
 """
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.labels import MISSING, LabelSpace, label_space, label_values
 from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import locked
+from ...stages.store.files.own_files import write_file
 from ...stages.store.format.manifests import list_teachers
 from ...stages.store.format.parts import held_features, read_part
 from ...stages.store.reading.contents import read_digest
@@ -75,7 +75,11 @@ def run_card(job: CardJob) -> list[Path]:
             files[output.with_name(_picture_name(cache))] = picture
         facts.append(_facts(cache, picture is not None, colouring))
     files[output] = _card(job, facts).encode()
-    with locked(job.cache) if output.parent.resolve() == job.cache.resolve() else nullcontext():
+    if output.parent.resolve() == job.cache.resolve():
+        with locked(job.cache):
+            for file, content in files.items():
+                write_file(job.cache / file.name, [content], job.cache)
+    else:
         for file, content in files.items():
             write_atomic(file, [content])
     return list(files)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...stages.store.files.lock import locked
+from ...stages.store.files.own_files import size_of
 from ...stages.store.format.manifests import check_cache
 from ...stages.store.upkeep.leftovers import leftovers, remove_leftovers
 from ...stages.store.writing.admission import refuse_mirror
-from ...stages.store.writing.removal import size_of
 from ..show import show_json, size
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from ...cache_schemas.errors import CacheError, JobError, OutputError, one_line
 from ...cache_schemas.layout import numbered
 from ...stages.store.files.lock import locked
-from ...stages.store.files.plain_files import refuse_linked_folders
+from ...stages.store.files.own_files import size_of
+from ...stages.store.files.plain_files import check_way, refuse_linked_folders
 from ...stages.store.upkeep.survey import TeacherSurvey, survey_cache
-from ...stages.store.writing.removal import drop_teacher, size_of
+from ...stages.store.writing.removal import drop_teacher
 from ...stages.store.writing.reservations import Reservations
 from ...stages.store.writing.staging import PATIENCE_S
 from ..show import counted, size
@@ -30,6 +31,7 @@ def plan_removal(path: Path, teacher: str) -> Removal:
     """The teacher that a prefix means; one whose documents are damaged can be named, too.
 
     Raises CacheError if there is none or several of that name."""
+    check_way(path / "teachers", path)
     matches = survey_cache(path).chosen(teacher)
     if len(matches) > 1:
         known = ", ".join(match.folder.name[:12] for match in matches)

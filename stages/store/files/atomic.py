@@ -10,6 +10,7 @@ import xxhash
 from ....cache_schemas.errors import StorageError
 from ....cache_schemas.layout import PARTIAL_SUFFIX
 from ....cache_schemas.manifest import FileRecord
+from .modes import make_folders, open_new
 
 Buffer = bytes | memoryview
 
@@ -23,7 +24,7 @@ def write_atomic(path: Path, parts: Iterable[Buffer]) -> FileRecord:
     StorageError, and leaves no partial file, when the disk refuses."""
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         record = _write_and_sync(partial, parts)
         partial.replace(path)
         sync_folder(path.parent)
@@ -35,8 +36,9 @@ def write_atomic(path: Path, parts: Iterable[Buffer]) -> FileRecord:
 
 def _write_and_sync(path: Path, parts: Iterable[Buffer]) -> FileRecord:
     whole = list(parts)
-    # Not through a link: a cache may come from strangers.
-    with open(path, "wb", opener=lambda p, flags: os.open(p, flags | os.O_NOFOLLOW, 0o666)) as file:
+    # What was left there may be a link, or another name of a file elsewhere.
+    path.unlink(missing_ok=True)
+    with open_new(path) as file:
         file.writelines(whole)
     sync_file(path)
     return file_record(whole)

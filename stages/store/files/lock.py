@@ -8,7 +8,6 @@ text; no shard is ever torn, because files are moved into place out of folders t
 """
 
 import fcntl
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from typing import BinaryIO
 
 from ....cache_schemas.errors import OutputError, StorageError
 from ....cache_schemas.layout import WRITER_LOCK
+from .modes import open_to_lock
+from .plain_files import check_way
 
 PATIENCE_S = 300.0
 """Far more than any turn takes: who waits longer waits for a process that is stopped."""
@@ -36,11 +37,11 @@ def locked(cache: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
 
 
 def open_lock(folder: Path, name: str) -> BinaryIO:
-    """A file to lock, made if it is not there; raises OutputError if it cannot be written."""
+    """A file to lock, made if it is not there; raises OutputError if it cannot be written,
+    LinkedPathError if it is a link."""
+    check_way(folder / name, folder)
     try:
-        # Not through a link: a cache may come from strangers.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        return open(os.open(folder / name, flags, 0o666), "r+b", buffering=0)
+        return open_to_lock(folder / name)
     except OSError as cause:
         raise OutputError(f"{folder}: cannot be written: {cause.strerror}") from cause
 

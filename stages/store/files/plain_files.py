@@ -10,15 +10,15 @@ import os
 import stat
 from pathlib import Path
 
-from ....cache_schemas.errors import DamagedCacheError
+from ....cache_schemas.errors import DamagedCacheError, LinkedPathError
 from ....cache_schemas.manifest import DocumentT, parse_document
 
 
 def plain_size(path: Path, cache: Path) -> int:
     """Bytes of the file `path` somewhere below the folder `cache`.
 
-    Raises DamagedCacheError if it is missing, is no regular file, or is reached by a symbolic link
-    below `cache` (the folder `cache` itself may be one)."""
+    Raises DamagedCacheError if it is missing or is no regular file, LinkedPathError if a symbolic
+    link below `cache` leads to it (the folder `cache` itself may be one)."""
     check_folders(path, cache)
     try:
         found = path.lstat()
@@ -46,6 +46,11 @@ def stamp_of(path: Path) -> Stamp | None:
     return found.st_ino, found.st_mtime_ns
 
 
+def check_way(path: Path, cache: Path) -> None:
+    """Refuse a path below the folder `cache` that is a symbolic link, or leads through one."""
+    check_folders(path / "anything", cache)
+
+
 def check_folders(path: Path, cache: Path) -> None:
     """Refuse a path that some symbolic link between `cache` and its last part leads through."""
     parts, above = path.parts, len(cache.parts)
@@ -64,8 +69,8 @@ def refuse_linked_folders(teacher: Path, cache: Path) -> None:
         check_folders(folder / "file", cache)
 
 
-def _is_a_link(path: Path | str) -> DamagedCacheError:
-    return DamagedCacheError(
+def _is_a_link(path: Path | str) -> LinkedPathError:
+    return LinkedPathError(
         f"{path}: is a symbolic link, which could lead anywhere; "
         "copy the cache with its links resolved (cp -rL)"
     )

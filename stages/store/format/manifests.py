@@ -11,12 +11,13 @@ from ....cache_schemas.manifest import (
     TeacherManifest,
     check_cache_manifest,
 )
-from ..files.plain_files import read_bytes, read_document
+from ..files.plain_files import check_way, read_bytes, read_document
 
 
 def check_cache(path: Path) -> None:
     """Refuse what is not a cache of this format version."""
     manifest = path / CACHE_MANIFEST
+    check_way(manifest, path)
     if not manifest.is_file():
         raise CacheError(
             f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache; "
@@ -28,6 +29,7 @@ def check_cache(path: Path) -> None:
 def list_teachers(path: Path) -> list[TeacherManifest]:
     """The teachers of a cache, sorted by fingerprint."""
     check_cache(path)
+    check_way(path / "teachers", path)
     files = sorted(path.glob(f"teachers/*/{TEACHER_MANIFEST}"))
     return [read_teacher(file, path) for file in files]
 

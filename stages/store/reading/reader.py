@@ -201,7 +201,7 @@ class Cache:
 
     @cached_property
     def _tables_of(self) -> dict[int, Collection[str]]:
-        return {commit.shard: commit.tables.keys() for commit in self.commits}
+        return {commit.shard: frozenset(commit.tables) for commit in self.commits}
 
     @cached_property
     def keys(self) -> KeyArray:

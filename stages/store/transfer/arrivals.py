@@ -14,12 +14,13 @@ from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from ....cache_schemas.errors import ArmadaError, DamagedCacheError, StorageError
+from ....cache_schemas.errors import ArmadaError, DamagedCacheError, LinkedPathError, StorageError
 from ....cache_schemas.layout import commit_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, TeacherManifest
-from ..files.atomic import storage_error, sync_file, sync_folder, write_atomic
+from ..files.atomic import storage_error, sync_file, sync_folder
 from ..files.checksums import check_file
 from ..files.lock import locked
+from ..files.own_files import make_folder, move_file, write_file
 from ..files.plain_files import read_document
 from ..writing.admission import refuse_removed
 from ..writing.staging import Heart, Staging
@@ -49,6 +50,8 @@ def fetch(place: Place, file: ShardFile, target: Path) -> None:
         raise DamagedCacheError(
             f"{place.where(file.name)}: is committed but not there; push the shard again"
         ) from cause
+    except LinkedPathError:
+        raise  # it would arrive no other way
     except (TooLargeError, DamagedCacheError) as cause:
         problem = str(cause).rpartition(": ")[2]
         raise DamagedCacheError(
@@ -72,6 +75,7 @@ class Arrivals:
         self._folder = teacher_folder(cache, teacher.fingerprint)
         private = self._folder / "reservations" / f"arriving-{secrets.token_hex(8)}"
         with locked(cache):  # nobody takes a folder in the making for one that was left behind
+            make_folder(private.parent, cache)
             try:
                 self._staging = Staging(private, {})
             except OSError as cause:
@@ -147,12 +151,11 @@ class Arrivals:
         changed = {self._folder}
         try:
             for staged, target in moves:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                staged.replace(target)
+                move_file(staged, target, self._cache)
                 changed |= {folder for folder in target.parents if self._folder in folder.parents}
             for folder in sorted(changed):
                 sync_folder(folder)
         except OSError as cause:
             raise storage_error(self._folder, cause) from cause
         if record is not None:
-            write_atomic(commit_file(self._folder, record.shard), [record.to_json()])
+            write_file(commit_file(self._folder, record.shard), [record.to_json()], self._cache)

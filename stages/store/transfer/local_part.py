@@ -12,14 +12,13 @@ from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.errors import CacheError
 from ....cache_schemas.layout import TEACHER_MANIFEST, TEACHER_PART, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
-from ..files.atomic import write_atomic
 from ..files.lock import locked
+from ..files.own_files import remove_file, write_file
 from ..files.plain_files import read_document
 from ..format.manifests import check_cache, read_commits, read_teacher
 from ..format.parts import read_part
 from ..writing.admission import is_new, refuse_removed
 from ..writing.creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
-from ..writing.removal import remove_file
 from ..writing.reservations import Reservations
 from ..writing.staging import PATIENCE_S
 from .collisions import refuse_other_sizes
@@ -163,7 +162,7 @@ class LocalTeacher:
         if whole and not part.missing_features and not part.missing_tables:
             remove_file(file, self.cache)
         elif not file.exists() or file.read_bytes() != part.to_json():
-            write_atomic(file, [part.to_json()])
+            write_file(file, [part.to_json()], self.cache)
 
     def _write_run(self, run: str, theirs: RunRecord, here: Iterable[int]) -> None:
         """What a run cost is counted for the shards that are here."""
@@ -173,4 +172,4 @@ class LocalTeacher:
             seconds = read_document(RunRecord, file, self.cache).teacher_seconds | seconds
         merged = theirs.model_copy(update={"teacher_seconds": dict(sorted(seconds.items()))})
         if not file.exists() or file.read_bytes() != merged.to_json():
-            write_atomic(file, [merged.to_json()])
+            write_file(file, [merged.to_json()], self.cache)

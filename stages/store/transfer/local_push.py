@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ....cache_schemas.contents import CacheIndex
 from ....cache_schemas.layout import CACHE_INDEX
-from ..files.atomic import write_atomic
 from ..files.lock import locked
+from ..files.own_files import write_file
 from ..reading.contents import read_contents
 from .place import LocalPlace
 from .plan import PullPlan
@@ -19,5 +19,5 @@ def push_to_folder(
     pull(source, target, plan, jobs, advance)
     with locked(target):
         index = read_contents(target)
-        write_atomic(target / CACHE_INDEX, [index.to_json()])
+        write_file(target / CACHE_INDEX, [index.to_json()], target)
     return index

@@ -11,8 +11,8 @@ from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError
 from ....cache_schemas.layout import MIRROR, TEACHER_MANIFEST, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, Document
-from ..files.atomic import write_atomic
 from ..files.lock import locked
+from ..files.own_files import write_file
 from ..files.plain_files import read_document
 from ..format.manifests import list_teachers, read_commits
 from ..writing.creation import create_cache
@@ -46,7 +46,7 @@ def claim_mirror(folder: Path, origin: str, index: CacheIndex) -> None:
             return
         for teacher in index.teachers:
             _refuse_changed(folder, origin, teacher, before)
-        write_atomic(file, [record.to_json()])
+        write_file(file, [record.to_json()], folder)
 
 
 def _refuse_changed(

@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....cache_schemas.errors import CacheError, OutputError
+from ....cache_schemas.errors import CacheError
 from ....cache_schemas.layout import commit_file
-from ..files.lock import locked, try_lock
-from ..writing.removal import remove_file
+from ..files.lock import locked, open_lock, try_lock
+from ..files.own_files import remove_file
 from .shard_files import ShardFile
 
 IN_USE = "in_use.lock"
@@ -35,11 +35,8 @@ class MirrorSpace:
 
     def __init__(self, folder: Path, limit: int | None) -> None:
         self._folder, self._limit = folder, limit
-        try:
-            self._lock = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT)
-        except OSError as cause:
-            raise OutputError(f"mirror {folder}: cannot be written: {cause.strerror}") from cause
-        weakref.finalize(self, os.close, self._lock)
+        self._lock = open_lock(folder, IN_USE)
+        weakref.finalize(self, self._lock.close)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def make_room(self, needed: Iterable[FeatureFile], known: Iterable[FeatureFile]) -> None:
@@ -83,7 +80,7 @@ class MirrorSpace:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         try:
-            if not try_lock(self._lock, self._folder):
+            if not try_lock(self._lock.fileno(), self._folder):
                 raise CacheError(
                     f"mirror {self._folder}: is full, and another run uses what it holds; wait for "
                     "that run, raise mirror_limit, or name another mirror"

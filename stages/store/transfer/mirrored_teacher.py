@@ -16,8 +16,9 @@ from typing import Any
 from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.errors import MissingFeatureError
 from ....cache_schemas.layout import ROWS_TABLE, commit_file, teacher_folder
-from ..files.atomic import storage_error, write_atomic
-from ..files.lock import locked
+from ..files.atomic import storage_error
+from ..files.lock import locked, open_lock
+from ..files.own_files import make_folder, remove_file, write_file
 from ..format.parts import held_features, read_part
 from .arrivals import Arrivals
 from .fetch_ahead import FetchAhead
@@ -105,12 +106,12 @@ class MirroredTeacher:
     def _turn(self, file: ShardFile) -> Iterator[None]:
         path = self._mirror / TURNS / file.name.replace("/", "-")
         try:
-            path.parent.mkdir(exist_ok=True)
-            with path.open("wb") as lock:
+            make_folder(path.parent, self._mirror)
+            with open_lock(path.parent, path.name) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
                 # Who waits for this file, or makes another, finds that the shard has come.
-                path.unlink(missing_ok=True)
+                remove_file(path, self._mirror)
         except OSError as cause:
             raise storage_error(path, cause) from cause
 
@@ -122,4 +123,4 @@ class MirroredTeacher:
             names = [spec.name for spec in held]
             files = shard_files(teacher, record, names, (ROWS_TABLE,))
             if not path.exists() and all(file.is_at(self._mirror) for file in files):
-                write_atomic(path, [record.to_json()])
+                write_file(path, [record.to_json()], self._mirror)

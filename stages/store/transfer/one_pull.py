@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 from ....cache_schemas.errors import OutputError
 from ....cache_schemas.layout import CACHE_MANIFEST, PULL_LOCK
-from ..files.atomic import storage_error
 from ..files.lock import open_lock, try_lock
+from ..files.own_files import make_folder, remove_file
 
 POLL_S = 0.2
 
@@ -34,7 +34,7 @@ def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
         yield
     finally:
         if _is_there(file, cache / PULL_LOCK):
-            (cache / PULL_LOCK).unlink(missing_ok=True)
+            remove_file(cache / PULL_LOCK, cache)
         file.close()
         if not (cache / CACHE_MANIFEST).exists():
             _remove_empty(made)
@@ -43,10 +43,7 @@ def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
 def _held(cache: Path, waiting: Callable[[], None]) -> BinaryIO:
     told = False
     while True:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError as cause:
-            raise storage_error(cache, cause) from cause
+        make_folder(cache, cache)
         file = _locked(cache)
         if file is not None:
             return file

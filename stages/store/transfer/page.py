@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..files.atomic import write_atomic
 from ..files.lock import locked
+from ..files.own_files import write_file
 from .place import LocalPlace, Place
 
 PAGE, PICTURES = "README.md", "features-*.png"
@@ -34,6 +34,6 @@ def _read(place: Place) -> bytes | None:
 def _write(place: Place, name: str, data: bytes) -> None:
     if isinstance(place, LocalPlace):
         with locked(place.path):
-            write_atomic(place.path / name, [data])
+            write_file(place.path / name, [data], place.path)
     else:
         place.write(name, data)

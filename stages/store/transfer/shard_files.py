@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ....cache_schemas.layout import shard_file, table_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
+from ..files.plain_files import check_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +17,9 @@ class ShardFile:
     record: FileRecord
 
     def is_at(self, cache: Path) -> bool:
-        """Whether a file of that name and size is in a local cache."""
+        """Whether a file of that name and size is in a local cache; raises LinkedPathError."""
         path = cache / self.name
+        check_way(path, cache)
         return path.is_file() and path.stat().st_size == self.record.bytes
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ....cache_schemas.layout import numbered
-from ..writing.removal import partial_documents, remove_tree, uncommitted
+from ..files.own_files import remove_tree
+from ..writing.removal import partial_documents, uncommitted
 from ..writing.reservations import Reservations
 from ..writing.staging import PATIENCE_S
 

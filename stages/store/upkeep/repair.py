@@ -20,13 +20,14 @@ from typing import Literal
 from ....cache_schemas.errors import CacheError, DamagedCacheError
 from ....cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST
 from ....cache_schemas.manifest import CacheManifest
-from ..files.atomic import storage_error, sync_folder, write_atomic
+from ..files.atomic import storage_error, sync_folder
 from ..files.lock import locked
-from ..files.plain_files import Stamp, check_folders, stamp_of
+from ..files.own_files import move_file, remove_file, remove_tree, write_file
+from ..files.plain_files import Stamp, check_folders, refuse_linked_folders, stamp_of
 from ..format.dense import group_metadata
 from ..format.zarr_documents import stored_rows_per_shard
 from ..writing.creation import write_zarr_metadata
-from ..writing.removal import drop_shard, remove_file, remove_tree, shard_paths
+from ..writing.removal import drop_shard, shard_paths
 from .survey import CacheSurvey, Damage, survey_teacher
 
 Action = Literal["drop", "rebuild", "remove", "set aside", "leave"]
@@ -94,11 +95,11 @@ def _files(cache: Path, damage: Damage) -> Iterator[Path]:
 
 
 def _check_reach(cache: Path, damage: Damage) -> None:
-    """Refuse to touch what some symbolic link leads to."""
+    """Refuse to touch what some symbolic link leads to: of a teacher, its arrays' documents are
+    written too, whatever is damaged."""
     check_folders(damage.file, cache)
-    if damage.shard is not None:
-        for path in shard_paths(cache / "teachers" / damage.teacher, damage.shard):
-            check_folders(path, cache)
+    if damage.teacher:
+        refuse_linked_folders(cache / "teachers" / damage.teacher, cache)
 
 
 def _rows(survey: CacheSurvey, damage: Damage) -> int | None:
@@ -136,7 +137,8 @@ def carry_out(cache: Path, steps: Sequence[Step]) -> list[Step]:
         steps = [_unless_changed(cache, step) for step in steps]
         for step in steps:
             _do(cache, step)
-        for teacher in sorted({step.damage.teacher for step in steps} - {""}):
+        changed = {step.damage.teacher for step in steps if step.action != "leave"}
+        for teacher in sorted(changed - {""}):
             _count_rows(cache, cache / "teachers" / teacher)
     return steps
 
@@ -160,14 +162,14 @@ def _do(cache: Path, step: Step) -> None:
     elif step.action == "rebuild" and damage.file.parent.is_dir():
         remove_tree(damage.file, cache)
         if damage.file.parent in (cache, cache / "teachers", cache / "teachers" / damage.teacher):
-            write_atomic(damage.file, [group_metadata()])
+            write_file(damage.file, [group_metadata()], cache)
     elif step.action == "set aside":
-        _set_aside(damage.file)
+        _set_aside(damage.file, cache)
 
 
-def _set_aside(file: Path) -> None:
+def _set_aside(file: Path, cache: Path) -> None:
     try:
-        file.replace(file.with_name(file.name + SET_ASIDE))
+        move_file(file, file.with_name(file.name + SET_ASIDE), cache)
         sync_folder(file.parent)
     except OSError as cause:
         raise storage_error(file, cause) from cause

@@ -15,15 +15,15 @@ from ....cache_schemas.layout import (
     teacher_folder,
 )
 from ....cache_schemas.manifest import CacheManifest, CommitRecord, TeacherManifest
-from ..files.atomic import storage_error, write_atomic
 from ..files.lock import locked
-from ..files.plain_files import refuse_linked_folders
+from ..files.own_files import make_folder, remove_tree, write_file
+from ..files.plain_files import check_way, refuse_linked_folders
 from ..format.dense import array_metadata, group_metadata, same_layout
 from ..format.manifests import check_cache, read_teacher
 from ..format.parts import held_features, read_part
 from ..format.zarr_documents import stored_rows_per_shard
 from .admission import check_rows_per_shard, is_new
-from .removal import partial_documents, remove_tree, uncommitted
+from .removal import partial_documents, uncommitted
 
 
 def create_cache(path: Path) -> None:
@@ -34,22 +34,20 @@ def create_cache(path: Path) -> None:
         if not (path / CACHE_MANIFEST).exists():
             raise CacheError(f"cache {path}: is neither empty nor an armada cache")
         check_cache(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as cause:
-        raise storage_error(path, cause) from cause
+    make_folder(path, path)
+    refuse_linked_folders(path / "teachers", path)
     with locked(path):
         for partial in partial_documents(path):
             remove_tree(partial, path)
         if not (path / CACHE_MANIFEST).exists():
-            write_atomic(path / CACHE_MANIFEST, [CacheManifest().to_json()])
+            write_file(path / CACHE_MANIFEST, [CacheManifest().to_json()], path)
         for group in (path, path / "teachers"):
-            _write_if_absent(group / ZARR_METADATA, group_metadata())
+            _write_if_absent(group / ZARR_METADATA, group_metadata(), path)
 
 
-def _write_if_absent(path: Path, content: bytes) -> None:
-    if not path.exists():
-        write_atomic(path, [content])
+def _write_if_absent(file: Path, content: bytes, cache: Path) -> None:
+    if not file.exists():
+        write_file(file, [content], cache)
 
 
 def create_teacher(path: Path, manifest: TeacherManifest) -> None:
@@ -59,8 +57,8 @@ def create_teacher(path: Path, manifest: TeacherManifest) -> None:
     file = folder / TEACHER_MANIFEST
     if not file.exists():
         _refuse_other_shards(folder, manifest)
-    _write_if_absent(folder / ZARR_METADATA, group_metadata())
-    _write_if_absent(file, manifest.to_json())
+    _write_if_absent(folder / ZARR_METADATA, group_metadata(), path)
+    _write_if_absent(file, manifest.to_json(), path)
     check_rows_per_shard(read_teacher(file, path), manifest.rows_per_shard)
 
 
@@ -92,6 +90,7 @@ def _refuse_foreign_layout(folder: Path, manifest: TeacherManifest) -> None:
     """Before anything is removed: files of another layout have other names."""
     for spec in manifest.spec.features:
         path = folder / spec.name / ZARR_METADATA
+        check_way(path, folder.parent.parent)
         ours = array_metadata(spec, 0, manifest.rows_per_shard)
         if path.is_file() and not same_layout(path.read_bytes(), ours):
             raise CacheError(
@@ -105,11 +104,12 @@ def write_zarr_metadata(
 ) -> None:
     """Let the Zarr arrays of a teacher, of those features that are here, end with its last
     committed row."""
-    last = commits[max(commits)] if commits else None
-    part = read_part(folder.parent.parent, manifest.fingerprint)
+    last, cache = commits[max(commits)] if commits else None, folder.parent.parent
+    part = read_part(cache, manifest.fingerprint)
     for spec in held_features(manifest, part):
         rows = manifest.array_rows(spec, last)
         metadata = array_metadata(spec, rows, manifest.rows_per_shard)
         path = folder / spec.name / ZARR_METADATA
+        check_way(path, cache)
         if not path.is_file() or path.read_bytes() != metadata:
-            write_atomic(path, [metadata])
+            write_file(path, [metadata], cache)

@@ -2,19 +2,15 @@
 
 What makes a thing visible goes first and is gone from the disk before the rest is touched: a
 shard's commit record, a teacher's `teacher.json`. All of it is called under the cache's lock
-(`../files/lock.py`). No symbolic link is followed, so nothing outside of the cache can be removed.
+(`../files/lock.py`). No symbolic link is followed, so nothing outside of the cache can be removed
+(`../files/own_files.py`).
 """
 
-import os
-import shutil
-import stat
 from collections.abc import Container
-from contextlib import suppress
 from pathlib import Path
 
 from ....cache_schemas.layout import PARTIAL_SUFFIX, TEACHER_MANIFEST, commit_file, teacher_folder
-from ..files.atomic import storage_error, sync_folder
-from ..files.plain_files import check_folders
+from ..files.own_files import remove_file, remove_tree
 
 
 def drop_shard(cache: Path, fingerprint: str, shard: int) -> None:
@@ -61,46 +57,3 @@ def uncommitted(teacher: Path, *kept: Container[int]) -> list[Path]:
         if number is not None and not any(number in numbers for numbers in kept):
             paths.add(path)
     return sorted(paths)
-
-
-def remove_file(path: Path, cache: Path) -> None:
-    """Remove a file of a cache, if it is there, and wait until its name is off the disk.
-
-    Raises DamagedCacheError if a symbolic link leads to it, StorageError if the disk refuses."""
-    check_folders(path, cache)
-    try:
-        path.unlink(missing_ok=True)
-        if path.parent.is_dir():
-            sync_folder(path.parent)
-    except OSError as cause:
-        raise storage_error(path, cause) from cause
-
-
-def remove_tree(path: Path, cache: Path) -> int:
-    """Remove a file, a link or a folder of a cache, if it is there; returns how many bytes it had.
-
-    Raises as `remove_file`."""
-    check_folders(path, cache)
-    try:
-        size = size_of(path)
-        while os.path.lexists(path):
-            with suppress(FileNotFoundError):  # a living writer takes something away meanwhile
-                path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
-    except OSError as cause:
-        raise storage_error(path, cause) from cause
-    return size
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file or a link, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-    return sum(map(_file_size, files))
-
-
-def _file_size(file: Path) -> int:
-    """0 of a folder, and of what another process has just removed."""
-    try:
-        found = file.lstat()
-    except FileNotFoundError:
-        return 0
-    return 0 if stat.S_ISDIR(found.st_mode) else found.st_size

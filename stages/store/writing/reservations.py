@@ -16,7 +16,8 @@ from ....cache_schemas.keys import KEY_BYTES, KeyArray, keys_to_array
 from ....cache_schemas.layout import numbered, reservation_folder
 from ....cache_schemas.manifest import MAX_ROWS_PER_SHARD
 from ..files.atomic import storage_error
-from ..files.plain_files import read_bytes
+from ..files.own_files import make_folder
+from ..files.plain_files import check_folders, read_bytes
 from .staging import Staging, Watch, discard, is_rubbish
 
 KEYS = "keys"
@@ -34,7 +35,7 @@ class Reservations:
     """The reservations of one teacher's folder, as one writer sees them."""
 
     def __init__(self, teacher: Path, patience_s: float) -> None:
-        self._teacher = teacher
+        self._teacher, self._cache = teacher, teacher.parent.parent
         self._watch = Watch(patience_s)
 
     def judged(self) -> tuple[list[Path], list[Path]]:
@@ -48,6 +49,7 @@ class Reservations:
         """Shard number -> folder; those of dead owners are removed."""
         living, dead = self.judged()
         for folder in dead:
+            check_folders(folder, self._cache)
             discard(folder)
         return numbered(living)
 
@@ -59,7 +61,7 @@ class Reservations:
         """The keys that a reservation holds, [N, 16]; none if it was given back this moment, or
         is no writer's."""
         try:
-            data = read_bytes(folder / KEYS, self._teacher, MAX_ROWS_PER_SHARD * KEY_BYTES)
+            data = read_bytes(folder / KEYS, self._cache, MAX_ROWS_PER_SHARD * KEY_BYTES)
         except DamagedCacheError:
             if os.path.lexists(folder / KEYS):
                 raise
@@ -70,6 +72,7 @@ class Reservations:
     def make(self, shard: int, keys: KeyArray) -> Reservation:
         """Reserve a shard number that nobody has, for keys [N, 16]."""
         folder = reservation_folder(self._teacher, shard)
+        make_folder(folder.parent, self._cache)
         try:
             return Reservation(shard, Staging(folder, {KEYS: keys.tobytes()}))
         except OSError as cause:

@@ -19,10 +19,12 @@ from ....cache_schemas.layout import ROWS_TABLE, commit_file, shard_file, table_
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
 from ....cache_schemas.teachers import TeacherSpec
 from ..files.atomic import Buffer, file_record, storage_error, sync_file, sync_folder
+from ..files.modes import open_new
+from ..files.own_files import move_file, remove_file, remove_tree
 from ..format.dense import shard_parts
 from ..format.ragged import Ragged
 from ..format.tables import rows_table, table_bytes
-from .removal import remove_tree, shard_paths
+from .removal import shard_paths
 from .reservations import Reservation
 
 Values = npt.NDArray[Any] | Ragged
@@ -36,6 +38,7 @@ class StagedShard:
 
     def __init__(self, teacher: Path, manifest: TeacherManifest, reservation: Reservation) -> None:
         self._teacher, self._manifest = teacher, manifest
+        self._cache = teacher.parent.parent
         self._shard, self._staging = reservation.shard, reservation.staging
         self._moves: list[tuple[Path, Path]] = []
         self._moved: list[Path] = []
@@ -93,7 +96,7 @@ class StagedShard:
         self._moves.append((staged, target))
         whole = list(parts)
         try:
-            with staged.open("wb") as file:
+            with open_new(staged) as file:
                 file.writelines(whole)
         except OSError as cause:
             raise self._error(target, cause) from cause
@@ -116,14 +119,13 @@ class StagedShard:
         if not self._staging.is_ours():  # then the number, and what is there, are another's
             raise self._lost(commit_file(self._teacher, self._shard))
         for path in shard_paths(self._teacher, self._shard):
-            remove_tree(path, self._teacher.parent.parent)
+            remove_tree(path, self._cache)
 
     def _move(self, moves: Iterable[tuple[Path, Path]]) -> None:
         folders: set[Path] = set()
         for staged, target in moves:
             try:
-                folders |= _make_folder(target.parent)
-                staged.replace(target)
+                folders |= move_file(staged, target, self._cache)
                 self._moved.append(target)
             except OSError as cause:
                 raise self._error(target, cause) from cause
@@ -137,7 +139,7 @@ class StagedShard:
         """Nothing may stay behind of a shard without a commit record."""
         if not commit_file(self._teacher, self._shard).exists():
             for target in self._moved:
-                target.unlink(missing_ok=True)
+                remove_file(target, self._cache)
 
     def _error(self, target: Path, cause: OSError) -> Exception:
         return storage_error(target, cause) if self._staging.is_ours() else self._lost(target)
@@ -168,13 +170,3 @@ def _lengths(
 
 def _values(values: Values) -> npt.NDArray[Any]:
     return values.values if isinstance(values, Ragged) else values
-
-
-def _make_folder(folder: Path) -> set[Path]:
-    """Make a folder; returns it and those above it that got a new name in them."""
-    changed, above = {folder}, folder
-    while not above.is_dir():
-        above = above.parent
-        changed.add(above)
-    folder.mkdir(parents=True, exist_ok=True)
-    return changed

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ..files.atomic import storage_error
 from ..files.lock import try_lock
+from ..files.modes import make_folders, open_new, open_to_lock
 
 HEARTBEAT = "heartbeat"
 BEAT_S = 5.0
@@ -52,23 +53,24 @@ class Staging:
         self._line = f"{host_id()} {owner}"
         self._beats = 0
         made = folder.with_name(_NEW + owner)
-        (made / owner).mkdir(parents=True)
-        self._heartbeat = os.open(made / HEARTBEAT, os.O_RDWR | os.O_CREAT, 0o666)
+        make_folders(made / owner)
+        self._heartbeat = open_to_lock(made / HEARTBEAT)
         try:
-            try_lock(self._heartbeat, made)
+            try_lock(self._heartbeat.fileno(), made)
             self.beat()
             for name, content in files.items():
-                (made / name).write_bytes(content)
+                with open_new(made / name) as file:
+                    file.write(content)
             _rename_folder(made, folder)
         except BaseException:
-            os.close(self._heartbeat)
+            self._heartbeat.close()
             shutil.rmtree(made, ignore_errors=True)
             raise
 
     def beat(self) -> None:
         """Show that the owner lives."""
         self._beats += 1
-        os.pwrite(self._heartbeat, f"{self._line} {self._beats:020d}\n".encode(), 0)
+        os.pwrite(self._heartbeat.fileno(), f"{self._line} {self._beats:020d}\n".encode(), 0)
 
     def is_ours(self) -> bool:
         """Whether nobody has taken the folder away."""
@@ -76,7 +78,7 @@ class Staging:
             there = (self.folder / HEARTBEAT).stat()
         except OSError:
             return False
-        return os.path.samestat(there, os.fstat(self._heartbeat))
+        return os.path.samestat(there, os.fstat(self._heartbeat.fileno()))
 
     def remove(self) -> None:
         """Give the name back; harmless if the folder was taken away."""
@@ -84,7 +86,7 @@ class Staging:
             if self.is_ours():
                 discard(self.folder)
         finally:
-            os.close(self._heartbeat)
+            self._heartbeat.close()
 
 
 def _rename_folder(made: Path, folder: Path) -> None:

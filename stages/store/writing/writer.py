@@ -30,8 +30,8 @@ from ....cache_schemas.layout import (
     teacher_folder,
 )
 from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
-from ..files.atomic import write_atomic
 from ..files.lock import locked
+from ..files.own_files import write_file
 from ..files.plain_files import read_document, stamp_of
 from ..format.index import KeyIndex
 from ..format.manifests import read_commit, read_commits
@@ -145,7 +145,7 @@ class CacheWriter:
     def record_run(self, run_id: str, record: RunRecord) -> None:
         """Write or replace the provenance record of a run."""
         with self._locked():
-            write_atomic(self._run_file(run_id), [record.to_json()])
+            write_file(self._run_file(run_id), [record.to_json()], self.path)
 
     def update_run(self, run_id: str, changed: Callable[[RunRecord | None], RunRecord]) -> None:
         """Write what `changed` makes of a run's record, None if there is none: no other writer's
@@ -153,7 +153,7 @@ class CacheWriter:
         path = self._run_file(run_id)
         with self._locked():
             before = read_document(RunRecord, path, self.path) if path.exists() else None
-            write_atomic(path, [changed(before).to_json()])
+            write_file(path, [changed(before).to_json()], self.path)
 
     def _run_file(self, run_id: str) -> Path:
         return self.folder / "runs" / f"{run_id}.json"

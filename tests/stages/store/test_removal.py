@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import DamagedCacheError, StorageError
+from armada.stages.store.files.own_files import remove_tree
 from armada.stages.store.format.manifests import list_teachers
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.upkeep.survey import survey_cache
-from armada.stages.store.writing.removal import drop_shard, drop_teacher, remove_tree, uncommitted
+from armada.stages.store.writing.removal import drop_shard, drop_teacher, uncommitted
 from small_caches import (
     THREE_SHARDS,
     answer,

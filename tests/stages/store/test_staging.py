@@ -95,7 +95,7 @@ def test_of_another_host_only_the_heartbeat_counts(
     ours = Staging(tmp_path / "000000", {})
     monkeypatch.undo()
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    os.close(ours._heartbeat)  # as if it had died: the lock is free, or was never seen here
+    ours._heartbeat.close()  # as if it had died: the lock is free, or was never seen here
     watch = Watch(patience_s=60)
     assert not watch.is_dead(ours.folder)
     clock[0] += 61

@@ -1,0 +1,72 @@
+"""Modes of what is made: what the umask leaves, and what a shared folder's group needs.
+
+A folder that its group may write, and that hands its group down (`chmod g+ws`), is shared: files
+that are made in it can be read and written by the group, folders are shared in turn, whatever the
+umask of who makes them. So a team fills one cache under the usual umask of 022. Elsewhere the umask
+decides alone.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+_SHARED = stat.S_ISGID | stat.S_IWGRP
+_OF_FILES = stat.S_IRGRP | stat.S_IWGRP
+_OF_FOLDERS = stat.S_ISGID | stat.S_IRWXG
+
+
+def open_new(path: Path) -> BinaryIO:
+    """A file to write that was not there; raises FileExistsError, also for a link."""
+    return open(_opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+
+
+def open_to_lock(path: Path) -> BinaryIO:
+    """A file that one may write, made if it is not there; its content stays. No link is followed:
+    a cache may come from strangers."""
+    return open(_opened(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
+
+
+def _opened(path: Path, flags: int) -> int:
+    there = os.path.lexists(path)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    if not there and _is_shared(path.parent):
+        os.fchmod(descriptor, os.fstat(descriptor).st_mode | _OF_FILES)
+    return descriptor
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, as far as they are not there."""
+    if folder.is_dir():
+        return
+    make_folders(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return  # another process has just made it
+    if _is_shared(folder.parent):
+        folder.chmod(folder.stat().st_mode | _OF_FOLDERS)
+
+
+def share(file: Path, folder: Path) -> None:
+    """Give a file of ours the mode that it would have if it had been made in `folder`."""
+    if _is_shared(folder):
+        file.chmod(file.stat().st_mode | _OF_FILES)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give every file below `folder`, a folder of ours, the mode that the umask leaves: libraries
+    that write weights by way of a temporary file keep them from everybody else."""
+    probe = folder / f".mode-{os.getpid()}"
+    with open_new(probe) as made:
+        mode = stat.S_IMODE(os.fstat(made.fileno()).st_mode)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)
+
+
+def _is_shared(folder: Path) -> bool:
+    return folder.stat().st_mode & _SHARED == _SHARED
