@@ -16,6 +16,7 @@ from ..cache_schemas.fidelity import Fidelity
 from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import CommitRecord, CorpusRecord, RunRecord, TeacherManifest
+from ..cache_schemas.teachers import SettingValue
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
 from ..stages.store.format.dense import shard_bytes
 from ..stages.store.format.manifests import read_commits
@@ -76,6 +77,8 @@ class DryRun:
     bytes: int
     skipped: tuple[str, ...]
     expected_seconds: float
+    settings: Mapping[str, SettingValue]
+    """Of the teacher: what the job says, and what it leaves to defaults and to the source."""
 
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
@@ -111,6 +114,7 @@ def dry_run(job: PrecomputeJob) -> DryRun:
         bytes=_feature_bytes(len(todo), plan.manifest, probe.places),
         skipped=plan.corpus.skipped,
         expected_seconds=probe.seconds * len(todo),
+        settings=teacher.spec.settings,
     )
 
 
@@ -147,6 +151,8 @@ def _probe(
 
 def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
     """Read and check the corpus; refuse a teacher that the cache does not take."""
+    for note in teacher.notes:
+        LOGGER.warning(note)
     admission = admit(job, teacher)
     corpus = read_corpus(
         job.corpus,

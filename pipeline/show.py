@@ -101,6 +101,8 @@ def show_dry_run(plan: DryRun, as_json: bool) -> None:
         f"{counted(plan.shards, 'shard')}, {size(plan.bytes)}, "
         f"about {duration(plan.expected_seconds)} of teacher time"
     )
+    settings = (f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in plan.settings.items())
+    print(f"settings: {'; '.join(settings) or 'none'}")
     print(f"teacher {plan.fingerprint}")
 
 

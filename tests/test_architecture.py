@@ -25,6 +25,7 @@ FLOORS = (
         "stages.language",
         "stages.store",
     ),
+    ("stages.embeddings",),
     ("stages.precompute", "stages.distill"),
     ("pipeline",),
     ("",),

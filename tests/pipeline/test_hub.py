@@ -7,12 +7,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from armada import open_cache
 from armada.pipeline.precompute_job import make_precompute_job, make_teacher
 from command_line import RUN
 from hangs import HANG_S
 from hub_server import COMMIT, REPOSITORY, REVISION, hub
 from tiny_checkpoints import make_bert
+from tiny_embeddings import dense, encode, make_embedding_model
 
 TEXTS = [f"{count} grey geese over the {place}" for count in ("two", "nine") for place in "abcdef"]
 
@@ -79,6 +83,25 @@ def test_a_hub_id_is_fetched_at_its_revision_and_then_found_offline(
     assert again.returncode == 0, again.stderr
     prints = {json.loads(run.stdout)["fingerprint"] for run in (fetched, again)}
     assert prints == {local.spec.fingerprint}
+
+
+def test_folders_of_sentence_transformers_come_whole(
+    model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    folder = make_embedding_model(
+        tmp_path / "embeds", model, "cls", [dense(32, 8, torch.nn.Tanh())], max_length=12
+    )
+    with hub({REPOSITORY: folder}) as (address, asked):
+        words = precompute(
+            f"encoder:{REPOSITORY}", corpus, tmp_path / "cache", f"revision={REVISION}"
+        )
+        result = armada(tmp_path / "home", address, *words)
+    assert result.returncode == 0, result.stderr
+    files = {path.partition(f"/resolve/{COMMIT}/")[2] for path in asked}
+    assert {"modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"} <= files
+    cache = open_cache(tmp_path / "cache")
+    found = cache["pooled"][cache.lookup(TEXTS)]
+    np.testing.assert_allclose(found, encode(folder, TEXTS), atol=2e-5)
 
 
 def test_an_unknown_revision_is_one_line(

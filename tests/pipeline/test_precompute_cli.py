@@ -19,6 +19,8 @@ from armada.cli import main
 from command_line import SLOW_TEACHER, CommandLine, start, wait_until_asked
 from hangs import HANG_S
 from small_caches import stored_bytes
+from tiny_checkpoints import make_bert
+from tiny_embeddings import make_embedding_model
 
 WriteCsv = Callable[[str, list[tuple[str, str]]], Path]
 PAIRS = [(f"premise {number}", f"so {number % 5}, then") for number in range(150)]
@@ -116,6 +118,29 @@ def test_a_dry_run_writes_nothing(armada: CommandLine, words: list[Any], tmp_pat
     plan = json.loads(armada.done(*words, "--dry-run", "--json"))
     assert (plan["already_cached"], plan["shards"], plan["bytes"]) == (100, 0, 0)
     assert stored_bytes(tmp_path) == before
+
+
+def test_what_a_folder_declares_is_shown_and_what_differs_is_told(
+    armada: CommandLine, words: list[Any], tmp_path: Path
+) -> None:
+    texts = [text for pair in PAIRS for text in pair]
+    checkpoint = make_bert(tmp_path / "checkpoint", texts)
+    prompts = {"query": "premise: "}
+    model = make_embedding_model(
+        tmp_path / "model", checkpoint, "cls", prompts=prompts, default_prompt="query"
+    )
+    words = [f"encoder:{model}" if word == "hash:16" else word for word in words]
+    planned = armada(*words, "--dry-run")
+    assert 'pooling = "cls"; ' in planned.out
+    assert 'prompt = "premise: "' in planned.out
+    assert planned.err == ""
+    result = armada(*words, "--set", "pooling=mean", "--quiet")
+    assert result.code == 0
+    assert result.err.splitlines() == [
+        "warning: pooling: is 'mean', where modules.json and its like declare 'cls'"
+    ]
+    armada.done("cache", "card", tmp_path / "cache")
+    assert "prompt = premise" in (tmp_path / "cache" / "README.md").read_text()
 
 
 def test_the_bytes_a_dry_run_promises_are_those_written(

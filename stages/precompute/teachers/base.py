@@ -32,8 +32,12 @@ class TeacherOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def settings(self) -> dict[str, SettingValue]:
+        """What enters the fingerprint."""
+        return self.model_dump(mode="python")
 
-class PromptOptions(TeacherOptions):
+
+class TextOptions(TeacherOptions):
     """How the segments of an example become the one text a teacher is asked about."""
 
     template: str = Field(
@@ -41,10 +45,18 @@ class PromptOptions(TeacherOptions):
     )
     lowercase: bool = Field(default=False, description="lower-case the segments")
 
-    def prompt(self, segments: Sequence[str]) -> str:
-        """The prompt of one example."""
+    def text(self, segments: Sequence[str]) -> str:
+        """The text of one example."""
         text = " ".join(segment for segment in segments if segment)
         return self.template.replace("{text}", text.lower() if self.lowercase else text)
+
+
+class PromptOptions(TextOptions):
+    """The same of a teacher that is prompted."""
+
+    def prompt(self, segments: Sequence[str]) -> str:
+        """The prompt of one example."""
+        return self.text(segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,8 @@ class Teacher(ABC):
 
     spec: TeacherSpec
     """Set by the constructor, before anything heavy is loaded."""
+    notes: tuple[str, ...] = ()
+    """What to warn of before it is asked: options that differ from what its source declares."""
 
     @abstractmethod
     def __init__(self, source: str, options: Any, device: torch.device) -> None:
@@ -119,7 +133,7 @@ def make_spec(
     **resolved: SettingValue,
 ) -> TeacherSpec:
     """A spec whose settings are the options, with `resolved` in place of what was 'auto'."""
-    settings = options.model_dump(mode="python") | resolved
+    settings = options.settings() | resolved
     return TeacherSpec(
         kind=kind, name=name, weights=weights, settings=settings, features=tuple(features)
     )

@@ -1,47 +1,33 @@
 """Any transformers text encoder as a teacher: pooled states of the last and of chosen layers.
 
-Decoders are encoders too, with `pooling: last`. Of an encoder-decoder the encoder is asked.
-Shapes: B examples, T tokens, H hidden numbers.
+Decoders are encoders too, with `pooling: last`. Of an encoder-decoder the encoder is asked. A
+folder of sentence-transformers is asked as it declares, in our own code.
+Shapes: B examples, T tokens, H hidden numbers, E numbers of an embedding.
 """
 
-from typing import Annotated, Any, Literal
+import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
 
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.teachers import SettingValue
+from ...embeddings.folders import read_embedding_folder
+from ...embeddings.layers import LAYER_WEIGHTS, load_layers, width_after
+from ...embeddings.pooling import StatePooling, pool
+from ...embeddings.texts import lower_case, prompt_tokens
+from ...pretrained import token_limit
+from ...sources import digest_files
+from .text.encoder_options import EncoderOptions, Pooling, resolve_options
 from .text.language_models import LanguageModelTeacher
 from .text.tokenized import TokenBatch, TokenizedOptions
 
-StatePooling = Literal["mean", "cls", "last"]
-Pooling = StatePooling | Literal["pooler"]
-
-
-class EncoderOptions(TokenizedOptions):
-    pooling: Pooling = Field(
-        default="mean",
-        description="one vector of a text's tokens: their mean, the first, the last, or the "
-        "model's own pooler",
-    )
-    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(),
-        description="hidden layers to keep too, as features layer_0 (embeddings), layer_1, ...; "
-        "pooled alike, by the first token where pooling is pooler",
-    )
-    normalize: bool = Field(default=False, description="scale every feature to length 1")
-
-    @field_validator("layers")
-    @classmethod
-    def _differ(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(layers)) != len(layers):
-            raise ValueError(f"{list(layers)} repeats a layer; name each once")
-        return layers
-
 
 class EncoderTeacher(LanguageModelTeacher):
-    """Answers with `pooled` [H], and `layer_<n>` [H] for each of the layers asked for."""
+    """Answers with `pooled` [E], and `layer_<n>` [H] for each of the layers asked for."""
 
     Options = EncoderOptions
     kind = "encoder"
@@ -51,27 +37,75 @@ class EncoderTeacher(LanguageModelTeacher):
     def __init__(self, source: str, options: EncoderOptions, device: torch.device) -> None:
         self._options = options
         super().__init__(source, options, device)
+        if self._skipped >= int(self.spec.settings["max_length"]):  # type: ignore[arg-type]
+            raise JobError(f"prompt: its {self._skipped} tokens leave no room for a text")
+
+    def _find_model(self, folder: Path) -> Path:
+        self._declared = read_embedding_folder(folder, TeacherSourceError)
+        return folder if self._declared is None else self._declared.transformer
+
+    def _resolve(self, options: TokenizedOptions, tokenizer: Any) -> TokenizedOptions:
+        longest = self._longest(tokenizer) if self._declared else None
+        resolved = resolve_options(self._options, self._declared, longest)
+        self._options, self.notes = resolved.options, resolved.notes
+        self._layer_folders = resolved.layers
+        wanted = self._options.lowercase and self._declared and self._declared.lowercase
+        self._lowercases = bool(wanted) and hasattr(tokenizer, "backend_tokenizer")
+        if self._lowercases:
+            lower_case(tokenizer)
+            self._options = self._options.model_copy(update={"lowercase": False})  # not by us too
+        self._skipped = 0
+        if self._options.prompt and not self._options.include_prompt:
+            self._skipped = prompt_tokens(tokenizer, self._options.prompt)
+        return self._options
+
+    def _longest(self, tokenizer: Any) -> int:
+        """How many tokens of a text are read, as declared."""
+        assert self._declared is not None
+        declared = self._declared.max_length or tokenizer.model_max_length
+        # There it says how far texts are read, which a job may change, not what the model takes.
+        tokenizer.model_max_length = sys.maxsize
+        return int(min(declared, token_limit(tokenizer, self._skeleton)))
+
+    def _declared_settings(self) -> dict[str, SettingValue]:
+        settings: dict[str, SettingValue] = {"lowercase": True} if self._lowercases else {}
+        if self._layer_folders:
+            settings["modules"] = tuple(str(layer.settings) for layer in self._layer_folders)
+        return settings
+
+    def _digests(self) -> dict[str, str]:
+        # Those without weights are all in the settings.
+        folders = [layer.folder for layer in self._layer_folders if not layer.normalizes]
+        files = [folder / name for folder in folders for name in ("config.json", LAYER_WEIGHTS)]
+        digests = super()._digests()
+        if files:
+            source = folders[0].parent
+            digests["modules"] = digest_files(source, [file for file in files if file.is_file()])
+        return digests
 
     def _prepare(self) -> None:
         if self._has_decoder():
             self._model = self._model.get_encoder()
+        layers = load_layers(self._layer_folders, TeacherSourceError)
+        self._layers = layers.eval().requires_grad_(False).to(self._device)
 
     def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
         inputs = batch.on(self._device)
         output = self._model(**inputs, output_hidden_states=bool(self._options.layers))
         pooled = self._pool(output, inputs["attention_mask"])
+        pooled["pooled"] = self._layers(pooled["pooled"])[:, : self._options.dim]
         if not self._options.normalize:
             return pooled
         return {name: F.normalize(values, dim=-1) for name, values in pooled.items()}
 
     def _pool(self, output: Any, mask_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-        pooling = _of_states(self._options.pooling)
+        modes = _of_states(self._options.pooling)
         if self._options.pooling == "pooler":
             pooled = {"pooled": output.pooler_output.float()}
         else:
-            pooled = {"pooled": pool(output.last_hidden_state, mask_BT, pooling)}
+            pooled = {"pooled": pool(output.last_hidden_state, mask_BT, modes, self._skipped)}
         return pooled | {
-            f"layer_{layer}": pool(output.hidden_states[layer], mask_BT, pooling)
+            f"layer_{layer}": pool(output.hidden_states[layer], mask_BT, modes, self._skipped)
             for layer in self._options.layers
         }
 
@@ -83,17 +117,28 @@ class EncoderTeacher(LanguageModelTeacher):
                 "hidden_size; name a text encoder"
             )
         self._check_options()
-        stored = self._precision.stored
+        pooled = width * len(_of_states(self._options.pooling))
+        embedding = width_after(self._layer_folders, pooled, TeacherSourceError)
+        dim = self._options.dim or embedding
+        if dim > embedding:
+            raise JobError(f"dim: {dim} is more than the {embedding} numbers of an embedding")
         return [
-            FeatureSpec(name=name, shape=(width,), dtype=stored, description=text)
+            FeatureSpec(
+                name=name,
+                shape=(dim if name == "pooled" else pooled,),
+                dtype=self._precision.stored,
+                description=text,
+            )
             for name, text in self._descriptions().items()
         ]
 
     def _descriptions(self) -> dict[str, str]:
         pooling = self._options.pooling
         scaled = ", length 1" if self._options.normalize else ""
-        return {"pooled": f"last hidden states, {pooling}{scaled}"} | {
-            f"layer_{layer}": f"hidden states {layer}, {_of_states(pooling)}{scaled}"
+        layers = "".join(f", {layer.settings}" for layer in self._layer_folders)
+        cut = f", the first {self._options.dim}" if self._options.dim else ""
+        return {"pooled": f"last hidden states, {_in_words(pooling)}{layers}{cut}{scaled}"} | {
+            f"layer_{layer}": f"hidden states {layer}, {' and '.join(_of_states(pooling))}{scaled}"
             for layer in self._options.layers
         }
 
@@ -117,21 +162,12 @@ class EncoderTeacher(LanguageModelTeacher):
         return self._options.pooling != "pooler" and weight.startswith("pooler.")
 
 
-def _of_states(pooling: Pooling) -> StatePooling:
+def _of_states(pooling: Pooling | tuple[StatePooling, ...]) -> tuple[StatePooling, ...]:
+    if isinstance(pooling, tuple):
+        return pooling
     # A model's pooler knows the last layer alone, and starts from its first token.
-    return "cls" if pooling == "pooler" else pooling
+    return ("cls",) if pooling == "pooler" else (pooling,)
 
 
-def pool(states_BTH: torch.Tensor, mask_BT: torch.Tensor, pooling: StatePooling) -> torch.Tensor:
-    """One float32 vector [B, H] a text, of its real tokens alone (mask 1); each has at least one.
-
-    mean: of all of them; cls: the first; last: the last, which in a decoder has seen all others."""
-    states_BTH = states_BTH.float()
-    if pooling == "cls":
-        return states_BTH[:, 0]
-    tokens_B = mask_BT.sum(dim=1)
-    if pooling == "last":
-        return states_BTH[torch.arange(len(states_BTH), device=states_BTH.device), tokens_B - 1]
-    # Not a product with the mask: in half precision padding may hold infinities.
-    kept_BTH = states_BTH.masked_fill(mask_BT.unsqueeze(-1) == 0, 0.0)
-    return kept_BTH.sum(dim=1) / tokens_B.unsqueeze(-1)
+def _in_words(pooling: Pooling | tuple[StatePooling, ...]) -> str:
+    return " and ".join((pooling,) if isinstance(pooling, str) else pooling)

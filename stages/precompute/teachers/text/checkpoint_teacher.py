@@ -42,7 +42,7 @@ class CheckpointTeacher(Teacher):
     ) -> None:
         self._source, self._revision = source, revision
         self._device, self._precision = device, precision
-        self._folder = resolve(source, revision, TeacherSourceError)
+        self._folder = self._find_model(resolve(source, revision, TeacherSourceError))
         self._config = read_config(self._folder, TeacherSourceError)
         require_safetensors(self._folder, TeacherSourceError)
         self._skeleton = self._build_skeleton()
@@ -54,7 +54,7 @@ class CheckpointTeacher(Teacher):
         return make_spec(
             self.kind,
             source_name(self._source, self._revision),
-            {"model": digest_files(self._folder, _own_files(self._folder))},
+            self._digests(),
             options,
             features,
             revision=None,  # the digest says it, also where the folder has no revision
@@ -91,6 +91,14 @@ class CheckpointTeacher(Teacher):
     @abstractmethod
     def _features(self) -> list[FeatureSpec]:
         """What the teacher answers, from `_config` and `_skeleton`."""
+
+    def _find_model(self, folder: Path) -> Path:
+        """Where in the source's folder the transformers model lies."""
+        return folder
+
+    def _digests(self) -> dict[str, str]:
+        """Part of the model -> digest of its files."""
+        return {"model": digest_files(self._folder, _own_files(self._folder))}
 
     def _prepare(self) -> None:
         """Hook called after the model is loaded."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .....cache_schemas.errors import JobError, TeacherSourceError
+from .....cache_schemas.teachers import SettingValue
 from ....pretrained import embedding_rows, read_tokenizer, token_limit
 from ..base import Answers, Example
 from .checkpoint_teacher import CheckpointTeacher
@@ -31,6 +32,7 @@ class LanguageModelTeacher(CheckpointTeacher):
     def __init__(self, source: str, options: TokenizedOptions, device: torch.device) -> None:
         super().__init__(source, options.revision, options.precision(), device)
         tokenizer = read_tokenizer(self._folder, TeacherSourceError)
+        options = self._resolve(options, tokenizer)
         positions = token_limit(tokenizer, self._skeleton)
         max_length = options.max_length or min(DEFAULT_MAX_LENGTH, positions)
         check_max_length(max_length, positions, tokenizer)
@@ -42,7 +44,7 @@ class LanguageModelTeacher(CheckpointTeacher):
             vocabulary=embedding_rows(self._skeleton),
             positions=positions,
         )
-        self.spec = self._make_spec(options, max_length=max_length)
+        self.spec = self._make_spec(options, max_length=max_length, **self._declared_settings())
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """One array [B, *shape] a feature."""
@@ -57,6 +59,14 @@ class LanguageModelTeacher(CheckpointTeacher):
     def buckets(self, examples: Sequence[Example]) -> list[int]:
         """The padded length of each example, in tokens."""
         return self._texts.buckets(examples)
+
+    def _resolve(self, options: TokenizedOptions, tokenizer: Any) -> TokenizedOptions:
+        """The options, with what the source declares in place of what they leave open."""
+        return options
+
+    def _declared_settings(self) -> dict[str, SettingValue]:
+        """What the source declares beside the options, and changes answers."""
+        return {}
 
     @abstractmethod
     def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from .....cache_schemas.errors import TeacherOutputError
 from ....pretrained import padding_id
-from ..base import Example, PromptOptions
+from ..base import Example, TextOptions
 from ..precision import PrecisionOptions, in_row_groups
 
 PAD_MULTIPLE = 16
@@ -29,7 +29,7 @@ TokenRow = dict[str, list[int]]
 DEFAULT_MAX_LENGTH = 128
 
 
-class TokenizedOptions(PrecisionOptions, PromptOptions):
+class TokenizedOptions(PrecisionOptions, TextOptions):
     """Options of teachers that read tokens.
 
     With the default template an example of one segment is a text, of two a text and its pair, of
@@ -46,6 +46,11 @@ class TokenizedOptions(PrecisionOptions, PromptOptions):
         description="most tokens of an example, what is beyond is cut off; default 128, or what "
         "the model takes if that is less",
     )
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every text, or before the first one of a pair."""
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +145,10 @@ class TextTokenizer:
     def _ask(self, segments: Sequence[str]) -> tuple[str, str | None]:
         options = self._options
         if len(segments) < 2 or options.template != "{text}":
-            return options.prompt(segments), None
+            return options.prefix + options.text(segments), None
         first, *rest = (text.lower() if options.lowercase else text for text in segments)
         separator = self._tokenizer.sep_token or self._tokenizer.eos_token or ""
-        return first, f" {separator} ".join(rest)
+        return options.prefix + first, f" {separator} ".join(rest)
 
     def _check(self, rows: list[TokenRow], examples: Sequence[Example]) -> None:
         for row, example in zip(rows, examples, strict=True):

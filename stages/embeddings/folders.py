@@ -1,0 +1,219 @@
+"""What a sentence-transformers folder declares: how its transformer's states become an embedding.
+
+modules.json                        the modules in order, each with the folder of its own
+[0_Transformer/]config.json, ...    the transformer, at the top or in a folder
+[0_Transformer/]sentence_bert_config.json    most tokens, lower-casing
+1_Pooling/config.json               how tokens become one vector
+2_Dense/, 3_Normalize/, ...         layers behind it
+config_sentence_transformers.json   prompts
+
+Format: https://sbert.net. Newer releases write other keys for the same; both are read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...cache_schemas.errors import InputError
+from .layers import LAYERS, Layer, read_layer
+from .pooling import STATE_POOLINGS, StatePooling
+
+MODULES = "modules.json"
+MODEL_CONFIG = "config_sentence_transformers.json"
+TEXT_CONFIG = "sentence_bert_config.json"
+POOLING_CONFIG = "config.json"
+
+_TEXT_CONFIGS = (
+    TEXT_CONFIG,
+    *(
+        f"sentence_{name}_config.json"
+        for name in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+    ),
+)
+"""Older releases named it by the model."""
+
+_OLD_POOLINGS: Mapping[str, StatePooling] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "last",
+}
+"""In the order in which several are laid side by side."""
+
+_MODEL_ARGUMENTS = ("model_kwargs", "model_args", "config_kwargs", "config_args")
+_TOKENIZER_ARGUMENTS = ("processor_kwargs", "tokenizer_args")
+_WITHOUT_EFFECT = frozenset(
+    {"padding_side", "model_max_length", "trust_remote_code", "add_pooling_layer", "use_cache"}
+    | {"attn_implementation", "torch_dtype", "dtype", "use_safetensors", "low_cpu_mem_usage"}
+)
+"""Arguments that change no embedding here: padding is masked, types are options."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingFolder:
+    """A transformer, and how its states become an embedding."""
+
+    transformer: Path
+    pooling: tuple[StatePooling, ...]
+    include_prompt: bool
+    """Whether the tokens of a prompt are pooled too."""
+    layers: tuple[Layer, ...]
+    """After the pooling, in order."""
+    max_length: int | None
+    """Most tokens of a text; None: as the tokenizer says."""
+    lowercase: bool
+    prompts: Mapping[str, str]
+    default_prompt: str
+    """The text before every other text, unless another is asked for; may be empty."""
+
+
+def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFolder | None:
+    """What the folder declares; None if it is not of sentence-transformers, or is a cross-encoder,
+    which pools nothing.
+
+    Raises `error` for modules that are not known here, and for what is no folder of that kind."""
+    if not (folder / MODULES).is_file():
+        return None
+    document = _read(folder / MODEL_CONFIG, error)
+    if document.get("model_type") == "CrossEncoder":
+        return None
+    modules = _read_modules(folder, error)
+    if [kind for kind, _ in modules[:2]] != ["Transformer", "Pooling"]:
+        found = ", ".join(kind for kind, _ in modules) or "nothing"
+        raise error(
+            f"source {folder}: {MODULES} holds {found}; known are a Transformer, a Pooling and "
+            f"behind it {', '.join(LAYERS)}"
+        )
+    (_, transformer), (_, pooling), *rest = modules
+    text = _read_text_config(transformer, error)
+    modes, include_prompt = _read_pooling(pooling, error)
+    prompts = {str(k): str(v or "") for k, v in (document.get("prompts") or {}).items()}
+    return EmbeddingFolder(
+        transformer=transformer,
+        pooling=modes,
+        include_prompt=include_prompt,
+        layers=tuple(
+            read_layer(kind, place, _read(place / "config.json", error), error)
+            for kind, place in rest
+        ),
+        max_length=_max_length(transformer, text, error),
+        lowercase=bool(text.get("do_lower_case")),
+        prompts=prompts,
+        default_prompt=_default_prompt(folder, document, prompts, error),
+    )
+
+
+def _read_modules(folder: Path, error: type[InputError]) -> list[tuple[str, Path]]:
+    """(kind, folder) of each module that changes an embedding."""
+    file = folder / MODULES
+    try:
+        entries = [
+            (str(entry["type"]), str(entry["path"]))
+            for entry in json.loads(file.read_text(encoding="utf-8"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise error(f"source {file}: is no list of modules with type and path") from cause
+    return [
+        (kind, folder / path)
+        for kind, path in ((_kind(file, *entry, error), entry[1]) for entry in entries)
+        if kind != "Dropout"
+    ]
+
+
+def _kind(file: Path, name: str, path: str, error: type[InputError]) -> str:
+    place = PurePosixPath(path)
+    if place.is_absolute() or ".." in place.parts or "\\" in path:
+        raise error(f"source {file}: path {path!r} leads out of the folder")
+    package, _, kind = name.rpartition(".")
+    if package.partition(".")[0] != "sentence_transformers":
+        raise error(
+            f"source {file}: {name} is code of its own, which is not run; use another model"
+        )
+    if kind not in ("Transformer", "Pooling", "Dropout", *LAYERS):
+        raise error(
+            f"source {file}: module {kind} is not known; known are Transformer, Pooling, Dropout, "
+            f"{', '.join(LAYERS)}"
+        )
+    return kind
+
+
+def _read_text_config(transformer: Path, error: type[InputError]) -> dict[str, Any]:
+    names = (name for name in _TEXT_CONFIGS if (transformer / name).is_file())
+    file = transformer / next(names, TEXT_CONFIG)
+    text = _read(file, error)
+    ways = text.get("modality_config") or {}
+    asked = ways.get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
+    if (
+        text.get("transformer_task", "feature-extraction") != "feature-extraction"
+        or "message" in ways
+        or (asked.get("method"), asked.get("method_output_name"))
+        != ("forward", "last_hidden_state")
+    ):
+        raise error(
+            f"source {file}: texts are asked otherwise than for the last hidden states of plain "
+            "text (transformer_task, modality_config), which is not known here"
+        )
+    for key in (*_MODEL_ARGUMENTS, *_TOKENIZER_ARGUMENTS, "processing_kwargs"):
+        unknown = sorted(set(text.get(key) or {}) - _WITHOUT_EFFECT)
+        if unknown:
+            raise error(
+                f"source {file}: {key} sets {', '.join(unknown)}, which may change embeddings and "
+                "is not known here; save the model with it in its own configuration"
+            )
+    return text
+
+
+def _max_length(transformer: Path, text: Mapping[str, Any], error: type[InputError]) -> int | None:
+    tokenizer = [text.get(key) or {} for key in _TOKENIZER_ARGUMENTS]
+    declared = [settings.get("model_max_length") for settings in tokenizer]
+    most = next((n for n in (*declared, text.get("max_seq_length")) if n is not None), None)
+    if most is not None and (not isinstance(most, int) or most < 1):
+        raise error(f"source {transformer / TEXT_CONFIG}: max_seq_length {most!r} is no length")
+    return most
+
+
+def _read_pooling(folder: Path, error: type[InputError]) -> tuple[tuple[StatePooling, ...], bool]:
+    file = folder / POOLING_CONFIG
+    document = _read(file, error)
+    modes = document.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _OLD_POOLINGS.items() if document.get(key)] or ["mean"]
+    named = [modes] if isinstance(modes, str) else modes
+    found: tuple[Any, ...] = tuple("last" if mode == "lasttoken" else mode for mode in named)
+    unknown = [mode for mode in found if mode not in STATE_POOLINGS]
+    if unknown or not found:
+        raise error(
+            f"source {file}: pooling_mode {modes!r} is not known; known are "
+            f"{', '.join(STATE_POOLINGS)}"
+        )
+    return found, bool(document.get("include_prompt", True))
+
+
+def _default_prompt(
+    folder: Path, document: Mapping[str, Any], prompts: Mapping[str, str], error: type[InputError]
+) -> str:
+    name = document.get("default_prompt_name")
+    if name is None:
+        return ""
+    if name not in prompts:
+        raise error(
+            f"source {folder / MODEL_CONFIG}: default_prompt_name {name!r} is none of its prompts"
+        )
+    return prompts[name]
+
+
+def _read(file: Path, error: type[InputError]) -> dict[str, Any]:
+    """A JSON object; empty where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise error(f"source {file}: is no JSON: {cause}") from cause
+    if not isinstance(document, dict):
+        raise error(f"source {file}: is no JSON object")
+    return document

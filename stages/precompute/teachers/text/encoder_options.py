@@ -1,0 +1,143 @@
+"""What an encoder is asked for: what the job says, else what a sentence-transformers folder
+declares, else the mean of the last hidden states."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from .....cache_schemas.errors import JobError
+from .....cache_schemas.teachers import SettingValue
+from ....embeddings.folders import MODULES, EmbeddingFolder
+from ....embeddings.layers import Layer
+from ....embeddings.pooling import StatePooling
+from .tokenized import TokenizedOptions
+
+Pooling = StatePooling | Literal["pooler"]
+
+_WITHOUT_EFFECT: dict[str, SettingValue] = {"prompt": "", "include_prompt": True, "dim": None}
+"""Values that leave answers as they were before there were such options."""
+
+
+class EncoderOptions(TokenizedOptions):
+    """Options that the job leaves out are as the folder declares, if sentence-transformers saved
+    it; the defaults are those of any other folder."""
+
+    pooling: Pooling | tuple[StatePooling, ...] = Field(
+        default="mean",
+        description="one vector of a text's tokens: their mean, cls (the first), last, max, "
+        "mean_sqrt_len_tokens, weightedmean, or the model's own pooler; several in a list are laid "
+        "side by side; default: as a sentence-transformers folder declares, else mean",
+    )
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="hidden layers to keep too, as features layer_0 (embeddings), layer_1, ...; "
+        "pooled alike, by the first token where pooling is pooler",
+    )
+    normalize: bool = Field(
+        default=False, description="scale every feature to length 1; default: as declared"
+    )
+    prompt: str = Field(
+        default="", description="what stands before every text; default: as declared"
+    )
+    prompt_name: str | None = Field(
+        default=None, description="one of the folder's prompts, by its name: query, document, ..."
+    )
+    include_prompt: bool = Field(
+        default=True, description="pool the tokens of the prompt too; default: as declared"
+    )
+    dim: int | None = Field(
+        default=None,
+        ge=1,
+        description="keep so many numbers of pooled, the first ones, as Matryoshka models allow; "
+        "they have length 1 again with normalize=true",
+    )
+
+    @field_validator("pooling")
+    @classmethod
+    def _one_is_no_list(cls, pooling: Any) -> Any:
+        if pooling == ():
+            raise ValueError("is empty; name one")
+        return pooling[0] if isinstance(pooling, tuple) and len(pooling) == 1 else pooling
+
+    @field_validator("layers")
+    @classmethod
+    def _differ(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) != len(layers):
+            raise ValueError(f"{list(layers)} repeats a layer; name each once")
+        return layers
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every text, or before the first one of a pair."""
+        return self.prompt
+
+    def settings(self) -> dict[str, SettingValue]:
+        """What enters the fingerprint."""
+        settings = super().settings()
+        del settings["prompt_name"]  # the prompt says it
+        if not self.prompt:
+            settings["include_prompt"] = True
+        for name, value in _WITHOUT_EFFECT.items():
+            if settings[name] == value:
+                del settings[name]
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Nothing is left open: the options, the layers behind the pooling, and in which options the
+    job differs from the folder."""
+
+    options: EncoderOptions
+    layers: tuple[Layer, ...]
+    notes: tuple[str, ...]
+
+
+def resolve_options(
+    options: EncoderOptions, folder: EmbeddingFolder | None, longest: int | None = None
+) -> Resolved:
+    """The options with what a folder declares; `longest`: the tokens of a text that it reads.
+
+    Raises JobError for a prompt that it has not."""
+    named = _named_prompt(options, folder)
+    if folder is None:
+        return Resolved(options, (), ())
+    layers = folder.layers
+    while layers and layers[-1].normalizes:
+        layers = layers[:-1]
+    normalizes = layers != folder.layers
+    if normalizes and options.dim is not None and "normalize" not in options.model_fields_set:
+        # What is cut has length 1 before, not after: as sentence-transformers' truncate_dim has it.
+        layers, normalizes = folder.layers, False
+    declared: dict[str, Any] = {
+        "pooling": folder.pooling[0] if len(folder.pooling) == 1 else folder.pooling,
+        "normalize": normalizes,
+        "lowercase": folder.lowercase,
+        "prompt": folder.default_prompt,
+        "include_prompt": folder.include_prompt,
+        "max_length": longest,
+    }
+    asked = {name for name in declared if name in options.model_fields_set} | named.keys()
+    found = options.model_copy(
+        update={name: value for name, value in declared.items() if name not in asked} | named
+    )
+    notes = (
+        f"{name}: is {getattr(found, name)!r}, where {MODULES} and its like declare {value!r}"
+        for name, value in declared.items()
+        if getattr(found, name) != value and value not in (None, "") and name not in named
+    )
+    return Resolved(found, layers, tuple(notes))
+
+
+def _named_prompt(options: EncoderOptions, folder: EmbeddingFolder | None) -> dict[str, str]:
+    name = options.prompt_name
+    if name is None:
+        return {}
+    if "prompt" in options.model_fields_set:
+        raise JobError("prompt and prompt_name: name one of them")
+    prompts = folder.prompts if folder is not None else {}
+    if name not in prompts:
+        known = ", ".join(prompts) or "none"
+        raise JobError(f"prompt_name: {name!r} is no prompt of the folder; it has {known}")
+    return {"prompt": prompts[name]}
