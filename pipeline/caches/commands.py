@@ -63,6 +63,9 @@ def export(
         str | None, typer.Option("--format", help="parquet, datasets or npy")
     ] = None,
     teacher: Prefix = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="folder or hub id of it, to decode what was generated")
+    ] = None,
     skip_bad_rows: SkipBadRows = False,
     settings: Settings = None,
     quiet: Quiet = False,
@@ -83,6 +86,7 @@ def export(
         "feature": feature,
         "output": str(output) if output else None,
         "format": file_format,
+        "tokenizer": tokenizer,
         "skip_bad_rows": skip_bad_rows or None,
     }
     job = make(ExportJob, collect_keys(None, options, settings or []))

@@ -4,6 +4,8 @@ parquet     part-00000-of-00001.parquet, ...: columns of the corpus, key, featur
 datasets    the same under data/, with a README.md: `datasets.load_dataset(FOLDER)` opens it
 npy         features_<name>.npy [N, *shape], keys.npy [N, 16], ids.txt if the corpus has ids
 
+What the columns of a feature are, `export_columns.py` says; npy has no room for one along an axis.
+
 Row i of the output is row i of the corpus, less the rows that were left out by skip_bad_rows, which
 are listed. Memory: the corpus, and one batch of features.
 """
@@ -17,16 +19,23 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus, column_name, read_corpus
+from ...stages.language.vocabulary import tokenizer_digest
+from ...stages.pretrained import read_tokenizer
+from ...stages.sources import resolve
 from ...stages.store.format.index import Rows
 from ...stages.store.reading.reader import Cache, open_cache
 from ..jobs import Job, LocalFolder
 from ..missing import missing_keys
 from ..progress import CountProgress
 from ..show import warn
+from .export_columns import GENERATED, AlongAxis, FeatureColumns, OneRow, column_names
 from .export_formats import WRITERS
 from .export_rows import ExportRows, corpus_columns
 from .new_folder import check_new, new_folder
+
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
 class ExportJob(Job):
@@ -46,6 +55,11 @@ class ExportJob(Job):
     )
     feature: tuple[str, ...] = Field(default=(), description="features; default all of them")
     output: Path = Field(description="new folder to write to")
+    tokenizer: str | None = Field(
+        default=None,
+        description="folder or hub id of the teacher's tokenizer, which decodes what it generated; "
+        "default the hub id that the teacher came from",
+    )
     format: Literal["parquet", "datasets", "npy"] = Field(description="parquet, datasets or npy")
     skip_bad_rows: bool = Field(
         default=False, description="leave bad rows, and rows that are not cached, out and list them"
@@ -64,6 +78,7 @@ class Exported:
     output: str
     teacher: str
     features: tuple[str, ...]
+    left_out: tuple[str, ...]
     rows: int
     files: int
     bytes: int
@@ -76,15 +91,15 @@ def run_export(job: ExportJob, quiet: bool = False) -> Exported:
     if job.format == "npy" and job.label_column is not None:
         raise JobError("job key 'label_column': format npy holds no labels; use format parquet")
     cache = open_cache(job.cache, job.teacher)
-    names = _features(job, cache)
-    features = {name: cache[name] for name in names}
+    names, left_out = _features(job, cache)
+    features = [_columns(job, cache, name) for name in names]
     corpus, cache_rows = _join(job, cache, names)
     columns = corpus_columns(
         corpus,
         list(map(column_name, job.text_column)),
         job.label_column,
         job.id_column or None,
-        names,
+        column_names(features),
     )
     teacher = cache.teacher.fingerprint
     rows = ExportRows(teacher, columns, corpus.ids, corpus.keys(), cache_rows, features)
@@ -93,23 +108,56 @@ def run_export(job: ExportJob, quiet: bool = False) -> Exported:
             WRITERS[job.format](folder, rows, progress.advance)
         files = [path for path in folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
-    return Exported(str(job.output), teacher, names, len(rows), len(files), size, corpus.skipped)
+    return Exported(
+        str(job.output), teacher, names, left_out, len(rows), len(files), size, corpus.skipped
+    )
 
 
-def _features(job: ExportJob, cache: Cache) -> tuple[str, ...]:
-    """Those that are asked for, or all of one row an example."""
-    if job.feature:
-        return tuple(dict.fromkeys(job.feature))
+def _features(job: ExportJob, cache: Cache) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that are asked for, or all that the format holds; and those that it does not."""
     along = [name for name in cache.features if cache.feature_spec(name).axis is not None]
-    names = tuple(name for name in cache.features if name not in along)
-    if not names:
+    held = [name for name in cache.features if job.format != "npy" or name not in along]
+    names = tuple(dict.fromkeys(job.feature)) or tuple(held)
+    unheld = [name for name in names if name in along and name not in held]
+    if unheld or not names:
         raise JobError(
-            f"cache {job.cache}: {', '.join(along)} have a row for each place of an example, which "
-            "no export holds; share the cache itself (`armada cache push`)"
+            f"format npy: {', '.join(unheld or along)} have a row for each place of an example, "
+            "which no array of one row an example holds; use format parquet"
         )
-    if along:
-        warn(f"{', '.join(along)}: not exported, they have a row for each place of an example")
-    return names
+    left_out = () if job.feature else tuple(n for n in cache.features if n not in held)
+    if left_out:
+        warn(
+            f"{', '.join(left_out)}: not exported, they have a row for each place of an example; "
+            "format parquet holds them"
+        )
+    return names, left_out
+
+
+def _columns(job: ExportJob, cache: Cache, name: str) -> FeatureColumns:
+    if cache.feature_spec(name).axis is None:
+        return OneRow(cache[name])
+    tokenizer = _tokenizer(job, cache.holder(name).teacher.spec) if name == GENERATED else None
+    return AlongAxis(cache.ragged(name), tokenizer)
+
+
+def _tokenizer(job: ExportJob, teacher: TeacherSpec) -> Any:
+    """What a teacher's generated ids are decoded with: as named, or from the hub, where it came
+    from. None if that is not to be had; raises JobError for another one than the teacher's."""
+    name, _, revision = teacher.name.partition("@")
+    source = job.tokenizer or (name if "/" in name else None)
+    try:
+        if source is None:
+            raise JobError("a cache knows no path of a model folder")
+        folder = resolve(source, revision or None, JobError, _TOKENIZER_FILES)
+        tokenizer = read_tokenizer(folder, JobError)
+        if tokenizer_digest(tokenizer) != teacher.settings.get("tokenizer"):
+            raise JobError(f"source {source}: its tokenizer is not that of teacher {teacher.name}")
+    except JobError as error:
+        if job.tokenizer is not None:
+            raise
+        warn(f"{GENERATED}: ids alone, without their text: {error}; --tokenizer names it")
+        return None
+    return tokenizer
 
 
 def _join(job: ExportJob, cache: Cache, features: Sequence[str]) -> tuple[Corpus, Rows]:

@@ -10,7 +10,9 @@ import pyarrow as pa
 import yaml
 
 from ...cache_schemas.errors import CorpusError
+from ...cache_schemas.features import FeatureSpec
 from ...stages.store.reading.feature_array import FeatureArray
+from .export_columns import OneRow
 from .export_parquet import write_parquet
 from .export_rows import ExportRows
 
@@ -27,11 +29,7 @@ def write_datasets(folder: Path, rows: ExportRows, advance: Advance) -> None:
 
 
 def _told(rows: ExportRows) -> str:
-    lines = [
-        f"- `{name}`: {feature.spec.dtype}{list(feature.spec.shape)}"
-        f"{', ' if feature.spec.description else ''}{feature.spec.description}"
-        for name, feature in rows.features.items()
-    ]
+    lines = [_line(field, feature.spec) for feature in rows.features for field in feature.fields]
     return (
         f"{len(rows)} texts with features of the frozen teacher {rows.teacher}, written by `armada "
         "cache export`. Features of several dimensions are flat, in C order.\n\n"
@@ -40,20 +38,29 @@ def _told(rows: ExportRows) -> str:
     )
 
 
+def _line(field: pa.Field, spec: FeatureSpec) -> str:
+    what = f"{spec.dtype}{list(spec.shape)}" if field.name == spec.name else str(field.type)
+    each = f" for each of its {spec.axis}" if spec.axis and field.name == spec.name else ""
+    return f"- `{field.name}`: {what}{each}{', ' if spec.description else ''}{spec.description}"
+
+
 def write_npy(folder: Path, rows: ExportRows, advance: Advance) -> None:
-    """One array a feature, one of the keys, and the ids as lines."""
+    """One array a feature, one of the keys, and the ids as lines; of features of one row an
+    example."""
+    one_row = [each.feature for each in rows.features if isinstance(each, OneRow)]
+    features = {feature.spec.name: feature for feature in one_row}
     if rows.ids is not None:
         (folder / "ids.txt").write_bytes(_lines(rows.ids))
     np.save(folder / "keys.npy", rows.keys, allow_pickle=False)
     with ExitStack() as stack:
         files = {
             name: stack.enter_context((folder / f"features_{name}.npy").open("wb"))
-            for name in rows.features
+            for name in features
         }
-        for name, feature in rows.features.items():
+        for name, feature in features.items():
             _write_header(files[name], len(rows), feature)
         for part in rows.slices():
-            for name, feature in rows.features.items():
+            for name, feature in features.items():
                 little = feature.dtype.newbyteorder("<")
                 values = feature.gather(rows.cache_rows[part]).astype(little, copy=False)
                 files[name].write(values.data)

@@ -1,19 +1,21 @@
 """Rows to export: those of a corpus, in its order, each with its key and features.
 
 for part in rows.slices():                                # memory: one batch
-    feature.gather(rows.cache_rows[part])                 # [B, *shape]
+    feature.read(rows.cache_rows[part])                   # columns of B rows
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import KEY_BYTES, KeyArray
 from ...stages.corpus.corpus import Corpus
 from ...stages.store.format.index import Rows
-from ...stages.store.reading.feature_array import FeatureArray
+from .export_columns import FeatureColumns
 
 BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20
@@ -23,30 +25,35 @@ KEY_COLUMN = "key"
 @dataclass(frozen=True, slots=True)
 class ExportRows:
     """N rows. `teacher`: who answered; `columns`: name -> column of the corpus, its ids among them;
-    `cache_rows`: where the features of each row lie; `features`: name -> feature."""
+    `cache_rows`: where the features of each row lie; `features`: what is written of each."""
 
     teacher: str
     columns: dict[str, pa.Array]
     ids: pa.Array | None
     keys: KeyArray
     cache_rows: Rows
-    features: dict[str, FeatureArray]
+    features: Sequence[FeatureColumns]
 
     def __len__(self) -> int:
         return len(self.cache_rows)
 
-    @property
-    def row_bytes(self) -> int:
-        """About how many bytes a row takes."""
+    def ends(self) -> npt.NDArray[np.int64]:
+        """About how many bytes all rows take, up to each one and with it [N]."""
         columns = sum(column.nbytes for column in self.columns.values())
-        features = sum(feature.spec.row_bytes for feature in self.features.values())
-        return int(columns) // max(len(self), 1) + KEY_BYTES + features
+        sizes = np.full(len(self), columns // max(len(self), 1) + KEY_BYTES, dtype=np.int64)
+        for feature in self.features:
+            sizes += feature.row_bytes(self.cache_rows)
+        return np.cumsum(sizes)
 
     def slices(self) -> Iterator[slice]:
         """All rows in order, so many at once as fit into memory."""
-        size = min(BATCH_ROWS, max(BATCH_BYTES // self.row_bytes, 1))
-        for start in range(0, len(self), size):
-            yield slice(start, min(start + size, len(self)))
+        ends, start = self.ends(), 0
+        while start < len(self):
+            full = (ends[start - 1] if start else 0) + BATCH_BYTES
+            fitting = int(np.searchsorted(ends, full, side="right"))
+            stop = min(max(fitting, start + 1), start + BATCH_ROWS, len(self))
+            yield slice(start, stop)
+            start = stop
 
 
 def corpus_columns(
