@@ -188,14 +188,15 @@ def test_texts_that_are_too_long(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize(
     ("family", "cached"),
-    [("gpt2", True), ("llama", True), ("mamba", True), ("rwkv", False), ("openai-gpt", False)],
+    [("gpt2", True), ("llama", True), ("mamba", None), ("rwkv", False), ("openai-gpt", False)],
 )
 def test_greedy_responses_are_those_of_the_library(
-    tmp_path: Path, family: str, cached: bool
+    tmp_path: Path, family: str, cached: bool | None
 ) -> None:
     folder = make_causal_lm(tmp_path, family, padding=PADDING)
     teacher = loaded(folder, text_format="plain", top_k=None, max_new_tokens=9)
-    assert (find_cache_name(teacher._model) is not None) == cached
+    if cached is not None:  # of Mamba it depends on the version of transformers
+        assert (find_cache_name(teacher._model) is not None) == cached
     answers = ask(teacher, PAIRS)
     model = AutoModelForCausalLM.from_pretrained(folder)
     for place in range(len(PAIRS)):
