@@ -17,6 +17,7 @@ MAX_LINES = 400
 
 FLOORS = (
     ("cache_schemas",),
+    ("stages.tokenizing",),
     (
         "stages.plugins",
         "stages.sources",

@@ -15,6 +15,7 @@ import torch
 
 from ...cache_schemas.errors import StudentSourceError
 from ..pretrained import token_limit
+from ..tokenizing.long_texts import shortened, shortened_pair
 
 DEFAULT_MAX_LENGTH = 128
 _ENCODE_ROWS = 4096
@@ -66,7 +67,7 @@ def _encode(
     tokenizer: Any, examples: Sequence[tuple[str, ...]], max_length: int
 ) -> tuple[dict[str, list[npt.NDArray[np.int32]]], int]:
     """Name -> one array an example, and how many examples were cut."""
-    asked = [(segments[0], _joined(tokenizer, segments[1:])) for segments in examples]
+    asked = [_asked(tokenizer, segments, max_length) for segments in examples]
     whole = _tokenize(tokenizer, asked)
     long = [place for place, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
     if long:
@@ -92,11 +93,14 @@ def _tokenize(
     return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
 
 
-def _joined(tokenizer: Any, segments: Sequence[str]) -> str | None:
-    if not segments:
-        return None
+def _asked(tokenizer: Any, segments: Sequence[str], max_length: int) -> tuple[str, str | None]:
+    """A text and its pair, if it has one; without what is far beyond the last token."""
+    first, *rest = segments
+    if not rest:
+        return shortened(tokenizer, [first], max_length)[0], None
     separator = tokenizer.sep_token
-    return (f" {separator} " if separator else "\n").join(segments)
+    second = (f" {separator} " if separator else "\n").join(rest)
+    return shortened_pair(tokenizer, first, second, max_length)
 
 
 def choose_max_length(asked: int | None, tokenizer: Any, backbone: Any) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import JobError
+from ..tokenizing.long_texts import shortened
 from .recipe import Recipe, Written
 
 _ENCODE_ROWS = 4096
@@ -116,7 +117,7 @@ def encode_texts(
     ends, blocks = special_ends(tokenizer), list[TokenTexts]()
     for start in range(0, max(len(examples), 1), _ENCODE_ROWS):
         written = [recipe.write(tokenizer, each) for each in examples[start : start + _ENCODE_ROWS]]
-        texts = list(_tokenized(tokenizer, recipe, ends, written, with_characters))
+        texts = list(_tokenized(tokenizer, recipe, ends, written, max_length, with_characters))
         blocks.append(_together(tokenizer, texts, max_length, with_characters))
     return _end_to_end(blocks)
 
@@ -167,14 +168,19 @@ def _tokenized(
     recipe: Recipe,
     ends: Ends,
     written: Sequence[Written],
+    max_length: int,
     with_characters: bool,
 ) -> Iterator[_Text]:
-    """Prompts and responses, special tokens among them."""
+    """Prompts and responses, special tokens among them; of each more tokens than `max_length`, or
+    all."""
     chat = recipe.text_format == "chat"  # the template has written the special tokens
-    responses = _Encoded.of(
-        tokenizer, [each.response for each in written], with_characters, special=chat
-    )
-    prompts = _Encoded.of(tokenizer, [each.prompt for each in written], False, special=chat)
+    how = {"split_special_tokens": not chat}
+    given = [
+        shortened(tokenizer, texts, max_length, **how)
+        for texts in ([each.response for each in written], [each.prompt for each in written])
+    ]
+    responses = _Encoded.of(tokenizer, given[0], with_characters, **how)
+    prompts = _Encoded.of(tokenizer, given[1], False, **how)
     before = () if chat else ends.before
     after = ends.after if recipe.end_token and not chat else ()
     for place, one in enumerate(written):
@@ -204,11 +210,13 @@ class _Encoded:
     offsets: list[list[tuple[int, int]]] | None
 
     @classmethod
-    def of(cls, tokenizer: Any, texts: list[str], with_offsets: bool, special: bool) -> "_Encoded":
-        """`special`: whether a special token that is written out in a string is one; in a text of
-        the corpus it is a text like any other, and ends nothing."""
+    def of(
+        cls, tokenizer: Any, texts: list[str], with_offsets: bool, split_special_tokens: bool
+    ) -> "_Encoded":
+        """`split_special_tokens`: whether a special token that is written out in a string is none:
+        in a text of the corpus it is a text like any other, and ends nothing."""
         more: dict[str, Any] = {"return_offsets_mapping": True} if with_offsets else {}
-        more["split_special_tokens"] = not special
+        more["split_special_tokens"] = split_special_tokens
         if with_offsets and not tokenizer.is_fast:
             raise JobError(
                 "characters: the tokenizer cannot tell where its tokens lie in a text; use one "

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from .....cache_schemas.errors import TeacherOutputError
 from ....pretrained import padding_id
+from ....tokenizing.long_texts import shortened, shortened_pair
 from ..base import Example, TextOptions
 from ..precision import PrecisionOptions, in_row_groups
 
@@ -143,12 +144,14 @@ class TextTokenizer:
         return self._rows([text], pairs, truncation=True, max_length=self._max_length)[0]
 
     def _ask(self, segments: Sequence[str]) -> tuple[str, str | None]:
-        options = self._options
+        options, tokenizer, most = self._options, self._tokenizer, self._max_length
         if len(segments) < 2 or options.template != "{text}":
-            return options.prefix + options.text(segments), None
+            text = options.prefix + options.text(segments)
+            return shortened(tokenizer, [text], most)[0], None
         first, *rest = (text.lower() if options.lowercase else text for text in segments)
-        separator = self._tokenizer.sep_token or self._tokenizer.eos_token or ""
-        return options.prefix + first, f" {separator} ".join(rest)
+        separator = tokenizer.sep_token or tokenizer.eos_token or ""
+        pair = f" {separator} ".join(rest)
+        return shortened_pair(tokenizer, options.prefix + first, pair, most)
 
     def _check(self, rows: list[TokenRow], examples: Sequence[Example]) -> None:
         for row, example in zip(rows, examples, strict=True):

@@ -1,0 +1,1 @@
+"""What tokenizers do to texts, read off the tokenizers themselves."""
