@@ -6,7 +6,15 @@ weights lie, what machine ran them and how large the batches were is not.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from .canonical import canonical_json, digest
 from .features import FeatureSpec
@@ -33,6 +41,12 @@ class TeacherSpec(BaseModel):
         description="every option that can change an answer, with its value"
     )
     features: tuple[FeatureSpec, ...] = Field(min_length=1, description="what it answers")
+    words: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="digest of the tokenizer's words and their ids, of a teacher that answers by "
+        "them; not part of the fingerprint",
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> "TeacherSpec":
@@ -81,6 +95,14 @@ class TeacherSpec(BaseModel):
     def feature(self, name: str) -> FeatureSpec | None:
         """The feature of that name, or None."""
         return next((feature for feature in self.features if feature.name == name), None)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Most teachers answer by no words, and their documents stay what they were.
+        document: dict[str, Any] = dump(self)
+        if self.words is None:
+            document.pop("words", None)
+        return document
 
 
 def differ_in_features_alone(

@@ -78,7 +78,7 @@ def train_set(
 ) -> DistillDataset:
     """What a student is trained on; `texts` are those of the data. Raises an InputError where
     texts and answers do not fit."""
-    teacher, prompted = _teacher(job, data, texts), encoding.recipe.has_prompt
+    teacher, prompted = _teacher(job, data, texts, encoding.tokenizer), encoding.recipe.has_prompt
     rows = pack(texts, job.packing, encoding.most, encoding.pad_id, teacher, prompted)
     labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
     gather = data.gather(job.parsed_control, seed)
@@ -100,7 +100,9 @@ def _texts(job: DistillJob, data: LanguageData, encoding: Encoding) -> TokenText
     return with_generated(texts, words.cache, words.rows, encoding.tokenizer, encoding.most)
 
 
-def _teacher(job: DistillJob, data: LanguageData, texts: TokenTexts) -> Answering | None:
+def _teacher(
+    job: DistillJob, data: LanguageData, texts: TokenTexts, tokenizer: Any
+) -> Answering | None:
     words = data.words
     if words is None or job.responses == "generated":
         return None
@@ -109,7 +111,7 @@ def _teacher(job: DistillJob, data: LanguageData, texts: TokenTexts) -> Answerin
     answers.check(job.divergence, job.cross_tokenizer, word_total(words.spec))
     if job.cross_tokenizer:
         return matched_by_characters(answers, words.cache, words.rows, texts)
-    check_same_tokens(texts, words.cache, words.rows, feature, data.train.corpus)
+    check_same_tokens(texts, words.cache, words.rows, feature, data.train.corpus, tokenizer)
     return TeacherTokens(answers, words.rows)
 
 

@@ -9,8 +9,8 @@ from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus
 from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.teachers import MatchedTokens, match
-from ...stages.language.tokens import TokenTexts
-from ...stages.language.vocabulary import tokenizer_digest
+from ...stages.language.tokens import Ids, TokenTexts
+from ...stages.language.vocabulary import tokenizer_digest, words_digest
 from ...stages.store.format.index import Rows
 from ...stages.store.format.ragged import arange_each
 from ...stages.store.reading.ragged_array import RaggedArray
@@ -24,11 +24,14 @@ _BLOCK = 4096
 
 
 def check_tokenizer(teacher: TeacherSpec, tokenizer: Any, cross_tokenizer: bool) -> None:
-    """Refuse a teacher whose tokenizer is another than the student's, unless that is asked for."""
+    """Refuse a teacher whose words are others than the student's, unless that is asked for; whether
+    both split texts alike, `check_same_tokens` sees."""
     theirs, ours = teacher.settings["tokenizer"], tokenizer_digest(tokenizer)
     if cross_tokenizer and theirs == ours:
         raise JobError("cross_tokenizer: teacher and student have one tokenizer; leave it out")
-    if not cross_tokenizer and theirs != ours:
+    if cross_tokenizer or theirs == ours:
+        return
+    if teacher.words != words_digest(tokenizer, word_total(teacher)):
         raise JobError(
             f"tokenizer: the teacher's is {theirs}, the student's {ours}: their words differ; use "
             "a student of the teacher's family, or cross_tokenizer=true"
@@ -47,7 +50,12 @@ def word_total(teacher: TeacherSpec) -> int:
 
 
 def check_same_tokens(
-    texts: TokenTexts, cache: Cache, rows: Rows, answers: RaggedArray, corpus: Corpus
+    texts: TokenTexts,
+    cache: Cache,
+    rows: Rows,
+    answers: RaggedArray,
+    corpus: Corpus,
+    tokenizer: Any,
 ) -> None:
     """Refuse texts whose tokens, or whose prompts, are not those that were answered; one of both
     may have been cut where the other was not."""
@@ -67,11 +75,41 @@ def check_same_tokens(
         differ[owners[wrong]] = True
     if differ.any():
         first = int(np.flatnonzero(differ)[0])
+        theirs = cached.gather(rows[first : first + 1]).parts()[0].astype(np.int64)
         raise CacheError(
             f"{corpus.where(first)}: its tokens are not those that the teacher answered "
-            f"({int(differ.sum())} such rows): how texts are written or tokenized has changed; "
-            "precompute them again"
+            f"({int(differ.sum())} such rows): "
+            f"{_difference(tokenizer, texts.of(first).astype(np.int64), theirs)}"
         )
+
+
+def _difference(tokenizer: Any, ours: Ids, theirs: Ids) -> str:
+    """What differs between the tokens of a text, and what to do about it."""
+
+    def both(place: int) -> str:
+        one, other = (
+            repr(tokenizer.convert_ids_to_tokens(int(ids[place])))
+            if len(ids) > place
+            else "nothing"
+            for ids in (theirs, ours)
+        )
+        return f"{one} for the teacher and {other} for the student"
+
+    common = min(len(ours), len(theirs))
+    place = int(np.argmax(np.append(ours[:common] != theirs[:common], True)))
+    if place == common - 1 and len(ours) == len(theirs):
+        return f"they end with {both(place)}; make the teacher's the student's eos_token"
+    if any(_alike(ours[a:], theirs[b:]) for a, b in ((1, 0), (0, 1), (1, 1))):
+        return f"they begin with {both(0)}; give the student's folder the teacher's tokenizer.json"
+    return (
+        f"token {place} is {both(place)}: how texts are written or tokenized has changed; "
+        "precompute them again into a new cache, or give the student the teacher's tokenizer files"
+    )
+
+
+def _alike(one: Ids, other: Ids) -> bool:
+    common = min(len(one), len(other))
+    return common > 0 and np.array_equal(one[:common], other[:common])
 
 
 def _check_counts(found: Rows, predicted: Rows, corpus: Corpus) -> None:

@@ -1,8 +1,10 @@
-"""Whether two tokenizers are one: a digest of what they do, whatever files they were saved as.
+"""Whether two tokenizers are one: digests of what they do, whatever files they were saved as.
 
 Models of one family share a tokenizer and differ in how many rows of logits they round it up to
 (151,936 and 152,064, say). What counts is the tokenizer: ids beyond its last word mean nothing, and
-nobody teaches them.
+nobody teaches them. They may also differ in settings, such as which word ends a text: what is said
+of a word is of the same word, whatever its role is (`words_digest`), and whether both split a text
+alike is seen by its tokens.
 """
 
 import json
@@ -26,6 +28,13 @@ def _model(tokenizer: Any) -> Any:
 
 
 _BY_CALL = frozenset({"padding", "truncation", "version"})
+
+
+def words_digest(tokenizer: Any, count: int | None = None) -> str:
+    """128 bits, in hexadecimal, of which word each id stands for: of all ids, or of the first
+    `count`. Roles, added words behind those, and how texts are split do not count."""
+    vocabulary = tokenizer.get_vocab()
+    return digest({word: at for word, at in vocabulary.items() if count is None or at < count})
 
 
 def word_count(tokenizer: Any) -> int:

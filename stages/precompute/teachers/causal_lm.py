@@ -19,7 +19,7 @@ from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...language.logits import find_transform, hidden_states, looks_ahead
 from ...language.tokens import TokenTexts, by_text, encode_texts, end_ids, read_before_predicted
-from ...language.vocabulary import tokenizer_digest, word_count
+from ...language.vocabulary import tokenizer_digest, word_count, words_digest
 from ...pretrained import padding_id, read_tokenizer, token_limit
 from .base import Answers, Example, example_seed
 from .precision import ROW_GROUP, in_row_groups
@@ -58,13 +58,14 @@ class CausalLMTeacher(CheckpointTeacher):
         self._positions = token_limit(self._tokenizer, self._skeleton)
         self._max_length = options.max_length or min(DEFAULT_MAX_LENGTH, self._positions)
         self._check()
-        self.spec = self._make_spec(
+        spec = self._make_spec(
             options,
             max_length=self._max_length,
             tokenizer=tokenizer_digest(self._tokenizer),
             vocabulary=self._words,
             temperatures=options.known_temperatures,
         )
+        self.spec = spec.model_copy(update={"words": words_digest(self._tokenizer)})
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """Rows of each example for each of its tokens, predicted tokens, and generated ones."""

@@ -95,6 +95,7 @@ def _extension(
         weights=asked.weights,
         settings=without_settings(asked, selecting),
         features=tuple(features),
+        words=asked.words,
     )
     return TeacherManifest(
         fingerprint=spec.fingerprint_extending(base.fingerprint),
