@@ -7,12 +7,14 @@ standard error. Exit codes: 0 done, 1 the run failed, 2 the input was wrong.
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
-from .cache_schemas.errors import ArmadaError, InputError
+from .cache_schemas.errors import ArmadaError, InputError, shown_url
 from .pipeline.caches.commands import app as cache_commands
 from .pipeline.logs import LOGGER, LogLevel, set_level, shown
 from .pipeline.options import AsJson, Quiet, Settings, TextColumn
@@ -271,10 +273,21 @@ def _let_the_first_speak(error: ArmadaError) -> None:
         time.sleep(_PATIENCE_S)
 
 
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Messages of other libraries may hold a URL with its password."""
+    whole = "".join(traceback.format_exception(kind, error, trace))
+    print(shown_url(whole), end="", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; exits with 0, 1 or 2."""
-    with shown():
-        _run(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with shown():
+            _run(sys.argv[1:] if arguments is None else arguments)
+    finally:
+        sys.excepthook = _show_traceback  # typer puts its own there
 
 
 def _run(given: list[str]) -> None:

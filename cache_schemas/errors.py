@@ -20,8 +20,31 @@
         ├── ReservationLostError  another writer took a shard over
         └── TrainingError       training cannot go on
 
-A message is one line: what field, which value, what limit, what to do. `assert` is for our bugs.
+A message is one line: what field, which value, what limit, what to do; nothing secret of a URL is
+in it. `assert` is for our bugs.
 """
+
+import re
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
+_USER = re.compile(r"://(?:[^/\s]*|[^/\s@:]*:(?!\d{1,5}/)(?:(?!://)\S)*)@")
+"""User name and password, also one with a slash in it; a colon and a number are a port."""
+
+_PARAMETER = re.compile(r"""([?&;])(?:([^=&;#'"]*)=)?([^&;#]+?)(?=[&;#]|[,.:;)\]}'"]*$)""")
+_PLAIN_PARAMETERS = {"split", "name", "revision", "version", "versionid", "format", "download"}
+
+
+def shown_url(text: str) -> str:
+    """A text without what may be secret of the URLs in it: user names and passwords, and all
+    parameters but those that are known to be harmless."""
+    return _URL.sub(lambda url: _PARAMETER.sub(_shown_parameter, _USER.sub("://", url[0])), text)
+
+
+def _shown_parameter(found: re.Match[str]) -> str:
+    mark, name, _ = found.groups()
+    if name is None:
+        return f"{mark}***"
+    return found[0] if name.lower() in _PLAIN_PARAMETERS else f"{mark}{name}=***"
 
 
 def one_line(text: str) -> str:
@@ -38,7 +61,7 @@ class ArmadaError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(one_line(shown_url(message)))
 
 
 class InputError(ArmadaError):

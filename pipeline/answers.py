@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cache_schemas.errors import DamagedCacheError
+from ..cache_schemas.locations import shown_url
 from ..stages.corpus.corpus import Corpus
 from ..stages.distill.controls import other_places
 from ..stages.distill.order import epoch_order
@@ -24,7 +25,6 @@ from ..stages.store.reading.contents import check_digest, read_digest
 from ..stages.store.reading.feature_array import FeatureArray
 from ..stages.store.reading.reader import Cache, open_cache
 from ..stages.store.transfer.mirror import Mirror, ToCome
-from ..stages.store.transfer.place import shown_url
 from .distill_job import CacheKeys, DistillJob
 
 

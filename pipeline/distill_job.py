@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ..cache_schemas.locations import Source
 from ..stages.corpus.labels import Task
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives.base import ObjectiveSettings
 from ..stages.distill.settings import TrainingSettings
 from ..stages.distill.student import StudentSettings
 from ..stages.store.transfer.connection import is_local, local_path
-from ..stages.store.transfer.place import shown_url
 from .byte_counts import ByteCount
 from .jobs import Job
 from .language.keys import LanguageKeys
@@ -23,8 +23,8 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 class CorpusKeys(Job):
     """What to train on."""
 
-    train: tuple[str, ...] = Field(min_length=1, description="files or folders to train on")
-    validation: tuple[str, ...] = Field(
+    train: tuple[Source, ...] = Field(min_length=1, description="files or folders to train on")
+    validation: tuple[Source, ...] = Field(
         default=(), description="files or folders to choose the best epoch by"
     )
     text_column: tuple[str, ...] = Field(
@@ -93,11 +93,6 @@ class CacheKeys(Job):
         if not isinstance(value, str):
             return value
         return local_path(value) if is_local(value) else value
-
-    @field_serializer("cache", when_used="json")
-    def _without_password(self, value: Path | str | None) -> str | None:
-        # The resolved job is written into the run's folder.
-        return None if value is None else shown_url(str(value))
 
 
 class DistillJob(

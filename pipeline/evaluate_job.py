@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from ..cache_schemas.locations import Source
 from .jobs import Job
 
 
@@ -11,7 +12,7 @@ class EvaluateJob(Job):
     """What to measure, and how."""
 
     student: Path = Field(description="folder that `distill` wrote")
-    corpus: tuple[str, ...] = Field(min_length=1, description="files or folders with labels")
+    corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders with labels")
     text_column: tuple[str, ...] = Field(
         default=(), description="columns of the text segments; default those of training"
     )

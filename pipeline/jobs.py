@@ -11,13 +11,23 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from ..cache_schemas.errors import JobError
+from ..cache_schemas.locations import expand_home, shown
 
 
 def refuse_url(path: Path) -> Path:
     """A folder of this machine; a path that looks like a URL was meant as one."""
+    path = Path(expand_home(str(path)))
     if url := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path)):
         raise JobError(
             f"cache {url[1]}://{url[2]}: looks like a URL; name a folder of this machine "
@@ -30,9 +40,25 @@ LocalFolder = Annotated[Path, AfterValidator(refuse_url)]
 
 
 class Job(BaseModel):
-    """Base of all jobs."""
+    """Base of all jobs. `~` in its paths is written out; as JSON and as text it shows no password
+    of a URL, for jobs are written down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _at_home(cls, value: Any) -> Any:
+        if isinstance(value, Path):
+            return Path(expand_home(str(value)))
+        return tuple(map(cls._at_home, value)) if isinstance(value, tuple) else value
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _to_be_shown(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = shown(plain(self))
+        return document
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [(name, shown(value)) for name, value in super().__repr_args__()]
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -43,7 +69,7 @@ def collect_keys(
 ) -> dict[str, Any]:
     """The keys of a job: those of the file, then options that were given (not None, not empty),
     then KEY=VALUE settings with YAML values. Raises JobError."""
-    keys = _read(file) if file else {}
+    keys = _read(Path(expand_home(str(file)))) if file else {}
     keys |= {key: value for key, value in options.items() if value not in (None, (), [])}
     for setting in settings:
         key, equals, value = setting.partition("=")

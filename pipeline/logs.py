@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
+from ..cache_schemas.errors import shown_url
+
 LOGGER = logging.getLogger("armada")
 
 
@@ -54,6 +56,6 @@ class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-            print(f"{level}{self.format(record)}", file=sys.stderr, flush=True)
+            print(f"{level}{shown_url(self.format(record))}", file=sys.stderr, flush=True)
         except Exception:
             self.handleError(record)

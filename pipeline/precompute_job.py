@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from ..cache_schemas.errors import JobError
+from ..cache_schemas.locations import Source, expand_home
 from ..cache_schemas.manifest import RowsPerShard
 from .device import choose_device
 from .jobs import Job, LocalFolder, make, unknown_key
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class PrecomputeJob(Job):
     """How to ask. Keys that it does not know are options of the teacher."""
 
-    corpus: tuple[str, ...] = Field(min_length=1, description="files or folders of texts")
+    corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders of texts")
     text_column: tuple[str, ...] = Field(
         min_length=1,
         description="columns of the text segments, in order; one that ends in ? may be blank",
@@ -39,7 +40,7 @@ class PrecomputeJob(Job):
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None, description="processes of this machine to ask with; auto is one for each GPU"
     )
-    dask: str | None = Field(
+    dask: Source | None = Field(
         default=None, description="tcp://HOST:PORT or scheduler file of a Dask cluster to ask with"
     )
     takeover_seconds: float = Field(
@@ -84,7 +85,8 @@ class PrecomputeJob(Job):
     def _has_kind_and_source(cls, value: str) -> str:
         if not all(value.partition(":")):
             raise ValueError("is not KIND:SOURCE")
-        return value
+        kind, _, source = value.partition(":")
+        return f"{kind}:{expand_home(source)}"
 
 
 def part_of(text: str) -> tuple[int, int]:

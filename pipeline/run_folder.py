@@ -14,6 +14,7 @@ import yaml
 
 from ..cache_schemas.errors import OutputError
 from ..cache_schemas.layout import PARTIAL_SUFFIX
+from ..cache_schemas.locations import shown
 from ..stages.store.files.atomic import write_atomic
 
 JOB = "job.yaml"
@@ -42,7 +43,7 @@ def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
     """Make `folder` the place of this job; raises OutputError if it is taken."""
     check_free(folder, job, resume)
     if not (folder / JOB).exists():
-        write_atomic(folder / JOB, [yaml.safe_dump(dict(job), sort_keys=False).encode()])
+        write_atomic(folder / JOB, [yaml.safe_dump(shown(job), sort_keys=False).encode()])
 
 
 def check_free(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
@@ -135,7 +136,7 @@ def _both_sides(
 
 def write_json(file: Path, document: Any) -> None:
     """Write a JSON document in one step."""
-    write_atomic(file, [(json.dumps(document, indent=2) + "\n").encode()])
+    write_atomic(file, [(json.dumps(shown(document), indent=2) + "\n").encode()])
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..cache_schemas.errors import ArmadaError, InputError
+from ..cache_schemas.locations import expand_home
 
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
@@ -171,7 +172,7 @@ def _positions(model: Any) -> list[int]:
 
 def source_name(source: str, revision: str | None) -> str:
     """What people call a source: the folder's name, or hub id and revision."""
-    folder = Path(source).expanduser()
+    folder = Path(expand_home(source))
     if folder.is_dir():
         return folder.resolve().name
     return source if revision is None else f"{source}@{revision}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..cache_schemas.canonical import digest
 from ..cache_schemas.errors import InputError
+from ..cache_schemas.locations import expand_home
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"})
 MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -34,7 +35,7 @@ def resolve(
     that match `patterns`.
 
     Raises `error` if it is neither, naming what was tried."""
-    folder = Path(source).expanduser()
+    folder = Path(expand_home(source))
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -9,17 +9,16 @@ An ablation that was cut goes on run by run, and within a run from its last chec
 grow: what is there already is not made again.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ...cache_schemas.errors import OutputError, RunError
+from ...cache_schemas.locations import shown
 from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import open_lock, try_lock
-from ...stages.store.transfer.place import shown_url
 from ..findings.findings import Findings, find
 from ..findings.runs import PLAN, read_run
 from ..progress import CountProgress
@@ -81,7 +80,7 @@ def _claimed(ablation: Ablation) -> Iterator[None]:
             check_free(run.job.output, resolved(run.job), resume=True)
         folders = [str(run.job.output.relative_to(job.output)) for run in ablation.runs]
         write_json(job.output / PLAN, folders)
-        write_atomic(job.output / ABLATION, [yaml.safe_dump(_shown(ablation.keys)).encode()])
+        write_atomic(job.output / ABLATION, [yaml.safe_dump(shown(ablation.keys)).encode()])
         yield
 
 
@@ -93,17 +92,6 @@ def _refuse_taken(output: Path, resume: bool) -> None:
             )
     else:
         require_free(output, {LOCK, PLAN})
-
-
-def _shown(value: Any) -> Any:
-    """Keys of a job as plain data; no password of a URL is written down."""
-    if isinstance(value, Mapping):
-        return {str(key): _shown(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shown(each) for each in value]
-    if isinstance(value, str | Path):
-        return shown_url(str(value))
-    return value
 
 
 def _tidy(logs: Path) -> None:

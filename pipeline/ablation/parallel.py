@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from ...cache_schemas.errors import ArmadaError
+from ...cache_schemas.errors import ArmadaError, shown_url
 from ...stages.store.reading.access import available_memory
 from ..device import environments, visible_gpus
 from ..distill import run_distill
@@ -161,7 +161,7 @@ def _run(job: DistillJob) -> None:
         LOGGER.error(error)
         sys.exit(error.exit_code)
     except Exception:
-        traceback.print_exc()
+        print(shown_url(traceback.format_exc()), file=sys.stderr)
         sys.exit(ArmadaError.exit_code)
 
 

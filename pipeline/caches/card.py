@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from ...cache_schemas.errors import CacheError, OutputError
+from ...cache_schemas.locations import Source, shown_url
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.labels import MISSING, LabelSpace, label_space, label_values
 from ...stages.store.files.atomic import write_atomic
@@ -36,7 +37,7 @@ class CardJob(Job):
     licence: str | None = Field(
         default=None, description="licence of the answers, as the hub spells it: cc-by-4.0"
     )
-    corpus: tuple[str, ...] = Field(
+    corpus: tuple[Source, ...] = Field(
         default=(), description="labelled files to colour the pictures by"
     )
     text_column: tuple[str, ...] = Field(default=(), description="columns of the text segments")
@@ -87,15 +88,14 @@ def run_card(job: CardJob) -> list[Path]:
 
 def _card(job: CardJob, teachers: list[TeacherFacts]) -> str:
     name = job.cache.resolve().name
-    return card(
-        CardFacts(
-            title=job.title or name,
-            name=name,
-            licence=job.licence,
-            digest=read_digest(job.cache),
-            teachers=tuple(teachers),
-        )
+    facts = CardFacts(
+        title=job.title or name,
+        name=name,
+        licence=job.licence,
+        digest=read_digest(job.cache),
+        teachers=tuple(teachers),
     )
+    return shown_url(card(facts))  # earlier caches may hold URLs of corpora as they were given
 
 
 def _refuse_to_replace(output: Path, force: bool) -> None:

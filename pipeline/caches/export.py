@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.locations import Source
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus, column_name, read_corpus
 from ...stages.language.vocabulary import tokenizer_digest
@@ -45,7 +46,7 @@ class ExportJob(Job):
     teacher: str | None = Field(
         default=None, description="fingerprint of the teacher, or a prefix no other one shares"
     )
-    corpus: tuple[str, ...] = Field(min_length=1, description="files or folders of texts")
+    corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders of texts")
     text_column: tuple[str, ...] = Field(
         min_length=1, description="columns that hold the text segments, in order"
     )

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.features import FeatureName, StoredDtype
+from ...cache_schemas.locations import Source
 from ...cache_schemas.manifest import RowsPerShard
 from ...cache_schemas.teachers import SettingValue
 from ..jobs import Job, LocalFolder
@@ -31,7 +32,7 @@ class ImportJob(Job):
     declare: dict[str, SettingValue] = Field(
         default_factory=dict, description="what is known of the features' origin, key by key"
     )
-    corpus: tuple[str, ...] = Field(
+    corpus: tuple[Source, ...] = Field(
         default=(),
         description="files or folders of the texts; may be left out if they are in the Parquet",
     )

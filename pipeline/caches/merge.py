@@ -6,6 +6,7 @@ from pathlib import Path
 from ...cache_schemas.errors import CacheError
 from ...cache_schemas.manifest import TeacherManifest
 from ...stages.store.format.manifests import choose_teacher, list_teachers, read_commits
+from ...stages.store.transfer.connection import local_path
 from ...stages.store.upkeep.merge import Merged, merge_teacher
 from ...stages.store.writing.admission import is_new
 from ..precompute import say_that_it_waits
@@ -23,6 +24,7 @@ def merge_caches(
     `teacher` is a fingerprint, or a prefix, of the one to copy, along with features that were added
     to it; all are copied if it is left out. `path` is made if it is not there.
     Raises CacheError for a source that is no cache, holds nothing, or is the destination."""
+    sources = [local_path(str(source)) for source in sources]
     for source in sources:
         _refuse_itself(path, source)
     here = {} if is_new(path) else _teachers(path)

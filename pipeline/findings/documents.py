@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...cache_schemas.errors import InputError, JobError
+from ...cache_schemas.locations import shown
 from ..distill_job import DistillJob
 from ..jobs import make
 from ..run_folder import JOB, LOG, METRICS, RUN
@@ -103,7 +104,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise _unreadable(file, cause) from cause
     if not isinstance(content, dict):
         raise RunFolderError(f"run {file.parent}: {file.name} is not a mapping of keys to values")
-    return content
+    return dict(shown(content))
 
 
 class _WithoutAliases(yaml.SafeLoader):

@@ -124,7 +124,7 @@ def _study(runs: Sequence[FinishedRun]) -> Study:
 
 def _title(job: DistillJob) -> str:
     train, validation = (
-        " + ".join("/".join(Path(source).parts[-2:]) for source in sources)
+        " + ".join("/".join(Path(source.partition("?")[0]).parts[-2:]) for source in sources)
         for sources in (job.train, job.validation)
     )
     return f"{train}, validated on {validation}" if validation else train

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.locations import shown_url
 from ...stages.distill.evaluation import lower_is_better
 from ...stages.store.transfer.connection import is_local
-from ...stages.store.transfer.place import shown_url
 from ..distill_job import DistillJob
 from ..run_folder import JOB, METRICS
 from ..same_student import student_settings
@@ -102,6 +102,12 @@ class FinishedRun:
                 f"run {self.folder}: cache {shown_url(str(place))}: is at a URL, which is not "
                 "opened for a report; pull it, and name it with --set cache=FOLDER"
             )
+        for source in () if from_afar else (*self.job.train, *self.job.validation):
+            if not is_local(source):
+                raise JobError(
+                    f"run {self.folder}: corpus {source}: is not on this machine, and is not "
+                    "fetched for a report"
+                )
         mirror = {} if from_afar else {"mirror": None, "mirror_limit": None}
         return self.job.model_copy(update={"cache": place, "expect_digest": None} | mirror)
 

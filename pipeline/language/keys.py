@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, field_validator
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.distill.language.settings import LanguageSettings
 from ...stages.language.recipe import Recipe
 from ...stages.store.transfer.connection import is_local, local_path
-from ...stages.store.transfer.place import shown_url
 from ..jobs import make
 
 WORD_FEATURES = ("top_k", "draws", "dense")
@@ -80,11 +79,6 @@ class LanguageKeys(RecipeKeys):
         if not isinstance(value, str):
             return value
         return local_path(value) if is_local(value) else value
-
-    @field_serializer("token_cache", when_used="json")
-    def _words_without_password(self, value: Path | str | None) -> str | None:
-        # The resolved job is written into the run's folder.
-        return None if value is None else shown_url(str(value))
 
     @property
     def beside_a_feature(self) -> bool:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from ...cache_schemas.errors import CorpusError
 from ...cache_schemas.keys import KeyArray, example_key, keys_to_array
+from ...cache_schemas.locations import shown_url
 from .files import read_columns
 
 OPTIONAL = "?"
@@ -83,7 +84,7 @@ class Corpus:
 
 def corpus_name(source: str) -> str:
     """Name of a file or folder, without its path: that is nobody else's business."""
-    return PurePosixPath(source.rstrip("/")).name
+    return PurePosixPath(shown_url(source).rstrip("/")).name.partition("?")[0]
 
 
 def read_corpus(
@@ -111,7 +112,7 @@ def read_corpus(
         _read_part(source, text_columns, label_column, id_column, skip_bad_rows, limit)
         for source in sources
     ]
-    corpus = _join(sources, parts)
+    corpus = _join([shown_url(source) for source in sources], parts)
     if len(corpus) == 0:
         raise CorpusError(f"corpus {', '.join(sources)}: holds no rows to use")
     return corpus

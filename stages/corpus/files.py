@@ -19,6 +19,7 @@ import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.json
 import pyarrow.parquet as pq
+from fsspec.utils import infer_compression
 
 from ...cache_schemas.errors import CorpusError
 
@@ -73,13 +74,14 @@ def _read_file(source: str, text: Sequence[str], wanted: Sequence[str]) -> pa.Ta
         ".csv": _read_csv,
         ".tsv": _read_tsv,
     }
-    suffixes = [suffix for suffix in Path(source).suffixes if suffix not in COMPRESSED]
+    name = source.partition("?")[0] if "://" in source else source
+    suffixes = [suffix for suffix in Path(name).suffixes if suffix not in COMPRESSED]
     reader = readers.get(suffixes[-1].lower() if suffixes else "")
     if reader is None:
         raise CorpusError(
             f"corpus {source}: unknown kind of file; name a {', '.join(readers)} file or a folder"
         )
-    with fsspec.open(source, "rb", compression="infer") as file:
+    with fsspec.open(source, "rb", compression=infer_compression(name)) as file:
         return reader(file, text)
 
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ...cache_schemas.locations import Source
 from ..corpus.labels import LabelSpace
 from .aligner import ClassificationHead
 from .pooling import Pooler, Pooling
@@ -23,7 +24,7 @@ class StudentSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    student: str = Field(
+    student: Source = Field(
         description="folder, hub id, or scratch:TYPE (scratch:bert, scratch:opt, ...) to start "
         "from random weights"
     )
@@ -43,7 +44,7 @@ class StudentSettings(BaseModel):
     student_vocab_size: int = Field(
         default=8192, ge=16, description="size of the vocabulary trained on the corpus (scratch)"
     )
-    student_tokenizer: str | None = Field(
+    student_tokenizer: Source | None = Field(
         default=None, description="folder or hub id of a tokenizer for scratch:TYPE"
     )
     pooling: Literal["auto"] | Pooling = Field(

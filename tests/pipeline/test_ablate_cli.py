@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from armada.pipeline.ablation.ablate import LOCK, _shown
+from armada.cache_schemas.locations import shown
+from armada.pipeline.ablation.ablate import LOCK
 from armada.pipeline.ablation.parallel import room
 from armada.pipeline.run_folder import is_free
 from armada.stages.store.files.lock import open_lock, try_lock
@@ -149,10 +150,10 @@ def test_all_cells_are_checked_before_a_run_starts(armada: CommandLine, job, tmp
 def test_no_password_is_written_down(job, tmp_path: Path):
     url = "https://me:secret@example.org/cache"
     keys = yaml.safe_load(job(cache=url, grid=[{"cache": [url]}]).read_text())
-    shown = _shown(keys)
-    assert "secret" not in yaml.safe_dump(shown)
-    assert shown["train"] == keys["train"]
-    assert shown["grid"] == [{"cache": ["https://example.org/cache"]}]
+    written = shown(keys)
+    assert "secret" not in yaml.safe_dump(written)
+    assert written["train"] == keys["train"]
+    assert written["grid"] == [{"cache": ["https://example.org/cache"]}]
 
 
 def test_a_kill_while_a_file_is_written_does_not_take_the_folder(

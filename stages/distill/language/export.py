@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ....cache_schemas.errors import StudentSourceError
+from ....cache_schemas.locations import expand_home
 from ...corpus.labels import LabelSpace
 from ...language.recipe import Recipe
 from ...pretrained import quiet_transformers
@@ -47,7 +48,7 @@ class LanguageCard(BaseModel):
 def named_base(source: str, revision: str | None) -> dict[str, str | None]:
     """What a card says of the model that adapters are made for. Raises StudentSourceError."""
     folder = resolve(source, revision, StudentSourceError)
-    local = Path(source).expanduser().is_dir()
+    local = Path(expand_home(source)).is_dir()
     return {
         "base": str(folder.resolve()) if local else source,
         "base_revision": revision,

@@ -22,6 +22,7 @@ from ....cache_schemas.errors import CacheError, MissingFeatureError, MissingKey
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import KeyArray, keys_to_array
 from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
+from ....cache_schemas.locations import expand_home
 from ....cache_schemas.manifest import RunRecord, TeacherManifest
 from ..files.plain_files import read_document
 from ..format.index import KeyIndex, Rows
@@ -50,7 +51,7 @@ def open_cache(
     that fit into memory, `cold` for larger ones, `auto` by size. Raises CacheError (or
     CacheVersionError, DamagedCacheError) if there is no such cache or teacher.
     """
-    path = Path(path)
+    path = Path(expand_home(str(path)))
     teachers = list_teachers(path)
     empty = [t.fingerprint for t in teachers if not has_commits(path, t)]
     chosen = choose_teacher(path, teachers, teacher, empty)

@@ -11,6 +11,7 @@ from fsspec.config import conf
 from fsspec.core import split_protocol, url_to_fs
 
 from ....cache_schemas.errors import CacheError
+from ....cache_schemas.locations import expand_home
 
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 """Protocol -> extra of this package that brings its driver."""
@@ -27,7 +28,7 @@ def is_local(url: str) -> bool:
 def local_path(url: str) -> Path:
     """The folder of a path or a file: URL."""
     _, colon, path = url.partition("://")
-    return Path(unquote(path)) if colon else Path(url)
+    return Path(expand_home(unquote(path) if colon else url))
 
 
 def connect(url: str, shown: str, options: Mapping[str, Any]) -> tuple[Any, str]:

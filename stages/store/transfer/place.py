@@ -5,7 +5,6 @@ disk, bytes, names; or one line that says what the place refused. Passwords in U
 options are in no message and in no file.
 """
 
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ....cache_schemas.errors import ArmadaError, CacheError, DamagedCacheError, StorageError
+from ....cache_schemas.locations import shown_url
 from ..files.atomic import storage_error
 from ..files.plain_files import plain_size
 from .connection import connect, is_local, local_path
@@ -195,11 +195,6 @@ def writable(place: RemotePlace) -> RemotePlace:
     if place.read_only:
         raise CacheError(f"{place.shown}: cannot be pushed to over HTTP; it is for pulling")
     return place
-
-
-def shown_url(text: str) -> str:
-    """A text without the user names and passwords of the URLs in it."""
-    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .....cache_schemas.errors import TeacherSourceError
+from .....cache_schemas.locations import expand_home
 from ....sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors
 
 INDEX = "model_index.json"
@@ -147,7 +148,7 @@ def lora_file(source: str) -> Path:
     """The safetensors file of a LoRA, given as that file or as a folder that holds only it."""
     if find_spec("peft") is None:
         raise TeacherSourceError(f"lora {source}: needs peft; install armada-kd[lora]")
-    path = Path(source).expanduser()
+    path = Path(expand_home(source))
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if len(files) != 1:
         raise TeacherSourceError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .....cache_schemas.errors import TeacherSourceError
+from .....cache_schemas.locations import expand_home
 from ....pretrained import source_name
 from ....sources import PICKLE_SUFFIXES, require_safetensors, resolve
 
@@ -39,7 +40,7 @@ def find_clip(source: str, weights: str | None, revision: str | None) -> ClipSou
     """The model of that source. Raises TeacherSourceError for what is not one, or is not safe."""
     import open_clip
 
-    here = weights is None and Path(source).expanduser().is_dir()
+    here = weights is None and Path(expand_home(source)).is_dir()
     if source in open_clip.list_models() and not here:
         config = open_clip.get_model_config(source)
         file = _named_weights(source, config, weights, revision)
@@ -54,7 +55,7 @@ def find_clip(source: str, weights: str | None, revision: str | None) -> ClipSou
 
 def _from_folder(source: str, revision: str | None) -> ClipSource:
     place = source.removeprefix(HUB_PREFIX)
-    if place == source and not Path(source).expanduser().is_dir():
+    if place == source and not Path(expand_home(source)).is_dir():
         raise TeacherSourceError(
             f"source {source}: is no folder here, no {HUB_PREFIX}org/name and no architecture of "
             "open_clip; name one of them"
@@ -103,7 +104,7 @@ def _named_weights(
             f"weights: {source} is an architecture without weights; name a safetensors file or one "
             f"of its tags ({tags})"
         )
-    file = Path(weights).expanduser()
+    file = Path(expand_home(weights))
     if file.suffix in PICKLE_SUFFIXES:
         raise TeacherSourceError(
             f"weights: {weights} is pickled, which can run code when opened; "

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from armada.cache_schemas.errors import CacheError, StorageError
+from armada.cache_schemas.errors import CacheError, StorageError, shown_url
 from armada.stages.store.transfer.connection import connect, is_local, local_path
 from armada.stages.store.transfer.download import TooLargeError
 from armada.stages.store.transfer.place import (
     LocalPlace,
     RemotePlace,
     open_place,
-    shown_url,
     writable,
 )
 from file_server import serving
