@@ -2,15 +2,16 @@
 
 Stage 1 (`armada precompute`) asks a frozen teacher once about every text of a corpus and keeps its
 answers in a cache. Stage 2 (`armada distill`) trains students from that cache. `open_cache` reads
-one from Python.
+one from Python; `load_student` opens what a run left, as a module that predicts.
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open_cache"]
+__all__ = ["__version__", "load_student", "open_cache"]
 
 if TYPE_CHECKING:
+    from .stages.distill.saved_student import load_student
     from .stages.store.reading.reader import open_cache
 
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from .stages.store.reading.reader import open_cache
 
         return open_cache
+    if name == "load_student":
+        from .stages.distill.saved_student import load_student
+
+        return load_student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,8 @@ from typing import Any
 
 import yaml
 
+from ..stages.distill.language.student import LanguageStudent
+from ..stages.distill.student import Student
 from .distill_job import DistillJob
 from .student_data import StudentData
 
@@ -19,18 +21,44 @@ control `{control}`, seed {seed}. {teacher}
 
 Trained on {examples} examples ({unlabelled} without a label), {columns} -> {label}.
 
+{opening}
+"""
+
+_PIPELINE = """It is a {model}, and opens as one:
+
 ```python
-from transformers import AutoModel, AutoTokenizer
+from transformers import pipeline
 
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModel.from_pretrained(folder)  # the transformer; the task head is in heads.safetensors
+pipeline("text-classification", folder, truncation=True)("a text")
 ```
+"""
 
-With its head: `armada evaluate FOLDER --corpus FILE`.
+_RELU = """
+A score below 0 stands for 0: the student was trained so, and `armada evaluate` reads it so.
+"""
+
+_LANGUAGE = """It is a language model; with `peft`, where adapters were trained:
+
+```python
+from transformers import pipeline
+
+pipeline("text-generation", folder)("a text")
+```
+"""
+
+_ARMADA = """transformers has no class for its head: `AutoModel` opens it without. With it:
+
+```python
+import armada
+
+armada.load_student(folder).predict(["a text"])
+```
 """
 
 
-def model_card(job: DistillJob, metrics: dict[str, Any], data: StudentData) -> str:
+def model_card(
+    job: DistillJob, metrics: dict[str, Any], data: StudentData, student: Student | LanguageStudent
+) -> str:
     """Markdown with a YAML head as model hubs expect."""
     head = {"library_name": "transformers", "tags": ["armada", "knowledge-distillation"]}
     values = metrics["validation"] or {}
@@ -46,7 +74,17 @@ def model_card(job: DistillJob, metrics: dict[str, Any], data: StudentData) -> s
         unlabelled=metrics["unlabelled_examples"],
         columns=", ".join(f"`{name}`" for name in job.text_column),
         label=f"`{job.label_column}`" if job.label_column else "the teacher's feature",
+        opening=_opening(student),
     )
+
+
+def _opening(student: Student | LanguageStudent) -> str:
+    if isinstance(student, LanguageStudent):
+        return _LANGUAGE
+    if student.pooling != "own":
+        return _ARMADA
+    opened = _PIPELINE.format(model=type(student.model).__name__)
+    return opened + _RELU if student.space.regression else opened
 
 
 def _teacher(data: StudentData) -> str:

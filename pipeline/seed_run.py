@@ -3,7 +3,7 @@
 OUTPUT/ (or OUTPUT/seed-N/ when there are several seeds)
     job.yaml        the resolved job        metrics.json   the figures, written last
     run.json        versions, fingerprints  log.jsonl      loss terms and metrics by step
-    student/        opens with AutoModel.from_pretrained; heads and card beside the weights
+    student/        opens as the class that its config names; heads and card beside the weights
     aligner/        the TS aligner          tensorboard/   the same log for TensorBoard
 """
 
@@ -171,7 +171,7 @@ class SeedRun:
         student = model.student
         card = StudentCard(
             space=self.data.space,
-            pooling=student.pooler.pooling,
+            pooling=student.pooling,
             dropout=student.dropout,
             max_length=built.max_length,
             text_columns=self.job.text_column,
@@ -180,7 +180,7 @@ class SeedRun:
         )
         folder = self.folder / "student"
         save_student(folder, student, built.tokenizer, model.objective, card)
-        readme = model_card(self.job, metrics, self.data)
+        readme = model_card(self.job, metrics, self.data, student)
         (folder / "README.md").write_text(readme, encoding="utf-8")
 
 

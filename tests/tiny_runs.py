@@ -81,6 +81,7 @@ class Bench:
 
     student: Path
     cache: Cache
+    pooling: str = "auto"
 
     def run(
         self,
@@ -99,7 +100,7 @@ class Bench:
         """A run in `folder` as the pipeline would make it; `weights` are settings of the objective,
         `settings` those of training."""
         torch.manual_seed(seed)
-        chosen = StudentSettings(student=str(self.student))
+        chosen = StudentSettings(student=str(self.student), pooling=self.pooling)
         student, tokenizer = load_student(chosen, space, [], dropout)
         parsed = parse_control(control)
         name = "undistilled" if parsed.name == "undistilled" else objective

@@ -77,4 +77,5 @@ class LanguageSeedRun(SeedRun):
         )
         folder = self.folder / "student"
         save_language_student(folder, model.student, built.tokenizer, model.objective, card)
-        (folder / "README.md").write_text(model_card(job, metrics, data), encoding="utf-8")
+        readme = model_card(job, metrics, data, model.student)
+        (folder / "README.md").write_text(readme, encoding="utf-8")

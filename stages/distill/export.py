@@ -1,8 +1,10 @@
 """A trained student as a folder, and back.
 
-student/config.json, model.safetensors, tokenizer files   opens with AutoModel.from_pretrained
-student/heads.safetensors     pooler.*, head.*, and the objective's parts beside the aligner
-student/armada_student.json   StudentCard: what the heads are and what they read
+student/config.json, model.safetensors, tokenizer files   opens as the class that the configuration
+                              names: the family's sequence classifier, or its transformer alone
+student/heads.safetensors     the objective's parts beside the aligner; pooler.* and head.* where
+                              the class has none of its own
+student/armada_student.json   StudentCard: what the student is and what it reads
 aligner/aligner.safetensors   the TS aligner, if the objective has one
 """
 
@@ -18,9 +20,10 @@ from ...cache_schemas.errors import StorageError, StudentSourceError
 from ..corpus.labels import LabelSpace
 from ..pretrained import quiet_transformers, refusing
 from .objectives.base import Objective
-from .pooling import Pooling
-from .student import Student
-from .student_source import load_backbone, load_tokenizer, match_tokenizer
+from .own_classifier import read_classifier
+from .pooling import AnyPooling
+from .student import ClassifierStudent, PooledStudent, Student
+from .student_models import load_backbone, load_config, load_tokenizer, match_tokenizer
 
 CARD = "armada_student.json"
 HEADS = "heads.safetensors"
@@ -36,7 +39,7 @@ class StudentCard(BaseModel):
 
     card_version: Literal[1] = 1
     space: LabelSpace
-    pooling: Pooling
+    pooling: AnyPooling
     dropout: float
     max_length: int
     text_columns: tuple[str, ...]
@@ -48,11 +51,15 @@ def save_student(
     folder: Path, student: Student, tokenizer: Any, objective: Objective, card: StudentCard
 ) -> None:
     """Write the student folder."""
+    tokenizer.model_max_length = card.max_length  # where whoever truncates is to cut
+    # A tokenizer saves the side that it pads only if it was told one when it was made.
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
     with quiet_transformers():
-        student.backbone.save_pretrained(folder)
+        student.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    tensors = student.state_dict() | objective.state_dict(prefix=_OBJECTIVE)
-    save_parts(folder / HEADS, {n: t for n, t in tensors.items() if not n.startswith("backbone.")})
+    own = {} if isinstance(student, ClassifierStudent) else student.state_dict()
+    beside = {name: t for name, t in own.items() if not name.startswith("backbone.")}
+    save_parts(folder / HEADS, beside | objective.state_dict(prefix=_OBJECTIVE))
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -71,14 +78,25 @@ def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
     """A student written by `save_student`, its tokenizer and its card.
 
     Accepts the student folder or the output folder around it; raises StudentSourceError."""
-    if not (folder / CARD).is_file() and (folder / "student" / CARD).is_file():
-        folder = folder / "student"
+    folder = student_folder(folder)
     card = read_card(folder / CARD, StudentCard)
-    student = Student(load_backbone(folder), card.pooling, card.space, card.dropout)
-    _load_heads(folder, student)
     tokenizer = load_tokenizer(folder)
-    match_tokenizer(tokenizer, student.backbone.config)
+    match_tokenizer(tokenizer, load_config(folder))
+    student: Student
+    if card.pooling == "own":
+        student = read_classifier(folder, tokenizer, card.space, card.dropout)
+    else:
+        tokenizer.padding_side = "right"  # which the tokenizers of older folders may not say
+        student = PooledStudent(load_backbone(folder), card.pooling, card.space, card.dropout)
+        _load_heads(folder, student)
     return student.eval(), tokenizer, card
+
+
+def student_folder(folder: Path) -> Path:
+    """The folder of the student in a run's folder, or that folder itself."""
+    if not (folder / CARD).is_file() and (folder / "student" / CARD).is_file():
+        return folder / "student"
+    return folder
 
 
 def load_saved_objective(folder: Path, objective: Objective) -> Objective:

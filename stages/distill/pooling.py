@@ -2,7 +2,8 @@
 
 `pooler` is the model's own (BERT), `context` a dense layer over the first token with the model's
 activation (as DeBERTa's and DistilBERT's classifiers have; trained with the student), `cls` the
-first token, `mean` the mean over tokens, `last` the last token (decoders).
+first token, `mean` the mean over tokens, `last` the last token (decoders). `own` is what the last
+layer of the family's own sequence classifier reads, which is no matter of this module.
 """
 
 from typing import Any, Literal
@@ -10,20 +11,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..language.classifiers import last_token, mean_of_tokens
+
 Pooling = Literal["pooler", "context", "cls", "mean", "last"]
+AnyPooling = Literal["own"] | Pooling
 
 
 class Pooler(nn.Module):
     """Pools the output of a transformer; only `context` has weights."""
 
-    def __init__(self, pooling: Pooling, config: Any, dropout: float) -> None:
+    def __init__(self, pooling: Pooling, config: Any, width: int, dropout: float) -> None:
+        """`width`: that of the states, H."""
         super().__init__()
         self.pooling = pooling
         if pooling == "context":
             from transformers.activations import ACT2FN
 
             self.dropout = nn.Dropout(dropout)
-            self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+            self.dense = nn.Linear(width, width)
             name = getattr(config, "pooler_hidden_act", None)
             self.activation: nn.Module = ACT2FN[name or getattr(config, "hidden_act", "gelu")]
 
@@ -34,21 +39,10 @@ class Pooler(nn.Module):
             return pooled
         states_BTD: Tensor = outputs.last_hidden_state
         if self.pooling == "mean":
-            weight_BT1 = mask_BT.unsqueeze(-1).to(states_BTD.dtype)
-            return (states_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
+            return mean_of_tokens(states_BTD, mask_BT)
         if self.pooling == "last":
-            return states_BTD[_rows(mask_BT), _last(mask_BT)]
+            return last_token(states_BTD, mask_BT)
         first_BD = states_BTD[:, 0]
         if self.pooling == "context":
             return torch.as_tensor(self.activation(self.dense(self.dropout(first_BD))))
         return first_BD
-
-
-def _rows(mask_BT: Tensor) -> Tensor:
-    return torch.arange(mask_BT.shape[0], device=mask_BT.device)
-
-
-def _last(mask_BT: Tensor) -> Tensor:
-    """Place of the last token of each text, whichever side is padded."""
-    places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    return (mask_BT * places_T).argmax(1)

@@ -1,6 +1,7 @@
 """Students from nothing: a configuration of any model type, a vocabulary from the corpus."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from ...cache_schemas.errors import StudentSourceError
@@ -40,9 +41,11 @@ def make_config(settings: StudentSettings, tokenizer: Any) -> Any:
     width, heads = settings.student_hidden_size, settings.student_heads
     sizes = {
         "hidden_size": width,
+        "pooler_hidden_size": width,  # DeBERTa
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "head_dim": width // heads,
+        "d_head": width // heads,  # XLNet
         "num_hidden_layers": settings.student_layers or DEFAULT_LAYERS,
         "intermediate_size": 4 * width,
         "ffn_dim": 4 * width,  # OPT
@@ -56,7 +59,11 @@ def make_config(settings: StudentSettings, tokenizer: Any) -> Any:
     }
     for name, value in sizes.items():
         if hasattr(config, name):
-            setattr(config, name, value)
+            with suppress(NotImplementedError):  # XLNet has a limit that it cannot have
+                setattr(config, name, value)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        config.layer_types = [kinds[at % len(kinds)] for at in range(config.num_hidden_layers)]
     return config
 
 

@@ -1,19 +1,28 @@
 """The student: a transformer, a pooled vector, a task head.
 
 In: token ids [B, T]. Out: pooled [B, D] and output [B, K]. Shapes: B rows, T tokens, D the width
-of the student, K classes (1 for regression).
+of a pooled text, K classes (1 for regression).
+
+A student with a task is, where it can be, the family's own sequence classifier: pooled is what its
+last linear layer reads, and the folder it leaves opens as that class (`ClassifierStudent`). Where
+another pooling is asked for, or there is nothing to classify, pooling and head are made here
+(`PooledStudent`).
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ...cache_schemas.locations import Source
 from ..corpus.labels import LabelSpace
-from .aligner import ClassificationHead
-from .pooling import Pooler, Pooling
+from ..language.classifiers import ClassifierHead
+from ..language.probes import ask_briefly, probing, without_memory
+from .aligner import WEIGHT_STD, ClassificationHead
+from .pooling import AnyPooling, Pooler, Pooling
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Of a batch, what a student reads."""
@@ -47,44 +56,126 @@ class StudentSettings(BaseModel):
     student_tokenizer: Source | None = Field(
         default=None, description="folder or hub id of a tokenizer for scratch:TYPE"
     )
-    pooling: Literal["auto"] | Pooling = Field(
-        default="auto", description="text vector: pooler, context, cls, mean or last"
+    pooling: Literal["auto"] | AnyPooling = Field(
+        default="auto",
+        description="text vector: own (what the last layer of the family's own sequence classifier "
+        "reads), pooler, context, cls, mean or last; auto is own if there is a task and such a "
+        "classifier",
     )
     max_length: int | None = Field(
         default=None, ge=2, description="most tokens of a text; default 128, or what it takes"
     )
 
 
-class Student(nn.Module):
+class Student(nn.Module, ABC):
+    """Reads texts: pooled vectors of them, and the answers of its head."""
+
+    model: Any
+    """What transformers saves and opens."""
+    backbone: Any
+    """The transformer below the head."""
+    pooling: AnyPooling
+    space: LabelSpace
+    dropout: float
+    """Of the head."""
+    dim: int
+    """D, the width of a pooled text."""
+    _always: dict[str, bool]
+
+    @abstractmethod
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(pooled [B, D], output [B, K])."""
+
+    def _inputs(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        return inputs | self._always
+
+
+class PooledStudent(Student):
     """backbone -> pooler -> head; the head is dropout and a linear layer (ReLU for regression)."""
+
+    pooling: Pooling
 
     def __init__(
         self, backbone: Any, pooling: Pooling, space: LabelSpace, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.space = space
-        self.dropout = dropout
+        self.space, self.pooling, self.dropout = space, pooling, dropout
         self.backbone = backbone
-        # Keys and values are kept to generate text, which is not done here.
-        self._always = {"use_cache": False} if is_decoder(backbone.config) else {}
-        self.pooler = Pooler(pooling, backbone.config, dropout)
+        self._always = without_memory(backbone)
+        outputs, mask_BT = ask_briefly(backbone)
+        width = outputs.last_hidden_state.shape[-1]
+        self.pooler = Pooler(pooling, backbone.config, width, dropout)
+        with probing(self.pooler):
+            self.dim = self.pooler(outputs, mask_BT).shape[-1]
         self.head = ClassificationHead(self.dim, space.num_labels, space.regression, dropout)
 
     @property
-    def dim(self) -> int:
-        """D, the width of a pooled text."""
-        return int(self.backbone.config.hidden_size)
+    def model(self) -> Any:
+        """The transformer: the head is none that it has in the library."""
+        return self.backbone
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(pooled [B, D], output [B, K])."""
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= self._always
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = token_type_ids
-        pooled_BD = self.pooler(self.backbone(**inputs), attention_mask)
+        outputs = self.backbone(**self._inputs(input_ids, attention_mask, token_type_ids))
+        pooled_BD = self.pooler(outputs, attention_mask)
         return pooled_BD, self.head(pooled_BD)
+
+
+class ClassifierStudent(Student):
+    """The family's own sequence classifier: output is its logits (and ReLU for regression), pooled
+    what enters its last linear layer, before dropout.
+
+    A family without dropout there gets it here, in training."""
+
+    pooling = "own"
+
+    def __init__(
+        self, model: Any, head: ClassifierHead, space: LabelSpace, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.space, self.dropout = space, dropout
+        self.model = model
+        self._always = without_memory(model)
+        self.own_head = head
+        self.dim = int(self.last_layer.in_features)
+        if head.dropout is not None:
+            model.get_submodule(head.dropout).p = dropout
+
+    @property
+    def backbone(self) -> Any:
+        """The transformer below the family's head."""
+        return self.model.base_model
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """From a pooled text to the logits."""
+        layer: nn.Linear = self.model.get_submodule(self.own_head.linear)
+        return layer
+
+    def draw_last_layer(self) -> None:
+        """Begin with weights N(0, 0.02) and without a bias, as the method does."""
+        nn.init.normal_(self.last_layer.weight, std=WEIGHT_STD)
+        if self.last_layer.bias is not None:
+            nn.init.zeros_(self.last_layer.bias)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(pooled [B, D], output [B, K])."""
+        inputs = self._inputs(input_ids, attention_mask, token_type_ids)
+        pooled_BD, output_BK = self.own_head.read(self.model, inputs)
+        if self.training and self.own_head.dropout is None:
+            output_BK = self.last_layer(F.dropout(pooled_BD, self.dropout))
+        return pooled_BD, F.relu(output_BK) if self.space.regression else output_BK
 
 
 def check_kind(config: Any) -> str | None:
@@ -106,8 +197,8 @@ def is_decoder(config: Any) -> bool:
 
 
 def choose_pooling(asked: Literal["auto"] | Pooling, backbone: Any) -> Pooling:
-    """The pooling as asked; 'auto': last token of a decoder, else the model's pooler if it has
-    one, else a dense layer over the first token."""
+    """The pooling of a transformer as asked; 'auto': last token of a decoder, else the model's
+    pooler if it has one, else a dense layer over the first token."""
     if asked != "auto":
         return asked
     if is_decoder(backbone.config):

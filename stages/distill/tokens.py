@@ -29,6 +29,7 @@ class Tokens:
     offsets: npt.NDArray[np.int64]
     pads: Mapping[str, int]
     truncated: int
+    pad_left: bool = False
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -38,7 +39,9 @@ class Tokens:
         starts = self.offsets[examples]
         lengths = self.offsets[examples + 1] - starts
         place_BT = np.arange(lengths.max())[None, :]
-        mask_BT = place_BT < lengths[:, None]
+        if self.pad_left:
+            place_BT = place_BT - (lengths.max() - lengths)[:, None]
+        mask_BT = (place_BT >= 0) & (place_BT < lengths[:, None])
         source_BT = np.where(mask_BT, starts[:, None] + place_BT, 0)
         batch = {
             name: torch.from_numpy(np.where(mask_BT, flat[source_BT], self.pads[name]).astype("i8"))
@@ -60,6 +63,7 @@ def encode(tokenizer: Any, examples: Sequence[tuple[str, ...]], max_length: int)
         offsets=np.cumsum(lengths, dtype=np.int64),
         pads={"input_ids": tokenizer.pad_token_id, "token_type_ids": 0},
         truncated=truncated,
+        pad_left=tokenizer.padding_side == "left",
     )
 
 

@@ -1,2 +1,2 @@
-"""Texts as tokens, hidden states as logits: what teachers and students that are causal language
-models share."""
+"""Texts as tokens, hidden states as logits: what teachers and students that are language models
+share."""

@@ -7,15 +7,14 @@ Some families scale their logits, or cap them. `find_transform` reads that off a
 proves it: the logits made so are those that the model itself gives.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PROBE_TOKENS = 5
+from .probes import PROBE_TOKENS, probing
+
 TOLERANCE = 2e-2
 """Of the largest logit: half precision, in other kernels, and no more."""
 
@@ -122,15 +121,3 @@ def same_states(states: Tensor, others: Tensor) -> bool:
     most = NOISE if states.dtype in (torch.float32, torch.float64) else HALF_NOISE
     error = (states - others).abs().max() / states.abs().max().clamp(min=1e-6)
     return bool(error <= most)
-
-
-@contextmanager
-def probing(model: Any) -> Iterator[None]:
-    """A model that is asked something by the way: without dropout, without gradients."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

@@ -14,7 +14,8 @@ from ...pretrained import token_limit
 from ...sources import resolve
 from ..scratch import make_config, train_byte_tokenizer
 from ..student import StudentSettings, is_decoder, keep_layers
-from ..student_source import SCRATCH, load_backbone, load_config, load_tokenizer, random_model
+from ..student_models import load_backbone, load_config, load_tokenizer, random_model
+from ..student_source import SCRATCH
 from .adapters import with_adapters
 from .settings import LoraSettings
 from .student import LanguageStudent

@@ -15,7 +15,7 @@ from armada.stages.distill.batches import DistillDataset, as_batch
 from armada.stages.distill.controls import Control, Gather, controlled, other_places
 from armada.stages.distill.order import epoch_order
 from armada.stages.distill.sampler import EpochBatches
-from armada.stages.distill.student_source import load_tokenizer
+from armada.stages.distill.student_models import load_tokenizer
 from armada.stages.distill.tokens import encode
 from armada.stages.store.reading.block_shuffle import BlockOrder
 from armada.stages.store.reading.reader import Cache

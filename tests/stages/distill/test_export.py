@@ -17,7 +17,7 @@ from armada.stages.distill.export import (
     save_student,
 )
 from armada.stages.distill.model import DistillModel
-from armada.stages.distill.student_source import load_tokenizer
+from armada.stages.distill.student_models import load_tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import NUMBERS, TEXTS, THREE_CLASSES, Bench, class_labels, dataset, make_cache
@@ -30,7 +30,7 @@ KINDS = ["bert", "roberta", "distilbert", "deberta", "opt", "llama"]
 def make_card(model: DistillModel, **changes: Any) -> StudentCard:
     card = {
         "space": model.student.space,
-        "pooling": model.student.pooler.pooling,
+        "pooling": model.student.pooling,
         "dropout": 0.1,
         "max_length": 16,
         "text_columns": ("text",),
@@ -40,9 +40,11 @@ def make_card(model: DistillModel, **changes: Any) -> StudentCard:
     return StudentCard(**card | changes)
 
 
-def save(folder: Path, source: Path, cache: Any, space: Any = THREE_CLASSES) -> DistillModel:
+def save(
+    folder: Path, source: Path, cache: Any, space: Any = THREE_CLASSES, pooling: str = "auto"
+) -> DistillModel:
     """A student that was not trained, but whose weights are no one else's."""
-    model = Bench(source, cache).run(folder.parent / "run", space=space).model
+    model = Bench(source, cache, pooling).run(folder.parent / "run", space=space).model
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
@@ -57,13 +59,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def saved(checkpoint, cache, tmp_path: Path) -> Path:
+    """A student whose pooling no class of the library has."""
+    save(tmp_path / "student", checkpoint("bert"), cache, pooling="mean")
+    return tmp_path / "student"
+
+
+@pytest.fixture
+def saved_classifier(checkpoint, cache, tmp_path: Path) -> Path:
     save(tmp_path / "student", checkpoint("bert"), cache)
     return tmp_path / "student"
 
 
+@pytest.mark.parametrize("pooling", ["auto", "cls", "mean", "last"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_student_gives_the_same_outputs(checkpoint, cache, tmp_path, kind):
-    model = save(tmp_path / "student", checkpoint(kind), cache)
+def test_a_saved_student_gives_the_same_outputs(checkpoint, cache, tmp_path, kind, pooling):
+    model = save(tmp_path / "student", checkpoint(kind), cache, pooling=pooling)
     student, tokenizer, card = load_saved_student(tmp_path / "student")
     assert card == make_card(model)
     data = dataset(tokenizer, TEXTS, LABELS, None)
@@ -73,30 +83,26 @@ def test_a_saved_student_gives_the_same_outputs(checkpoint, cache, tmp_path, kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_opens_a_saved_student(checkpoint, cache, tmp_path, kind):
-    model = save(tmp_path / "student", checkpoint(kind), cache)
+def test_a_pooling_of_our_own_leaves_a_transformer(checkpoint, cache, tmp_path, kind):
+    """The folder does not pretend to be a classifier."""
+    model = save(tmp_path / "student", checkpoint(kind), cache, pooling="mean")
     opened, report = AutoModel.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys"))
+    assert opened.config.architectures == [type(opened).__name__]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
     batch = tokenizer(TEXTS[:1], return_tensors="pt")
-    batch.pop("token_type_ids", None)  # of one segment, all 0
     with torch.no_grad():
-        pooled, _ = model.student(**batch)
-        outputs = opened.eval()(**batch)
-        states = outputs.last_hidden_state
-        heads = load_file(tmp_path / "student" / "heads.safetensors")
-        if kind in ("bert", "roberta"):
-            again = outputs.pooler_output
-        elif kind in ("opt", "llama"):
-            again = states[:, -1]
-        else:  # the dense layer is in heads.safetensors
-            dense = states[:, 0] @ heads["pooler.dense.weight"].T + heads["pooler.dense.bias"]
-            again = torch.nn.functional.gelu(dense)
+        pooled, output = model.student(**batch)
+        again = opened.eval()(**batch).last_hidden_state.mean(1)
     torch.testing.assert_close(again, pooled)
+    heads = load_file(tmp_path / "student" / "heads.safetensors")
+    logits = again @ heads["head.linear.weight"].T + heads["head.linear.bias"]
+    torch.testing.assert_close(logits, output)
 
 
-def test_a_regression_is_saved_as_one(checkpoint, cache, tmp_path):
-    model = save(tmp_path / "student", checkpoint("bert"), cache, space=NUMBERS)
+@pytest.mark.parametrize("pooling", ["auto", "mean"])
+def test_a_regression_is_saved_as_one(checkpoint, cache, tmp_path, pooling):
+    model = save(tmp_path / "student", checkpoint("bert"), cache, space=NUMBERS, pooling=pooling)
     student, tokenizer, card = load_saved_student(tmp_path / "student")
     assert card.space == NUMBERS
     data = dataset(tokenizer, TEXTS, LABELS / 2, None)
@@ -104,6 +110,11 @@ def test_a_regression_is_saved_as_one(checkpoint, cache, tmp_path):
     assert outputs.shape == (len(TEXTS), 1)
     assert (outputs >= 0).all()
     np.testing.assert_array_equal(outputs, predict(model.student, data, 16))
+
+
+def test_beside_a_classifier_lies_the_objective_alone(saved_classifier):
+    with safe_open(saved_classifier / "heads.safetensors", "pt") as file:
+        assert {name.split(".")[0] for name in file.keys()}  # noqa: SIM118 == {"objective"}
 
 
 def test_the_heads_are_all_that_is_trained_beside_transformer_and_aligner(saved):
@@ -196,6 +207,34 @@ def test_folders_that_are_refused(saved, spoil, words):
         load_saved_student(saved)
     assert "\n" not in str(caught.value)
     assert str(saved) in str(caught.value)
+
+
+def lose_the_last_layer(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["classifier.bias"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def two_labels(folder: Path) -> None:
+    file = folder / "config.json"
+    labels = {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | labels))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(lose_the_last_layer, "the weights lack classifier.bias", id="no-layer"),
+        pytest.param(two_labels, "has 2 labels, and its card 3", id="other-labels"),
+        pytest.param(edit_card(pooling="mean"), "does not fit its card", id="other-pooling"),
+    ],
+)
+def test_classifiers_that_are_refused(saved_classifier, spoil, words):
+    spoil(saved_classifier)
+    with pytest.raises(StudentSourceError, match=words) as caught:
+        load_saved_student(saved_classifier)
+    assert "\n" not in str(caught.value)
+    assert str(saved_classifier) in str(caught.value)
 
 
 def test_a_folder_of_transformers_is_not_one_of_armada(checkpoint, tmp_path):

@@ -7,21 +7,23 @@ import numpy as np
 import pytest
 import torch
 from armada.cache_schemas.errors import StudentSourceError
+from armada.stages.corpus.labels import NO_LABELS
 from armada.stages.distill.pooling import Pooler
 from armada.stages.distill.student import StudentSettings, choose_pooling
-from armada.stages.distill.student_source import load_backbone, load_student
+from armada.stages.distill.student_models import load_backbone
+from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
 from tiny_runs import TEXTS, THREE_CLASSES, TWO_CLASSES
 
 RIGHT = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
 LEFT = RIGHT.flip(1)
 STATES_BTD = torch.arange(24.0).reshape(3, 4, 2)
-CONFIG = SimpleNamespace(hidden_size=2, hidden_act="gelu")
+CONFIG = SimpleNamespace(hidden_act="gelu")
 
 
 def pool(pooling: str, mask_BT: torch.Tensor) -> list[list[float]]:
     outputs = SimpleNamespace(last_hidden_state=STATES_BTD, pooler_output=-STATES_BTD[:, 3])
-    return Pooler(pooling, CONFIG, 0.0)(outputs, mask_BT).tolist()
+    return Pooler(pooling, CONFIG, 2, 0.0)(outputs, mask_BT).tolist()
 
 
 def load(folder: Any, **settings: Any) -> tuple[Any, Any]:
@@ -52,15 +54,15 @@ def test_by_hand(pooling, mask_BT, expected):
     [
         pytest.param(CONFIG, torch.nn.functional.gelu, id="hidden_act"),
         pytest.param(
-            SimpleNamespace(hidden_size=2, hidden_act="gelu", pooler_hidden_act="tanh"),
+            SimpleNamespace(hidden_act="gelu", pooler_hidden_act="tanh"),
             torch.tanh,
             id="pooler_hidden_act",
         ),
-        pytest.param(SimpleNamespace(hidden_size=2), torch.nn.functional.gelu, id="none"),
+        pytest.param(SimpleNamespace(), torch.nn.functional.gelu, id="none"),
     ],
 )
 def test_context_is_a_dense_layer_over_the_first_token(config, activation):
-    pooler = Pooler("context", config, 0.5).eval()
+    pooler = Pooler("context", config, 2, 0.5).eval()
     pooled = pooler(SimpleNamespace(last_hidden_state=STATES_BTD), RIGHT)
     weight, bias = pooler.dense.weight.detach(), pooler.dense.bias.detach()
     torch.testing.assert_close(pooled, activation(STATES_BTD[:, 0] @ weight.T + bias))
@@ -70,7 +72,7 @@ def test_context_is_a_dense_layer_over_the_first_token(config, activation):
 
 def test_only_context_has_weights():
     sizes = {
-        name: sum(p.numel() for p in Pooler(name, CONFIG, 0.0).parameters())
+        name: sum(p.numel() for p in Pooler(name, CONFIG, 2, 0.0).parameters())
         for name in ("pooler", "context", "cls", "mean", "last")
     }
     assert sizes == {"pooler": 0, "context": 6, "cls": 0, "mean": 0, "last": 0}
@@ -106,17 +108,31 @@ def test_the_pooler_is_the_model_s_own(checkpoint):
     torch.testing.assert_close(pooled, torch.tanh(states[:, 0] @ dense.weight.T + dense.bias))
 
 
-def test_last_is_what_the_library_s_classifier_of_decoders_reads(checkpoint):
-    from tiny_checkpoints import make_opt_classifier  # its base model is the student here
-    from transformers import OPTForSequenceClassification
+@pytest.mark.parametrize(
+    ("kind", "pooling", "chosen"),
+    [
+        ("bert", "pooler", "own"),
+        ("roberta", "pooler", "pooler"),  # its classifier has a dense layer in its place
+        ("deberta", "context", "own"),
+        ("distilbert", "context", "context"),  # its classifier has another activation
+        ("llama", "last", "own"),
+        ("opt", "last", "own"),
+        ("opt", "mean", "mean"),
+        ("bert", "cls", "cls"),
+    ],
+)
+def test_a_pooling_that_the_family_s_classifier_has_is_left_to_it(
+    checkpoint, kind, pooling, chosen
+):
+    student, _ = load(checkpoint(kind), pooling=pooling)
+    assert student.pooling == chosen
 
-    folder = make_opt_classifier(checkpoint("opt").parent / "opt_classifier", TEXTS, ("a", "b"))
-    student, tokenizer = load(folder)
-    model = OPTForSequenceClassification.from_pretrained(folder).eval()
-    batch = encode(tokenizer, [(t,) for t in TEXTS[:6]], 32).pad(np.arange(6))
-    with torch.no_grad():
-        pooled, _ = student(**batch)
-        torch.testing.assert_close(model.score(pooled), model(**batch).logits)
+
+def test_without_labels_there_is_no_classifier(checkpoint):
+    settings = StudentSettings(student=str(checkpoint("bert")))
+    assert load_student(settings, NO_LABELS, [], 0.1)[0].pooling == "pooler"
+    with pytest.raises(StudentSourceError, match="pooling 'own': "):
+        load_student(settings.model_copy(update={"pooling": "own"}), NO_LABELS, [], 0.1)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "deberta", "opt", "llama"])

@@ -10,7 +10,8 @@ from armada.stages.distill.student import (
     StudentSettings,
     is_decoder,
 )
-from armada.stages.distill.student_source import load_backbone, load_student
+from armada.stages.distill.student_models import load_backbone
+from armada.stages.distill.student_source import load_student
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import make_bert_classifier
 from tiny_runs import NUMBERS, TEXTS, load, outputs
@@ -68,7 +69,7 @@ def test_a_pooler_that_the_checkpoint_lacks_is_drawn(copy):
     kept = {n: t for n, t in load_file(file).items() if not n.startswith("pooler.")}
     save_file(kept, file, metadata={"format": "pt"})
     student, _ = load(copy)
-    assert student.pooler.pooling == "pooler"
+    assert student.pooling == "own"
     assert student.backbone.pooler.dense.weight.std() > 0
 
 

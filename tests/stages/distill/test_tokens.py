@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from armada.cache_schemas.errors import StudentSourceError
-from armada.stages.distill.student_source import load_tokenizer, match_tokenizer
+from armada.stages.distill.student_models import load_tokenizer, match_tokenizer
 from armada.stages.distill.tokens import choose_max_length, encode
 from tiny_runs import TEXTS
 from transformers import AutoConfig, AutoModel

@@ -73,7 +73,7 @@ def test_a_random_aligner_stays_as_it_was_drawn(bench, tmp_path):
     _, losses = train_logged(run)
     moved = changed(run, before)
     assert not [name for name in moved if name.startswith("objective.aligner.")]
-    assert {"objective.projection.weight", "student.head.linear.weight"} <= moved
+    assert {"objective.projection.weight", "student.model.classifier.weight"} <= moved
     _, trained = train_logged(bench.run(tmp_path / "trained", validate=False))
     assert losses[1] != trained[1]
 
@@ -157,7 +157,7 @@ def test_a_batch_without_any_label_trains_the_alignment(bench, tmp_path):
     logged = [row for row in rows if "loss" in row]
     assert all(row["task"] == 0 for row in logged)
     assert all(math.isfinite(row["loss"]) and row["loss"] > 0 for row in logged)
-    assert "student.head.linear.weight" in changed(run, before)
+    assert "student.model.classifier.weight" in changed(run, before)
 
 
 @pytest.mark.parametrize("space", [TWO_CLASSES, NUMBERS], ids=["classes", "numbers"])

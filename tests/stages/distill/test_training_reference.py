@@ -77,7 +77,7 @@ class Loop:
     def student_loss(self, tokens: Any, feature: Tensor | None, labels: Tensor) -> Tensor:
         student, objective = self.model.student, self.model.objective
         pooled = student.backbone(**tokens).pooler_output
-        s1 = pooled @ student.head.linear.weight.T + student.head.linear.bias
+        s1 = pooled @ student.last_layer.weight.T + student.last_layer.bias
         if self.aligner is None:
             return entropy(s1, labels)
         t1, t2, tp = (tensor.detach() for tensor in self.read_aligner(feature))

@@ -1,0 +1,213 @@
+"""A student that is its family's own sequence classifier, made ready to train.
+
+    source -> the family's class, with the task's labels in its configuration -> ClassifierStudent
+
+What the checkpoint lacks of the head is drawn; its last layer always is. Padding is settled such
+that what transformers makes of the saved folder is what was trained: a token that ends no text, on
+the side that the family reads rightly.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...cache_schemas.errors import StudentSourceError
+from ..corpus.labels import LabelSpace
+from ..language.classifiers import ClassifierHead, find_head
+from ..language.probes import probing
+from .pooling import AnyPooling, Pooler, Pooling
+from .student import ClassifierStudent
+from .student_models import Source, load_classifier, load_config, refuse_random
+
+PROBE = "a b c d e"
+"""A text of several tokens."""
+
+ADDED_PADDING = "<|padding|>"
+_PADDED = 3
+TOLERANCE = 1e-3
+"""Of the largest number, between one pooled text and the same: rounding, and no more."""
+
+_DROPOUTS = (
+    "classifier_dropout",
+    "classifier_dropout_prob",
+    "cls_dropout",
+    "pooler_dropout",
+    "seq_classif_dropout",
+    "summary_last_dropout",
+)
+"""What families call the dropout of their heads."""
+
+
+def make_classifier(
+    source: Source, asked: Literal["auto"] | AnyPooling, space: LabelSpace, dropout: float
+) -> ClassifierStudent | None:
+    """The student of a source that is a classifier of its family's own; None where there is no
+    such class, or where it does not read what is asked for."""
+    if not _has_classifier(source.config):
+        return None
+    drawn_before = torch.get_rng_state()
+    model, drawn = source.classifier(with_labels(source.config, space, dropout))
+    inputs = _probe(source.tokenizer)
+    head = _find_head(model, space.num_labels, inputs)
+    if head is None or not _reads(model, head, asked, inputs):
+        torch.set_rng_state(drawn_before)
+        return None
+    student = ClassifierStudent(model, head, space, dropout)
+    _settle_padding(student, source.tokenizer)
+    if {name.rpartition(".")[0] for name in drawn} <= {head.linear}:
+        # What is drawn next does not depend on which library drew this layer for nothing.
+        torch.set_rng_state(drawn_before)
+    student.draw_last_layer()
+    return student
+
+
+def read_classifier(
+    folder: Path, tokenizer: Any, space: LabelSpace, dropout: float
+) -> ClassifierStudent:
+    """The student of a folder that holds one. Raises StudentSourceError."""
+    config = load_config(folder)
+    if config.num_labels != space.num_labels:
+        raise StudentSourceError(
+            f"student {folder}: config.json has {config.num_labels} labels, and its card "
+            f"{space.num_labels}"
+        )
+    model, drawn = load_classifier(folder, config)
+    refuse_random(folder, drawn)
+    head = _find_head(model, space.num_labels, _probe(tokenizer))
+    if head is None:
+        raise StudentSourceError(
+            f"student {folder}: is no {type(model).__name__} as this version of transformers has it"
+        )
+    return ClassifierStudent(model, head, space, dropout)
+
+
+def with_labels(config: Any, space: LabelSpace, dropout: float) -> Any:
+    """A configuration for a task: the names of its classes, its kind, the dropout of its head."""
+    config = copy.deepcopy(config)
+    names = space.names or tuple(f"LABEL_{label}" for label in range(space.num_labels))
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: label for label, name in enumerate(names)}
+    config.problem_type = "regression" if space.regression else "single_label_classification"
+    if hasattr(config, "use_mems_eval"):
+        config.use_mems_eval = False  # XLNet's memory is for longer texts; pipelines trip over it
+    for name in _DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+    return config
+
+
+def _has_classifier(config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+
+def _probe(tokenizer: Any) -> dict[str, Tensor]:
+    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _find_head(model: Any, num_labels: int, inputs: dict[str, Tensor]) -> ClassifierHead | None:
+    if model.base_model is model:
+        return None
+    try:
+        return find_head(model, num_labels, inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # it wants more than tokens, and says so in its own way
+        return None
+
+
+# --- what it reads
+
+
+def _reads(
+    model: Any, head: ClassifierHead, asked: Literal["auto"] | AnyPooling, inputs: dict[str, Tensor]
+) -> bool:
+    """Whether the head reads the pooling that is asked for, which is proved on a text."""
+    if asked == "auto" or asked == "own":
+        return True
+    with probing(model):
+        own = head.read(model, inputs)[0]
+        outputs = model.base_model(**inputs)
+        pooled = _pooled(model, head, asked, outputs, inputs["attention_mask"])
+    return pooled is not None and _close(pooled, own)
+
+
+def _pooled(
+    model: Any, head: ClassifierHead, asked: Pooling, outputs: Any, mask_BT: Tensor
+) -> Tensor | None:
+    pooled: Tensor | None
+    if asked == "pooler":
+        pooled = getattr(outputs, "pooler_output", None)
+        return pooled
+    width = outputs.last_hidden_state.shape[-1]
+    pooler = Pooler(asked, model.config, width, dropout=0.0)
+    if asked == "context":
+        dense = _dense_layer(model, head)
+        if dense is None or dense.weight.shape != pooler.dense.weight.shape:
+            return None
+        pooler.dense = dense
+    pooled = pooler.eval()(outputs, mask_BT)
+    return pooled
+
+
+def _dense_layer(model: Any, head: ClassifierHead) -> nn.Linear | None:
+    """The one linear layer between a transformer and the last layer."""
+    below = {*model.base_model.modules(), model.get_submodule(head.linear)}
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in below]
+    return found[0] if len(found) == 1 else None
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1e-6))
+
+
+# --- padding
+
+
+def _settle_padding(student: ClassifierStudent, tokenizer: Any) -> None:
+    """Have tokenizer and configuration agree on padding, and pad on a side that changes nothing."""
+    model = student.model
+    if student.own_head.tokens == "last":
+        _choose_padding(model, tokenizer)
+    for config in (model.config, model.config.get_text_config()):
+        # Where positions are counted from the id of padding (RoBERTa), it stays what it was.
+        if student.own_head.tokens == "last" or config.pad_token_id is None:
+            config.pad_token_id = tokenizer.pad_token_id
+    if not _heeds(student, tokenizer, "right") and _heeds(student, tokenizer, "left"):
+        tokenizer.padding_side = "left"  # XLNet reads the last place of a row
+
+
+def _choose_padding(model: Any, tokenizer: Any) -> None:
+    """A padding token that ends no text: transformers takes the last other one for a text's end."""
+    ends = {tokenizer(PROBE)["input_ids"][-1], tokenizer(PROBE, PROBE)["input_ids"][-1]}
+    for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token):
+        if token is not None and tokenizer.convert_tokens_to_ids(token) not in ends:
+            tokenizer.pad_token = token
+            return
+    tokenizer.add_special_tokens({"pad_token": ADDED_PADDING})
+    if tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+
+
+def _heeds(student: ClassifierStudent, tokenizer: Any, side: str) -> bool:
+    """Whether a text's pooled vector stays the same when it is padded on a side."""
+    if tokenizer.pad_token_id is None:
+        return side == "right"
+    inputs = _probe(tokenizer)
+    padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
+    padded = {
+        name: torch.cat(
+            [rows, rows.new_full((1, _PADDED), padding[name])][:: 1 if side == "right" else -1], 1
+        )
+        for name, rows in inputs.items()
+    }
+    with probing(student):
+        alone, beside = (student(**each)[0] for each in (inputs, padded))
+    return _close(beside, alone)

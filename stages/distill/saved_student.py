@@ -1,0 +1,197 @@
+"""A folder that `distill` wrote, opened as a module that predicts, whatever kind of student it is.
+
+student = load_student("run/student")
+student.predict(["a warm and clever thriller"])     # [{"label": ..., "probabilities": [...]}]
+student(**student.encode(["a", "b"]))               # tensors, for programs of one's own
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...cache_schemas.errors import StudentSourceError
+from ..language.tokens import encode_texts, end_ids
+from ..pretrained import refusing
+from .export import HEADS, StudentCard, load_saved_student, student_folder
+from .language.evaluation import respond
+from .language.export import LanguageCard, is_language_student, load_language_folder
+from .student import Student
+from .tokens import encode
+
+Kind = Literal["classification", "regression", "embedding", "language"]
+Text = str | Sequence[str]
+"""A text, or its segments in the order of training."""
+
+Prediction = dict[str, Any]
+"""Of one text. classification: `label`, a name or a number, and `probabilities`, one a class;
+regression: `score`; embedding: `embedding`, float32 [H]; language: `text`, what it says next."""
+
+DEFAULT_NEW_TOKENS = 128
+
+
+class SavedStudent(nn.Module, ABC):
+    """A finished student, in eval mode, with its tokenizer; `to(device)` moves it."""
+
+    kind: Kind
+    tokenizer: Any
+    card: StudentCard | LanguageCard
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, if they have any."""
+        return self.card.space.names if self.kind == "classification" else None
+
+    @abstractmethod
+    def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
+        """A batch of texts as the module takes them, on its device."""
+
+    @abstractmethod
+    def predict(self, texts: Sequence[Text], batch_size: int = 64) -> list[Prediction]:
+        """What the student says of texts, in their order."""
+
+    def _segments(self, texts: Sequence[Text]) -> list[tuple[str, ...]]:
+        return [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+
+
+class SavedReader(SavedStudent):
+    """A student that reads texts: class logits [B, K], scores [B, 1] or embeddings [B, H]."""
+
+    card: StudentCard
+
+    def __init__(
+        self, student: Student, tokenizer: Any, card: StudentCard, projection: nn.Linear | None
+    ) -> None:
+        super().__init__()
+        self.student, self.tokenizer, self.card = student, tokenizer, card
+        self.projection = projection
+        task = card.space.task
+        self.kind = "embedding" if task == "none" else task
+        self.eval()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits, scores or embeddings."""
+        answers: tuple[Tensor, Tensor] = self.student(input_ids, attention_mask, token_type_ids)
+        pooled_BD, output_BK = answers
+        if self.kind != "embedding":
+            return output_BK
+        if self.projection is not None:
+            pooled_BD = self.projection(pooled_BD)
+        return pooled_BD
+
+    def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
+        """A batch of texts as the module takes them, on its device."""
+        tokens = encode(self.tokenizer, self._segments(texts), self.card.max_length)
+        batch = tokens.pad(np.arange(len(tokens)))
+        return {name: rows.to(self.device) for name, rows in batch.items()}
+
+    @torch.inference_mode()
+    def predict(self, texts: Sequence[Text], batch_size: int = 64) -> list[Prediction]:
+        """What the student says of texts, in their order."""
+        found: list[Prediction] = []
+        for start in range(0, len(texts), batch_size):
+            output = self(**self.encode(texts[start : start + batch_size])).float().cpu()
+            found.extend(self._predictions(output))
+        return found
+
+    def _predictions(self, output: Tensor) -> Iterator[Prediction]:
+        if self.kind == "regression":
+            yield from ({"score": score} for score in output[:, 0].tolist())
+        elif self.kind == "embedding":
+            yield from ({"embedding": row} for row in output.numpy())
+        else:
+            for row in output.double().softmax(1):
+                chosen = int(row.argmax())
+                label = self.classes[chosen] if self.classes else chosen
+                yield {"label": label, "probabilities": row.tolist()}
+
+
+class SavedLanguageModel(SavedStudent):
+    """A student that is a language model: logits [B, T, V] of the next token."""
+
+    kind = "language"
+    card: LanguageCard
+
+    def __init__(self, model: Any, tokenizer: Any, card: LanguageCard) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.card = model, tokenizer, card
+        self.eval()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+    def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
+        """Prompts as the module takes them, padded on the left, on its device."""
+        prompts = self._prompts(texts)
+        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
+        ids = [[pad] * (width - len(each)) + each for each in prompts]
+        mask = [[0] * (width - len(each)) + [1] * len(each) for each in prompts]
+        batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        return {name: rows.to(self.device) for name, rows in batch.items()}
+
+    def predict(
+        self,
+        texts: Sequence[Text],
+        batch_size: int = 64,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> list[Prediction]:
+        """Its most probable response to each prompt, or how it goes on with a text."""
+        causal = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        ends = end_ids(self.tokenizer, self.card.recipe, causal)
+        prompts = self._prompts(texts)
+        said = respond(causal, self.tokenizer, prompts, max_new_tokens, batch_size, ends)
+        return [{"text": text} for text in said]
+
+    def _prompts(self, texts: Sequence[Text]) -> list[list[int]]:
+        recipe = self.card.recipe
+        if recipe.has_prompt:  # the response is what is asked for
+            examples = [(*segments, "") for segments in self._segments(texts)]
+        else:
+            examples = self._segments(texts)
+            recipe = recipe.model_copy(update={"end_token": False})
+        found = encode_texts(self.tokenizer, recipe, examples, self.card.max_length)
+        kept = found.prompts if recipe.has_prompt else found.lengths
+        return [found.of(text)[: kept[text]].tolist() for text in range(len(found))]
+
+
+def load_student(folder: str | Path) -> SavedStudent:
+    """The student in a folder that `distill` wrote, or in the run's folder around it, on the CPU.
+
+    Raises StudentSourceError."""
+    folder = Path(folder).expanduser()
+    if is_language_student(folder):
+        return SavedLanguageModel(*load_language_folder(folder))
+    folder = student_folder(folder)
+    student, tokenizer, card = load_saved_student(folder)
+    projection = _read_projection(folder) if card.space.task == "none" else None
+    return SavedReader(student, tokenizer, card, projection)
+
+
+def _read_projection(folder: Path) -> nn.Linear | None:
+    """From a pooled text to the space of the feature that was learned; None where there is none."""
+    with refusing(StudentSourceError, f"student {folder}: {HEADS}"):
+        tensors = load_file(folder / HEADS)
+        weight = tensors.get("objective.projection.weight")
+        if weight is None:
+            return None
+        bias = tensors.get("objective.projection.bias")
+        projection = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+        projection.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+    return projection

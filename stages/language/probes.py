@@ -1,0 +1,42 @@
+"""Models that are asked something by the way, of a few tokens, to see what comes out."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PROBE_TOKENS = 5
+
+
+@contextmanager
+def probing(model: Any) -> Iterator[None]:
+    """A model that is asked something by the way: without dropout, without gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def ask_briefly(model: Any, **more: Any) -> tuple[Any, Tensor]:
+    """A transformer's output for one text of a few tokens, and that text's mask [1, T].
+
+    Its widths are those of all texts; `hidden_size` is not always one of them (OPT's 350 M model,
+    Reformer). Of a skeleton on the meta device, widths are all there is."""
+    words = getattr(model.config.get_text_config(), "vocab_size", None) or PROBE_TOKENS
+    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % words
+    mask = torch.ones_like(ids)
+    with probing(model):
+        output = model(input_ids=ids, attention_mask=mask, **without_memory(model), **more)
+    return output, mask
+
+
+def without_memory(model: Any) -> dict[str, bool]:
+    """What tells a model not to keep keys and values: they are for generating text."""
+    takes = "use_cache" in inspect.signature(model.forward).parameters
+    return {"use_cache": False} if takes else {}
