@@ -161,6 +161,7 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
         skip_bad_rows=job.skip_bad_rows,
         limit=job.limit,
     )
+    corpus.require_format(teacher.spec.settings.get("text_format"), f"teacher {job.teacher}")
     keys = corpus.keys()
     if job.part is not None:
         rows = _rows_of_part(keys, job.part)

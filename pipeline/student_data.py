@@ -59,9 +59,7 @@ class LabelledCorpus:
 
     def texts(self) -> Iterator[str]:
         """All segments, for a vocabulary."""
-        for batch in self.corpus.batches():
-            for segments in batch:
-                yield from segments
+        return self.corpus.texts()
 
     def dataset(self, tokenizer: Any, max_length: int, gather: Gather | None) -> DistillDataset:
         """Token ids and labels of all examples, with `gather` for their features."""
@@ -146,6 +144,7 @@ class StudentData:
 def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentData:
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
     corpus = read_corpus_of(job, job.train)
+    corpus.require_format(None, "a student of labels and features")
     space = _label_space(job, corpus, objective)
     train = LabelledCorpus(corpus, label_values(corpus, space))
     validation = read_labelled(job, job.validation, space) if job.validation else None

@@ -80,6 +80,17 @@ def write_instructions(folder: Path, rows: int = 10) -> None:
         pq.write_table(instructions(number * rows, rows), folder / f"{split}.parquet")
 
 
+def write_chats(file: Path, rows: int = 4) -> None:
+    """Column messages: two questions and answers a row."""
+    said = [(TEXTS + TEXTS)[row : row + 4] for row in range(rows)]
+    roles = ("user", "assistant") * 2
+    chats = [
+        [{"role": role, "content": text} for role, text in zip(roles, four, strict=True)]
+        for four in said
+    ]
+    pq.write_table(pa.table({"messages": chats}), file)
+
+
 def write_features(folder: Path, corpus: pa.Table) -> None:
     """One array for each id, as the paper's code leaves them."""
     folder.mkdir()

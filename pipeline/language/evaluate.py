@@ -18,6 +18,7 @@ from ...stages.distill.language.settings import LanguageSettings
 from ...stages.distill.language.student import LanguageStudent
 from ...stages.distill.objectives.base import ObjectiveSettings, Sizes
 from ...stages.distill.objectives.undistilled import UndistilledObjective
+from ...stages.language.recipe import response_of
 from ...stages.language.tokens import TokenTexts, encode_texts, end_ids
 from ..device import choose_device
 from ..evaluate_job import EvaluateJob
@@ -27,6 +28,7 @@ def evaluate_language(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     """Metrics of a finished student on a corpus."""
     model, tokenizer, card = load_language_folder(folder)
     corpus = _corpus(job, card)
+    corpus.require_format(card.recipe.text_format, f"student {job.student}")
     texts = encode_texts(tokenizer, card.recipe, _examples(corpus), card.max_length)
     if not texts.predicted.sum():
         raise JobError(f"corpus {job.corpus[0]}: has nothing to predict within {card.max_length}")
@@ -93,5 +95,5 @@ def _responded(
     said = [""] * len(texts)
     for text, response in zip(whole.tolist(), responses, strict=True):
         said[text] = response
-    references = [segments[-1] for segments in _examples(corpus)]
+    references = [response_of(segments) for segments in _examples(corpus)]
     return response_metrics(said, references)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.distill.language.settings import LanguageSettings
-from ...stages.language.recipe import Recipe
+from ...stages.language.recipe import LATER, Recipe
 from ...stages.store.transfer.connection import is_local, local_path
 from ..jobs import make
 
@@ -35,6 +35,20 @@ class RecipeKeys(LanguageSettings):
     end_token: bool | None = Field(
         default=None, description="end every text with the tokenizer's end-of-sequence token"
     )
+    template_date: Any = Field(
+        default=None,
+        description="date on the clock of a chat template that reads one (text_format chat)",
+    )
+    template_options: Any = Field(
+        default=None,
+        description="what a chat template is told beside the turns, such as "
+        "{enable_thinking: false} (text_format chat)",
+    )
+    chat_prompt: Literal["template", "answered", "appended"] | None = Field(
+        default=None,
+        description="prompt of a chat: what the template writes to ask for an answer; answered: "
+        "what it writes before one; appended: responses go on where the template asks",
+    )
 
     def recipe(self, teacher: TeacherSpec | None) -> Recipe:
         """The recipe of a run. Raises JobError where the job contradicts the teacher."""
@@ -42,20 +56,27 @@ class RecipeKeys(LanguageSettings):
         asked = {name: value for name, value in told.items() if value is not None}
         if teacher is None:
             return make(Recipe, asked)
-        lacking = Recipe.model_fields.keys() - teacher.settings.keys()
+        lacking = Recipe.model_fields.keys() - LATER.keys() - teacher.settings.keys()
         if lacking:
             raise JobError(
                 f"job key 'teacher': {teacher.kind}:{teacher.name} does not say how texts were "
                 f"written ({', '.join(sorted(lacking))} are missing); name another"
             )
-        known = {name: teacher.settings[name] for name in Recipe.model_fields}
-        for name, value in asked.items():
-            if value != known[name]:
+        settings = teacher.settings
+        known = make(
+            Recipe, {name: settings[name] for name in Recipe.model_fields if name in settings}
+        )
+        # An earlier cache does not tell the date that its chats were written on.
+        open_to_job = {"template_date"} - settings.keys()
+        given = make(Recipe, known.model_dump() | asked)
+        for name in asked.keys() - open_to_job:
+            ours, theirs = getattr(given, name), getattr(known, name)
+            if ours != theirs:
                 raise JobError(
-                    f"job key {name!r}: {value!r}, and the teacher was asked with "
-                    f"{known[name]!r}; leave it out"
+                    f"job key {name!r}: {ours!r}, and the teacher was asked with "
+                    f"{theirs!r}; leave it out"
                 )
-        return make(Recipe, known)
+        return given
 
 
 class LanguageKeys(RecipeKeys):

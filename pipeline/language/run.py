@@ -33,9 +33,12 @@ class LanguageSeedRun(SeedRun):
     def _build(self) -> Built:
         job, data = self.job, self._words
         recipe = job.recipe(data.words.spec if data.words else None)
+        for labelled in filter(None, (data.train, data.validation)):
+            labelled.corpus.require_format(recipe.text_format, f"text_format {recipe.text_format}")
         student, tokenizer = load_language_student(
             job, job, data.space, data.train.texts(), job.dropout
         )
+        recipe.check(tokenizer)
         most = choose_row_length(job.max_length, tokenizer, student.causal)
         if job.packing == "apart":
             check_apart(student)

@@ -3,7 +3,8 @@
 What comes in: files and column names. What goes out: examples by number, their keys, and words for
 where each came from. Every row is checked once, here: a row that is null, blank or repeats an id
 stops the run and is named, or is left out and listed when the job says `skip_bad_rows`. A text
-column that is named with a question mark behind (`context?`) may be blank in some rows.
+column that is named with a question mark behind (`context?`) may be blank in some rows. A column of
+chats (`chats.py`) is the one text column of its corpus.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...cache_schemas.chats import chat_turns
 from ...cache_schemas.errors import CorpusError
 from ...cache_schemas.keys import KeyArray, example_key, keys_to_array
 from ...cache_schemas.locations import shown_url
+from .chats import EACH_ANSWER, chat_examples, holds_chats, read_chats
 from .files import read_columns
 
 OPTIONAL = "?"
@@ -39,6 +42,8 @@ class Corpus:
     source_of_row: npt.NDArray[np.int32]
     number_of_row: npt.NDArray[np.int64]
     skipped: tuple[str, ...]
+    chats: bool = False
+    """Whether the one segment of an example is a chat (`cache_schemas/chats.py`)."""
 
     def __len__(self) -> int:
         return len(self.number_of_row)
@@ -57,6 +62,23 @@ class Corpus:
         """The key of every row, [N, 16]."""
         return keys_to_array(example_key(example) for batch in self.batches() for example in batch)
 
+    def texts(self) -> Iterator[str]:
+        """All that the examples say, text by text."""
+        for batch in self.batches():
+            for segments in batch:
+                if self.chats:
+                    yield from (turn["content"] for turn in chat_turns(segments[0]))
+                else:
+                    yield from segments
+
+    def require_format(self, text_format: object, who: str) -> None:
+        """Raises CorpusError for chats that would be read as texts."""
+        if self.chats and text_format != "chat":
+            raise CorpusError(
+                f"corpus {self.sources[0]}: its text column holds chats, and {who} reads texts; "
+                "language models read chats, with text_format=chat"
+            )
+
     def where(self, row: int) -> str:
         """File, row (from 1) and id of a row, for messages."""
         place = f"{self.sources[self.source_of_row[row]]} row {self.number_of_row[row] + 1}"
@@ -73,6 +95,7 @@ class Corpus:
             source_of_row=self.source_of_row[rows],
             number_of_row=self.number_of_row[rows],
             skipped=self.skipped,
+            chats=self.chats,
         )
 
     def without(self, rows: npt.NDArray[np.int64], problem: str) -> "Corpus":
@@ -98,7 +121,8 @@ def read_corpus(
 ) -> Corpus:
     """Read and check the examples of `sources`; at most `limit` rows of each.
 
-    Of text columns, one that ends in a question mark may be blank, if not all of a row are.
+    Of text columns, one that ends in a question mark may be blank, if not all of a row are; one of
+    chats that ends in a star makes an example of every answer.
     Ids are checked for repetition: those of `id_column`, which every source must have; of a column
     `id` where there is one, if `id_column` is None; none if it is False.
     Raises CorpusError naming file, row and column."""
@@ -129,31 +153,46 @@ def _read_part(
     others = [name for name in (label_column, id_column) if name]
     names = [column_name(column) for column in text_columns]
     table = read_columns(source, names, others, optional="id").slice(0, limit)
-    segments = tuple(_text(source, name, table[name]) for name in names)
     if id_column is None and "id" in table.column_names:
         id_column = "id"
     ids = _ids(source, id_column, table[id_column]) if id_column else None
-    required = [not column.endswith(OPTIONAL) for column in text_columns]
-    problems = _problems(source, dict(zip(names, segments, strict=True)), required, ids)
+    labels = _plain(table[label_column]) if label_column else None
+    chats = holds_chats(table[names[0]].type) and len(names) == 1
+    if chats:
+        turns, problems = read_chats(table[names[0]])
+        problems = {
+            row: f"corpus {source} row {row + 1}: the chat of column {names[0]!r} {problem}"
+            for row, problem in problems.items()
+        } | ({} if ids is None else _repeated_ids(source, ids))
+    else:
+        segments = tuple(_text(source, name, table[name]) for name in names)
+        required = [not column.endswith(OPTIONAL) for column in text_columns]
+        problems = _problems(source, dict(zip(names, segments, strict=True)), required, ids)
     if problems and not skip_bad_rows:
         raise CorpusError(_first_of(list(problems.values())))
     keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
-    labels = _plain(table[label_column]) if label_column else None
+    if chats:
+        chosen, keep = chat_examples(turns, keep, text_columns[0].endswith(EACH_ANSWER))
+        segments = (chosen,)
+    else:
+        segments = tuple(column.take(pa.array(keep)).fill_null("") for column in segments)
     return Corpus(
         sources=(source,),
-        segments=tuple(column.take(pa.array(keep)).fill_null("") for column in segments),
+        segments=segments,
         ids=None if ids is None else ids.take(pa.array(keep)),
         labels=None if labels is None else labels.take(pa.array(keep)),
         source_of_row=np.zeros(len(keep), dtype=np.int32),
         number_of_row=keep,
         skipped=tuple(problems[row] for row in sorted(problems)),
+        chats=chats,
     )
 
 
 def _text(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if kind not in _TEXT_TYPES and not pa.types.is_null(kind):
-        raise CorpusError(f"corpus {source}: column {name!r} holds {column.type}, not text")
+        hint = ", and chats are a text column by themselves" if holds_chats(kind) else ""
+        raise CorpusError(f"corpus {source}: column {name!r} holds {column.type}, not text{hint}")
     # 64-bit offsets: a column may hold more than 2 GiB of text.
     whole = _whole(column, pa.large_string())
     try:
@@ -189,8 +228,9 @@ def _whole(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array
 
 
 def column_name(text_column: str) -> str:
-    """The name of a text column, without the mark of one that may be blank."""
-    return text_column.removesuffix(OPTIONAL)
+    """The name of a text column, without the mark of one that may be blank, or of chats of which
+    every answer counts."""
+    return text_column.removesuffix(OPTIONAL).removesuffix(EACH_ANSWER)
 
 
 def _problems(
@@ -238,6 +278,9 @@ def _first_of(problems: list[str]) -> str:
 
 
 def _join(sources: Sequence[str], parts: list[Corpus]) -> Corpus:
+    if len({part.chats for part in parts}) > 1:
+        kinds = ", ".join(f"{p.sources[0]} {'chats' if p.chats else 'texts'}" for p in parts)
+        raise CorpusError(f"corpus: chats and texts are mixed ({kinds}); make them one kind")
     return Corpus(
         sources=tuple(sources),
         segments=tuple(
@@ -248,6 +291,7 @@ def _join(sources: Sequence[str], parts: list[Corpus]) -> Corpus:
         source_of_row=np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts]),
         number_of_row=np.concatenate([part.number_of_row for part in parts]),
         skipped=tuple(problem for part in parts for problem in part.skipped),
+        chats=parts[0].chats,
     )
 
 

@@ -2,20 +2,37 @@
 
 text    the segments are one text, and all of it is predicted
 plain   the last segment is a response; the others are the prompt, written by a template
-chat    the same, written as the tokenizer's chat template writes a user and an assistant
+chat    the same, written as the tokenizer's chat template writes a user and an assistant; or the
+        one segment is a chat of many turns (`cache_schemas/chats.py`), the last one the response
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from ...cache_schemas.canonical import canonical_json
+from ...cache_schemas.chats import Turns, chat_turns
 from ...cache_schemas.errors import JobError
+from .chat_templates import DEFAULT_DATE, ChatTemplate
 
 TEXT = "{text}"
 JOINT = "\n\n"
 """Between segments of one text; those that are blank are left out."""
+
+LATER: dict[str, Any] = {"template_date": None, "template_options": {}, "chat_prompt": "template"}
+"""Settings of chats, which earlier caches and cards do not have, and their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +72,57 @@ class Recipe(BaseModel):
     end_token: bool = Field(
         default=True, description="end every text with the tokenizer's end-of-sequence token"
     )
+    template_date: str | None = Field(
+        default=None,
+        description=f"date, or date and time, on the clock of a chat template that reads one; "
+        f"default {DEFAULT_DATE}",
+    )
+    template_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="what a chat template is told beside the turns, such as "
+        "{enable_thinking: false}",
+    )
+    chat_prompt: Literal["template", "answered", "appended"] = Field(
+        default="template",
+        description="prompt of a chat: what the template writes to ask for an answer, if it writes "
+        "an answered chat so; answered: what it writes before an answer; appended: the response as "
+        "it is, behind what asks for it",
+    )
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            text = value if isinstance(value, str) else value.isoformat()
+            datetime.fromisoformat(text)
+        except (ValueError, AttributeError) as cause:
+            raise ValueError(f"{value!r} is no date, such as {DEFAULT_DATE}") from cause
+        return text
+
+    @field_validator("template_options", mode="before")
+    @classmethod
+    def _is_a_document(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_of_chats(self) -> "Recipe":
+        for name, default in LATER.items():
+            if self.text_format != "chat" and getattr(self, name) != default:
+                raise ValueError(f"{name}: is for text_format chat; leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fingerprints and cards of texts that use none of it stay what they were.
+        document: dict[str, Any] = dump(self)
+        for name, default in LATER.items():
+            if document.get(name) in (None, default):
+                document.pop(name, None)
+        if "template_options" in document:
+            document["template_options"] = canonical_json(document["template_options"]).decode()
+        return document
 
     @field_validator("prompt_template")
     @classmethod
@@ -68,11 +136,28 @@ class Recipe(BaseModel):
         """Whether examples have a prompt that is not predicted."""
         return self.text_format != "text"
 
+    @property
+    def date(self) -> str:
+        """What the clock of a chat template says."""
+        return self.template_date or DEFAULT_DATE
+
+    def template(self, tokenizer: Any) -> ChatTemplate:
+        """The tokenizer's chat template, as these settings ask for it."""
+        return ChatTemplate(tokenizer, self.template_options, self.date)
+
+    def check(self, tokenizer: Any) -> None:
+        """Raises JobError for a tokenizer that cannot write so, before anything else is done."""
+        if self.text_format == "chat":
+            self.template(tokenizer).check()
+            self.write(tokenizer, ("?", "x"))
+
     def write(self, tokenizer: Any, segments: Sequence[str]) -> Written:
         """The strings of one example. Raises JobError for segments or a tokenizer that cannot be
         written so."""
         if not self.has_prompt:
             return Written.plainly("", JOINT.join(part for part in segments if part.strip()))
+        if self.text_format == "chat" and len(segments) == 1:
+            return self._chat(tokenizer, self._with_system(_turns(segments[0])))
         *given, response = segments
         if not given:
             raise JobError(
@@ -82,47 +167,82 @@ class Recipe(BaseModel):
         asked = JOINT.join(part for part in given if part.strip())
         if self.text_format == "plain":
             return Written.plainly(self.prompt_template.replace(TEXT, asked), response)
-        return self._chat(tokenizer, asked, response)
+        turns = [_turn("user", asked), _turn("assistant", response)]
+        return self._chat(tokenizer, self._with_system(turns))
 
-    def _chat(self, tokenizer: Any, asked: str, response: str) -> Written:
-        system = [_turn("system", self.system_prompt)] if self.system_prompt else []
-        turns = [*system, _turn("user", asked)]
-        if not tokenizer.chat_template:
-            raise JobError(
-                "text_format chat: the tokenizer has no chat template; use plain, or a tokenizer "
-                "that has one"
-            )
-        prompt = _rendered(tokenizer, turns, add_generation_prompt=True)
-        whole = _rendered(tokenizer, [*turns, _turn("assistant", response)])
+    def _with_system(self, turns: Turns) -> Turns:
+        """The turns, the system's first; a chat that has its own keeps it."""
+        if not self.system_prompt or turns[0]["role"] in ("system", "developer"):
+            return turns
+        return [_turn("system", self.system_prompt), *turns]
+
+    def _chat(self, tokenizer: Any, turns: Turns) -> Written:
+        template = self.template(tokenizer)
+        *given, answer = turns
+        response: str = answer["content"]
+        whole = template.render(turns)
+        if self.chat_prompt == "answered":
+            prompt = whole[: _content_start(template, turns, whole)]
+        else:
+            prompt = template.render(given, ask=True)
+        if self.chat_prompt == "appended":
+            return Written(prompt, response + _behind(template, turns), response)
         if not whole.startswith(prompt):
             raise JobError(
-                "text_format chat: the chat template writes an answered question otherwise than it "
-                "asks for an answer, so where the response begins is not known; use plain"
+                "text_format chat: the chat template asks for an answer otherwise than it writes "
+                f"one ({_end(prompt)!r} is not in {_end(whole)!r}), so where the response begins "
+                "is not known; set chat_prompt=answered for prompts as they stand before a "
+                "response that is given, or chat_prompt=appended for responses that go on where "
+                "the template asks"
             )
         rendered = whole.removeprefix(prompt).rstrip("\n")
         content = next((each for each in (response, response.strip()) if each in rendered), None)
         if content is None:
             raise JobError(
                 f"text_format chat: the chat template does not write the response as it is "
-                f"({response[:40]!r} became {rendered[:60]!r}); use plain"
+                f"({response[:40]!r} became {rendered[:60]!r}); use plain, or chat_prompt=appended"
             )
         return Written(prompt, rendered, content, rendered.index(content))
 
     def after_response(self, tokenizer: Any) -> str:
         """What a chat template writes behind a response."""
-        written = self._chat(tokenizer, "?", "x")
-        return written.response[written.start + len(written.content) :]
+        turns = self._with_system([_turn("user", "?"), _turn("assistant", "x")])
+        return _behind(self.template(tokenizer), turns)
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
+def response_of(segments: Sequence[str]) -> str:
+    """The response of an example that has a prompt."""
+    return segments[-1] if len(segments) > 1 else str(_turns(segments[0])[-1]["content"])
+
+
+def _turns(segment: str) -> Turns:
+    try:
+        return chat_turns(segment)
+    except ValueError as cause:
+        raise JobError(
+            f"text_format chat: {segment[:40]!r} is one text and no chat; name the columns of "
+            "prompt and response, the response last, or a column of chats"
+        ) from cause
+
+
+def _turn(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def _rendered(tokenizer: Any, turns: list[dict[str, str]], **options: bool) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-    except Exception as cause:  # whatever a template raises
-        raise JobError(
-            f"text_format chat: the chat template refuses {', '.join(t['role'] for t in turns)}: "
-            f"{' '.join(str(cause).split()):.200}"
-        ) from cause
+def _content_start(template: ChatTemplate, turns: Turns, whole: str) -> int:
+    """Where the last turn's content begins: from there on, another one is written otherwise."""
+    said = turns[-1]["content"].strip()
+    other = template.render([*turns[:-1], _turn("assistant", "y" if said[:1] == "x" else "x")])
+    differ = (at for at, (one, two) in enumerate(zip(whole, other, strict=False)) if one != two)
+    return next(differ, min(len(whole), len(other)))
+
+
+def _behind(template: ChatTemplate, turns: Turns) -> str:
+    """What is written behind the last turn's content, without line ends."""
+    one = template.render([*turns[:-1], _turn("assistant", "x")])
+    start = _content_start(template, [*turns[:-1], _turn("assistant", "x")], one)
+    return one[start + 1 :].rstrip("\n")
+
+
+def _end(text: str) -> str:
+    return text[-40:]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from armada.stages.store.reading.reader import open_cache
-from docs_material import write_instructions, write_table
+from docs_material import write_chats, write_instructions, write_table
 from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
 
 INSTALL = Instead(
@@ -160,12 +160,14 @@ def test_comparing(place: Workplace) -> None:
 def test_language_models(place: Workplace) -> None:
     write_table(place.folder / "corpus.parquet", rows=12)
     write_table(place.folder / "held-out.parquet", first=12)
+    write_chats(place.folder / "chats.parquet")
     write_instructions(place.folder / "dolly")
     printed = run(place, "language-models.md")
     assert "12 rows, 12 unique; 0 were cached, 12 asked" in printed
     held = {name: set(open_cache(place.folder / name).features) for name in ("text-words", "words")}
     assert held["text-words"] >= {"top_k", "draws", "hidden", "token_ids"}
     assert held["words"] >= {"top_k", "generated_ids"}
+    assert rows(place.folder / "chat-words") == 2 * 4
     assert "divergence" in printed
     assert printed.count("rouge_l") == 2
     assert (place.folder / "runs/dolly-armada/metrics.json").is_file()

@@ -60,6 +60,7 @@ class CausalLMTeacher(CheckpointTeacher):
         self._check()
         spec = self._make_spec(
             options,
+            **self._of_template(),
             max_length=self._max_length,
             tokenizer=tokenizer_digest(self._tokenizer),
             vocabulary=self._words,
@@ -234,7 +235,16 @@ class CausalLMTeacher(CheckpointTeacher):
             )
         return read_by_head
 
+    def _of_template(self) -> dict[str, str]:
+        """The date of texts that depend on it."""
+        options = self._options
+        clock = options.text_format == "chat" and options.template(self._tokenizer).reads_clock
+        if options.template_date is not None and not clock:
+            raise JobError("template_date: the chat template reads no clock; leave it out")
+        return {"template_date": options.date} if clock else {}
+
     def _check(self) -> None:
+        self._options.check(self._tokenizer)
         if self._max_length > self._positions:
             raise JobError(
                 f"max_length: {self._max_length} is more than the model takes; at most "

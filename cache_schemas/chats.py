@@ -1,0 +1,53 @@
+"""A chat as an example of one text segment: canonical JSON of its turns.
+
+So a chat's key, like any other, is that of its text (`keys`), whatever file and form it came in.
+Turns are objects with a `role`, a `content`, and whatever else a template may read of them, in
+order; what is null is left out.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .canonical import canonical_json
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+Turns = list[dict[str, Any]]
+
+
+def chat_segment(turns: Sequence[Mapping[str, Any]]) -> str:
+    """The segment of a chat."""
+    kept = [{name: value for name, value in turn.items() if value is not None} for turn in turns]
+    return canonical_json(kept).decode()
+
+
+def chat_turns(segment: str) -> Turns:
+    """The turns of a segment. Raises ValueError for one that is no chat, or has no answer at its
+    end."""
+    turns = json.loads(segment)
+    if not isinstance(turns, list) or chat_problem(turns):
+        raise ValueError(chat_problem(turns) if isinstance(turns, list) else "is no list of turns")
+    if turns[-1]["role"] != "assistant":
+        raise ValueError("does not end with an answer of the assistant")
+    return turns
+
+
+def chat_problem(turns: Sequence[Any] | None) -> str | None:
+    """What is wrong with a chat; None if nothing is."""
+    if not turns:
+        return "has no turns"
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
+            return f"turn {number} lacks a role or a content"
+        if turn["role"] not in ROLES:
+            return f"turn {number} has role {turn['role']!r}, which is none of {', '.join(ROLES)}"
+        if not isinstance(turn["content"], str):
+            return f"turn {number} ({turn['role']}) has a content that is no text"
+        if not turn["content"].strip():
+            return f"turn {number} ({turn['role']}) is empty"
+    if all(turn["role"] != "assistant" for turn in turns):
+        return "has no turn of the assistant, so there is nothing to learn"
+    if turns[0]["role"] == "assistant":
+        return "begins with the assistant, whom nobody asked"
+    return None
