@@ -28,6 +28,7 @@ from ..stages.distill.speed import speed_up
 from ..stages.distill.student_source import load_student
 from ..stages.distill.tokens import choose_max_length
 from ..stages.distill.training import Run, Training, check_checkpoint, placement, train
+from ..stages.store.files.modes import follow_umask
 from .device import choose_device
 from .distill_job import DistillJob
 from .model_card import model_card
@@ -162,6 +163,7 @@ class SeedRun:
         self._save(model, built, metrics)
         if model.objective.aligner is not None:
             save_aligner(self.folder / "aligner", model.objective.aligner)
+        follow_umask(self.folder)
         write_json(self.folder / METRICS, metrics)
         for working in (CHECKPOINTS, BEST):
             shutil.rmtree(self.folder / working, ignore_errors=True)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...stages.precompute.teachers.open_clip import quiet_open_clip
+from ...stages.store.files.modes import follow_umask
 from .world import Scene, draw_scene, picture
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def _save(model: Any, folder: Path) -> None:
 
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
+    follow_umask(folder)
 
 
 def _train(model: Any, pictures: "torch.Tensor", texts: "torch.Tensor") -> None:

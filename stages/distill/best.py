@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..store.files.atomic import write_atomic
+from ..store.files.modes import follow_umask
 from .evaluation import better
 from .sharding import frozen_names, load_whole, plain
 
@@ -55,6 +56,7 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         """Drops weights that no resumed run can want any more: there is a newer checkpoint."""
         if not state.is_world_process_zero:
             return
+        follow_umask(Path(args.output_dir))
         best = self._best()
         for file in self._folder.glob("*.safetensors"):
             if best is not None and file != self._weights(best):
@@ -92,5 +94,6 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         self._folder.mkdir(exist_ok=True)
         if weights is not None:
             save_file(weights, self._weights(self.evaluations[-1]))
+            follow_umask(self._folder)
         document = json.dumps(self.evaluations).encode()
         write_atomic(self._folder / "evaluations.json", [document])

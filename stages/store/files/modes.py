@@ -62,7 +62,7 @@ def follow_umask(folder: Path) -> None:
     probe = folder / f".mode-{os.getpid()}"
     with open_new(probe) as made:
         mode = stat.S_IMODE(os.fstat(made.fileno()).st_mode)
-    probe.unlink()
+        probe.unlink()
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)

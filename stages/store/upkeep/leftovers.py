@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ....cache_schemas.layout import numbered
 from ..files.own_files import remove_tree
+from ..files.plain_files import refuse_linked_folders
 from ..writing.removal import partial_documents, uncommitted
 from ..writing.reservations import Reservations
 from ..writing.staging import PATIENCE_S
@@ -23,9 +24,10 @@ def leftovers(cache: Path) -> Iterator[Path]:
 
 
 def _of_teacher(teacher: Path) -> Iterator[Path]:
+    refuse_linked_folders(teacher, teacher.parent.parent)  # what it leads to would count as its own
     living, dead = Reservations(teacher, PATIENCE_S).judged()
     committed = numbered((teacher / "commits").glob("*.json"))
-    if not committed and not living and not teacher.is_symlink():
+    if not committed and not living:
         yield teacher
         return
     yield from dead
