@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .cache_schemas.errors import ArmadaError, InputError, shown_url
+from .cache_schemas.errors import AccessError, ArmadaError, InputError, shown_url
 from .pipeline.caches.commands import app as cache_commands
 from .pipeline.logs import LOGGER, LogLevel, set_level, shown
 from .pipeline.options import AsJson, Quiet, Settings, TextColumn
@@ -302,8 +302,9 @@ def _run(given: list[str]) -> None:
     except OSError as error:
         if "--debug" in given:
             raise
-        LOGGER.error(error)
-        sys.exit(ArmadaError.exit_code)
+        denied = isinstance(error, PermissionError) and error.filename is not None
+        LOGGER.error(f"{error.filename}: permission denied" if denied else error)
+        sys.exit(AccessError.exit_code if denied else ArmadaError.exit_code)
 
 
 if __name__ == "__main__":  # `torchrun -m armada.cli`

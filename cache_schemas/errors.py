@@ -7,6 +7,7 @@
     │   ├── TeacherSourceError  a teacher that cannot be loaded safely
     │   ├── StudentSourceError  a student that cannot be loaded safely
     │   ├── OutputError         a folder that cannot take the output
+    │   ├── AccessError         what this user may not read or write
     │   └── CacheError          a cache that cannot be used as asked
     │       ├── CacheVersionError     written in another format version
     │       ├── TeacherMismatchError  other settings than the cached teacher's
@@ -85,6 +86,10 @@ class StudentSourceError(InputError):
 
 
 class OutputError(InputError):
+    pass
+
+
+class AccessError(InputError):
     pass
 
 

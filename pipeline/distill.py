@@ -1,5 +1,7 @@
 """A `distill` job: its data is read once, and each seed is a run (`seed_run.py`)."""
 
+from contextlib import nullcontext
+
 from ..cache_schemas.errors import InputError, JobError
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.base import Objective
@@ -10,7 +12,17 @@ from .device import choose_device
 from .distill_job import DistillJob
 from .language.checks import check_language_job, check_other_job
 from .logs import LOGGER
-from .run_folder import JOB, METRICS, check_free, claim, read_metrics, spread, write_json
+from .run_folder import (
+    JOB,
+    METRICS,
+    alone_in,
+    check_free,
+    claim,
+    read_metrics,
+    spread,
+    tidy,
+    write_json,
+)
 from .seed_run import Metrics, SeedRun, resolved
 from .show import size, warn
 from .student_data import StudentData, read_student_data
@@ -26,7 +38,14 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     if group.first:
         check_free(job.output, resolved(job), job.resume)
     if finished is not None:
+        if group.first:
+            tidy(job.output)
         return finished
+    with alone_in(job.output) if group.first else nullcontext():
+        return _distill(job, group, quiet)
+
+
+def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
     _check_processes(job, group)
     check_reporters(job)
     group.meet(choose_device(job.device, group.local_rank))

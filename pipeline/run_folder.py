@@ -1,26 +1,34 @@
 """The folder of a distill run: the resolved job first, the figures last.
 
 `job.yaml` is there from the start, `metrics.json` only when the run is finished; so a folder tells
-whether a run is finished, unfinished or of another job, and nothing is ever overwritten.
+whether a run is finished, unfinished or of another job, and nothing is ever overwritten. `run.lock`
+is there while a process is at work; the kernel frees it when that dies.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import yaml
 
-from ..cache_schemas.errors import OutputError
+from ..cache_schemas.errors import OutputError, StorageError
 from ..cache_schemas.layout import PARTIAL_SUFFIX
 from ..cache_schemas.locations import shown
 from ..stages.store.files.atomic import write_atomic
+from ..stages.store.files.lock import give_back, take
+from .logs import LOGGER
 
 JOB = "job.yaml"
 METRICS = "metrics.json"
 LOG = "log.jsonl"
 RUN = "run.json"
+LOCK = "run.lock"
+WORKING = ("checkpoints", "best")
+"""Folders that a run needs only until it is finished; `stages/distill` names them."""
 _DATA = (
     *("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature"),
     *("token_cache_digest", "token_teacher_fingerprint", "token_feature"),
@@ -37,6 +45,41 @@ _MAY_DIFFER = {
     "report_to",
     "run_name",
 }
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Be the only process at work in the folder of a run, which is made if it is not there; it goes
+    again if nothing was put into it. Raises OutputError if another process is at work there."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    make_folder(folder)
+    try:
+        lock = take(folder, LOCK)
+    except StorageError as cause:
+        LOGGER.warning(f"{cause}; nothing keeps a second process from this run")
+        yield
+        return
+    if lock is None:
+        raise OutputError(
+            f"output {folder}: another process is at work in it; let it end, or choose another "
+            "folder"
+        )
+    try:
+        yield
+    finally:
+        give_back(lock, folder, LOCK)
+        with suppress(OSError):  # there is something in them
+            for each in made:
+                each.rmdir()
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a finished run, or its runs with one seed each, no longer need: a process that is
+    killed has no time to."""
+    for run in (folder, *folder.glob("seed-*")):
+        if (run / METRICS).is_file():
+            for working in WORKING:
+                shutil.rmtree(run / working, ignore_errors=True)
 
 
 def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
@@ -70,13 +113,13 @@ def require_free(folder: Path, but: Collection[str] = ()) -> None:
 
 def is_free(folder: Path, but: Collection[str] = ()) -> bool:
     """Whether nothing is there, or an empty folder, or only what was being written when a process
-    was killed, or files called as in `but`."""
+    was killed, or its lock, or files called as in `but`."""
     if not folder.exists():
         return True
     if not folder.is_dir():
         return False
     names = {file.name for file in folder.iterdir() if not file.name.endswith(PARTIAL_SUFFIX)}
-    return names <= set(but)
+    return names <= {LOCK, *but}
 
 
 def make_folder(folder: Path) -> None:

@@ -7,7 +7,6 @@ OUTPUT/ (or OUTPUT/seed-N/ when there are several seeds)
     aligner/        the TS aligner          tensorboard/   the same log for TensorBoard
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,7 @@ from transformers import set_seed
 
 from ..stages.corpus.labels import count_missing
 from ..stages.distill.batches import DistillDataset
-from ..stages.distill.best import BEST
-from ..stages.distill.checkpoints import CHECKPOINTS, steps_done
+from ..stages.distill.checkpoints import steps_done
 from ..stages.distill.export import StudentCard, save_aligner, save_student
 from ..stages.distill.model import DistillModel, TrainedModel
 from ..stages.distill.objectives.base import Objective, Sizes
@@ -41,6 +39,7 @@ from .run_folder import (
     check_same_data,
     claim,
     read_metrics,
+    tidy,
     trim_log,
     write_json,
 )
@@ -83,6 +82,8 @@ class SeedRun:
         """Train, write, return the figures."""
         finished = read_metrics(self.folder) if self.job.resume else None
         if finished is not None:
+            if self.group.first:
+                tidy(self.folder)
             return finished
         set_seed(self.seed)
         provenance = _provenance(self.job, self.data, self.group)
@@ -165,8 +166,7 @@ class SeedRun:
             save_aligner(self.folder / "aligner", model.objective.aligner)
         follow_umask(self.folder)
         write_json(self.folder / METRICS, metrics)
-        for working in (CHECKPOINTS, BEST):
-            shutil.rmtree(self.folder / working, ignore_errors=True)
+        tidy(self.folder)
 
     def _save(self, model: TrainedModel, built: Built, metrics: Metrics) -> None:
         """Write the student folder."""

@@ -12,7 +12,7 @@ from ...cache_schemas.locations import shown_url
 from ...stages.distill.evaluation import lower_is_better
 from ...stages.store.transfer.connection import is_local
 from ..distill_job import DistillJob
-from ..run_folder import JOB, METRICS
+from ..run_folder import JOB, METRICS, tidy
 from ..same_student import student_settings
 from .documents import (
     Figures,
@@ -185,5 +185,6 @@ def _not_begun(path: Path) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """The run in a folder; raises RunFolderError if it is not what `distill` leaves."""
+    """The run in a folder, tidied up; raises RunFolderError if it is not what `distill` leaves."""
+    tidy(folder)
     return FinishedRun(folder, read_job(folder), read_metrics_of(folder), read_provenance(folder))

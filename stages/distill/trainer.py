@@ -23,6 +23,10 @@ from .replay import Replay
 from .sampler import EpochBatches
 from .sharding import frozen_names, load_whole, plain, shard
 
+_OF_ONE_PROCESS = {"train_loss", "train_samples_per_second", "train_steps_per_second"}
+"""Of all that the trainer logs in the end, what it would have to know of the processes before a
+resumed one: their losses, and their time."""
+
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
     """Hugging Face Trainer with joined batches, a group of its own for the aligner, and a log of
@@ -185,7 +189,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             self._terms, self._averaged = {}, 0.0
             if (aligner := self._aligner_loss()) is not None:
                 logs["aligner"] = aligner
-        super().log(logs, start_time)
+        super().log({k: v for k, v in logs.items() if k not in _OF_ONE_PROCESS}, start_time)
 
 
 def _metrics_of(space: LabelSpace) -> Callable[[Any], dict[str, float]]:

@@ -25,6 +25,11 @@ def losses(output: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows(output) if "loss" in row]
 
 
+def last_row(output: Path) -> dict[str, Any]:
+    """What the log ends with, but how long the process took."""
+    return {name: value for name, value in rows(output)[-1].items() if name != "train_runtime"}
+
+
 def wait_for_step(step: int, output: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + HANG_S
     while not any(row["step"] >= step for row in rows(output)):
@@ -50,6 +55,7 @@ def test_a_killed_run_goes_on(armada, distill_bench, tmp_path):
     process.communicate(timeout=HANG_S)
     assert process.returncode == -signal.SIGKILL
     assert not (output / "metrics.json").exists()
+    assert (output / "run.lock").exists()
     assert 6 <= losses(output)[-1][0] < STEPS
     line = armada(*distill_bench.words(output, *more)).error
     assert line.startswith(f"output {output}: holds an unfinished run; go on with resume=true")
@@ -57,6 +63,7 @@ def test_a_killed_run_goes_on(armada, distill_bench, tmp_path):
     # The log has each step once, as if nothing had happened.
     assert losses(output) == losses(tmp_path / "whole")
     assert [step for step, _ in losses(output)] == list(range(1, STEPS + 1))
+    assert last_row(output) == last_row(tmp_path / "whole")
     assert kept(output) == kept(tmp_path / "whole")
     figures = [
         json.loads((path / "metrics.json").read_text()) for path in (output, tmp_path / "whole")

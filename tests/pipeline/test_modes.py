@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from armada.cache_schemas.features import FeatureSpec
 from armada.stages.store.files.modes import follow_umask
 from command_line import CommandLine
-from small_caches import make_manifest, numbered_texts, write_cache
+from small_caches import make_manifest, numbered_texts, stored_bytes, write_cache
 from transfers import bring, serve_ready
+from unprivileged import unprivileged
+
+FEATURE = FeatureSpec(name="embedding", shape=(4,), dtype="float32")
 
 MODES = {0o002: (0o664, 0o775), 0o022: (0o644, 0o755), 0o077: (0o600, 0o700)}
 """umask -> mode of files, of folders."""
@@ -100,3 +104,72 @@ def test_weights_that_were_kept_from_everybody_are_given_to_whom_the_umask_lets(
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (file, tmp_path / "script", outside)]
     assert modes == [0o640, 0o740, 0o600]
     assert {path.name for path in tmp_path.iterdir()} == {"inner", "link", "script"}
+
+
+UNREADABLE = (
+    *("armada.json", "teachers", "{t}", "{t}/teacher.json", "{t}/commits"),
+    *("{t}/commits/000000.json", "{t}/embedding/c/0/0", "{t}/tables/rows/000000.parquet"),
+)
+READERS: dict[str, tuple[str, ...]] = {
+    "ls": ("ls", "{c}"),
+    "verify": ("verify", "{c}", "--quiet"),
+    "repair": ("repair", "{c}", "--quiet"),
+    "gc": ("gc", "{c}"),
+    "merge": ("merge", "{out}", "{c}", "--quiet"),
+    "pull": ("pull", "{c}", "{out}", "--quiet"),
+    "rm": ("rm", "{c}", "--teacher", "{teacher}", "--yes"),
+}
+
+NOT_READ = {
+    *(("ls", spot) for spot in UNREADABLE[-2:]),
+    *(("gc", spot) for spot in ("{t}/teacher.json", *UNREADABLE[-3:])),
+    *(("rm", spot) for spot in UNREADABLE[-2:]),
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_what_may_not_be_read_is_neither_damaged_nor_missing(
+    armada: CommandLine, tmp_path: Path, command: str
+) -> None:
+    teacher = make_manifest().fingerprint
+    for number, spot in enumerate(UNREADABLE):
+        cache, out = tmp_path / f"cache-{number}", tmp_path / f"out-{number}"
+        write_cache(cache, make_manifest((FEATURE,)), [numbered_texts(0, 10)])
+        teacher = next(cache.glob("teachers/*/")).name
+        before = stored_bytes(cache)
+        closed = cache / spot.format(t=f"teachers/{teacher}")
+        mode = closed.stat().st_mode
+        closed.chmod(0)
+        words = [word.format(c=cache, out=out, teacher=teacher) for word in READERS[command]]
+        with unprivileged():
+            result = armada("cache", *words)
+        if closed.exists():
+            closed.chmod(mode)
+        told = result.code == 2 and "permission denied" in result.error
+        assert told or (result.code == 0 and (command, spot) in NOT_READ), (spot, result)
+        assert command == "rm" or stored_bytes(cache) == before, (spot, result)
+
+
+READ_ONLY = {
+    "writer.lock": ("gc", "{c}"),
+    "{t}": ("rm", "{c}", "--teacher", "{teacher}", "--yes"),
+    "": ("card", "{c}"),
+    "{t}/commits": ("merge", "{c}", "{more}", "--quiet"),
+    "{t}/embedding/c": ("pull", "{more}", "{c}", "--quiet"),
+}
+
+
+@pytest.mark.parametrize("spot", READ_ONLY)
+def test_what_may_not_be_written_is_named(armada: CommandLine, tmp_path: Path, spot: str) -> None:
+    cache, more, manifest = tmp_path / "cache", tmp_path / "more", make_manifest((FEATURE,))
+    for path in (cache, more):
+        write_cache(path, manifest, [numbered_texts(0, 10)])
+    write_cache(more, manifest, [numbered_texts(10, 20)])
+    closed = cache / spot.format(t=f"teachers/{manifest.fingerprint}")
+    closed.chmod(0o444 if closed.is_file() else 0o555)
+    names = {"c": cache, "more": more, "teacher": manifest.fingerprint}
+    with unprivileged():
+        result = armada("cache", *(word.format(**names) for word in READ_ONLY[spot]))
+    assert result.code == 2, result
+    assert result.error.startswith(str(closed)), result
+    assert "permission denied; its owner can share the folder with a group" in result.error

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import xxhash
 
-from ....cache_schemas.errors import StorageError
+from ....cache_schemas.errors import AccessError, StorageError
 from ....cache_schemas.layout import PARTIAL_SUFFIX
 from ....cache_schemas.manifest import FileRecord
-from .modes import make_folders, open_new
+from .modes import access_error, make_folders, open_new
 
 Buffer = bytes | memoryview
 
@@ -75,8 +75,10 @@ def _remove_quietly(partial: Path) -> None:
         return
 
 
-def storage_error(path: Path, cause: OSError) -> StorageError:
+def storage_error(path: Path, cause: OSError) -> StorageError | AccessError:
     """What to tell people when the disk refuses `path`."""
+    if isinstance(cause, PermissionError):
+        return access_error(path)
     if cause.errno in _DISK_FULL:
         return StorageError(
             f"{path}: the disk is full ({cause.strerror}); committed shards are safe; "

@@ -14,7 +14,7 @@ import xxhash
 from ....cache_schemas.errors import DamagedCacheError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.manifest import FileRecord
-from .plain_files import plain_size
+from .plain_files import plain_size, read_error
 
 PIECE_BYTES = 2**20
 
@@ -67,6 +67,6 @@ def check_file(
                 if numbers is not None:
                     numbers.look_at(buffer[:read])
     except OSError as cause:
-        raise DamagedCacheError(f"{path}: cannot be read: {cause.strerror}") from cause
+        raise read_error(path, cause) from cause
     if hasher.hexdigest() != record.xxh3_128:
         raise DamagedCacheError(f"{path}: its bytes are not those that were committed (xxh3_128)")

@@ -1,4 +1,4 @@
-"""One lock for a cache, held for moments: while a writer reserves, commits or removes.
+"""Locks of folders: that of a cache, held for moments, and those that are held for long.
 
 Writers of any number of processes and hosts take turns at it. The kernel frees the lock when its
 process dies. It is a `flock` on `writer.lock`, which local file systems and NFS 4 keep between all
@@ -8,6 +8,8 @@ text; no shard is ever torn, because files are moved into place out of folders t
 """
 
 import fcntl
+import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +18,18 @@ from typing import BinaryIO
 
 from ....cache_schemas.errors import OutputError, StorageError
 from ....cache_schemas.layout import WRITER_LOCK
-from .modes import open_to_lock
+from .modes import access_error, open_to_lock
+from .own_files import remove_file
 from .plain_files import check_way
 
 PATIENCE_S = 300.0
 """Far more than any turn takes: who waits longer waits for a process that is stopped."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.1
+_A_TURN_S = 0.5
+"""Who has waited for longer says so."""
+
+_LOGGER = logging.getLogger("armada")
 
 
 @contextmanager
@@ -32,30 +39,65 @@ def locked(cache: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
     Raises OutputError if the folder cannot be written, StorageError if the lock is not free for
     `patience_s` seconds."""
     with open_lock(cache, WRITER_LOCK) as file:
-        _wait(file, cache, time.monotonic() + patience_s)
+        _wait(file, cache, patience_s)
         yield  # closing the file frees the lock
 
 
 def open_lock(folder: Path, name: str) -> BinaryIO:
-    """A file to lock, made if it is not there; raises OutputError if it cannot be written,
-    LinkedPathError if it is a link."""
+    """A file to lock, made if it is not there; raises OutputError or AccessError if it cannot be
+    written, LinkedPathError if it is a link."""
     check_way(folder / name, folder)
     try:
         return open_to_lock(folder / name)
+    except PermissionError as cause:
+        file = folder / name
+        raise access_error(file if os.path.lexists(file) else folder) from cause
     except OSError as cause:
         raise OutputError(f"{folder}: cannot be written: {cause.strerror}") from cause
 
 
-def _wait(file: BinaryIO, cache: Path, deadline: float) -> None:
-    pause = _FIRST_PAUSE_S
+def _wait(file: BinaryIO, cache: Path, patience_s: float) -> None:
+    started, pause, told = time.monotonic(), _FIRST_PAUSE_S, False
     while not try_lock(file.fileno(), cache):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - started
+        if waited > patience_s:
             raise StorageError(
                 f"cache {cache}: another process has held {WRITER_LOCK} for minutes; it may be "
                 "stopped; end it and run the same command again"
             )
+        if waited > _A_TURN_S and not told:
+            told = True
+            _LOGGER.info(f"cache {cache}: waiting for another process, which holds {WRITER_LOCK}")
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def take(folder: Path, name: str) -> BinaryIO | None:
+    """Take a lock that `give_back` removes; None if another process has it, or gives it up this
+    moment. Raises OutputError if the folder is not there or cannot be written."""
+    file = open_lock(folder, name)
+    ours = False
+    try:
+        ours = try_lock(file.fileno(), folder) and is_there(file, folder / name)
+    finally:
+        if not ours:
+            file.close()
+    return file if ours else None
+
+
+def give_back(file: BinaryIO, folder: Path, name: str) -> None:
+    """Free a lock and remove its file, unless somebody else has done so."""
+    if is_there(file, folder / name):
+        remove_file(folder / name, folder)
+    file.close()
+
+
+def is_there(file: BinaryIO, path: Path) -> bool:
+    """Whether it is still the file of that name: who held it before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def try_lock(descriptor: int, where: Path) -> bool:

@@ -11,6 +11,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from ....cache_schemas.errors import AccessError
+
 _SHARED = stat.S_ISGID | stat.S_IWGRP
 _OF_FILES = stat.S_IRGRP | stat.S_IWGRP
 _OF_FOLDERS = stat.S_ISGID | stat.S_IRWXG
@@ -66,6 +68,14 @@ def follow_umask(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)
+
+
+def access_error(path: Path | str) -> AccessError:
+    """What to tell people who may not read or write `path`."""
+    return AccessError(
+        f"{path}: permission denied; its owner can share the folder with a group (chgrp -R GROUP; "
+        "chmod -R g+rwX; chmod g+s on each folder in it); or work on a copy"
+    )
 
 
 def _is_shared(folder: Path) -> bool:

@@ -6,12 +6,14 @@ waiting for ever. So what lies below a cache's own folder is looked at before it
 one `lstat` for each part of its path, a few µs a file.
 """
 
+import fnmatch
 import os
 import stat
 from pathlib import Path
 
-from ....cache_schemas.errors import DamagedCacheError, LinkedPathError
+from ....cache_schemas.errors import AccessError, DamagedCacheError, LinkedPathError
 from ....cache_schemas.manifest import DocumentT, parse_document
+from .modes import access_error
 
 
 def plain_size(path: Path, cache: Path) -> int:
@@ -25,12 +27,41 @@ def plain_size(path: Path, cache: Path) -> int:
     except FileNotFoundError as cause:
         raise DamagedCacheError(f"{path}: is missing") from cause
     except OSError as cause:
-        raise DamagedCacheError(f"{path}: cannot be read: {cause.strerror}") from cause
+        raise read_error(path, cause) from cause
     if stat.S_ISLNK(found.st_mode):
         raise _is_a_link(path)
     if not stat.S_ISREG(found.st_mode):
         raise DamagedCacheError(f"{path}: is not a file")
     return found.st_size
+
+
+def read_error(path: Path, cause: OSError) -> DamagedCacheError | AccessError:
+    """What to tell people when `path` cannot be read. What they may not read is not damaged."""
+    if isinstance(cause, PermissionError):
+        return access_error(path)
+    return DamagedCacheError(f"{path}: cannot be read: {cause.strerror}")
+
+
+def entries(folder: Path, pattern: str = "*") -> list[Path]:
+    """What is in a folder, sorted; nothing if it is not there. Unlike `glob`, it does not take what
+    may not be read for empty: it raises AccessError."""
+    try:
+        return sorted(folder / name for name in fnmatch.filter(os.listdir(folder), pattern))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError as cause:
+        raise access_error(folder) from cause
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has that name, be it a link to nothing; raises AccessError."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError as cause:
+        raise access_error(path) from cause
+    return True
 
 
 Stamp = tuple[int, int]
@@ -84,7 +115,7 @@ def read_bytes(path: Path, cache: Path, limit: int) -> bytes:
     try:
         return path.read_bytes()
     except OSError as cause:
-        raise DamagedCacheError(f"{path}: cannot be read: {cause.strerror}") from cause
+        raise read_error(path, cause) from cause
 
 
 def read_document(model: type[DocumentT], path: Path, cache: Path) -> DocumentT:

@@ -11,7 +11,7 @@ from ....cache_schemas.manifest import (
     TeacherManifest,
     check_cache_manifest,
 )
-from ..files.plain_files import check_way, read_bytes, read_document
+from ..files.plain_files import check_way, entries, is_there, read_bytes, read_document
 
 
 def check_cache(path: Path) -> None:
@@ -30,8 +30,8 @@ def list_teachers(path: Path) -> list[TeacherManifest]:
     """The teachers of a cache, sorted by fingerprint."""
     check_cache(path)
     check_way(path / "teachers", path)
-    files = sorted(path.glob(f"teachers/*/{TEACHER_MANIFEST}"))
-    return [read_teacher(file, path) for file in files]
+    files = [folder / TEACHER_MANIFEST for folder in entries(path / "teachers")]
+    return [read_teacher(file, path) for file in files if is_there(file)]
 
 
 def choose_teacher(
@@ -72,13 +72,13 @@ def read_teacher(file: Path, path: Path) -> TeacherManifest:
 
 def has_commits(path: Path, teacher: TeacherManifest) -> bool:
     """Whether a teacher of the cache at `path` has a shard."""
-    return any(teacher_folder(path, teacher.fingerprint).glob("commits/*.json"))
+    return bool(entries(teacher_folder(path, teacher.fingerprint) / "commits", "*.json"))
 
 
 def read_commits(path: Path, teacher: TeacherManifest) -> list[CommitRecord]:
     """The commit records of one teacher of the cache at `path`, in shard order."""
     folder = teacher_folder(path, teacher.fingerprint)
-    return [read_commit(folder, file, teacher) for file in sorted(folder.glob("commits/*.json"))]
+    return [read_commit(folder, file, teacher) for file in entries(folder / "commits", "*.json")]
 
 
 def read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRecord:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ....cache_schemas.errors import DamagedCacheError
+from ..files.plain_files import read_error
 
 MAX_FOOTER_BYTES = 2**20
 """That of a table of a cache has some hundreds."""
@@ -42,7 +43,7 @@ def read_footer(path: Path) -> Footer:
     try:
         return _claims(_Compact(_footer_bytes(path)).struct(0))
     except OSError as cause:
-        raise DamagedCacheError(f"{path}: committed but unreadable: {cause.strerror}") from cause
+        raise read_error(path, cause) from cause
     except (LookupError, TypeError, ValueError) as cause:
         raise DamagedCacheError(f"{path}: its footer is not Parquet's: {cause!s:.100}") from cause
 

@@ -15,7 +15,7 @@ import google_crc32c
 
 from ....cache_schemas.errors import DamagedCacheError
 from ....cache_schemas.features import FeatureSpec
-from ..files.plain_files import plain_size
+from ..files.plain_files import plain_size, read_error
 from .dense import CRC_BYTES, index_bytes, shard_bytes, shard_index
 
 
@@ -28,7 +28,7 @@ def opened(path: Path, cache: Path) -> Iterator[int]:
         # Neither a link nor a pipe, should one have come in its place since.
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as cause:
-        raise DamagedCacheError(f"{path}: committed but unreadable: {cause.strerror}") from cause
+        raise read_error(path, cause) from cause
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise DamagedCacheError(f"{path}: is not a file")

@@ -24,7 +24,7 @@ from ....cache_schemas.keys import KeyArray, keys_to_array
 from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
 from ....cache_schemas.locations import expand_home
 from ....cache_schemas.manifest import RunRecord, TeacherManifest
-from ..files.plain_files import read_document
+from ..files.plain_files import entries, read_document
 from ..format.index import KeyIndex, Rows
 from ..format.manifests import choose_teacher, has_commits, list_teachers, read_commits
 from ..format.parts import held_features, read_part
@@ -271,7 +271,7 @@ class Cache:
 
     def runs_by_id(self) -> dict[str, RunRecord]:
         """The same, each under the name of its document."""
-        files = sorted(self.folder.glob("runs/*.json"))
+        files = entries(self.folder / "runs", "*.json")
         return {f.stem: read_document(RunRecord, f, self.path) for f in files}
 
 

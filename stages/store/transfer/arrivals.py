@@ -148,14 +148,15 @@ class Arrivals:
         return True
 
     def _install(self, moves: Iterable[tuple[Path, Path]], record: CommitRecord | None) -> None:
-        changed = {self._folder}
+        changed, at = {self._folder}, self._folder
         try:
             for staged, target in moves:
+                at = target
                 move_file(staged, target, self._cache)
                 changed |= {folder for folder in target.parents if self._folder in folder.parents}
-            for folder in sorted(changed):
-                sync_folder(folder)
+            for at in sorted(changed):
+                sync_folder(at)
         except OSError as cause:
-            raise storage_error(self._folder, cause) from cause
+            raise storage_error(at, cause) from cause
         if record is not None:
             write_file(commit_file(self._folder, record.shard), [record.to_json()], self._cache)

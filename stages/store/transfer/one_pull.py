@@ -4,7 +4,6 @@ The lock is a file in the cache's folder, held (flock) from the plan to the last
 afterwards. Readers and writers do not look at it: they are kept apart by other means.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +12,8 @@ from typing import BinaryIO
 
 from ....cache_schemas.errors import OutputError
 from ....cache_schemas.layout import CACHE_MANIFEST, PULL_LOCK
-from ..files.lock import open_lock, try_lock
-from ..files.own_files import make_folder, remove_file
+from ..files.lock import give_back, take
+from ..files.own_files import make_folder
 
 POLL_S = 0.2
 
@@ -33,9 +32,7 @@ def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
     try:
         yield
     finally:
-        if _is_there(file, cache / PULL_LOCK):
-            remove_file(cache / PULL_LOCK, cache)
-        file.close()
+        give_back(file, cache, PULL_LOCK)
         if not (cache / CACHE_MANIFEST).exists():
             _remove_empty(made)
 
@@ -56,26 +53,11 @@ def _held(cache: Path, waiting: Callable[[], None]) -> BinaryIO:
 def _locked(cache: Path) -> BinaryIO | None:
     """The lock if it is free; None if another pull has it, or is just giving it up."""
     try:
-        file = open_lock(cache, PULL_LOCK)
+        return take(cache, PULL_LOCK)
     except OutputError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None  # the folder went again
         raise
-    ours = False
-    try:
-        ours = try_lock(file.fileno(), cache) and _is_there(file, cache / PULL_LOCK)
-    finally:
-        if not ours:
-            file.close()
-    return file if ours else None
-
-
-def _is_there(file: BinaryIO, path: Path) -> bool:
-    """Whether it is still the file of that name: who held it before has removed it."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ....cache_schemas.layout import numbered
 from ..files.own_files import remove_tree
-from ..files.plain_files import refuse_linked_folders
+from ..files.plain_files import entries, refuse_linked_folders
 from ..writing.removal import partial_documents, uncommitted
 from ..writing.reservations import Reservations
 from ..writing.staging import PATIENCE_S
@@ -19,14 +19,14 @@ from ..writing.staging import PATIENCE_S
 def leftovers(cache: Path) -> Iterator[Path]:
     """Files and folders that belong to nobody."""
     yield from partial_documents(cache)
-    for teacher in sorted((cache / "teachers").glob("*/")):
+    for teacher in (each for each in entries(cache / "teachers") if each.is_dir()):
         yield from _of_teacher(teacher)
 
 
 def _of_teacher(teacher: Path) -> Iterator[Path]:
     refuse_linked_folders(teacher, teacher.parent.parent)  # what it leads to would count as its own
     living, dead = Reservations(teacher, PATIENCE_S).judged()
-    committed = numbered((teacher / "commits").glob("*.json"))
+    committed = numbered(entries(teacher / "commits", "*.json"))
     if not committed and not living:
         yield teacher
         return

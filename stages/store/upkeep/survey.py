@@ -21,7 +21,7 @@ from ....cache_schemas.layout import (
     teacher_folder,
 )
 from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
-from ..files.plain_files import Stamp, read_document, stamp_of
+from ..files.plain_files import Stamp, entries, read_document, stamp_of
 from ..format.manifests import check_cache, read_commit, read_teacher
 from ..format.parts import held_features, read_part
 from ..format.zarr_documents import check_array, check_group
@@ -137,7 +137,7 @@ def survey_cache(path: Path) -> CacheSurvey:
     """Read all documents of the cache at `path`.
 
     Raises CacheError if it is none, CacheVersionError if it is of another format version."""
-    folders = sorted(folder for folder in path.glob("teachers/*") if folder.is_dir())
+    folders = [folder for folder in entries(path / "teachers") if folder.is_dir()]
     if not folders:
         check_cache(path)
     stamps = {file: stamp_of(file) for folder in folders for file in folder.rglob("*")}
@@ -152,7 +152,7 @@ def survey_cache(path: Path) -> CacheSurvey:
 def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
     """Read all documents of one teacher."""
     found = Findings(cache, folder.name)
-    records = sorted(folder.glob("commits/*.json"))
+    records = entries(folder / "commits", "*.json")
     manifest = _read_manifest(found, folder, len(records))
     place: Place = ("teacher", folder / TEACHER_PART, None)
     part = found.attempt(place, read_part, cache, folder.name)
@@ -164,7 +164,7 @@ def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
         foreign = _check_zarr(found, folder, held_features(manifest, part), manifest, commits)
     runs = [
         found.attempt(("run", file, None), read_document, RunRecord, file, cache)
-        for file in sorted(folder.glob("runs/*.json"))
+        for file in entries(folder / "runs", "*.json")
     ]
     living, _ = Reservations(folder, PATIENCE_S).judged()
     reserved = numbered(living)

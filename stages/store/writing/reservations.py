@@ -17,7 +17,7 @@ from ....cache_schemas.layout import numbered, reservation_folder
 from ....cache_schemas.manifest import MAX_ROWS_PER_SHARD
 from ..files.atomic import storage_error
 from ..files.own_files import make_folder
-from ..files.plain_files import check_folders, read_bytes
+from ..files.plain_files import check_folders, entries, read_bytes
 from .staging import Staging, Watch, discard, is_rubbish
 
 KEYS = "keys"
@@ -40,7 +40,7 @@ class Reservations:
 
     def judged(self) -> tuple[list[Path], list[Path]]:
         """The folders of living owners, those of pulls too, and what is nobody's any more."""
-        there = sorted((self._teacher / "reservations").glob("*"))
+        there = entries(self._teacher / "reservations")
         folders = [path for path in there if path.is_dir() and not path.is_symlink()]
         dead = [f for f in folders if is_rubbish(f) or self._watch.is_dead(f)]
         return [folder for folder in folders if folder not in dead], dead
@@ -55,7 +55,7 @@ class Reservations:
 
     def numbers(self) -> set[int]:
         """Shard numbers that are reserved, or that something else has the name of."""
-        return set(numbered((self._teacher / "reservations").glob("*")))
+        return set(numbered(entries(self._teacher / "reservations")))
 
     def keys(self, folder: Path) -> KeyArray:
         """The keys that a reservation holds, [N, 16]; none if it was given back this moment, or

@@ -32,7 +32,7 @@ from ....cache_schemas.layout import (
 from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
 from ..files.lock import locked
 from ..files.own_files import write_file
-from ..files.plain_files import read_document, stamp_of
+from ..files.plain_files import entries, read_document, stamp_of
 from ..format.index import KeyIndex
 from ..format.manifests import read_commit, read_commits
 from ..format.parts import first_own_shard, refuse_part
@@ -96,7 +96,7 @@ class CacheWriter:
 
     def _see_commits(self) -> None:
         """A number alone does not tell a shard: it may have been dropped and made again."""
-        there = numbered((self.folder / "commits").glob("*.json"))
+        there = numbered(entries(self.folder / "commits", "*.json"))
         for shard in self._records.keys() - there.keys():
             del self._records[shard], self._seen[shard]
         for shard, file in there.items():

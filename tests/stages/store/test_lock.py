@@ -1,5 +1,6 @@
 """The lock of a cache: one holder at a time, free when its process dies."""
 
+import logging
 import subprocess
 import sys
 import threading
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from armada.cache_schemas.errors import OutputError, StorageError
+from armada.stages.store.files import lock
 from armada.stages.store.files.lock import locked
 
 HOLD = """
@@ -28,6 +30,21 @@ def test_others_wait_and_say_so_in_the_end(tmp_path: Path) -> None:
         pass
     with locked(tmp_path, patience_s=0):
         pass
+
+
+def test_who_waits_for_more_than_a_turn_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lock, "_A_TURN_S", 0.0)
+    caplog.set_level(logging.INFO, "armada")
+    with locked(tmp_path):
+        pass
+    assert caplog.messages == []
+    with locked(tmp_path), pytest.raises(StorageError), locked(tmp_path, patience_s=0.05):
+        pass
+    assert caplog.messages == [
+        f"cache {tmp_path}: waiting for another process, which holds writer.lock"
+    ]
 
 
 def test_threads_exclude_each_other(tmp_path: Path) -> None:

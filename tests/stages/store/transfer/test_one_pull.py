@@ -13,7 +13,6 @@ from armada.cache_schemas.layout import PULL_LOCK
 from armada.stages.store.files import lock
 from armada.stages.store.format.parts import read_part
 from armada.stages.store.reading.reader import open_cache
-from armada.stages.store.transfer import one_pull as one_pull_module
 from armada.stages.store.transfer.arrivals import Arrivals
 from armada.stages.store.transfer.choice import Choice
 from armada.stages.store.transfer.one_pull import one_pull
@@ -83,15 +82,15 @@ def test_a_lock_that_its_holder_has_removed_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder leaves between our opening the file and our locking it."""
-    opened = []
+    opened, of_the_lock = [], lock.open_lock
 
     def open_lock(cache: Path, name: str) -> BinaryIO:
-        opened.append(lock.open_lock(cache, name))
+        opened.append(of_the_lock(cache, name))
         if len(opened) == 1:
             (cache / name).unlink()
         return opened[-1]
 
-    monkeypatch.setattr(one_pull_module, "open_lock", open_lock)
+    monkeypatch.setattr(lock, "open_lock", open_lock)
     with one_pull(tmp_path):
         assert len(opened) == 2
         assert (tmp_path / PULL_LOCK).exists()
@@ -101,15 +100,15 @@ def test_a_folder_that_goes_again_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another pull, which came to nothing, removes the folder that both wanted."""
-    opened = []
+    opened, of_the_lock = [], lock.open_lock
 
     def open_lock(cache: Path, name: str) -> BinaryIO:
         opened.append(name)
         if len(opened) == 1:
             cache.rmdir()
-        return lock.open_lock(cache, name)
+        return of_the_lock(cache, name)
 
-    monkeypatch.setattr(one_pull_module, "open_lock", open_lock)
+    monkeypatch.setattr(lock, "open_lock", open_lock)
     with one_pull(tmp_path / "cache"):
         assert len(opened) == 2
 

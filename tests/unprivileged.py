@@ -1,0 +1,32 @@
+"""What root may do in spite of a file's mode is set aside for a while, so that modes count."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+_VERSION = 0x20080522
+"""Of the kernel's structures: capabilities as two words of 32 bits."""
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """File modes count in this thread, and in those that it starts, whoever runs the tests."""
+    if os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("root sets its rights aside on Linux only")
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_VERSION, 0)
+    before = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
+    assert libc.capget(header, before) == 0
+    without = (ctypes.c_uint32 * 6)(0, *before[1:3], 0, *before[4:])
+    assert libc.capset(header, without) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
