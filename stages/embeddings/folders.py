@@ -58,7 +58,8 @@ class EmbeddingFolder:
     """A transformer, and how its states become an embedding."""
 
     transformer: Path
-    pooling: tuple[StatePooling, ...]
+    pooling: tuple[StatePooling, ...] | None
+    """None: texts have features of the model's own, as CLIP's have."""
     include_prompt: bool
     """Whether the tokens of a prompt are pooled too."""
     layers: tuple[Layer, ...]
@@ -82,15 +83,20 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
     if document.get("model_type") == "CrossEncoder":
         return None
     modules = _read_modules(folder, error)
-    if [kind for kind, _ in modules[:2]] != ["Transformer", "Pooling"]:
-        found = ", ".join(kind for kind, _ in modules) or "nothing"
-        raise error(
-            f"source {folder}: {MODULES} holds {found}; known are a Transformer, a Pooling and "
-            f"behind it {', '.join(LAYERS)}"
-        )
-    (_, transformer), (_, pooling), *rest = modules
+    kinds = [kind for kind, _ in modules]
+    transformer = modules[0][1] if modules else folder
     text = _read_text_config(transformer, error)
-    modes, include_prompt = _read_pooling(pooling, error)
+    features = kinds[:1] == ["CLIPModel"] or _asks_for_features(transformer, text, error)
+    start = ["Transformer", "Pooling"]
+    if features:
+        start = ["CLIPModel" if kinds[:1] == ["CLIPModel"] else "Transformer"]
+    rest = modules[len(start) :]
+    if kinds[: len(start)] != start or not {kind for kind, _ in rest} <= set(LAYERS):
+        raise error(
+            f"source {folder}: {MODULES} holds {', '.join(kinds) or 'nothing'}; known are a "
+            f"Transformer, a Pooling and behind it {', '.join(LAYERS)}"
+        )
+    modes, include_prompt = (None, True) if features else _read_pooling(modules[1][1], error)
     prompts = {str(k): str(v or "") for k, v in (document.get("prompts") or {}).items()}
     return EmbeddingFolder(
         transformer=transformer,
@@ -133,7 +139,7 @@ def _kind(file: Path, name: str, path: str, error: type[InputError]) -> str:
         raise error(
             f"source {file}: {name} is code of its own, which is not run; use another model"
         )
-    if kind not in ("Transformer", "Pooling", "Dropout", *LAYERS):
+    if kind not in ("Transformer", "CLIPModel", "Pooling", "Dropout", *LAYERS):
         raise error(
             f"source {file}: module {kind} is not known; known are Transformer, Pooling, Dropout, "
             f"{', '.join(LAYERS)}"
@@ -145,18 +151,6 @@ def _read_text_config(transformer: Path, error: type[InputError]) -> dict[str, A
     names = (name for name in _TEXT_CONFIGS if (transformer / name).is_file())
     file = transformer / next(names, TEXT_CONFIG)
     text = _read(file, error)
-    ways = text.get("modality_config") or {}
-    asked = ways.get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
-    if (
-        text.get("transformer_task", "feature-extraction") != "feature-extraction"
-        or "message" in ways
-        or (asked.get("method"), asked.get("method_output_name"))
-        != ("forward", "last_hidden_state")
-    ):
-        raise error(
-            f"source {file}: texts are asked otherwise than for the last hidden states of plain "
-            "text (transformer_task, modality_config), which is not known here"
-        )
     for key in (*_MODEL_ARGUMENTS, *_TOKENIZER_ARGUMENTS, "processing_kwargs"):
         unknown = sorted(set(text.get(key) or {}) - _WITHOUT_EFFECT)
         if unknown:
@@ -165,6 +159,23 @@ def _read_text_config(transformer: Path, error: type[InputError]) -> dict[str, A
                 "is not known here; save the model with it in its own configuration"
             )
     return text
+
+
+def _asks_for_features(transformer: Path, text: Mapping[str, Any], error: type[InputError]) -> bool:
+    """Whether texts are asked for features of the model's own, not for its last hidden states."""
+    ways = text.get("modality_config") or {}
+    asked = ways.get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
+    way = asked.get("method"), asked.get("method_output_name")
+    task = text.get("transformer_task", "feature-extraction")
+    if task == "feature-extraction" and "message" not in ways:
+        if way == ("forward", "last_hidden_state"):
+            return False
+        if way in (("get_text_features", "pooler_output"), ("get_text_features", None)):
+            return True
+    raise error(
+        f"source {transformer / TEXT_CONFIG}: texts are asked otherwise than for the last hidden "
+        "states of plain text (transformer_task, modality_config), which is not known here"
+    )
 
 
 def _max_length(transformer: Path, text: Mapping[str, Any], error: type[InputError]) -> int | None:

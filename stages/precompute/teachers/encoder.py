@@ -19,10 +19,21 @@ from ...embeddings.folders import read_embedding_folder
 from ...embeddings.layers import LAYER_WEIGHTS, load_layers, width_after
 from ...embeddings.pooling import StatePooling, pool
 from ...embeddings.texts import lower_case, prompt_tokens
-from ...pretrained import token_limit
+from ...pretrained import quiet_transformers, refusing, token_limit
 from ...sources import digest_files
 from .text.encoder_options import EncoderOptions, Pooling, resolve_options
 from .text.language_models import LanguageModelTeacher
+from .text.text_features import (
+    drop_other_parts,
+    features_width,
+    gives_text_features,
+    pads_to_its_limit,
+    reads_no_text,
+    text_arguments,
+    text_features,
+    text_tower,
+    tower_class,
+)
 from .text.tokenized import TokenBatch, TokenizedOptions
 
 
@@ -45,10 +56,13 @@ class EncoderTeacher(LanguageModelTeacher):
         return folder if self._declared is None else self._declared.transformer
 
     def _resolve(self, options: TokenizedOptions, tokenizer: Any) -> TokenizedOptions:
+        self._gives_features = gives_text_features(self._skeleton)
         longest = self._longest(tokenizer) if self._declared else None
         resolved = resolve_options(self._options, self._declared, longest)
         self._options, self.notes = resolved.options, resolved.notes
         self._layer_folders = resolved.layers
+        if self._gives_features and "pooling" not in options.model_fields_set:
+            self._options = self._options.model_copy(update={"pooling": "features"})
         wanted = self._options.lowercase and self._declared and self._declared.lowercase
         self._lowercases = bool(wanted) and hasattr(tokenizer, "backend_tokenizer")
         if self._lowercases:
@@ -65,7 +79,29 @@ class EncoderTeacher(LanguageModelTeacher):
         declared = self._declared.max_length or tokenizer.model_max_length
         # There it says how far texts are read, which a job may change, not what the model takes.
         tokenizer.model_max_length = sys.maxsize
-        return int(min(declared, token_limit(tokenizer, self._skeleton)))
+        return int(min(declared, token_limit(tokenizer, self._reader())))
+
+    def _reader(self) -> Any:
+        return text_tower(self._skeleton) if self._gives_features else self._skeleton
+
+    def _arguments(self) -> frozenset[str]:
+        return text_arguments(self._skeleton) if self._gives_features else super()._arguments()
+
+    def _pads_to_its_limit(self) -> bool:
+        return self._gives_features and pads_to_its_limit(self._skeleton)
+
+    def _build_skeleton(self) -> Any:
+        tower = tower_class(self._config)
+        if tower is None:
+            return super()._build_skeleton()
+        what = f"source {self._folder}: {tower}"
+        with refusing(TeacherSourceError, what), torch.device("meta"), quiet_transformers():
+            return self._auto()._from_config(self._config)
+
+    def _auto(self) -> Any:
+        import transformers
+
+        return getattr(transformers, tower_class(self._config) or self.auto_class)
 
     def _declared_settings(self) -> dict[str, SettingValue]:
         settings: dict[str, SettingValue] = {"lowercase": True} if self._lowercases else {}
@@ -86,13 +122,19 @@ class EncoderTeacher(LanguageModelTeacher):
     def _prepare(self) -> None:
         if self._has_decoder():
             self._model = self._model.get_encoder()
+        if self._gives_features:
+            drop_other_parts(self._model)
         layers = load_layers(self._layer_folders, TeacherSourceError)
         self._layers = layers.eval().requires_grad_(False).to(self._device)
 
     def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
         inputs = batch.on(self._device)
-        output = self._model(**inputs, output_hidden_states=bool(self._options.layers))
-        pooled = self._pool(output, inputs["attention_mask"])
+        if self._options.pooling == "features":
+            told = {name: inputs[name] for name in inputs.keys() & self._texts.names}
+            pooled = {"pooled": text_features(self._model, told).float()}
+        else:
+            output = self._model(**inputs, output_hidden_states=bool(self._options.layers))
+            pooled = self._pool(output, inputs["attention_mask"])
         pooled["pooled"] = self._layers(pooled["pooled"])[:, : self._options.dim]
         if not self._options.normalize:
             return pooled
@@ -110,14 +152,8 @@ class EncoderTeacher(LanguageModelTeacher):
         }
 
     def _features(self) -> list[FeatureSpec]:
-        width = getattr(self._config, "hidden_size", None)
-        if width is None:
-            raise TeacherSourceError(
-                f"source {self._folder}: model type {self._config.model_type!r} has no "
-                "hidden_size; name a text encoder"
-            )
         self._check_options()
-        pooled = width * len(_of_states(self._options.pooling))
+        pooled = self._width()
         embedding = width_after(self._layer_folders, pooled, TeacherSourceError)
         dim = self._options.dim or embedding
         if dim > embedding:
@@ -132,25 +168,46 @@ class EncoderTeacher(LanguageModelTeacher):
             for name, text in self._descriptions().items()
         ]
 
+    def _width(self) -> int:
+        """How many numbers a text is pooled to."""
+        if self._options.pooling == "features":
+            with refusing(TeacherSourceError, f"source {self._folder}"):
+                return features_width(self._skeleton)
+        width = getattr(self._config, "hidden_size", None)
+        if width is None:
+            raise TeacherSourceError(
+                f"source {self._folder}: model type {self._config.model_type!r} has no "
+                "hidden_size; name a text encoder"
+            )
+        return int(width) * len(_of_states(self._options.pooling))
+
     def _descriptions(self) -> dict[str, str]:
         pooling = self._options.pooling
         scaled = ", length 1" if self._options.normalize else ""
         layers = "".join(f", {layer.settings}" for layer in self._layer_folders)
         cut = f", the first {self._options.dim}" if self._options.dim else ""
-        return {"pooled": f"last hidden states, {_in_words(pooling)}{layers}{cut}{scaled}"} | {
+        read = "text features" if pooling == "features" else "last hidden states"
+        pooled = "" if pooling == "features" else f", {_in_words(pooling)}"
+        return {"pooled": f"{read}{pooled}{layers}{cut}{scaled}"} | {
             f"layer_{layer}": f"hidden states {layer}, {' and '.join(_of_states(pooling))}{scaled}"
             for layer in self._options.layers
         }
 
     def _check_options(self) -> None:
+        name = type(self._skeleton).__name__
+        if self._gives_features != (self._options.pooling == "features"):
+            gives = "gives" if self._gives_features else "does not give"
+            raise JobError(f"pooling: a {name} {gives} text features of its own; leave it out")
+        if self._gives_features and self._options.layers:
+            raise JobError(f"layers: of a {name}, text features alone are kept; leave it out")
+        if self._gives_features:
+            return
         deepest = self._config.num_hidden_layers
         beyond = [layer for layer in self._options.layers if layer > deepest]
         if beyond:
             raise JobError(f"layers: {beyond[0]} is beyond the model's; from 0 to {deepest}")
         if self._options.pooling == "pooler" and getattr(self._skeleton, "pooler", None) is None:
-            raise JobError(
-                f"pooling: {type(self._skeleton).__name__} has no pooler; choose mean, cls or last"
-            )
+            raise JobError(f"pooling: {name} has no pooler; choose mean, cls or last")
 
     def _has_decoder(self) -> bool:
         # Not `is_encoder_decoder`, which says no of a T5 that was saved without its decoder.
@@ -159,14 +216,17 @@ class EncoderTeacher(LanguageModelTeacher):
     def _unused(self, weight: str) -> bool:
         if self._has_decoder() and weight.startswith("decoder."):
             return True
+        if self._gives_features:
+            return reads_no_text(weight)
         return self._options.pooling != "pooler" and weight.startswith("pooler.")
 
 
 def _of_states(pooling: Pooling | tuple[StatePooling, ...]) -> tuple[StatePooling, ...]:
     if isinstance(pooling, tuple):
         return pooling
-    # A model's pooler knows the last layer alone, and starts from its first token.
-    return ("cls",) if pooling == "pooler" else (pooling,)
+    if pooling == "pooler" or pooling == "features":
+        return ("cls",)  # they know the last layer alone; a pooler starts from its first token
+    return (pooling,)
 
 
 def _in_words(pooling: Pooling | tuple[StatePooling, ...]) -> str:

@@ -69,7 +69,9 @@ def _from_folder(source: str, revision: str | None) -> ClipSource:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.exists():
-        raise TeacherSourceError(f"source {folder}: holds no {CONFIG_FILE}")
+        ours = (folder / "config.json").exists()
+        other = f"; a model of transformers is asked as encoder:{folder}" if ours else ""
+        raise TeacherSourceError(f"source {folder}: holds no {CONFIG_FILE}{other}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
         missing = {"embed_dim", "text_cfg", "vision_cfg"} - set(config)

@@ -13,7 +13,7 @@ from ....embeddings.layers import Layer
 from ....embeddings.pooling import StatePooling
 from .tokenized import TokenizedOptions
 
-Pooling = StatePooling | Literal["pooler"]
+Pooling = StatePooling | Literal["pooler", "features"]
 
 _WITHOUT_EFFECT: dict[str, SettingValue] = {"prompt": "", "include_prompt": True, "dim": None}
 """Values that leave answers as they were before there were such options."""
@@ -27,7 +27,8 @@ class EncoderOptions(TokenizedOptions):
         default="mean",
         description="one vector of a text's tokens: their mean, cls (the first), last, max, "
         "mean_sqrt_len_tokens, weightedmean, or the model's own pooler; several in a list are laid "
-        "side by side; default: as a sentence-transformers folder declares, else mean",
+        "side by side; default: as a sentence-transformers folder declares, else mean; features of "
+        "CLIP, SigLIP and their kin",
     )
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
@@ -111,7 +112,7 @@ def resolve_options(
         # What is cut has length 1 before, not after: as sentence-transformers' truncate_dim has it.
         layers, normalizes = folder.layers, False
     declared: dict[str, Any] = {
-        "pooling": folder.pooling[0] if len(folder.pooling) == 1 else folder.pooling,
+        "pooling": _pooling(folder),
         "normalize": normalizes,
         "lowercase": folder.lowercase,
         "prompt": folder.default_prompt,
@@ -128,6 +129,12 @@ def resolve_options(
         if getattr(found, name) != value and value not in (None, "") and name not in named
     )
     return Resolved(found, layers, tuple(notes))
+
+
+def _pooling(folder: EmbeddingFolder) -> Pooling | tuple[StatePooling, ...]:
+    if folder.pooling is None:
+        return "features"
+    return folder.pooling[0] if len(folder.pooling) == 1 else folder.pooling
 
 
 def _named_prompt(options: EncoderOptions, folder: EmbeddingFolder | None) -> dict[str, str]:

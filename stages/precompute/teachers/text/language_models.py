@@ -33,16 +33,17 @@ class LanguageModelTeacher(CheckpointTeacher):
         super().__init__(source, options.revision, options.precision(), device)
         tokenizer = read_tokenizer(self._folder, TeacherSourceError)
         options = self._resolve(options, tokenizer)
-        positions = token_limit(tokenizer, self._skeleton)
+        positions = token_limit(tokenizer, self._reader())
         max_length = options.max_length or min(DEFAULT_MAX_LENGTH, positions)
         check_max_length(max_length, positions, tokenizer)
         self._texts = TextTokenizer(
             tokenizer,
             options,
             max_length=max_length,
-            names=_arguments(self._skeleton),
-            vocabulary=embedding_rows(self._skeleton),
+            names=self._arguments(),
+            vocabulary=embedding_rows(self._reader()),
             positions=positions,
+            fixed=self._pads_to_its_limit(),
         )
         self.spec = self._make_spec(options, max_length=max_length, **self._declared_settings())
 
@@ -63,6 +64,18 @@ class LanguageModelTeacher(CheckpointTeacher):
     def _resolve(self, options: TokenizedOptions, tokenizer: Any) -> TokenizedOptions:
         """The options, with what the source declares in place of what they leave open."""
         return options
+
+    def _reader(self) -> Any:
+        """The part of the skeleton that reads tokens."""
+        return self._skeleton
+
+    def _arguments(self) -> frozenset[str]:
+        """What the model is told of a text."""
+        return frozenset(inspect.signature(self._skeleton.forward).parameters)
+
+    def _pads_to_its_limit(self) -> bool:
+        """Whether every text has to be as long as the model takes."""
+        return False
 
     def _declared_settings(self) -> dict[str, SettingValue]:
         """What the source declares beside the options, and changes answers."""
@@ -96,7 +109,3 @@ def check_max_length(max_length: int, most: int, tokenizer: Any) -> None:
         raise JobError(
             f"max_length: {max_length} has no room beside the special tokens; at least {least}"
         )
-
-
-def _arguments(skeleton: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(skeleton.forward).parameters)

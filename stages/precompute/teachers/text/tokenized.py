@@ -81,14 +81,17 @@ class TextTokenizer:
         names: frozenset[str],
         vocabulary: int,
         positions: int,
+        fixed: bool = False,
     ) -> None:
         """`max_length`: where a text is cut; `names`: arguments the model takes; `vocabulary`: how
-        many token ids it knows; `positions`: how many tokens it takes."""
+        many token ids it knows; `positions`: how many tokens it takes; `fixed`: every text is
+        padded to as many."""
         self._tokenizer = tokenizer
         self._options = options
         self._max_length = max_length
-        self._positions = positions
-        self._names = (names & set(tokenizer.model_input_names)) | {"input_ids", "attention_mask"}
+        self._positions, self._fixed = positions, fixed
+        self.names = names & set(tokenizer.model_input_names)
+        self._names = self.names | {"input_ids", "attention_mask"}
         self._vocabulary = vocabulary
         self.pad_id = padding_id(tokenizer, vocabulary)
 
@@ -106,13 +109,15 @@ class TextTokenizer:
             rows[position] = self._cut(examples[position])
         self._check(rows, examples)
         longest = max(len(row["input_ids"]) for row in rows)
-        width = self._bucket(longest) if padded else longest
+        width = self._bucket(longest) if padded or self._fixed else longest
         inputs = {
             name: _pad([row[name] for row in rows], width, self._fill(name)) for name in rows[0]
         }
         return TokenBatch(inputs, truncated)
 
     def _bucket(self, tokens: int) -> int:
+        if self._fixed:
+            return self._positions
         kept = max(min(tokens, self._max_length), 1)
         return min(-(-kept // PAD_MULTIPLE) * PAD_MULTIPLE, self._positions)
 
