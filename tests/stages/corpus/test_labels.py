@@ -65,7 +65,7 @@ def test_classes(
         ([0.5, float("nan")], None, [0.5, np.nan]),
         ([1.0, 3.0], "regression", [1.0, 3.0]),
         ([1, 3, None], "regression", [1.0, 3.0, np.nan]),
-        (pa.array([0.5, 1.5], pa.float16()), None, [0.5, 1.5]),
+        (pa.array(np.array([0.5, 1.5], np.float16)), None, [0.5, 1.5]),
     ],
     ids=["floats", "not a number", "whole floats", "integers", "half precision"],
 )
