@@ -17,7 +17,7 @@ import typer
 from .cache_schemas.errors import AccessError, ArmadaError, InputError, shown_url
 from .pipeline.caches.commands import app as cache_commands
 from .pipeline.logs import LOGGER, LogLevel, set_level, shown
-from .pipeline.options import AsJson, Quiet, Settings, TextColumn
+from .pipeline.options import AsJson, Quiet, Settings, SkipBadRows, TextColumn
 
 app = typer.Typer(
     help="Knowledge distillation with cached teachers: ask once, train any number of students.",
@@ -221,6 +221,39 @@ def evaluate(
     }
     made = make(EvaluateJob, collect_keys(None, options, settings or []))
     show_evaluation(run_evaluate(made), as_json)
+
+
+@app.command()
+def predict(
+    student: Student = None,
+    corpus: Annotated[list[str] | None, typer.Option(help="file or folder of texts")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="default as in training")] = None,
+    id_column: Annotated[str | None, typer.Option(help="column of unique ids")] = None,
+    output: Annotated[Path | None, typer.Option(help="new .parquet or .jsonl file")] = None,
+    skip_bad_rows: SkipBadRows = False,
+    settings: Settings = None,
+    keys: Keys = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what a trained student says of each row of a corpus, which needs no labels."""
+    from .pipeline.jobs import collect_keys, make
+    from .pipeline.predict import PredictJob, run_predict
+    from .pipeline.show import show_keys, show_predicted
+
+    if keys:
+        show_keys(PredictJob)
+        return
+    options = {
+        "student": str(student) if student else None,
+        "corpus": corpus,
+        "text_column": text_column,
+        "id_column": id_column,
+        "output": str(output) if output else None,
+        "skip_bad_rows": skip_bad_rows or None,
+    }
+    made = make(PredictJob, collect_keys(None, options, settings or []))
+    show_predicted(run_predict(made, quiet), as_json)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -20,6 +20,9 @@ from .caches.report import TeacherSummary
 from .fidelity import in_words
 from .logs import LOGGER
 from .precompute import DryRun, PrecomputeReport
+
+if TYPE_CHECKING:
+    from .predict import Predicted
 
 SHOWN_PROBLEMS = 5
 
@@ -132,6 +135,18 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     print(f"{result['examples']} examples{told}")
     for name, value in result["metrics"].items():
         print(f"{name:12} {_figure(value)}")
+
+
+def show_predicted(predicted: "Predicted", as_json: bool) -> None:
+    """What was written."""
+    warn_skipped(predicted.skipped)
+    if predicted.truncated:
+        warn(f"{predicted.truncated} texts were cut at the student's max_length")
+    if as_json:
+        show_json(predicted)
+        return
+    print(f"{counted(predicted.rows, 'row')}, {predicted.kind}")
+    print(f"written to {predicted.output}")
 
 
 def _figure(value: float | dict[str, float]) -> str:

@@ -42,7 +42,7 @@ def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> di
     for outputs that are no finite numbers: there is nothing to measure."""
     if space.task == "none":
         return {}
-    _require_finite(outputs)
+    require_finite(outputs)
     if space.regression:
         given = ~np.isnan(labels)
         return _regression(outputs[given].reshape(-1).astype(np.float64), labels[given])
@@ -53,7 +53,8 @@ def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> di
     }
 
 
-def _require_finite(outputs: Outputs) -> None:
+def require_finite(outputs: Outputs) -> None:
+    """Raise TrainingError for outputs [N, K] that are no finite numbers."""
     broken = int((~np.isfinite(outputs)).any(axis=1).sum())
     if broken:
         raise TrainingError(
@@ -98,7 +99,7 @@ def calibration(outputs: Outputs, labels: LabelValues) -> Calibration:
     """That of logits [N, K] with labels [N], all of them given, in 15 bins of equal width; the
     confidence of a prediction is the softmax of its class. Raises TrainingError for outputs that
     are not finite."""
-    _require_finite(outputs)
+    require_finite(outputs)
     confidence = softmax(outputs.astype(np.float64), axis=1).max(axis=1)
     right = outputs.argmax(axis=1) == labels
     # A bin holds its upper end, the last one 1.

@@ -6,6 +6,7 @@ from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.evaluate_job import EvaluateJob
 from armada.pipeline.jobs import Job
 from armada.pipeline.precompute_job import PrecomputeJob
+from armada.pipeline.predict import PredictJob
 from armada.stages.precompute.teachers import TEACHERS
 from command_line import CommandLine
 
@@ -29,6 +30,7 @@ def test_precompute_lists_job_keys_and_those_of_the_teacher(
         ("distill", [DistillJob]),
         ("ablate", [AblateJob, DistillJob]),
         ("evaluate", [EvaluateJob]),
+        ("predict", [PredictJob]),
     ],
 )
 def test_keys_come_once_in_groups_with_a_meaning_each(

@@ -1,0 +1,204 @@
+"""`predict`: what a finished student says of each row of a corpus, whatever kind of student it is.
+
+One row an example, in the order of the corpus: its id, or the number of its row in its file where
+there are no ids, and
+
+classification   class, as the labels have it; probabilities, in the order of the classes' numbers
+regression       score
+embedding        embedding
+language         generated_text
+
+What comes in: texts, without labels. What goes out: a Parquet or JSON lines file, which is there
+under its name only when it is whole. Memory: the model, and a block of rows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field, field_validator
+from scipy.special import softmax
+
+from ..cache_schemas.errors import JobError
+from ..cache_schemas.locations import Source
+from ..stages.corpus.corpus import Corpus, read_corpus
+from ..stages.distill.evaluation import require_finite
+from ..stages.distill.export import StudentCard
+from ..stages.distill.saved_student import (
+    DEFAULT_NEW_TOKENS,
+    SavedLanguageModel,
+    SavedStudent,
+    load_student,
+)
+from ..stages.distill.tokens import encode
+from ..stages.store.format.index import Rows
+from .device import choose_device
+from .jobs import Job
+from .prediction_files import check_new_file, new_file
+from .progress import CountProgress
+
+BLOCK_ROWS = 4096
+
+Examples = list[tuple[str, ...]]
+Columns = dict[str, pa.Array]
+Say = Callable[[Examples], tuple[Columns, int]]
+"""What a student says of examples, and how many of these it could read only in part."""
+
+
+class PredictJob(Job):
+    """What to predict, and how."""
+
+    student: Path = Field(description="folder that `distill` wrote")
+    corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders of texts")
+    output: Path = Field(description="new .parquet or .jsonl file to write to")
+    text_column: tuple[str, ...] = Field(
+        default=(),
+        description="columns of the text segments; default those of training; of a language model "
+        "that responds to prompts, that of responses is not read and may be left out",
+    )
+    id_column: str | Literal[False] | None = Field(
+        default=None, description="column of unique ids; default `id` if there is one; false: none"
+    )
+    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
+    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
+    batch_size: int = Field(default=64, ge=1, description="examples a batch")
+    max_new_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"most tokens that a language model says; default {DEFAULT_NEW_TOKENS}",
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+
+    @field_validator("corpus", "text_column", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What was written. `truncated` counts texts that were cut at the student's max_length."""
+
+    output: str
+    kind: str
+    rows: int
+    truncated: int
+    skipped: tuple[str, ...]
+
+
+def run_predict(job: PredictJob, quiet: bool = False) -> Predicted:
+    """Write what a student says of a corpus; raises an InputError for what is wrong."""
+    check_new_file(job.output)
+    student = _open(job)
+    corpus = read_corpus(
+        job.corpus,
+        _text_columns(job, student),
+        id_column=job.id_column,
+        skip_bad_rows=job.skip_bad_rows,
+        limit=job.limit,
+    )
+    say = _saying(job, student)
+    truncated = 0
+    with (
+        new_file(job.output) as write,
+        CountProgress("predict", "rows", len(corpus), quiet) as progress,
+    ):
+        for rows in _blocks(corpus):
+            columns, cut = say(corpus.examples(rows))
+            write(_table(job, corpus, rows, columns))
+            progress.advance(len(rows))
+            truncated += cut
+    return Predicted(str(job.output), student.kind, len(corpus), truncated, corpus.skipped)
+
+
+def _blocks(corpus: Corpus) -> Iterator[Rows]:
+    for start in range(0, len(corpus), BLOCK_ROWS):
+        yield np.arange(start, min(start + BLOCK_ROWS, len(corpus)))
+
+
+def _open(job: PredictJob) -> SavedStudent:
+    folders = sorted(job.student.glob("seed-*/student"))
+    if len(folders) > 1:
+        seeds = ", ".join(folder.parent.name for folder in folders)
+        raise JobError(f"student {job.student}: holds one of each seed; name one of {seeds}")
+    student = load_student(folders[0] if folders else job.student)
+    if job.max_new_tokens is not None and student.kind != "language":
+        raise JobError("max_new_tokens: is for language models; this student says no words")
+    return student.to(choose_device(job.device))
+
+
+def _text_columns(job: PredictJob, student: SavedStudent) -> tuple[str, ...]:
+    """The columns to read, raises JobError for too few or too many."""
+    trained = student.card.text_columns
+    responds = isinstance(student, SavedLanguageModel) and student.card.recipe.has_prompt
+    columns = job.text_column or trained
+    if responds and len(columns) == len(trained):
+        columns = columns[:-1]
+    wanted = len(trained) - responds
+    if len(columns) != wanted:
+        raise JobError(
+            f"text_column {list(columns)}: the student was trained on {len(trained)} segments "
+            f"({', '.join(trained)})"
+        )
+    return columns
+
+
+def _saying(job: PredictJob, student: SavedStudent) -> Say:
+    if isinstance(student, SavedLanguageModel):
+        return partial(_continue, student, job.batch_size, job.max_new_tokens or DEFAULT_NEW_TOKENS)
+    return partial(_read, student, job.batch_size)
+
+
+def _continue(
+    student: SavedLanguageModel, batch_size: int, most: int, examples: Examples
+) -> tuple[Columns, int]:
+    said = student.predict(examples, batch_size, most)
+    return {"generated_text": pa.array([each["text"] for each in said], pa.string())}, 0
+
+
+@torch.inference_mode()
+def _read(student: SavedStudent, batch_size: int, examples: Examples) -> tuple[Columns, int]:
+    assert isinstance(student.card, StudentCard)
+    tokens = encode(student.tokenizer, examples, student.card.max_length)
+    longest_first = np.argsort(-np.diff(tokens.offsets), kind="stable")
+    found = []
+    for start in range(0, len(tokens), batch_size):
+        batch = tokens.pad(longest_first[start : start + batch_size])
+        output = student(**{name: rows.to(student.device) for name, rows in batch.items()})
+        found.append(output.float().cpu().numpy())
+    outputs = np.concatenate(found)[np.argsort(longest_first)]
+    require_finite(outputs)
+    return _columns(student, outputs), tokens.truncated
+
+
+def _columns(student: SavedStudent, outputs: npt.NDArray[np.float32]) -> Columns:
+    """Of outputs [N, K]."""
+    if student.kind == "regression":
+        return {"score": pa.array(outputs[:, 0])}
+    if student.kind == "embedding":
+        return {"embedding": _vectors(outputs)}
+    chosen, names = outputs.argmax(1), student.classes
+    classes = pa.array(chosen) if names is None else pa.array(names).take(pa.array(chosen))
+    probabilities = softmax(outputs.astype(np.float64), axis=1).astype(np.float32)
+    return {"class": classes, "probabilities": _vectors(probabilities)}
+
+
+def _vectors(rows: npt.NDArray[np.float32]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+
+def _table(job: PredictJob, corpus: Corpus, rows: Rows, columns: Columns) -> pa.Table:
+    """With the ids of rows in front, or their numbers."""
+    if corpus.ids is None:
+        name, ids = "row", pa.array(corpus.number_of_row[rows] + 1)
+    else:
+        name, ids = job.id_column or "id", corpus.ids.take(pa.array(rows))
+    if name in columns:
+        raise JobError(f"id_column {name!r}: a prediction has this name; rename it in the corpus")
+    return pa.table({name: ids, **columns})
