@@ -31,18 +31,30 @@ def resolve(
     error: type[InputError],
     patterns: Sequence[str] = MODEL_FILE_PATTERNS,
 ) -> Path:
-    """The local folder of `source`: itself if it is a folder, else a hub snapshot of the files
-    that match `patterns`.
+    """The local folder of `source`: itself if it is a folder, or that of the student in it if it is
+    a run's; else a hub snapshot of the files that match `patterns`.
 
     Raises `error` if it is neither, naming what was tried."""
     folder = Path(expand_home(source))
     if folder.is_dir():
-        return folder
+        return _student_of(folder, error)
     if folder.exists():
         raise error(f"source {source}: is a file; name the folder that holds config and weights")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise error(f"source {source}: no such folder")
     return _snapshot(source, revision, error, patterns)
+
+
+def _student_of(folder: Path, error: type[InputError]) -> Path:
+    if (folder / "config.json").exists():
+        return folder
+    seeds = sorted(each.parent.name for each in folder.glob("seed-*/student"))
+    if seeds:
+        raise error(
+            f"source {folder}: holds students of several seeds; name one: {folder / seeds[0]}"
+        )
+    student = folder / "student"
+    return student if student.is_dir() else folder
 
 
 def _snapshot(

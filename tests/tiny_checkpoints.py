@@ -44,8 +44,11 @@ def make_tokenizer(texts: Iterable[str], **settings: Any) -> Any:
     )
 
 
-def make_byte_tokenizer(texts: Iterable[str], *, bos: str, eos: str, pad: str | None) -> Any:
-    """A byte-level BPE tokenizer as decoders have: one token before a text, none after it."""
+def make_byte_tokenizer(
+    texts: Iterable[str], *, bos: str, eos: str, pad: str | None, ends: bool = False
+) -> Any:
+    """A byte-level BPE tokenizer as decoders have: one token before a text, none after it unless it
+    `ends` texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -60,10 +63,11 @@ def make_byte_tokenizer(texts: Iterable[str], *, bos: str, eos: str, pad: str | 
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    after = f" {eos}" if ends else ""
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A",
-        pair=f"{bos} $A {bos} $B",
-        special_tokens=[(bos, tokenizer.token_to_id(bos))],
+        single=f"{bos} $A{after}",
+        pair=f"{bos} $A {bos} $B{after}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in sorted({bos, eos})],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad

@@ -3,15 +3,18 @@
 Shapes: B examples, T tokens, H hidden numbers, K classes.
 """
 
-from typing import Any
-
 import torch
 from pydantic import Field
 
 from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.teachers import SettingValue
+from ...language.classifiers import NO_TOKEN, find_head, last_linear
+from .base import Example
 from .text.language_models import LanguageModelTeacher
 from .text.tokenized import TokenBatch, TokenizedOptions
+
+SEVERAL_TOKENS = Example(b"", ("a b c d e",))
 
 
 class ClassifierOptions(TokenizedOptions):
@@ -25,6 +28,7 @@ class ClassifierTeacher(LanguageModelTeacher):
     """Answers with `logits` [K], named by the model's labels, and `pooled` [H] if asked.
 
     `pooled` is what the head's last linear layer turns into the logits: pooled . W' + b = logits.
+    Of a decoder, both are those of the last token of a text, which the mask tells.
     """
 
     Options = ClassifierOptions
@@ -37,30 +41,51 @@ class ClassifierTeacher(LanguageModelTeacher):
         super().__init__(source, options, device)
 
     def _prepare(self) -> None:
-        # Decoders find the last token of a text by looking for padding.
-        self._model.config.get_text_config().pad_token_id = self._texts.pad_id
-        if self._options.pooled:
-            head = self._model.get_submodule(self._head()[0])
-            head.register_forward_pre_hook(self._keep_head_input)
+        config = self._model.config.get_text_config()
+        if getattr(config, "pad_token_id", None) is None:
+            # Decoders refuse to look for the end of several texts without it; it is not read.
+            config.pad_token_id = NO_TOKEN
+        inputs = self._texts.batch([SEVERAL_TOKENS], padded=False).on(self._device)
+        with torch.inference_mode():
+            self._read_out = find_head(self._model, self._config.num_labels, inputs)
+        if self._options.pooled and self._read_out is None:
+            raise TeacherSourceError(
+                f"source {self._folder}: {type(self._model).__name__} makes its logits otherwise "
+                "than by a linear layer from one vector; leave pooled off"
+            )
+
+    def _probe(self) -> None:
+        try:
+            super()._probe()
+        except TeacherSourceError:
+            self._texts.pad_left = True  # XLNet reads the last place of a row
+            super()._probe()
 
     def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
         inputs = batch.on(self._device)
-        answers = {"logits": self._model(**inputs).logits}
-        if self._options.pooled:
-            answers["pooled"] = self._head_input(inputs["input_ids"])
+        if not self._config.is_encoder_decoder:
+            return self._ask(inputs)
+        # transformers reads these at their last end of sequence, and wants as many in each row.
+        counts_B = (inputs["input_ids"] == self._config.eos_token_id).sum(dim=1)
+        answers: dict[str, torch.Tensor] = {}
+        for count in counts_B.unique():
+            rows = torch.nonzero(counts_B == count)[:, 0]
+            filled = rows.repeat(-(-len(counts_B) // len(rows)))[: len(counts_B)]
+            found = self._ask({name: values[filled] for name, values in inputs.items()})
+            for name, values in found.items():
+                whole = answers.setdefault(name, torch.empty_like(values))
+                whole[rows] = values[: len(rows)]
         return answers
 
-    def _keep_head_input(self, head: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._seen = inputs[0]
+    def _ask(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self._read_out is None:
+            return {"logits": self._model(**inputs).logits}
+        pooled, logits = self._read_out.read(self._model, inputs)
+        return {"logits": logits, "pooled": pooled} if self._options.pooled else {"logits": logits}
 
-    def _head_input(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        if self._seen.ndim == 2:
-            return self._seen
-        # A decoder's head runs on all tokens, and the logits of the last one that is not padding
-        # are taken. The same choice, by the same rule.
-        places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        last_B = (places_T * (ids_BT != self._texts.pad_id)).argmax(dim=1)
-        return self._seen[torch.arange(len(ids_BT), device=ids_BT.device), last_B]
+    def _declared_settings(self) -> dict[str, SettingValue]:
+        # Such texts were once read a token early: answers of that time are another teacher's.
+        return {"text_end": "mask"} if self._texts.ends_with_padding else {}
 
     def _features(self) -> list[FeatureSpec]:
         labels = tuple(str(name) for _, name in sorted(self._config.id2label.items()))
@@ -83,15 +108,10 @@ class ClassifierTeacher(LanguageModelTeacher):
 
     def _head(self) -> tuple[str, int]:
         """Name and input width of the last linear layer with one output a class."""
-        found = [
-            (name, int(module.in_features))
-            for name, module in self._skeleton.named_modules()
-            if isinstance(module, torch.nn.Linear)
-            and module.out_features == self._config.num_labels
-        ]
-        if not found:
+        name = last_linear(self._skeleton, self._config.num_labels)
+        if name is None:
             raise TeacherSourceError(
                 f"source {self._folder}: {type(self._skeleton).__name__} has no linear "
                 "classification layer to take pooled from; leave pooled off"
             )
-        return found[-1]
+        return name, int(self._skeleton.get_submodule(name).in_features)

@@ -13,12 +13,12 @@ from armada.stages.corpus.labels import LabelSpace
 from armada.stages.distill.export import StudentCard, save_student
 from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
+from armada.stages.distill.own_classifier import ADDED_PADDING
 from armada.stages.distill.student import Student, StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
 from tiny_checkpoints import make_byte_tokenizer, make_llama
 from tiny_runs import NUMBERS, TEXTS, THREE_CLASSES, TWO_CLASSES
-from tokenizers import processors
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -141,25 +141,12 @@ def test_a_regression_is_one_in_the_library_as_well(tmp_path):
 # --- texts that end with the token that tokenizers pad with
 
 
-def ends_with_eos(texts: list[str], pad: str | None) -> Any:
-    """A tokenizer that ends texts with its end-of-sequence token."""
-    tokenizer = make_byte_tokenizer(texts, bos="<s>", eos="</s>", pad=pad)
-    backend, ids = tokenizer.backend_tokenizer, tokenizer.convert_tokens_to_ids
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> $B </s>",
-        special_tokens=[("<s>", ids("<s>")), ("</s>", ids("</s>"))],
-    )
-    return tokenizer
-
-
 @pytest.mark.parametrize("pad", [None, "</s>"])
 @pytest.mark.parametrize("bos", ["<s>", "</s>"])
 def test_a_text_that_ends_with_padding_is_read_to_its_end(tmp_path, pad, bos):
     source = make_llama(tmp_path / "source", TEXTS)
-    tokenizer = ends_with_eos(TEXTS, pad)
-    tokenizer.bos_token = bos
-    tokenizer.save_pretrained(source)
+    ends = make_byte_tokenizer(TEXTS, bos=bos, eos="</s>", pad=pad, ends=True)
+    ends.save_pretrained(source)
     student, tokenizer = make(source)
     expected = one_by_one(student, tokenizer)
     last = encode(tokenizer, [(ASKED[0],)], 32).pad(np.array([0]))["input_ids"][0, -1]
@@ -169,8 +156,8 @@ def test_a_text_that_ends_with_padding_is_read_to_its_end(tmp_path, pad, bos):
         torch.testing.assert_close(library(folder, side), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(piped(folder, 3), expected.softmax(1), rtol=0, atol=1e-5)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    added = bos == "</s>"  # no other token was left
-    assert model.get_input_embeddings().weight.shape[0] == len(ends_with_eos(TEXTS, pad)) + added
+    assert tokenizer.pad_token == (ADDED_PADDING if bos == "</s>" else "<s>")
+    assert tokenizer.pad_token_id < model.get_input_embeddings().weight.shape[0]
 
 
 # --- where a student begins

@@ -3,7 +3,8 @@
 Shapes: B examples, T tokens. The padded length T of an example is its own number of tokens, at most
 `max_length`, rounded up to a multiple of 16, at most what the model takes; so an example looks the
 same to the model in any batch. Padding is on the right and masked, whatever side the tokenizer
-would have chosen: then the positions of real tokens do not depend on it either.
+would have chosen: then the positions of real tokens do not depend on it either. It is on the left
+for a model that can be read only so (XLNet's classifier).
 """
 
 from collections.abc import Sequence
@@ -94,6 +95,13 @@ class TextTokenizer:
         self._names = self.names | {"input_ids", "attention_mask"}
         self._vocabulary = vocabulary
         self.pad_id = padding_id(tokenizer, vocabulary)
+        self.pad_left = False
+        """For a model that reads the last place of a row."""
+
+    @property
+    def ends_with_padding(self) -> bool:
+        """Whether texts end with the token that rows are filled up with."""
+        return bool(self._rows(["a"], None)[0]["input_ids"][-1:] == [self.pad_id])
 
     def buckets(self, examples: Sequence[Example]) -> list[int]:
         """The padded length of each example, in tokens."""
@@ -111,7 +119,8 @@ class TextTokenizer:
         longest = max(len(row["input_ids"]) for row in rows)
         width = self._bucket(longest) if padded or self._fixed else longest
         inputs = {
-            name: _pad([row[name] for row in rows], width, self._fill(name)) for name in rows[0]
+            name: _pad([row[name] for row in rows], width, self._fill(name), self.pad_left)
+            for name in rows[0]
         }
         return TokenBatch(inputs, truncated)
 
@@ -177,8 +186,9 @@ class TextTokenizer:
         return self.pad_id if name == "input_ids" else 0
 
 
-def _pad(rows: list[list[int]], width: int, fill: int) -> torch.Tensor:
+def _pad(rows: list[list[int]], width: int, fill: int, left: bool) -> torch.Tensor:
     padded = torch.full((len(rows), width), fill, dtype=torch.int64)
     for at, row in enumerate(rows):
-        padded[at, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        start = width - len(row) if left else 0
+        padded[at, start : start + len(row)] = torch.tensor(row, dtype=torch.int64)
     return padded
