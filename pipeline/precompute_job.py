@@ -110,20 +110,30 @@ def make_precompute_job(keys: Mapping[str, Any]) -> PrecomputeJob:
 
 def teacher_options(teacher: str) -> type[BaseModel]:
     """The options of a kind of teacher; `teacher` is KIND or KIND:SOURCE."""
+    return _teacher_class(teacher.partition(":")[0]).Options
+
+
+def _teacher_class(kind: str) -> "type[Teacher]":
+    """The teacher of a kind; raises JobError for an unknown one, and for a plug-in's that a job
+    could not give its options to."""
     from ..stages.precompute.teachers import TEACHERS
 
-    options: type[BaseModel] = TEACHERS.load(teacher.partition(":")[0]).Options
-    return options
+    found: type[Teacher] = TEACHERS.load(kind)
+    taken = sorted(found.Options.model_fields.keys() & PrecomputeJob.model_fields.keys())
+    if taken:
+        raise JobError(
+            f"teacher {kind}: its options {', '.join(taken)} have the names of keys that every job "
+            f"has; {found.__module__} has to give them others"
+        )
+    return found
 
 
 def make_teacher(job: PrecomputeJob, device: "torch.device | None" = None) -> "Teacher":
     """The job's teacher, not loaded yet; raises JobError or TeacherSourceError.
 
     `device`: where it is to run, if that is not for the job to say here."""
-    from ..stages.precompute.teachers import TEACHERS
-
     kind, _, source = job.teacher.partition(":")
-    teacher_class: type[Teacher] = TEACHERS.load(kind)
+    teacher_class = _teacher_class(kind)
     known = teacher_class.Options.model_fields
     for key in job.options:
         if key not in known:

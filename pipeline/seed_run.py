@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import count_missing
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.checkpoints import steps_done
@@ -107,12 +108,18 @@ class SeedRun:
         max_length = choose_max_length(job.max_length, tokenizer, student.backbone)
         shape = data.feature.spec.shape if data.feature is not None else None
         sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
+        objective = self.objective(job, sizes)
+        if job.parsed_control.name == "random-aligner" and objective.aligner is None:
+            raise JobError(
+                f"control random-aligner: objective {job.objective!r} says that it has an aligner, "
+                "and none of its parts is called `aligner`"
+            )
         gather = data.gather(job.parsed_control, self.seed)
         validation = None
         if data.validation is not None:
             validation = data.validation.dataset(tokenizer, max_length, data.validation_gather())
         return Built(
-            model=DistillModel(student, self.objective(job, sizes)),
+            model=DistillModel(student, objective),
             tokenizer=tokenizer,
             max_length=max_length,
             train=data.train.dataset(tokenizer, max_length, gather),

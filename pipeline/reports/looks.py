@@ -17,8 +17,7 @@ from ...cache_schemas.keys import KeyArray
 from ...stages.corpus.labels import MISSING, LabelSpace
 from ...stages.distill.evaluation import Calibration, calibration, represent
 from ...stages.distill.export import load_saved_objective, load_saved_student
-from ...stages.distill.objectives.armada import ArmadaObjective
-from ...stages.distill.objectives.base import Objective, Sizes
+from ...stages.distill.objectives.base import AlignedObjective, Objective, Sizes
 from ...stages.store.format.index import Rows
 from ..device import choose_device
 from ..distill import objective_class
@@ -199,7 +198,7 @@ def _objective(
 
 def _teacher(objective: Objective, features: Points) -> tuple[Points, Points | None]:
     """Points of the teacher, and the answers that are read out of them, if any are."""
-    if not isinstance(objective, ArmadaObjective):
+    if not isinstance(objective, AlignedObjective):
         flat = features.reshape(len(features), -1).astype(np.float32)
         return flat, flat if objective.reads_logits else None
     answers = objective.read(_tensor(objective, features))

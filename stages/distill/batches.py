@@ -100,6 +100,11 @@ class DistillDataset(Dataset[Batch]):
         return batch
 
     @property
+    def reads_cache(self) -> bool:
+        """Whether something of a cache is in its batches."""
+        return self.features is not None
+
+    @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each example [N]."""
         return np.diff(self.tokens.offsets)

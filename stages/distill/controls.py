@@ -42,7 +42,9 @@ class Gather:
     noise: Callable[[Rows, npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None
 
     def __call__(self, places: Rows) -> npt.NDArray[Any]:
-        clean = self.feature.gather(self.rows[places])
+        rows = self.rows[places]
+        self.feature.require_whole(rows)
+        clean = self.feature.gather(rows)
         return clean if self.noise is None else self.noise(places, clean.astype(np.float32))
 
     @property

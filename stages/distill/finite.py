@@ -1,4 +1,5 @@
-"""A loss that is not finite ends a run before it reaches the weights, and is named.
+"""A loss that is not finite ends a run before it reaches the weights, and is named; so are cached
+features that are not, which no learning rate mends.
 
 On a CPU a batch's loss is looked at before its gradients are worked out. To read a number back from
 a GPU in every step would make that wait; there a flag on the device keeps AdamW from stepping from
@@ -6,7 +7,7 @@ the first such batch on, and the host looks when losses are logged.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,15 @@ import torch
 from torch import Tensor
 
 from ...cache_schemas.errors import TrainingError
+from .batches import DistillDataset
+from .order import Places
 
 NAMED = 3
 """Examples of a batch that a message names."""
+
+_SLOWER = "lower the learning rate, or use precision=float32"
+_DAMAGED = "run `armada cache verify` and `armada cache repair`"
+_IN_DOUBT = "`armada cache verify` tells whether the teacher's answers are what was committed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +37,10 @@ class _Seen:
 
 
 class FiniteLosses:
-    """Watches the losses of a run. `deferred`: as on a GPU; `names` says what examples are."""
+    """Watches the losses of a run. `deferred`: as on a GPU."""
 
-    def __init__(self, names: Callable[[npt.NDArray[np.int64]], list[str]], deferred: bool) -> None:
-        self._names, self._deferred = names, deferred
+    def __init__(self, dataset: DistillDataset, deferred: bool) -> None:
+        self._dataset, self._deferred = dataset, deferred
         self._seen: list[_Seen] = []
         self._spoiled: Tensor | None = None
 
@@ -70,9 +77,35 @@ class FiniteLosses:
         terms = ", ".join(
             f"{name} {term.item():.4g}" for name, term in batch.terms.items() if name != "total"
         )
-        names = self._names(batch.places[:NAMED])
-        more = f" and {len(batch.places) - NAMED} more" if len(batch.places) > NAMED else ""
         return TrainingError(
-            f"the loss is {total} at step {batch.step} ({terms}) on {', '.join(names)}{more}; no "
-            "weight has changed by it; lower the learning rate, or use precision=float32"
+            f"the loss is {total} at step {batch.step} ({terms}) on "
+            f"{_named(self._dataset, batch.places)}; no weight has changed by it; "
+            f"{_remedy(self._dataset, [batch.places], _SLOWER)}"
         )
+
+
+def aligner_error(
+    loss: float, epoch: int, dataset: DistillDataset, batches: Iterable[Places]
+) -> TrainingError:
+    """What to tell people of an aligner's loss over the batches of an epoch, counted from 0."""
+    return TrainingError(
+        f"the aligner's loss is {loss} in epoch {epoch + 1}; "
+        f"{_remedy(dataset, batches, 'lower aligner_learning_rate')}"
+    )
+
+
+def _remedy(dataset: DistillDataset, batches: Iterable[Places], otherwise: str) -> str:
+    for places in batches if dataset.features is not None else ():
+        finite = torch.isfinite(dataset.features_of(places)).flatten(1).all(dim=1).cpu().numpy()
+        if not finite.all():
+            return (
+                f"the cached features of {_named(dataset, places[~finite])} are not finite, and no "
+                f"teacher's answer is stored so: {_DAMAGED}"
+            )
+    return f"{otherwise}; {_IN_DOUBT}" if dataset.reads_cache else otherwise
+
+
+def _named(dataset: DistillDataset, places: Places) -> str:
+    names = dataset.names(places[:NAMED])
+    more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
+    return ", ".join(names) + more

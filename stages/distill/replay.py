@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from .aligner import AlignerAnswers
 from .batches import DistillDataset
-from .objectives.armada import ArmadaObjective
+from .objectives.base import AlignedObjective
 from .order import Places
 from .placement import to_device
 from .sampler import EpochBatches
@@ -34,7 +34,7 @@ class Replay(TrainerCallback):  # type: ignore[misc]
     epochs, in their order."""
 
     def __init__(
-        self, objective: ArmadaObjective, dataset: DistillDataset, batches: EpochBatches
+        self, objective: AlignedObjective, dataset: DistillDataset, batches: EpochBatches
     ) -> None:
         dataset.apart = True
         self._objective, self._dataset, self._batches = objective, dataset, batches

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
-from ...cache_schemas.errors import TrainingError
-from .aligner import TSAligner
 from .batches import Batch, DistillDataset
-from .objectives.armada import ArmadaObjective
+from .finite import aligner_error
+from .objectives.base import AlignedObjective, freeze
 from .optimizer import adamw, parameter_groups
+from .order import Places
 from .placement import to_device
 
 STATE_FILE = "aligner_optimizer.safetensors"
@@ -34,7 +34,7 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        objective: ArmadaObjective,
+        objective: AlignedObjective,
         dataset: DistillDataset,
         *,
         batch_size: int,
@@ -83,10 +83,7 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
             losses = [self._step(aligner, batch) for batch in self._batches(epoch)]
             self.loss = torch.stack(losses).mean().item()
         if not math.isfinite(self.loss):
-            raise TrainingError(
-                f"the aligner's loss is {self.loss} in epoch {epoch + 1}; lower "
-                "aligner_learning_rate"
-            )
+            raise aligner_error(self.loss, epoch, self._dataset, self._order(epoch))
         # Gradients left behind would count when the student's are clipped.
         self._optimizer.zero_grad()
         freeze(aligner)
@@ -95,12 +92,14 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         device = next(self._objective.parameters()).device
-        order = self._dataset.batches(self._batch_size, self._seed, epoch, ALIGNER_STREAM)
-        for places in order:
+        for places in self._order(epoch):
             batch = self._dataset.aligner_batch(places)
             yield {name: to_device(tensor, device) for name, tensor in batch.items()}
 
-    def _step(self, aligner: TSAligner, batch: Batch) -> torch.Tensor:
+    def _order(self, epoch: int) -> Iterator[Places]:
+        return self._dataset.batches(self._batch_size, self._seed, epoch, ALIGNER_STREAM)
+
+    def _step(self, aligner: nn.Module, batch: Batch) -> torch.Tensor:
         self._optimizer.zero_grad()
         loss = self._objective.aligner_loss(batch["feature"], batch["labels"])
         loss.backward()  # type: ignore[no-untyped-call]
@@ -111,11 +110,6 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
 
 def _seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, ALIGNER_STREAM]).generate_state(1)[0])
-
-
-def freeze(aligner: nn.Module) -> None:
-    """Eval mode, no gradients."""
-    aligner.eval().requires_grad_(False)
 
 
 def _save_optimizer(optimizer: torch.optim.Optimizer, notes: dict[str, str], file: Path) -> None:

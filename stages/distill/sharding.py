@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from .model import TrainedModel
+from .objectives.base import is_frozen
 
 
 def fsdp_arguments(model: TrainedModel) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: Tra
     # As for a student that is whole, autocast chooses what is rounded (see the trainer).
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     objective = model.objective
-    if objective.aligner is not None and not getattr(objective, "joint", False):
+    if objective.aligner is not None and is_frozen(objective.aligner):
         state.fsdp_plugin.ignored_modules = [objective.aligner]
 
 

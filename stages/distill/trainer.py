@@ -54,7 +54,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._replay = replay
         # The flag that stops an optimizer on the device is none of those that are divided.
         deferred = arguments.device.type != "cpu" and not arguments.fsdp
-        self._finite = FiniteLosses(train.names, deferred)
+        self._finite = FiniteLosses(train, deferred)
         self._terms: dict[str, torch.Tensor] = {}
         self._averaged = 0.0
         super().__init__(

@@ -22,13 +22,13 @@ from .batches import DistillDataset
 from .best import BestStudent
 from .checkpoints import CHECKPOINTS, is_of_a_whole_student, last_checkpoint
 from .model import TrainedModel
-from .objectives.armada import ArmadaObjective
+from .objectives.base import AlignedObjective, freeze
 from .placement import Where, choose_placement
 from .processes import ALONE, Processes
 from .replay import Replay
 from .reporting import reporters
 from .sampler import EpochBatches
-from .schedules import AlternateSchedule, freeze
+from .schedules import AlternateSchedule
 from .settings import TrainingSettings
 from .sharding import Twin, fsdp_arguments
 from .timing import StepTimes
@@ -148,13 +148,13 @@ def _place(run: Run) -> None:
 
 def _schedule(run: Run, checkpoint: Path | None) -> AlternateSchedule | None:
     objective = run.model.objective
-    if not isinstance(objective, ArmadaObjective):
+    # Whatever class it is of, and however it would train it.
+    if not run.train_aligner and objective.aligner is not None:
+        freeze(objective.aligner)
+    if not isinstance(objective, AlignedObjective):
         return None
     objective.joint = run.train_aligner and run.settings.schedule == "joint"
-    if objective.joint:
-        return None
-    if not run.train_aligner:
-        freeze(objective.aligner)
+    if objective.joint or not run.train_aligner:
         return None
     settings = run.settings
     return AlternateSchedule(
@@ -177,7 +177,7 @@ def _batches(run: Run) -> EpochBatches:
 def _replay(run: Run, batches: EpochBatches) -> Replay | None:
     """Where the aligner does not learn while the student does, its answers are known ahead."""
     objective = run.model.objective
-    if not isinstance(objective, ArmadaObjective) or objective.joint:
+    if not isinstance(objective, AlignedObjective) or objective.joint:
         return None
     return Replay(objective, run.train, batches)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..batches import Batch, DistillDataset
 from ..order import Places
+from .batches import PackedTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,12 @@ class AheadDataset(DistillDataset):
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
         self._expected: Places | None = None
         self._coming: _Coming | None = None
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether something of a cache is in its batches; a teacher's words are."""
+        rows = self.tokens
+        return super().reads_cache or (isinstance(rows, PackedTexts) and rows.teacher is not None)
 
     def expect(self, places: Places | None) -> None:
         """Begun once the batch before it is asked for: those that are passed over cost nothing."""

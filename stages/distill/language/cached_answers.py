@@ -73,6 +73,7 @@ class CachedAnswers:
     def read(self, rows: Rows, places: Rows, counts: Rows) -> Tensors:
         """Of row `rows[i]` of the cache `counts[i]` predictions, text after text; `places` says
         which of the text's own."""
+        self.feature.require_whole(rows)
         values = self.feature.gather_at(rows, places, counts)
         coding = self.feature.spec.coding
         if isinstance(coding, TopKCoding):

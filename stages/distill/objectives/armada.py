@@ -12,21 +12,18 @@ from ....cache_schemas.errors import JobError
 from .. import closed_forms
 from ..aligner import AlignerAnswers, ClassificationHead, ProjectionHead, TSAligner
 from ..losses import ArmadaTerms, aligner_loss
-from .base import Objective, ObjectiveSettings, Sizes, TeacherSide, named_terms
+from .base import AlignedObjective, ObjectiveSettings, Sizes, TeacherSide, named_terms
 
 
-class ArmadaObjective(Objective):
+class ArmadaObjective(AlignedObjective):
     """Owns `aligner` (teacher side), `projection` Q and `aux_head` (student side)."""
 
-    has_aligner = True
     settings_read = frozenset(ObjectiveSettings.model_fields) - {"distance"}
     aligner: TSAligner
 
     def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
         self._temperature = _fixed_temperature(settings)
-        # Set by the schedule: whether `total` includes the aligner's own loss.
-        self.joint = False
         labels, regression, dropout = sizes.num_labels, sizes.regression, settings.dropout
         self.aligner = TSAligner(
             sizes.feature_dim,

@@ -9,13 +9,13 @@ Other people's objectives subclass `Objective` and register under `armada.object
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import MissingFeatureError
-from ..aligner import AlignerAnswers, TSAligner
+from ..aligner import AlignerAnswers
 from ..losses import Distance, Manifold
 from ..rotations import OrthogonalMap
 
@@ -105,7 +105,7 @@ class Objective(nn.Module, ABC):
     needs_labels: ClassVar[bool] = True
     """Whether it takes labels to train anything of use."""
     has_aligner: ClassVar[bool] = False
-    """Whether it trains an aligner, which a control can leave as drawn."""
+    """Whether it trains an aligner, its part of that name, which a control can leave as drawn."""
     reads_logits: ClassVar[bool] = False
     """Whether the feature's numbers stand for the student's own classes, in their order."""
     settings_read: ClassVar[frozenset[str]] = frozenset(ObjectiveSettings.model_fields)
@@ -113,7 +113,7 @@ class Objective(nn.Module, ABC):
     default_feature: ClassVar[str | None] = None
     """The feature to read when a job names none; None: the job must name one."""
 
-    aligner: TSAligner | None
+    aligner: nn.Module | None
 
     def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
         super().__init__()
@@ -127,6 +127,13 @@ class Objective(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Named scalar terms of one batch; `total` is the one to backpropagate."""
 
+    def train(self, mode: bool = True) -> Self:
+        """As for any module; but an aligner that is frozen stays in eval mode."""
+        super().train(mode)
+        if self.aligner is not None and is_frozen(self.aligner):
+            self.aligner.eval()
+        return self
+
     def _feature(self, feature: TeacherSide) -> Tensor:
         """The feature as [B, H], whatever the shape of one example."""
         if not isinstance(feature, Tensor):
@@ -134,6 +141,35 @@ class Objective(nn.Module, ABC):
                 f"{type(self).__name__} needs a teacher feature and the batch carries none"
             )
         return feature.flatten(start_dim=1)
+
+
+class AlignedObjective(Objective):
+    """One whose aligner can be trained from features alone, and asked ahead of the student.
+
+    Others with an aligner train it in `total`, along with the student, whatever the schedule."""
+
+    has_aligner = True
+    aligner: nn.Module
+    joint: bool = False
+    """Set by the schedule: whether `total` includes the aligner's own loss."""
+
+    @abstractmethod
+    def aligner_loss(self, feature_BH: Tensor, labels_B: Tensor) -> Tensor:
+        """The loss that trains the aligner, with its graph and in the mode the module is in."""
+
+    @abstractmethod
+    def read(self, feature: Tensor) -> AlignerAnswers:
+        """The aligner's answers to features [B, *shape], without dropout and without a graph."""
+
+
+def freeze(part: nn.Module) -> None:
+    """Eval mode, no gradients."""
+    part.eval().requires_grad_(False)
+
+
+def is_frozen(part: nn.Module) -> bool:
+    """Whether nothing of a part learns."""
+    return not any(parameter.requires_grad for parameter in part.parameters())
 
 
 def named_terms(total: Tensor, **reported: Tensor) -> dict[str, Tensor]:

@@ -140,6 +140,11 @@ class FeatureArray:
         self._shards.map(rows)
         self._shards.will_need(rows)
 
+    def require_whole(self, rows: Rows) -> None:
+        """Raise DamagedCacheError if a file that holds some of the rows was cut after it was
+        mapped: `gather` does not look, and would end the process."""
+        self._shards.require_whole(self._checked(rows))
+
     def in_file_order(self, rows: Rows) -> Rows:
         """Numbers that grow along the files, for the same rows: those that lie together have
         numbers close to each other."""

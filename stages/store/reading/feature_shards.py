@@ -1,5 +1,6 @@
 """The shards of one feature, one by one: prepared, proven plain, or read through a Zarr library."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ....cache_schemas.errors import DamagedCacheError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.layout import ZARR_METADATA, shard_file
 from ..files.plain_files import read_bytes
@@ -74,6 +76,21 @@ class FeatureShards:
             except OSError:  # the process has as many mappings as it may have
                 return self._read_plain(file, rows)
             return alone.array((rows, *self.spec.shape), self.stored_dtype)
+
+    def require_length(self, position: int, inode: int) -> None:
+        """Raise DamagedCacheError if the file that was mapped is shorter than its rows by now. One
+        that has taken its name is another: what is mapped stays what it was."""
+        shard, rows = self.shards[position]
+        path = shard_file(self.folder, self.spec.name, shard, len(self.spec.shape))
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            return
+        if found.st_ino == inode and found.st_size < rows * self.spec.row_bytes:
+            raise DamagedCacheError(
+                f"{path}: was cut to {found.st_size} bytes while it was in use; `armada cache "
+                "verify` tells what else is damaged, and `armada cache repair` drops it"
+            )
 
     @property
     def _cache(self) -> Path:

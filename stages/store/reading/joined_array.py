@@ -37,6 +37,10 @@ class JoinedArray(FeatureArray):
         """Begin to read rows that are gathered soon; raises what `gather` does."""
         self._stored.will_need(self._joined(rows))
 
+    def require_whole(self, rows: Rows) -> None:
+        """As of the array that holds them."""
+        self._stored.require_whole(self._joined(rows))
+
     def in_file_order(self, rows: Rows) -> Rows:
         """Numbers that grow along the files, for the same rows."""
         return self._rows[self._checked(rows)]

@@ -70,6 +70,11 @@ class RaggedArray:
         """Begin to read what is gathered soon; raises what `gather` does."""
         self._values.will_need(places_of(self._stored(rows), self._offsets))
 
+    def require_whole(self, rows: Rows) -> None:
+        """Raise DamagedCacheError if a file of some examples was cut after it was mapped."""
+        stored = self._stored(rows)
+        self._values.require_whole(self._offsets[stored][self._lengths[stored] > 0])
+
     def in_file_order(self, rows: Rows) -> Rows:
         """Numbers that grow along the files, for the same examples."""
         return rows if self._rows is None else self._rows[rows]

@@ -35,7 +35,7 @@ def manner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """As on a CPU, and as on a GPU, where only the flag on the device stops the optimizer."""
     if request.param == "deferred":
         monkeypatch.setattr(
-            trainer, "FiniteLosses", lambda names, deferred: FiniteLosses(names, deferred=True)
+            trainer, "FiniteLosses", lambda dataset, deferred: FiniteLosses(dataset, deferred=True)
         )
     return str(request.param)
 
@@ -56,7 +56,13 @@ def test_the_batch_and_its_terms_are_named_and_weights_stay(
     named = ", ".join(f"example {place}" for place in fourth[:3])
     assert message.startswith("the loss is nan at step 4 (task ")
     assert "manifold nan" in message
-    assert f") on {named} and 5 more; no weight has changed by it; lower" in message
+    assert (
+        f") on {named} and 5 more; no weight has changed by it; the cached features of" in message
+    )
+    assert message.endswith(
+        "are not finite, and no teacher's answer is stored so: run `armada cache verify` and "
+        "`armada cache repair`"
+    )
     assert len(after) == (3 if manner == "at once" else 6)
     for name, tensor in weights(run).items():
         assert torch.equal(tensor, after[2][name]), name
@@ -67,7 +73,7 @@ def test_watching_changes_nothing(
 ) -> None:
     _, expected = train_logged(bench.run(tmp_path / "a", epochs=2))
     deferred = partial(FiniteLosses, deferred=True)
-    monkeypatch.setattr(trainer, "FiniteLosses", lambda names, _: deferred(names))
+    monkeypatch.setattr(trainer, "FiniteLosses", lambda dataset, _: deferred(dataset))
     _, losses = train_logged(bench.run(tmp_path / "b", epochs=2))
     assert losses == expected
 
@@ -75,12 +81,39 @@ def test_watching_changes_nothing(
 def test_the_aligners_own_loss(bench: Bench, tmp_path: Path) -> None:
     run = bench.run(tmp_path, epochs=1)
     spoiled_from(run, batch=1)
-    with pytest.raises(TrainingError, match=r"the aligner's loss is nan in epoch 1; lower aligner"):
+    match = (
+        r"the aligner's loss is nan in epoch 1; the cached features of example .* and 5 more are "
+    )
+    with pytest.raises(TrainingError, match=match):
         train(run)
 
 
-def test_few_examples_are_all_named() -> None:
-    watch = FiniteLosses(lambda places: [f"text {place}" for place in places], deferred=True)
+@pytest.mark.parametrize("part", ["student", "aligner"])
+def test_features_that_are_finite_are_not_to_blame(bench: Bench, tmp_path: Path, part: str) -> None:
+    run = bench.run(tmp_path, control="none", epochs=1, validate=False)
+    with torch.no_grad():
+        module = run.model.student if part == "student" else run.model.objective.aligner
+        next(iter(module.parameters())).fill_(torch.inf)
+    rate = "lower the learning rate, or use" if part == "student" else "lower aligner_learning_rate"
+    with pytest.raises(TrainingError, match=rate) as caught:
+        train(run)
+    assert str(caught.value).endswith(
+        "`armada cache verify` tells whether the teacher's answers are what was committed"
+    )
+
+
+def test_where_no_cache_is_read_none_is_to_blame(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path, control="undistilled", epochs=1, validate=False)
+    with torch.no_grad():
+        next(iter(run.model.student.parameters())).fill_(torch.inf)
+    with pytest.raises(TrainingError, match=r"or use precision=float32$"):
+        train(run)
+
+
+def test_few_examples_are_all_named(bench: Bench, tmp_path: Path) -> None:
+    dataset = bench.run(tmp_path, control="undistilled").train
+    dataset.names = lambda places: [f"text {place}" for place in places]
+    watch = FiniteLosses(dataset, deferred=True)
     terms = {"total": torch.tensor(float("inf")), "task": torch.tensor(2.0)}
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True)
     watch.look_at(7, terms, PLACES[:2], optimizer)

@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(bench, tmp_path, number, logging
     gather = run.train.features
     run.train.features = Changed(gather, lambda places, found: found * np.float32(number))
     before = weights(run)
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(.*; lower the learning"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(.*; the cached features"):
         train(run)
     assert not changed(run, before)
 

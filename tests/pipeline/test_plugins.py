@@ -1,0 +1,117 @@
+"""Teachers and objectives of other people's packages, where their names or parts could mislead."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from armada.pipeline.precompute_job import PrecomputeJob
+from armada.stages.precompute.teachers import TEACHERS
+from command_line import CommandLine
+from safetensors.torch import load_file
+
+TEACHER = """
+from armada.stages.precompute.teachers.base import TeacherOptions
+from armada.stages.precompute.teachers.hash import HashTeacher
+from pydantic import Field
+
+class Options(TeacherOptions):
+    limit: int = Field(default=512, description="most characters")
+    seed: int = Field(default=0, description="seed")
+
+class Teacher(HashTeacher):
+    kind = "limited"
+    Options = Options
+"""
+
+OBJECTIVE = """
+from armada.stages.distill.losses import task_loss
+from armada.stages.distill.objectives.base import Objective, named_terms
+from torch import nn
+
+class WithAligner(Objective):
+    has_aligner = True
+
+    def __init__(self, settings, sizes):
+        super().__init__(settings, sizes)
+        self.aligner = nn.Sequential(
+            nn.Linear(sizes.feature_dim, sizes.pooled_dim), nn.BatchNorm1d(sizes.pooled_dim)
+        )
+
+    def forward(self, pooled_BD, output_BK, feature_BH, labels_B):
+        aligned = self.aligner(self._feature(feature_BH).float())
+        loss = task_loss(output_BK, labels_B, self.sizes.regression)
+        return named_terms(loss + (pooled_BD - aligned).square().mean())
+
+class Hidden(WithAligner):
+    def __init__(self, settings, sizes):
+        super().__init__(settings, sizes)
+        self.other = self.aligner
+        self.aligner = None
+
+    def forward(self, pooled_BD, *more):
+        raise AssertionError("trains")
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a package with entry points of a group where Python looks."""
+
+    def put(name: str, source: str, group: str, **entries: str) -> None:
+        folder = tmp_path / "site"
+        about = folder / f"{name}-1.0.dist-info"
+        about.mkdir(parents=True)
+        (folder / f"{name}.py").write_text(source)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [f"[{group}]", *(f"{key} = {name}:{value}" for key, value in entries.items())]
+        (about / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        monkeypatch.syspath_prepend(folder)
+
+    return put
+
+
+def test_an_option_with_the_name_of_a_job_key_is_refused(
+    install: Any, armada: CommandLine, write_parquet: Any, tmp_path: Path
+) -> None:
+    install("limited_teacher", TEACHER, "armada.teachers", limited="Teacher")
+    corpus = write_parquet("texts", {"text": ["a", "b"]})
+    words = ("precompute", "--corpus", corpus, "--text-column", "text", "--teacher", "limited:4")
+    expected = (
+        "teacher limited: its options limit have the names of keys that every job has; "
+        "limited_teacher has to give them others"
+    )
+    for more in ((), ("--set", "limit=1"), ("--dry-run",)):
+        result = armada(*words, "--cache", tmp_path / "cache", *more)
+        assert (result.code, result.error) == (2, expected)
+    assert armada("precompute", "--keys", "--teacher", "limited").error == expected
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", TEACHERS.built_in)
+def test_no_teacher_of_ours_has_such_an_option(kind: str) -> None:
+    assert not TEACHERS.load(kind).Options.model_fields.keys() & PrecomputeJob.model_fields.keys()
+
+
+def test_a_random_aligner_of_any_class_stays_as_it_was_drawn(
+    install: Any, armada: CommandLine, distill_bench: Any, tmp_path: Path
+) -> None:
+    objectives = {"aligned": "WithAligner", "hidden": "Hidden"}
+    install("aligned_objective", OBJECTIVE, "armada.objectives", **objectives)
+
+    def aligner(name: str, control: str, epochs: int) -> dict[str, torch.Tensor]:
+        more = ("--set", f"control={control}", "--set", f"epochs={epochs}")
+        armada.done(*distill_bench.words(tmp_path / name, *more, objective="aligned"))
+        return load_file(tmp_path / name / "aligner" / "aligner.safetensors")
+
+    drawn, later = aligner("one", "random-aligner", 1), aligner("two", "random-aligner", 2)
+    learned = aligner("learned", "none", 1)
+    assert all(torch.equal(drawn[name], later[name]) for name in drawn)
+    assert drawn["1.num_batches_tracked"] == 0
+    assert not torch.equal(drawn["0.weight"], learned["0.weight"])
+    words = distill_bench.words(tmp_path / "no", objective="hidden", control="random-aligner")
+    result = armada(*words)
+    assert result.code == 2
+    assert "says that it has an aligner, and none of its parts is called `aligner`" in result.error
+    assert not (tmp_path / "no").exists()
