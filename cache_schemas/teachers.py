@@ -4,6 +4,7 @@ Everything that can change an answer is in `TeacherSpec`, and so in the fingerpr
 weights lie, what machine ran them and how large the batches were is not.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import (
@@ -21,6 +22,8 @@ from .features import FeatureSpec
 
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """128 bits in hexadecimal; also the name of the teacher's folder."""
+
+_MOST_TOLD = 4
 
 SettingValue = (
     str | int | float | bool | None | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
@@ -130,6 +133,29 @@ def _shared(spec: TeacherSpec, other: TeacherSpec, selecting: frozenset[str]) ->
 def without_settings(spec: TeacherSpec, left_out: frozenset[str]) -> dict[str, SettingValue]:
     """The settings but for some."""
     return {name: value for name, value in spec.settings.items() if name not in left_out}
+
+
+def told_apart(specs: Mapping[Fingerprint, TeacherSpec]) -> dict[Fingerprint, str]:
+    """What tells each teacher from others of its kind and name, 'weights 3fa9c1d2, pooling cls';
+    empty where there are no others."""
+    return {
+        fingerprint: _apart(
+            spec, [s for s in specs.values() if (s.kind, s.name) == (spec.kind, spec.name)]
+        )
+        for fingerprint, spec in specs.items()
+    }
+
+
+def _apart(spec: TeacherSpec, alike: Sequence[TeacherSpec]) -> str:
+    own, *others = (
+        {"weights": digest(each.weights)[:8], **each.settings} for each in (spec, *alike)
+    )
+    told = [
+        f"{name} {value!s:.40}"
+        for name, value in own.items()
+        if any(other.get(name) != value for other in others)
+    ]
+    return ", ".join(told[:_MOST_TOLD])
 
 
 def differences(cached: TeacherSpec, asked: TeacherSpec) -> list[str]:

@@ -169,7 +169,7 @@ def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:
         table.add_row(
             teacher.fingerprint[:12],
             escape(one_line(teacher.kind)) + added,
-            escape(one_line(teacher.name)),
+            escape(one_line(", ".join(filter(None, (teacher.name, teacher.apart))))),
             escape(features),
             str(teacher.rows),
             str(teacher.shards),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...cache_schemas.contents import TeacherIndex
 from ...cache_schemas.manifest import CommitRecord, PartRecord
+from ...cache_schemas.teachers import told_apart
 from ...stages.store.format.manifests import choose_teacher
 from ...stages.store.format.parts import held_features, read_part
 from ...stages.store.reading.reader import Cache
@@ -19,12 +20,14 @@ from ..fidelity import fidelity_of
 @dataclass(frozen=True, slots=True)
 class TeacherSummary:
     """One teacher of a cache; `missing` are features and tables that were not pulled, `extends` is
-    the teacher that its features were added to, if any."""
+    the teacher that its features were added to, if any; `apart` tells it from others of its kind
+    and name."""
 
     fingerprint: str
     extends: str | None
     kind: str
     name: str
+    apart: str
     features: dict[str, str]
     missing: tuple[str, ...]
     rows: int
@@ -35,16 +38,19 @@ class TeacherSummary:
 
 def summarise(place: str) -> list[TeacherSummary]:
     """All teachers of the cache at a path or URL."""
-    return [_summary(teacher) for teacher in read_origin(open_place(place)).teachers]
+    teachers = read_origin(open_place(place)).teachers
+    apart = told_apart({t.manifest.fingerprint: t.manifest.spec for t in teachers})
+    return [_summary(teacher, apart[teacher.manifest.fingerprint]) for teacher in teachers]
 
 
-def _summary(teacher: TeacherIndex) -> TeacherSummary:
+def _summary(teacher: TeacherIndex, apart: str = "") -> TeacherSummary:
     spec, part = teacher.manifest.spec, teacher.part
     return TeacherSummary(
         fingerprint=teacher.manifest.fingerprint,
         extends=teacher.manifest.extends,
         kind=spec.kind,
         name=spec.name,
+        apart=apart,
         features={f.name: f.shown for f in held_features(teacher.manifest, part)},
         missing=(*part.missing_features, *part.missing_tables) if part else (),
         rows=sum(commit.rows for commit in teacher.commits),

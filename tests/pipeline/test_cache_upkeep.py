@@ -150,16 +150,43 @@ def test_a_lost_manifest_comes_back_with_its_teacher(
     assert stored_bytes(cache) == stored_bytes(made)
 
 
-def test_a_lost_cache_manifest_is_left_with_advice(cache: Path, armada: CommandLine) -> None:
-    content = (cache / "armada.json").read_text()
+def linked(file: Path) -> None:
+    file.rename(file.with_suffix(".moved"))
+    file.symlink_to(file.with_suffix(".moved"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        cut,
+        linked,
+        lambda file: file.write_text("{}"),
+        lambda file: file.write_text(""),
+    ],
+    ids=["lost", "cut", "linked", "of nothing", "empty"],
+)
+def test_a_damaged_cache_manifest_is_written_anew(
+    made: Path, cache: Path, armada: CommandLine, damage: Callable[[Path], None]
+) -> None:
+    file = cache / "armada.json"
+    damage(file)
+    assert armada("cache", "ls", cache).code != 0
+    assert "written anew: " in armada.done("cache", "repair", cache, "--quiet")
+    assert file.read_bytes() == (made / "armada.json").read_bytes()
+    assert not file.is_symlink()
+    assert armada.done("cache", "repair", cache, "--quiet").startswith("whole")
+
+
+def test_a_cache_manifest_of_which_no_teacher_tells_is_left(
+    cache: Path, armada: CommandLine
+) -> None:
     (cache / "armada.json").unlink()
+    for manifest in cache.glob("teachers/*/teacher.json"):
+        manifest.write_text("{}")
     result = armada("cache", "repair", cache, "--quiet")
-    assert result.code == 1
-    assert "left as it is" in result.out
-    advised = result.out[result.out.index("{") : result.out.index("}") + 1]
-    assert json.loads(advised) == json.loads(content)
-    (cache / "armada.json").write_text(advised)
-    assert armada("cache", "repair", cache, "--quiet").out.startswith("whole")
+    assert (result.code, result.out.count("left as it is: ")) == (1, 1)
+    assert not (cache / "armada.json").exists()
 
 
 def test_a_damaged_run_record_is_removed(cache: Path, folder: Path) -> None:

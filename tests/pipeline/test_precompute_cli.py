@@ -282,3 +282,24 @@ def test_sigterm_keeps_the_answers_that_are_there(words: list[Any], tmp_path: Pa
     np.testing.assert_array_equal(
         cache["embedding"][cache.lookup(PAIRS[:72])], [answer(pair) for pair in PAIRS[:72]]
     )
+
+
+def test_two_checkpoints_of_one_name_are_told_apart(
+    armada: CommandLine, write_parquet: Any, tmp_path: Path
+) -> None:
+    corpus = write_parquet("texts", {"text": ["a kettle", "a map"]})
+    for folder, layers in (("one/model", 1), ("two/model", 2)):
+        make_bert(tmp_path / folder, ["a kettle", "a map"], layers=layers)
+    words = ("precompute", "--corpus", corpus, "--text-column", "text", "--quiet")
+    words = (*words, "--cache", tmp_path / "cache", "--set", "add_teacher=true")
+    for folder, pooling in (("one/model", "cls"), ("two/model", "cls"), ("two/model", "mean")):
+        teacher = f"encoder:{tmp_path / folder}"
+        armada.done(*words, "--teacher", teacher, "--set", f"pooling={pooling}")
+    teachers = json.loads(armada.done("cache", "ls", tmp_path / "cache", "--json"))
+    told = {teacher["apart"] for teacher in teachers}
+    assert len(told) == 3
+    assert sorted(each.partition("pooling ")[2] for each in told) == ["cls", "cls", "mean"]
+    listed = armada.done("cache", "ls", tmp_path / "cache")
+    assert all(f"model, weights {each[8:16]}" in listed for each in told)
+    line = armada("cache", "inspect", tmp_path / "cache").error
+    assert all(f"(encoder:model, {each})" in line for each in told)

@@ -1,6 +1,6 @@
 """The documents of a cache, read from disk and checked against each other and their places."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from ....cache_schemas.errors import CacheError, DamagedCacheError
@@ -11,6 +11,7 @@ from ....cache_schemas.manifest import (
     TeacherManifest,
     check_cache_manifest,
 )
+from ....cache_schemas.teachers import told_apart
 from ..files.plain_files import check_way, entries, is_there, read_bytes, read_document
 
 
@@ -19,6 +20,10 @@ def check_cache(path: Path) -> None:
     manifest = path / CACHE_MANIFEST
     check_way(manifest, path)
     if not manifest.is_file():
+        if any(path.glob(f"teachers/*/{TEACHER_MANIFEST}")):
+            raise DamagedCacheError(
+                f"{manifest}: is missing, and teachers are there; `armada cache repair` writes it"
+            )
         raise CacheError(
             f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache; "
             "name a folder that is one, or an empty one to make it there"
@@ -44,7 +49,7 @@ def choose_teacher(
     not count, nor those without a row, `empty`, unless one of them is all there is.
 
     Raises CacheError."""
-    known = ", ".join(f"{t.fingerprint[:12]} ({t.spec.kind}:{t.spec.name})" for t in teachers)
+    known = ", ".join(_shown(teachers))
     matches = [t for t in teachers if t.fingerprint.startswith(prefix or "")]
     there = {t.fingerprint for t in teachers}
     bases = [t for t in matches if t.extends not in there]
@@ -58,6 +63,13 @@ def choose_teacher(
         raise CacheError(f"cache {path}: holds several teachers; choose one: {known}")
     problem = "is the prefix of several teachers" if matches else "is not in the cache"
     raise CacheError(f"teacher {prefix!r}: {problem}; it holds {known}")
+
+
+def _shown(teachers: Sequence[TeacherManifest]) -> Iterator[str]:
+    apart = told_apart({t.fingerprint: t.spec for t in teachers})
+    for teacher in teachers:
+        names = (f"{teacher.spec.kind}:{teacher.spec.name}", apart[teacher.fingerprint])
+        yield f"{teacher.fingerprint[:12]} ({', '.join(filter(None, names))})"
 
 
 def read_teacher(file: Path, path: Path) -> TeacherManifest:

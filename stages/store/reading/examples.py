@@ -1,6 +1,7 @@
 """What a cache can be asked about: texts, sequences of text segments, or 16-byte keys."""
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -25,6 +26,15 @@ def _key(example: Example) -> bytes:
     if len(example) != KEY_BYTES:
         raise CacheError(f"key {example!r}: has {len(example)} bytes; a key has {KEY_BYTES}")
     return example
+
+
+def is_example(item: object) -> TypeGuard[Example]:
+    """Whether a cache can be asked about it."""
+    if isinstance(item, bytes):
+        return len(item) == KEY_BYTES
+    if isinstance(item, str):
+        return True
+    return isinstance(item, list | tuple) and all(isinstance(part, str) for part in item)
 
 
 def shown(example: object) -> str:

@@ -81,6 +81,9 @@ class FeatureArray:
         whole = self._native and not shards.gaps and shards.map_all()
         return shards.array if whole else None
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.spec.name}: {self.dtype} {list(self.shape)}>"
+
     def __len__(self) -> int:
         return self.shape[0]
 

@@ -42,6 +42,9 @@ class RaggedArray:
         """The values at all places [S, *shape], in the order of the files."""
         return self._values
 
+    def __repr__(self) -> str:
+        return f"<RaggedArray {self.spec.name}: {self.spec.shown} of {len(self)} examples>"
+
     def __len__(self) -> int:
         return len(self._lengths if self._rows is None else self._rows)
 

@@ -30,7 +30,7 @@ from ..format.manifests import choose_teacher, has_commits, list_teachers, read_
 from ..format.parts import held_features, read_part
 from ..format.tables import read_first_rows, read_keys, read_lengths, read_table
 from .access import Access
-from .examples import Example, keys_of, shown
+from .examples import Example, is_example, keys_of, shown
 from .feature_array import FeatureArray
 from .feature_shards import Prepare
 from .first_open import CheckedFiles
@@ -97,8 +97,20 @@ class Cache:
     def __len__(self) -> int:
         return sum(commit.rows for commit in self.commits)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.features
+    def __repr__(self) -> str:
+        name, spec = self.teacher.fingerprint[:12], self.teacher.spec
+        features = (f"{each} {self.feature_spec(each).shown}" for each in self.features)
+        return (
+            f"<Cache {self.path}: teacher {name} ({spec.kind}:{spec.name}), {len(self)} rows, "
+            f"{', '.join(features) or 'no feature here'}>"
+        )
+
+    def __contains__(self, item: object) -> bool:
+        """Whether it is the name of a feature, or an example (a text, a sequence of text segments,
+        a 16-byte key) that the teacher has answered."""
+        if isinstance(item, str) and item in self.features:
+            return True
+        return is_example(item) and bool(self.find(keys_of([item]))[0] >= 0)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.features)

@@ -1,7 +1,7 @@
 """Drop what is damaged, so that a cache is whole again and `precompute` fills the gaps.
 
     drop        a shard: its keys are pending again
-    rebuild     zarr.json: all it says follows from other documents
+    rebuild     zarr.json, armada.json: all they say follows from other documents
     remove      the record of a run: it tells what the run cost; no reader needs it
     set aside   teacher.json, as teacher.json.damaged, so that the cache's other teachers can be
                 read; `precompute` with that teacher writes it again, and its shards are there
@@ -76,14 +76,14 @@ def _step(survey: CacheSurvey, damage: Damage) -> Step:
     seen = {file: survey.stamps.get(file) for file in _files(survey.path, damage)}
     if damage.kind == "shard":
         return Step("drop", damage, rows=_rows(survey, damage), seen=seen)
-    if damage.kind == "zarr":
+    if damage.kind == "zarr" or (damage.kind == "cache" and _tells_its_format(survey)):
         return Step("rebuild", damage)
     if damage.kind == "run":
         return Step("remove", damage, seen=seen)
     if damage.kind == "teacher" and damage.file.name == TEACHER_MANIFEST:
         action: Action = "set aside" if os.path.lexists(damage.file) else "leave"
         return Step(action, damage, remedy=_ask_again(damage.file), seen=seen)
-    return Step("leave", damage, remedy=_restore(damage.file))
+    return Step("leave", damage, remedy="`armada cache pull` it once more")
 
 
 def _files(cache: Path, damage: Damage) -> Iterator[Path]:
@@ -119,11 +119,9 @@ def _ask_again(file: Path) -> str:
     )
 
 
-def _restore(file: Path) -> str:
-    if file.name == CACHE_MANIFEST:
-        content = CacheManifest().model_dump_json()
-        return f"`armada cache pull` it, or write it: format version 1 has {content} and no more"
-    return "`armada cache pull` it once more"
+def _tells_its_format(survey: CacheSurvey) -> bool:
+    """Whether some teacher of the cache can be read, so that it is of the format that we write."""
+    return any(teacher.manifest is not None for teacher in survey.teachers)
 
 
 def carry_out(cache: Path, steps: Sequence[Step]) -> list[Step]:
@@ -161,7 +159,9 @@ def _do(cache: Path, step: Step) -> None:
         remove_file(damage.file, cache)
     elif step.action == "rebuild" and damage.file.parent.is_dir():
         remove_tree(damage.file, cache)
-        if damage.file.parent in (cache, cache / "teachers", cache / "teachers" / damage.teacher):
+        if damage.file == cache / CACHE_MANIFEST:
+            write_file(damage.file, [CacheManifest().to_json()], cache)
+        elif damage.file.parent in (cache, cache / "teachers", cache / "teachers" / damage.teacher):
             write_file(damage.file, [group_metadata()], cache)
     elif step.action == "set aside":
         _set_aside(damage.file, cache)

@@ -147,6 +147,36 @@ def test_a_cache_can_be_asked_for_its_features(cache: Cache) -> None:
     assert list(cache) == list(cache.features)
 
 
+@pytest.mark.parametrize(
+    ("example", "known"),
+    [
+        ("text 7", True),
+        ("unseen", False),
+        (("a", "bc"), True),
+        (["ab", "c"], True),
+        (("a", "b"), False),
+        (example_key("text 8"), True),
+        (example_key("unseen"), False),
+        (b"short", False),
+        (7, False),
+        (None, False),
+        (("a", 7), False),
+        (keys_of(["text 7"]), False),
+    ],
+    ids=repr,
+)
+def test_a_cache_can_be_asked_for_an_example(cache: Cache, example: Any, known: bool) -> None:
+    assert (example in cache) is known
+
+
+def test_caches_and_features_say_what_they_are(cache: Cache) -> None:
+    assert repr(cache) == (
+        f"<Cache {cache.path}: teacher {cache.teacher.fingerprint[:12]} (made_up:made up), "
+        "153 rows, pooled float16[5], score float32[]>"
+    )
+    assert repr(cache["pooled"]) == "<FeatureArray pooled: float16 [153, 5]>"
+
+
 def test_a_table_that_a_shard_was_committed_without_is_not_read(tmp_path: Path) -> None:
     folder = write_cache(tmp_path, make_manifest(), [["a text"]])
     stray = folder / "tables" / "images" / "000000.parquet"
