@@ -23,6 +23,7 @@ from ..stages.store.format.manifests import read_commits
 from ..stages.store.writing.admission import require_writable
 from ..stages.store.writing.work import Work
 from ..stages.store.writing.writer import CacheWriter, pending
+from ..stages.tokenizing.unknown import SAMPLE
 from .added_features import admit, only_cached
 from .device import choose_device
 from .fidelity import fidelity_of
@@ -168,7 +169,17 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
         corpus, keys = corpus.take(rows), keys[rows]
     if admission.base is not None:
         corpus, keys = only_cached(job, admission.base, corpus, keys)
+    _warn_of_unknown(corpus, keys, teacher)
     return Plan(corpus, keys, len(first_occurrences(keys)), admission.manifest)
+
+
+def _warn_of_unknown(corpus: Corpus, keys: KeyArray, teacher: "Teacher") -> None:
+    from ..stages.precompute.precompute import make_examples
+
+    sample = np.unique(np.linspace(0, len(corpus) - 1, SAMPLE).astype(np.int64))
+    unknown = teacher.unknown(make_examples(corpus, keys, sample))
+    if unknown is not None:
+        LOGGER.warning(unknown.of("teacher"))
 
 
 def _rows_of_part(keys: KeyArray, part: str) -> npt.NDArray[np.int64]:

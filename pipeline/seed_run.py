@@ -102,9 +102,16 @@ class SeedRun:
             self._write(training.model, built, metrics)
         return metrics
 
+    @property
+    def _warns(self) -> bool:
+        """Whether this run says what is the same in all seeds and processes."""
+        return self.seed == self.job.seeds[0] and self.group.first
+
     def _build(self) -> Built:
         job, data = self.job, self.data
         student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout)
+        if self._warns:
+            data.train.warn_of_unknown(tokenizer)
         max_length = choose_max_length(job.max_length, tokenizer, student.backbone)
         shape = data.feature.spec.shape if data.feature is not None else None
         sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)

@@ -29,8 +29,10 @@ from ..stages.store.format.index import Rows
 from ..stages.store.reading.feature_array import FeatureArray
 from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
+from ..stages.tokenizing.unknown import SAMPLE, mostly_unknown
 from .answers import Answers, open_answers, rows_by_first_use
 from .distill_job import CorpusKeys, DistillJob
+from .logs import LOGGER
 from .missing import missing_keys
 
 
@@ -60,6 +62,13 @@ class LabelledCorpus:
     def texts(self) -> Iterator[str]:
         """All segments, for a vocabulary."""
         return self.corpus.texts()
+
+    def warn_of_unknown(self, tokenizer: Any) -> None:
+        """Say so where most of what is read is unknown to a student's tokenizer."""
+        sample = np.unique(np.linspace(0, len(self.corpus) - 1, SAMPLE).astype(np.int64))
+        unknown = mostly_unknown(tokenizer, list(self.corpus.take(sample).texts()))
+        if unknown is not None:
+            LOGGER.warning(unknown.of("student"))
 
     def dataset(self, tokenizer: Any, max_length: int, gather: Gather | None) -> DistillDataset:
         """Token ids and labels of all examples, with `gather` for their features."""

@@ -38,6 +38,8 @@ class LanguageSeedRun(SeedRun):
         student, tokenizer = load_language_student(
             job, job, data.space, data.train.texts(), job.dropout
         )
+        if self._warns:
+            data.train.warn_of_unknown(tokenizer)
         recipe.check(tokenizer)
         most = choose_row_length(job.max_length, tokenizer, student.causal)
         if job.packing == "apart":

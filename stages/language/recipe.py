@@ -204,6 +204,12 @@ class Recipe(BaseModel):
             )
         return Written(prompt, rendered, content, rendered.index(content))
 
+    def said(self, segments: Sequence[str]) -> list[str]:
+        """What an example says, without what a template adds."""
+        if self.text_format == "chat" and len(segments) == 1:
+            return [str(turn["content"]) for turn in _turns(segments[0])]
+        return [segment for segment in segments if segment]
+
     def after_response(self, tokenizer: Any) -> str:
         """What a chat template writes behind a response."""
         turns = self._with_system([_turn("user", "?"), _turn("assistant", "x")])

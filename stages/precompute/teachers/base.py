@@ -24,6 +24,7 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.fidelity import Fidelity
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
+from ...tokenizing.unknown import Unknown
 
 
 class TeacherOptions(BaseModel):
@@ -122,6 +123,11 @@ class Teacher(ABC):
         bucket.
         """
         return [0] * len(examples)
+
+    def unknown(self, examples: Sequence[Example]) -> Unknown | None:
+        """What of these texts, if most of them, the teacher's tokenizer does not know; may be
+        asked before `load`. Default: nobody can tell."""
+        return None
 
 
 def make_spec(

@@ -21,6 +21,7 @@ from ...language.logits import find_transform, hidden_states, looks_ahead
 from ...language.tokens import TokenTexts, by_text, encode_texts, end_ids, read_before_predicted
 from ...language.vocabulary import tokenizer_digest, word_count, words_digest
 from ...pretrained import padding_id, read_tokenizer, token_limit
+from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import Answers, Example, example_seed
 from .precision import ROW_GROUP, in_row_groups
 from .text.causal_options import CausalLMOptions
@@ -98,6 +99,11 @@ class CausalLMTeacher(CheckpointTeacher):
     def buckets(self, examples: Sequence[Example]) -> list[int]:
         """The padded length of each example, in tokens."""
         return [self._bucket(length) for length in self._texts(examples).lengths.tolist()]
+
+    def unknown(self, examples: Sequence[Example]) -> Unknown | None:
+        """See Teacher."""
+        texts = [text for example in examples for text in self._options.said(example.segments)]
+        return mostly_unknown(self._tokenizer, texts)
 
     def _bucket(self, tokens: int) -> int:
         return min(-(-max(tokens, 1) // PAD_MULTIPLE) * PAD_MULTIPLE, self._positions)

@@ -19,6 +19,7 @@ from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...pretrained import one_line, quiet_transformers, refusing, require_vocabulary
 from ...sources import MODEL_FILE_PATTERNS, digest_files
+from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import Answers, Example, PromptOptions, Teacher, make_spec
 from .precision import PrecisionOptions, in_row_groups
 from .text.clip_source import CONFIG_FILE, ClipSource, find_clip
@@ -92,6 +93,12 @@ class OpenClipTeacher(Teacher):
             embedding_BE = torch.nn.functional.normalize(embedding_BE, dim=-1)
         truncated = np.array(self._counts(texts, ids_BT)) > ids_BT.shape[1]
         return Answers({"embedding": self._precision.store(embedding_BE[: len(texts)])}, truncated)
+
+    def unknown(self, examples: Sequence[Example]) -> Unknown | None:
+        """See Teacher; open_clip's own tokenizer reads bytes."""
+        hf = getattr(self._tokenizer, "tokenizer", None)
+        texts = [self._options.prompt(example.segments) for example in examples]
+        return None if hf is None else mostly_unknown(hf, texts)
 
     def _counts(self, texts: list[str], ids_BT: torch.Tensor) -> list[int]:
         """How many tokens each text has, special ones included, before it is cut."""

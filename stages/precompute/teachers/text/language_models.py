@@ -13,6 +13,7 @@ import torch
 from .....cache_schemas.errors import JobError, TeacherSourceError
 from .....cache_schemas.teachers import SettingValue
 from ....pretrained import embedding_rows, read_tokenizer, token_limit
+from ....tokenizing.unknown import Unknown
 from ..base import Answers, Example
 from .checkpoint_teacher import CheckpointTeacher
 from .tokenized import DEFAULT_MAX_LENGTH, TextTokenizer, TokenBatch, TokenizedOptions
@@ -60,6 +61,10 @@ class LanguageModelTeacher(CheckpointTeacher):
     def buckets(self, examples: Sequence[Example]) -> list[int]:
         """The padded length of each example, in tokens."""
         return self._texts.buckets(examples)
+
+    def unknown(self, examples: Sequence[Example]) -> Unknown | None:
+        """See Teacher."""
+        return self._texts.unknown(examples)
 
     def _resolve(self, options: TokenizedOptions, tokenizer: Any) -> TokenizedOptions:
         """The options, with what the source declares in place of what they leave open."""

@@ -19,6 +19,7 @@ from pydantic import Field
 from .....cache_schemas.errors import TeacherOutputError
 from ....pretrained import padding_id
 from ....tokenizing.long_texts import shortened, shortened_pair
+from ....tokenizing.unknown import Unknown, mostly_unknown
 from ..base import Example, TextOptions
 from ..precision import PrecisionOptions, in_row_groups
 
@@ -123,6 +124,11 @@ class TextTokenizer:
             for name in rows[0]
         }
         return TokenBatch(inputs, truncated)
+
+    def unknown(self, examples: Sequence[Example]) -> Unknown | None:
+        """What of these texts, if most of them, the tokenizer does not know."""
+        asked = [self._ask(example.segments) for example in examples]
+        return mostly_unknown(self._tokenizer, [text for pair in asked for text in pair if text])
 
     def _bucket(self, tokens: int) -> int:
         if self._fixed:
