@@ -1,8 +1,9 @@
 """Texts far longer than what is kept of them, cut before they are tokenized.
 
 A tokenizer reads all of a text, 2 s a million characters, however few tokens are kept. So a text of
-many more characters is cut at a place where it parts (`partings`): then the tokens of what is left
-are the first ones of the whole text. It is left whole where no such place is known.
+many more characters is cut at a place where it parts (`partings`), or inside of a stretch without
+one (`stretches`): then the first tokens of what is left are those of the whole text. It is left
+whole where nothing of the kind is known.
 """
 
 import json
@@ -12,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from .partings import Parting, partings
+from .stretches import Stretches, stretches
 
 LONG = 32
 """Characters a token that is kept, from which on a text is looked at."""
@@ -49,17 +51,7 @@ def shortened_pair(tokenizer: Any, first: str, second: str, tokens: int) -> tupl
 def _shortened(tokenizer: Any, text: str, tokens: int, options: dict[str, Any]) -> str:
     known = _known(tokenizer, len(tokenizer), tokenizer.truncation_side)
     text = known.without_long_words(text)
-    size = TRIED * max(tokens, 1)
-    while size < len(text) // 2:
-        places = [kind.find(text, size) for kind in known.partings]
-        place = min((place for place in places if place is not None), default=len(text))
-        if place > len(text) // 2:
-            break
-        ids = tokenizer(text[:place], add_special_tokens=False, verbose=False, **options)
-        if len(ids["input_ids"]) > tokens:
-            return text[:place]
-        size = 4 * place
-    return text
+    return known.cut(tokenizer, text, tokens, options)
 
 
 class _Known:
@@ -67,7 +59,32 @@ class _Known:
 
     def __init__(self, tokenizer: Any) -> None:
         self.partings: list[Parting] = partings(tokenizer)
+        readable = tokenizer.is_fast and tokenizer.truncation_side == "right"
+        self._stretches: Stretches | None = stretches(tokenizer) if readable else None
         self._longest_word = _longest_word(tokenizer) if self.partings else None
+
+    def cut(self, tokenizer: Any, text: str, tokens: int, options: dict[str, Any]) -> str:
+        """The text, or as much of it as proves to have its first tokens, and one more."""
+        size, half = TRIED * max(tokens, 1), len(text) // 2
+        while size < half:
+            places = [kind.find(text, size) for kind in self.partings]
+            place = min((place for place in places if place is not None), default=half)
+            if place >= half:
+                break
+            ids = tokenizer(text[:place], add_special_tokens=False, verbose=False, **options)
+            if len(ids["input_ids"]) > tokens:
+                return text[:place]
+            size = 4 * place
+        return self._cut_in_stretch(text, tokens, options)
+
+    def _cut_in_stretch(self, text: str, tokens: int, options: dict[str, Any]) -> str:
+        known = self._stretches
+        if known is not None:
+            first = max(TRIED * tokens, known.least)
+            for at in (first, 4 * first, 16 * first):
+                if at < len(text) // 2 and known.settles(text, at, tokens, options):
+                    return text[:at]
+        return text
 
     def without_long_words(self, text: str) -> str:
         """A word of more letters than a tokenizer looks at is unknown, however long it is."""

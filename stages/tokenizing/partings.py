@@ -11,13 +11,13 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 LOWER = "abcdefghijklmnopqrstuvwxyz"
 _RANGES = ((0x3B1, 0x3C9), (0x430, 0x438), (0x43A, 0x44F), (0x5D0, 0x5EA), (0x628, 0x63A))
-_IDEOGRAPHS = "".join(map(chr, range(0x4E00, 0x9FA6)))
+IDEOGRAPHS = "".join(map(chr, range(0x4E00, 0x9FA6)))
 _LETTERS = LOWER + "".join(chr(n) for first, last in _RANGES for n in range(first, last + 1))
 """Of Latin, Greek, Cyrillic, Hebrew and Arabic: lower case, and not to be taken apart."""
 
@@ -54,14 +54,16 @@ class Parting:
 
 _AT_SPACES = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Metaspace"})
 PARTINGS = (
-    Parting(frozenset(_LETTERS + _IDEOGRAPHS), " ", _AT_SPACES),
+    Parting(frozenset(_LETTERS + IDEOGRAPHS), " ", _AT_SPACES),
     Parting(frozenset(LOWER), DIGITS, frozenset({"Digits"})),
     Parting(
-        frozenset(_IDEOGRAPHS), MARKS, frozenset({"BertPreTokenizer", "Whitespace", "Punctuation"})
+        frozenset(LOWER + IDEOGRAPHS),
+        MARKS + ",;:!?/+=",
+        frozenset({"BertPreTokenizer", "Whitespace", "Punctuation"}),
     ),
 )
 
-_FROM_THE_LEFT = frozenset(
+FROM_THE_LEFT = frozenset(
     {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Prepend"}
     | {"Strip", "StripAccents", "ByteLevel", "BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
     | {"Punctuation", "Digits", "Metaspace"}
@@ -82,15 +84,15 @@ def _parts(backend: Any, document: dict[str, Any], kind: Parting) -> bool:
     if any(_spans(token, kind) for token in document["added_tokens"]):
         return False
     pieces = _pieces(backend, kind.sample)
-    pre_tokenizers = list(_steps(document["pre_tokenizer"]))
-    steps = [*_steps(document["normalizer"]), *pre_tokenizers]
-    if not all(_is_local(step, kind, "".join(pieces)) for step in _in_characters(steps)):
+    pre_tokenizers = list(steps_of(document["pre_tokenizer"]))
+    steps = [*steps_of(document["normalizer"]), *pre_tokenizers]
+    if not all(_is_local(step, kind, "".join(pieces)) for step in in_characters(steps)):
         return False
     apart = any(_always_parts(step, kind) for step in pre_tokenizers) and len(pieces) > 1
     return apart or _model_parts(document["model"], kind, "".join(pieces))
 
 
-def _in_characters(steps: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def in_characters(steps: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The steps; a pattern that would see bytes in place of characters as one of no known type."""
     in_bytes = False
     for step in steps:
@@ -117,7 +119,7 @@ def _pieces(backend: Any, text: str) -> list[str]:
     return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
 
 
-def _steps(component: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+def steps_of(component: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     """A normalizer or pre-tokenizer without its sequences."""
     if component is None:
         return
@@ -125,12 +127,12 @@ def _steps(component: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield component
         return
     for part in component.get("normalizers") or component.get("pretokenizers") or ():
-        yield from _steps(part)
+        yield from steps_of(part)
 
 
 def _is_local(step: dict[str, Any], kind: Parting, seen: str) -> bool:
     """Whether what a step makes of the characters before a place is the same without the rest."""
-    if step["type"] in _FROM_THE_LEFT:
+    if step["type"] in FROM_THE_LEFT:
         return step["type"] != "ByteLevel" or "use_regex" in step  # else bytes come first
     if step["type"] not in ("Split", "Replace"):
         return False
@@ -151,12 +153,17 @@ def _always_parts(step: dict[str, Any], kind: Parting) -> bool:
     return regex is not None and step["behavior"] == "Isolated" and takes_all(regex, kind)
 
 
+def vocabulary_of(model: dict[str, Any]) -> list[str]:
+    """The words of a model's document."""
+    vocabulary = model["vocab"]
+    return [word for word, _ in vocabulary] if isinstance(vocabulary, list) else list(vocabulary)
+
+
 def _model_parts(model: dict[str, Any], kind: Parting, seen: str) -> bool:
     """Whether a model that is given both sides at once still has no token across a space."""
     if kind.after != " " or model["type"] not in ("BPE", "Unigram") or model.get("ignore_merges"):
         return False
-    vocabulary = model["vocab"]
-    words = [word for word, _ in vocabulary] if isinstance(vocabulary, list) else list(vocabulary)
+    words = vocabulary_of(model)
     space = seen[seen.rindex(min(kind.before)) - 1]
     across = re.compile(f"[^{re.escape(space)}]{re.escape(space)}")
     return (
@@ -177,11 +184,13 @@ _ANCHORS = frozenset({r"\A", r"\Z", r"\z", r"\G", r"\b", r"\B", r"\K", r"\R", r"
 
 
 @dataclass(frozen=True, slots=True)
-class _Atom:
-    """One character of a pattern, or a set of them; `needed`: it has to match."""
+class Atom:
+    """One character of a pattern, or a set of them; `needed`: it has to match; `many`: as often as
+    it can."""
 
     pattern: str
     needed: bool
+    many: bool
 
     def matches(self, characters: str, flags: str = "") -> int:
         """How many of the characters it takes, by the library's own rules."""
@@ -193,22 +202,22 @@ class _Atom:
 
 def is_local(regex: str, kind: Parting) -> bool:
     """Whether no match of a pattern that begins before a place looks beyond it."""
-    alternatives = _alternatives(regex)
-    return alternatives is not None and all(_stays(each, kind) for each in alternatives)
+    found = alternatives(regex)
+    return found is not None and all(_stays(atoms, kind) for atoms in found)
 
 
 def takes_all(regex: str, kind: Parting) -> bool:
     """Whether every character before a place is in some match: one of the alternatives needs
     nothing else."""
     before = "".join(sorted(kind.before))
-    for atoms in _alternatives(regex) or ():
+    for atoms in alternatives(regex) or ():
         needed = [atom for atom in atoms if atom.needed]
         if len(needed) == 1 and needed[0].matches(before) == len(before):
             return True
     return False
 
 
-def _stays(atoms: list[_Atom], kind: Parting) -> bool:
+def _stays(atoms: list[Atom], kind: Parting) -> bool:
     """Whether no atom takes what is behind a place after one that takes what is before it."""
     before, entered = "".join(sorted(kind.before)), False
     for atom in atoms:
@@ -218,10 +227,10 @@ def _stays(atoms: list[_Atom], kind: Parting) -> bool:
     return True
 
 
-def _alternatives(regex: str) -> list[list[_Atom]] | None:
+def alternatives(regex: str) -> list[list[Atom]] | None:
     """The atoms of each alternative in order, those of groups among them; None for a pattern of
     which more would have to be known."""
-    found: list[list[_Atom]] = [[]]
+    found: list[list[Atom]] = [[]]
     groups, place = list[int](), 0
     while place < len(regex):
         if regex.startswith(_AT_WORD, place) and found[-1] and found[-1][-1].pattern == r"\s":
@@ -235,7 +244,7 @@ def _alternatives(regex: str) -> list[list[_Atom]] | None:
                 return None
             if regex.startswith("?", place):
                 place += 1
-                found[-1][start:] = [_Atom(atom.pattern, False) for atom in found[-1][start:]]
+                found[-1][start:] = [replace(atom, needed=False) for atom in found[-1][start:]]
         elif regex[place] == "|":
             place += 1
             if not groups:
@@ -243,7 +252,9 @@ def _alternatives(regex: str) -> list[list[_Atom]] | None:
         elif (atom := _ATOM.match(regex, place)) and atom.group() not in _ANCHORS:
             times = _QUANTIFIER.match(regex, atom.end())
             place = times.end() if times else atom.end()
-            found[-1].append(_Atom(atom.group(), times is None or times.group()[0] not in "*?"))
+            often = times.group() if times else ""
+            many = often[:1] in ("*", "+") or often.endswith(",}")
+            found[-1].append(Atom(atom.group(), often[:1] not in ("*", "?"), many))
         else:
             return None
     return None if groups else found

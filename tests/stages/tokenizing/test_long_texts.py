@@ -12,6 +12,7 @@ from armada.stages.precompute.teachers.text.tokenized import TextTokenizer, Toke
 from armada.stages.tokenizing import long_texts
 from armada.stages.tokenizing.long_texts import shortened, shortened_pair
 from armada.stages.tokenizing.partings import PARTINGS, is_local, partings, takes_all
+from armada.stages.tokenizing.stretches import stretches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import make_tokenizer
@@ -19,7 +20,7 @@ from tiny_language_models import make_chat_tokenizer
 from tiny_tokenizers import CL100K, KINDS, O200K, SENTENCES, make_kind
 
 TOKENIZERS = {kind: make_kind(kind) for kind in KINDS}
-CUTS_NOTHING = {"lookahead", "previous", "lines", "bare", "across", "unigram_whole"}
+CUT_AT_NO_PLACE = {"lookahead", "previous", "lines", "bare", "across", "unigram_whole"}
 
 FRAGMENTS = (
     "the |red bird| sings|  |\n| \n\n |12|1999|aaaa|ab|babab|it's|'ve|I'll| |，|。|红色|鸟|é"  # noqa: RUF001
@@ -46,13 +47,13 @@ def test_the_first_tokens_are_those_of_the_whole_text(kind: str, text: str, most
     assert (len(cut) > most) == (len(whole) > most)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - CUTS_NOTHING))
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - CUT_AT_NO_PLACE))
 def test_a_text_of_sentences_is_cut(kind: str) -> None:
     text = " ".join(SENTENCES * 20)
     assert len(shortened(TOKENIZERS[kind], [text], 4)[0]) < len(text) / 10
 
 
-@pytest.mark.parametrize("kind", sorted(CUTS_NOTHING))
+@pytest.mark.parametrize("kind", sorted(CUT_AT_NO_PLACE))
 def test_what_is_not_known_to_part_is_left_whole(kind: str) -> None:
     assert partings(TOKENIZERS[kind]) == []
 
@@ -162,3 +163,40 @@ def test_ordinary_texts_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     text = " ".join(SENTENCES)
     assert shortened(TOKENIZERS["gpt2"], [text], 64) == [text]
+
+
+STRETCHED = sorted(KINDS.keys() - {"bert", "words", "lookahead"})
+LETTERS = "a|b|ab|ba|aaa|abab|the|红色|鸟在|黎明|，"  # noqa: RUF001
+letters = st.sampled_from(LETTERS.split("|"))
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+@given(
+    start=st.sampled_from(["", "I'", "'", "it's ", "42", "\n", " 'l", "AB"]),
+    body=st.lists(st.lists(letters, min_size=60, max_size=90).map("".join), max_size=3),
+    most=st.integers(1, 12),
+)
+@settings(max_examples=12, deadline=None)
+def test_a_stretch_without_a_place_is_cut_where_its_tokens_are_settled(
+    kind: str, start: str, body: list[str], most: int
+) -> None:
+    tokenizer, text = TOKENIZERS[kind], start + "".join(body) * 4
+    known = stretches(tokenizer)
+    assert known is not None
+    at = len(text) // 2
+    whole = tokenizer(text)["input_ids"]
+    if known.settles(text, at, most, {}):
+        assert tokenizer(text[:at])["input_ids"][: most + 1] == whole[: most + 1]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STRETCHED if "unigram" not in kind])
+def test_one_endless_word_is_cut(kind: str) -> None:
+    text = "ab" * 4000
+    short = shortened(TOKENIZERS[kind], [text], 4)[0]
+    assert len(short) < len(text) / 4
+    assert len(TOKENIZERS[kind](short)["input_ids"]) > 4
+
+
+def test_stretches_of_which_nothing_is_known() -> None:
+    assert stretches(TOKENIZERS["bert"]) is None, "a word is known or not as a whole"
+    assert stretches(TOKENIZERS["lookahead"]) is None
