@@ -147,6 +147,17 @@ def make_opt(folder: Path, texts: Sequence[str]) -> Path:
     return _save(folder, OPTModel, _opt_config(tokenizer), tokenizer)
 
 
+def make_opt_350m(folder: Path, texts: Sequence[str]) -> Path:
+    """An OPT decoder whose states come out narrower than they are inside, as those of the 350 M
+    model."""
+    from transformers import OPTModel
+
+    tokenizer = make_byte_tokenizer(texts, bos="</s>", eos="</s>", pad="<pad>")
+    config = _opt_config(tokenizer)
+    config.word_embed_proj_dim, config.do_layer_norm_before = 16, False
+    return _save(folder, OPTModel, config, tokenizer)
+
+
 def make_opt_classifier(folder: Path, texts: Sequence[str], label_names: Sequence[str]) -> Path:
     """An OPT classifier: its head runs on every token, the last one counts."""
     from transformers import OPTForSequenceClassification

@@ -27,13 +27,25 @@ def ask_briefly(model: Any, **more: Any) -> tuple[Any, Tensor]:
     """A transformer's output for one text of a few tokens, and that text's mask [1, T].
 
     Its widths are those of all texts; `hidden_size` is not always one of them (OPT's 350 M model,
-    Reformer). Of a skeleton on the meta device, widths are all there is."""
+    Reformer)."""
     words = getattr(model.config.get_text_config(), "vocab_size", None) or PROBE_TOKENS
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % words
     mask = torch.ones_like(ids)
     with probing(model):
         output = model(input_ids=ids, attention_mask=mask, **without_memory(model), **more)
     return output, mask
+
+
+def ask_skeleton(skeleton: Any, **more: Any) -> Any | None:
+    """What a transformer without weights, on the meta device, gives for a text: its widths. None
+    of one that has to look at numbers on the way."""
+    ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.int64, device="meta")
+    with probing(skeleton):
+        try:
+            # Without a mask, which many look at to see whether they need it.
+            return skeleton(input_ids=ids, **without_memory(skeleton), **more)
+        except Exception:  # each family says it in its own way
+            return None
 
 
 def without_memory(model: Any) -> dict[str, bool]:

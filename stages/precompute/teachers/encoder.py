@@ -19,6 +19,7 @@ from ...embeddings.folders import read_embedding_folder
 from ...embeddings.layers import LAYER_WEIGHTS, load_layers, width_after
 from ...embeddings.pooling import StatePooling, pool
 from ...embeddings.texts import lower_case, prompt_tokens
+from ...language.probes import ask_skeleton
 from ...pretrained import quiet_transformers, refusing, token_limit
 from ...sources import digest_files
 from .text.encoder_options import EncoderOptions, Pooling, resolve_options
@@ -153,33 +154,42 @@ class EncoderTeacher(LanguageModelTeacher):
 
     def _features(self) -> list[FeatureSpec]:
         self._check_options()
-        pooled = self._width()
-        embedding = width_after(self._layer_folders, pooled, TeacherSourceError)
+        widths = self._widths()
+        embedding = width_after(self._layer_folders, widths["pooled"], TeacherSourceError)
         dim = self._options.dim or embedding
         if dim > embedding:
             raise JobError(f"dim: {dim} is more than the {embedding} numbers of an embedding")
         return [
             FeatureSpec(
                 name=name,
-                shape=(dim if name == "pooled" else pooled,),
+                shape=(dim if name == "pooled" else widths[name],),
                 dtype=self._precision.stored,
                 description=text,
             )
             for name, text in self._descriptions().items()
         ]
 
-    def _width(self) -> int:
-        """How many numbers a text is pooled to."""
+    def _widths(self) -> dict[str, int]:
+        """Feature -> how many numbers a text is pooled to."""
         if self._options.pooling == "features":
             with refusing(TeacherSourceError, f"source {self._folder}"):
-                return features_width(self._skeleton)
+                return {"pooled": features_width(self._skeleton)}
+        modes, layers = len(_of_states(self._options.pooling)), self._options.layers
+        asked = self._skeleton.get_encoder() if self._has_decoder() else self._skeleton
+        output = ask_skeleton(asked, output_hidden_states=bool(layers))
+        if output is not None:
+            last = output.last_hidden_state
+            if self._options.pooling == "pooler":
+                last = output.pooler_output
+            states = {"pooled": last} | {f"layer_{n}": output.hidden_states[n] for n in layers}
+            return {name: modes * int(each.shape[-1]) for name, each in states.items()}
         width = getattr(self._config, "hidden_size", None)
         if width is None:
             raise TeacherSourceError(
                 f"source {self._folder}: model type {self._config.model_type!r} has no "
                 "hidden_size; name a text encoder"
             )
-        return int(width) * len(_of_states(self._options.pooling))
+        return {name: modes * int(width) for name in ("pooled", *(f"layer_{n}" for n in layers))}
 
     def _descriptions(self) -> dict[str, str]:
         pooling = self._options.pooling

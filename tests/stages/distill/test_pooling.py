@@ -128,6 +128,16 @@ def test_a_pooling_that_the_family_s_classifier_has_is_left_to_it(
     assert student.pooling == chosen
 
 
+@pytest.mark.parametrize("pooling", ["auto", "last", "mean", "cls", "context"])
+def test_a_student_is_as_wide_as_what_comes_out(checkpoint, pooling):
+    """Of OPT's 350 M model, that is not its hidden_size."""
+    student, tokenizer = load(checkpoint("opt_350m"), pooling=pooling)
+    batch = encode(tokenizer, [(t,) for t in TEXTS[:4]], 32).pad(np.arange(4))
+    pooled, output = student(**batch)
+    assert (pooled.shape, output.shape) == ((4, 16), (4, 3))
+    assert student.dim == 16
+
+
 def test_without_labels_there_is_no_classifier(checkpoint):
     settings = StudentSettings(student=str(checkpoint("bert")))
     assert load_student(settings, NO_LABELS, [], 0.1)[0].pooling == "pooler"

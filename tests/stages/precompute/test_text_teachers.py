@@ -125,6 +125,20 @@ def test_pooler_of_the_model(checkpoint: Callable[[str], Path]) -> None:
     np.testing.assert_allclose(answers["layer_2"][1], output.hidden_states[2][0, 0], atol=1e-5)
 
 
+def test_a_model_of_two_widths(checkpoint: Callable[[str], Path]) -> None:
+    """What comes out of OPT's 350 M model is narrower than what goes from layer to layer."""
+    folder = checkpoint("opt_350m")
+    teacher = loaded(encoder(folder, pooling="last", layers=(0, 1, 2)))
+    widths = {feature.name: feature.shape for feature in teacher.spec.features}
+    assert widths == {"pooled": (16,), "layer_0": (32,), "layer_1": (32,), "layer_2": (16,)}
+    answers = ask(teacher, [example(text) for text in TEXTS]).features
+    output, _ = by_hand(folder, TEXTS[1])
+    np.testing.assert_allclose(answers["pooled"][1], output.last_hidden_state[0, -1], atol=1e-5)
+    for layer in (0, 1, 2):
+        expected = output.hidden_states[layer][0, -1]
+        np.testing.assert_allclose(answers[f"layer_{layer}"][1], expected, atol=1e-5)
+
+
 def test_encoder_of_an_encoder_decoder(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     from transformers import AutoTokenizer, T5EncoderModel
 

@@ -97,6 +97,13 @@ class LanguageModelTeacher(CheckpointTeacher):
         padded = self._answer(self._texts.batch([PROBE]))
         tolerance = PADDING_TOLERANCE[self._precision.torch_dtype]
         for name, expected in bare.items():
+            feature = self.spec.feature(name)
+            if feature is not None and expected.shape[1:] != feature.shape:
+                raise TeacherSourceError(
+                    f"source {self._folder}: {type(self._model).__name__} gives "
+                    f"{list(expected.shape[1:])} numbers a text where its config.json says "
+                    f"{list(feature.shape)} ({name}); use another model"
+                )
             largest = expected.abs().max().clamp(min=0.1)
             if (padded[name] - expected).abs().max() > tolerance * largest:
                 raise TeacherSourceError(
