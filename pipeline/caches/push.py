@@ -4,13 +4,22 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...cache_schemas.contents import CacheIndex
+from ...cache_schemas.errors import CacheError
+from ...cache_schemas.locations import shown_url
 from ...stages.store.reading.contents import read_contents
 from ...stages.store.transfer.choice import Choice, chosen_teachers
 from ...stages.store.transfer.local_push import push_to_folder
 from ...stages.store.transfer.page import send_page
-from ...stages.store.transfer.place import LocalPlace, RemotePlace, open_place, writable
+from ...stages.store.transfer.place import (
+    LocalPlace,
+    RemotePlace,
+    is_hub,
+    open_place,
+    writable,
+)
 from ...stages.store.transfer.plan import planned
-from ...stages.store.transfer.push import TeacherToSend, plan_push, push
+from ...stages.store.transfer.push import Advance, TeacherToSend, plan_push, push
 from ..progress import CountProgress
 from .card_text import MARK
 from .sharing import (
@@ -28,21 +37,24 @@ Sent = tuple[str | None, list[SharedTeacher]]
 """The digest of the place, if it was written to, and what went there."""
 
 
-def push_cache(cache: Path, url: str, teachers: Sequence[str], transfer: Transfer) -> Shared:
-    """Send what the place at `url` lacks of the local cache at `cache`.
+def push_cache(
+    cache: Path, url: str, teachers: Sequence[str], transfer: Transfer, public: bool = False
+) -> Shared:
+    """Send what the place at `url` lacks of the local cache at `cache`; a repository on the Hub is
+    made if there is none, `public` or private.
 
     Raises CacheError if the place is something else or holds other shards, DamagedCacheError for a
     local file that is not as committed, StorageError if the place fails; what was sent stays, and
     the same call goes on from there."""
     started = time.monotonic()
+    if public and not is_hub(url):
+        raise CacheError(f"{shown_url(url)}: --public is for repositories on the Hub, hf://...")
     place = open_place(url, storage_options(transfer.options))
     refuse_itself(place, cache)
     if isinstance(place, LocalPlace):
         digest, sent = _to_folder(cache, place, teachers, transfer)
     else:
-        digest, sent = _to_url(cache, place, teachers, transfer)
-    if not transfer.dry_run:
-        send_page(cache, place, MARK)
+        digest, sent = _to_url(cache, place, teachers, transfer, public)
     return Shared(
         place=place.shown,
         digest=digest,
@@ -61,18 +73,40 @@ def _to_folder(cache: Path, place: LocalPlace, teachers: Sequence[str], transfer
             with CountProgress("push", "bytes", plan.bytes, transfer.quiet) as progress:
                 target = push_to_folder(source, place.path, plan, jobs, progress.advance)
                 digest = target.digest
+            send_page(cache, place, MARK)
     return digest, [arrived(teacher) for teacher in plan.teachers]
 
 
-def _to_url(cache: Path, place: RemotePlace, teachers: Sequence[str], transfer: Transfer) -> Sent:
+def _to_url(
+    cache: Path, place: RemotePlace, teachers: Sequence[str], transfer: Transfer, public: bool
+) -> Sent:
     chosen = chosen_teachers(str(cache), read_contents(cache), teachers)
     plans = plan_push(cache, chosen, writable(place))
     digest = None
     if not transfer.dry_run:
         total = sum(plan.bytes for plan in plans)
         with CountProgress("push", "bytes", total, transfer.quiet) as progress:
-            digest = push(cache, plans, place, transfer.jobs, progress.advance).digest
+            digest = _push(cache, plans, place, transfer.jobs, public, progress.advance).digest
     return digest, [_sent(plan) for plan in plans]
+
+
+def _push(
+    cache: Path,
+    plans: list[TeacherToSend],
+    place: RemotePlace,
+    jobs: int,
+    public: bool,
+    advance: Advance,
+) -> CacheIndex:
+    if is_hub(place.shown):
+        from ...stages.store.transfer.hub_place import HubPlace
+        from ...stages.store.transfer.hub_push import push_to_hub
+
+        assert isinstance(place, HubPlace)
+        return push_to_hub(cache, plans, place, MARK, public, jobs, advance)
+    index = push(cache, plans, place, jobs, advance)
+    send_page(cache, place, MARK)
+    return index
 
 
 def _sent(plan: TeacherToSend) -> SharedTeacher:

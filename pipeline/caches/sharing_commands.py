@@ -29,6 +29,9 @@ def push(
     teacher: Prefixes = None,
     storage_option: StorageOptions = None,
     jobs: Jobs = 8,
+    public: Annotated[
+        bool, typer.Option("--public", help="a new repository on the Hub is public, not private")
+    ] = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -39,7 +42,7 @@ def push(
     from .show_sharing import show_shared
 
     transfer = Transfer(storage_option or [], jobs, dry_run, quiet)
-    show_shared(push_cache(cache, url, teacher or [], transfer), "pushed", as_json)
+    show_shared(push_cache(cache, url, teacher or [], transfer, public), "pushed", as_json)
 
 
 @app.command("pull")

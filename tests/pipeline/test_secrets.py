@@ -13,6 +13,7 @@ from armada.pipeline.precompute_job import make_precompute_job
 from armada.stages.store.transfer import retries
 from command_line import RUN, CommandLine
 from file_server import serving
+from tenacity import wait_none
 from transfers import serve_ready
 
 SECRET = "hunter2hunter2"
@@ -39,7 +40,8 @@ def test_what_is_secret_of_a_url_is_not_shown(text: str, shown: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(retries, "WAITS_S", (0.0,))
+    monkeypatch.setattr(retries, "TRIES", 2)
+    monkeypatch.setattr(retries, "WAIT", wait_none())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
 
 

@@ -46,6 +46,11 @@ def list_documents(place: RemotePlace, known: CacheIndex | None = None) -> Cache
             "this is not an armada cache"
         )
     check_cache_manifest(data, place.where(CACHE_MANIFEST))
+    return list_teachers(place, known)
+
+
+def list_teachers(place: RemotePlace, known: CacheIndex | None = None) -> CacheIndex:
+    """The same of a place that may not have said yet that it is a cache."""
     before = {t.manifest.fingerprint: t for t in (known.teachers if known else ())}
     found = [name for name in _names(place, "teachers") if FINGERPRINT.fullmatch(name)]
     teachers = [_list_teacher(place, name, before.get(name)) for name in found]

@@ -25,7 +25,7 @@ from .fetch_ahead import FetchAhead
 from .key_search import rows_file
 from .local_part import LocalTeacher
 from .parallel import in_parallel
-from .place import RemotePlace
+from .place import RemotePlace, open_remote
 from .shard_files import ShardFile, shard_files
 
 TURNS = "arriving"
@@ -34,7 +34,7 @@ TURNS = "arriving"
 @lru_cache(maxsize=4)
 def connection(url: str, process: int) -> RemotePlace:
     """The place at a URL, connected once in each process."""
-    return RemotePlace(url)
+    return open_remote(url)
 
 
 class MirroredTeacher:

@@ -31,6 +31,7 @@ def read_origin(place: Place, digest: str | None = None) -> CacheIndex:
 
 
 def _read_remote(place: RemotePlace) -> CacheIndex:
+    place.renew()
     index = read_index(place)
     if index is None:
         index = list_documents(place)

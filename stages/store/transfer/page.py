@@ -11,13 +11,19 @@ _MAX_BYTES = 2**24
 
 
 def send_page(cache: Path, place: Place, mark: str) -> None:
-    """Send the page of a cache, if it has one, unless the place has a page without `mark`, which
-    somebody wrote there."""
+    """Send the files of `page_files`."""
+    for path in page_files(cache, place, mark):
+        _write(place, path.name, path.read_bytes())
+
+
+def page_files(cache: Path, place: Place, mark: str) -> list[Path]:
+    """The page of a cache and its pictures, if it has one; none if the place has a page without
+    `mark`, which somebody wrote there."""
     files = [path for path in (cache / PAGE, *sorted(cache.glob(PICTURES))) if _is_plain(path)]
+    if files[:1] != [cache / PAGE]:
+        return []
     theirs = _read(place)
-    if files[:1] == [cache / PAGE] and (theirs is None or mark.encode() in theirs):
-        for path in files:
-            _write(place, path.name, path.read_bytes())
+    return files if theirs is None or mark.encode() in theirs else []
 
 
 def _is_plain(path: Path) -> bool:

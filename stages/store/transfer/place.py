@@ -59,6 +59,9 @@ class LocalPlace:
 class RemotePlace:
     """A folder that fsspec opens; safe to use from several threads."""
 
+    housekeeping: frozenset[str] = frozenset()
+    """Names that may lie in a folder that still counts as empty."""
+
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
         """Raises CacheError for a URL that nothing opens, or that needs a package."""
         url = url if url.endswith("://") else url.rstrip("/")
@@ -67,14 +70,22 @@ class RemotePlace:
         self._secrets = sorted(_strings(options or {}), key=len, reverse=True)
         self._files, self._root = connect(url, self.shown, options or {})
 
-    @property
-    def read_only(self) -> bool:
-        """Whether nothing can be written there."""
-        return self.shown.startswith(("http://", "https://"))
+    def require_writable(self) -> None:
+        """Raises CacheError if nothing can be written there."""
+        if self.shown.startswith(("http://", "https://")):
+            raise CacheError(f"{self.shown}: cannot be pushed to over HTTP; it is for pulling")
+
+    def renew(self) -> None:
+        """Forget what was listed before."""
+        self._files.invalidate_cache()
+
+    def is_new(self) -> bool:
+        """Whether the place itself is yet to be made."""
+        return False
 
     def where(self, name: str) -> str:
         """A file of the place, for messages."""
-        return f"{self.shown}/{name}"
+        return f"{self.shown}/{name}" if name else self.shown
 
     def download(self, name: str, target: Path, limit: int) -> None:
         """Fetch a file of at most `limit` bytes; no more than a little above is ever taken.
@@ -111,7 +122,7 @@ class RemotePlace:
 
     def names(self, folder: str) -> list[str]:
         """Last parts of all names in a folder, sorted; none if there is no such folder."""
-        self._files.invalidate_cache()
+        self.renew()
         try:
             found = self._ask(
                 folder,
@@ -123,7 +134,7 @@ class RemotePlace:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of all files below a folder, by their names from the place on."""
-        self._files.invalidate_cache()
+        self.renew()
         found = self._ask(
             folder, lambda: self._files.find(self._at(folder), detail=True, **self._listing)
         )
@@ -146,7 +157,7 @@ class RemotePlace:
             raise self._refusal(self.where(name), cause) from cause
 
     def _refusal(self, where: str, cause: Exception) -> ArmadaError:
-        reason = self._cleaned(str(cause).partition("\n")[0]) or type(cause).__name__
+        reason = self._reason(cause)
         if self._options and isinstance(cause, TypeError | AttributeError):
             return CacheError(
                 f"{self.shown}: cannot be opened with the options {self._options} ({reason})"
@@ -161,6 +172,9 @@ class RemotePlace:
         if denied or isinstance(cause, PermissionError):
             return RefusedError(f"{where}: access is refused ({reason}); check the credentials")
         return StorageError(f"{where}: cannot be reached ({reason}); {_when_again(cause)}")
+
+    def _reason(self, cause: Exception) -> str:
+        return self._cleaned(str(cause).partition("\n")[0]) or type(cause).__name__
 
     def _cleaned(self, text: str) -> str:
         for secret in self._secrets:
@@ -187,13 +201,26 @@ Place = LocalPlace | RemotePlace
 
 def open_place(url: str, options: Mapping[str, Any] | None = None) -> Place:
     """The folder at a path or URL. `options` are for fsspec."""
-    return LocalPlace(local_path(url)) if is_local(url) else RemotePlace(url, options)
+    return LocalPlace(local_path(url)) if is_local(url) else open_remote(url, options)
+
+
+def is_hub(url: str) -> bool:
+    """Whether a URL is of a repository on the Hub; buckets there are as those anywhere else."""
+    return url.startswith("hf://") and not url.startswith("hf://buckets/")
+
+
+def open_remote(url: str, options: Mapping[str, Any] | None = None) -> RemotePlace:
+    """The folder at a URL. `options` are for fsspec, or for the Hub."""
+    if is_hub(url):
+        from .hub_place import HubPlace  # only where it is needed: it waits for huggingface_hub
+
+        return HubPlace(url, options)
+    return RemotePlace(url, options)
 
 
 def writable(place: RemotePlace) -> RemotePlace:
     """The same place; raises CacheError if nothing can be written there."""
-    if place.read_only:
-        raise CacheError(f"{place.shown}: cannot be pushed to over HTTP; it is for pulling")
+    place.require_writable()
     return place
 
 

@@ -19,7 +19,7 @@ from ....cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST, commit_fi
 from ....cache_schemas.manifest import CacheManifest, CommitRecord
 from ..files.checksums import check_file
 from .collisions import refuse_other, refuse_other_sizes
-from .listing import list_documents
+from .listing import list_documents, list_teachers
 from .origin import read_index
 from .parallel import in_parallel
 from .place import RemotePlace
@@ -59,20 +59,27 @@ def plan_push(
     """What of some teachers of a local cache a place lacks; writes nothing.
 
     Raises CacheError if the place is something else, or holds other shards of the same numbers."""
-    there = _documents(place)
+    there = known_documents(place)
     known = {teacher.manifest.fingerprint: teacher for teacher in there.teachers}
     return [
         _plan(cache, source, place, known.get(source.manifest.fingerprint)) for source in teachers
     ]
 
 
-def _documents(place: RemotePlace) -> CacheIndex:
+def known_documents(place: RemotePlace) -> CacheIndex:
+    """What a place holds that is an armada cache, becomes one, or is empty; else CacheError."""
+    if place.is_new():
+        return CacheIndex(teachers=())
     names = place.names("")
     if CACHE_MANIFEST in names:
         return list_documents(place, read_index(place))
-    if names:
-        raise CacheError(f"{place.shown}: is neither empty nor an armada cache")
-    return CacheIndex(teachers=())
+    others = [name for name in names if name not in place.housekeeping]
+    if others:
+        raise CacheError(
+            f"{place.shown}: is neither empty nor an armada cache (it holds {others[0]:.80}); "
+            f"name another place, or a folder in it: {place.shown}/cache"
+        )
+    return list_teachers(place) if names else CacheIndex(teachers=())
 
 
 def _plan(
