@@ -1,4 +1,5 @@
-"""What root may do in spite of a file's mode is set aside for a while, so that modes count."""
+"""What root may do in spite of a file's mode is set aside for a while, so that modes count; or
+root is somebody else for a while."""
 
 import ctypes
 import os
@@ -30,3 +31,18 @@ def unprivileged() -> Iterator[None]:
         yield
     finally:
         assert libc.capset(header, before) == 0
+
+
+@contextmanager
+def user(number: int, group: int) -> Iterator[None]:
+    """Files are made and opened by another user, who is in a group beside the own."""
+    groups = os.getgroups()
+    os.setgroups([group])
+    os.setegid(number)
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)

@@ -5,6 +5,7 @@ Every file and folder that a run and a cache leave behind is looked at, whicheve
 
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.store.files.modes import follow_umask
+from armada.stages.store.writing.staging import Staging
 from command_line import CommandLine
 from small_caches import make_manifest, numbered_texts, stored_bytes, write_cache
 from transfers import bring, serve_ready
-from unprivileged import unprivileged
+from unprivileged import unprivileged, user
 
 FEATURE = FeatureSpec(name="embedding", shape=(4,), dtype="float32")
 
@@ -87,6 +89,37 @@ def test_in_a_shared_folder_the_group_may_go_on(tmp_path: Path, mask: int) -> No
         wanted = stat.S_ISGID | stat.S_IRWXG if path.is_dir() else stat.S_IRGRP | stat.S_IWGRP
         assert mode & wanted == wanted, (path, oct(mode))
         assert not mode & (stat.S_IWOTH | (mask & stat.S_IROTH)), (path, oct(mode))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_two_users_of_a_group_fill_one_cache(armada: CommandLine) -> None:
+    manifest, group = make_manifest(), 54321
+    with tempfile.TemporaryDirectory() as folder, umask(0o022):
+        Path(folder).chmod(0o755)
+        write_cache(Path(folder) / "warm", manifest, [["what is imported late is imported now"]])
+        shared, cache = Path(folder) / "shared", Path(folder) / "shared" / "cache"
+        teacher = cache / "teachers" / manifest.fingerprint
+        shared.mkdir()
+        os.chown(shared, 12345, group)
+        shared.chmod(0o2775)
+        with user(12345, group):
+            write_cache(cache, manifest, [numbered_texts(0, 10), numbered_texts(10, 20)])
+            left = Staging(
+                cache / "teachers" / manifest.fingerprint / "reservations" / "000009", {}
+            )
+            left._heartbeat.close()  # as if it had died
+        with user(12346, group):
+            write_cache(cache, manifest, [numbered_texts(20, 30)])
+            assert not left.folder.exists()
+            (teacher / "pooled" / "c" / "0" / "0").unlink()
+            armada.done("cache", "repair", cache, "--quiet")
+        with user(12345, group):
+            write_cache(cache, manifest, [numbered_texts(0, 10)])
+            armada.done("cache", "gc", cache)
+            armada.done("cache", "rm", cache, "--teacher", manifest.fingerprint, "--yes")
+        with user(12347, 12347):
+            result = armada("cache", "gc", cache)
+        assert (result.code, "permission denied; its owner can" in result.error) == (2, True)
 
 
 def test_weights_that_were_kept_from_everybody_are_given_to_whom_the_umask_lets(
