@@ -2,7 +2,8 @@
 
 Stage 1 (`armada precompute`) asks a frozen teacher once about every text of a corpus and keeps its
 answers in a cache. Stage 2 (`armada distill`) trains students from that cache. `open_cache` reads
-one from Python; `load_student` opens what a run left, as a module that predicts.
+one from Python, from a folder or a URL; `load_student` opens what a run left, as a module that
+predicts.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,13 @@ __all__ = ["__version__", "load_student", "open_cache"]
 
 if TYPE_CHECKING:
     from .stages.distill.saved_student import load_student
-    from .stages.store.reading.reader import open_cache
+    from .stages.store.transfer.mirror import open_cache
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that `armada --help` and the schema modules never wait for zarr.
     if name == "open_cache":
-        from .stages.store.reading.reader import open_cache
+        from .stages.store.transfer.mirror import open_cache
 
         return open_cache
     if name == "load_student":

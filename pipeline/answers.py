@@ -5,8 +5,6 @@ open cache, and the digest of its content. Of a cache at a URL, documents and ke
 a local mirror, then only the shards that hold the run's keys, and only its feature.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from ..cache_schemas.errors import DamagedCacheError
-from ..cache_schemas.locations import shown_url
 from ..stages.corpus.corpus import Corpus
 from ..stages.distill.controls import other_places
 from ..stages.distill.order import epoch_order
@@ -24,7 +21,7 @@ from ..stages.store.reading.block_shuffle import BlockOrder
 from ..stages.store.reading.contents import check_digest, read_digest
 from ..stages.store.reading.feature_array import FeatureArray
 from ..stages.store.reading.reader import Cache, open_cache
-from ..stages.store.transfer.mirror import Mirror, ToCome
+from ..stages.store.transfer.mirror import Mirror, ToCome, default_mirror
 from .distill_job import CacheKeys, DistillJob
 
 
@@ -74,13 +71,6 @@ def _local_digest(path: Path, expected: str | None) -> str | None:
         return None
     check_digest(str(path), digest, expected)
     return digest
-
-
-def default_mirror(url: str) -> Path:
-    """Where the mirror of a cache lies unless a job says otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    name = hashlib.sha256(shown_url(url).rstrip("/").encode()).hexdigest()[:32]
-    return Path(base) / "armada" / name
 
 
 def rows_by_first_use(

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 from armada.cache_schemas.errors import JobError
-from armada.pipeline.answers import default_mirror
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
 from armada.stages.store.reading.contents import read_digest
 from armada.stages.store.transfer import retries
+from armada.stages.store.transfer.mirror import default_mirror
 from command_line import CommandLine
 from file_server import serving
 from s3_server import new_bucket

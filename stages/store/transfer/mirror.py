@@ -10,7 +10,9 @@ fetched again. Shards that have the feature first asked for are committed, so th
 cache like any other, of a part of a teacher.
 """
 
+import hashlib
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +21,55 @@ import numpy as np
 
 from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.keys import KeyArray
+from ....cache_schemas.locations import shown_url
 from ..format.index import Rows
 from ..format.manifests import choose_teacher
 from ..format.parts import held_features
+from ..reading import reader
+from ..reading.access import Access
 from ..reading.reader import Cache
+from .connection import is_local, local_path
 from .mirror_record import claim_mirror
 from .mirror_space import FeatureFile, MirrorSpace
 from .mirrored_teacher import MirroredTeacher, connection
 from .origin import read_origin
 from .pull import JOBS
+
+
+def open_cache(
+    path: str | Path,
+    teacher: str | None = None,
+    verify: bool = False,
+    access: Access = "auto",
+    mirror: Path | None = None,
+) -> Cache:
+    """Open the answers of one teacher of the cache at `path`, a folder or a URL.
+
+    `teacher` is a fingerprint or a prefix of one that no other teacher of the cache shares; it may
+    be left out if the cache has one teacher. With `verify`, the checksum of each file is compared
+    when the file is first opened. `access` says how features are read: `warm` for those that fit
+    into memory, `cold` for larger ones, `auto` by size. Of a cache at a URL, documents and keys
+    come at once and shards when they are first touched, to the folder `mirror`, by default one in
+    the user's own cache folder, where they stay. Raises CacheError if there is no such cache or
+    teacher, DamagedCacheError, or StorageError if the place cannot be reached.
+    """
+    if is_local(str(path)):
+        return reader.open_cache(local_path(str(path)), teacher, verify, access)
+    filling = Mirror(str(path), mirror or default_mirror(str(path)))
+    cache = filling.open(teacher, verify, access)
+    weakref.finalize(cache, _let_go, filling)  # others evict nothing as long as the cache lives
+    return cache
+
+
+def _let_go(mirror: "Mirror") -> None:
+    """What was held on to until now is no longer needed."""
+
+
+def default_mirror(url: str) -> Path:
+    """Where the mirror of a cache lies unless it is said otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(shown_url(url).rstrip("/").encode()).hexdigest()[:32]
+    return Path(base) / "armada" / name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +98,29 @@ class Mirror:
             for origin in self.index.teachers
         }
 
-    def open(self, prefix: str | None, verify: bool = False) -> Cache:
+    def open(self, prefix: str | None, verify: bool = False, access: Access = "auto") -> Cache:
         """The answers of one teacher as `open_cache` gives them; brings the keys of all shards."""
         manifests = [origin.manifest for origin in self.index.teachers]
         empty = [each.manifest.fingerprint for each in self.index.teachers if not each.commits]
         chosen = choose_teacher(self.shown, manifests, prefix, empty).fingerprint
         added = [
-            self._cache(teacher.origin, verify)
+            self._cache(teacher.origin, verify, access=access)
             for teacher in self._teachers.values()
             if teacher.origin.manifest.extends == chosen
         ]
-        return self._cache(self._teachers[chosen].origin, verify, added)
+        return self._cache(self._teachers[chosen].origin, verify, added, access)
 
-    def _cache(self, origin: TeacherIndex, verify: bool, extensions: Sequence[Cache] = ()) -> Cache:
+    def _cache(
+        self,
+        origin: TeacherIndex,
+        verify: bool,
+        extensions: Sequence[Cache] = (),
+        access: Access = "auto",
+    ) -> Cache:
         teacher = self._teachers[origin.manifest.fingerprint]
         teacher.fetch_keys(JOBS)
         return Cache(
-            self._folder, origin.manifest, teacher.prepare, extensions, verify, elsewhere=origin
+            self._folder, origin.manifest, teacher.prepare, extensions, verify, access, origin
         )
 
     def narrowed(self, cache: Cache, feature: str, keys: KeyArray, verify: bool = False) -> Cache:

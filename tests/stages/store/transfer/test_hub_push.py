@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import armada
 import pytest
 from armada.cache_schemas.contents import CacheIndex
 from armada.cache_schemas.errors import CacheError, DamagedCacheError, StorageError
@@ -12,7 +13,6 @@ from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
 from armada.stages.store.reading.contents import read_contents, read_digest
 from armada.stages.store.transfer import hub_push
 from armada.stages.store.transfer.hub_place import HubPlace
-from armada.stages.store.transfer.mirror import Mirror
 from armada.stages.store.transfer.origin import read_origin
 from armada.stages.store.transfer.place import open_place, writable
 from armada.stages.store.transfer.push import plan_push
@@ -375,17 +375,11 @@ def test_the_page_goes_along(hub: LoopbackHub, source: Path, tmp_path: Path) -> 
         send(cache)
 
 
-def test_a_mirror_of_the_hub(hub: LoopbackHub, source: Path, tmp_path: Path) -> None:
+def test_a_cache_on_the_hub_is_opened_from_python(
+    hub: LoopbackHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     send(source)
-    mirror = Mirror(URL, tmp_path / "mirror")
-    cache = mirror.open(MANIFEST.fingerprint)
     texts = numbered_texts(100, 120)
-    expected = read_expected(source, texts)
-    assert (cache["pooled"][cache.lookup(texts)] == expected).all()
-
-
-def read_expected(source: Path, texts: list[str]) -> object:
-    from armada.stages.store.reading.reader import open_cache
-
-    cache = open_cache(source, MANIFEST.fingerprint)
-    return cache["pooled"][cache.lookup(texts)]
+    cache, local = (armada.open_cache(at, MANIFEST.fingerprint) for at in (URL, source))
+    assert (cache["pooled"][cache.lookup(texts)] == local["pooled"][local.lookup(texts)]).all()

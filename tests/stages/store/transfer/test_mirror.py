@@ -5,13 +5,14 @@ import pickle
 import threading
 from pathlib import Path
 
+import armada
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import CacheError, DamagedCacheError
 from armada.pipeline.caches.gc import run_gc
 from armada.stages.store.format.parts import read_part
 from armada.stages.store.reading.reader import Cache, open_cache
-from armada.stages.store.transfer.mirror import Mirror, ToCome, first_uses
+from armada.stages.store.transfer.mirror import Mirror, ToCome, default_mirror, first_uses
 from armada.stages.store.writing.staging import host_id
 from armada.stages.store.writing.writer import CacheWriter
 from file_server import FileServer, serving
@@ -208,3 +209,27 @@ def test_nobody_else_works_in_a_mirror(shared: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             cache["pooled"][:1], open_cache(shared, MANIFEST.fingerprint)["pooled"][:1]
         )
+
+
+def test_open_cache_takes_a_url(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    with serving(shared) as server:
+        cache = armada.open_cache(server.url, TEACHER[:8])
+        assert features_asked(server) == []
+        np.testing.assert_array_equal(
+            cache["pooled"][cache.lookup(FOURTH_THEN_FIRST)], answer(POOLED, FOURTH_THEN_FIRST)
+        )
+        assert set(features_asked(server)) <= {f"{FOLDER}/pooled/c/{n}/0" for n in range(5)}
+        again = pickle.loads(pickle.dumps(cache))
+        rows = again.lookup(numbered_texts(70, 72))
+        np.testing.assert_array_equal(again["pooled"][rows], answer(POOLED, numbered_texts(70, 72)))
+        elsewhere = armada.open_cache(server.url, TEACHER, mirror=tmp_path / "mirror")
+        assert elsewhere.path == tmp_path / "mirror"
+        assert default_mirror(server.url) == cache.path
+        with pytest.raises(CacheError, match="not an armada cache"):
+            armada.open_cache(f"{server.url}/teachers")
+    local = armada.open_cache(f"file://{shared}", TEACHER)
+    assert local.path == shared
+    assert len(local) == len(armada.open_cache(shared, TEACHER)) == len(cache)
