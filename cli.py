@@ -123,6 +123,9 @@ def distill(
         typer.Option(help="none, undistilled, random-aligner, shuffled or noise=SIGMA"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="USER/NAME on the Hub to send the student to at the end")
+    ] = None,
     settings: Settings = None,
     keys: Keys = False,
     quiet: Quiet = False,
@@ -133,6 +136,7 @@ def distill(
     from .pipeline.distill_job import DistillJob
     from .pipeline.jobs import collect_keys, make
     from .pipeline.show import show_distill, show_keys
+    from .pipeline.student_push import push_student
     from .stages.distill.processes import processes
 
     if keys:
@@ -150,11 +154,13 @@ def distill(
         "objective": objective,
         "control": control,
         "resume": resume or None,
+        "push_to_hub": push_to_hub,
     }
     made = make(DistillJob, collect_keys(job, options, settings or []))
     metrics = run_distill(made, quiet)
     if processes().first:
         show_distill(metrics, made.output, as_json)
+        push_student(made)
 
 
 @app.command()

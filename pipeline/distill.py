@@ -26,6 +26,7 @@ from .run_folder import (
 from .seed_run import Metrics, SeedRun, resolved
 from .show import size, warn
 from .student_data import StudentData, read_student_data
+from .student_push import check_student_push
 
 
 def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
@@ -34,6 +35,7 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
     Of several processes that a launcher started for one job, the first writes the output."""
     group = processes()
     quiet = quiet or not group.first
+    check_student_push(job)
     finished = read_metrics(job.output) if job.resume else None
     if group.first:
         check_free(job.output, resolved(job), job.resume)

@@ -1,5 +1,6 @@
 """The keys of a `distill` job."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,6 +122,11 @@ class DistillJob(
         default="auto", description="auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which of several"
     )
     resume: bool = Field(default=False, description="go on with an unfinished run in `output`")
+    push_to_hub: str | None = Field(
+        default=None,
+        description="USER/NAME of a model repository on the Hub to send the student to at the end; "
+        "made, and private, if there is none",
+    )
 
     @field_validator("control")
     @classmethod
@@ -133,6 +139,13 @@ class DistillJob(
     def _no_seed_twice(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
         if isinstance(value, tuple) and len(set(value)) < len(value):
             raise ValueError("one seed comes twice")
+        return value
+
+    @field_validator("push_to_hub")
+    @classmethod
+    def _names_a_repository(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.-]+/[\w.-]{1,96}", value, re.ASCII):
+            raise ValueError(f"{value!r} is not USER/NAME of letters, digits, '-', '_' and '.'")
         return value
 
     @model_validator(mode="after")

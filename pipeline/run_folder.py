@@ -44,6 +44,7 @@ _MAY_DIFFER = {
     "mirror_limit",
     "report_to",
     "run_name",
+    "push_to_hub",
 }
 
 

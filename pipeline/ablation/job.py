@@ -82,6 +82,11 @@ def _job(job: AblateJob, beside: Mapping[str, Any], cell: Cell) -> DistillJob:
             if key not in _DISTILL_KEYS:
                 raise JobError(unknown_key("grid", key, _DISTILL_KEYS))
         made = make(DistillJob, keys)
+        if made.push_to_hub:
+            raise JobError(
+                "job key 'push_to_hub': one repository cannot take the students of many runs; "
+                "send the best with `hf upload`"
+            )
         objective_class(made)
         check_reporters(made)
     except JobError as error:
