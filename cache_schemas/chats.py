@@ -33,8 +33,24 @@ def chat_turns(segment: str) -> Turns:
     return turns
 
 
-def chat_problem(turns: Sequence[Any] | None) -> str | None:
-    """What is wrong with a chat; None if nothing is."""
+def asking_turns(turns: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The turns of a chat up to what asks for its last answer, whether that is there or not."""
+    return turns[:-1] if turns[-1]["role"] == "assistant" else turns
+
+
+def answered(segment: str, answer: str) -> str:
+    """The segment of a chat that asks for an answer, and one. What is no chat is a user's turn."""
+    try:
+        turns = json.loads(segment)
+    except ValueError:
+        turns = None
+    if not isinstance(turns, list) or chat_problem(turns, asks=True):
+        turns = [{"role": "user", "content": segment}]
+    return chat_segment([*turns, {"role": "assistant", "content": answer}])
+
+
+def chat_problem(turns: Sequence[Any] | None, asks: bool = False) -> str | None:
+    """What is wrong with a chat, or with one that only `asks` for an answer; None if nothing is."""
     if not turns:
         return "has no turns"
     for number, turn in enumerate(turns, 1):
@@ -46,7 +62,7 @@ def chat_problem(turns: Sequence[Any] | None) -> str | None:
             return f"turn {number} ({turn['role']}) has a content that is no text"
         if not turn["content"].strip():
             return f"turn {number} ({turn['role']}) is empty"
-    if all(turn["role"] != "assistant" for turn in turns):
+    if not asks and all(turn["role"] != "assistant" for turn in turns):
         return "has no turn of the assistant, so there is nothing to learn"
     if turns[0]["role"] == "assistant":
         return "begins with the assistant, whom nobody asked"

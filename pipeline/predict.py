@@ -102,7 +102,12 @@ def run_predict(job: PredictJob, quiet: bool = False) -> Predicted:
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
         limit=job.limit,
+        asks=True,
     )
+    chats = isinstance(student, SavedLanguageModel) and student.reads_chats
+    corpus.require_format("chat" if chats else None, f"student {job.student}")
+    if chats and not corpus.chats:
+        raise JobError(f"student {job.student}: was trained on chats; name a column of turns")
     say = _saying(job, student)
     truncated = 0
     with (
@@ -136,7 +141,11 @@ def _open(job: PredictJob) -> SavedStudent:
 def _text_columns(job: PredictJob, student: SavedStudent) -> tuple[str, ...]:
     """The columns to read, raises JobError for too few or too many."""
     trained = student.card.text_columns
-    responds = isinstance(student, SavedLanguageModel) and student.card.recipe.has_prompt
+    responds = (
+        isinstance(student, SavedLanguageModel)
+        and student.card.recipe.has_prompt
+        and not student.reads_chats
+    )
     columns = job.text_column or trained
     if responds and len(columns) == len(trained):
         columns = columns[:-1]

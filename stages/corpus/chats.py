@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ...cache_schemas.chats import Turns, chat_problem, chat_segment
+from ...cache_schemas.chats import Turns, asking_turns, chat_problem, chat_segment
 
 EACH_ANSWER = "*"
 """Behind the name of a column of chats of which every answer is learned."""
@@ -24,20 +24,25 @@ def holds_chats(kind: pa.DataType) -> bool:
     return bool(lists and pa.types.is_struct(kind.value_type))
 
 
-def read_chats(column: pa.ChunkedArray) -> tuple[list[Turns | None], dict[int, str]]:
-    """The chats, and row -> what is wrong with it."""
+def read_chats(column: pa.ChunkedArray, asks: bool) -> tuple[list[Turns | None], dict[int, str]]:
+    """The chats, and row -> what is wrong with it; `asks`: no answer is needed."""
     chats = column.to_pylist()
-    found = ((row, chat_problem(_known(chat))) for row, chat in enumerate(chats))
+    found = ((row, chat_problem(_known(chat), asks)) for row, chat in enumerate(chats))
     return chats, {row: problem for row, problem in found if problem is not None}
 
 
 def chat_examples(
-    chats: Sequence[Turns | None], rows: Rows, each_answer: bool
+    chats: Sequence[Turns | None], rows: Rows, each_answer: bool, asks: bool
 ) -> tuple[pa.Array, Rows]:
-    """The segments of the chats of some rows, none of them with a problem, and the row of each."""
+    """The segments of the chats of some rows, none of them with a problem, and the row of each;
+    `asks`: each up to what asks for its last answer."""
     segments, owners = list[str](), list[int]()
     for row in rows.tolist():
         turns = _known(chats[row]) or []
+        if asks:
+            segments.append(chat_segment(asking_turns(turns)))
+            owners.append(row)
+            continue
         ends = [place for place, turn in enumerate(turns, 1) if turn["role"] == "assistant"]
         for end in ends if each_answer else ends[-1:]:
             segments.append(chat_segment(turns[:end]))

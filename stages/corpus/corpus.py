@@ -118,8 +118,10 @@ def read_corpus(
     id_column: str | Literal[False] | None = None,
     skip_bad_rows: bool = False,
     limit: int | None = None,
+    asks: bool = False,
 ) -> Corpus:
-    """Read and check the examples of `sources`; at most `limit` rows of each.
+    """Read and check the examples of `sources`; at most `limit` rows of each. `asks`: of chats,
+    what asks for the last answer.
 
     Of text columns, one that ends in a question mark may be blank, if not all of a row are; one of
     chats that ends in a star makes an example of every answer.
@@ -133,7 +135,7 @@ def read_corpus(
             "name at least one of each, no column twice"
         )
     parts = [
-        _read_part(source, text_columns, label_column, id_column, skip_bad_rows, limit)
+        _read_part(source, text_columns, label_column, id_column, skip_bad_rows, limit, asks)
         for source in sources
     ]
     corpus = _join([shown_url(source) for source in sources], parts)
@@ -149,6 +151,7 @@ def _read_part(
     id_column: str | Literal[False] | None,
     skip_bad_rows: bool,
     limit: int | None,
+    asks: bool,
 ) -> Corpus:
     others = [name for name in (label_column, id_column) if name]
     names = [column_name(column) for column in text_columns]
@@ -159,7 +162,7 @@ def _read_part(
     labels = _plain(table[label_column]) if label_column else None
     chats = holds_chats(table[names[0]].type) and len(names) == 1
     if chats:
-        turns, problems = read_chats(table[names[0]])
+        turns, problems = read_chats(table[names[0]], asks)
         problems = {
             row: f"corpus {source} row {row + 1}: the chat of column {names[0]!r} {problem}"
             for row, problem in problems.items()
@@ -172,7 +175,7 @@ def _read_part(
         raise CorpusError(_first_of(list(problems.values())))
     keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
     if chats:
-        chosen, keep = chat_examples(turns, keep, text_columns[0].endswith(EACH_ANSWER))
+        chosen, keep = chat_examples(turns, keep, text_columns[0].endswith(EACH_ANSWER), asks)
         segments = (chosen,)
     else:
         segments = tuple(column.take(pa.array(keep)).fill_null("") for column in segments)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...cache_schemas.chats import answered
 from ...cache_schemas.errors import StudentSourceError
 from ..language.tokens import encode_texts, end_ids
 from ..pretrained import refusing
@@ -159,12 +160,19 @@ class SavedLanguageModel(SavedStudent):
         said = respond(causal, self.tokenizer, prompts, max_new_tokens, batch_size, ends)
         return [{"text": text} for text in said]
 
+    @property
+    def reads_chats(self) -> bool:
+        """Whether examples are chats of many turns."""
+        return self.card.recipe.text_format == "chat" and len(self.card.text_columns) == 1
+
     def _prompts(self, texts: Sequence[Text]) -> list[list[int]]:
         recipe = self.card.recipe
-        if recipe.has_prompt:  # the response is what is asked for
-            examples = [(*segments, "") for segments in self._segments(texts)]
+        examples = self._segments(texts)
+        if self.reads_chats:  # whose prompts do not depend on the answer
+            examples = [(answered(segments[0], "x"),) for segments in examples]
+        elif recipe.has_prompt:  # the response is what is asked for
+            examples = [(*segments, "") for segments in examples]
         else:
-            examples = self._segments(texts)
             recipe = recipe.model_copy(update={"end_token": False})
         found = encode_texts(self.tokenizer, recipe, examples, self.card.max_length)
         kept = found.prompts if recipe.has_prompt else found.lengths

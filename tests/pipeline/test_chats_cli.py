@@ -13,7 +13,7 @@ from armada.stages.store.reading.reader import open_cache
 from command_line import CommandLine
 from tiny_chat_templates import TEMPLATES
 from tiny_language_models import TEXTS, make_causal_lm, make_chat_tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def chat(row: int) -> list[dict[str, str]]:
@@ -162,6 +162,27 @@ def test_chats_of_many_turns(armada: CommandLine, bench: Path, tmp_path: Path, c
     validation = json.loads((run / "metrics.json").read_text())["validation"]
     assert metrics["loss"] == pytest.approx(validation["loss"], rel=1e-4)
     assert 0 <= metrics["rouge_l"] <= 1
+    _responds(armada, run, tmp_path)
+
+
+def _responds(armada: CommandLine, run: Path, folder: Path) -> None:
+    """`predict` answers what a chat asks for last, by the library's own prompt."""
+    asked, corpus = chat(1)[:3], folder / "ask.parquet"
+    pq.write_table(pa.table({"messages": [asked, chat(1)]}), corpus)
+    words = ["--corpus", corpus, "--output", folder / "said.jsonl", *settings(max_new_tokens=4)]
+    armada.done("predict", run, *words)
+    said = [json.loads(line) for line in (folder / "said.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(run / "student")
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(run / "student")
+    whole = model.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    expected = tokenizer.decode(whole, skip_special_tokens=True).strip()
+    assert [row["generated_text"] for row in said] == [expected] * 2
+    texts = folder / "texts.jsonl"
+    texts.write_text('{"messages": "a text"}\n')
+    words = ["--corpus", texts, "--output", folder / "none.jsonl"]
+    assert "was trained on chats" in refused(armada, "predict", run, *words)
 
 
 def test_chats_that_nobody_reads_as_such(armada: CommandLine, bench: Path, tmp_path: Path) -> None:

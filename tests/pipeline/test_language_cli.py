@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from armada import open_cache
-from armada.pipeline import seed_run
+from armada.pipeline import run_folder, seed_run
 from command_line import CommandLine
 from file_server import serving
 from safetensors.torch import load_file, save_file
@@ -278,14 +278,14 @@ def test_checkpoints_of_adapters_hold_no_frozen_weight(
     armada: CommandLine, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    real = seed_run.shutil.rmtree
+    real = run_folder.shutil.rmtree
 
     def look(folder: Any, **more: Any) -> None:
         for file in Path(folder).rglob("*.safetensors"):
             seen.extend(load_file(file))
         real(folder, **more)
 
-    monkeypatch.setattr(seed_run.shutil, "rmtree", look)
+    monkeypatch.setattr(run_folder.shutil, "rmtree", look)
     armada.done(*bench.words(tmp_path / "run", lora_rank=2))
     assert seen
     assert all("lora_" in name for name in seen), [n for n in seen if "lora_" not in n]
