@@ -117,6 +117,26 @@ def _digits(texts: Sequence[str]) -> Any:
     return _bytes(texts, pre_tokenizers.Digits(individual_digits=True), use_regex=True)
 
 
+def _clip(texts: Sequence[str]) -> Any:
+    """As CLIP: only what a pattern matches is read, and the last piece of a word is another one."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    backend = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    more: dict[str, Any] = {"initial_alphabet": alphabet, "end_of_word_suffix": "</w>"}
+    return _trained(backend, texts, trainer="BpeTrainer", **more)
+
+
 KINDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "bert": _bert,
     "words": _words,
@@ -124,6 +144,7 @@ KINDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "cl100k": lambda texts: _bytes(texts, _split(CL100K)),
     "o200k": lambda texts: _bytes(texts, _split(O200K), ignore_merges=True),
     "digits": _digits,
+    "clip": _clip,
     "trailing": lambda texts: _bytes(texts, _split(r"\p{L}+ ?|\p{N}+|\s+")),
     "lookahead": lambda texts: _bytes(texts, _split(r"\w+(?= \w+ a)|\w|\s")),
     "previous": lambda texts: _bytes(texts, _split(" ", "merged_with_previous")),

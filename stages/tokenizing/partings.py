@@ -150,7 +150,8 @@ def _always_parts(step: dict[str, Any], kind: Parting) -> bool:
     if step["type"] == "ByteLevel":
         return bool(step["use_regex"])
     regex = step.get("pattern", {}).get("Regex") if step["type"] == "Split" else None
-    return regex is not None and step["behavior"] == "Isolated" and takes_all(regex, kind)
+    apart = step.get("behavior") in ("Isolated", "Removed")
+    return regex is not None and apart and takes_all(regex, kind)
 
 
 def vocabulary_of(model: dict[str, Any]) -> list[str]:
