@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import ValidatorFunctionWrapHandler, WrapValidator
 
 from .errors import JobError, shown_url
 
-__all__ = ["Source", "expand_home", "shown", "shown_url"]
+__all__ = ["InMemory", "Source", "expand_home", "shown", "shown_url"]
 
 
 def expand_home(path: str) -> str:
@@ -26,8 +26,26 @@ def expand_home(path: str) -> str:
     return expanded
 
 
-Source = Annotated[str, AfterValidator(expand_home)]
-"""A key of a job that names a file, a folder, a URL or an id of a hub."""
+class InMemory(str):
+    """The name of a table in memory, along with the table: stands where a file could be named."""
+
+    table: Any
+
+    def __new__(cls, name: str, table: Any) -> "InMemory":
+        named = super().__new__(cls, name)
+        named.table = table
+        return named
+
+    def __reduce__(self) -> tuple[type["InMemory"], tuple[str, Any]]:
+        return InMemory, (str(self), self.table)
+
+
+def _source(value: Any, check: ValidatorFunctionWrapHandler) -> str:
+    return value if isinstance(value, InMemory) else expand_home(check(value))
+
+
+Source = Annotated[str, WrapValidator(_source)]
+"""A key of a job that names a file, a folder, a URL, an id of a hub, or a table in memory."""
 
 
 def shown(value: Any) -> Any:

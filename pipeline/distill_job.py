@@ -14,6 +14,7 @@ from ..stages.distill.settings import TrainingSettings
 from ..stages.distill.student import StudentSettings
 from ..stages.store.transfer.connection import is_local, local_path
 from .byte_counts import ByteCount
+from .corpus_keys import TextFormatKeys
 from .jobs import Job
 from .language.keys import LanguageKeys
 
@@ -21,7 +22,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 
-class CorpusKeys(Job):
+class CorpusKeys(TextFormatKeys):
     """What to train on."""
 
     train: tuple[Source, ...] = Field(min_length=1, description="files or folders to train on")

@@ -64,5 +64,7 @@ def _corpus_keys(job: EvaluateJob, card: StudentCard) -> CorpusKeys:
         "label_column": job.label_column or card.label_column,
         "limit": job.limit,
         "skip_bad_rows": job.skip_bad_rows,
+        "encoding": job.encoding,
+        "delimiter": job.delimiter,
     }
     return make(CorpusKeys, keys)

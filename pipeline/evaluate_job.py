@@ -5,10 +5,10 @@ from pathlib import Path
 from pydantic import Field
 
 from ..cache_schemas.locations import Source
-from .jobs import Job
+from .corpus_keys import TextFormatKeys
 
 
-class EvaluateJob(Job):
+class EvaluateJob(TextFormatKeys):
     """What to measure, and how."""
 
     student: Path = Field(description="folder that `distill` wrote")

@@ -161,6 +161,7 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
         limit=job.limit,
+        form=job.file_format,
     )
     corpus.require_format(teacher.spec.settings.get("text_format"), f"teacher {job.teacher}")
     keys = corpus.keys()

@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source, expand_home
 from ..cache_schemas.manifest import RowsPerShard
+from .corpus_keys import TextFormatKeys
 from .device import choose_device
-from .jobs import Job, LocalFolder, make, unknown_key
+from .jobs import LocalFolder, make, unknown_key
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..stages.precompute.teachers.base import Teacher
 
 
-class PrecomputeJob(Job):
+class PrecomputeJob(TextFormatKeys):
     """How to ask. Keys that it does not know are options of the teacher."""
 
     corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders of texts")

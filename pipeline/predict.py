@@ -38,8 +38,8 @@ from ..stages.distill.saved_student import (
 )
 from ..stages.distill.tokens import encode
 from ..stages.store.format.index import Rows
+from .corpus_keys import TextFormatKeys
 from .device import choose_device
-from .jobs import Job
 from .prediction_files import check_new_file, new_file
 from .progress import CountProgress
 
@@ -51,7 +51,7 @@ Say = Callable[[Examples], tuple[Columns, int]]
 """What a student says of examples, and how many of these it could read only in part."""
 
 
-class PredictJob(Job):
+class PredictJob(TextFormatKeys):
     """What to predict, and how."""
 
     student: Path = Field(description="folder that `distill` wrote")
@@ -103,6 +103,7 @@ def run_predict(job: PredictJob, quiet: bool = False) -> Predicted:
         skip_bad_rows=job.skip_bad_rows,
         limit=job.limit,
         asks=True,
+        form=job.file_format,
     )
     chats = isinstance(student, SavedLanguageModel) and student.reads_chats
     corpus.require_format("chat" if chats else None, f"student {job.student}")

@@ -19,6 +19,7 @@ from ..stages.corpus.labels import (
     count_missing,
     label_space,
     label_values,
+    require_variety,
 )
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.controls import Control, Gather, controlled
@@ -158,6 +159,8 @@ def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentDat
     train = LabelledCorpus(corpus, label_values(corpus, space))
     validation = read_labelled(job, job.validation, space) if job.validation else None
     _require_labels(space, train, "learn")
+    if job.num_labels is None:
+        require_variety(corpus, space, train.labels)
     _require_labels(space, validation, "validate by")
     metric = _choose_metric(job, space)
     if not objective.needs_feature or job.cache is None:
@@ -206,6 +209,7 @@ def read_corpus_of(keys: CorpusKeys, sources: tuple[str, ...]) -> Corpus:
         id_column=keys.id_column,
         skip_bad_rows=keys.skip_bad_rows,
         limit=keys.limit,
+        form=keys.file_format,
     )
 
 

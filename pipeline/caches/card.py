@@ -20,15 +20,16 @@ from ...stages.store.format.manifests import list_teachers
 from ...stages.store.format.parts import held_features, read_part
 from ...stages.store.reading.contents import read_digest
 from ...stages.store.reading.reader import Cache
+from ..corpus_keys import TextFormatKeys
 from ..fidelity import fidelity_of
-from ..jobs import Job, LocalFolder
+from ..jobs import LocalFolder
 from .card_tables import CardFacts, TeacherFacts
 from .card_text import MARK, card
 from .features_picture import Colouring, draw
 from .report import committed_bytes
 
 
-class CardJob(Job):
+class CardJob(TextFormatKeys):
     """Keys of `armada cache card`."""
 
     cache: LocalFolder = Field(description="folder of the cache")
@@ -107,7 +108,11 @@ def _refuse_to_replace(output: Path, force: bool) -> None:
 
 def _read_labelled(job: CardJob) -> tuple[Corpus, LabelSpace]:
     corpus = read_corpus(
-        job.corpus, job.text_column, label_column=job.label_column, id_column=False
+        job.corpus,
+        job.text_column,
+        label_column=job.label_column,
+        id_column=False,
+        form=job.file_format,
     )
     return corpus, label_space(corpus)
 

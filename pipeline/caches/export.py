@@ -27,7 +27,8 @@ from ...stages.pretrained import read_tokenizer
 from ...stages.sources import resolve
 from ...stages.store.format.index import Rows
 from ...stages.store.reading.reader import Cache, open_cache
-from ..jobs import Job, LocalFolder
+from ..corpus_keys import TextFormatKeys
+from ..jobs import LocalFolder
 from ..missing import missing_keys
 from ..progress import CountProgress
 from ..show import warn
@@ -39,7 +40,7 @@ from .new_folder import check_new, new_folder
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
-class ExportJob(Job):
+class ExportJob(TextFormatKeys):
     """Keys of an `export`."""
 
     cache: LocalFolder = Field(description="folder of the cache")
@@ -169,6 +170,7 @@ def _join(job: ExportJob, cache: Cache, features: Sequence[str]) -> tuple[Corpus
         label_column=job.label_column,
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
+        form=job.file_format,
     )
     rows = cache.find(corpus.keys(), *features)
     missing = np.flatnonzero(rows < 0)

@@ -14,12 +14,13 @@ from ...cache_schemas.features import FeatureName, StoredDtype
 from ...cache_schemas.locations import Source
 from ...cache_schemas.manifest import RowsPerShard
 from ...cache_schemas.teachers import SettingValue
-from ..jobs import Job, LocalFolder
+from ..corpus_keys import TextFormatKeys
+from ..jobs import LocalFolder
 
 Layout = Literal["npy_per_example", "npy_rows", "parquet"]
 
 
-class ImportJob(Job):
+class ImportJob(TextFormatKeys):
     """Keys of an `import`."""
 
     cache: LocalFolder = Field(description="folder of the cache; made if it is not there")

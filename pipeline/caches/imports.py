@@ -85,6 +85,7 @@ def _read_corpus(job: ImportJob) -> Corpus:
         job.text_column,
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
+        form=job.file_format,
     )
 
 

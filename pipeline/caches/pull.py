@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import first_occurrences
-from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.corpus.corpus import PLAIN, Corpus, read_corpus
+from ...stages.corpus.text_files import TextFormat
 from ...stages.store.transfer.choice import Choice
 from ...stages.store.transfer.origin import read_origin
 from ...stages.store.transfer.place import open_place
@@ -35,6 +36,7 @@ class Wanted:
     text_columns: Sequence[str] = ()
     skip_bad_rows: bool = False
     digest: str | None = None
+    text_format: TextFormat = PLAIN
 
 
 def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Shared:
@@ -71,5 +73,9 @@ def _corpus(wanted: Wanted) -> Corpus | None:
     if not wanted.corpus or not wanted.text_columns:
         raise JobError("--corpus and --text-column: give both to pull what a corpus needs")
     return read_corpus(
-        wanted.corpus, wanted.text_columns, id_column=False, skip_bad_rows=wanted.skip_bad_rows
+        wanted.corpus,
+        wanted.text_columns,
+        id_column=False,
+        skip_bad_rows=wanted.skip_bad_rows,
+        form=wanted.text_format,
     )

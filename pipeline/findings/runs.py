@@ -9,6 +9,7 @@ from typing import Any
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.locations import shown_url
+from ...stages.corpus.hub_datasets import HUB_DATASET
 from ...stages.distill.evaluation import lower_is_better
 from ...stages.store.transfer.connection import is_local
 from ..distill_job import DistillJob
@@ -31,7 +32,17 @@ PLAN = "plan.json"
 """In the folder of an ablation: the folders of its runs."""
 
 _TOLD_BY_THE_DATA = frozenset(
-    {"limit", "skip_bad_rows", "id_column", "task", "num_labels", "metric", "label_column"}
+    {
+        "limit",
+        "skip_bad_rows",
+        "id_column",
+        "encoding",
+        "delimiter",
+        "task",
+        "num_labels",
+        "metric",
+        "label_column",
+    }
 )
 
 
@@ -103,7 +114,7 @@ class FinishedRun:
                 "opened for a report; pull it, and name it with --set cache=FOLDER"
             )
         for source in () if from_afar else (*self.job.train, *self.job.validation):
-            if not is_local(source):
+            if not is_local(source) or source.startswith(HUB_DATASET):
                 raise JobError(
                     f"run {self.folder}: corpus {source}: is not on this machine, and is not "
                     "fetched for a report"

@@ -46,7 +46,9 @@ def evaluate_language(job: EvaluateJob, folder: Path) -> dict[str, Any]:
 
 def _corpus(job: EvaluateJob, card: LanguageCard) -> Corpus:
     columns = job.text_column or card.text_columns
-    return read_corpus(job.corpus, columns, skip_bad_rows=job.skip_bad_rows, limit=job.limit)
+    return read_corpus(
+        job.corpus, columns, skip_bad_rows=job.skip_bad_rows, limit=job.limit, form=job.file_format
+    )
 
 
 def _examples(corpus: Corpus) -> list[tuple[str, ...]]:

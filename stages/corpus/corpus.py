@@ -7,6 +7,7 @@ column that is named with a question mark behind (`context?`) may be blank in so
 chats (`chats.py`) is the one text column of its corpus.
 """
 
+import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -22,20 +23,39 @@ from ...cache_schemas.errors import CorpusError
 from ...cache_schemas.keys import KeyArray, example_key, keys_to_array
 from ...cache_schemas.locations import shown_url
 from .chats import EACH_ANSWER, chat_examples, holds_chats, read_chats
-from .files import read_columns
+from .files import Wanted, read_tables
+from .text_files import TextFormat
+from .values import id_values, plain_labels, text_values
 
 OPTIONAL = "?"
 """Behind the name of a text column that may be blank."""
 
 _BATCH_ROWS = 65_536
-_TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
+
+
+PLAIN = TextFormat()
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of a source, and the number that the first row of each has in it."""
+
+    names: tuple[str, ...]
+    starts: tuple[int, ...]
+
+    def where(self, number: int) -> str:
+        """File and row (from 1)."""
+        file = bisect.bisect_right(self.starts, number) - 1
+        return f"{self.names[file]} row {number - self.starts[file] + 1}"
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """N examples. `segments` has one string column per text column."""
+    """N examples. `segments` has one string column per text column; rows are numbered through the
+    `files` of each source."""
 
     sources: tuple[str, ...]
+    files: tuple[Files, ...]
     segments: tuple[pa.Array, ...]
     ids: pa.Array | None
     labels: pa.Array | None
@@ -81,7 +101,7 @@ class Corpus:
 
     def where(self, row: int) -> str:
         """File, row (from 1) and id of a row, for messages."""
-        place = f"{self.sources[self.source_of_row[row]]} row {self.number_of_row[row] + 1}"
+        place = self.files[self.source_of_row[row]].where(int(self.number_of_row[row]))
         return place if self.ids is None else f"{place} (id {self.ids[row].as_py()!r})"
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Corpus":
@@ -89,6 +109,7 @@ class Corpus:
         taken = pa.array(rows)
         return Corpus(
             sources=self.sources,
+            files=self.files,
             segments=tuple(column.take(taken) for column in self.segments),
             ids=None if self.ids is None else self.ids.take(taken),
             labels=None if self.labels is None else self.labels.take(taken),
@@ -119,10 +140,13 @@ def read_corpus(
     skip_bad_rows: bool = False,
     limit: int | None = None,
     asks: bool = False,
+    form: TextFormat = PLAIN,
 ) -> Corpus:
     """Read and check the examples of `sources`; at most `limit` rows of each. `asks`: of chats,
     what asks for the last answer.
 
+    A source is a file, a folder, a glob, a URL, a data set of the hub, or a table `in_memory`;
+    `form` says what the names of text files do not. Columns may be fields of nested ones.
     Of text columns, one that ends in a question mark may be blank, if not all of a row are; one of
     chats that ends in a star makes an example of every answer.
     Ids are checked for repetition: those of `id_column`, which every source must have; of a column
@@ -134,53 +158,97 @@ def read_corpus(
             f"corpus {list(sources)}, text_column {list(text_columns)}: "
             "name at least one of each, no column twice"
         )
-    parts = [
-        _read_part(source, text_columns, label_column, id_column, skip_bad_rows, limit, asks)
-        for source in sources
-    ]
+    asked = _Asked(tuple(text_columns), label_column, id_column, skip_bad_rows, asks)
+    parts = [_read_source(source, asked, limit, form) for source in sources]
     corpus = _join([shown_url(source) for source in sources], parts)
     if len(corpus) == 0:
-        raise CorpusError(f"corpus {', '.join(sources)}: holds no rows to use")
+        raise CorpusError(f"corpus {', '.join(corpus.sources)}: holds no rows to use")
     return corpus
 
 
-def _read_part(
-    source: str,
-    text_columns: Sequence[str],
-    label_column: str | None,
-    id_column: str | Literal[False] | None,
-    skip_bad_rows: bool,
-    limit: int | None,
-    asks: bool,
-) -> Corpus:
-    others = [name for name in (label_column, id_column) if name]
-    names = [column_name(column) for column in text_columns]
-    table = read_columns(source, names, others, optional="id").slice(0, limit)
-    if id_column is None and "id" in table.column_names:
-        id_column = "id"
-    ids = _ids(source, id_column, table[id_column]) if id_column else None
-    labels = _plain(table[label_column]) if label_column else None
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Which columns of a corpus to read, and what to do about bad rows."""
+
+    text_columns: tuple[str, ...]
+    label_column: str | None
+    id_column: str | Literal[False] | None
+    skip_bad_rows: bool
+    asks: bool
+
+    @property
+    def wanted(self) -> Wanted:
+        others = [name for name in (self.label_column, self.id_column) if name]
+        return Wanted([column_name(each) for each in self.text_columns], others, optional="id")
+
+    def ids_in(self, table: pa.Table) -> str | None:
+        """The column of ids, if there is one."""
+        if self.id_column is None:
+            return "id" if "id" in table.column_names else None
+        return self.id_column or None
+
+
+def _read_source(source: str, asked: _Asked, limit: int | None, form: TextFormat) -> Corpus:
+    """The good rows of the files of a source, numbered through."""
+    parts: list[Corpus] = []
+    starts, ids = [0], list[pa.Array]()
+    for name, table in read_tables(source, asked.wanted, form):
+        table = table.slice(0, None if limit is None else limit - starts[-1])
+        id_column = asked.ids_in(table)
+        known = id_values(name, id_column, table[id_column]) if id_column else None
+        ids += [] if known is None else [known]
+        parts.append(_read_part(name, table, asked, known))
+        starts.append(starts[-1] + len(table))
+        if starts[-1] == limit:
+            break
+    joined = _join([part.sources[0] for part in parts], parts)
+    files = Files(joined.sources, tuple(starts[:-1]))
+    numbers = joined.number_of_row + np.array(starts)[joined.source_of_row]
+    repeated = _repeated_ids(files, pa.concat_arrays(ids)) if len(ids) == len(parts) else {}
+    if repeated and not asked.skip_bad_rows:
+        raise CorpusError(_first_of(list(repeated.values())))
+    whole = replace(
+        joined,
+        sources=(shown_url(source),),
+        files=(files,),
+        source_of_row=np.zeros(len(joined), dtype=np.int32),
+        number_of_row=numbers,
+    )
+    if not repeated:
+        return whole
+    good = whole.take(np.flatnonzero(~np.isin(numbers, list(repeated))))
+    told = (repeated[number] for number in sorted(repeated.keys() & set(numbers.tolist())))
+    return replace(good, skipped=(*whole.skipped, *told))
+
+
+def _read_part(source: str, table: pa.Table, asked: _Asked, ids: pa.Array | None) -> Corpus:
+    """The good rows of one file."""
+    text_columns, label_column = asked.text_columns, asked.label_column
+    names = asked.wanted.text
+    labels = plain_labels(source, label_column, table[label_column]) if label_column else None
     chats = holds_chats(table[names[0]].type) and len(names) == 1
     if chats:
-        turns, problems = read_chats(table[names[0]], asks)
+        turns, problems = read_chats(table[names[0]], asked.asks)
         problems = {
             row: f"corpus {source} row {row + 1}: the chat of column {names[0]!r} {problem}"
             for row, problem in problems.items()
-        } | ({} if ids is None else _repeated_ids(source, ids))
+        }
     else:
-        segments = tuple(_text(source, name, table[name]) for name in names)
+        segments = tuple(text_values(source, name, table[name]) for name in names)
         required = [not column.endswith(OPTIONAL) for column in text_columns]
-        problems = _problems(source, dict(zip(names, segments, strict=True)), required, ids)
-    if problems and not skip_bad_rows:
+        problems = _problems(source, dict(zip(names, segments, strict=True)), required)
+    if problems and not asked.skip_bad_rows:
         raise CorpusError(_first_of(list(problems.values())))
     keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
     if chats:
-        chosen, keep = chat_examples(turns, keep, text_columns[0].endswith(EACH_ANSWER), asks)
+        each_answer = text_columns[0].endswith(EACH_ANSWER)
+        chosen, keep = chat_examples(turns, keep, each_answer, asked.asks)
         segments = (chosen,)
     else:
         segments = tuple(column.take(pa.array(keep)).fill_null("") for column in segments)
     return Corpus(
         sources=(source,),
+        files=(Files((source,), (0,)),),
         segments=segments,
         ids=None if ids is None else ids.take(pa.array(keep)),
         labels=None if labels is None else labels.take(pa.array(keep)),
@@ -191,54 +259,13 @@ def _read_part(
     )
 
 
-def _text(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if kind not in _TEXT_TYPES and not pa.types.is_null(kind):
-        hint = ", and chats are a text column by themselves" if holds_chats(kind) else ""
-        raise CorpusError(f"corpus {source}: column {name!r} holds {column.type}, not text{hint}")
-    # 64-bit offsets: a column may hold more than 2 GiB of text.
-    whole = _whole(column, pa.large_string())
-    try:
-        whole.validate(full=True)
-    except pa.ArrowInvalid as cause:
-        raise CorpusError(f"corpus {source}: column {name!r} is not UTF-8: {cause}") from cause
-    return whole
-
-
-def _ids(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
-    try:
-        return _whole(column, pa.string())
-    except pa.ArrowException as cause:
-        raise CorpusError(
-            f"corpus {source}: column {name!r} holds {column.type}, which is no id; "
-            "rename it, or name another id_column"
-        ) from cause
-
-
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """Labels in the widest type of their kind, so that files may differ in the narrow ones."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if kind in _TEXT_TYPES:
-        return _whole(column, pa.large_string())
-    if pa.types.is_integer(kind) and kind != pa.uint64():
-        return _whole(column, pa.int64())
-    return _whole(column, pa.float64() if pa.types.is_floating(kind) else kind)
-
-
-def _whole(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array:
-    cast = column.cast(kind) if kind is not None else column
-    return cast.combine_chunks() if cast.num_chunks != 1 else cast.chunk(0)
-
-
 def column_name(text_column: str) -> str:
     """The name of a text column, without the mark of one that may be blank, or of chats of which
     every answer counts."""
     return text_column.removesuffix(OPTIONAL).removesuffix(EACH_ANSWER)
 
 
-def _problems(
-    source: str, texts: dict[str, pa.Array], required: Sequence[bool], ids: pa.Array | None
-) -> dict[int, str]:
+def _problems(source: str, texts: dict[str, pa.Array], required: Sequence[bool]) -> dict[int, str]:
     """Row -> what is wrong with it."""
     problems: dict[int, str] = {}
     blanks = {name: _blank(column) for name, column in texts.items()}
@@ -251,8 +278,6 @@ def _problems(
     for row in np.flatnonzero(np.logical_and.reduce(list(blanks.values()))).tolist():
         told = f"corpus {source} row {row + 1}: all of its columns are empty ({', '.join(texts)})"
         problems.setdefault(row, told)
-    if ids is not None:
-        problems |= _repeated_ids(source, ids)
     return problems
 
 
@@ -262,16 +287,18 @@ def _blank(column: pa.Array) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _repeated_ids(source: str, ids: pa.Array) -> dict[int, str]:
+def _repeated_ids(files: Files, ids: pa.Array) -> dict[int, str]:
+    """Number of a row of a source -> which row has its id too."""
     if pc.count_distinct(ids, mode="all").as_py() == len(ids):
         return {}
     first: dict[str, int] = {}
     problems = {}
     for row, value in enumerate(ids.to_pylist()):
         if first.setdefault(value, row) != row:
-            problems[row] = (
-                f"corpus {source} row {row + 1}: id {value!r} is that of row {first[value] + 1} too"
-            )
+            here, there = files.where(row), files.where(first[value])
+            # Of the same file, the row is enough.
+            there = there.removeprefix(here.rpartition("row")[0])
+            problems[row] = f"corpus {here}: id {value!r} is that of {there} too"
     return problems
 
 
@@ -286,6 +313,7 @@ def _join(sources: Sequence[str], parts: list[Corpus]) -> Corpus:
         raise CorpusError(f"corpus: chats and texts are mixed ({kinds}); make them one kind")
     return Corpus(
         sources=tuple(sources),
+        files=tuple(part.files[0] for part in parts),
         segments=tuple(
             pa.concat_arrays(columns) for columns in zip(*(p.segments for p in parts), strict=True)
         ),

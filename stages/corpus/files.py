@@ -1,144 +1,153 @@
-"""Read one corpus file or folder as an Arrow table of chosen columns.
+"""Read what a job names as a corpus: Arrow tables of the chosen columns.
 
-Parquet, JSON lines, CSV (RFC 4180), TSV (fields are never quoted, a quotation mark is text), a
-folder written by `datasets.save_to_disk`, or a folder of Parquet files. Anything fsspec opens,
-compressed or not (`.gz`, `.bz2`, ...); folders are local.
+Parquet, JSON (lines, or one array), CSV (RFC 4180), TSV (fields are never quoted, a quotation mark
+is text), folders written by `datasets.save_to_disk`, folders of files, globs, data sets of the hub
+(`hf-dataset:NAME?split=train`), and tables in memory. Anything fsspec opens, compressed or not
+(`.gz`, `.bz2`, ...); folders are local.
 """
 
-import difflib
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.ipc
-import pyarrow.json
 import pyarrow.parquet as pq
-from fsspec.utils import infer_compression
 
-from ...cache_schemas.errors import CorpusError
+from ...cache_schemas.errors import CorpusError, shown_url
+from ...cache_schemas.locations import InMemory
+from .columns import Column, find, require
+from .hub_datasets import HUB_DATASET, dataset_table, is_dataset, open_hub_dataset
+from .located import SAVED, kind_of, located
+from .text_files import (
+    TextFormat,
+    is_plain_file,
+    opened,
+    read_csv,
+    read_json,
+    read_tsv,
+    several_in_one,
+)
 
-COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
-
-BLOCK_BYTES = 16 * 2**20
-"""What is parsed at once of a text file; no row of it can be longer."""
+_READERS: dict[str, Callable[[str, TextFormat, Sequence[str]], pa.Table]] = {
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+}
+KINDS = (".parquet", *_READERS)
 
 _UNREADABLE = (
     *(OSError, EOFError, pa.ArrowException, ImportError),
     *(zlib.error, lzma.LZMAError),  # a damaged archive
-    *(ValueError, KeyError),  # not the JSON of a saved dataset
+    *(ValueError, KeyError, LookupError),  # not the JSON of a saved dataset; no such encoding
 )
 
 
-def read_columns(
-    source: str, text: Sequence[str], others: Sequence[str], optional: str
-) -> pa.Table:
-    """Columns `text` (never parsed as numbers) and `others`, and `optional` if it is there.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Columns to read: those of texts, others, and one more that may be missing."""
 
-    Raises CorpusError if the source cannot be read or lacks a column."""
-    path = Path(source)
-    wanted = [*text, *others, optional]
-    try:
-        table = _read_folder(path, wanted) if path.is_dir() else _read_file(source, text, wanted)
-    except _UNREADABLE as cause:
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise CorpusError(f"corpus {source}: cannot be read: {reason}") from cause
-    _require_columns(source, table, [*text, *others])
-    extra = [optional] if table.column_names.count(optional) == 1 else []
-    return table.select(list(dict.fromkeys([*text, *others, *extra])))
+    text: Sequence[str]
+    others: Sequence[str]
+    optional: str
 
-
-def _require_columns(source: str, table: pa.Table, wanted: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in table.column_names:
-            near = difflib.get_close_matches(name, table.column_names, n=1)
-            hint = f"; did you mean {near[0]!r}? It has" if near else "; it has"
-            raise CorpusError(
-                f"corpus {source}: no column {name!r}{hint} {', '.join(table.column_names)}"
+    def columns(self, source: str, schema: pa.Schema) -> dict[str, Column]:
+        """Where they lie; raises CorpusError if one does not."""
+        found = require(source, schema, [*self.text, *self.others])
+        if schema.names.count(self.optional) == 1:
+            found.setdefault(
+                self.optional, Column((self.optional,), schema.field(self.optional).type)
             )
-        if table.column_names.count(name) > 1:
-            raise CorpusError(f"corpus {source}: has several columns {name!r}; rename all but one")
+        return found
 
 
-def _read_file(source: str, text: Sequence[str], wanted: Sequence[str]) -> pa.Table:
-    readers: dict[str, Callable[[BinaryIO, Sequence[str]], pa.Table]] = {
-        ".parquet": lambda file, _: _read_parquet(file, wanted),
-        ".jsonl": _read_json,
-        ".ndjson": _read_json,
-        ".json": _read_json,
-        ".csv": _read_csv,
-        ".tsv": _read_tsv,
-    }
-    name = source.partition("?")[0] if "://" in source else source
-    suffixes = [suffix for suffix in Path(name).suffixes if suffix not in COMPRESSED]
-    reader = readers.get(suffixes[-1].lower() if suffixes else "")
-    if reader is None:
-        raise CorpusError(
-            f"corpus {source}: unknown kind of file; name a {', '.join(readers)} file or a folder"
-        )
-    with fsspec.open(source, "rb", compression=infer_compression(name)) as file:
-        return reader(file, text)
+def read_tables(source: str, wanted: Wanted, form: TextFormat) -> Iterator[tuple[str, pa.Table]]:
+    """The files of a source by name, each with its wanted columns.
+
+    Raises CorpusError if one cannot be read or lacks a column."""
+    name = shown_url(source)
+    try:
+        if isinstance(source, InMemory):
+            yield name, _from_memory(name, source.table, wanted)
+        elif source.startswith(HUB_DATASET):
+            yield name, _from_memory(name, open_hub_dataset(source), wanted)
+        else:
+            for file in located(source, KINDS):
+                name = shown_url(file)
+                yield name, _read(file, wanted, form)
+    except _UNREADABLE as cause:
+        raise CorpusError(f"corpus {name}: cannot be read: {_reason(cause)}") from cause
 
 
-def _read_parquet(file: BinaryIO | Path, wanted: Sequence[str]) -> pa.Table:
-    """The wanted columns, with nothing in the others: beside its texts a file may hold features, or
-    images, that do not fit into memory."""
-    # Not `read_table`: its threads can abort a process that ends soon after (pyarrow 26).
-    with pq.ParquetFile(file) as parquet:
-        names = parquet.schema_arrow.names
-        read = iter(parquet.read(columns=[name for name in names if name in wanted]).columns)
-        nothing = pa.chunked_array([pa.nulls(parquet.metadata.num_rows)])
-        columns = [next(read) if name in wanted else nothing for name in names]
-    return pa.table(columns, names)
+def _reason(cause: BaseException) -> str:
+    if isinstance(cause, FileNotFoundError):
+        return "there is no such file"
+    return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
 
 
-def _read_json(file: BinaryIO, text: Sequence[str]) -> pa.Table:
-    options = pyarrow.json.ReadOptions(block_size=BLOCK_BYTES)
-    table = pyarrow.json.read_json(file, options)
-    # Texts stay texts, also where every one of them could be a date.
-    dates = [field for field in table.schema if pa.types.is_timestamp(field.type)]
-    strings = [pa.field(field.name, pa.string()) for field in dates if field.name in text]
-    if not strings:
-        return table
-    file.seek(0)
-    parse = pyarrow.json.ParseOptions(explicit_schema=pa.schema(strings))
-    return pyarrow.json.read_json(file, options, parse)
+def _read(file: str, wanted: Wanted, form: TextFormat) -> pa.Table:
+    path, kind = Path(file), kind_of(file)
+    if (path / SAVED).is_file():
+        table = _read_saved_dataset(path)
+    elif kind == ".parquet":
+        return _read_parquet(file, wanted)
+    elif kind in _READERS and not path.is_dir():
+        table = _READERS[kind](file, form, wanted.text)
+        remedy = several_in_one(table.column_names)
+        if remedy and find(table.schema, wanted.text[0]) is None:
+            raise CorpusError(
+                f"corpus {shown_url(file)}: no column {wanted.text[0]!r}; it has "
+                f"{table.column_names[0]}; {remedy}"
+            )
+    else:
+        what = "is a folder; name its files" if path.is_dir() else "unknown kind of file; name a "
+        more = "" if path.is_dir() else f"{', '.join(KINDS)} file or a folder"
+        raise CorpusError(f"corpus {shown_url(file)}: {what}{more}")
+    return _selected(table, wanted.columns(shown_url(file), table.schema))
 
 
-def _read_csv(file: BinaryIO, text: Sequence[str], **parse: Any) -> pa.Table:
-    options = pyarrow.csv.ParseOptions(newlines_in_values=True, **parse)
-    # Texts stay texts: "12" is no number and "null" no missing value.
-    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
-    read = pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES)
-    return pyarrow.csv.read_csv(file, read, options, convert)
+def _selected(table: pa.Table, columns: dict[str, Column]) -> pa.Table:
+    if not columns:
+        return table.select([])
+    return pa.table({name: column.of(table) for name, column in columns.items()})
 
 
-def _read_tsv(file: BinaryIO, text: Sequence[str]) -> pa.Table:
-    return _read_csv(file, text, delimiter="\t", quote_char=False)
+def _read_parquet(file: str, wanted: Wanted) -> pa.Table:
+    """The wanted columns only: beside its texts a file may hold features, or images, that do not
+    fit into memory."""
+    if is_plain_file(file):
+        with pq.ParquetFile(file) as parquet:
+            return _columns_of(parquet, file, wanted, threads=True)
+    # Threads that read a Python file can abort a process that ends soon after (pyarrow 26).
+    with opened(file) as remote, pq.ParquetFile(remote) as parquet:
+        return _columns_of(parquet, file, wanted, threads=False)
 
 
-def _read_folder(folder: Path, wanted: Sequence[str]) -> pa.Table:
-    if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
-        raise CorpusError(f"corpus {folder}: holds splits; name one: {', '.join(splits)}")
-    if (folder / "state.json").is_file():
-        return _read_saved_dataset(folder)
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
-        raise CorpusError(f"corpus {folder}: is neither a saved dataset nor holds *.parquet files")
-    return pa.concat_tables([_read_parquet(file, wanted) for file in files])
+def _columns_of(parquet: pq.ParquetFile, file: str, wanted: Wanted, threads: bool) -> pa.Table:
+    columns = wanted.columns(shown_url(file), parquet.schema_arrow)
+    roots = list(dict.fromkeys(column.root for column in columns.values()))
+    return _selected(parquet.read(columns=roots, use_threads=threads), columns)
 
 
 def _read_saved_dataset(folder: Path) -> pa.Table:
-    state = json.loads((folder / "state.json").read_bytes())
+    state = json.loads((folder / SAVED).read_bytes())
     tables = []
     for entry in state["_data_files"]:
         file = folder / Path(entry["filename"]).name
         with pa.memory_map(str(file)) as mapped:
             tables.append(pyarrow.ipc.open_stream(mapped).read_all())
     return pa.concat_tables(tables)
+
+
+def _from_memory(name: str, table: Any, wanted: Wanted) -> pa.Table:
+    if not is_dataset(table):
+        return _selected(table, wanted.columns(name, table.schema))
+    columns = wanted.columns(name, table.features.arrow_schema)
+    roots = list(dict.fromkeys(column.root for column in columns.values()))
+    return _selected(dataset_table(table, roots), columns)

@@ -17,6 +17,7 @@ from ...cache_schemas.errors import CorpusError
 from .corpus import Corpus
 
 MISSING = -100
+_WITHHELD = -1
 ANY_NUMBER = 2**31
 """The number of classes while it is still to be told."""
 Task = Literal["classification", "regression"]
@@ -52,8 +53,10 @@ def label_space(
         if task == "regression":
             raise CorpusError(f"corpus {corpus.sources[0]}: labels are text, not numbers")
         names = tuple(sorted(set(_checked_names(corpus, column))))
+        _check_spaces(corpus, column, names)
         _check_count(corpus, names, num_labels)
         return LabelSpace(task="classification", num_labels=len(names), names=names)
+    _refuse_withheld(corpus, column)
     if (task or _task_of(corpus, column)) == "regression":
         return LabelSpace(task="regression", num_labels=1)
     open_space = LabelSpace(task="classification", num_labels=num_labels or ANY_NUMBER)
@@ -71,6 +74,7 @@ def label_values(corpus: Corpus, space: LabelSpace) -> LabelValues:
         return np.full(len(corpus), MISSING, dtype=np.int64)
     column = _labels(corpus)
     if space.regression:
+        _refuse_withheld(corpus, column)
         return _numbers(corpus, column)
     if _is_text(column.type):
         return _named(corpus, column, space)
@@ -81,19 +85,64 @@ def label_values(corpus: Corpus, space: LabelSpace) -> LabelValues:
         )
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
+    _refuse_withheld(corpus, column)
     numbers = _numbers(corpus, column)
     values = np.where(np.isnan(numbers), MISSING, numbers)
     outside = (values != MISSING) & (
         (values < 0) | (values >= space.num_labels) | (values != np.floor(values))
     )
-    _refuse(corpus, outside, _range(space))
+    _refuse(corpus, outside, _range(space, bool((values == _WITHHELD).any())))
     return values.astype(np.int64)
 
 
-def _range(space: LabelSpace) -> str:
+def _row_of(corpus: Corpus, column: pa.Array, name: str) -> str:
+    return corpus.where(pc.index(column, pa.scalar(name, column.type)).as_py())
+
+
+def _refuse_withheld(corpus: Corpus, column: pa.Array) -> None:
+    """Test sets of benchmarks keep their labels back, and say -1 in each row."""
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return
+    if pc.min_max(column).as_py() == {"min": _WITHHELD, "max": _WITHHELD}:
+        raise CorpusError(
+            f"{corpus.where(0)}: label -1, as in all rows: no row has a label (test sets whose "
+            "labels are kept back say so); name a split with labels, such as validation"
+        )
+
+
+def _check_spaces(corpus: Corpus, column: pa.Array, names: tuple[str, ...]) -> None:
+    """Two names that look the same are one class written in two ways."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(" ".join(name.split()), name)
+        if other != name:
+            rows = [
+                pc.index(column, pa.scalar(each, column.type)).as_py() for each in (other, name)
+            ]
+            raise CorpusError(
+                f"{corpus.where(rows[0])}: label {other!r} differs from {name!r} "
+                f"({corpus.where(rows[1])}) in spaces only; make them one"
+            )
+
+
+def _range(space: LabelSpace, withheld: bool) -> str:
+    least = f" (a missing label is null or {MISSING})"
     if space.num_labels == ANY_NUMBER:
-        return f"a whole number from 0 (a missing label is null or {MISSING})"
-    return f"a whole number from 0 to {space.num_labels - 1}"
+        return f"a whole number from 0{least}"
+    return f"a whole number from 0 to {space.num_labels - 1}{least if withheld else ''}"
+
+
+def require_variety(corpus: Corpus, space: LabelSpace, values: LabelValues) -> None:
+    """Raises CorpusError if all labels of a training corpus are the same."""
+    given = values[~np.isnan(values)] if space.regression else values[values != MISSING]
+    if len(given) > 1 and (given == given[0]).all():
+        one = repr(space.names[int(given[0])]) if space.names else f"{given[0]:g}"
+        raise CorpusError(
+            f"corpus {', '.join(corpus.sources)}: all labels are {one}; there is nothing to learn "
+            "from them; name another file or label_column, or num_labels if there are more classes "
+            "than these rows show"
+        )
 
 
 def _check_count(corpus: Corpus, names: tuple[str, ...], num_labels: int | None) -> None:
@@ -177,8 +226,13 @@ def _named(corpus: Corpus, column: pa.Array, space: LabelSpace) -> LabelValues:
     numbers = pc.index_in(column, value_set=pa.array(space.names, column.type))
     values: LabelValues = numbers.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
     unknown = (values == MISSING) & ~column.is_null().to_numpy(zero_copy_only=False)
-    _refuse(corpus, unknown, f"one of {', '.join(space.names)}")
+    _refuse(corpus, unknown, f"one of {', '.join(map(_plainly, space.names))}")
     return values
+
+
+def _plainly(name: str) -> str:
+    """A name, in quotation marks if it begins or ends with a space."""
+    return name if name == name.strip() else repr(name)
 
 
 def _refuse(corpus: Corpus, bad: npt.NDArray[np.bool_], limit: str) -> None:

@@ -17,9 +17,10 @@ def test_precompute_lists_job_keys_and_those_of_the_teacher(
 ) -> None:
     printed = groups(CommandLine(capsys).done("precompute", "--keys", "--teacher", kind))
     options = TEACHERS.load(kind).Options
-    assert [*printed] == ["Required", "How to ask", "Options of this kind of teacher"]
-    assert [*printed["Options of this kind of teacher"]] == [*options.model_fields]
-    job = [*printed["Required"], *printed["How to ask"]]
+    own, texts = "Options of this kind of teacher", "How text files are written"
+    assert [*printed] == ["Required", "How to ask", texts, own]
+    assert [*printed[own]] == [*options.model_fields]
+    job = [*printed["Required"], *printed["How to ask"], *printed[texts]]
     assert sorted(job) == sorted(PrecomputeJob.model_fields)
 
 

@@ -8,7 +8,13 @@ import pyarrow as pa
 import pytest
 from armada.cache_schemas.errors import CorpusError
 from armada.stages.corpus.corpus import Corpus, read_corpus
-from armada.stages.corpus.labels import MISSING, LabelSpace, label_space, label_values
+from armada.stages.corpus.labels import (
+    MISSING,
+    LabelSpace,
+    label_space,
+    label_values,
+    require_variety,
+)
 
 WriteParquet = Callable[[str, dict[str, Any]], str]
 ReadLabels = Callable[..., Corpus]
@@ -102,10 +108,36 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "numbers and names": (["1", "two"], {}, r"mix numbers and names \('1' and 'two'\)"),
     "names to come near to": (["a", "b"], {"task": "regression"}, "labels are text, not numbers"),
     "lists": ([[1], [2]], {}, "labels are list<"),
+    "spaces": (
+        ["pos", "neg", "pos "],
+        {},
+        r"row 1: label 'pos' differs from 'pos ' \(.*row 3\) in spaces only; make them one",
+    ),
+    "all kept back": ([-1, -1, None], {}, "row 1: label -1, as in all rows: no row has a label"),
+    "numbers kept back": ([-1.0, -1.0], {"task": "regression"}, "label -1, as in all rows"),
     "no label": ([None, None], {}, "no row has a label"),
     "only -100": ([-100, -100], {}, "no row has a label"),
     "only blank names": (["", " "], {}, "no row has a label"),
 }
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([1, 1, None], "all labels are 1; there is nothing to learn from them"),
+        (["a", "a"], "all labels are 'a'; there"),
+        ([0.5, 0.5, float("nan")], r"all labels are 0\.5; there"),
+    ],
+)
+def test_labels_that_are_all_the_same_teach_nothing(
+    labelled: ReadLabels, column: Any, message: str
+) -> None:
+    corpus = labelled(column)
+    space = label_space(corpus)
+    with pytest.raises(CorpusError, match=message):
+        require_variety(corpus, space, label_values(corpus, space))
+    one = corpus.take(np.array([0]))
+    require_variety(one, space, label_values(one, space))
 
 
 @pytest.mark.parametrize(("column", "options", "message"), REFUSED.values(), ids=REFUSED)
@@ -121,6 +153,8 @@ COUNTED = LabelSpace(task="classification", num_labels=2)
 OTHER_SPACE: dict[str, tuple[Any, LabelSpace, str]] = {
     "unknown name": (["no", "maybe"], NAMED, "row 2: label 'maybe' is not one of no, yes"),
     "names for numbers": (["no"], COUNTED, "labels are names, but the training labels were"),
+    "kept back": ([-1, -1], COUNTED, "row 1: label -1, as in all rows"),
+    "a label of -1": ([0, -1], COUNTED, r"row 2: label -1 is not .* \(a missing label is null or"),
     "unseen class": ([0, 2], COUNTED, "row 2: label 2 is not a whole number from 0 to 1"),
     "booleans": ([True], LabelSpace(task="regression", num_labels=1), "labels are bool"),
 }

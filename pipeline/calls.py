@@ -1,0 +1,54 @@
+"""The commands as functions: `armada.precompute(...)`, `armada.distill`, `armada.evaluate`.
+
+Keys are those of a job file. Where a job names files of texts, a table may stand: a
+`datasets.Dataset`, an Arrow table, or a data frame of pandas or polars.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..stages.corpus.hub_datasets import in_memory
+from .distill_job import DistillJob
+from .evaluate_job import EvaluateJob
+from .jobs import make
+from .precompute import PrecomputeReport, run_precompute
+from .precompute_job import make_precompute_job
+
+_TEXTS = ("corpus", "train", "validation")
+
+
+def precompute(*, quiet: bool = True, **keys: Any) -> PrecomputeReport:
+    """Ask a teacher about every text that the cache does not hold yet.
+
+    `keys` are those of `armada precompute --keys`, and options of the teacher.
+    Raises InputError for what is wrong with them, RunError for what fails."""
+    return run_precompute(make_precompute_job(_with_tables(keys)), quiet)
+
+
+def distill(*, quiet: bool = True, **keys: Any) -> dict[str, Any]:
+    """Train a student from a cache; returns what `metrics.json` of its output holds.
+
+    `keys` are those of `armada distill --keys`.
+    Raises InputError for what is wrong with them, RunError for what fails."""
+    from .distill import run_distill
+
+    return run_distill(make(DistillJob, _with_tables(keys)), quiet)
+
+
+def evaluate(**keys: Any) -> dict[str, Any]:
+    """Measure a finished student on a corpus; `keys` are those of `armada evaluate --keys`.
+
+    Raises InputError for what is wrong with them."""
+    from .evaluate import run_evaluate
+
+    return run_evaluate(make(EvaluateJob, _with_tables(keys)))
+
+
+def _with_tables(keys: dict[str, Any]) -> dict[str, Any]:
+    """The keys with names for tables, which job files could hold."""
+    return {key: _named(value) if key in _TEXTS else value for key, value in keys.items()}
+
+
+def _named(value: Any) -> tuple[str, ...]:
+    several = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(v) if isinstance(v, str | Path) else in_memory(v) for v in several)

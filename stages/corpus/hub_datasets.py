@@ -1,0 +1,86 @@
+"""Data sets of the `datasets` library: from the hub, `hf-dataset:NAME?split=train`, or in memory.
+
+`&name=` chooses one of several configurations, `&revision=` a branch, tag or commit. No code of a
+repository is run. Needs the extra `datasets`.
+"""
+
+import sys
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+
+from ...cache_schemas.errors import CorpusError
+from ...cache_schemas.locations import InMemory
+
+HUB_DATASET = "hf-dataset:"
+_PARAMETERS = ("split", "name", "revision")
+
+
+def open_hub_dataset(source: str) -> Any:
+    """A split of a data set of the hub, kept on disk by `datasets`. Raises CorpusError."""
+    try:
+        import datasets
+    except ImportError as cause:
+        raise CorpusError(
+            f"corpus {source}: needs a package that is not installed; pip install "
+            "'armada-kd[datasets]'"
+        ) from cause
+    name, _, query = source.removeprefix(HUB_DATASET).partition("?")
+    asked = dict(parse_qsl(query))
+    if unknown := [key for key in asked if key not in _PARAMETERS]:
+        raise CorpusError(
+            f"corpus {source}: {unknown[0]!r} is no parameter; they are {', '.join(_PARAMETERS)}"
+        )
+    chosen = {"revision": asked.get("revision")}
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        config = asked.get("name")
+        split = asked.get("split")
+        if split is None:
+            split = _only_split(source, datasets.get_dataset_split_names(name, config, **chosen))
+        return datasets.load_dataset(name, config, split=split, **chosen)
+    except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as cause:
+        reason = " ".join(str(cause).split())[:300]
+        raise CorpusError(f"corpus {source}: {reason or type(cause).__name__}") from cause
+
+
+def _only_split(source: str, names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    mark = "&" if "?" in source else "?"
+    raise CorpusError(
+        f"corpus {source}: has several splits ({', '.join(names)}); name one: "
+        f"'{source}{mark}split={names[0]}'"
+    )
+
+
+def is_dataset(table: Any) -> bool:
+    """Whether it is a `datasets.Dataset`, and no Arrow table."""
+    return hasattr(table, "with_format")
+
+
+def dataset_table(dataset: Any, columns: list[str]) -> pa.Table:
+    """Some columns of a data set, in the order in which it has its rows."""
+    return dataset.select_columns(columns).with_format("arrow")[:]
+
+
+def in_memory(table: Any) -> InMemory:
+    """A table in memory under a name: a `datasets.Dataset`, an Arrow table, or what hands one over
+    (`__arrow_c_stream__`: data frames of pandas and polars). Raises CorpusError."""
+    if is_dataset(table):
+        if not hasattr(table, "num_rows") or isinstance(table, dict):
+            kind = type(table).__name__
+            raise CorpusError(
+                f"corpus {kind}: holds several splits, or is read as it comes; name a "
+                "datasets.Dataset, for example data['train']"
+            )
+    elif not isinstance(table, pa.Table):
+        if not hasattr(table, "__arrow_c_stream__"):
+            raise CorpusError(
+                f"corpus {type(table).__name__}: is no table; name files, an Arrow table, a data "
+                "frame, or a datasets.Dataset"
+            )
+        table = pa.table(table)
+    return InMemory(f"table of {table.num_rows} rows", table)
