@@ -1,0 +1,63 @@
+"""Real weights and real texts, from the command line to other people's libraries.
+
+ARMADA_REAL_MODELS names a folder with minilm/ (all-MiniLM-L6-v2 as its authors published it),
+ARMADA_CORPORA one with rotten_tomatoes/{train,validation}.parquet (text, label)."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import CommandLine
+
+MODELS, CORPORA = os.environ.get("ARMADA_REAL_MODELS"), os.environ.get("ARMADA_CORPORA")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(MODELS is None, reason="ARMADA_REAL_MODELS names no folder of models"),
+    pytest.mark.skipif(CORPORA is None, reason="ARMADA_CORPORA names no folder of corpora"),
+]
+SETTINGS = ("epochs=2", "learning_rate=1e-4", "max_length=64", "device=cpu")
+
+
+def some_rows(name: str, count: int, folder: Path) -> Path:
+    """Rows of a real corpus, whose classes do not stand one after the other."""
+    table = pq.read_table(Path(CORPORA or "", "rotten_tomatoes", f"{name}.parquet"))
+    rows = np.random.default_rng(0).permutation(len(table))[:count]
+    pq.write_table(table.take(rows), folder / f"{name}.parquet")
+    return folder / f"{name}.parquet"
+
+
+def piped(folder: Path, file: Path) -> float:
+    """The accuracy of a student in transformers' pipeline."""
+    from transformers import pipeline
+
+    rows = pq.read_table(file).to_pydict()
+    classify = pipeline("text-classification", str(folder), truncation=True)
+    said = [answer["label"] for answer in classify(rows["text"], batch_size=32)]
+    predicted = [classify.model.config.label2id[label] for label in said]
+    return float(np.mean(np.array(predicted) == rows["label"]))
+
+
+def test_a_classifier_is_in_pipelines_what_it_is_here_and_teaches_the_next(
+    armada: CommandLine, tmp_path: Path
+) -> None:
+    train, validation = some_rows("train", 1200, tmp_path), some_rows("validation", 400, tmp_path)
+
+    def distill(output: Path, *settings: str) -> float:
+        """Train; the accuracy that `evaluate` finds, which is that of the pipeline."""
+        files = ("--train", train, "--validation", validation, "--student", f"{MODELS}/minilm")
+        columns = ("--text-column", "text", "--label-column", "label")
+        given = [word for each in (*SETTINGS, *settings) for word in ("--set", each)]
+        armada.done("distill", *files, *columns, "--output", output, "--quiet", *given)
+        out = armada.done("evaluate", output, "--corpus", validation, "--json")
+        accuracy: float = json.loads(out)["metrics"]["accuracy"]
+        assert piped(output / "student", validation) == pytest.approx(accuracy, abs=1e-9)
+        return accuracy
+
+    first, cache = tmp_path / "first", tmp_path / "cache"
+    assert distill(first, "student_layers=3", "control=undistilled") > 0.65
+    words = ("--corpus", train, "--text-column", "text", "--cache", cache, "--quiet")
+    armada.done("precompute", *words, "--teacher", f"classifier:{first}")
+    distill(tmp_path / "second", f"cache={cache}", "objective=kd", "student_layers=1")
