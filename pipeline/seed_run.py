@@ -19,12 +19,13 @@ from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import count_missing
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.checkpoints import steps_done
+from ..stages.distill.embedding_student import has_length_1
 from ..stages.distill.export import StudentCard, save_aligner, save_student
 from ..stages.distill.model import DistillModel, TrainedModel
 from ..stages.distill.objectives.base import Objective, Sizes
 from ..stages.distill.processes import Processes
 from ..stages.distill.speed import speed_up
-from ..stages.distill.student_source import load_student
+from ..stages.distill.student_source import default_max_length, load_student
 from ..stages.distill.tokens import choose_max_length
 from ..stages.distill.training import Run, Training, check_checkpoint, placement, train
 from ..stages.store.files.modes import follow_umask
@@ -45,6 +46,9 @@ from .run_folder import (
     write_json,
 )
 from .student_data import StudentData
+
+LENGTH_ROWS = 64
+"""How many examples tell whether a feature has length 1."""
 
 Metrics = dict[str, Any]
 
@@ -112,7 +116,8 @@ class SeedRun:
         student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout)
         if self._warns:
             data.train.warn_of_unknown(tokenizer)
-        max_length = choose_max_length(job.max_length, tokenizer, student.backbone)
+        usual = default_max_length(job, data.space)
+        max_length = choose_max_length(job.max_length, tokenizer, student.backbone, usual)
         shape = data.feature.spec.shape if data.feature is not None else None
         sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
         objective = self.objective(job, sizes)
@@ -195,9 +200,16 @@ class SeedRun:
             metric=self.data.metric,
         )
         folder = self.folder / "student"
-        save_student(folder, student, built.tokenizer, model.objective, card)
+        save_student(folder, student, built.tokenizer, model.objective, card, self._has_length_1())
         readme = model_card(self.job, metrics, self.data, student)
         (folder / "README.md").write_text(readme, encoding="utf-8")
+
+    def _has_length_1(self) -> bool:
+        """Whether what is learned from has length 1."""
+        feature, rows = self.data.feature, self.data.train.cache_rows
+        if feature is None or rows is None:
+            return False
+        return has_length_1(feature.gather(rows[:LENGTH_ROWS]))
 
 
 def _metrics(

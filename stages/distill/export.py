@@ -4,6 +4,8 @@ student/config.json, model.safetensors, tokenizer files   opens as the class tha
                               names: the family's sequence classifier, or its transformer alone
 student/heads.safetensors     the objective's parts beside the aligner; pooler.* and head.* where
                               the class has none of its own
+student/modules.json, 1_Pooling/, ...   of objective=feature: opens with sentence-transformers, with
+                              the projection that was learned
 student/armada_student.json   StudentCard: what the student is and what it reads
 aligner/aligner.safetensors   the TS aligner, if the objective has one
 """
@@ -18,8 +20,11 @@ from torch import Tensor, nn
 
 from ...cache_schemas.errors import StorageError, StudentSourceError
 from ..corpus.labels import LabelSpace
+from ..embeddings.writing import write_embedding_files
 from ..pretrained import quiet_transformers, refusing
+from .embedding_student import embedding_layers, state_pooling
 from .objectives.base import Objective
+from .objectives.feature import FeatureObjective
 from .own_classifier import read_classifier
 from .pooling import AnyPooling
 from .student import ClassifierStudent, PooledStudent, Student
@@ -48,9 +53,14 @@ class StudentCard(BaseModel):
 
 
 def save_student(
-    folder: Path, student: Student, tokenizer: Any, objective: Objective, card: StudentCard
+    folder: Path,
+    student: Student,
+    tokenizer: Any,
+    objective: Objective,
+    card: StudentCard,
+    length_1: bool = False,
 ) -> None:
-    """Write the student folder."""
+    """Write the student folder; `length_1`: whether embeddings are scaled to it."""
     tokenizer.model_max_length = card.max_length  # where whoever truncates is to cut
     # A tokenizer saves the side that it pads only if it was told one when it was made.
     tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
@@ -61,6 +71,22 @@ def save_student(
     beside = {name: t for name, t in own.items() if not name.startswith("backbone.")}
     save_parts(folder / HEADS, beside | objective.state_dict(prefix=_OBJECTIVE))
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if isinstance(objective, FeatureObjective) and isinstance(student, PooledStudent):
+        _write_embeddings(folder, student, objective, card.max_length, length_1)
+
+
+def _write_embeddings(
+    folder: Path,
+    student: PooledStudent,
+    objective: FeatureObjective,
+    max_length: int,
+    length_1: bool,
+) -> None:
+    found = state_pooling(student)
+    if found is not None:
+        pooling, pooler = found
+        layers = [*pooler, *embedding_layers(objective.projection, length_1)]
+        write_embedding_files(folder, pooling, student.state_width, layers, max_length)
 
 
 def save_parts(file: Path, tensors: dict[str, Tensor]) -> None:

@@ -2,7 +2,8 @@
 
 `pooler` is the model's own (BERT), `context` a dense layer over the first token with the model's
 activation (as DeBERTa's and DistilBERT's classifiers have; trained with the student), `cls` the
-first token, `mean` the mean over tokens, `last` the last token (decoders). `own` is what the last
+first token, `mean` the mean over tokens, `last` the last token (decoders), and others as embedding
+models have them (`../embeddings/pooling.py`). `own` is what the last
 layer of the family's own sequence classifier reads, which is no matter of this module.
 """
 
@@ -11,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..embeddings.pooling import StatePooling, pool
 from ..language.classifiers import last_token, mean_of_tokens
 
-Pooling = Literal["pooler", "context", "cls", "mean", "last"]
+Pooling = Literal["pooler", "context"] | StatePooling
 AnyPooling = Literal["own"] | Pooling
 
 
@@ -40,6 +42,8 @@ class Pooler(nn.Module):
         states_BTD: Tensor = outputs.last_hidden_state
         if self.pooling == "mean":
             return mean_of_tokens(states_BTD, mask_BT)
+        if self.pooling in ("max", "mean_sqrt_len_tokens", "weightedmean"):
+            return pool(states_BTD, mask_BT, [self.pooling])
         if self.pooling == "last":
             return last_token(states_BTD, mask_BT)
         first_BD = states_BTD[:, 0]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ...cache_schemas.chats import answered
 from ...cache_schemas.errors import StudentSourceError
+from ..embeddings.folders import read_embedding_folder
+from ..embeddings.layers import load_layers
 from ..language.tokens import encode_texts, end_ids
 from ..pretrained import refusing
 from .export import HEADS, StudentCard, load_saved_student, student_folder
@@ -71,11 +73,12 @@ class SavedReader(SavedStudent):
     card: StudentCard
 
     def __init__(
-        self, student: Student, tokenizer: Any, card: StudentCard, projection: nn.Linear | None
+        self, student: Student, tokenizer: Any, card: StudentCard, layers: nn.Module | None
     ) -> None:
+        """`layers`: from a pooled text to its embedding."""
         super().__init__()
         self.student, self.tokenizer, self.card = student, tokenizer, card
-        self.projection = projection
+        self.layers = layers
         task = card.space.task
         self.kind = "embedding" if task == "none" else task
         self.eval()
@@ -91,8 +94,8 @@ class SavedReader(SavedStudent):
         pooled_BD, output_BK = answers
         if self.kind != "embedding":
             return output_BK
-        if self.projection is not None:
-            pooled_BD = self.projection(pooled_BD)
+        if self.layers is not None:
+            pooled_BD = self.layers(pooled_BD)
         return pooled_BD
 
     def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
@@ -188,8 +191,17 @@ def load_student(folder: str | Path) -> SavedStudent:
         return SavedLanguageModel(*load_language_folder(folder))
     folder = student_folder(folder)
     student, tokenizer, card = load_saved_student(folder)
-    projection = _read_projection(folder) if card.space.task == "none" else None
-    return SavedReader(student, tokenizer, card, projection)
+    layers = _read_layers(folder, card) if card.space.task == "none" else None
+    return SavedReader(student, tokenizer, card, layers)
+
+
+def _read_layers(folder: Path, card: StudentCard) -> nn.Module | None:
+    """What is behind the student's pooling."""
+    declared = read_embedding_folder(folder, StudentSourceError)
+    if declared is None:
+        return _read_projection(folder)
+    own = 1 if card.pooling in ("pooler", "context") else 0  # there a layer is part of the pooling
+    return load_layers(declared.layers[own:], StudentSourceError)
 
 
 def _read_projection(folder: Path) -> nn.Linear | None:

@@ -59,8 +59,9 @@ class StudentSettings(BaseModel):
     pooling: Literal["auto"] | AnyPooling = Field(
         default="auto",
         description="text vector: own (what the last layer of the family's own sequence classifier "
-        "reads), pooler, context, cls, mean or last; auto is own if there is a task and such a "
-        "classifier",
+        "reads), pooler, context, cls, mean, last, max, mean_sqrt_len_tokens or weightedmean; auto "
+        "is own if there is a task and such a classifier; else as a sentence-transformers folder "
+        "declares",
     )
     max_length: int | None = Field(
         default=None, ge=2, description="most tokens of a text; default 128, or what it takes"
@@ -110,8 +111,8 @@ class PooledStudent(Student):
         self.backbone = backbone
         self._always = without_memory(backbone)
         outputs, mask_BT = ask_briefly(backbone)
-        width = outputs.last_hidden_state.shape[-1]
-        self.pooler = Pooler(pooling, backbone.config, width, dropout)
+        self.state_width = int(outputs.last_hidden_state.shape[-1])
+        self.pooler = Pooler(pooling, backbone.config, self.state_width, dropout)
         with probing(self.pooler):
             self.dim = self.pooler(outputs, mask_BT).shape[-1]
         self.head = ClassificationHead(self.dim, space.num_labels, space.regression, dropout)

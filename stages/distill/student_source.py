@@ -3,12 +3,20 @@
 Only safetensors are read, `trust_remote_code` is off, weights become float32.
 """
 
+import logging
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from ...cache_schemas.errors import StudentSourceError
 from ..corpus.labels import LabelSpace
+from ..embeddings.folders import (
+    MODULES,
+    EmbeddingFolder,
+    read_embedding_folder,
+    transformer_folder,
+)
 from ..pretrained import refusing
 from ..sources import require_safetensors, resolve
 from .own_classifier import make_classifier
@@ -16,8 +24,10 @@ from .pooling import Pooling
 from .scratch import make_config, plain_config, train_tokenizer
 from .student import PooledStudent, Student, StudentSettings, check_pooling, choose_pooling
 from .student_models import Source, load_config, load_tokenizer, match_tokenizer
+from .tokens import DEFAULT_MAX_LENGTH
 
 SCRATCH = "scratch:"
+_LOGGER = logging.getLogger(__name__)
 
 
 def load_student(
@@ -33,12 +43,47 @@ def load_student(
         student = make_classifier(source, settings.pooling, space, dropout)
         if student is not None:
             return student, source.tokenizer
+    declared = _declared(settings, space)
     if settings.pooling == "own":
         raise StudentSourceError(
             f"pooling 'own': transformers has no sequence classifier that a "
             f"{source.config.model_type} could be here; use auto, context, cls, mean or last"
         )
-    return _pooled(source, settings.pooling, space, dropout), source.tokenizer
+    asked = settings.pooling
+    if asked == "auto" and declared is not None:
+        asked = _declared_pooling(declared)
+    return _pooled(source, asked, space, dropout), source.tokenizer
+
+
+def default_max_length(settings: StudentSettings, space: LabelSpace) -> int:
+    """The most tokens of a text where the job does not say: 128, or what is declared."""
+    declared = _declared(settings, space)
+    if declared is None:
+        return DEFAULT_MAX_LENGTH
+    return declared.max_length or sys.maxsize
+
+
+def _declared(settings: StudentSettings, space: LabelSpace) -> EmbeddingFolder | None:
+    """What a folder of sentence-transformers declares, of which a student of embeddings begins."""
+    if settings.student.startswith(SCRATCH) or space.task != "none":
+        return None
+    folder = resolve(settings.student, settings.student_revision, StudentSourceError)
+    return read_embedding_folder(folder, StudentSourceError)
+
+
+def _declared_pooling(declared: EmbeddingFolder) -> Pooling:
+    if declared.pooling is None or len(declared.pooling) != 1:
+        raise StudentSourceError(
+            f"student {declared.transformer}: declares several poolings side by side, and a "
+            "student has one; choose pooling=mean, cls, last, max, ..."
+        )
+    dropped = [str(layer.settings) for layer in declared.layers if not layer.normalizes]
+    if dropped:
+        _LOGGER.warning(
+            f"student {declared.transformer}: begins with its pooling {declared.pooling[0]}, "
+            f"without the layers behind it ({'; '.join(dropped)}): the projection takes their place"
+        )
+    return declared.pooling[0]
 
 
 def _pooled(
@@ -61,7 +106,9 @@ def check_student(settings: StudentSettings) -> None:
         plain_config(settings)
         return
     revision = settings.student_revision
-    folder = resolve(settings.student, revision, StudentSourceError, ("config.json",))
+    configs = ("config.json", MODULES, "*/config.json")
+    folder = resolve(settings.student, revision, StudentSourceError, configs)
+    folder = transformer_folder(folder, StudentSourceError)
     load_config(folder)
     if Path(settings.student).is_dir() and not settings.student_from_scratch:
         require_safetensors(folder, StudentSourceError)
@@ -72,6 +119,7 @@ def _source(settings: StudentSettings, texts: Iterable[str]) -> Source:
         tokenizer = _tokenizer(settings, texts)
         return Source(settings, make_config(settings, tokenizer), tokenizer, None)
     folder = resolve(settings.student, settings.student_revision, StudentSourceError)
+    folder = transformer_folder(folder, StudentSourceError)
     config = load_config(folder)
     if not settings.student_from_scratch:
         return Source(settings, config, load_tokenizer(folder), folder)

@@ -107,8 +107,10 @@ def _asked(tokenizer: Any, segments: Sequence[str], max_length: int) -> tuple[st
     return shortened_pair(tokenizer, first, second, max_length)
 
 
-def choose_max_length(asked: int | None, tokenizer: Any, backbone: Any) -> int:
-    """The most tokens of an example: as asked, or 128, or what the student can take if less.
+def choose_max_length(
+    asked: int | None, tokenizer: Any, backbone: Any, default: int = DEFAULT_MAX_LENGTH
+) -> int:
+    """The most tokens of an example: as asked, or the default, or what the student takes if less.
 
     Raises StudentSourceError if more is asked than the student can take, or too few for text."""
     limit = token_limit(tokenizer, backbone)
@@ -121,4 +123,4 @@ def choose_max_length(asked: int | None, tokenizer: Any, backbone: Any) -> int:
         raise StudentSourceError(
             f"max_length {asked}: the student takes {limit} tokens at most; ask for fewer"
         )
-    return asked or min(DEFAULT_MAX_LENGTH, limit)
+    return asked or min(default, limit)

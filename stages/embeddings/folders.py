@@ -34,7 +34,7 @@ _TEXT_CONFIGS = (
 )
 """Older releases named it by the model."""
 
-_OLD_POOLINGS: Mapping[str, StatePooling] = {
+OLD_POOLINGS: Mapping[str, StatePooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -111,6 +111,14 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
         prompts=prompts,
         default_prompt=_default_prompt(folder, document, prompts, error),
     )
+
+
+def transformer_folder(folder: Path, error: type[InputError]) -> Path:
+    """Where the transformer lies: at the top, or where a folder of sentence-transformers says."""
+    if (folder / "config.json").is_file() or not (folder / MODULES).is_file():
+        return folder
+    modules = _read_modules(folder, error)
+    return modules[0][1] if modules else folder
 
 
 def _read_modules(folder: Path, error: type[InputError]) -> list[tuple[str, Path]]:
@@ -192,7 +200,7 @@ def _read_pooling(folder: Path, error: type[InputError]) -> tuple[tuple[StatePoo
     document = _read(file, error)
     modes = document.get("pooling_mode")
     if modes is None:
-        modes = [mode for key, mode in _OLD_POOLINGS.items() if document.get(key)] or ["mean"]
+        modes = [mode for key, mode in OLD_POOLINGS.items() if document.get(key)] or ["mean"]
     named = [modes] if isinstance(modes, str) else modes
     found: tuple[Any, ...] = tuple("last" if mode == "lasttoken" else mode for mode in named)
     unknown = [mode for mode in found if mode not in STATE_POOLINGS]

@@ -99,6 +99,7 @@ class Dense(nn.Module):
 
     def __init__(self, settings: DenseSettings) -> None:
         super().__init__()
+        self.settings = settings
         narrow, wide = settings.in_features, settings.out_features
         self.linear = nn.Linear(narrow, wide, bias=settings.bias)
         self.activation_function = activation(settings.activation_function)

@@ -191,7 +191,7 @@ def cut_heads(folder: Path) -> None:
         pytest.param(not_json, "armada_student.json", id="card-is-no-json"),
         pytest.param(edit_card(card_version=2), "card_version", id="newer-card"),
         pytest.param(edit_card(colour="red"), "colour", id="unknown-key"),
-        pytest.param(edit_card(pooling="max"), "pooling", id="unknown-pooling"),
+        pytest.param(edit_card(pooling="median"), "pooling", id="unknown-pooling"),
         pytest.param(edit_card(pooling="context"), "does not fit its card", id="other-pooling"),
         pytest.param(lose_the_head, "does not fit its card: head.linear.bias", id="no-head"),
         pytest.param(another_head, "heads.safetensors: .* size mismatch", id="other-head"),

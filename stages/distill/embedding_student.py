@@ -1,0 +1,64 @@
+"""A student of `objective=feature` as a model of embeddings, which sentence-transformers opens.
+
+pooled text -> the projection that was learned -> length 1, where the teacher's embeddings have it
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ..embeddings.layers import Dense, Normalize
+from ..embeddings.pooling import StatePooling
+from ..embeddings.writing import activation_name, dense_layer
+from ..language.probes import ask_briefly, probing
+from .student import PooledStudent
+
+_IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+def embedding_layers(projection: nn.Linear, length_1: bool) -> list[Dense | Normalize]:
+    """From a pooled text to its embedding."""
+    layer = dense_layer(projection.weight, projection.bias, _IDENTITY)
+    return [layer, Normalize()] if length_1 else [layer]
+
+
+def state_pooling(student: PooledStudent) -> tuple[StatePooling, list[Dense | Normalize]] | None:
+    """The student's pooling as one of token states, and a layer behind it; None where there is no
+    such layer: its pooler is more than a dense one over the first token, or has an activation that
+    torch.nn lacks."""
+    if student.pooling != "pooler" and student.pooling != "context":
+        return student.pooling, []
+    found = _dense_over_first(student)
+    return None if found is None else ("cls", [found])
+
+
+def has_length_1(features: npt.NDArray[Any]) -> bool:
+    """Whether rows [N, *shape] of a feature have length 1, up to the rounding of float16."""
+    if not len(features):
+        return False
+    lengths = np.linalg.norm(features.reshape(len(features), -1).astype(np.float64), axis=1)
+    return bool((np.abs(lengths - 1) < 5e-3).all())
+
+
+@torch.no_grad()
+def _dense_over_first(student: PooledStudent) -> Dense | None:
+    linear: Any
+    if student.pooling == "context":
+        linear, act = student.pooler.dense, student.pooler.activation
+    else:
+        own = student.backbone.pooler  # ALBERT keeps its activation beside it
+        linear = own if isinstance(own, nn.Linear) else getattr(own, "dense", None)
+        beside = getattr(student.backbone, "pooler_activation", None)
+        act = getattr(own, "activation", None) or beside or nn.Identity()
+    name = activation_name(act.cpu())
+    if not isinstance(linear, nn.Linear) or name is None:
+        return None
+    layer = dense_layer(linear.weight, linear.bias, name)
+    outputs, mask_BT = ask_briefly(student.backbone)
+    with probing(student.pooler):
+        pooled_BD = student.pooler(outputs, mask_BT)
+    found_BD = layer(outputs.last_hidden_state[:, 0].cpu())
+    return layer if torch.allclose(found_BD, pooled_BD.cpu(), atol=1e-4) else None

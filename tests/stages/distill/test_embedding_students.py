@@ -1,0 +1,170 @@
+"""Students of a feature open in sentence-transformers, and as teachers, as what armada says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from armada import load_student as load_saved
+from armada.cache_schemas.errors import StudentSourceError
+from armada.cache_schemas.keys import example_key
+from armada.stages.corpus.labels import NO_LABELS
+from armada.stages.distill.embedding_student import has_length_1
+from armada.stages.distill.export import StudentCard, save_student
+from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
+from armada.stages.distill.objectives.feature import FeatureObjective
+from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.student_source import default_max_length, load_student
+from armada.stages.precompute.teachers.base import Example
+from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
+from tiny_embeddings import dense, encode, make_embedding_model, modules
+from tiny_runs import TEXTS
+
+WIDTH = 10
+LONG = (*TEXTS[:9], "a map of the harbour " * 20)
+MAX_LENGTH = 20
+
+
+@pytest.fixture
+def save(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """A student of a feature in a folder, with weights of its own."""
+
+    def make(
+        source: str | Path, pooling: str = "auto", length_1: bool = False, **settings: Any
+    ) -> Path:
+        folder = checkpoint(source) if isinstance(source, str) else source
+        torch.manual_seed(3)
+        chosen = StudentSettings(student=str(folder), pooling=pooling, **settings)
+        student, tokenizer = load_student(chosen, NO_LABELS, [], 0.1)
+        sizes = Sizes(student.dim, 1, False, (WIDTH,))
+        objective = FeatureObjective(ObjectiveSettings(), sizes)
+        with torch.no_grad():
+            for parameter in [*student.parameters(), *objective.parameters()]:
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        card = StudentCard(
+            space=NO_LABELS,
+            pooling=student.pooling,
+            dropout=0.1,
+            max_length=MAX_LENGTH,
+            text_columns=("text",),
+            label_column=None,
+            metric="loss",
+        )
+        save_student(tmp_path / "student", student, tokenizer, objective, card, length_1)
+        return tmp_path / "student"
+
+    return make
+
+
+def by_armada(folder: Path) -> Any:
+    return np.stack([said["embedding"] for said in load_saved(folder).predict(LONG, 4)])
+
+
+def as_teacher(folder: Path) -> Any:
+    teacher = EncoderTeacher(str(folder), EncoderOptions(), torch.device("cpu"))
+    assert teacher.notes == ()
+    teacher.load()
+    with torch.inference_mode():
+        examples = [Example(example_key((text,)), (text,)) for text in LONG]
+        return np.concatenate([teacher.encode([one]).features["pooled"] for one in examples])
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [
+        ("bert", "auto"),
+        ("bert", "context"),
+        ("bert", "cls"),
+        ("bert", "mean"),
+        ("bert", "max"),
+        ("bert", "weightedmean"),
+        ("bert", "mean_sqrt_len_tokens"),
+        ("roberta", "auto"),
+        ("distilbert", "auto"),
+        ("deberta", "auto"),
+        ("opt", "auto"),
+        ("llama", "auto"),
+        ("llama", "mean"),
+    ],
+)
+def test_a_student_opens_with_its_projection(
+    save: Callable[..., Path], kind: str, pooling: str
+) -> None:
+    folder = save(kind, pooling)
+    expected = by_armada(folder)
+    assert expected.shape == (len(LONG), WIDTH)
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
+    np.testing.assert_allclose(encode(folder, LONG), expected, atol=1e-5)
+    for text, row in zip(LONG[-3:], expected[-3:], strict=True):
+        np.testing.assert_allclose(encode(folder, [text])[0], row, atol=1e-5)
+    np.testing.assert_allclose(as_teacher(folder), expected, atol=1e-5)
+
+
+def test_a_student_of_embeddings_of_length_1_has_them_too(save: Callable[..., Path]) -> None:
+    folder = save("bert", "mean", length_1=True)
+    expected = by_armada(folder)
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(encode(folder, LONG), expected, atol=1e-5)
+    np.testing.assert_allclose(as_teacher(folder), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "yes"),
+    [
+        ([[3.0, 4.0]], False),
+        ([[0.6, 0.8], [1.0, 0.0]], True),
+        ([[0.6, 0.8], [1.0, 0.2]], False),
+        (np.empty((0, 2)), False),
+    ],
+)
+def test_length_1_is_seen_in_the_feature(rows: Any, yes: bool) -> None:
+    assert has_length_1(np.asarray(rows, dtype=np.float16)) is yes
+
+
+def test_a_pooling_that_no_layer_holds_is_not_pretended(
+    save: Callable[..., Path], checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    source = shutil.copytree(checkpoint("bert"), tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu_fast"}))
+    folder = save(source, "context")
+    assert not (folder / "modules.json").exists()
+    assert by_armada(folder).shape == (len(LONG), WIDTH)
+
+
+@pytest.mark.parametrize("mode", ["cls", "mean", "max", "weightedmean"])
+def test_a_student_begins_as_its_folder_declares(
+    save: Callable[..., Path], checkpoint: Callable[[str], Path], tmp_path: Path, mode: str
+) -> None:
+    model = make_embedding_model(
+        tmp_path / "model", checkpoint("bert"), mode, [modules().Normalize()], max_length=14
+    )
+    settings = StudentSettings(student=str(model))
+    student, tokenizer = load_student(settings, NO_LABELS, [], 0.1)
+    assert student.pooling == mode
+    assert min(default_max_length(settings, NO_LABELS), tokenizer.model_max_length) == 14
+    inputs = tokenizer(list(TEXTS[:5]), padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        pooled, _ = student.eval()(**inputs)
+    pooled = torch.nn.functional.normalize(pooled, dim=-1)
+    np.testing.assert_allclose(pooled, encode(model, TEXTS[:5]), atol=1e-5)
+    other = load_student(StudentSettings(student=str(model), pooling="last"), NO_LABELS, [], 0.1)
+    assert other[0].pooling == "last"
+
+
+def test_what_a_student_cannot_begin_with_is_said(
+    checkpoint: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layers = [dense(32, 8, torch.nn.Tanh())]
+    model = make_embedding_model(tmp_path / "one", checkpoint("bert"), "cls", layers)
+    student, _ = load_student(StudentSettings(student=str(model)), NO_LABELS, [], 0.1)
+    assert student.pooling == "cls"
+    assert "without the layers behind it (Dense 32 to 8, Tanh)" in caplog.text
+    both = make_embedding_model(tmp_path / "both", checkpoint("bert"), ("cls", "mean"))
+    with pytest.raises(StudentSourceError, match="several poolings side by side"):
+        load_student(StudentSettings(student=str(both)), NO_LABELS, [], 0.1)
