@@ -206,6 +206,10 @@ def evaluate(
     corpus: Annotated[list[str] | None, typer.Option(help="file or folder with labels")] = None,
     text_column: Annotated[list[str] | None, typer.Option(help="default as in training")] = None,
     label_column: Annotated[str | None, typer.Option(help="default as in training")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="embeddings to compare with, of a student without labels")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="fingerprint or prefix of one")] = None,
     settings: Settings = None,
     keys: Keys = False,
     as_json: AsJson = False,
@@ -224,6 +228,8 @@ def evaluate(
         "corpus": corpus,
         "text_column": text_column,
         "label_column": label_column,
+        "cache": cache,
+        "teacher": teacher,
     }
     made = make(EvaluateJob, collect_keys(None, options, settings or []))
     show_evaluation(run_evaluate(made), as_json)

@@ -10,6 +10,7 @@ from ..stages.distill.export import StudentCard, load_saved_student
 from ..stages.distill.language.export import is_language_student
 from .device import choose_device
 from .distill_job import CorpusKeys
+from .embedding_evaluation import evaluate_embeddings
 from .evaluate_job import EvaluateJob
 from .jobs import make
 from .language.evaluate import evaluate_language
@@ -34,7 +35,12 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         raise JobError("max_new_tokens: is for language models; this student predicts labels")
     student, tokenizer, card = load_saved_student(folder)
     if card.space.task == "none":
-        raise JobError(f"student {folder}: was trained without labels; it predicts none")
+        if job.cache is None:
+            raise JobError(
+                f"student {folder}: its embeddings are compared with those of a --cache, for it "
+                "was trained without labels; it predicts none"
+            )
+        return evaluate_embeddings(job, _corpus_keys(job, card), folder)
     labelled = read_labelled(_corpus_keys(job, card), job.corpus, card.space)
     dataset = labelled.dataset(tokenizer, card.max_length, None)
     missing = count_missing(labelled.labels)

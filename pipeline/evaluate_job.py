@@ -17,6 +17,16 @@ class EvaluateJob(TextFormatKeys):
         default=(), description="columns of the text segments; default those of training"
     )
     label_column: str | None = Field(default=None, description="default that of training")
+    cache: Path | str | None = Field(
+        default=None,
+        description="of a student without labels: cache of the embeddings that it learned from",
+    )
+    teacher: str | None = Field(
+        default=None, description="fingerprint of their teacher, or a prefix no other one shares"
+    )
+    feature: str | None = Field(
+        default=None, description="feature to compare with; default the first one"
+    )
     limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
     skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
     batch_size: int = Field(default=64, ge=1, description="examples a batch")

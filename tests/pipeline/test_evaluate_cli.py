@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from armada import open_cache
 from armada.stages.distill.export import load_saved_student
-from tiny_runs import VALIDATION_TEXTS, class_labels
+from tiny_embeddings import encode
+from tiny_runs import TEXTS, VALIDATION_TEXTS, class_labels
 
 
 def read(file: Path) -> Any:
@@ -104,3 +106,17 @@ def test_evaluate_a_student_without_a_task(armada, distill_bench, tmp_path, refu
     armada.done(*words)
     line = refused("evaluate", tmp_path / "run", "--corpus", distill_bench.validation)
     assert line.endswith("was trained without labels; it predicts none")
+    # Its embeddings are compared with the teacher's; here by sentence-transformers as well.
+    words = ("evaluate", tmp_path / "run", "--corpus", distill_bench.train, "--json")
+    told = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
+    said = json.loads(armada.done(*words, *told))
+    cache = open_cache(distill_bench.cache, distill_bench.hash[:8])
+    wanted = cache["embedding"][cache.lookup(TEXTS)].astype(np.float64)
+    found = encode(tmp_path / "run" / "student", TEXTS).astype(np.float64)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    expected = {
+        "cosine": ((found * wanted).sum(axis=1) / lengths).mean(),
+        "mse": ((found - wanted) ** 2).mean(),
+    }
+    assert said["metrics"] == pytest.approx(expected, abs=1e-5)
+    assert said["examples"] == len(TEXTS)

@@ -1,0 +1,47 @@
+"""How near a student's embeddings are to its teacher's, on a corpus that the cache knows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cache_schemas.errors import JobError
+from ..stages.distill.saved_student import load_student
+from .answers import open_answers
+from .device import choose_device
+from .distill_job import CacheKeys, CorpusKeys
+from .evaluate_job import EvaluateJob
+from .jobs import make
+from .student_data import read_labelled
+
+
+def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dict[str, Any]:
+    """`cosine`, the mean over examples, and `mse`, over all numbers; the teacher's embeddings come
+    from the job's cache. Raises JobError for a feature of another width."""
+    student = load_student(folder).to(choose_device(job.device))
+    labelled = read_labelled(keys, job.corpus, student.card.space)
+    named = {"cache": job.cache, "teacher": job.teacher, "feature": job.feature}
+    answers = open_answers(make(CacheKeys, named))
+    feature = job.feature or answers.cache.features[0]
+    cache = answers.of(feature, [labelled.corpus]).cache
+    labelled = labelled.joined(cache, feature, job.skip_bad_rows)
+    assert labelled.cache_rows is not None
+    wanted = cache[feature].gather(labelled.cache_rows).astype(np.float64)
+    wanted = wanted.reshape(len(wanted), -1)
+    texts = [segments for batch in labelled.corpus.batches() for segments in batch]
+    said = student.predict(texts, job.batch_size)
+    found = np.stack([each["embedding"] for each in said]).astype(np.float64)
+    if found.shape != wanted.shape:
+        raise JobError(
+            f"feature {feature!r}: has {wanted.shape[1]} numbers, and the student's embeddings "
+            f"{found.shape[1]}; name the feature and the teacher that it learned from"
+        )
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    cosine = (found * wanted).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    dataset = labelled.dataset(student.tokenizer, student.card.max_length, None)
+    return {
+        "examples": len(texts),
+        "truncated_examples": dataset.truncated,
+        "skipped_rows": list(labelled.corpus.skipped),
+        "metrics": {"cosine": float(cosine.mean()), "mse": float(((found - wanted) ** 2).mean())},
+    }
