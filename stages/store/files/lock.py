@@ -26,8 +26,11 @@ PATIENCE_S = 300.0
 """Far more than any turn takes: who waits longer waits for a process that is stopped."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.1
-_A_TURN_S = 0.5
-"""Who has waited for longer says so."""
+_A_TURN_S = 1.0
+"""Who has waited for longer says so, unless for another thread of this process."""
+
+_OURS: set[Path] = set()
+"""Caches whose lock this process holds."""
 
 _LOGGER = logging.getLogger("armada")
 
@@ -40,7 +43,11 @@ def locked(cache: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
     `patience_s` seconds."""
     with open_lock(cache, WRITER_LOCK) as file:
         _wait(file, cache, patience_s)
-        yield  # closing the file frees the lock
+        _OURS.add(cache)
+        try:
+            yield  # closing the file frees the lock
+        finally:
+            _OURS.discard(cache)
 
 
 def open_lock(folder: Path, name: str) -> BinaryIO:
@@ -65,7 +72,7 @@ def _wait(file: BinaryIO, cache: Path, patience_s: float) -> None:
                 f"cache {cache}: another process has held {WRITER_LOCK} for minutes; it may be "
                 "stopped; end it and run the same command again"
             )
-        if waited > _A_TURN_S and not told:
+        if waited > _A_TURN_S and not told and cache not in _OURS:
             told = True
             _LOGGER.info(f"cache {cache}: waiting for another process, which holds {WRITER_LOCK}")
         time.sleep(pause)

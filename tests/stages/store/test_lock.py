@@ -37,11 +37,13 @@ def test_who_waits_for_more_than_a_turn_says_so(
 ) -> None:
     monkeypatch.setattr(lock, "_A_TURN_S", 0.0)
     caplog.set_level(logging.INFO, "armada")
-    with locked(tmp_path):
-        pass
-    assert caplog.messages == []
     with locked(tmp_path), pytest.raises(StorageError), locked(tmp_path, patience_s=0.05):
-        pass
+        pass  # another thread of this process would have it
+    assert caplog.messages == []
+    with lock.open_lock(tmp_path, "writer.lock") as theirs:
+        assert lock.try_lock(theirs.fileno(), tmp_path)
+        with pytest.raises(StorageError), locked(tmp_path, patience_s=0.05):
+            pass
     assert caplog.messages == [
         f"cache {tmp_path}: waiting for another process, which holds writer.lock"
     ]
