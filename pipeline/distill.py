@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 from ..cache_schemas.errors import InputError, JobError
+from ..stages.distill.checkpoints import steps_done
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.base import Objective
 from ..stages.distill.processes import Processes, processes
@@ -24,7 +25,8 @@ from .run_folder import (
     write_json,
 )
 from .seed_run import Metrics, SeedRun, resolved
-from .show import size, warn
+from .show import counted, size, warn
+from .signals import telling_what_is_kept
 from .student_data import StudentData, read_student_data
 from .student_push import check_student_push
 
@@ -34,7 +36,13 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
 
     Of several processes that a launcher started for one job, the first writes the output."""
     group = processes()
-    quiet = quiet or not group.first
+    if not group.first:
+        return _run(job, group, quiet=True)
+    with telling_what_is_kept(lambda: _kept(job)):
+        return _run(job, group, quiet)
+
+
+def _run(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
     check_student_push(job)
     finished = read_metrics(job.output) if job.resume else None
     if group.first:
@@ -63,6 +71,22 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
     if group.first:
         write_json(job.output / METRICS, summary)
     return summary
+
+
+def _kept(job: DistillJob) -> str:
+    """What an interrupted job leaves, and how to go on."""
+    if not (job.output / JOB).exists():
+        return "nothing is written yet"
+    folders = [job.output, *job.output.glob("seed-*")]
+    finished = sum(read_metrics(folder) is not None for folder in folders)
+    steps = max(steps_done(folder) for folder in folders)
+    kept = [
+        *([f"{counted(finished, 'finished seed')}"] if finished else []),
+        *([f"the checkpoint of step {steps}"] if steps else []),
+    ]
+    if not kept:
+        return "no checkpoint is written yet (save_steps); --resume begins again"
+    return f"kept: {', '.join(kept)}; --resume goes on from there"
 
 
 def read_data(job: DistillJob, objective: type[Objective]) -> StudentData:
@@ -153,6 +177,14 @@ def summarise(runs: list[Metrics]) -> Metrics:
         "validation": {
             name: spread([run["validation"][name] for run in runs])
             for name in first["validation"] or {}
+        },
+        "distinct_predictions": min(
+            (run["distinct_predictions"] for run in runs if run.get("distinct_predictions")),
+            default=None,
+        ),
+        "train_losses": {
+            name: spread([run["train_losses"][name] for run in runs])
+            for name in first.get("train_losses", {})
         },
     }
 

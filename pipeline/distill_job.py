@@ -1,6 +1,7 @@
 """The keys of a `distill` job."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,8 +11,9 @@ from ..cache_schemas.locations import Source
 from ..stages.corpus.labels import Task
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives.base import ObjectiveSettings
-from ..stages.distill.settings import TrainingSettings
+from ..stages.distill.settings import SCRATCH_LEARNING_RATE, TrainingSettings
 from ..stages.distill.student import StudentSettings
+from ..stages.distill.student_source import SCRATCH
 from ..stages.store.transfer.connection import is_local, local_path
 from .byte_counts import ByteCount
 from .corpus_keys import TextFormatKeys
@@ -148,6 +150,16 @@ class DistillJob(
         if value is not None and not re.fullmatch(r"[\w.-]+/[\w.-]{1,96}", value, re.ASCII):
             raise ValueError(f"{value!r} is not USER/NAME of letters, digits, '-', '_' and '.'")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _random_weights_learn_faster(cls, keys: Any) -> Any:
+        if not isinstance(keys, Mapping) or "learning_rate" in keys:
+            return keys
+        from_scratch = keys.get("student_from_scratch") in (True, "true")
+        if from_scratch or str(keys.get("student", "")).startswith(SCRATCH):
+            return {**keys, "learning_rate": SCRATCH_LEARNING_RATE}
+        return keys
 
     @model_validator(mode="after")
     def _needs_cache(self) -> "DistillJob":

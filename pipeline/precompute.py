@@ -31,6 +31,7 @@ from .logs import LOGGER
 from .precompute_job import PrecomputeJob, make_teacher, part_of
 from .progress import CountProgress
 from .provenance import hardware, library_versions, new_run_id, now
+from .signals import telling_what_is_kept
 
 if TYPE_CHECKING:
     from ..stages.precompute.precompute import Probe
@@ -84,6 +85,11 @@ class DryRun:
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
     """Ask the teacher about every text of the corpus that is not cached yet."""
+    with telling_what_is_kept(lambda: "all answers so far are kept; the same command goes on"):
+        return _run(job, quiet)
+
+
+def _run(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
     if job.workers is not None or job.dask is not None:
         from .distributed.precompute_cluster import run_on_cluster
 

@@ -224,6 +224,8 @@ def _metrics(
         "validation": best and {k: v for k, v in best.items() if k not in ("step", "epoch")},
         "best_epoch": training.best_epoch,
         "epochs": training.epochs,
+        "train_losses": training.losses,
+        "distinct_predictions": training.distinct_predictions,
         "train_examples": len(run.train),
         "unlabelled_examples": count_missing(data.train.labels),
         "truncated_examples": run.train.truncated,

@@ -114,11 +114,19 @@ def show_distill(metrics: dict[str, Any], output: Path, as_json: bool) -> None:
     warn_skipped(metrics.get("skipped_rows", []))
     if metrics.get("truncated_examples"):
         warn(f"{metrics['truncated_examples']} training texts were cut at max_length")
+    if metrics.get("distinct_predictions") == 1:
+        warn(
+            "the student predicts the same for every validation text: it has not learned to tell "
+            "them apart; try another learning_rate, or more epochs"
+        )
     if as_json:
         show_json(metrics)
         return
     for name, value in (metrics["validation"] or {}).items():
         print(f"{name:12} {_figure(value)}")
+    if not metrics["validation"] and metrics.get("train_losses"):
+        losses = ", ".join(f"{name} {_figure(v)}" for name, v in metrics["train_losses"].items())
+        print(f"no validation; at the end of training: {losses}")
     print(f"written to {output}")
 
 

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..cache_schemas.errors import one_line
+from .logs import LOGGER
+
 
 @dataclass(frozen=True, slots=True)
 class Signal:
@@ -47,6 +50,16 @@ def heard_by(hear: Callable[[Signal], None], patience: int) -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def telling_what_is_kept(kept: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C in the block is followed by a line that says what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        LOGGER.warning(one_line(f"interrupted; {kept()}"))
+        raise
 
 
 @contextmanager

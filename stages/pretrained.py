@@ -129,6 +129,8 @@ def read_tokenizer(folder: Path, error: type[InputError]) -> Any:
 def require_vocabulary(tokenizer: Any, folder: Path, error: type[InputError]) -> None:
     """Refuses a tokenizer that transformers made up: without its files it knows no words."""
     files = {*tokenizer.vocab_files_names.values()}
+    if tokenizer.is_fast:
+        files.add("tokenizer.json")
     if files and not any((folder / name).exists() for name in files):
         raise error(f"source {folder}: holds no tokenizer ({' or '.join(sorted(files))})")
 

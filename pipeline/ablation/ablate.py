@@ -25,6 +25,7 @@ from ..progress import CountProgress
 from ..run_folder import check_free, make_folder, read_metrics, require_free, write_json
 from ..seed_run import resolved
 from ..show import counted, warn
+from ..signals import telling_what_is_kept
 from .job import ABLATION, LOCK, LOGS, TABLE, Ablation, PlannedRun
 from .parallel import Failure, run_all
 from .plan import check
@@ -55,11 +56,10 @@ def _run_what_is_left(ablation: Ablation, quiet: bool) -> list[Failure]:
         warn(f"{counted(ablation.repeated, 'cell')} of the grids again, and run once")
     with CountProgress("ablate", "runs", len(ablation.runs), quiet) as progress:
         progress.advance(len(ablation.runs) - len(left))
-        try:
+        with telling_what_is_kept(
+            lambda: "what is finished is kept; --resume goes on with the rest"
+        ):
             failures = run_all(left, ablation.job.workers, logs, lambda: progress.advance(1))
-        except KeyboardInterrupt:
-            warn("interrupted; what is finished stays, and --resume goes on with the rest")
-            raise
     _tidy(logs)
     return failures
 

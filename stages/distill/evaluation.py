@@ -19,6 +19,8 @@ REGRESSION_METRICS = ("pearson", "spearman", "mse")
 _ERRORS = ("mse", "loss", "ece", "perplexity", "bits_per_byte")
 """The smaller, the better."""
 
+DISTINCT = "distinct_predictions"
+
 CONFIDENCE_BINS = 15
 
 Outputs = npt.NDArray[Any]
@@ -51,6 +53,21 @@ def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> di
     return _classification(shown.argmax(1), labels[given], space) | {
         "ece": calibration(shown, labels[given]).error
     }
+
+
+def distinct_predictions(
+    outputs: Outputs, labels: LabelValues, space: LabelSpace
+) -> dict[str, float]:
+    """How many different classes, or values, were predicted of rows with a label: 1 of a student
+    that has learned nothing. Empty where there is nothing to tell apart."""
+    if space.task == "none":
+        return {}
+    given = ~np.isnan(labels) if space.regression else labels != MISSING
+    if np.unique(labels[given]).size < 2:
+        return {}
+    shown = outputs[given]
+    predicted = shown.reshape(-1) if space.regression else shown.argmax(1)
+    return {DISTINCT: float(np.unique(predicted).size)}
 
 
 def require_finite(outputs: Outputs) -> None:

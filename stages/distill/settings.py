@@ -11,6 +11,14 @@ Reporter = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 """Trackers of experiments, by the names of their packages."""
 
 
+SCRATCH_LEARNING_RATE = 3e-4
+"""Measured: the highest rate at which students of both sizes learned. Accuracy on 2,000 rows of
+Rotten Tomatoes, by rate, of a BERT of 2 layers and width 128 after four epochs: 2e-5 0.480 (one
+class for all), 1e-4 0.624, 3e-4 0.670, 5e-4 0.666, 1e-3 0.662, 2e-3 0.482; of 6 layers and width
+256 after three: 1e-4 0.630, 3e-4 0.630, 5e-4 0.480 (one class for all). Loss of a Llama of 2 layers
+and width 128 on 400 texts of WikiText-2 after three epochs: 2e-5 6.80, 3e-4 5.90, 1e-3 5.25."""
+
+
 class TrainingSettings(BaseModel):
     """How to train."""
 
@@ -39,7 +47,12 @@ class TrainingSettings(BaseModel):
         default=32, ge=1, description="examples a batch, of all processes together"
     )
     gradient_accumulation: int = Field(default=1, ge=1, description="batches a step")
-    learning_rate: float = Field(default=2e-5, gt=0, description="AdamW, student and its heads")
+    learning_rate: float = Field(
+        default=2e-5,
+        gt=0,
+        description=f"AdamW, student and its heads; default {SCRATCH_LEARNING_RATE:g} for a "
+        "student from scratch",
+    )
     aligner_batch_size: int | None = Field(
         default=None,
         ge=1,

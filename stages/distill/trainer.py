@@ -12,7 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..corpus.labels import LabelSpace
 from .batches import Batch, DistillDataset, as_batch
-from .evaluation import task_metrics
+from .evaluation import distinct_predictions, task_metrics
 from .finite import FiniteLosses
 from .model import TrainedModel
 from .objectives.base import TeacherSide
@@ -193,4 +193,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
 
 def _metrics_of(space: LabelSpace) -> Callable[[Any], dict[str, float]]:
-    return lambda prediction: task_metrics(prediction.predictions, prediction.label_ids, space)
+    def metrics(prediction: Any) -> dict[str, float]:
+        outputs, labels = prediction.predictions, prediction.label_ids
+        return task_metrics(outputs, labels, space) | distinct_predictions(outputs, labels, space)
+
+    return metrics

@@ -21,6 +21,7 @@ from ..pretrained import quiet_transformers
 from .batches import DistillDataset
 from .best import BestStudent
 from .checkpoints import CHECKPOINTS, is_of_a_whole_student, last_checkpoint
+from .evaluation import DISTINCT
 from .model import TrainedModel
 from .objectives.base import AlignedObjective, freeze
 from .placement import Where, choose_placement
@@ -34,6 +35,9 @@ from .sharding import Twin, fsdp_arguments
 from .timing import StepTimes
 from .trainer import DistillTrainer
 
+NO_LOSSES = ("step", "epoch", "learning_rate", "grad_norm")
+"""What else a row of the log of training has."""
+
 
 @dataclass(slots=True)
 class Training:
@@ -43,6 +47,10 @@ class Training:
     steps: int = 0
     epochs: list[dict[str, float]] = field(default_factory=list)
     best_epoch: float | None = None
+    losses: dict[str, float] = field(default_factory=dict)
+    """The last ones that were logged in training."""
+    distinct_predictions: float | None = None
+    """Of the student that is kept, on the validation set; None where that tells nothing."""
     step_seconds: dict[str, float] = field(default_factory=dict)
     aligner_seconds: float = 0.0
     data_seconds: float = 0.0
@@ -105,13 +113,26 @@ def train(run: Run) -> Training:
     return Training(
         model=twin.filled(weights) if twin else run.model,
         steps=trainer.state.global_step,
-        epochs=best.evaluations,
+        epochs=[_without(row, DISTINCT) for row in best.evaluations],
         best_epoch=best_epoch,
+        losses=_last_losses(trainer.state.log_history),
+        distinct_predictions=next(
+            (row.get(DISTINCT) for row in best.evaluations if row["epoch"] == best_epoch), None
+        ),
         step_seconds=times.summary(),
         aligner_seconds=times.epoch_start_seconds,
         data_seconds=run.train.seconds,
         train_seconds=output.metrics["train_runtime"],
     )
+
+
+def _last_losses(log: list[dict[str, float]]) -> dict[str, float]:
+    last = next((row for row in reversed(log) if "loss" in row), {})
+    return _without(last, *NO_LOSSES)
+
+
+def _without(row: dict[str, float], *names: str) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def placement(run: Run) -> Where:

@@ -57,7 +57,7 @@ class LogitTransform:
 
 def transformer(model: Any) -> Any:
     """The part of a causal model below its head."""
-    return getattr(model, model.base_model_prefix)
+    return getattr(model, model.base_model_prefix, None) or model.get_decoder()
 
 
 def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, **more: Any) -> Any:

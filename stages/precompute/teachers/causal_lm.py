@@ -229,9 +229,12 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def _hidden_width(self) -> int:
         """H of the layers that are kept: what the head reads may be narrower than the others."""
-        config, layers = self._config.get_text_config(), self._options.hidden_layers
-        width, last = int(config.hidden_size), config.num_hidden_layers
+        layers = self._options.hidden_layers
         read_by_head = int(self._skeleton.get_output_embeddings().weight.shape[1])
+        if not layers:
+            return read_by_head
+        config = self._config.get_text_config()
+        width, last = int(config.hidden_size), config.num_hidden_layers
         if last not in layers:
             return width
         if len(layers) > 1 and width != read_by_head:
@@ -261,7 +264,11 @@ class CausalLMTeacher(CheckpointTeacher):
                 f"source {self._folder}: its tokenizer has {self._words} tokens, the model "
                 f"{self._rows}; use the model's own tokenizer, or resize the model's embeddings"
             )
-        deepest = self._config.get_text_config().num_hidden_layers
+        if self._options.hidden_layers:
+            self._check_layers()
+
+    def _check_layers(self) -> None:
+        deepest = getattr(self._config.get_text_config(), "num_hidden_layers", 0)
         beyond = [layer for layer in self._options.hidden_layers if layer > deepest]
         if beyond:
             raise JobError(f"hidden_layers: {beyond[0]} is beyond the model's; from 0 to {deepest}")

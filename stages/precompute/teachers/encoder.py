@@ -183,13 +183,20 @@ class EncoderTeacher(LanguageModelTeacher):
                 last = output.pooler_output
             states = {"pooled": last} | {f"layer_{n}": output.hidden_states[n] for n in layers}
             return {name: modes * int(each.shape[-1]) for name, each in states.items()}
-        width = getattr(self._config, "hidden_size", None)
+        width = getattr(self._text_config, "hidden_size", None)
         if width is None:
             raise TeacherSourceError(
                 f"source {self._folder}: model type {self._config.model_type!r} has no "
                 "hidden_size; name a text encoder"
             )
         return {name: modes * int(width) for name in ("pooled", *(f"layer_{n}" for n in layers))}
+
+    @property
+    def _text_config(self) -> Any:
+        """The part of the configuration that is of texts."""
+        what = f"source {self._folder}: model type {self._config.model_type!r}"
+        with refusing(TeacherSourceError, what):
+            return self._config.get_text_config()
 
     def _descriptions(self) -> dict[str, str]:
         pooling = self._options.pooling
@@ -212,10 +219,11 @@ class EncoderTeacher(LanguageModelTeacher):
             raise JobError(f"layers: of a {name}, text features alone are kept; leave it out")
         if self._gives_features:
             return
-        deepest = self._config.num_hidden_layers
-        beyond = [layer for layer in self._options.layers if layer > deepest]
-        if beyond:
-            raise JobError(f"layers: {beyond[0]} is beyond the model's; from 0 to {deepest}")
+        if self._options.layers:
+            deepest = getattr(self._text_config, "num_hidden_layers", 0)
+            beyond = [layer for layer in self._options.layers if layer > deepest]
+            if beyond:
+                raise JobError(f"layers: {beyond[0]} is beyond the model's; from 0 to {deepest}")
         if self._options.pooling == "pooler" and getattr(self._skeleton, "pooler", None) is None:
             raise JobError(f"pooling: {name} has no pooler; choose mean, cls or last")
 

@@ -127,10 +127,11 @@ class CheckpointTeacher(Teacher):
             return auto.from_config(self._config, trust_remote_code=False)
 
     def _refuse_without_text(self) -> None:
-        if "input_ids" not in inspect.signature(self._skeleton.forward).parameters:
+        names = list(inspect.signature(self._skeleton.forward).parameters)
+        if "input_ids" not in names:
             raise TeacherSourceError(
                 f"source {self._folder}: {type(self._skeleton).__name__} reads no text, but "
-                f"{self._skeleton.main_input_name}; use a model of texts"
+                f"{names[0]}; use a model of texts"
             )
 
     def _read(self) -> Any:
