@@ -91,8 +91,11 @@ def without(name: str) -> Callable[[Path], None]:
 
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "bitsandbytes": (quantised(quant_method="bitsandbytes", load_in_4bit=True), "bitsandbytes"),
-    "gptq": (quantised(quant_method="gptq", bits=4, group_size=128), "gptq"),
-    "awq": (quantised(quant_method="awq", bits=4, group_size=128, zero_point=True), "awq"),
+    "gptq": (quantised(quant_method="gptq", bits=4, group_size=128), "requires optimum"),
+    "awq": (
+        quantised(quant_method="awq", bits=4, group_size=128, zero_point=True),
+        "requires gptqmodel",
+    ),
     "compressed-tensors": (
         quantised(quant_method="compressed-tensors", format="pack-quantized", config_groups={}),
         "compressed",

@@ -20,7 +20,7 @@ from ...cache_schemas.errors import StudentSourceError
 from ..embeddings.folders import read_embedding_folder
 from ..embeddings.layers import load_layers
 from ..language.tokens import encode_texts, end_ids
-from ..pretrained import refusing
+from ..pretrained import padding_id, refusing
 from .export import HEADS, StudentCard, load_saved_student, student_folder
 from .language.evaluation import respond
 from .language.export import LanguageCard, is_language_student, load_language_folder
@@ -144,7 +144,7 @@ class SavedLanguageModel(SavedStudent):
     def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
         """Prompts as the module takes them, padded on the left, on its device."""
         prompts = self._prompts(texts)
-        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
+        width, pad = max(map(len, prompts)), padding_id(self.tokenizer)
         ids = [[pad] * (width - len(each)) + each for each in prompts]
         mask = [[0] * (width - len(each)) + [1] * len(each) for each in prompts]
         batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from ...cache_schemas.errors import StudentSourceError
+from ..language.vocabulary import word_count
 from ..pretrained import (
     LOCAL_ONLY,
+    embedding_rows,
     quiet_transformers,
     read_config,
     read_tokenizer,
@@ -135,6 +137,16 @@ def match_tokenizer(tokenizer: Any, config: Any) -> None:
     if (getattr(config, "type_vocab_size", None) or 0) < 2:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.model_input_names = names
+
+
+def check_words(model: Any, tokenizer: Any, source: str) -> None:
+    """Refuse a tokenizer with words that the model has no numbers for."""
+    words, rows = word_count(tokenizer), embedding_rows(model)
+    if words > rows:
+        raise StudentSourceError(
+            f"student {source}: its tokenizer has {words} words, the model {rows}; resize the "
+            "model's embeddings, and train adapters on the model that was resized"
+        )
 
 
 def random_model(config: Any, auto_class: str = "AutoModel") -> Any:

@@ -23,7 +23,13 @@ from .own_classifier import make_classifier
 from .pooling import Pooling
 from .scratch import make_config, plain_config, train_tokenizer
 from .student import PooledStudent, Student, StudentSettings, check_pooling, choose_pooling
-from .student_models import Source, load_config, load_tokenizer, match_tokenizer
+from .student_models import (
+    Source,
+    check_words,
+    load_config,
+    load_tokenizer,
+    match_tokenizer,
+)
 from .tokens import DEFAULT_MAX_LENGTH
 
 SCRATCH = "scratch:"
@@ -36,6 +42,14 @@ def load_student(
     """A student and its tokenizer; `texts` train a vocabulary if the student has none.
 
     Raises StudentSourceError."""
+    student, tokenizer = _load(settings, space, texts, dropout)
+    check_words(student.model, tokenizer, settings.student)
+    return student, tokenizer
+
+
+def _load(
+    settings: StudentSettings, space: LabelSpace, texts: Iterable[str], dropout: float
+) -> tuple[Student, Any]:
     source = _source(settings, texts)
     source.tokenizer.padding_side = "right"
     match_tokenizer(source.tokenizer, source.config)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ...cache_schemas.errors import StudentSourceError
-from ..pretrained import token_limit
+from ..pretrained import padding_id, token_limit
 from ..tokenizing.long_texts import shortened, shortened_pair
 
 DEFAULT_MAX_LENGTH = 128
@@ -61,7 +61,7 @@ def encode(tokenizer: Any, examples: Sequence[tuple[str, ...]], max_length: int)
     return Tokens(
         values={name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
         offsets=np.cumsum(lengths, dtype=np.int64),
-        pads={"input_ids": tokenizer.pad_token_id, "token_type_ids": 0},
+        pads={"input_ids": padding_id(tokenizer), "token_type_ids": 0},
         truncated=truncated,
         pad_left=tokenizer.padding_side == "left",
     )

@@ -1,9 +1,11 @@
 """A checkpoint that cannot be used is refused in one line, and leaves nothing in a cache."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import CommandLine
 from unusable_checkpoints import CHANGES, TEXTS, make_unusable, make_whole
 
 
@@ -53,3 +55,51 @@ def test_debug_shows_where_it_came_from(whole: Path, corpus: Path) -> None:
     with pytest.raises(TeacherSourceError) as raised:
         main([str(word) for word in words])
     assert isinstance(raised.value.__cause__, SafetensorError)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("task", ["classification", "language"])
+def test_no_student(
+    refused: Callable[..., str], whole: Path, corpus: Path, task: str, change: str
+) -> None:
+    folder = make_unusable(whole, corpus.with_name("model"), change)
+    told = refused(*distill(folder, corpus), "--set", f"task={task}")
+    assert CHANGES[change][1] in told
+    assert len(told) < 500
+
+
+def distill(student: Path, corpus: Path) -> list[object]:
+    words: list[object] = ["distill", "--train", corpus, "--text-column", "text", "--quiet"]
+    words += ["--label-column", "label", "--student", student, "--control", "undistilled"]
+    return [*words, "--output", corpus.with_name("run"), "--set", "epochs=1"]
+
+
+def test_a_student_with_more_tokens_than_rows(
+    refused: Callable[..., str], whole: Path, corpus: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = corpus.with_name("model")
+    shutil.copytree(whole, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["sings", "rain"])
+    tokenizer.save_pretrained(folder)
+    told = refused(*distill(folder, corpus), "--set", "task=classification")
+    assert "; resize the model's embeddings, and train" in told
+
+
+def test_a_tokenizer_with_neither_padding_nor_end(
+    armada: CommandLine, checkpoint: Callable[[str], Path], corpus: Path
+) -> None:
+    """Padding is masked: any token fills rows."""
+    from transformers import AutoTokenizer
+
+    folder = corpus.with_name("model")
+    shutil.copytree(checkpoint("bert"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).pad_token is None
+    words = ["--corpus", corpus, "--text-column", "text", "--cache", corpus.with_name("cache")]
+    armada.done("precompute", *words, "--teacher", f"encoder:{folder}")
+    armada.done(*distill(folder, corpus))

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ...pretrained import token_limit
+from ...pretrained import padding_id, token_limit
 from ..batches import Batch
 from .batches import PackedTexts
 
@@ -125,7 +125,7 @@ def _greedy(model: Any, tokenizer: Any, most: int, ends: Collection[int]) -> Ite
         max_new_tokens=most,
         do_sample=False,
         num_beams=1,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=padding_id(tokenizer),
         eos_token_id=sorted(ends) or None,
         suppress_tokens=list(range(len(tokenizer), rows)) or None,
     )
@@ -136,7 +136,7 @@ def _greedy(model: Any, tokenizer: Any, most: int, ends: Collection[int]) -> Ite
 
 
 def _continued(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
-    width, pad = max(map(len, prompts)), tokenizer.pad_token_id
+    width, pad = max(map(len, prompts)), padding_id(tokenizer)
     ids_BT = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts])
     mask_BT = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
     output = model.generate(

@@ -19,9 +19,9 @@ from ...pretrained import quiet_transformers
 from ...sources import digest_files, require_safetensors, resolve
 from ..export import HEADS, read_card, save_parts
 from ..objectives.base import Objective
-from ..student_models import load_backbone, load_tokenizer
+from ..student_models import check_words, load_backbone, load_tokenizer
 from .adapters import read_adapters
-from .source import AUTO_CLASS, check_words
+from .source import AUTO_CLASS
 from .student import LanguageStudent
 
 LANGUAGE_CARD = "armada_language.json"

@@ -9,12 +9,17 @@ from typing import Any
 from ....cache_schemas.errors import StudentSourceError
 from ...corpus.labels import LabelSpace
 from ...language.logits import keeps_apart, transformer
-from ...language.vocabulary import word_count
 from ...pretrained import token_limit
 from ...sources import resolve
 from ..scratch import make_config, train_byte_tokenizer
 from ..student import StudentSettings, is_decoder, keep_layers
-from ..student_models import load_backbone, load_config, load_tokenizer, random_model
+from ..student_models import (
+    check_words,
+    load_backbone,
+    load_config,
+    load_tokenizer,
+    random_model,
+)
 from ..student_source import SCRATCH
 from .adapters import with_adapters
 from .settings import LoraSettings
@@ -53,16 +58,6 @@ def choose_row_length(asked: int | None, tokenizer: Any, model: Any) -> int:
             f"max_length {asked}: the student takes {limit} tokens at most; ask for fewer"
         )
     return asked or min(DEFAULT_MAX_LENGTH, limit)
-
-
-def check_words(model: Any, tokenizer: Any, source: str) -> None:
-    """Refuse a tokenizer with words that the model has no numbers for."""
-    words, rows = word_count(tokenizer), model.get_input_embeddings().weight.shape[0]
-    if words > rows:
-        raise StudentSourceError(
-            f"student {source}: its tokenizer has {words} words, the model {rows}; resize the "
-            "model's embeddings, and train adapters on the model that was resized"
-        )
 
 
 def check_apart(student: LanguageStudent) -> None:

@@ -17,6 +17,8 @@ from armada.stages.precompute.teachers.base import Answers, Example, Teacher
 from armada.stages.precompute.teachers.classifier import ClassifierOptions, ClassifierTeacher
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
 from armada.stages.precompute.teachers.precision import PrecisionOptions
+from tiny_language_models import make_causal_lm
+from transformers import AutoModel, AutoTokenizer
 
 CPU = torch.device("cpu")
 TEXTS = (
@@ -421,3 +423,17 @@ def test_refuses_texts_without_a_token_and_foreign_tokens(
         ask(teacher, [example("rain"), example(" ")])
     with pytest.raises(TeacherOutputError, match="token 5000 is beyond"):
         ask(teacher, [example("zeppelin")])
+
+
+def test_widths_are_those_that_come_out(tmp_path: Path) -> None:
+    """OPT's 350 M model: layers of 1024 numbers, which leave as 512."""
+    folder = make_causal_lm(tmp_path, "opt", texts=TEXTS, word_embed_proj_dim=16)
+    teacher = encoder(folder, layers=(0, 1))
+    assert [spec.shape for spec in teacher.spec.features] == [(16,), (32,), (32,)]
+    teacher.load()
+    found = ask(teacher, [example(TEXTS[0])]).features
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        said = model(**tokenizer(TEXTS[0], return_tensors="pt"), output_hidden_states=True)
+    np.testing.assert_allclose(found["pooled"][0], said.last_hidden_state[0].mean(0), atol=1e-5)
+    np.testing.assert_allclose(found["layer_1"][0], said.hidden_states[1][0].mean(0), atol=1e-5)
