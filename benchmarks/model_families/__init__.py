@@ -1,0 +1,1 @@
+"""Models of all families that transformers has, made tiny, and what each can be used as."""
