@@ -154,7 +154,9 @@ class EncoderTeacher(LanguageModelTeacher):
 
     def _features(self) -> list[FeatureSpec]:
         self._check_options()
-        widths = self._widths()
+        name = type(self._skeleton).__name__
+        with refusing(TeacherSourceError, f"source {self._folder}: {name} as an encoder"):
+            widths = self._widths()
         embedding = width_after(self._layer_folders, widths["pooled"], TeacherSourceError)
         dim = self._options.dim or embedding
         if dim > embedding:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from .....cache_schemas.errors import JobError, TeacherSourceError
-from .....cache_schemas.features import FeatureSpec
 from .....cache_schemas.teachers import SettingValue
 from ....pretrained import embedding_rows, read_tokenizer, token_limit
 from ....tokenizing.unknown import Unknown
@@ -97,8 +96,6 @@ class LanguageModelTeacher(CheckpointTeacher):
         bare = self._answer(self._texts.batch([PROBE], padded=False))
         padded = self._answer(self._texts.batch([PROBE]))
         tolerance = PADDING_TOLERANCE[self._precision.torch_dtype]
-        for feature in self.spec.features:
-            self._refuse_other_shape(feature, bare[feature.name].shape[1:])
         for name, expected in bare.items():
             feature = self.spec.feature(name)
             if feature is not None and expected.shape[1:] != feature.shape:
@@ -113,14 +110,6 @@ class LanguageModelTeacher(CheckpointTeacher):
                     f"source {self._folder}: {type(self._model).__name__} answers otherwise when a "
                     f"text is padded ({name}), so its answers would depend on it; use another model"
                 )
-
-    def _refuse_other_shape(self, feature: FeatureSpec, shape: Sequence[int]) -> None:
-        if tuple(shape) != feature.shape:
-            raise TeacherSourceError(
-                f"source {self._folder}: {feature.name} of {type(self._model).__name__} is "
-                f"{list(shape)} numbers a text, by config.json {list(feature.shape)}; use another "
-                "model"
-            )
 
 
 def check_max_length(max_length: int, most: int, tokenizer: Any) -> None:
