@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.skipif(MODELS is None, reason="ARMADA_REAL_MODELS names no folder of models"),
     pytest.mark.skipif(CORPORA is None, reason="ARMADA_CORPORA names no folder of corpora"),
 ]
-SETTINGS = ("epochs=2", "learning_rate=1e-4", "max_length=64", "device=cpu")
 
 
 def some_rows(name: str, count: int, folder: Path) -> Path:
@@ -49,7 +48,7 @@ def test_a_classifier_is_in_pipelines_what_it_is_here_and_teaches_the_next(
         """Train; the accuracy that `evaluate` finds, which is that of the pipeline."""
         files = ("--train", train, "--validation", validation, "--student", f"{MODELS}/minilm")
         columns = ("--text-column", "text", "--label-column", "label")
-        given = [word for each in (*SETTINGS, *settings) for word in ("--set", each)]
+        given = [word for each in ("device=cpu", *settings) for word in ("--set", each)]
         armada.done("distill", *files, *columns, "--output", output, "--quiet", *given)
         out = armada.done("evaluate", output, "--corpus", validation, "--json")
         accuracy: float = json.loads(out)["metrics"]["accuracy"]
@@ -57,7 +56,10 @@ def test_a_classifier_is_in_pipelines_what_it_is_here_and_teaches_the_next(
         return accuracy
 
     first, cache = tmp_path / "first", tmp_path / "cache"
-    assert distill(first, "student_layers=3", "control=undistilled") > 0.65
+    brief = ("epochs=2", "learning_rate=1e-4", "max_length=64")
+    assert distill(first, "student_layers=3", "control=undistilled", *brief) > 0.65
     words = ("--corpus", train, "--text-column", "text", "--cache", cache, "--quiet")
     armada.done("precompute", *words, "--teacher", f"classifier:{first}")
-    distill(tmp_path / "second", f"cache={cache}", "objective=kd", "student_layers=1")
+    kd = (f"cache={cache}", "objective=kd", "temperature=2", "student_layers=1")
+    longer = ("epochs=4", "learning_rate=1e-3", "max_length=48")
+    assert distill(tmp_path / "second", *kd, *longer) > 0.65
