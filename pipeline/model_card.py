@@ -1,35 +1,40 @@
-"""The README of a student folder: what it is, how good, how to open it."""
+"""The README of a student folder: what it is, how good, how to open it.
 
-from typing import Any
+Its head has what model hubs read, by `huggingface_hub`'s own classes: the model it came from, the
+task, the metrics as a model index. What the base model's card says of licence and language holds
+for the student too, if that card can be had; a path of this machine is nobody else's business.
+"""
 
-import yaml
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from yaml import YAMLError
+
+from ..stages.corpus.corpus import corpus_name
 from ..stages.distill.language.student import LanguageStudent
 from ..stages.distill.student import Student
 from .distill_job import DistillJob
 from .student_data import StudentData
 
-_BODY = """{head}
-# {title}
+_BODY = """# {title}
 
 A student trained with [armada](https://arxiv.org/abs/2603.10877): objective `{objective}`,
 control `{control}`, seed {seed}. {teacher}
 
-| metric (validation) | value |
-| --- | --- |
-{rows}
+{measured}
 
-Trained on {examples} examples ({unlabelled} without a label), {columns} -> {label}.
+Trained on {examples}, {columns} -> {learned}.
 
-{opening}
-"""
+{opening}"""
 
 _PIPELINE = """It is a {model}, and opens as one:
 
 ```python
 from transformers import pipeline
 
-pipeline("text-classification", folder, truncation=True)("a text")
+pipeline("text-classification", folder, truncation=True)({text})
 ```
 """
 
@@ -37,7 +42,7 @@ _RELU = """
 A score below 0 stands for 0: the student was trained so, and `armada evaluate` reads it so.
 """
 
-_LANGUAGE = """It is a language model; with `peft`, where adapters were trained:
+_LANGUAGE = """It is a language model{adapters}:
 
 ```python
 from transformers import pipeline
@@ -46,52 +51,194 @@ pipeline("text-generation", folder)("a text")
 ```
 """
 
-_ARMADA = """transformers has no class for its head: `AutoModel` opens it without. With it:
+_PROMPTS = """
+`armada.load_student(folder).predict(["a question"])` writes prompts as in training.
+"""
+
+_ADAPTERS = ", as adapters, which `peft` puts on the model they were made for"
+
+_SENTENCES = """It opens in sentence-transformers:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+SentenceTransformer(folder).encode(["a text"])
+```
+"""
+
+_ARMADA = """`AutoModel` opens the transformer alone. With its head, and with texts as in training:
 
 ```python
 import armada
 
-armada.load_student(folder).predict(["a text"])
+armada.load_student(folder).predict([{text}])
 ```
 """
 
+_HUB_METRICS = {
+    "macro_f1": "f1",
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
+"""Metrics that the hub knows by another name."""
+
 
 def model_card(
-    job: DistillJob, metrics: dict[str, Any], data: StudentData, student: Student | LanguageStudent
+    job: DistillJob,
+    metrics: dict[str, Any],
+    data: StudentData,
+    student: Student | LanguageStudent,
+    folder: Path,
 ) -> str:
-    """Markdown with a YAML head as model hubs expect."""
-    head = {"library_name": "transformers", "tags": ["armada", "knowledge-distillation"]}
-    values = metrics["validation"] or {}
-    return _BODY.format(
-        head=f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        title=job.output.name,
-        objective=metrics["objective"],
-        control=metrics["control"],
-        seed=metrics["seed"],
-        teacher=_teacher(data),
-        rows="\n".join(f"| {name} | {value:.4f} |" for name, value in values.items()),
-        examples=metrics["train_examples"],
-        unlabelled=metrics["unlabelled_examples"],
-        columns=", ".join(f"`{name}`" for name in job.text_column),
-        label=f"`{job.label_column}`" if job.label_column else "the teacher's feature",
-        opening=_opening(student),
-    )
+    """Markdown with a YAML head as model hubs expect, of a student that is written in `folder`."""
+    return _Card(job, metrics, data, student, folder).text()
 
 
-def _opening(student: Student | LanguageStudent) -> str:
-    if isinstance(student, LanguageStudent):
-        return _LANGUAGE
-    if student.pooling != "own":
-        return _ARMADA
-    opened = _PIPELINE.format(model=type(student.model).__name__)
-    return opened + _RELU if student.space.regression else opened
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """One run, and the student that it left."""
+
+    job: DistillJob
+    metrics: dict[str, Any]
+    data: StudentData
+    student: Student | LanguageStudent
+    folder: Path
+
+    @property
+    def _task(self) -> Literal["classification", "regression", "none", "language"]:
+        return "language" if isinstance(self.student, LanguageStudent) else self.student.space.task
+
+    @property
+    def _opens_in(self) -> Literal["transformers", "peft", "sentence-transformers", "armada"]:
+        """What opens the folder as what was trained."""
+        if isinstance(self.student, LanguageStudent):
+            return "peft" if self.job.lora_rank else "transformers"
+        if (self.folder / "modules.json").is_file():
+            return "sentence-transformers"
+        own = self.student.pooling == "own" and len(self.job.text_column) <= 2
+        return "transformers" if own else "armada"
+
+    def text(self) -> str:
+        return f"---\n{self._head().to_yaml()}\n---\n\n" + _BODY.format(
+            title=self.job.output.name,
+            objective=self.metrics["objective"],
+            control=self.metrics["control"],
+            seed=self.metrics["seed"],
+            teacher=" ".join(self._teachers()) or "No teacher.",
+            measured=_table(self.metrics["validation"] or {}),
+            examples=self._examples(),
+            columns=", ".join(f"`{name}`" for name in self.job.text_column),
+            learned=self._learned(),
+            opening=self._opening(),
+        )
+
+    def _head(self) -> ModelCardData:
+        job, opens_in = self.job, self._opens_in
+        base, from_hub = _base_card(job)
+        parent = job.student if from_hub else base.base_model
+        more = ["sentence-transformers", "feature-extraction"] if self._sentences else []
+        return ModelCardData(
+            base_model=parent,
+            base_model_relation=("adapter" if job.lora_rank else "finetune") if parent else None,
+            language=base.language,
+            license=base.license,
+            license_name=base.license_name,
+            license_link=base.license_link,
+            library_name=opens_in,
+            pipeline_tag=self._pipeline_tag,
+            tags=["armada", "knowledge-distillation", *more, *(["lora"] if job.lora_rank else [])],
+            datasets=[name for name in map(_hub_dataset, job.train) if name] or None,
+            model_name=job.output.name,
+            eval_results=self._results() or None,
+        )
+
+    @property
+    def _sentences(self) -> bool:
+        return self._opens_in == "sentence-transformers"
+
+    @property
+    def _pipeline_tag(self) -> str:
+        if self._task == "language":
+            return "text-generation"
+        if self._task != "none":
+            return "text-classification"
+        return "sentence-similarity" if self._sentences else "feature-extraction"
+
+    def _results(self) -> list[EvalResult]:
+        names = list(map(corpus_name, self.job.validation))
+        return [
+            EvalResult(
+                task_type=self._pipeline_tag,
+                dataset_type=_hub_dataset(self.job.validation[0]) or names[0],
+                dataset_name=", ".join(names),
+                metric_type=_HUB_METRICS.get(name, name),
+                metric_name=name,
+                metric_value=value,
+            )
+            for name, value in (self.metrics["validation"] or {}).items()
+        ]
+
+    def _examples(self) -> str:
+        unlabelled = self.metrics["unlabelled_examples"]
+        labelled = self._task in ("classification", "regression") and unlabelled
+        told = f" ({unlabelled} without a label)" if labelled else ""
+        return f"{self.metrics['train_examples']} examples{told}"
+
+    def _learned(self) -> str:
+        if self._task == "language":
+            return "the next word"
+        return "the teacher's feature" if self._task == "none" else f"`{self.job.label_column}`"
+
+    def _opening(self) -> str:
+        segments, regression = len(self.job.text_column), self._task == "regression"
+        if self._task == "language":
+            opened = _LANGUAGE.format(adapters=_ADAPTERS if self.job.lora_rank else "")
+            return opened + _PROMPTS if segments > 1 else opened
+        if self._sentences:
+            return _SENTENCES
+        if self._opens_in == "transformers":
+            text = '"a text"' if segments == 1 else '{"text": "a text", "text_pair": "its pair"}'
+            opened = _PIPELINE.format(model=type(self.student.model).__name__, text=text)
+            return opened + _RELU if regression else opened
+        texts = ", ".join(f'"segment {number + 1}"' for number in range(segments))
+        return _ARMADA.format(text='"a text"' if segments == 1 else f"({texts})")
+
+    def _teachers(self) -> list[str]:
+        """A sentence about each teacher, if there are any."""
+        found = self.data.sources()
+        return [
+            f"Teacher `{teacher['kind']}:{teacher['name']}`, feature `{found[f'{of}feature']}`, "
+            f"fingerprint `{found[f'{of}teacher_fingerprint']}`."
+            for of in ("", "token_")
+            if (teacher := found.get(f"{of}teacher"))
+        ]
 
 
-def _teacher(data: StudentData) -> str:
-    if data.cache is None or data.feature is None:
-        return "No teacher."
-    spec = data.cache.teacher.spec
-    return (
-        f"Teacher `{spec.kind}:{spec.name}`, feature `{data.feature.spec.name}`, "
-        f"fingerprint `{data.cache.teacher.fingerprint}`."
-    )
+def _base_card(job: DistillJob) -> tuple[ModelCardData, bool]:
+    """What the card of the model says that a student began as, nothing where it has none or cannot
+    be reached; and whether that model is one of a hub."""
+    folder, nothing = Path(job.student).expanduser(), ModelCardData()
+    if job.student.startswith("scratch:") or job.student_from_scratch:
+        return nothing, False
+    from_hub = not folder.is_dir()
+    try:
+        file = folder / "README.md"
+        if from_hub:
+            file = hf_hub_download(job.student, "README.md", revision=job.student_revision)
+        return ModelCard.load(file, ignore_metadata_errors=True).data, from_hub
+    except (OSError, ValueError, YAMLError):
+        return nothing, from_hub
+
+
+def _hub_dataset(source: str) -> str | None:
+    """The id of a corpus that lies on a hub."""
+    name = source.removeprefix("hf-dataset:")
+    return name.partition("?")[0] if name != source else None
+
+
+def _table(values: dict[str, float]) -> str:
+    if not values:
+        return "It was trained without a validation set: nothing has been measured."
+    rows = (f"| {name} | {value:.4f} |" for name, value in values.items())
+    return "\n".join(["| metric (validation) | value |", "| --- | --- |", *rows])

