@@ -85,7 +85,8 @@ class PrecomputeJob(TextFormatKeys):
     @classmethod
     def _has_kind_and_source(cls, value: str) -> str:
         if not all(value.partition(":")):
-            raise ValueError("is not KIND:SOURCE")
+            hint = f"; did you mean encoder:{value}?" if "/" in value.strip("/") else ""
+            raise ValueError(f"is not KIND:SOURCE{hint}")
         kind, _, source = value.partition(":")
         return f"{kind}:{expand_home(source)}"
 

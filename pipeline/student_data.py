@@ -167,6 +167,12 @@ def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentDat
         return StudentData(train, validation, space, metric, None, None)
     answers = open_answers(job)
     name = choose_feature(job, answers.cache, objective.default_feature)
+    if objective.reads_logits and name not in answers.cache:
+        raise MissingFeatureError(
+            f"feature {name!r}: teacher {answers.cache.teacher.fingerprint[:12]} has "
+            f"{', '.join(answers.cache.features)}; {job.objective} learns from the logits of "
+            "a classifier (`armada precompute --teacher classifier:SOURCE`)"
+        )
     if objective.reads_logits:
         _check_class_names(space, answers.cache.feature_spec(name))
     corpora = [train, *([validation] if validation is not None and space.task == "none" else [])]

@@ -32,6 +32,13 @@ def test_segments_in_another_order_are_other_texts(distill_bench, tmp_path, refu
         ("made_up", {}, [], "key 'feature' is missing; the teacher has embedding, logits"),
         ("made_up", {}, ["feature=pooled"], "feature 'pooled': .* has embedding, logits"),
         ("hash", {"objective": "kd"}, [], "feature 'logits': .* has embedding"),
+        ("hash", {"teacher": "hash:6"}, [], "'hash:6': is no fingerprint; name one, .*hash:6"),
+        (
+            "hash",
+            {"objective": "kd"},
+            [],
+            "feature 'logits': .* has embedding; .*classifier:SO",
+        ),
         ("hash", {"teacher": "zzzz"}, [], "teacher 'zzzz': is not in the cache; it holds .*hash:6"),
         ("hash", {"teacher": None}, [], "holds several teachers; choose one: "),
         ("hash", {"cache": None}, [], "key 'cache' is missing; only control=undistilled needs"),
@@ -95,7 +102,8 @@ def test_a_validation_label_that_training_has_not(
     labels[4] = label
     file = write_parquet("other", {"text": VALIDATION_TEXTS, "label": labels})
     line = refused(*distill_bench.words(tmp_path / "run", validation=file))
-    assert line == f"{file} row 5: label {label} is not a whole number from 0 to 2"
+    hint = " (a missing label is null or -100)" if label == -1 else ""
+    assert line == f"{file} row 5: label {label} is not a whole number from 0 to 2{hint}"
 
 
 def test_a_validation_name_that_training_has_not(distill_bench, tmp_path, refused, write_parquet):

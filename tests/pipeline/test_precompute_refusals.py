@@ -41,6 +41,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "teacher hash key 'seed': -1: Input should be greater",
     ),
     "no kind of teacher": (["--teacher", "hash"], "job key 'teacher': 'hash': is not KIND:SOURCE"),
+    "a hub id": (["--teacher", "org/name"], "KIND:SOURCE; did you mean encoder:org/name?"),
     "no source": (["--teacher", "hash:"], "job key 'teacher': 'hash:': is not KIND:SOURCE"),
     "unknown teacher": (
         ["--teacher", "hsh:16"],

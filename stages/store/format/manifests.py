@@ -24,6 +24,11 @@ def check_cache(path: Path) -> None:
             raise DamagedCacheError(
                 f"{manifest}: is missing, and teachers are there; `armada cache repair` writes it"
             )
+        if not path.exists():
+            raise CacheError(
+                f"cache {path}: there is no such folder, and so it holds no {CACHE_MANIFEST}; this "
+                "is not an armada cache; mend the path, or make one with `armada precompute`"
+            )
         raise CacheError(
             f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache; "
             "name a folder that is one, or an empty one to make it there"
@@ -62,6 +67,8 @@ def choose_teacher(
     if prefix is None:
         raise CacheError(f"cache {path}: holds several teachers; choose one: {known}")
     problem = "is the prefix of several teachers" if matches else "is not in the cache"
+    if ":" in prefix:
+        problem = "is no fingerprint; name one, or the start of one"
     raise CacheError(f"teacher {prefix!r}: {problem}; it holds {known}")
 
 
