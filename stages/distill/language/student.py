@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ....cache_schemas.errors import StudentSourceError
 from ...corpus.labels import LabelSpace
 from ...language.logits import find_transform, looks_ahead, transformer
+from ...pretrained import refusing
 from ..aligner import ClassificationHead
 
 
@@ -24,7 +25,8 @@ class LanguageStudent(nn.Module):
         self.model = model
         self.space = space
         self.dropout = dropout
-        transform = find_transform(self.causal)
+        with refusing(StudentSourceError, f"student: {type(self.causal).__name__}"):
+            transform = find_transform(self.causal)
         if transform is None:
             raise StudentSourceError(
                 f"student: {type(self.causal).__name__} makes its logits otherwise than from its "
