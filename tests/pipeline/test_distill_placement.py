@@ -21,21 +21,27 @@ def no_memory(monkeypatch):
     monkeypatch.setattr(access, "COLD_SHARE", 0.0)
 
 
+def about_memory(err: str) -> list[str]:
+    """Warnings of a run, but for that of a student that has learned next to nothing."""
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    return [line for line in warnings if "the student predicts the same" not in line]
+
+
 @pytest.mark.usefixtures("no_memory")
 def test_random_reads_from_disk_are_warned_of(armada, distill_bench, tmp_path):
     result = armada(*distill_bench.words(tmp_path / "auto"))
     assert result.code == 0
-    warnings = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+    warnings = about_memory(result.err)
     assert len(warnings) == 1
     assert "'embedding'" in warnings[0]
     assert "placement=streamed" in warnings[0]
     result = armada(*distill_bench.words(tmp_path / "block", "--set", "placement=streamed"))
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, about_memory(result.err)) == (0, [])
 
 
 def test_features_in_memory_need_no_warning(armada, distill_bench, tmp_path):
     result = armada(*distill_bench.words(tmp_path / "auto"))
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, about_memory(result.err)) == (0, [])
 
 
 def test_other_words_are_refused(distill_bench, tmp_path, refused):

@@ -174,7 +174,9 @@ def test_choices_that_leave_a_doubt_are_refused(
     path, teachers = two_teachers
     with pytest.raises(CacheError, match=message) as caught:
         open_cache(path, prefix)
-    assert all(f"{t.fingerprint[:12]} (made_up:made up)" in str(caught.value) for t in teachers)
+    for teacher in teachers:
+        told = f"{teacher.fingerprint[:12]} (made_up:made up, seed {teacher.spec.settings['seed']})"
+        assert told in str(caught.value)
 
 
 def test_a_cache_without_a_teacher_says_so(tmp_path: Path) -> None:
