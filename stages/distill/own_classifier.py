@@ -178,7 +178,8 @@ def _settle_padding(student: ClassifierStudent, tokenizer: Any) -> None:
         _choose_padding(model, tokenizer)
     for config in (model.config, model.config.get_text_config()):
         # Where positions are counted from the id of padding (RoBERTa), it stays what it was.
-        if student.own_head.tokens == "last" or config.pad_token_id is None:
+        padding = getattr(config, "pad_token_id", None)  # which one of several parts may not have
+        if student.own_head.tokens == "last" or padding is None:
             config.pad_token_id = tokenizer.pad_token_id
     if not _heeds(student, tokenizer, "right") and _heeds(student, tokenizer, "left"):
         tokenizer.padding_side = "left"  # XLNet reads the last place of a row
