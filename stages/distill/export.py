@@ -10,6 +10,7 @@ student/armada_student.json   StudentCard: what the student is and what it reads
 aligner/aligner.safetensors   the TS aligner, if the objective has one
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -35,6 +36,7 @@ HEADS = "heads.safetensors"
 ALIGNER = "aligner.safetensors"
 _OBJECTIVE = "objective."
 _ALIGNER = "objective.aligner."
+_LOGGER = logging.getLogger(__name__)
 
 
 class StudentCard(BaseModel):
@@ -83,10 +85,15 @@ def _write_embeddings(
     length_1: bool,
 ) -> None:
     found = state_pooling(student)
-    if found is not None:
-        pooling, pooler = found
-        layers = [*pooler, *embedding_layers(objective.projection, length_1)]
-        write_embedding_files(folder, pooling, student.state_width, layers, max_length)
+    if found is None:
+        _LOGGER.warning(
+            f"student {folder}: its pooling {student.pooling} is none that sentence-transformers "
+            "has, so that armada.load_student alone gives its embeddings; pooling=mean or cls opens"
+        )
+        return
+    pooling, pooler = found
+    layers = [*pooler, *embedding_layers(objective.projection, length_1)]
+    write_embedding_files(folder, pooling, student.state_width, layers, max_length)
 
 
 def save_parts(file: Path, tensors: dict[str, Tensor]) -> None:

@@ -208,9 +208,14 @@ def _read_projection(folder: Path) -> nn.Linear | None:
     """From a pooled text to the space of the feature that was learned; None where there is none."""
     with refusing(StudentSourceError, f"student {folder}: {HEADS}"):
         tensors = load_file(folder / HEADS)
-        weight = tensors.get("objective.projection.weight")
-        if weight is None:
+        if not any(name.startswith("objective.projection.") for name in tensors):
             return None
+        weight = tensors.get("objective.projection.weight")
+        if weight is None:  # only the run knows which map its numbers stand for
+            raise StudentSourceError(
+                f"student {folder}: its orthogonal projection can be read from modules.json alone, "
+                "which it lacks; train it again, with pooling=mean, cls or last"
+            )
         bias = tensors.get("objective.projection.bias")
         projection = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
         projection.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..corpus.labels import LabelSpace
+from ..corpus.labels import LabelSpace, count_missing
 from .batches import Batch, DistillDataset, as_batch
 from .evaluation import distinct_predictions, task_metrics
 from .finite import FiniteLosses
@@ -57,6 +57,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._finite = FiniteLosses(train, deferred)
         self._terms: dict[str, torch.Tensor] = {}
         self._averaged = 0.0
+        self._evaluated: list[tuple[float, int]] = []
         super().__init__(
             model=model,
             args=arguments,
@@ -93,10 +94,28 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         dataset = eval_dataset or self.eval_dataset
         return self._own(self._loader(dataset, batch_size=self.args.per_device_eval_batch_size))
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the trainer does it, with nothing to bring together."""
+    def evaluation_loop(
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **more: Any
+    ) -> Any:
+        """As the trainer does it, with nothing to bring together; but the loss is a mean over
+        examples, where the trainer counts a last, short batch as much as the others."""
         self.gather_function = lambda tensors: tensors
-        return super().evaluation_loop(*args, **kwargs)
+        self._evaluated = []
+        more["metric_key_prefix"] = metric_key_prefix
+        found = super().evaluation_loop(dataloader, *args, **more)
+        losses, rows = map(torch.tensor, zip(*self._evaluated, strict=True))
+        total = (losses.double() * rows)[rows > 0].sum()
+        found.metrics[f"{metric_key_prefix}_loss"] = float(total / rows.sum())
+        return found
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As the trainer does it; notes the loss, and of how many examples it is the mean."""
+        loss, outputs, labels = super().prediction_step(*args, **kwargs)
+        rows = len(labels)
+        if self.model.student.space.task != "none":
+            rows -= count_missing(labels.cpu().numpy())
+        self._evaluated.append((float(loss), rows))
+        return loss, outputs, labels
 
     def _loader(self, dataset: Any, **batching: Any) -> DataLoader[Any]:
         # A generator of its own: a loader that draws from the global one would make the dropout

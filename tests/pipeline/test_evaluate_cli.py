@@ -36,6 +36,28 @@ def test_evaluate_gives_the_figures_of_validation(armada, distill_bench, tmp_pat
     assert evaluated["metrics"]["accuracy"] == pytest.approx(hits)
 
 
+@pytest.mark.parametrize("orthogonal", ["true", "false"])
+def test_the_cosine_of_validation_is_that_of_evaluate_and_of_sentence_transformers(
+    armada, distill_bench, tmp_path, write_parquet, orthogonal
+):
+    # A batch of evaluation holds 64 texts: the last one is short, and differs from the others.
+    texts = [*(TEXTS * (64 // len(TEXTS) + 1))[:64], TEXTS[0]]
+    file = write_parquet("validation", {"text": texts})
+    told = ("--set", "distance=cosine", "--set", f"orthogonal_projection={orthogonal}")
+    changes = {"objective": "feature", "label_column": None, "validation": file}
+    armada.done(*distill_bench.words(tmp_path / "run", *told, **changes))
+    cosine = 1 - read(tmp_path / "run" / "metrics.json")["validation"]["loss"]
+    words = ("evaluate", tmp_path / "run", "--corpus", file, "--json")
+    named = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
+    said = json.loads(armada.done(*words, *named))["metrics"]["cosine"]
+    cache = open_cache(distill_bench.cache, distill_bench.hash[:8])
+    wanted = cache["embedding"][cache.lookup(texts)].astype(np.float64)
+    found = encode(tmp_path / "run" / "student", texts).astype(np.float64)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    assert cosine == pytest.approx(((found * wanted).sum(axis=1) / lengths).mean(), abs=1e-5)
+    assert cosine == pytest.approx(said, abs=1e-5)
+
+
 def test_evaluate_reads_other_columns_and_leaves_unlabelled_rows_out(
     armada, distill_bench, tmp_path, write_parquet
 ):

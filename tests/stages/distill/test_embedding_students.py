@@ -16,6 +16,7 @@ from armada.stages.distill.embedding_student import has_length_1
 from armada.stages.distill.export import StudentCard, save_student
 from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
 from armada.stages.distill.objectives.feature import FeatureObjective
+from armada.stages.distill.rotations import OrthogonalMap
 from armada.stages.distill.student import StudentSettings
 from armada.stages.distill.student_source import default_max_length, load_student
 from armada.stages.precompute.teachers.base import Example
@@ -33,14 +34,20 @@ def save(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pat
     """A student of a feature in a folder, with weights of its own."""
 
     def make(
-        source: str | Path, pooling: str = "auto", length_1: bool = False, **settings: Any
+        source: str | Path,
+        pooling: str = "auto",
+        length_1: bool = False,
+        orthogonal: OrthogonalMap | None = None,
+        **settings: Any,
     ) -> Path:
         folder = checkpoint(source) if isinstance(source, str) else source
         torch.manual_seed(3)
         chosen = StudentSettings(student=str(folder), pooling=pooling, **settings)
         student, tokenizer = load_student(chosen, NO_LABELS, [], 0.1)
         sizes = Sizes(student.dim, 1, False, (WIDTH,))
-        objective = FeatureObjective(ObjectiveSettings(), sizes)
+        chosen_map = {"orthogonal_map": orthogonal, "orthogonal_projection": True}
+        given = ObjectiveSettings.model_validate(chosen_map if orthogonal else {})
+        objective = FeatureObjective(given, sizes)
         with torch.no_grad():
             for parameter in [*student.parameters(), *objective.parameters()]:
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -103,6 +110,20 @@ def test_a_student_opens_with_its_projection(
     np.testing.assert_allclose(as_teacher(folder), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("orthogonal", ["matrix_exp", "cayley"])
+def test_an_orthogonal_projection_is_kept(
+    save: Callable[..., Path], orthogonal: OrthogonalMap
+) -> None:
+    folder = save("bert", "mean", orthogonal=orthogonal)
+    expected = by_armada(folder)
+    assert expected.shape == (len(LONG), WIDTH)
+    np.testing.assert_allclose(encode(folder, LONG), expected, atol=1e-5)
+    np.testing.assert_allclose(as_teacher(folder), expected, atol=1e-5)
+    (folder / "modules.json").unlink()
+    with pytest.raises(StudentSourceError, match="orthogonal projection"):
+        load_saved(folder)
+
+
 def test_a_student_of_embeddings_of_length_1_has_them_too(save: Callable[..., Path]) -> None:
     folder = save("bert", "mean", length_1=True)
     expected = by_armada(folder)
@@ -125,7 +146,10 @@ def test_length_1_is_seen_in_the_feature(rows: Any, yes: bool) -> None:
 
 
 def test_a_pooling_that_no_layer_holds_is_not_pretended(
-    save: Callable[..., Path], checkpoint: Callable[[str], Path], tmp_path: Path
+    save: Callable[..., Path],
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     import shutil
 
@@ -134,6 +158,7 @@ def test_a_pooling_that_no_layer_holds_is_not_pretended(
     (source / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu_fast"}))
     folder = save(source, "context")
     assert not (folder / "modules.json").exists()
+    assert "armada.load_student alone gives its embeddings" in caplog.text
     assert by_armada(folder).shape == (len(LONG), WIDTH)
 
 
