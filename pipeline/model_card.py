@@ -66,6 +66,11 @@ SentenceTransformer(folder).encode(["a text"])
 ```
 """
 
+_BESIDE = """
+`sentence_transformers.SentenceTransformer(folder)` gives embeddings, with the projection that was
+trained to meet the teacher's feature.
+"""
+
 _ARMADA = """`AutoModel` opens the transformer alone. With its head, and with texts as in training:
 
 ```python
@@ -114,7 +119,7 @@ class _Card:
         """What opens the folder as what was trained."""
         if isinstance(self.student, LanguageStudent):
             return "peft" if self.job.lora_rank else "transformers"
-        if (self.folder / "modules.json").is_file():
+        if self._task == "none" and self._has_embeddings:
             return "sentence-transformers"
         own = self.student.pooling == "own" and len(self.job.text_column) <= 2
         return "transformers" if own else "armada"
@@ -190,7 +195,17 @@ class _Card:
             return "the next word"
         return "the teacher's feature" if self._task == "none" else f"`{self.job.label_column}`"
 
+    @property
+    def _has_embeddings(self) -> bool:
+        """Whether sentence-transformers opens the folder with what learned of a feature."""
+        return (self.folder / "modules.json").is_file()
+
     def _opening(self) -> str:
+        if self._has_embeddings and self._task != "none":
+            return self._opening_of_task() + _BESIDE
+        return self._opening_of_task()
+
+    def _opening_of_task(self) -> str:
         segments, regression = len(self.job.text_column), self._task == "regression"
         if self._task == "language":
             opened = _LANGUAGE.format(adapters=_ADAPTERS if self.job.lora_rank else "")

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from ..embeddings.layers import Dense, Normalize
-from ..embeddings.pooling import StatePooling
-from ..embeddings.writing import activation_name, dense_layer
+from ..embeddings.pooling import StatePooling, pool
+from ..embeddings.writing import ACTIVATION_NAMES, activation_name, dense_layer
 from ..language.probes import ask_briefly, probing
-from .student import PooledStudent
+from .own_classifier import layer_between
+from .student import ClassifierStudent, PooledStudent, Student
 
+_PROBE_IDS = (5, 6, 7, 8, 9)
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
 
@@ -25,10 +27,13 @@ def embedding_layers(projection: nn.Linear, length_1: bool) -> list[Dense | Norm
     return [layer, Normalize()] if length_1 else [layer]
 
 
-def state_pooling(student: PooledStudent) -> tuple[StatePooling, list[Dense | Normalize]] | None:
+def state_pooling(student: Student) -> tuple[StatePooling, list[Dense | Normalize]] | None:
     """The student's pooling as one of token states, and a layer behind it; None where there is no
     such layer: its pooler is more than a dense one over the first token, or has an activation that
     torch.nn lacks."""
+    if isinstance(student, ClassifierStudent):
+        return _of_classifier(student)
+    assert isinstance(student, PooledStudent)
     if student.pooling != "pooler" and student.pooling != "context":
         return student.pooling, []
     found = _dense_over_first(student)
@@ -41,6 +46,30 @@ def has_length_1(features: npt.NDArray[Any]) -> bool:
         return False
     lengths = np.linalg.norm(features.reshape(len(features), -1).astype(np.float64), axis=1)
     return bool((np.abs(lengths - 1) < 5e-3).all())
+
+
+@torch.no_grad()
+def _of_classifier(
+    student: ClassifierStudent,
+) -> tuple[StatePooling, list[Dense | Normalize]] | None:
+    """What its head reads, found by trying, on one text."""
+    ids_BT = torch.tensor([_PROBE_IDS], device=next(student.parameters()).device)
+    inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+    with probing(student):
+        wanted_BD = student(**inputs)[0].float().cpu()
+        states_BTD = student.backbone(**inputs | student._always).last_hidden_state.float().cpu()
+    linear = layer_between(student.model, student.own_head)
+    modes: tuple[StatePooling, ...] = ("cls", "last", "mean")
+    for mode in modes:
+        pooled_BD = pool(states_BTD, inputs["attention_mask"].cpu(), [mode])
+        layers: list[Dense] = []
+        if linear is not None and linear.in_features == pooled_BD.shape[-1]:
+            layers = [dense_layer(linear.weight, linear.bias, name) for name in ACTIVATION_NAMES]
+        for behind in ([], *([each] for each in layers)):
+            found_BD = nn.Sequential(*behind)(pooled_BD)
+            if found_BD.shape == wanted_BD.shape and torch.allclose(found_BD, wanted_BD, atol=1e-5):
+                return mode, [*behind]
+    return None
 
 
 @torch.no_grad()

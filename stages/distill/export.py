@@ -5,7 +5,7 @@ student/config.json, model.safetensors, tokenizer files   opens as the class tha
 student/heads.safetensors     the objective's parts beside the aligner; pooler.* and head.* where
                               the class has none of its own
 student/modules.json, 1_Pooling/, ...   of objective=feature: opens with sentence-transformers, with
-                              the projection that was learned
+                              the projection that was learned; a classifier stays one as well
 student/armada_student.json   StudentCard: what the student is and what it reads
 aligner/aligner.safetensors   the TS aligner, if the objective has one
 """
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...cache_schemas.errors import StorageError, StudentSourceError
 from ..corpus.labels import LabelSpace
 from ..embeddings.writing import write_embedding_files
+from ..language.probes import ask_briefly
 from ..pretrained import quiet_transformers, refusing
 from .embedding_student import embedding_layers, state_pooling
 from .objectives.base import Objective
@@ -73,13 +74,13 @@ def save_student(
     beside = {name: t for name, t in own.items() if not name.startswith("backbone.")}
     save_parts(folder / HEADS, beside | objective.state_dict(prefix=_OBJECTIVE))
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    if isinstance(objective, FeatureObjective) and isinstance(student, PooledStudent):
+    if isinstance(objective, FeatureObjective):
         _write_embeddings(folder, student, objective, card.max_length, length_1)
 
 
 def _write_embeddings(
     folder: Path,
-    student: PooledStudent,
+    student: Student,
     objective: FeatureObjective,
     max_length: int,
     length_1: bool,
@@ -93,7 +94,8 @@ def _write_embeddings(
         return
     pooling, pooler = found
     layers = [*pooler, *embedding_layers(objective.projection, length_1)]
-    write_embedding_files(folder, pooling, student.state_width, layers, max_length)
+    states_BTD = ask_briefly(student.backbone)[0].last_hidden_state
+    write_embedding_files(folder, pooling, states_BTD.shape[-1], layers, max_length)
 
 
 def save_parts(file: Path, tensors: dict[str, Tensor]) -> None:

@@ -155,6 +155,14 @@ def _pooled(
     return pooled
 
 
+def layer_between(model: Any, head: ClassifierHead) -> nn.Linear | None:
+    """The one linear layer between a transformer's states and the last layer: the head's, or the
+    transformer's pooler."""
+    pooler = getattr(model.base_model, "pooler", None)
+    own = pooler if isinstance(pooler, nn.Linear) else getattr(pooler, "dense", None)
+    return _dense_layer(model, head) or (own if isinstance(own, nn.Linear) else None)
+
+
 def _dense_layer(model: Any, head: ClassifierHead) -> nn.Linear | None:
     """The one linear layer between a transformer and the last layer."""
     below = {*model.base_model.modules(), model.get_submodule(head.linear)}

@@ -16,6 +16,15 @@ from .folders import MODEL_CONFIG, MODULES, OLD_POOLINGS, POOLING_CONFIG, TEXT_C
 from .layers import ACTIVATIONS, LAYER_WEIGHTS, Dense, DenseSettings, Normalize, activation
 from .pooling import StatePooling
 
+ACTIVATION_NAMES = (
+    "torch.nn.modules.linear.Identity",
+    *(
+        f"{ACTIVATIONS}.{kind}"
+        for kind in ("Tanh", "GELU", "ReLU", "SiLU", "Sigmoid", "Mish", "ELU", "Softplus")
+    ),
+)
+"""What a dense layer may end with."""
+
 _GRID = torch.linspace(-6, 6, 241)
 
 
@@ -37,9 +46,7 @@ def dense_layer(weight: Tensor, bias: Tensor | None, activation_function: str) -
 def activation_name(module: Any) -> str | None:
     """The name of torch.nn's activation that is this function, or None."""
     wanted = module(_GRID)
-    for kind in ("Identity", "Tanh", "GELU", "ReLU", "SiLU", "Sigmoid", "Mish", "ELU", "Softplus"):
-        package = "torch.nn.modules.linear" if kind == "Identity" else ACTIVATIONS
-        name = f"{package}.{kind}"
+    for name in ACTIVATION_NAMES:
         if torch.allclose(activation(name)(_GRID), wanted, atol=1e-6):
             return name
     return None

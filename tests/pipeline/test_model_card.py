@@ -26,6 +26,13 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, object], str, str]] = {
     ),
     "three segments": (SEGMENTS, {"cache": None}, "text-classification", "armada"),
     "pooled": (("--set", "pooling=mean"), {}, "text-classification", "armada"),
+    "feature": (("--objective", "feature"), {}, "text-classification", "transformers"),
+    "pooled feature": (
+        ("--objective", "feature", "--set", "pooling=mean"),
+        {},
+        "text-classification",
+        "armada",
+    ),
     "scores": (("--label-column", "score"), {}, "text-classification", "transformers"),
 }
 """Options, changes of the job; task and library in the card."""

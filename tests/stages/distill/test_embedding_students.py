@@ -11,7 +11,7 @@ import torch
 from armada import load_student as load_saved
 from armada.cache_schemas.errors import StudentSourceError
 from armada.cache_schemas.keys import example_key
-from armada.stages.corpus.labels import NO_LABELS
+from armada.stages.corpus.labels import NO_LABELS, LabelSpace
 from armada.stages.distill.embedding_student import has_length_1
 from armada.stages.distill.export import StudentCard, save_student
 from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
@@ -108,6 +108,41 @@ def test_a_student_opens_with_its_projection(
     for text, row in zip(LONG[-3:], expected[-3:], strict=True):
         np.testing.assert_allclose(encode(folder, [text])[0], row, atol=1e-5)
     np.testing.assert_allclose(as_teacher(folder), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "deberta", "opt", "llama"])
+def test_a_classifier_that_learned_a_feature_opens_as_both(
+    checkpoint: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    torch.manual_seed(3)
+    chosen = StudentSettings(student=str(checkpoint(kind)))
+    space = LabelSpace(task="classification", num_labels=3)
+    student, tokenizer = load_student(chosen, space, [], 0.1)
+    assert student.pooling == "own"
+    objective = FeatureObjective(ObjectiveSettings(), Sizes(student.dim, 3, False, (WIDTH,)))
+    card = StudentCard(
+        space=space,
+        pooling="own",
+        dropout=0.1,
+        max_length=MAX_LENGTH,
+        text_columns=("text",),
+        label_column="label",
+        metric="accuracy",
+    )
+    folder = tmp_path / "student"
+    save_student(folder, student, tokenizer, objective, card)
+    student.eval()
+    expected, logits = [], []
+    for text in LONG:
+        with torch.inference_mode():
+            given = tokenizer(text, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+            pooled, output = student(**given)
+            expected.append(objective.projection(pooled)[0].numpy())
+            logits.append(output[0].softmax(0).numpy())
+    np.testing.assert_allclose(encode(folder, LONG), expected, atol=1e-5)
+    np.testing.assert_allclose(as_teacher(folder), expected, atol=1e-5)
+    said = [each["probabilities"] for each in load_saved(folder).predict(LONG, 4)]
+    np.testing.assert_allclose(said, logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("orthogonal", ["matrix_exp", "cayley"])
