@@ -9,8 +9,8 @@ embedding        embedding
 language         generated_text
 
 What comes in: texts, without labels. What goes out: a Parquet or JSON lines file, which is there
-under its name only when it is whole. Memory: the model, the texts in Arrow, and a block of rows;
-270,000 rows of 110 characters more took 19 MB.
+under its name only when it is whole. The corpus is read first to check it, before anything is said,
+and then again, block by block. Memory: the model and a block of rows, however many there are.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,8 @@ from scipy.special import softmax
 
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source
-from ..stages.corpus.corpus import Corpus, read_corpus
+from ..stages.corpus.corpus import Corpus, CorpusStream, stream_corpus
+from ..stages.corpus.reading import Asked
 from ..stages.distill.evaluation import require_finite
 from ..stages.distill.export import StudentCard
 from ..stages.distill.saved_student import (
@@ -97,36 +98,38 @@ def run_predict(job: PredictJob, quiet: bool = False) -> Predicted:
     """Write what a student says of a corpus; raises an InputError for what is wrong."""
     check_new_file(job.output)
     student = _open(job)
-    corpus = read_corpus(
-        job.corpus,
-        _text_columns(job, student),
+    asked = Asked(
+        text_columns=_text_columns(job, student),
+        label_column=None,
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
         limit=job.limit,
         asks=True,
         form=job.file_format,
     )
+    corpus = stream_corpus(job.corpus, asked)
     chats = isinstance(student, SavedLanguageModel) and student.reads_chats
-    corpus.require_format("chat" if chats else None, f"student {job.student}")
-    if chats and not corpus.chats:
+    corpus.head.require_format("chat" if chats else None, f"student {job.student}")
+    if chats and not corpus.head.chats:
         raise JobError(f"student {job.student}: was trained on chats; name a column of turns")
     say = _saying(job, student)
     truncated = 0
     with (
         new_file(job.output) as write,
-        CountProgress("predict", "rows", len(corpus), quiet) as progress,
+        CountProgress("predict", "rows", corpus.rows, quiet) as progress,
     ):
-        for rows in _blocks(corpus):
-            columns, cut = say(corpus.examples(rows))
-            write(_table(job, corpus, rows, columns))
+        for block, rows in _blocks(corpus):
+            columns, cut = say(block.examples(rows))
+            write(_table(job, block, rows, columns))
             progress.advance(len(rows))
             truncated += cut
-    return Predicted(str(job.output), student.kind, len(corpus), truncated, corpus.skipped)
+    return Predicted(str(job.output), student.kind, corpus.rows, truncated, corpus.skipped)
 
 
-def _blocks(corpus: Corpus) -> Iterator[Rows]:
-    for start in range(0, len(corpus), BLOCK_ROWS):
-        yield np.arange(start, min(start + BLOCK_ROWS, len(corpus)))
+def _blocks(corpus: CorpusStream) -> Iterator[tuple[Corpus, Rows]]:
+    for block in corpus.blocks():
+        for start in range(0, len(block), BLOCK_ROWS):
+            yield block, np.arange(start, min(start + BLOCK_ROWS, len(block)))
 
 
 def _open(job: PredictJob) -> SavedStudent:
@@ -169,8 +172,8 @@ def _saying(job: PredictJob, student: SavedStudent) -> Say:
 def _continue(
     student: SavedLanguageModel, batch_size: int, most: int, examples: Examples
 ) -> tuple[Columns, int]:
-    said = student.predict(examples, batch_size, most)
-    return {"generated_text": pa.array([each["text"] for each in said], pa.string())}, 0
+    said, cut = student.respond(examples, batch_size, most)
+    return {"generated_text": pa.array(said, pa.string())}, cut
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from ..cache_schemas.errors import OutputError, StorageError
 from ..cache_schemas.layout import PARTIAL_SUFFIX
 from ..stages.store.files.atomic import sync_file
+from ..stages.store.files.lock import try_lock
 from .run_folder import make_folder
 
 Write = Callable[[pa.Table], object]
@@ -60,13 +62,16 @@ def check_new_file(path: Path) -> None:
 def new_file(path: Path) -> Iterator[Write]:
     """Writes tables of the same columns; the file gets its name when all are written.
 
-    What fails, or is stopped, leaves nothing; what is killed, a file with the suffix `.partial`.
-    Raises OutputError and StorageError."""
+    What fails, or is stopped, leaves nothing; what is killed, a file with the suffix `.partial`,
+    which the next one of this name removes. Raises OutputError and StorageError."""
     make_folder(path.parent)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
-        with _WRITERS[path.suffix](partial) as write:
-            yield write
+        _remove_left(path)
+        with partial.open("xb") as held:
+            _locked(held, path)
+            with _WRITERS[path.suffix](partial) as write:
+                yield write
         sync_file(partial)
         check_new_file(path)
         partial.replace(path)
@@ -77,3 +82,21 @@ def new_file(path: Path) -> Iterator[Write]:
         ) from cause
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what killed processes have left of a file: nobody holds its lock any more."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(f"{path.name}.") and left.name.endswith(PARTIAL_SUFFIX):
+            with left.open("rb") as file:
+                if _locked(file, path):
+                    left.unlink(missing_ok=True)
+
+
+def _locked(file: BinaryIO, path: Path) -> bool:
+    """Take the lock of an open file, False if another process has it; on file systems without
+    locks nobody gets it, and what is left stays."""
+    try:
+        return try_lock(file.fileno(), path)
+    except StorageError:
+        return False

@@ -21,7 +21,8 @@ from pydantic import Field, field_validator
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.locations import Source
 from ...cache_schemas.teachers import TeacherSpec
-from ...stages.corpus.corpus import Corpus, column_name, read_corpus
+from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.corpus.reading import column_name
 from ...stages.language.vocabulary import tokenizer_digest
 from ...stages.pretrained import read_tokenizer
 from ...stages.sources import resolve

@@ -8,27 +8,22 @@ chats (`chats.py`) is the one text column of its corpus.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ...cache_schemas.chats import chat_turns
 from ...cache_schemas.errors import CorpusError
 from ...cache_schemas.keys import KeyArray, example_key, keys_to_array
 from ...cache_schemas.locations import shown_url
-from .chats import EACH_ANSWER, chat_examples, holds_chats, read_chats
-from .files import Wanted, read_tables
+from .reading import Asked, column_name, first_of, read_source
 from .text_files import TextFormat
-from .values import id_values, plain_labels, text_values
-
-OPTIONAL = "?"
-"""Behind the name of a text column that may be blank."""
 
 _BATCH_ROWS = 65_536
 
@@ -152,164 +147,160 @@ def read_corpus(
     Ids are checked for repetition: those of `id_column`, which every source must have; of a column
     `id` where there is one, if `id_column` is None; none if it is False.
     Raises CorpusError naming file, row and column."""
+    asked = Asked(tuple(text_columns), label_column, id_column, skip_bad_rows, limit, asks, form)
+    _require_names(sources, text_columns)
+    parts = []
+    for source in sources:
+        blocks = list(_blocks(source, asked))
+        blocks = list(_without_repeated(blocks, _repeated_ids(partial(iter, blocks), asked)))
+        parts.append(_join_blocks(source, blocks))
+    corpus = _join([shown_url(source) for source in sources], parts)
+    _require_rows(len(corpus), sources)
+    return corpus
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusStream:
+    """A corpus of any length: all of it has been read and checked once, and is read again as often
+    as its blocks are asked for. Memory: a block, and 8 bytes for each id while they are compared.
+
+    `head` has no rows: it tells what kind of corpus it is."""
+
+    head: Corpus
+    rows: int
+    has_ids: bool
+    skipped: tuple[str, ...]
+    asked: Asked
+    repeated: tuple[tuple[str, Mapping[int, str]], ...]
+    """The sources, and of each: row -> which other one has its id."""
+
+    def blocks(self) -> Iterator[Corpus]:
+        """The good rows, in order."""
+        for source, repeated in self.repeated:
+            for block in _without_repeated(_blocks(source, self.asked), repeated):
+                if self.has_ids and block.ids is None:
+                    yield replace(block, ids=pa.nulls(len(block), pa.string()))
+                else:
+                    yield block
+
+
+def stream_corpus(sources: Sequence[str], asked: Asked) -> CorpusStream:
+    """Check the examples of `sources` as `read_corpus` does, but keep none of them."""
+    _require_names(sources, asked.text_columns)
+    rows, has_ids, skipped, heads = 0, False, list[str](), list[Corpus]()
+    repeated = list[tuple[str, dict[int, str]]]()
+    for source in sources:
+        blocks = partial(_blocks, source, asked)
+        repeated.append((source, _repeated_ids(blocks, asked)))
+        for block in _without_repeated(blocks(), repeated[-1][1]):
+            if block.chats not in {head.chats for head in heads} or not heads:
+                heads.append(block.take(np.empty(0, dtype=np.int64)))
+            rows += len(block)
+            has_ids = has_ids or block.ids is not None
+            skipped += block.skipped
+    head = _join([each.sources[0] for each in heads], heads)
+    _require_rows(rows, sources)
+    return CorpusStream(head, rows, has_ids, tuple(skipped), asked, tuple(repeated))
+
+
+def _require_names(sources: Sequence[str], text_columns: Sequence[str]) -> None:
     names = {column_name(column) for column in text_columns}
     if not sources or not text_columns or len(names) < len(text_columns):
         raise CorpusError(
             f"corpus {list(sources)}, text_column {list(text_columns)}: "
             "name at least one of each, no column twice"
         )
-    asked = _Asked(tuple(text_columns), label_column, id_column, skip_bad_rows, asks)
-    parts = [_read_source(source, asked, limit, form) for source in sources]
-    corpus = _join([shown_url(source) for source in sources], parts)
-    if len(corpus) == 0:
-        raise CorpusError(f"corpus {', '.join(corpus.sources)}: holds no rows to use")
-    return corpus
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """Which columns of a corpus to read, and what to do about bad rows."""
-
-    text_columns: tuple[str, ...]
-    label_column: str | None
-    id_column: str | Literal[False] | None
-    skip_bad_rows: bool
-    asks: bool
-
-    @property
-    def wanted(self) -> Wanted:
-        others = [name for name in (self.label_column, self.id_column) if name]
-        return Wanted([column_name(each) for each in self.text_columns], others, optional="id")
-
-    def ids_in(self, table: pa.Table) -> str | None:
-        """The column of ids, if there is one."""
-        if self.id_column is None:
-            return "id" if "id" in table.column_names else None
-        return self.id_column or None
+def _require_rows(rows: int, sources: Sequence[str]) -> None:
+    if not rows:
+        raise CorpusError(f"corpus {', '.join(map(shown_url, sources))}: holds no rows to use")
 
 
-def _read_source(source: str, asked: _Asked, limit: int | None, form: TextFormat) -> Corpus:
-    """The good rows of the files of a source, numbered through."""
-    parts: list[Corpus] = []
-    starts, ids = [0], list[pa.Array]()
-    for name, table in read_tables(source, asked.wanted, form):
-        table = table.slice(0, None if limit is None else limit - starts[-1])
-        id_column = asked.ids_in(table)
-        known = id_values(name, id_column, table[id_column]) if id_column else None
-        ids += [] if known is None else [known]
-        parts.append(_read_part(name, table, asked, known))
-        starts.append(starts[-1] + len(table))
-        if starts[-1] == limit:
-            break
-    joined = _join([part.sources[0] for part in parts], parts)
-    files = Files(joined.sources, tuple(starts[:-1]))
-    numbers = joined.number_of_row + np.array(starts)[joined.source_of_row]
-    repeated = _repeated_ids(files, pa.concat_arrays(ids)) if len(ids) == len(parts) else {}
-    if repeated and not asked.skip_bad_rows:
-        raise CorpusError(_first_of(list(repeated.values())))
-    whole = replace(
+def _blocks(source: str, asked: Asked) -> Iterator[Corpus]:
+    """The good rows of a source, numbered through its files, block by block."""
+    names, starts, count = list[str](), list[int](), 0
+    for block in read_source(source, asked):
+        if names[-1:] != [block.file]:
+            names.append(block.file)
+            starts.append(count)
+        count += block.length
+        yield Corpus(
+            sources=(shown_url(source),),
+            files=(Files(tuple(names), tuple(starts)),),
+            segments=block.segments,
+            ids=block.ids,
+            labels=block.labels,
+            source_of_row=np.zeros(len(block.rows), dtype=np.int32),
+            number_of_row=starts[-1] + block.rows,
+            skipped=block.problems,
+            chats=block.chats,
+        )
+
+
+def _join_blocks(source: str, blocks: list[Corpus]) -> Corpus:
+    """All rows of one source."""
+    joined = _join([block.files[0].names[-1] for block in blocks], blocks)
+    return replace(
         joined,
         sources=(shown_url(source),),
-        files=(files,),
+        files=blocks[-1].files,
         source_of_row=np.zeros(len(joined), dtype=np.int32),
-        number_of_row=numbers,
     )
-    if not repeated:
-        return whole
-    good = whole.take(np.flatnonzero(~np.isin(numbers, list(repeated))))
-    told = (repeated[number] for number in sorted(repeated.keys() & set(numbers.tolist())))
-    return replace(good, skipped=(*whole.skipped, *told))
 
 
-def _read_part(source: str, table: pa.Table, asked: _Asked, ids: pa.Array | None) -> Corpus:
-    """The good rows of one file."""
-    text_columns, label_column = asked.text_columns, asked.label_column
-    names = asked.wanted.text
-    labels = plain_labels(source, label_column, table[label_column]) if label_column else None
-    chats = holds_chats(table[names[0]].type) and len(names) == 1
-    if chats:
-        turns, problems = read_chats(table[names[0]], asked.asks)
-        problems = {
-            row: f"corpus {source} row {row + 1}: the chat of column {names[0]!r} {problem}"
-            for row, problem in problems.items()
-        }
-    else:
-        segments = tuple(text_values(source, name, table[name]) for name in names)
-        required = [not column.endswith(OPTIONAL) for column in text_columns]
-        problems = _problems(source, dict(zip(names, segments, strict=True)), required)
+def _repeated_ids(blocks: Callable[[], Iterable[Corpus]], asked: Asked) -> dict[int, str]:
+    """Number of a row of a source -> which row has its id too; none where a file has no ids.
+
+    Raises CorpusError if there are any that are not to be skipped."""
+    hashes = [np.empty(0, dtype=np.int64)]
+    for block in blocks():
+        if block.ids is None:
+            return {}
+        # Several examples of one row are next to each other, and have one id.
+        one_a_row = np.flatnonzero(np.diff(block.number_of_row, prepend=-1))
+        values = block.ids.take(pa.array(one_a_row)).to_pylist()
+        hashes.append(np.fromiter(map(hash, values), dtype=np.int64, count=len(values)))
+    every = np.sort(np.concatenate(hashes))
+    alike = set(every[1:][every[1:] == every[:-1]].tolist())
+    problems = _same_ids(blocks(), alike) if alike else {}
     if problems and not asked.skip_bad_rows:
-        raise CorpusError(_first_of(list(problems.values())))
-    keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
-    if chats:
-        each_answer = text_columns[0].endswith(EACH_ANSWER)
-        chosen, keep = chat_examples(turns, keep, each_answer, asked.asks)
-        segments = (chosen,)
-    else:
-        segments = tuple(column.take(pa.array(keep)).fill_null("") for column in segments)
-    return Corpus(
-        sources=(source,),
-        files=(Files((source,), (0,)),),
-        segments=segments,
-        ids=None if ids is None else ids.take(pa.array(keep)),
-        labels=None if labels is None else labels.take(pa.array(keep)),
-        source_of_row=np.zeros(len(keep), dtype=np.int32),
-        number_of_row=keep,
-        skipped=tuple(problems[row] for row in sorted(problems)),
-        chats=chats,
-    )
-
-
-def column_name(text_column: str) -> str:
-    """The name of a text column, without the mark of one that may be blank, or of chats of which
-    every answer counts."""
-    return text_column.removesuffix(OPTIONAL).removesuffix(EACH_ANSWER)
-
-
-def _problems(source: str, texts: dict[str, pa.Array], required: Sequence[bool]) -> dict[int, str]:
-    """Row -> what is wrong with it."""
-    problems: dict[int, str] = {}
-    blanks = {name: _blank(column) for name, column in texts.items()}
-    for (name, blank), must in zip(blanks.items(), required, strict=True):
-        if must:
-            null = texts[name].is_null().to_numpy(zero_copy_only=False)
-            for row in np.flatnonzero(blank).tolist():
-                what = "null" if null[row] else "empty"
-                problems[row] = f"corpus {source} row {row + 1}: column {name!r} is {what}"
-    for row in np.flatnonzero(np.logical_and.reduce(list(blanks.values()))).tolist():
-        told = f"corpus {source} row {row + 1}: all of its columns are empty ({', '.join(texts)})"
-        problems.setdefault(row, told)
+        raise CorpusError(first_of(list(problems.values())))
     return problems
 
 
-def _blank(column: pa.Array) -> npt.NDArray[np.bool_]:
-    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0).fill_null(True)
-    found: npt.NDArray[np.bool_] = blank.to_numpy(zero_copy_only=False)
-    return found
-
-
-def _repeated_ids(files: Files, ids: pa.Array) -> dict[int, str]:
-    """Number of a row of a source -> which row has its id too."""
-    if pc.count_distinct(ids, mode="all").as_py() == len(ids):
-        return {}
+def _same_ids(blocks: Iterable[Corpus], alike: Set[int]) -> dict[int, str]:
+    """Of ids with some hashes, those that are the same."""
     first: dict[str, int] = {}
     problems = {}
-    for row, value in enumerate(ids.to_pylist()):
-        if first.setdefault(value, row) != row:
-            here, there = files.where(row), files.where(first[value])
-            # Of the same file, the row is enough.
-            there = there.removeprefix(here.rpartition("row")[0])
-            problems[row] = f"corpus {here}: id {value!r} is that of {there} too"
+    for block in blocks:
+        assert block.ids is not None
+        for number, value in zip(block.number_of_row.tolist(), block.ids.to_pylist(), strict=True):
+            if hash(value) in alike and first.setdefault(value, number) != number:
+                here, there = (block.files[0].where(row) for row in (number, first[value]))
+                # Of the same file, the row is enough.
+                there = there.removeprefix(here.rpartition("row")[0])
+                problems[number] = f"corpus {here}: id {value!r} is that of {there} too"
     return problems
 
 
-def _first_of(problems: list[str]) -> str:
-    more = f" ({len(problems)} such rows)" if len(problems) > 1 else ""
-    return f"{problems[0]}{more}; mend the file, or set skip_bad_rows=true to leave such rows out"
+def _without_repeated(blocks: Iterable[Corpus], repeated: Mapping[int, str]) -> Iterator[Corpus]:
+    """The blocks without rows whose id another row has; these are listed."""
+    bad = list(repeated)
+    for block in blocks:
+        here = np.isin(block.number_of_row, bad)
+        told = [repeated[number] for number in np.unique(block.number_of_row[here]).tolist()]
+        good = block.take(np.flatnonzero(~here)) if told else block
+        yield replace(good, skipped=(*block.skipped, *told))
 
 
 def _join(sources: Sequence[str], parts: list[Corpus]) -> Corpus:
     if len({part.chats for part in parts}) > 1:
-        kinds = ", ".join(f"{p.sources[0]} {'chats' if p.chats else 'texts'}" for p in parts)
+        named = [
+            f"{source} {'chats' if part.chats else 'texts'}"
+            for source, part in zip(sources, parts, strict=True)
+        ]
+        kinds = ", ".join(dict.fromkeys(named))
         raise CorpusError(f"corpus: chats and texts are mixed ({kinds}); make them one kind")
     return Corpus(
         sources=tuple(sources),
@@ -341,6 +332,7 @@ def _join_labels(sources: Sequence[str], parts: list[Corpus]) -> pa.Array | None
     if len(kinds) > 1:
         described = ", ".join(sorted(str(kind) for kind in kinds))
         raise CorpusError(
-            f"corpus {', '.join(sources)}: labels are of mixed types ({described}); make them one"
+            f"corpus {', '.join(dict.fromkeys(sources))}: labels are of mixed types "
+            f"({described}); make them one"
         )
     return pa.concat_arrays([column.cast(*kinds) if kinds else column for column in columns])

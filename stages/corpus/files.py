@@ -1,9 +1,10 @@
-"""Read what a job names as a corpus: Arrow tables of the chosen columns.
+"""Read what a job names as a corpus: the chosen columns as Arrow tables, a block of rows at once.
 
 Parquet, JSON (lines, or one array), CSV (RFC 4180), TSV (fields are never quoted, a quotation mark
 is text), folders written by `datasets.save_to_disk`, folders of files, globs, data sets of the hub
 (`hf-dataset:NAME?split=train`), and tables in memory. Anything fsspec opens, compressed or not
-(`.gz`, `.bz2`, ...); folders are local.
+(`.gz`, `.bz2`, ...); folders are local. Memory: a block of a file, 8,192 rows or 16 MiB; of a CSV
+with labels, which tell their type only when all are read, the file.
 """
 
 import json
@@ -33,7 +34,7 @@ from .text_files import (
     several_in_one,
 )
 
-_READERS: dict[str, Callable[[str, TextFormat, Sequence[str]], pa.Table]] = {
+_READERS: dict[str, Callable[[str, TextFormat, Sequence[str], bool], Iterator[pa.Table]]] = {
     ".jsonl": read_json,
     ".ndjson": read_json,
     ".json": read_json,
@@ -49,40 +50,57 @@ _UNREADABLE = (
 )
 
 
+_BLOCK_ROWS = 8192
+_BUFFER_BYTES = 2**20
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Columns to read: those of texts, others, and one more that may be missing."""
+    """Columns to read: those of texts, of labels, of ids, and ids that may be missing."""
 
     text: Sequence[str]
-    others: Sequence[str]
+    label: str | None
+    ids: str | None
     optional: str
 
     def columns(self, source: str, schema: pa.Schema) -> dict[str, Column]:
         """Where they lie; raises CorpusError if one does not."""
-        found = require(source, schema, [*self.text, *self.others])
+        others = [name for name in (self.label, self.ids) if name is not None]
+        found = require(source, schema, [*self.text, *others])
         if schema.names.count(self.optional) == 1:
             found.setdefault(
                 self.optional, Column((self.optional,), schema.field(self.optional).type)
             )
         return found
 
+    @property
+    def plain(self) -> list[str]:
+        """Columns of which every value is a text, whatever it looks like."""
+        others = [self.ids or self.optional]
+        return [name for name in (*self.text, *others) if name != self.label]
 
-def read_tables(source: str, wanted: Wanted, form: TextFormat) -> Iterator[tuple[str, pa.Table]]:
-    """The files of a source by name, each with its wanted columns.
+
+def read_blocks(source: str, wanted: Wanted, form: TextFormat) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of the files of a source, block by block, each with its file's name and its wanted
+    columns; of each file at least one.
 
     Raises CorpusError if one cannot be read or lacks a column."""
     name = shown_url(source)
     try:
         if isinstance(source, InMemory):
-            yield name, _from_memory(name, source.table, wanted)
+            yield from _named(name, _from_memory(name, source.table, wanted))
         elif source.startswith(HUB_DATASET):
-            yield name, _from_memory(name, open_hub_dataset(source), wanted)
+            yield from _named(name, _from_memory(name, open_hub_dataset(source), wanted))
         else:
             for file in located(source, KINDS):
                 name = shown_url(file)
-                yield name, _read(file, wanted, form)
+                yield from _named(name, _read(file, wanted, form))
     except _UNREADABLE as cause:
         raise CorpusError(f"corpus {name}: cannot be read: {_reason(cause)}") from cause
+
+
+def _named(name: str, tables: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
+    return ((name, table) for table in tables)
 
 
 def _reason(cause: BaseException) -> str:
@@ -91,25 +109,32 @@ def _reason(cause: BaseException) -> str:
     return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
 
 
-def _read(file: str, wanted: Wanted, form: TextFormat) -> pa.Table:
+def _read(file: str, wanted: Wanted, form: TextFormat) -> Iterator[pa.Table]:
     path, kind = Path(file), kind_of(file)
     if (path / SAVED).is_file():
         table = _read_saved_dataset(path)
-    elif kind == ".parquet":
+        return _blocks(table, wanted.columns(shown_url(file), table.schema))
+    if kind == ".parquet":
         return _read_parquet(file, wanted)
-    elif kind in _READERS and not path.is_dir():
-        table = _READERS[kind](file, form, wanted.text)
-        remedy = several_in_one(table.column_names)
-        if remedy and find(table.schema, wanted.text[0]) is None:
-            raise CorpusError(
-                f"corpus {shown_url(file)}: no column {wanted.text[0]!r}; it has "
-                f"{table.column_names[0]}; {remedy}"
-            )
-    else:
-        what = "is a folder; name its files" if path.is_dir() else "unknown kind of file; name a "
-        more = "" if path.is_dir() else f"{', '.join(KINDS)} file or a folder"
-        raise CorpusError(f"corpus {shown_url(file)}: {what}{more}")
-    return _selected(table, wanted.columns(shown_url(file), table.schema))
+    if kind in _READERS and not path.is_dir():
+        return _read_text_file(file, kind, wanted, form)
+    what = "is a folder; name its files" if path.is_dir() else "unknown kind of file; name a "
+    more = "" if path.is_dir() else f"{', '.join(KINDS)} file or a folder"
+    raise CorpusError(f"corpus {shown_url(file)}: {what}{more}")
+
+
+def _read_text_file(file: str, kind: str, wanted: Wanted, form: TextFormat) -> Iterator[pa.Table]:
+    columns: dict[str, Column] | None = None
+    for table in _READERS[kind](file, form, wanted.plain, wanted.label is not None):
+        if columns is None:
+            remedy = several_in_one(table.column_names)
+            if remedy and find(table.schema, wanted.text[0]) is None:
+                raise CorpusError(
+                    f"corpus {shown_url(file)}: no column {wanted.text[0]!r}; it has "
+                    f"{table.column_names[0]}; {remedy}"
+                )
+            columns = wanted.columns(shown_url(file), table.schema)
+        yield _selected(table, columns)
 
 
 def _selected(table: pa.Table, columns: dict[str, Column]) -> pa.Table:
@@ -118,21 +143,33 @@ def _selected(table: pa.Table, columns: dict[str, Column]) -> pa.Table:
     return pa.table({name: column.of(table) for name, column in columns.items()})
 
 
-def _read_parquet(file: str, wanted: Wanted) -> pa.Table:
+def _blocks(table: pa.Table, columns: dict[str, Column]) -> Iterator[pa.Table]:
+    """Of a table that is there, mapped or in memory."""
+    yield _selected(table.slice(0, 0), columns)
+    for start in range(0, len(table), _BLOCK_ROWS):
+        yield _selected(table.slice(start, _BLOCK_ROWS), columns)
+
+
+def _read_parquet(file: str, wanted: Wanted) -> Iterator[pa.Table]:
     """The wanted columns only: beside its texts a file may hold features, or images, that do not
     fit into memory."""
     if is_plain_file(file):
-        with pq.ParquetFile(file) as parquet:
-            return _columns_of(parquet, file, wanted, threads=True)
+        with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as parquet:
+            yield from _columns_of(parquet, file, wanted, threads=True)
+        return
     # Threads that read a Python file can abort a process that ends soon after (pyarrow 26).
-    with opened(file) as remote, pq.ParquetFile(remote) as parquet:
-        return _columns_of(parquet, file, wanted, threads=False)
+    with opened(file) as remote, pq.ParquetFile(remote, buffer_size=_BUFFER_BYTES) as parquet:
+        yield from _columns_of(parquet, file, wanted, threads=False)
 
 
-def _columns_of(parquet: pq.ParquetFile, file: str, wanted: Wanted, threads: bool) -> pa.Table:
+def _columns_of(
+    parquet: pq.ParquetFile, file: str, wanted: Wanted, threads: bool
+) -> Iterator[pa.Table]:
     columns = wanted.columns(shown_url(file), parquet.schema_arrow)
     roots = list(dict.fromkeys(column.root for column in columns.values()))
-    return _selected(parquet.read(columns=roots, use_threads=threads), columns)
+    yield _selected(parquet.schema_arrow.empty_table(), columns)
+    for batch in parquet.iter_batches(_BLOCK_ROWS, columns=roots, use_threads=threads):
+        yield _selected(pa.Table.from_batches([batch]), columns)
 
 
 def _read_saved_dataset(folder: Path) -> pa.Table:
@@ -145,9 +182,9 @@ def _read_saved_dataset(folder: Path) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _from_memory(name: str, table: Any, wanted: Wanted) -> pa.Table:
+def _from_memory(name: str, table: Any, wanted: Wanted) -> Iterator[pa.Table]:
     if not is_dataset(table):
-        return _selected(table, wanted.columns(name, table.schema))
+        return _blocks(table, wanted.columns(name, table.schema))
     columns = wanted.columns(name, table.features.arrow_schema)
     roots = list(dict.fromkeys(column.root for column in columns.values()))
-    return _selected(dataset_table(table, roots), columns)
+    return _blocks(dataset_table(table, roots), columns)

@@ -29,7 +29,6 @@ from fsspec.core import split_protocol
 from fsspec.utils import infer_compression
 
 from ...cache_schemas.errors import CorpusError
-from .columns import find
 
 BLOCK_BYTES = 16 * 2**20
 """What is parsed at once of a text file; no row of it can be longer."""
@@ -68,67 +67,92 @@ def opened(source: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_csv(source: str, form: TextFormat, text: Sequence[str]) -> pa.Table:
-    """Fields may be in quotation marks (RFC 4180); columns `text` are never parsed as numbers."""
+def read_csv(
+    source: str, form: TextFormat, texts: Sequence[str], typed: bool
+) -> Iterator[pa.Table]:
+    """Fields may be in quotation marks (RFC 4180)."""
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=form.delimiter or ",")
-    return _csv(source, form, text, parse)
+    return _csv(source, form, texts, typed, parse)
 
 
-def read_tsv(source: str, form: TextFormat, text: Sequence[str]) -> pa.Table:
+def read_tsv(
+    source: str, form: TextFormat, texts: Sequence[str], typed: bool
+) -> Iterator[pa.Table]:
     """Fields are never quoted: a quotation mark is text."""
     delimiter = form.delimiter or "\t"
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter, quote_char=False)
-    return _csv(source, form, text, parse)
+    return _csv(source, form, texts, typed, parse)
 
 
 def _csv(
-    source: str, form: TextFormat, text: Sequence[str], parse: pyarrow.csv.ParseOptions
-) -> pa.Table:
-    # Texts stay texts: "12" is no number and "null" no missing value.
-    convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
-    read = pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES)
+    source: str,
+    form: TextFormat,
+    texts: Sequence[str],
+    typed: bool,
+    parse: pyarrow.csv.ParseOptions,
+) -> Iterator[pa.Table]:
+    """Block by block; if `typed`, all at once, since any row may tell what its column holds."""
+    read = pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=typed)
     with _mapped(source, form.encoding, "CSV") as file:
         try:
-            return pyarrow.csv.read_csv(file, read, parse, convert)
+            names = pyarrow.csv.open_csv(file, read, parse).schema.names
+            file.seek(0)
+            # Texts stay texts: "12" is no number and "null" no missing value.
+            types = {} if typed else dict.fromkeys(names, pa.binary())
+            types |= dict.fromkeys(texts, pa.string())
+            convert = pyarrow.csv.ConvertOptions(column_types=types)
+            if typed:
+                yield pyarrow.csv.read_csv(file, read, parse, convert)
+                return
+            batches = pyarrow.csv.open_csv(file, read, parse, convert)
+            yield batches.schema.empty_table()
+            yield from map(_as_table, batches)
         except pa.ArrowException as cause:
             raise _refusal(source, cause, lambda: _csv_fault(file, parse)) from cause
 
 
-def read_json(source: str, form: TextFormat, text: Sequence[str]) -> pa.Table:
-    """One object a line, or an array of objects; columns `text` are never parsed as dates."""
-    options = pyarrow.json.ReadOptions(block_size=BLOCK_BYTES)
+def _as_table(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch])
+
+
+def read_json(
+    source: str, form: TextFormat, texts: Sequence[str], typed: bool
+) -> Iterator[pa.Table]:
+    """One object a line, or an array of objects; what looks like a date is a text. Read twice: any
+    row may tell what its column holds."""
     with _mapped(source, form.encoding, "JSON") as file:
+        lines = io.BufferedReader(file)  # which closes the file when it goes
         try:
-            table = pyarrow.json.read_json(file, options)
-            dates = [path for path in map(_path(table.schema), text) if path is not None]
-            if not dates:
-                return table
-            file.seek(0)
-            parse = pyarrow.json.ParseOptions(explicit_schema=pa.schema(_strings(dates)))
-            return pyarrow.json.read_json(file, options, parse)
+            schema = pa.schema([])
+            for table in _json_blocks(lines, None):
+                known = [field.with_type(_without_dates(field.type)) for field in table.schema]
+                schema = pa.unify_schemas([schema, pa.schema(known)], promote_options="permissive")
+            if not schema.names:
+                raise CorpusError(f"corpus {source}: cannot be read: Empty JSON file")
+            yield schema.empty_table()
+            yield from _json_blocks(lines, schema)
         except pa.ArrowException as cause:
-            raise _refusal(source, cause, lambda: _json_fault(file)) from cause
+            raise _refusal(source, cause, lambda: _json_fault(lines)) from cause
 
 
-def _path(schema: pa.Schema) -> Callable[[str], tuple[str, ...] | None]:
-    """The path to a column that was taken for dates; None for any other."""
+def _json_blocks(lines: BinaryIO, schema: pa.Schema | None) -> Iterator[pa.Table]:
+    """Whole lines of a file, about BLOCK_BYTES at once."""
+    parse = pyarrow.json.ParseOptions(explicit_schema=schema)
+    lines.seek(0)
+    for block in iter(lambda: lines.read(BLOCK_BYTES) + lines.readline(), b""):
+        read = pyarrow.json.ReadOptions(block_size=len(block))
+        yield pyarrow.json.read_json(pa.BufferReader(block), read, parse)
 
-    def look(name: str) -> tuple[str, ...] | None:
-        found = find(schema, name)
-        return found.path if found and pa.types.is_timestamp(found.type) else None
 
-    return look
-
-
-def _strings(paths: Iterable[tuple[str, ...]]) -> list[pa.Field]:
-    """Fields of texts at the ends of paths."""
-    below: dict[str, list[tuple[str, ...]]] = {}
-    for head, *rest in paths:
-        below.setdefault(head, []).append(tuple(rest))
-    return [
-        pa.field(head, pa.struct(_strings(rest)) if any(rest) else pa.string())
-        for head, rest in below.items()
-    ]
+def _without_dates(kind: pa.DataType) -> pa.DataType:
+    """A type with texts for what Arrow takes for dates."""
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_without_dates(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_dates(field.type)) for field in kind])
+    return kind
 
 
 @contextmanager
@@ -259,9 +283,9 @@ def _csv_fault(file: pa.NativeFile, parse: pyarrow.csv.ParseOptions) -> str | No
     return None
 
 
-def _json_fault(file: pa.NativeFile) -> str | None:
-    file.seek(0)
-    rows = (line for line in io.BufferedReader(file) if line.strip())
+def _json_fault(lines: BinaryIO) -> str | None:
+    lines.seek(0)
+    rows = (line for line in lines if line.strip())
     for number, line in enumerate(rows, 1):
         try:
             row = json.loads(line)

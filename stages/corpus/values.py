@@ -13,8 +13,9 @@ _TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
 _BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
-def text_values(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
-    """Texts as Arrow's large strings, nulls kept. Raises CorpusError for what is no text."""
+def text_values(source: str, name: str, column: pa.ChunkedArray, first: int) -> pa.Array:
+    """Texts as Arrow's large strings, nulls kept; the first is in row `first` (from 0) of its file.
+    Raises CorpusError for what is no text."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if kind not in (*_TEXT_TYPES, *_BYTES_TYPES) and not pa.types.is_null(kind):
         hint = ", and chats are a text column by themselves" if holds_chats(kind) else ""
@@ -26,16 +27,16 @@ def text_values(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
         whole = _whole(column, pa.large_string())
         whole.validate(full=True)
     except pa.ArrowInvalid as cause:
-        raise CorpusError(_not_utf8(source, name, column)) from cause
+        raise CorpusError(_not_utf8(source, name, column, first)) from cause
     return whole
 
 
-def _not_utf8(source: str, name: str, column: pa.ChunkedArray) -> str:
+def _not_utf8(source: str, name: str, column: pa.ChunkedArray, first: int) -> str:
     """The first row of a column that is not UTF-8, and what to do about it."""
     remedy = NAME_ENCODING if kind_of(source) in KINDS[1:] else "write it again as UTF-8"
     plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     values = (value for chunk in plain.cast(pa.large_binary()).chunks for value in chunk)
-    for row, value in enumerate(values, 1):
+    for row, value in enumerate(values, first + 1):
         if value.is_valid and (told := not_utf8(value.as_py(), remedy)):
             return f"corpus {source} row {row}: column {name!r} {told}"
     return f"corpus {source}: column {name!r} is not UTF-8; {remedy}"
@@ -52,12 +53,12 @@ def id_values(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
         ) from cause
 
 
-def plain_labels(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
+def plain_labels(source: str, name: str, column: pa.ChunkedArray, first: int) -> pa.Array:
     """Labels in the widest type of their kind, so that files may differ in the narrow ones."""
     try:
         return _plain(column)
     except pa.ArrowInvalid as cause:
-        raise CorpusError(_not_utf8(source, name, column)) from cause
+        raise CorpusError(_not_utf8(source, name, column, first)) from cause
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:

@@ -1,7 +1,7 @@
 """A folder that `distill` wrote, opened as a module that predicts, whatever kind of student it is.
 
 student = load_student("run/student")
-student.predict(["a warm and clever thriller"])     # [{"label": ..., "probabilities": [...]}]
+student.predict(["a warm and clever thriller"])     # [{"class": ..., "probabilities": [...]}]
 student(**student.encode(["a", "b"]))               # tensors, for programs of one's own
 """
 
@@ -32,8 +32,8 @@ Text = str | Sequence[str]
 """A text, or its segments in the order of training."""
 
 Prediction = dict[str, Any]
-"""Of one text. classification: `label`, a name or a number, and `probabilities`, one a class;
-regression: `score`; embedding: `embedding`, float32 [H]; language: `text`, what it says next."""
+"""Of one text. classification: `class`, a name or a number, and `probabilities`, one a class;
+regression: `score`; embedding: `embedding`, float32 [H]; language: `generated_text`."""
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -122,7 +122,7 @@ class SavedReader(SavedStudent):
             for row in output.double().softmax(1):
                 chosen = int(row.argmax())
                 label = self.classes[chosen] if self.classes else chosen
-                yield {"label": label, "probabilities": row.tolist()}
+                yield {"class": label, "probabilities": row.tolist()}
 
 
 class SavedLanguageModel(SavedStudent):
@@ -143,7 +143,7 @@ class SavedLanguageModel(SavedStudent):
 
     def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
         """Prompts as the module takes them, padded on the left, on its device."""
-        prompts = self._prompts(texts)
+        prompts, _ = self._prompts(texts)
         width, pad = max(map(len, prompts)), padding_id(self.tokenizer)
         ids = [[pad] * (width - len(each)) + each for each in prompts]
         mask = [[0] * (width - len(each)) + [1] * len(each) for each in prompts]
@@ -157,18 +157,25 @@ class SavedLanguageModel(SavedStudent):
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> list[Prediction]:
         """Its most probable response to each prompt, or how it goes on with a text."""
+        said, _ = self.respond(texts, batch_size, max_new_tokens)
+        return [{"generated_text": text} for text in said]
+
+    def respond(
+        self, texts: Sequence[Text], batch_size: int, max_new_tokens: int
+    ) -> tuple[list[str], int]:
+        """What it says, and how many of the texts were cut at the student's max_length."""
         causal = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         ends = end_ids(self.tokenizer, self.card.recipe, causal)
-        prompts = self._prompts(texts)
-        said = respond(causal, self.tokenizer, prompts, max_new_tokens, batch_size, ends)
-        return [{"text": text} for text in said]
+        prompts, cut = self._prompts(texts)
+        return respond(causal, self.tokenizer, prompts, max_new_tokens, batch_size, ends), cut
 
     @property
     def reads_chats(self) -> bool:
         """Whether examples are chats of many turns."""
         return self.card.recipe.text_format == "chat" and len(self.card.text_columns) == 1
 
-    def _prompts(self, texts: Sequence[Text]) -> list[list[int]]:
+    def _prompts(self, texts: Sequence[Text]) -> tuple[list[list[int]], int]:
+        """Their tokens, and how many of them were cut."""
         recipe = self.card.recipe
         examples = self._segments(texts)
         if self.reads_chats:  # whose prompts do not depend on the answer
@@ -179,7 +186,9 @@ class SavedLanguageModel(SavedStudent):
             recipe = recipe.model_copy(update={"end_token": False})
         found = encode_texts(self.tokenizer, recipe, examples, self.card.max_length)
         kept = found.prompts if recipe.has_prompt else found.lengths
-        return [found.of(text)[: kept[text]].tolist() for text in range(len(found))]
+        prompts = [found.of(text)[: kept[text]].tolist() for text in range(len(found))]
+        cut = found.prompts > self.card.max_length if recipe.has_prompt else found.truncated
+        return prompts, int(cut.sum())
 
 
 def load_student(folder: str | Path) -> SavedStudent:

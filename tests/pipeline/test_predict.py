@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from armada.pipeline import predict
+from armada.pipeline.prediction_files import new_file
+from armada.stages.corpus import files, text_files
 from armada.stages.distill.export import load_saved_student
 from command_line import CommandLine
 from scipy.special import softmax
@@ -206,6 +208,82 @@ def test_bad_rows_are_named_or_left_out(
     assert ids == ["x", "z"]
 
 
+WRITTEN: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
+    "a.jsonl": lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode(),
+    "a.csv": lambda rows: "".join(
+        ["id,text\n", *(f'{row["id"]},"{row["text"]}"\n' for row in rows)]
+    ).encode(),
+    "a.parquet": lambda rows: _parquet(rows),
+}
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=50)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_BLOCK_ROWS", 8)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 200)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.usefixtures("small_blocks")
+def test_a_corpus_comes_block_by_block(
+    student: Callable[[str], Path],
+    predicted: Predict,
+    refused: Any,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    run, corpus = student("names"), tmp_path / name
+    rows = [{"id": f"{n:03}", "text": f"a cook\nand {n} dogs"} for n in range(100)]
+    corpus.write_bytes(WRITTEN[name](rows))
+    table = predicted(run, corpus)
+    assert table["id"].to_pylist() == [row["id"] for row in rows]
+    texts = tmp_path / "texts.parquet"
+    pq.write_table(pa.table({"text": [row["text"] for row in rows]}), texts)
+    expected = softmax(outputs(run, texts), axis=1)
+    np.testing.assert_allclose(np.stack(table["probabilities"].to_numpy()), expected, atol=1e-5)
+
+    words = ("predict", run, "--corpus", corpus, "--output", tmp_path / "again.jsonl", "--quiet")
+    rows[70]["id"] = "003"
+    corpus.write_bytes(WRITTEN[name](rows))
+    assert f"{name} row 71: id '003' is that of row 4 too; mend" in refused(*words)
+    rows[80]["text"] = rows[99]["text"] = ""
+    corpus.write_bytes(WRITTEN[name](rows))
+    assert f"{name} row 81: column 'text' is empty (2 such rows); mend" in refused(*words)
+    assert not list(tmp_path.glob("again*"))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_that_are_left_out_are_left_out_of_every_block(
+    armada: CommandLine, student: Callable[[str], Path], tmp_path: Path
+) -> None:
+    corpus, output = tmp_path / "a.csv", tmp_path / "said.jsonl"
+    lines = [f"n{n % 50},{'a dog' if n != 20 else ''}\n" for n in range(60)]
+    corpus.write_text("".join(["id,text\n", *lines]))
+    words = ("predict", student("names"), "--corpus", corpus, "--output", output, "--quiet")
+    assert armada(*words, "--skip-bad-rows").err.startswith("warning: 11 rows were left out\n")
+    ids = [json.loads(line)["id"] for line in output.read_text().splitlines()]
+    assert ids == [f"n{n}" for n in range(50) if n != 20]
+
+
+def test_prompts_that_were_cut_are_counted(
+    causal: tuple[Path, Path], armada: CommandLine, tmp_path: Path
+) -> None:
+    run, _ = causal
+    corpus = tmp_path / "long.jsonl"
+    asked = ["say " * 2000, "say red"]
+    corpus.write_text("".join(json.dumps({"q": text}) + "\n" for text in asked))
+    words = ("--text-column", "q", "--set", "max_new_tokens=1", "--quiet", "--json")
+    output = tmp_path / "said.jsonl"
+    told = armada.done("predict", run, "--corpus", corpus, "--output", output, *words)
+    assert json.loads(told)["truncated"] == 1
+
+
 REFUSALS: dict[str, tuple[tuple[object, ...], str]] = {
     "an unknown kind of file": (("--output", "said.csv"), "name a .parquet or .jsonl file"),
     "no output": ((), "job key 'output' is missing"),
@@ -261,11 +339,11 @@ def test_of_several_seeds_one_is_to_be_named(
 
 
 def test_what_is_killed_leaves_no_file_under_the_name(
-    student: Callable[[str], Path], tmp_path: Path
+    armada: CommandLine, student: Callable[[str], Path], tmp_path: Path
 ) -> None:
     corpus, output = tmp_path / "many.csv", tmp_path / "said.parquet"
     corpus.write_text("text\n" + "a cook and a dog\n" * 200_000)
-    words = ["predict", student("names"), "--corpus", corpus, "--output", output, "--quiet"]
+    words = ("predict", student("names"), "--corpus", corpus, "--output", output, "--quiet")
     process = subprocess.Popen(
         [sys.executable, "-m", "armada", *map(str, words)], env=os.environ, cwd=tmp_path
     )
@@ -275,3 +353,20 @@ def test_what_is_killed_leaves_no_file_under_the_name(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not output.exists()
+    corpus.write_text("text\na cook\n")
+    armada.done(*words)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["many.csv", "said.parquet"]
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    output = tmp_path / "said.jsonl"
+    with new_file(output) as first:
+        first(pa.table({"row": [1]}))
+        held = list(tmp_path.iterdir())
+        held[0].rename(tmp_path / "said.jsonl.1.partial")
+        with new_file(output) as second:
+            second(pa.table({"row": [2]}))
+        assert json.loads(output.read_text()) == {"row": 2}
+        (tmp_path / "said.jsonl.1.partial").rename(held[0])
+        output.unlink()
+    assert json.loads(output.read_text()) == {"row": 1}

@@ -67,7 +67,7 @@ def test_classes(checkpoint, tmp_path, space, pooling):
     np.testing.assert_allclose([row["probabilities"] for row in answers], expected, atol=1e-6)
     chosen = expected.argmax(1).tolist()
     names = space.names or range(space.num_labels)
-    assert [row["label"] for row in answers] == [names[place] for place in chosen]
+    assert [row["class"] for row in answers] == [names[place] for place in chosen]
     assert opened.predict([]) == []
 
 
