@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
 )
@@ -25,14 +26,17 @@ from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import expand_home, shown
 
 
-def refuse_url(path: Path) -> Path:
-    """A folder of this machine; a path that looks like a URL was meant as one."""
+def refuse_url(path: Path, what: str = "cache") -> Path:
+    """A path of this machine; one that looks like a URL was meant as one."""
     path = Path(expand_home(str(path)))
     if url := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path)):
-        raise JobError(
-            f"cache {url[1]}://{url[2]}: looks like a URL; name a folder of this machine "
-            "(`armada cache pull` and `push` bring caches from and to a URL)"
-        )
+        remedy = "name a file or folder of this machine"
+        if what == "cache":
+            remedy = (
+                "name a folder of this machine (`armada cache pull` and `push` bring caches from "
+                "and to a URL)"
+            )
+        raise JobError(f"{what} {url[1]}://{url[2]}: looks like a URL; {remedy}")
     return path
 
 
@@ -47,10 +51,10 @@ class Job(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _at_home(cls, value: Any) -> Any:
-        if isinstance(value, Path):
-            return Path(expand_home(str(value)))
-        return tuple(map(cls._at_home, value)) if isinstance(value, tuple) else value
+    def _at_home(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, tuple):
+            return tuple(cls._at_home(each, info) for each in value)
+        return refuse_url(value, str(info.field_name)) if isinstance(value, Path) else value
 
     @model_serializer(mode="wrap", when_used="json")
     def _to_be_shown(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def collect_keys(
 ) -> dict[str, Any]:
     """The keys of a job: those of the file, then options that were given (not None, not empty),
     then KEY=VALUE settings with YAML values. Raises JobError."""
-    keys = _read(Path(expand_home(str(file)))) if file else {}
+    keys = _read(refuse_url(file, "job file")) if file else {}
     keys |= {key: value for key, value in options.items() if value not in (None, (), [])}
     for setting in settings:
         key, equals, value = setting.partition("=")

@@ -150,3 +150,39 @@ def test_a_job_shows_no_password_where_it_is_printed() -> None:
     job = make_precompute_job(keys | {"cache": "cache", "dask": f"tcp://me:{SECRET}@host:8786"})
     assert SECRET in job.corpus[0]
     assert SECRET not in f"{job!r} {job} {job.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("report", "run", "--out", "URL"), "out"),
+        (("report", "URL"), "runs"),
+        (("predict", "run", "--corpus", "a.csv", "--output", "URL"), "output"),
+        (("evaluate", "URL", "--corpus", "a.csv"), "student"),
+        (("precompute", "URL"), "job file"),
+    ],
+    ids=["page", "run", "predictions", "student", "job file"],
+)
+def test_a_url_is_no_path_of_this_machine(
+    armada: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    what: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"https://me:{SECRET}@host/x.jsonl?token={SECRET}"
+    result = armada(*(url if word == "URL" else word for word in words))
+    assert result.code == 2
+    assert result.error.startswith(f"{what} https://host/x.jsonl?token=***: looks like a URL")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_not_written_into_a_folder_named_like_a_url(
+    distill_bench: Any, armada: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = armada(*distill_bench.words(f"https://me:{SECRET}@host/run"))
+    assert result.code == 2
+    assert result.error.startswith("output https://host/run: looks like a URL")
+    assert list(tmp_path.iterdir()) == []
