@@ -50,6 +50,16 @@ class Section:
         """Whether any student is measured by one without a teacher."""
         return any(row.base for row in self.study.rows)
 
+    @property
+    def has_calibration(self) -> bool:
+        """Whether any student says how sure it is of its classes."""
+        return any(row.condition.figure("ece") for row in self.study.rows)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether any student was measured."""
+        return any(run.value is not None for row in self.study.rows for run in row.condition.runs)
+
     def look_of(self, condition: Condition) -> StudentLook | None:
         """What the student of a condition was seen to do."""
         students = self.looks.students if self.looks else ()

@@ -158,6 +158,15 @@ def test_the_page_stands_alone(page: Path):
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
 
 
+def test_students_without_validation(armada: CommandLine, distill_bench: Any, tmp_path: Path):
+    run, out = tmp_path / "run", tmp_path / "report.html"
+    armada.done(*distill_bench.words(run, "--set", "epochs=1", validation=None))
+    armada.done("report", run, "--out", out, "--quiet")
+    page = out.read_text(encoding="utf-8")
+    assert "These students were trained without a validation set" in page
+    assert ">ECE</th>" not in page
+
+
 def test_agreement_by_a_second_route(page: Path, runs: Path):
     """The undistilled student and the aligner of the distilled one, loaded by hand."""
     job = yaml.safe_load((runs / "distilled" / "seed-0" / "job.yaml").read_text())
