@@ -27,7 +27,7 @@ in it. `assert` is for our bugs.
 
 import re
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|hf-dataset:)\S*")
 _USER = re.compile(r"://(?:[^/\s]*|[^/\s@:]*:(?!\d{1,5}/)(?:(?!://)\S)*)@")
 """User name and password, also one with a slash in it; a colon and a number are a port."""
 
@@ -39,6 +39,14 @@ def shown_url(text: str) -> str:
     """A text without what may be secret of the URLs in it: user names and passwords, and all
     parameters but those that are known to be harmless."""
     return _URL.sub(lambda url: _PARAMETER.sub(_shown_parameter, _USER.sub("://", url[0])), text)
+
+
+def without_user(text: str, url: str) -> str:
+    """A text without the user name and password of a URL, also where it quotes a part of that URL
+    that does not look like one (`'user:password@host'`), as messages of libraries do."""
+    for user in re.findall(r"://((?:(?!://)\S)*@)", url):
+        text = text.replace(user, "")
+    return text
 
 
 def _shown_parameter(found: re.Match[str]) -> str:

@@ -20,7 +20,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...cache_schemas.errors import JobError, RunError
+from ...cache_schemas.errors import JobError, RunError, without_user
 from ..device import choose_device, environments
 from ..signals import held_back
 
@@ -129,7 +129,8 @@ def connected(address: str) -> Iterator["Client"]:
         except TimeoutError as cause:
             raise _refusal(address, f"nobody answers within {CONNECT_S:.0f} s") from cause
         except (OSError, ValueError) as cause:
-            raise _refusal(address, " ".join(str(cause).split())) from cause
+            reason = without_user(" ".join(str(cause).split()), where)
+            raise _refusal(address, reason) from None  # which quotes a password
         try:
             client.wait_for_workers(1, timeout=CONNECT_S)
         except TimeoutError as cause:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ...cache_schemas.errors import ArmadaError, OutputError
+from ...cache_schemas.errors import ArmadaError, OutputError, shown_url
 from ...stages.store.files.atomic import write_atomic
 from ..findings.findings import Findings, Study, find
 from ..findings.runs import Found, find_runs
@@ -76,7 +76,7 @@ def run_report(job: ReportJob, quiet: bool = False, gallery: Gallery | None = No
             warn(line)
     sections = [_section(job, study, quiet) for study in findings.studies]
     shown = gallery or teacher_images(found.runs, job.cache)
-    page = render(job.title, findings, sections, found, shown, left_out)
+    page = render(shown_url(job.title), findings, sections, found, shown, left_out)
     return _write(job.out, page, sections, again)
 
 

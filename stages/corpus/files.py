@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from ...cache_schemas.errors import CorpusError, shown_url
+from ...cache_schemas.errors import ArmadaError, CorpusError, shown_url, without_user
 from ...cache_schemas.locations import InMemory
 from .columns import Column, find, require
 from .hub_datasets import HUB_DATASET, dataset_table, is_dataset, open_hub_dataset
@@ -95,8 +95,16 @@ def read_blocks(source: str, wanted: Wanted, form: TextFormat) -> Iterator[tuple
             for file in located(source, KINDS):
                 name = shown_url(file)
                 yield from _named(name, _read(file, wanted, form))
-    except _UNREADABLE as cause:
-        raise CorpusError(f"corpus {name}: cannot be read: {_reason(cause)}") from cause
+    except ArmadaError:
+        raise
+    except Exception as cause:
+        # The library behind a URL raises what it likes.
+        if not isinstance(cause, _UNREADABLE) and "://" not in source:
+            raise
+        reason = without_user(_reason(cause), source)
+        # Nor may a traceback quote what is secret.
+        known = cause if reason == _reason(cause) else None
+        raise CorpusError(f"corpus {name}: cannot be read: {reason}") from known
 
 
 def _named(name: str, tables: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
@@ -106,7 +114,8 @@ def _named(name: str, tables: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Tabl
 def _reason(cause: BaseException) -> str:
     if isinstance(cause, FileNotFoundError):
         return "there is no such file"
-    return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    first = (str(cause).splitlines() or [type(cause).__name__])[0]
+    return " ".join(str(cause).split()) if first.endswith(":") else first
 
 
 def _read(file: str, wanted: Wanted, form: TextFormat) -> Iterator[pa.Table]:

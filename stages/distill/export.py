@@ -173,6 +173,10 @@ CardT = TypeVar("CardT", bound=BaseModel)
 
 def read_card(file: Path, model: type[CardT]) -> CardT:
     """The card of a student folder; raises StudentSourceError."""
+    if not file.parent.exists():
+        raise StudentSourceError(
+            f"student {file.parent}: there is no such folder; name a folder that `distill` wrote"
+        )
     if not file.is_file():
         raise StudentSourceError(
             f"student {file.parent}: holds no {file.name}; name a folder that `distill` wrote"

@@ -57,9 +57,12 @@ def make_classifier(
         return None
     student = ClassifierStudent(model, head, space, dropout)
     _settle_padding(student, source.tokenizer)
-    if {name.rpartition(".")[0] for name in drawn} <= {head.linear}:
+    base = f"{model.base_model_prefix}."
+    if {name.rpartition(".")[0] for name in drawn if not name.startswith(base)} <= {head.linear}:
         # What is drawn next does not depend on which library drew this layer for nothing.
         torch.set_rng_state(drawn_before)
+        if source.folder is None:
+            source.model()
     student.draw_last_layer()
     return student
 

@@ -122,7 +122,9 @@ def test_a_cache_and_its_card_name_no_password(
 
 
 @pytest.mark.parametrize("more", [(), ("--debug",)], ids=["one line", "traceback"])
-@pytest.mark.parametrize("what", ["no such file", "no Parquet", "no server", "no protocol"])
+@pytest.mark.parametrize(
+    "what", ["no such file", "no Parquet", "no server", "no protocol", "no bucket"]
+)
 def test_what_fails_is_told_without_the_password(
     url: str, tmp_path: Path, what: str, more: tuple[str, ...]
 ) -> None:
@@ -131,6 +133,7 @@ def test_what_fails_is_told_without_the_password(
         "no Parquet": f"{url}/cache/armada.json?sig={SECRET}",
         "no server": f"http://me:{SECRET}@127.0.0.1:9/a.csv?token={SECRET}",
         "no protocol": f"nothing://me:{SECRET}@host/a.csv",
+        "no bucket": f"s3://me:{SECRET}@bucket/a.csv",  # which the library quotes in part
     }[what]
     words = ["precompute", "--corpus", source, "--text-column", "text", "--teacher", "hash:4"]
     done = subprocess.run(
@@ -142,6 +145,29 @@ def test_what_fails_is_told_without_the_password(
     assert done.returncode == (1 if more else 2)
     assert done.stderr.startswith("Traceback" if more else "error: corpus ")
     assert SECRET not in done.stdout + done.stderr
+
+
+def test_an_address_of_a_scheduler_is_told_without_the_password(
+    armada: CommandLine, tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text("text\na\n")
+    words = ("precompute", "--corpus", tmp_path / "a.csv", "--text-column", "text")
+    more = ("--teacher", "hash:4", "--cache", tmp_path / "cache")
+    result = armada(*words, *more, "--dask", f"tcp://me:{SECRET}@127.0.0.1:1")
+    assert result.code == 2
+    assert "invalid address" in result.err
+    assert SECRET not in result.err
+
+
+def test_a_parameter_that_a_hub_does_not_know_is_not_quoted(
+    armada: CommandLine, tmp_path: Path
+) -> None:
+    source = f"hf-dataset:team/texts?split=train&token={SECRET}"
+    words = ("precompute", "--corpus", source, "--text-column", "text", "--teacher", "hash:4")
+    result = armada(*words, "--cache", tmp_path / "cache")
+    assert result.code == 2
+    assert "'token' is no parameter" in result.err
+    assert SECRET not in result.err
 
 
 def test_a_job_shows_no_password_where_it_is_printed() -> None:
