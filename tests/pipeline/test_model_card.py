@@ -88,7 +88,7 @@ def test_a_card_says_how_good_a_student_is_and_opens_it(
     said = run(snippet, student)
     one = said if isinstance(said, dict) else said[0]
     assert one.keys() == (
-        {"label", "score"} if library == "transformers" else {"label", "probabilities"}
+        {"label", "score"} if library == "transformers" else {"class", "probabilities"}
     )
 
 
