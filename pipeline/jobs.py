@@ -30,13 +30,13 @@ def refuse_url(path: Path, what: str = "cache") -> Path:
     """A path of this machine; one that looks like a URL was meant as one."""
     path = Path(expand_home(str(path)))
     if url := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path)):
-        remedy = "name a file or folder of this machine"
+        told = "looks like a URL; name a file or folder of this machine"
         if what == "cache":
-            remedy = (
-                "name a folder of this machine (`armada cache pull` and `push` bring caches from "
-                "and to a URL)"
+            told = (
+                "looks like a URL; name a folder of this machine (`armada cache pull` and `push` "
+                "bring caches from and to a URL)"
             )
-        raise JobError(f"{what} {url[1]}://{url[2]}: looks like a URL; {remedy}")
+        raise JobError(f"{what} {url[1]}://{url[2]}: {told}")
     return path
 
 

@@ -13,6 +13,7 @@ from armada.pipeline.precompute_job import make_precompute_job
 from armada.stages.store.transfer import retries
 from command_line import RUN, CommandLine
 from file_server import serving
+from hangs import HANG_S
 from tenacity import wait_none
 from transfers import serve_ready
 
@@ -140,7 +141,7 @@ def test_what_fails_is_told_without_the_password(
         [sys.executable, "-c", RUN, *more, *words, "--cache", str(tmp_path / "cache")],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
     )
     assert done.returncode == (1 if more else 2)
     assert done.stderr.startswith("Traceback" if more else "error: corpus ")
