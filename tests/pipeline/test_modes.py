@@ -96,7 +96,11 @@ def test_two_users_of_a_group_fill_one_cache(armada: CommandLine) -> None:
     manifest, group = make_manifest(), 54321
     with tempfile.TemporaryDirectory() as folder, umask(0o022):
         Path(folder).chmod(0o755)
-        write_cache(Path(folder) / "warm", manifest, [["what is imported late is imported now"]])
+        # Imported now: another user may not be let to where the packages are installed.
+        warm = Path(folder) / "warm"
+        write_cache(warm, manifest, [["what is imported late"]])
+        for words in (("repair",), ("gc",), ("rm", "--teacher", manifest.fingerprint, "--yes")):
+            armada.done("cache", words[0], warm, *words[1:])
         shared, cache = Path(folder) / "shared", Path(folder) / "shared" / "cache"
         teacher = cache / "teachers" / manifest.fingerprint
         shared.mkdir()
