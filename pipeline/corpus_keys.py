@@ -1,9 +1,13 @@
 """Keys of all jobs that read texts: how their text files are written."""
 
-from typing import Any
+import codecs
+import difflib
+from encodings import aliases
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from ..stages.corpus.files import require_use
 from ..stages.corpus.text_files import TextFormat
 from .jobs import Job
 
@@ -25,10 +29,21 @@ class TextFormatKeys(Job):
     @field_validator("encoding")
     @classmethod
     def _is_an_encoding(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         try:
-            "".encode(value or "utf-8")
+            codecs.lookup(value)
         except LookupError as cause:
-            raise ValueError("Python knows no encoding of that name; try utf-8, latin-1") from cause
+            near = difflib.get_close_matches(value.lower(), aliases.aliases, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; try utf-8, utf-16 or latin-1"
+            raise ValueError(f"Python knows no encoding of that name{hint}") from cause
+        try:
+            "".encode(value)
+        except (LookupError, UnicodeError) as cause:
+            raise ValueError(
+                "is no encoding of texts; name how characters were written, such as utf-8, utf-16 "
+                "or latin-1"
+            ) from cause
         return value
 
     @field_validator("delimiter", mode="before")
@@ -40,6 +55,12 @@ class TextFormatKeys(Job):
         ):
             raise ValueError("is not one character that can part fields, such as ',', ';' or tab")
         return value
+
+    @model_validator(mode="after")
+    def _is_of_use(self) -> Self:
+        named = [getattr(self, key, ()) for key in ("corpus", "train", "validation")]
+        require_use(self.file_format, [source for sources in named for source in sources or ()])
+        return self
 
     @property
     def file_format(self) -> TextFormat:

@@ -167,6 +167,15 @@ class DistillJob(
             raise ValueError("job key 'cache' is missing; only control=undistilled needs none")
         return self
 
+    @model_validator(mode="after")
+    def _measures_something(self) -> "DistillJob":
+        if self.metric is not None and not self.validation:
+            raise ValueError(
+                f"job key 'metric': {self.metric!r} chooses the best epoch by a validation set, "
+                "and there is none; name one in `validation`, or leave metric out"
+            )
+        return self
+
     @property
     def parsed_control(self) -> Control:
         """The control with its parameter."""

@@ -1,5 +1,6 @@
 """The keys of a `precompute` job, and the teacher it names."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -84,6 +85,10 @@ class PrecomputeJob(TextFormatKeys):
     @field_validator("teacher")
     @classmethod
     def _has_kind_and_source(cls, value: str) -> str:
+        if re.match(r"\w[\w+.-]*://", value):
+            raise ValueError(
+                "is a URL, not KIND:SOURCE, such as encoder:FOLDER or encoder:org/name"
+            )
         if not all(value.partition(":")):
             hint = f"; did you mean encoder:{value}?" if "/" in value.strip("/") else ""
             raise ValueError(f"is not KIND:SOURCE{hint}")

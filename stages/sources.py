@@ -5,6 +5,7 @@ content, so that the same weights have the same fingerprint wherever they lie.
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,11 @@ def resolve(
         return _student_of(folder, error)
     if folder.exists():
         raise error(f"source {source}: is a file; name the folder that holds config and weights")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", source):
+        raise error(
+            f"source {source}: looks like a URL, and weights are read from none; name a folder of "
+            "this machine, or the id of a model on the hub, such as org/name"
+        )
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise error(f"source {source}: no such folder")
     return _snapshot(source, revision, error, patterns)

@@ -38,7 +38,7 @@ def inspect(cache: CachePlace, teacher: Prefix = None) -> None:
 @app.command("merge")
 def merge(
     cache: CacheFolder,
-    sources: Annotated[list[Path], typer.Argument(help="caches to copy from, in this order")],
+    sources: Annotated[list[str], typer.Argument(help="caches to copy from, in this order")],
     teacher: Prefix = None,
     quiet: Quiet = False,
     as_json: AsJson = False,

@@ -6,9 +6,10 @@ from pathlib import Path
 from ...cache_schemas.errors import CacheError
 from ...cache_schemas.manifest import TeacherManifest
 from ...stages.store.format.manifests import choose_teacher, list_teachers, read_commits
-from ...stages.store.transfer.connection import local_path
+from ...stages.store.transfer.connection import is_local, local_path
 from ...stages.store.upkeep.merge import Merged, merge_teacher
 from ...stages.store.writing.admission import is_new
+from ..jobs import refuse_url
 from ..precompute import say_that_it_waits
 from ..progress import CountProgress
 
@@ -17,18 +18,19 @@ Teachers = dict[str, TeacherManifest]
 
 
 def merge_caches(
-    path: Path, sources: Sequence[Path], teacher: str | None = None, quiet: bool = False
+    path: Path, sources: Sequence[str | Path], teacher: str | None = None, quiet: bool = False
 ) -> list[Merged]:
     """Copy the answers that the cache at `path` lacks from `sources`, in their order.
 
     `teacher` is a fingerprint, or a prefix, of the one to copy, along with features that were added
     to it; all are copied if it is left out. `path` is made if it is not there.
-    Raises CacheError for a source that is no cache, holds nothing, or is the destination."""
-    sources = [local_path(str(source)) for source in sources]
-    for source in sources:
-        _refuse_itself(path, source)
+    Raises JobError for a source that is a URL, CacheError for one that is no cache, holds nothing,
+    or is the destination."""
+    folders = [_local(str(source)) for source in sources]
+    for folder in folders:
+        _refuse_itself(path, folder)
     here = {} if is_new(path) else _teachers(path)
-    held = [(source, _teachers(source)) for source in sources]
+    held = [(folder, _teachers(folder)) for folder in folders]
     offered: Teachers = {}
     for _, teachers in held:
         offered |= {name: of for name, of in teachers.items() if name not in offered}
@@ -39,8 +41,12 @@ def merge_caches(
             [(source, its[fingerprint]) for source, its in held if fingerprint in its],
             quiet,
         )
-        for fingerprint, manifest in _wanted(sources, offered, teacher).items()
+        for fingerprint, manifest in _wanted(folders, offered, teacher).items()
     ]
+
+
+def _local(source: str) -> Path:
+    return refuse_url(local_path(source) if is_local(source) else Path(source), "source")
 
 
 def _refuse_itself(path: Path, source: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import first_occurrences
 from ...stages.corpus.corpus import PLAIN, Corpus, read_corpus
+from ...stages.corpus.files import require_use
 from ...stages.corpus.text_files import TextFormat
 from ...stages.store.transfer.choice import Choice
 from ...stages.store.transfer.origin import read_origin
@@ -68,10 +69,14 @@ def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Sha
 
 
 def _corpus(wanted: Wanted) -> Corpus | None:
+    named = {name for name in ("encoding", "delimiter") if getattr(wanted.text_format, name)}
     if not wanted.corpus and not wanted.text_columns:
+        if named:
+            raise JobError(f"--{min(named)}: says how a --corpus is written, and none is named")
         return None
     if not wanted.corpus or not wanted.text_columns:
         raise JobError("--corpus and --text-column: give both to pull what a corpus needs")
+    require_use(wanted.text_format, wanted.corpus)
     return read_corpus(
         wanted.corpus,
         wanted.text_columns,

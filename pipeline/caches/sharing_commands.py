@@ -53,6 +53,12 @@ def pull(
     feature: Annotated[list[str] | None, typer.Option(help="feature; default all")] = None,
     corpus: Corpus = None,
     text_column: TextColumn = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="encoding of CSV, TSV and JSON files, such as latin-1")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="what parts the fields of CSV files, such as ';' or tab")
+    ] = None,
     skip_bad_rows: SkipBadRows = False,
     expect_digest: Annotated[
         str | None, typer.Option(help="digest that the cache there must have")
@@ -64,12 +70,21 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Bring a cache, or a part of it, to this machine; only what is missing here comes."""
+    from ..corpus_keys import TextFormatKeys
+    from ..jobs import make
     from .pull import Wanted, pull_cache
     from .sharing import Transfer
     from .show_sharing import show_shared
 
+    form = make(TextFormatKeys, {"encoding": encoding, "delimiter": delimiter}).file_format
     wanted = Wanted(
-        teacher or [], feature or [], corpus or [], text_column or [], skip_bad_rows, expect_digest
+        teacher or [],
+        feature or [],
+        corpus or [],
+        text_column or [],
+        skip_bad_rows,
+        expect_digest,
+        form,
     )
     transfer = Transfer(storage_option or [], jobs, dry_run, quiet)
     show_shared(pull_cache(url, cache, wanted, transfer), "pulled", as_json)

@@ -23,13 +23,13 @@ from ...cache_schemas.errors import ArmadaError, CorpusError, shown_url, without
 from ...cache_schemas.locations import InMemory
 from .columns import Column, find, require
 from .hub_datasets import HUB_DATASET, dataset_table, is_dataset, open_hub_dataset
+from .json_files import read_json, rows_within
 from .located import SAVED, kind_of, located
 from .text_files import (
     TextFormat,
     is_plain_file,
     opened,
     read_csv,
-    read_json,
     read_tsv,
     several_in_one,
 )
@@ -78,6 +78,32 @@ class Wanted:
         """Columns of which every value is a text, whatever it looks like."""
         others = [self.ids or self.optional]
         return [name for name in (*self.text, *others) if name != self.label]
+
+
+def require_use(form: TextFormat, sources: Sequence[str]) -> None:
+    """Raises CorpusError for an encoding or a delimiter where no file of `sources` has one."""
+    kinds = {kind for source in sources for kind in _kinds(source)}
+    read_as = {"encoding": tuple(_READERS), "delimiter": (".csv", ".tsv")}
+    for name, of_use in read_as.items():
+        value = getattr(form, name)
+        if value is not None and kinds and not kinds & {*of_use, ""}:
+            raise CorpusError(
+                f"{name} {value!r}: only {', '.join(of_use)} files have one, and the corpus is "
+                f"{', '.join(sorted(kinds))}; leave it out"
+            )
+
+
+def _kinds(source: str) -> set[str]:
+    """The kinds of files that a source means; that of one which is still to be found is empty."""
+    if isinstance(source, InMemory) or source.startswith(HUB_DATASET):
+        return {"a table"}
+    if "://" in source:
+        return {kind_of(source)} & {*KINDS, ""}
+    try:
+        files = located(source, KINDS)
+    except CorpusError:
+        return {""}  # which is said when it is read
+    return {"a saved data set" if Path(file).is_dir() else kind_of(file) for file in files}
 
 
 def read_blocks(source: str, wanted: Wanted, form: TextFormat) -> Iterator[tuple[str, pa.Table]]:
@@ -136,11 +162,12 @@ def _read_text_file(file: str, kind: str, wanted: Wanted, form: TextFormat) -> I
     columns: dict[str, Column] | None = None
     for table in _READERS[kind](file, form, wanted.plain, wanted.label is not None):
         if columns is None:
-            remedy = several_in_one(table.column_names)
-            if remedy and find(table.schema, wanted.text[0]) is None:
+            name = wanted.text[0]
+            remedy = several_in_one(table.column_names) or rows_within(table.schema, name)
+            if remedy and find(table.schema, name) is None:
                 raise CorpusError(
-                    f"corpus {shown_url(file)}: no column {wanted.text[0]!r}; it has "
-                    f"{table.column_names[0]}; {remedy}"
+                    f"corpus {shown_url(file)}: no column {name!r}; it has "
+                    f"{', '.join(table.column_names)}; {remedy}"
                 )
             columns = wanted.columns(shown_url(file), table.schema)
         yield _selected(table, columns)

@@ -226,7 +226,7 @@ def _named(corpus: Corpus, column: pa.Array, space: LabelSpace) -> LabelValues:
     numbers = pc.index_in(column, value_set=pa.array(space.names, column.type))
     values: LabelValues = numbers.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
     unknown = (values == MISSING) & ~column.is_null().to_numpy(zero_copy_only=False)
-    _refuse(corpus, unknown, f"one of {', '.join(map(_plainly, space.names))}")
+    _refuse(corpus, unknown, f"one of {', '.join(map(_plainly, space.names))}", space.names)
     return values
 
 
@@ -235,9 +235,15 @@ def _plainly(name: str) -> str:
     return name if name == name.strip() else repr(name)
 
 
-def _refuse(corpus: Corpus, bad: npt.NDArray[np.bool_], limit: str) -> None:
+def _refuse(
+    corpus: Corpus, bad: npt.NDArray[np.bool_], limit: str, names: tuple[str, ...] = ()
+) -> None:
     rows = np.flatnonzero(bad)
     if len(rows):
         value = _labels(corpus)[int(rows[0])].as_py()
         more = f" ({len(rows)} such rows)" if len(rows) > 1 else ""
-        raise CorpusError(f"{corpus.where(int(rows[0]))}: label {value!r} is not {limit}{more}")
+        alike = [name for name in names if name.split() == value.split()]
+        told = f"; it differs from {alike[0]!r} in spaces only; make them one" if alike else ""
+        raise CorpusError(
+            f"{corpus.where(int(rows[0]))}: label {value!r} is not {limit}{more}{told}"
+        )

@@ -22,6 +22,7 @@ SAVED_SPLITS, SAVED = "dataset_dict.json", "state.json"
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _CHOICE = re.compile(r"(.+)\?split=([\w.+-]+)")
+_PARAMETER = re.compile(r"(.+)\?(?:\w+=.*|[sS]pli?t?)")
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _KEYWORD = re.compile(
     r"(?<![a-z])(train(?:ing)?|valid(?:ation)?|val|dev(?:elopment)?|test(?:ing)?|eval(?:uation)?)"
@@ -39,14 +40,14 @@ def located(source: str, kinds: Sequence[str]) -> list[str]:
     remote = split_protocol(path)[0] is not None
     if not remote and Path(path).is_dir():
         if (Path(path) / SAVED).is_file():
-            return [path]
+            return [path] if split is None else _saved_split(source, Path(path), split)
         return _of_split(source, _in_folder(Path(path), kinds), split)
     if remote and "?" in path:  # the parameters of a URL are no glob
         return [path]
     if glob.has_magic(path) and not Path(path).exists():
         found = _matching_urls(path) if remote else sorted(glob.glob(path, recursive=True))
         if not found:
-            raise CorpusError(f"corpus {source}: no file matches; mend the pattern")
+            raise CorpusError(f"corpus {source}: {_no_match(path)}")
         above = os.path.commonpath([os.path.dirname(name) for name in found])
         return _of_split(source, {name: name[len(above) :] for name in found}, split)
     named = kind_of(path) in ("", *kinds)  # of another kind, that is what is wrong with it
@@ -93,6 +94,25 @@ def _in_folder(folder: Path, kinds: Sequence[str]) -> dict[str, str]:
             f"read, for example {folder}/*{held[0]}"
         )
     return {str(path): str(path.relative_to(folder)) for path in files}
+
+
+def _no_match(pattern: str) -> str:
+    """Why there is nothing of a name with `*`, `?` or `[` in it."""
+    if misread := _PARAMETER.fullmatch(pattern):
+        return (
+            "what is behind the ? is not split=NAME, which is all that can be said of a folder or "
+            f"glob; write, for example, '{misread[1]}?split=train'"
+        )
+    return "no file matches; mend the pattern"
+
+
+def _saved_split(source: str, folder: Path, split: str) -> list[str]:
+    """The folder of a saved data set of that very split."""
+    held = json.loads((folder / SAVED).read_bytes()).get("_split")
+    if held != split:
+        known = held or "rows of no split"
+        raise CorpusError(f"corpus {source}: has no split {split!r}; it has {known}")
+    return [str(folder)]
 
 
 def _of_split(source: str, names: Mapping[str, str], split: str | None) -> list[str]:

@@ -1,4 +1,5 @@
-"""CSV, TSV and JSON: texts of any encoding become tables.
+"""CSV and TSV, and what JSON (`json_files.py`) has in common with them: texts of any encoding
+become tables.
 
 Arrow reads them from files of its own, mapped into memory: what is compressed, remote, in another
 encoding than UTF-8 or one array of JSON is first written out as a plain file, as large as its
@@ -10,21 +11,18 @@ Python, to say which row is wrong, and what to do about it.
 import codecs
 import csv
 import io
-import json
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import fsspec
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 from fsspec.core import split_protocol
 from fsspec.utils import infer_compression
 
@@ -33,9 +31,10 @@ from ...cache_schemas.errors import CorpusError
 BLOCK_BYTES = 16 * 2**20
 """What is parsed at once of a text file; no row of it can be longer."""
 
-_HEAD_BYTES, _READ_BYTES = 2**16, 2**20
-_TAIL = 16
-"""The end of a block may cut a word or a number of so many characters."""
+READ_BYTES = 2**20
+"""What is read at once of a file that is written out anew."""
+
+_HEAD_BYTES = 2**16
 
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -44,6 +43,7 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_UNMARKED = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 _SEPARATORS = ";\t|"
 NAME_ENCODING = (
     "name the encoding in which the file was written, for example encoding=latin-1 or "
@@ -93,7 +93,7 @@ def _csv(
 ) -> Iterator[pa.Table]:
     """Block by block; if `typed`, all at once, since any row may tell what its column holds."""
     read = pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=typed)
-    with _mapped(source, form.encoding, "CSV") as file:
+    with mapped(source, form.encoding, "CSV") as file:
         try:
             names = pyarrow.csv.open_csv(file, read, parse).schema.names
             file.seek(0)
@@ -108,154 +108,108 @@ def _csv(
             yield batches.schema.empty_table()
             yield from map(_as_table, batches)
         except pa.ArrowException as cause:
-            raise _refusal(source, cause, lambda: _csv_fault(file, parse)) from cause
+            raise refusal(source, cause, lambda: _csv_fault(file, parse)) from cause
 
 
 def _as_table(batch: pa.RecordBatch) -> pa.Table:
     return pa.Table.from_batches([batch])
 
 
-def read_json(
-    source: str, form: TextFormat, texts: Sequence[str], typed: bool
-) -> Iterator[pa.Table]:
-    """One object a line, or an array of objects; what looks like a date is a text. Read twice: any
-    row may tell what its column holds."""
-    with _mapped(source, form.encoding, "JSON") as file:
-        lines = io.BufferedReader(file)  # which closes the file when it goes
-        try:
-            schema = pa.schema([])
-            for table in _json_blocks(lines, None):
-                known = [field.with_type(_without_dates(field.type)) for field in table.schema]
-                schema = pa.unify_schemas([schema, pa.schema(known)], promote_options="permissive")
-            if not schema.names:
-                raise CorpusError(f"corpus {source}: cannot be read: Empty JSON file")
-            yield schema.empty_table()
-            yield from _json_blocks(lines, schema)
-        except pa.ArrowException as cause:
-            raise _refusal(source, cause, lambda: _json_fault(lines)) from cause
-
-
-def _json_blocks(lines: BinaryIO, schema: pa.Schema | None) -> Iterator[pa.Table]:
-    """Whole lines of a file, about BLOCK_BYTES at once."""
-    parse = pyarrow.json.ParseOptions(explicit_schema=schema)
-    lines.seek(0)
-    for block in iter(lambda: lines.read(BLOCK_BYTES) + lines.readline(), b""):
-        read = pyarrow.json.ReadOptions(block_size=len(block))
-        yield pyarrow.json.read_json(pa.BufferReader(block), read, parse)
-
-
-def _without_dates(kind: pa.DataType) -> pa.DataType:
-    """A type with texts for what Arrow takes for dates."""
-    if pa.types.is_timestamp(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        return pa.list_(_without_dates(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_without_dates(field.type)) for field in kind])
-    return kind
-
-
 @contextmanager
-def _mapped(source: str, encoding: str | None, kind: str) -> Iterator[pa.NativeFile]:
-    """The text of a file as UTF-8, rows of JSON on a line each."""
+def mapped(
+    source: str,
+    encoding: str | None,
+    kind: str,
+    lines_of_array: Callable[[str, Iterator[str]], Iterator[str]] | None = None,
+) -> Iterator[pa.NativeFile]:
+    """The text of a file as UTF-8; that of an array by `lines_of_array`, if it is given."""
     with opened(source) as file:
         head = file.read(_HEAD_BYTES)
         if not head:
-            raise CorpusError(f"corpus {source}: cannot be read: Empty {kind} file")
+            raise CorpusError(
+                f"corpus {source}: cannot be read: Empty {kind} file; name one that has rows"
+            )
         found = next((name for bom, name in _BOMS.items() if head.startswith(bom)), None)
+        if found is None:
+            _require_mark(source, head, encoding)
         encoding = encoding or found or "utf-8"
-        is_array = kind == "JSON" and _decoded(head, encoding).lstrip("\ufeff \t\r\n")[:1] == "["
-        plain = codecs.lookup(encoding).name == "utf-8" and found is None and not is_array
+        begins = (_decoded(head, encoding) or "").lstrip("\ufeff \t\r\n")[:1]
+        rewrite = lines_of_array if begins == "[" else None
+        plain = codecs.lookup(encoding).name == "utf-8" and found is None and rewrite is None
         local = split_protocol(source)[0] is None and infer_compression(source) is None
         if plain and local:
-            with pa.memory_map(source) as mapped:
-                yield mapped
+            with pa.memory_map(source) as plain_file:
+                yield plain_file
             return
         with tempfile.NamedTemporaryFile(prefix="armada-") as copy:
-            blocks = chain([head], iter(lambda: file.read(_READ_BYTES), b""))
-            for block in blocks if plain else _in_utf8(source, blocks, encoding, is_array):
+            blocks = chain([head], iter(lambda: file.read(READ_BYTES), b""))
+            for block in blocks if plain else _in_utf8(source, blocks, encoding, rewrite):
                 copy.write(block)
             copy.flush()
-            with pa.memory_map(copy.name) as mapped:
-                yield mapped
+            with pa.memory_map(copy.name) as utf8:
+                yield utf8
 
 
-def _decoded(head: bytes, encoding: str) -> str:
-    return codecs.getincrementaldecoder(encoding)("replace").decode(head)
+def _decoded(head: bytes, encoding: str) -> str | None:
+    """The text with which a file begins; None if it is in another encoding."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeError:
+        return None
+
+
+def _require_mark(source: str, head: bytes, encoding: str | None) -> None:
+    """Raises CorpusError for UTF-16 and UTF-32 that neither a mark nor the job tells."""
+    line, _, rest = head.partition(b"\n")
+    if b"\0" not in line + rest[:1]:
+        return
+    # Of the four, that in which most is ASCII: names of columns, what parts fields, ends of lines.
+    texts = {name: _decoded(head, name) for name in _UNMARKED}
+    ascii_in = {
+        name: sum(map(str.isascii, text))
+        for name, text in texts.items()
+        if text and "\0" not in text
+    }
+    likely = max(ascii_in, key=ascii_in.__getitem__, default=None)
+    if likely and likely != codecs.lookup(encoding or "utf-8").name:
+        raise CorpusError(
+            f"corpus {source}: looks like {likely.upper()} without a mark at its start (zero bytes "
+            f"in its first line); set encoding={likely}"
+        )
 
 
 def _in_utf8(
-    source: str, blocks: Iterable[bytes], encoding: str, is_array: bool
+    source: str,
+    blocks: Iterable[bytes],
+    encoding: str,
+    rewrite: Callable[[str, Iterator[str]], Iterator[str]] | None,
 ) -> Iterator[bytes]:
     texts = _texts(source, blocks, encoding)
-    lines = (f"{json.dumps(row)}\n" for row in _elements(source, texts)) if is_array else texts
-    return (line.encode() for line in lines)
+    return (text.encode() for text in (rewrite(source, texts) if rewrite else texts))
 
 
 def _texts(source: str, blocks: Iterable[bytes], encoding: str) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder(encoding)()
-    lines, first = 0, True
+    lines, first, remedy = 0, True, NAME_ENCODING
     try:
         for block in chain(blocks, [b""]):
+            if first and _decoded(block, "utf-8"):
+                remedy = "it looks like utf-8: leave encoding out"
             text = decoder.decode(block, final=not block)
             lines += text.count("\n")
             yield text.removeprefix("\ufeff") if first else text
             first = first and not text
-    except UnicodeDecodeError as cause:
-        lines += cause.object[: cause.start].count(b"\n")
+    except UnicodeError as cause:  # some codecs do not say where
+        reason = str(cause)
+        if isinstance(cause, UnicodeDecodeError):
+            lines += cause.object[: cause.start].count(b"\n")
+            reason = cause.reason
         raise CorpusError(
-            f"corpus {source} line {lines + 1}: is not {encoding} ({cause.reason}); name the "
-            "encoding in which it was written, for example encoding=latin-1"
+            f"corpus {source} line {lines + 1}: is not {encoding} ({reason}); {remedy}"
         ) from cause
 
 
-_BETWEEN = re.compile(r"[ \t\r\n]*")
-
-
-def _elements(source: str, texts: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """The elements of an array, which need not fit into memory."""
-    decoder = json.JSONDecoder()
-    rest, place, number = next(texts).lstrip()[1:], 0, 0
-    while True:
-        place = _after_blanks(rest, place)
-        try:
-            if place == len(rest):
-                raise json.JSONDecodeError("the array has no end", rest, place)
-            if rest[place] == "]":
-                break
-            start = place
-            if number:
-                if rest[place] != ",":
-                    raise json.JSONDecodeError("no comma before it", rest, 0)
-                start = _after_blanks(rest, place + 1)
-            element, end = decoder.raw_decode(rest, start)
-        except json.JSONDecodeError as cause:
-            cut = cause.pos >= len(rest) - _TAIL or cause.msg.startswith("Unterminated")
-            # The more has come of it, the more comes at once: a long one is not begun too often.
-            more = "".join(islice(texts, 1 + len(rest) // _READ_BYTES))
-            if not cut or not more:
-                raise CorpusError(
-                    f"corpus {source} row {number + 1}: cannot be read: {cause.msg}; mend the file"
-                ) from cause
-            rest, place = rest[place:] + more, 0
-            continue
-        number += 1
-        if not isinstance(element, dict):
-            raise CorpusError(
-                f"corpus {source} row {number}: is no object with the columns of a row, but "
-                f"{json.dumps(element)[:40]}"
-            )
-        yield element
-        place = end
-
-
-def _after_blanks(text: str, place: int) -> int:
-    found = _BETWEEN.match(text, place)
-    assert found is not None
-    return found.end()
-
-
-def _refusal(source: str, cause: Exception, fault: Callable[[], str | None]) -> CorpusError:
+def refusal(source: str, cause: Exception, fault: Callable[[], str | None]) -> CorpusError:
     """What Arrow said, and which row is to blame."""
     said = str(cause).splitlines()[0]
     told = fault()
@@ -281,22 +235,6 @@ def _csv_fault(file: pa.NativeFile, parse: pyarrow.csv.ParseOptions) -> str | No
             )
             return f"row {number}: has {len(fields)} fields and the header {len(header)}; {remedy}"
     return None
-
-
-def _json_fault(lines: BinaryIO) -> str | None:
-    lines.seek(0)
-    rows = (line for line in lines if line.strip())
-    for number, line in enumerate(rows, 1):
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError:
-            return f"row {number}: {not_utf8(line)}"
-        except ValueError as cause:
-            reason = cause.msg if isinstance(cause, json.JSONDecodeError) else cause
-            return f"row {number}: {reason}; each line is an object, or the file an array of them"
-        if not isinstance(row, dict):
-            return f"row {number}: is no object with the columns of a row"
-    return "make each column one type"
 
 
 def not_utf8(value: bytes, remedy: str = NAME_ENCODING) -> str | None:

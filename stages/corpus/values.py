@@ -19,6 +19,8 @@ def text_values(source: str, name: str, column: pa.ChunkedArray, first: int) -> 
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if kind not in (*_TEXT_TYPES, *_BYTES_TYPES) and not pa.types.is_null(kind):
         hint = ", and chats are a text column by themselves" if holds_chats(kind) else ""
+        if pa.types.is_list(kind) and kind.value_type in _TEXT_TYPES:
+            hint = "; write a row for each text"
         if fields := fields_of(name, kind):
             hint = f"; name one of its fields: {fields}"
         raise CorpusError(f"corpus {source}: column {name!r} holds {column.type}, not text{hint}")

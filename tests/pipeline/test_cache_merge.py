@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada import open_cache
+from armada.cache_schemas.errors import CacheError
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import CacheManifest, TeacherManifest
 from armada.stages.store.format.manifests import list_teachers
@@ -99,7 +100,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "itself": (["a", "a"], "a: is the destination itself"),
     "itself by another way": (["a", "to/../a"], "a: is the destination itself"),
     "no cache": (["to", "a", "."], ": holds no armada.json; this is not an armada cache"),
-    "not into a file": (["note.txt", "a"], "note.txt: holds no armada.json"),
+    "not into a file": (["note.txt", "a"], "note.txt: is a file, and so it holds no armada.json"),
     "an unknown teacher": (["to", "a", "--teacher=zz"], "teacher 'zz': is not in the cache"),
     "no teacher": (["to", "empty"], "empty: no teacher has answered yet"),
 }
@@ -116,6 +117,58 @@ def test_what_cannot_be_merged_is_refused(
     (tmp_path / "empty" / "armada.json").write_bytes(CacheManifest().to_json())
     paths = [word if word.startswith("--") else tmp_path / word for word in words]
     assert told in refused("cache", "merge", *paths, "--quiet")
+
+
+@pytest.mark.parametrize("url", ["https://me:secret@host/a", "s3://me:secret@host/a"])
+def test_a_url_keeps_its_slashes_and_shows_no_password(
+    refused: Callable[..., str], tmp_path: Path, url: str
+) -> None:
+    shown = url.replace("me:secret@", "")
+    line = refused("cache", "merge", tmp_path / "to", url, "--quiet")
+    assert line == f"source {shown}: looks like a URL; name a file or folder of this machine"
+    assert f"source {shown}: looks" in refused("cache", "import", tmp_path / "to", url)
+
+
+def test_a_source_may_be_a_file_url(armada: CommandLine, tmp_path: Path) -> None:
+    write_cache(tmp_path / "a", ONE, [TEXTS[:10]])
+    armada.done("cache", "merge", tmp_path / "to", f"file://{tmp_path / 'a'}", "--quiet")
+    assert len(open_cache(tmp_path / "to")) == 10
+
+
+FILE_AS_CACHE = {
+    **dict.fromkeys(("ls", "inspect", "verify", "repair", "gc", "card"), ()),
+    "rm": ("--teacher", "ab", "--yes"),
+    "push": ("there",),
+    "merge": ("cache",),
+    "export": (
+        "--corpus",
+        "rows.csv",
+        "--text-column",
+        "text",
+        "--format",
+        "parquet",
+        "--output=a",
+    ),
+    "import": ("a.npy", "--name=x", "--corpus=rows.csv", "--text-column=text", "--ids=ids"),
+}
+
+
+@pytest.mark.parametrize("command", FILE_AS_CACHE)
+def test_a_file_is_no_cache_and_said_to_be_a_file(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_cache(tmp_path / "cache", ONE, [TEXTS[:3]])
+    (tmp_path / "rows.csv").write_text("text,id\nx,a\n")
+    (tmp_path / "ids").write_text("a\n")
+    np.save(tmp_path / "a.npy", np.zeros((1, 3), np.float32))
+    more = FILE_AS_CACHE[command]
+    if command == "import":
+        more += ("--set", "id_column=id", "--feature=embedding", "--declare", "model=x")
+    line = refused("cache", command, "rows.csv", *more)
+    assert line.startswith("cache rows.csv: is a file, and so it holds no armada.json;"), line
+    with pytest.raises(CacheError, match=r"rows\.csv: is a file.*name the folder of one"):
+        open_cache("rows.csv")
 
 
 def test_a_source_is_not_written_to(armada: CommandLine, tmp_path: Path) -> None:

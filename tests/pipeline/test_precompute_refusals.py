@@ -42,6 +42,15 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "no kind of teacher": (["--teacher", "hash"], "job key 'teacher': 'hash': is not KIND:SOURCE"),
     "a hub id": (["--teacher", "org/name"], "KIND:SOURCE; did you mean encoder:org/name?"),
+    "a URL": (["--teacher", "https://host/a"], "is a URL, not KIND:SOURCE, such as encoder:FOLDER"),
+    "weights at a URL": (
+        ["--teacher", "encoder:https://me:secret@host/a"],
+        "source https://host/a: looks like a URL, and weights are read from none; name a folder",
+    ),
+    "pipeline at a URL": (["--teacher", "diffusers:hf://a/b"], "source hf://a/b: looks like a URL"),
+    "no codec of texts": (["--set", "encoding=rot13"], "'rot13': is no encoding of texts; name"),
+    "no codec": (["--set", "encoding=latn-1"], "no encoding of that name; did you mean latin1?"),
+    "no encoding": (["--set", "encoding=''"], "no encoding of that name; try utf-8"),
     "no source": (["--teacher", "hash:"], "job key 'teacher': 'hash:': is not KIND:SOURCE"),
     "unknown teacher": (
         ["--teacher", "hsh:16"],
@@ -56,7 +65,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "id column": (["--set", "id_column=idx"], "no column 'idx'; it has"),
     "corpus file": (["--corpus", "absent.csv"], "corpus absent.csv: cannot be read: "),
     "kind of file": (["--corpus", "rows.txt"], "corpus rows.txt: unknown kind of file"),
-    "cache is a file": (["--cache", "rows.csv"], "cache rows.csv: holds no armada.json"),
+    "cache is a file": (["--cache", "rows.csv"], "cache rows.csv: is a file, and so it holds no"),
     "cache is full": (
         ["--cache", "."],
         "cache .: holds no armada.json; this is not an armada cache",

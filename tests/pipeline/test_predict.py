@@ -17,7 +17,7 @@ import pytest
 import torch
 from armada.pipeline import predict
 from armada.pipeline.prediction_files import new_file
-from armada.stages.corpus import files, text_files
+from armada.stages.corpus import files, json_files, text_files
 from armada.stages.distill.export import load_saved_student
 from command_line import CommandLine
 from scipy.special import softmax
@@ -226,7 +226,8 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_BLOCK_ROWS", 8)
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 200)
+    for module in (json_files, text_files):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 200)
 
 
 @pytest.mark.parametrize("name", WRITTEN)

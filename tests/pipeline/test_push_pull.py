@@ -83,6 +83,28 @@ def test_two_teams(source: Path, armada: CommandLine, tmp_path: Path, write_parq
     assert visible(stored_bytes(cache)) == visible(stored_bytes(source))
 
 
+def test_a_pull_reads_a_corpus_of_any_encoding(
+    source: Path, armada: CommandLine, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    rows = [*numbered_texts(95, 103), "naïf"]
+    csv = tmp_path / "rows.csv"
+    csv.write_text("".join(f"{text};1\n" for text in ["text", *rows]), encoding="utf-16-le")
+    few = ["--corpus", csv, "--text-column", "text", "--teacher", MANIFEST.fingerprint[:6]]
+    words = ["pull", source, tmp_path / "cache", *few]
+    assert "set encoding=utf-16-le" in refused("cache", *words)
+    assert "set delimiter=';'" in refused("cache", *words, "--encoding=utf-16-le")
+    form = ["--encoding", "utf-16-le", "--delimiter", ";"]
+    assert report(armada, *words, *form)["texts"] == 9
+    assert [r.shard for r in read_commits(tmp_path / "cache", MANIFEST)] == [9, 10]
+    other = ["cache", "pull", source, tmp_path / "other"]
+    assert "--delimiter: says how a --corpus is written" in refused(*other, "--delimiter=;")
+    assert "'hex': is no encoding of texts" in refused(*other, *few, "--encoding=hex")
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('{"text": "x"}\n')
+    few = ["--corpus", lines, "--text-column", "text"]
+    assert "delimiter '\\t': only .csv" in refused(*other, *few, "--delimiter=tab")
+
+
 def test_what_is_refused_exits_with_2_and_writes_nothing(
     source: Path, armada: CommandLine, refused: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -29,6 +29,11 @@ def check_cache(path: Path) -> None:
                 f"cache {path}: there is no such folder, and so it holds no {CACHE_MANIFEST}; this "
                 "is not an armada cache; mend the path, or make one with `armada precompute`"
             )
+        if not path.is_dir():
+            raise CacheError(
+                f"cache {path}: is a file, and so it holds no {CACHE_MANIFEST}; this is not an "
+                "armada cache; name the folder of one"
+            )
         raise CacheError(
             f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache; "
             "name a folder that is one, or an empty one to make it there"

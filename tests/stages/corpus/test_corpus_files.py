@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from armada.cache_schemas.errors import CorpusError
 from armada.cache_schemas.keys import example_key
-from armada.stages.corpus import text_files
+from armada.stages.corpus import json_files, text_files
 from armada.stages.corpus.corpus import Corpus, corpus_name, read_corpus
 
 ROWS = [
@@ -114,7 +114,8 @@ def test_tab_separated_fields_are_never_quoted(tmp_path: Path) -> None:
 def test_rows_may_lie_across_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 100)
+    for module in (json_files, text_files):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 100)
     rows = [f"row {number}\n, then 'this'\n" for number in range(100)]
     lines = [f'"{row}"\n' if name == "rows.csv" else json.dumps({"a": row}) + "\n" for row in rows]
     (tmp_path / name).write_text("".join(["a\n"] * (name == "rows.csv") + lines))

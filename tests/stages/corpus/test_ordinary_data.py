@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from armada.cache_schemas.errors import CorpusError
-from armada.stages.corpus import text_files
+from armada.stages.corpus import json_files, text_files
 from armada.stages.corpus.corpus import Corpus, read_corpus
 from armada.stages.corpus.hub_datasets import in_memory
 from armada.stages.corpus.text_files import TextFormat
@@ -55,7 +55,8 @@ ARRAYS = {
 def test_an_array_of_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, block: int
 ) -> None:
-    monkeypatch.setattr(text_files, "_READ_BYTES", block)
+    for module in (json_files, text_files):
+        monkeypatch.setattr(module, "READ_BYTES", block)
     (tmp_path / "a.json").write_text(content, encoding="utf-8")
     corpus = read_corpus([str(tmp_path / "a.json")], ["text"], label_column="label")
     assert texts(corpus) == TEXTS
