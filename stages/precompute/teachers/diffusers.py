@@ -27,6 +27,7 @@ from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...pretrained import source_name
 from ...sources import PIPELINE_FILE_PATTERNS, resolve
+from ...tokenizing.long_texts import shortened
 from .base import Answers, Example, Teacher
 from .images import latents, loaded_pipelines, saved_pipelines
 from .images.image_encoders import image_encoder
@@ -148,6 +149,7 @@ class DiffusersTeacher(Teacher):
     def encode(self, examples: Sequence[Example]) -> Answers:
         """Draw B pictures: `latent` [B, C * h * w] or `image_embedding` [B, E]."""
         prompts = [self._options.prompt(example.segments) for example in examples]
+        prompts = loaded_pipelines.shortened_prompts(self._pipeline, prompts)
         request = latents.Request(prompts, [example.key for example in examples])
         parts = request.singly() if self._device.type == "cpu" else [request]
         with loaded_pipelines.quiet(), latents.own_randomness(self._device):
@@ -173,8 +175,10 @@ class DiffusersTeacher(Teacher):
         tokenizer = getattr(self._pipeline, "tokenizer", None)
         if tokenizer is None:
             return np.zeros(len(prompts), dtype=bool)
+        most = tokenizer.model_max_length
+        prompts = shortened(tokenizer, prompts, most)
         tokens = tokenizer(prompts, truncation=False, verbose=False).input_ids
-        return np.array([len(row) > tokenizer.model_max_length for row in tokens])
+        return np.array([len(row) > most for row in tokens])
 
 
 def _check_steps(options: DiffusersOptions) -> None:

@@ -8,6 +8,8 @@ Shapes: B examples, E numbers of an embedding.
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...pretrained import one_line, quiet_transformers, refusing, require_vocabulary
 from ...sources import MODEL_FILE_PATTERNS, digest_files
+from ...tokenizing.long_texts import LONG, shortened
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import Answers, Example, PromptOptions, Teacher, make_spec
 from .precision import PrecisionOptions, in_row_groups
@@ -49,6 +52,8 @@ class OpenClipTeacher(Teacher):
         self._source = find_clip(source, options.weights, options.revision)
         self._text_config = _text_config(self._source)
         self._tokenizer = _tokenizer(self._source)
+        self._reads_clean = copy(self._tokenizer)
+        self._reads_clean.clean_fn = str  # texts are cut between cleaning and reading
         feature = FeatureSpec(
             name="embedding",
             shape=(self._width(),),
@@ -86,8 +91,8 @@ class OpenClipTeacher(Teacher):
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """[B, E] numbers."""
-        texts = [self._options.prompt(example.segments) for example in examples]
-        ids_BT = self._tokenizer(texts)
+        texts = self._texts(examples)
+        ids_BT = self._reads_clean(texts)
         embedding_BE = self._model.encode_text(in_row_groups(ids_BT, self._device)).float()
         if self._options.normalize:
             embedding_BE = torch.nn.functional.normalize(embedding_BE, dim=-1)
@@ -97,8 +102,17 @@ class OpenClipTeacher(Teacher):
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher; open_clip's own tokenizer reads bytes."""
         hf = getattr(self._tokenizer, "tokenizer", None)
-        texts = [self._options.prompt(example.segments) for example in examples]
-        return None if hf is None else mostly_unknown(hf, texts)
+        return None if hf is None else mostly_unknown(hf, self._texts(examples))
+
+    def _texts(self, examples: Sequence[Example]) -> list[str]:
+        """What is read of each example: clean, and cut far behind what is kept of it."""
+        most = self._tokenizer.context_length
+        texts = [self._tokenizer.clean_fn(self._options.prompt(e.segments)) for e in examples]
+        if (hf := getattr(self._tokenizer, "tokenizer", None)) is not None:
+            return shortened(hf, texts, most)
+        if self._tokenizer.reduction_fn is not None:
+            return texts  # it looks at all of a text to choose what is kept
+        return [_first_words(self._tokenizer.pat, text, most) for text in texts]
 
     def _counts(self, texts: list[str], ids_BT: torch.Tensor) -> list[int]:
         """How many tokens each text has, special ones included, before it is cut."""
@@ -106,18 +120,27 @@ class OpenClipTeacher(Teacher):
         if hf is None:
             # open_clip's own is slow: only texts that fill their row are counted again.
             return [
-                len(self._tokenizer.encode(text)) + 2 if full else 0
+                len(self._reads_clean.encode(text)) + 2 if full else 0
                 for text, full in zip(texts, ids_BT[:, -1].tolist(), strict=True)
             ]
         own = 3 if self._tokenizer.tokenizer_mode == "clips" else 0  # added without the tokenizer
-        clean = [self._tokenizer.clean_fn(text) for text in texts]
-        rows = hf(clean, add_special_tokens=not own, verbose=False).input_ids
+        rows = hf(texts, add_special_tokens=not own, verbose=False).input_ids
         return [len(row) + own for row in rows]
 
     def _width(self) -> int:
         if self._text_config.proj_type == "none" and not self._text_config.hf_model_name:
             return int(self._text_config.width)
         return int(self._source.config["embed_dim"])
+
+
+def _first_words(pattern: Any, text: str, most: int) -> str:
+    """A text up to its word number `most`: open_clip's own tokenizer makes a token or more of each.
+    All of it where its words would be others then."""
+    if len(text) <= LONG * most:
+        return text
+    words = list(islice(pattern.finditer(text), most))
+    short = text[: words[-1].end()] if len(words) == most else text
+    return short if pattern.findall(short) == [word[0] for word in words] else text
 
 
 def _text_config(source: ClipSource) -> Any:

@@ -16,7 +16,10 @@ from armada.cache_schemas.errors import JobError, TeacherOutputError, TeacherSou
 from armada.cache_schemas.keys import example_key
 from armada.stages.precompute.teachers.base import Answers, Example, example_seed
 from armada.stages.precompute.teachers.diffusers import DiffusersOptions, DiffusersTeacher
+from armada.stages.precompute.teachers.images.loaded_pipelines import shortened_prompts
+from armada.stages.tokenizing import long_texts
 from PIL import Image
+from tiny_tokenizers import KINDS, make_kind
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"steps": 3, "height": 64, "width": 32, "resize": 16}
@@ -182,6 +185,51 @@ def test_one_pass_gives_the_latents_of_the_first_picture(models: Path, make: Mak
 def test_long_prompts_are_flagged(make: MakeTeacher) -> None:
     truncated = ask(make(source="txt2img"), EXAMPLES).truncated
     assert truncated.tolist() == [False, False, False, True, False]
+
+
+def test_a_very_long_prompt_is_cut_and_draws_what_the_whole_one_draws(
+    models: Path, make: MakeTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_texts, "LONG", 1)
+    monkeypatch.setattr(long_texts, "TRIED", 1)
+    teacher, long = make(), example("a red kite, " * 400)
+    (cut,) = shortened_prompts(teacher._pipeline, list(long.segments))
+    assert len(cut) < len(long.segments[0]) / 2
+    answers = ask(teacher, [long])
+    assert answers.truncated.tolist() == [True]
+    found = answers.features["latent"][0]
+    np.testing.assert_array_equal(found, by_hand(models / "sd", long)[1])
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"lookahead"}))
+def test_a_prompt_is_cut_for_all_tokenizers_or_for_none(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    monkeypatch.setattr(long_texts, "LONG", 1)
+    monkeypatch.setattr(long_texts, "TRIED", 1)
+    tokenizers = [tiny_diffusion.make_tokenizer(), make_kind(kind)]
+    pipeline = StableDiffusionXLPipeline(
+        None, None, None, *tokenizers, None, tiny_diffusion.make_scheduler(), add_watermarker=False
+    )
+    for text in ("the red bird sings, " * 300, "red" * 2000, "红色鸟" * 900):
+        (cut,) = shortened_prompts(pipeline, [text])
+        for tokenizer in tokenizers:
+            asked = {"truncation": True, "max_length": 512}
+            assert tokenizer(cut, **asked).input_ids == tokenizer(text, **asked).input_ids
+    tokenizers[1].add_tokens(["<cat>", "<cat>_1"])
+    assert shortened_prompts(pipeline, [text]) == [text]
+
+
+def test_prompts_of_other_pipelines_are_left_whole(make: MakeTeacher) -> None:
+    from diffusers import PixArtAlphaPipeline
+
+    tokenizer = tiny_diffusion.make_tokenizer()
+    pipeline = PixArtAlphaPipeline(tokenizer, None, None, None, tiny_diffusion.make_scheduler())
+    text = "a red kite, " * 4000
+    assert shortened_prompts(pipeline, [text]) == [text]
+    assert shortened_prompts(make()._pipeline, [text]) != [text]
 
 
 @pytest.mark.parametrize("source", ["img2img", "txt2img"])

@@ -13,8 +13,12 @@ import pytest
 import torch
 from armada.cache_schemas.errors import TeacherSourceError
 from armada.cache_schemas.keys import example_key
+from armada.stages.precompute.teachers import open_clip as open_clip_teacher
 from armada.stages.precompute.teachers.base import Answers, Example
 from armada.stages.precompute.teachers.open_clip import OpenClipOptions, OpenClipTeacher
+from armada.stages.tokenizing import long_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_checkpoints import clip_config, make_open_clip, make_tokenizer
 
 TEXTS = ["a kettle on the stove", "Two dogs", "rain over the long bridge, early", "", "an oak"]
@@ -125,6 +129,51 @@ def test_answers_are_the_same_bits_in_any_batch(folder: Path) -> None:
 def test_long_texts_are_told(folder: Path) -> None:
     texts = ["an oak", LONG, LONG + " fifteen", "!" * 14, "! " * 15]
     assert ask(teacher(folder), texts).truncated.tolist() == [False, False, True, False, True]
+
+
+FRAGMENTS = (
+    "the|a kettle| |  |\n|&amp;amp;lt;|&nbsp;|don't|'ve|â€™|ﬁ|é|12|!?|<end_of_text>|<start|日本|_|İ"
+)
+pieces = st.sampled_from(FRAGMENTS.split("|"))
+
+
+@pytest.fixture(scope="module")
+def readers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Teachers with open_clip's own tokenizer and with one of the folder, and that tokenizer."""
+    words = make_tokenizer([*TEXTS, LONG], model_max_length=16)
+    more = {"text": {"pool_type": "last", "tokenizer_kwargs": {"clean": "canonicalize"}}}
+    other = make_open_clip(tmp_path_factory.mktemp("hf") / "tiny", tokenizer=words, **more)
+    places = {"own": folder, "of the folder": other}
+    return {
+        name: (teacher(place), open_clip.get_tokenizer(f"local-dir:{place}"))
+        for name, place in places.items()
+    }
+
+
+@pytest.mark.parametrize("reader", ["own", "of the folder"])
+@given(parts=st.lists(pieces | st.text(max_size=3), min_size=1, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_very_long_texts_are_read_as_if_they_were_whole(
+    readers: dict[str, Any], reader: str, parts: list[str]
+) -> None:
+    asked, tokenizer = readers[reader]
+    text = "".join(parts)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (open_clip_teacher, long_texts):
+            patch.setattr(module, "LONG", 1)
+        patch.setattr(long_texts, "TRIED", 1)
+        cut = asked._texts([Example(example_key(text), (text,))])
+    ids = asked._reads_clean(cut)
+    assert ids.tolist() == tokenizer([text]).tolist()
+    whole = [tokenizer.clean_fn(text)]
+    assert (asked._counts(cut, ids)[0] > 16) == (asked._counts(whole, ids)[0] > 16)
+
+
+@pytest.mark.parametrize("reader", ["own", "of the folder"])
+def test_very_long_texts_are_cut(readers: dict[str, Any], reader: str) -> None:
+    text = f"{LONG} " * 1000
+    (cut,) = readers[reader][0]._texts([Example(example_key(text), (text,))])
+    assert len(cut) < 1000
 
 
 def test_tokenizer_of_the_folder(tmp_path: Path) -> None:

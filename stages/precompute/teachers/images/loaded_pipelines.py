@@ -9,7 +9,7 @@ not what the model answered.
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,23 @@ import torch
 
 from .....cache_schemas.errors import TeacherSourceError
 from ....pretrained import LOCAL_ONLY, quiet_transformers, refusing
+from ....tokenizing.long_texts import shortened
 from .saved_pipelines import SAFETY_CHECKER, PipelineFolder
+
+PROMPTS_AS_THEY_ARE = frozenset(
+    {
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusion3Pipeline",
+        "FluxPipeline",
+        "LatentConsistencyModelPipeline",
+    }
+)
+"""Pipelines that give a prompt as it is to each of their tokenizers. Others clean it first, or
+write more around it."""
+
+_MOST_OF_T5 = 512
+"""Tokens that a pipeline keeps at most where its tokenizer takes fewer, or does not say."""
 
 
 def check_class(class_name: str, arguments: set[str]) -> None:
@@ -152,6 +168,41 @@ def image_to_image(pipeline: Any) -> Any:
     from diffusers import AutoPipelineForImage2Image
 
     return _frozen(AutoPipelineForImage2Image.from_pipe(pipeline))
+
+
+def shortened_prompts(pipeline: Any, prompts: Sequence[str]) -> list[str]:
+    """The prompts, of which those that are very long are cut far behind what the pipeline reads."""
+    names = [name for name in pipeline.components if name.startswith("tokenizer")]
+    tokenizers = [each for name in names if (each := pipeline.components[name]) is not None]
+    if type(pipeline).__name__ not in PROMPTS_AS_THEY_ARE or any(map(_expands, tokenizers)):
+        return list(prompts)
+    return [_shortened(tokenizers, prompt) for prompt in prompts]
+
+
+def _expands(tokenizer: Any) -> bool:
+    """Whether the pipeline writes several tokens for one of a textual inversion, anywhere."""
+    added = tokenizer.added_tokens_encoder
+    return any(f"{token}_1" in added for token in added)
+
+
+def _shortened(tokenizers: Sequence[Any], prompt: str) -> str:
+    cuts = [shortened(each, [prompt], _most(each))[0] for each in tokenizers]
+    longest = max(cuts, key=len, default=prompt)
+    if longest == prompt:
+        return prompt
+    # One that is cut for one tokenizer is read by all.
+    both = zip(tokenizers, cuts, strict=True)
+    alike = all(_first(each, longest) == _first(each, cut) for each, cut in both)
+    return longest if alike else prompt
+
+
+def _first(tokenizer: Any, text: str) -> list[int]:
+    found = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return list(found[: _most(tokenizer) + 1])
+
+
+def _most(tokenizer: Any) -> int:
+    return max(int(tokenizer.model_max_length), _MOST_OF_T5)
 
 
 @contextmanager
