@@ -14,6 +14,7 @@ from ..cache_schemas.errors import OutputError, StorageError
 from ..cache_schemas.layout import PARTIAL_SUFFIX
 from ..stages.store.files.atomic import sync_file
 from ..stages.store.files.lock import try_lock
+from ..stages.store.files.modes import open_new
 from .run_folder import make_folder
 
 Write = Callable[[pa.Table], object]
@@ -68,7 +69,7 @@ def new_file(path: Path) -> Iterator[Write]:
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         _remove_left(path)
-        with partial.open("xb") as held:
+        with open_new(partial) as held:
             _locked(held, path)
             with _WRITERS[path.suffix](partial) as write:
                 yield write

@@ -20,6 +20,7 @@ from ..cache_schemas.layout import PARTIAL_SUFFIX
 from ..cache_schemas.locations import shown
 from ..stages.store.files.atomic import write_atomic
 from ..stages.store.files.lock import give_back, take
+from ..stages.store.files.modes import make_folders, share
 from .logs import LOGGER
 
 JOB = "job.yaml"
@@ -126,7 +127,7 @@ def is_free(folder: Path, but: Collection[str] = ()) -> bool:
 def make_folder(folder: Path) -> None:
     """Make a folder that may be there; raises OutputError where that cannot be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except OSError as cause:
         raise OutputError(
             f"output {folder}: cannot be made: {cause.strerror}; choose another"
@@ -202,6 +203,7 @@ def append_log(folder: Path, row: Mapping[str, Any]) -> None:
     """Add a row to the log of the run."""
     with (folder / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+    share(folder / LOG, folder)
 
 
 def trim_log(folder: Path, steps: int) -> None:

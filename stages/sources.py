@@ -5,6 +5,7 @@ content, so that the same weights have the same fingerprint wherever they lie.
 """
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -107,6 +108,10 @@ def _bars_for_people() -> Iterator[None]:
 def require_safetensors(folder: Path, error: type[InputError]) -> list[Path]:
     """The weight files of one model folder; refuses none, and pickles in their place."""
     weights = sorted(folder.glob("*.safetensors"))
+    for file in weights:
+        if not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            # Libraries say that it is not there.
+            raise error(f"source {folder}: {file.name} may not be read by you (chmod a+r)")
     if weights:
         return weights
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...cache_schemas.errors import ArmadaError, shown_url
+from ...stages.store.files.modes import make_folders, open_new
 from ...stages.store.reading.access import available_memory
 from ..device import environments, visible_gpus
 from ..distill import run_distill
@@ -108,7 +109,7 @@ class _Crew:
                 process.join()
 
     def _start(self, run: PlannedRun, environment: dict[str, str]) -> BaseProcess:
-        self._logs.mkdir(exist_ok=True)
+        make_folders(self._logs)
         process: BaseProcess = self._context.Process(
             target=_work, args=(run.job, environment, self._log(run))
         )
@@ -145,7 +146,8 @@ def _work(job: DistillJob, environment: dict[str, str], log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever hears it ends the runs
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
-    with log.open("wb", buffering=0) as file:
+    log.unlink(missing_ok=True)  # an earlier one may be somebody else's of the group
+    with open_new(log) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     _limit_threads(int(environment["OMP_NUM_THREADS"]))

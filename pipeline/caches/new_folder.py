@@ -10,6 +10,7 @@ from pathlib import Path
 from ...cache_schemas.errors import OutputError
 from ...cache_schemas.layout import PARTIAL_SUFFIX
 from ...stages.store.files.atomic import sync_folder as sync
+from ...stages.store.files.modes import follow_umask, make_folders
 
 
 def check_new(folder: Path) -> None:
@@ -27,11 +28,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     target = folder.resolve()
     partial = target.with_name(f".{target.name}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
-        partial.mkdir(parents=True)
+        make_folders(partial)
     except OSError as cause:
         raise OutputError(f"output {folder}: cannot be made: {cause.strerror}") from cause
     try:
         yield partial
+        follow_umask(partial)
         _publish(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

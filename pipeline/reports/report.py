@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from ...cache_schemas.errors import ArmadaError, OutputError, shown_url
 from ...stages.store.files.atomic import write_atomic
+from ...stages.store.files.modes import make_folders
 from ..findings.findings import Findings, Study, find
 from ..findings.runs import Found, find_runs
 from ..findings.significance import FACTORS
@@ -102,7 +103,7 @@ def _check_out(job: ReportJob) -> bool:
     if job.out.exists() and not (again or job.force):
         raise OutputError(f"out {job.out}: somebody wrote it; name another file, or --force")
     try:
-        job.out.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(job.out.parent)
         with tempfile.TemporaryFile(dir=job.out.parent):
             return again
     except OSError as cause:
@@ -155,7 +156,7 @@ def _write(out: Path, page: str, sections: list[Section], again: bool) -> list[P
         for picture in section.pictures:
             prefix = f"{number}-" if len(sections) > 1 else ""
             files[folder / f"{prefix}{picture.name}.png"] = picture.png
-    folder.mkdir(exist_ok=True)
+    make_folders(folder)
     for file, content in files.items():
         write_atomic(file, [content])
     if again:  # of the page that was here before

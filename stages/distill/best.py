@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..store.files.atomic import write_atomic
-from ..store.files.modes import follow_umask
+from ..store.files.modes import follow_umask, make_folders
 from .evaluation import better
 from .sharding import frozen_names, load_whole, plain
 
@@ -91,7 +91,7 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         return rows
 
     def _write(self, weights: Weights | None) -> None:
-        self._folder.mkdir(exist_ok=True)
+        make_folders(self._folder)
         if weights is not None:
             save_file(weights, self._weights(self.evaluations[-1]))
             follow_umask(self._folder)

@@ -22,6 +22,7 @@ from transformers.integrations import (
 
 from ...cache_schemas.errors import JobError, RunError
 from ..pretrained import one_line
+from ..store.files.modes import make_folders
 from .settings import Reporter, TrainingSettings
 
 TENSORBOARD = "tensorboard"
@@ -50,6 +51,7 @@ def reporters(settings: TrainingSettings, folder: Path) -> list[TrainerCallback]
 def _tensorboard(folder: Path) -> TensorBoardCallback:
     from torch.utils.tensorboard import SummaryWriter
 
+    make_folders(folder / TENSORBOARD)
     return TensorBoardCallback(SummaryWriter(str(folder / TENSORBOARD)))
 
 

@@ -4,15 +4,19 @@ Every file and folder that a run and a cache leave behind is looked at, whicheve
 """
 
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from armada.cache_schemas.features import FeatureSpec
+from armada.pipeline import seed_run
+from armada.pipeline.run_folder import append_log
 from armada.stages.store.files.modes import follow_umask
 from armada.stages.store.writing.staging import Staging
 from command_line import CommandLine
@@ -124,6 +128,87 @@ def test_two_users_of_a_group_fill_one_cache(armada: CommandLine) -> None:
         with user(12347, 12347):
             result = armada("cache", "gc", cache)
         assert (result.code, "permission denied; its owner can" in result.error) == (2, True)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_in_a_shared_folder_the_group_has_runs_and_what_is_made_of_them(
+    armada: CommandLine, distill_bench: Any, tmp_path: Path, mask: int
+) -> None:
+    shared = tmp_path / "shared"
+    run, ask = shared / "run", ("--corpus", distill_bench.validation, "--text-column", "text")
+    with umask(mask):
+        shared.mkdir()
+        shared.chmod(0o2770)
+        armada.done(*distill_bench.words(run))
+        armada.done("predict", run, *ask, "--output", shared / "said" / "by.parquet", "--quiet")
+        armada.done("predict", run, *ask, "--output", shared / "said" / "by.jsonl", "--quiet")
+        armada.done("report", run, "--out", shared / "page" / "report.html", "--quiet")
+        ask = ("--corpus", distill_bench.train, "--text-column", "text", "--quiet")
+        words = (
+            "--teacher",
+            distill_bench.hash,
+            "--format",
+            "npy",
+            "--output",
+            shared / "exported",
+        )
+        armada.done("cache", "export", distill_bench.cache, *ask, *words)
+    assert (run / "tensorboard").is_dir()
+    assert list((shared / "page").rglob("*.png"))
+    not_shared = {
+        str(path.relative_to(shared)): oct(path.stat().st_mode)
+        for path in shared.rglob("*")
+        for wanted in [
+            stat.S_ISGID | stat.S_IRWXG if path.is_dir() else stat.S_IRGRP | stat.S_IWGRP
+        ]
+        if path.stat().st_mode & wanted != wanted or path.stat().st_mode & stat.S_IWOTH
+    }
+    assert not_shared == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_one_of_a_group_goes_on_with_the_run_of_another(
+    armada: CommandLine, distill_bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = 54321
+    with tempfile.TemporaryDirectory() as folder, umask(0o022):
+        top = Path(folder)
+        top.chmod(0o755)
+        follow_umask(distill_bench.student)  # the fixture's own may be for its owner alone
+        bench = replace(
+            distill_bench,
+            train=shutil.copy(distill_bench.train, top),
+            validation=shutil.copy(distill_bench.validation, top),
+            cache=shutil.copytree(distill_bench.cache, top / "cache"),
+            student=shutil.copytree(distill_bench.student, top / "model"),
+        )
+        more = ("--set", "save_steps=2", "--set", "logging_steps=1", "--set", "device=cpu")
+        shared, run, own = top / "shared", top / "shared" / "run", top / "own"
+        shared.mkdir()
+        os.chown(shared, 12345, group)
+        shared.chmod(0o2775)
+        # Root's comes first: another user may not be let to where what is imported late lies.
+        for output, first, second in ((own, 0, 0), (run, 12345, 12346)):
+            with user(first, group), monkeypatch.context() as cut:
+                cut.setattr(seed_run, "append_log", cut_at(3))
+                assert armada(*bench.words(output, *more)).code == 130
+            assert list((output / "checkpoints").iterdir())
+            with user(second, group):
+                armada.done(*bench.words(output, *more, "--resume"))
+            assert not (output / "checkpoints").exists()
+        weights = [path / "student" / "model.safetensors" for path in (run, own)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def cut_at(step: int) -> Any:
+    """A log that stands for Ctrl-C at a step."""
+
+    def append(folder: Path, row: Any) -> None:
+        append_log(folder, row)
+        if row["step"] == step:
+            raise KeyboardInterrupt
+
+    return append
 
 
 def test_weights_that_were_kept_from_everybody_are_given_to_whom_the_umask_lets(

@@ -8,6 +8,7 @@ decides alone.
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,25 +50,37 @@ def make_folders(folder: Path) -> None:
             raise
         return  # another process has just made it
     if _is_shared(folder.parent):
-        folder.chmod(folder.stat().st_mode | _OF_FOLDERS)
+        _allow(folder, _OF_FOLDERS)
 
 
 def share(file: Path, folder: Path) -> None:
     """Give a file of ours the mode that it would have if it had been made in `folder`."""
     if _is_shared(folder):
-        file.chmod(file.stat().st_mode | _OF_FILES)
+        _allow(file, _OF_FILES)
 
 
 def follow_umask(folder: Path) -> None:
-    """Give every file below `folder`, a folder of ours, the mode that the umask leaves: libraries
-    that write weights by way of a temporary file keep them from everybody else."""
+    """Give `folder`, a folder of ours, and all in it the modes that they would have if they had
+    been made here: libraries that write weights by way of a temporary file keep them from everybody
+    else, and share nothing."""
+    below = [each for each in folder.rglob("*") if not each.is_symlink()]
+    for each in (folder, *below):
+        if each.is_dir() and _is_shared(each.parent):
+            _allow(each, _OF_FOLDERS)
     probe = folder / f".mode-{os.getpid()}"
     with open_new(probe) as made:
         mode = stat.S_IMODE(os.fstat(made.fileno()).st_mode)
         probe.unlink()
-    for file in folder.rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            file.chmod(stat.S_IMODE(file.stat().st_mode) | mode)
+    for each in below:
+        if each.is_file():
+            _allow(each, mode)
+
+
+def _allow(path: Path, bits: int) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode | bits != mode:
+        with suppress(PermissionError):  # it is another user's, who knows why
+            path.chmod(mode | bits)
 
 
 def access_error(path: Path | str) -> AccessError:

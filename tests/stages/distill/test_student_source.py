@@ -15,6 +15,7 @@ from armada.stages.distill.student_source import load_student
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import make_bert_classifier
 from tiny_runs import NUMBERS, TEXTS, load, outputs
+from unprivileged import unprivileged
 
 
 @pytest.fixture
@@ -131,6 +132,15 @@ def test_folders_that_are_refused(copy, spoil, words):
         load(copy)
     assert "\n" not in str(caught.value)
     assert str(copy) in str(caught.value)
+
+
+def test_weights_that_may_not_be_read_are_not_called_missing(copy):
+    (copy / "model.safetensors").chmod(0)
+    with (
+        unprivileged(),
+        pytest.raises(StudentSourceError, match=r"model\.safetensors may not be read by you"),
+    ):
+        load(copy)
 
 
 @pytest.mark.parametrize("source", ["t5", "scratch:t5", "scratch:bart"])
