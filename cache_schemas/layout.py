@@ -49,6 +49,9 @@ INNER_CHUNK_ROWS = 64
 DEFAULT_ROWS_PER_SHARD = 16_384
 """32 MiB of 1024 float16 numbers; a power of two, so that a full shard is whole memory pages."""
 
+FINGERPRINT = re.compile(r"[0-9a-f]{32}", re.ASCII)
+"""Names of teachers' folders."""
+
 RESERVED_NAMES = frozenset({"tables", "commits", "runs", "reservations"})
 """Folders beside the features, which a feature therefore cannot be called."""
 

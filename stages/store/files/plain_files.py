@@ -8,12 +8,17 @@ one `lstat` for each part of its path, a few µs a file.
 
 import fnmatch
 import os
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from ....cache_schemas.errors import AccessError, DamagedCacheError, LinkedPathError
 from ....cache_schemas.manifest import DocumentT, parse_document
 from .modes import access_error
+
+FOLDER_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""Names of a teacher's folders: of its features, and of those beside them. Documents have a dot."""
 
 
 def plain_size(path: Path, cache: Path) -> int:
@@ -43,11 +48,17 @@ def read_error(path: Path, cause: OSError) -> DamagedCacheError | AccessError:
 
 
 def entries(folder: Path, pattern: str = "*") -> list[Path]:
-    """What is in a folder, sorted; nothing if it is not there. Unlike `glob`, it does not take what
-    may not be read for empty: it raises AccessError."""
+    """What is in a folder, sorted; nothing if it is not there.
+
+    Unlike `glob`, it takes neither what may not be read nor what is no folder for empty: it raises
+    AccessError, DamagedCacheError, and LinkedPathError for a link to nothing."""
     try:
         return sorted(folder / name for name in fnmatch.filter(os.listdir(folder), pattern))
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as cause:
+        if folder.is_symlink():
+            raise _is_a_link(folder) from cause
+        if is_there(folder):
+            raise _is_no_folder(folder) from cause
         return []
     except PermissionError as cause:
         raise access_error(folder) from cause
@@ -78,32 +89,75 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def check_way(path: Path, cache: Path) -> None:
-    """Refuse a path below the folder `cache` that is a symbolic link, or leads through one."""
-    check_folders(path / "anything", cache)
+    """Refuse a path below the folder `cache` that is a symbolic link, or as `check_folders`."""
+    check_folders(path, cache)
+    if path != cache and path.is_symlink():
+        raise _is_a_link(path)
 
 
 def check_folders(path: Path, cache: Path) -> None:
-    """Refuse a path that some symbolic link between `cache` and its last part leads through."""
+    """Refuse a path if anything between `cache` and its last part is no plain folder.
+
+    Raises LinkedPathError for a symbolic link, DamagedCacheError for a file, a pipe, a device; what
+    is not there is nobody's damage here."""
     parts, above = path.parts, len(cache.parts)
     assert parts[:above] == cache.parts, (path, cache)
     # Strings: a cache has thousands of files, and paths cost more than the calls.
     folder = str(cache)
     for part in parts[above:-1]:
         folder = f"{folder}{os.sep}{part}"
-        if os.path.islink(folder):
+        try:
+            mode = os.lstat(folder).st_mode
+        except OSError:
+            return  # whoever opens it says what is wrong
+        if stat.S_ISLNK(mode):
             raise _is_a_link(folder)
+        if not stat.S_ISDIR(mode):
+            raise _is_no_folder(folder)
 
 
 def refuse_linked_folders(teacher: Path, cache: Path) -> None:
     """Refuse a teacher's folder if what is written to it would go through a symbolic link."""
-    for folder in (teacher, *teacher.glob("*"), *teacher.glob("*/c"), *teacher.glob("tables/*")):
-        check_folders(folder / "file", cache)
+    for path in (teacher, *teacher.glob("*"), *teacher.glob("*/c"), *teacher.glob("tables/*")):
+        if path.is_symlink():
+            raise _is_a_link(path)
+    check_folders(teacher, cache)
+
+
+def check_teacher_folders(teacher: Path, cache: Path) -> None:
+    """Refuse a teacher's folder in which anything that should be a folder is none, or a link."""
+    refuse_linked_folders(teacher, cache)
+    for folder in folders_of(teacher):
+        check_folders(folder / "anything", cache)
+
+
+def folders_of(teacher: Path) -> Iterator[Path]:
+    """A teacher's folder and what has the name of one in it, as far as no link leads there."""
+    yield teacher
+    if teacher.is_symlink():
+        return
+    for folder in _named_as_folders(teacher):
+        yield folder
+        if not folder.is_symlink():
+            inside = _named_as_folders(folder)
+            yield from (each for each in inside if folder.name == "tables" or each.name == "c")
+
+
+def _named_as_folders(folder: Path) -> list[Path]:
+    inside = entries(folder) if folder.is_dir() else []
+    return [each for each in inside if FOLDER_NAME.fullmatch(each.name)]
 
 
 def _is_a_link(path: Path | str) -> LinkedPathError:
     return LinkedPathError(
         f"{path}: is a symbolic link, which could lead anywhere; "
         "copy the cache with its links resolved (cp -rL)"
+    )
+
+
+def _is_no_folder(path: Path | str) -> DamagedCacheError:
+    return DamagedCacheError(
+        f"{path}: is not a folder; move it away, and put the folder back from a copy of the cache"
     )
 
 

@@ -4,7 +4,13 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from ....cache_schemas.errors import CacheError, DamagedCacheError
-from ....cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST, commit_file, teacher_folder
+from ....cache_schemas.layout import (
+    CACHE_MANIFEST,
+    FINGERPRINT,
+    TEACHER_MANIFEST,
+    commit_file,
+    teacher_folder,
+)
 from ....cache_schemas.manifest import (
     CacheManifest,
     CommitRecord,
@@ -12,7 +18,14 @@ from ....cache_schemas.manifest import (
     check_cache_manifest,
 )
 from ....cache_schemas.teachers import told_apart
-from ..files.plain_files import check_way, entries, is_there, read_bytes, read_document
+from ..files.plain_files import (
+    check_folders,
+    check_way,
+    entries,
+    is_there,
+    read_bytes,
+    read_document,
+)
 
 
 def check_cache(path: Path) -> None:
@@ -45,8 +58,18 @@ def list_teachers(path: Path) -> list[TeacherManifest]:
     """The teachers of a cache, sorted by fingerprint."""
     check_cache(path)
     check_way(path / "teachers", path)
-    files = [folder / TEACHER_MANIFEST for folder in entries(path / "teachers")]
+    files = [folder / TEACHER_MANIFEST for folder in teacher_folders(path)]
+    for file in files:
+        check_folders(file, path)
     return [read_teacher(file, path) for file in files if is_there(file)]
+
+
+def teacher_folders(path: Path) -> list[Path]:
+    """The folders of a cache's teachers, sorted, and whatever else has the name of one.
+
+    Raises as `entries`."""
+    found = entries(path / "teachers")
+    return [each for each in found if each.is_dir() or FINGERPRINT.fullmatch(each.name)]
 
 
 def choose_teacher(

@@ -10,7 +10,13 @@ from typing import TypeVar
 
 from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError, DamagedCacheError, StorageError
-from ....cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST, TEACHER_MANIFEST, TEACHER_PART
+from ....cache_schemas.layout import (
+    CACHE_INDEX,
+    CACHE_MANIFEST,
+    FINGERPRINT,
+    TEACHER_MANIFEST,
+    TEACHER_PART,
+)
 from ....cache_schemas.manifest import (
     CacheManifest,
     CommitRecord,
@@ -24,7 +30,6 @@ from ....cache_schemas.manifest import (
 from .parallel import in_parallel
 from .place import RefusedError, RemotePlace
 
-FINGERPRINT = re.compile(r"[0-9a-f]{32}", re.ASCII)
 SHARD = re.compile(r"\d{6}", re.ASCII)
 RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}", re.ASCII)
 

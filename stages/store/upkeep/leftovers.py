@@ -10,21 +10,24 @@ from pathlib import Path
 
 from ....cache_schemas.layout import numbered
 from ..files.own_files import remove_tree
-from ..files.plain_files import entries, refuse_linked_folders
+from ..files.plain_files import check_teacher_folders, entries
+from ..format.manifests import teacher_folders
 from ..writing.removal import partial_documents, uncommitted
 from ..writing.reservations import Reservations
 from ..writing.staging import PATIENCE_S
 
 
 def leftovers(cache: Path) -> Iterator[Path]:
-    """Files and folders that belong to nobody."""
+    """Files and folders that belong to nobody.
+
+    Raises DamagedCacheError where a folder is none: what it held cannot be told from leftovers."""
     yield from partial_documents(cache)
-    for teacher in (each for each in entries(cache / "teachers") if each.is_dir()):
+    for teacher in teacher_folders(cache):
         yield from _of_teacher(teacher)
 
 
 def _of_teacher(teacher: Path) -> Iterator[Path]:
-    refuse_linked_folders(teacher, teacher.parent.parent)  # what it leads to would count as its own
+    check_teacher_folders(teacher, teacher.parent.parent)
     living, dead = Reservations(teacher, PATIENCE_S).judged()
     committed = numbered(entries(teacher / "commits", "*.json"))
     if not committed and not living:

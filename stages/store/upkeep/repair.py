@@ -5,7 +5,8 @@
     remove      the record of a run: it tells what the run cost; no reader needs it
     set aside   teacher.json, as teacher.json.damaged, so that the cache's other teachers can be
                 read; `precompute` with that teacher writes it again, and its shards are there
-    leave       what only who made the cache, or a copy of it, can tell
+    leave       what only who made the cache, or a copy of it, can tell; what takes the place of a
+                folder, and with it all of that teacher
 
 Nothing is dropped of a teacher whose features another tool re-wrote: its files are not what was
 committed, but may well be what somebody wants.
@@ -69,6 +70,8 @@ def _refuse_rewritten(survey: CacheSurvey, damages: Sequence[Damage]) -> None:
 
 
 def _step(survey: CacheSurvey, damage: Damage) -> Step:
+    if damage.kind == "folder":
+        return Step("leave", damage, remedy="then repair once more")
     try:
         _check_reach(survey.path, damage)
     except DamagedCacheError as error:

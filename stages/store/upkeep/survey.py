@@ -21,8 +21,8 @@ from ....cache_schemas.layout import (
     teacher_folder,
 )
 from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
-from ..files.plain_files import Stamp, entries, read_document, stamp_of
-from ..format.manifests import check_cache, read_commit, read_teacher
+from ..files.plain_files import Stamp, check_folders, entries, folders_of, read_document, stamp_of
+from ..format.manifests import check_cache, read_commit, read_teacher, teacher_folders
 from ..format.parts import held_features, read_part
 from ..format.zarr_documents import check_array, check_group
 from ..writing.removal import uncommitted
@@ -32,14 +32,15 @@ from ..writing.staging import PATIENCE_S
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-Kind = Literal["cache", "teacher", "shard", "zarr", "run"]
+Kind = Literal["cache", "teacher", "folder", "shard", "zarr", "run"]
 Place = tuple[Kind, Path, int | None]
 """What a document is of, where it is, and of which shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing that is not as it was committed: a shard (its record or its files), or a document.
+    """One thing that is not as it was committed: a shard (its record or its files), a document, or
+    a folder that is none.
 
     `teacher` is the name of its folder, empty for documents of the cache; `shard` is None for a
     document, and for a record that is not named as a shard's is."""
@@ -119,8 +120,9 @@ class CacheSurvey:
     @property
     def digest(self) -> str | None:
         """The digest of the content; None if a document that it is made of cannot be read."""
-        kinds = {damage.kind for teacher in self.teachers for damage in teacher.damages}
-        if kinds & {"teacher", "shard"}:
+        of_teachers = (damage for teacher in self.teachers for damage in teacher.damages)
+        kinds = {damage.kind for damage in (*self.damages, *of_teachers)}
+        if kinds & {"teacher", "folder", "shard"}:
             return None
         return content_digest((t.folder.name, c) for t in self.teachers for c in t.commits)
 
@@ -137,21 +139,29 @@ def survey_cache(path: Path) -> CacheSurvey:
     """Read all documents of the cache at `path`.
 
     Raises CacheError if it is none, CacheVersionError if it is of another format version."""
-    folders = [folder for folder in entries(path / "teachers") if folder.is_dir()]
+    found = Findings(path)
+    above = path / "teachers"
+    listed = found.attempt(("folder", above, None), teacher_folders, path)
+    folders = listed or []
     if not folders:
         check_cache(path)
     stamps = {file: stamp_of(file) for folder in folders for file in folder.rglob("*")}
-    found = Findings(path)
     found.attempt(("cache", path / CACHE_MANIFEST, None), check_cache, path)
-    for group in (path / ZARR_METADATA, path / "teachers" / ZARR_METADATA):
+    groups = [path / ZARR_METADATA] + ([above / ZARR_METADATA] if listed is not None else [])
+    for group in groups:
         found.attempt(("zarr", group, None), check_group, group, path)
     teachers = tuple(survey_teacher(path, folder) for folder in folders)
     return CacheSurvey(path, tuple(found.damages), teachers, stamps)
 
 
 def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
-    """Read all documents of one teacher."""
+    """Read all documents of one teacher; none, where something is no folder that should be one:
+    which of its files belong to it cannot be told then."""
     found = Findings(cache, folder.name)
+    for place in folders_of(folder):
+        found.attempt(("folder", place, None), check_folders, place / "anything", cache)
+    if found.damages:
+        return TeacherSurvey(folder, None, None, (), (), (), tuple(found.damages), 0, 0)
     records = entries(folder / "commits", "*.json")
     manifest = _read_manifest(found, folder, len(records))
     place: Place = ("teacher", folder / TEACHER_PART, None)

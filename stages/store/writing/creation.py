@@ -17,7 +17,7 @@ from ....cache_schemas.layout import (
 from ....cache_schemas.manifest import CacheManifest, CommitRecord, TeacherManifest
 from ..files.lock import locked
 from ..files.own_files import make_folder, remove_tree, write_file
-from ..files.plain_files import check_way, refuse_linked_folders
+from ..files.plain_files import check_teacher_folders, check_way, refuse_linked_folders
 from ..format.dense import array_metadata, group_metadata, same_layout
 from ..format.manifests import check_cache, read_teacher
 from ..format.parts import held_features, read_part
@@ -53,7 +53,7 @@ def _write_if_absent(file: Path, content: bytes, cache: Path) -> None:
 def create_teacher(path: Path, manifest: TeacherManifest) -> None:
     """Make a teacher's folder; refuse one that was made with other rows per shard."""
     folder = teacher_folder(path, manifest.fingerprint)
-    refuse_linked_folders(folder, path)
+    check_teacher_folders(folder, path)
     file = folder / TEACHER_MANIFEST
     if not file.exists():
         _refuse_other_shards(folder, manifest)
