@@ -207,7 +207,7 @@ def evaluate(
     text_column: Annotated[list[str] | None, typer.Option(help="default as in training")] = None,
     label_column: Annotated[str | None, typer.Option(help="default as in training")] = None,
     cache: Annotated[
-        str | None, typer.Option(help="embeddings to compare with, of a student without labels")
+        str | None, typer.Option(help="embeddings to compare with, of a student of a feature")
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="fingerprint or prefix of one")] = None,
     settings: Settings = None,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..cache_schemas.errors import JobError
-from ..stages.distill.saved_student import load_student
+from ..stages.distill.saved_student import load_embedder
 from .answers import open_answers
 from .device import choose_device
 from .distill_job import CacheKeys, CorpusKeys
@@ -17,8 +17,15 @@ from .student_data import read_labelled
 
 def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dict[str, Any]:
     """`cosine`, the mean over examples, and `mse`, over all numbers; the teacher's embeddings come
-    from the job's cache. Raises JobError for a feature of another width."""
-    student = load_student(folder).to(choose_device(job.device))
+    from the job's cache. Raises JobError for a feature of another width, and for a student that
+    learned none."""
+    student = load_embedder(folder)
+    if student is None:
+        raise JobError(
+            f"cache: student {folder} predicts labels, and has no embeddings to compare "
+            "(modules.json, which objective=feature writes); leave cache, teacher and feature out"
+        )
+    student = student.to(choose_device(job.device))
     labelled = read_labelled(keys, job.corpus, student.card.space)
     named = {"cache": job.cache, "teacher": job.teacher, "feature": job.feature}
     answers = open_answers(make(CacheKeys, named))

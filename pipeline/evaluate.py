@@ -19,7 +19,11 @@ from .student_data import read_labelled
 
 
 def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
-    """Metrics of a finished student on a corpus; of each seed's, where a run had several."""
+    """Metrics of a finished student on a corpus; of each seed's, where a run had several.
+
+    Raises JobError."""
+    if job.cache is None and (job.teacher or job.feature):
+        raise JobError("teacher, feature: are of a cache; name it, or leave them out")
     folders = sorted(job.student.glob("seed-*/student"), key=lambda folder: folder.parent.name)
     if not folders:
         return _evaluate(job, job.student)
@@ -30,6 +34,8 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
 
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if is_language_student(folder):
+        if job.cache is not None:
+            raise JobError("cache: is for students of embeddings; this one is a language model")
         return evaluate_language(job, folder)
     if job.max_new_tokens is not None:
         raise JobError("max_new_tokens: is for language models; this student predicts labels")
@@ -41,7 +47,12 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
                 "was trained without labels; it predicts none"
             )
         return evaluate_embeddings(job, _corpus_keys(job, card), folder)
-    labelled = read_labelled(_corpus_keys(job, card), job.corpus, card.space)
+    keys = _corpus_keys(job, card)
+    beside = {}
+    if job.cache is not None:
+        found = evaluate_embeddings(job, keys, folder)["metrics"]
+        beside = {f"embedding_{name}": value for name, value in found.items()}
+    labelled = read_labelled(keys, job.corpus, card.space)
     dataset = labelled.dataset(tokenizer, card.max_length, None)
     missing = count_missing(labelled.labels)
     if missing == len(dataset):
@@ -52,7 +63,7 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         "unlabelled_examples": missing,
         "truncated_examples": dataset.truncated,
         "skipped_rows": list(labelled.corpus.skipped),
-        "metrics": task_metrics(outputs, labelled.labels, card.space),
+        "metrics": task_metrics(outputs, labelled.labels, card.space) | beside,
     }
 
 

@@ -19,7 +19,7 @@ class EvaluateJob(TextFormatKeys):
     label_column: str | None = Field(default=None, description="default that of training")
     cache: Path | str | None = Field(
         default=None,
-        description="of a student without labels: cache of the embeddings that it learned from",
+        description="of a student that learned a feature: cache of the embeddings it learned from",
     )
     teacher: str | None = Field(
         default=None, description="fingerprint of their teacher, or a prefix no other one shares"

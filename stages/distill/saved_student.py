@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...cache_schemas.chats import answered
 from ...cache_schemas.errors import StudentSourceError
-from ..embeddings.folders import read_embedding_folder
+from ..embeddings.folders import MODULES, read_embedding_folder
 from ..embeddings.layers import load_layers
 from ..language.tokens import encode_texts, end_ids
 from ..pretrained import padding_id, refusing
@@ -200,17 +200,31 @@ def load_student(folder: str | Path) -> SavedStudent:
         return SavedLanguageModel(*load_language_folder(folder))
     folder = student_folder(folder)
     student, tokenizer, card = load_saved_student(folder)
-    layers = _read_layers(folder, card) if card.space.task == "none" else None
+    layers = _read_layers(folder) if card.space.task == "none" else None
     return SavedReader(student, tokenizer, card, layers)
 
 
-def _read_layers(folder: Path, card: StudentCard) -> nn.Module | None:
-    """What is behind the student's pooling."""
+def load_embedder(folder: Path) -> SavedReader | None:
+    """A student of a feature as a reader that says embeddings, also if it predicts labels beside
+    them; None for one that predicts labels and has no modules.json. Raises StudentSourceError."""
+    folder = student_folder(folder)
+    student, tokenizer, card = load_saved_student(folder)
+    # Other objectives have projections, too: into a space that is not the feature's.
+    if card.space.task != "none" and not (folder / MODULES).is_file():
+        return None
+    reader = SavedReader(student, tokenizer, card, _read_layers(folder))
+    reader.kind = "embedding"
+    return reader
+
+
+def _read_layers(folder: Path) -> nn.Module | None:
+    """What is behind the student's pooling, from the projection on: a layer before it is part of
+    that pooling."""
     declared = read_embedding_folder(folder, StudentSourceError)
     if declared is None:
         return _read_projection(folder)
-    own = 1 if card.pooling in ("pooler", "context") else 0  # there a layer is part of the pooling
-    return load_layers(declared.layers[own:], StudentSourceError)
+    dense = [place for place, layer in enumerate(declared.layers) if not layer.normalizes]
+    return load_layers(declared.layers[dense[-1] :], StudentSourceError)
 
 
 def _read_projection(folder: Path) -> nn.Linear | None:

@@ -142,3 +142,36 @@ def test_evaluate_a_student_without_a_task(armada, distill_bench, tmp_path, refu
     }
     assert said["metrics"] == pytest.approx(expected, abs=1e-5)
     assert said["examples"] == len(TEXTS)
+
+
+@pytest.mark.parametrize("label", ["label", "score"])
+def test_a_student_that_predicts_and_learned_a_feature_is_measured_as_both(
+    armada, distill_bench, tmp_path, refused, label
+):
+    changes = {"objective": "feature", "label_column": label, "validation": None}
+    if label == "score":
+        changes["task"] = "regression"
+    task = changes.pop("task", None)
+    told = ("--set", f"task={task}") if task else ()
+    armada.done(*distill_bench.words(tmp_path / "run", *told, **changes))
+    words = ("evaluate", tmp_path / "run", "--corpus", distill_bench.train, "--json")
+    alone = json.loads(armada.done(*words))["metrics"]
+    named = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
+    both = json.loads(armada.done(*words, *named))["metrics"]
+    cache = open_cache(distill_bench.cache, distill_bench.hash[:8])
+    wanted = cache["embedding"][cache.lookup(TEXTS)].astype(np.float64)
+    found = encode(tmp_path / "run" / "student", TEXTS).astype(np.float64)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    beside = {
+        "embedding_cosine": ((found * wanted).sum(axis=1) / lengths).mean(),
+        "embedding_mse": ((found - wanted) ** 2).mean(),
+    }
+    assert both == pytest.approx(alone | beside, abs=1e-5)
+    line = refused(*words, "--teacher", distill_bench.hash[:8])
+    assert "teacher, feature: are of a cache" in line
+
+
+def test_a_cache_for_a_student_without_embeddings_is_refused(trained, refused, distill_bench):
+    words = ("evaluate", trained, "--corpus", distill_bench.validation)
+    assert "has no embeddings to compare" in refused(*words, "--cache", distill_bench.cache)
+    assert "are of a cache" in refused(*words, "--set", "feature=embedding")

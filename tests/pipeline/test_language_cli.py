@@ -158,8 +158,12 @@ def test_a_student_of_each_kind_learns_and_opens(
     assert parts == ({"language"} if alone else {"language", "distillation"})
     model = AutoModelForCausalLM.from_pretrained(output / "student")
     assert model.config.model_type == "llama"
-    result = json.loads(armada.done("evaluate", output, "--corpus", bench.validation, "--json"))
+    words = ("evaluate", output, "--corpus", bench.validation)
+    result = json.loads(armada.done(*words, "--json"))
     assert result["metrics"] == pytest.approx(found["validation"], rel=1e-5)
+    told = armada(*words, "--cache", bench.cache)
+    assert told.code == 2
+    assert "this one is a language model" in told.error
 
 
 def test_what_the_loss_says_is_what_plain_torch_says(

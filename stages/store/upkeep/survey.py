@@ -158,8 +158,8 @@ def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
     """Read all documents of one teacher; none, where something is no folder that should be one:
     which of its files belong to it cannot be told then."""
     found = Findings(cache, folder.name)
-    for place in folders_of(folder):
-        found.attempt(("folder", place, None), check_folders, place / "anything", cache)
+    for below in folders_of(folder):
+        found.attempt(("folder", below, None), check_folders, below / "anything", cache)
     if found.damages:
         return TeacherSurvey(folder, None, None, (), (), (), tuple(found.damages), 0, 0)
     records = entries(folder / "commits", "*.json")
