@@ -20,9 +20,11 @@ from armada.stages.distill.rotations import OrthogonalMap
 from armada.stages.distill.student import StudentSettings
 from armada.stages.distill.student_source import default_max_length, load_student
 from armada.stages.precompute.teachers.base import Example
+from armada.stages.precompute.teachers.classifier import ClassifierOptions, ClassifierTeacher
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
 from tiny_embeddings import dense, encode, make_embedding_model, modules
-from tiny_runs import TEXTS
+from tiny_runs import NUMBERS, TEXTS
+from transformers import pipeline
 
 WIDTH = 10
 LONG = (*TEXTS[:9], "a map of the harbour " * 20)
@@ -77,6 +79,17 @@ def as_teacher(folder: Path) -> Any:
     with torch.inference_mode():
         examples = [Example(example_key((text,)), (text,)) for text in LONG]
         return np.concatenate([teacher.encode([one]).features["pooled"] for one in examples])
+
+
+def as_scorer(folder: Path) -> Any:
+    teacher = ClassifierTeacher(
+        str(folder), ClassifierOptions(max_length=MAX_LENGTH), torch.device("cpu")
+    )
+    teacher.load()
+    with torch.inference_mode():
+        examples = [Example(example_key((text,)), (text,)) for text in LONG]
+        found = [teacher.encode([one]).features["logits"] for one in examples]
+    return np.concatenate(found)[:, 0]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +156,47 @@ def test_a_classifier_that_learned_a_feature_opens_as_both(
     np.testing.assert_allclose(as_teacher(folder), expected, atol=1e-5)
     said = [each["probabilities"] for each in load_saved(folder).predict(LONG, 4)]
     np.testing.assert_allclose(said, logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "opt", "llama"])
+def test_a_regression_that_learned_a_feature_opens_as_both(
+    checkpoint: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    torch.manual_seed(3)
+    chosen = StudentSettings(student=str(checkpoint(kind)))
+    student, tokenizer = load_student(chosen, NUMBERS, [], 0.1)
+    assert student.pooling == "own"
+    objective = FeatureObjective(ObjectiveSettings(), Sizes(student.dim, 1, True, (WIDTH,)))
+    with torch.no_grad():
+        student.last_layer.weight.mul_(20)  # scores that differ, of both signs before the ReLU
+    card = StudentCard(
+        space=NUMBERS,
+        pooling="own",
+        dropout=0.1,
+        max_length=MAX_LENGTH,
+        text_columns=("text",),
+        label_column="score",
+        metric="mse",
+    )
+    folder = tmp_path / "student"
+    save_student(folder, student, tokenizer, objective, card)
+    student.eval()
+    embeddings, logits = [], []
+    for text in LONG:
+        with torch.inference_mode():
+            given = tokenizer(text, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+            given.pop("token_type_ids", None)
+            embeddings.append(objective.projection(student(**given)[0])[0].numpy())
+            logits.append(student.model(**given).logits[0].item())
+    assert np.ptp(logits) > 0.01
+    said = [each["score"] for each in load_saved(folder).predict(LONG, 4)]
+    np.testing.assert_allclose(said, np.maximum(logits, 0), atol=1e-5)
+    ask = pipeline("text-classification", str(folder))
+    told = [each["score"] for each in ask(list(LONG), truncation=True, batch_size=4)]
+    np.testing.assert_allclose(told, logits, atol=1e-5)
+    np.testing.assert_allclose(encode(folder, LONG), embeddings, atol=1e-5)
+    np.testing.assert_allclose(as_teacher(folder), embeddings, atol=1e-5)
+    np.testing.assert_allclose(as_scorer(folder), logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("orthogonal", ["matrix_exp", "cayley"])
