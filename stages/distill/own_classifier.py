@@ -21,14 +21,9 @@ from ..language.probes import probing
 from .pooling import AnyPooling, Pooler, Pooling
 from .student import ClassifierStudent
 from .student_models import Source, load_classifier, load_config, refuse_random
-
-PROBE = "a b c d e"
-"""A text of several tokens."""
+from .student_probe import PROBE, TOLERANCE, Side, padding_effect, probe_inputs
 
 ADDED_PADDING = "<|padding|>"
-_PADDED = 3
-TOLERANCE = 1e-3
-"""Of the largest number, between one pooled text and the same: rounding, and no more."""
 
 _DROPOUTS = (
     "classifier_dropout",
@@ -50,7 +45,7 @@ def make_classifier(
         return None
     drawn_before = torch.get_rng_state()
     model, drawn = source.classifier(with_labels(source.config, space, dropout))
-    inputs = _probe(source.tokenizer)
+    inputs = probe_inputs(source.tokenizer)
     head = _find_head(model, space.num_labels, inputs)
     if head is None or not _reads(model, head, asked, inputs):
         torch.set_rng_state(drawn_before)
@@ -79,7 +74,7 @@ def read_classifier(
         )
     model, drawn = load_classifier(folder, config)
     refuse_random(folder, drawn)
-    head = _find_head(model, space.num_labels, _probe(tokenizer))
+    head = _find_head(model, space.num_labels, probe_inputs(tokenizer))
     if head is None:
         raise StudentSourceError(
             f"student {folder}: is no {type(model).__name__} as this version of transformers has it"
@@ -106,11 +101,6 @@ def _has_classifier(config: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-
-def _probe(tokenizer: Any) -> dict[str, Tensor]:
-    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _find_head(model: Any, num_labels: int, inputs: dict[str, Tensor]) -> ClassifierHead | None:
@@ -208,18 +198,8 @@ def _choose_padding(model: Any, tokenizer: Any) -> None:
         model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
 
 
-def _heeds(student: ClassifierStudent, tokenizer: Any, side: str) -> bool:
+def _heeds(student: ClassifierStudent, tokenizer: Any, side: Side) -> bool:
     """Whether a text's pooled vector stays the same when it is padded on a side."""
     if tokenizer.pad_token_id is None:
         return side == "right"
-    inputs = _probe(tokenizer)
-    padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
-    padded = {
-        name: torch.cat(
-            [rows, rows.new_full((1, _PADDED), padding[name])][:: 1 if side == "right" else -1], 1
-        )
-        for name, rows in inputs.items()
-    }
-    with probing(student):
-        alone, beside = (student(**each)[0] for each in (inputs, padded))
-    return _close(beside, alone)
+    return padding_effect(student, tokenizer, side) <= TOLERANCE

@@ -30,6 +30,7 @@ from .student_models import (
     load_tokenizer,
     match_tokenizer,
 )
+from .student_probe import warn_of_padding
 from .tokens import DEFAULT_MAX_LENGTH
 
 SCRATCH = "scratch:"
@@ -44,6 +45,7 @@ def load_student(
     Raises StudentSourceError."""
     student, tokenizer = _load(settings, space, texts, dropout)
     check_words(student.model, tokenizer, settings.student)
+    warn_of_padding(student, tokenizer, settings.student)
     return student, tokenizer
 
 

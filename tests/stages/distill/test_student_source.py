@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from armada.cache_schemas.errors import StudentSourceError
+from armada.stages.corpus.labels import NO_LABELS
 from armada.stages.distill.student import (
     StudentSettings,
     is_decoder,
@@ -14,7 +15,7 @@ from armada.stages.distill.student_models import load_backbone
 from armada.stages.distill.student_source import load_student
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import make_bert_classifier
-from tiny_runs import NUMBERS, TEXTS, load, outputs
+from tiny_runs import NUMBERS, TEXTS, TWO_CLASSES, load, outputs
 from unprivileged import unprivileged
 
 
@@ -165,3 +166,33 @@ def test_sources_that_are_refused(settings, words):
     with pytest.raises(StudentSourceError, match=words) as caught:
         load(settings.pop("student"), **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("space", [NO_LABELS, NUMBERS, TWO_CLASSES], ids=lambda space: space.task)
+def test_a_student_that_heeds_padding_is_told_so_with_the_difference(checkpoint, space, caplog):
+    torch.manual_seed(0)
+    settings = StudentSettings(student=str(checkpoint("fnet")))
+    student, tokenizer = load_student(settings, space, [], 0.1)
+    (told,) = [line.getMessage() for line in caplog.records]
+    assert "a fnet reads a padded text otherwise" in told
+    assert "\n" not in told
+    # By the tokenizer's own padding.
+    model = student.eval()
+    alone = tokenizer("a b c d e", return_tensors="pt")
+    width = alone["input_ids"].shape[1] + 3
+    padded = tokenizer("a b c d e", padding="max_length", max_length=width, return_tensors="pt")
+    with torch.no_grad():
+        found, wanted = (
+            model(each["input_ids"], each["input_ids"] != tokenizer.pad_token_id)[0]
+            for each in (padded, alone)
+        )
+    part = ((found - wanted).abs().max() / wanted.abs().max()).item()
+    assert part > 0.001
+    assert f"differs by {part:.1%}" in told
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "deberta", "opt", "llama"])
+@pytest.mark.parametrize("space", [NO_LABELS, TWO_CLASSES], ids=lambda space: space.task)
+def test_a_student_that_masks_padding_is_not_warned_of(checkpoint, kind, space, caplog):
+    load_student(StudentSettings(student=str(checkpoint(kind))), space, [], 0.1)
+    assert not [line for line in caplog.records if "padded" in line.getMessage()]

@@ -1,0 +1,66 @@
+"""Whether a student reads a padded text as it reads it alone, found by asking it.
+
+Not every family keeps padding out: FNet mixes all places of a row, and where texts are convolved
+or landmarks chosen among them, padding counts. What such a student says depends on its batch.
+"""
+
+import logging
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..language.probes import probing
+from .student import Student
+
+PROBE = "a b c d e"
+"""A text of several tokens."""
+
+TOLERANCE = 1e-3
+"""Of the largest number, between one pooled text and the same: rounding, and no more."""
+
+Side = Literal["left", "right"]
+
+_PADDED = 3
+_LOGGER = logging.getLogger(__name__)
+
+
+def probe_inputs(tokenizer: Any) -> dict[str, Tensor]:
+    """One text [1, T], as it is read alone."""
+    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def padding_effect(student: Student, tokenizer: Any, side: Side) -> float:
+    """The largest difference that a few padding tokens make to a text's pooled vector, as a part
+    of its largest number."""
+    inputs = probe_inputs(tokenizer)
+    padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
+    padded = {
+        name: torch.cat(
+            [rows, rows.new_full((1, _PADDED), padding[name])][:: 1 if side == "right" else -1], 1
+        )
+        for name, rows in inputs.items()
+    }
+    with probing(student), torch.random.fork_rng(devices=[]):
+        alone, beside = (student(**each)[0] for each in (inputs, padded))
+    return float((beside - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
+
+
+def warn_of_padding(student: Student, tokenizer: Any, source: str) -> None:
+    """Warn, once and in one line, of a student that does not keep padding out of its answers."""
+    if tokenizer.pad_token_id is None:
+        return
+    try:
+        effect = padding_effect(student, tokenizer, tokenizer.padding_side)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # it takes no text of this length; what it does take is said in training
+        return
+    if effect > TOLERANCE:
+        family = student.model.config.model_type
+        _LOGGER.warning(
+            f"student {source}: a {family} reads a padded text otherwise (its vector differs by "
+            f"{effect:.1%} of the largest number), so what it says depends on the batch; ask it "
+            "one text at a time (batch_size=1), or take a family that masks padding"
+        )
