@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 import pyarrow as pa
 
-from ...cache_schemas.errors import CorpusError
+from ...cache_schemas.errors import CorpusError, one_line
 from ...cache_schemas.locations import InMemory
 
 HUB_DATASET = "hf-dataset:"
@@ -82,5 +82,17 @@ def in_memory(table: Any) -> InMemory:
                 f"corpus {type(table).__name__}: is no table; name files, an Arrow table, a data "
                 "frame, or a datasets.Dataset"
             )
-        table = pa.table(table)
+        table = _arrow_table(table)
     return InMemory(f"table of {table.num_rows} rows", table)
+
+
+def _arrow_table(frame: Any) -> pa.Table:
+    """A data frame as Arrow has it; refuses one column, columns of mixed types, and names twice."""
+    try:
+        return pa.table(frame)
+    except (pa.ArrowException, TypeError, ValueError) as cause:
+        reason = one_line(" ".join(map(str, cause.args)))
+        raise CorpusError(
+            f"corpus {type(frame).__name__}: cannot be read as a table: {reason}; name a data "
+            "frame, each of its columns with a name of its own and values of one type"
+        ) from cause

@@ -73,5 +73,18 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _whole(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array:
-    cast = column.cast(kind) if kind is not None else column
+    cast = _with_known_words(column).cast(kind) if kind is not None else column
     return cast.combine_chunks() if cast.num_chunks != 1 else cast.chunk(0)
+
+
+def _with_known_words(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A dictionary of string views, as polars has categories, as one of strings: pyarrow cannot
+    decode the former."""
+    kind = column.type
+    if not pa.types.is_dictionary(kind) or kind.value_type != pa.string_view():
+        return column
+    chunks = [
+        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.large_string()))
+        for chunk in column.chunks
+    ]
+    return pa.chunked_array(chunks, pa.dictionary(kind.index_type, pa.large_string()))

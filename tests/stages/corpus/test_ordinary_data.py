@@ -301,7 +301,22 @@ def test_bytes_that_are_texts(tmp_path: Path) -> None:
         read_corpus([str(tmp_path / "a.parquet")], ["text"])
 
 
+def categories() -> pa.Table:
+    """Columns of categories as polars hands them over: dictionaries of string views."""
+    columns = pa.Table.from_pylist(ROWS)
+    return pa.table(
+        {
+            name: pa.DictionaryArray.from_arrays(
+                pa.array(range(len(ROWS)), pa.uint32()),
+                columns[name].combine_chunks().cast(pa.string_view()),
+            )
+            for name in ("text", "label")
+        }
+    )
+
+
 TABLES: dict[str, Callable[[], Any]] = {
+    "categories": categories,
     "Arrow table": lambda: pa.Table.from_pylist(ROWS),
     "data frame": lambda: pd.DataFrame(ROWS),
     "data set": lambda: datasets.Dataset.from_list(ROWS),
@@ -322,6 +337,21 @@ def test_tables_in_memory(make: Callable[[], Any]) -> None:
 def test_what_is_no_table_is_refused(what: Any) -> None:
     with pytest.raises(CorpusError, match=r"is no table|holds several splits"):
         in_memory(what)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pd.Series(["x", "y"]),
+        pd.DataFrame({"text": ["x", 2]}),
+        pd.DataFrame([["x", "y"]], columns=["text", "text"]),
+    ],
+    ids=["one column", "values of two types", "a name twice"],
+)
+def test_a_frame_that_is_no_table_is_refused_in_one_line(what: Any) -> None:
+    with pytest.raises(CorpusError, match=r"cannot be read as a table: .*; name a data f") as said:
+        in_memory(what)
+    assert "\n" not in str(said.value)
 
 
 def test_an_id_may_not_come_twice_in_the_files_of_a_folder(tmp_path: Path) -> None:
