@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(cache_commands, name="cache")
 
 _PATIENCE_S = 5.0
+_INTERRUPTED = 130
 
 JobFile = Annotated[Path | None, typer.Argument(help="YAML file of job keys", show_default=False)]
 Student = Annotated[
@@ -331,6 +332,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with shown():
             _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before typer is there, which ends by 130 itself
+        sys.exit(_INTERRUPTED)
     finally:
         sys.excepthook = _show_traceback  # typer puts its own there
 

@@ -4,7 +4,7 @@ Keys are those of a job file. Where a job names files of texts, a table may stan
 `datasets.Dataset`, an Arrow table, or a data frame of pandas or polars.
 """
 
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from ..stages.corpus.hub_datasets import in_memory
@@ -45,10 +45,16 @@ def evaluate(**keys: Any) -> dict[str, Any]:
 
 
 def _with_tables(keys: dict[str, Any]) -> dict[str, Any]:
-    """The keys with names for tables, which job files could hold."""
-    return {key: _named(value) if key in _TEXTS else value for key, value in keys.items()}
+    """The keys with names for tables and paths, which job files could hold."""
+    return {key: _named(value) if key in _TEXTS else _plain(value) for key, value in keys.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _named(value: Any) -> tuple[str, ...]:
     several = value if isinstance(value, list | tuple) else [value]
-    return tuple(str(v) if isinstance(v, str | Path) else in_memory(v) for v in several)
+    return tuple(str(v) if isinstance(v, str | PurePath) else in_memory(v) for v in several)

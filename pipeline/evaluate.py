@@ -15,9 +15,11 @@ from .evaluate_job import EvaluateJob
 from .jobs import make
 from .language.evaluate import evaluate_language
 from .run_folder import spread
+from .signals import telling_what_is_kept
 from .student_data import read_labelled
 
 
+@telling_what_is_kept(lambda: "nothing is kept; the same command begins again")
 def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
     """Metrics of a finished student on a corpus; of each seed's, where a run had several.
 

@@ -44,6 +44,7 @@ from .corpus_keys import TextFormatKeys
 from .device import choose_device
 from .prediction_files import check_new_file, new_file
 from .progress import CountProgress
+from .signals import telling_what_is_kept
 
 BLOCK_ROWS = 4096
 
@@ -94,6 +95,7 @@ class Predicted:
     skipped: tuple[str, ...]
 
 
+@telling_what_is_kept(lambda: "nothing is written; the same command begins again")
 def run_predict(job: PredictJob, quiet: bool = False) -> Predicted:
     """Write what a student says of a corpus; raises an InputError for what is wrong."""
     check_new_file(job.output)

@@ -33,6 +33,7 @@ from ..jobs import LocalFolder
 from ..missing import missing_keys
 from ..progress import CountProgress
 from ..show import warn
+from ..signals import telling_what_is_kept
 from .export_columns import GENERATED, AlongAxis, FeatureColumns, OneRow, column_names
 from .export_formats import WRITERS
 from .export_rows import ExportRows, corpus_columns
@@ -88,6 +89,7 @@ class Exported:
     skipped: tuple[str, ...]
 
 
+@telling_what_is_kept(lambda: "nothing is written; the same command begins again")
 def run_export(job: ExportJob, quiet: bool = False) -> Exported:
     """Write the features of a corpus to a new folder; raises an InputError for what is wrong."""
     check_new(job.output)

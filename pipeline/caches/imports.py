@@ -27,6 +27,7 @@ from ...stages.store.writing.writer import CacheWriter
 from ..jobs import make
 from ..precompute import say_that_it_waits
 from ..progress import CountProgress
+from ..signals import telling_what_is_kept
 from .import_job import ImportJob
 from .import_npy import NpyPerExample, NpyRows
 from .import_parquet import ParquetRows
@@ -53,6 +54,7 @@ class Imported:
     skipped: tuple[str, ...]
 
 
+@telling_what_is_kept(lambda: "shards that were written are kept; the same command goes on")
 def run_import(job: ImportJob, quiet: bool = False) -> Imported:
     """Take features into a cache; raises an InputError for what cannot be taken."""
     corpus = _read_corpus(job)

@@ -12,11 +12,13 @@ from ...stages.store.writing.admission import is_new
 from ..jobs import refuse_url
 from ..precompute import say_that_it_waits
 from ..progress import CountProgress
+from ..signals import telling_what_is_kept
 
 Teachers = dict[str, TeacherManifest]
 """By fingerprint."""
 
 
+@telling_what_is_kept(lambda: "shards that were copied are kept; the same command goes on")
 def merge_caches(
     path: Path, sources: Sequence[str | Path], teacher: str | None = None, quiet: bool = False
 ) -> list[Merged]:

@@ -16,6 +16,7 @@ from ...stages.store.transfer.place import open_place
 from ...stages.store.transfer.plan import planned
 from ...stages.store.transfer.pull import pull
 from ..progress import CountProgress
+from ..signals import telling_what_is_kept
 from .sharing import (
     Shared,
     Transfer,
@@ -40,6 +41,7 @@ class Wanted:
     text_format: TextFormat = PLAIN
 
 
+@telling_what_is_kept(lambda: "what has come is kept; the same command goes on")
 def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Shared:
     """Bring what is wanted of the cache at `url` into the local cache at `cache`.
 

@@ -21,6 +21,7 @@ from ...stages.store.transfer.place import (
 from ...stages.store.transfer.plan import planned
 from ...stages.store.transfer.push import Advance, TeacherToSend, plan_push, push
 from ..progress import CountProgress
+from ..signals import telling_what_is_kept
 from .card_text import MARK
 from .sharing import (
     Shared,
@@ -37,6 +38,7 @@ Sent = tuple[str | None, list[SharedTeacher]]
 """The digest of the place, if it was written to, and what went there."""
 
 
+@telling_what_is_kept(lambda: "what was sent is kept; the same command goes on")
 def push_cache(
     cache: Path, url: str, teachers: Sequence[str], transfer: Transfer, public: bool = False
 ) -> Shared:

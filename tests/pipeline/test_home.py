@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import armada
 import pytest
 from armada.cache_schemas.errors import JobError
 from armada.cache_schemas.locations import expand_home
@@ -62,6 +63,17 @@ def test_a_cache_in_the_home_opens_from_python(home: Path, armada: CommandLine) 
     words = ("--corpus", "~/train.parquet", *TEXT, "--teacher", "hash:4", "--cache", "~/cache")
     armada.done("precompute", *words)
     assert len(open_cache("~/cache")) == len(open_cache(home / "cache")) > 0
+
+
+def test_every_path_of_a_call_from_python_may_be_a_path(home: Path) -> None:
+    train, student, cache = Path("~/train.parquet"), Path("~/student"), Path("~/cache")
+    armada.precompute(corpus=train, text_column="text", teacher="hash:4", cache=cache)
+    keys = {"text_column": "text", "label_column": "label", "epochs": 1}
+    armada.distill(train=[train], cache=cache, student=student, output=Path("~/run"), **keys)
+    told = armada.evaluate(student=Path("~/run"), corpus=Path("~/validation.parquet"))
+    assert told["examples"] > 0
+    assert (home / "run" / "metrics.json").exists()
+    assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["corpus", "cache", "teacher"])

@@ -42,7 +42,8 @@ def make_folders(folder: Path) -> None:
     """Make a folder and those above it, as far as they are not there."""
     if folder.is_dir():
         return
-    make_folders(folder.parent)
+    if not os.path.lexists(folder.parent):
+        make_folders(folder.parent)
     try:
         folder.mkdir()
     except FileExistsError:
