@@ -55,6 +55,7 @@ class Training:
     aligner_seconds: float = 0.0
     data_seconds: float = 0.0
     train_seconds: float = 0.0
+    """These three are of all processes of the run, up to the checkpoints that were resumed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ def train(run: Run) -> Training:
 
     Raises TrainingError if the loss stops being finite."""
     checkpoint = last_checkpoint(run.folder)
-    times, best = StepTimes(run.device), BestStudent(run.folder, run.metric, run.settings.keep)
+    times = StepTimes(run.device, lambda: run.train.seconds)
+    best = BestStudent(run.folder, run.metric, run.settings.keep)
     run.train.processes = run.model.processes = run.processes
     _place(run)
     twin = Twin(run.model) if run.sharded and run.processes.first else None
@@ -100,7 +102,7 @@ def train(run: Run) -> Training:
     run.processes.draw_apart(run.seed)
     try:
         with quiet_transformers():
-            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (OSError, SafetensorError) as cause:
         raise StorageError(
             f"output {run.folder}: cannot be written: {cause}; free some space and go on with "
@@ -120,9 +122,7 @@ def train(run: Run) -> Training:
             (row.get(DISTINCT) for row in best.evaluations if row["epoch"] == best_epoch), None
         ),
         step_seconds=times.summary(),
-        aligner_seconds=times.epoch_start_seconds,
-        data_seconds=run.train.seconds,
-        train_seconds=output.metrics["train_runtime"],
+        **times.seconds(),
     )
 
 

@@ -1,6 +1,7 @@
 """A run that was cut goes on as if it had not been: the same losses and weights, bit by bit."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,31 @@ def test_blocks_change_the_order_of_both_passes(bench, tmp_path):
         train(dataclasses.replace(run, on_log=rows.append))
         first[placement] = [rows[0]["loss"], rows[0]["aligner"]]
     assert not set(first["mapped"]) & set(first["streamed"])
+
+
+def test_seconds_are_those_of_all_processes_of_a_run(bench, tmp_path):
+    go(bench.run(tmp_path / "cut", save_steps=5), cut_at=12)
+    file = last_checkpoint(tmp_path / "cut") / "trainer_state.json"
+    document = json.loads(file.read_text())
+    kept = document["stateful_callbacks"]["StepTimes"]["attributes"]
+    names = ("train_seconds", "aligner_seconds", "data_seconds")
+    assert all(0 < kept[name] <= kept["train_seconds"] for name in names)
+    for days, name in enumerate(names, start=1):
+        kept[name] = 86400.0 * days  # no process of this test can take as long
+    file.write_text(json.dumps(document))
+    resumed = train(bench.run(tmp_path / "cut", save_steps=5))
+    for days, name in enumerate(names, start=1):
+        assert 86400 * days < getattr(resumed, name) < 86400 * (days + 0.5)
+
+
+def test_a_checkpoint_that_kept_no_seconds_is_gone_on_from(bench, tmp_path):
+    go(bench.run(tmp_path / "cut", save_steps=5), cut_at=12)
+    file = last_checkpoint(tmp_path / "cut") / "trainer_state.json"
+    document = json.loads(file.read_text())
+    del document["stateful_callbacks"]["StepTimes"]
+    file.write_text(json.dumps(document))
+    resumed = train(bench.run(tmp_path / "cut", save_steps=5))
+    assert 0 < resumed.data_seconds < resumed.train_seconds
 
 
 def test_a_run_may_be_cut_many_times(bench, tmp_path):
