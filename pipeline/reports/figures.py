@@ -152,8 +152,8 @@ def _draw_term(panel: "Axes", name: str, logs: Sequence[_Points]) -> None:
     for log, colour, line in zip(logs, COLOURS, LINES, strict=False):
         panel.plot(*zip(*log, strict=True), color=colour, linestyle=line, linewidth=1)
     panel.set_title("total" if name == "loss" else plain(name), fontsize=TEXT)
-    panel.margins(y=0.08)
-    panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+    bottom, top = min(0, panel.get_ylim()[0]), panel.get_ylim()[1]
+    panel.set_ylim(bottom, top + 0.08 * (top - bottom))  # a level line is not on the frame
     _label(panel, "step", "")
     _whole_numbers(panel)
 

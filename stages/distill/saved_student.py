@@ -5,6 +5,7 @@ student.predict(["a warm and clever thriller"])     # [{"class": ..., "probabili
 student(**student.encode(["a", "b"]))               # tensors, for programs of one's own
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...cache_schemas.chats import answered
-from ...cache_schemas.errors import StudentSourceError
+from ...cache_schemas.errors import InputError, StudentSourceError
+from ...cache_schemas.locations import expand_home, shown_url
 from ..embeddings.folders import MODULES, read_embedding_folder
 from ..embeddings.layers import load_layers
 from ..language.tokens import encode_texts, end_ids
@@ -66,6 +68,10 @@ class SavedStudent(nn.Module, ABC):
     def _segments(self, texts: Sequence[Text]) -> list[tuple[str, ...]]:
         return [(text,) if isinstance(text, str) else tuple(text) for text in texts]
 
+    def _require_several(self, texts: Sequence[Text]) -> None:
+        if isinstance(texts, str):
+            raise InputError("predict: takes a list of texts, and this is one text; put it in []")
+
 
 class SavedReader(SavedStudent):
     """A student that reads texts: class logits [B, K], scores [B, 1] or embeddings [B, H]."""
@@ -106,7 +112,8 @@ class SavedReader(SavedStudent):
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[Text], batch_size: int = 64) -> list[Prediction]:
-        """What the student says of texts, in their order."""
+        """What the student says of texts, in their order. Raises InputError for a bare text."""
+        self._require_several(texts)
         found: list[Prediction] = []
         for start in range(0, len(texts), batch_size):
             output = self(**self.encode(texts[start : start + batch_size])).float().cpu()
@@ -157,6 +164,7 @@ class SavedLanguageModel(SavedStudent):
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> list[Prediction]:
         """Its most probable response to each prompt, or how it goes on with a text."""
+        self._require_several(texts)
         said, _ = self.respond(texts, batch_size, max_new_tokens)
         return [{"generated_text": text} for text in said]
 
@@ -195,7 +203,11 @@ def load_student(folder: str | Path) -> SavedStudent:
     """The student in a folder that `distill` wrote, or in the run's folder around it, on the CPU.
 
     Raises StudentSourceError."""
-    folder = Path(folder).expanduser()
+    if re.match(r"[a-z][a-z0-9+.-]+://", str(folder)):
+        raise StudentSourceError(
+            f"student {shown_url(str(folder))}: looks like a URL; name a folder of this machine"
+        )
+    folder = Path(expand_home(str(folder)))
     if is_language_student(folder):
         return SavedLanguageModel(*load_language_folder(folder))
     folder = student_folder(folder)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.keys import KeyArray
-from ....cache_schemas.locations import shown_url
+from ....cache_schemas.locations import expand_home, shown_url
 from ..format.index import Rows
 from ..format.manifests import choose_teacher
 from ..format.parts import held_features
@@ -41,7 +41,7 @@ def open_cache(
     teacher: str | None = None,
     verify: bool = False,
     access: Access = "auto",
-    mirror: Path | None = None,
+    mirror: str | Path | None = None,
 ) -> Cache:
     """Open the answers of one teacher of the cache at `path`, a folder or a URL.
 
@@ -55,7 +55,8 @@ def open_cache(
     """
     if is_local(str(path)):
         return reader.open_cache(local_path(str(path)), teacher, verify, access)
-    filling = Mirror(str(path), mirror or default_mirror(str(path)))
+    here = Path(expand_home(str(mirror))) if mirror else default_mirror(str(path))
+    filling = Mirror(str(path), here)
     cache = filling.open(teacher, verify, access)
     weakref.finalize(cache, _let_go, filling)  # others evict nothing as long as the cache lives
     return cache

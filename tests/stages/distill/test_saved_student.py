@@ -7,7 +7,7 @@ import armada
 import numpy as np
 import pytest
 import torch
-from armada.cache_schemas.errors import StudentSourceError
+from armada.cache_schemas.errors import InputError, StudentSourceError
 from armada.stages.corpus.labels import NO_LABELS, LabelSpace
 from armada.stages.distill.export import StudentCard, save_student
 from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
@@ -111,3 +111,16 @@ def test_embeddings_are_those_that_were_to_meet_the_feature(checkpoint, tmp_path
 def test_folders_that_hold_no_student_are_refused(checkpoint):
     with pytest.raises(StudentSourceError, match="name a folder that `distill` wrote"):
         armada.load_student(checkpoint("bert"))
+
+
+def test_a_url_is_refused_without_its_password():
+    with pytest.raises(StudentSourceError, match="looks like a URL; name a folder") as said:
+        armada.load_student("https://me:secret@example.org/student")
+    assert "secret" not in str(said.value)
+
+
+def test_a_text_alone_is_not_taken_for_its_letters(checkpoint, tmp_path):
+    student, tokenizer = make(checkpoint("bert"), NO_LABELS, "mean")
+    opened = armada.load_student(save(tmp_path / "student", student, tokenizer))
+    with pytest.raises(InputError, match="takes a list of texts"):
+        opened.predict("a red bird")

@@ -215,6 +215,7 @@ def test_open_cache_takes_a_url(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     with serving(shared) as server:
         cache = armada.open_cache(server.url, TEACHER[:8])
         assert features_asked(server) == []
@@ -225,7 +226,7 @@ def test_open_cache_takes_a_url(
         again = pickle.loads(pickle.dumps(cache))
         rows = again.lookup(numbered_texts(70, 72))
         np.testing.assert_array_equal(again["pooled"][rows], answer(POOLED, numbered_texts(70, 72)))
-        elsewhere = armada.open_cache(server.url, TEACHER, mirror=tmp_path / "mirror")
+        elsewhere = armada.open_cache(server.url, TEACHER, mirror="~/mirror")
         assert elsewhere.path == tmp_path / "mirror"
         assert default_mirror(server.url) == cache.path
         with pytest.raises(CacheError, match="not an armada cache"):
