@@ -87,7 +87,8 @@ def precompute(
     from .pipeline.show import show_dry_run, show_keys, show_precompute
 
     if keys:
-        show_keys(PrecomputeJob, teacher=teacher_options(teacher) if teacher else None)
+        named = {"this kind of teacher": teacher_options(teacher)} if teacher else {}
+        show_keys(PrecomputeJob, **named)
         return
     options = {
         "corpus": corpus,
@@ -132,16 +133,20 @@ def distill(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a student from cached answers; with several seeds, one after another."""
+    """Train a student from cached answers; with several seeds, one after another.
+
+    --keys lists all job keys; with --objective NAME, the options of that objective too."""
     from .pipeline.distill import run_distill
     from .pipeline.distill_job import DistillJob
     from .pipeline.jobs import collect_keys, make
+    from .pipeline.objective_keys import objective_options
     from .pipeline.show import show_distill, show_keys
     from .pipeline.student_push import push_student
     from .stages.distill.processes import processes
 
     if keys:
-        show_keys(DistillJob)
+        chosen = objective or "armada"
+        show_keys(DistillJob, **{f"the objective {chosen}": objective_options(chosen)})
         return
     options = {
         "train": train,
@@ -183,10 +188,12 @@ def ablate(
     from .pipeline.distill_job import DistillJob
     from .pipeline.findings.table import show_findings
     from .pipeline.jobs import collect_keys
+    from .pipeline.objective_keys import objective_options
     from .pipeline.show import show_json, show_keys
 
     if keys:
-        show_keys(AblateJob, DistillJob)
+        named = {"the objective armada": objective_options("armada")}
+        show_keys(AblateJob, DistillJob, **named)
         return
     options = {
         "output": str(output) if output else None,

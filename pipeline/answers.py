@@ -13,16 +13,11 @@ import numpy as np
 
 from ..cache_schemas.errors import DamagedCacheError
 from ..stages.corpus.corpus import Corpus
-from ..stages.distill.controls import other_places
-from ..stages.distill.order import epoch_order
-from ..stages.distill.schedules import ALIGNER_STREAM
 from ..stages.store.format.index import Rows
-from ..stages.store.reading.block_shuffle import BlockOrder
 from ..stages.store.reading.contents import check_digest, read_digest
-from ..stages.store.reading.feature_array import FeatureArray
 from ..stages.store.reading.reader import Cache, open_cache
 from ..stages.store.transfer.mirror import Mirror, ToCome, default_mirror
-from .distill_job import CacheKeys, DistillJob
+from .objective_keys import CacheKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +66,3 @@ def _local_digest(path: Path, expected: str | None) -> str | None:
         return None
     check_digest(str(path), digest, expected)
     return digest
-
-
-def rows_by_first_use(
-    job: DistillJob, feature: FeatureArray, train: Rows, aligner_first: bool
-) -> Rows:
-    """The cache rows of the training examples in the order in which the first epoch of the first
-    seed reads them."""
-    seed, stream = job.seeds[0], ALIGNER_STREAM if aligner_first else 0
-    if job.parsed_control.name == "shuffled":
-        train = train[other_places(len(train), seed)]
-    order: Rows = epoch_order(len(train), seed, 0, stream)
-    if job.placement == "streamed":
-        windows = BlockOrder(feature.in_file_order(train)).windows(seed, 0, stream)
-        order = np.concatenate(list(windows))
-    return train[order]

@@ -1,17 +1,15 @@
 """A `distill` job: its data is read once, and each seed is a run (`seed_run.py`)."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ..cache_schemas.errors import InputError, JobError
 from ..stages.distill.checkpoints import steps_done
-from ..stages.distill.objectives import OBJECTIVES
-from ..stages.distill.objectives.base import Objective
 from ..stages.distill.processes import Processes, processes
 from ..stages.distill.reporting import check_reporters
 from ..stages.store.reading.access import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
-from .language.checks import check_language_job, check_other_job
 from .logs import LOGGER
 from .run_folder import (
     JOB,
@@ -29,6 +27,7 @@ from .show import counted, size, warn
 from .signals import telling_what_is_kept
 from .student_data import StudentData, read_student_data
 from .student_push import check_student_push
+from .terms import Term, terms_of
 
 
 def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
@@ -59,15 +58,15 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
     _check_processes(job, group)
     check_reporters(job)
     group.meet(choose_device(job.device, group.local_rank))
-    objective = objective_class(job)
+    terms = terms_of(job)
     with group.one_of_a_node_first():  # it makes room in a mirror, or finds that there is none
-        data = read_data(job, objective)
-        _fetch_ahead(job, data, objective, quiet)
+        data = read_data(job, terms)
+        _fetch_ahead(job, data, terms, quiet)
     if group.first:
         _warn_of_random_reads(job, data)
     if len(job.seeds) == 1:
-        return _seed_run(job)(job, job.output, job.seeds[0], data, objective, group, quiet).run()
-    summary = summarise(_run_seeds(job, data, objective, group, quiet))
+        return _seed_run(job)(job, job.output, job.seeds[0], data, terms, group, quiet).run()
+    summary = summarise(_run_seeds(job, data, terms, group, quiet))
     if group.first:
         write_json(job.output / METRICS, summary)
     return summary
@@ -89,13 +88,13 @@ def _kept(job: DistillJob) -> str:
     return f"kept: {', '.join(kept)}; --resume goes on from there"
 
 
-def read_data(job: DistillJob, objective: type[Objective]) -> StudentData:
+def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     """Everything a job names, read, checked and joined. Raises InputError for whatever is wrong."""
     if job.task != "language":
-        return read_student_data(job, objective)
+        return read_student_data(job, terms)
     from .language.data import read_language_data
 
-    return read_language_data(job)
+    return read_language_data(job, terms)
 
 
 def _seed_run(job: DistillJob) -> type[SeedRun]:
@@ -122,22 +121,29 @@ def _check_processes(job: DistillJob, group: Processes) -> None:
 
 
 def _warn_of_random_reads(job: DistillJob, data: StudentData) -> None:
-    feature = data.feature
-    on_cpu = choose_device(job.device).type == "cpu"
-    if feature is not None and feature.access == "cold" and job.placement == "auto" and on_cpu:
-        warn(
-            f"feature {feature.spec.name!r}: its {size(len(feature) * feature.spec.row_bytes)} are "
-            f"more than {COLD_SHARE:.0%} of the memory at hand, so rows in random order are read "
-            "from disk in every epoch; placement=streamed reads them in blocks, many times as "
-            "fast; placement=mapped says that this is meant"
-        )
+    if choose_device(job.device).type != "cpu":
+        return
+    for source in data.sources.values():
+        feature, asked = source.feature, source.placement or job.placement
+        if feature.access == "cold" and asked == "auto":
+            warn(
+                f"feature {feature.spec.name!r}: its "
+                f"{size(len(feature) * feature.spec.row_bytes)} are more than {COLD_SHARE:.0%} of "
+                "the memory at hand, so rows in random order are read from disk in every epoch; "
+                "placement=streamed reads them in blocks, many times as fast; placement=mapped "
+                "says that this is meant"
+            )
 
 
-def _fetch_ahead(
-    job: DistillJob, data: StudentData, objective: type[Objective], quiet: bool
-) -> None:
-    alternates = objective.has_aligner and job.schedule == "alternate"
-    to_come = data.fetch_ahead(job, alternates and job.parsed_control.name != "random-aligner")
+def _fetch_ahead(job: DistillJob, data: StudentData, terms: Sequence[Term], quiet: bool) -> None:
+    aligners_first = {
+        reading.source
+        for term in terms
+        for reading in term.readings
+        if term.objective.has_aligner and job.schedule == "alternate"
+    }
+    drawn = {name for name, s in data.sources.items() if s.control.name == "random-aligner"}
+    to_come = data.fetch_ahead(job, aligners_first - drawn)
     if to_come is not None and to_come.shards and not quiet:
         LOGGER.info(
             f"{to_come.shards} shards of the cache, {size(to_come.bytes)}, come while the run "
@@ -146,15 +152,13 @@ def _fetch_ahead(
 
 
 def _run_seeds(
-    job: DistillJob, data: StudentData, objective: type[Objective], group: Processes, quiet: bool
+    job: DistillJob, data: StudentData, terms: Sequence[Term], group: Processes, quiet: bool
 ) -> list[Metrics]:
     if group.first:
         claim(job.output, resolved(job), job.resume)
     try:
         return [
-            _seed_run(job)(
-                job, job.output / f"seed-{seed}", seed, data, objective, group, quiet
-            ).run()
+            _seed_run(job)(job, job.output / f"seed-{seed}", seed, data, terms, group, quiet).run()
             for seed in job.seeds
         ]
     except InputError:
@@ -187,22 +191,3 @@ def summarise(runs: list[Metrics]) -> Metrics:
             for name in first.get("train_losses", {})
         },
     }
-
-
-def objective_class(job: DistillJob) -> type[Objective]:
-    """What a job trains with; raises JobError for one that is not there, or not under its
-    control."""
-    chosen: type[Objective] = OBJECTIVES.load(_objective_name(job))
-    if job.parsed_control.name == "random-aligner" and not chosen.has_aligner:
-        raise JobError(
-            f"control random-aligner: objective {job.objective!r} has no aligner; choose another"
-        )
-    return chosen
-
-
-def _objective_name(job: DistillJob) -> str:
-    if job.task == "language":
-        check_language_job(job)
-        return "armada" if job.objective == "armada" and job.distilled else "undistilled"
-    check_other_job(job)
-    return job.objective if job.distilled else "undistilled"

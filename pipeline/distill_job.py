@@ -7,18 +7,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source
 from ..stages.corpus.labels import Task
 from ..stages.distill.controls import Control, parse_control
-from ..stages.distill.objectives.base import ObjectiveSettings
+from ..stages.distill.objectives.base import SOURCE
 from ..stages.distill.settings import SCRATCH_LEARNING_RATE, TrainingSettings
 from ..stages.distill.student import StudentSettings
 from ..stages.distill.student_source import SCRATCH
-from ..stages.store.transfer.connection import is_local, local_path
-from .byte_counts import ByteCount
 from .corpus_keys import TextFormatKeys
-from .jobs import Job
+from .jobs import Job, make, unknown_key
 from .language.keys import LanguageKeys
+from .objective_keys import (
+    ONCE_SHARED,
+    CacheKeys,
+    ObjectiveKeys,
+    TeacherKeys,
+    WithOptions,
+    complete_options,
+)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
@@ -62,45 +69,8 @@ class CorpusKeys(TextFormatKeys):
         return (value,) if isinstance(value, str) else value
 
 
-class CacheKeys(Job):
-    """What to learn from."""
-
-    cache: Path | str | None = Field(
-        default=None,
-        description="folder of the cache, or a URL that fsspec opens; only control=undistilled "
-        "needs none",
-    )
-    teacher: str | None = Field(
-        default=None, description="fingerprint of the teacher, or a prefix no other one shares"
-    )
-    feature: str | None = Field(
-        default=None, description="feature to learn from; may be left out if there is one"
-    )
-    expect_digest: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{64}$", description="digest that the cache must have"
-    )
-    mirror: Path | None = Field(
-        default=None,
-        description="folder that keeps what comes of a cache at a URL; default one in the user's "
-        "own cache folder",
-    )
-    mirror_limit: ByteCount | None = Field(
-        default=None, description="most bytes that the mirror may keep, such as 50GiB"
-    )
-    verify_cache: bool = Field(
-        default=False, description="compare the checksum of each file when it is first opened"
-    )
-
-    @field_validator("cache", mode="before")
-    @classmethod
-    def _path_or_url(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return local_path(value) if is_local(value) else value
-
-
 class DistillJob(
-    CorpusKeys, CacheKeys, StudentSettings, ObjectiveSettings, LanguageKeys, TrainingSettings
+    CorpusKeys, CacheKeys, StudentSettings, LanguageKeys, TrainingSettings, WithOptions
 ):
     """What is trained, and where it goes."""
 
@@ -111,8 +81,21 @@ class DistillJob(
         max_length=120,
         description="what reports call the run; default what sets it apart",
     )
-    objective: str = Field(
-        default="armada", description="armada, kd, feature, tokens (task=language), or a plug-in"
+    objective: str | None = Field(
+        default="armada",
+        description="armada, kd, feature, tokens (task=language), or a plug-in, whose options are "
+        "keys of the job as well (`--keys --objective NAME`)",
+    )
+    teachers: dict[str, TeacherKeys] | None = Field(
+        default=None,
+        description="several teachers by name, each with {cache, teacher, feature, text_column, "
+        "control, placement}, instead of cache, teacher and feature",
+    )
+    objectives: tuple[ObjectiveKeys, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="several objectives, each with {name, teacher, feature, weight} and its own "
+        "options, instead of objective: their weighted sum",
     )
     control: str = Field(
         default="none",
@@ -161,9 +144,59 @@ class DistillJob(
             return {**keys, "learning_rate": SCRATCH_LEARNING_RATE}
         return keys
 
+    @model_validator(mode="before")
+    @classmethod
+    def _others_are_options(cls, keys: Any) -> Any:
+        if not isinstance(keys, Mapping):
+            return keys
+        own = cls._with_options(keys)
+        if not isinstance(own["options"], Mapping):
+            return own
+        name = own.get("objective", cls.model_fields["objective"].default)
+        if own.get("objectives") is None:
+            if isinstance(name, str):
+                own["options"] = complete_options(
+                    name, own["options"], cls.model_fields, once_shared=True
+                )
+            return own
+        for key in ({"objective"} if own.get("objective") else set()) | own["options"].keys():
+            if key in ONCE_SHARED or key in cls.model_fields:
+                raise JobError(f"job key {key!r}: is for one objective; of several, say it of each")
+            raise JobError(unknown_key("job", key, cls.model_fields))
+        return {**own, "objective": None}
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _each_teacher(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if not value:
+            raise ValueError("is empty; name a teacher, or leave it out")
+        for name in value:
+            if not re.fullmatch(r"[\w-]{1,60}", str(name), re.ASCII):
+                raise ValueError(f"{name!r} is no name of letters, digits, '-' and '_'")
+        return {
+            str(name): _made(TeacherKeys, keys, f"teacher {name}") for name, keys in value.items()
+        }
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _each_objective(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(
+            _made(ObjectiveKeys, keys, f"objectives.{number}") for number, keys in enumerate(value)
+        )
+
     @model_validator(mode="after")
     def _needs_cache(self) -> "DistillJob":
-        if self.cache is None and self.distilled:
+        if self.teachers is not None:
+            for key in ("cache", "teacher", "feature", "expect_digest"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"job keys 'teachers' and {key!r}: say {key} with the teacher that it is of"
+                    )
+        elif self.cache is None and self.distilled:
             raise ValueError("job key 'cache' is missing; only control=undistilled needs none")
         return self
 
@@ -177,6 +210,35 @@ class DistillJob(
         return self
 
     @property
+    def all_teachers(self) -> dict[str, TeacherKeys]:
+        """By name, also the one of a job that has one; none of a job without a cache."""
+        if self.teachers is not None:
+            return {
+                name: keys
+                if "control" in keys.model_fields_set
+                else keys.model_copy(update={"control": self.control})
+                for name, keys in self.teachers.items()
+            }
+        if self.cache is None:
+            return {}
+        own = {key: getattr(self, key) for key in CacheKeys.model_fields}
+        control = "none" if self.parsed_control.name == "undistilled" else self.control
+        return {SOURCE: TeacherKeys(**own, control=control)}
+
+    @property
+    def all_objectives(self) -> tuple[ObjectiveKeys, ...]:
+        """Also the one of a job that has one."""
+        if self.objectives is not None:
+            return self.objectives
+        assert self.objective is not None
+        return (ObjectiveKeys(name=self.objective, feature=self.feature, options=self.options),)
+
+    @property
+    def objective_name(self) -> str:
+        """What the student learns by, in a word."""
+        return "+".join(keys.name for keys in self.all_objectives)
+
+    @property
     def parsed_control(self) -> Control:
         """The control with its parameter."""
         return parse_control(self.control)
@@ -184,9 +246,15 @@ class DistillJob(
     @property
     def distilled(self) -> bool:
         """Whether a teacher's features are read."""
-        return "undistilled" not in (self.parsed_control.name, self.objective)
+        names = {keys.name for keys in self.all_objectives}
+        return self.parsed_control.name != "undistilled" and names != {"undistilled"}
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """All seeds to run."""
         return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+
+def _made(model: type[Job], keys: Any, what: str) -> Any:
+    """Nested keys, whose errors say where they are; what is no mapping is left to be refused."""
+    return make(model, keys, what) if isinstance(keys, Mapping) else keys

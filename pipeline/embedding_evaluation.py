@@ -9,9 +9,11 @@ from ..cache_schemas.errors import JobError
 from ..stages.distill.saved_student import load_embedder
 from .answers import open_answers
 from .device import choose_device
-from .distill_job import CacheKeys, CorpusKeys
+from .distill_job import CorpusKeys
 from .evaluate_job import EvaluateJob
 from .jobs import make
+from .missing import missing_keys
+from .objective_keys import CacheKeys
 from .student_data import read_labelled
 
 
@@ -31,9 +33,12 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
     answers = open_answers(make(CacheKeys, named))
     feature = job.feature or answers.cache.features[0]
     cache = answers.of(feature, [labelled.corpus]).cache
-    labelled = labelled.joined(cache, feature, job.skip_bad_rows)
-    assert labelled.cache_rows is not None
-    wanted = cache[feature].gather(labelled.cache_rows).astype(np.float64)
+    rows = cache.find(labelled.corpus.keys(), feature)
+    kept = rows >= 0
+    if not kept.all() and not (job.skip_bad_rows and kept.any()):
+        raise missing_keys(cache, labelled.corpus, np.flatnonzero(~kept), [feature])
+    labelled = labelled.take_known({}, kept)
+    wanted = cache[feature].gather(rows[kept]).astype(np.float64)
     wanted = wanted.reshape(len(wanted), -1)
     texts = [segments for batch in labelled.corpus.batches() for segments in batch]
     said = student.predict(texts, job.batch_size)
@@ -45,7 +50,7 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
         )
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     cosine = (found * wanted).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    dataset = labelled.dataset(student.tokenizer, student.card.max_length, None)
+    dataset = labelled.dataset(student.tokenizer, student.card.max_length, {})
     return {
         "examples": len(texts),
         "truncated_examples": dataset.truncated,

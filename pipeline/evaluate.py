@@ -55,7 +55,7 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         found = evaluate_embeddings(job, keys, folder)["metrics"]
         beside = {f"embedding_{name}": value for name, value in found.items()}
     labelled = read_labelled(keys, job.corpus, card.space)
-    dataset = labelled.dataset(tokenizer, card.max_length, None)
+    dataset = labelled.dataset(tokenizer, card.max_length, {})
     missing = count_missing(labelled.labels)
     if missing == len(dataset):
         raise JobError(f"corpus {job.corpus[0]}: no row has a label; nothing to evaluate")

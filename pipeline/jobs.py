@@ -79,8 +79,33 @@ def collect_keys(
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise JobError(f"--set {setting}: is not KEY=VALUE")
-        keys[key.strip()] = _parse(setting, value)
+        keys = with_key(keys, key.strip(), _parse(setting, value))
     return keys
+
+
+def with_key(keys: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Keys with one more, or changed; `objectives.1.weight` is a key inside of others, where a
+    number counts the items of a list from 0. Raises JobError where there is no such way."""
+    first, dot, rest = key.partition(".")
+    if not dot:
+        return {**keys, key: value}
+    return {**keys, first: _changed(keys.get(first), rest, value, key)}
+
+
+def _changed(inside: Any, key: str, value: Any, whole: str) -> Any:
+    first, dot, rest = key.partition(".")
+    if isinstance(inside, Mapping):
+        return {**inside, first: _changed(inside.get(first), rest, value, whole) if dot else value}
+    if not isinstance(inside, list | tuple):
+        raise JobError(f"job key {whole!r}: there is nothing that has a key {first!r}")
+    if not first.isdecimal() or int(first) >= len(inside):
+        raise JobError(
+            f"job key {whole!r}: {first!r} is none of the {len(inside)} items, which are counted "
+            "from 0"
+        )
+    changed = list(inside)
+    changed[int(first)] = _changed(changed[int(first)], rest, value, whole) if dot else value
+    return changed
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -221,11 +221,12 @@ class _Card:
 
     def _teachers(self) -> list[str]:
         """A sentence about each teacher, if there are any."""
-        found = self.data.sources()
+        told = self.data.provenance()
+        several = [(found, "") for found in told.get("teachers", {}).values()]
         return [
             f"Teacher `{teacher['kind']}:{teacher['name']}`, feature `{found[f'{of}feature']}`, "
             f"fingerprint `{found[f'{of}teacher_fingerprint']}`."
-            for of in ("", "token_")
+            for found, of in [*several, (told, ""), (told, "token_")]
             if (teacher := found.get(f"{of}teacher"))
         ]
 

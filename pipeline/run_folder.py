@@ -22,6 +22,7 @@ from ..stages.store.files.atomic import write_atomic
 from ..stages.store.files.lock import give_back, take
 from ..stages.store.files.modes import make_folders, share
 from .logs import LOGGER
+from .objective_keys import ONCE_SHARED
 
 JOB = "job.yaml"
 METRICS = "metrics.json"
@@ -32,7 +33,7 @@ WORKING = ("checkpoints", "best")
 """Folders that a run needs only until it is finished; `stages/distill` names them."""
 _DATA = (
     *("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature"),
-    *("token_cache_digest", "token_teacher_fingerprint", "token_feature"),
+    *("token_cache_digest", "token_teacher_fingerprint", "token_feature", "teachers"),
 )
 """What `run.json` says of a run's data."""
 
@@ -136,10 +137,12 @@ def make_folder(folder: Path) -> None:
 
 def _check_same_job(folder: Path, job: Mapping[str, Any]) -> None:
     before = yaml.safe_load((folder / JOB).read_bytes())
+    # An earlier run's job has options that its objective never read.
+    unread = ONCE_SHARED - job.keys()
     differing = [
         key
-        for key in sorted(before.keys() | job.keys())
-        if key not in _MAY_DIFFER and not _mean_the_same(key, before.get(key), job.get(key))
+        for key in sorted((before.keys() | job.keys()) - _MAY_DIFFER - unread)
+        if not _mean_the_same(key, before.get(key), job.get(key))
     ]
     if differing:
         raise OutputError(
@@ -159,7 +162,7 @@ def check_same_data(folder: Path, provenance: Mapping[str, Any]) -> None:
     with: each difference is named, both sides of it."""
     file = folder / RUN
     before = json.loads(file.read_bytes()) if file.is_file() else {}
-    differing = [key for key in _DATA if key in before and before[key] != provenance[key]]
+    differing = [key for key in _DATA if key in before and before[key] != provenance.get(key)]
     if differing:
         raise OutputError(
             f"output {folder}: holds an unfinished run on other data: "

@@ -5,13 +5,12 @@ what says only where and how a run is made. Data are named by their files here; 
 know their digests.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
-from ..cache_schemas.errors import JobError
-from ..stages.distill.objectives.base import ObjectiveSettings
 from ..stages.distill.token_loss.settings import TokenLossSettings
-from .distill import objective_class
-from .distill_job import CacheKeys, DistillJob
+from .distill_job import DistillJob
+from .objective_keys import CacheKeys
 
 _MEANS_NOTHING = frozenset(
     {
@@ -24,34 +23,42 @@ _MEANS_NOTHING = frozenset(
 _TEACHERS_SIDE = frozenset(
     {
         *CacheKeys.model_fields,
+        *("teachers", "objectives"),
         *("objective", "control", "schedule", "aligner_batch_size", "aligner_learning_rate"),
         *TokenLossSettings.model_fields,
         *("token_temperature", "tail", "responses", "cross_tokenizer"),
         *("token_cache", "token_teacher", "token_feature"),
     }
 )
-"""What a student without a teacher has no use for, beside settings of the objective."""
+"""What a student without a teacher has no use for, beside options of the objective."""
 
 
 def student_settings(job: DistillJob) -> dict[str, Any]:
-    """Those keys with their values, as plain data."""
+    """Those keys with their values, as plain data; nested ones as `objectives.1.weight`."""
     unread = set(_MEANS_NOTHING)
-    if reads := _settings_read(job):
-        unread |= ObjectiveSettings.model_fields.keys() - reads
     if not job.distilled:
-        unread |= _TEACHERS_SIDE
-    settings = job.model_dump(mode="json", exclude=unread)
+        unread |= _TEACHERS_SIDE | job.options.keys()
+    document = job.model_dump(mode="json", exclude=unread - job.options.keys())
+    settings = {
+        key: value
+        for name, nested in document.items()
+        if name not in unread
+        for key, value in _flattened(name, nested)
+        if key.rpartition(".")[2] not in _MEANS_NOTHING or "." not in key
+    }
     # But for this one, the order of examples does not depend on it.
     settings["placement"] = "streamed" if job.placement == "streamed" else "auto"
     return settings
 
 
-def _settings_read(job: DistillJob) -> frozenset[str] | None:
-    """By the objective, and by the student's head; None of an objective that is not installed."""
-    try:
-        reads = objective_class(job).settings_read | {"dropout"}
-    except JobError:
-        return None
-    # Words are not an objective's affair: the weight of a teacher of words stands beside it.
-    learns_words = job.task == "language" and job.objective == "tokens" and job.distilled
-    return reads | {"alpha"} if learns_words else reads
+def _flattened(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if name.partition(".")[0] not in ("teachers", "objectives"):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flattened(f"{name}.{key}", inner)
+    elif isinstance(value, list) and name == "objectives":
+        for place, inner in enumerate(value):
+            yield from _flattened(f"{name}.{place}", inner)
+    else:
+        yield name, value

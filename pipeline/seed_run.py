@@ -7,7 +7,7 @@ OUTPUT/ (or OUTPUT/seed-N/ when there are several seeds)
     aligner/        the TS aligner          tensorboard/   the same log for TensorBoard
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,16 @@ from ..stages.corpus.labels import count_missing
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.checkpoints import steps_done
 from ..stages.distill.embedding_student import has_length_1
-from ..stages.distill.export import StudentCard, save_aligner, save_student
+from ..stages.distill.export import StudentCard, save_aligners, save_student
 from ..stages.distill.model import DistillModel, TrainedModel
 from ..stages.distill.objectives.base import Objective, Sizes
+from ..stages.distill.objectives.feature import FeatureObjective
+from ..stages.distill.placement import Where
 from ..stages.distill.processes import Processes
 from ..stages.distill.speed import speed_up
 from ..stages.distill.student_source import default_max_length, load_student
 from ..stages.distill.tokens import choose_max_length
-from ..stages.distill.training import Run, Training, check_checkpoint, placement, train
+from ..stages.distill.training import Run, Training, check_checkpoint, placements, train
 from ..stages.store.files.modes import follow_umask
 from .device import choose_device
 from .distill_job import DistillJob
@@ -46,6 +48,7 @@ from .run_folder import (
     write_json,
 )
 from .student_data import StudentData
+from .terms import Term, build_objective
 
 LENGTH_ROWS = 64
 """How many examples tell whether a feature has length 1."""
@@ -79,7 +82,7 @@ class SeedRun:
     folder: Path
     seed: int
     data: StudentData
-    objective: type[Objective]
+    terms: Sequence[Term]
     group: Processes
     quiet: bool
 
@@ -118,26 +121,37 @@ class SeedRun:
             data.train.warn_of_unknown(tokenizer)
         usual = default_max_length(job, data.space)
         max_length = choose_max_length(job.max_length, tokenizer, student.backbone, usual)
-        shape = data.feature.spec.shape if data.feature is not None else None
-        sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
-        objective = self.objective(job, sizes)
-        if job.parsed_control.name == "random-aligner" and objective.aligner is None:
-            raise JobError(
-                f"control random-aligner: objective {job.objective!r} says that it has an aligner, "
-                "and none of its parts is called `aligner`"
-            )
-        gather = data.gather(job.parsed_control, self.seed)
+        objective = self._objective(student.dim)
         validation = None
         if data.validation is not None:
-            validation = data.validation.dataset(tokenizer, max_length, data.validation_gather())
+            validation = data.validation.dataset(tokenizer, max_length, data.validation_gathers())
         return Built(
             model=DistillModel(student, objective),
             tokenizer=tokenizer,
             max_length=max_length,
-            train=data.train.dataset(tokenizer, max_length, gather),
+            train=data.train.dataset(tokenizer, max_length, data.gathers(self.seed)),
             validation=validation,
             data=data,
         )
+
+    def _objective(self, width: int) -> Objective:
+        """What a student of some width learns by, drawn anew."""
+        space = self.data.space
+        sizes = Sizes(width, space.num_labels, space.regression, None, dropout=self.job.dropout)
+        built = build_objective(self.terms, sizes, self.data.shapes)
+        for part, term in zip(built.parts, self.terms, strict=True):
+            if part.aligner is None and not self._as_drawn.isdisjoint(part.sources):
+                raise JobError(
+                    f"control random-aligner: objective {term.keys.name!r} says that it has an "
+                    "aligner, and none of its parts is called `aligner`"
+                )
+        return built
+
+    @property
+    def _as_drawn(self) -> set[str]:
+        """Sources whose aligners do not learn."""
+        sources = self.data.sources.items()
+        return {name for name, each in sources if each.control.name == "random-aligner"}
 
     def _prepare(self, built: Built) -> Run:
         job = self.job
@@ -151,7 +165,8 @@ class SeedRun:
             device=choose_device(job.device, self.group.local_rank),
             folder=self.folder,
             name=self._name(),
-            train_aligner=job.parsed_control.name != "random-aligner",
+            as_drawn=self._as_drawn,
+            placements={n: s.placement for n, s in self.data.sources.items() if s.placement},
             from_afar=self.data.from_afar,
             processes=self.group,
             on_log=self._log,
@@ -159,7 +174,7 @@ class SeedRun:
         check_checkpoint(run)
         speed_up(built.model.student, job, run.device)
         # Chosen once, as long as the memory is free; or there is no room.
-        run = replace(run, where=placement(run) if run.train.features is not None else None)
+        run = replace(run, where=placements(run))
         self.group.wait()  # until nobody has a reason to refuse
         return run
 
@@ -181,8 +196,7 @@ class SeedRun:
 
     def _write(self, model: TrainedModel, built: Built, metrics: Metrics) -> None:
         self._save(model, built, metrics)
-        if model.objective.aligner is not None:
-            save_aligner(self.folder / "aligner", model.objective.aligner)
+        save_aligners(self.folder / "aligner", model.objective)
         follow_umask(self.folder)
         write_json(self.folder / METRICS, metrics)
         tidy(self.folder)
@@ -205,11 +219,13 @@ class SeedRun:
         (folder / "README.md").write_text(readme, encoding="utf-8")
 
     def _has_length_1(self) -> bool:
-        """Whether what is learned from has length 1."""
-        feature, rows = self.data.feature, self.data.train.cache_rows
-        if feature is None or rows is None:
+        """Whether the first feature that is learned has length 1."""
+        learned = [term for term in self.terms if term.objective is FeatureObjective]
+        if not learned:
             return False
-        return has_length_1(feature.gather(rows[:LENGTH_ROWS]))
+        (reading,) = learned[0].readings
+        rows = self.data.train.cache_rows[reading.source]
+        return has_length_1(self.data.sources[reading.source].feature.gather(rows[:LENGTH_ROWS]))
 
 
 def _metrics(
@@ -218,7 +234,7 @@ def _metrics(
     best = next((row for row in training.epochs if row["epoch"] == training.best_epoch), None)
     figures: Metrics = {
         "seed": seed,
-        "objective": job.objective,
+        "objective": job.objective_name,
         "control": job.control,
         "metric": data.metric,
         "validation": best and {k: v for k, v in best.items() if k not in ("step", "epoch")},
@@ -235,13 +251,18 @@ def _metrics(
         "step_seconds": training.step_seconds,
         "aligner_seconds": training.aligner_seconds,
         "data_seconds": training.data_seconds,
-        "placement": run.where,
+        "placement": _one_or_all(run.where or {}),
         "processes": run.processes.count,
         "peak_rss_bytes": peak_rss_bytes(),
     }
     if torch.cuda.is_available():
         figures["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
     return figures
+
+
+def _one_or_all(where: Mapping[str, Where]) -> str | dict[str, Where] | None:
+    """Where the features of the only source lie, or of each of several."""
+    return dict(where) if len(where) > 1 else next(iter(where.values()), None)
 
 
 def _skipped(data: StudentData) -> list[str]:
@@ -255,5 +276,5 @@ def _provenance(job: DistillJob, data: StudentData, group: Processes) -> Mapping
         "versions": library_versions(),
         "hardware": hardware(str(choose_device(job.device, group.local_rank))),
         **data.digests,
-        **data.sources(),
+        **data.provenance(),
     }

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,10 +38,11 @@ def _plain(value: Any) -> Any:
     return dataclasses.asdict(value)
 
 
-def show_keys(*jobs: type[BaseModel], teacher: type[BaseModel] | None = None) -> None:
-    """Every key of jobs, and of a teacher's options: its default and what it means. Those that a
-    job cannot do without come first, all others in groups."""
-    for heading, keys in _key_groups(jobs, teacher).items():
+def show_keys(*jobs: type[BaseModel], **options: type[BaseModel]) -> None:
+    """Every key of jobs, and of the `options` of teachers and objectives by what they are of: its
+    default and what it means. Those that a job cannot do without come first, all others in groups.
+    """
+    for heading, keys in _key_groups(jobs, options).items():
         print(f"{heading}:")
         for name, field in keys.items():
             default = "" if field.is_required() else repr(_default(field))
@@ -49,7 +50,7 @@ def show_keys(*jobs: type[BaseModel], teacher: type[BaseModel] | None = None) ->
 
 
 def _key_groups(
-    jobs: Sequence[type[BaseModel]], teacher: type[BaseModel] | None
+    jobs: Sequence[type[BaseModel]], options: Mapping[str, type[BaseModel]]
 ) -> dict[str, dict[str, FieldInfo]]:
     """Heading -> keys: a class that declares keys is a group, and its docstring says of what."""
     groups: dict[str, dict[str, FieldInfo]] = {"Required": {}}
@@ -63,9 +64,7 @@ def _key_groups(
                     continue
                 seen.add(name)
                 groups.setdefault("Required" if field.is_required() else told, {})[name] = field
-    if teacher is not None:
-        groups["Options of this kind of teacher"] = teacher.model_fields
-    return groups
+    return groups | {f"Options of {name}": own.model_fields for name, own in options.items()}
 
 
 def _default(field: FieldInfo) -> Any:

@@ -1,14 +1,15 @@
-"""Corpora and cache of a distill job become tokens, labels and features, all checked first."""
+"""Corpora and caches of a distill job become tokens, labels and features, all checked first."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ..cache_schemas.errors import CorpusError, JobError, MissingFeatureError
+from ..cache_schemas.errors import CorpusError, JobError
 from ..cache_schemas.features import FeatureSpec
 from ..cache_schemas.keys import example_key
 from ..stages.corpus.corpus import Corpus, read_corpus
@@ -24,41 +25,60 @@ from ..stages.corpus.labels import (
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.controls import Control, Gather, controlled
 from ..stages.distill.evaluation import metric_names
-from ..stages.distill.objectives.base import Objective
+from ..stages.distill.objectives.base import Shape, Sizes, require_fit
 from ..stages.distill.tokens import encode
 from ..stages.store.format.index import Rows
-from ..stages.store.reading.feature_array import FeatureArray
-from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
 from ..stages.tokenizing.unknown import SAMPLE, mostly_unknown
-from .answers import Answers, open_answers, rows_by_first_use
 from .distill_job import CorpusKeys, DistillJob
 from .logs import LOGGER
-from .missing import missing_keys
+from .sources import (
+    Columns,
+    Source,
+    missing_of_sources,
+    open_sources,
+    rows_by_first_use,
+    sum_to_come,
+)
+from .terms import Term, readings_of
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledCorpus:
-    """Examples with their labels; `cache_rows` are where their features lie, if any are read."""
+    """Examples with their labels; `cache_rows` are where their features lie, by the name of the
+    source, if any are read."""
 
     corpus: Corpus
     labels: LabelValues
-    cache_rows: Rows | None = None
+    cache_rows: Mapping[str, Rows] = field(default_factory=dict)
 
-    def joined(self, cache: Cache, feature: str, skip_missing: bool) -> "LabelledCorpus":
-        """The same with the cache row of every example; those that have none, or not with the
-        feature, are left out and listed, or raise MissingKeysError."""
-        rows = cache.find(self.corpus.keys(), feature)
-        missing = np.flatnonzero(rows < 0)
-        if len(missing) and (len(missing) == len(rows) or not skip_missing):
-            raise missing_keys(cache, self.corpus, missing, [feature])
+    def joined(self, sources: "Mapping[str, Source]", skip_missing: bool) -> "LabelledCorpus":
+        """The same with the cache rows of every example; those that some source has no answer for
+        are left out and listed, or raise MissingKeysError."""
+        read = {source.columns for source in sources.values()}
+        keys = {columns: self.corpus.of_columns(columns).keys() for columns in read}
+        rows = {name: source.find(keys[source.columns]) for name, source in sources.items()}
+        known = [found >= 0 for found in rows.values()]
+        kept = np.logical_and.reduce(known)
+        if not kept.all() and not (skip_missing and kept.any()):
+            raise missing_of_sources(sources, self.corpus, rows)
+        return self.take_known(rows, kept)
+
+    def take_known(self, rows: Mapping[str, Rows], kept: npt.NDArray[np.bool_]) -> "LabelledCorpus":
+        """The examples that are `kept`, with the cache rows of all; others are listed."""
+        missing = np.flatnonzero(~kept)
         corpus = self.corpus.without(missing, "not in the cache") if len(missing) else self.corpus
-        return LabelledCorpus(corpus, self.labels[rows >= 0], rows[rows >= 0])
+        left = {name: found[kept] for name, found in rows.items()}
+        return LabelledCorpus(corpus, self.labels[kept], left)
 
     def take(self, rows: Rows) -> "LabelledCorpus":
         """Only the given examples, in the order given."""
-        cache_rows = None if self.cache_rows is None else self.cache_rows[rows]
-        return LabelledCorpus(self.corpus.take(rows), self.labels[rows], cache_rows)
+        taken = {name: found[rows] for name, found in self.cache_rows.items()}
+        return LabelledCorpus(self.corpus.take(rows), self.labels[rows], taken)
+
+    def of_columns(self, columns: Sequence[int]) -> "LabelledCorpus":
+        """The same examples with some of their text columns."""
+        return replace(self, corpus=self.corpus.of_columns(columns))
 
     def texts(self) -> Iterator[str]:
         """All segments, for a vocabulary."""
@@ -71,11 +91,13 @@ class LabelledCorpus:
         if unknown is not None:
             LOGGER.warning(unknown.of("student"))
 
-    def dataset(self, tokenizer: Any, max_length: int, gather: Gather | None) -> DistillDataset:
-        """Token ids and labels of all examples, with `gather` for their features."""
+    def dataset(
+        self, tokenizer: Any, max_length: int, gathers: Mapping[str, Gather]
+    ) -> DistillDataset:
+        """Token ids and labels of all examples, with `gathers` for their features."""
         examples = [segments for batch in self.corpus.batches() for segments in batch]
         tokens = encode(tokenizer, examples, max_length)
-        return DistillDataset(tokens, self.labels, gather, self.names)
+        return DistillDataset(tokens, self.labels, gathers, self.names)
 
     def digest(self) -> str:
         """Tells these examples with these labels, in this order, from any others."""
@@ -93,21 +115,24 @@ class LabelledCorpus:
 
 @dataclass(frozen=True)
 class StudentData:
-    """What a student learns from: training and validation examples, label space, the feature, and
-    where that comes from."""
+    """What a student learns from: training and validation examples, label space, and the sources
+    of teachers' features by name."""
 
     train: LabelledCorpus
     validation: LabelledCorpus | None
     space: LabelSpace
     metric: str
-    cache: Cache | None
-    feature: FeatureArray | None
-    answers: Answers | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
     @property
-    def from_afar(self) -> bool:
-        """Whether shards come from a URL while the run goes on."""
-        return self.answers is not None and self.answers.mirror is not None
+    def shapes(self) -> dict[str, Shape]:
+        """Of the features of all sources."""
+        return {name: source.feature.spec.shape for name, source in self.sources.items()}
+
+    @property
+    def from_afar(self) -> list[str]:
+        """Sources whose shards come from a URL while the run goes on."""
+        return [name for name, source in self.sources.items() if source.answers.mirror is not None]
 
     @cached_property
     def digests(self) -> dict[str, str | None]:
@@ -117,77 +142,98 @@ class StudentData:
             "validation_digest": self.validation.digest() if self.validation else None,
         }
 
-    def sources(self) -> dict[str, Any]:
-        """Where the teacher's answers come from; for the record of a run."""
-        cache = self.cache
+    def provenance(self) -> dict[str, Any]:
+        """Where the teachers' answers come from; for the record of a run."""
+        if len(self.sources) > 1:
+            return {"teachers": {name: each.provenance() for name, each in self.sources.items()}}
+        for source in self.sources.values():
+            return source.provenance()
+        return dict.fromkeys(("cache_digest", "teacher_fingerprint", "teacher", "feature"))
+
+    def gathers(self, seed: int) -> dict[str, Gather]:
+        """How to read the training features, each source under its control."""
         return {
-            "cache_digest": self.answers and self.answers.digest,
-            "teacher_fingerprint": cache and cache.teacher.fingerprint,
-            "teacher": cache and cache.teacher.spec.model_dump(mode="json"),
-            "feature": self.feature.spec.name if self.feature is not None else None,
+            name: controlled(source.feature, self.train.cache_rows[name], source.control, seed, of)
+            for (name, source), of in zip(self.sources.items(), self._own_draws(), strict=True)
         }
 
-    def gather(self, control: Control, seed: int) -> Gather | None:
-        """How to read the training features under a control; None if none are read."""
-        if self.feature is None or self.train.cache_rows is None:
-            return None
-        return controlled(self.feature, self.train.cache_rows, control, seed)
+    def validation_gathers(self) -> dict[str, Gather]:
+        """How to read the validation features, as cached; none unless features are all there is."""
+        if self.validation is None:
+            return {}
+        return {
+            name: controlled(self.sources[name].feature, rows, Control("none"), 0)
+            for name, rows in self.validation.cache_rows.items()
+        }
 
-    def validation_gather(self) -> Gather | None:
-        """How to read the validation features, as cached; None unless features are all there is."""
-        if self.feature is None or self.validation is None or self.validation.cache_rows is None:
-            return None
-        return controlled(self.feature, self.validation.cache_rows, Control("none"), 0)
+    def fetch_ahead(self, job: DistillJob, aligners_first: Collection[str]) -> ToCome | None:
+        """Of caches at URLs, begin to bring what the run needs; None of local ones.
+        `aligners_first` are sources that an aligner reads before the student.
 
-    def fetch_ahead(self, job: DistillJob, aligner_first: bool) -> ToCome | None:
-        """Of a cache at a URL, begin to bring what the run needs; None of a local one.
+        Raises CacheError if that is more than a mirror may keep."""
+        found = []
+        for (name, source), of in zip(self.sources.items(), self._own_draws(), strict=True):
+            train = self.train.cache_rows[name]
+            rows = [rows_by_first_use(job, source, train, name in aligners_first, of)]
+            if self.validation is not None and name in self.validation.cache_rows:
+                rows.append(self.validation.cache_rows[name])
+            found.append(source.answers.fetch_ahead(source.feature.spec.name, np.concatenate(rows)))
+        return sum_to_come(found)
 
-        Raises CacheError if that is more than the mirror may keep."""
-        if self.answers is None or self.feature is None or self.train.cache_rows is None:
-            return None
-        rows = [rows_by_first_use(job, self.feature, self.train.cache_rows, aligner_first)]
-        if self.validation is not None and self.validation.cache_rows is not None:
-            rows.append(self.validation.cache_rows)
-        return self.answers.fetch_ahead(self.feature.spec.name, np.concatenate(rows))
+    def _own_draws(self) -> list[str]:
+        """What tells the noise and the shuffling of sources apart; nothing for the first."""
+        return ["" if number == 0 else name for number, name in enumerate(self.sources)]
 
 
-def read_student_data(job: DistillJob, objective: type[Objective]) -> StudentData:
+def read_student_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
-    corpus = read_corpus_of(job, job.train)
+    readings, teachers = readings_of(terms), job.all_teachers
+    own = [teachers[each.teacher].text_column or job.text_column for each in readings.values()]
+    columns = Columns.of(job.text_column, own)
+    corpus = read_corpus_of(job, job.train, columns.names)
     corpus.require_format(None, "a student of labels and features")
-    space = _label_space(job, corpus, objective)
+    space = _label_space(job, corpus, terms)
     train = LabelledCorpus(corpus, label_values(corpus, space))
-    validation = read_labelled(job, job.validation, space) if job.validation else None
+    features_alone = space.task == "none"
+    validation = None
+    if job.validation:
+        needed = columns.names if features_alone else job.text_column
+        validation = read_labelled(job, job.validation, space, needed)
     _require_labels(space, train, "learn")
     if job.num_labels is None:
         require_variety(corpus, space, train.labels)
     _require_labels(space, validation, "validate by")
     metric = _choose_metric(job, space)
-    if not objective.needs_feature or job.cache is None:
-        return StudentData(train, validation, space, metric, None, None)
-    answers = open_answers(job)
-    name = choose_feature(job, answers.cache, objective.default_feature)
-    if objective.reads_logits and name not in answers.cache:
-        raise MissingFeatureError(
-            f"feature {name!r}: teacher {answers.cache.teacher.fingerprint[:12]} has "
-            f"{', '.join(answers.cache.features)}; {job.objective} learns from the logits of "
-            "a classifier (`armada precompute --teacher classifier:SOURCE`)"
-        )
-    if objective.reads_logits:
-        _check_class_names(space, answers.cache.feature_spec(name))
-    corpora = [train, *([validation] if validation is not None and space.task == "none" else [])]
-    answers = answers.of(name, [labelled.corpus for labelled in corpora])
-    cache = answers.cache
-    train, *others = [each.joined(cache, name, job.skip_bad_rows) for each in corpora]
-    validation = others[0] if others else validation
-    return StudentData(train, validation, space, metric, cache, cache[name], answers)
+    corpora = [train, *([validation] if validation is not None and features_alone else [])]
+    sources = open_sources(readings, teachers, columns, [each.corpus for each in corpora])
+    _check_features(terms, space, sources)
+    if sources:
+        joined = [each.joined(sources, job.skip_bad_rows) for each in corpora]
+        train, validation = joined[0], joined[1] if joined[1:] else validation
+    train = train.of_columns(columns.student)
+    if validation is not None and features_alone:
+        validation = validation.of_columns(columns.student)
+    return StudentData(train, validation, space, metric, sources)
 
 
-def _label_space(job: DistillJob, corpus: Corpus, objective: type[Objective]) -> LabelSpace:
+def _check_features(
+    terms: Sequence[Term], space: LabelSpace, sources: Mapping[str, Source]
+) -> None:
+    """What can be refused of objectives before a model loads."""
+    for term in terms:
+        for reading in term.readings:
+            spec = sources[reading.source].feature.spec
+            shape = Sizes(0, space.num_labels, space.regression, spec.shape)
+            require_fit(term.keys.name, term.objective.reads, shape)
+            if term.objective.reads.classes:
+                _check_class_names(space, spec)
+
+
+def _label_space(job: DistillJob, corpus: Corpus, terms: Sequence[Term]) -> LabelSpace:
     if job.label_column is not None:
         assert job.task != "language"
         return label_space(corpus, job.task, job.num_labels)
-    if objective.needs_labels:
+    if any(term.objective.reads.labels for term in terms):
         raise JobError("job key 'label_column' is missing; only objective=feature needs none")
     return NO_LABELS
 
@@ -200,17 +246,21 @@ def _require_labels(space: LabelSpace, labelled: LabelledCorpus | None, purpose:
         raise CorpusError(f"corpus {source}: no row has a label; nothing to {purpose}")
 
 
-def read_labelled(keys: CorpusKeys, sources: tuple[str, ...], space: LabelSpace) -> LabelledCorpus:
+def read_labelled(
+    keys: CorpusKeys, sources: tuple[str, ...], space: LabelSpace, columns: Sequence[str] = ()
+) -> LabelledCorpus:
     """Files of examples whose labels are of a known space."""
-    corpus = read_corpus_of(keys, sources)
+    corpus = read_corpus_of(keys, sources, columns)
     return LabelledCorpus(corpus, label_values(corpus, space))
 
 
-def read_corpus_of(keys: CorpusKeys, sources: tuple[str, ...]) -> Corpus:
-    """The examples of some of a job's files."""
+def read_corpus_of(
+    keys: CorpusKeys, sources: tuple[str, ...], columns: Sequence[str] = ()
+) -> Corpus:
+    """The examples of some of a job's files; `columns` are those of texts, default the job's."""
     return read_corpus(
         sources,
-        keys.text_column,
+        columns or keys.text_column,
         label_column=keys.label_column,
         id_column=keys.id_column,
         skip_bad_rows=keys.skip_bad_rows,
@@ -224,17 +274,6 @@ def _choose_metric(job: DistillJob, space: LabelSpace) -> str:
     if job.metric is not None and job.metric not in names:
         raise JobError(f"job key 'metric': {job.metric!r} is not one of {', '.join(names)}")
     return job.metric or names[0]
-
-
-def choose_feature(job: DistillJob, cache: Cache, default: str | None = None) -> str:
-    """The feature to learn from. Raises MissingFeatureError where the job names none and there are
-    several."""
-    name = job.feature or default
-    if name is None and len(cache.features) > 1:
-        raise MissingFeatureError(
-            f"job key 'feature' is missing; the teacher has {', '.join(cache.features)}"
-        )
-    return name or cache.features[0]
 
 
 def _check_class_names(space: LabelSpace, feature: FeatureSpec) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from armada.pipeline.distill import objective_class
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
 from armada.pipeline.language.data import read_language_data
 from armada.pipeline.language.run import LanguageSeedRun
 from armada.pipeline.seed_run import Built
+from armada.pipeline.terms import terms_of
 from armada.stages.distill.processes import processes
 from hangs import HANG_S
 from safetensors.torch import load_file
@@ -39,8 +39,8 @@ class InFloat64(LanguageSeedRun):
 def run(keys: Keys) -> None:
     """A run of one job."""
     job = make(DistillJob, dict(keys))
-    data = read_language_data(job)
-    InFloat64(job, job.output, job.seeds[0], data, objective_class(job), processes(), True).run()
+    data = read_language_data(job, terms_of(job))
+    InFloat64(job, job.output, job.seeds[0], data, terms_of(job), processes(), True).run()
 
 
 def run_in_two_processes(torchrun: Sequence[str], plan: Path, jobs: Sequence[Keys]) -> None:

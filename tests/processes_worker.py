@@ -2,7 +2,7 @@
 
 The plan names a student, a cache, a folder for each run, and its settings; the first process writes
 the losses of all runs, and in each folder weights and evaluations. `stop_after`: the run is cut
-after so many steps."""
+after so many steps; `summed`: three objectives, with a source each."""
 
 import json
 import sys
@@ -27,7 +27,8 @@ class Cut(Exception):
 
 def losses(bench: Bench, how: dict[str, Any]) -> list[float]:
     folder, stop_after = Path(how.pop("folder")), how.pop("stop_after", None)
-    run = bench.run(folder, dropout=0.0, **how)
+    make = bench.summed if how.pop("summed", False) else bench.run
+    run = make(folder, dropout=0.0, **how)
     run.model.double()
     if stop_after is not None:
         return cut(replace(run, processes=processes()), stop_after)

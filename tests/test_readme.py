@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.precompute_job import PrecomputeJob
+from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.precompute.teachers import TEACHERS
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +47,8 @@ def test_set_keys_and_yaml_keys_exist() -> None:
     known = {*DistillJob.model_fields, *PrecomputeJob.model_fields}
     for kind in TEACHERS.built_in:
         known |= TEACHERS.load(kind).Options.model_fields.keys()
+    for name in OBJECTIVES.built_in:
+        known |= OBJECTIVES.load(name).Options.model_fields.keys()
     yaml = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert yaml is not None
     named = {*re.findall(r"--set '?(\w+)=", README), *re.findall(r"^(\w+):", yaml[1], re.MULTILINE)}

@@ -15,7 +15,8 @@ from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.controls import Gather, controlled, parse_control
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives import OBJECTIVES
-from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
+from armada.stages.distill.objectives.base import SOURCE, Sizes
+from armada.stages.distill.objectives.sum import SummedObjective, Weight
 from armada.stages.distill.settings import TrainingSettings
 from armada.stages.distill.student import Student, StudentSettings
 from armada.stages.distill.student_source import load_student
@@ -105,29 +106,59 @@ class Bench:
         parsed = parse_control(control)
         name = "undistilled" if parsed.name == "undistilled" else objective
         feature = {"kd": "logits", "undistilled": None}.get(name, "embedding")
-        gather = None
+        gathers = {}
         shape = None
         if feature is not None:
             shape = self.cache.feature_spec(feature).shape
             rows = self.cache.lookup(TEXTS)
-            gather = controlled(self.cache[feature], rows, parsed, seed)
-        sizes = Sizes(student.dim, space.num_labels, space.regression, shape)
-        knobs = {"aligner_hidden_size": 10, "dropout": dropout} | (weights or {})
-        model = DistillModel(student, OBJECTIVES.load(name)(ObjectiveSettings(**knobs), sizes))
+            gathers[SOURCE] = controlled(self.cache[feature], rows, parsed, seed)
+        sizes = Sizes(student.dim, space.num_labels, space.regression, shape, dropout=dropout)
+        chosen_objective = OBJECTIVES.load(name)
+        small = {"aligner_hidden_size": 10} if name == "armada" else {}
+        options = chosen_objective.Options(**(small | (weights or {})))
+        model = DistillModel(student, chosen_objective(options, sizes))
         folder.mkdir(parents=True, exist_ok=True)
         train = class_labels(len(TEXTS), space.num_labels) if labels is None else labels
-        validation = dataset(tokenizer, VALIDATION_TEXTS, held_out_labels(space), None)
+        validation = dataset(tokenizer, VALIDATION_TEXTS, held_out_labels(space), {})
         return Run(
             model=model,
-            train=dataset(tokenizer, TEXTS, train, gather),
+            train=dataset(tokenizer, TEXTS, train, gathers),
             validation=validation if validate else None,
             settings=make_settings(**settings),
             metric="mse" if space.regression else "accuracy",
             seed=seed,
             device=torch.device("cpu"),
             folder=folder,
-            train_aligner=parsed.name != "random-aligner",
+            as_drawn=[SOURCE] if parsed.name == "random-aligner" else [],
         )
+
+    def summed(
+        self, folder: Path, *, weight: Weight = 2.0, dropout: float = 0.0, **more: Any
+    ) -> Run:
+        """The same with three objectives, each with a source of its own: ARMADA from `one`, the
+        embeddings, and from `two`, the logits; and the feature `three`, the embeddings shuffled,
+        which counts by `weight`."""
+        run = self.run(folder, dropout=dropout, **more)
+        rows = self.cache.lookup(TEXTS)
+        sizes = Sizes(run.model.student.dim, CLASSES, False, None, dropout=dropout)
+        torch.manual_seed(3)
+        parts, gathers = [], {}
+        for name, source, feature in (
+            ("armada", "one", "embedding"),
+            ("armada", "two", "logits"),
+            ("feature", "three", "embedding"),
+        ):
+            chosen = OBJECTIVES.load(name)
+            small = {"aligner_hidden_size": 7} if name == "armada" else {}
+            shape = self.cache.feature_spec(feature).shape
+            part = chosen(chosen.Options(**small), replace(sizes, feature_shape=shape))
+            part.label, part.sources = f"{name}-{source}", (source,)
+            parts.append(part)
+            control = parse_control("shuffled" if source == "three" else "none")
+            gathers[source] = controlled(self.cache[feature], rows, control, 0, source)
+        run.train.features = gathers
+        objective = SummedObjective(parts, [1.0, 0.5, weight], sizes)
+        return replace(run, model=DistillModel(run.model.student, objective))
 
 
 @dataclass(frozen=True)
@@ -169,10 +200,10 @@ def held_out_labels(space: LabelSpace) -> npt.NDArray[Any]:
 
 
 def dataset(
-    tokenizer: Any, texts: Sequence[str], labels: npt.NDArray[Any], gather: Any
+    tokenizer: Any, texts: Sequence[str], labels: npt.NDArray[Any], gathers: dict[str, Any]
 ) -> DistillDataset:
     """Texts of one segment as a data set."""
-    return DistillDataset(encode(tokenizer, [(t,) for t in texts], MAX_LENGTH), labels, gather)
+    return DistillDataset(encode(tokenizer, [(t,) for t in texts], MAX_LENGTH), labels, gathers)
 
 
 def make_settings(**settings: Any) -> TrainingSettings:

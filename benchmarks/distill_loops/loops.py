@@ -21,6 +21,7 @@ from armada.stages.distill import closed_forms, losses
 from armada.stages.distill.batches import Batch, DistillDataset
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives.armada import ArmadaObjective
+from armada.stages.distill.objectives.base import SOURCE
 from armada.stages.distill.optimizer import adamw, parameter_groups
 from armada.stages.distill.replay import Replay
 from armada.stages.distill.sampler import EpochBatches
@@ -121,7 +122,7 @@ class ArmadaLoop(Loop):
         self._replay.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
 
     def teacher(self, batch: Batch, places: Places) -> None:
-        batch["feature"] = self._replay.answers(places)
+        batch["features"] = {self._replay.name: self._replay.answers(places)}
 
 
 class StraightforwardLoop(Loop):
@@ -132,14 +133,16 @@ class StraightforwardLoop(Loop):
 
     def prepare(self) -> None:
         freeze(_objective(self.model).aligner)
-        self.dataset.features = None
+        self.dataset.features = {}
         self.dataset.apart = True
 
     def data(self, places: Places) -> Batch:
-        return super().data(places) | {"feature": self.material.from_files(places).to(self.device)}
+        return super().data(places) | {
+            "features": {SOURCE: self.material.from_files(places).to(self.device)}
+        }
 
     def teacher(self, batch: Batch, places: Places) -> None:
-        batch["feature"] = _objective(self.model).read(batch["feature"])
+        batch["features"] = {SOURCE: _objective(self.model).read(batch["features"][SOURCE])}
 
     def loss(self, batch: Batch) -> Tensor:
         with patch.object(closed_forms, "armada_loss", losses.armada_loss):

@@ -16,7 +16,7 @@ from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.controls import Control, controlled
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives import OBJECTIVES
-from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
+from armada.stages.distill.objectives.base import SOURCE, Sizes
 from armada.stages.distill.student import StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import Tokens, encode
@@ -84,7 +84,8 @@ class Material:
             examples = [(text,) for text in self.texts]
             self._tokens[size] = encode(tokenizer, examples, MAX_LENGTH)
         sizes = Sizes(student.dim, SPACE.num_labels, SPACE.regression, (self.dim,))
-        return DistillModel(student, OBJECTIVES.load(objective)(ObjectiveSettings(**knobs), sizes))
+        chosen = OBJECTIVES.load(objective)
+        return DistillModel(student, chosen(chosen.Options(**knobs), sizes))
 
     def dataset(self, size: Size, with_features: bool, count: int | None = None) -> DistillDataset:
         """Tokens and labels of all examples, or of the first `count`, with or without features."""
@@ -93,7 +94,9 @@ class Material:
             tokens = replace(tokens, offsets=tokens.offsets[: count + 1])
         rows = self.cache.lookup(self.texts[:count])
         gather = controlled(self.cache["embedding"], rows, Control("none"), 0)
-        return DistillDataset(tokens, self.labels[:count], gather if with_features else None)
+        return DistillDataset(
+            tokens, self.labels[:count], {SOURCE: gather} if with_features else {}
+        )
 
     def from_files(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
         """Features [B, H], each read from its own file, as the paper's code does."""

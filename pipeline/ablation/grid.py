@@ -100,6 +100,8 @@ def shown(key: str, value: Any) -> str:
         return "distilled" if value == "none" else str(value)
     if key == "student":
         return PurePath(str(value)).name
+    if key == "objectives" and isinstance(value, list | tuple):
+        return "+".join(str(each.get("name")) for each in value if isinstance(each, Mapping))
     return f"{key}={value}"
 
 

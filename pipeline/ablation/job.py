@@ -1,7 +1,7 @@
 """The keys of an `ablate` job, and the runs it means."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,11 +10,12 @@ from pydantic import Field
 
 from ...cache_schemas.errors import JobError
 from ...stages.distill.reporting import check_reporters
-from ..distill import objective_class
 from ..distill_job import DistillJob
 from ..findings.runs import PLAN
-from ..jobs import Job, make, unknown_key
+from ..jobs import Job, make, unknown_key, with_key
+from ..objective_keys import options_class
 from ..same_student import student_settings
+from ..terms import terms_of
 from .grid import NAME, Cell, cells, shown
 
 _DISTILL_KEYS = frozenset(DistillJob.model_fields)
@@ -67,27 +68,45 @@ def make_ablation(keys: Mapping[str, Any]) -> Ablation:
     own = {key: value for key, value in keys.items() if key in AblateJob.model_fields}
     beside = {key: value for key, value in keys.items() if key not in AblateJob.model_fields}
     job = make(AblateJob, own)
-    for key in beside:
-        if key not in _DISTILL_KEYS:
-            raise JobError(unknown_key("job", key, _DISTILL_KEYS | AblateJob.model_fields.keys()))
     swept = cells(job.grid, beside)
-    chosen, repeated = _without_repeats(swept, [_job(job, beside, cell) for cell in swept])
+    options = [_options(beside, cell) for cell in swept]
+    for key in beside:
+        if key not in _DISTILL_KEYS and not any(key in each for each in options):
+            known = _DISTILL_KEYS | AblateJob.model_fields.keys() | set().union(*options)
+            raise JobError(unknown_key("job", key, known))
+    jobs = [_job(job, beside, *each) for each in zip(swept, options, strict=True)]
+    chosen, repeated = _without_repeats(swept, jobs)
     return Ablation(job, keys, tuple(_planned(chosen)), repeated)
 
 
-def _job(job: AblateJob, beside: Mapping[str, Any], cell: Cell) -> DistillJob:
-    keys = {**beside, **cell.values, NAME: cell.name, "output": job.output / _folder(cell.name)}
+def _options(beside: Mapping[str, Any], cell: Cell) -> Collection[str]:
+    """Names of the options of a cell's objective, which are keys of its job."""
+    keys = {**beside, **cell.values}
+    default = DistillJob.model_fields["objective"].default
+    if keys.get("objectives") is not None:
+        return ()
+    options = options_class(str(keys.get("objective", default)))
+    return () if options is None else options.model_fields.keys()
+
+
+def _job(
+    job: AblateJob, beside: Mapping[str, Any], cell: Cell, options: Collection[str]
+) -> DistillJob:
+    # What stands beside the grid may be for the objectives of other cells.
+    known = {key: value for key, value in beside.items() if key in _DISTILL_KEYS or key in options}
+    keys = {**known, NAME: cell.name, "output": job.output / _folder(cell.name)}
     try:
-        for key in cell.values:
-            if key not in _DISTILL_KEYS:
-                raise JobError(unknown_key("grid", key, _DISTILL_KEYS))
+        for key, value in cell.values.items():
+            if key.partition(".")[0] not in _DISTILL_KEYS and key not in options:
+                raise JobError(unknown_key("grid", key, _DISTILL_KEYS | set(options)))
+            keys = with_key(keys, key, value)
         made = make(DistillJob, keys)
         if made.push_to_hub:
             raise JobError(
                 "job key 'push_to_hub': one repository cannot take the students of many runs; "
                 "send the best with `hf upload`"
             )
-        objective_class(made)
+        terms_of(made)
         check_reporters(made)
     except JobError as error:
         raise JobError(f"grid, {cell.name}: {error}") from error

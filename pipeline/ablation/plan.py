@@ -5,15 +5,20 @@ from dataclasses import dataclass
 
 from ...cache_schemas.errors import InputError, JobError
 from ...stages.distill.student_source import check_student
-from ..distill import objective_class, read_data
-from ..distill_job import CacheKeys, CorpusKeys, DistillJob
+from ..distill import read_data
+from ..distill_job import CorpusKeys, DistillJob
 from ..language.keys import LanguageKeys
+from ..objective_keys import CacheKeys
 from ..run_folder import read_metrics
 from ..show import counted, show_json
+from ..terms import terms_of
 from .job import Ablation, PlannedRun
 
 _DATA = frozenset(
-    {*CorpusKeys.model_fields, *CacheKeys.model_fields, *LanguageKeys.model_fields, "objective"}
+    {
+        *(*CorpusKeys.model_fields, *CacheKeys.model_fields, *LanguageKeys.model_fields),
+        *("objective", "objectives", "teachers", "control"),
+    }
 )
 
 
@@ -62,7 +67,7 @@ def check(runs: Sequence[PlannedRun]) -> dict[str, int]:
         try:
             check_student(run.job)
             if data not in of_data:
-                read = read_data(run.job, objective_class(run.job))
+                read = read_data(run.job, terms_of(run.job))
                 of_data[data] = len(read.train.labels)
         except InputError as error:
             raise JobError(f"grid, {run.name}: {error}") from error

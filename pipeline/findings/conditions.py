@@ -41,8 +41,12 @@ class Condition:
 
     @property
     def control(self) -> str:
-        """`none`, `undistilled`, ..., without a parameter."""
-        return self.first.job.parsed_control.name if self.first.distilled else "undistilled"
+        """`none`, `undistilled`, ..., without a parameter; the first that there is of several
+        teachers."""
+        if not self.first.distilled:
+            return "undistilled"
+        controls = [keys.parsed_control.name for keys in self.first.job.all_teachers.values()]
+        return next((name for name in controls if name != "none"), "none")
 
     def figure(self, metric: str) -> dict[str, Any] | None:
         """Mean, standard deviation and single runs of any metric; None if no run has it."""

@@ -39,8 +39,8 @@ def teacher_costs(
     `from_afar`."""
     groups: dict[str, list[FinishedRun]] = defaultdict(list)
     for run in runs:
-        if run.distilled and run.provenance.teacher_fingerprint:
-            groups[run.provenance.teacher_fingerprint].append(run)
+        for fingerprint in run.provenance.fingerprints if run.distilled else ():
+            groups[fingerprint].append(run)
     costs, missing = [], []
     for fingerprint, group in groups.items():
         try:
@@ -68,8 +68,9 @@ def _cost(teacher: TeacherSummary, runs: Sequence[FinishedRun]) -> TeacherCost:
 def _summary(
     fingerprint: str, run: FinishedRun, cache: Path | None, from_afar: bool
 ) -> TeacherSummary:
-    place = run.readable_job(cache, from_afar).cache
-    for teacher in summarise(str(place)):
-        if teacher.fingerprint == fingerprint:
-            return teacher
-    raise CacheError(f"cache {place}: does not hold it")
+    places = {str(keys.cache) for keys in run.readable_job(cache, from_afar).all_teachers.values()}
+    for place in sorted(places):
+        for teacher in summarise(place):
+            if teacher.fingerprint == fingerprint:
+                return teacher
+    raise CacheError(f"cache {', '.join(sorted(places))}: does not hold it")

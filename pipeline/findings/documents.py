@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...cache_schemas.errors import InputError, JobError
 from ...cache_schemas.locations import shown
+from ...stages.distill.objectives.base import SOURCE
 from ..distill_job import DistillJob
 from ..jobs import make
+from ..objective_keys import without_once_shared
 from ..run_folder import JOB, LOG, METRICS, RUN
 
 MOST_BYTES = 2**24
@@ -52,15 +54,33 @@ class Metrics(_Document):
     train_seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
-class Provenance(_Document):
+class TeacherProvenance(_Document):
+    """Where the answers of one teacher came from."""
+
+    teacher_fingerprint: str | None = None
+    feature: str | None = None
+
+
+class Provenance(TeacherProvenance):
     """`run.json`."""
 
     train_digest: str | None = None
     validation_digest: str | None = None
-    teacher_fingerprint: str | None = None
-    feature: str | None = None
+    teachers: dict[str, TeacherProvenance] = Field(default_factory=dict)
+    """By the name of the source, of a run that had several."""
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, TeacherProvenance]:
+        """By name, also the only one."""
+        return self.teachers or {SOURCE: self}
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Those of the teachers, as far as they are known."""
+        found = [each.teacher_fingerprint for each in self.sources.values()]
+        return tuple(dict.fromkeys(each for each in found if each))
 
 
 DocumentT = TypeVar("DocumentT", bound=_Document)
@@ -69,8 +89,9 @@ DocumentT = TypeVar("DocumentT", bound=_Document)
 def read_job(folder: Path) -> DistillJob:
     """The job of a run; raises RunFolderError."""
     keys = read_yaml(folder / JOB)
+    known = without_once_shared(str(keys.get("objective")), keys)
     try:
-        return make(DistillJob, keys, what="its job's")
+        return make(DistillJob, known, what="its job's")
     except JobError as error:
         raise RunFolderError(f"run {folder}: {error}") from error
 

@@ -19,7 +19,7 @@ from ..run_folder import spread
 from .conditions import Condition, baseline, conditions, improvements
 from .costs import TeacherCost, teacher_costs
 from .runs import FinishedRun
-from .significance import FACTORS, Anova, anova, holm, welch
+from .significance import Anova, anova, holm, welch
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,10 @@ def _measured_by(run: FinishedRun) -> tuple[str, ...]:
     data = (str(run.settings["train"]), str(run.settings["validation"]), run.metric)
     if run.metric != "loss" or run.job.task == "language":
         return data
-    return (*data, run.job.objective, run.job.distance)
+    return (
+        *data,
+        *(f"{keys.name} {keys.options.get('distance')}" for keys in run.job.all_objectives),
+    )
 
 
 def _study(runs: Sequence[FinishedRun]) -> Study:
@@ -118,7 +121,7 @@ def _study(runs: Sequence[FinishedRun]) -> Study:
     sweep = _sweep(rows)
     runs_of_sweep = [run for row in sweep for run in row.condition.runs if run.value is not None]
     values = [run.value or 0.0 for run in runs_of_sweep]
-    effects = anova(values, [run.settings for run in runs_of_sweep])
+    effects = anova(values, [run.weights for run in runs_of_sweep])
     return Study(_title(first.job), first.metric, tuple(rows), sweep, effects)
 
 
@@ -138,9 +141,8 @@ def _sweep(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The distilled students that differ in alpha, beta and gamma only: the most there are."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.condition.control == "none" and row.condition.first.job.objective == "armada":
-            rest = {k: v for k, v in row.condition.first.settings.items() if k not in FACTORS}
-            groups[str(rest)].append(row)
+        if row.condition.control == "none" and row.condition.first.weights:
+            groups[str(row.condition.first.other_settings)].append(row)
     largest: list[Row] = max(groups.values(), key=len, default=[])
     return tuple(largest)
 

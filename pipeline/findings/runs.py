@@ -28,6 +28,9 @@ from .documents import (
     read_yaml,
 )
 
+FACTORS = ("alpha", "beta", "gamma")
+"""Weights of the objective armada, whose effects are told apart."""
+
 PLAN = "plan.json"
 """In the folder of an ablation: the folders of its runs."""
 
@@ -93,10 +96,30 @@ class FinishedRun:
         if made.train_digest:
             keys = {k: v for k, v in keys.items() if k not in _TOLD_BY_THE_DATA}
             keys |= {"train": made.train_digest, "validation": made.validation_digest}
-        if self.distilled:
+        if not self.distilled:
+            return keys
+        if not made.teachers:
             keys |= {"teacher": made.teacher_fingerprint, "feature": made.feature}
-            keys.pop("cache", None)
-        return keys
+        for name, source in made.teachers.items():
+            keys |= {
+                f"{name} teacher": source.teacher_fingerprint,
+                f"{name} feature": source.feature,
+            }
+        return {key: value for key, value in keys.items() if not _is_place_of_cache(key)}
+
+    @cached_property
+    def weights(self) -> dict[str, Any]:
+        """alpha, beta and gamma of its objective armada; none unless it has one of that name."""
+        found = [keys.options for keys in self.job.all_objectives if keys.name == "armada"]
+        return {name: found[0][name] for name in FACTORS} if len(found) == 1 else {}
+
+    @cached_property
+    def other_settings(self) -> dict[str, Any]:
+        """The settings without those weights."""
+        names = [keys.name for keys in self.job.all_objectives]
+        of = f"objectives.{names.index('armada')}." if self.job.objectives and self.weights else ""
+        mine = {f"{of}{name}" for name in self.weights}
+        return {key: value for key, value in self.settings.items() if key not in mine}
 
     def log(self) -> list[Figures]:
         """Rows of loss terms and metrics, by step."""
@@ -107,12 +130,18 @@ class FinishedRun:
         stranger's run opens no URL that it names, and no mirror.
 
         Raises JobError for a cache at a URL unless `from_afar`."""
-        place = cache or self.job.cache
-        if not from_afar and place is not None and not is_local(str(place)):
+        if cache is not None and len(self.job.all_teachers) > 1:
             raise JobError(
-                f"run {self.folder}: cache {shown_url(str(place))}: is at a URL, which is not "
-                "opened for a report; pull it, and name it with --set cache=FOLDER"
+                f"run {self.folder}: it has several teachers, and cache {cache} would be that of "
+                "one; leave it out"
             )
+        for keys in self.job.all_teachers.values():
+            place = cache or keys.cache
+            if not from_afar and not is_local(str(place)):
+                raise JobError(
+                    f"run {self.folder}: cache {shown_url(str(place))}: is at a URL, which is not "
+                    "opened for a report; pull it, and name it with --set cache=FOLDER"
+                )
         for source in () if from_afar else (*self.job.train, *self.job.validation):
             if not is_local(source) or source.startswith(HUB_DATASET):
                 raise JobError(
@@ -120,7 +149,19 @@ class FinishedRun:
                     "fetched for a report"
                 )
         mirror = {} if from_afar else {"mirror": None, "mirror_limit": None}
-        return self.job.model_copy(update={"cache": place, "expect_digest": None} | mirror)
+        changes = {"expect_digest": None} | mirror
+        if self.job.teachers is None:
+            return self.job.model_copy(update={"cache": cache or self.job.cache} | changes)
+        teachers = {
+            name: keys.model_copy(update=changes | ({"cache": cache} if cache else {}))
+            for name, keys in self.job.teachers.items()
+        }
+        return self.job.model_copy(update={"teachers": teachers} | mirror)
+
+
+def _is_place_of_cache(key: str) -> bool:
+    """Whether a setting says only where a teacher's answers lie, which a fingerprint names."""
+    return key == "cache" or (key.startswith("teachers.") and key.endswith((".cache", ".teacher")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-FACTORS = ("alpha", "beta", "gamma")
+from .runs import FACTORS
 
 _ROUNDING = 1e-24
 """A sum of squares that is so small beside the squares of the values is rounding."""
@@ -69,14 +69,14 @@ class Anova:
     without_interaction: tuple[str, ...]
 
 
-def anova(values: Sequence[float], settings: Sequence[Mapping[str, Any]]) -> Anova | str:
+def anova(values: Sequence[float], weights: Sequence[Mapping[str, Any]]) -> Anova | str:
     """Of the metric of runs by those factors that have several values; or why there is none.
 
     A run whose values occur nowhere else, such as the one that a sweep started from, is left out
     where it would keep effects or interactions from being told apart."""
     import pandas
 
-    rows = [[each[name] for name in FACTORS] for each in settings]
+    rows = [[each[name] for name in FACTORS] for each in weights]
     frame = pandas.DataFrame(rows, columns=list(FACTORS))
     frame["value"] = list(values)
     design = _Design(frame)

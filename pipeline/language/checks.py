@@ -1,16 +1,22 @@
 """What can be refused of a language job from its keys alone."""
 
 from ...cache_schemas.errors import JobError
-from ...stages.distill.objectives.base import ObjectiveSettings
+from ...stages.distill.objectives.armada import ArmadaOptions
 from ...stages.distill.student_source import SCRATCH
 from ..distill_job import DistillJob
 from .keys import LanguageKeys
 
+_TEMPERATURE = ArmadaOptions.model_fields["temperature"].default
 OBJECTIVES = ("armada", "tokens", "undistilled")
 
 
 def check_language_job(job: DistillJob) -> None:
     """Raises JobError for keys that contradict each other."""
+    if job.teachers is not None or job.objectives is not None:
+        raise JobError(
+            "task language: has one objective and its teacher; say objective, cache and teacher, "
+            "not teachers and objectives"
+        )
     if job.objective not in OBJECTIVES:
         raise JobError(
             f"objective {job.objective!r}: a language model learns by {', '.join(OBJECTIVES)}"
@@ -33,20 +39,14 @@ def check_language_job(job: DistillJob) -> None:
         )
     if job.responses == "generated" and job.objective != "tokens":
         raise JobError("responses generated: is for objective tokens")
-    if job.temperature != ObjectiveSettings.model_fields["temperature"].default:
-        _refuse_temperature(job)
+    if job.options.get("temperature", _TEMPERATURE) != _TEMPERATURE and job.label_column is None:
+        raise JobError(
+            f"job key 'temperature': {job.options['temperature']}: is of outputs for classes; "
+            "words are softened by token_temperature"
+        )
     if job.lora_rank is None and (job.lora_targets or job.lora_alpha or job.lora_dropout):
         raise JobError("lora_targets, lora_alpha, lora_dropout: need lora_rank; say it as well")
     _check_cross_tokenizer(job)
-
-
-def _refuse_temperature(job: DistillJob) -> None:
-    """That of class outputs, which there are only where texts have labels."""
-    if job.objective != "armada" or job.label_column is None:
-        raise JobError(
-            f"job key 'temperature': {job.temperature}: is of outputs for classes; words are "
-            "softened by token_temperature"
-        )
 
 
 def _check_cross_tokenizer(job: DistillJob) -> None:
@@ -70,7 +70,7 @@ def _check_cross_tokenizer(job: DistillJob) -> None:
 
 def check_other_job(job: DistillJob) -> None:
     """Raises JobError for keys of language models in a job of any other task: nobody reads them."""
-    if job.objective == "tokens":
+    if "tokens" in (keys.name for keys in job.all_objectives):
         raise JobError("objective tokens: is for language models; say task=language")
     for key, field in LanguageKeys.model_fields.items():
         if getattr(job, key) != field.default:

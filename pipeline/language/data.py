@@ -1,6 +1,7 @@
 """Corpora and caches of a language job: what texts are learned from, and which teachers say what of
 them; all of it found and joined before a model loads."""
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.labels import NO_LABELS, label_space, label_values
-from ...stages.distill.controls import Gather
 from ...stages.distill.language.evaluation import METRICS
 from ...stages.distill.order import epoch_order
 from ...stages.store.format.index import Rows
@@ -17,13 +17,10 @@ from ...stages.store.reading.reader import Cache
 from ...stages.store.transfer.mirror import ToCome
 from ..answers import Answers, open_answers
 from ..distill_job import DistillJob
-from ..student_data import (
-    LabelledCorpus,
-    StudentData,
-    choose_feature,
-    read_corpus_of,
-    read_labelled,
-)
+from ..missing import missing_keys
+from ..sources import Columns, open_sources, sum_to_come
+from ..student_data import LabelledCorpus, StudentData, read_corpus_of, read_labelled
+from ..terms import Reading, Term, readings_of
 from .keys import word_feature
 from .teacher_texts import GENERATED
 
@@ -54,19 +51,19 @@ class LanguageData(StudentData):
 
     words: Words | None = None
 
-    def sources(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Where the teachers' answers come from; for the record of a run."""
         if self.words is None:
-            return super().sources()
+            return super().provenance()
         words = {
             "cache_digest": self.words.answers.digest,
             "teacher_fingerprint": self.words.cache.teacher.fingerprint,
             "teacher": self.words.spec.model_dump(mode="json"),
             "feature": self.words.feature,
         }
-        if self.cache is None:
+        if not self.sources:
             return words
-        return super().sources() | {f"token_{name}": value for name, value in words.items()}
+        return super().provenance() | {f"token_{name}": value for name, value in words.items()}
 
     def without(self, rows: Rows, problem: str) -> "LanguageData":
         """The same without some training texts, each listed with what is wrong with it."""
@@ -74,29 +71,23 @@ class LanguageData(StudentData):
         kept = np.setdiff1d(np.arange(len(train.labels)), rows)
         if words is not None:
             words = replace(words, rows=words.rows[kept])
-        cache_rows = None if train.cache_rows is None else train.cache_rows[kept]
+        cache_rows = {name: found[kept] for name, found in train.cache_rows.items()}
         corpus = train.corpus.without(rows, problem)
         rest = LabelledCorpus(corpus, train.labels[kept], cache_rows)
         return replace(self, train=rest, words=words)
 
-    def fetch_ahead(self, job: DistillJob, aligner_first: bool) -> ToCome | None:
+    def fetch_ahead(self, job: DistillJob, aligners_first: Collection[str]) -> ToCome | None:
         """Of caches at URLs, begin to bring what the run needs; None of local ones."""
-        to_come = super().fetch_ahead(job, aligner_first)
+        to_come = super().fetch_ahead(job, aligners_first)
         if self.words is None:
             return to_come
         words = self.words
         order = epoch_order(len(words.rows), job.seeds[0], 0)
         found = words.answers.fetch_ahead(words.feature, words.rows[order])
-        if to_come is None or found is None:
-            return to_come or found
-        return ToCome(to_come.shards + found.shards, to_come.bytes + found.bytes)
-
-    def validation_gather(self) -> Gather | None:
-        """None: a language model is evaluated by its words alone."""
-        return None
+        return sum_to_come([to_come, found])
 
 
-def read_language_data(job: DistillJob) -> LanguageData:
+def read_language_data(job: DistillJob, terms: Sequence[Term]) -> LanguageData:
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
     corpus = read_corpus_of(job, job.train)
     space = NO_LABELS
@@ -105,8 +96,9 @@ def read_language_data(job: DistillJob) -> LanguageData:
     train = LabelledCorpus(corpus, label_values(corpus, space))
     validation = read_labelled(job, job.validation, space) if job.validation else None
     words, train = _words(job, train)
-    data = LanguageData(train, validation, space, _metric(job), None, None, None, words)
-    return data if job.objective != "armada" or not job.distilled else _with_feature(job, data)
+    data = LanguageData(train, validation, space, _metric(job), {}, words)
+    readings = readings_of(terms)
+    return _with_feature(job, data, readings) if readings else data
 
 
 def _metric(job: DistillJob) -> str:
@@ -130,10 +122,12 @@ def _words(job: DistillJob, train: LabelledCorpus) -> tuple[Words | None, Labell
     answers = open_answers(keys)
     feature = _feature(job, answers.cache, asked, key)
     answers = answers.of(feature, [train.corpus])
-    joined = train.joined(answers.cache, feature, job.skip_bad_rows)
-    assert joined.cache_rows is not None
-    plain = LabelledCorpus(joined.corpus, joined.labels)
-    return Words(answers, feature, joined.cache_rows), plain
+    rows = answers.cache.find(train.corpus.keys(), feature)
+    kept = rows >= 0
+    if not kept.all() and not (job.skip_bad_rows and kept.any()):
+        raise missing_keys(answers.cache, train.corpus, np.flatnonzero(~kept), [feature])
+    plain = train.take_known({}, kept)
+    return Words(answers, feature, rows[kept]), plain
 
 
 def _feature(job: DistillJob, cache: Cache, asked: str | None, key: str) -> str:
@@ -150,7 +144,9 @@ def _feature(job: DistillJob, cache: Cache, asked: str | None, key: str) -> str:
     return GENERATED
 
 
-def _with_feature(job: DistillJob, data: LanguageData) -> LanguageData:
+def _with_feature(
+    job: DistillJob, data: LanguageData, readings: Mapping[str, Reading]
+) -> LanguageData:
     if job.cache is None:
         raise JobError("job key 'cache' is missing; objective armada reads a feature from it")
     if job.packing != "none":
@@ -158,15 +154,11 @@ def _with_feature(job: DistillJob, data: LanguageData) -> LanguageData:
             f"packing {job.packing!r}: texts in one row share what ARMADA compares; use packing "
             "none, or objective tokens"
         )
-    answers = open_answers(job)
-    name = choose_feature(job, answers.cache)
-    answers = answers.of(name, [data.train.corpus])
-    train = data.train.joined(answers.cache, name, job.skip_bad_rows)
+    columns = Columns.of(job.text_column, [job.text_column] * len(readings))
+    sources = open_sources(readings, job.all_teachers, columns, [data.train.corpus])
+    train = data.train.joined(sources, job.skip_bad_rows)
     words = data.words
     if words is not None:  # some texts may have gone
         rows = words.cache.find(train.corpus.keys(), words.feature)
         words = Words(words.answers, words.feature, rows)
-    cache = answers.cache
-    return LanguageData(
-        train, data.validation, data.space, data.metric, cache, cache[name], answers, words
-    )
+    return replace(data, train=train, sources=sources, words=words)

@@ -81,8 +81,7 @@ def train_set(
     teacher, prompted = _teacher(job, data, texts, encoding.tokenizer), encoding.recipe.has_prompt
     rows = pack(texts, job.packing, encoding.most, encoding.pad_id, teacher, prompted)
     labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
-    gather = data.gather(job.parsed_control, seed)
-    return AheadDataset(rows, labels, gather, _names(data.train, rows))
+    return AheadDataset(rows, labels, data.gathers(seed), _names(data.train, rows))
 
 
 def validation_set(data: LanguageData, encoding: Encoding) -> DistillDataset | None:
@@ -90,7 +89,7 @@ def validation_set(data: LanguageData, encoding: Encoding) -> DistillDataset | N
     if data.validation is None:
         return None
     rows = pack(encoding.texts(data.validation), "none", encoding.most, encoding.pad_id)
-    return DistillDataset(rows, np.full(len(rows), MISSING), None)
+    return DistillDataset(rows, np.full(len(rows), MISSING), {})
 
 
 def _texts(job: DistillJob, data: LanguageData, encoding: Encoding) -> TokenTexts:

@@ -16,7 +16,7 @@ from ...stages.distill.language.export import LanguageCard, load_language_folder
 from ...stages.distill.language.model import LanguageModel, WordLoss
 from ...stages.distill.language.settings import LanguageSettings
 from ...stages.distill.language.student import LanguageStudent
-from ...stages.distill.objectives.base import ObjectiveSettings, Sizes
+from ...stages.distill.objectives.base import ObjectiveOptions, Sizes
 from ...stages.distill.objectives.undistilled import UndistilledObjective
 from ...stages.language.recipe import response_of
 from ...stages.language.tokens import TokenTexts, encode_texts, end_ids
@@ -60,10 +60,10 @@ def _predicted(
 ) -> dict[str, float]:
     """Perplexity and its kin, over all predicted tokens."""
     sizes = Sizes(student.dim, 1, regression=False, feature_shape=None)
-    objective = UndistilledObjective(ObjectiveSettings(), sizes)
+    objective = UndistilledObjective(ObjectiveOptions(), sizes)
     model = LanguageModel(student, objective, WordLoss(LanguageSettings(), 0.0, 1.0)).eval()
     rows, sums = pack(texts, "none", int(texts.lengths.max()), pad_id), WordSums()
-    dataset = DistillDataset(rows, np.full(len(rows), MISSING), None)
+    dataset = DistillDataset(rows, np.full(len(rows), MISSING), {})
     device = next(student.parameters()).device
     for start in range(0, len(dataset), batch_size):
         places = list(range(start, min(start + batch_size, len(dataset))))

@@ -12,7 +12,6 @@ from ...stages.distill.language.source import (
 )
 from ...stages.distill.language.student import LanguageStudent
 from ...stages.distill.language.trainer import LanguageTrainer
-from ...stages.distill.objectives.base import Sizes
 from ...stages.distill.training import Run
 from ..model_card import model_card
 from ..seed_run import Built, Metrics, SeedRun
@@ -46,12 +45,10 @@ class LanguageSeedRun(SeedRun):
             check_apart(student)
         if data.words is not None:
             check_tokenizer(data.words.spec, tokenizer, job.cross_tokenizer)
-        shape = data.feature.spec.shape if data.feature is not None else None
-        sizes = Sizes(student.dim, data.space.num_labels, data.space.regression, shape)
         encoding = Encoding(tokenizer, recipe, most)
         data, texts = learnable(job, data, encoding)
         return Built(
-            model=self._model(student, sizes),
+            model=self._model(student),
             tokenizer=tokenizer,
             max_length=most,
             train=train_set(job, data, texts, encoding, self.seed),
@@ -59,16 +56,18 @@ class LanguageSeedRun(SeedRun):
             data=data,
         )
 
-    def _model(self, student: LanguageStudent, sizes: Sizes) -> LanguageModel:
+    def _model(self, student: LanguageStudent) -> LanguageModel:
         job = self.job
-        words = WordLoss(job, job.alpha, job.token_temperature, job.cross_tokenizer)
-        return LanguageModel(student, self.objective(job, sizes), words)
+        # Those that the job names, also where a control leaves the teacher out.
+        alpha = float(job.options.get("alpha", 0.0))
+        words = WordLoss(job, alpha, job.token_temperature, job.cross_tokenizer)
+        return LanguageModel(student, self._objective(student.dim), words)
 
     def _prepare(self, built: Built) -> Run:
         run = super(LanguageSeedRun, self)._prepare(built)
         # Without labels nothing teaches an aligner: it stays as it was drawn, an orthogonal map.
-        learns = run.train_aligner and self.data.space.task != "none"
-        return replace(run, trainer=LanguageTrainer, train_aligner=learns)
+        as_drawn = run.as_drawn if self.data.space.task != "none" else self.data.sources.keys()
+        return replace(run, trainer=LanguageTrainer, as_drawn=as_drawn)
 
     def _save(self, model: Any, built: Built, metrics: Metrics) -> None:
         job, data = self.job, self._words

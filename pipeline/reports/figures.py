@@ -173,7 +173,7 @@ def weights(study: Study, factor: str) -> Picture | None:
     """Improvements by the value of one weight of the objective; None if it has one value only."""
     collected: dict[float, list[float]] = defaultdict(list)
     for row in study.sweep:
-        collected[row.condition.first.settings[factor]] += row.improvement.values()
+        collected[row.condition.first.weights[factor]] += row.improvement.values()
     groups = {value: gains for value, gains in collected.items() if gains}
     if len(groups) < 2:
         return None

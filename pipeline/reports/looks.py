@@ -20,12 +20,12 @@ from ...stages.distill.export import load_saved_objective, load_saved_student
 from ...stages.distill.objectives.base import AlignedObjective, Objective, Sizes
 from ...stages.store.format.index import Rows
 from ..device import choose_device
-from ..distill import objective_class
 from ..distill_job import DistillJob
 from ..findings.conditions import Condition
 from ..findings.findings import Row, Study
 from ..findings.runs import FinishedRun
 from ..student_data import LabelledCorpus, StudentData, read_student_data
+from ..terms import build_objective, terms_of
 
 if TYPE_CHECKING:
     import torch
@@ -100,14 +100,14 @@ def look(
     job = reference.readable_job(cache)
     if job.task == "language":
         raise JobError("they are language models, and pictures are of texts in classes")
-    data = read_student_data(job, objective_class(job))
+    data = read_student_data(job, terms_of(job))
     seen_with = _texts(data, texts, device)
     colours = _colours(job, seen_with.sample, data, colour_by)
     first, *others = _chosen(study, study.distilled)
     own = _answers(first.first, seen_with)
     answered, missing = _all_answers(others, seen_with)
     objective = _objective(reference, data, own.pooled.shape[1], seen_with.device)
-    teacher, read = _teacher(objective, _features(data, seen_with.sample))
+    teacher, read = _teacher(objective, _features(data, seen_with.sample, objective))
     projected = replace(own, pooled=_projected(objective, own.pooled))
     return Looks(
         reference=reference,
@@ -166,12 +166,12 @@ def _sample(labelled: LabelledCorpus, most: int) -> LabelledCorpus:
 def _answers(run: FinishedRun, texts: _Texts) -> _Answers:
     student, tokenizer, card = load_saved_student(run.folder)
     student.to(texts.device)
-    dataset = texts.sample.dataset(tokenizer, card.max_length, None)
+    dataset = texts.sample.dataset(tokenizer, card.max_length, {})
     pooled, outputs = represent(student, dataset, _BATCH)
     if texts.validation is None or texts.space.task != "classification":
         return _Answers(pooled, outputs, None)
     labels = texts.validation.labels
-    held_out = texts.validation.dataset(tokenizer, card.max_length, None)
+    held_out = texts.validation.dataset(tokenizer, card.max_length, {})
     predicted = represent(student, held_out, _BATCH)[1]
     given = labels != MISSING
     if not given.any():
@@ -179,28 +179,30 @@ def _answers(run: FinishedRun, texts: _Texts) -> _Answers:
     return _Answers(pooled, outputs, calibration(predicted[given], labels[given]))
 
 
-def _features(data: StudentData, sample: LabelledCorpus) -> Points:
-    assert data.feature is not None
-    assert sample.cache_rows is not None
-    return data.feature.gather(sample.cache_rows)
+def _features(data: StudentData, sample: LabelledCorpus, objective: Objective) -> Points:
+    """What the first objective reads."""
+    source = objective.sources[0]
+    features: Points = data.sources[source].feature.gather(sample.cache_rows[source])
+    return features
 
 
 def _objective(
     run: FinishedRun, data: StudentData, width: int, device: "torch.device"
 ) -> Objective:
-    """What the run trained beside a student of some width."""
-    assert data.feature is not None
-    shape = data.feature.spec.shape
-    sizes = Sizes(width, data.space.num_labels, data.space.regression, shape)
-    built = objective_class(run.job)(run.job, sizes)
-    return load_saved_objective(run.folder, built).to(device)
+    """What the run trained beside a student of some width; of several objectives, the first that
+    reads a teacher: pictures are of one teacher's space."""
+    space, job = data.space, run.job
+    sizes = Sizes(width, space.num_labels, space.regression, None, dropout=job.dropout)
+    built = build_objective(terms_of(job), sizes, data.shapes)
+    whole = load_saved_objective(run.folder, built).to(device)
+    return next(part for part in whole.parts if part.sources)
 
 
 def _teacher(objective: Objective, features: Points) -> tuple[Points, Points | None]:
     """Points of the teacher, and the answers that are read out of them, if any are."""
     if not isinstance(objective, AlignedObjective):
         flat = features.reshape(len(features), -1).astype(np.float32)
-        return flat, flat if objective.reads_logits else None
+        return flat, flat if objective.reads.classes else None
     answers = objective.read(_tensor(objective, features))
     return answers.projection.float().cpu().numpy(), answers.output.float().cpu().numpy()
 
@@ -241,7 +243,7 @@ def _colours(
         changes = {"label_column": colour_by, "task": None, "num_labels": None, "metric": None}
         other = job.model_copy(update=changes | {"validation": ()})
         try:
-            read = read_student_data(other, objective_class(other))
+            read = read_student_data(other, terms_of(other))
         except CorpusError as error:
             raise UnknownColumn(f"colour_by {colour_by!r}: {error}") from error
         space = read.space

@@ -10,9 +10,11 @@ import pyarrow as pa
 
 from ...cache_schemas.errors import ArmadaError
 from ..answers import open_answers
-from ..distill import objective_class, read_data
+from ..distill import read_data
 from ..distill_job import DistillJob
 from ..findings.runs import FinishedRun
+from ..objective_keys import TeacherKeys
+from ..terms import terms_of
 
 MOST = 8
 THUMBNAIL_PIXELS = 192
@@ -37,11 +39,13 @@ class Gallery:
 
 def teacher_images(runs: Sequence[FinishedRun], cache: Path | None) -> Gallery | None:
     """What a teacher made, of the first run whose cache is where it was and holds any."""
-    firsts = {run.provenance.teacher_fingerprint: run for run in reversed(runs) if run.distilled}
+    firsts = {run.provenance.fingerprints: run for run in reversed(runs) if run.distilled}
     for run in firsts.values():
         try:
             job = run.readable_job(cache)
-            found = _images(job)
+            # Of teachers that read what the student reads: the texts beside images are its own.
+            teachers = [keys for keys in job.all_teachers.values() if not keys.text_column]
+            found = [image for keys in teachers for image in _images(job, keys)][:MOST]
         except (ArmadaError, OSError):
             continue  # the page says elsewhere what is not where it was
         if found:
@@ -49,14 +53,14 @@ def teacher_images(runs: Sequence[FinishedRun], cache: Path | None) -> Gallery |
     return None
 
 
-def _images(job: DistillJob) -> list[TextImage]:
-    """Those of a job's cache; its corpus is read only if there are any."""
-    cache = open_answers(job).cache
+def _images(job: DistillJob, keys: TeacherKeys) -> list[TextImage]:
+    """Those of a teacher's cache; the job's corpus is read only if there are any."""
+    cache = open_answers(keys).cache
     rows, table = cache.first_rows("images", {"png": pa.binary()}, MOST)
     if not len(rows):
         return []
     images = {cache.keys[row].tobytes(): table["png"][i] for i, row in enumerate(rows)}
-    corpus = read_data(job, objective_class(job)).train.corpus
+    corpus = read_data(job, terms_of(job)).train.corpus
     places = {i: key.tobytes() for i, key in enumerate(corpus.keys()) if key.tobytes() in images}
     texts = corpus.examples(np.array(list(places), dtype=np.int64))
     small = [_thumbnail(images[key].as_py()) for key in places.values()]

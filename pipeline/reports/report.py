@@ -15,8 +15,7 @@ from ...cache_schemas.errors import ArmadaError, OutputError, shown_url
 from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.modes import make_folders
 from ..findings.findings import Findings, Study, find
-from ..findings.runs import Found, find_runs
-from ..findings.significance import FACTORS
+from ..findings.runs import FACTORS, Found, find_runs
 from ..jobs import Job
 from ..show import counted, warn
 from .figures import Picture, by_epoch, comparison, losses, weights

@@ -114,6 +114,10 @@ class Corpus:
             chats=self.chats,
         )
 
+    def of_columns(self, columns: Sequence[int]) -> "Corpus":
+        """The same rows with some of the text columns, by their places."""
+        return replace(self, segments=tuple(self.segments[column] for column in columns))
+
     def without(self, rows: npt.NDArray[np.int64], problem: str) -> "Corpus":
         """The same without some rows, each listed with what is wrong with it."""
         listed = tuple(f"{self.where(row)}: {problem}" for row in rows.tolist())

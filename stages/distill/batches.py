@@ -6,7 +6,7 @@ features lie together, the next few read ahead.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,13 +51,14 @@ def _numbers(places: Places) -> list[str]:
 
 
 class DistillDataset(Dataset[Batch]):
-    """N examples; `features` is None where no feature is to be read (evaluation, undistilled)."""
+    """N examples; `features` are those of each source, by its name: none where none are to be read
+    (evaluation, undistilled)."""
 
     def __init__(
         self,
         tokens: Rows,
         labels: LabelValues,
-        features: Gather | None,
+        features: Mapping[str, Gather],
         names: Callable[[Places], list[str]] = _numbers,
     ) -> None:
         """`names` says for people what the examples at some places are."""
@@ -66,7 +67,7 @@ class DistillDataset(Dataset[Batch]):
         self.labels = torch.tensor(labels)  # a copy: Arrow's memory may not be written to
         if self.labels.is_floating_point():
             self.labels = self.labels.float()
-        self.features = features
+        self.features = dict(features)
         self.apart = False
         """Whether batches come without features: who trains asks for those, or for what is read out
         of them, by place."""
@@ -74,7 +75,10 @@ class DistillDataset(Dataset[Batch]):
         """Those that batches are shared by."""
         self.seconds = 0.0
         """Time that whoever asked for batches had to wait for them."""
-        self._resident: torch.Tensor | None = None
+        self.replayed: set[str] = set()
+        """Sources that are read ahead of the student's steps, for a frozen aligner."""
+        self._resident: dict[str, torch.Tensor] = {}
+        self._streamed: str | None = None
         self._blocks: BlockOrder | None = None
         self._ahead: ReadAhead | None = None
 
@@ -96,13 +100,13 @@ class DistillDataset(Dataset[Batch]):
     def _batch(self, whole: Places) -> Batch:
         chosen = self.processes.share(whole)
         batch: Batch = {**self.tokens.pad(chosen), "places": whole}
-        batch |= {"labels": self._labels_of(chosen)} if self.apart else self.aligner_batch(chosen)
+        batch |= {"labels": self.labels_of(chosen)} if self.apart else self.aligner_batch(chosen)
         return batch
 
     @property
     def reads_cache(self) -> bool:
         """Whether something of a cache is in its batches."""
-        return self.features is not None
+        return bool(self.features)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -111,44 +115,60 @@ class DistillDataset(Dataset[Batch]):
 
     def aligner_batch(self, places: Places) -> Batch:
         """Labels and features alone: all that an aligner sees."""
-        batch = {"labels": self._labels_of(places)}
-        if self.features is not None:
-            batch["feature"] = self.features_of(places)
+        batch: Batch = {"labels": self.labels_of(places)}
+        if self.features:
+            batch["features"] = self.all_features_of(places)
         return batch
 
-    def features_of(self, places: Places) -> torch.Tensor:
-        """The features of examples [B, *shape], as they are stored, where they lie."""
-        if self._resident is not None:
-            chosen = to_device(torch.from_numpy(places), self._resident.device)
-            return self._resident.index_select(0, chosen)
-        assert self.features is not None
+    def all_features_of(self, places: Places) -> dict[str, torch.Tensor]:
+        """The features of examples from all sources, by name."""
+        return {source: self.features_of(places, source) for source in self.features}
+
+    def features_of(self, places: Places, source: str) -> torch.Tensor:
+        """The features of examples [B, *shape] from a source, as they are stored, where they
+        lie."""
+        resident = self._resident.get(source)
+        if resident is not None:
+            chosen = to_device(torch.from_numpy(places), resident.device)
+            return resident.index_select(0, chosen)
         if self._ahead is not None:
             self._ahead.start()
-        return torch.from_numpy(self.features(places))
+        return torch.from_numpy(self.features[source](places))
 
-    def _labels_of(self, places: Places) -> torch.Tensor:
+    def labels_of(self, places: Places) -> torch.Tensor:
+        """The labels of examples [B]."""
         return self.labels[torch.from_numpy(places)]
 
-    def keep_on(self, device: torch.device) -> None:
-        """From now on the features lie on a device, and come apart from the batches."""
-        if self.features is None:
-            return
-        order = np.argsort(self.features.file_order())
-        step = max(1, _COPIED_BYTES * len(order) // max(1, self.features.bytes))
-        for start in range(0, len(order), step):
-            places = order[start : start + step]
-            rows = torch.from_numpy(self.features(places))
-            if self._resident is None:
-                self._resident = rows.new_empty(len(order), *rows.shape[1:], device=device)
-            self._resident[torch.from_numpy(places).to(device)] = rows.to(device)
-        self.apart = True
+    def keep_on(self, device: torch.device, sources: Collection[str]) -> None:
+        """From now on the features of some sources lie on a device, and all come apart from the
+        batches."""
+        for source in sources:
+            features = self.features[source]
+            order = np.argsort(features.file_order())
+            step = max(1, _COPIED_BYTES * len(order) // max(1, features.bytes))
+            for start in range(0, len(order), step):
+                places = order[start : start + step]
+                rows = torch.from_numpy(features(places))
+                if source not in self._resident:
+                    whole = rows.new_empty(len(order), *rows.shape[1:], device=device)
+                    self._resident[source] = whole
+                self._resident[source][torch.from_numpy(places).to(device)] = rows.to(device)
+            self.apart = True
 
-    def follow_shards(self) -> None:
-        """From now on, epochs go through examples whose features lie together; the same as ever
-        where no features are read."""
-        if self.features is not None:
-            self._blocks = BlockOrder(self.features.file_order(), BLOCK_ROWS, BLOCKS_PER_WINDOW)
-            self._ahead = ReadAhead(self.features.will_need)
+    def follow_shards(self, source: str) -> None:
+        """From now on, epochs go through examples whose features from a source lie together."""
+        features = self.features[source]
+        self._blocks = BlockOrder(features.file_order(), BLOCK_ROWS, BLOCKS_PER_WINDOW)
+        self._ahead, self._streamed = ReadAhead(features.will_need), source
+
+    def streams(self, source: str) -> bool:
+        """Whether it is this source whose features epochs follow."""
+        return source == self._streamed
+
+    @property
+    def streams_to_steps(self) -> bool:
+        """Whether what is streamed is read batch by batch as the student asks."""
+        return self._streamed is not None and self._streamed not in self.replayed
 
     @property
     def window_rows(self) -> int | None:

@@ -81,30 +81,39 @@ def parse_control(text: str) -> Control:
     )
 
 
-def controlled(feature: FeatureArray, rows: Rows, control: Control, seed: int) -> Gather:
-    """How to read the features of a training set whose examples have cache rows `rows` [N]."""
+def controlled(
+    feature: FeatureArray, rows: Rows, control: Control, seed: int, source: str = ""
+) -> Gather:
+    """How to read the features of a training set whose examples have cache rows `rows` [N].
+    `source`: which of several it is, for draws of its own."""
     if control.name == "shuffled":
-        rows = rows[other_places(len(rows), seed)]
+        rows = rows[other_places(len(rows), seed, source)]
     if control.name == "noise" and control.sigma > 0:
         scale = np.float32(control.sigma * _spread(feature, rows))
-        return Gather(feature, rows, partial(_with_noise, seed, scale))
+        return Gather(feature, rows, partial(_with_noise, seed, source, scale))
     return Gather(feature, rows)
 
 
-def other_places(count: int, seed: int) -> Rows:
+def other_places(count: int, seed: int, source: str = "") -> Rows:
     """A permutation, uniform over the cyclic ones, so that no place keeps its own feature."""
-    order = np.random.default_rng([seed, 0]).permutation(count)
+    order = np.random.default_rng([seed, 0, *_entropy(source)]).permutation(count)
     shuffled = np.empty(count, dtype=np.int64)
     shuffled[order] = np.roll(order, 1)
     return shuffled
 
 
+def _entropy(source: str) -> list[int]:
+    """Nothing for the only source, or the first: its draws are what they were with one."""
+    return [int.from_bytes(source.encode(), "big")] if source else []
+
+
 def _with_noise(
-    seed: int, scale: np.float32, places: Rows, clean: npt.NDArray[np.float32]
+    seed: int, source: str, scale: np.float32, places: Rows, clean: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """An example's noise is the same in every epoch: a noisy teacher, not an augmentation."""
+    own = _entropy(source)
     noise = [
-        np.random.default_rng([seed, 1, place]).standard_normal(clean.shape[1:], np.float32)
+        np.random.default_rng([seed, 1, place, *own]).standard_normal(clean.shape[1:], np.float32)
         for place in places
     ]
     return clean + scale * np.stack(noise)

@@ -2,15 +2,17 @@
 
 student/config.json, model.safetensors, tokenizer files   opens as the class that the configuration
                               names: the family's sequence classifier, or its transformer alone
-student/heads.safetensors     the objective's parts beside the aligner; pooler.* and head.* where
-                              the class has none of its own
+student/heads.safetensors     the objectives' parts beside aligners; pooler.* and head.* where the
+                              class has none of its own
 student/modules.json, 1_Pooling/, ...   of objective=feature: opens with sentence-transformers, with
                               the projection that was learned; a classifier stays one as well
 student/armada_student.json   StudentCard: what the student is and what it reads
-aligner/aligner.safetensors   the TS aligner, if the objective has one
+aligner/aligner.safetensors   the TS aligner, if the objective has one; of several objectives
+                              LABEL.safetensors each
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -36,7 +38,7 @@ CARD = "armada_student.json"
 HEADS = "heads.safetensors"
 ALIGNER = "aligner.safetensors"
 _OBJECTIVE = "objective."
-_ALIGNER = "objective.aligner."
+_OF_ALIGNER = re.compile(r"objective\.(each\.\d+\.)?aligner\.")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -74,8 +76,14 @@ def save_student(
     beside = {name: t for name, t in own.items() if not name.startswith("backbone.")}
     save_parts(folder / HEADS, beside | objective.state_dict(prefix=_OBJECTIVE))
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    if isinstance(objective, FeatureObjective):
-        _write_embeddings(folder, student, objective, card.max_length, length_1)
+    learned = [part for part in objective.parts if isinstance(part, FeatureObjective)]
+    if learned:
+        _write_embeddings(folder, student, learned[0], card.max_length, length_1)
+    if len(learned) > 1:
+        _LOGGER.warning(
+            f"student {folder}: it learned from several features; its embeddings are those that "
+            f"meet the first, {learned[0].label}"
+        )
 
 
 def _write_embeddings(
@@ -100,13 +108,26 @@ def _write_embeddings(
 
 def save_parts(file: Path, tensors: dict[str, Tensor]) -> None:
     """Write what trained beside a backbone, the aligner left out."""
-    _save({name: t for name, t in tensors.items() if not name.startswith(_ALIGNER)}, file)
+    _save({name: t for name, t in tensors.items() if not _OF_ALIGNER.match(name)}, file)
 
 
-def save_aligner(folder: Path, aligner: nn.Module) -> None:
-    """Write the aligner's weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _save(aligner.state_dict(), folder / ALIGNER)
+def save_aligners(folder: Path, objective: Objective) -> None:
+    """Write the aligners' weights, if there are any."""
+    for file, _, aligner in _aligners(folder, objective):
+        folder.mkdir(parents=True, exist_ok=True)
+        _save(aligner.state_dict(), file)
+
+
+def _aligners(folder: Path, objective: Objective) -> list[tuple[Path, str, nn.Module]]:
+    """The file of each aligner, and what the names of its weights begin with in the objective's."""
+    if len(objective.parts) == 1 and objective.parts[0] is objective:
+        one = objective.aligner
+        return [] if one is None else [(folder / ALIGNER, "aligner.", one)]
+    return [
+        (folder / f"{part.label}.safetensors", f"each.{number}.aligner.", part.aligner)
+        for number, part in enumerate(objective.parts)
+        if part.aligner is not None
+    ]
 
 
 def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
@@ -137,15 +158,15 @@ def student_folder(folder: Path) -> Path:
 def load_saved_objective(folder: Path, objective: Objective) -> Objective:
     """Fill a built objective with what a run in an output folder trained beside its student; it
     comes back in eval mode. Raises StudentSourceError."""
-    heads, aligner = folder / "student" / HEADS, folder / "aligner" / ALIGNER
+    heads = folder / "student" / HEADS
     with refusing(StudentSourceError, f"student {folder}"):
         tensors = {
             name.removeprefix(_OBJECTIVE): tensor
             for name, tensor in load_file(heads).items()
             if name.startswith(_OBJECTIVE)
         }
-        if objective.aligner is not None:
-            tensors |= {f"aligner.{name}": t for name, t in load_file(aligner).items()}
+        for file, prefix, _ in _aligners(folder / "aligner", objective):
+            tensors |= {f"{prefix}{name}": t for name, t in load_file(file).items()}
         objective.load_state_dict(tensors)
     return objective.eval()
 

@@ -95,13 +95,15 @@ def aligner_error(
 
 
 def _remedy(dataset: DistillDataset, batches: Iterable[Places], otherwise: str) -> str:
-    for places in batches if dataset.features is not None else ():
-        finite = torch.isfinite(dataset.features_of(places)).flatten(1).all(dim=1).cpu().numpy()
-        if not finite.all():
-            return (
-                f"the cached features of {_named(dataset, places[~finite])} are not finite, and no "
-                f"teacher's answer is stored so: {_DAMAGED}"
-            )
+    for places in batches if dataset.features else ():
+        for source, features in dataset.all_features_of(places).items():
+            finite = torch.isfinite(features).flatten(1).all(dim=1).cpu().numpy()
+            if not finite.all():
+                of = f" from {source}" if len(dataset.features) > 1 else ""
+                return (
+                    f"the cached features{of} of {_named(dataset, places[~finite])} are not "
+                    f"finite, and no teacher's answer is stored so: {_DAMAGED}"
+                )
     return f"{otherwise}; {_IN_DOUBT}" if dataset.reads_cache else otherwise
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .aligner import AlignerAnswers
 from .losses import task_loss
-from .objectives.base import Objective, TeacherSide
+from .objectives.base import Feature, Objective, Sources
 from .processes import ALONE, Processes
 from .student import Student
 
@@ -37,30 +37,29 @@ class DistillModel(TrainedModel):
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        feature: TeacherSide = None,
+        features: Sources | None = None,
         rows: int = 0,
     ) -> dict[str, Any]:
-        """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `rows` are
-        those of the batch in all processes."""
+        """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `features`
+        are what teachers say, `rows` those of the batch in all processes."""
         pooled_BD, output_BK = self.student(input_ids, attention_mask, token_type_ids)
         if labels is None:
             return {"logits": output_BK}
         if not self.training and self.student.space.task != "none":
             loss = task_loss(output_BK, labels, self.student.space.regression)
             return {"loss": loss, "logits": output_BK}
+        sources, whole_BK, whole_B = features or {}, output_BK, labels
         if self.training and self.processes.count > 1:
-            whole = self._joined(rows, pooled_BD, output_BK, feature, labels)
-        else:
-            whole = (pooled_BD, output_BK, feature, labels)
-        terms = self.objective(*whole)
+            joined = self.processes.joined
+            sources = {name: joined_feature(self.processes, f, rows) for name, f in sources.items()}
+            pooled_BD, whole_B = joined(pooled_BD, rows), joined(labels, rows)
+            whole_BK = None if output_BK is None else joined(output_BK, rows)
+        terms = self.objective.of_sources(pooled_BD, whole_BK, sources, whole_B)
         return {"loss": terms["total"], "logits": output_BK, "terms": terms}
 
-    def _joined(self, rows: int, *parts: TeacherSide) -> tuple[TeacherSide, ...]:
-        return tuple(self._join(rows, part) for part in parts)
 
-    def _join(self, rows: int, part: TeacherSide) -> TeacherSide:
-        if part is None:
-            return None
-        if isinstance(part, AlignerAnswers):
-            return AlignerAnswers(*(self.processes.joined(each, rows) for each in part))
-        return self.processes.joined(part, rows)
+def joined_feature(processes: Processes, feature: Feature, rows: int) -> Feature:
+    """What a teacher says of the whole batch, of which each process has its share."""
+    if isinstance(feature, AlignerAnswers):
+        return AlignerAnswers(*(processes.joined(each, rows) for each in feature))
+    return processes.joined(feature, rows)

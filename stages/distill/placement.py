@@ -10,6 +10,7 @@ auto      resident on an accelerator that has room for them, else mapped: the sa
           examples, so the same student.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -45,6 +46,30 @@ def choose_placement(
             "memory either"
         )
     return "resident"
+
+
+def choose_placements(
+    asked: Mapping[str, Placement],
+    feature_bytes: Mapping[str, int],
+    device: torch.device,
+    from_afar: Collection[str],
+) -> dict[str, Where]:
+    """The same for the features of several sources. All that are to be resident need room at once,
+    and an epoch can follow the shards of one source only: those of the largest that is streamed;
+    others are mapped.
+
+    Raises JobError as `choose_placement` does."""
+    chosen: dict[str, Where] = {}
+    taken = 0
+    largest_first = sorted(asked, key=lambda source: -feature_bytes[source])
+    for source in largest_first:
+        needed = taken + feature_bytes[source]
+        chosen[source] = choose_placement(asked[source], needed, device, source in from_afar)
+        if chosen[source] == "streamed" and "streamed" in list(chosen.values())[:-1]:
+            chosen[source] = "mapped"
+        if chosen[source] == "resident":
+            taken = needed
+    return {source: chosen[source] for source in asked}
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -31,12 +31,14 @@ WINDOW_ROWS = 1024
 
 class Replay(TrainerCallback):  # type: ignore[misc]
     """Answers of an objective's aligner to this process's share of the batches of a data set's
-    epochs, in their order."""
+    epochs, in their order. `name` is under which they stand among a batch's sources."""
 
     def __init__(
         self, objective: AlignedObjective, dataset: DistillDataset, batches: EpochBatches
     ) -> None:
         dataset.apart = True
+        self.name, (self.source,) = objective.answers_name, objective.sources
+        dataset.replayed.add(self.source)
         self._objective, self._dataset, self._batches = objective, dataset, batches
         self._coming: Iterator[Places] = iter(())
         self._window: Iterator[AlignerAnswers] = iter(())
@@ -44,7 +46,7 @@ class Replay(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """From now on the batches of this epoch are asked for; the aligner may have changed."""
-        self._coming = self._batches.of(int(state.epoch or 0))
+        self._coming = self._batches.of(int(state.epoch or 0), self._dataset.streams(self.source))
         self._left = 0
 
     def answers(self, places: Places) -> AlignerAnswers:
@@ -63,7 +65,7 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         window = [share(batch) for batch in (places, *islice(self._coming, following))]
         sizes = [len(batch) for batch in window]
         started = time.perf_counter()
-        features = self._dataset.features_of(np.concatenate(window))
+        features = self._dataset.features_of(np.concatenate(window), self.source)
         # What a batch would have spent on them itself.
         self._dataset.seconds += time.perf_counter() - started
         device = next(self._objective.parameters()).device

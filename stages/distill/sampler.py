@@ -28,7 +28,7 @@ class EpochBatches(Sampler[list[int]]):
         return -(-len(self._dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self.of(self._epoch, read_ahead=not self._dataset.apart)
+        batches = self.of(self._epoch, read_ahead=self._dataset.streams_to_steps)
         for places, following in pairwise(chain(batches, [None])):
             assert places is not None
             self._dataset.expect(following)

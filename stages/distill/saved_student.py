@@ -38,6 +38,7 @@ Prediction = dict[str, Any]
 regression: `score`; embedding: `embedding`, float32 [H]; language: `generated_text`."""
 
 DEFAULT_NEW_TOKENS = 128
+_PROJECTION = re.compile(r"objective\.(each\.\d+\.)?projection\.")
 
 
 class SavedStudent(nn.Module, ABC):
@@ -243,15 +244,17 @@ def _read_projection(folder: Path) -> nn.Linear | None:
     """From a pooled text to the space of the feature that was learned; None where there is none."""
     with refusing(StudentSourceError, f"student {folder}: {HEADS}"):
         tensors = load_file(folder / HEADS)
-        if not any(name.startswith("objective.projection.") for name in tensors):
+        found = (_PROJECTION.match(name) for name in sorted(tensors))
+        prefix = next((each[0] for each in found if each), None)
+        if prefix is None:
             return None
-        weight = tensors.get("objective.projection.weight")
+        weight = tensors.get(f"{prefix}weight")
         if weight is None:  # only the run knows which map its numbers stand for
             raise StudentSourceError(
                 f"student {folder}: its orthogonal projection can be read from modules.json alone, "
                 "which it lacks; train it again, with pooling=mean, cls or last"
             )
-        bias = tensors.get("objective.projection.bias")
+        bias = tensors.get(f"{prefix}bias")
         projection = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
         projection.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
     return projection

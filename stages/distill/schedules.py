@@ -26,6 +26,7 @@ from .order import Places
 from .placement import to_device
 
 STATE_FILE = "aligner_optimizer.safetensors"
+"""In a checkpoint; of further aligners of a run `aligner_optimizer.1.safetensors` and so on."""
 ALIGNER_STREAM = 1
 
 
@@ -43,10 +44,13 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
         max_grad_norm: float,
         seed: int,
         resume_from: Path | None,
+        number: int = 0,
     ) -> None:
+        """`number`: which aligner of the run it is."""
         self._objective, self._dataset = objective, dataset
         self._batch_size, self._max_grad_norm, self._seed = batch_size, max_grad_norm, seed
-        self._resume_from = resume_from
+        self._resume_from, self._number = resume_from, number
+        (self._source,) = objective.sources
         self._epochs_done = 0
         self.loss: float | None = None
         """Mean loss of the aligner in its last pass."""
@@ -58,7 +62,7 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Restores the optimizer when training resumes; the weights are the trainer's to load."""
         if self._resume_from is not None:
-            notes = _load_optimizer(self._optimizer, self._resume_from / STATE_FILE)
+            notes = _load_optimizer(self._optimizer, self._resume_from / self._state_file)
             self._epochs_done, self.loss = int(notes["epochs_done"]), float(notes["loss"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -71,14 +75,23 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
     def save(self, folder: Path) -> None:
         """Write the optimizer into a checkpoint of the trainer."""
         notes = {"epochs_done": str(self._epochs_done), "loss": repr(self.loss)}
-        _save_optimizer(self._optimizer, notes, folder / STATE_FILE)
+        _save_optimizer(self._optimizer, notes, folder / self._state_file)
+
+    @property
+    def term(self) -> str:
+        """What its loss is called in a log."""
+        return f"{self._objective.label}.aligner".lstrip(".")
+
+    @property
+    def _state_file(self) -> str:
+        return f"{Path(STATE_FILE).stem}.{self._number}.safetensors" if self._number else STATE_FILE
 
     def _train(self, epoch: int) -> None:
         aligner = self._objective.aligner
         # Its own random numbers: those of the student, and so a resumed run, stay as they were.
         device = next(aligner.parameters()).device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(_seed(self._seed, epoch))
+            torch.manual_seed(_seed(self._seed, epoch, self._number))
             aligner.train().requires_grad_(True)
             losses = [self._step(aligner, batch) for batch in self._batches(epoch)]
             self.loss = torch.stack(losses).mean().item()
@@ -93,11 +106,13 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
     def _batches(self, epoch: int) -> Iterator[Batch]:
         device = next(self._objective.parameters()).device
         for places in self._order(epoch):
-            batch = self._dataset.aligner_batch(places)
-            yield {name: to_device(tensor, device) for name, tensor in batch.items()}
+            feature = self._dataset.features_of(places, self._source)
+            labels = self._dataset.labels_of(places)
+            yield {"feature": to_device(feature, device), "labels": to_device(labels, device)}
 
     def _order(self, epoch: int) -> Iterator[Places]:
-        return self._dataset.batches(self._batch_size, self._seed, epoch, ALIGNER_STREAM)
+        streams = self._dataset.streams(self._source)
+        return self._dataset.batches(self._batch_size, self._seed, epoch, ALIGNER_STREAM, streams)
 
     def _step(self, aligner: nn.Module, batch: Batch) -> torch.Tensor:
         self._optimizer.zero_grad()
@@ -108,8 +123,9 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
         return loss.detach()
 
 
-def _seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch, ALIGNER_STREAM]).generate_state(1)[0])
+def _seed(seed: int, epoch: int, number: int) -> int:
+    entropy = [seed, epoch, ALIGNER_STREAM, *([number] if number else [])]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def _save_optimizer(optimizer: torch.optim.Optimizer, notes: dict[str, str], file: Path) -> None:

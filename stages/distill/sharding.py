@@ -47,9 +47,9 @@ def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: Tra
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_arguments)
     # As for a student that is whole, autocast chooses what is rounded (see the trainer).
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-    objective = model.objective
-    if objective.aligner is not None and is_frozen(objective.aligner):
-        state.fsdp_plugin.ignored_modules = [objective.aligner]
+    aligners = [part.aligner for part in model.objective.parts if part.aligner is not None]
+    if frozen := [aligner for aligner in aligners if is_frozen(aligner)]:
+        state.fsdp_plugin.ignored_modules = frozen
 
 
 class Twin:

@@ -66,6 +66,9 @@ class StudentSettings(BaseModel):
     max_length: int | None = Field(
         default=None, ge=2, description="most tokens of a text; default 128, or what it takes"
     )
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="dropout of the student's head, and of an aligner"
+    )
 
 
 class Student(nn.Module, ABC):

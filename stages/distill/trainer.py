@@ -1,6 +1,6 @@
 """Hugging Face Trainer as stage 2 uses it: joined batches, a rate for the aligner, all terms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .batches import Batch, DistillDataset, as_batch
 from .evaluation import distinct_predictions, task_metrics
 from .finite import FiniteLosses
 from .model import TrainedModel
-from .objectives.base import TeacherSide
+from .objectives.base import Sources
 from .optimizer import adamw, parameter_groups
 from .order import Places
 from .placement import to_device
@@ -42,16 +42,16 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         validation: DistillDataset | None,
         batches: EpochBatches,
         aligner_learning_rate: float,
-        save_beside: Callable[[Path], None] | None = None,
-        aligner_loss: Callable[[], float | None] = lambda: None,
-        replay: Replay | None = None,
+        save_beside: Callable[[Path], None] = lambda folder: None,
+        aligner_losses: Callable[[], Mapping[str, float]] = dict,
+        replays: Sequence[Replay] = (),
     ) -> None:
-        """`replay`: where the aligner's answers to the training batches come from."""
+        """`replays`: where aligners' answers to the training batches come from."""
         self._epoch_batches = batches
         self._aligner_learning_rate = aligner_learning_rate
         self._save_beside = save_beside
-        self._aligner_loss = aligner_loss
-        self._replay = replay
+        self._aligner_losses = aligner_losses
+        self._replays = replays
         # The flag that stops an optimizer on the device is none of those that are divided.
         deferred = arguments.device.type != "cpu" and not arguments.fsdp
         self._finite = FiniteLosses(train, deferred)
@@ -140,7 +140,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         weights = state_dict or self.model.state_dict()
         super()._save(output_dir, plain(weights, frozen_names(self.model)))
         # Here, not in a callback's on_save: by then the checkpoint before this one is gone.
-        if self._save_beside is not None and output_dir is not None:
+        if output_dir is not None:
             self._save_beside(Path(output_dir))
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
@@ -160,8 +160,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         parts: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
-        for name, parameter in self.model.named_parameters():
-            parts[name.startswith("objective.aligner.")].append(parameter)
+        aligners = [part.aligner for part in self.model.objective.parts if part.aligner is not None]
+        of_aligners = {id(parameter) for each in aligners for parameter in each.parameters()}
+        for parameter in self.model.parameters():
+            parts[id(parameter) in of_aligners].append(parameter)
         decay = self.args.weight_decay
         return [
             *parameter_groups(parts[False], self.args.learning_rate, decay),
@@ -175,7 +177,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         places = inputs.pop("places")
         inputs["rows"] = len(places)
         if model.training and self.train_dataset.apart:
-            inputs["feature"] = self._teacher_side(places)
+            inputs["features"] = self._sources(places)
         outputs = model(**inputs)
         terms = outputs.pop("terms", {})
         if model.training:
@@ -194,11 +196,21 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         """Each term since the last log."""
         return {name: (total / self._averaged).item() for name, total in self._terms.items()}
 
-    def _teacher_side(self, places: Places) -> TeacherSide:
-        if self._replay is not None:
-            return self._replay.answers(places)
+    def _sources(self, places: Places) -> Sources:
+        """What teachers say of a batch, with what frozen aligners make of it in its place."""
+        sources: dict[str, Any] = {each.name: each.answers(places) for each in self._replays}
         own = self.train_dataset.processes.share(places)
-        return to_device(self.train_dataset.features_of(own), self.args.device)
+        for name in self._read_in_steps:
+            features = self.train_dataset.features_of(own, name)
+            sources[name] = to_device(features, self.args.device)
+        return sources
+
+    @property
+    def _read_in_steps(self) -> list[str]:
+        """Sources that something else than a replay reads."""
+        replayed = {each.name for each in self._replays}
+        parts = [p for p in self.model.objective.parts if p.answers_name not in replayed]
+        return list(dict.fromkeys(name for part in parts for name in part.sources))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last log, and of the aligner's last pass."""
@@ -206,8 +218,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs and self._averaged:
             logs |= self._mean_terms()
             self._terms, self._averaged = {}, 0.0
-            if (aligner := self._aligner_loss()) is not None:
-                logs["aligner"] = aligner
+            logs |= self._aligner_losses()
         super().log({k: v for k, v in logs.items() if k not in _OF_ONE_PROCESS}, start_time)
 
 

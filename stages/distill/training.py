@@ -7,7 +7,7 @@ figures of the run. Everything that happens is a function of the seed: the weigh
 the order of batches, dropout; so a run that is cut and resumed ends like one that was not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from .best import BestStudent
 from .checkpoints import CHECKPOINTS, is_of_a_whole_student, last_checkpoint
 from .evaluation import DISTINCT
 from .model import TrainedModel
-from .objectives.base import AlignedObjective, freeze
-from .placement import Where, choose_placement
+from .objectives.base import Objective, aligned_parts, freeze
+from .objectives.sum import SummedObjective
+from .placement import Placement, Where, choose_placements
 from .processes import ALONE, Processes
 from .replay import Replay
 from .reporting import reporters
@@ -72,10 +73,15 @@ class Run:
     folder: Path
     name: str | None = None
     """What trackers call it; default that of its folder."""
-    train_aligner: bool = True
-    from_afar: bool = False
-    where: Where | None = None
-    """Where features lie, if that has been chosen; memory that is free changes."""
+    as_drawn: Collection[str] = ()
+    """Sources whose aligners stay as they were drawn."""
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    """Of sources that are not placed as the settings say."""
+    from_afar: Collection[str] = ()
+    """Sources whose shards come from a URL while the run goes on."""
+    where: Mapping[str, Where] | None = None
+    """Where the features of each source lie, if that has been chosen; memory that is free
+    changes."""
     processes: Processes = ALONE
     trainer: type[DistillTrainer] = DistillTrainer
     on_log: Callable[[dict[str, float]], None] = lambda row: None
@@ -97,7 +103,7 @@ def train(run: Run) -> Training:
     run.train.processes = run.model.processes = run.processes
     _place(run)
     twin = Twin(run.model) if run.sharded and run.processes.first else None
-    trainer = _make_trainer(run, [times, best], _schedule(run, checkpoint))
+    trainer = _make_trainer(run, [times, best], _schedules(run, checkpoint))
     best.weights_of = whole_weights = trainer.accelerator.get_state_dict
     run.processes.draw_apart(run.seed)
     try:
@@ -135,13 +141,13 @@ def _without(row: dict[str, float], *names: str) -> dict[str, float]:
     return {name: value for name, value in row.items() if name not in names}
 
 
-def placement(run: Run) -> Where:
-    """Where the features of a run's training set are to lie.
+def placements(run: Run) -> dict[str, Where]:
+    """Where the features of a run's training set are to lie, by source.
 
     Raises JobError if there is no room."""
-    features = run.train.features
-    size = features.bytes if features is not None else 0
-    return choose_placement(run.settings.placement, size, run.device, run.from_afar)
+    sizes = {source: features.bytes for source, features in run.train.features.items()}
+    asked = {source: run.placements.get(source, run.settings.placement) for source in sizes}
+    return choose_placements(asked, sizes, run.device, run.from_afar)
 
 
 def check_checkpoint(run: Run) -> None:
@@ -160,34 +166,43 @@ def check_checkpoint(run: Run) -> None:
 
 
 def _place(run: Run) -> None:
-    chosen = run.where or placement(run)
-    if chosen == "streamed":
-        run.train.follow_shards()
-    elif chosen == "resident":
-        run.train.keep_on(run.device)
+    chosen = placements(run) if run.where is None else run.where
+    for source, where in chosen.items():
+        if where == "streamed":
+            run.train.follow_shards(source)
+    resident = [source for source, where in chosen.items() if where == "resident"]
+    run.train.keep_on(run.device, resident)
 
 
-def _schedule(run: Run, checkpoint: Path | None) -> AlternateSchedule | None:
-    objective = run.model.objective
-    # Whatever class it is of, and however it would train it.
-    if not run.train_aligner and objective.aligner is not None:
-        freeze(objective.aligner)
-    if not isinstance(objective, AlignedObjective):
-        return None
-    objective.joint = run.train_aligner and run.settings.schedule == "joint"
-    if objective.joint or not run.train_aligner:
-        return None
+def _schedules(run: Run, checkpoint: Path | None) -> list[AlternateSchedule]:
+    """One for each aligner that takes turns with the student."""
+    for part in run.model.objective.parts:
+        # Whatever class it is of, and however it would train it.
+        if part.aligner is not None and _stays_as_drawn(run, part):
+            freeze(part.aligner)
+    found = []
     settings = run.settings
-    return AlternateSchedule(
-        objective,
-        run.train,
-        batch_size=settings.aligner_batch_size or settings.batch_size,
-        learning_rate=settings.aligner_learning_rate,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        seed=run.seed,
-        resume_from=checkpoint,
-    )
+    for number, part in enumerate(aligned_parts(run.model.objective)):
+        learns = not _stays_as_drawn(run, part)
+        part.joint = learns and settings.schedule == "joint"
+        if learns and not part.joint:
+            schedule = AlternateSchedule(
+                part,
+                run.train,
+                batch_size=settings.aligner_batch_size or settings.batch_size,
+                learning_rate=settings.aligner_learning_rate,
+                weight_decay=settings.weight_decay,
+                max_grad_norm=settings.max_grad_norm,
+                seed=run.seed,
+                resume_from=checkpoint,
+                number=number,
+            )
+            found.append(schedule)
+    return found
+
+
+def _stays_as_drawn(run: Run, part: Objective) -> bool:
+    return not set(part.sources).isdisjoint(run.as_drawn)
 
 
 def _batches(run: Run) -> EpochBatches:
@@ -195,20 +210,25 @@ def _batches(run: Run) -> EpochBatches:
     return EpochBatches(run.train, settings.batch_size, run.seed, settings.group_by_length)
 
 
-def _replay(run: Run, batches: EpochBatches) -> Replay | None:
-    """Where the aligner does not learn while the student does, its answers are known ahead."""
-    objective = run.model.objective
-    if not isinstance(objective, AlignedObjective) or objective.joint:
-        return None
-    return Replay(objective, run.train, batches)
+def _replays(run: Run, batches: EpochBatches) -> list[Replay]:
+    """Where an aligner does not learn while the student does, its answers are known ahead."""
+    frozen = [part for part in aligned_parts(run.model.objective) if not part.joint]
+    return [Replay(part, run.train, batches) for part in frozen]
 
 
 def _make_trainer(
-    run: Run, callbacks: list[TrainerCallback], schedule: AlternateSchedule | None
+    run: Run, callbacks: list[TrainerCallback], schedules: list[AlternateSchedule]
 ) -> DistillTrainer:
+    def save_beside(folder: Path) -> None:
+        for schedule in schedules:
+            schedule.save(folder)
+
+    def aligner_losses() -> dict[str, float]:
+        return {each.term: each.loss for each in schedules if each.loss is not None}
+
     run.model.to(run.device)
     batches = _batches(run)
-    replay = _replay(run, batches)
+    replays = _replays(run, batches)
     trainer = run.trainer(
         run.model,
         _arguments(run),
@@ -216,14 +236,15 @@ def _make_trainer(
         run.validation,
         batches,
         run.settings.aligner_learning_rate,
-        save_beside=schedule.save if schedule else None,
-        aligner_loss=lambda: schedule.loss if schedule else None,
-        replay=replay,
+        save_beside=save_beside,
+        aligner_losses=aligner_losses,
+        replays=replays,
     )
     trainer.remove_callback(PrinterCallback)
-    scheduled = [callback for callback in (schedule, replay) if callback]
+    objective = run.model.objective
+    moved = [_Progress(objective)] if isinstance(objective, SummedObjective) else []
     shown = reporters(run.settings, run.folder) if run.processes.first else []
-    for callback in (*callbacks, *scheduled, *shown, _Reporter(run)):
+    for callback in (*callbacks, *schedules, *replays, *moved, *shown, _Reporter(run)):
         trainer.add_callback(callback)
     return trainer
 
@@ -272,6 +293,16 @@ def _arguments(run: Run) -> TrainingArguments:
 def _adapters_alone(model: TrainedModel) -> bool:
     """Whether nothing but adapters trains."""
     return all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """Tells a sum of objectives before each step how far the run is: its weights may move."""
+
+    def __init__(self, objective: SummedObjective) -> None:
+        self._objective = objective
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._objective.progress = state.global_step / max(1, state.max_steps)
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]

@@ -67,6 +67,7 @@ RUN_BELOW = {
     "language-models",
     "adding-a-teacher",
     "adding-an-objective",
+    "several-teachers",
 }
 
 
@@ -186,6 +187,14 @@ def test_adding_a_teacher(place: Workplace) -> None:
     (row,) = cache.lookup("a bad cab no 1")
     assert cache["share"][row].tolist() == pytest.approx([n / 14 for n in (3, 2, 1, 1, 0, 0, 0)])
     assert (place.folder / "run" / "metrics.json").is_file()
+
+
+def test_several_teachers(place: Workplace) -> None:
+    run(place, "several-teachers.md")
+    lines = (place.folder / "runs/two/log.jsonl").read_text().splitlines()
+    assert any("feature.weight" in json.loads(line) for line in lines)
+    table = json.loads((place.folder / "runs/which/ablation.json").read_bytes())
+    assert len(table["studies"][0]["conditions"]) == 5
 
 
 def test_adding_an_objective(place: Workplace) -> None:

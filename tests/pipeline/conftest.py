@@ -44,7 +44,9 @@ class Bench:
             for name, value in (options | changes).items()
             if value is not None
         ]
-        small = ("epochs=2", "batch_size=16", "aligner_hidden_size=8", "learning_rate=1e-3")
+        small = ["epochs=2", "batch_size=16", "learning_rate=1e-3"]
+        if changes.get("objective", "armada") == "armada":
+            small.append("aligner_hidden_size=8")
         settings = [("--set", setting) for setting in small]
         return ["distill", *sum([*given, *settings], ()), "--quiet", *more]
 

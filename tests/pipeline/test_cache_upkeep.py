@@ -444,7 +444,7 @@ def test_distill_compares_checksums_when_asked(tmp_path: Path, cache: Path, fold
     from armada.cache_schemas.errors import DamagedCacheError
     from armada.pipeline.distill_job import DistillJob
     from armada.pipeline.student_data import read_student_data
-    from armada.stages.distill.objectives import OBJECTIVES
+    from armada.pipeline.terms import terms_of
 
     corpus: dict[str, Any] = {"train": str(tmp_path / "t.jsonl"), "text_column": "text"}
     (tmp_path / "t.jsonl").write_text('{"text": "text 3"}\n')
@@ -459,10 +459,10 @@ def test_distill_compares_checksums_when_asked(tmp_path: Path, cache: Path, fold
             objective="feature",
             verify_cache=checked,
         )
-        data = read_student_data(given, OBJECTIVES.load("feature"))
-        assert data.feature is not None
+        data = read_student_data(given, terms_of(given))
+        feature = data.sources["teacher"].feature
         if checked:
             with pytest.raises(DamagedCacheError, match="xxh3_128"):
-                data.feature[0]
+                feature[0]
         else:
-            data.feature[0]
+            feature[0]

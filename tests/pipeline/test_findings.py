@@ -223,3 +223,30 @@ def test_lines_where_there_is_none():
     assert lines[lines.index("distilled") + 1].startswith("  0.850 ± 0.050, 3 runs, +0.250, p 0.0")
     assert "[red]a name[/red]\\x1b[2J of" in "".join(lines)
     assert not any("\x1b" in line for line in lines)
+
+
+def test_weights_inside_of_several_objectives_are_swept_as_well():
+    teachers = {"a": {"cache": "c"}, "b": {"cache": "d", "control": "shuffled"}}
+    whole = {"cache": None, "teachers": teachers | {"b": {"cache": "d"}}}
+
+    def objectives(alpha: float, beta: float) -> list[dict[str, Any]]:
+        one = {"name": "armada", "teacher": "a", "alpha": alpha, "beta": beta}
+        return [{"name": "feature", "teacher": "b"}, one]
+
+    swept = [
+        run(seed, alpha + beta / 7 + seed / 50, objectives=objectives(alpha, beta), **whole)
+        for seed in range(2)
+        for alpha in (0.0, 1.0)
+        for beta in (0.0, 1.0)
+    ]
+    control = run(0, 0.1, objectives=objectives(0.0, 0.0), **whole | {"teachers": teachers})
+    (study,) = find([*swept, control], from_afar=False).studies
+    assert len(study.sweep) == 4
+    assert {row.condition.control for row in study.rows} == {"none", "shuffled"}
+    assert study.rows[-1].condition.control == "shuffled"
+    assert not isinstance(study.anova, str)
+    assert {effect.term for effect in study.anova.effects} == {"alpha", "beta", "alpha x beta"}
+    names = {row.condition.name for row in study.rows}
+    assert (
+        "distilled, teachers.b.control=none, objectives.1.alpha=1.0, objectives.1.beta=0.0" in names
+    )

@@ -7,6 +7,7 @@ from armada.pipeline.evaluate_job import EvaluateJob
 from armada.pipeline.jobs import Job
 from armada.pipeline.precompute_job import PrecomputeJob
 from armada.pipeline.predict import PredictJob
+from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.precompute.teachers import TEACHERS
 from command_line import CommandLine
 
@@ -39,6 +40,8 @@ def test_keys_come_once_in_groups_with_a_meaning_each(
 ) -> None:
     printed = groups(CommandLine(capsys).done(command, "--keys"))
     fields = {name: field for job in jobs[::-1] for name, field in job.model_fields.items()}
+    if DistillJob in jobs:
+        fields |= OBJECTIVES.load("armada").Options.model_fields
     keys = [name for group in printed.values() for name in group]
     assert sorted(keys) == sorted(fields)
     assert next(iter(printed)) == "Required"

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..aligner import AlignerAnswers
 from ..losses import MANIFOLDS, MISSING_LABEL, choose
-from ..model import TrainedModel
+from ..model import TrainedModel, joined_feature
 from ..objectives.armada import ArmadaObjective
-from ..objectives.base import Objective, TeacherSide
-from ..processes import ALONE, Processes
+from ..objectives.base import Feature, Objective, Sources
+from ..processes import ALONE
 from ..token_loss.loss import Tokens, TokenTerms, token_loss
 from ..token_loss.settings import TokenLossSettings
 from ..token_loss.uld import uld_loss
@@ -59,7 +59,7 @@ class LanguageModel(TrainedModel):
         answered: Tensor | None = None,
         pooled_at: Tensor | None = None,
         labels: Tensor | None = None,
-        feature: TeacherSide = None,
+        features: Sources | None = None,
         rows: int = 0,
         counts: Counts | None = None,
     ) -> dict[str, Any]:
@@ -79,7 +79,9 @@ class LanguageModel(TrainedModel):
             return {"loss": said.total}
         if answers is not None:
             terms["distillation"] = said.distillation.detach()
+        feature = self.objective.told(features or {})
         if feature is not None:
+            assert isinstance(feature, Tensor | AlignerAnswers)
             assert pooled_at is not None
             assert labels is not None
             pooled_BH = flat_NH.index_select(0, pooled_at)
@@ -130,7 +132,7 @@ class LanguageModel(TrainedModel):
     def _with_feature(
         self,
         pooled_BH: Tensor,
-        feature: TeacherSide,
+        feature: Feature,
         labels_B: Tensor,
         rows: int,
     ) -> dict[str, Tensor]:
@@ -141,21 +143,14 @@ class LanguageModel(TrainedModel):
         if self.processes.count > 1:
             pooled_BH, labels_B = (self.processes.joined(t, rows) for t in (pooled_BH, labels_B))
             output_BK = None if output_BK is None else self.processes.joined(output_BK, rows)
-            feature = _joined(self.processes, feature, rows)
+            feature = joined_feature(self.processes, feature, rows)
         if output_BK is not None:
             found: dict[str, Tensor] = objective(pooled_BH, output_BK, feature, labels_B)
             return found
-        assert feature is not None
         answers = feature if isinstance(feature, AlignerAnswers) else objective.read(feature)
-        measure = choose(MANIFOLDS, "manifold", objective.settings.manifold)
+        measure = choose(MANIFOLDS, "manifold", objective.options.manifold)
         manifold = measure(answers.projection.float(), objective.projection(pooled_BH).float())
-        return {"total": objective.settings.beta * manifold, "manifold": manifold.detach()}
-
-
-def _joined(processes: Processes, feature: TeacherSide, rows: int) -> TeacherSide:
-    if isinstance(feature, AlignerAnswers):
-        return AlignerAnswers(*(processes.joined(each, rows) for each in feature))
-    return None if feature is None else processes.joined(feature, rows)
+        return {"total": objective.options.beta * manifold, "manifold": manifold.detach()}
 
 
 def only_rows(batch: dict[str, Any], rows: int) -> None:

@@ -9,6 +9,7 @@ OBJECTIVES = Registry(
         "armada": ".distill.objectives.armada:ArmadaObjective",
         "kd": ".distill.objectives.kd:KDObjective",
         "feature": ".distill.objectives.feature:FeatureObjective",
+        "tokens": ".distill.objectives.tokens:TokensObjective",
         "undistilled": ".distill.objectives.undistilled:UndistilledObjective",
     },
 )

@@ -6,38 +6,77 @@ that trains both at once sets `joint`, and `total` holds both losses. Their grad
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ....cache_schemas.errors import JobError
 from .. import closed_forms
 from ..aligner import AlignerAnswers, ClassificationHead, ProjectionHead, TSAligner
-from ..losses import ArmadaTerms, aligner_loss
-from .base import AlignedObjective, ObjectiveSettings, Sizes, TeacherSide, named_terms
+from ..losses import ArmadaTerms, Manifold, aligner_loss
+from ..rotations import OrthogonalMap
+from .base import AlignedObjective, ObjectiveOptions, Sizes, TeacherSide, named_terms
+
+
+class ArmadaOptions(ObjectiveOptions):
+    """Options of the objective armada."""
+
+    alpha: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="weight of the aligner's outputs; the task has 1 - alpha",
+    )
+    beta: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="weight of the manifold term"
+    )
+    gamma: float = Field(
+        default=1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the auxiliary heads, which read the projections",
+    )
+    temperature: float = Field(
+        default=5.0, gt=0, allow_inf_nan=False, description="softening of the outputs for classes"
+    )
+    manifold: Manifold = Field(
+        default="cosine",
+        description="how projections are compared: cosine or euclid of the batch means, or "
+        "pointwise",
+    )
+    aligner_hidden_size: int = Field(
+        default=768, ge=1, description="width of the aligner's hidden layers"
+    )
+    orthogonal_map: OrthogonalMap = Field(
+        default="matrix_exp",
+        description="how orthogonal maps are kept so: matrix_exp, as the reference, or cayley",
+    )
+    orthogonal_projection: bool = Field(
+        default=False, description="keep the student's projection orthogonal as well"
+    )
 
 
 class ArmadaObjective(AlignedObjective):
     """Owns `aligner` (teacher side), `projection` Q and `aux_head` (student side)."""
 
-    settings_read = frozenset(ObjectiveSettings.model_fields) - {"distance"}
+    Options = ArmadaOptions
+    options: ArmadaOptions
     aligner: TSAligner
 
-    def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
-        super().__init__(settings, sizes)
-        self._temperature = _fixed_temperature(settings)
-        labels, regression, dropout = sizes.num_labels, sizes.regression, settings.dropout
+    def __init__(self, options: ArmadaOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        labels, regression, dropout = sizes.num_labels, sizes.regression, sizes.dropout
         self.aligner = TSAligner(
             sizes.feature_dim,
-            settings.aligner_hidden_size,
+            options.aligner_hidden_size,
             labels,
             regression,
             dropout,
-            settings.orthogonal_map,
+            options.orthogonal_map,
         )
         self.projection = ProjectionHead(
             sizes.pooled_dim,
             sizes.feature_dim,
-            settings.orthogonal_projection,
-            settings.orthogonal_map,
+            options.orthogonal_projection,
+            options.orthogonal_map,
         )
         self.aux_head = ClassificationHead(sizes.feature_dim, labels, regression, dropout)
 
@@ -56,7 +95,7 @@ class ArmadaObjective(AlignedObjective):
         """The loss that trains the aligner, with its graph and in the mode the module is in."""
         output_BK, aux_output_BK, _ = self.aligner(self._feature(feature_BH))
         return aligner_loss(
-            output_BK, aux_output_BK, labels_B, self.settings.gamma, self.sizes.regression
+            output_BK, aux_output_BK, labels_B, self.options.gamma, self.sizes.regression
         )
 
     def _student_terms(
@@ -71,11 +110,11 @@ class ArmadaObjective(AlignedObjective):
             aligner_aux_output=aligner.aux_output,
             aligner_projection=aligner.projection,
             labels=labels_B,
-            alpha=self.settings.alpha,
-            beta=self.settings.beta,
-            gamma=self.settings.gamma,
-            temperature=self._temperature,
-            manifold=self.settings.manifold,
+            alpha=self.options.alpha,
+            beta=self.options.beta,
+            gamma=self.options.gamma,
+            temperature=self.options.temperature,
+            manifold=self.options.manifold,
             regression=self.sizes.regression,
         )
 
@@ -93,11 +132,3 @@ class ArmadaObjective(AlignedObjective):
         finally:
             self.aligner.train(training)
         return answers
-
-
-def _fixed_temperature(settings: ObjectiveSettings) -> float:
-    if settings.temperature == "learned":
-        raise JobError(
-            "temperature 'learned' is for the objective kd; armada needs a number, such as 5"
-        )
-    return settings.temperature

@@ -3,88 +3,96 @@
 A step calls `objective(pooled_BD, output_BK, feature_BH, labels_B)` and gets named scalars;
 `total` is the one to backpropagate, all others are detached and there to be reported.
 Shapes: B rows, D pooled student text, K classes (1 for regression), H numbers of a feature.
-Other people's objectives subclass `Objective` and register under `armada.objectives`.
+
+An objective has options of its own (`Options`), says what it reads (`reads`), and may be one of
+several in a run (`sum.py`). Other people's objectives subclass `Objective` and register under
+`armada.objectives`.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ....cache_schemas.errors import MissingFeatureError
+from ....cache_schemas.errors import JobError, MissingFeatureError
 from ..aligner import AlignerAnswers
-from ..losses import Distance, Manifold
-from ..rotations import OrthogonalMap
 
-TeacherSide = Tensor | AlignerAnswers | None
+Feature = Tensor | AlignerAnswers
 """A batch's features [B, *shape]; or, for an objective whose aligner is frozen, what that reads out
-of them, worked out ahead (`../replay.py`); None where there are none."""
+of them, worked out ahead (`../replay.py`)."""
 
-Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"]
+TeacherSide = Feature | tuple[Feature, ...] | None
+"""What an objective is told of a batch: one feature, or as many as it reads; None where it reads
+none."""
+
+Sources = Mapping[str, Feature]
+"""What all teachers say of a batch, by the name of the source."""
+
+SOURCE = "teacher"
+"""The name of the source in a run that has one."""
+
+Shape = tuple[int, ...]
+"""Of the feature of one example."""
 
 
-class ObjectiveSettings(BaseModel):
-    """The knobs of all objectives in one place; each objective reads those it has a use for."""
+class ObjectiveOptions(BaseModel):
+    """Base of the options of an objective: keys of a job, each with one line of description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    alpha: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="weight of the teacher's outputs; the task has 1 - alpha (armada, kd)",
-    )
-    beta: float = Field(
-        default=1.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of the manifold term (armada) or of the feature term (feature)",
-    )
-    gamma: float = Field(
-        default=1.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of the auxiliary heads, which read the projections (armada)",
-    )
-    temperature: Temperature = Field(
-        default=5.0, description="softening of the logits (armada, kd), or 'learned' (kd only)"
-    )
-    manifold: Manifold = Field(
-        default="cosine",
-        description="how projections are compared: cosine or euclid of the batch means, or "
-        "pointwise (armada)",
-    )
-    distance: Distance = Field(
-        default="mse", description="distance to the feature: mse, mae or cosine (feature)"
-    )
-    aligner_hidden_size: int = Field(
-        default=768, ge=1, description="width of the aligner's hidden layers (armada)"
-    )
-    orthogonal_map: OrthogonalMap = Field(
-        default="matrix_exp",
-        description="how orthogonal maps are kept so: matrix_exp, as the reference, or cayley "
-        "(armada, feature)",
-    )
-    orthogonal_projection: bool = Field(
-        default=False,
-        description="keep the student's projection orthogonal as well (armada, feature)",
-    )
-    dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="dropout of the aligner and of all heads (armada)"
-    )
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What an objective reads: whatever can be refused is refused from it, before a model loads."""
+
+    features: int | None = 1
+    """How many features of its teacher; 0: none; None: as many as a job names."""
+    default_feature: str | None = None
+    """The feature to read when a job names none; None: the only one that there is."""
+    classes: bool = False
+    """Whether a feature's numbers stand for the student's own classes, in their order."""
+    labels: bool = True
+    """Whether it takes labels to train anything of use."""
+    task: bool = True
+    """Whether it scores the labels itself whenever it is one of several; else it leaves them to the
+    others, and the task's loss is added where nobody scores them."""
+    regression: bool = True
+    """Whether it has a meaning where labels are numbers."""
+    least_rows: int = 1
+    """The fewest rows of a batch that it has a loss for: 2 for one that compares pairs of rows."""
+
+
+def require_fit(name: str, reads: Reads, sizes: "Sizes") -> None:
+    """Raises JobError where an objective of some name has no meaning for such a student and such
+    features, as far as what it reads tells."""
+    if sizes.regression and not reads.regression:
+        raise JobError(
+            f"objective {name} compares class probabilities and the task is a regression; choose "
+            "armada, feature or undistilled"
+        )
+    if reads.classes and sizes.feature_dim != sizes.num_labels:
+        raise JobError(
+            f"objective {name}: the teacher's logits have {sizes.feature_dim} classes and the task "
+            f"has {sizes.num_labels}; choose a teacher of the same task, and its logits as the "
+            "feature"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What an objective has to fit: `feature_shape` is the shape of one example, None for none."""
+    """What an objective has to fit: `feature_shape` is the shape of one example, None for none;
+    `more_shapes` those of further features; `dropout` that of the student's head."""
 
     pooled_dim: int
     num_labels: int
     regression: bool
-    feature_shape: tuple[int, ...] | None
+    feature_shape: Shape | None
+    more_shapes: tuple[Shape, ...] = ()
+    dropout: float = 0.1
 
     @property
     def feature_dim(self) -> int:
@@ -100,32 +108,63 @@ class Sizes:
 class Objective(nn.Module, ABC):
     """Turns a student's answers into named loss terms; owns what is trained beside the student."""
 
-    needs_feature: ClassVar[bool] = True
-    """Whether batches must carry a teacher feature."""
-    needs_labels: ClassVar[bool] = True
-    """Whether it takes labels to train anything of use."""
+    Options: ClassVar[type[BaseModel]] = ObjectiveOptions
+    """Its keys in a job."""
+    reads: ClassVar[Reads] = Reads()
+    """What it reads of a batch."""
     has_aligner: ClassVar[bool] = False
     """Whether it trains an aligner, its part of that name, which a control can leave as drawn."""
-    reads_logits: ClassVar[bool] = False
-    """Whether the feature's numbers stand for the student's own classes, in their order."""
-    settings_read: ClassVar[frozenset[str]] = frozenset(ObjectiveSettings.model_fields)
-    """The settings that it has a use for, beside `dropout`, which every student's head has."""
-    default_feature: ClassVar[str | None] = None
-    """The feature to read when a job names none; None: the job must name one."""
 
     aligner: nn.Module | None
 
-    def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
+    def __init__(self, options: Any, sizes: Sizes) -> None:
+        """`options` are of the class `Options`."""
         super().__init__()
-        self.settings = settings
+        require_fit(type(self).__name__, self.reads, sizes)
+        self.options = options
         self.sizes = sizes
         self.aligner = None
+        self.label = ""
+        """What its terms are called in a log, where there are several objectives."""
+        self.sources: tuple[str, ...] = (SOURCE,) if self.reads.features != 0 else ()
+        """Names of what it reads, in the order of its features."""
 
     @abstractmethod
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
     ) -> dict[str, Tensor]:
         """Named scalar terms of one batch; `total` is the one to backpropagate."""
+
+    @property
+    def parts(self) -> Sequence["Objective"]:
+        """The objectives that are summed up here: itself."""
+        return (self,)
+
+    @property
+    def answers_name(self) -> str:
+        """Under which its aligner's answers, worked out ahead, stand among the sources."""
+        return f"aligner of {self.label}"
+
+    def of_sources(
+        self,
+        pooled_BD: Tensor,
+        output_BK: Tensor | None,
+        sources: Sources,
+        labels_B: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The terms of a batch of which several teachers say something."""
+        terms: dict[str, Tensor] = self(pooled_BD, output_BK, self.told(sources), labels_B)
+        return terms
+
+    def told(self, sources: Sources) -> TeacherSide:
+        """What of the sources is for this objective."""
+        ahead = sources.get(self.answers_name)
+        if ahead is not None:
+            return ahead
+        known = [sources[name] for name in self.sources if name in sources]
+        if not known:
+            return None
+        return known[0] if self.reads.features == 1 else tuple(known)
 
     def train(self, mode: bool = True) -> Self:
         """As for any module; but an aligner that is frozen stays in eval mode."""
@@ -160,6 +199,11 @@ class AlignedObjective(Objective):
     @abstractmethod
     def read(self, feature: Tensor) -> AlignerAnswers:
         """The aligner's answers to features [B, *shape], without dropout and without a graph."""
+
+
+def aligned_parts(objective: Objective) -> list[AlignedObjective]:
+    """Those of an objective's parts that have such an aligner."""
+    return [part for part in objective.parts if isinstance(part, AlignedObjective)]
 
 
 def freeze(part: nn.Module) -> None:

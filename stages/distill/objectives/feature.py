@@ -1,25 +1,47 @@
 """Regression onto a cached feature: the student's pooled text, mapped linearly, has to meet it."""
 
+from pydantic import Field
 from torch import Tensor
 
 from .. import closed_forms
 from ..aligner import ProjectionHead
-from .base import Objective, ObjectiveSettings, Sizes, TeacherSide, named_terms
+from ..losses import Distance
+from ..rotations import OrthogonalMap
+from .base import Objective, ObjectiveOptions, Reads, Sizes, TeacherSide, named_terms
+
+
+class FeatureOptions(ObjectiveOptions):
+    """Options of the objective feature."""
+
+    beta: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="weight of the feature term"
+    )
+    distance: Distance = Field(
+        default="mse", description="distance to the feature: mse, mae or cosine"
+    )
+    orthogonal_map: OrthogonalMap = Field(
+        default="matrix_exp",
+        description="how an orthogonal projection is kept so: matrix_exp or cayley",
+    )
+    orthogonal_projection: bool = Field(
+        default=False, description="keep the student's projection orthogonal"
+    )
 
 
 class FeatureObjective(Objective):
     """Owns `projection`, D -> H, with a bias, for features are rarely centred."""
 
-    needs_labels = False
-    settings_read = frozenset({"beta", "distance", "orthogonal_projection", "orthogonal_map"})
+    Options = FeatureOptions
+    options: FeatureOptions
+    reads = Reads(labels=False, task=False)
 
-    def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
-        super().__init__(settings, sizes)
+    def __init__(self, options: FeatureOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
         self.projection = ProjectionHead(
             sizes.pooled_dim,
             sizes.feature_dim,
-            settings.orthogonal_projection,
-            settings.orthogonal_map,
+            options.orthogonal_projection,
+            options.orthogonal_map,
             bias=True,
         )
 
@@ -36,8 +58,8 @@ class FeatureObjective(Objective):
             feature=self._feature(feature_BH),
             output=output_BK,
             labels=labels_B,
-            beta=self.settings.beta,
-            distance=self.settings.distance,
+            beta=self.options.beta,
+            distance=self.options.distance,
             regression=self.sizes.regression,
         )
         return named_terms(terms.total, task=terms.task, feature=terms.feature)

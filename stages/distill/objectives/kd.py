@@ -1,27 +1,42 @@
 """Distillation of cached class logits, with a fixed or a learned temperature."""
 
+from typing import Annotated, Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from ....cache_schemas.errors import JobError
 from .. import closed_forms
-from .base import Objective, ObjectiveSettings, Sizes, TeacherSide, named_terms
+from .base import Objective, ObjectiveOptions, Reads, Sizes, TeacherSide, named_terms
 
 LOWEST_TEMPERATURE = 1.0
 TEMPERATURE_RANGE = 20.0
 
 
+class KDOptions(ObjectiveOptions):
+    """Options of the objective kd."""
+
+    alpha: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="weight of the teacher's logits; the task has 1 - alpha",
+    )
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"] = Field(
+        default=5.0, description="softening of the logits, or 'learned'"
+    )
+
+
 class KDObjective(Objective):
     """Owns nothing but the temperature, when that is learned."""
 
-    reads_logits = True
-    default_feature = "logits"
-    settings_read = frozenset({"alpha", "temperature"})
+    Options = KDOptions
+    options: KDOptions
+    reads = Reads(default_feature="logits", classes=True, regression=False)
 
-    def __init__(self, settings: ObjectiveSettings, sizes: Sizes) -> None:
-        super().__init__(settings, sizes)
-        _check_sizes(sizes)
-        learned = settings.temperature == "learned"
+    def __init__(self, options: KDOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        learned = options.temperature == "learned"
         self.learned_temperature = LearnedTemperature() if learned else None
 
     def forward(
@@ -33,7 +48,7 @@ class KDObjective(Objective):
             student_output=output_BK,
             teacher_logits=self._feature(feature_BH),
             labels=labels_B,
-            alpha=self.settings.alpha,
+            alpha=self.options.alpha,
             temperature=temperature,
         )
         parts = {"task": terms.task, "distillation": terms.distillation}
@@ -43,7 +58,7 @@ class KDObjective(Objective):
 
     def _temperature(self) -> float | Tensor:
         if self.learned_temperature is None:
-            return float(self.settings.temperature)
+            return float(self.options.temperature)
         learned: Tensor = self.learned_temperature()
         return learned
 
@@ -70,16 +85,3 @@ class LearnedTemperature(nn.Module):
         # The difference is exactly 0: the value is θ, the gradient is -λ.
         reversed_theta = constant - self.reversal * (self.theta - constant)
         return LOWEST_TEMPERATURE + TEMPERATURE_RANGE * torch.sigmoid(reversed_theta)
-
-
-def _check_sizes(sizes: Sizes) -> None:
-    if sizes.regression:
-        raise JobError(
-            "objective kd compares class probabilities and the task is a regression; choose "
-            "armada, feature or undistilled"
-        )
-    if sizes.feature_dim != sizes.num_labels:
-        raise JobError(
-            f"objective kd: the teacher's logits have {sizes.feature_dim} classes and the task has "
-            f"{sizes.num_labels}; choose a teacher of the same task, and its logits as the feature"
-        )

@@ -3,14 +3,13 @@
 from torch import Tensor
 
 from ..losses import task_loss
-from .base import Objective, TeacherSide, named_terms
+from .base import Objective, Reads, TeacherSide, named_terms
 
 
 class UndistilledObjective(Objective):
     """Owns nothing and reads no feature."""
 
-    needs_feature = False
-    settings_read = frozenset()
+    reads = Reads(features=0)
 
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor

@@ -13,6 +13,7 @@ import torch
 from armada.stages.distill import batches as batches_module
 from armada.stages.distill.batches import DistillDataset, as_batch
 from armada.stages.distill.controls import Control, Gather, controlled, other_places
+from armada.stages.distill.objectives.base import SOURCE
 from armada.stages.distill.order import epoch_order
 from armada.stages.distill.sampler import EpochBatches
 from armada.stages.distill.student_models import load_tokenizer
@@ -38,7 +39,8 @@ def dataset(checkpoint, cache: Cache) -> DistillDataset:
     tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in TEXTS], MAX_LENGTH)
     rows = cache.lookup(TEXTS)
     assert not np.array_equal(rows, np.arange(len(TEXTS)))  # the cache has them in another order
-    return DistillDataset(tokens, LABELS, controlled(cache["embedding"], rows, Control("none"), 0))
+    gather = controlled(cache["embedding"], rows, Control("none"), 0)
+    return DistillDataset(tokens, LABELS, {SOURCE: gather})
 
 
 @pytest.fixture
@@ -56,9 +58,9 @@ def make_dataset(checkpoint, cache: Cache, monkeypatch) -> Callable[..., Distill
         tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in texts], MAX_LENGTH)
         if gather is None and control != "undistilled":
             gather = controlled(cache["embedding"], cache.lookup(texts), Control(control), 0)
-        dataset = DistillDataset(tokens, LABELS[: len(texts)], gather)
-        if shuffle == "block":
-            dataset.follow_shards()
+        dataset = DistillDataset(tokens, LABELS[: len(texts)], {SOURCE: gather} if gather else {})
+        if shuffle == "block" and gather is not None:
+            dataset.follow_shards(SOURCE)
         return dataset
 
     return make
@@ -153,7 +155,7 @@ def test_what_is_skipped_is_not_read_ahead(make_dataset, tmp_path):
             batch = dataset.aligner_batch(places)
             break
     assert places.tolist() == batches[number].tolist()
-    np.testing.assert_array_equal(batch["feature"].numpy(), values[rows[places]])
+    np.testing.assert_array_equal(batch["features"][SOURCE].numpy(), values[rows[places]])
     expected = set(rows[[*window, *following]] // 8)
     deadline = time.monotonic() + HANG_S
     while touched != expected:
@@ -192,7 +194,7 @@ def test_a_batch_joins_text_label_and_feature_by_key(dataset, cache, checkpoint,
         # By the text the student reads, not by place:
         encoded = tokenizer(texts, padding=True, return_tensors="pt")
         torch.testing.assert_close(batch["input_ids"], encoded["input_ids"])
-        feature = batch["feature"].numpy()
+        feature = batch["features"][SOURCE].numpy()
         np.testing.assert_array_equal(feature, cache["embedding"][cache.lookup(texts)])
         np.testing.assert_array_equal(feature, answer(FEATURES[0], texts), strict=True)
         assert batch["labels"].tolist() == [LABELS[place] for place in places]
@@ -205,7 +207,7 @@ def test_the_order_of_the_corpus_does_not_matter(dataset, cache, checkpoint):
     texts = [TEXTS[place] for place in half]
     tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in texts], MAX_LENGTH)
     gather = controlled(cache["embedding"], cache.lookup(texts), Control("none"), 0)
-    other = DistillDataset(tokens, LABELS[half], gather)
+    other = DistillDataset(tokens, LABELS[half], {SOURCE: gather})
     batch, expected = other.__getitems__([0, 9]), dataset.__getitems__(half[[0, 9]].tolist())
     assert batch.pop("places").tolist() == [0, 9]
     assert expected.pop("places").tolist() == half[[0, 9]].tolist()
@@ -221,13 +223,13 @@ def test_one_example_is_a_batch_of_one(dataset):
 def test_an_aligner_sees_labels_and_features_only(dataset):
     batch = dataset.aligner_batch(np.array([3, 50]))
     whole = dataset.__getitems__([3, 50])
-    assert set(batch) == {"labels", "feature"}
+    assert set(batch) == {"labels", "features"}
     torch.testing.assert_close(batch, {name: whole[name] for name in batch})
 
 
 def test_without_features_a_batch_has_none(dataset, checkpoint):
     tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in TEXTS], MAX_LENGTH)
-    plain = DistillDataset(tokens, LABELS, None)
+    plain = DistillDataset(tokens, LABELS, {})
     tensors = {"input_ids", "token_type_ids", "attention_mask", "labels"}
     assert set(plain[0]) == {*tensors, "places"}
 
@@ -241,7 +243,7 @@ def test_without_features_a_batch_has_none(dataset, checkpoint):
 )
 def test_labels_have_the_type_a_loss_takes(checkpoint, labels, dtype):
     tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in TEXTS], MAX_LENGTH)
-    dataset = DistillDataset(tokens, labels, None)
+    dataset = DistillDataset(tokens, labels, {})
     assert dataset[3]["labels"].dtype == dtype
     assert dataset[3]["labels"].item() == pytest.approx(labels[3])
 

@@ -14,8 +14,8 @@ from armada.cache_schemas.keys import example_key
 from armada.stages.corpus.labels import NO_LABELS, LabelSpace
 from armada.stages.distill.embedding_student import has_length_1
 from armada.stages.distill.export import StudentCard, save_student
-from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
-from armada.stages.distill.objectives.feature import FeatureObjective
+from armada.stages.distill.objectives.base import Sizes
+from armada.stages.distill.objectives.feature import FeatureObjective, FeatureOptions
 from armada.stages.distill.rotations import OrthogonalMap
 from armada.stages.distill.student import StudentSettings
 from armada.stages.distill.student_source import default_max_length, load_student
@@ -48,7 +48,7 @@ def save(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pat
         student, tokenizer = load_student(chosen, NO_LABELS, [], 0.1)
         sizes = Sizes(student.dim, 1, False, (WIDTH,))
         chosen_map = {"orthogonal_map": orthogonal, "orthogonal_projection": True}
-        given = ObjectiveSettings.model_validate(chosen_map if orthogonal else {})
+        given = FeatureOptions.model_validate(chosen_map if orthogonal else {})
         objective = FeatureObjective(given, sizes)
         with torch.no_grad():
             for parameter in [*student.parameters(), *objective.parameters()]:
@@ -132,7 +132,7 @@ def test_a_classifier_that_learned_a_feature_opens_as_both(
     space = LabelSpace(task="classification", num_labels=3)
     student, tokenizer = load_student(chosen, space, [], 0.1)
     assert student.pooling == "own"
-    objective = FeatureObjective(ObjectiveSettings(), Sizes(student.dim, 3, False, (WIDTH,)))
+    objective = FeatureObjective(FeatureOptions(), Sizes(student.dim, 3, False, (WIDTH,)))
     card = StudentCard(
         space=space,
         pooling="own",
@@ -166,7 +166,7 @@ def test_a_regression_that_learned_a_feature_opens_as_both(
     chosen = StudentSettings(student=str(checkpoint(kind)))
     student, tokenizer = load_student(chosen, NUMBERS, [], 0.1)
     assert student.pooling == "own"
-    objective = FeatureObjective(ObjectiveSettings(), Sizes(student.dim, 1, True, (WIDTH,)))
+    objective = FeatureObjective(FeatureOptions(), Sizes(student.dim, 1, True, (WIDTH,)))
     with torch.no_grad():
         student.last_layer.weight.mul_(20)  # scores that differ, of both signs before the ReLU
     card = StudentCard(

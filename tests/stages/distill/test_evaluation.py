@@ -207,7 +207,7 @@ def test_predictions_are_those_of_the_student_row_by_row(checkpoint):
     torch.manual_seed(0)
     settings = StudentSettings(student=str(checkpoint("bert")))
     student, tokenizer = load_student(settings, THREE_CLASSES, [], 0.1)
-    data = dataset(tokenizer, TEXTS, class_labels(len(TEXTS)), None)
+    data = dataset(tokenizer, TEXTS, class_labels(len(TEXTS)), {})
     student.train()  # `predict` sees to it that there is no dropout
     outputs = predict(student, data, batch_size=10)
     assert (outputs.shape, outputs.dtype) == ((len(TEXTS), 3), np.float32)

@@ -13,7 +13,7 @@ from armada.stages.distill.evaluation import predict
 from armada.stages.distill.export import (
     StudentCard,
     load_saved_student,
-    save_aligner,
+    save_aligners,
     save_student,
 )
 from armada.stages.distill.model import DistillModel
@@ -76,7 +76,7 @@ def test_a_saved_student_gives_the_same_outputs(checkpoint, cache, tmp_path, kin
     model = save(tmp_path / "student", checkpoint(kind), cache, pooling=pooling)
     student, tokenizer, card = load_saved_student(tmp_path / "student")
     assert card == make_card(model)
-    data = dataset(tokenizer, TEXTS, LABELS, None)
+    data = dataset(tokenizer, TEXTS, LABELS, {})
     expected = predict(model.student, data, 16)
     np.testing.assert_array_equal(predict(student, data, 16), expected, strict=True)
     assert not student.training
@@ -105,7 +105,7 @@ def test_a_regression_is_saved_as_one(checkpoint, cache, tmp_path, pooling):
     model = save(tmp_path / "student", checkpoint("bert"), cache, space=NUMBERS, pooling=pooling)
     student, tokenizer, card = load_saved_student(tmp_path / "student")
     assert card.space == NUMBERS
-    data = dataset(tokenizer, TEXTS, LABELS / 2, None)
+    data = dataset(tokenizer, TEXTS, LABELS / 2, {})
     outputs = predict(student, data, 16)
     assert outputs.shape == (len(TEXTS), 1)
     assert (outputs >= 0).all()
@@ -129,8 +129,9 @@ def test_the_heads_are_all_that_is_trained_beside_transformer_and_aligner(saved)
 
 
 def test_an_aligner_is_saved_whole(checkpoint, cache, tmp_path):
-    aligner = Bench(checkpoint("bert"), cache).run(tmp_path / "run").model.objective.aligner
-    save_aligner(tmp_path / "aligner", aligner)
+    objective = Bench(checkpoint("bert"), cache).run(tmp_path / "run").model.objective
+    aligner = objective.aligner
+    save_aligners(tmp_path / "aligner", objective)
     tensors = load_file(tmp_path / "aligner" / "aligner.safetensors")
     assert tensors.keys() == aligner.state_dict().keys()
     for name, tensor in aligner.state_dict().items():

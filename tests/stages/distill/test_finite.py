@@ -11,6 +11,7 @@ import torch
 from armada.cache_schemas.errors import TrainingError
 from armada.stages.distill import trainer
 from armada.stages.distill.finite import FiniteLosses
+from armada.stages.distill.objectives.base import SOURCE
 from armada.stages.distill.training import Run, train
 from tiny_runs import Bench, Changed, train_logged, weights
 
@@ -19,15 +20,14 @@ PLACES = np.arange(7)
 
 def spoiled_from(run: Run, batch: int) -> None:
     """From that batch of the epoch (counted from 1) on, features are infinite."""
-    features = run.train.features
-    assert features is not None
+    features = run.train.features[SOURCE]
     spoiled = np.concatenate(list(run.train.batches(8, run.seed, 0))[batch - 1 :])
 
     def spoil(places: Any, found: Any) -> Any:
         found[np.isin(places, spoiled)] = np.inf
         return found
 
-    run.train.features = Changed(features, spoil)  # type: ignore[assignment]
+    run.train.features[SOURCE] = Changed(features, spoil)  # type: ignore[assignment]
 
 
 @pytest.fixture(params=["at once", "deferred"])

@@ -11,7 +11,7 @@ import torch
 from armada.cache_schemas.errors import StudentSourceError
 from armada.stages.corpus.labels import LabelSpace
 from armada.stages.distill.export import StudentCard, save_student
-from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
+from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.own_classifier import ADDED_PADDING
 from armada.stages.distill.student import Student, StudentSettings
@@ -62,7 +62,7 @@ def save(folder: Path, student: Student, tokenizer: Any) -> Path:
         label_column="label",
         metric="accuracy",
     )
-    save_student(folder, student, tokenizer, UndistilledObjective(ObjectiveSettings(), sizes), card)
+    save_student(folder, student, tokenizer, UndistilledObjective(ObjectiveOptions(), sizes), card)
     return folder
 
 

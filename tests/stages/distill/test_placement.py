@@ -7,6 +7,7 @@ import pytest
 import torch
 from armada.cache_schemas.errors import JobError
 from armada.stages.distill import placement
+from armada.stages.distill.objectives.base import SOURCE
 from armada.stages.distill.placement import choose_placement
 from tiny_runs import TEXTS, Bench, Changed, train_logged, weights
 
@@ -69,20 +70,20 @@ def test_resident_features_are_the_mapped_ones(
 
 def test_resident_features_are_read_once_in_file_order(bench: Bench, tmp_path: Path) -> None:
     run = bench.run(tmp_path, placement="resident")
-    features = run.train.features
+    features = run.train.features[SOURCE]
     read: list[int] = []
 
     def noted(places: np.ndarray, found: np.ndarray) -> np.ndarray:
         read.extend(places.tolist())
         return found
 
-    run.train.features = Changed(features, noted)
+    run.train.features[SOURCE] = Changed(features, noted)
     train_logged(run)
     assert len(read) == len(TEXTS)
     assert np.all(np.diff(features.file_order()[read]) > 0)
 
 
 def test_the_size_of_what_is_read(bench: Bench, tmp_path: Path) -> None:
-    assert bench.run(tmp_path / "a").train.features.bytes == len(TEXTS) * 6 * 4
-    noisy = bench.run(tmp_path / "b", control="noise=1").train.features
+    assert bench.run(tmp_path / "a").train.features[SOURCE].bytes == len(TEXTS) * 6 * 4
+    noisy = bench.run(tmp_path / "b", control="noise=1").train.features[SOURCE]
     assert noisy.bytes == noisy(np.arange(len(TEXTS))).nbytes

@@ -30,11 +30,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "feature": {"batch_size": 8, "objective": "feature"},
     "kd": {"batch_size": 8, "objective": "kd", "weights": {"temperature": "learned"}},
     "undistilled": {"batch_size": 8, "control": "undistilled"},
+    "summed": {"batch_size": 8, "summed": True},
+    "summed, joint": {"batch_size": 4, "summed": True, "schedule": "joint"},
 }
 # In processes of their own: whoever has sharded once does so ever after.
 SHARDED: dict[str, dict[str, Any]] = {
     "sharded": {"batch_size": 8, "shard_student": True},
     "sharded, joint": {"batch_size": 8, "shard_student": True, "schedule": "joint"},
+    "sharded, summed": {"batch_size": 8, "shard_student": True, "summed": True},
     "sharded, undistilled": {"batch_size": 4, "shard_student": True, "control": "undistilled"},
 }
 CUT = {"batch_size": 8, "save_steps": 5}

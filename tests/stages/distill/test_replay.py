@@ -11,6 +11,7 @@ from armada.stages.distill import replay as replay_module
 from armada.stages.distill import training
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.objectives.armada import ArmadaObjective
+from armada.stages.distill.objectives.base import SOURCE
 from armada.stages.distill.replay import Replay
 from armada.stages.distill.sampler import EpochBatches
 from tiny_runs import TEXTS, Bench, train_logged, weights
@@ -32,7 +33,7 @@ def begin(replay: Replay, epoch: float) -> None:
 def check(objective: ArmadaObjective, train: DistillDataset, places: Any, replay: Replay) -> None:
     """One batch of the replay against the aligner itself."""
     found = replay.answers(places)
-    expected = objective.read(train.features_of(places))
+    expected = objective.read(train.features_of(places, SOURCE))
     for name in expected._fields:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
 
@@ -63,18 +64,17 @@ def test_features_are_gathered_a_window_at_a_time(
     monkeypatch.setattr(replay_module, "WINDOW_ROWS", 24)
     objective, train = prepared(bench, tmp_path)
     gathered: list[int] = []
-    features = train.features
-    assert features is not None
+    features = train.features[SOURCE]
 
     def counted(places: Any) -> Any:
         gathered.append(len(places))
         return features(places)
 
-    monkeypatch.setattr(train, "features", counted)
+    monkeypatch.setitem(train.features, SOURCE, counted)
     replay = Replay(objective, train, EpochBatches(train, ROWS, seed=0))
     begin(replay, 0)
     for places in train.batches(ROWS, seed=0, epoch=0):
-        assert "feature" not in train.__getitems__(places.tolist())
+        assert "features" not in train.__getitems__(places.tolist())
         windows, before = len(gathered), train.seconds
         replay.answers(places)
         # The time of the gather counts as data, as it would in the batch itself.
@@ -105,7 +105,7 @@ def test_the_student_is_that_of_the_step_by_step_schedule(
     knobs = {"control": control, "weights": {"manifold": manifold}}
     replayed = doubled(bench, tmp_path / "replayed", **knobs)
     _, losses = train_logged(replayed)
-    monkeypatch.setattr(training, "_replay", lambda run, batches: None)
+    monkeypatch.setattr(training, "_replays", lambda run, batches: [])
     stepwise = doubled(bench, tmp_path / "stepwise", **knobs)
     _, expected = train_logged(stepwise)
     assert replayed.train.apart

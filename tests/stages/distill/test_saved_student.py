@@ -10,8 +10,8 @@ import torch
 from armada.cache_schemas.errors import InputError, StudentSourceError
 from armada.stages.corpus.labels import NO_LABELS, LabelSpace
 from armada.stages.distill.export import StudentCard, save_student
-from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
-from armada.stages.distill.objectives.feature import FeatureObjective
+from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
+from armada.stages.distill.objectives.feature import FeatureObjective, FeatureOptions
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.student import PooledStudent, Student, StudentSettings
 from armada.stages.distill.student_models import load_backbone
@@ -36,7 +36,7 @@ def save(
         label_column="label",
         metric="accuracy",
     )
-    parts = objective or UndistilledObjective(ObjectiveSettings(), sizes)
+    parts = objective or UndistilledObjective(ObjectiveOptions(), sizes)
     save_student(folder, student, tokenizer, parts, card)
     return folder
 
@@ -95,7 +95,7 @@ def test_a_folder_of_an_earlier_version_is_read(checkpoint, tmp_path):
 def test_embeddings_are_those_that_were_to_meet_the_feature(checkpoint, tmp_path):
     student, tokenizer = make(checkpoint("bert"), NO_LABELS, "mean")
     sizes = Sizes(student.dim, 1, regression=False, feature_shape=(5,))
-    objective = FeatureObjective(ObjectiveSettings(), sizes)
+    objective = FeatureObjective(FeatureOptions(), sizes)
     folder = save(tmp_path / "student", student, tokenizer, objective)
     tokens = encode(tokenizer, [(text,) for text in TEXTS[:5]], 32)
     with torch.no_grad():

@@ -49,7 +49,7 @@ class Loop:
 
     def __init__(self, model: DistillModel, folder: Path) -> None:
         self.model, self.tokenizer = model, AutoTokenizer.from_pretrained(folder)
-        self.aligner = getattr(model.objective, "aligner", None)
+        self.aligner = model.objective.aligner
         self.losses: list[float] = []
 
     def batch(self, places: np.ndarray) -> tuple[Any, Tensor, Tensor]:
@@ -161,7 +161,9 @@ def test_training_is_the_method_by_hand(bench, tmp_path, control, schedule, accu
         labels=LABELS,
         dropout=0.0,
         validate=False,  # so that the last weights are kept, not the best
-        weights={"alpha": ALPHA, "beta": BETA, "gamma": GAMMA, "temperature": T},
+        weights={"alpha": ALPHA, "beta": BETA, "gamma": GAMMA, "temperature": T}
+        if control == "none"
+        else {},
         schedule=schedule,
         epochs=EPOCHS,
         batch_size=ROWS,

@@ -15,7 +15,7 @@ from armada.stages.distill.language.export import (
 )
 from armada.stages.distill.language.settings import LoraSettings
 from armada.stages.distill.language.source import load_language_student
-from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
+from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.student import StudentSettings
 from armada.stages.language.recipe import Recipe
@@ -49,7 +49,7 @@ def save_adapters(folder: Path, base: str) -> torch.Tensor:
         metric="loss",
         **named_base(base, None),
     )
-    objective = UndistilledObjective(ObjectiveSettings(), Sizes(student.dim, 1, False, None))
+    objective = UndistilledObjective(ObjectiveOptions(), Sizes(student.dim, 1, False, None))
     save_language_student(folder, student, tokenizer, objective, card)
     with torch.no_grad():
         states: torch.Tensor = student.eval()(IDS)

@@ -22,7 +22,7 @@ def rows() -> Any:
 
 
 def dataset(kind: type[DistillDataset], rows: Any) -> DistillDataset:
-    return kind(rows, np.full(len(rows), MISSING), None)
+    return kind(rows, np.full(len(rows), MISSING), {})
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from armada.stages.distill.language.model import LanguageModel, WordLoss, only_r
 from armada.stages.distill.language.settings import LanguageSettings, LoraSettings
 from armada.stages.distill.language.source import check_words, load_language_student
 from armada.stages.distill.language.student import LanguageStudent
-from armada.stages.distill.objectives.base import ObjectiveSettings, Sizes
+from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.processes import Processes
 from armada.stages.distill.student import StudentSettings
@@ -41,7 +41,7 @@ def student_of(folder: Path, **settings: Any) -> tuple[LanguageStudent, Any]:
 
 
 def model_of(student: LanguageStudent, alpha: float = 0.5) -> LanguageModel:
-    objective = UndistilledObjective(ObjectiveSettings(), Sizes(student.dim, 1, False, None))
+    objective = UndistilledObjective(ObjectiveOptions(), Sizes(student.dim, 1, False, None))
     return LanguageModel(student, objective, WordLoss(LanguageSettings(), alpha, 1.0))
 
 
@@ -110,7 +110,7 @@ def test_word_sums_do_not_depend_on_batches(folders: dict[str, Path]) -> None:
     student, tokenizer = student_of(folders["opt"])
     texts = texts_of(tokenizer)
     rows = pack(texts, "none", 100, 1)
-    dataset = DistillDataset(rows, np.full(len(rows), MISSING), None)
+    dataset = DistillDataset(rows, np.full(len(rows), MISSING), {})
     model = model_of(student).eval()
     found = []
     for size in (1, 4, 6):

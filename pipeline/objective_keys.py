@@ -1,0 +1,248 @@
+"""Keys of a `distill` job about its teachers and objectives, where it has one or several.
+
+    teachers:                                      a name -> a teacher's answers in a cache
+      clip: {cache: caches/clip}
+      hint: {cache: caches/all, teacher: 96e0, text_column: [text, hint], control: shuffled}
+    objectives:                                    their weighted sum is what a student learns by
+      - {name: armada, teacher: clip, alpha: 0.5}
+      - {name: feature, teacher: hint, distance: cosine, weight: {from: 1, to: 0}}
+
+A job with one of each may say `cache`, `teacher`, `feature`, `objective` and the options of that
+itself: `distill_job.py`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from ..cache_schemas.errors import JobError
+from ..cache_schemas.locations import shown
+from ..stages.distill.controls import Control, parse_control
+from ..stages.distill.objectives import OBJECTIVES
+from ..stages.distill.objectives.sum import WeightSchedule
+from ..stages.distill.placement import Placement
+from ..stages.store.transfer.connection import is_local, local_path
+from .byte_counts import ByteCount
+from .jobs import Job, make, unknown_key
+from .logs import LOGGER
+
+ONCE_SHARED = frozenset(
+    {
+        *("alpha", "beta", "gamma", "temperature", "manifold", "distance", "aligner_hidden_size"),
+        *("orthogonal_map", "orthogonal_projection"),
+    }
+)
+"""Options that were keys of every job once, whatever its objective: finished runs still have them
+all in their job files."""
+
+
+class CacheKeys(Job):
+    """What to learn from."""
+
+    cache: Path | str | None = Field(
+        default=None,
+        description="folder of the cache, or a URL that fsspec opens; only control=undistilled "
+        "needs none",
+    )
+    teacher: str | None = Field(
+        default=None, description="fingerprint of the teacher, or a prefix no other one shares"
+    )
+    feature: str | None = Field(
+        default=None, description="feature to learn from; may be left out if there is one"
+    )
+    expect_digest: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="digest that the cache must have"
+    )
+    mirror: Path | None = Field(
+        default=None,
+        description="folder that keeps what comes of a cache at a URL; default one in the user's "
+        "own cache folder",
+    )
+    mirror_limit: ByteCount | None = Field(
+        default=None, description="most bytes that the mirror may keep, such as 50GiB"
+    )
+    verify_cache: bool = Field(
+        default=False, description="compare the checksum of each file when it is first opened"
+    )
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _path_or_url(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return local_path(value) if is_local(value) else value
+
+
+class TeacherKeys(CacheKeys):
+    """One of several teachers."""
+
+    cache: Path | str = Field(description="folder of the cache, or a URL that fsspec opens")
+    text_column: tuple[str, ...] = Field(
+        default=(),
+        description="columns of the same rows that this teacher read, where they are not those "
+        "that the student reads: hints, retrieved documents, translations",
+    )
+    control: str = Field(
+        default="none",
+        description="of this teacher alone: none, random-aligner, shuffled or noise=SIGMA",
+    )
+    placement: Placement | None = Field(
+        default=None, description="where its features lie; default as the job's"
+    )
+
+    @field_validator("text_column", mode="before")
+    @classmethod
+    def _one_column_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("control")
+    @classmethod
+    def _known_control(cls, value: str) -> str:
+        if parse_control(value).name == "undistilled":
+            raise ValueError("is for a whole job; leave out the objectives that read this teacher")
+        return value
+
+    @property
+    def parsed_control(self) -> Control:
+        """The control with its parameter."""
+        return parse_control(self.control)
+
+
+class WithOptions(Job):
+    """A job whose objective has keys of its own: they stand beside the others in what is read and
+    in what is written, and are `options` here."""
+
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the objective")
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _to_be_shown(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = shown(plain(self))
+        # Where they are declared: names of conditions tell them first.
+        return {
+            name: inner
+            for key, value in document.items()
+            for name, inner in (value.items() if key == "options" else [(key, value)])
+        }
+
+    @classmethod
+    def _with_options(cls, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Flat keys in which those that are no job keys stand as its options."""
+        own = {key: value for key, value in keys.items() if key in cls.model_fields}
+        others = {key: value for key, value in keys.items() if key not in cls.model_fields}
+        options = own.get("options") or {}
+        # What is no mapping is left for the job to refuse.
+        own["options"] = {**options, **others} if isinstance(options, Mapping) else options
+        return own
+
+
+class ObjectiveKeys(WithOptions):
+    """One of several objectives. Keys that it does not know are options of the objective."""
+
+    name: str = Field(description="armada, kd, feature, or a plug-in")
+    teacher: str | None = Field(
+        default=None, description="name of the teacher it reads; may be left out if there is one"
+    )
+    feature: str | None = Field(
+        default=None,
+        description="feature it reads; default the teacher's `feature`, or its only one",
+    )
+    features: tuple[str, ...] = Field(
+        default=(), description="features it reads, of an objective that reads several"
+    )
+    weight: float | WeightSchedule = Field(
+        default=1.0,
+        description="weight in the sum: a number, or {from, to, until, shape}, which moves with "
+        "the share of steps that are made",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _others_are_options(cls, keys: Any) -> Any:
+        if not isinstance(keys, Mapping):
+            return keys
+        own = cls._with_options(keys)
+        if isinstance(own.get("name"), str) and isinstance(own["options"], Mapping):
+            own["options"] = complete_options(own["name"], own["options"], cls.model_fields)
+        return own
+
+    @field_validator("weight")
+    @classmethod
+    def _is_a_weight(cls, value: float | WeightSchedule) -> float | WeightSchedule:
+        if not isinstance(value, WeightSchedule) and not 0 <= value < math.inf:
+            raise ValueError("is not a number of 0 or more")
+        return value
+
+    @model_validator(mode="after")
+    def _names_features_once(self) -> "ObjectiveKeys":
+        if self.feature is not None and self.features:
+            raise ValueError(f"objective {self.name}: name feature or features, not both")
+        return self
+
+    @property
+    def asked_features(self) -> tuple[str, ...]:
+        """The features that are named."""
+        return self.features or ((self.feature,) if self.feature else ())
+
+
+def complete_options(
+    name: str, given: Mapping[str, Any], beside: Iterable[str], once_shared: bool = False
+) -> dict[str, Any]:
+    """All options of an objective, as plain data; as they are given of one that is not installed.
+    `once_shared`: those that every job had once are left out, with a warning, if they are not its.
+
+    Raises JobError for what is no option, or not of that value; `beside` are other keys that could
+    have been meant."""
+    options = options_class(name)
+    if options is None:
+        return dict(given)
+    if name == "tokens" and "temperature" in given:
+        raise JobError(
+            f"job key 'temperature': {given['temperature']}: is of outputs for classes; words are "
+            "softened by token_temperature"
+        )
+    unread = given.keys() & ONCE_SHARED - options.model_fields.keys() if once_shared else set()
+    for key in sorted(unread):
+        LOGGER.warning(f"{_no_option(name, key, options, beside)}; left out, and refused later on")
+    given = {key: value for key, value in given.items() if key not in unread}
+    for key in given:
+        if key not in options.model_fields:
+            raise JobError(_no_option(name, key, options, beside))
+    return make(options, given).model_dump(mode="json")
+
+
+def _no_option(name: str, key: str, options: type[BaseModel], beside: Iterable[str]) -> str:
+    if key in ONCE_SHARED:
+        known = ", ".join(options.model_fields) or "none"
+        return f"job key {key!r}: is no option of objective {name}; it has {known}"
+    return unknown_key("job", key, [*options.model_fields, *beside])
+
+
+def objective_options(name: str) -> type[BaseModel]:
+    """The options of an objective. Raises JobError for one that is not installed."""
+    options: type[BaseModel] = OBJECTIVES.load(name).Options
+    return options
+
+
+def options_class(name: str) -> type[BaseModel] | None:
+    """The options of an objective, None of one that is not installed."""
+    try:
+        return objective_options(name)
+    except JobError:
+        return None
+
+
+def without_once_shared(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a finished run's job without options that its objective never read."""
+    options = options_class(name)
+    read = options.model_fields if options else {}
+    return {key: v for key, v in keys.items() if key not in ONCE_SHARED or key in read}

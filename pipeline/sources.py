@@ -1,0 +1,176 @@
+"""The sources of a run: features of teachers in open caches, joined to the rows of its corpora.
+
+A source is joined by the key of the columns that its teacher read, which may be others than those
+that the student reads: hints, retrieved documents, translations.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..cache_schemas.errors import MissingFeatureError, MissingKeysError
+from ..cache_schemas.keys import KeyArray
+from ..stages.corpus.corpus import Corpus
+from ..stages.corpus.reading import column_name
+from ..stages.distill.controls import Control, other_places
+from ..stages.distill.order import epoch_order
+from ..stages.distill.placement import Placement
+from ..stages.distill.schedules import ALIGNER_STREAM
+from ..stages.store.format.index import Rows
+from ..stages.store.reading.block_shuffle import BlockOrder
+from ..stages.store.reading.feature_array import FeatureArray
+from ..stages.store.reading.reader import Cache
+from ..stages.store.transfer.mirror import ToCome
+from .answers import Answers, open_answers
+from .distill_job import DistillJob
+from .missing import SHOWN_MISSING, missing_keys
+from .objective_keys import TeacherKeys
+from .terms import Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The text columns of a corpus that several read: `names` of all, first those of the student,
+    and which of them the student and each source read, in their order."""
+
+    names: tuple[str, ...]
+    student: tuple[int, ...]
+    sources: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, student: Sequence[str], sources: Sequence[Sequence[str]]) -> "Columns":
+        """The columns of a student and of sources, as a job names them."""
+        names: dict[str, str] = {}
+        for column in (*student, *(column for own in sources for column in own)):
+            names.setdefault(column_name(column), column)
+        places = {name: place for place, name in enumerate(names)}
+
+        def of_one(columns: Sequence[str]) -> tuple[int, ...]:
+            return tuple(places[column_name(column)] for column in columns)
+
+        return cls(tuple(names.values()), of_one(student), tuple(map(of_one, sources)))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A feature of a teacher; `columns` are the places of the text columns that the teacher read
+    in a corpus with those of all."""
+
+    teacher: str
+    answers: Answers
+    feature: FeatureArray
+    columns: tuple[int, ...]
+    control: Control
+    placement: Placement | None
+
+    @property
+    def cache(self) -> Cache:
+        """The open cache."""
+        return self.answers.cache
+
+    def find(self, keys: KeyArray) -> Rows:
+        """The cache row of each key [N], -1 where there is none."""
+        return self.cache.find(keys, self.feature.spec.name)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where its answers come from."""
+        return {
+            "cache_digest": self.answers.digest,
+            "teacher_fingerprint": self.cache.teacher.fingerprint,
+            "teacher": self.cache.teacher.spec.model_dump(mode="json"),
+            "feature": self.feature.spec.name,
+        }
+
+
+def open_sources(
+    readings: Mapping[str, Reading],
+    teachers: Mapping[str, TeacherKeys],
+    columns: Columns,
+    corpora: Sequence[Corpus],
+) -> dict[str, Source]:
+    """The features that are read, by the name of the source, in caches of which as little is opened
+    as some corpora need. Raises CacheError, and MissingFeatureError for a feature that is not
+    there, or not named where there are several."""
+    opened: dict[str, Answers] = {}
+    sources: dict[str, Source] = {}
+    for reading, own in zip(readings.values(), columns.sources, strict=True):
+        keys = teachers[reading.teacher]
+        if reading.teacher not in opened:
+            opened[reading.teacher] = open_answers(keys)
+        answers = opened[reading.teacher]
+        name = _feature(answers.cache, reading, len(teachers) > 1)
+        answers = answers.of(name, [corpus.of_columns(own) for corpus in corpora])
+        sources[reading.source] = Source(
+            reading.teacher,
+            answers,
+            answers.cache[name],
+            own,
+            keys.parsed_control,
+            keys.placement,
+        )
+    return sources
+
+
+def _feature(cache: Cache, reading: Reading, of_several: bool) -> str:
+    if reading.feature is None and len(cache.features) > 1:
+        told = f"{reading.teacher}: " if of_several else ""
+        raise MissingFeatureError(
+            f"{told}job key 'feature' is missing; the teacher has {', '.join(cache.features)}"
+        )
+    name = reading.feature or cache.features[0]
+    if reading.logits_for is not None and name not in cache:
+        raise MissingFeatureError(
+            f"feature {name!r}: teacher {cache.teacher.fingerprint[:12]} has "
+            f"{', '.join(cache.features)}; {reading.logits_for} learns from the logits of a "
+            "classifier (`armada precompute --teacher classifier:SOURCE`)"
+        )
+    return name
+
+
+def missing_of_sources(
+    sources: Mapping[str, Source], corpus: Corpus, rows: Mapping[str, Rows]
+) -> MissingKeysError:
+    """The error for rows of a corpus that sources have no answers for, counted for each."""
+    lacking = {name: np.flatnonzero(found < 0) for name, found in rows.items()}
+    lacking = {name: missing for name, missing in lacking.items() if len(missing)}
+    if len(sources) == 1:
+        ((name, missing),) = lacking.items()
+        source = sources[name]
+        return missing_keys(source.cache, corpus, missing, [source.feature.spec.name])
+    counts = ", ".join(
+        f"{len(missing)} in that of {name} ({sources[name].cache.teacher.fingerprint[:12]})"
+        for name, missing in lacking.items()
+    )
+    every = np.unique(np.concatenate(list(lacking.values())))
+    first = "; ".join(corpus.where(int(row)) for row in every[:SHOWN_MISSING])
+    return MissingKeysError(
+        f"of {len(corpus)} rows, not in the cache: {counts}; run `armada precompute` on them with "
+        f"the text columns that each teacher reads, or leave such rows out with "
+        f"skip_bad_rows=true. First: {first}",
+        every.tolist(),
+    )
+
+
+def rows_by_first_use(
+    job: DistillJob, source: Source, train: Rows, aligner_first: bool, own_draw: str
+) -> Rows:
+    """The cache rows of the training examples in the order in which the first epoch of the first
+    seed reads them."""
+    seed, stream = job.seeds[0], ALIGNER_STREAM if aligner_first else 0
+    if source.control.name == "shuffled":
+        train = train[other_places(len(train), seed, own_draw)]
+    order: Rows = epoch_order(len(train), seed, 0, stream)
+    if (source.placement or job.placement) == "streamed":
+        windows = BlockOrder(source.feature.in_file_order(train)).windows(seed, 0, stream)
+        order = np.concatenate(list(windows))
+    return train[order]
+
+
+def sum_to_come(found: Sequence[ToCome | None]) -> ToCome | None:
+    """What comes of all caches together; None where nothing does."""
+    known = [each for each in found if each is not None]
+    if not known:
+        return None
+    return ToCome(sum(each.shards for each in known), sum(each.bytes for each in known))

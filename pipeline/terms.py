@@ -1,0 +1,192 @@
+"""The objectives of a job, found and fitted to its teachers, before anything of these is read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..cache_schemas.errors import JobError
+from ..stages.distill.objectives import OBJECTIVES
+from ..stages.distill.objectives.base import Objective, Shape, Sizes
+from ..stages.distill.objectives.sum import SummedObjective
+from .distill_job import DistillJob
+from .language.checks import check_language_job, check_other_job
+from .objective_keys import ObjectiveKeys, TeacherKeys
+
+UNDISTILLED = ObjectiveKeys(name="undistilled")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A feature of a teacher that objectives read, under the name of a source: the teacher's, or
+    `teacher.feature` where several of one teacher are read. `feature` is None where the job names
+    none and the teacher's only one is meant."""
+
+    source: str
+    teacher: str
+    feature: str | None
+    logits_for: str | None = None
+    """The objective that takes its numbers for logits of the student's classes, if one does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One objective of a job, what its losses are called, and what it reads."""
+
+    label: str
+    keys: ObjectiveKeys
+    objective: type[Objective]
+    readings: tuple[Reading, ...]
+
+    def build(self, sizes: Sizes) -> Objective:
+        """Its parts, drawn anew. Raises JobError."""
+        built = self.objective(self.objective.Options(**self.keys.options), sizes)
+        built.label = self.label
+        built.sources = tuple(reading.source for reading in self.readings)
+        return built
+
+
+def terms_of(job: DistillJob) -> tuple[Term, ...]:
+    """What a job trains with. Raises JobError for objectives that are not there, or do not go with
+    its teachers and their controls."""
+    keys = _objectives(job)
+    classes = [OBJECTIVES.load(each.name) for each in keys]
+    teachers = job.all_teachers
+    named = [_teacher(*pair, teachers) for pair in zip(keys, classes, strict=True)]
+    readings = list(_readings(keys, classes, named, teachers))
+    if job.teachers is not None and keys != (UNDISTILLED,):
+        for name in teachers.keys() - set(named):
+            raise JobError(f"teacher {name}: no objective reads it; leave it out")
+    labels = _labels(keys, named)
+    terms = tuple(map(Term, labels, keys, classes, readings))
+    for term in terms:
+        _check_controls(term, teachers)
+        if job.batch_size < term.objective.reads.least_rows:
+            raise JobError(
+                f"job key 'batch_size': {job.batch_size}; objective {term.keys.name} compares "
+                f"{term.objective.reads.least_rows} examples of a batch at least"
+            )
+    return terms
+
+
+def readings_of(terms: Sequence[Term]) -> dict[str, Reading]:
+    """Everything that is read, once each, by the name of the source."""
+    every = [reading for term in terms for reading in term.readings]
+    every.sort(key=lambda reading: reading.logits_for is not None)  # these say more; order is kept
+    found = {reading.source: reading for reading in every}
+    return {reading.source: found[reading.source] for term in terms for reading in term.readings}
+
+
+def build_objective(terms: Sequence[Term], sizes: Sizes, shapes: Mapping[str, Shape]) -> Objective:
+    """What a student learns by; `shapes` are those of the features of all sources. One objective
+    that counts once is itself, anything else their sum."""
+    parts = [term.build(_sizes_of(term, sizes, shapes)) for term in terms]
+    weights = [term.keys.weight for term in terms]
+    if weights != [1]:
+        return SummedObjective(parts, weights, sizes)
+    (alone,) = parts
+    alone.label = ""
+    return alone
+
+
+def _sizes_of(term: Term, sizes: Sizes, shapes: Mapping[str, Shape]) -> Sizes:
+    own = [shapes[reading.source] for reading in term.readings]
+    return replace(sizes, feature_shape=own[0], more_shapes=tuple(own[1:])) if own else sizes
+
+
+def _objectives(job: DistillJob) -> tuple[ObjectiveKeys, ...]:
+    if job.task == "language":
+        check_language_job(job)
+        learns_feature = job.objective == "armada" and job.distilled
+        return job.all_objectives if learns_feature else (UNDISTILLED,)
+    check_other_job(job)
+    plain = job.parsed_control.name == "undistilled" or job.objective == "undistilled"
+    return (UNDISTILLED,) if plain else job.all_objectives
+
+
+def _teacher(
+    keys: ObjectiveKeys, objective: type[Objective], teachers: Mapping[str, TeacherKeys]
+) -> str | None:
+    """The name of the teacher that an objective reads."""
+    if objective.reads.features == 0:
+        if keys.teacher is not None or keys.asked_features:
+            raise JobError(
+                f"objective {keys.name}: reads no teacher; leave teacher and feature out"
+            )
+        return None
+    names = ", ".join(teachers)
+    if keys.teacher is None and len(teachers) == 1:
+        return next(iter(teachers))
+    if keys.teacher is None:
+        raise JobError(f"objective {keys.name}: names no teacher, and there are {names or 'none'}")
+    if keys.teacher not in teachers:
+        raise JobError(
+            f"objective {keys.name}: teacher {keys.teacher!r} is none of the job's; there are "
+            f"{names or 'none'}"
+        )
+    return keys.teacher
+
+
+def _readings(
+    keys: Sequence[ObjectiveKeys],
+    classes: Sequence[type[Objective]],
+    named: Sequence[str | None],
+    teachers: Mapping[str, TeacherKeys],
+) -> Iterator[tuple[Reading, ...]]:
+    asked = [
+        () if teacher is None else _features(own, objective, teachers[teacher])
+        for own, objective, teacher in zip(keys, classes, named, strict=True)
+    ]
+    of_teacher = {
+        name: {f for own, teacher in zip(asked, named, strict=True) if teacher == name for f in own}
+        for name in teachers
+    }
+    for own, objective, teacher, features in zip(keys, classes, named, asked, strict=True):
+        if teacher is None:
+            yield ()
+            continue
+        several = len(of_teacher[teacher]) > 1
+        logits_for = own.name if objective.reads.classes else None
+        yield tuple(
+            Reading(_source(teacher, feature, several), teacher, feature, logits_for)
+            for feature in features
+        )
+
+
+def _features(
+    keys: ObjectiveKeys, objective: type[Objective], teacher: TeacherKeys
+) -> tuple[str | None, ...]:
+    reads = objective.reads
+    found = keys.asked_features or (teacher.feature or reads.default_feature,)
+    if reads.features is not None and len(found) != reads.features:
+        raise JobError(
+            f"objective {keys.name}: reads {reads.features} features of a teacher, and "
+            f"{len(found)} are named"
+        )
+    return found
+
+
+def _source(teacher: str, feature: str | None, several: bool) -> str:
+    return f"{teacher}.{feature or 'feature'}" if several else teacher
+
+
+def _labels(keys: Sequence[ObjectiveKeys], named: Sequence[str | None]) -> list[str]:
+    """Names of the objectives; with that of the teacher, and then a number, where one comes
+    twice."""
+    names = [each.name for each in keys]
+    wide = [
+        f"{name}-{teacher}" if names.count(name) > 1 and teacher else name
+        for name, teacher in zip(names, named, strict=True)
+    ]
+    return [
+        label if wide.count(label) == 1 else f"{label}-{wide[: number + 1].count(label)}"
+        for number, label in enumerate(wide)
+    ]
+
+
+def _check_controls(term: Term, teachers: Mapping[str, TeacherKeys]) -> None:
+    for reading in term.readings:
+        control = teachers[reading.teacher].parsed_control.name
+        if control == "random-aligner" and not term.objective.has_aligner:
+            raise JobError(
+                f"control random-aligner: objective {term.keys.name!r} has no aligner; choose "
+                "another"
+            )
