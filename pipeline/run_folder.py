@@ -33,7 +33,7 @@ WORKING = ("checkpoints", "best")
 """Folders that a run needs only until it is finished; `stages/distill` names them."""
 _DATA = (
     *("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature"),
-    *("token_cache_digest", "token_teacher_fingerprint", "token_feature", "teachers"),
+    *("read_digest", "token_cache_digest", "token_teacher_fingerprint", "token_feature"),
 )
 """What `run.json` says of a run's data."""
 
@@ -161,14 +161,23 @@ def check_same_data(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Raise OutputError if an unfinished run in `folder` began on other data than it would go on
     with: each difference is named, both sides of it."""
     file = folder / RUN
-    before = json.loads(file.read_bytes()) if file.is_file() else {}
-    differing = [key for key in _DATA if key in before and before[key] != provenance.get(key)]
+    before = _of_data(json.loads(file.read_bytes())) if file.is_file() else {}
+    now = _of_data(provenance)
+    differing = [key for key in before if before[key] != now.get(key)]
     if differing:
         raise OutputError(
             f"output {folder}: holds an unfinished run on other data: "
-            f"{_both_sides(differing, before, provenance, str)}; bring back what it began with, or "
+            f"{_both_sides(differing, before, now, str)}; bring back what it began with, or "
             "choose another folder"
         )
+
+
+def _of_data(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's provenance says of its data; of several teachers, with the name of each."""
+    told = {key: provenance[key] for key in _DATA if key in provenance}
+    for name, teacher in provenance.get("teachers", {}).items():
+        told |= {f"{name} {key}": teacher[key] for key in _DATA if key in teacher}
+    return told
 
 
 def _both_sides(

@@ -123,6 +123,8 @@ class StudentData:
     space: LabelSpace
     metric: str
     sources: Mapping[str, Source] = field(default_factory=dict)
+    read_digests: Mapping[str, str] = field(default_factory=dict)
+    """Of the training texts that sources read, where these are not the student's."""
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -144,11 +146,15 @@ class StudentData:
 
     def provenance(self) -> dict[str, Any]:
         """Where the teachers' answers come from; for the record of a run."""
-        if len(self.sources) > 1:
-            return {"teachers": {name: each.provenance() for name, each in self.sources.items()}}
-        for source in self.sources.values():
-            return source.provenance()
-        return dict.fromkeys(("cache_digest", "teacher_fingerprint", "teacher", "feature"))
+        told = {
+            name: source.provenance()
+            | ({"read_digest": self.read_digests[name]} if name in self.read_digests else {})
+            for name, source in self.sources.items()
+        }
+        if len(told) > 1:
+            return {"teachers": told}
+        nothing = dict.fromkeys(("cache_digest", "teacher_fingerprint", "teacher", "feature"))
+        return next(iter(told.values()), nothing)
 
     def gathers(self, seed: int) -> dict[str, Gather]:
         """How to read the training features, each source under its control."""
@@ -210,10 +216,15 @@ def read_student_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     if sources:
         joined = [each.joined(sources, job.skip_bad_rows) for each in corpora]
         train, validation = joined[0], joined[1] if joined[1:] else validation
+    read_digests = {
+        name: train.of_columns(source.columns).digest()
+        for name, source in sources.items()
+        if source.columns != columns.student
+    }
     train = train.of_columns(columns.student)
     if validation is not None and features_alone:
         validation = validation.of_columns(columns.student)
-    return StudentData(train, validation, space, metric, sources)
+    return StudentData(train, validation, space, metric, sources, read_digests)
 
 
 def _check_features(

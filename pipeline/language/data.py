@@ -96,7 +96,7 @@ def read_language_data(job: DistillJob, terms: Sequence[Term]) -> LanguageData:
     train = LabelledCorpus(corpus, label_values(corpus, space))
     validation = read_labelled(job, job.validation, space) if job.validation else None
     words, train = _words(job, train)
-    data = LanguageData(train, validation, space, _metric(job), {}, words)
+    data = LanguageData(train, validation, space, _metric(job), words=words)
     readings = readings_of(terms)
     return _with_feature(job, data, readings) if readings else data
 

@@ -1,11 +1,13 @@
 """Teachers and objectives of other people's packages, where their names or parts could mislead."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from armada.pipeline.precompute_job import PrecomputeJob
 from armada.stages.precompute.teachers import TEACHERS
 from command_line import CommandLine
@@ -115,3 +117,63 @@ def test_a_random_aligner_of_any_class_stays_as_it_was_drawn(
     assert result.code == 2
     assert "says that it has an aligner, and none of its parts is called `aligner`" in result.error
     assert not (tmp_path / "no").exists()
+
+
+OF_TWO = """
+import torch
+from armada.stages.distill.losses import task_loss
+from armada.stages.distill.objectives.base import Objective, ObjectiveOptions, Reads, named_terms
+from pydantic import Field
+from torch import nn
+
+class Options(ObjectiveOptions):
+    share: float = Field(default=0.5, ge=0, le=1, description="weight of the first feature")
+
+class OfTwo(Objective):
+    Options = Options
+    reads = Reads(features=2, least_rows=2)
+
+    def __init__(self, options, sizes):
+        super().__init__(options, sizes)
+        shapes = (sizes.feature_shape, *sizes.more_shapes)
+        self.maps = nn.ModuleList([nn.Linear(sizes.pooled_dim, shape[0]) for shape in shapes])
+
+    def forward(self, pooled_BD, output_BK, feature_BH, labels_B):
+        one, two = feature_BH
+        first = (self.maps[0](pooled_BD) - one).square().mean()
+        second = (self.maps[1](pooled_BD) - two).square().mean()
+        told = self.options.share * first + (1 - self.options.share) * second
+        task = task_loss(output_BK, labels_B, self.sizes.regression)
+        return named_terms(task + told, task=task, first=first, second=second)
+"""
+
+
+def test_an_objective_of_two_features_with_an_option_of_its_own(
+    install: Any, armada: CommandLine, distill_bench: Any, tmp_path: Path
+) -> None:
+    install("objective_of_two", OF_TWO, "armada.objectives", of_two="OfTwo")
+    listed = armada.done("distill", "--keys", "--objective", "of_two")
+    assert "share                    0.5              weight of the first feature" in listed
+    keys: dict[str, Any] = {
+        **{"train": str(distill_bench.train), "text_column": "text", "label_column": "label"},
+        **{"student": str(distill_bench.student), "epochs": 1, "batch_size": 16},
+        "teachers": {"made": {"cache": str(distill_bench.cache), "teacher": distill_bench.made_up}},
+    }
+
+    def run(name: str, **changes: Any) -> str:
+        one = {"name": "of_two", "features": ["embedding", "logits"]} | changes
+        file = tmp_path / f"{name}.yaml"
+        job = keys | {"output": str(tmp_path / name), "objectives": [one]}
+        file.write_text(yaml.safe_dump(job))
+        result = armada("distill", file, "--quiet", "--set", "logging_steps=1")
+        return result.error if result.code else ""
+
+    assert run("good", share=0.25) == ""
+    log = (tmp_path / "good" / "log.jsonl").read_text().splitlines()
+    first = json.loads(log[0])
+    whole = first["task"] + 0.25 * first["first"] + 0.75 * first["second"]
+    assert first["loss"] == pytest.approx(whole, rel=1e-5)
+    assert "reads 2 features of a teacher, and 1 are named" in run("one", features=["logits"])
+    assert "key 'share': 2: Input should be less than or equal to 1" in run("bad", share=2)
+    keys["batch_size"] = 1
+    assert "objective of_two compares 2 examples of a batch at least" in run("few")

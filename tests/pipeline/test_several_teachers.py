@@ -225,6 +225,27 @@ def test_a_cut_run_goes_on_with_the_same_teachers_only(
     assert "holds a run of another job: teachers: was" in result.error
 
 
+def test_a_cut_run_goes_on_with_the_same_hints_only(
+    armada: CommandLine, job: Job, hints: Path, write_parquet: Any, tmp_path: Path
+) -> None:
+    """The student's texts and labels are the same, and all hints are cached."""
+    labels = class_labels(len(TEXTS))
+    told = [f"{text} indeed" for text in TEXTS]
+    one = write_parquet("one", {"text": TEXTS, "c": told, "label": labels})
+    swapped = write_parquet("two", {"text": TEXTS, "c": [*told[1:], told[0]], "label": labels})
+    asked = {"text_column": ["text", "c"], "teacher": "hash:5", "cache": hints}
+    run = tmp_path / "run"
+    armada.done("distill", write(job | {"train": str(one)}, tmp_path), "--quiet")
+    (run / "metrics.json").unlink()
+    library.precompute(corpus=str(swapped), **asked)
+    again: Job = job | {"train": str(one), "resume": True}
+    write_parquet("one", {"text": TEXTS, "c": [*told[1:], told[0]], "label": labels})
+    result = armada("distill", write(again, tmp_path), "--quiet")
+    assert result.code == 2
+    assert "holds an unfinished run on other data: " in result.error
+    assert "hint read_digest: was" in result.error
+
+
 REFUSED: dict[str, tuple[Job, str]] = {
     "a teacher of nobody": (
         {"objectives": [{"name": "feature", "teacher": "clip"}]},
