@@ -1,34 +1,71 @@
 """armada: knowledge distillation with cached teachers.
 
-Stage 1 (`armada precompute`) asks a frozen teacher once about every text of a corpus and keeps its
-answers in a cache. Stage 2 (`armada distill`) trains students from that cache. `open_cache` reads
-one from Python, from a folder or a URL; `load_student` opens what a run left, as a module that
-predicts; `precompute`, `distill` and `evaluate` are the commands as functions.
+    armada.precompute(corpus="texts.csv", text_column="text", teacher="hash:16", cache="cache")
+    armada.distill(train="texts.csv", text_column="text", cache="cache", ..., output="run")
+    armada.evaluate(student="run", corpus="test.csv")
+    cache = armada.open_cache("cache")
+    student = armada.load_student("run")
+
+The commands are functions of the same keys; `open_cache` reads a cache from a folder or a URL,
+`load_student` opens what a run left, as a module that predicts. `Teacher` with `Example` and
+`Answers`, `Objective`, and `FeatureSpec` are what plug-ins are made of; every error that is raised
+on purpose is an `ArmadaError`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .cache_schemas.errors import ArmadaError, InputError, RunError
+
 __version__ = "0.1.0"
-__all__ = ["__version__", "distill", "evaluate", "load_student", "open_cache", "precompute"]
 
 if TYPE_CHECKING:
-    from .pipeline.calls import distill, evaluate, precompute
+    from .cache_schemas.features import FeatureSpec
+    from .pipeline.calls import distill, evaluate, precompute, predict
+    from .stages.distill.objectives.base import Objective
     from .stages.distill.saved_student import load_student
+    from .stages.precompute.teachers.base import Answers, Example, Teacher
     from .stages.store.transfer.mirror import open_cache
+
+__all__ = [
+    "Answers",
+    "ArmadaError",
+    "Example",
+    "FeatureSpec",
+    "InputError",
+    "Objective",
+    "RunError",
+    "Teacher",
+    "__version__",
+    "distill",
+    "evaluate",
+    "load_student",
+    "open_cache",
+    "precompute",
+    "predict",
+]
+
+_WHERE = {
+    "Answers": ".stages.precompute.teachers.base",
+    "Example": ".stages.precompute.teachers.base",
+    "FeatureSpec": ".cache_schemas.features",
+    "Objective": ".stages.distill.objectives.base",
+    "Teacher": ".stages.precompute.teachers.base",
+    "distill": ".pipeline.calls",
+    "evaluate": ".pipeline.calls",
+    "load_student": ".stages.distill.saved_student",
+    "open_cache": ".stages.store.transfer.mirror",
+    "precompute": ".pipeline.calls",
+    "predict": ".pipeline.calls",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily, so that `armada --help` and the schema modules never wait for zarr.
-    if name in ("precompute", "distill", "evaluate"):
-        from .pipeline import calls
-
-        return getattr(calls, name)
-    if name == "open_cache":
-        from .stages.store.transfer.mirror import open_cache
-
-        return open_cache
-    if name == "load_student":
-        from .stages.distill.saved_student import load_student
-
-        return load_student
+    # Lazily, so that `armada --help` and the schema modules never wait for torch or zarr.
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,6 +5,7 @@ repository is run. Needs the extra `datasets`.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -67,8 +68,11 @@ def dataset_table(dataset: Any, columns: list[str]) -> pa.Table:
 
 
 def in_memory(table: Any) -> InMemory:
-    """A table in memory under a name: a `datasets.Dataset`, an Arrow table, or what hands one over
-    (`__arrow_c_stream__`: data frames of pandas and polars). Raises CorpusError."""
+    """A table in memory under a name: a `datasets.Dataset`, an Arrow table, what hands one over
+    (`__arrow_c_stream__`: data frames of pandas and polars), or a list of dictionaries, one a row.
+    Raises CorpusError."""
+    if isinstance(table, list | tuple):
+        table = _rows_table(table)
     if is_dataset(table):
         if not hasattr(table, "num_rows") or isinstance(table, dict):
             kind = type(table).__name__
@@ -84,6 +88,24 @@ def in_memory(table: Any) -> InMemory:
             )
         table = _arrow_table(table)
     return InMemory(f"table of {table.num_rows} rows", table)
+
+
+def _rows_table(rows: Sequence[Any]) -> pa.Table:
+    """Rows as dictionaries; a key that some lack is null there."""
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise CorpusError(
+                f"corpus list of rows, row {number}: is no dictionary, but {type(row).__name__}"
+            )
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
+    except (pa.ArrowException, TypeError, ValueError) as cause:
+        reason = one_line(" ".join(map(str, cause.args)))
+        raise CorpusError(
+            f"corpus list of {len(rows)} rows: cannot be read as a table: {reason}; give each "
+            "column values of one type"
+        ) from cause
 
 
 def _arrow_table(frame: Any) -> pa.Table:
