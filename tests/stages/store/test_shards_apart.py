@@ -23,6 +23,7 @@ from armada.stages.store.reading.address_space import AddressRange
 from armada.stages.store.reading.feature_array import FeatureArray
 
 spec = FeatureSpec(name="apart", shape=(int(sys.argv[2]),), dtype="float32")
+np.unique(np.arange(2))  # what NumPy imports late is imported now
 {before}
 feature = FeatureArray(Path(sys.argv[1]), spec, 64, [(shard, 64) for shard in range(4)])
 {after}
