@@ -12,7 +12,6 @@ from .device import choose_device
 from .distill_job import CorpusKeys
 from .evaluate_job import EvaluateJob
 from .jobs import make
-from .missing import missing_keys
 from .objective_keys import CacheKeys
 from .student_data import read_labelled
 
@@ -33,12 +32,8 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
     answers = open_answers(make(CacheKeys, named))
     feature = job.feature or answers.cache.features[0]
     cache = answers.of(feature, [labelled.corpus]).cache
-    rows = cache.find(labelled.corpus.keys(), feature)
-    kept = rows >= 0
-    if not kept.all() and not (job.skip_bad_rows and kept.any()):
-        raise missing_keys(cache, labelled.corpus, np.flatnonzero(~kept), [feature])
-    labelled = labelled.take_known({}, kept)
-    wanted = cache[feature].gather(rows[kept]).astype(np.float64)
+    labelled, rows = labelled.found_in(cache, feature, job.skip_bad_rows)
+    wanted = cache[feature].gather(rows).astype(np.float64)
     wanted = wanted.reshape(len(wanted), -1)
     texts = [segments for batch in labelled.corpus.batches() for segments in batch]
     said = student.predict(texts, job.batch_size)

@@ -58,7 +58,6 @@ class Source:
     """A feature of a teacher; `columns` are the places of the text columns that the teacher read
     in a corpus with those of all."""
 
-    teacher: str
     answers: Answers
     feature: FeatureArray
     columns: tuple[int, ...]
@@ -103,7 +102,6 @@ def open_sources(
         name = _feature(answers.cache, reading, len(teachers) > 1)
         answers = answers.of(name, [corpus.of_columns(own) for corpus in corpora])
         sources[reading.source] = Source(
-            reading.teacher,
             answers,
             answers.cache[name],
             own,

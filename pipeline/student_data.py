@@ -28,10 +28,12 @@ from ..stages.distill.evaluation import metric_names
 from ..stages.distill.objectives.base import Shape, Sizes, require_fit
 from ..stages.distill.tokens import encode
 from ..stages.store.format.index import Rows
+from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
 from ..stages.tokenizing.unknown import SAMPLE, mostly_unknown
 from .distill_job import CorpusKeys, DistillJob
 from .logs import LOGGER
+from .missing import missing_keys
 from .sources import (
     Columns,
     Source,
@@ -63,6 +65,17 @@ class LabelledCorpus:
         if not kept.all() and not (skip_missing and kept.any()):
             raise missing_of_sources(sources, self.corpus, rows)
         return self.take_known(rows, kept)
+
+    def found_in(
+        self, cache: Cache, feature: str, skip_missing: bool
+    ) -> "tuple[LabelledCorpus, Rows]":
+        """The same without examples that a cache has no answer for, and the cache rows of the
+        others; raises MissingKeysError as `joined` does."""
+        rows = cache.find(self.corpus.keys(), feature)
+        kept = rows >= 0
+        if not kept.all() and not (skip_missing and kept.any()):
+            raise missing_keys(cache, self.corpus, np.flatnonzero(~kept), [feature])
+        return self.take_known({}, kept), rows[kept]
 
     def take_known(self, rows: Mapping[str, Rows], kept: npt.NDArray[np.bool_]) -> "LabelledCorpus":
         """The examples that are `kept`, with the cache rows of all; others are listed."""

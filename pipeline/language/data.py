@@ -17,7 +17,6 @@ from ...stages.store.reading.reader import Cache
 from ...stages.store.transfer.mirror import ToCome
 from ..answers import Answers, open_answers
 from ..distill_job import DistillJob
-from ..missing import missing_keys
 from ..sources import Columns, open_sources, sum_to_come
 from ..student_data import LabelledCorpus, StudentData, read_corpus_of, read_labelled
 from ..terms import Reading, Term, readings_of
@@ -122,12 +121,8 @@ def _words(job: DistillJob, train: LabelledCorpus) -> tuple[Words | None, Labell
     answers = open_answers(keys)
     feature = _feature(job, answers.cache, asked, key)
     answers = answers.of(feature, [train.corpus])
-    rows = answers.cache.find(train.corpus.keys(), feature)
-    kept = rows >= 0
-    if not kept.all() and not (job.skip_bad_rows and kept.any()):
-        raise missing_keys(answers.cache, train.corpus, np.flatnonzero(~kept), [feature])
-    plain = train.take_known({}, kept)
-    return Words(answers, feature, rows[kept]), plain
+    plain, rows = train.found_in(answers.cache, feature, job.skip_bad_rows)
+    return Words(answers, feature, rows), plain
 
 
 def _feature(job: DistillJob, cache: Cache, asked: str | None, key: str) -> str:

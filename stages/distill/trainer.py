@@ -52,6 +52,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._save_beside = save_beside
         self._aligner_losses = aligner_losses
         self._replays = replays
+        replayed = {each.name for each in replays}
+        stepwise = [part for part in model.objective.parts if part.answers_name not in replayed]
+        self._read_in_steps = {name for part in stepwise for name in part.sources}
         # The flag that stops an optimizer on the device is none of those that are divided.
         deferred = arguments.device.type != "cpu" and not arguments.fsdp
         self._finite = FiniteLosses(train, deferred)
@@ -204,13 +207,6 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             features = self.train_dataset.features_of(own, name)
             sources[name] = to_device(features, self.args.device)
         return sources
-
-    @property
-    def _read_in_steps(self) -> list[str]:
-        """Sources that something else than a replay reads."""
-        replayed = {each.name for each in self._replays}
-        parts = [p for p in self.model.objective.parts if p.answers_name not in replayed]
-        return list(dict.fromkeys(name for part in parts for name in part.sources))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last log, and of the aligner's last pass."""
