@@ -2,6 +2,7 @@
 root is somebody else for a while."""
 
 import ctypes
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,17 @@ def unprivileged() -> Iterator[None]:
         yield
     finally:
         assert libc.capset(header, before) == 0
+
+
+def skip_where_packages_are_private() -> None:
+    """Skip a test whose other user imports late, where packages lie in a folder of the owner."""
+    with user(12345, 54321):
+        try:
+            importlib.metadata.version("torch")
+            return
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    pytest.skip("another user cannot read the folder that the packages are installed in")
 
 
 @contextmanager

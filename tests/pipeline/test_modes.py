@@ -22,7 +22,7 @@ from armada.stages.store.writing.staging import Staging
 from command_line import CommandLine
 from small_caches import make_manifest, numbered_texts, stored_bytes, write_cache
 from transfers import bring, serve_ready
-from unprivileged import unprivileged, user
+from unprivileged import skip_where_packages_are_private, unprivileged, user
 
 FEATURE = FeatureSpec(name="embedding", shape=(4,), dtype="float32")
 
@@ -170,6 +170,7 @@ def test_in_a_shared_folder_the_group_has_runs_and_what_is_made_of_them(
 def test_one_of_a_group_goes_on_with_the_run_of_another(
     armada: CommandLine, distill_bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    skip_where_packages_are_private()
     group = 54321
     with tempfile.TemporaryDirectory() as folder, umask(0o022):
         top = Path(folder)
