@@ -16,7 +16,7 @@ import typer
 
 from .cache_schemas.errors import AccessError, ArmadaError, InputError, shown_url
 from .pipeline.caches.commands import app as cache_commands
-from .pipeline.logs import LOGGER, LogLevel, set_level, shown
+from .pipeline.messages import LOGGER, LogLevel, set_level, shown
 from .pipeline.options import AsJson, Quiet, Settings, SkipBadRows, TextColumn
 
 app = typer.Typer(

@@ -8,6 +8,7 @@ Documents may come from strangers: what they claim is bounded here, before anybo
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -24,7 +25,7 @@ from pydantic import (
 
 from .errors import CacheError, CacheVersionError, DamagedCacheError
 from .features import AxisName, FeatureName, FeatureSpec, TableName
-from .fidelity import Fidelity
+from .fidelity import Fidelity, combined
 from .layout import ROWS_TABLE
 from .teachers import Fingerprint, TeacherSpec
 
@@ -224,3 +225,12 @@ def check_cache_manifest(data: bytes, path: Path | str) -> CacheManifest:
             "use the armada that wrote the cache, or precompute into a new folder"
         )
     return parse_document(CacheManifest, data, path)
+
+
+def fidelity_of(commits: Iterable[CommitRecord]) -> dict[str, Fidelity]:
+    """Coded feature -> its fidelity in all shards where it was measured."""
+    samples: dict[str, list[Fidelity]] = {}
+    for commit in commits:
+        for name, measured in commit.fidelity.items():
+            samples.setdefault(name, []).append(measured)
+    return {name: combined(each) for name, each in sorted(samples.items())}

@@ -10,7 +10,7 @@ from ..stages.distill.reporting import check_reporters
 from ..stages.store.reading.access import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
-from .logs import LOGGER
+from .messages import LOGGER, counted, size, warn
 from .run_folder import (
     JOB,
     METRICS,
@@ -23,7 +23,6 @@ from .run_folder import (
     write_json,
 )
 from .seed_run import Metrics, SeedRun, resolved
-from .show import counted, size, warn
 from .signals import telling_what_is_kept
 from .student_data import StudentData, read_student_data
 from .student_push import check_student_push

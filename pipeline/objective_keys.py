@@ -34,7 +34,7 @@ from ..stages.distill.placement import Placement
 from ..stages.store.transfer.connection import is_local, local_path
 from .byte_counts import ByteCount
 from .jobs import Job, make, unknown_key
-from .logs import LOGGER
+from .messages import LOGGER
 
 ONCE_SHARED = frozenset(
     {

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -15,7 +15,13 @@ from ..cache_schemas.errors import RunError
 from ..cache_schemas.fidelity import Fidelity
 from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
-from ..cache_schemas.manifest import CommitRecord, CorpusRecord, RunRecord, TeacherManifest
+from ..cache_schemas.manifest import (
+    CommitRecord,
+    CorpusRecord,
+    RunRecord,
+    TeacherManifest,
+    fidelity_of,
+)
 from ..cache_schemas.teachers import SettingValue
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
 from ..stages.store.format.dense import shard_bytes
@@ -26,10 +32,8 @@ from ..stages.store.writing.writer import CacheWriter, pending
 from ..stages.tokenizing.unknown import SAMPLE
 from .added_features import admit, only_cached
 from .device import choose_device
-from .fidelity import fidelity_of
-from .logs import LOGGER
+from .messages import LOGGER, CountProgress, say_that_it_waits
 from .precompute_job import PrecomputeJob, make_teacher, part_of
-from .progress import CountProgress
 from .provenance import hardware, library_versions, new_run_id, now
 from .signals import telling_what_is_kept
 
@@ -228,19 +232,6 @@ def _ask(
         teacher_seconds=sum(run.record.teacher_seconds.values()),
         fidelity=fidelity_of(run.commits),
     )
-
-
-def say_that_it_waits(quiet: bool) -> Callable[[int], None]:
-    """Says once that other writers are at all that is left."""
-    said = quiet
-
-    def say(rows: int) -> None:
-        nonlocal said
-        if not said:
-            said = True
-            LOGGER.info(f"waiting for other writers, who are at the last {rows} rows")
-
-    return say
 
 
 class Run:

@@ -42,8 +42,8 @@ from ..stages.distill.tokens import encode
 from ..stages.store.format.index import Rows
 from .corpus_keys import TextFormatKeys
 from .device import choose_device
+from .messages import CountProgress
 from .prediction_files import check_new_file, new_file
-from .progress import CountProgress
 from .signals import telling_what_is_kept
 
 BLOCK_ROWS = 4096

@@ -21,7 +21,7 @@ from ..cache_schemas.locations import shown
 from ..stages.store.files.atomic import write_atomic
 from ..stages.store.files.lock import give_back, take
 from ..stages.store.files.modes import make_folders, share
-from .logs import LOGGER
+from .messages import LOGGER
 from .objective_keys import ONCE_SHARED
 
 JOB = "job.yaml"

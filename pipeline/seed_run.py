@@ -33,8 +33,8 @@ from ..stages.distill.training import Run, Training, check_checkpoint, placement
 from ..stages.store.files.modes import follow_umask
 from .device import choose_device
 from .distill_job import DistillJob
+from .messages import CountProgress
 from .model_card import model_card
-from .progress import CountProgress
 from .provenance import hardware, library_versions, now, peak_rss_bytes
 from .run_folder import (
     METRICS,

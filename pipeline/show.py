@@ -17,14 +17,11 @@ from rich.table import Table
 
 from ..cache_schemas.errors import one_line
 from .caches.report import TeacherSummary
-from .fidelity import in_words
-from .logs import LOGGER
+from .messages import counted, duration, fidelity_in_words, size, warn, warn_skipped
 from .precompute import DryRun, PrecomputeReport
 
 if TYPE_CHECKING:
     from .predict import Predicted
-
-SHOWN_PROBLEMS = 5
 
 
 def show_json(value: Any) -> None:
@@ -85,7 +82,7 @@ def show_precompute(report: PrecomputeReport, as_json: bool) -> None:
         f"{report.asked} asked in {report.teacher_seconds:.1f} s{elsewhere}"
     )
     for name, measured in report.fidelity.items():
-        print(f"{name}: {in_words(measured)}")
+        print(f"{name}: {fidelity_in_words(measured)}")
     print(f"teacher {report.fingerprint}")
 
 
@@ -185,37 +182,3 @@ def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:
         )
     # In a pipe there is no width to keep to: a fingerprint must never be cut.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def warn(message: str) -> None:
-    """Say a warning, in one line."""
-    LOGGER.warning(one_line(message))
-
-
-def warn_skipped(problems: Sequence[str]) -> None:
-    """Rows that were left out, counted, the first few named."""
-    if problems:
-        warn(f"{len(problems)} rows were left out")
-    for problem in problems[:SHOWN_PROBLEMS]:
-        warn(f"  {problem}")
-
-
-def counted(number: int, what: str) -> str:
-    """'1 shard', '2 shards'."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def size(number: float) -> str:
-    """Bytes in binary units."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

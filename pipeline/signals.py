@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cache_schemas.errors import one_line
-from .logs import LOGGER
+from .messages import LOGGER
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
 from ..stages.tokenizing.unknown import SAMPLE, mostly_unknown
 from .distill_job import CorpusKeys, DistillJob
-from .logs import LOGGER
+from .messages import LOGGER
 from .missing import missing_keys
 from .sources import (
     Columns,

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..cache_schemas.errors import ArmadaError, JobError, StorageError
 from ..stages.store.transfer.hub_place import HubPlace
 from .distill_job import DistillJob
-from .logs import LOGGER
+from .messages import LOGGER
 
 _THREADS = 4
 

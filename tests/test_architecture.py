@@ -60,7 +60,7 @@ CHANGES_ITS_OWN = {
 WITHOUT_TORCH = ("cache_schemas", "stages.corpus", "stages.store", "stages.plugins")
 LIGHT = {
     *("typer", "json", "logging", "os", "sys", "time", "pathlib", "typing", "__future__"),
-    *("collections", "contextlib", "enum", "traceback", "types"),
+    *("collections", "contextlib", "enum", "threading", "traceback", "types"),
 }
 
 
@@ -164,7 +164,7 @@ def test_these_never_import_torch(unit: str) -> None:
             {
                 "cache_schemas.errors",
                 "pipeline.caches.commands",
-                "pipeline.logs",
+                "pipeline.messages",
                 "pipeline.options",
             },
         ),
@@ -173,7 +173,7 @@ def test_these_never_import_torch(unit: str) -> None:
             {"pipeline.caches.sharing_commands", "pipeline.options"},
         ),
         ("pipeline/caches/sharing_commands.py", {"pipeline.options"}),
-        ("pipeline/logs.py", {"cache_schemas.errors"}),
+        ("pipeline/messages.py", {"cache_schemas.errors"}),
         ("pipeline/options.py", set()),
     ],
 )

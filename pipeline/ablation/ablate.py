@@ -21,10 +21,9 @@ from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import open_lock, try_lock
 from ..findings.findings import Findings, find
 from ..findings.runs import PLAN, read_run
-from ..progress import CountProgress
+from ..messages import CountProgress, counted, warn
 from ..run_folder import check_free, make_folder, read_metrics, require_free, write_json
 from ..seed_run import resolved
-from ..show import counted, warn
 from ..signals import telling_what_is_kept
 from .job import ABLATION, LOCK, LOGS, TABLE, Ablation, PlannedRun
 from .parallel import Failure, run_all

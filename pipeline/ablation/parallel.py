@@ -27,7 +27,7 @@ from ...stages.store.reading.access import available_memory
 from ..device import environments, visible_gpus
 from ..distill import run_distill
 from ..distill_job import DistillJob
-from ..logs import LOGGER, LogLevel, shown
+from ..messages import LOGGER, LogLevel, shown
 from ..run_folder import JOB, read_metrics
 from .job import PlannedRun
 

@@ -8,9 +8,10 @@ from ...stages.distill.student_source import check_student
 from ..distill import read_data
 from ..distill_job import CorpusKeys, DistillJob
 from ..language.keys import LanguageKeys
+from ..messages import counted
 from ..objective_keys import CacheKeys
 from ..run_folder import read_metrics
-from ..show import counted, show_json
+from ..show import show_json
 from ..terms import terms_of
 from .job import Ablation, PlannedRun
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ...cache_schemas.errors import CacheError, OutputError
 from ...cache_schemas.locations import Source, shown_url
+from ...cache_schemas.manifest import fidelity_of
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.labels import MISSING, LabelSpace, label_space, label_values
 from ...stages.store.files.atomic import write_atomic
@@ -21,7 +22,6 @@ from ...stages.store.format.parts import held_features, read_part
 from ...stages.store.reading.contents import read_digest
 from ...stages.store.reading.reader import Cache
 from ..corpus_keys import TextFormatKeys
-from ..fidelity import fidelity_of
 from ..jobs import LocalFolder
 from .card_tables import CardFacts, TeacherFacts
 from .card_text import MARK, card

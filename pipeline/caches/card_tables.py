@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from ...cache_schemas.fidelity import Fidelity
 from ...cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
-from ..fidelity import in_words
-from ..show import counted, size
+from ..messages import counted, fidelity_in_words, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def _teacher_rows(teacher: TeacherFacts) -> Iterator[tuple[str, str]]:
         f"{teacher.rows:,} in {counted(teacher.shards, 'shard')}, {size(teacher.bytes)}",
     )
     for name, measured in teacher.fidelity.items():
-        yield f"fidelity of {name}", in_words(measured)
+        yield f"fidelity of {name}", fidelity_in_words(measured)
     yield "cost", cost(teacher.runs)
 
 

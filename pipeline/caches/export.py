@@ -30,9 +30,8 @@ from ...stages.store.format.index import Rows
 from ...stages.store.reading.reader import Cache, open_cache
 from ..corpus_keys import TextFormatKeys
 from ..jobs import LocalFolder
+from ..messages import CountProgress, warn
 from ..missing import missing_keys
-from ..progress import CountProgress
-from ..show import warn
 from ..signals import telling_what_is_kept
 from .export_columns import GENERATED, AlongAxis, FeatureColumns, OneRow, column_names
 from .export_formats import WRITERS

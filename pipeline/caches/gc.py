@@ -8,7 +8,8 @@ from ...stages.store.files.own_files import size_of
 from ...stages.store.format.manifests import check_cache
 from ...stages.store.upkeep.leftovers import leftovers, remove_leftovers
 from ...stages.store.writing.admission import refuse_mirror
-from ..show import show_json, size
+from ..messages import size
+from ..show import show_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,7 @@ from ...stages.store.format.manifests import list_teachers
 from ...stages.store.writing.admission import check_teacher, is_new
 from ...stages.store.writing.writer import CacheWriter
 from ..jobs import make
-from ..precompute import say_that_it_waits
-from ..progress import CountProgress
+from ..messages import CountProgress, say_that_it_waits
 from ..signals import telling_what_is_kept
 from .import_job import ImportJob
 from .import_npy import NpyPerExample, NpyRows

@@ -10,8 +10,7 @@ from ...stages.store.transfer.connection import is_local, local_path
 from ...stages.store.upkeep.merge import Merged, merge_teacher
 from ...stages.store.writing.admission import is_new
 from ..jobs import refuse_url
-from ..precompute import say_that_it_waits
-from ..progress import CountProgress
+from ..messages import CountProgress, say_that_it_waits
 from ..signals import telling_what_is_kept
 
 Teachers = dict[str, TeacherManifest]

@@ -15,16 +15,9 @@ from ...stages.store.transfer.origin import read_origin
 from ...stages.store.transfer.place import open_place
 from ...stages.store.transfer.plan import planned
 from ...stages.store.transfer.pull import pull
-from ..progress import CountProgress
+from ..messages import CountProgress, say_that_a_pull_waits
 from ..signals import telling_what_is_kept
-from .sharing import (
-    Shared,
-    Transfer,
-    arrived,
-    refuse_itself,
-    say_that_a_pull_waits,
-    storage_options,
-)
+from .sharing import Shared, Transfer, arrived, refuse_itself, storage_options
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from ...stages.store.transfer.place import (
 )
 from ...stages.store.transfer.plan import planned
 from ...stages.store.transfer.push import Advance, TeacherToSend, plan_push, push
-from ..progress import CountProgress
+from ..messages import CountProgress, say_that_a_pull_waits
 from ..signals import telling_what_is_kept
 from .card_text import MARK
 from .sharing import (
@@ -29,7 +29,6 @@ from .sharing import (
     Transfer,
     arrived,
     refuse_itself,
-    say_that_a_pull_waits,
     shared_teacher,
     storage_options,
 )

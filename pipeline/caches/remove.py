@@ -13,7 +13,7 @@ from ...stages.store.upkeep.survey import TeacherSurvey, survey_cache
 from ...stages.store.writing.removal import drop_teacher
 from ...stages.store.writing.reservations import Reservations
 from ...stages.store.writing.staging import PATIENCE_S
-from ..show import counted, size
+from ..messages import counted, size
 
 
 @dataclass(frozen=True, slots=True)

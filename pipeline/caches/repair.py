@@ -9,8 +9,8 @@ from ...cache_schemas.errors import one_line
 from ...stages.store.upkeep.repair import Action, Step, carry_out, plan_repair
 from ...stages.store.upkeep.survey import CacheSurvey, survey_cache
 from ...stages.store.upkeep.verify import shards_of, verify
-from ..progress import CountProgress
-from ..show import counted, show_json
+from ..messages import CountProgress, counted
+from ..show import show_json
 
 DONE: dict[Action, str] = {
     "drop": "dropped",

@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...cache_schemas.contents import TeacherIndex
-from ...cache_schemas.manifest import CommitRecord, PartRecord
+from ...cache_schemas.manifest import CommitRecord, PartRecord, fidelity_of
 from ...cache_schemas.teachers import told_apart
 from ...stages.store.format.manifests import choose_teacher
 from ...stages.store.format.parts import held_features, read_part
 from ...stages.store.reading.reader import Cache
 from ...stages.store.transfer.origin import read_origin
 from ...stages.store.transfer.place import open_place
-from ..fidelity import fidelity_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What `cache push` and `cache pull` have in common: how to get there, and what to report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from ...cache_schemas.manifest import TeacherManifest
 from ...stages.store.transfer.place import LocalPlace, Place
 from ...stages.store.transfer.plan import TeacherPlan
 from ...stages.store.transfer.pull import JOBS
-from ..logs import LOGGER
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +100,6 @@ def storage_options(settings: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise JobError(f"--storage-option {key}: the value is not YAML; quote it") from None
     return options
-
-
-def say_that_a_pull_waits(quiet: bool) -> Callable[[], None]:
-    """Says that another process is bringing shards to the same cache."""
-
-    def say() -> None:
-        if not quiet:
-            LOGGER.info("waiting for another pull into the same cache")
-
-    return say
 
 
 def refuse_itself(place: Place, cache: Path) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from ...stages.store.upkeep.merge import Merged
-from ..show import counted, duration, show_json, size, warn, warn_skipped
+from ..messages import counted, duration, size, warn, warn_skipped
+from ..show import show_json
 from .export import Exported
 from .imports import Imported
 

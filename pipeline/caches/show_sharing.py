@@ -1,6 +1,7 @@
 """What was pushed or pulled: a line a teacher for people, or JSON for programs."""
 
-from ..show import counted, duration, show_json, size, warn, warn_skipped
+from ..messages import counted, duration, size, warn, warn_skipped
+from ..show import show_json
 from .sharing import Shared, SharedTeacher
 
 

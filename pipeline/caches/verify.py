@@ -9,8 +9,8 @@ from typing import Any
 from ...cache_schemas.errors import JobError
 from ...stages.store.upkeep.survey import Damage, survey_cache
 from ...stages.store.upkeep.verify import Verification, shards_of, verify
-from ..progress import CountProgress
-from ..show import counted, duration, show_json, size
+from ..messages import CountProgress, counted, duration, size
+from ..show import show_json
 
 
 @dataclass(frozen=True, slots=True)

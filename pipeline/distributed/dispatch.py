@@ -17,8 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ...cache_schemas.errors import RunError
-from ..logs import LOGGER
-from ..show import warn
+from ..messages import LOGGER, warn
 from ..signals import Signal, heard_by
 from .chunks import Chunks, Order, Outcome
 from .workers import TOPIC, answer, load, release, stop

@@ -17,22 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import ArmadaError, JobError, RunError
+from ...cache_schemas.manifest import fidelity_of
 from ...stages.store.format.parts import first_own_shard
 from ...stages.store.writing.admission import require_writable
 from ...stages.store.writing.writer import CacheWriter
 from ..device import visible_gpus
-from ..fidelity import fidelity_of
-from ..precompute import (
-    Plan,
-    PrecomputeReport,
-    Run,
-    make_plan,
-    not_cached,
-    say_that_it_waits,
-    terminable,
-)
+from ..messages import CountProgress, say_that_it_waits
+from ..precompute import Plan, PrecomputeReport, Run, make_plan, not_cached, terminable
 from ..precompute_job import PrecomputeJob, make_teacher
-from ..progress import CountProgress
 from ..provenance import new_run_id
 from .chunks import Chunks, Order, Outcome
 from .cluster import connected, device_of, number_of_workers, own_cluster

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...cache_schemas.errors import one_line
-from ..show import counted, duration, size
+from ..messages import counted, duration, size
 from .costs import TeacherCost
 from .findings import Findings, Row, Study
 from .significance import Anova

@@ -17,7 +17,7 @@ from ...stages.distill.order import Places
 from ...stages.language.recipe import Recipe
 from ...stages.language.tokens import TokenTexts, encode_texts
 from ..distill_job import DistillJob
-from ..show import counted
+from ..messages import counted
 from ..student_data import LabelledCorpus
 from .data import LanguageData
 from .teacher_texts import (

@@ -15,9 +15,9 @@ import numpy as np
 from ..findings.conditions import Condition
 from ..findings.findings import Study
 from ..findings.runs import FinishedRun
+from ..messages import counted
 from ..pictures.canvas import COLOURS, LINES, MARKERS, OTHER, new_figure, plain, png
 from ..run_folder import spread
-from ..show import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

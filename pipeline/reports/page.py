@@ -13,8 +13,8 @@ from ..findings.findings import Findings, Row, Study
 from ..findings.runs import FinishedRun, Found
 from ..findings.significance import Anova
 from ..findings.table import cells, figure, p_value
+from ..messages import counted, duration, size
 from ..run_folder import spread
-from ..show import counted, duration, size
 from .figures import Picture
 from .looks import Looks, StudentLook
 from .pictures import Gallery

@@ -17,7 +17,7 @@ from ...stages.store.files.modes import make_folders
 from ..findings.findings import Findings, Study, find
 from ..findings.runs import FACTORS, Found, find_runs
 from ..jobs import Job
-from ..show import counted, warn
+from ..messages import counted, warn
 from .figures import Picture, by_epoch, comparison, losses, weights
 from .looks import Looks, UnknownColumn, look
 from .manifolds import Method, manifolds, reliability

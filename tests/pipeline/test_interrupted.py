@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from armada.pipeline import evaluate
-from armada.pipeline.progress import CountProgress
+from armada.pipeline.messages import CountProgress
 from command_line import RUN, CommandLine
 
 BEGINS = "nothing is written; the same command begins again"

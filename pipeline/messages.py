@@ -1,0 +1,217 @@
+"""What is said while something runs: messages, warnings, progress, and numbers in words.
+
+All of it goes to `armada`, a logger of Python's `logging`. The command line shows it on standard
+error, from `--log-level` on: standard output is for results. In a program that calls armada, its
+own handlers and levels decide, as for every library. Progress is a live bar with rate and time left
+on a terminal, and a line now and then in a log.
+"""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from ..cache_schemas.errors import one_line, shown_url
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..cache_schemas.fidelity import Fidelity
+
+LOGGER = logging.getLogger("armada")
+
+SHOWN_PROBLEMS = 5
+LOG_EVERY_S = 30.0
+
+
+class LogLevel(StrEnum):
+    """The least that is shown."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@contextmanager
+def shown(level: LogLevel = LogLevel.INFO) -> Iterator[None]:
+    """Shows what is said on standard error, a line each, and nowhere else."""
+    handler = _StandardError()
+    before = LOGGER.level, LOGGER.propagate
+    LOGGER.addHandler(handler)
+    LOGGER.propagate = False
+    set_level(level)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before[0])
+        LOGGER.propagate = before[1]
+
+
+def set_level(level: LogLevel) -> None:
+    """Says nothing less important from now on."""
+    LOGGER.setLevel(level.upper())
+
+
+def shows_progress() -> bool:
+    """Whether nobody asked for warnings alone; a program that set no level has not."""
+    return LOGGER.level <= logging.INFO
+
+
+class _StandardError(logging.Handler):
+    """Looks for the stream each time: while a bar is live, standard error is the bar's."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+            print(f"{level}{shown_url(self.format(record))}", file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+def warn(message: str) -> None:
+    """Say a warning, in one line."""
+    LOGGER.warning(one_line(message))
+
+
+def warn_skipped(problems: Sequence[str]) -> None:
+    """Rows that were left out, counted, the first few named."""
+    if problems:
+        warn(f"{len(problems)} rows were left out")
+    for problem in problems[:SHOWN_PROBLEMS]:
+        warn(f"  {problem}")
+
+
+def counted(number: int, what: str) -> str:
+    """'1 shard', '2 shards'."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def size(number: float) -> str:
+    """Bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def fidelity_in_words(fidelity: "Fidelity") -> str:
+    """One line; divergences and errors are in nats."""
+    parts = [f"{fidelity.bytes_per_token:g} bytes a token"]
+    if fidelity.divergence is not None:
+        parts.append(f"KL {fidelity.divergence:.1e}")
+    if fidelity.mean_error is not None and fidelity.max_error is not None:
+        parts.append(f"log-probabilities off by {fidelity.mean_error:.4f}")
+        parts.append(f"at most {fidelity.max_error:.4f}")
+    if fidelity.mean_tail is not None:
+        parts.append(f"{fidelity.mean_tail:.1%} of the mass in the tail")
+    return f"{', '.join(parts)} ({fidelity.tokens:,} tokens measured)"
+
+
+def say_that_it_waits(quiet: bool) -> Callable[[int], None]:
+    """Says once that other writers are at all that is left."""
+    said = quiet
+
+    def say(rows: int) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            LOGGER.info(f"waiting for other writers, who are at the last {rows} rows")
+
+    return say
+
+
+def say_that_a_pull_waits(quiet: bool) -> Callable[[], None]:
+    """Says that another process is bringing shards to the same cache."""
+
+    def say() -> None:
+        if not quiet:
+            LOGGER.info("waiting for another pull into the same cache")
+
+    return say
+
+
+class CountProgress:
+    """Counts rows, steps or `bytes` up to a total, on standard error; standard output is for
+    results."""
+
+    def __init__(self, label: str, unit: str, total: int, quiet: bool = False) -> None:
+        self._label, self._unit, self._total, self._quiet = label, unit, total, quiet
+        self._done, self._guard = 0, threading.Lock()
+        self._started = self._logged = time.monotonic()
+        self._bar = _live_bar(unit) if shows_progress() and not quiet else None
+
+    def __enter__(self) -> "CountProgress":
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._total, rate="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif not self._quiet and self._done:
+            self._log()
+
+    def advance(self, count: int) -> None:
+        """`count` more are done; may be called from several threads."""
+        with self._guard:
+            self._done += count
+        if self._bar:
+            self._bar.update(self._task, advance=count, rate=f"{self._amount(self._rate())}/s")
+        elif not self._quiet and time.monotonic() - self._logged > LOG_EVERY_S:
+            self._log()
+
+    def _rate(self) -> float:
+        return self._done / max(time.monotonic() - self._started, 1e-9)
+
+    def _log(self) -> None:
+        self._logged = time.monotonic()
+        left = (self._total - self._done) / max(self._rate(), 1e-9)
+        done = f"{self._done}/{self._total} {self._unit}"
+        if self._unit == "bytes":
+            done = f"{_decimal(self._done)} of {_decimal(self._total)}"
+        rate = f"{self._amount(self._rate())}/s"
+        line = f"{self._label}: {done}, {rate}, {left:.0f} s left"
+        LOGGER.info(line)
+
+    def _amount(self, number: float) -> str:
+        return _decimal(int(number)) if self._unit == "bytes" else f"{number:.1f} {self._unit}"
+
+
+def _live_bar(unit: str) -> "Progress | None":
+    """A bar on standard error, if that is a terminal."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _decimal(count: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(count)
