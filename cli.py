@@ -82,9 +82,9 @@ def precompute(
 
     --keys lists all job keys; with --teacher KIND, the options of that kind too."""
     from .pipeline import precompute as stage
+    from .pipeline.console import show_dry_run, show_keys, show_precompute
     from .pipeline.jobs import collect_keys
     from .pipeline.precompute_job import PrecomputeJob, make_precompute_job, teacher_options
-    from .pipeline.show import show_dry_run, show_keys, show_precompute
 
     if keys:
         named = {"this kind of teacher": teacher_options(teacher)} if teacher else {}
@@ -136,11 +136,11 @@ def distill(
     """Train a student from cached answers; with several seeds, one after another.
 
     --keys lists all job keys; with --objective NAME, the options of that objective too."""
+    from .pipeline.console import show_distill, show_keys
     from .pipeline.distill import run_distill
     from .pipeline.distill_job import DistillJob
     from .pipeline.jobs import collect_keys, make
     from .pipeline.objective_keys import objective_options
-    from .pipeline.show import show_distill, show_keys
     from .pipeline.student_push import push_student
     from .stages.distill.processes import processes
 
@@ -184,12 +184,12 @@ def ablate(
     """Train the students of a grid of job keys against one cache, in parallel, and compare them."""
     from .pipeline.ablation.ablate import run_ablate
     from .pipeline.ablation.job import AblateJob, make_ablation
-    from .pipeline.ablation.plan import plan, show_plan
+    from .pipeline.ablation.plan import plan
+    from .pipeline.console import show_json, show_keys, show_plan
     from .pipeline.distill_job import DistillJob
     from .pipeline.findings.table import show_findings
     from .pipeline.jobs import collect_keys
     from .pipeline.objective_keys import objective_options
-    from .pipeline.show import show_json, show_keys
 
     if keys:
         named = {"the objective armada": objective_options("armada")}
@@ -223,10 +223,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained student on a corpus."""
+    from .pipeline.console import show_evaluation, show_keys
     from .pipeline.evaluate import run_evaluate
     from .pipeline.evaluate_job import EvaluateJob
     from .pipeline.jobs import collect_keys, make
-    from .pipeline.show import show_evaluation, show_keys
 
     if keys:
         show_keys(EvaluateJob)
@@ -257,9 +257,9 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Write what a trained student says of each row of a corpus, which needs no labels."""
+    from .pipeline.console import show_keys, show_predicted
     from .pipeline.jobs import collect_keys, make
     from .pipeline.predict import PredictJob, run_predict
-    from .pipeline.show import show_keys, show_predicted
 
     if keys:
         show_keys(PredictJob)
@@ -290,9 +290,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Make a page about finished runs: one file that opens anywhere, and its pictures."""
+    from .pipeline.console import show_json
     from .pipeline.jobs import collect_keys, make
     from .pipeline.reports.report import ReportJob, run_report
-    from .pipeline.show import show_json
 
     options = {
         "runs": runs,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from armada.cache_schemas.errors import OutputError, StorageError
 from armada.cache_schemas.manifest import TeacherManifest
-from armada.pipeline.caches.repair import run_repair
-from armada.pipeline.caches.verify import run_verify
+from armada.pipeline.caches.upkeep import run_repair, run_verify
 from armada.stages.store.upkeep.repair import SET_ASIDE
 
 from .bench import Bench

@@ -8,10 +8,8 @@ from ...stages.distill.student_source import check_student
 from ..distill import read_data
 from ..distill_job import CorpusKeys, DistillJob
 from ..language.keys import LanguageKeys
-from ..messages import counted
 from ..objective_keys import CacheKeys
 from ..run_folder import read_metrics
-from ..show import show_json
 from ..terms import terms_of
 from .job import Ablation, PlannedRun
 
@@ -79,24 +77,3 @@ def check(runs: Sequence[PlannedRun]) -> dict[str, int]:
 def _steps(job: DistillJob, examples: int) -> int:
     batches = -(-examples // job.batch_size)
     return job.epochs * -(-batches // job.gradient_accumulation)
-
-
-def show_plan(cells: list[PlannedCell], repeated: int, as_json: bool) -> None:
-    """One line for each cell, or a document."""
-    if as_json:
-        show_json(cells)
-        return
-    runs = sum(len(cell.seeds) for cell in cells)
-    finished = sum(cell.finished for cell in cells)
-    print(f"{counted(runs, 'run')}, {finished} finished, {_steps_left(cells)} steps to make")
-    if repeated:
-        print(f"{counted(repeated, 'cell')} of the grids again, and run once")
-    for cell in cells:
-        seeds = ", ".join(map(str, cell.seeds))
-        print(
-            f"{cell.name}: seeds {seeds}, {cell.train_examples} examples, {cell.steps} steps each"
-        )
-
-
-def _steps_left(cells: list[PlannedCell]) -> int:
-    return sum(cell.steps * (len(cell.seeds) - cell.finished) for cell in cells)

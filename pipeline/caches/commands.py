@@ -21,7 +21,7 @@ IdColumn = Annotated[str | None, typer.Option(help="column of unique ids")]
 @app.command("ls")
 def ls(cache: CachePlace, as_json: AsJson = False) -> None:
     """List the teachers of a cache: rows, bytes, what they cost."""
-    from ..show import show_teachers
+    from .console import show_teachers
     from .report import summarise
 
     show_teachers(summarise(cache), as_json)
@@ -44,8 +44,8 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Copy into a cache what it lacks of the answers in other caches."""
-    from .merge import merge_caches
-    from .show_exchange import show_merge
+    from .console import show_merge
+    from .upkeep import merge_caches
 
     show_merge(merge_caches(cache, sources, teacher, quiet), as_json)
 
@@ -73,8 +73,8 @@ def export(
 ) -> None:
     """Write a corpus with its features to a new folder, row for row, for other tools."""
     from ..jobs import collect_keys, make
+    from .console import show_export
     from .export import ExportJob, run_export
-    from .show_exchange import show_export
 
     options = {
         "cache": str(cache),
@@ -120,9 +120,9 @@ def import_features(
 ) -> None:
     """Take features that were computed elsewhere into a cache, for what they are declared to be."""
     from ..jobs import collect_keys, make
+    from .console import show_import
     from .import_job import ImportJob, declared
     from .imports import run_import
-    from .show_exchange import show_import
 
     options = {
         "cache": str(cache),
@@ -158,7 +158,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare a cache with its checksums: every document, file and key. Exits with 1 if damaged."""
-    from .verify import run_verify, show_verify
+    from .console import show_verify
+    from .upkeep import run_verify
 
     report = run_verify(
         cache,
@@ -183,7 +184,8 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Drop damaged shards, so that they are computed again. Exits with 1 if something is left."""
-    from .repair import run_repair, show_repair
+    from .console import show_repair
+    from .upkeep import run_repair
 
     report = run_repair(cache, teacher, dry_run, quiet)
     show_repair(report, as_json)
@@ -199,12 +201,12 @@ def rm(
     force: Annotated[bool, typer.Option("--force", help="even if a writer is at work")] = False,
 ) -> None:
     """Remove a teacher and all its answers from a cache."""
-    from .remove import carry_out, confirm, plan_removal
+    from .upkeep import confirm, plan_removal, remove_teacher
 
     removal = plan_removal(cache, teacher)
     if not yes:
         confirm(removal)
-    carry_out(removal, force)
+    remove_teacher(removal, force)
     print(f"removed teacher {removal.fingerprint} ({removal.name}), {removal.rows} rows")
 
 
@@ -215,7 +217,8 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove what dead writers left: reservations, partial files, files without a commit."""
-    from .gc import run_gc, show_gc
+    from .console import show_gc
+    from .upkeep import run_gc
 
     show_gc(run_gc(cache, dry_run), as_json)
 

@@ -37,9 +37,9 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Send a cache to a place that others pull from; only what is missing there goes over."""
+    from .console import show_shared
     from .push import push_cache
     from .sharing import Transfer
-    from .show_sharing import show_shared
 
     transfer = Transfer(storage_option or [], jobs, dry_run, quiet)
     show_shared(push_cache(cache, url, teacher or [], transfer, public), "pushed", as_json)
@@ -72,9 +72,9 @@ def pull(
     """Bring a cache, or a part of it, to this machine; only what is missing here comes."""
     from ..corpus_keys import TextFormatKeys
     from ..jobs import make
+    from .console import show_shared
     from .pull import Wanted, pull_cache
     from .sharing import Transfer
-    from .show_sharing import show_shared
 
     form = make(TextFormatKeys, {"encoding": encoding, "delimiter": delimiter}).file_format
     wanted = Wanted(

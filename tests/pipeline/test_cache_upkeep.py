@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from armada.pipeline.caches.repair import run_repair
+from armada.pipeline.caches.upkeep import run_repair
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job
 from armada.stages.store.reading.reader import open_cache

@@ -1,9 +1,8 @@
-"""Results on standard output: one line or table for people, or JSON for programs."""
+"""Results of commands, on standard output: lines or a table for people, JSON for programs."""
 
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from inspect import get_annotations
 from pathlib import Path
@@ -11,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from ..cache_schemas.errors import one_line
-from .caches.report import TeacherSummary
 from .messages import counted, duration, fidelity_in_words, size, warn, warn_skipped
-from .precompute import DryRun, PrecomputeReport
 
 if TYPE_CHECKING:
+    from .ablation.plan import PlannedCell
+    from .precompute import DryRun, PrecomputeReport
     from .predict import Predicted
 
 
@@ -68,7 +63,7 @@ def _default(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True, validated_data={})
 
 
-def show_precompute(report: PrecomputeReport, as_json: bool) -> None:
+def show_precompute(report: "PrecomputeReport", as_json: bool) -> None:
     """What a run of `precompute` did."""
     warn_skipped(report.skipped)
     if report.truncated:
@@ -86,7 +81,7 @@ def show_precompute(report: PrecomputeReport, as_json: bool) -> None:
     print(f"teacher {report.fingerprint}")
 
 
-def show_dry_run(plan: DryRun, as_json: bool) -> None:
+def show_dry_run(plan: "DryRun", as_json: bool) -> None:
     """What a run of `precompute` would do."""
     warn_skipped(plan.skipped)
     if as_json:
@@ -159,26 +154,22 @@ def _figure(value: float | dict[str, float]) -> str:
     return f"{value:.4f}"
 
 
-def show_teachers(teachers: Sequence[TeacherSummary], as_json: bool) -> None:
-    """The teachers of a cache."""
+def show_plan(cells: "list[PlannedCell]", repeated: int, as_json: bool) -> None:
+    """One line for each cell, or a document."""
     if as_json:
-        show_json(list(teachers))
+        show_json(cells)
         return
-    table = Table("teacher", "kind", "source", "features", "rows", "shards", "size", "cost")
-    for teacher in teachers:
-        features = ", ".join(f"{name} {kind}" for name, kind in teacher.features.items())
-        if teacher.missing:
-            features = f"{features} (not here: {', '.join(teacher.missing)})".lstrip()
-        added = f", added to {teacher.extends[:12]}" if teacher.extends else ""
-        table.add_row(
-            teacher.fingerprint[:12],
-            escape(one_line(teacher.kind)) + added,
-            escape(one_line(", ".join(filter(None, (teacher.name, teacher.apart))))),
-            escape(features),
-            str(teacher.rows),
-            str(teacher.shards),
-            size(teacher.bytes),
-            duration(teacher.teacher_seconds),
+    runs = sum(len(cell.seeds) for cell in cells)
+    finished = sum(cell.finished for cell in cells)
+    print(f"{counted(runs, 'run')}, {finished} finished, {_steps_left(cells)} steps to make")
+    if repeated:
+        print(f"{counted(repeated, 'cell')} of the grids again, and run once")
+    for cell in cells:
+        seeds = ", ".join(map(str, cell.seeds))
+        print(
+            f"{cell.name}: seeds {seeds}, {cell.train_examples} examples, {cell.steps} steps each"
         )
-    # In a pipe there is no width to keep to: a fingerprint must never be cut.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _steps_left(cells: "list[PlannedCell]") -> int:
+    return sum(cell.steps * (len(cell.seeds) - cell.finished) for cell in cells)
