@@ -15,9 +15,9 @@ from typing import Annotated
 import typer
 
 from .cache_schemas.errors import AccessError, ArmadaError, InputError, shown_url
+from .pipeline.caches.commands import AsJson, Quiet, Settings, SkipBadRows, TextColumn
 from .pipeline.caches.commands import app as cache_commands
 from .pipeline.messages import LOGGER, LogLevel, set_level, shown
-from .pipeline.options import AsJson, Quiet, Settings, SkipBadRows, TextColumn
 
 app = typer.Typer(
     help="Knowledge distillation with cached teachers: ask once, train any number of students.",

@@ -159,22 +159,9 @@ def test_these_never_import_torch(unit: str) -> None:
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        (
-            "cli.py",
-            {
-                "cache_schemas.errors",
-                "pipeline.caches.commands",
-                "pipeline.messages",
-                "pipeline.options",
-            },
-        ),
-        (
-            "pipeline/caches/commands.py",
-            {"pipeline.caches.sharing_commands", "pipeline.options"},
-        ),
-        ("pipeline/caches/sharing_commands.py", {"pipeline.options"}),
+        ("cli.py", {"cache_schemas.errors", "pipeline.caches.commands", "pipeline.messages"}),
+        ("pipeline/caches/commands.py", set()),
         ("pipeline/messages.py", {"cache_schemas.errors"}),
-        ("pipeline/options.py", set()),
     ],
 )
 def test_the_command_line_imports_little_before_a_command_runs(

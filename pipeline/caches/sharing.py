@@ -1,5 +1,9 @@
-"""What `cache push` and `cache pull` have in common: how to get there, and what to report."""
+"""`armada cache push` and `pull`: how to get there, what goes over, and what to report of it.
 
+A URL and some wishes become a plan, and the plan is carried out; only what is missing goes over.
+"""
+
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +11,33 @@ from typing import Any
 
 import yaml
 
+from ...cache_schemas.contents import CacheIndex
 from ...cache_schemas.errors import CacheError, JobError
+from ...cache_schemas.keys import first_occurrences
+from ...cache_schemas.locations import shown_url
 from ...cache_schemas.manifest import TeacherManifest
-from ...stages.store.transfer.place import LocalPlace, Place
-from ...stages.store.transfer.plan import TeacherPlan
-from ...stages.store.transfer.pull import JOBS
+from ...stages.corpus.corpus import PLAIN, Corpus, read_corpus
+from ...stages.corpus.files import require_use
+from ...stages.corpus.text_files import TextFormat
+from ...stages.store.reading.contents import read_contents
+from ...stages.store.transfer.choice import Choice, chosen_teachers
+from ...stages.store.transfer.local_push import push_to_folder
+from ...stages.store.transfer.origin import read_origin
+from ...stages.store.transfer.page import send_page
+from ...stages.store.transfer.place import (
+    LocalPlace,
+    Place,
+    RemotePlace,
+    is_hub,
+    open_place,
+    writable,
+)
+from ...stages.store.transfer.plan import TeacherPlan, planned
+from ...stages.store.transfer.pull import JOBS, pull
+from ...stages.store.transfer.push import Advance, TeacherToSend, plan_push, push
+from ..messages import CountProgress, say_that_a_pull_waits
+from ..signals import telling_what_is_kept
+from .card_text import MARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +78,151 @@ class Shared:
     dry_run: bool = False
     texts: int | None = None
     skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to pull; `corpus` with its `text_columns` chooses shards by the texts they answer,
+    `digest` is what the whole cache must have."""
+
+    teachers: Sequence[str] = ()
+    features: Sequence[str] = ()
+    corpus: Sequence[str] = ()
+    text_columns: Sequence[str] = ()
+    skip_bad_rows: bool = False
+    digest: str | None = None
+    text_format: TextFormat = PLAIN
+
+
+@telling_what_is_kept(lambda: "what has come is kept; the same command goes on")
+def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Shared:
+    """Bring what is wanted of the cache at `url` into the local cache at `cache`.
+
+    Raises CacheError if it is not there or does not fit, DamagedCacheError or StorageError if it
+    does not come; what has come stays, and the same call goes on from there."""
+    started = time.monotonic()
+    corpus = _corpus(wanted)
+    place = open_place(url, storage_options(transfer.options))
+    refuse_itself(place, cache)
+    index = read_origin(place, wanted.digest and wanted.digest.lower())
+    keys = corpus.keys() if corpus else None
+    choice = Choice(tuple(wanted.teachers), tuple(wanted.features), keys)
+    waiting = say_that_a_pull_waits(transfer.quiet)
+    with planned(place, index, cache, choice, transfer.jobs, transfer.dry_run, waiting) as plan:
+        if not transfer.dry_run:
+            with CountProgress("pull", "bytes", plan.bytes, transfer.quiet) as progress:
+                pull(place, cache, plan, transfer.jobs, progress.advance)
+    return Shared(
+        place=place.shown,
+        digest=index.digest,
+        teachers=tuple(arrived(teacher) for teacher in plan.teachers),
+        seconds=time.monotonic() - started,
+        dry_run=transfer.dry_run,
+        texts=None if keys is None else len(first_occurrences(keys)),
+        skipped=corpus.skipped if corpus else (),
+    )
+
+
+def _corpus(wanted: Wanted) -> Corpus | None:
+    named = {name for name in ("encoding", "delimiter") if getattr(wanted.text_format, name)}
+    if not wanted.corpus and not wanted.text_columns:
+        if named:
+            raise JobError(f"--{min(named)}: says how a --corpus is written, and none is named")
+        return None
+    if not wanted.corpus or not wanted.text_columns:
+        raise JobError("--corpus and --text-column: give both to pull what a corpus needs")
+    require_use(wanted.text_format, wanted.corpus)
+    return read_corpus(
+        wanted.corpus,
+        wanted.text_columns,
+        id_column=False,
+        skip_bad_rows=wanted.skip_bad_rows,
+        form=wanted.text_format,
+    )
+
+
+Sent = tuple[str | None, list[SharedTeacher]]
+"""The digest of the place, if it was written to, and what went there."""
+
+
+@telling_what_is_kept(lambda: "what was sent is kept; the same command goes on")
+def push_cache(
+    cache: Path, url: str, teachers: Sequence[str], transfer: Transfer, public: bool = False
+) -> Shared:
+    """Send what the place at `url` lacks of the local cache at `cache`; a repository on the Hub is
+    made if there is none, `public` or private.
+
+    Raises CacheError if the place is something else or holds other shards, DamagedCacheError for a
+    local file that is not as committed, StorageError if the place fails; what was sent stays, and
+    the same call goes on from there."""
+    started = time.monotonic()
+    if public and not is_hub(url):
+        raise CacheError(f"{shown_url(url)}: --public is for repositories on the Hub, hf://...")
+    place = open_place(url, storage_options(transfer.options))
+    refuse_itself(place, cache)
+    if isinstance(place, LocalPlace):
+        digest, sent = _to_folder(cache, place, teachers, transfer)
+    else:
+        digest, sent = _to_url(cache, place, teachers, transfer, public)
+    return Shared(
+        place=place.shown,
+        digest=digest,
+        teachers=tuple(sent),
+        seconds=time.monotonic() - started,
+        dry_run=transfer.dry_run,
+    )
+
+
+def _to_folder(cache: Path, place: LocalPlace, teachers: Sequence[str], transfer: Transfer) -> Sent:
+    source, choice, index = LocalPlace(cache), Choice(tuple(teachers)), read_contents(cache)
+    waiting, jobs, dry_run = say_that_a_pull_waits(transfer.quiet), transfer.jobs, transfer.dry_run
+    with planned(source, index, place.path, choice, jobs, dry_run, waiting) as plan:
+        digest = None
+        if not dry_run:
+            with CountProgress("push", "bytes", plan.bytes, transfer.quiet) as progress:
+                target = push_to_folder(source, place.path, plan, jobs, progress.advance)
+                digest = target.digest
+            send_page(cache, place, MARK)
+    return digest, [arrived(teacher) for teacher in plan.teachers]
+
+
+def _to_url(
+    cache: Path, place: RemotePlace, teachers: Sequence[str], transfer: Transfer, public: bool
+) -> Sent:
+    chosen = chosen_teachers(str(cache), read_contents(cache), teachers)
+    plans = plan_push(cache, chosen, writable(place))
+    digest = None
+    if not transfer.dry_run:
+        total = sum(plan.bytes for plan in plans)
+        with CountProgress("push", "bytes", total, transfer.quiet) as progress:
+            digest = _push(cache, plans, place, transfer.jobs, public, progress.advance).digest
+    return digest, [_sent(plan) for plan in plans]
+
+
+def _push(
+    cache: Path,
+    plans: list[TeacherToSend],
+    place: RemotePlace,
+    jobs: int,
+    public: bool,
+    advance: Advance,
+) -> CacheIndex:
+    if is_hub(place.shown):
+        from ...stages.store.transfer.hub_place import HubPlace
+        from ...stages.store.transfer.hub_push import push_to_hub
+
+        assert isinstance(place, HubPlace)
+        return push_to_hub(cache, plans, place, MARK, public, jobs, advance)
+    index = push(cache, plans, place, jobs, advance)
+    send_page(cache, place, MARK)
+    return index
+
+
+def _sent(plan: TeacherToSend) -> SharedTeacher:
+    manifest = plan.source.manifest
+    features = tuple(feature.name for feature in manifest.spec.features)
+    files = [len(shard.files) for shard in plan.shards]
+    return shared_teacher(manifest, features, files, plan.there, plan.bytes)
 
 
 def arrived(plan: TeacherPlan) -> SharedTeacher:
