@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source
 from ..stages.corpus.labels import Task
+from ..stages.distill.adapters import LoraSettings
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives.base import SOURCE
 from ..stages.distill.settings import SCRATCH_LEARNING_RATE, TrainingSettings
@@ -70,7 +71,13 @@ class CorpusKeys(TextFormatKeys):
 
 
 class DistillJob(
-    CorpusKeys, CacheKeys, StudentSettings, LanguageKeys, TrainingSettings, WithOptions
+    CorpusKeys,
+    CacheKeys,
+    StudentSettings,
+    LoraSettings,
+    LanguageKeys,
+    TrainingSettings,
+    WithOptions,
 ):
     """What is trained, and where it goes."""
 
@@ -198,6 +205,18 @@ class DistillJob(
                     )
         elif self.cache is None and self.distilled:
             raise ValueError("job key 'cache' is missing; only control=undistilled needs none")
+        return self
+
+    @model_validator(mode="after")
+    def _adapts_a_whole_checkpoint(self) -> "DistillJob":
+        if self.lora_rank is None:
+            return self
+        if self.student.startswith(SCRATCH) or self.student_from_scratch:
+            raise ValueError("lora_rank: a student from scratch has nothing to adapt; leave it out")
+        if self.student_layers is not None:
+            raise ValueError(
+                "student_layers: adapters are saved for a whole checkpoint; cut and save it first"
+            )
         return self
 
     @model_validator(mode="after")

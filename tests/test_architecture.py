@@ -27,6 +27,7 @@ FLOORS = (
         "stages.store",
     ),
     ("stages.embeddings",),
+    ("stages.adapters",),
     ("stages.precompute", "stages.distill"),
     ("pipeline",),
     ("",),

@@ -2,7 +2,6 @@
 
 from ...cache_schemas.errors import JobError
 from ...stages.distill.objectives.armada import ArmadaOptions
-from ...stages.distill.student_source import SCRATCH
 from ..distill_job import DistillJob
 from .keys import LanguageKeys
 
@@ -31,12 +30,6 @@ def check_language_job(job: DistillJob) -> None:
             "token_cache, token_teacher, token_feature: are for a teacher beside that of a feature "
             "(objective=armada); with objective tokens, say cache, teacher and feature"
         )
-    if job.lora_rank is not None and (job.student.startswith(SCRATCH) or job.student_from_scratch):
-        raise JobError("lora_rank: a student from scratch has nothing to adapt; leave it out")
-    if job.lora_rank is not None and job.student_layers is not None:
-        raise JobError(
-            "student_layers: adapters are saved for a whole checkpoint; cut and save it first"
-        )
     if job.responses == "generated" and job.objective != "tokens":
         raise JobError("responses generated: is for objective tokens")
     if job.options.get("temperature", _TEMPERATURE) != _TEMPERATURE and job.label_column is None:
@@ -44,8 +37,6 @@ def check_language_job(job: DistillJob) -> None:
             f"job key 'temperature': {job.options['temperature']}: is of outputs for classes; "
             "words are softened by token_temperature"
         )
-    if job.lora_rank is None and (job.lora_targets or job.lora_alpha or job.lora_dropout):
-        raise JobError("lora_targets, lora_alpha, lora_dropout: need lora_rank; say it as well")
     _check_cross_tokenizer(job)
 
 
@@ -72,6 +63,8 @@ def check_other_job(job: DistillJob) -> None:
     """Raises JobError for keys of language models in a job of any other task: nobody reads them."""
     if "tokens" in (keys.name for keys in job.all_objectives):
         raise JobError("objective tokens: is for language models; say task=language")
+    if job.lora_rank is not None:
+        raise JobError("job key 'lora_rank': is for language models; say task=language")
     for key, field in LanguageKeys.model_fields.items():
         if getattr(job, key) != field.default:
             raise JobError(f"job key {key!r}: is for language models; say task=language")

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...stages.distill.language.export import LanguageCard, named_base, save_language_student
+from ...cache_schemas.errors import StudentSourceError
+from ...stages.adapters import named_base
+from ...stages.distill.language.export import LanguageCard, save_language_student
 from ...stages.distill.language.model import LanguageModel, WordLoss
 from ...stages.distill.language.source import (
     check_apart,
@@ -77,7 +79,11 @@ class LanguageSeedRun(SeedRun):
             text_columns=job.text_column,
             space=data.space,
             metric=data.metric,
-            **(named_base(job.student, job.student_revision) if job.lora_rank else {}),
+            **(
+                named_base(job.student, job.student_revision, StudentSourceError)
+                if job.lora_rank
+                else {}
+            ),
         )
         folder = self.folder / "student"
         save_language_student(folder, model.student, built.tokenizer, model.objective, card)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...cache_schemas.chats import answered
 from ...cache_schemas.errors import InputError, StudentSourceError
 from ...cache_schemas.locations import expand_home, shown_url
+from ..adapters import without_adapters
 from ..embeddings.folders import MODULES, read_embedding_folder
 from ..embeddings.layers import load_layers
 from ..language.tokens import encode_texts, end_ids
@@ -173,7 +174,7 @@ class SavedLanguageModel(SavedStudent):
         self, texts: Sequence[Text], batch_size: int, max_new_tokens: int
     ) -> tuple[list[str], int]:
         """What it says, and how many of the texts were cut at the student's max_length."""
-        causal = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        causal = without_adapters(self.model)
         ends = end_ids(self.tokenizer, self.card.recipe, causal)
         prompts, cut = self._prompts(texts)
         return respond(causal, self.tokenizer, prompts, max_new_tokens, batch_size, ends), cut

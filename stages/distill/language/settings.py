@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..token_loss.settings import TokenLossSettings
 
@@ -10,28 +10,7 @@ Packing = Literal["none", "apart", "joined"]
 Tail = Literal["bucket", "renormalised"]
 
 
-class LoraSettings(BaseModel):
-    """Low-rank adapters in place of all weights (arXiv 2106.09685)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lora_rank: int | None = Field(
-        default=None,
-        ge=1,
-        description="train adapters of this rank and leave all other weights as they are "
-        "(task=language)",
-    )
-    lora_alpha: float | None = Field(
-        default=None, gt=0, description="adapters are scaled by lora_alpha / lora_rank; default 1"
-    )
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before adapters")
-    lora_targets: tuple[str, ...] = Field(
-        default=(),
-        description="names of the layers that get adapters; default all linear layers but the head",
-    )
-
-
-class LanguageSettings(LoraSettings, TokenLossSettings):
+class LanguageSettings(TokenLossSettings):
     """How a language model learns."""
 
     token_temperature: float = Field(

@@ -11,6 +11,7 @@ from ...corpus.labels import LabelSpace
 from ...language.logits import keeps_apart, transformer
 from ...pretrained import token_limit
 from ...sources import resolve
+from ..adapters import LoraSettings, with_adapters
 from ..scratch import make_config, train_byte_tokenizer
 from ..student import StudentSettings, is_decoder, keep_layers
 from ..student_models import (
@@ -21,8 +22,6 @@ from ..student_models import (
     random_model,
 )
 from ..student_source import SCRATCH
-from .adapters import with_adapters
-from .settings import LoraSettings
 from .student import LanguageStudent
 
 AUTO_CLASS = "AutoModelForCausalLM"
@@ -45,7 +44,7 @@ def load_language_student(
         model, tokenizer = _from_folder(settings, texts)
     check_words(model, tokenizer, settings.student)
     if lora.lora_rank is not None:
-        model = with_adapters(model, lora)
+        model = with_adapters(model, lora, "CAUSAL_LM")
     return LanguageStudent(model, space, dropout), tokenizer
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import StudentSourceError
+from ...adapters import without_adapters
 from ...corpus.labels import LabelSpace
 from ...language.logits import find_transform, looks_ahead, transformer
 from ...pretrained import refusing
@@ -45,12 +46,7 @@ class LanguageStudent(nn.Module):
     @property
     def causal(self) -> Any:
         """The causal language model itself."""
-        return self.model.get_base_model() if self.adapted else self.model
-
-    @property
-    def adapted(self) -> bool:
-        """Whether adapters are what trains."""
-        return hasattr(self.model, "peft_config")
+        return without_adapters(self.model)
 
     @property
     def backbone(self) -> Any:

@@ -5,15 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from armada.cache_schemas.errors import StudentSourceError
+from armada.stages import adapters
 from armada.stages.corpus.labels import NO_LABELS
-from armada.stages.distill.language import export
+from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.language.export import (
     LanguageCard,
     load_language_folder,
-    named_base,
     save_language_student,
 )
-from armada.stages.distill.language.settings import LoraSettings
 from armada.stages.distill.language.source import load_language_student
 from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
@@ -32,6 +31,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def named(base: str, revision: str | None) -> dict[str, str | None]:
+    return adapters.named_base(base, revision, StudentSourceError)
+
+
 def save_adapters(folder: Path, base: str) -> torch.Tensor:
     """Adapters on `base`, in a folder; the hidden states that they make."""
     lora = LoraSettings(lora_rank=2)
@@ -47,7 +50,7 @@ def save_adapters(folder: Path, base: str) -> torch.Tensor:
         text_columns=("text",),
         space=NO_LABELS,
         metric="loss",
-        **named_base(base, None),
+        **named(base, None),
     )
     objective = UndistilledObjective(ObjectiveOptions(), Sizes(student.dim, 1, False, None))
     save_language_student(folder, student, tokenizer, objective, card)
@@ -72,19 +75,19 @@ def test_their_model_is_found_from_any_folder(root: Path, monkeypatch: pytest.Mo
 
 def test_another_model_in_its_place_is_refused(root: Path) -> None:
     save_adapters(root / "run", "base")
-    was = named_base("base", None)["base_digest"]
+    was = named("base", None)["base_digest"]
     make_causal_lm(root / "base", seed=1)
-    now = named_base("base", None)["base_digest"]
+    now = named("base", None)["base_digest"]
     told = f"made for {root / 'base'} of digest {was}, which now has {now}; bring"
     with pytest.raises(StudentSourceError, match=told):
         states_of(root / "run")
 
 
 def test_a_hub_id_stays_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "resolve", lambda source, revision, error: root / "base")
+    monkeypatch.setattr(adapters, "resolve", lambda source, revision, error: root / "base")
     expected = save_adapters(root / "run", "someone/model")
-    assert named_base("someone/model", "main") == {
-        **named_base("base", None),
+    assert named("someone/model", "main") == {
+        **named("base", None),
         "base": "someone/model",
         "base_revision": "main",
     }

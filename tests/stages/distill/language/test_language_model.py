@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from armada.cache_schemas.errors import JobError, StudentSourceError
 from armada.stages.corpus.labels import MISSING, NO_LABELS
+from armada.stages.distill.adapters import LoraSettings, with_adapters
 from armada.stages.distill.batches import DistillDataset
-from armada.stages.distill.language.adapters import with_adapters
 from armada.stages.distill.language.batches import Counts, pack
 from armada.stages.distill.language.evaluation import WordSums, respond, response_metrics
 from armada.stages.distill.language.model import LanguageModel, WordLoss, only_rows
-from armada.stages.distill.language.settings import LanguageSettings, LoraSettings
+from armada.stages.distill.language.settings import LanguageSettings
 from armada.stages.distill.language.source import check_words, load_language_student
 from armada.stages.distill.language.student import LanguageStudent
 from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
@@ -163,7 +163,9 @@ def test_adapters_train_alone_and_start_at_nothing(folders: dict[str, Path]) -> 
     before = AutoModelForCausalLM.from_pretrained(folders["llama"])
     ids = torch.arange(9)[None]
     expected = before(ids).logits
-    adapted = with_adapters(before, LoraSettings(lora_rank=3, lora_targets=("q_proj", "v_proj")))
+    adapted = with_adapters(
+        before, LoraSettings(lora_rank=3, lora_targets=("q_proj", "v_proj")), "CAUSAL_LM"
+    )
     torch.testing.assert_close(adapted(ids).logits, expected)
     student = LanguageStudent(adapted, NO_LABELS, 0.0)
     training = [name for name, p in student.named_parameters() if p.requires_grad]
@@ -176,7 +178,7 @@ def test_adapters_train_alone_and_start_at_nothing(folders: dict[str, Path]) -> 
 def test_layers_that_are_not_there_get_no_adapters(folders: dict[str, Path]) -> None:
     model = AutoModelForCausalLM.from_pretrained(folders["gpt2"])
     with pytest.raises(JobError, match=r"lora_targets \['q_proj'\].*GPT2LMHeadModel"):
-        with_adapters(model, LoraSettings(lora_rank=2, lora_targets=("q_proj",)))
+        with_adapters(model, LoraSettings(lora_rank=2, lora_targets=("q_proj",)), "CAUSAL_LM")
 
 
 @pytest.mark.parametrize(
@@ -186,12 +188,14 @@ def test_the_head_gets_no_adapter(folders: dict[str, Path], family: str, target:
     """Nor do embeddings that are the head, too."""
     model = AutoModelForCausalLM.from_pretrained(folders[family])
     with pytest.raises(JobError, match=rf"^lora_targets \['{target}'\]: the head cannot have"):
-        with_adapters(model, LoraSettings(lora_rank=2, lora_targets=(target,)))
+        with_adapters(model, LoraSettings(lora_rank=2, lora_targets=(target,)), "CAUSAL_LM")
 
 
 def test_embeddings_that_are_not_the_head_may_have_adapters(folders: dict[str, Path]) -> None:
     model = AutoModelForCausalLM.from_pretrained(folders["llama"])
-    adapted = with_adapters(model, LoraSettings(lora_rank=2, lora_targets=("embed_tokens",)))
+    adapted = with_adapters(
+        model, LoraSettings(lora_rank=2, lora_targets=("embed_tokens",)), "CAUSAL_LM"
+    )
     assert sum(p.requires_grad for p in adapted.parameters()) == 2
 
 

@@ -1,0 +1,84 @@
+"""Low-rank adapters by peft (arXiv 2106.09685) on a student of any kind, and which of it train."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ...cache_schemas.errors import JobError
+from ..adapters import quiet_peft
+from ..pretrained import one_line
+
+ALL_LINEAR = "all-linear"
+
+TaskType = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
+
+
+class LoraSettings(BaseModel):
+    """Low-rank adapters in place of all weights (arXiv 2106.09685)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora_rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="train adapters of this rank and leave all other weights as they are",
+    )
+    lora_alpha: float | None = Field(
+        default=None, gt=0, description="adapters are scaled by lora_alpha / lora_rank; default 1"
+    )
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before adapters")
+    lora_targets: tuple[str, ...] = Field(
+        default=(),
+        description="names of the layers that get adapters; default all linear layers but the head",
+    )
+
+    @model_validator(mode="after")
+    def _describes_adapters(self) -> "LoraSettings":
+        if self.lora_rank is None and (self.lora_targets or self.lora_alpha or self.lora_dropout):
+            raise ValueError(
+                "lora_targets, lora_alpha, lora_dropout: need lora_rank; say it as well"
+            )
+        return self
+
+
+def with_adapters(model: Any, settings: LoraSettings, task_type: TaskType) -> Any:
+    """The model with adapters that train; nothing else of it does.
+
+    Raises JobError where peft is not installed or finds no such layers, or where the head of a
+    language model would have an adapter: the loss takes its weight as it is."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as cause:
+        raise JobError(
+            "lora_rank: adapters need the package peft; install armada-kd[lora]"
+        ) from cause
+    assert settings.lora_rank is not None
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha or settings.lora_rank,
+        lora_dropout=settings.lora_dropout,
+        target_modules=list(settings.lora_targets) or ALL_LINEAR,
+        task_type=task_type,
+    )
+    try:
+        with quiet_peft():
+            adapted = get_peft_model(model, config)
+    except ValueError as cause:
+        raise JobError(
+            f"lora_targets {list(settings.lora_targets)}: {one_line(cause)}; name layers as they "
+            f"are called in a {type(model).__name__}"
+        ) from cause
+    if task_type == "CAUSAL_LM" and _adapts_head(model):
+        raise JobError(
+            f"lora_targets {list(settings.lora_targets)}: the head cannot have an adapter, nor can "
+            "embeddings that are the head, too; leave them out"
+        )
+    return adapted
+
+
+def _adapts_head(model: Any) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tied = model.config.get_text_config().tie_word_embeddings
+    layers = [model.get_output_embeddings(), *([model.get_input_embeddings()] if tied else [])]
+    return any(isinstance(layer, BaseTunerLayer) for layer in layers)
