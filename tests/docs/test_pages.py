@@ -187,6 +187,7 @@ def test_adding_a_teacher(place: Workplace) -> None:
     (row,) = cache.lookup("a bad cab no 1")
     assert cache["share"][row].tolist() == pytest.approx([n / 14 for n in (3, 2, 1, 1, 0, 0, 0)])
     assert (place.folder / "run" / "metrics.json").is_file()
+    assert re.search(r"^11 passed", printed, re.MULTILINE)
 
 
 def test_several_teachers(place: Workplace) -> None:
@@ -204,3 +205,4 @@ def test_adding_an_objective(place: Workplace) -> None:
     assert last < first
     metrics = json.loads((place.folder / "run" / "metrics.json").read_bytes())
     assert metrics["objective"] == "contrast"
+    assert re.search(r"^[3-9]\d passed", printed, re.MULTILINE)

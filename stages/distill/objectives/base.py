@@ -42,7 +42,7 @@ Shape = tuple[int, ...]
 class ObjectiveOptions(BaseModel):
     """Base of the options of an objective: keys of a job, each with one line of description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,8 @@ class HashWordsTeacher(Teacher):
     def _numbers(self, words: Sequence[str]) -> npt.NDArray[np.float64]:
         shape = self.spec.features[0].shape
         seeds = [example_seed(self._options.seed, example_key(word)) for word in words]
-        return np.stack([np.random.default_rng(seed).standard_normal(shape) for seed in seeds])
+        rows = [np.random.default_rng(seed).standard_normal(shape) for seed in seeds]
+        return np.reshape(rows, (len(rows), *shape))  # a text may have no words
 
 
 def _width(kind: str, source: str) -> int:

@@ -1,0 +1,1 @@
+"""Tests that every teacher and every objective has to pass, for pytest: `armada.testing`."""

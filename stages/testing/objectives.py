@@ -1,0 +1,307 @@
+"""What every objective promises, as tests.
+
+A subclass names an objective, its options and what they are to be. The tests ask it for the loss of
+batches that `batch` makes, alone and in a sum of objectives, in float64 where numbers are compared.
+Shapes: B rows, D pooled student text, K classes (1 for regression), H numbers of a feature.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, get_args
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from ...cache_schemas.errors import InputError
+from ..distill.losses import MISSING_LABEL
+from ..distill.objectives import OBJECTIVES
+from ..distill.objectives.base import Objective, Shape, Sizes, TeacherSide
+from ..distill.objectives.sum import SummedObjective
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What an objective is told: pooled [B, D], output [B, K], features [B, *shape], labels [B]."""
+
+    pooled: Tensor
+    output: Tensor
+    features: tuple[Tensor, ...]
+    labels: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same with all numbers changed, labels not."""
+        features = tuple(change(each) for each in self.features)
+        return replace(
+            self, pooled=change(self.pooled), output=change(self.output), features=features
+        )
+
+    def take(self, rows: Tensor) -> "Batch":
+        """Some rows."""
+        features = tuple(each[rows] for each in self.features)
+        return Batch(self.pooled[rows], self.output[rows], features, self.labels[rows])
+
+
+class ObjectiveTests:
+    """Subclass it under a name that begins with Test; needs `objective`, and a value in `changing`
+    or a name in `untried` for each option."""
+
+    objective: ClassVar[str]
+    """Its name, as in a job."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Under which it is tested."""
+    changing: ClassVar[Mapping[str, Any]] = {}
+    """Option -> a value under which the loss is another."""
+    untried: ClassVar[Collection[str]] = ()
+    """Options that are left out here; say why in a comment."""
+    refused: ClassVar[Mapping[str, Any]] = {}
+    """Option -> a value that it must not take."""
+    pooled_dim: ClassVar[int] = 6
+    num_labels: ClassVar[int] = 3
+    feature_shapes: ClassVar[tuple[Shape, ...]] = ((4,),)
+    """Of what it reads, one for each feature; of an objective that reads classes, (num_labels,)."""
+    rows: ClassVar[int] = 6
+
+    @pytest.fixture(params=[False, True], ids=["classification", "regression"])
+    def sizes(self, request: pytest.FixtureRequest) -> Sizes:
+        """What the objective has to fit, without dropout; for both tasks where it knows both."""
+        regression = bool(request.param)
+        if regression and not self._class().reads.regression:
+            pytest.skip("has no meaning where labels are numbers")
+        return self._sizes(regression)
+
+    def batch(self, sizes: Sizes, rows: int, draw: torch.Generator) -> Batch:
+        """A batch of float32; override it for an objective that needs inputs of another kind."""
+        labels = torch.randint(sizes.num_labels, (rows,), generator=draw)
+        output = torch.randn(rows, sizes.num_labels, generator=draw)
+        return Batch(
+            pooled=torch.randn(rows, sizes.pooled_dim, generator=draw),
+            output=output.abs() if sizes.regression else output,  # a regression ends with a ReLU
+            features=tuple(torch.randn(rows, *shape, generator=draw) for shape in _shapes(sizes)),
+            labels=5 * torch.rand(rows, generator=draw) if sizes.regression else labels,
+        )
+
+    # --- options
+
+    def test_every_option_is_named_here(self) -> None:
+        known = self._class().Options.model_fields
+        named = {*self.changing, *self.untried}
+        lacking, strange = sorted(known.keys() - named), sorted(named - known.keys())
+        assert not lacking, f"options {lacking}: name them in changing or untried"
+        assert not strange, f"{strange}: the objective has no such options"
+
+    def test_options_are_checked(self) -> None:
+        options = self._class().Options
+        for name, field in options.model_fields.items():
+            assert not field.is_required(), f"option {name} has no default"
+            assert field.description, f"option {name} has no description"
+            wrong = [self.refused[name]] if name in self.refused else []
+            if float in (field.annotation, *get_args(field.annotation)):
+                wrong += [math.nan, math.inf]
+            for value in wrong:
+                with pytest.raises(ValidationError) as caught:
+                    options(**{name: value})
+                assert {error["loc"][0] for error in caught.value.errors()} == {name}
+        with pytest.raises(ValidationError, match="no_such_option"):
+            options.model_validate({"no_such_option": 1})
+
+    def test_options_change_the_loss(self) -> None:
+        sizes = self._sizes(regression=False)
+        before = self._total(sizes)
+        for name, value in self.changing.items():
+            after = self._total(sizes, **{name: value})
+            assert not torch.equal(before, after), f"{name}={value!r} changes no loss: is it read?"
+
+    # --- the loss
+
+    def test_total_has_a_graph_and_the_other_terms_are_reported(self, sizes: Sizes) -> None:
+        objective, batch = self._made(sizes), self._batch(sizes)
+        for part in (batch.pooled, batch.output):
+            part.requires_grad_()
+        terms = self._terms(objective, batch)
+        assert terms["total"].requires_grad
+        for name, term in terms.items():
+            assert term.shape == (), f"{name}: is no scalar"
+            assert term.isfinite(), f"{name}: is not finite"
+            assert name == "total" or not term.requires_grad, f"{name}: detach it (named_terms)"
+        assert self._terms(objective, self._batch(sizes, seed=1)).keys() == terms.keys()
+        torch.autograd.backward(terms["total"])
+        reached = [part.grad for part in (batch.pooled, batch.output) if part.grad is not None]
+        assert any(each.any() for each in reached), "no gradient reaches the student"
+        for name, parameter in objective.named_parameters():
+            # An aligner learns by itself; of all else, processes wait for each other's gradients.
+            own = objective.has_aligner and name.startswith("aligner.")
+            assert own or parameter.grad is not None, f"{name} takes no part in the loss"
+
+    def test_gradients_are_those_of_the_loss(self, sizes: Sizes) -> None:
+        """By finite differences, in float64."""
+        objective = self._made(sizes).double()
+        batch = self._batch(sizes).map(torch.Tensor.double)
+
+        def total(pooled: Tensor, output: Tensor) -> Tensor:
+            return self._terms(objective, replace(batch, pooled=pooled, output=output))["total"]
+
+        inputs = (batch.pooled.requires_grad_(), batch.output.requires_grad_())
+        assert total(*inputs).dtype == torch.float64, "float64 is rounded: cast by `accumulated`"
+        assert torch.autograd.gradcheck(total, inputs)
+
+    def test_the_order_of_rows_is_of_no_matter(self, sizes: Sizes) -> None:
+        objective = self._made(sizes).double()
+        batch = self._batch(sizes).map(torch.Tensor.double)
+        order = torch.arange(self.rows).roll(1)
+        one, other = self._terms(objective, batch), self._terms(objective, batch.take(order))
+        for name, term in one.items():
+            torch.testing.assert_close(other[name], term, msg=f"{name} depends on the order")
+
+    def test_rows_without_a_label(self, sizes: Sizes) -> None:
+        missing = math.nan if sizes.regression else MISSING_LABEL
+        for lacking in (1, self.rows):
+            objective, batch = self._made(sizes), self._batch(sizes)
+            batch.labels[:lacking] = missing
+            self._require_finite(objective, batch)
+
+    def test_extremes_are_finite(self, sizes: Sizes) -> None:
+        """Numbers as large as half precision has them, none, all equal, and the least of rows."""
+        ordinary = self._batch(sizes)
+        least = torch.arange(self._class().reads.least_rows)
+        for batch in (
+            ordinary.map(lambda each: 6e4 * each.sign()),
+            ordinary.map(torch.zeros_like),
+            ordinary.map(torch.ones_like),
+            ordinary.map(lambda each: 1e-6 * each),
+            ordinary.take(least),
+        ):
+            self._require_finite(self._made(sizes), batch)
+
+    def test_half_precision_is_summed_in_float32(self, sizes: Sizes) -> None:
+        batch = self._batch(sizes)
+        terms = self._terms(self._made(sizes), batch.map(torch.Tensor.bfloat16))
+        for name, term in terms.items():
+            assert term.dtype == torch.float32, f"{name}: is {term.dtype}"
+        whole = self._terms(self._made(sizes), batch.map(lambda each: each.bfloat16().float()))
+        torch.testing.assert_close(terms["total"], whole["total"], rtol=0.05, atol=0.05)
+
+    def test_a_weight_of_0_leaves_nothing_of_it(self, sizes: Sizes) -> None:
+        objective, batch = self._made(sizes), self._batch(sizes)
+        for part in (batch.pooled, batch.output):
+            part.requires_grad_()
+        plain = self._summed(objective, 1.0).of_sources(*self._of_sources(objective, batch))
+        alone = self._terms(objective, batch)
+        for name in alone.keys() - {"total", "task"}:
+            torch.testing.assert_close(plain[f"{objective.label}.{name}"], alone[name])
+        terms = self._summed(objective, 0.0).of_sources(*self._of_sources(objective, batch))
+        expected = terms.get("task", torch.zeros(()))
+        torch.testing.assert_close(terms["total"].detach(), expected)
+        torch.autograd.backward(terms["total"])
+        for name, parameter in objective.named_parameters():
+            assert parameter.grad is None or not parameter.grad.any(), f"{name} would be moved"
+
+    # --- what it reads
+
+    def test_it_reads_what_it_declares(self, sizes: Sizes) -> None:
+        reads, objective, batch = self._class().reads, self._made(sizes), self._batch(sizes)
+        total = self._terms(objective, batch)["total"]
+        for at, feature in enumerate(batch.features):
+            others = (*batch.features[:at], feature.flip(0) + 1, *batch.features[at + 1 :])
+            changed = self._terms(objective, replace(batch, features=others))["total"]
+            assert not torch.equal(changed, total), f"feature {at + 1} is not read"
+        relabelled = replace(batch, labels=batch.labels.flip(0))
+        if reads.task and reads.labels:
+            changed = self._terms(objective, relabelled)["total"]
+            assert not torch.equal(changed, total), "reads.task: the labels are not scored"
+        if not reads.task:  # as one of several that leaves the labels to the others
+            told = self._told(batch)
+            terms = objective(batch.pooled, None, told, None)
+            assert terms["total"].isfinite(), "reads.task is False: it is given no labels"
+
+    def test_features_are_needed_as_declared(self, sizes: Sizes) -> None:
+        reads, batch = self._class().reads, self._batch(sizes)
+        if reads.features == 0:
+            return
+        with pytest.raises(InputError):
+            self._made(sizes)(batch.pooled, batch.output, None, batch.labels)
+        with pytest.raises(InputError):
+            self._made(replace(sizes, feature_shape=None, more_shapes=()))
+
+    def test_students_that_do_not_fit_are_refused(self) -> None:
+        reads = self._class().reads
+        if reads.classes:
+            with pytest.raises(InputError, match="classes"):
+                self._made(replace(self._sizes(False), num_labels=self.num_labels + 1))
+        if not reads.regression:
+            with pytest.raises(InputError, match="regression"):
+                self._made(self._sizes(regression=True))
+
+    def test_its_weights_are_kept_and_read_again(self, sizes: Sizes) -> None:
+        one, other = self._made(sizes), self._made(sizes, seed=1)
+        other.load_state_dict(one.state_dict())
+        batch = self._batch(sizes)
+        assert torch.equal(self._terms(one, batch)["total"], self._terms(other, batch)["total"]), (
+            "some of its state is no parameter and no buffer"
+        )
+
+    # --- making and asking
+
+    def _class(self) -> type[Objective]:
+        found: type[Objective] = OBJECTIVES.load(self.objective)
+        return found
+
+    def _sizes(self, regression: bool) -> Sizes:
+        shapes = self.feature_shapes if self._class().reads.features != 0 else ()
+        return Sizes(
+            pooled_dim=self.pooled_dim,
+            num_labels=1 if regression else self.num_labels,
+            regression=regression,
+            feature_shape=shapes[0] if shapes else None,
+            more_shapes=shapes[1:],
+            dropout=0.0,
+        )
+
+    def _made(self, sizes: Sizes, seed: int = 0, **options: Any) -> Objective:
+        torch.manual_seed(seed)
+        kind = self._class()
+        made = kind(kind.Options(**{**self.options, **options}), sizes)
+        made.label = self.objective
+        made.sources = tuple(f"source {at}" for at in range(len(_shapes(sizes))))
+        return made.eval()
+
+    def _batch(self, sizes: Sizes, seed: int = 3) -> Batch:
+        return self.batch(sizes, self.rows, torch.Generator().manual_seed(seed))
+
+    def _told(self, batch: Batch) -> TeacherSide:
+        if not batch.features:
+            return None
+        return batch.features[0] if self._class().reads.features == 1 else batch.features
+
+    def _terms(self, objective: Objective, batch: Batch) -> Terms:
+        terms: Terms = objective(batch.pooled, batch.output, self._told(batch), batch.labels)
+        return terms
+
+    def _total(self, sizes: Sizes, **options: Any) -> Tensor:
+        return self._terms(self._made(sizes, **options), self._batch(sizes))["total"].detach()
+
+    def _summed(self, objective: Objective, weight: float) -> SummedObjective:
+        return SummedObjective([objective], [weight], objective.sizes).eval()
+
+    def _of_sources(self, objective: Objective, batch: Batch) -> tuple[Any, ...]:
+        sources = dict(zip(objective.sources, batch.features, strict=True))
+        return batch.pooled, batch.output, sources, batch.labels
+
+    def _require_finite(self, objective: Objective, batch: Batch) -> None:
+        pooled, output = batch.pooled.detach().clone(), batch.output.detach().clone()
+        told = replace(batch, pooled=pooled.requires_grad_(), output=output.requires_grad_())
+        terms = self._terms(objective, told)
+        for name, term in terms.items():
+            assert term.isfinite(), f"{name} is not finite"
+        torch.autograd.backward(terms["total"])
+        inputs = {"pooled": pooled, "output": output, **dict(objective.named_parameters())}
+        for name, each in inputs.items():
+            assert each.grad is None or each.grad.isfinite().all(), f"gradient of {name}"
+
+
+def _shapes(sizes: Sizes) -> tuple[Shape, ...]:
+    return () if sizes.feature_shape is None else (sizes.feature_shape, *sizes.more_shapes)

@@ -1,0 +1,386 @@
+"""What every teacher promises, as tests.
+
+A subclass names a teacher, and for each of its options a value: one that changes answers, or one
+that must not. The tests ask the teacher as stage 1 does, in batches of one bucket, under inference
+mode, and compare what would be stored.
+"""
+
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+import torch
+from pydantic import ValidationError
+
+from ...cache_schemas.errors import TeacherOutputError
+from ...cache_schemas.features import FeatureSpec
+from ...cache_schemas.keys import example_key, keys_to_array
+from ...cache_schemas.manifest import TeacherManifest
+from ...cache_schemas.teachers import TeacherSpec
+from ..corpus.corpus import read_corpus
+from ..corpus.hub_datasets import in_memory
+from ..precompute.precompute import Asking, precompute
+from ..precompute.teachers import TEACHERS
+from ..precompute.teachers.base import Answers, Example, Teacher
+from ..store.reading.reader import Cache, open_cache
+from ..store.writing.work import Work
+from ..store.writing.writer import CacheWriter
+
+TEXTS = (
+    "A red bird sings",
+    "two dogs",
+    "",
+    " ",
+    "na\u00efve caf\u00e9 \u2014 \u6771\u4eac \U0001f642",
+    "e\u0301te\u0301, with marks of their own, and a \u200b that has no width",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "one\ttab, one\nline, {text} and {0}",
+    "it goes on and on, " * 60,
+)
+"""Short and long ones, none at all, and what makes tokenizers stumble."""
+
+PAIRS = (("a red bird", "sings"), ("two dogs", ""), ("a", "much longer second part of a pair"))
+
+_NONE: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a cache would hold of one example."""
+
+    features: Mapping[str, npt.NDArray[Any]]
+    truncated: bool
+
+
+class _CutError(Exception):
+    """Stands for whatever ends a run in the middle."""
+
+
+class TeacherTests:
+    """Subclass it under a name that begins with Test; needs `teacher`, and a value in `changing`,
+    `unchanging` or a name in `untried` for each option. A teacher whose source is made by a
+    fixture overrides the fixture `source` instead."""
+
+    teacher: ClassVar[str]
+    """KIND:SOURCE, as in a job."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Under which it is tested."""
+    changing: ClassVar[Mapping[str, Any]] = {}
+    """Option -> a value under which an answer, or the list of features, is another."""
+    unchanging: ClassVar[Mapping[str, Any]] = {}
+    """Option -> a value under which all answers are the same, bit for bit."""
+    untried: ClassVar[Collection[str]] = ()
+    """Options that are left out here; say why in a comment."""
+    texts: ClassVar[Sequence[str]] = TEXTS
+    pairs: ClassVar[Sequence[tuple[str, ...]]] = PAIRS
+    """Examples of several segments; none for a teacher that takes texts alone."""
+    refused: ClassVar[Collection[str]] = ()
+    """Those of the texts that it has no answer to."""
+    device: ClassVar[str] = "cpu"
+    tolerance: ClassVar[float] = 0.0
+    """How far an answer may be from the same in another batch: 0 is bit for bit, as on a CPU;
+    batched kernels of a GPU round otherwise."""
+
+    @pytest.fixture
+    def source(self) -> str:
+        """KIND:SOURCE of the teacher."""
+        return self.teacher
+
+    # --- what it says of itself
+
+    def test_its_spec_is_known_before_it_is_loaded(self, source: str) -> None:
+        teacher = self._make(source)
+        spec = teacher.spec
+        assert spec.kind == source.partition(":")[0], "spec.kind is the name it is registered by"
+        assert TeacherSpec.model_validate_json(spec.model_dump_json()) == spec
+        teacher.load()
+        assert teacher.spec == spec, "load changed the spec"
+        assert self._make(source).spec.fingerprint == spec.fingerprint, "made twice, it differs"
+
+    def test_every_option_is_named_here(self, source: str) -> None:
+        known = _class_of(source).Options.model_fields
+        named = {*self.changing, *self.unchanging, *self.untried}
+        lacking, strange = sorted(known.keys() - named), sorted(named - known.keys())
+        assert not lacking, f"options {lacking}: name them in changing, unchanging or untried"
+        assert not strange, f"{strange}: the teacher has no such options"
+
+    def test_options_have_defaults_and_descriptions(self, source: str) -> None:
+        options = _class_of(source).Options
+        for name, field in options.model_fields.items():
+            assert not field.is_required(), f"option {name} has no default"
+            assert field.description, f"option {name} has no description"
+        with pytest.raises(ValidationError, match="no_such_option"):
+            options.model_validate({"no_such_option": 1})
+        assert not _class_of(source).selecting - options.model_fields.keys()
+
+    # --- what it answers
+
+    def test_answers_are_as_declared_and_finite(self, source: str) -> None:
+        teacher, examples = self._loaded(source), self._examples()
+        for batch in _batches(teacher, examples, 4):
+            answers = _encode(teacher, batch)
+            assert not answers.unfit, f"no answers: {answers.unfit}; name such texts in refused"
+            _check(answers, teacher.spec, batch)
+
+    def test_an_answer_depends_on_its_example_alone(self, source: str) -> None:
+        teacher, examples = self._loaded(source), self._examples()
+        alone = _ask(teacher, examples, 1)
+        for name, order in (("in order", examples), ("backwards", examples[::-1])):
+            for size in (2, 3, len(examples)):
+                together = _ask(teacher, order, size)
+                for example in examples:
+                    differing = self._differences(alone[example.key], together[example.key])
+                    assert not differing, (
+                        f"{differing} of {example.segments!r:.80} differ alone and in a batch of "
+                        f"{size}, {name}: is padding masked, and the same in any batch (buckets)?"
+                    )
+
+    def test_it_answers_the_same_again(self, source: str) -> None:
+        """Another object, at another state of all shared generators of random numbers."""
+        found = []
+        for seed in (0, 1):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            found.append(_ask(self._loaded(source), self._examples(), 4))
+        self._require_same(found[0], found[1], "asked twice")
+
+    def test_what_it_cannot_answer_is_refused_in_a_line(self, source: str) -> None:
+        assert set(self.refused) <= set(self.texts), "refused are some of the texts"
+        teacher = self._loaded(source)
+        for text in self.refused:
+            with _refusing() as told:
+                answers = _encode(teacher, [_example(text)])
+                numbers = [np.asarray(rows[0]) for rows in answers.features.values()]
+                finite = all(np.isfinite(each).all() for each in numbers)
+                assert answers.unfit or not finite, f"{text!r:.80} is answered"
+            assert not any("\n" in line for line in told)
+
+    # --- fingerprints
+
+    def test_options_that_change_answers_change_the_fingerprint(self, source: str) -> None:
+        teacher = self._loaded(source)
+        before = _ask(teacher, self._examples(), 4)
+        for name, value in self.changing.items():
+            other = self._loaded(source, {name: value})
+            assert other.spec.fingerprint != teacher.spec.fingerprint, (
+                f"{name}={value!r} has the same fingerprint: put it into the settings of the spec"
+            )
+            after = _ask(other, self._examples(), 4)
+            shared = {name for name, own in _described(other).items() if _has(teacher, name, own)}
+            same = [
+                not self._differences(_only(before[key], shared), _only(after[key], shared))
+                for key in before
+            ]
+            if name in type(teacher).selecting:
+                assert all(same), f"{name} is named in `selecting` and changes {sorted(shared)}"
+            assert not all(same) or _described(other) != _described(teacher), (
+                f"{name}={value!r} changes no answer: is the option read?"
+            )
+
+    def test_options_that_change_nothing_keep_the_fingerprint(self, source: str) -> None:
+        teacher = self._make(source)
+        for name, value in self.unchanging.items():
+            other = self._loaded(source, {name: value})
+            assert other.spec.fingerprint == teacher.spec.fingerprint, (
+                f"{name}={value!r} changes the fingerprint, and everybody would have to ask again"
+            )
+            after = _ask(other, self._examples(), 4)
+            self._require_same(_ask(self._loaded(source), self._examples(), 4), after, name)
+
+    # --- a run of stage 1
+
+    def test_a_cut_run_that_goes_on_equals_an_uncut_one(self, source: str, tmp_path: Path) -> None:
+        whole, cut = tmp_path / "whole", tmp_path / "cut"
+        self._precompute(source, whole)
+        with pytest.raises(_CutError):
+            self._precompute(source, cut, cut=True)
+        kept, asked = len(open_cache(cut)), self._rows()
+        assert 0 < kept < len(asked), "the texts are too few to be cut"
+        self._precompute(source, cut)
+        one, other = _read(open_cache(whole), asked), _read(open_cache(cut), asked)
+        self._require_same(one, other, "cut and resumed")
+        self._require_same(one, _ask(self._loaded(source), asked, 4), "read from the cache")
+
+    def _precompute(self, source: str, path: Path, cut: bool = False) -> None:
+        rows = [{f"text_{n}": s for n, s in enumerate(e.segments)} for e in self._rows()]
+        corpus = read_corpus((in_memory(rows),), tuple(f"{name}?" for name in rows[0]))
+
+        def stop(rows: int) -> None:
+            if cut:
+                raise _CutError
+
+        teacher, keys = self._loaded(source), corpus.keys()
+        spec = teacher.spec
+        manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
+        with CacheWriter(path, manifest) as writer:
+            asking = Asking(batch_size=2, advance=stop)
+            precompute(corpus, keys, Work(writer, keys), teacher, writer, asking)
+
+    # --- asking
+
+    def _make(self, source: str, options: Mapping[str, Any] = _NONE) -> Teacher:
+        kind, place = _class_of(source), source.partition(":")[2]
+        made: Teacher = kind(
+            place, kind.Options(**{**self.options, **options}), torch.device(self.device)
+        )
+        return made
+
+    def _loaded(self, source: str, options: Mapping[str, Any] = _NONE) -> Teacher:
+        teacher = self._make(source, options)
+        teacher.load()
+        return teacher
+
+    def _answered(self) -> list[str]:
+        return [text for text in self.texts if text not in self.refused]
+
+    def _rows(self) -> list[Example]:
+        """Those of one corpus, which has no blank rows: the texts, or else the pairs."""
+        return [e for e in _all(self._answered() or self.pairs) if "".join(e.segments).strip()]
+
+    def _examples(self) -> list[Example]:
+        return _all([*self._answered(), *self.pairs])
+
+    def _differences(self, one: Stored, other: Stored) -> list[str]:
+        """Names of what differs in two answers."""
+        differing = [
+            name
+            for name, values in one.features.items()
+            if values.shape != other.features[name].shape
+            or not np.allclose(values, other.features[name], rtol=0, atol=self.tolerance)
+        ]
+        return differing + ["truncated"] * (one.truncated != other.truncated)
+
+    def _require_same(
+        self, one: Mapping[bytes, Stored], other: Mapping[bytes, Stored], what: str
+    ) -> None:
+        assert one.keys() == other.keys()
+        for key, stored in one.items():
+            assert not self._differences(stored, other[key]), f"answers differ: {what}"
+
+
+def _class_of(source: str) -> type[Teacher]:
+    found: type[Teacher] = TEACHERS.load(source.partition(":")[0])
+    return found
+
+
+def _example(segments: str | tuple[str, ...]) -> Example:
+    parts = (segments,) if isinstance(segments, str) else segments
+    return Example(example_key(parts), parts)
+
+
+def _all(texts: Sequence[str | tuple[str, ...]]) -> list[Example]:
+    return [_example(text) for text in texts]
+
+
+@contextmanager
+def _refusing() -> Iterator[list[str]]:
+    """What a teacher says of a text that it refuses."""
+    told: list[str] = []
+    try:
+        yield told
+    except TeacherOutputError as error:
+        told.append(str(error))
+
+
+def _encode(teacher: Teacher, batch: Sequence[Example]) -> Answers:
+    with torch.inference_mode():
+        return teacher.encode(batch)
+
+
+def _batches(teacher: Teacher, examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """As stage 1 cuts them: of one bucket each."""
+    buckets = list(teacher.buckets(examples))
+    assert len(buckets) == len(examples), "buckets: one number an example"
+    batches = []
+    for bucket in dict.fromkeys(buckets):
+        of_one = [e for e, own in zip(examples, buckets, strict=True) if own == bucket]
+        batches += [of_one[start : start + size] for start in range(0, len(of_one), size)]
+    return batches
+
+
+def _ask(teacher: Teacher, examples: Sequence[Example], size: int) -> dict[bytes, Stored]:
+    """Key -> what would be stored."""
+    found = {}
+    for batch in _batches(teacher, examples, size):
+        answers = _encode(teacher, batch)
+        for at, example in enumerate(batch):
+            rows = {
+                spec.name: np.asarray(answers.features[spec.name][at]).astype(spec.dtype)
+                for spec in teacher.spec.features
+            }
+            found[example.key] = Stored(rows, bool(answers.truncated[at]))
+    return found
+
+
+def _read(cache: Cache, examples: Sequence[Example]) -> dict[bytes, Stored]:
+    """Key -> what a cache holds."""
+    rows = cache.find(keys_to_array(example.key for example in examples))
+    truncated = cache.table("rows", {"truncated": pa.bool_()})["truncated"].to_pylist()
+    return {
+        example.key: Stored(
+            {spec.name: _read_row(cache, spec, row) for spec in cache.teacher.spec.features},
+            truncated[row],
+        )
+        for example, row in zip(examples, rows.tolist(), strict=True)
+    }
+
+
+def _read_row(cache: Cache, feature: FeatureSpec, row: int) -> npt.NDArray[Any]:
+    along = cache.ragged(feature.name) if feature.axis else cache[feature.name]
+    return np.asarray(along[row])
+
+
+def _only(stored: Stored, names: Collection[str]) -> Stored:
+    features = {name: rows for name, rows in stored.features.items() if name in names}
+    return Stored(features, stored.truncated)
+
+
+def _described(teacher: Teacher) -> dict[str, dict[str, Any]]:
+    """Name -> feature, without what is said of it to people."""
+    return {f.name: f.model_dump(exclude={"description"}) for f in teacher.spec.features}
+
+
+def _has(teacher: Teacher, name: str, feature: Mapping[str, Any]) -> bool:
+    return _described(teacher).get(name) == feature
+
+
+def _check(answers: Answers, spec: TeacherSpec, batch: Sequence[Example]) -> None:
+    declared = {feature.name for feature in spec.features}
+    assert answers.features.keys() == declared, "features: as in the spec, no more, no fewer"
+    truncated = np.asarray(answers.truncated)
+    assert (truncated.shape, truncated.dtype) == ((len(batch),), np.dtype(bool)), "truncated"
+    assert len(answers.images) in (0, len(batch)), "images: one an example, or none"
+    assert answers.fidelity.keys() <= declared
+    places: dict[str, list[int]] = {}
+    for feature in spec.features:
+        rows = answers.features[feature.name]
+        assert len(rows) == len(batch), f"{feature.name}: one array an example"
+        for row in rows:
+            _check_row(np.asarray(row), feature)
+        if feature.axis is not None:
+            counts = [len(row) for row in rows]
+            assert places.setdefault(feature.axis, counts) == counts, (
+                f"{feature.name}: features of the axis {feature.axis} have as many places"
+            )
+
+
+def _check_row(row: npt.NDArray[Any], feature: FeatureSpec) -> None:
+    shape = row.shape
+    if feature.axis is not None:
+        assert shape[0] <= (feature.longest or 0), f"{feature.name}: more places than `longest`"
+        shape = shape[1:]
+    assert shape == feature.shape, f"{feature.name}: is {shape}, the spec says {feature.shape}"
+    if feature.whole:
+        assert np.array_equal(row, row.astype(feature.dtype)), f"{feature.name}: {feature.dtype}"
+    with np.errstate(over="ignore"):
+        assert np.isfinite(row.astype(feature.dtype)).all(), (
+            f"{feature.name}: is not finite as {feature.dtype}"
+        )

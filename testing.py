@@ -1,0 +1,20 @@
+"""Tests of what a plug-in promises: subclass `TeacherTests` or `ObjectiveTests`, and run pytest.
+
+    from armada.testing import TeacherTests
+
+    class TestLetters(TeacherTests):
+        teacher = "letters:abc"
+        changing = {"max_characters": 3, "lowercase": True, "template": "a {text}"}
+
+armada's own teachers and objectives pass the same. Needs pytest, which armada itself does not.
+"""
+
+import pytest
+
+# So that a failed assertion of the kit shows its values, as those of test files do.
+pytest.register_assert_rewrite("armada.stages.testing.objectives", "armada.stages.testing.teachers")
+
+from .stages.testing.objectives import Batch, ObjectiveTests  # noqa: E402
+from .stages.testing.teachers import TeacherTests  # noqa: E402
+
+__all__ = ["Batch", "ObjectiveTests", "TeacherTests"]

@@ -1,0 +1,166 @@
+"""armada's own teachers promise what it asks of others', on tiny checkpoints of real formats."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import armada.testing
+import pytest
+import tiny_checkpoints
+import tiny_diffusion
+from armada.stages.precompute.teachers import TEACHERS
+from armada.stages.testing.teachers import TEXTS
+from armada.testing import TeacherTests
+from tiny_language_models import make_causal_lm
+
+LABELS = ("calm", "busy", "stormy")
+MAKE: dict[str, Callable[[Path], object]] = {
+    "bert": lambda folder: tiny_checkpoints.make_bert(folder, TEXTS),
+    "classifier": lambda folder: tiny_checkpoints.make_bert_classifier(folder, TEXTS, LABELS),
+    "llama": lambda folder: make_causal_lm(folder, texts=TEXTS),
+    "clip": tiny_checkpoints.make_open_clip,
+    "diffusion": tiny_diffusion.make_stable_diffusion,
+}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model of `MAKE`, made once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def make(name: str) -> Path:
+        if not (root / name).exists():
+            MAKE[name](root / name)
+        return root / name
+
+    return make
+
+
+class TestHash(TeacherTests):
+    teacher = "hash:4"
+    changing = {"seed": 1, "store_dtype": "float16"}
+
+
+class TestHashWords(TeacherTests):
+    teacher = "hash_words:4"
+    changing = {**TestHash.changing, "max_words": 2}
+
+
+TEXT_OPTIONS = {"template": "say {text}", "lowercase": True}
+PRECISION = {"dtype": "bfloat16", "store_dtype": "float16"}
+
+
+class TestEncoder(TeacherTests):
+    changing = {
+        **TEXT_OPTIONS,
+        **PRECISION,
+        **{"max_length": 5, "pooling": "cls", "layers": (0,), "normalize": True, "dim": 3},
+        "prompt": "query: ",
+    }
+    unchanging = {"include_prompt": False}  # where there is none
+    untried = ("revision", "prompt_name")  # of hubs, and of folders that have prompts
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"encoder:{model('bert')}"
+
+
+class TestEncoderWithPrompt(TestEncoder):
+    options = {"prompt": "query: ", "pooling": ("mean", "max")}
+    changing = {**TestEncoder.changing, "prompt": "a ", "include_prompt": False}
+    unchanging = {}
+
+
+class TestDecoderAsEncoder(TestEncoder):
+    options = {"pooling": "last"}
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"encoder:{model('llama')}"
+
+
+class TestClassifier(TeacherTests):
+    changing = {**TEXT_OPTIONS, **PRECISION, "max_length": 5, "pooled": True}
+    untried = ("revision",)
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"classifier:{model('classifier')}"
+
+
+class TestCausalLM(TeacherTests):
+    options = {
+        **{"top_k": 4, "draws": 3, "draws_log_probs": True, "characters": True},
+        **{"hidden_layers": (1,), "max_length": 48},
+    }
+    changing = {
+        **PRECISION,
+        **{"max_length": 40, "seed": 1, "end_token": False},
+        **{"top_k": 3, "top_k_bits": 16, "temperatures": (2.0,), "draws": 4, "dense": True},
+        **{"draws_log_probs": False, "characters": False, "hidden_layers": (0, 1)},
+    }
+    untried = (
+        *("revision", "max_new_tokens", "generation_temperature", "generation_top_p"),
+        *("text_format", "prompt_template"),  # of prompts, see below
+        *("system_prompt", "template_date", "template_options", "chat_prompt"),  # of chats
+    )
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"causal_lm:{model('llama')}"
+
+
+class TestCausalLMThatResponds(TestCausalLM):
+    options = {
+        **TestCausalLM.options,
+        **{"text_format": "plain", "max_new_tokens": 3, "generation_temperature": 1.0},
+        "generation_top_p": 0.9,
+    }
+    changing = {
+        **TestCausalLM.changing,
+        **{"text_format": "chat", "prompt_template": "{text}: ", "max_new_tokens": 2},
+        **{"generation_temperature": 0.0, "generation_top_p": 0.1},
+    }
+    untried = tuple(set(TestCausalLM.untried) - changing.keys())
+    texts = ()
+    pairs = tuple((prompt, text) for prompt, text in zip(TEXTS[::-1], TEXTS, strict=True) if text)
+
+
+class TestOpenClip(TeacherTests):
+    changing = {"template": "say {text}", **PRECISION, "normalize": False}
+    untried = ("revision", "weights", "lowercase")  # of hubs; and its tokenizer has no capitals
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"open_clip:{model('clip')}"
+
+
+class TestDiffusers(TeacherTests):
+    options = {"steps": 3, "height": 32, "width": 32, "resize": 16, "strength": 1.0}
+    changing = {
+        **PRECISION,
+        **{"template": "a drawing of {text}", "source": "txt2img", "seed": 1},
+        **{"steps": 2, "second_steps": 2, "guidance": 2.0, "height": 64, "width": 64, "resize": 32},
+        **{"strength": 0.5, "negative_prompt": "dogs", "channel_order": "bgr"},
+    }
+    unchanging = {"keep_images": True}
+    untried = (
+        *("revision", "lora", "lora_scale", "image_encoder"),  # of other models
+        "lowercase",  # its tokenizer has no capitals
+    )
+    texts = (TEXTS[0], "", TEXTS[4], TEXTS[-1])
+    pairs = (("a red bird", "sings"),)
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"diffusers:{model('diffusion')}"
+
+
+def test_none_is_left_out() -> None:
+    tested = {
+        value.__name__.removeprefix("Test").lower()
+        for value in globals().values()
+        if isinstance(value, type) and issubclass(value, armada.testing.TeacherTests)
+    }
+    kinds = {kind.replace("_", "") for kind in TEACHERS.built_in}
+    assert kinds <= tested
