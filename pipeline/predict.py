@@ -43,7 +43,7 @@ from ..stages.store.format.index import Rows
 from .corpus_keys import TextFormatKeys
 from .device import choose_device
 from .messages import CountProgress
-from .prediction_files import check_new_file, new_file
+from .outputs import check_new_file, new_file
 from .signals import telling_what_is_kept
 
 BLOCK_ROWS = 4096

@@ -4,7 +4,7 @@ parquet     part-00000-of-00001.parquet, ...: columns of the corpus, key, featur
 datasets    the same under data/, with a README.md: `datasets.load_dataset(FOLDER)` opens it
 npy         features_<name>.npy [N, *shape], keys.npy [N, 16], ids.txt if the corpus has ids
 
-What the columns of a feature are, `export_columns.py` says; npy has no room for one along an axis.
+What the columns of a feature are, `export_rows.py` says; npy has no room for one along an axis.
 
 Row i of the output is row i of the corpus, less the rows that were left out by skip_bad_rows, which
 are listed. Memory: the corpus, and one batch of features.
@@ -32,11 +32,18 @@ from ..corpus_keys import TextFormatKeys
 from ..jobs import LocalFolder
 from ..messages import CountProgress, warn
 from ..missing import missing_keys
+from ..outputs import check_new_folder, new_folder
 from ..signals import telling_what_is_kept
-from .export_columns import GENERATED, AlongAxis, FeatureColumns, OneRow, column_names
 from .export_formats import WRITERS
-from .export_rows import ExportRows, corpus_columns
-from .new_folder import check_new, new_folder
+from .export_rows import (
+    GENERATED,
+    AlongAxis,
+    ExportRows,
+    FeatureColumns,
+    OneRow,
+    column_names,
+    corpus_columns,
+)
 
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
@@ -91,7 +98,7 @@ class Exported:
 @telling_what_is_kept(lambda: "nothing is written; the same command begins again")
 def run_export(job: ExportJob, quiet: bool = False) -> Exported:
     """Write the features of a corpus to a new folder; raises an InputError for what is wrong."""
-    check_new(job.output)
+    check_new_folder(job.output)
     if job.format == "npy" and job.label_column is not None:
         raise JobError("job key 'label_column': format npy holds no labels; use format parquet")
     cache = open_cache(job.cache, job.teacher)

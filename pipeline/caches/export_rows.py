@@ -2,24 +2,162 @@
 
 for part in rows.slices():                                # memory: one batch
     feature.read(rows.cache_rows[part])                   # columns of B rows
+
+What a feature is to tools that are not ours: columns of numbers, with no coding left.
+
+one row an example    `<name>`: a number, or a list of fixed size, flat in C order
+along an axis         `<name>`: a list with as many of these as the example has places
+top_k                 `top_k_ids`, `top_k_log_probs` of each place's words, most probable first, and
+                      `top_k_log_tail` of all other words together, at temperature 1
+draws                 `draws_ids`, and `draws_log_probs` if they are kept
+generated_ids         the ids, and `generated_text`, where the teacher's tokenizer is at hand
+
+Log-probabilities are natural; where a place has fewer words, they are -inf and the id is 0.
 """
 
+import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ...cache_schemas.codings import DrawsCoding, TopKCoding
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import KEY_BYTES, KeyArray
 from ...stages.corpus.corpus import Corpus
+from ...stages.store.codec.draws import decode_draws
+from ...stages.store.codec.top_k import decode_top_k
 from ...stages.store.format.index import Rows
-from .export_columns import FeatureColumns
+from ...stages.store.reading.feature_array import FeatureArray
+from ...stages.store.reading.ragged_array import RaggedArray
 
 BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20
 KEY_COLUMN = "key"
+
+GENERATED = "generated_ids"
+"""The feature that is decoded to a text."""
+
+_TEXT = "generated_text"
+
+Numbers = npt.NDArray[Any]
+
+
+class FeatureColumns(Protocol):
+    """The columns of one feature."""
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """Of the feature, as the cache has it."""
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        """Names and types of the columns."""
+
+    def read(self, rows: Rows) -> list[pa.Array]:
+        """The columns of rows [B] of the cache."""
+
+    def row_bytes(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """About how many bytes each of rows [B] takes, as columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneRow:
+    """A feature of one row an example."""
+
+    feature: FeatureArray
+
+    @property
+    def spec(self) -> FeatureSpec:
+        return self.feature.spec
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        return [_field(self.spec.name, np.empty((0, *self.spec.shape), self.spec.dtype))]
+
+    def read(self, rows: Rows) -> list[pa.Array]:
+        return [_array(self.feature.gather(rows))]
+
+    def row_bytes(self, rows: Rows) -> npt.NDArray[np.int64]:
+        return np.full(len(rows), self.spec.row_bytes, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class AlongAxis:
+    """A feature with a row for each of an example's places; `tokenizer` decodes ids to a text."""
+
+    feature: RaggedArray
+    tokenizer: Any = None
+
+    @property
+    def spec(self) -> FeatureSpec:
+        return self.feature.spec
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        parts = [_field(name, values) for name, values in self._decoded_none().items()]
+        lists = [pa.field(each.name, pa.list_(each.type), metadata=each.metadata) for each in parts]
+        return [*lists, *([pa.field(_TEXT, pa.string())] if self.tokenizer else [])]
+
+    def read(self, rows: Rows) -> list[pa.Array]:
+        found = self.feature.gather(rows)
+        offsets = pa.array(found.offsets, pa.int32())
+        columns = [
+            pa.ListArray.from_arrays(offsets, _array(values))
+            for values in _decoded(self.spec, found.values).values()
+        ]
+        if self.tokenizer:
+            texts = self.tokenizer.batch_decode(found.parts(), skip_special_tokens=True)
+            columns.append(pa.array(texts, pa.string()))
+        return columns
+
+    def row_bytes(self, rows: Rows) -> npt.NDArray[np.int64]:
+        place = sum(
+            each.itemsize * math.prod(each.shape[1:]) for each in self._decoded_none().values()
+        )
+        return self.feature.lengths(rows) * place
+
+    def _decoded_none(self) -> dict[str, Numbers]:
+        return _decoded(self.spec, np.empty((0, *self.spec.shape), self.spec.dtype))
+
+
+def _decoded(spec: FeatureSpec, values: Numbers) -> dict[str, Numbers]:
+    """Values [S, *shape] as columns [S, ...]. Raises DamagedCacheError."""
+    named: dict[str, Numbers | None] = {spec.name: values}
+    if isinstance(spec.coding, TopKCoding):
+        found = decode_top_k(spec.coding, values)
+        named = {
+            f"{spec.name}_ids": found.ids_Nk,
+            f"{spec.name}_log_probs": found.log_probs_Nk,
+            f"{spec.name}_log_tail": found.log_tail_N,
+        }
+    elif isinstance(spec.coding, DrawsCoding):
+        drawn = decode_draws(spec.coding, values)
+        named = {f"{spec.name}_ids": drawn.ids_NK, f"{spec.name}_log_probs": drawn.log_probs_NK}
+    return {name: each for name, each in named.items() if each is not None}
+
+
+def _field(name: str, values: Numbers) -> pa.Field:
+    """Of values [S, *shape]; a shape of several dimensions is in its metadata."""
+    shape = values.shape[1:]
+    told = {"shape": json.dumps(shape)} if len(shape) > 1 else None
+    return pa.field(name, _array(values).type, metadata=told)
+
+
+def _array(values: Numbers) -> pa.Array:
+    flat = pa.array(values.reshape(-1))
+    size = math.prod(values.shape[1:])
+    return pa.FixedSizeListArray.from_arrays(flat, size) if values.ndim > 1 else flat
+
+
+def column_names(features: Sequence[FeatureColumns]) -> list[str]:
+    """Of all columns of some features."""
+    return [field.name for feature in features for field in feature.fields]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.keys import example_key
-from armada.pipeline.caches import export_parquet, export_rows
+from armada.pipeline.caches import export_formats, export_rows
 from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine
 from small_caches import answer, commit, keys_of, make_manifest, numbered_texts
@@ -68,7 +68,7 @@ def check(columns: dict[str, Any]) -> None:
 def test_parquet_holds_the_corpus_with_typed_features(
     armada: CommandLine, words: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_parquet, "MAX_FILE_BYTES", 8_000)
+    monkeypatch.setattr(export_formats, "MAX_FILE_BYTES", 8_000)
     monkeypatch.setattr(export_rows, "BATCH_ROWS", 30)
     report = json.loads(armada.done(*words, "parquet", "--json"))
     files = sorted((tmp_path / "out").iterdir())

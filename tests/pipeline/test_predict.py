@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from armada.pipeline import predict
-from armada.pipeline.prediction_files import new_file
+from armada.pipeline.outputs import new_file
 from armada.stages.corpus import files, json_files, text_files
 from armada.stages.distill.export import load_saved_student
 from command_line import CommandLine

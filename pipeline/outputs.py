@@ -1,7 +1,13 @@
-"""A new file of rows that come bit by bit: Parquet, or JSON lines; it is whole, or not there."""
+"""New files and folders: whole, or not there.
+
+new_file      rows that come bit by bit, as Parquet or JSON lines
+new_folder    whatever is written into it
+"""
 
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,9 +18,9 @@ import pyarrow.parquet as pq
 
 from ..cache_schemas.errors import OutputError, StorageError
 from ..cache_schemas.layout import PARTIAL_SUFFIX
-from ..stages.store.files.atomic import sync_file
+from ..stages.store.files.atomic import sync_file, sync_folder
 from ..stages.store.files.lock import try_lock
-from ..stages.store.files.modes import open_new
+from ..stages.store.files.modes import follow_umask, make_folders, open_new
 from .run_folder import make_folder
 
 Write = Callable[[pa.Table], object]
@@ -101,3 +107,43 @@ def _locked(file: BinaryIO, path: Path) -> bool:
         return try_lock(file.fileno(), path)
     except StorageError:
         return False
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise OutputError if something is there that could be overwritten."""
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise OutputError(f"output {folder}: is not an empty folder; choose another")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, beside `folder`, that takes its name when all is written.
+
+    When something fails it is removed; when the process is killed it stays under its own name."""
+    check_new_folder(folder)
+    target = folder.resolve()
+    partial = target.with_name(f".{target.name}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    try:
+        make_folders(partial)
+    except OSError as cause:
+        raise OutputError(f"output {folder}: cannot be made: {cause.strerror}") from cause
+    try:
+        yield partial
+        follow_umask(partial)
+        _publish(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _publish(partial: Path, target: Path) -> None:
+    # First the bytes, then the name: a machine that stops in between leaves no half folder.
+    for path in sorted(partial.rglob("*"), reverse=True):
+        sync_folder(path)
+    try:
+        os.rename(partial, target)  # over an empty folder, too
+        sync_folder(target.parent)
+    except OSError as cause:
+        raise OutputError(
+            f"output {target}: cannot take its name ({cause.strerror}); choose another"
+        ) from cause
