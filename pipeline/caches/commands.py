@@ -148,8 +148,7 @@ def import_features(
     """Take features that were computed elsewhere into a cache, for what they are declared to be."""
     from ..jobs import collect_keys, make
     from .console import show_import
-    from .import_job import ImportJob, declared
-    from .imports import run_import
+    from .imports import ImportJob, declared, run_import
 
     options = {
         "cache": str(cache),

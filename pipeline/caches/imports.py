@@ -9,33 +9,142 @@ A run record says which corpora, when, with what; it costs no teacher time. Nobo
 texts were truncated, so none is marked. Memory: the corpus, and one shard.
 """
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import yaml
+from pydantic import Field, field_validator, model_validator
 
-from ...cache_schemas.errors import CorpusError, JobError, TeacherMismatchError
-from ...cache_schemas.features import FeatureSpec
+from ...cache_schemas.errors import (
+    CorpusError,
+    JobError,
+    ReservationLostError,
+    TeacherMismatchError,
+)
+from ...cache_schemas.features import FeatureName, FeatureSpec, StoredDtype
+from ...cache_schemas.keys import first_occurrences
 from ...cache_schemas.layout import DEFAULT_ROWS_PER_SHARD, INNER_CHUNK_ROWS
-from ...cache_schemas.manifest import TeacherManifest
-from ...cache_schemas.teachers import TeacherSpec, differences
-from ...stages.corpus.corpus import Corpus, read_corpus
+from ...cache_schemas.locations import Source
+from ...cache_schemas.manifest import CorpusRecord, RowsPerShard, RunRecord, TeacherManifest
+from ...cache_schemas.teachers import SettingValue, TeacherSpec, differences
+from ...stages.corpus.corpus import Corpus, corpus_name, read_corpus
+from ...stages.store.format.dense import DenseArray
 from ...stages.store.format.index import Rows
 from ...stages.store.format.manifests import list_teachers
 from ...stages.store.writing.admission import check_teacher, is_new
+from ...stages.store.writing.reservations import Reservation
+from ...stages.store.writing.work import Work
 from ...stages.store.writing.writer import CacheWriter
-from ..jobs import make
-from ..messages import CountProgress, say_that_it_waits
+from ..corpus_keys import TextFormatKeys
+from ..jobs import LocalFolder, make
+from ..messages import SHOWN_PROBLEMS, CountProgress, say_that_it_waits
+from ..provenance import library_versions, new_run_id, now
 from ..signals import telling_what_is_kept
-from .import_job import ImportJob
-from .import_npy import NpyPerExample, NpyRows
-from .import_parquet import ParquetRows
-from .import_shards import ImportedShards
-from .import_source import FeatureSource, check_dtype
+from .import_sources import FeatureSource, NpyPerExample, NpyRows, ParquetRows, check_dtype
 
 KIND = "imported"
-SHOWN_PROBLEMS = 5
 SHARD_BYTES = 256 * 2**20
+LIBRARIES = ("python", "armada-kd", "numpy", "pyarrow")
+
+Layout = Literal["npy_per_example", "npy_rows", "parquet"]
+
+
+class ImportJob(TextFormatKeys):
+    """Keys of an `import`."""
+
+    cache: LocalFolder = Field(description="folder of the cache; made if it is not there")
+    source: Path = Field(
+        description="a folder of .npy files, one .npy array of all rows, or Parquet"
+    )
+    name: str = Field(
+        min_length=1, description="what the import is called; part of its fingerprint"
+    )
+    declare: dict[str, SettingValue] = Field(
+        default_factory=dict, description="what is known of the features' origin, key by key"
+    )
+    corpus: tuple[Source, ...] = Field(
+        default=(),
+        description="files or folders of the texts; may be left out if they are in the Parquet",
+    )
+    text_column: tuple[str, ...] = Field(
+        min_length=1, description="columns that hold the text segments, in order"
+    )
+    id_column: str | Literal[False] | None = Field(
+        default=None, description="column of unique ids; default `id` if there is one; false: none"
+    )
+    ids: Path | None = Field(
+        default=None, description="text file with the id of each row of one .npy array, one a line"
+    )
+    column: str | None = Field(
+        default=None, description="Parquet column of the features; default the feature's name"
+    )
+    feature: FeatureName = Field(default="embedding", description="name of the feature")
+    store_dtype: StoredDtype | None = Field(
+        default=None, description="float32 or float16; default as found; required for float64"
+    )
+    rows_per_shard: RowsPerShard | None = Field(
+        default=None, description="most rows of a shard; a multiple of 64"
+    )
+    skip_bad_rows: bool = Field(
+        default=False, description="leave bad rows, and rows without features, out and list them"
+    )
+
+    @field_validator("corpus", "text_column", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("declare")
+    @classmethod
+    def _can_be_hashed(cls, declared: dict[str, SettingValue]) -> dict[str, SettingValue]:
+        for key, value in declared.items():
+            if key in ("name", "layout"):
+                raise ValueError(f"{key} is said by the import itself; choose another key")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} is not a finite number")
+        return declared
+
+    @model_validator(mode="after")
+    def _source_is_known(self) -> "ImportJob":
+        layout = self.layout
+        if self.ids is not None and layout != "npy_rows":
+            raise ValueError("job key 'ids': is for one .npy array of all rows")
+        if self.column is not None and layout != "parquet":
+            raise ValueError("job key 'column': is for Parquet")
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        """How the features lie, as far as names tell."""
+        if self.source.is_dir():
+            return "parquet" if any(self.source.glob("*.parquet")) else "npy_per_example"
+        if not self.source.is_file():
+            raise ValueError(f"job key 'source': {self.source} is not there")
+        if self.source.suffix not in (".npy", ".parquet"):
+            raise ValueError(f"job key 'source': {self.source} is neither .npy nor .parquet")
+        return "npy_rows" if self.source.suffix == ".npy" else "parquet"
+
+    def stored_dtype(self, found: np.dtype[Any]) -> str:
+        """The type in which the cache keeps what was found."""
+        return self.store_dtype or found.newbyteorder("=").name
+
+
+def declared(settings: Iterable[str]) -> dict[str, Any]:
+    """KEY=VALUE declarations with YAML values; raises JobError."""
+    found = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise JobError(f"--declare {setting}: is not KEY=VALUE")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as cause:
+            raise JobError(f"--declare {setting}: the value is not YAML") from cause
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +252,104 @@ def _refuse_same_name(path: Path, spec: TeacherSpec) -> None:
 def _rows_per_shard(row_bytes: int) -> int:
     fits = SHARD_BYTES // row_bytes // INNER_CHUNK_ROWS * INNER_CHUNK_ROWS
     return min(max(fits, INNER_CHUNK_ROWS), DEFAULT_ROWS_PER_SHARD)
+
+
+class ImportedShards:
+    """Rows of a corpus go into a cache in the order of their features' places; of several rows with
+    one text, the first."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        source: FeatureSource,
+        places: Rows,
+        writer: CacheWriter,
+        skip_bad_rows: bool,
+        waiting: Callable[[int], None],
+    ) -> None:
+        """`places`: of each row of the corpus; `waiting`: see `Work`."""
+        self._corpus, self._source, self._writer = corpus, source, writer
+        self._rows = np.argsort(places, kind="stable")
+        self._places, self._keys = places[self._rows], corpus.keys()[self._rows]
+        self._work = Work(writer, self._keys, waiting)
+        self._skip = skip_bad_rows
+        self._run_id, self._run = new_run_id(), _run_record(corpus)
+        self.pending = self._work.pending
+        self.unique = len(first_occurrences(self._keys))
+        self.imported = 0
+        self.skipped: list[str] = []
+
+    def write(self, advance: Callable[[int], None]) -> None:
+        """Import what is pending; raises CorpusError for features that cannot be kept, unless bad
+        rows are skipped."""
+        while (task := self._work.reserve()) is not None:
+            values, good = self._take(task.rows)
+            try:
+                self._commit(task.rows[good], values[good], task.reservation)
+            except ReservationLostError:
+                self._work.put_back(task)
+            else:
+                advance(len(task.rows))
+
+    def _take(self, positions: Rows) -> tuple[DenseArray, Rows]:
+        """Features in the stored type, and which of them are good."""
+        found, problems = self._source.take(self._places[positions])
+        with np.errstate(over="ignore"):
+            values = found.astype(self._feature.dtype, copy=False)
+        finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+        for position in np.flatnonzero(~finite).tolist():
+            problems.setdefault(position, f"is not finite in {self._feature.dtype}")
+        self._refuse_or_skip(
+            [
+                f"{self._corpus.where(int(self._rows[positions[at]]))}: {problems[at]}"
+                for at in sorted(problems)
+            ]
+        )
+        return values, np.setdiff1d(np.arange(len(positions)), np.fromiter(problems, np.int64))
+
+    @property
+    def _feature(self) -> FeatureSpec:
+        return self._writer.manifest.spec.features[0]
+
+    def _refuse_or_skip(self, problems: list[str]) -> None:
+        if problems and not self._skip:
+            raise CorpusError(
+                f"{len(problems)} rows have features that cannot be kept; what was imported so far "
+                "stays; leave such rows out with skip_bad_rows=true. First: "
+                f"{'; '.join(problems[:SHOWN_PROBLEMS])}"
+            )
+        self.skipped += problems
+
+    def _commit(self, positions: Rows, values: DenseArray, reservation: Reservation) -> None:
+        if not len(positions):
+            self._writer.release(reservation)
+            return
+        record = self._writer.commit(
+            self._keys[positions],
+            {self._feature.name: values},
+            np.zeros(len(positions), dtype=bool),
+            reservation=reservation,
+        )
+        self.imported += record.rows
+        seconds = self._run.teacher_seconds | {record.shard: 0.0}
+        self._run = self._run.model_copy(update={"teacher_seconds": seconds})
+        self._writer.record_run(self._run_id, self._run)
+
+
+def _run_record(corpus: Corpus) -> RunRecord:
+    """What is known: not on what hardware, nor with which libraries the features were made."""
+    keys = corpus.keys()
+    rows_of = [np.flatnonzero(corpus.source_of_row == at) for at in range(len(corpus.sources))]
+    return RunRecord(
+        started=now(),
+        versions={name: library_versions()[name] for name in LIBRARIES},
+        hardware={},
+        corpora=tuple(
+            CorpusRecord(
+                name=corpus_name(source),
+                rows=len(rows),
+                unique_examples=len(first_occurrences(keys[rows])),
+            )
+            for source, rows in zip(corpus.sources, rows_of, strict=True)
+        ),
+    )
