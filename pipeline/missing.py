@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..cache_schemas.errors import MissingKeysError
 from ..stages.corpus.corpus import Corpus
-from ..stages.store.format.index import Rows
+from ..stages.store.format.rows import Rows
 from ..stages.store.reading.reader import Cache
 
 SHOWN_MISSING = 5

@@ -24,8 +24,8 @@ from ..cache_schemas.manifest import (
 )
 from ..cache_schemas.teachers import SettingValue
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
-from ..stages.store.format.dense import shard_bytes
 from ..stages.store.format.manifests import read_commits
+from ..stages.store.format.zarr_shards import shard_bytes
 from ..stages.store.writing.admission import require_writable
 from ..stages.store.writing.work import Work
 from ..stages.store.writing.writer import CacheWriter, pending

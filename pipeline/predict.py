@@ -39,7 +39,7 @@ from ..stages.distill.saved_student import (
     load_student,
 )
 from ..stages.distill.tokens import encode
-from ..stages.store.format.index import Rows
+from ..stages.store.format.rows import Rows
 from .corpus_keys import TextFormatKeys
 from .device import choose_device
 from .messages import CountProgress

@@ -18,7 +18,7 @@ from ..stages.distill.controls import Control, other_places
 from ..stages.distill.order import epoch_order
 from ..stages.distill.placement import Placement
 from ..stages.distill.schedules import ALIGNER_STREAM
-from ..stages.store.format.index import Rows
+from ..stages.store.format.rows import Rows
 from ..stages.store.reading.block_shuffle import BlockOrder
 from ..stages.store.reading.feature_array import FeatureArray
 from ..stages.store.reading.reader import Cache

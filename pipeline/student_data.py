@@ -27,7 +27,7 @@ from ..stages.distill.controls import Control, Gather, controlled
 from ..stages.distill.evaluation import metric_names
 from ..stages.distill.objectives.base import Shape, Sizes, require_fit
 from ..stages.distill.tokens import encode
-from ..stages.store.format.index import Rows
+from ..stages.store.format.rows import Rows
 from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
 from ..stages.tokenizing.unknown import SAMPLE, mostly_unknown

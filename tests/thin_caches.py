@@ -12,7 +12,7 @@ import xxhash
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.layout import ZARR_METADATA, commit_file, shard_file
 from armada.cache_schemas.manifest import CommitRecord, FileRecord
-from armada.stages.store.format.dense import array_metadata, shard_parts
+from armada.stages.store.format.zarr_shards import array_metadata, shard_parts
 from armada.stages.store.reading.feature_array import FeatureArray
 from armada.stages.store.writing.writer import CacheWriter
 from small_caches import make_manifest

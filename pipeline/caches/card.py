@@ -17,8 +17,7 @@ from ...stages.corpus.labels import MISSING, LabelSpace, label_space, label_valu
 from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import locked
 from ...stages.store.files.own_files import write_file
-from ...stages.store.format.manifests import list_teachers
-from ...stages.store.format.parts import held_features, read_part
+from ...stages.store.format.manifests import held_features, list_teachers, read_part
 from ...stages.store.reading.contents import read_digest
 from ...stages.store.reading.reader import Cache
 from ..corpus_keys import TextFormatKeys

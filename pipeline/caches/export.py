@@ -26,7 +26,7 @@ from ...stages.corpus.reading import column_name
 from ...stages.language.vocabulary import tokenizer_digest
 from ...stages.pretrained import read_tokenizer
 from ...stages.sources import resolve
-from ...stages.store.format.index import Rows
+from ...stages.store.format.rows import Rows
 from ...stages.store.reading.reader import Cache, open_cache
 from ..corpus_keys import TextFormatKeys
 from ..jobs import LocalFolder

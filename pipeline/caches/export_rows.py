@@ -32,7 +32,7 @@ from ...cache_schemas.keys import KEY_BYTES, KeyArray
 from ...stages.corpus.corpus import Corpus
 from ...stages.store.codec.draws import decode_draws
 from ...stages.store.codec.top_k import decode_top_k
-from ...stages.store.format.index import Rows
+from ...stages.store.format.rows import Rows
 from ...stages.store.reading.feature_array import FeatureArray
 from ...stages.store.reading.ragged_array import RaggedArray
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...stages.store.format.index import Rows
+from ...stages.store.format.rows import Rows
 from ...stages.store.reading.feature_array import FeatureArray
 from ..pictures.canvas import COLOURS, new_figure, png
 from ..pictures.scatter import Labels, dots, draw_classes, draw_numbers, label_axes, main_components

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from ...cache_schemas.errors import CorpusError, JobError
 from ...stages.corpus.corpus import Corpus
-from ...stages.store.format.dense import DenseArray
-from ...stages.store.format.index import Rows
+from ...stages.store.format.rows import Rows
+from ...stages.store.format.zarr_shards import DenseArray
 
 BATCH_ROWS = 2048
 """Of Parquet, read at a time."""

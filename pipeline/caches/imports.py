@@ -32,9 +32,9 @@ from ...cache_schemas.locations import Source
 from ...cache_schemas.manifest import CorpusRecord, RowsPerShard, RunRecord, TeacherManifest
 from ...cache_schemas.teachers import SettingValue, TeacherSpec, differences
 from ...stages.corpus.corpus import Corpus, corpus_name, read_corpus
-from ...stages.store.format.dense import DenseArray
-from ...stages.store.format.index import Rows
 from ...stages.store.format.manifests import list_teachers
+from ...stages.store.format.rows import Rows
+from ...stages.store.format.zarr_shards import DenseArray
 from ...stages.store.writing.admission import check_teacher, is_new
 from ...stages.store.writing.reservations import Reservation
 from ...stages.store.writing.work import Work

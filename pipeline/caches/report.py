@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from ...cache_schemas.contents import TeacherIndex
 from ...cache_schemas.manifest import CommitRecord, PartRecord, fidelity_of
 from ...cache_schemas.teachers import told_apart
-from ...stages.store.format.manifests import choose_teacher
-from ...stages.store.format.parts import held_features, read_part
+from ...stages.store.format.manifests import choose_teacher, held_features, read_part
 from ...stages.store.reading.reader import Cache
 from ...stages.store.transfer.origin import read_origin
 from ...stages.store.transfer.place import open_place

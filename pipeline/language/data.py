@@ -12,7 +12,7 @@ from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.labels import NO_LABELS, label_space, label_values
 from ...stages.distill.language.evaluation import METRICS
 from ...stages.distill.order import epoch_order
-from ...stages.store.format.index import Rows
+from ...stages.store.format.rows import Rows
 from ...stages.store.reading.reader import Cache
 from ...stages.store.transfer.mirror import ToCome
 from ..answers import Answers, open_answers

@@ -11,8 +11,7 @@ from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.teachers import MatchedTokens, match
 from ...stages.language.tokens import Ids, TokenTexts
 from ...stages.language.vocabulary import tokenizer_digest, words_digest
-from ...stages.store.format.index import Rows
-from ...stages.store.format.ragged import arange_each
+from ...stages.store.format.rows import Rows, arange_each
 from ...stages.store.reading.ragged_array import RaggedArray
 from ...stages.store.reading.reader import Cache
 

@@ -18,7 +18,7 @@ from ...stages.corpus.labels import MISSING, LabelSpace
 from ...stages.distill.evaluation import Calibration, calibration, represent
 from ...stages.distill.export import load_saved_objective, load_saved_student
 from ...stages.distill.objectives.base import AlignedObjective, Objective, Sizes
-from ...stages.store.format.index import Rows
+from ...stages.store.format.rows import Rows
 from ..device import choose_device
 from ..distill_job import DistillJob
 from ..findings.conditions import Condition

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import JobError
-from ..store.format.index import Rows
+from ..store.format.rows import Rows
 from ..store.reading.feature_array import FeatureArray
 
 _SPREAD_ROWS = 4096

@@ -11,8 +11,8 @@ import pyarrow as pa
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.fidelity import Fidelity, combined
 from ...cache_schemas.keys import KeyArray, keys_to_array
-from ..store.format.dense import fill_value
-from ..store.format.ragged import joined
+from ..store.format.rows import joined
+from ..store.format.zarr_shards import fill_value
 from ..store.writing.staged_shard import Values
 from .teachers.base import Answers, Example
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ...language.tokens import TokenTexts
-from ...store.format.ragged import arange_each, places_of
+from ...store.format.rows import arange_each, places_of
 from .packs import Packs, one_each, packed
 from .settings import Packing
 from .teachers import Answering

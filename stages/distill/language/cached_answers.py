@@ -17,7 +17,7 @@ from ....cache_schemas.codings import DrawsCoding, TopKCoding
 from ....cache_schemas.errors import CacheError, JobError
 from ...store.codec.draws import decode_draws
 from ...store.codec.top_k import decode_top_k
-from ...store.format.index import Rows
+from ...store.format.rows import Rows
 from ...store.reading.ragged_array import RaggedArray
 from ..token_loss.answers import (
     Answers,

@@ -12,8 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ...language.tokens import INSIDE, TokenTexts, read_before_predicted
-from ...store.format.index import Rows
-from ...store.format.ragged import arange_each, places_of
+from ...store.format.rows import Rows, arange_each, places_of
 from ...store.reading.ragged_array import RaggedArray
 from .cached_answers import CachedAnswers, Tensors
 

@@ -1,19 +1,28 @@
-"""The documents of a cache, read from disk and checked against each other and their places."""
+"""The documents of a cache, read from disk and checked against each other and their places.
+
+Of a teacher that was pulled in part, `part.json` beside `teacher.json` says which features and
+tables are missing; where there is none, all are held. Every committed shard has all files of what
+is held, so readers look no further. Commit records stay the origin's: they name files that are not
+here, and their digest is the same.
+"""
 
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from ....cache_schemas.errors import CacheError, DamagedCacheError
+from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.layout import (
     CACHE_MANIFEST,
     FINGERPRINT,
     TEACHER_MANIFEST,
+    TEACHER_PART,
     commit_file,
     teacher_folder,
 )
 from ....cache_schemas.manifest import (
     CacheManifest,
     CommitRecord,
+    PartRecord,
     TeacherManifest,
     check_cache_manifest,
 )
@@ -151,3 +160,36 @@ def fits(record: CommitRecord, teacher: TeacherManifest) -> bool:
         and record.places.keys() == axes.keys()
         and all(record.places[axis] <= record.rows * most for axis, most in axes.items())
     )
+
+
+def read_part(cache: Path, fingerprint: str) -> PartRecord | None:
+    """What is missing of a teacher; None if nothing is, or there is no such teacher."""
+    file = teacher_folder(cache, fingerprint) / TEACHER_PART
+    return read_document(PartRecord, file, cache) if file.exists() else None
+
+
+def held_features(teacher: TeacherManifest, part: PartRecord | None) -> tuple[FeatureSpec, ...]:
+    """The features whose files are here, in the order of the spec."""
+    missing = part.missing_features if part else ()
+    return tuple(feature for feature in teacher.spec.features if feature.name not in missing)
+
+
+def first_own_shard(cache: Path, fingerprint: str) -> int:
+    """The lowest number that a shard written here may have: lower ones are the origin's, whether
+    they were pulled yet or not. Raises CacheError if nothing can be added here."""
+    part = refuse_part(cache, fingerprint, "nothing can be added")
+    return part.next_shard if part else 0
+
+
+def refuse_part(cache: Path, fingerprint: str, purpose: str) -> PartRecord | None:
+    """What `read_part` gives; raises CacheError if features or tables of a teacher are missing.
+
+    `purpose` completes 'so ...', for example 'nothing can be added'."""
+    part = read_part(cache, fingerprint)
+    missing = (*part.missing_features, *part.missing_tables) if part else ()
+    if missing:
+        raise CacheError(
+            f"cache {cache}: holds teacher {fingerprint[:12]} without {', '.join(missing):.200}, "
+            f"so {purpose}; pull the rest first (`armada cache pull`, without --feature)"
+        )
+    return part

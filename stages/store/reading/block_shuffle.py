@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..format.index import Rows
+from ..format.rows import Rows
 
 BLOCK_ROWS = 2048
 """4 MiB of 1024 float16 numbers: read as fast as a whole file."""

@@ -5,8 +5,7 @@ from pathlib import Path
 from ....cache_schemas.contents import CacheIndex, TeacherIndex, content_digest
 from ....cache_schemas.errors import CacheError
 from ....cache_schemas.manifest import TeacherManifest
-from ..format.manifests import list_teachers, read_commits
-from ..format.parts import read_part
+from ..format.manifests import list_teachers, read_commits, read_part
 from .reader import Cache
 
 

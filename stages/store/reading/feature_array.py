@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ....cache_schemas.features import FeatureSpec
-from ..format.dense import DenseArray
-from ..format.index import Rows
+from ..format.rows import Rows
+from ..format.zarr_shards import DenseArray
 from .access import Access, choose_access
 from .feature_shards import Check, FeatureShards, Prepare
 from .side_by_side import SideBySide

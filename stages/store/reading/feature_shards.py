@@ -13,9 +13,14 @@ from ....cache_schemas.errors import DamagedCacheError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.layout import ZARR_METADATA, shard_file
 from ..files.plain_files import read_bytes
-from ..format.dense import DenseArray, array_metadata, same_layout
-from ..format.shard_index import is_plain, opened
-from ..format.zarr_documents import MAX_ZARR_BYTES
+from ..format.zarr_shards import (
+    MAX_ZARR_BYTES,
+    DenseArray,
+    array_metadata,
+    is_plain,
+    opened,
+    same_layout,
+)
 from .address_space import AddressRange
 from .foreign_array import check_foreign, read_foreign
 

@@ -12,7 +12,7 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.layout import ZARR_METADATA, shard_file, table_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
 from ..files.checksums import check_file
-from ..format.zarr_documents import check_array
+from ..format.zarr_shards import check_array
 from .feature_shards import Prepare
 
 

@@ -18,8 +18,7 @@ from ....cache_schemas.errors import DamagedCacheError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.layout import INNER_CHUNK_ROWS, ZARR_METADATA
 from ..files.plain_files import check_folders
-from ..format.dense import DenseArray
-from ..format.zarr_documents import read_json_object
+from ..format.zarr_shards import DenseArray, read_json_object
 
 CODECS = {"bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zstd"}
 """Not blosc: its decoder ends the process at chunks that are cut or damaged."""

@@ -7,8 +7,8 @@ map from rows to rows, made once from the keys of both, joins the two; 8 bytes a
 import numpy as np
 
 from ....cache_schemas.errors import MissingKeysError
-from ..format.dense import DenseArray
-from ..format.index import Rows
+from ..format.rows import Rows
+from ..format.zarr_shards import DenseArray
 from .feature_array import FeatureArray
 
 

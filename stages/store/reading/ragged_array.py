@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....cache_schemas.features import FeatureSpec
-from ..format.index import Rows
-from ..format.ragged import Ragged, places_of
+from ..format.rows import Ragged, Rows, places_of
 from .feature_array import FeatureArray
 from .joined_array import require_stored
 

@@ -8,7 +8,7 @@ order of the batches it skips, and nothing should be read for those.
 import threading
 from collections.abc import Callable, Iterator
 
-from ..format.index import Rows
+from ..format.rows import Rows
 
 
 class ReadAhead:

@@ -25,9 +25,15 @@ from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
 from ....cache_schemas.locations import expand_home
 from ....cache_schemas.manifest import RunRecord, TeacherManifest
 from ..files.plain_files import entries, read_document
-from ..format.index import KeyIndex, Rows
-from ..format.manifests import choose_teacher, has_commits, list_teachers, read_commits
-from ..format.parts import held_features, read_part
+from ..format.manifests import (
+    choose_teacher,
+    has_commits,
+    held_features,
+    list_teachers,
+    read_commits,
+    read_part,
+)
+from ..format.rows import KeyIndex, Rows
 from ..format.tables import read_first_rows, read_keys, read_lengths, read_table
 from .access import Access
 from .examples import Example, is_example, keys_of, shown

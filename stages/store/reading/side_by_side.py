@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..format.dense import DenseArray
+from ..format.zarr_shards import DenseArray
 from .access import available_memory
 from .address_space import HUGE_PAGE_BYTES, AddressRange
 from .feature_shards import FeatureShards

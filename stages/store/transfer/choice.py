@@ -7,8 +7,7 @@ from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError, MissingFeatureError
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.layout import ROWS_TABLE
-from ..format.manifests import choose_teacher
-from ..format.parts import held_features
+from ..format.manifests import choose_teacher, held_features
 from .local_part import Held, all_tables
 from .place import Place
 

@@ -14,7 +14,7 @@ from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.keys import KeyArray, first_occurrences
 from ....cache_schemas.layout import ROWS_TABLE
 from ....cache_schemas.manifest import CommitRecord
-from ..format.index import KeyIndex
+from ..format.rows import KeyIndex
 from ..format.tables import read_keys
 from .arrivals import fetch
 from .parallel import in_parallel

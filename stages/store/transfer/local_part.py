@@ -15,8 +15,7 @@ from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, Teac
 from ..files.lock import locked
 from ..files.own_files import remove_file, write_file
 from ..files.plain_files import read_document
-from ..format.manifests import check_cache, read_commits, read_teacher
-from ..format.parts import read_part
+from ..format.manifests import check_cache, read_commits, read_part, read_teacher
 from ..writing.admission import is_new, refuse_removed
 from ..writing.creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
 from ..writing.reservations import Reservations

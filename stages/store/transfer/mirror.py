@@ -22,9 +22,8 @@ import numpy as np
 from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.locations import expand_home, shown_url
-from ..format.index import Rows
-from ..format.manifests import choose_teacher
-from ..format.parts import held_features
+from ..format.manifests import choose_teacher, held_features
+from ..format.rows import Rows
 from ..reading import reader
 from ..reading.access import Access
 from ..reading.reader import Cache

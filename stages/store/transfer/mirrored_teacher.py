@@ -19,7 +19,7 @@ from ....cache_schemas.layout import ROWS_TABLE, commit_file, teacher_folder
 from ..files.atomic import storage_error
 from ..files.lock import locked, open_lock
 from ..files.own_files import make_folder, remove_file, write_file
-from ..format.parts import held_features, read_part
+from ..format.manifests import held_features, read_part
 from .arrivals import Arrivals
 from .fetch_ahead import FetchAhead
 from .key_search import rows_file

@@ -10,7 +10,7 @@ from pathlib import Path
 from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError
 from ....cache_schemas.layout import CACHE_INDEX, ZARR_METADATA, teacher_folder
-from ..format.dense import array_metadata, group_metadata
+from ..format.zarr_shards import array_metadata, group_metadata
 from .collisions import refuse_other
 from .listing import list_documents
 from .origin import read_index

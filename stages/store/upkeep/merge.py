@@ -21,8 +21,7 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.fidelity import Fidelity, combined
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.manifest import TeacherManifest
-from ..format.index import Rows
-from ..format.ragged import Ragged
+from ..format.rows import Ragged, Rows
 from ..writing.reservations import Reservation
 from ..writing.staged_shard import Values
 from ..writing.work import Work

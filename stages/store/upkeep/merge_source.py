@@ -13,11 +13,10 @@ import pyarrow as pa
 
 from ....cache_schemas.layout import ROWS_TABLE
 from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
-from ..format.dense import DenseArray
-from ..format.index import Rows
-from ..format.parts import refuse_part
-from ..format.ragged import Ragged
+from ..format.manifests import refuse_part
+from ..format.rows import Ragged, Rows
 from ..format.tables import read_table, read_whole_table
+from ..format.zarr_shards import DenseArray
 from ..reading.ragged_array import RaggedArray
 from ..reading.reader import Cache
 

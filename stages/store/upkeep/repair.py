@@ -25,8 +25,7 @@ from ..files.atomic import storage_error, sync_folder
 from ..files.lock import locked
 from ..files.own_files import move_file, remove_file, remove_tree, write_file
 from ..files.plain_files import Stamp, check_folders, refuse_linked_folders, stamp_of
-from ..format.dense import group_metadata
-from ..format.zarr_documents import stored_rows_per_shard
+from ..format.zarr_shards import group_metadata, stored_rows_per_shard
 from ..writing.creation import write_zarr_metadata
 from ..writing.removal import drop_shard, shard_paths
 from .survey import CacheSurvey, Damage, survey_teacher

@@ -16,9 +16,9 @@ from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.layout import ROWS_TABLE, shard_file, table_file
 from ....cache_schemas.manifest import CommitRecord, FileRecord, PartRecord, TeacherManifest
 from ..files.checksums import FiniteNumbers, check_file, check_size
-from ..format.parts import held_features
-from ..format.shard_index import is_plain, opened
+from ..format.manifests import held_features
 from ..format.tables import check_table, read_keys, read_lengths
+from ..format.zarr_shards import is_plain, opened
 from ..reading.feature_array import FeatureArray
 
 Arguments = ParamSpec("Arguments")

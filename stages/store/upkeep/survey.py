@@ -22,9 +22,15 @@ from ....cache_schemas.layout import (
 )
 from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
 from ..files.plain_files import Stamp, check_folders, entries, folders_of, read_document, stamp_of
-from ..format.manifests import check_cache, read_commit, read_teacher, teacher_folders
-from ..format.parts import held_features, read_part
-from ..format.zarr_documents import check_array, check_group
+from ..format.manifests import (
+    check_cache,
+    held_features,
+    read_commit,
+    read_part,
+    read_teacher,
+    teacher_folders,
+)
+from ..format.zarr_shards import check_array, check_group
 from ..writing.removal import uncommitted
 from ..writing.reservations import Reservations
 from ..writing.staging import PATIENCE_S

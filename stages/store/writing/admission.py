@@ -16,8 +16,7 @@ from ....cache_schemas.layout import (
 )
 from ....cache_schemas.manifest import TeacherManifest
 from ....cache_schemas.teachers import TeacherSpec, differ_in_features_alone, differences
-from ..format.manifests import list_teachers
-from ..format.parts import refuse_part
+from ..format.manifests import list_teachers, refuse_part
 
 
 def check_teacher(

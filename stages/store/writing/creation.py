@@ -18,10 +18,8 @@ from ....cache_schemas.manifest import CacheManifest, CommitRecord, TeacherManif
 from ..files.lock import locked
 from ..files.own_files import make_folder, remove_tree, write_file
 from ..files.plain_files import check_teacher_folders, check_way, refuse_linked_folders
-from ..format.dense import array_metadata, group_metadata, same_layout
-from ..format.manifests import check_cache, read_teacher
-from ..format.parts import held_features, read_part
-from ..format.zarr_documents import stored_rows_per_shard
+from ..format.manifests import check_cache, held_features, read_part, read_teacher
+from ..format.zarr_shards import array_metadata, group_metadata, same_layout, stored_rows_per_shard
 from .admission import check_rows_per_shard, is_new
 from .removal import partial_documents, uncommitted
 

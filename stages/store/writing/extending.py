@@ -18,8 +18,7 @@ from ....cache_schemas.teachers import (
     differences,
     without_settings,
 )
-from ..format.manifests import list_teachers
-from ..format.parts import refuse_part
+from ..format.manifests import list_teachers, refuse_part
 from .admission import check_rows_per_shard, is_new
 
 

@@ -21,9 +21,9 @@ from ....cache_schemas.teachers import TeacherSpec
 from ..files.atomic import Buffer, file_record, storage_error, sync_file, sync_folder
 from ..files.modes import open_new
 from ..files.own_files import move_file, remove_file, remove_tree
-from ..format.dense import shard_parts
-from ..format.ragged import Ragged
+from ..format.rows import Ragged
 from ..format.tables import rows_table, table_bytes
+from ..format.zarr_shards import shard_parts
 from .removal import shard_paths
 from .reservations import Reservation
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ....cache_schemas.keys import KeyArray, first_occurrences
 from ....cache_schemas.layout import ROWS_TABLE, table_file
 from ....cache_schemas.manifest import CommitRecord
-from ..format.index import KeyIndex, Rows
+from ..format.rows import KeyIndex, Rows
 from ..format.tables import read_keys
 from .reservations import Reservation
 from .writer import CacheWriter, Turn

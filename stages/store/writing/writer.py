@@ -33,9 +33,8 @@ from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
 from ..files.lock import locked
 from ..files.own_files import write_file
 from ..files.plain_files import entries, read_document, stamp_of
-from ..format.index import KeyIndex
-from ..format.manifests import read_commit, read_commits
-from ..format.parts import first_own_shard, refuse_part
+from ..format.manifests import first_own_shard, read_commit, read_commits, refuse_part
+from ..format.rows import KeyIndex
 from ..format.tables import read_keys
 from .admission import refuse_mirror, refuse_removed
 from .creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import DamagedCacheError
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store.format.ragged import Ragged
+from armada.stages.store.format.rows import Ragged
 from armada.stages.store.reading.feature_array import FeatureArray
 from armada.stages.store.reading.joined_array import JoinedArray
 from armada.stages.store.reading.reader import open_cache

@@ -13,7 +13,7 @@ from armada.cache_schemas.errors import (
     MissingKeysError,
 )
 from armada.cache_schemas.keys import example_key, keys_to_array
-from armada.stages.store.format.index import KeyIndex
+from armada.stages.store.format.rows import KeyIndex
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.writing.writer import CacheWriter
 from hypothesis import given

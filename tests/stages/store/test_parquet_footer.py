@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from armada.cache_schemas.errors import DamagedCacheError
-from armada.stages.store.format.parquet_footer import MAX_FOOTER_BYTES, Footer, read_footer
+from armada.stages.store.format.tables import MAX_FOOTER_BYTES, Footer, read_footer
 
 TABLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as we write it": ({"a": range(100)}, {"use_dictionary": False, "store_schema": False}),

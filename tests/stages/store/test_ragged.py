@@ -18,7 +18,7 @@ from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.layout import commit_file, table_file
 from armada.cache_schemas.manifest import CommitRecord, TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.stages.store.format.ragged import Ragged, joined
+from armada.stages.store.format.rows import Ragged, joined
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.upkeep.merge import merge_teacher
 from armada.stages.store.upkeep.repair import carry_out, plan_repair
@@ -139,7 +139,7 @@ def test_zarr_reads_the_values_of_each_shard(cache: Cache) -> None:
 
 
 def test_shards_take_the_bytes_of_their_places(cache: Cache) -> None:
-    from armada.stages.store.format.dense import shard_bytes
+    from armada.stages.store.format.zarr_shards import shard_bytes
 
     for commit, texts in zip(cache.commits, SHARDS, strict=True):
         for spec in FEATURES[1:]:

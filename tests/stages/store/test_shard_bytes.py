@@ -12,7 +12,7 @@ import xxhash
 import zarr
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.layout import shard_file
-from armada.stages.store.format.dense import array_metadata, shard_bytes
+from armada.stages.store.format.zarr_shards import array_metadata, shard_bytes
 from armada.stages.store.reading.reader import open_cache
 from small_caches import answer, make_manifest, numbered_texts, write_cache
 

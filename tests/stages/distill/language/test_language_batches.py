@@ -17,7 +17,7 @@ from armada.stages.distill.token_loss.answers import DenseAnswers, DrawnAnswers,
 from armada.stages.language.tokens import INSIDE, TokenTexts
 from armada.stages.store.codec.draws import encode_draws
 from armada.stages.store.codec.top_k import encode_top_k
-from armada.stages.store.format.ragged import Ragged, joined
+from armada.stages.store.format.rows import Ragged, joined
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.writer import CacheWriter
 from hypothesis import given, settings

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import CacheError, DamagedCacheError
 from armada.pipeline.caches.upkeep import run_gc
-from armada.stages.store.format.parts import read_part
+from armada.stages.store.format.manifests import read_part
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.transfer.mirror import Mirror, ToCome, default_mirror, first_uses
 from armada.stages.store.writing.staging import host_id

@@ -11,7 +11,7 @@ import pytest
 from armada.cache_schemas.errors import CacheError, LinkedPathError, OutputError, StorageError
 from armada.cache_schemas.layout import PULL_LOCK
 from armada.stages.store.files import lock
-from armada.stages.store.format.parts import read_part
+from armada.stages.store.format.manifests import read_part
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.transfer.arrivals import Arrivals
 from armada.stages.store.transfer.choice import Choice

@@ -7,8 +7,7 @@ import pytest
 from armada.cache_schemas.errors import CacheError, DamagedCacheError, MissingFeatureError
 from armada.cache_schemas.layout import TEACHER_PART
 from armada.cache_schemas.manifest import PartRecord, TeacherManifest
-from armada.stages.store.format.manifests import read_commits
-from armada.stages.store.format.parts import read_part
+from armada.stages.store.format.manifests import read_commits, read_part
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.writer import CacheWriter
 from file_server import serving
