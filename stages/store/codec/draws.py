@@ -17,8 +17,7 @@ import numpy.typing as npt
 from ....cache_schemas.codings import DrawsCoding
 from ....cache_schemas.errors import DamagedCacheError
 from .answers import Draws, Float32, Floats, Integers, refuse_ids, refuse_log_probs
-from .bits import UInt8, blocks, packed, unpacked
-from .elias_fano import joined_sorted, split_sorted
+from .bits import UInt8, blocks, joined_sorted, packed, split_sorted, unpacked
 
 STEPS_PER_NAT = 1024
 MOST_STEPS = 2**16 - 1

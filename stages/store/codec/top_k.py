@@ -7,7 +7,7 @@ A row of `TopKCoding` is, in order,
    ids, as c = 32768 + 1024 log(t / (1 - t)), rounded and kept within 1 .. 65534: an unsigned
    little-endian 16-bit number. 0 means t = 0 (k is the whole vocabulary), 65535 that all is tail;
 3. the byte columns of the ids, ceil(log2 vocabulary) bits each, most probable first (`bits.py`);
-4. the byte columns of the low bits of the levels (`elias_fano.py`);
+4. the byte columns of the low bits of the levels (`bits.py`);
 5. the bit section: planes of the ids, planes of the levels' low bits, the levels' high bits.
 
 The i-th level is how far the i-th log-probability lies below the first: r_i = -level_i * step,
@@ -25,6 +25,10 @@ The tail decides what all entries sum to, so rounded levels lose no mass. The la
 for the rounding of 32-bit numbers: entries and tail never sum to more than 1, and to less by at
 most 2^-18.
 
+A tail is rounded by the log of its odds t / (1 - t), in steps of 1/1024: where nearly all mass is
+tail, the little that is not (1 - t) is as exact as t is where there is hardly any. A log of t alone
+would call a tail of 0.9999 all, and entries would have no mass left.
+
 Shapes: N tokens, k entries, T temperatures, W bytes of a row.
 """
 
@@ -41,9 +45,48 @@ from ....cache_schemas.codings import (
 )
 from ....cache_schemas.errors import CacheError, DamagedCacheError, TeacherOutputError
 from .answers import Float32, Floats, Int32, Integers, TopK, refuse_ids, refuse_log_probs
-from .bits import UInt8, UInt32, blocks, joined, packed, split, unpacked
-from .elias_fano import joined_sorted, split_sorted
-from .tails import LEAST_LOG_TAIL, decode_tails, encode_tails
+from .bits import (
+    UInt8,
+    UInt32,
+    blocks,
+    joined,
+    joined_sorted,
+    packed,
+    split,
+    split_sorted,
+    unpacked,
+)
+
+STEPS_PER_NAT = 1024
+NO_TAIL = 0
+EVEN_ODDS = 2**15
+ALL_TAIL = 2**16 - 1
+LEAST_LOG_TAIL = (1 - EVEN_ODDS) / STEPS_PER_NAT
+"""Of the least tail that is more than none."""
+
+
+def encode_tails(log_tails_NT: Floats, empty_N: npt.NDArray[np.bool_]) -> UInt8:
+    """Bytes [N, 2T]; `empty_N` says which tokens have no entry, so that all is tail."""
+    tails_NT = np.minimum(log_tails_NT, 0).astype(np.float64)
+    with np.errstate(divide="ignore"):
+        log_odds_NT = tails_NT - np.log(-np.expm1(tails_NT))
+    codes_NT = np.rint(log_odds_NT * STEPS_PER_NAT) + EVEN_ODDS
+    codes_NT = np.clip(codes_NT, NO_TAIL + 1, ALL_TAIL - 1)
+    codes_NT[tails_NT == -np.inf] = NO_TAIL
+    codes_NT[empty_N] = ALL_TAIL
+    codes: UInt8 = codes_NT.astype("<u2").view(np.uint8)
+    return codes
+
+
+def decode_tails(codes_N2: UInt8) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """log t and log (1 - t) [N] of two bytes each."""
+    codes_N = np.ascontiguousarray(codes_N2).view("<u2")[:, 0]
+    log_odds_N = (codes_N.astype(np.float64) - EVEN_ODDS) / STEPS_PER_NAT
+    log_odds_N[codes_N == NO_TAIL] = -np.inf
+    log_odds_N[codes_N == ALL_TAIL] = np.inf
+    # Subtracted from 0 rather than negated: there is no -0.0.
+    return 0.0 - np.logaddexp(0.0, -log_odds_N), 0.0 - np.logaddexp(0.0, log_odds_N)
+
 
 RANGES_PER_NAT = 4
 STEPS_PER_NAT = 1024
