@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 
 from ..cache_schemas.errors import OutputError, StorageError
 from ..cache_schemas.layout import PARTIAL_SUFFIX
-from ..stages.store.files.atomic import sync_file, sync_folder
+from ..stages.store.files.atomic import follow_umask, make_folders, open_new, sync_file, sync_folder
 from ..stages.store.files.lock import try_lock
-from ..stages.store.files.modes import follow_umask, make_folders, open_new
 from .run_folder import make_folder
 
 Write = Callable[[pa.Table], object]

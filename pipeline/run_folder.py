@@ -18,9 +18,8 @@ import yaml
 from ..cache_schemas.errors import OutputError, StorageError
 from ..cache_schemas.layout import PARTIAL_SUFFIX
 from ..cache_schemas.locations import shown
-from ..stages.store.files.atomic import write_atomic
+from ..stages.store.files.atomic import make_folders, share, write_atomic
 from ..stages.store.files.lock import give_back, take
-from ..stages.store.files.modes import make_folders, share
 from .messages import LOGGER
 from .objective_keys import ONCE_SHARED
 

@@ -30,7 +30,7 @@ from ..stages.distill.speed import speed_up
 from ..stages.distill.student_source import default_max_length, load_student
 from ..stages.distill.tokens import choose_max_length
 from ..stages.distill.training import Run, Training, check_checkpoint, placements, train
-from ..stages.store.files.modes import follow_umask
+from ..stages.store.files.atomic import follow_umask
 from .device import choose_device
 from .distill_job import DistillJob
 from .messages import CountProgress

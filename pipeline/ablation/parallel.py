@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...cache_schemas.errors import ArmadaError, shown_url
-from ...stages.store.files.modes import make_folders, open_new
+from ...stages.store.files.atomic import make_folders, open_new
 from ...stages.store.reading.access import available_memory
 from ..device import environments, visible_gpus
 from ..distill import run_distill

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...stages.precompute.teachers.open_clip import quiet_open_clip
-from ...stages.store.files.modes import follow_umask
+from ...stages.store.files.atomic import follow_umask
 from .world import Scene, draw_scene, picture
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from ...cache_schemas.errors import ArmadaError, OutputError, shown_url
-from ...stages.store.files.atomic import write_atomic
-from ...stages.store.files.modes import make_folders
+from ...stages.store.files.atomic import make_folders, write_atomic
 from ..findings.findings import Findings, Study, find
 from ..findings.runs import FACTORS, Found, find_runs
 from ..jobs import Job

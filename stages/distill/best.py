@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..store.files.atomic import write_atomic
-from ..store.files.modes import follow_umask, make_folders
+from ..store.files.atomic import follow_umask, make_folders, write_atomic
 from .evaluation import better
 from .sharding import frozen_names, load_whole, plain
 

@@ -22,7 +22,7 @@ from transformers.integrations import (
 
 from ...cache_schemas.errors import JobError, RunError
 from ..pretrained import one_line
-from ..store.files.modes import make_folders
+from ..store.files.atomic import make_folders
 from .settings import Reporter, TrainingSettings
 
 TENSORBOARD = "tensorboard"

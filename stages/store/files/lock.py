@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from ....cache_schemas.errors import OutputError, StorageError
 from ....cache_schemas.layout import WRITER_LOCK
-from .modes import access_error, open_to_lock
+from .atomic import access_error, open_to_lock
 from .own_files import remove_file
 from .plain_files import check_way
 

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from ....cache_schemas.errors import OutputError
 from ....cache_schemas.manifest import FileRecord
-from .atomic import Buffer, storage_error, sync_folder, write_atomic
-from .modes import make_folders, share
+from .atomic import Buffer, make_folders, share, storage_error, sync_folder, write_atomic
 from .plain_files import check_folders, check_way
 
 

@@ -11,7 +11,7 @@ from ....cache_schemas.errors import DamagedCacheError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.layout import ZARR_METADATA, shard_file, table_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
-from ..files.checksums import check_file
+from ..files.plain_files import check_file
 from ..format.zarr_shards import check_array
 from .feature_shards import Prepare
 

@@ -18,10 +18,9 @@ from ....cache_schemas.errors import ArmadaError, DamagedCacheError, LinkedPathE
 from ....cache_schemas.layout import commit_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, TeacherManifest
 from ..files.atomic import storage_error, sync_file, sync_folder
-from ..files.checksums import check_file
 from ..files.lock import locked
 from ..files.own_files import make_folder, move_file, write_file
-from ..files.plain_files import read_document
+from ..files.plain_files import check_file, read_document
 from ..writing.admission import refuse_removed
 from ..writing.staging import Heart, Staging
 from .collisions import refuse_other

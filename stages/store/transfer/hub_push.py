@@ -25,7 +25,7 @@ from ....cache_schemas.layout import (
     teacher_folder,
 )
 from ....cache_schemas.manifest import CacheManifest
-from ..files.checksums import check_file
+from ..files.plain_files import check_file
 from . import retries
 from .collisions import refuse_other
 from .hub_place import ConflictError, HubPlace

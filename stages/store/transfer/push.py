@@ -17,7 +17,7 @@ from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError
 from ....cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST, commit_file, teacher_folder
 from ....cache_schemas.manifest import CacheManifest, CommitRecord
-from ..files.checksums import check_file
+from ..files.plain_files import check_file
 from .collisions import refuse_other, refuse_other_sizes
 from .listing import list_documents, list_teachers
 from .origin import read_index

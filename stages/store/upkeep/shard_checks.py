@@ -15,7 +15,7 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.layout import ROWS_TABLE, shard_file, table_file
 from ....cache_schemas.manifest import CommitRecord, FileRecord, PartRecord, TeacherManifest
-from ..files.checksums import FiniteNumbers, check_file, check_size
+from ..files.plain_files import FiniteNumbers, check_file, check_size
 from ..format.manifests import held_features
 from ..format.tables import check_table, read_keys, read_lengths
 from ..format.zarr_shards import is_plain, opened

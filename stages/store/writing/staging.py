@@ -21,9 +21,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ..files.atomic import storage_error
+from ..files.atomic import make_folders, open_new, open_to_lock, storage_error
 from ..files.lock import try_lock
-from ..files.modes import make_folders, open_new, open_to_lock
 
 HEARTBEAT = "heartbeat"
 BEAT_S = 5.0
