@@ -14,8 +14,7 @@ import numpy as np
 from ..cache_schemas.errors import DamagedCacheError
 from ..stages.corpus.corpus import Corpus
 from ..stages.store.format.rows import Rows
-from ..stages.store.reading.contents import check_digest, read_digest
-from ..stages.store.reading.reader import Cache, open_cache
+from ..stages.store.reading.reader import Cache, check_digest, open_cache, read_digest
 from ..stages.store.transfer.mirror import Mirror, ToCome, default_mirror
 from .objective_keys import CacheKeys
 

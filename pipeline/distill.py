@@ -7,7 +7,7 @@ from ..cache_schemas.errors import InputError, JobError
 from ..stages.distill.checkpoints import steps_done
 from ..stages.distill.processes import Processes, processes
 from ..stages.distill.reporting import check_reporters
-from ..stages.store.reading.access import COLD_SHARE
+from ..stages.store.reading.memory import COLD_SHARE
 from .device import choose_device
 from .distill_job import DistillJob
 from .messages import LOGGER, counted, size, warn

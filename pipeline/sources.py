@@ -19,8 +19,8 @@ from ..stages.distill.order import epoch_order
 from ..stages.distill.placement import Placement
 from ..stages.distill.schedules import ALIGNER_STREAM
 from ..stages.store.format.rows import Rows
-from ..stages.store.reading.block_shuffle import BlockOrder
 from ..stages.store.reading.feature_array import FeatureArray
+from ..stages.store.reading.prefetch import BlockOrder
 from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
 from .answers import Answers, open_answers

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from armada.cache_schemas.contents import CacheIndex
-from armada.stages.store.reading.contents import read_contents
+from armada.stages.store.reading.reader import read_contents
 from armada.stages.store.transfer.choice import Choice
 from armada.stages.store.transfer.local_push import push_to_folder
 from armada.stages.store.transfer.origin import read_origin

@@ -12,8 +12,7 @@ from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.keys import KeyArray
 from armada.cache_schemas.manifest import TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.stages.store.reading.block_shuffle import BlockOrder, batches_of
-from armada.stages.store.reading.read_ahead import ReadAhead
+from armada.stages.store.reading.prefetch import BlockOrder, ReadAhead, batches_of
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.writer import CacheWriter
 

@@ -18,8 +18,7 @@ from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import locked
 from ...stages.store.files.own_files import write_file
 from ...stages.store.format.manifests import held_features, list_teachers, read_part
-from ...stages.store.reading.contents import read_digest
-from ...stages.store.reading.reader import Cache
+from ...stages.store.reading.reader import Cache, read_digest
 from ..corpus_keys import TextFormatKeys
 from ..jobs import LocalFolder
 from .card_tables import CardFacts, TeacherFacts

@@ -33,8 +33,7 @@ from ...stages.corpus.corpus import Corpus
 from ...stages.store.codec.draws import decode_draws
 from ...stages.store.codec.top_k import decode_top_k
 from ...stages.store.format.rows import Rows
-from ...stages.store.reading.feature_array import FeatureArray
-from ...stages.store.reading.ragged_array import RaggedArray
+from ...stages.store.reading.feature_array import FeatureArray, RaggedArray
 
 BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20

@@ -19,7 +19,7 @@ from ...cache_schemas.manifest import TeacherManifest
 from ...stages.corpus.corpus import PLAIN, Corpus, read_corpus
 from ...stages.corpus.files import require_use
 from ...stages.corpus.text_files import TextFormat
-from ...stages.store.reading.contents import read_contents
+from ...stages.store.reading.reader import read_contents
 from ...stages.store.transfer.choice import Choice, chosen_teachers
 from ...stages.store.transfer.local_push import push_to_folder
 from ...stages.store.transfer.origin import read_origin

@@ -12,7 +12,7 @@ from ...stages.distill.language.teachers import MatchedTokens, match
 from ...stages.language.tokens import Ids, TokenTexts
 from ...stages.language.vocabulary import tokenizer_digest, words_digest
 from ...stages.store.format.rows import Rows, arange_each
-from ...stages.store.reading.ragged_array import RaggedArray
+from ...stages.store.reading.feature_array import RaggedArray
 from ...stages.store.reading.reader import Cache
 
 GENERATED = "generated_ids"

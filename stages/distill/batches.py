@@ -15,8 +15,13 @@ import torch
 from torch.utils.data import Dataset
 
 from ..corpus.labels import LabelValues
-from ..store.reading.block_shuffle import BLOCK_ROWS, BLOCKS_PER_WINDOW, BlockOrder, batches_of
-from ..store.reading.read_ahead import ReadAhead
+from ..store.reading.prefetch import (
+    BLOCK_ROWS,
+    BLOCKS_PER_WINDOW,
+    BlockOrder,
+    ReadAhead,
+    batches_of,
+)
 from .controls import Gather
 from .order import Places, epoch_order
 from .placement import to_device

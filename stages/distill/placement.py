@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from ...cache_schemas.errors import JobError
-from ..store.reading.access import available_memory
+from ..store.reading.memory import available_memory
 
 Where = Literal["resident", "mapped", "streamed"]
 Placement = Literal["auto", "resident", "mapped", "streamed"]

@@ -17,7 +17,7 @@ from armada.cache_schemas.teachers import TeacherSpec
 from armada.pipeline.caches.card import CardJob, run_card
 from armada.pipeline.caches.features_picture import choose_rows
 from armada.pipeline.pictures.scatter import main_components
-from armada.stages.store.reading.contents import read_digest
+from armada.stages.store.reading.reader import read_digest
 from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine
 from PIL import Image

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from armada.pipeline import seed_run
 from armada.stages.distill import batches, placement
-from armada.stages.store.reading import access
-from armada.stages.store.reading.block_shuffle import BlockOrder
+from armada.stages.store.reading import memory
+from armada.stages.store.reading.prefetch import BlockOrder
 from armada.stages.store.reading.reader import open_cache
 from tiny_runs import TEXTS
 
@@ -18,7 +18,7 @@ from tiny_runs import TEXTS
 @pytest.fixture
 def no_memory(monkeypatch):
     """Every feature is larger than what is left."""
-    monkeypatch.setattr(access, "COLD_SHARE", 0.0)
+    monkeypatch.setattr(memory, "COLD_SHARE", 0.0)
 
 
 def about_memory(err: str) -> list[str]:

@@ -9,7 +9,7 @@ import yaml
 from armada.cache_schemas.errors import JobError
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
-from armada.stages.store.reading.contents import read_digest
+from armada.stages.store.reading.reader import read_digest
 from armada.stages.store.transfer import retries
 from armada.stages.store.transfer.mirror import default_mirror
 from command_line import CommandLine

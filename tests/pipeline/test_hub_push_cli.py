@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from armada.stages.store.reading.contents import read_digest
+from armada.stages.store.reading.reader import read_digest
 from armada.stages.store.transfer import retries
 from command_line import CommandLine
 from hub_repository import WRITER, Answer, LoopbackHub, error, hub_of_repositories

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from armada.stages.store.format.manifests import read_commits
-from armada.stages.store.reading.contents import read_digest
-from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.reading.reader import open_cache, read_digest
 from armada.stages.store.transfer import retries
 from command_line import CommandLine, start
 from file_server import serving

@@ -18,7 +18,7 @@ from ....cache_schemas.errors import CacheError, JobError
 from ...store.codec.draws import decode_draws
 from ...store.codec.top_k import decode_top_k
 from ...store.format.rows import Rows
-from ...store.reading.ragged_array import RaggedArray
+from ...store.reading.feature_array import RaggedArray
 from ..token_loss.answers import (
     Answers,
     DenseAnswers,

@@ -13,7 +13,7 @@ import torch
 
 from ...language.tokens import INSIDE, TokenTexts, read_before_predicted
 from ...store.format.rows import Rows, arange_each, places_of
-from ...store.reading.ragged_array import RaggedArray
+from ...store.reading.feature_array import RaggedArray
 from .cached_answers import CachedAnswers, Tensors
 
 Ints = npt.NDArray[np.int64]

@@ -3,7 +3,7 @@
 K ids are drawn with replacement (Anshumann et al. 2025, arXiv 2503.16870): counts are repetitions,
 and the mean over draws estimates any mean over the vocabulary without bias. A row is, in order,
 
-- the byte columns of the low bits of the ids, ascending, below `vocabulary` (`elias_fano.py`),
+- the byte columns of the low bits of the ids, ascending, below `vocabulary` (`bits.py`),
 - the bit section: bit planes of the low bits, then the high bits,
 - with `log_prob_bits=16`, the log-probability of each draw, in the order of the ids: an unsigned
   little-endian 16-bit number c means -c / 1024 nat; below -65535 / 1024 it is that.

@@ -89,7 +89,6 @@ def decode_tails(codes_N2: UInt8) -> tuple[npt.NDArray[np.float64], npt.NDArray[
 
 
 RANGES_PER_NAT = 4
-STEPS_PER_NAT = 1024
 MARGIN = 2.0**-20
 
 

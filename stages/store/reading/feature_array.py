@@ -1,9 +1,15 @@
-"""One feature of one teacher as an array-like [rows, *shape], read from its shards.
+"""The features of a teacher as array-likes, read from their shards.
 
-Plain shards are mapped: a batch costs one copy of its rows and no system call on warm pages, as
-from one np.memmap of the same rows (random batches of 256 and of 32 rows of 2 KiB: within a few
-per cent). What another Zarr writer left in some other order or layout is read through zarr-python:
-same values.
+FeatureArray    [rows, *shape]. Plain shards are mapped: a batch costs one copy of its rows and no
+                system call on warm pages, as from one np.memmap of the same rows (random batches of
+                256 and of 32 rows of 2 KiB: within a few per cent). What another Zarr writer left
+                in some other order or layout is read through zarr-python: same values.
+JoinedArray     A feature that was added to a teacher later: rows counted as the teacher's, stored
+                elsewhere, by a teacher that was asked in an order of its own, and maybe about fewer
+                texts. A map from rows to rows, made once from the keys of both; 8 bytes a row.
+RaggedArray     A feature along an axis: any examples' rows, end to end. The values of all examples
+                are one feature array whose rows are places; offsets say which are whose, 8 bytes an
+                example. A batch costs one gather of its places.
 """
 
 from collections.abc import Sequence
@@ -13,11 +19,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ....cache_schemas.errors import MissingKeysError
 from ....cache_schemas.features import FeatureSpec
-from ..format.rows import Rows
+from ..format.rows import Ragged, Rows, places_of
 from ..format.zarr_shards import DenseArray
-from .access import Access, choose_access
 from .feature_shards import Check, FeatureShards, Prepare
+from .memory import Access, choose_access
 from .side_by_side import SideBySide
 
 RowIndex = int | slice | Sequence[int] | npt.NDArray[Any]
@@ -66,7 +73,7 @@ class FeatureArray:
 
     @property
     def access(self) -> Literal["warm", "cold"]:
-        """How rows are read; see `access.py`."""
+        """How rows are read; see `memory.py`."""
         return self._access
 
     @property
@@ -189,3 +196,126 @@ class FeatureArray:
                 f"writable one of {self.dtype} {list(shape)}"
             )
         return out
+
+
+class JoinedArray(FeatureArray):
+    """A feature array whose row i is row `rows[i]` of another; -1 where the other has none."""
+
+    def __init__(self, stored: FeatureArray, rows: Rows, remedy: str) -> None:
+        """`remedy`: what to do about rows that are not there."""
+        self.spec = stored.spec
+        self._stored, self._rows, self._remedy = stored, rows, remedy
+        self._length = len(rows)
+        self._access = stored.access
+
+    @property
+    def mapped(self) -> None:
+        """The rows lie in another order than they are counted in."""
+        return None
+
+    def gather(self, rows: Rows, out: DenseArray | None = None) -> DenseArray:
+        """Rows [B] as an array [B, *shape], into `out` if given; see FeatureArray.
+
+        Raises MissingKeysError, too, for rows of texts that the feature was not asked for."""
+        return self._stored.gather(self._joined(rows), out)
+
+    def will_need(self, rows: Rows) -> None:
+        """Begin to read rows that are gathered soon; raises what `gather` does."""
+        self._stored.will_need(self._joined(rows))
+
+    def require_whole(self, rows: Rows) -> None:
+        """As of the array that holds them."""
+        self._stored.require_whole(self._joined(rows))
+
+    def in_file_order(self, rows: Rows) -> Rows:
+        """Numbers that grow along the files, for the same rows."""
+        return self._rows[self._checked(rows)]
+
+    def _joined(self, rows: Rows) -> Rows:
+        return require_stored(self.spec.name, self.in_file_order(rows), self._remedy)
+
+
+def require_stored(feature: str, rows: Rows, remedy: str) -> Rows:
+    """The same rows, if each of them is there; raises MissingKeysError if some are -1."""
+    missing = np.flatnonzero(rows < 0)
+    if len(missing):
+        raise MissingKeysError(
+            f"feature {feature!r}: {len(missing)} of {len(rows)} rows do not have it yet; {remedy}",
+            missing.tolist(),
+        )
+    return rows
+
+
+class RaggedArray:
+    """Read-only rows of N examples; safe to pickle, to use from several threads, after a fork."""
+
+    def __init__(
+        self,
+        values: FeatureArray,
+        lengths: npt.NDArray[np.int64],
+        rows: Rows | None = None,
+        remedy: str = "",
+    ) -> None:
+        """`values` [S, *shape] of examples with `lengths`. `rows`: example i is their i-th, -1 for
+        one that is not there, and `remedy` says what to do about such."""
+        self._values, self._rows, self._remedy = values, rows, remedy
+        self._lengths = lengths
+        self._offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """Shape and type of the numbers at one place."""
+        return self._values.spec
+
+    @property
+    def values(self) -> FeatureArray:
+        """The values at all places [S, *shape], in the order of the files."""
+        return self._values
+
+    def __repr__(self) -> str:
+        return f"<RaggedArray {self.spec.name}: {self.spec.shown} of {len(self)} examples>"
+
+    def __len__(self) -> int:
+        return len(self._lengths if self._rows is None else self._rows)
+
+    def __getitem__(self, row: int) -> npt.NDArray[Any]:
+        """The values of one example, [n, *shape]."""
+        return self.gather(np.array([row], dtype=np.int64)).values
+
+    def lengths(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """How many places examples [B] have. Raises IndexError and MissingKeysError."""
+        return self._lengths[self._stored(rows)]
+
+    def gather(self, rows: Rows) -> Ragged:
+        """The values of examples [B], one after another. Raises IndexError for a row outside 0 to
+        len - 1, MissingKeysError for one whose text the feature was not asked for."""
+        stored = self._stored(rows)
+        return Ragged(self._values.gather(places_of(stored, self._offsets)), self._lengths[stored])
+
+    def gather_at(self, rows: Rows, places: Rows, counts: Rows) -> npt.NDArray[Any]:
+        """Chosen values of examples [B]: `counts` says how many of each, `places` which of its own,
+        one example after another."""
+        stored = self._stored(rows)
+        assert (places < np.repeat(self._lengths[stored], counts)).all(), "places of the example"
+        return self._values.gather(np.repeat(self._offsets[stored], counts) + places)
+
+    def will_need(self, rows: Rows) -> None:
+        """Begin to read what is gathered soon; raises what `gather` does."""
+        self._values.will_need(places_of(self._stored(rows), self._offsets))
+
+    def require_whole(self, rows: Rows) -> None:
+        """Raise DamagedCacheError if a file of some examples was cut after it was mapped."""
+        stored = self._stored(rows)
+        self._values.require_whole(self._offsets[stored][self._lengths[stored] > 0])
+
+    def in_file_order(self, rows: Rows) -> Rows:
+        """Numbers that grow along the files, for the same examples."""
+        return rows if self._rows is None else self._rows[rows]
+
+    def _stored(self, rows: Rows) -> Rows:
+        rows = rows.astype(np.int64, casting="same_kind", copy=False)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        if self._rows is None:
+            return rows
+        return require_stored(self.spec.name, self._rows[rows], self._remedy)

@@ -12,15 +12,16 @@ were added to a teacher later are offered beside its own; a row may lack them.
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ....cache_schemas.contents import TeacherIndex
+from ....cache_schemas.contents import CacheIndex, TeacherIndex, content_digest
 from ....cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.keys import KeyArray, keys_to_array
+from ....cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
 from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
 from ....cache_schemas.locations import expand_home
 from ....cache_schemas.manifest import RunRecord, TeacherManifest
@@ -35,14 +36,12 @@ from ..format.manifests import (
 )
 from ..format.rows import KeyIndex, Rows
 from ..format.tables import read_first_rows, read_keys, read_lengths, read_table
-from .access import Access
-from .examples import Example, is_example, keys_of, shown
-from .feature_array import FeatureArray
+from .feature_array import FeatureArray, JoinedArray, RaggedArray
 from .feature_shards import Prepare
-from .first_open import CheckedFiles
-from .joined_array import JoinedArray
-from .ragged_array import RaggedArray
-from .still_committed import StillCommitted
+from .integrity import CheckedFiles, StillCommitted
+from .memory import Access
+
+Example = str | bytes | Sequence[str]
 
 
 def open_cache(
@@ -301,3 +300,67 @@ def _fill(holder: Cache) -> str:
         f"run `armada precompute --teacher {spec.kind}:{spec.name} --set add_features=true` on the "
         f"texts, with the options that give {names}"
     )
+
+
+def keys_of(examples: Sequence[Example] | KeyArray) -> KeyArray:
+    """The keys of examples, [N, 16]; raises CacheError for what is no key."""
+    if isinstance(examples, np.ndarray) and examples.dtype == np.uint8:
+        if examples.ndim != 2 or examples.shape[1] != KEY_BYTES:
+            raise CacheError(f"keys of shape {examples.shape}: keys are [N, {KEY_BYTES}] bytes")
+        return examples
+    return keys_to_array(_key(example) for example in examples)
+
+
+def _key(example: Example) -> bytes:
+    if not isinstance(example, bytes):
+        return example_key(example)
+    if len(example) != KEY_BYTES:
+        raise CacheError(f"key {example!r}: has {len(example)} bytes; a key has {KEY_BYTES}")
+    return example
+
+
+def is_example(item: object) -> TypeGuard[Example]:
+    """Whether a cache can be asked about it."""
+    if isinstance(item, bytes):
+        return len(item) == KEY_BYTES
+    if isinstance(item, str):
+        return True
+    return isinstance(item, list | tuple) and all(isinstance(part, str) for part in item)
+
+
+def shown(example: object) -> str:
+    """An example for people."""
+    if isinstance(example, (bytes, np.ndarray)):
+        return bytes(example).hex()
+    text = example if isinstance(example, str) else " | ".join(example)  # type: ignore[arg-type]
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def read_contents(path: Path) -> CacheIndex:
+    """Every document of the cache at `path`; raises CacheError or DamagedCacheError."""
+    return CacheIndex(teachers=tuple(_contents(path, teacher) for teacher in list_teachers(path)))
+
+
+def _contents(path: Path, teacher: TeacherManifest) -> TeacherIndex:
+    cache = Cache(path, teacher)
+    return TeacherIndex(
+        manifest=teacher,
+        commits=tuple(cache.commits),
+        runs=cache.runs_by_id(),
+        part=read_part(path, teacher.fingerprint),
+    )
+
+
+def read_digest(path: Path) -> str:
+    """The content digest of the cache at `path`."""
+    return content_digest(
+        (teacher.fingerprint, record)
+        for teacher in list_teachers(path)
+        for record in read_commits(path, teacher)
+    )
+
+
+def check_digest(shown: str, found: str, expected: str | None) -> None:
+    """Raise CacheError unless a cache holds exactly what is expected, if anything is."""
+    if expected is not None and found != expected:
+        raise CacheError(f"cache {shown}: its digest is {found}, not {expected} as expected")

@@ -21,10 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..format.zarr_shards import DenseArray
-from .access import available_memory
-from .address_space import HUGE_PAGE_BYTES, AddressRange
 from .feature_shards import FeatureShards
-from .pages import pieces_of
+from .memory import HUGE_PAGE_BYTES, AddressRange, available_memory, pieces_of
 
 Rows = npt.NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from ....cache_schemas.contents import CacheIndex
 from ....cache_schemas.layout import CACHE_INDEX
 from ..files.lock import locked
 from ..files.own_files import write_file
-from ..reading.contents import read_contents
+from ..reading.reader import read_contents
 from .place import LocalPlace
 from .plan import PullPlan
 from .pull import Advance, pull

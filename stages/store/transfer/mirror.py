@@ -25,7 +25,7 @@ from ....cache_schemas.locations import expand_home, shown_url
 from ..format.manifests import choose_teacher, held_features
 from ..format.rows import Rows
 from ..reading import reader
-from ..reading.access import Access
+from ..reading.memory import Access
 from ..reading.reader import Cache
 from .connection import is_local, local_path
 from .mirror_record import claim_mirror

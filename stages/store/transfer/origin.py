@@ -17,7 +17,7 @@ from ....cache_schemas.manifest import (
     parse_document,
 )
 from ..format.manifests import fits
-from ..reading.contents import check_digest, read_contents
+from ..reading.reader import check_digest, read_contents
 from .listing import list_documents, unlisted
 from .place import LocalPlace, Place, RemotePlace
 

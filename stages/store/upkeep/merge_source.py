@@ -17,7 +17,7 @@ from ..format.manifests import refuse_part
 from ..format.rows import Ragged, Rows
 from ..format.tables import read_table, read_whole_table
 from ..format.zarr_shards import DenseArray
-from ..reading.ragged_array import RaggedArray
+from ..reading.feature_array import RaggedArray
 from ..reading.reader import Cache
 
 

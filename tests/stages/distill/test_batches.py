@@ -18,7 +18,7 @@ from armada.stages.distill.order import epoch_order
 from armada.stages.distill.sampler import EpochBatches
 from armada.stages.distill.student_models import load_tokenizer
 from armada.stages.distill.tokens import encode
-from armada.stages.store.reading.block_shuffle import BlockOrder
+from armada.stages.store.reading.prefetch import BlockOrder
 from armada.stages.store.reading.reader import Cache
 from hangs import HANG_S
 from small_caches import answer

@@ -6,8 +6,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import DamagedCacheError
-from armada.stages.store.reading.block_shuffle import BlockOrder, batches_of
-from armada.stages.store.reading.read_ahead import ReadAhead
+from armada.stages.store.reading.prefetch import BlockOrder, ReadAhead, batches_of
 from hypothesis import given
 from hypothesis import strategies as st
 

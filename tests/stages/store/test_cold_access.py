@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store.reading import access, address_space, feature_array
-from armada.stages.store.reading.access import available_memory, choose_access
+from armada.stages.store.reading import feature_array, memory
 from armada.stages.store.reading.feature_array import FeatureArray
-from armada.stages.store.reading.pages import pieces_of
+from armada.stages.store.reading.memory import available_memory, choose_access, pieces_of
 from armada.stages.store.reading.reader import open_cache
 from hangs import HANG_S
 from hypothesis import given
@@ -63,8 +62,8 @@ def test_a_control_group_may_leave_less(
         (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "fs" / name).write_text(f"{limit}\n")
     (tmp_path / "cgroup").write_text(groups)
-    monkeypatch.setattr(access, "_CGROUPS", tmp_path / "fs")
-    monkeypatch.setattr(access, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
     assert available_memory() == 7 * MIB
 
 
@@ -185,7 +184,7 @@ def test_what_will_be_needed_is_read(
     if lost == "pidfd_open":
         monkeypatch.setattr(os, "pidfd_open", _refuse)
     elif lost == "process_madvise":
-        monkeypatch.setattr(address_space, "_SYS_PROCESS_MADVISE", 100_000)
+        monkeypatch.setattr(memory, "_SYS_PROCESS_MADVISE", 100_000)
     cache, values = made
     rows = np.concatenate([np.arange(1000, 1700), [5, 4000, 2047, 2048]])
     forget(cache)
@@ -204,13 +203,13 @@ def test_a_cold_batch_is_announced_before_it_is_copied(
     made: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, access: str
 ) -> None:
     announced = []
-    advise = address_space._advise_all
+    advise = memory._advise_all
 
     def noted(pieces: np.ndarray) -> None:
         announced.append(int(pieces[:, 1].sum()))
         advise(pieces)
 
-    monkeypatch.setattr(address_space, "_advise_all", noted)
+    monkeypatch.setattr(memory, "_advise_all", noted)
     feature = opened(made[0], access)
     feature.gather(np.array([7, 6, 4000, 6]))
     assert announced == ([2 * PAGE] if access == "cold" else [])

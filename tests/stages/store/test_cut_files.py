@@ -9,8 +9,7 @@ import pytest
 from armada.cache_schemas.errors import DamagedCacheError
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.store.format.rows import Ragged
-from armada.stages.store.reading.feature_array import FeatureArray
-from armada.stages.store.reading.joined_array import JoinedArray
+from armada.stages.store.reading.feature_array import FeatureArray, JoinedArray
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.writer import CacheWriter
 from small_caches import THREE_SHARDS, keys_of, make_manifest, write_cache

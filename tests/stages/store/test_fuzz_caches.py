@@ -20,8 +20,7 @@ from armada.cache_schemas.errors import ArmadaError, CacheError, DamagedCacheErr
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import CorpusRecord, RunRecord, parse_document
 from armada.stages.store.format.tables import read_keys, read_whole_table
-from armada.stages.store.reading.contents import read_contents
-from armada.stages.store.reading.reader import Cache, open_cache
+from armada.stages.store.reading.reader import Cache, open_cache, read_contents
 from armada.stages.store.upkeep.repair import carry_out, plan_repair
 from armada.stages.store.upkeep.survey import CacheSurvey, survey_cache
 from armada.stages.store.upkeep.verify import Verification, verify

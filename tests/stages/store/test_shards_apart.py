@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import DamagedCacheError
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store.reading.address_space import AddressRange
 from armada.stages.store.reading.feature_array import FeatureArray
+from armada.stages.store.reading.memory import AddressRange
 from thin_caches import cut_into_shards, numbered_rows, thin_feature, write_shards
 
 READ_ALL = """
@@ -19,7 +19,7 @@ import ctypes, mmap, resource, sys
 import numpy as np
 from pathlib import Path
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store.reading.address_space import AddressRange
+from armada.stages.store.reading.memory import AddressRange
 from armada.stages.store.reading.feature_array import FeatureArray
 
 spec = FeatureSpec(name="apart", shape=(int(sys.argv[2]),), dtype="float32")

@@ -10,7 +10,7 @@ import pytest
 from armada.cache_schemas.contents import CacheIndex
 from armada.cache_schemas.errors import CacheError, DamagedCacheError, StorageError
 from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
-from armada.stages.store.reading.contents import read_contents, read_digest
+from armada.stages.store.reading.reader import read_contents, read_digest
 from armada.stages.store.transfer import hub_push
 from armada.stages.store.transfer.hub_place import HubPlace
 from armada.stages.store.transfer.origin import read_origin

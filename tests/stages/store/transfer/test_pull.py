@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import CacheError, DamagedCacheError, StorageError
 from armada.cache_schemas.layout import commit_file, teacher_folder
-from armada.stages.store.reading.contents import read_digest
-from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.reading.reader import open_cache, read_digest
 from armada.stages.store.transfer.choice import Choice
 from armada.stages.store.transfer.origin import read_origin
 from armada.stages.store.transfer.place import open_place

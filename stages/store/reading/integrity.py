@@ -1,17 +1,30 @@
-"""The checksum of each file is compared when the file is first opened: `open_cache(verify=True)`.
+"""Whether files are still what was committed, looked at when each is first opened.
 
-Costs one more read of each file that is used, 1 to 2 GB/s a process; those that are not used cost
-nothing. Damage is met when a batch needs it, not before: `armada cache verify` looks ahead.
+`CheckedFiles` compares checksums, for `open_cache(verify=True)`: one more read of each file that is
+used, 1 to 2 GB/s a process; those that are not used cost nothing. Damage is met when a batch needs
+it, not before: `armada cache verify` looks ahead.
+
+`StillCommitted` compares records. A number does not tell a shard: it may have been dropped and made
+again, of other texts, while a reader was open. A shard's record goes first and comes last; so who
+opens its file first and finds the same record afterwards has opened the right file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ....cache_schemas.errors import DamagedCacheError
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.layout import ZARR_METADATA, shard_file, table_file, teacher_folder
+from ....cache_schemas.layout import (
+    ZARR_METADATA,
+    commit_file,
+    shard_file,
+    table_file,
+    teacher_folder,
+)
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
 from ..files.plain_files import check_file
+from ..format.manifests import read_commit
 from ..format.zarr_shards import check_array
 from .feature_shards import Prepare
 
@@ -64,3 +77,24 @@ class CheckedFiles:
         if path not in self._done:
             check_file(path, self._cache, record)
             self._done.add(path)
+
+
+@dataclass(frozen=True, slots=True)
+class StillCommitted:
+    """The records of one teacher's folder as a reader knows them, by shard number."""
+
+    folder: Path
+    manifest: TeacherManifest
+    records: Mapping[int, CommitRecord]
+
+    def __call__(self, shard: int) -> None:
+        """Raises DamagedCacheError if the shard was dropped or replaced."""
+        file = commit_file(self.folder, shard)
+        if (
+            not file.exists()
+            or read_commit(self.folder, file, self.manifest) != (self.records[shard])
+        ):
+            raise DamagedCacheError(
+                f"{file}: the shard was dropped or replaced since the cache was opened; "
+                "open the cache again"
+            )
