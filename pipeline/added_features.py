@@ -10,8 +10,8 @@ from ..cache_schemas.keys import KeyArray
 from ..cache_schemas.manifest import TeacherManifest
 from ..stages.corpus.corpus import Corpus
 from ..stages.store.reading.reader import Cache
-from ..stages.store.writing.admission import check_teacher
 from ..stages.store.writing.extending import plan_extension
+from ..stages.store.writing.teacher_folder import check_teacher
 from .precompute_job import PrecomputeJob
 
 if TYPE_CHECKING:

@@ -26,9 +26,8 @@ from ..cache_schemas.teachers import SettingValue
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
 from ..stages.store.format.manifests import read_commits
 from ..stages.store.format.zarr_shards import shard_bytes
-from ..stages.store.writing.admission import require_writable
-from ..stages.store.writing.work import Work
-from ..stages.store.writing.writer import CacheWriter, pending
+from ..stages.store.writing.teacher_folder import require_writable
+from ..stages.store.writing.writer import CacheWriter, Work, pending
 from ..stages.tokenizing.unknown import SAMPLE
 from .added_features import admit, only_cached
 from .device import choose_device

@@ -20,8 +20,7 @@ from armada.stages.precompute.teachers.base import (
     make_spec,
 )
 from armada.stages.store.reading.reader import Cache, open_cache
-from armada.stages.store.writing.work import Work
-from armada.stages.store.writing.writer import CacheWriter
+from armada.stages.store.writing.writer import CacheWriter, Work
 
 WriteParquet = Callable[[str, dict[str, Any]], str]
 NAN, HUGE = "not a number", "huge"

@@ -35,10 +35,9 @@ from ...stages.corpus.corpus import Corpus, corpus_name, read_corpus
 from ...stages.store.format.manifests import list_teachers
 from ...stages.store.format.rows import Rows
 from ...stages.store.format.zarr_shards import DenseArray
-from ...stages.store.writing.admission import check_teacher, is_new
 from ...stages.store.writing.reservations import Reservation
-from ...stages.store.writing.work import Work
-from ...stages.store.writing.writer import CacheWriter
+from ...stages.store.writing.teacher_folder import check_teacher, is_new
+from ...stages.store.writing.writer import CacheWriter, Work
 from ..corpus_keys import TextFormatKeys
 from ..jobs import LocalFolder, make
 from ..messages import SHOWN_PROBLEMS, CountProgress, say_that_it_waits

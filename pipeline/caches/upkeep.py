@@ -27,10 +27,8 @@ from ...stages.store.upkeep.merge import Merged, merge_teacher
 from ...stages.store.upkeep.repair import Step, carry_out, plan_repair
 from ...stages.store.upkeep.survey import CacheSurvey, TeacherSurvey, survey_cache
 from ...stages.store.upkeep.verify import Verification, shards_of, verify
-from ...stages.store.writing.admission import is_new, refuse_mirror
-from ...stages.store.writing.removal import drop_teacher
-from ...stages.store.writing.reservations import Reservations
-from ...stages.store.writing.staging import PATIENCE_S
+from ...stages.store.writing.reservations import PATIENCE_S, Reservations
+from ...stages.store.writing.teacher_folder import drop_teacher, is_new, refuse_mirror
 from ..jobs import refuse_url
 from ..messages import CountProgress, counted, say_that_it_waits, size
 from ..signals import telling_what_is_kept

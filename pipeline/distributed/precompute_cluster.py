@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ...cache_schemas.errors import ArmadaError, JobError, RunError
 from ...cache_schemas.manifest import fidelity_of
 from ...stages.store.format.manifests import first_own_shard
-from ...stages.store.writing.admission import require_writable
+from ...stages.store.writing.teacher_folder import require_writable
 from ...stages.store.writing.writer import CacheWriter
 from ..device import visible_gpus
 from ..messages import CountProgress, say_that_it_waits

@@ -21,8 +21,7 @@ from ...cache_schemas.manifest import CommitRecord
 from ...cache_schemas.teachers import differences
 from ...stages.precompute.precompute import Asking, precompute
 from ...stages.precompute.teachers.base import Teacher
-from ...stages.store.writing.work import Task, Work
-from ...stages.store.writing.writer import CacheWriter
+from ...stages.store.writing.writer import CacheWriter, Task, Work
 from ..device import choose_device
 from ..precompute_job import make_teacher
 from ..provenance import hardware, library_versions

@@ -24,8 +24,7 @@ from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import KeyArray
 from ...cache_schemas.manifest import CommitRecord
 from ..corpus.corpus import Corpus
-from ..store.writing.work import Task, Work
-from ..store.writing.writer import CacheWriter
+from ..store.writing.writer import CacheWriter, Task, Work
 from .shard_buffer import FinishedRows, Places, ShardBuffer
 from .teachers.base import Answers, Example, Teacher
 

@@ -30,8 +30,7 @@ from ..precompute.precompute import Asking, precompute
 from ..precompute.teachers import TEACHERS
 from ..precompute.teachers.base import Answers, Example, Teacher
 from ..store.reading.reader import Cache, open_cache
-from ..store.writing.work import Work
-from ..store.writing.writer import CacheWriter
+from ..store.writing.writer import CacheWriter, Work
 
 TEXTS = (
     "A red bird sings",

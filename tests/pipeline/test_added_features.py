@@ -22,8 +22,7 @@ from armada.stages.precompute.teachers.base import Example, Teacher
 from armada.stages.precompute.teachers.classifier import ClassifierOptions, ClassifierTeacher
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
 from armada.stages.store.format.manifests import list_teachers
-from armada.stages.store.writing.work import Work
-from armada.stages.store.writing.writer import CacheWriter
+from armada.stages.store.writing.writer import CacheWriter, Work
 from command_line import CommandLine
 from small_caches import stored_bytes
 from spying_teacher import HUGE, SpyingTeacher

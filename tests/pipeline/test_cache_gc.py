@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from armada.stages.store.reading.reader import open_cache
-from armada.stages.store.writing.work import Work
-from armada.stages.store.writing.writer import CacheWriter
+from armada.stages.store.writing.writer import CacheWriter, Work
 from command_line import CommandLine
 from small_caches import keys_of, make_manifest, numbered_texts, stored_bytes, write_cache
 

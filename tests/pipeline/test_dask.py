@@ -30,8 +30,7 @@ from armada.pipeline.precompute import PrecomputeReport, run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job, make_teacher
 from armada.stages.corpus.corpus import read_corpus
 from armada.stages.store.reading.reader import open_cache
-from armada.stages.store.writing.work import Work
-from armada.stages.store.writing.writer import CacheWriter
+from armada.stages.store.writing.writer import CacheWriter, Work
 from command_line import RUN, CommandLine
 from distributed import Client, LocalCluster
 from hangs import HANG_S

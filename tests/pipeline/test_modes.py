@@ -18,7 +18,7 @@ from armada.cache_schemas.features import FeatureSpec
 from armada.pipeline import seed_run
 from armada.pipeline.run_folder import append_log
 from armada.stages.store.files.atomic import follow_umask
-from armada.stages.store.writing.staging import Staging
+from armada.stages.store.writing.reservations import Staging
 from command_line import CommandLine
 from small_caches import make_manifest, numbered_texts, stored_bytes, write_cache
 from transfers import bring, serve_ready

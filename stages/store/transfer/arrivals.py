@@ -21,8 +21,8 @@ from ..files.atomic import storage_error, sync_file, sync_folder
 from ..files.lock import locked
 from ..files.own_files import make_folder, move_file, write_file
 from ..files.plain_files import check_file, read_document
-from ..writing.admission import refuse_removed
-from ..writing.staging import Heart, Staging
+from ..writing.reservations import Heart, Staging
+from ..writing.teacher_folder import refuse_removed
 from .collisions import refuse_other
 from .download import TooLargeError
 from .place import NotThereError, Place

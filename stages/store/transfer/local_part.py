@@ -16,10 +16,15 @@ from ..files.lock import locked
 from ..files.own_files import remove_file, write_file
 from ..files.plain_files import read_document
 from ..format.manifests import check_cache, read_commits, read_part, read_teacher
-from ..writing.admission import is_new, refuse_removed
-from ..writing.creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
-from ..writing.reservations import Reservations
-from ..writing.staging import PATIENCE_S
+from ..writing.reservations import PATIENCE_S, Reservations
+from ..writing.teacher_folder import (
+    bring_up_to_date,
+    create_cache,
+    create_teacher,
+    is_new,
+    refuse_removed,
+    write_zarr_metadata,
+)
 from .collisions import refuse_other_sizes
 from .place import Place
 

@@ -15,7 +15,7 @@ from ..files.lock import locked
 from ..files.own_files import write_file
 from ..files.plain_files import read_document
 from ..format.manifests import list_teachers, read_commits
-from ..writing.creation import create_cache
+from ..writing.teacher_folder import create_cache
 
 
 class MirrorRecord(Document):

@@ -11,7 +11,7 @@ from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError, DamagedCacheError, StorageError
 from ....cache_schemas.manifest import CommitRecord
 from ..files.plain_files import check_file
-from ..writing.admission import refuse_mirror
+from ..writing.teacher_folder import refuse_mirror
 from .choice import Choice, chosen_teachers, wanted_parts, with_features
 from .collisions import refuse_other
 from .key_search import FoundKeys, find_keys

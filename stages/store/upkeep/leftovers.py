@@ -12,9 +12,8 @@ from ....cache_schemas.layout import numbered
 from ..files.own_files import remove_tree
 from ..files.plain_files import check_teacher_folders, entries
 from ..format.manifests import teacher_folders
-from ..writing.removal import partial_documents, uncommitted
-from ..writing.reservations import Reservations
-from ..writing.staging import PATIENCE_S
+from ..writing.reservations import PATIENCE_S, Reservations
+from ..writing.teacher_folder import partial_documents, uncommitted
 
 
 def leftovers(cache: Path) -> Iterator[Path]:

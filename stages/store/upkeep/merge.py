@@ -24,8 +24,7 @@ from ....cache_schemas.manifest import TeacherManifest
 from ..format.rows import Ragged, Rows
 from ..writing.reservations import Reservation
 from ..writing.staged_shard import Values
-from ..writing.work import Work
-from ..writing.writer import CacheWriter
+from ..writing.writer import CacheWriter, Work
 from .carried_runs import CarriedRuns
 from .merge_source import SourceCache, SourceShard
 

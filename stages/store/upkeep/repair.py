@@ -26,8 +26,7 @@ from ..files.lock import locked
 from ..files.own_files import move_file, remove_file, remove_tree, write_file
 from ..files.plain_files import Stamp, check_folders, refuse_linked_folders, stamp_of
 from ..format.zarr_shards import group_metadata, stored_rows_per_shard
-from ..writing.creation import write_zarr_metadata
-from ..writing.removal import drop_shard, shard_paths
+from ..writing.teacher_folder import drop_shard, shard_paths, write_zarr_metadata
 from .survey import CacheSurvey, Damage, survey_teacher
 
 Action = Literal["drop", "rebuild", "remove", "set aside", "leave"]

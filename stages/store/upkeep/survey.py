@@ -31,9 +31,8 @@ from ..format.manifests import (
     teacher_folders,
 )
 from ..format.zarr_shards import check_array, check_group
-from ..writing.removal import uncommitted
-from ..writing.reservations import Reservations
-from ..writing.staging import PATIENCE_S
+from ..writing.reservations import PATIENCE_S, Reservations
+from ..writing.teacher_folder import uncommitted
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

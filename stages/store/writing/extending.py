@@ -19,7 +19,7 @@ from ....cache_schemas.teachers import (
     without_settings,
 )
 from ..format.manifests import list_teachers, refuse_part
-from .admission import check_rows_per_shard, is_new
+from .teacher_folder import check_rows_per_shard, is_new
 
 
 def plan_extension(

@@ -23,8 +23,8 @@ from ..files.own_files import move_file, remove_file, remove_tree
 from ..format.rows import Ragged
 from ..format.tables import rows_table, table_bytes
 from ..format.zarr_shards import shard_parts
-from .removal import shard_paths
 from .reservations import Reservation
+from .teacher_folder import shard_paths
 
 Values = npt.NDArray[Any] | Ragged
 """A feature of N examples: [N, *shape], or ragged where it lies along an axis."""

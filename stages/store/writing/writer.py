@@ -1,6 +1,6 @@
 """Write a teacher's answers into a cache, shard by shard; nothing is visible before its commit.
 
-    reserve     a shard number and keys that no other writer is at (`work.py` chooses the keys)
+    reserve     a shard number and keys that no other writer is at (`Work` chooses the keys)
     commit      files are written and synced in the reservation's own folder, then moved into
                 place, then the commit record is, and only that makes the rows readable
 
@@ -8,10 +8,23 @@ Any number of writers may work in one cache at once: they hold its lock only to 
 finished files. A process that dies at any moment leaves whole shards, a reservation that the next
 writer takes away, and maybe files that no commit record names, which a writer removes when it
 opens. The Zarr shape is brought up to date after each commit and when a writer opens.
+
+What a run wants answered is dealt out between it and all other writers of the same cache:
+
+    work = Work(writer, keys)
+    while (task := work.reserve()) is not None:
+        ...ask about keys[task.rows]; writer.commit(..., task.reservation)
+
+Each task is the next rows, in the order given, whose keys nobody has committed and nobody else is
+at; so writers of one corpus take turns at it, and what a writer leaves undone (it failed, it died)
+another takes up. A key is dealt out once to a run: what came back without an answer is not asked
+about again.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
@@ -34,13 +47,18 @@ from ..files.lock import locked
 from ..files.own_files import write_file
 from ..files.plain_files import entries, read_document, stamp_of
 from ..format.manifests import first_own_shard, read_commit, read_commits, refuse_part
-from ..format.rows import KeyIndex
+from ..format.rows import KeyIndex, Rows
 from ..format.tables import read_keys
-from .admission import refuse_mirror, refuse_removed
-from .creation import bring_up_to_date, create_cache, create_teacher, write_zarr_metadata
-from .reservations import Reservation, Reservations
+from .reservations import PATIENCE_S, Heart, Reservation, Reservations
 from .staged_shard import StagedShard, Values
-from .staging import PATIENCE_S, Heart
+from .teacher_folder import (
+    bring_up_to_date,
+    create_cache,
+    create_teacher,
+    refuse_mirror,
+    refuse_removed,
+    write_zarr_metadata,
+)
 
 
 class CacheWriter:
@@ -206,3 +224,78 @@ def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> npt.ND
         table = table_file(folder, ROWS_TABLE, commit.shard)
         still_open[asked.found(read_keys(table, commit.rows))] = False
     return first[still_open]
+
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Positions [N] in the keys of the work, ascending, and the shard that is to hold them."""
+
+    rows: Rows
+    reservation: Reservation
+
+
+class Work:
+    """The pending keys of one run. `waiting` is called with a number of keys when all that is left
+    is what other writers are at: until they commit it, or die."""
+
+    def __init__(
+        self,
+        writer: CacheWriter,
+        keys: KeyArray,
+        waiting: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self._writer, self._keys, self._waiting = writer, keys, waiting
+        self._rows = first_occurrences(keys)
+        self._index = KeyIndex(keys[self._rows])
+        self._open = np.ones(len(self._rows), dtype=bool)
+        self._dealt = np.zeros(len(self._rows), dtype=bool)
+        self._counted: dict[int, CommitRecord] = {}
+        for commit in writer.commits:
+            self._count(commit)
+        self.pending = int(self._open.sum())
+        """Keys that were not committed when the work began."""
+
+    @property
+    def done_elsewhere(self) -> int:
+        """Keys that other writers have committed since."""
+        return self.pending - int((self._open | self._dealt).sum())
+
+    def reserve(self, preferred: int | None = None) -> Task | None:
+        """The next task, of at most `rows_per_shard` keys; None when there is none left.
+
+        `preferred`: the shard number to take, if it is free."""
+        while True:
+            with self._writer.turn() as turn:
+                taken = self._see(turn)
+                mine = self._open & ~self._dealt
+                free = np.flatnonzero(mine & ~taken)[: self._writer.manifest.rows_per_shard]
+                if len(free):
+                    self._dealt[free] = True
+                    rows = self._rows[free]
+                    return Task(rows, turn.reserve(self._keys[rows], preferred))
+            if not mine.any():
+                return None
+            self._waiting(int(mine.sum()))
+            time.sleep(POLL_S)
+
+    def put_back(self, task: Task) -> None:
+        """Deal out again what another writer took over from us, unless that commits it."""
+        self._dealt[np.searchsorted(self._rows, task.rows)] = False
+
+    def _see(self, turn: Turn) -> npt.NDArray[np.bool_]:
+        """Take note of new commits; returns which keys are reserved."""
+        for shard, record in turn.commits.items():
+            if self._counted.get(shard) != record:
+                self._count(record)
+        taken = np.zeros(len(self._rows), dtype=bool)
+        for keys in turn.reserved_keys():
+            taken[self._index.found(keys)] = True
+        return taken
+
+    def _count(self, record: CommitRecord) -> None:
+        path = table_file(self._writer.folder, ROWS_TABLE, record.shard)
+        self._open[self._index.found(read_keys(path, record.rows))] = False
+        self._counted[record.shard] = record

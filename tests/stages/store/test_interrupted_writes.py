@@ -17,9 +17,8 @@ from armada.cache_schemas.errors import StorageError
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.store.files import atomic
 from armada.stages.store.reading.reader import open_cache
-from armada.stages.store.writing.admission import check_teacher
-from armada.stages.store.writing.work import Work
-from armada.stages.store.writing.writer import CacheWriter
+from armada.stages.store.writing.teacher_folder import check_teacher
+from armada.stages.store.writing.writer import CacheWriter, Work
 from small_caches import (
     answer,
     commit,

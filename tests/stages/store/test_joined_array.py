@@ -17,7 +17,7 @@ from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import TeacherManifest
 from armada.stages.store.reading.feature_array import FeatureArray, JoinedArray
 from armada.stages.store.reading.reader import Cache, open_cache
-from armada.stages.store.writing.admission import check_teacher
+from armada.stages.store.writing.teacher_folder import check_teacher
 from small_caches import answer, keys_of, make_manifest, numbered_texts, write_cache
 
 TEXTS = numbered_texts(0, 150)

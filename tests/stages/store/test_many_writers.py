@@ -21,10 +21,9 @@ from armada.cache_schemas.manifest import TeacherManifest
 from armada.stages.store.files.lock import locked
 from armada.stages.store.format import manifests
 from armada.stages.store.reading.reader import open_cache
-from armada.stages.store.writing import admission
-from armada.stages.store.writing.creation import create_cache
-from armada.stages.store.writing.work import Work
-from armada.stages.store.writing.writer import CacheWriter
+from armada.stages.store.writing import teacher_folder
+from armada.stages.store.writing.teacher_folder import create_cache
+from armada.stages.store.writing.writer import CacheWriter, Work
 from small_caches import (
     answer,
     commit,
@@ -226,6 +225,8 @@ def test_a_teacher_that_another_adds_this_moment_is_no_other_teacher(
         write_cache(tmp_path, MANIFEST, [])
         return found
 
-    monkeypatch.setattr(admission, "list_teachers", listed_before_it_came)
-    assert admission.check_teacher(tmp_path, MANIFEST.spec, None, add_teacher=False) is None
-    assert admission.check_teacher(tmp_path, MANIFEST.spec, None, add_teacher=False) == MANIFEST
+    monkeypatch.setattr(teacher_folder, "list_teachers", listed_before_it_came)
+    assert teacher_folder.check_teacher(tmp_path, MANIFEST.spec, None, add_teacher=False) is None
+    assert (
+        teacher_folder.check_teacher(tmp_path, MANIFEST.spec, None, add_teacher=False) == MANIFEST
+    )

@@ -14,7 +14,7 @@ from armada.stages.store.files.own_files import remove_tree
 from armada.stages.store.format.manifests import list_teachers
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.upkeep.survey import survey_cache
-from armada.stages.store.writing.removal import drop_shard, drop_teacher, uncommitted
+from armada.stages.store.writing.teacher_folder import drop_shard, drop_teacher, uncommitted
 from small_caches import (
     THREE_SHARDS,
     answer,

@@ -9,9 +9,8 @@ from armada.cache_schemas.errors import DamagedCacheError, OutputError
 from armada.cache_schemas.manifest import RunRecord
 from armada.stages.store.files.lock import locked
 from armada.stages.store.reading.reader import open_cache
-from armada.stages.store.writing.removal import drop_shard, drop_teacher
-from armada.stages.store.writing.work import Work
-from armada.stages.store.writing.writer import CacheWriter
+from armada.stages.store.writing.teacher_folder import drop_shard, drop_teacher
+from armada.stages.store.writing.writer import CacheWriter, Work
 from small_caches import answer, commit, keys_of, make_manifest, numbered_texts, write_cache
 
 MANIFEST = make_manifest(rows_per_shard=64)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from armada.stages.store.writing import staging
-from armada.stages.store.writing.staging import (
+from armada.stages.store.writing import reservations
+from armada.stages.store.writing.reservations import (
     HEARTBEAT,
     Heart,
     Staging,
@@ -24,7 +24,7 @@ from hangs import HANG_S
 OWN = """
 import sys, time
 from pathlib import Path
-from armada.stages.store.writing.staging import Heart, Staging
+from armada.stages.store.writing.reservations import Heart, Staging
 heart = Heart()
 heart.add(Staging(Path(sys.argv[1]), {"note": b"mine"}))
 print("made", flush=True)
@@ -91,7 +91,7 @@ def test_of_another_host_only_the_heartbeat_counts(
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(staging, "host_id", lambda: "another kernel")
+    monkeypatch.setattr(reservations, "host_id", lambda: "another kernel")
     ours = Staging(tmp_path / "000000", {})
     monkeypatch.undo()
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -198,7 +198,7 @@ def test_who_was_taken_for_dead_can_move_nothing(tmp_path: Path) -> None:
 
 
 def test_the_heart_beats_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "BEAT_S", 0.001)
+    monkeypatch.setattr(reservations, "BEAT_S", 0.001)
     heart = Heart()
     ours = Staging(tmp_path / "000000", {})
     heart.add(ours)

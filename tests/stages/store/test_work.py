@@ -14,10 +14,9 @@ from armada.cache_schemas.errors import (
 from armada.cache_schemas.layout import TEACHER_PART
 from armada.cache_schemas.manifest import PartRecord, RunRecord
 from armada.stages.store.reading.reader import open_cache
-from armada.stages.store.writing import work as work_module
-from armada.stages.store.writing.staging import discard
-from armada.stages.store.writing.work import Task, Work
-from armada.stages.store.writing.writer import CacheWriter
+from armada.stages.store.writing import writer as work_module
+from armada.stages.store.writing.reservations import discard
+from armada.stages.store.writing.writer import CacheWriter, Task, Work
 from small_caches import commit, keys_of, make_manifest, numbered_texts, stored_bytes, write_cache
 
 MANIFEST = make_manifest(rows_per_shard=64)

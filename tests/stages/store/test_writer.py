@@ -11,7 +11,7 @@ from armada.cache_schemas.errors import CacheError, OutputError, TeacherMismatch
 from armada.cache_schemas.manifest import RunRecord, TeacherManifest
 from armada.stages.store.format.manifests import list_teachers
 from armada.stages.store.reading.reader import open_cache
-from armada.stages.store.writing.admission import check_teacher
+from armada.stages.store.writing.teacher_folder import check_teacher
 from armada.stages.store.writing.writer import CacheWriter
 from small_caches import (
     answer,

@@ -13,7 +13,7 @@ from armada.pipeline.caches.upkeep import run_gc
 from armada.stages.store.format.manifests import read_part
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.transfer.mirror import Mirror, ToCome, default_mirror, first_uses
-from armada.stages.store.writing.staging import host_id
+from armada.stages.store.writing.reservations import host_id
 from armada.stages.store.writing.writer import CacheWriter
 from file_server import FileServer, serving
 from small_caches import answer, keys_of, numbered_texts, stored_bytes, write_cache

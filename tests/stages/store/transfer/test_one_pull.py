@@ -23,7 +23,7 @@ from armada.stages.store.transfer.pull import pull
 from armada.stages.store.transfer.shard_files import shard_files
 from armada.stages.store.upkeep.survey import survey_cache
 from armada.stages.store.upkeep.verify import verify
-from armada.stages.store.writing.staging import discard
+from armada.stages.store.writing.reservations import discard
 from small_caches import keys_of, stored_bytes, write_cache
 from transfers import FOLDER, MANIFEST, bring, visible
 
