@@ -22,9 +22,8 @@ from ...stages.store.format.manifests import (
     read_commits,
 )
 from ...stages.store.transfer.connection import is_local, local_path
-from ...stages.store.upkeep.leftovers import leftovers, remove_leftovers
 from ...stages.store.upkeep.merge import Merged, merge_teacher
-from ...stages.store.upkeep.repair import Step, carry_out, plan_repair
+from ...stages.store.upkeep.repair import Step, carry_out, leftovers, plan_repair, remove_leftovers
 from ...stages.store.upkeep.survey import CacheSurvey, TeacherSurvey, survey_cache
 from ...stages.store.upkeep.verify import Verification, shards_of, verify
 from ...stages.store.writing.reservations import PATIENCE_S, Reservations

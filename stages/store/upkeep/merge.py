@@ -6,7 +6,17 @@ other; so a merge that was cut goes on where it was, and other writers may work 
 
 Where two caches answer one key, the destination's answer stays, else the first source's: on a GPU,
 equal teachers answer equally up to rounding only. Memory: 40 bytes a key of the sources, and one
-shard of the destination.
+shard of the destination. A source is read as it was when it was opened, and no file of it is used
+before its size and checksum were right, once: keys when the merge begins, a feature or a table when
+rows of it are first wanted.
+
+A run says what each shard it wrote cost. A shard of the destination is filled from other shards, so
+each of its rows brings its share, the seconds of its old shard divided by that shard's rows, and
+the shares are added up under the run's id and the new shard's number. So in any cache the sum of
+`teacher_seconds` over all runs is what the answers that are there cost: once, however often and
+from however many copies a row could have come. What was paid for answers that were not taken stays
+behind. Likewise `truncated_examples` counts rows that were taken. A merge that is killed between a
+commit and its run records (a moment) loses that shard's share.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,19 +24,127 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ....cache_schemas.errors import CacheError, ReservationLostError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.fidelity import Fidelity, combined
 from ....cache_schemas.keys import KeyArray
-from ....cache_schemas.manifest import TeacherManifest
+from ....cache_schemas.layout import ROWS_TABLE
+from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
+from ..format.manifests import refuse_part
 from ..format.rows import Ragged, Rows
+from ..format.tables import read_table, read_whole_table
+from ..format.zarr_shards import DenseArray
+from ..reading.feature_array import RaggedArray
+from ..reading.reader import Cache
 from ..writing.reservations import Reservation
 from ..writing.staged_shard import Values
 from ..writing.writer import CacheWriter, Work
-from .carried_runs import CarriedRuns
-from .merge_source import SourceCache, SourceShard
+
+
+class SourceCache:
+    """The answers of one teacher in a cache that is merged from."""
+
+    def __init__(self, path: Path, manifest: TeacherManifest) -> None:
+        """Raises CacheError if some files were left away on purpose, DamagedCacheError if not."""
+        refuse_part(path, manifest.fingerprint, "its rows cannot be copied")
+        self.cache = Cache(path, manifest, verify=True)
+        self.keys = self.cache.keys
+        self.runs = self.cache.runs_by_id()
+        self._ragged: dict[str, RaggedArray] = {}
+
+    def ragged(self, feature: str) -> RaggedArray:
+        """A feature along an axis; its lengths are read once."""
+        if feature not in self._ragged:
+            self._ragged[feature] = self.cache.ragged(feature)
+        return self._ragged[feature]
+
+    def shards(self) -> list["SourceShard"]:
+        """All that is committed, in order."""
+        commits = self.cache.commits
+        firsts = np.cumsum([0, *(commit.rows for commit in commits)]).tolist()
+        return [
+            SourceShard(self, commit, first) for commit, first in zip(commits, firsts, strict=False)
+        ]
+
+
+class SourceShard:
+    """One shard of a source; rows are counted from its own first one."""
+
+    def __init__(self, source: SourceCache, commit: CommitRecord, first: int) -> None:
+        """`first`: the shard's first row among those of the cache."""
+        self._source, self._commit, self._first = source, commit, first
+        self.rows = commit.rows
+        self.fidelity = commit.fidelity
+        self.tables = tuple(sorted(commit.tables.keys() - {ROWS_TABLE}))
+        """Those beside the keys."""
+
+    def truncated(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether the texts of some rows were cut, [B]."""
+        path = self._source.cache.table_path(ROWS_TABLE, self._commit.shard)
+        column = read_table(path, {"truncated": pa.bool_()}, self.rows)["truncated"]
+        flags: npt.NDArray[np.bool_] = column.fill_null(False).to_numpy()[rows]
+        return flags
+
+    def gather(self, feature: str, rows: Rows, out: DenseArray) -> None:
+        """Read some rows of a feature into `out` [B, *shape]."""
+        self._source.cache[feature].gather(self._first + rows, out)
+
+    def ragged(self, feature: str, rows: Rows) -> Ragged:
+        """Some rows of a feature along an axis."""
+        return self._source.ragged(feature).gather(self._first + rows)
+
+    def table(self, name: str, rows: Rows) -> pa.Table:
+        """Some rows of a table, all columns."""
+        path = self._source.cache.table_path(name, self._commit.shard)
+        return read_whole_table(path, self.rows).take(rows)
+
+    def costs(self) -> Iterator[tuple[str, RunRecord, float]]:
+        """The runs that wrote the shard, by id, and the teacher's seconds for one row."""
+        for name, run in self._source.runs.items():
+            if self._commit.shard in run.teacher_seconds:
+                yield name, run, run.teacher_seconds[self._commit.shard] / self.rows
+
+
+CutRows = tuple[SourceShard, npt.NDArray[np.bool_]]
+"""Rows taken from one shard: for each, whether its text was truncated."""
+
+
+class CarriedRuns:
+    """Brings the runs of sources along, after each commit."""
+
+    def __init__(self, writer: CacheWriter) -> None:
+        self._writer = writer
+
+    def carry(self, shard: int, taken: Sequence[CutRows]) -> float:
+        """Account for a new shard that was made of the rows taken.
+
+        Returns the seconds that came with it."""
+        seconds: dict[str, float] = {}
+        truncated: dict[str, int] = {}
+        records: dict[str, RunRecord] = {}
+        for source, cut in taken:
+            for name, record, each in source.costs():
+                records[name] = record
+                seconds[name] = seconds.get(name, 0.0) + each * len(cut)
+                truncated[name] = truncated.get(name, 0) + int(cut.sum())
+        for name, record in records.items():
+            self._add(name, record, shard, seconds[name], truncated[name])
+        return sum(seconds.values())
+
+    def _add(self, name: str, source: RunRecord, shard: int, seconds: float, cut: int) -> None:
+        def added(here: RunRecord | None) -> RunRecord:
+            known = here.teacher_seconds if here else {}
+            changed = {
+                "teacher_seconds": known | {shard: round(seconds, 6)},
+                "truncated_examples": (here.truncated_examples if here else 0) + cut,
+            }
+            return (here or source).model_copy(update=changed)
+
+        self._writer.update_run(name, added)
+
 
 Advance = Callable[[int], None]
 Part = tuple[SourceShard, Rows]

@@ -10,6 +10,10 @@
 
 Nothing is dropped of a teacher whose features another tool re-wrote: its files are not what was
 committed, but may well be what somebody wants.
+
+What dead writers left, and teachers without any shard, go too (`leftovers`). A writer removes what
+lies in its own teacher's folder; this looks at all of a cache. It is called under the cache's lock.
+A reservation whose owner lives, or may live on another host, stays.
 """
 
 import os
@@ -19,14 +23,29 @@ from pathlib import Path
 from typing import Literal
 
 from ....cache_schemas.errors import CacheError, DamagedCacheError
-from ....cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST
+from ....cache_schemas.layout import CACHE_MANIFEST, TEACHER_MANIFEST, numbered
 from ....cache_schemas.manifest import CacheManifest
 from ..files.atomic import storage_error, sync_folder
 from ..files.lock import locked
 from ..files.own_files import move_file, remove_file, remove_tree, write_file
-from ..files.plain_files import Stamp, check_folders, refuse_linked_folders, stamp_of
+from ..files.plain_files import (
+    Stamp,
+    check_folders,
+    check_teacher_folders,
+    entries,
+    refuse_linked_folders,
+    stamp_of,
+)
+from ..format.manifests import teacher_folders
 from ..format.zarr_shards import group_metadata, stored_rows_per_shard
-from ..writing.teacher_folder import drop_shard, shard_paths, write_zarr_metadata
+from ..writing.reservations import PATIENCE_S, Reservations
+from ..writing.teacher_folder import (
+    drop_shard,
+    partial_documents,
+    shard_paths,
+    uncommitted,
+    write_zarr_metadata,
+)
 from .survey import CacheSurvey, Damage, survey_teacher
 
 Action = Literal["drop", "rebuild", "remove", "set aside", "leave"]
@@ -182,3 +201,28 @@ def _count_rows(cache: Path, folder: Path) -> None:
     if teacher.manifest is not None:
         commits = {commit.shard: commit for commit in teacher.commits}
         write_zarr_metadata(folder, teacher.manifest, commits)
+
+
+def leftovers(cache: Path) -> Iterator[Path]:
+    """Files and folders that belong to nobody.
+
+    Raises DamagedCacheError where a folder is none: what it held cannot be told from leftovers."""
+    yield from partial_documents(cache)
+    for teacher in teacher_folders(cache):
+        yield from _of_teacher(teacher)
+
+
+def _of_teacher(teacher: Path) -> Iterator[Path]:
+    check_teacher_folders(teacher, teacher.parent.parent)
+    living, dead = Reservations(teacher, PATIENCE_S).judged()
+    committed = numbered(entries(teacher / "commits", "*.json"))
+    if not committed and not living:
+        yield teacher
+        return
+    yield from dead
+    yield from uncommitted(teacher, committed, numbered(living))
+
+
+def remove_leftovers(found: Iterable[Path], cache: Path) -> int:
+    """Remove what was found; returns how many bytes it had."""
+    return sum(remove_tree(path, cache) for path in found)
