@@ -4,8 +4,8 @@
 
 A worker process keeps one loaded teacher between chunks and asks it about one chunk at a time. The
 answers go from the worker to the cache; only counts go back to who runs the job. What a worker
-that died had reserved, the one that gets the chunk next takes over (`store/writing/staging.py`),
-with the same shard number: so a lost worker changes no byte of the cache.
+that died had reserved, the one that gets the chunk next takes over, with the same shard number
+(`store/writing/reservations.py`): so a lost worker changes no byte of the cache.
 """
 
 import gc

@@ -7,7 +7,7 @@ shards. Shards are cut from the pending rows in corpus order, batches inside a s
 of one bucket; so neither the batch size nor an interruption changes what is stored. When asking
 stops for any reason, the answers that were already there are committed before the error goes on.
 A thread writes one shard while the teacher answers the next. Other processes may do the same to
-the same cache: each shard is reserved before the teacher is asked (`store/writing/work.py`).
+the same cache: each shard is reserved before the teacher is asked (`store/writing/writer.py`).
 """
 
 import time

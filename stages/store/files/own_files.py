@@ -6,7 +6,7 @@ to is nobody's to change. (The folder of the cache itself may be a link: that is
 other modules of the store come here to change files; a test reads their source for that.
 
 What a process works in before anything is moved into place is its own from the beginning
-(`../writing/staging.py`).
+(`../writing/reservations.py`).
 """
 
 import os
