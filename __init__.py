@@ -7,7 +7,8 @@
     student = armada.load_student("run")
 
 The commands are functions of the same keys; `open_cache` reads a cache from a folder or a URL,
-`load_student` opens what a run left, as a module that predicts. `Teacher` with `Example` and
+`CacheDataset` is its features for a DataLoader of torch, `load_student` opens what a run left, as a
+module that predicts. `Teacher` with `Example` and
 `Answers`, `Objective`, and `FeatureSpec` are what plug-ins are made of; every error that is raised
 on purpose is an `ArmadaError`.
 """
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .cache_schemas.features import FeatureSpec
     from .pipeline.calls import distill, evaluate, precompute, predict
+    from .stages.cache_dataset import CacheDataset
     from .stages.distill.objectives.base import Objective
     from .stages.distill.saved_student import load_student
     from .stages.precompute.teachers.base import Answers, Example, Teacher
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answers",
     "ArmadaError",
+    "CacheDataset",
     "Example",
     "FeatureSpec",
     "InputError",
@@ -47,6 +50,7 @@ __all__ = [
 
 _WHERE = {
     "Answers": ".stages.precompute.teachers.base",
+    "CacheDataset": ".stages.cache_dataset",
     "Example": ".stages.precompute.teachers.base",
     "FeatureSpec": ".cache_schemas.features",
     "Objective": ".stages.distill.objectives.base",

@@ -25,7 +25,7 @@ FLOORS = (
         "stages.language",
         "stages.store",
     ),
-    ("stages.embeddings",),
+    ("stages.embeddings", "stages.cache_dataset"),
     ("stages.adapters",),
     ("stages.precompute", "stages.distill"),
     ("stages.testing",),

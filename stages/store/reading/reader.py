@@ -243,19 +243,22 @@ class Cache:
             rows[found[self._rows_in(holder)[rows[found]] < 0]] = -1
         return rows
 
-    def lookup(self, examples: str | Sequence[Example] | KeyArray) -> Rows:
+    def lookup(self, examples: str | Sequence[Example] | KeyArray, *features: str) -> Rows:
         """The row of each example: a text, a sequence of text segments, or a 16-byte key.
 
-        Raises MissingKeysError with the count and the first five that are missing."""
+        Raises MissingKeysError with the count and the first five that are missing, or have not all
+        of the `features`, of which some may have been added later."""
         examples = [examples] if isinstance(examples, str) else examples
-        keys = keys_of(examples)
-        rows = self.find(keys)
+        rows = self.find(keys_of(examples), *features)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
             first = "; ".join(f"{i}: {shown(examples[i])}" for i in missing[:5])
+            added = [name for name in features if self.holder(name) is not self]
+            lacking = f" with {', '.join(added)}" if added else ""
             raise MissingKeysError(
                 f"{len(missing)} of {len(rows)} examples are not in the cache of teacher "
-                f"{self.teacher.fingerprint[:12]}; run `armada precompute` on them. First: {first}",
+                f"{self.teacher.fingerprint[:12]}{lacking}; run `armada precompute` on them. "
+                f"First: {first}",
                 missing.tolist(),
             )
         return rows
