@@ -1,16 +1,19 @@
 """`armada cache card`: a README.md that tells what a cache holds, and pictures of its features.
 
-What is known is in the cache's documents. What it may be used for, only people can say.
+What is known is in the cache's documents. What it may be used for, only people can say. A picture
+shows the two main components of a teacher's features, of a sample drawn with a fixed seed.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from ...cache_schemas.errors import CacheError, OutputError
-from ...cache_schemas.locations import Source, shown_url
+from ...cache_schemas.errors import CacheError, OutputError, shown_url
+from ...cache_schemas.locations import Source
 from ...cache_schemas.manifest import fidelity_of
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.labels import MISSING, LabelSpace, label_space, label_values
@@ -18,13 +21,33 @@ from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import locked
 from ...stages.store.files.own_files import write_file
 from ...stages.store.format.manifests import held_features, list_teachers, read_part
+from ...stages.store.format.rows import Rows
+from ...stages.store.reading.feature_array import FeatureArray
 from ...stages.store.reading.reader import Cache, read_digest
 from ..corpus_keys import TextFormatKeys
 from ..jobs import LocalFolder
-from .card_tables import CardFacts, TeacherFacts
-from .card_text import MARK, card
-from .features_picture import Colouring, draw
+from ..reports.drawing import (
+    COLOURS,
+    Labels,
+    dots,
+    draw_classes,
+    draw_numbers,
+    label_axes,
+    main_components,
+    new_figure,
+    png,
+)
+from .card_text import MARK, CardFacts, TeacherFacts, card
 from .report import committed_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_ROWS = 2_000
+MAX_VALUES = 2**24
+"""128 MiB as float64."""
+MAX_PANELS = 3
+"""Of a picture."""
 
 
 class CardJob(TextFormatKeys):
@@ -54,6 +77,15 @@ class CardJob(TextFormatKeys):
         if any(given) and not all(given):
             raise ValueError("corpus, text_column and label_column go together; give all or none")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Colouring:
+    """What is known of some rows: numbers to be read off a scale, or names of classes."""
+
+    rows: Rows
+    labels: Labels
+    title: str
 
 
 def run_card(job: CardJob) -> list[Path]:
@@ -137,7 +169,7 @@ def _picture(cache: Cache, colouring: Colouring | None) -> bytes | None:
     drawn = [feature.name for feature in held if feature.axis is None and not feature.whole]
     if not len(cache) or not drawn:
         return None
-    return draw([cache[name] for name in drawn], colouring)
+    return _draw([cache[name] for name in drawn], colouring)
 
 
 def _facts(cache: Cache, has_picture: bool, colouring: Colouring | None) -> TeacherFacts:
@@ -151,3 +183,38 @@ def _facts(cache: Cache, has_picture: bool, colouring: Colouring | None) -> Teac
         coloured_by=colouring.title if colouring else None,
         fidelity=fidelity_of(cache.commits),
     )
+
+
+def choose_rows(count: int, width: int) -> Rows:
+    """At most 2,000 of `count` rows, fewer if they are wide; sorted, the same each time."""
+    most = min(MAX_ROWS, max(MAX_VALUES // width, 100))
+    if count <= most:
+        return np.arange(count, dtype=np.int64)
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False)).astype(np.int64)
+
+
+def _draw(features: Sequence[FeatureArray], colouring: Colouring | None) -> bytes:
+    """A PNG with one panel for each of the first features; all of them have the same rows."""
+    shown = features[:MAX_PANELS]
+    figure = new_figure(4.4 * len(shown) + (1.6 if colouring else 0), 4.2, dpi=110)
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for panel, feature in zip(panels, shown, strict=True):
+        _draw_panel(panel, feature, colouring, last=panel is panels[-1])
+    return png(figure)
+
+
+def _draw_panel(
+    panel: "Axes", feature: FeatureArray, colouring: Colouring | None, last: bool
+) -> None:
+    known = np.arange(len(feature)) if colouring is None else colouring.rows
+    chosen = choose_rows(len(known), feature.spec.values_per_row)
+    components = main_components(feature.gather(known[chosen]))
+    if colouring is None:
+        dots(panel, components.places, 8, COLOURS[0], alpha=0.6)
+    elif colouring.labels.dtype.kind == "f":
+        draw_numbers(panel, components, colouring.labels[chosen], colouring.title, last)
+    else:
+        draw_classes(panel, components, colouring.labels[chosen], colouring.title, last)
+    shape = " x ".join(map(str, feature.spec.shape)) or "one number"
+    panel.set_title(f"{feature.spec.name} ({shape}), {len(chosen)} rows", fontsize=10)
+    label_axes(panel, components)

@@ -24,7 +24,7 @@ from ..findings.table import figure
 from ..jobs import Job
 from ..precompute import run_precompute
 from ..precompute_job import make_precompute_job
-from ..reports.pictures import Gallery, TextImage
+from ..reports.gallery import Gallery, TextImage
 from ..reports.report import ReportJob, run_report
 from ..run_folder import make_folder, require_free, write_json
 from .corpus import DemoCorpus, Task, write_corpus

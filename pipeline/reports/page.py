@@ -16,8 +16,8 @@ from ..findings.table import cells, figure, p_value
 from ..messages import counted, duration, size
 from ..run_folder import spread
 from .figures import Picture
+from .gallery import Gallery
 from .looks import Looks, StudentLook
-from .pictures import Gallery
 
 MARK = '<meta name="generator" content="armada report">'
 """Of a page that may be replaced."""

@@ -17,11 +17,10 @@ from ..findings.findings import Findings, Study, find
 from ..findings.runs import FACTORS, Found, find_runs
 from ..jobs import Job
 from ..messages import counted, warn
-from .figures import Picture, by_epoch, comparison, losses, weights
+from .figures import Method, Picture, by_epoch, comparison, losses, manifolds, reliability, weights
+from .gallery import Gallery, teacher_images
 from .looks import Looks, UnknownColumn, look
-from .manifolds import Method, manifolds, reliability
 from .page import MARK, Section, render
-from .pictures import Gallery, teacher_images
 
 _HEAD_BYTES = 4096
 """Of a page, where it says what made it."""

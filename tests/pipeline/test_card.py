@@ -14,9 +14,8 @@ import yaml
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.pipeline.caches.card import CardJob, run_card
-from armada.pipeline.caches.features_picture import choose_rows
-from armada.pipeline.pictures.scatter import main_components
+from armada.pipeline.caches.card import CardJob, choose_rows, run_card
+from armada.pipeline.reports.drawing import main_components
 from armada.stages.store.reading.reader import read_digest
 from armada.stages.store.writing.writer import CacheWriter
 from command_line import CommandLine

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from armada.cache_schemas.errors import InputError
 from armada.pipeline.findings.documents import MOST_ROWS, read_log, read_yaml
-from armada.pipeline.reports.pictures import _thumbnail
+from armada.pipeline.reports.gallery import _thumbnail
 from command_line import CommandLine, Result
 
 

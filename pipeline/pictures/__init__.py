@@ -1,1 +1,0 @@
-"""Pictures for people: colours, canvases, clouds of points."""
