@@ -38,7 +38,7 @@ from ..reports.drawing import (
     png,
 )
 from .card_text import MARK, CardFacts, TeacherFacts, card
-from .report import committed_bytes
+from .summary import committed_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

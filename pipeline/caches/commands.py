@@ -49,7 +49,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would go 
 def ls(cache: CachePlace, as_json: AsJson = False) -> None:
     """List the teachers of a cache: rows, bytes, what they cost."""
     from .console import show_teachers
-    from .report import summarise
+    from .summary import summarise
 
     show_teachers(summarise(cache), as_json)
 
@@ -57,7 +57,7 @@ def ls(cache: CachePlace, as_json: AsJson = False) -> None:
 @app.command("inspect")
 def inspect(cache: CachePlace, teacher: Prefix = None) -> None:
     """Print all that is known of one teacher as JSON: settings, features, runs, cost."""
-    from .report import inspect
+    from .summary import inspect
 
     print(json.dumps(inspect(cache, teacher), indent=2, ensure_ascii=False))
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ...stages.store.upkeep.verify import Verification
     from .export import Exported
     from .imports import Imported
-    from .report import TeacherSummary
     from .sharing import Shared, SharedTeacher
+    from .summary import TeacherSummary
     from .upkeep import Collected, RepairReport, VerifyReport
 
 

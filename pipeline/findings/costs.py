@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...cache_schemas.errors import ArmadaError, CacheError
-from ..caches.report import TeacherSummary, summarise
+from ..caches.summary import TeacherSummary, summarise
 from .runs import FinishedRun
 
 
