@@ -11,10 +11,9 @@ from pydantic import Field
 from ...cache_schemas.errors import JobError
 from ...stages.distill.reporting import check_reporters
 from ..distill_job import DistillJob
-from ..findings.runs import PLAN
+from ..findings.runs import PLAN, student_settings
 from ..jobs import Job, make, unknown_key, with_key
 from ..objective_keys import options_class
-from ..same_student import student_settings
 from ..terms import terms_of
 from .grid import NAME, Cell, cells, shown
 

@@ -9,8 +9,7 @@ from rich.table import Table
 
 from ...cache_schemas.errors import one_line
 from ..messages import counted, duration, size
-from .costs import TeacherCost
-from .findings import Findings, Row, Study
+from .findings import Findings, Row, Study, TeacherCost
 from .significance import Anova
 
 _NARROW = 72
