@@ -31,7 +31,7 @@ from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.sum import WeightSchedule
 from ..stages.distill.placement import Placement
-from ..stages.store.transfer.connection import is_local, local_path
+from ..stages.store.transfer.location import is_local, local_path
 from .byte_counts import ByteCount
 from .jobs import Job, make, unknown_key
 from .messages import LOGGER

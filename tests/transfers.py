@@ -7,8 +7,9 @@ from armada.cache_schemas.contents import CacheIndex
 from armada.stages.store.reading.reader import read_contents
 from armada.stages.store.transfer.choice import Choice
 from armada.stages.store.transfer.local_push import push_to_folder
+from armada.stages.store.transfer.location import open_place
 from armada.stages.store.transfer.origin import read_origin
-from armada.stages.store.transfer.place import LocalPlace, RemotePlace, open_place
+from armada.stages.store.transfer.place import LocalPlace, RemotePlace
 from armada.stages.store.transfer.plan import PullPlan, planned
 from armada.stages.store.transfer.pull import pull
 from armada.stages.store.transfer.push import plan_push, push

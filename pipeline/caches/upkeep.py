@@ -21,7 +21,7 @@ from ...stages.store.format.manifests import (
     list_teachers,
     read_commits,
 )
-from ...stages.store.transfer.connection import is_local, local_path
+from ...stages.store.transfer.location import is_local, local_path
 from ...stages.store.upkeep.merge import Merged, merge_teacher
 from ...stages.store.upkeep.repair import Step, carry_out, leftovers, plan_repair, remove_leftovers
 from ...stages.store.upkeep.survey import CacheSurvey, TeacherSurvey, survey_cache

@@ -12,7 +12,7 @@ from ...cache_schemas.errors import JobError, shown_url
 from ...stages.corpus.hub_datasets import HUB_DATASET
 from ...stages.distill.evaluation import lower_is_better
 from ...stages.distill.token_loss.settings import TokenLossSettings
-from ...stages.store.transfer.connection import is_local
+from ...stages.store.transfer.location import is_local
 from ..distill_job import DistillJob
 from ..objective_keys import CacheKeys
 from ..run_folder import JOB, METRICS, tidy

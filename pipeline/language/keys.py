@@ -9,7 +9,7 @@ from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.distill.language.settings import LanguageSettings
 from ...stages.language.recipe import LATER, Recipe
-from ...stages.store.transfer.connection import is_local, local_path
+from ...stages.store.transfer.location import is_local, local_path
 from ..jobs import make
 
 WORD_FEATURES = ("top_k", "draws", "dense")

@@ -2,33 +2,19 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import fsspec
 from fsspec.config import conf
 from fsspec.core import split_protocol, url_to_fs
 
 from ....cache_schemas.errors import CacheError
-from ....cache_schemas.locations import expand_home
 
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 """Protocol -> extra of this package that brings its driver."""
 
 _HTTP = ("http", "https")
 _CONNECT_S, _SILENCE_S = 30, 60
-
-
-def is_local(url: str) -> bool:
-    """Whether a path or URL names a folder of this machine."""
-    return "://" not in url or url.startswith(("file://", "local://"))
-
-
-def local_path(url: str) -> Path:
-    """The folder of a path or a file: URL."""
-    _, colon, path = url.partition("://")
-    return Path(expand_home(unquote(path) if colon else url))
 
 
 def connect(url: str, shown: str, options: Mapping[str, Any]) -> tuple[Any, str]:

@@ -30,8 +30,9 @@ from . import retries
 from .collisions import refuse_other
 from .hub_place import ConflictError, HubPlace
 from .page import page_files
+from .place import Advance
 from .publication import array_documents, cache_documents, run_documents
-from .push import Advance, ShardToSend, TeacherToSend, known_documents
+from .push import ShardToSend, TeacherToSend, known_documents
 from .shard_files import shard_files
 
 _LOGGER = logging.getLogger(__name__)

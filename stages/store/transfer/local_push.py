@@ -7,9 +7,9 @@ from ....cache_schemas.layout import CACHE_INDEX
 from ..files.lock import locked
 from ..files.own_files import write_file
 from ..reading.reader import read_contents
-from .place import LocalPlace
+from .place import Advance, LocalPlace
 from .plan import PullPlan
-from .pull import Advance, pull
+from .pull import pull
 
 
 def push_to_folder(

@@ -27,7 +27,7 @@ from ..format.rows import Rows
 from ..reading import reader
 from ..reading.memory import Access
 from ..reading.reader import Cache
-from .connection import is_local, local_path
+from .location import is_local, local_path
 from .mirror_record import claim_mirror
 from .mirror_space import FeatureFile, MirrorSpace
 from .mirrored_teacher import MirroredTeacher, connection

@@ -24,8 +24,9 @@ from .arrivals import Arrivals
 from .fetch_ahead import FetchAhead
 from .key_search import rows_file
 from .local_part import LocalTeacher
+from .location import open_remote
 from .parallel import in_parallel
-from .place import RemotePlace, open_remote
+from .place import RemotePlace
 from .shard_files import ShardFile, shard_files
 
 TURNS = "arriving"

@@ -15,7 +15,7 @@ from ....cache_schemas.errors import ArmadaError, CacheError, DamagedCacheError,
 from ....cache_schemas.locations import shown_url
 from ..files.atomic import storage_error
 from ..files.plain_files import plain_size
-from .connection import connect, is_local, local_path
+from .connection import connect
 from .download import TooLargeError, download
 from .retries import DISK_FULL, PATIENCE_S, asked_wait_s, persistently, status_of
 
@@ -197,31 +197,6 @@ def _when_again(cause: BaseException) -> str:
 
 
 Place = LocalPlace | RemotePlace
-
-
-def open_place(url: str, options: Mapping[str, Any] | None = None) -> Place:
-    """The folder at a path or URL. `options` are for fsspec."""
-    return LocalPlace(local_path(url)) if is_local(url) else open_remote(url, options)
-
-
-def is_hub(url: str) -> bool:
-    """Whether a URL is of a repository on the Hub; buckets there are as those anywhere else."""
-    return url.startswith("hf://") and not url.startswith("hf://buckets/")
-
-
-def open_remote(url: str, options: Mapping[str, Any] | None = None) -> RemotePlace:
-    """The folder at a URL. `options` are for fsspec, or for the Hub."""
-    if is_hub(url):
-        from .hub_place import HubPlace  # only where it is needed: it waits for huggingface_hub
-
-        return HubPlace(url, options)
-    return RemotePlace(url, options)
-
-
-def writable(place: RemotePlace) -> RemotePlace:
-    """The same place; raises CacheError if nothing can be written there."""
-    place.require_writable()
-    return place
 
 
 def _strings(value: Any) -> Iterator[str]:

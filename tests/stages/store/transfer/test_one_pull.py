@@ -15,9 +15,9 @@ from armada.stages.store.format.manifests import read_part
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.transfer.arrivals import Arrivals
 from armada.stages.store.transfer.choice import Choice
+from armada.stages.store.transfer.location import open_place
 from armada.stages.store.transfer.one_pull import one_pull
 from armada.stages.store.transfer.origin import read_origin
-from armada.stages.store.transfer.place import open_place
 from armada.stages.store.transfer.plan import planned
 from armada.stages.store.transfer.pull import pull
 from armada.stages.store.transfer.shard_files import shard_files

@@ -1,0 +1,45 @@
+"""From a path or a URL to the place it names: a folder of this machine, of a server, of the Hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from ....cache_schemas.locations import expand_home
+from .place import LocalPlace, Place, RemotePlace
+
+
+def is_local(url: str) -> bool:
+    """Whether a path or URL names a folder of this machine."""
+    return "://" not in url or url.startswith(("file://", "local://"))
+
+
+def local_path(url: str) -> Path:
+    """The folder of a path or a file: URL."""
+    _, colon, path = url.partition("://")
+    return Path(expand_home(unquote(path) if colon else url))
+
+
+def open_place(url: str, options: Mapping[str, Any] | None = None) -> Place:
+    """The folder at a path or URL. `options` are for fsspec."""
+    return LocalPlace(local_path(url)) if is_local(url) else open_remote(url, options)
+
+
+def is_hub(url: str) -> bool:
+    """Whether a URL is of a repository on the Hub; buckets there are as those anywhere else."""
+    return url.startswith("hf://") and not url.startswith("hf://buckets/")
+
+
+def open_remote(url: str, options: Mapping[str, Any] | None = None) -> RemotePlace:
+    """The folder at a URL. `options` are for fsspec, or for the Hub."""
+    if is_hub(url):
+        from .hub_place import HubPlace  # only where it is needed: it waits for huggingface_hub
+
+        return HubPlace(url, options)
+    return RemotePlace(url, options)
+
+
+def writable(place: RemotePlace) -> RemotePlace:
+    """The same place; raises CacheError if nothing can be written there."""
+    place.require_writable()
+    return place
