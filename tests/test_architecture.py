@@ -51,9 +51,9 @@ CHANGES_ITS_OWN = {
     "staged_shard": {"unlink"},
     "place": {"copyfile", "write_bytes"},  # to where its caller works, or to a temporary folder
     "arrivals": {"copyfile"},
-    "key_search": {"mkdir"},
-    "one_pull": {"rmdir"},  # of empty folders that it has made itself
-    "mirror_space": {"utime"},
+    "pull": {"mkdir"},  # below its caller's temporary folder
+    "local_part": {"rmdir"},  # of empty folders that it has made itself
+    "mirrored_teacher": {"utime"},
     "tables": {"write_table"},  # to memory
 }
 """Modules of the store that change files, or what looks like it, without `files/own_files.py`."""

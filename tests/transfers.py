@@ -5,14 +5,11 @@ from typing import Any
 
 from armada.cache_schemas.contents import CacheIndex
 from armada.stages.store.reading.reader import read_contents
-from armada.stages.store.transfer.choice import Choice
-from armada.stages.store.transfer.local_push import push_to_folder
+from armada.stages.store.transfer.index import read_origin
 from armada.stages.store.transfer.location import open_place
-from armada.stages.store.transfer.origin import read_origin
 from armada.stages.store.transfer.place import LocalPlace, RemotePlace
-from armada.stages.store.transfer.plan import PullPlan, planned
-from armada.stages.store.transfer.pull import pull
-from armada.stages.store.transfer.push import plan_push, push
+from armada.stages.store.transfer.pull import Choice, PullPlan, planned, pull
+from armada.stages.store.transfer.push import plan_push, push, push_to_folder
 from small_caches import make_manifest
 
 MANIFEST = make_manifest(rows_per_shard=64)

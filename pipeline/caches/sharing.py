@@ -20,15 +20,11 @@ from ...stages.corpus.corpus import PLAIN, Corpus, read_corpus
 from ...stages.corpus.files import require_use
 from ...stages.corpus.text_files import TextFormat
 from ...stages.store.reading.reader import read_contents
-from ...stages.store.transfer.choice import Choice, chosen_teachers
-from ...stages.store.transfer.local_push import push_to_folder
+from ...stages.store.transfer.index import read_origin
 from ...stages.store.transfer.location import is_hub, open_place, writable
-from ...stages.store.transfer.origin import read_origin
-from ...stages.store.transfer.page import send_page
 from ...stages.store.transfer.place import Advance, LocalPlace, Place, RemotePlace
-from ...stages.store.transfer.plan import TeacherPlan, planned
-from ...stages.store.transfer.pull import JOBS, pull
-from ...stages.store.transfer.push import TeacherToSend, plan_push, push
+from ...stages.store.transfer.pull import JOBS, Choice, TeacherPlan, chosen_teachers, planned, pull
+from ...stages.store.transfer.push import TeacherToSend, plan_push, push, push_to_folder, send_page
 from ..messages import CountProgress, say_that_a_pull_waits
 from ..signals import telling_what_is_kept
 from .card_text import MARK

@@ -11,8 +11,8 @@ from ...cache_schemas.manifest import CommitRecord, PartRecord, fidelity_of
 from ...cache_schemas.teachers import told_apart
 from ...stages.store.format.manifests import choose_teacher, held_features, read_part
 from ...stages.store.reading.reader import Cache
+from ...stages.store.transfer.index import read_origin
 from ...stages.store.transfer.location import open_place
-from ...stages.store.transfer.origin import read_origin
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,32 +1,97 @@
-"""Shards that arrive in a local cache: each file in a private folder first, then in its place.
+"""Files of shards that arrive in a local cache: each in a private folder first, then in its place.
 
 A file is moved into its place only when its size and hash are those of its commit record and it is
 on the disk; a shard's commit record is written when all its files are in their places. So a cache
 is whole at any moment. The private folder is a reservation without a number: other writers leave it
 alone while we live and remove it when we are dead.
+
+Two places may hold a teacher in shards that are not the same. That is refused: only a merge can
+join them.
 """
 
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from ....cache_schemas.errors import ArmadaError, DamagedCacheError, LinkedPathError, StorageError
-from ....cache_schemas.layout import commit_file, teacher_folder
-from ....cache_schemas.manifest import CommitRecord, TeacherManifest
+from ....cache_schemas.errors import (
+    ArmadaError,
+    CacheError,
+    DamagedCacheError,
+    LinkedPathError,
+    StorageError,
+)
+from ....cache_schemas.layout import commit_file, shard_file, table_file, teacher_folder
+from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
 from ..files.atomic import storage_error, sync_file, sync_folder
 from ..files.lock import locked
 from ..files.own_files import make_folder, move_file, write_file
-from ..files.plain_files import check_file, read_document
+from ..files.plain_files import check_file, check_way, read_document
 from ..writing.reservations import Heart, Staging
 from ..writing.teacher_folder import refuse_removed
-from .collisions import refuse_other
-from .download import TooLargeError
 from .place import NotThereError, Place
-from .shard_files import ShardFile
+from .retries import TooLargeError
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One file of a shard. `name` is its path from the cache's folder on, with slashes."""
+
+    name: str
+    record: FileRecord
+
+    def is_at(self, cache: Path) -> bool:
+        """Whether a file of that name and size is in a local cache; raises LinkedPathError."""
+        path = cache / self.name
+        check_way(path, cache)
+        return path.is_file() and path.stat().st_size == self.record.bytes
+
+
+def shard_files(
+    teacher: TeacherManifest,
+    record: CommitRecord,
+    features: Collection[str] | None = None,
+    tables: Collection[str] | None = None,
+) -> Iterator[ShardFile]:
+    """The files of some features and tables of a shard; of all where None is given."""
+    folder = teacher_folder(Path(), teacher.fingerprint)
+    for spec in teacher.spec.features:
+        if features is None or spec.name in features:
+            path = shard_file(folder, spec.name, record.shard, len(spec.shape))
+            yield ShardFile(path.as_posix(), record.features[spec.name])
+    for name, file in record.tables.items():
+        if tables is None or name in tables:
+            yield ShardFile(table_file(folder, name, record.shard).as_posix(), file)
+
+
+_REMEDY = "join the two with `armada cache merge`"
+
+
+def refuse_other(
+    here: str, ours: CommitRecord, there: str, theirs: CommitRecord, teacher: TeacherManifest
+) -> None:
+    """Raise CacheError unless the records of a shard number in two places are the same."""
+    if ours != theirs:
+        raise CacheError(
+            f"teacher {teacher.fingerprint[:12]}: shard {ours.shard} of {here} is not shard "
+            f"{theirs.shard} of {there}; {_REMEDY}"
+        )
+
+
+def refuse_other_sizes(
+    here: str, ours: TeacherManifest, there: str, theirs: TeacherManifest
+) -> None:
+    """Raise CacheError unless the shards of a teacher in two places have equally many rows."""
+    if ours.rows_per_shard != theirs.rows_per_shard:
+        raise CacheError(
+            f"teacher {ours.fingerprint[:12]}: {here} has {ours.rows_per_shard} rows a shard, "
+            f"{there} {theirs.rows_per_shard}; {_REMEDY}"
+        )
+
 
 TRIES = 3
 """Of a file that arrives damaged."""

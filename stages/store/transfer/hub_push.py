@@ -27,13 +27,18 @@ from ....cache_schemas.layout import (
 from ....cache_schemas.manifest import CacheManifest
 from ..files.plain_files import check_file
 from . import retries
-from .collisions import refuse_other
+from .arrivals import refuse_other, shard_files
 from .hub_place import ConflictError, HubPlace
-from .page import page_files
 from .place import Advance
-from .publication import array_documents, cache_documents, run_documents
-from .push import ShardToSend, TeacherToSend, known_documents
-from .shard_files import shard_files
+from .push import (
+    ShardToSend,
+    TeacherToSend,
+    array_documents,
+    cache_documents,
+    known_documents,
+    page_files,
+    run_documents,
+)
 
 _LOGGER = logging.getLogger(__name__)
 

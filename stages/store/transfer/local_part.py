@@ -2,18 +2,31 @@
 
 The documents are written in an order that a kill cannot break: `part.json` says that something is
 missing before the first shard without it is committed, and that it is here only when all of it is.
+
+One pull at a time works in a cache, so that what one has planned no other changes on the way. The
+lock is a file in the cache's folder, held (flock) from the plan to the last document, and gone
+afterwards. Readers and writers do not look at it: they are kept apart by other means.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ....cache_schemas.contents import TeacherIndex
-from ....cache_schemas.errors import CacheError
-from ....cache_schemas.layout import TEACHER_MANIFEST, TEACHER_PART, teacher_folder
+from ....cache_schemas.errors import CacheError, OutputError
+from ....cache_schemas.layout import (
+    CACHE_MANIFEST,
+    PULL_LOCK,
+    TEACHER_MANIFEST,
+    TEACHER_PART,
+    teacher_folder,
+)
 from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
-from ..files.lock import locked
-from ..files.own_files import remove_file, write_file
+from ..files.lock import give_back, locked, take
+from ..files.own_files import make_folder, remove_file, write_file
 from ..files.plain_files import read_document
 from ..format.manifests import check_cache, read_commits, read_part, read_teacher
 from ..writing.reservations import PATIENCE_S, Reservations
@@ -25,8 +38,58 @@ from ..writing.teacher_folder import (
     refuse_removed,
     write_zarr_metadata,
 )
-from .collisions import refuse_other_sizes
+from .arrivals import refuse_other_sizes
 from .place import Place
+
+POLL_S = 0.2
+
+
+@contextmanager
+def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Be the one that pulls into the cache at `cache`, which need not exist; `waiting` is called
+    if another pull is to be waited for. If no cache has come to be, folders made here go again.
+
+    Raises OutputError or StorageError if the folder cannot be made or written."""
+    if cache.exists() and not cache.is_dir():
+        yield  # it will be refused for what it is
+        return
+    made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
+    file = _held_lock(cache, waiting)
+    try:
+        yield
+    finally:
+        give_back(file, cache, PULL_LOCK)
+        if not (cache / CACHE_MANIFEST).exists():
+            _remove_empty(made)
+
+
+def _held_lock(cache: Path, waiting: Callable[[], None]) -> BinaryIO:
+    told = False
+    while True:
+        make_folder(cache, cache)
+        file = _locked(cache)
+        if file is not None:
+            return file
+        if not told:
+            waiting()
+            told = True
+        time.sleep(POLL_S)
+
+
+def _locked(cache: Path) -> BinaryIO | None:
+    """The lock if it is free; None if another pull has it, or is just giving it up."""
+    try:
+        return take(cache, PULL_LOCK)
+    except OutputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None  # the folder went again
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):  # another process has put something there
+        for folder in folders:
+            folder.rmdir()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,10 @@
 In the mirror every file lies where a cache has it, moved there when it was whole, and is not
 fetched again. Shards that have the feature first asked for are committed, so that a mirror is a
 cache like any other, of a part of a teacher.
+
+`mirror.json`, made when the folder is first used as a mirror, says of what. It keeps the documents
+that were there, so that files that came long ago are used only while they are still the ones that
+are there.
 """
 
 import hashlib
@@ -16,23 +20,82 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from ....cache_schemas.contents import TeacherIndex
+from ....cache_schemas.contents import CacheIndex, TeacherIndex
+from ....cache_schemas.errors import CacheError
 from ....cache_schemas.keys import KeyArray
+from ....cache_schemas.layout import MIRROR, TEACHER_MANIFEST, teacher_folder
 from ....cache_schemas.locations import expand_home, shown_url
-from ..format.manifests import choose_teacher, held_features
+from ....cache_schemas.manifest import CommitRecord, Document
+from ..files.lock import locked
+from ..files.own_files import write_file
+from ..files.plain_files import read_document
+from ..format.manifests import choose_teacher, held_features, list_teachers, read_commits
 from ..format.rows import Rows
 from ..reading import reader
 from ..reading.memory import Access
 from ..reading.reader import Cache
+from ..writing.teacher_folder import create_cache
+from .index import read_origin
 from .location import is_local, local_path
-from .mirror_record import claim_mirror
-from .mirror_space import FeatureFile, MirrorSpace
-from .mirrored_teacher import MirroredTeacher, connection
-from .origin import read_origin
+from .mirrored_teacher import FeatureFile, MirroredTeacher, MirrorSpace, connection
 from .pull import JOBS
+
+
+class MirrorRecord(Document):
+    """`mirror.json`: a URL, without passwords, and what was there when it was last looked at."""
+
+    max_bytes: ClassVar[int] = 2 * CacheIndex.max_bytes
+
+    origin: str
+    index: CacheIndex
+
+
+def claim_mirror(folder: Path, origin: str, index: CacheIndex) -> None:
+    """Make `folder` the mirror of the cache at `origin`, whose documents are `index`.
+
+    Raises CacheError if it is something else, or holds what is not there any more."""
+    create_cache(folder)
+    record = MirrorRecord(origin=origin, index=index)
+    with locked(folder):
+        file = folder / MIRROR
+        before = read_document(MirrorRecord, file, folder) if file.exists() else None
+        if before is None and list_teachers(folder):
+            raise CacheError(f"mirror {folder}: is a cache of its own; name an empty folder")
+        if before is not None and before.origin != origin:
+            raise CacheError(
+                f"mirror {folder}: is that of {before.origin}; name an empty folder for {origin}"
+            )
+        if before == record:
+            return
+        for teacher in index.teachers:
+            _refuse_changed(folder, origin, teacher, before)
+        write_file(file, [record.to_json()], folder)
+
+
+def _refuse_changed(
+    folder: Path, origin: str, there: TeacherIndex, before: MirrorRecord | None
+) -> None:
+    records = _records_before(there, before)
+    if (teacher_folder(folder, there.manifest.fingerprint) / TEACHER_MANIFEST).exists():
+        records |= {r.shard: r for r in read_commits(folder, there.manifest)}
+    for record in there.commits:
+        if records.get(record.shard, record) != record:
+            raise CacheError(
+                f"mirror {folder}: shard {record.shard} of teacher "
+                f"{there.manifest.fingerprint[:12]} is not the one at {origin} any more; "
+                "name an empty folder"
+            )
+
+
+def _records_before(there: TeacherIndex, before: MirrorRecord | None) -> dict[int, CommitRecord]:
+    for teacher in before.index.teachers if before else ():
+        if teacher.manifest.fingerprint == there.manifest.fingerprint:
+            return {record.shard: record for record in teacher.commits}
+    return {}
 
 
 def open_cache(

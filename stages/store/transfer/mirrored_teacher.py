@@ -1,33 +1,179 @@
-"""One teacher of a mirror: files of its shards come when they are first needed.
+"""One teacher of a mirror: files of its shards come when they are first needed, or ahead of it.
 
 Safe to pickle, and to use after a fork: another process finds what is in the mirror, and fetches
 what is not by itself. Who fetches a file holds a lock of that file's name, so that processes that
 need the same shard fetch it once.
+
+`FetchAhead` brings shards in the background, in the order of first use, while a run is at others.
+Who needs a shard that nobody has begun fetches it there and then. Threads are daemons: a process
+that ends leaves what is under way, as if it were killed.
+
+`MirrorSpace` bounds what a mirror keeps: what was not used for longest goes first. Only features
+go: the documents and the keys of all shards stay, a run needs them to know what it needs. When a
+file was used is its own modification time, set anew for every run that needs it.
 """
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ....cache_schemas.contents import TeacherIndex
-from ....cache_schemas.errors import MissingFeatureError
+from ....cache_schemas.errors import CacheError, MissingFeatureError
 from ....cache_schemas.layout import ROWS_TABLE, commit_file, teacher_folder
 from ..files.atomic import storage_error
-from ..files.lock import locked, open_lock
+from ..files.lock import locked, open_lock, try_lock
 from ..files.own_files import make_folder, remove_file, write_file
 from ..format.manifests import held_features, read_part
-from .arrivals import Arrivals
-from .fetch_ahead import FetchAhead
-from .key_search import rows_file
+from .arrivals import Arrivals, ShardFile, shard_files
 from .local_part import LocalTeacher
 from .location import open_remote
-from .parallel import in_parallel
-from .place import RemotePlace
-from .shard_files import ShardFile, shard_files
+from .place import RemotePlace, in_parallel
+from .pull import rows_file
+
+
+class FetchAhead:
+    """Fetches numbered things once each, some at a time."""
+
+    def __init__(self, fetch: Callable[[int], None], order: Sequence[int], jobs: int) -> None:
+        self._fetch = fetch
+        self._changed = threading.Condition()
+        self._waiting = dict.fromkeys(order)
+        self._busy: set[int] = set()
+        self._error: BaseException | None = None
+        self._process = os.getpid()
+        for _ in range(min(jobs, len(self._waiting))):
+            threading.Thread(target=self._run, name="fetch ahead", daemon=True).start()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the threads are in this process: a fork has none."""
+        return self._process == os.getpid()
+
+    def wait(self, number: int) -> None:
+        """Return when a thing is there, or raise what went wrong with it or another one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or number not in self._busy)
+            if self._error is not None:
+                raise self._error
+            if number not in self._waiting:
+                return
+            self._begin(number)
+        self._do(number)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._error is not None or not self._waiting:
+                    return
+                number = next(iter(self._waiting))
+                self._begin(number)
+            try:
+                self._do(number)
+            except BaseException:
+                return  # kept for who waits
+
+    def _begin(self, number: int) -> None:
+        del self._waiting[number]
+        self._busy.add(number)
+
+    def _do(self, number: int) -> None:
+        try:
+            self._fetch(number)
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            with self._changed:
+                self._busy.discard(number)
+                self._changed.notify_all()
+
+
+IN_USE = "in_use.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureFile:
+    """A feature of one shard of the teacher whose folder is `teacher`."""
+
+    teacher: Path
+    shard: int
+    file: ShardFile
+
+
+class MirrorSpace:
+    """The disk space of one mirror. As long as this lives, others evict nothing."""
+
+    def __init__(self, folder: Path, limit: int | None) -> None:
+        self._folder, self._limit = folder, limit
+        self._lock = open_lock(folder, IN_USE)
+        weakref.finalize(self, self._lock.close)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def make_room(self, needed: Iterable[FeatureFile], known: Iterable[FeatureFile]) -> None:
+        """Evict what is not needed until the needed files fit; `known` are all that can be fetched
+        again. Raises CacheError if they cannot fit, or if another run uses the mirror."""
+        wanted = {one.file.name: one for one in needed}
+        missing = sum(
+            one.file.record.bytes for one in wanted.values() if not one.file.is_at(self._folder)
+        )
+        self._mark_used(wanted.values())
+        if self._limit is None:
+            return
+        spare = [
+            one for one in known if one.file.name not in wanted and one.file.is_at(self._folder)
+        ]
+        total = missing + _bytes_in(self._folder)
+        least = total - sum(one.file.record.bytes for one in spare)
+        if least > self._limit:
+            raise CacheError(
+                f"mirror {self._folder}: this run needs {least} bytes there, mirror_limit is "
+                f"{self._limit}; raise it, or train on fewer texts"
+            )
+        if total > self._limit:
+            self._evict(spare, total - self._limit)
+
+    def _mark_used(self, files: Iterable[FeatureFile]) -> None:
+        for one in files:
+            if one.file.is_at(self._folder):
+                os.utime(self._folder / one.file.name)
+
+    def _evict(self, spare: list[FeatureFile], excess: int) -> None:
+        with self._alone():
+            for one in sorted(spare, key=lambda s: (self._folder / s.file.name).stat().st_mtime_ns):
+                if excess <= 0:
+                    return
+                with locked(self._folder):
+                    remove_file(commit_file(one.teacher, one.shard), self._folder)
+                    remove_file(self._folder / one.file.name, self._folder)
+                excess -= one.file.record.bytes
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            if not try_lock(self._lock.fileno(), self._folder):
+                raise CacheError(
+                    f"mirror {self._folder}: is full, and another run uses what it holds; wait for "
+                    "that run, raise mirror_limit, or name another mirror"
+                )
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # a failed try may have lost it
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another run has just moved or removed it
+            total += file.lstat().st_size if not file.is_dir() else 0
+    return total
+
 
 TURNS = "arriving"
 

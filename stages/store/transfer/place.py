@@ -1,23 +1,35 @@
 """Places that caches come from and go to: a local folder, or a folder at a URL that fsspec opens.
 
 What comes in: names of files below the place, made from checked names. What goes out: files on this
-disk, bytes, names; or one line that says what the place refused. Passwords in URLs and values of
-options are in no message and in no file.
+disk, bytes, names; or one line that says what the place refused, or why nothing opens it. Passwords
+in URLs and values of options are in no message and in no file.
 """
 
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
+
+import fsspec
+from fsspec.config import conf
+from fsspec.core import split_protocol, url_to_fs
 
 from ....cache_schemas.errors import ArmadaError, CacheError, DamagedCacheError, StorageError
 from ....cache_schemas.locations import shown_url
 from ..files.atomic import storage_error
 from ..files.plain_files import plain_size
-from .connection import connect
-from .download import TooLargeError, download
-from .retries import DISK_FULL, PATIENCE_S, asked_wait_s, persistently, status_of
+from .retries import (
+    DISK_FULL,
+    PATIENCE_S,
+    TooLargeError,
+    asked_wait_s,
+    download,
+    persistently,
+    status_of,
+)
 
 T = TypeVar("T")
 
@@ -206,3 +218,68 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list | tuple):
         for part in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(part)
+
+
+_EXTRAS = {"s3": "s3", "s3a": "s3"}
+"""Protocol -> extra of this package that brings its driver."""
+
+_HTTP = ("http", "https")
+_CONNECT_S, _SILENCE_S = 30, 60
+
+
+def connect(url: str, shown: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The file system of a URL and the path in it; `shown` is the URL for messages.
+
+    Raises CacheError for a URL that no driver opens."""
+    if "?" in url or "#" in url:
+        raise CacheError(f"{re.split('[?#]', shown)[0]}: a folder's URL has no ? and no #")
+    protocol = split_protocol(url)[0] or ""
+    given = {"skip_instance_cache": True, **_timeouts(protocol), **options}
+    try:
+        files, root = url_to_fs(url, **given)
+    except ImportError as cause:
+        raise CacheError(f"{shown}: {_what_to_install(protocol, cause)}") from cause
+    except (ValueError, TypeError, KeyError) as cause:
+        if protocol not in fsspec.available_protocols():
+            raise CacheError(f"{shown}: fsspec knows no protocol {protocol!r}") from cause
+        raise CacheError(
+            f"{shown}: cannot be opened with the options {', '.join(options) or '(none)'}"
+        ) from cause
+    return files, str(root).rstrip("/")
+
+
+def _timeouts(protocol: str) -> dict[str, Any]:
+    """A large file may take its time over HTTP, a server may not fall silent."""
+    if protocol not in _HTTP:
+        return {}
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+    # Options that are passed replace what the environment says (FSSPEC_HTTP), so they repeat it.
+    given = [conf.get(name, {}).get("client_kwargs", {}) for name in _HTTP]
+    return {"client_kwargs": {"timeout": timeout, **given[0], **given[1]}}
+
+
+def _what_to_install(protocol: str, cause: ImportError) -> str:
+    extra = _EXTRAS.get(protocol)
+    if extra:
+        return f"needs a package that is not installed; pip install 'armada-kd[{extra}]'"
+    return f"needs a package that is not installed: {str(cause).partition(chr(10))[0]}"
+
+
+Advance = Callable[[int], None]
+"""Called from several threads with the bytes of each shard that was transferred."""
+
+
+def in_parallel(jobs: int, work: Callable[[T], object], items: Iterable[T]) -> None:
+    """Call `work` for each item, `jobs` at a time, in their order as far as threads keep it.
+
+    After an error nothing more is begun; what is under way ends first, then the error is raised."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -4,7 +4,7 @@ import pickle
 import threading
 
 import pytest
-from armada.stages.store.transfer.fetch_ahead import FetchAhead
+from armada.stages.store.transfer.mirrored_teacher import FetchAhead
 
 
 def test_all_come_in_order_and_once() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from armada.cache_schemas.contents import CacheIndex
 from armada.cache_schemas.errors import ArmadaError, CacheVersionError, DamagedCacheError
-from armada.stages.store.transfer.origin import parse_index
+from armada.stages.store.transfer.index import parse_index
 from file_server import serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

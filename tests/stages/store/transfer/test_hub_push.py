@@ -13,8 +13,8 @@ from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
 from armada.stages.store.reading.reader import read_contents, read_digest
 from armada.stages.store.transfer import hub_push
 from armada.stages.store.transfer.hub_place import HubPlace
+from armada.stages.store.transfer.index import read_origin
 from armada.stages.store.transfer.location import open_place, writable
-from armada.stages.store.transfer.origin import read_origin
 from armada.stages.store.transfer.push import plan_push
 from hub_repository import READER, Answer, LoopbackHub, error, hub_of_repositories
 from small_caches import numbered_texts, stored_bytes, write_cache
@@ -139,7 +139,7 @@ def test_a_reader_stays_at_the_commit_it_began_with(
 
 
 def read_origin_again(place: object) -> CacheIndex:
-    from armada.stages.store.transfer.origin import read_index
+    from armada.stages.store.transfer.index import read_index
     from armada.stages.store.transfer.place import RemotePlace
 
     assert isinstance(place, RemotePlace)

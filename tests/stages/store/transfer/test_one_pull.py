@@ -13,14 +13,11 @@ from armada.cache_schemas.layout import PULL_LOCK
 from armada.stages.store.files import lock
 from armada.stages.store.format.manifests import read_part
 from armada.stages.store.reading.reader import open_cache
-from armada.stages.store.transfer.arrivals import Arrivals
-from armada.stages.store.transfer.choice import Choice
+from armada.stages.store.transfer.arrivals import Arrivals, shard_files
+from armada.stages.store.transfer.index import read_origin
+from armada.stages.store.transfer.local_part import one_pull
 from armada.stages.store.transfer.location import open_place
-from armada.stages.store.transfer.one_pull import one_pull
-from armada.stages.store.transfer.origin import read_origin
-from armada.stages.store.transfer.plan import planned
-from armada.stages.store.transfer.pull import pull
-from armada.stages.store.transfer.shard_files import shard_files
+from armada.stages.store.transfer.pull import Choice, planned, pull
 from armada.stages.store.upkeep.survey import survey_cache
 from armada.stages.store.upkeep.verify import verify
 from armada.stages.store.writing.reservations import discard
@@ -30,7 +27,7 @@ from transfers import FOLDER, MANIFEST, bring, visible
 HOLD = """
 import sys, time
 from pathlib import Path
-from armada.stages.store.transfer.one_pull import one_pull
+from armada.stages.store.transfer.local_part import one_pull
 with one_pull(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -5,10 +5,9 @@ from pathlib import Path
 import fsspec
 import pytest
 from armada.cache_schemas.errors import CacheError, StorageError, shown_url
-from armada.stages.store.transfer.connection import connect
-from armada.stages.store.transfer.download import TooLargeError
 from armada.stages.store.transfer.location import is_local, local_path, open_place, writable
-from armada.stages.store.transfer.place import LocalPlace, RemotePlace
+from armada.stages.store.transfer.place import LocalPlace, RemotePlace, connect
+from armada.stages.store.transfer.retries import TooLargeError
 from file_server import serving
 
 

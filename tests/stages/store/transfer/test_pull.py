@@ -10,10 +10,9 @@ import pytest
 from armada.cache_schemas.errors import CacheError, DamagedCacheError, StorageError
 from armada.cache_schemas.layout import commit_file, teacher_folder
 from armada.stages.store.reading.reader import open_cache, read_digest
-from armada.stages.store.transfer.choice import Choice
+from armada.stages.store.transfer.index import read_origin
 from armada.stages.store.transfer.location import open_place
-from armada.stages.store.transfer.origin import read_origin
-from armada.stages.store.transfer.plan import planned
+from armada.stages.store.transfer.pull import Choice, planned
 from file_server import Fault, serving
 from small_caches import answer, keys_of, numbered_texts, stored_bytes, write_cache
 from transfers import FOLDER, MANIFEST, OTHER, bring, visible

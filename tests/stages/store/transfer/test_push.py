@@ -12,7 +12,7 @@ from armada.cache_schemas.errors import CacheError, DamagedCacheError
 from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
 from armada.cache_schemas.manifest import RunRecord, parse_document
 from armada.stages.store.reading.reader import open_cache, read_contents, read_digest
-from armada.stages.store.transfer.origin import read_origin
+from armada.stages.store.transfer.index import read_origin
 from armada.stages.store.transfer.place import RemotePlace
 from armada.stages.store.transfer.push import plan_push, push
 from armada.stages.store.writing.writer import CacheWriter

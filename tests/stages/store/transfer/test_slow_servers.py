@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from armada.cache_schemas.errors import StorageError
-from armada.stages.store.transfer import download
+from armada.stages.store.transfer import retries
 from armada.stages.store.transfer.place import RemotePlace
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n"
@@ -17,7 +17,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def _short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "WINDOW_S", 0.3)
+    monkeypatch.setattr(retries, "WINDOW_S", 0.3)
 
 
 @contextmanager
