@@ -3,7 +3,7 @@
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -109,6 +109,61 @@ def test_imports_only_go_down(file: Path) -> None:
         if name.startswith("armada."):
             below, other = unit_of(name.removeprefix("armada."))
             assert other == unit or below < floor, f"{unit or 'armada'} imports {name}"
+
+
+CIRCLES = [
+    {"pipeline.precompute", "pipeline.distributed.precompute_cluster"},
+]
+"""Known circles, to be emptied."""
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Those within functions count, too; those for types alone do not."""
+    modules = {module_of(file): file for file in FILES}
+    importing = {
+        module: {
+            owner
+            for name in imported(file, at_run_time(parsed(file)))
+            if (owner := owner_of(name, modules)) and owner != module
+        }
+        for module, file in modules.items()
+    }
+    reach = {module: reached(module, importing) for module in modules}
+    found = []
+    for module, others in reach.items():
+        circle = {other for other in others if module in reach[other]}
+        if circle and circle not in found:
+            found.append(circle)
+    assert [circle for circle in found if circle not in CIRCLES] == []
+
+
+def at_run_time(tree: ast.Module) -> ast.Module:
+    """`tree` without what is imported for types alone."""
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
+    return tree
+
+
+def owner_of(name: str, modules: Collection[str]) -> str | None:
+    """The module of armada that an imported name is, or lies in; the package itself has none."""
+    inside = name.removeprefix("armada.")
+    if inside == name:
+        return None
+    return inside if inside in modules else inside.rpartition(".")[0] or None
+
+
+def reached(start: str, importing: dict[str, set[str]]) -> set[str]:
+    """The modules that `start` imports, and those that they import, and so on."""
+    found: set[str] = set()
+    left = [start]
+    while left:
+        new = importing.get(left.pop(), set()) - found
+        found |= new
+        left += new
+    return found
 
 
 @pytest.mark.parametrize(
