@@ -21,8 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from armada.pipeline.device import choose_device
-from armada.pipeline.provenance import hardware, library_versions, now
+from armada.pipeline.environment import choose_device, hardware, library_versions, now
 from distill_loops.aligner_pass import AlignerPass
 from distill_loops.loops import LOOPS, Loop
 from distill_loops.loss_cost import loss_seconds

@@ -18,8 +18,7 @@ import sys
 from statistics import median
 
 import torch
-from armada.pipeline.device import choose_device
-from armada.pipeline.provenance import hardware, library_versions, now
+from armada.pipeline.environment import choose_device, hardware, library_versions, now
 from figures import shown_ratio, table
 from fused_losses.material import Material, Size
 from fused_losses.measures import WAYS, errors, extra_bytes, seconds

@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from armada.pipeline.provenance import hardware, library_versions, now
+from armada.pipeline.environment import hardware, library_versions, now
 from figures import ABSENT, Repeats, ratios, shown, shown_ratio, table
 from logit_codecs import material
 from logit_codecs.answers import Answers, make_answers

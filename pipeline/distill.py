@@ -8,8 +8,8 @@ from ..stages.distill.checkpoints import steps_done
 from ..stages.distill.processes import Processes, processes
 from ..stages.distill.reporting import check_reporters
 from ..stages.store.reading.memory import COLD_SHARE
-from .device import choose_device
 from .distill_job import DistillJob
+from .environment import choose_device
 from .messages import LOGGER, counted, size, warn
 from .run_folder import (
     JOB,

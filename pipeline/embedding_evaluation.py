@@ -8,8 +8,8 @@ import numpy as np
 from ..cache_schemas.errors import JobError
 from ..stages.distill.saved_student import load_embedder
 from .answers import open_answers
-from .device import choose_device
 from .distill_job import CorpusKeys
+from .environment import choose_device
 from .evaluate_job import EvaluateJob
 from .jobs import make
 from .objective_keys import CacheKeys

@@ -8,9 +8,9 @@ from ..stages.corpus.labels import count_missing
 from ..stages.distill.evaluation import predict, task_metrics
 from ..stages.distill.export import StudentCard, load_saved_student
 from ..stages.distill.language.export import is_language_student
-from .device import choose_device
 from .distill_job import CorpusKeys
 from .embedding_evaluation import evaluate_embeddings
+from .environment import choose_device
 from .evaluate_job import EvaluateJob
 from .jobs import make
 from .language.evaluate import evaluate_language

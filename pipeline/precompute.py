@@ -1,17 +1,12 @@
 """A run of `precompute`: its job becomes a corpus, a teacher and a writer; what is new is asked."""
 
-import signal
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ..cache_schemas.errors import RunError
 from ..cache_schemas.fidelity import Fidelity
 from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
@@ -30,11 +25,10 @@ from ..stages.store.writing.teacher_folder import require_writable
 from ..stages.store.writing.writer import CacheWriter, Work, pending
 from ..stages.tokenizing.unknown import SAMPLE
 from .added_features import admit, only_cached
-from .device import choose_device
+from .environment import choose_device, hardware, library_versions, new_run_id, now
 from .messages import LOGGER, CountProgress, say_that_it_waits
 from .precompute_job import PrecomputeJob, make_teacher, part_of
-from .provenance import hardware, library_versions, new_run_id, now
-from .signals import telling_what_is_kept
+from .signals import telling_what_is_kept, terminable
 
 if TYPE_CHECKING:
     from ..stages.precompute.precompute import Probe
@@ -281,20 +275,3 @@ def _corpus_records(job: PrecomputeJob, plan: Plan) -> Iterator[CorpusRecord]:
             unique_examples=len(first_occurrences(keys)),
             licence=job.corpus_licence,
         )
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """A scheduler's SIGTERM ends the run like an error: finished answers are committed first."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise RunError("stopped by SIGTERM; all answers so far are kept; run the command again")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

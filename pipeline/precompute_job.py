@@ -10,7 +10,7 @@ from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source, expand_home
 from ..cache_schemas.manifest import RowsPerShard
 from .corpus_keys import TextFormatKeys
-from .device import choose_device
+from .environment import choose_device
 from .jobs import LocalFolder, make, unknown_key
 
 if TYPE_CHECKING:

@@ -31,11 +31,10 @@ from ..stages.distill.student_source import default_max_length, load_student
 from ..stages.distill.tokens import choose_max_length
 from ..stages.distill.training import Run, Training, check_checkpoint, placements, train
 from ..stages.store.files.atomic import follow_umask
-from .device import choose_device
 from .distill_job import DistillJob
+from .environment import choose_device, hardware, library_versions, now, peak_rss_bytes
 from .messages import CountProgress
 from .model_card import model_card
-from .provenance import hardware, library_versions, now, peak_rss_bytes
 from .run_folder import (
     METRICS,
     RUN,

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
-from ..cache_schemas.errors import one_line
+from ..cache_schemas.errors import RunError, one_line
 from .messages import LOGGER
 
 
@@ -70,3 +71,20 @@ def held_back() -> Iterator[None]:
         yield
     for this in heard:
         this.act()
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """A scheduler's SIGTERM ends the run like an error: finished answers are committed first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise RunError("stopped by SIGTERM; all answers so far are kept; run the command again")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from armada.pipeline.provenance import peak_rss_bytes
+from armada.pipeline.environment import peak_rss_bytes
 
 STEPS = 6
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from armada.pipeline.provenance import hardware, library_versions
+from armada.pipeline.environment import hardware, library_versions
 
 from .disk import cold_method, file_system
 

@@ -24,9 +24,9 @@ from typing import Any, Literal
 from ...cache_schemas.errors import ArmadaError, shown_url
 from ...stages.store.files.atomic import make_folders, open_new
 from ...stages.store.reading.memory import available_memory
-from ..device import environments, visible_gpus
 from ..distill import run_distill
 from ..distill_job import DistillJob
+from ..environment import environments, visible_gpus
 from ..messages import LOGGER, LogLevel, shown
 from ..run_folder import JOB, read_metrics
 from .job import PlannedRun

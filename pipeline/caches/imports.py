@@ -39,9 +39,9 @@ from ...stages.store.writing.reservations import Reservation
 from ...stages.store.writing.teacher_folder import check_teacher, is_new
 from ...stages.store.writing.writer import CacheWriter, Work
 from ..corpus_keys import TextFormatKeys
+from ..environment import library_versions, new_run_id, now
 from ..jobs import LocalFolder, make
 from ..messages import SHOWN_PROBLEMS, CountProgress, say_that_it_waits
-from ..provenance import library_versions, new_run_id, now
 from ..signals import telling_what_is_kept
 from .import_sources import FeatureSource, NpyPerExample, NpyRows, ParquetRows, check_dtype
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...cache_schemas.errors import JobError, RunError, without_user
-from ..device import choose_device, environments
+from ..environment import choose_device, environments
 from ..signals import held_back
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from ...cache_schemas.manifest import fidelity_of
 from ...stages.store.format.manifests import first_own_shard
 from ...stages.store.writing.teacher_folder import require_writable
 from ...stages.store.writing.writer import CacheWriter
-from ..device import visible_gpus
+from ..environment import new_run_id, visible_gpus
 from ..messages import CountProgress, say_that_it_waits
-from ..precompute import Plan, PrecomputeReport, Run, make_plan, not_cached, terminable
+from ..precompute import Plan, PrecomputeReport, Run, make_plan, not_cached
 from ..precompute_job import PrecomputeJob, make_teacher
-from ..provenance import new_run_id
+from ..signals import terminable
 from .chunks import Chunks, Order, Outcome
 from .cluster import connected, device_of, number_of_workers, own_cluster
 from .dispatch import Dispatch, load_on_one

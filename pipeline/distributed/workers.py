@@ -22,9 +22,8 @@ from ...cache_schemas.teachers import differences
 from ...stages.precompute.precompute import Asking, precompute
 from ...stages.precompute.teachers.base import Teacher
 from ...stages.store.writing.writer import CacheWriter, Task, Work
-from ..device import choose_device
+from ..environment import choose_device, hardware, library_versions
 from ..precompute_job import make_teacher
-from ..provenance import hardware, library_versions
 from .chunks import Chunk, Order, Outcome, keys_table
 
 TOPIC = "armada"

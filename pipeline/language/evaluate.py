@@ -20,7 +20,7 @@ from ...stages.distill.objectives.base import ObjectiveOptions, Sizes
 from ...stages.distill.objectives.undistilled import UndistilledObjective
 from ...stages.language.recipe import response_of
 from ...stages.language.tokens import TokenTexts, encode_texts, end_ids
-from ..device import choose_device
+from ..environment import choose_device
 from ..evaluate_job import EvaluateJob
 
 

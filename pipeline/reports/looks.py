@@ -19,8 +19,8 @@ from ...stages.distill.evaluation import Calibration, calibration, represent
 from ...stages.distill.export import load_saved_objective, load_saved_student
 from ...stages.distill.objectives.base import AlignedObjective, Objective, Sizes
 from ...stages.store.format.rows import Rows
-from ..device import choose_device
 from ..distill_job import DistillJob
+from ..environment import choose_device
 from ..findings.conditions import Condition
 from ..findings.findings import Row, Study
 from ..findings.runs import FinishedRun

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
-from armada.pipeline.provenance import peak_rss_bytes
+from armada.pipeline.environment import peak_rss_bytes
 
 MiB = 2**20
 
@@ -14,6 +14,6 @@ def test_peak_memory_is_that_of_this_process_alone() -> None:
     before = peak_rss_bytes()
     large = np.ones(400 * MiB, dtype=np.uint8)
     assert peak_rss_bytes() >= max(before, large.nbytes)
-    code = "from armada.pipeline.provenance import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from armada.pipeline.environment import peak_rss_bytes; print(peak_rss_bytes())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 5 * MiB < int(run.stdout) < 250 * MiB
