@@ -13,8 +13,9 @@ from ..stages.corpus.hub_datasets import in_memory
 from .distill_job import DistillJob
 from .evaluate_job import EvaluateJob
 from .jobs import make
-from .precompute import PrecomputeReport, run_precompute
+from .precompute import run_precompute
 from .precompute_job import make_precompute_job
+from .precompute_plan import PrecomputeReport
 
 if TYPE_CHECKING:
     from .predict import Predicted

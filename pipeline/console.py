@@ -15,7 +15,8 @@ from .messages import counted, duration, fidelity_in_words, size, warn, warn_ski
 
 if TYPE_CHECKING:
     from .ablation.plan import PlannedCell
-    from .precompute import DryRun, PrecomputeReport
+    from .precompute import DryRun
+    from .precompute_plan import PrecomputeReport
     from .predict import Predicted
 
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_checkpoints
 import tiny_diffusion
-from armada.pipeline.precompute import PrecomputeReport, run_precompute
+from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import make_precompute_job
+from armada.pipeline.precompute_plan import PrecomputeReport
 from armada.stages.precompute.teachers import TEACHERS
 from armada.stages.store.reading.reader import list_teachers, open_cache
 from command_line import CommandLine, start

@@ -23,8 +23,8 @@ from ...stages.store.writing.teacher_folder import require_writable
 from ...stages.store.writing.writer import CacheWriter
 from ..environment import new_run_id, visible_gpus
 from ..messages import CountProgress, say_that_it_waits
-from ..precompute import Plan, PrecomputeReport, Run, make_plan, not_cached
 from ..precompute_job import PrecomputeJob, make_teacher
+from ..precompute_plan import Plan, PrecomputeReport, Run, make_plan, not_cached
 from ..signals import terminable
 from .chunks import Chunks, Order, Outcome
 from .cluster import connected, device_of, number_of_workers, own_cluster

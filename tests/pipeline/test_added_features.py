@@ -14,8 +14,9 @@ from armada.cache_schemas.errors import CacheError, MissingKeysError
 from armada.cache_schemas.keys import example_key
 from armada.cache_schemas.manifest import TeacherManifest
 from armada.cache_schemas.teachers import differ_in_features_alone
-from armada.pipeline.precompute import DryRun, PrecomputeReport, dry_run, run_precompute
+from armada.pipeline.precompute import DryRun, dry_run, run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job
+from armada.pipeline.precompute_plan import PrecomputeReport
 from armada.stages.corpus.corpus import read_corpus
 from armada.stages.precompute.precompute import Asking, precompute
 from armada.stages.precompute.teachers.base import Example, Teacher

@@ -26,8 +26,9 @@ from armada.cache_schemas.manifest import CommitRecord, FileRecord, RunRecord, T
 from armada.pipeline.distributed import cluster as cluster_module
 from armada.pipeline.distributed.chunks import Chunk, Chunks, Order, Outcome, keys_table
 from armada.pipeline.distributed.workers import answer, stop
-from armada.pipeline.precompute import PrecomputeReport, run_precompute
+from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job, make_teacher
+from armada.pipeline.precompute_plan import PrecomputeReport
 from armada.stages.corpus.corpus import read_corpus
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.writer import CacheWriter, Work

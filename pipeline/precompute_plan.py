@@ -1,0 +1,198 @@
+"""What a run of `precompute` is about, and what is written down of it, wherever it runs.
+
+job, teacher -> Plan: a corpus, its keys, and whose answers are wanted: the teacher's, or what it
+adds to a cached one. Commits -> the provenance record of the run, and its report.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache_schemas.errors import MissingKeysError
+from ..cache_schemas.fidelity import Fidelity
+from ..cache_schemas.keys import KeyArray, first_occurrences
+from ..cache_schemas.layout import teacher_folder
+from ..cache_schemas.manifest import CommitRecord, CorpusRecord, RunRecord, TeacherManifest
+from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
+from ..stages.store.format.manifests import read_commits
+from ..stages.store.reading.reader import Cache
+from ..stages.store.writing.extending import plan_extension
+from ..stages.store.writing.teacher_folder import check_teacher
+from ..stages.store.writing.writer import CacheWriter, pending
+from ..stages.tokenizing.unknown import SAMPLE
+from .environment import new_run_id, now
+from .messages import LOGGER
+from .precompute_job import PrecomputeJob, part_of
+
+if TYPE_CHECKING:
+    from ..stages.precompute.teachers.base import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job is about: its examples, their keys, and whose answers are wanted."""
+
+    corpus: Corpus
+    keys: KeyArray
+    unique: int
+    manifest: TeacherManifest
+
+
+def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
+    """Read and check the corpus; refuse a teacher that the cache does not take."""
+    for note in teacher.notes:
+        LOGGER.warning(note)
+    admission = admit(job, teacher)
+    corpus = read_corpus(
+        job.corpus,
+        job.text_column,
+        id_column=job.id_column,
+        skip_bad_rows=job.skip_bad_rows,
+        limit=job.limit,
+        form=job.file_format,
+    )
+    corpus.require_format(teacher.spec.settings.get("text_format"), f"teacher {job.teacher}")
+    keys = corpus.keys()
+    if job.part is not None:
+        rows = _rows_of_part(keys, job.part)
+        corpus, keys = corpus.take(rows), keys[rows]
+    if admission.base is not None:
+        corpus, keys = only_cached(job, admission.base, corpus, keys)
+    _warn_of_unknown(corpus, keys, teacher)
+    return Plan(corpus, keys, len(first_occurrences(keys)), admission.manifest)
+
+
+def _warn_of_unknown(corpus: Corpus, keys: KeyArray, teacher: "Teacher") -> None:
+    from ..stages.precompute.precompute import make_examples
+
+    sample = np.unique(np.linspace(0, len(corpus) - 1, SAMPLE).astype(np.int64))
+    unknown = teacher.unknown(make_examples(corpus, keys, sample))
+    if unknown is not None:
+        LOGGER.warning(unknown.of("teacher"))
+
+
+def _rows_of_part(keys: KeyArray, part: str) -> npt.NDArray[np.int64]:
+    """The rows of one of several parts: neighbours, no key in two parts, equal but for one row."""
+    number, count = part_of(part)
+    unique = first_occurrences(keys)
+    return unique[len(unique) * (number - 1) // count : len(unique) * number // count]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """`manifest`: whose answers are written; `base`: the teacher that these are features of, if it
+    is another."""
+
+    manifest: TeacherManifest
+    base: TeacherManifest | None = None
+
+
+def admit(job: PrecomputeJob, teacher: "Teacher") -> Admission:
+    """How the job's cache takes the teacher's answers; raises CacheError if it does not.
+
+    With `add_features`, only the features are written that the cached teacher lacks."""
+    spec, selecting = teacher.spec, teacher.selecting
+    keep_both = job.add_teacher or job.add_features
+    known = check_teacher(job.cache, spec, job.rows_per_shard, keep_both, selecting)
+    if known is not None:
+        return Admission(known)
+    if job.add_features:
+        base, added = plan_extension(job.cache, spec, selecting, job.rows_per_shard)
+        return Admission(added, base)
+    rows = job.rows_per_shard or teacher.default_rows_per_shard
+    return Admission(TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=rows, spec=spec))
+
+
+def only_cached(
+    job: PrecomputeJob, base: TeacherManifest, corpus: Corpus, keys: KeyArray
+) -> tuple[Corpus, KeyArray]:
+    """The examples that `base` has answered: a feature is added to rows that are there. Others are
+    listed as left out; raises MissingKeysError if that is all of them."""
+    rows = Cache(job.cache, base).find(keys)
+    missing = np.flatnonzero(rows < 0)
+    name = base.fingerprint[:12]
+    if len(missing) == len(keys):
+        raise MissingKeysError(
+            f"add_features: none of the {len(keys)} rows is in the cache of teacher {name}; run "
+            "`armada precompute` with its settings first, without add_features",
+            missing.tolist(),
+        )
+    if not len(missing):
+        return corpus, keys
+    return corpus.without(missing, f"teacher {name} was not asked yet"), keys[rows >= 0]
+
+
+def not_cached(job: PrecomputeJob, plan: Plan) -> npt.NDArray[np.int64]:
+    """Positions of the first appearance of each key that the cache lacks at this moment."""
+    folder = teacher_folder(job.cache, plan.manifest.fingerprint)
+    return pending(folder, read_commits(job.cache, plan.manifest), plan.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class PrecomputeReport:
+    """What a run did."""
+
+    fingerprint: str
+    rows: int
+    unique: int
+    already_cached: int
+    asked: int
+    done_elsewhere: int
+    truncated: int
+    skipped: tuple[str, ...]
+    teacher_seconds: float
+    fidelity: Mapping[str, Fidelity]
+    """Of each coded feature, as measured in the shards of this run."""
+
+
+class Run:
+    """Keeps the provenance record of this run up to date with its commits."""
+
+    def __init__(
+        self,
+        job: PrecomputeJob,
+        plan: Plan,
+        writer: CacheWriter,
+        versions: dict[str, str],
+        machine: dict[str, str],
+        run_id: str | None = None,
+    ) -> None:
+        self._writer, self.id = writer, run_id or new_run_id()
+        self.record = RunRecord(
+            started=now(),
+            versions=versions,
+            hardware=machine,
+            corpora=tuple(_corpus_records(job, plan)),
+        )
+        self.commits: list[CommitRecord] = []
+
+    def committed(self, record: CommitRecord, seconds: float, truncated: int) -> None:
+        """Note what a shard cost."""
+        LOGGER.debug(f"shard {record.shard}: {record.rows} rows in {seconds:.1f} s")
+        self.commits.append(record)
+        old = self.record
+        self.record = old.model_copy(
+            update={
+                "teacher_seconds": old.teacher_seconds | {record.shard: round(seconds, 3)},
+                "truncated_examples": old.truncated_examples + truncated,
+            }
+        )
+        self.write()
+
+    def write(self) -> None:
+        """Write the record as it is now."""
+        self._writer.record_run(self.id, self.record)
+
+
+def _corpus_records(job: PrecomputeJob, plan: Plan) -> Iterator[CorpusRecord]:
+    for number, source in enumerate(plan.corpus.sources):
+        keys = plan.keys[plan.corpus.source_of_row == number]
+        yield CorpusRecord(
+            name=corpus_name(source),
+            rows=len(keys),
+            unique_examples=len(first_occurrences(keys)),
+            licence=job.corpus_licence,
+        )
