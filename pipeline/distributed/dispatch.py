@@ -10,23 +10,71 @@ All news come through one queue, signals too (`../signals.py`).
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ...cache_schemas.errors import RunError
+from ...cache_schemas.keys import KeyArray
+from ...cache_schemas.manifest import CommitRecord
+from ...stages.corpus.corpus import Corpus
 from ..messages import LOGGER, warn
 from ..signals import Signal, heard_by
-from .chunks import Chunks, Order, Outcome
-from .workers import TOPIC, answer, load, release, stop
+from .workers import TOPIC, Chunk, Order, Outcome, answer, keys_table, load, release, stop
 
 CHUNKS_PER_WORKER = 2
 """One that is asked about and one that waits at the worker."""
 
 LOOK_S = 5.0
 """How often to see whether there are workers to wait for."""
+
+
+class Chunks:
+    """The pending rows of a corpus in corpus order, so many for each shard."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        keys: KeyArray,
+        pending: npt.NDArray[np.int64],
+        rows_per_shard: int,
+        first_shard: int,
+        committed: Iterable[CommitRecord],
+    ) -> None:
+        """The lowest numbers from `first_shard` on that are not `committed` are ours."""
+        self._corpus, self._keys, self._pending = corpus, keys, pending
+        self._size = rows_per_shard
+        taken = {record.shard: keys_table(record) for record in committed}
+        self._unrelated = frozenset(taken.values())
+        free = (number for number in count(first_shard) if number not in taken)
+        self._shards = list(islice(free, len(self)))
+
+    def __len__(self) -> int:
+        return -(-len(self._pending) // self._size)
+
+    def rows(self, number: int) -> int:
+        """How many rows a chunk has."""
+        return len(self._places(number))
+
+    def _places(self, number: int) -> npt.NDArray[np.int64]:
+        return self._pending[number * self._size : (number + 1) * self._size]
+
+    def cut(self, number: int, waits: bool) -> Chunk:
+        """A chunk with its own copy of its rows."""
+        places = self._places(number)
+        corpus = replace(self._corpus.take(places), skipped=())
+        shard = self._shards[number]
+        return Chunk(number, corpus, self._keys[places], shard, self._unrelated, waits)
+
+    def finished(self, outcome: Outcome) -> None:
+        """The shards of a chunk that is done: they hold no key of another."""
+        self._unrelated |= {keys_table(record) for record, _, _ in outcome.shards}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,9 @@ from ..messages import CountProgress, say_that_it_waits
 from ..precompute_job import PrecomputeJob, make_teacher
 from ..precompute_plan import Plan, PrecomputeReport, Run, make_plan, not_cached
 from ..signals import terminable
-from .chunks import Chunks, Order, Outcome
 from .cluster import connected, device_of, number_of_workers, own_cluster
-from .dispatch import Dispatch, load_on_one
-from .workers import Equipment, equipment, sees_run, unseen
+from .dispatch import Chunks, Dispatch, load_on_one
+from .workers import Equipment, Order, Outcome, equipment, sees_run, unseen
 
 if TYPE_CHECKING:
     import torch

@@ -12,24 +12,73 @@ import gc
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from ...cache_schemas.errors import ArmadaError, JobError
-from ...cache_schemas.layout import teacher_folder
-from ...cache_schemas.manifest import CommitRecord
-from ...cache_schemas.teachers import differences
+from ...cache_schemas.keys import KeyArray
+from ...cache_schemas.layout import ROWS_TABLE, teacher_folder
+from ...cache_schemas.manifest import CommitRecord, TeacherManifest
+from ...cache_schemas.teachers import TeacherSpec, differences
+from ...stages.corpus.corpus import Corpus
 from ...stages.precompute.precompute import Asking, precompute
 from ...stages.precompute.teachers.base import Teacher
 from ...stages.store.writing.writer import CacheWriter, Task, Work
 from ..environment import choose_device, hardware, library_versions
-from ..precompute_job import make_teacher
-from .chunks import Chunk, Order, Outcome, keys_table
+from ..precompute_job import PrecomputeJob, make_teacher
 
 TOPIC = "armada"
 """Dask's name for the stream of progress of all runs on a scheduler."""
 
 REPORT_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a run wants of every worker. The path of the job's cache is absolute; `spec` is that of
+    the job's teacher as its owner sees it."""
+
+    run_id: str
+    job: PrecomputeJob
+    manifest: TeacherManifest
+    spec: TeacherSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that make one shard, with keys [N, 16]; no key is in two chunks of a run.
+
+    shard: the number to take if it is free; unrelated: the keys tables (their hashes) of shards
+    known to hold none of the keys, since a number does not tell a shard;
+    waits: whether to wait for other writers who are at the keys."""
+
+    number: int
+    corpus: Corpus
+    keys: KeyArray
+    shard: int
+    unrelated: frozenset[str]
+    waits: bool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a chunk. shards: record, seconds spent asking and truncated texts of each that
+    was committed. Unfinished: others are at what is left, or the run was stopped."""
+
+    shards: list[tuple[CommitRecord, float, int]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    unfinished: bool = False
+    error: ArmadaError | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows that were committed."""
+        return sum(record.rows for record, _, _ in self.shards)
+
+
+def keys_table(record: CommitRecord) -> str:
+    """The hash of the table that holds a shard's keys."""
+    return record.tables[ROWS_TABLE].xxh3_128
 
 
 @dataclass(frozen=True, slots=True)

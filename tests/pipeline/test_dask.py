@@ -24,8 +24,8 @@ import torch
 from armada.cache_schemas import errors
 from armada.cache_schemas.manifest import CommitRecord, FileRecord, RunRecord, TeacherManifest
 from armada.pipeline.distributed import cluster as cluster_module
-from armada.pipeline.distributed.chunks import Chunk, Chunks, Order, Outcome, keys_table
-from armada.pipeline.distributed.workers import answer, stop
+from armada.pipeline.distributed.dispatch import Chunks
+from armada.pipeline.distributed.workers import Chunk, Order, Outcome, answer, keys_table, stop
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job, make_teacher
 from armada.pipeline.precompute_plan import PrecomputeReport
