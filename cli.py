@@ -182,9 +182,8 @@ def ablate(
     as_json: AsJson = False,
 ) -> None:
     """Train the students of a grid of job keys against one cache, in parallel, and compare them."""
-    from .pipeline.ablation.ablate import run_ablate
+    from .pipeline.ablation.ablate import plan, run_ablate
     from .pipeline.ablation.job import AblateJob, make_ablation
-    from .pipeline.ablation.plan import plan
     from .pipeline.console import show_json, show_keys, show_plan
     from .pipeline.distill_job import DistillJob
     from .pipeline.findings.table import show_findings

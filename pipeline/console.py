@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from .messages import counted, duration, fidelity_in_words, size, warn, warn_skipped
 
 if TYPE_CHECKING:
-    from .ablation.plan import PlannedCell
+    from .ablation.ablate import PlannedCell
     from .precompute import DryRun
     from .precompute_plan import PrecomputeReport
     from .predict import Predicted

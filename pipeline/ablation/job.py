@@ -1,9 +1,21 @@
-"""The keys of an `ablate` job, and the runs it means."""
+"""The keys of an `ablate` job, the cells of its grid, and the runs it means.
+
+    grid: {alpha: [0, 0.5, 1], beta: [0, 1]}          six cells
+
+    grid:                                             the cells of three grids
+      - {control: [undistilled, none, shuffled]}
+      - {name: BERT-6L, student: google-bert/bert-base-uncased, student_layers: 6}
+      - {alpha: [0, 1]}
+
+A list holds the values of one key; anything else is the only one. `name` is what a grid's cells are
+called, followed by the keys that have several values.
+"""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import product
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -15,17 +27,27 @@ from ..findings.runs import PLAN, student_settings
 from ..jobs import Job, make, unknown_key, with_key
 from ..objective_keys import options_class
 from ..terms import terms_of
-from .grid import NAME, Cell, cells, shown
-
-_DISTILL_KEYS = frozenset(DistillJob.model_fields)
-_LONGEST_FOLDER_BYTES = 200
 
 ABLATION = "ablation.yaml"
 TABLE = "ablation.json"
 LOGS = "logs"
 LOCK = "ablation.lock"
+NAME = "name"
+"""The key that names a grid."""
+
 _TAKEN = frozenset({ABLATION, TABLE, LOGS, LOCK, PLAN})
 """Names in the folder of an ablation that are no cell's."""
+
+_NOT_SWEPT = {
+    "output": "every run has a folder of its own below it",
+    "resume": "it is a key of the whole",
+    "seed": "a list of seeds beside the grid is run for every cell",
+}
+
+_DISTILL_KEYS = frozenset(DistillJob.model_fields)
+_LONGEST_FOLDER_BYTES = 200
+
+Values = Mapping[str, Any]
 
 
 class AblateJob(Job):
@@ -60,6 +82,14 @@ class Ablation:
     keys: Mapping[str, Any]
     runs: tuple[PlannedRun, ...]
     repeated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of a grid: its name and the keys that it sets."""
+
+    name: str
+    values: Values
 
 
 def make_ablation(keys: Mapping[str, Any]) -> Ablation:
@@ -158,3 +188,81 @@ def _same_student(first: Cell, second: Cell, job: DistillJob, other: DistillJob)
 
 def _all_but_place(job: DistillJob) -> dict[str, Any]:
     return job.model_dump(mode="json", exclude={"output", NAME})
+
+
+def cells(grid: Any, beside: Values) -> list[Cell]:
+    """All cells of a grid, or of a list of grids, that stands beside other keys of a job.
+
+    Raises JobError for what is no grid and for contradictions."""
+    grids = grid if isinstance(grid, list | tuple) else [grid]
+    if not grids:
+        raise JobError("job key 'grid': is empty; give keys with lists of values")
+    for one in grids:
+        _check_grid(one)
+    _check_beside(grids, beside)
+    found = [cell for one in grids for cell in _cells(one)]
+    _check_names(found)
+    return found
+
+
+def _check_grid(grid: Any) -> None:
+    if not isinstance(grid, Mapping):
+        raise JobError(f"job key 'grid': {grid!r}: is not a mapping of keys to lists of values")
+    if not grid:
+        raise JobError("job key 'grid': is empty; give keys with lists of values")
+    for key, values in grid.items():
+        if key in _NOT_SWEPT:
+            raise JobError(f"grid key {key!r}: cannot be swept; {_NOT_SWEPT[key]}")
+        if values == []:
+            raise JobError(f"grid key {key!r}: has no values; name some, or leave it out")
+        twice = [value for i, value in enumerate(_axis(values)) if value in _axis(values)[:i]]
+        if twice:
+            raise JobError(f"grid key {key!r}: {twice[0]!r} comes twice; name it once")
+    if isinstance(grid.get(NAME), list):
+        raise JobError("grid key 'name': a grid has one name; make several grids")
+
+
+def _check_beside(grids: Sequence[Values], beside: Values) -> None:
+    """A value that every grid replaces was meant for something."""
+    for key, value in beside.items():
+        if all(key in grid for grid in grids):
+            raise JobError(
+                f"job key {key!r}: {value!r} stands beside the grid, and the grid sets "
+                f"{grids[0][key]!r}; leave one of them out"
+            )
+
+
+def _cells(grid: Values) -> Iterator[Cell]:
+    axes = {str(key): _axis(values) for key, values in grid.items() if key != NAME}
+    title = grid.get(NAME)
+    told = [key for key, values in axes.items() if title is None or len(values) > 1]
+    for point in product(*axes.values()):
+        values = dict(zip(axes, point, strict=True))
+        parts = [str(title)] if title is not None else []
+        yield Cell(", ".join([*parts, *(shown(key, values[key]) for key in told)]), values)
+
+
+def _axis(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list | tuple) else [values]
+
+
+def shown(key: str, value: Any) -> str:
+    """A key with its value in few words: 'alpha=0.5'; controls and students speak for themselves,
+    and the control `none` is distillation."""
+    if key == "control":
+        return "distilled" if value == "none" else str(value)
+    if key == "student":
+        return PurePath(str(value)).name
+    if key == "objectives" and isinstance(value, list | tuple):
+        return "+".join(str(each.get("name")) for each in value if isinstance(each, Mapping))
+    return f"{key}={value}"
+
+
+def _check_names(found: Sequence[Cell]) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in found:
+        other = seen.setdefault(cell.name, cell)
+        if other is not cell and other.values != cell.values:
+            raise JobError(
+                f"grid: two cells are called {cell.name!r}; give their grids a 'name' each"
+            )

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 from armada.cache_schemas.errors import JobError
-from armada.pipeline.ablation.grid import cells
-from armada.pipeline.ablation.job import make_ablation
+from armada.pipeline.ablation.job import cells, make_ablation
 from armada.stages.distill.objectives import OBJECTIVES
 
 KEYS = {
