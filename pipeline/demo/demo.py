@@ -27,9 +27,8 @@ from ..precompute_job import make_precompute_job
 from ..reports.gallery import Gallery, TextImage
 from ..reports.report import ReportJob, run_report
 from ..run_folder import make_folder, require_free, write_json
-from .corpus import DemoCorpus, Task, write_corpus
 from .teacher import Teachers, train_teachers
-from .world import picture
+from .world import DemoCorpus, Task, picture, write_corpus
 
 SEEDS = 3
 SHOWN_PICTURES, SHOWN_PIXELS = 12, 96

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from armada.pipeline.demo.corpus import DemoCorpus, write_corpus
 from armada.pipeline.demo.world import (
     COLOURS,
     HUES,
     SHAPES,
     SIZES,
+    DemoCorpus,
     Scene,
     Word,
     draw_scene,
     picture,
+    write_corpus,
 )
 
 WORDS = {"colour": COLOURS, "shape": SHAPES}
