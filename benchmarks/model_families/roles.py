@@ -23,9 +23,9 @@ from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import make_precompute_job
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
+from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from armada.stages.precompute.teachers.classifier import ClassifierTeacher
 from armada.stages.precompute.teachers.encoder import EncoderTeacher
-from armada.stages.precompute.teachers.text.causal_options import CausalLMOptions
 
 from .tiny import AUTO_CLASSES, TEXTS, class_of, make_model, make_tokenizer, reads_text, tiny_config
 

@@ -22,12 +22,11 @@ from ...language.tokens import TokenTexts, by_text, encode_texts, end_ids, read_
 from ...language.vocabulary import tokenizer_digest, word_count, words_digest
 from ...pretrained import padding_id, read_tokenizer, token_limit
 from ...tokenizing.unknown import Unknown, mostly_unknown
-from .base import Answers, Example, example_seed
-from .precision import ROW_GROUP, in_row_groups
-from .text.causal_options import CausalLMOptions
-from .text.checkpoint_teacher import CheckpointTeacher
-from .text.generation import Continuation, Sampling, continue_prompts, find_cache_name, next_states
-from .text.token_answers import MEASURED_EVERY, Answer, Dense, Draws, TokenAnswers, TopK
+from .base import ROW_GROUP, Answers, Example, example_seed, in_row_groups
+from .causal_options import CausalLMOptions
+from .checkpoint_teacher import CheckpointTeacher
+from .generation import Continuation, Sampling, continue_prompts, find_cache_name, next_states
+from .token_answers import MEASURED_EVERY, Answer, Dense, Draws, TokenAnswers, TopK
 
 DEFAULT_MAX_LENGTH = 1024
 PAD_MULTIPLE = 16

@@ -11,8 +11,8 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
 from ...language.classifiers import NO_TOKEN, find_head, last_linear
 from .base import Example
-from .text.language_models import LanguageModelTeacher
-from .text.tokenized import TokenBatch, TokenizedOptions
+from .checkpoint_teacher import LanguageModelTeacher
+from .tokenized import TokenBatch, TokenizedOptions
 
 SEVERAL_TOKENS = Example(b"", ("a b c d e",))
 

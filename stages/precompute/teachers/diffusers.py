@@ -28,10 +28,9 @@ from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...pretrained import source_name
 from ...sources import PIPELINE_FILE_PATTERNS, resolve
 from ...tokenizing.long_texts import shortened
-from .base import Answers, Example, Teacher
-from .images import latents, loaded_pipelines, saved_pipelines
-from .images.image_encoders import image_encoder
-from .precision import Precision, PrecisionOptions
+from . import latents, pipelines
+from .base import Answers, Example, Precision, PrecisionOptions, Teacher
+from .image_encoders import image_encoder
 
 NOT_SETTINGS = {"revision", "lora", "image_encoder", "keep_images"}
 """Outside the fingerprint: where weights lie (their digests are inside), and what is kept beside
@@ -82,11 +81,11 @@ class DiffusersTeacher(Teacher):
         self._options, self._device = options, device
         self._precision = options.precision_on(device)
         _check_steps(options)
-        self._folder = saved_pipelines.read_folder(
+        self._folder = pipelines.read_folder(
             resolve(source, options.revision, TeacherSourceError, PIPELINE_FILE_PATTERNS)
         )
         self._encoder = image_encoder(options.image_encoder) if options.image_encoder else None
-        self._lora = saved_pipelines.lora_file(options.lora) if options.lora else None
+        self._lora = pipelines.lora_file(options.lora) if options.lora else None
         self.spec = TeacherSpec(
             kind=self.kind,
             name=source_name(source, options.revision),
@@ -100,7 +99,7 @@ class DiffusersTeacher(Teacher):
             text = "embedding of the picture drawn for the text"
             shape = (self._encoder.dim,)
             return FeatureSpec(name="image_embedding", shape=shape, dtype=dtype, description=text)
-        options, grid = self._options, saved_pipelines.latent_grid(self._folder)
+        options, grid = self._options, pipelines.latent_grid(self._folder)
         _check_sizes(options, grid.factor)
         second = options.two_passes
         height, width = (options.resize,) * 2 if second else (options.height, options.width)
@@ -111,7 +110,7 @@ class DiffusersTeacher(Teacher):
     def _digests(self) -> dict[str, str]:
         digests = {"pipeline": self._folder.digest()}
         if self._lora is not None:
-            digests["lora"] = saved_pipelines.file_digest(self._lora)
+            digests["lora"] = pipelines.file_digest(self._lora)
         if self._encoder is not None:
             digests["image_encoder"] = self._encoder.digest()
         return digests
@@ -127,14 +126,14 @@ class DiffusersTeacher(Teacher):
 
     def load(self) -> None:
         """Open the pipeline, its image-to-image counterpart on the same weights, the encoder."""
-        with loaded_pipelines.quiet():
+        with pipelines.quiet():
             self._check_calls()
         dtype, device = self._precision.torch_dtype, self._device
-        pipeline = loaded_pipelines.open_pipeline(self._folder, dtype, device)
+        pipeline = pipelines.open_pipeline(self._folder, dtype, device)
         if self._lora is not None:
-            loaded_pipelines.merge_lora(pipeline, self._lora, self._options.lora_scale)
+            pipelines.merge_lora(pipeline, self._lora, self._options.lora_scale)
         if self._options.two_passes:
-            self._second = loaded_pipelines.image_to_image(pipeline)
+            self._second = pipelines.image_to_image(pipeline)
         if self._encoder is not None:
             self._encoder.load(dtype, device)
         self._pipeline = pipeline
@@ -142,17 +141,17 @@ class DiffusersTeacher(Teacher):
     def _check_calls(self) -> None:
         # Here, not in the constructor: importing diffusers takes seconds.
         options, name = self._options, self._folder.class_name
-        loaded_pipelines.check_class(name, latents.first_pass_arguments(options))
+        pipelines.check_class(name, latents.first_pass_arguments(options))
         if options.two_passes:
-            loaded_pipelines.check_counterpart(name, latents.second_pass_arguments(options))
+            pipelines.check_counterpart(name, latents.second_pass_arguments(options))
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """Draw B pictures: `latent` [B, C * h * w] or `image_embedding` [B, E]."""
         prompts = [self._options.prompt(example.segments) for example in examples]
-        prompts = loaded_pipelines.shortened_prompts(self._pipeline, prompts)
+        prompts = pipelines.shortened_prompts(self._pipeline, prompts)
         request = latents.Request(prompts, [example.key for example in examples])
         parts = request.singly() if self._device.type == "cpu" else [request]
-        with loaded_pipelines.quiet(), latents.own_randomness(self._device):
+        with pipelines.quiet(), latents.own_randomness(self._device):
             answers, pictures = zip(*map(self._answer, parts), strict=True)
         answer = _checked(torch.cat(answers).flatten(1), self.spec.features[0])
         kept = [_png(picture) for picture in chain(*pictures)] if self._options.keep_images else []

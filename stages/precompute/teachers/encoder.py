@@ -1,16 +1,22 @@
 """Any transformers text encoder as a teacher: pooled states of the last and of chosen layers.
 
 Decoders are encoders too, with `pooling: last`. Of an encoder-decoder the encoder is asked. A
-folder of sentence-transformers is asked as it declares, in our own code.
-Shapes: B examples, T tokens, H hidden numbers, E numbers of an embedding.
+folder of sentence-transformers is asked as it declares, in our own code. Models that read more than
+texts (CLIP, SigLIP, CLAP and their kin) have text features: whole models of transformers that have
+`get_text_features`, and their text towers saved alone. The features are the library's own: pooled
+as the model pools, with its projection, not scaled.
+Shapes: B examples, T tokens, H hidden numbers, E numbers of an embedding or feature.
 """
 
+import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
@@ -22,20 +28,9 @@ from ...embeddings.texts import lower_case, prompt_tokens
 from ...language.probes import ask_skeleton
 from ...pretrained import quiet_transformers, refusing, token_limit
 from ...sources import digest_files
-from .text.encoder_options import EncoderOptions, Pooling, resolve_options
-from .text.language_models import LanguageModelTeacher
-from .text.text_features import (
-    drop_other_parts,
-    features_width,
-    gives_text_features,
-    pads_to_its_limit,
-    reads_no_text,
-    text_arguments,
-    text_features,
-    text_tower,
-    tower_class,
-)
-from .text.tokenized import TokenBatch, TokenizedOptions
+from .checkpoint_teacher import LanguageModelTeacher
+from .encoder_options import EncoderOptions, Pooling, resolve_options
+from .tokenized import TokenBatch, TokenizedOptions
 
 
 class EncoderTeacher(LanguageModelTeacher):
@@ -251,3 +246,78 @@ def _of_states(pooling: Pooling | tuple[StatePooling, ...]) -> tuple[StatePoolin
 
 def _in_words(pooling: Pooling | tuple[StatePooling, ...]) -> str:
     return " and ".join((pooling,) if isinstance(pooling, str) else pooling)
+
+
+_TOWERS = ("TextModelWithProjection", "SiglipTextModel", "Siglip2TextModel")
+"""How classes of towers end that give features, and not states alone."""
+
+_OTHER_PARTS = ("vision", "visual", "image", "audio", "logit")
+"""How the parts are called that read no text."""
+
+
+def tower_class(config: Any) -> str | None:
+    """The class of a text tower that was saved alone, or None. The class that goes with such a
+    configuration otherwise has no projection, or is none."""
+    name = (config.architectures or [""])[0]
+    return name if name.endswith(_TOWERS) else None
+
+
+def gives_text_features(model: Any) -> bool:
+    """Whether it is a model of that kind."""
+    return hasattr(model, "get_text_features") or type(model).__name__.endswith(_TOWERS)
+
+
+def text_arguments(model: Any) -> frozenset[str]:
+    """What it is told of a text."""
+    return frozenset(inspect.signature(_method(model)).parameters)
+
+
+def text_tower(model: Any) -> Any:
+    """The part that reads tokens, which knows how many it takes."""
+    return getattr(model, "text_model", model)
+
+
+def pads_to_its_limit(model: Any) -> bool:
+    """Whether every text has to be as long as the model takes: SigLIP reads a text's feature at its
+    last position, padding or not, and was trained so."""
+    return type(text_tower(model)).__name__.startswith("Siglip")
+
+
+def text_features(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[B, E] of token ids [B, T] and their companions."""
+    output = _method(model)(**inputs)
+    features = output if isinstance(output, Tensor) else getattr(output, "text_embeds", None)
+    found: Tensor = output.pooler_output if features is None else features
+    return found
+
+
+def features_width(skeleton: Any) -> int:
+    """E, from a model without weights. Raises ValueError where a text has more than one vector."""
+    try:
+        with torch.device("meta"):
+            ids = {"input_ids": torch.ones(1, 4, dtype=torch.int64)}
+            found = text_features(skeleton.eval(), ids)
+    except RuntimeError:
+        # CLAP looks for padding in the ids, of which there are none here.
+        return int(skeleton.config.projection_dim)
+    if found.ndim != 2:
+        raise ValueError(
+            f"a {type(skeleton).__name__} gives features of each token, not one vector of a text"
+        )
+    return int(found.shape[1])
+
+
+def reads_no_text(weight: str) -> bool:
+    """Whether a weight is of a part that reads no text."""
+    return weight.startswith(_OTHER_PARTS)
+
+
+def drop_other_parts(model: Any) -> None:
+    """Keep what reads texts, in place."""
+    for name, _ in list(model.named_children()):
+        if reads_no_text(name):
+            delattr(model, name)
+
+
+def _method(model: Any) -> Any:
+    return getattr(model, "get_text_features", model.forward)

@@ -23,9 +23,16 @@ from ...pretrained import one_line, quiet_transformers, refusing, require_vocabu
 from ...sources import MODEL_FILE_PATTERNS, digest_files
 from ...tokenizing.long_texts import LONG, shortened
 from ...tokenizing.unknown import Unknown, mostly_unknown
-from .base import Answers, Example, PromptOptions, Teacher, make_spec
-from .precision import PrecisionOptions, in_row_groups
-from .text.clip_source import CONFIG_FILE, ClipSource, find_clip
+from .base import (
+    Answers,
+    Example,
+    PrecisionOptions,
+    PromptOptions,
+    Teacher,
+    in_row_groups,
+    make_spec,
+)
+from .clip_source import CONFIG_FILE, ClipSource, find_clip
 
 
 class OpenClipOptions(PrecisionOptions, PromptOptions):

@@ -14,8 +14,8 @@ from armada.stages.language.logits import looks_ahead
 from armada.stages.precompute.teachers import causal_lm
 from armada.stages.precompute.teachers.base import Answers, Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
-from armada.stages.precompute.teachers.text.causal_options import CausalLMOptions
-from armada.stages.precompute.teachers.text.generation import Sampling, find_cache_name
+from armada.stages.precompute.teachers.causal_options import CausalLMOptions
+from armada.stages.precompute.teachers.generation import Sampling, find_cache_name
 from armada.stages.store.codec.draws import decode_draws
 from armada.stages.store.codec.top_k import decode_top_k
 from pydantic import ValidationError

@@ -10,7 +10,7 @@ from armada.cache_schemas.errors import JobError
 from armada.cache_schemas.keys import example_key
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
-from armada.stages.precompute.teachers.text.causal_options import CausalLMOptions
+from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from tiny_language_models import TEXTS, make_causal_lm
 from transformers import AutoModelForCausalLM
 

@@ -16,7 +16,7 @@ from armada.cache_schemas.errors import JobError, TeacherOutputError, TeacherSou
 from armada.cache_schemas.keys import example_key
 from armada.stages.precompute.teachers.base import Answers, Example, example_seed
 from armada.stages.precompute.teachers.diffusers import DiffusersOptions, DiffusersTeacher
-from armada.stages.precompute.teachers.images.loaded_pipelines import shortened_prompts
+from armada.stages.precompute.teachers.pipelines import shortened_prompts
 from armada.stages.tokenizing import long_texts
 from PIL import Image
 from tiny_tokenizers import KINDS, make_kind
@@ -155,7 +155,7 @@ def test_answers_do_not_depend_on_the_batch(make: MakeTeacher, source: str) -> N
 
 
 def test_a_batch_drawn_at_once_agrees_up_to_rounding(make: MakeTeacher) -> None:
-    from armada.stages.precompute.teachers.images import latents
+    from armada.stages.precompute.teachers import latents
 
     teacher = make(source="txt2img")
     prompts = [teacher._options.prompt(one.segments) for one in EXAMPLES]
@@ -513,9 +513,9 @@ def test_bad_loras_are_refused(make: MakeTeacher, models: Path, tmp_path: Path) 
 def test_lora_without_peft_is_refused(
     make: MakeTeacher, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from armada.stages.precompute.teachers.images import saved_pipelines
+    from armada.stages.precompute.teachers import pipelines
 
-    monkeypatch.setattr(saved_pipelines, "find_spec", lambda _name: None)
+    monkeypatch.setattr(pipelines, "find_spec", lambda _name: None)
     with pytest.raises(TeacherSourceError, match=r"needs peft; install armada-kd\[lora\]"):
         make(load=False, lora=str(models / "lora"))
 

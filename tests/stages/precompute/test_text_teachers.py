@@ -13,10 +13,9 @@ import tiny_checkpoints
 import torch
 from armada.cache_schemas.errors import InputError, JobError, TeacherOutputError, TeacherSourceError
 from armada.cache_schemas.keys import example_key
-from armada.stages.precompute.teachers.base import Answers, Example, Teacher
+from armada.stages.precompute.teachers.base import Answers, Example, PrecisionOptions, Teacher
 from armada.stages.precompute.teachers.classifier import ClassifierOptions, ClassifierTeacher
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
-from armada.stages.precompute.teachers.precision import PrecisionOptions
 from tiny_language_models import make_causal_lm
 from transformers import AutoModel, AutoTokenizer
 

@@ -8,7 +8,7 @@ from armada.stages.distill import tokens as student_tokens
 from armada.stages.language.recipe import Recipe
 from armada.stages.language.tokens import encode_texts
 from armada.stages.precompute.teachers.base import Example
-from armada.stages.precompute.teachers.text.tokenized import TextTokenizer, TokenizedOptions
+from armada.stages.precompute.teachers.tokenized import TextTokenizer, TokenizedOptions
 from armada.stages.tokenizing import long_texts
 from armada.stages.tokenizing.long_texts import shortened, shortened_pair
 from armada.stages.tokenizing.partings import PARTINGS, is_local, partings, takes_all

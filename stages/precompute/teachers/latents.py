@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from .....cache_schemas.errors import TeacherOutputError
-from ..base import PromptOptions, example_seed
-from .loaded_pipelines import takes
+from ....cache_schemas.errors import TeacherOutputError
+from .base import PromptOptions, example_seed
+from .pipelines import takes
 
 SECOND_PASS = b"second pass"
 """Appended to the key, which is 16 bytes: no key and no other use gives the same seed."""

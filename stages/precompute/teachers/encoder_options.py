@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from .....cache_schemas.errors import JobError
-from .....cache_schemas.teachers import SettingValue
-from ....embeddings.folders import MODULES, EmbeddingFolder
-from ....embeddings.layers import Layer
-from ....embeddings.pooling import StatePooling
+from ....cache_schemas.errors import JobError
+from ....cache_schemas.teachers import SettingValue
+from ...embeddings.folders import MODULES, EmbeddingFolder
+from ...embeddings.layers import Layer
+from ...embeddings.pooling import StatePooling
 from .tokenized import TokenizedOptions
 
 Pooling = StatePooling | Literal["pooler", "features"]

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from .....cache_schemas.errors import JobError, TeacherSourceError
-from ....pretrained import LOCAL_ONLY, quiet_transformers, read_config, refusing
-from ....sources import digest_files, require_safetensors, resolve
-from ..text.clip_source import CONFIG_FILE, PREFERRED_WEIGHTS
+from ....cache_schemas.errors import JobError, TeacherSourceError
+from ...pretrained import LOCAL_ONLY, quiet_transformers, read_config, refusing
+from ...sources import digest_files, require_safetensors, resolve
+from .clip_source import CONFIG_FILE, PREFERRED_WEIGHTS
 
 
 class ImageEncoder(ABC):

@@ -16,12 +16,11 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from .....cache_schemas.errors import TeacherOutputError
-from ....pretrained import padding_id
-from ....tokenizing.long_texts import shortened, shortened_pair
-from ....tokenizing.unknown import Unknown, mostly_unknown
-from ..base import Example, TextOptions
-from ..precision import PrecisionOptions, in_row_groups
+from ....cache_schemas.errors import TeacherOutputError
+from ...pretrained import padding_id
+from ...tokenizing.long_texts import shortened, shortened_pair
+from ...tokenizing.unknown import Unknown, mostly_unknown
+from .base import Example, PrecisionOptions, TextOptions, in_row_groups
 
 PAD_MULTIPLE = 16
 """Most padding an example can get, plus one; few lengths, so that batches fill up."""

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .....cache_schemas.codings import DrawsCoding, TopKCoding
-from .....cache_schemas.fidelity import Fidelity
-from ....language.tokens import by_text
-from ....store.codec.draws import encode_draws
-from ....store.codec.fidelity import measure_draws, measure_top_k
-from ....store.codec.top_k import encode_top_k
-from ..precision import Precision
+from ....cache_schemas.codings import DrawsCoding, TopKCoding
+from ....cache_schemas.fidelity import Fidelity
+from ...language.tokens import by_text
+from ...store.codec.draws import encode_draws
+from ...store.codec.fidelity import measure_draws, measure_top_k
+from ...store.codec.top_k import encode_top_k
+from .base import Precision
 
 MEASURED_EVERY = 16
 """Of the predicted tokens of a text, what is written is compared with what was meant."""

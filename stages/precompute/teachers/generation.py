@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ....language.logits import hidden_states, same_states, transformer
-from ....language.probes import probing
+from ...language.logits import hidden_states, same_states, transformer
+from ...language.probes import probing
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
 """What families call the keys and values (or states) of tokens that were read before, as an

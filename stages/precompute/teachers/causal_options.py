@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from .....cache_schemas.codings import Coding, DrawsCoding, Temperature, TopKCoding
-from .....cache_schemas.errors import JobError
-from .....cache_schemas.features import FeatureSpec, StoredDtype
-from ....language.recipe import Recipe
-from ....language.tokens import INSIDE
-from ..precision import PrecisionOptions
+from ....cache_schemas.codings import Coding, DrawsCoding, Temperature, TopKCoding
+from ....cache_schemas.errors import JobError
+from ....cache_schemas.features import FeatureSpec, StoredDtype
+from ...language.recipe import Recipe
+from ...language.tokens import INSIDE
+from .base import PrecisionOptions
 
 TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
 """The axes: tokens of a text, those of them that are predicted, and words the model said."""

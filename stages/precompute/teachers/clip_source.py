@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .....cache_schemas.errors import TeacherSourceError
-from .....cache_schemas.locations import expand_home
-from ....pretrained import source_name
-from ....sources import PICKLE_SUFFIXES, require_safetensors, resolve
+from ....cache_schemas.errors import TeacherSourceError
+from ....cache_schemas.locations import expand_home
+from ...pretrained import source_name
+from ...sources import PICKLE_SUFFIXES, require_safetensors, resolve
 
 CONFIG_FILE = "open_clip_config.json"
 HUB_PREFIX = "hf-hub:"

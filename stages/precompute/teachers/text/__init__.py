@@ -1,1 +1,0 @@
-"""Parts of the teachers that read text: tokens, language models, CLIP sources."""
