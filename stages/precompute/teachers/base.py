@@ -121,7 +121,7 @@ class Teacher(ABC):
         """The padded length of each example, from the example alone; called after `load`.
 
         Only examples of one bucket share a batch. So what an example is padded to, and with it the
-        last bit of its answer, does not depend on its neighbours: on a CPU (see `precision`); on
+        last bit of its answer, does not depend on its neighbours: on a CPU (`in_row_groups`); on
         a GPU, which chooses kernels by batch size, answers agree up to rounding. Default: one
         bucket.
         """
