@@ -10,9 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..embeddings.layers import Dense, Normalize
-from ..embeddings.pooling import StatePooling, pool
-from ..embeddings.writing import ACTIVATION_NAMES, activation_name, dense_layer
+from ..embeddings.folders import ACTIVATION_NAMES, activation_name, dense_layer
+from ..embeddings.layers import Dense, Normalize, StatePooling, pool
 from ..language.probes import ask_briefly, probing
 from .own_classifier import layer_between
 from .student import ClassifierStudent, PooledStudent, Student

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ...cache_schemas.errors import StorageError, StudentSourceError
 from ..corpus.labels import LabelSpace
-from ..embeddings.writing import write_embedding_files
+from ..embeddings.folders import write_embedding_files
 from ..language.probes import ask_briefly
 from ..pretrained import quiet_transformers, refusing
 from .embedding_student import embedding_layers, state_pooling

@@ -3,7 +3,7 @@
 `pooler` is the model's own (BERT), `context` a dense layer over the first token with the model's
 activation (as DeBERTa's and DistilBERT's classifiers have; trained with the student), `cls` the
 first token, `mean` the mean over tokens, `last` the last token (decoders), and others as embedding
-models have them (`../embeddings/pooling.py`). `own` is what the last
+models have them (`../embeddings/layers.py`). `own` is what the last
 layer of the family's own sequence classifier reads, which is no matter of this module.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..embeddings.pooling import StatePooling, pool
+from ..embeddings.layers import StatePooling, pool
 from ..language.classifiers import last_token, mean_of_tokens
 
 Pooling = Literal["pooler", "context"] | StatePooling

@@ -11,12 +11,7 @@ from typing import Any, Literal
 
 from ...cache_schemas.errors import StudentSourceError
 from ..corpus.labels import LabelSpace
-from ..embeddings.folders import (
-    MODULES,
-    EmbeddingFolder,
-    read_embedding_folder,
-    transformer_folder,
-)
+from ..embeddings.folders import MODULES, EmbeddingFolder, read_embedding_folder, transformer_folder
 from ..pretrained import refusing
 from ..sources import require_safetensors, resolve
 from .own_classifier import make_classifier

@@ -21,10 +21,8 @@ from torch import Tensor
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
-from ...embeddings.folders import read_embedding_folder
-from ...embeddings.layers import LAYER_WEIGHTS, load_layers, width_after
-from ...embeddings.pooling import StatePooling, pool
-from ...embeddings.texts import lower_case, prompt_tokens
+from ...embeddings.folders import lower_case, prompt_tokens, read_embedding_folder
+from ...embeddings.layers import LAYER_WEIGHTS, StatePooling, load_layers, pool, width_after
 from ...language.probes import ask_skeleton
 from ...pretrained import quiet_transformers, refusing, token_limit
 from ...sources import digest_files

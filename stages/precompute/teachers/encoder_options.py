@@ -9,8 +9,7 @@ from pydantic import Field, field_validator
 from ....cache_schemas.errors import JobError
 from ....cache_schemas.teachers import SettingValue
 from ...embeddings.folders import MODULES, EmbeddingFolder
-from ...embeddings.layers import Layer
-from ...embeddings.pooling import StatePooling
+from ...embeddings.layers import Layer, StatePooling
 from .tokenized import TokenizedOptions
 
 Pooling = StatePooling | Literal["pooler", "features"]
