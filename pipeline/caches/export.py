@@ -23,7 +23,7 @@ from ...cache_schemas.locations import Source
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.reading import column_name
-from ...stages.language.vocabulary import tokenizer_digest
+from ...stages.language.tokens import tokenizer_digest
 from ...stages.pretrained import read_tokenizer
 from ...stages.sources import resolve
 from ...stages.store.format.rows import Rows

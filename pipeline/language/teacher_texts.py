@@ -9,8 +9,7 @@ from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus
 from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.teachers import MatchedTokens, match
-from ...stages.language.tokens import Ids, TokenTexts
-from ...stages.language.vocabulary import tokenizer_digest, words_digest
+from ...stages.language.tokens import Ids, TokenTexts, tokenizer_digest, words_digest
 from ...stages.store.format.rows import Rows, arange_each
 from ...stages.store.reading.feature_array import RaggedArray
 from ...stages.store.reading.reader import Cache

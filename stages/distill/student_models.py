@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ...cache_schemas.errors import StudentSourceError
-from ..language.vocabulary import word_count
+from ..language.tokens import word_count
 from ..pretrained import (
     LOCAL_ONLY,
     embedding_rows,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.stages.language.vocabulary import tokenizer_digest, words_digest
+from armada.stages.language.tokens import tokenizer_digest, words_digest
 from command_line import CommandLine
 from safetensors.torch import load_file
 from tiny_language_models import TEXTS, make_causal_lm, make_chat_tokenizer

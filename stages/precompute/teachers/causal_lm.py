@@ -18,8 +18,16 @@ from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...language.logits import find_transform, hidden_states, looks_ahead
-from ...language.tokens import TokenTexts, by_text, encode_texts, end_ids, read_before_predicted
-from ...language.vocabulary import tokenizer_digest, word_count, words_digest
+from ...language.tokens import (
+    TokenTexts,
+    by_text,
+    encode_texts,
+    end_ids,
+    read_before_predicted,
+    tokenizer_digest,
+    word_count,
+    words_digest,
+)
 from ...pretrained import padding_id, read_tokenizer, token_limit
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import ROW_GROUP, Answers, Example, example_seed, in_row_groups

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from armada.cache_schemas.chats import chat_segment
 from armada.cache_schemas.errors import JobError
-from armada.stages.language.chat_templates import DEFAULT_DATE
-from armada.stages.language.recipe import Recipe
+from armada.stages.language.recipe import DEFAULT_DATE, Recipe
 from armada.stages.language.tokens import encode_texts, end_ids
 from pydantic import ValidationError
 from tiny_chat_templates import TEMPLATES

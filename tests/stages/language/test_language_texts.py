@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from armada.stages.language import tokens
 from armada.stages.language.recipe import Recipe
-from armada.stages.language.tokens import INSIDE, encode_texts, special_ends
-from armada.stages.language.vocabulary import tokenizer_digest, word_count
+from armada.stages.language.tokens import (
+    INSIDE,
+    encode_texts,
+    special_ends,
+    tokenizer_digest,
+    word_count,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import make_tokenizer
