@@ -5,8 +5,12 @@ is text), folders written by `datasets.save_to_disk`, folders of files, globs, d
 (`hf-dataset:NAME?split=train`), and tables in memory. Anything fsspec opens, compressed or not
 (`.gz`, `.bz2`, ...); folders are local. Memory: a block of a file, 8,192 rows or 16 MiB; of a CSV
 with labels, which tell their type only when all are read, the file.
+
+A column is one by its name, or a field of a nested one: `translation.en` is the field `en` of a
+struct `translation`, unless there is a column of just that name.
 """
 
+import difflib
 import json
 import lzma
 import zlib
@@ -16,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from ...cache_schemas.errors import ArmadaError, CorpusError, shown_url, without_user
 from ...cache_schemas.locations import InMemory
-from .columns import Column, find, require
 from .hub_datasets import HUB_DATASET, dataset_table, is_dataset, open_hub_dataset
 from .json_files import read_json, rows_within
 from .located import SAVED, kind_of, located
@@ -33,6 +37,75 @@ from .text_files import (
     read_tsv,
     several_in_one,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The way to a column from the top, and its type."""
+
+    path: tuple[str, ...]
+    type: pa.DataType
+
+    @property
+    def root(self) -> str:
+        """The column of the table in which it lies."""
+        return self.path[0]
+
+    def of(self, table: pa.Table) -> pa.ChunkedArray:
+        """Its values; null where a struct on the way is."""
+        whole = table[self.root]
+        return pc.struct_field(whole, list(self.path[1:])) if self.path[1:] else whole
+
+
+def find(schema: pa.Schema, name: str) -> Column | None:
+    """The column or nested field of that name; None if there is none."""
+    if name in schema.names:
+        kinds = [field.type for field in schema if field.name == name]
+        return Column((name,), kinds[0])
+    for root in sorted(schema.names, key=len, reverse=True):
+        if name.startswith(f"{root}.") and schema.names.count(root) == 1:
+            found = _field(schema.field(root).type, name[len(root) + 1 :])
+            if found is not None:
+                return Column((root, *found.path), found.type)
+    return None
+
+
+def _field(kind: pa.DataType, name: str) -> Column | None:
+    if not pa.types.is_struct(kind):
+        return None
+    return find(pa.schema(list(kind)), name)
+
+
+def require(source: str, schema: pa.Schema, names: Sequence[str]) -> dict[str, Column]:
+    """The columns of those names; raises CorpusError for one that is not there, or there twice."""
+    found: dict[str, Column] = {}
+    for name in names:
+        column = find(schema, name)
+        if column is None:
+            raise CorpusError(f"corpus {source}: no column {name!r}{_hint(schema, name)}")
+        if schema.names.count(column.root) > 1:
+            raise CorpusError(f"corpus {source}: has several columns {name!r}; rename all but one")
+        found[name] = column
+    return found
+
+
+def _hint(schema: pa.Schema, name: str) -> str:
+    known = schema.names
+    root = name.partition(".")[0]
+    if root != name and known.count(root) == 1:
+        kind = schema.field(root).type
+        fields = fields_of(root, kind)
+        return f"; column {root!r} holds {f'the fields {fields}' if fields else f'{kind}'}"
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{f'; did you mean {near[0]!r}? It has' if near else '; it has'} {', '.join(known)}"
+
+
+def fields_of(name: str, kind: pa.DataType) -> str:
+    """The fields of a struct as a text column would name them; empty for any other type."""
+    if not pa.types.is_struct(kind):
+        return ""
+    return ", ".join(f"{name}.{field.name}" for field in kind)
+
 
 _READERS: dict[str, Callable[[str, TextFormat, Sequence[str], bool], Iterator[pa.Table]]] = {
     ".jsonl": read_json,

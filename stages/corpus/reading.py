@@ -1,5 +1,10 @@
 """The rows of a source as examples, block by block, each checked once.
 
+Values of columns become what a corpus holds: texts, ids, labels, or chats as segments of text. A
+chat is a list of turns, each with a role and a content; of a column `messages` it is learned up to
+its last answer, of `messages*` each answer of the assistant is an example of its own, with all that
+was said before it as its prompt.
+
 A row that is null or blank stops the run and is named, with how many more of its file are so, or is
 left out and listed when the job says `skip_bad_rows`.
 """
@@ -13,11 +18,140 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...cache_schemas.chats import Turns, asking_turns, chat_problem, chat_segment
 from ...cache_schemas.errors import CorpusError
-from .chats import EACH_ANSWER, chat_examples, holds_chats, read_chats
-from .files import Wanted, read_blocks
-from .text_files import TextFormat
-from .values import id_values, plain_labels, text_values
+from .files import KINDS, Wanted, fields_of, read_blocks
+from .located import kind_of
+from .text_files import NAME_ENCODING, TextFormat, not_utf8
+
+EACH_ANSWER = "*"
+"""Behind the name of a column of chats of which every answer is learned."""
+
+Rows = npt.NDArray[np.int64]
+
+
+def holds_chats(kind: pa.DataType) -> bool:
+    """Whether a column of that type is one of lists of objects."""
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(lists and pa.types.is_struct(kind.value_type))
+
+
+def read_chats(column: pa.ChunkedArray, asks: bool) -> tuple[list[Turns | None], dict[int, str]]:
+    """The chats, and row -> what is wrong with it; `asks`: no answer is needed."""
+    chats = column.to_pylist()
+    found = ((row, chat_problem(_known(chat), asks)) for row, chat in enumerate(chats))
+    return chats, {row: problem for row, problem in found if problem is not None}
+
+
+def chat_examples(
+    chats: Sequence[Turns | None], rows: Rows, each_answer: bool, asks: bool
+) -> tuple[pa.Array, Rows]:
+    """The segments of the chats of some rows, none of them with a problem, and the row of each;
+    `asks`: each up to what asks for its last answer."""
+    segments, owners = list[str](), list[int]()
+    for row in rows.tolist():
+        turns = _known(chats[row]) or []
+        if asks:
+            segments.append(chat_segment(asking_turns(turns)))
+            owners.append(row)
+            continue
+        ends = [place for place, turn in enumerate(turns, 1) if turn["role"] == "assistant"]
+        for end in ends if each_answer else ends[-1:]:
+            segments.append(chat_segment(turns[:end]))
+            owners.append(row)
+    return pa.array(segments, pa.large_string()), np.array(owners, dtype=np.int64)
+
+
+def _known(turns: Turns | None) -> Turns | None:
+    """The turns without what is null: columns of objects have all fields in every row."""
+    if turns is None:
+        return None
+    return [
+        {name: value for name, value in turn.items() if value is not None} if turn else {}
+        for turn in turns
+    ]
+
+
+_TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
+_BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def text_values(source: str, name: str, column: pa.ChunkedArray, first: int) -> pa.Array:
+    """Texts as Arrow's large strings, nulls kept; the first is in row `first` (from 0) of its file.
+    Raises CorpusError for what is no text."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if kind not in (*_TEXT_TYPES, *_BYTES_TYPES) and not pa.types.is_null(kind):
+        hint = ", and chats are a text column by themselves" if holds_chats(kind) else ""
+        if pa.types.is_list(kind) and kind.value_type in _TEXT_TYPES:
+            hint = "; write a row for each text"
+        if fields := fields_of(name, kind):
+            hint = f"; name one of its fields: {fields}"
+        raise CorpusError(f"corpus {source}: column {name!r} holds {column.type}, not text{hint}")
+    try:
+        # 64-bit offsets: a column may hold more than 2 GiB of text.
+        whole = _whole(column, pa.large_string())
+        whole.validate(full=True)
+    except pa.ArrowInvalid as cause:
+        raise CorpusError(_not_utf8(source, name, column, first)) from cause
+    return whole
+
+
+def _not_utf8(source: str, name: str, column: pa.ChunkedArray, first: int) -> str:
+    """The first row of a column that is not UTF-8, and what to do about it."""
+    remedy = NAME_ENCODING if kind_of(source) in KINDS[1:] else "write it again as UTF-8"
+    plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    values = (value for chunk in plain.cast(pa.large_binary()).chunks for value in chunk)
+    for row, value in enumerate(values, first + 1):
+        if value.is_valid and (told := not_utf8(value.as_py(), remedy)):
+            return f"corpus {source} row {row}: column {name!r} {told}"
+    return f"corpus {source}: column {name!r} is not UTF-8; {remedy}"
+
+
+def id_values(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
+    """Ids as strings. Raises CorpusError for what is no id."""
+    try:
+        return _whole(column, pa.string())
+    except pa.ArrowException as cause:
+        raise CorpusError(
+            f"corpus {source}: column {name!r} holds {column.type}, which is no id; "
+            "rename it, or name another id_column"
+        ) from cause
+
+
+def plain_labels(source: str, name: str, column: pa.ChunkedArray, first: int) -> pa.Array:
+    """Labels in the widest type of their kind, so that files may differ in the narrow ones."""
+    try:
+        return _plain(column)
+    except pa.ArrowInvalid as cause:
+        raise CorpusError(_not_utf8(source, name, column, first)) from cause
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if kind in (*_TEXT_TYPES, *_BYTES_TYPES):
+        return _whole(column, pa.large_string())
+    if pa.types.is_integer(kind) and kind != pa.uint64():
+        return _whole(column, pa.int64())
+    return _whole(column, pa.float64() if pa.types.is_floating(kind) else kind)
+
+
+def _whole(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array:
+    cast = _with_known_words(column).cast(kind) if kind is not None else column
+    return cast.combine_chunks() if cast.num_chunks != 1 else cast.chunk(0)
+
+
+def _with_known_words(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A dictionary of string views, as polars has categories, as one of strings: pyarrow cannot
+    decode the former."""
+    kind = column.type
+    if not pa.types.is_dictionary(kind) or kind.value_type != pa.string_view():
+        return column
+    chunks = [
+        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.large_string()))
+        for chunk in column.chunks
+    ]
+    return pa.chunked_array(chunks, pa.dictionary(kind.index_type, pa.large_string()))
+
 
 OPTIONAL = "?"
 """Behind the name of a text column that may be blank."""
