@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .canonical import canonical_json
+from .keys import canonical_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

@@ -1,16 +1,21 @@
-"""Example keys: what a teacher was asked, as 128 bits.
+"""Names made of content: the key of an example, and the digest of settings.
 
-The key of an example is the BLAKE2b hash (16-byte digest, no key, salt or personalisation) of its
-text segments in order, each preceded by its byte length as an unsigned 64-bit little-endian
-integer, each in UTF-8 without normalisation. The prefix makes the encoding of a segment list
-unique: ("ab", "c") and ("a", "bc") never share a key. Nothing else enters: not the row, not the
-file, not the label. So a text is asked once, whatever corpora it appears in.
+The key of an example, what a teacher was asked, is the BLAKE2b hash (16-byte digest, no key, salt
+or personalisation) of its text segments in order, each preceded by its byte length as an unsigned
+64-bit little-endian integer, each in UTF-8 without normalisation. The prefix makes the encoding of
+a segment list unique: ("ab", "c") and ("a", "bc") never share a key. Nothing else enters: not the
+row, not the file, not the label. So a text is asked once, whatever corpora it appears in. Cost:
+about 1 µs an example; two different examples among 10^12 collide with probability 10^-15.
 
-Cost: about 1 µs an example; two different examples among 10^12 collide with probability 10^-15.
+Equal settings hash to equal fingerprints by canonical JSON, one byte string per value: UTF-8, keys
+sorted by code point, no white space, no NaN or infinity, floats in Python's shortest form that
+reads back equal. Integers and floats stay apart: 1 and 1.0 are different settings.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,3 +56,16 @@ def first_occurrences(keys: KeyArray) -> npt.NDArray[np.int64]:
     new = np.ones(len(order), dtype=bool)
     new[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0)
     return np.sort(order[new])
+
+
+def canonical_json(value: Any) -> bytes:
+    """`value` as canonical JSON. Raises ValueError for NaN, infinity and foreign types."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode("utf-8")
+
+
+def digest(value: Any) -> str:
+    """The first 128 bits of the SHA-256 of the canonical JSON, as 32 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:32]

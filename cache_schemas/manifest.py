@@ -4,9 +4,18 @@
 and makes it visible. None of the three holds a date, a time or a host, so that equal work leaves
 equal bytes; those are in `RunRecord`, one per run, which readers may ignore.
 
+`CacheIndex` is all documents of a cache in one file, `index.json`: what a reader fetches first from
+a place that is slow to list or cannot be listed. It holds nothing that the other documents do not.
+
+A digest names the content of a cache: SHA-256 over one line a commit record, sorted, each the
+teacher's fingerprint, a space, and the record as canonical JSON. Records hold the checksum of every
+file, so equal digests mean equal answers under equal fingerprints, as far as the checksums can tell
+(XXH3 finds damage, not forgery).
+
 Documents may come from strangers: what they claim is bounded here, before anybody allocates it.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,9 +32,10 @@ from pydantic import (
     model_validator,
 )
 
+from .codings import Fidelity, combined
 from .errors import CacheError, CacheVersionError, DamagedCacheError
 from .features import AxisName, FeatureName, FeatureSpec, TableName
-from .fidelity import Fidelity, combined
+from .keys import canonical_json
 from .layout import ROWS_TABLE
 from .teachers import Fingerprint, TeacherSpec
 
@@ -234,3 +244,45 @@ def fidelity_of(commits: Iterable[CommitRecord]) -> dict[str, Fidelity]:
         for name, measured in commit.fidelity.items():
             samples.setdefault(name, []).append(measured)
     return {name: combined(each) for name, each in sorted(samples.items())}
+
+
+RunId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z_-]{0,99}$")]
+"""Also the name of the run's document."""
+
+
+def content_digest(commits: Iterable[tuple[Fingerprint, CommitRecord]]) -> str:
+    """64 hexadecimal digits that name a set of commits, in whatever order they are given."""
+    lines = sorted(
+        fingerprint.encode() + b" " + canonical_json(record.model_dump(mode="json")) + b"\n"
+        for fingerprint, record in commits
+    )
+    return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+class TeacherIndex(Document):
+    """One teacher of a cache: its manifest, commits in shard order, runs by id, and what is missing
+    if the cache holds a part."""
+
+    manifest: TeacherManifest
+    commits: tuple[CommitRecord, ...]
+    runs: dict[RunId, RunRecord] = Field(default_factory=dict)
+    part: PartRecord | None = None
+
+
+class CacheIndex(Document):
+    """`index.json`: every document of a cache."""
+
+    max_bytes: ClassVar[int] = 2**27
+    """128 MiB, about 200,000 shards."""
+
+    cache: CacheManifest = CacheManifest()
+    teachers: tuple[TeacherIndex, ...]
+
+    @property
+    def digest(self) -> str:
+        """The content digest of all that is listed."""
+        return content_digest(
+            (teacher.manifest.fingerprint, record)
+            for teacher in self.teachers
+            for record in teacher.commits
+        )

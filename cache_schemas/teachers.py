@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from .canonical import canonical_json, digest
 from .features import FeatureSpec
+from .keys import canonical_json, digest
 
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """128 bits in hexadecimal; also the name of the teacher's folder."""

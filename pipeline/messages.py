@@ -20,7 +20,7 @@ from ..cache_schemas.errors import one_line, shown_url
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..cache_schemas.fidelity import Fidelity
+    from ..cache_schemas.codings import Fidelity
 
 LOGGER = logging.getLogger("armada")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..cache_schemas.codings import Fidelity
 from ..cache_schemas.errors import MissingKeysError
-from ..cache_schemas.fidelity import Fidelity
 from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import CommitRecord, CorpusRecord, RunRecord, TeacherManifest

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..cache_schemas.canonical import digest
 from ..cache_schemas.errors import InputError
+from ..cache_schemas.keys import digest
 from ..cache_schemas.locations import expand_home
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"})

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from armada.cache_schemas.contents import CacheIndex
+from armada.cache_schemas.manifest import CacheIndex
 from armada.stages.store.reading.reader import read_contents
 from armada.stages.store.transfer.index import read_origin
 from armada.stages.store.transfer.location import open_place

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from ...cache_schemas.codings import Fidelity
 from ...cache_schemas.features import FeatureSpec
-from ...cache_schemas.fidelity import Fidelity
 from ...cache_schemas.layout import ROWS_TABLE
 from ...cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
 from ..messages import counted, fidelity_in_words, size

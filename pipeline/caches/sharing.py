@@ -11,11 +11,10 @@ from typing import Any
 
 import yaml
 
-from ...cache_schemas.contents import CacheIndex
 from ...cache_schemas.errors import CacheError, JobError
 from ...cache_schemas.keys import first_occurrences
 from ...cache_schemas.locations import shown_url
-from ...cache_schemas.manifest import TeacherManifest
+from ...cache_schemas.manifest import CacheIndex, TeacherManifest
 from ...stages.corpus.corpus import PLAIN, Corpus, read_corpus
 from ...stages.corpus.files import require_use
 from ...stages.corpus.text_files import TextFormat

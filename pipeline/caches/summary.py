@@ -6,8 +6,7 @@ Of a cache at a URL, its index tells all of it.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...cache_schemas.contents import TeacherIndex
-from ...cache_schemas.manifest import CommitRecord, PartRecord, fidelity_of
+from ...cache_schemas.manifest import CommitRecord, PartRecord, TeacherIndex, fidelity_of
 from ...cache_schemas.teachers import told_apart
 from ...stages.store.format.manifests import choose_teacher, held_features, read_part
 from ...stages.store.reading.reader import Cache

@@ -4,7 +4,7 @@ What comes in: files and column names. What goes out: examples by number, their 
 where each came from. Every row is checked once, here: a row that is null, blank or repeats an id
 stops the run and is named, or is left out and listed when the job says `skip_bad_rows`. A text
 column that is named with a question mark behind (`context?`) may be blank in some rows. A column of
-chats (`chats.py`) is the one text column of its corpus.
+chats (`reading.py`) is the one text column of its corpus.
 """
 
 import bisect

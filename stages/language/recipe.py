@@ -28,9 +28,9 @@ from pydantic import (
     model_validator,
 )
 
-from ...cache_schemas.canonical import canonical_json
 from ...cache_schemas.chats import Turns, chat_turns
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.keys import canonical_json
 
 DEFAULT_DATE = "2025-01-01"
 """What the clock of templates says, unless it is told; any fixed date would do."""

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...cache_schemas.canonical import digest
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.keys import digest
 from ..tokenizing.long_texts import shortened
 from .recipe import Recipe, Written
 

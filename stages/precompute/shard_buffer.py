@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ...cache_schemas.codings import Fidelity, combined
 from ...cache_schemas.features import FeatureSpec
-from ...cache_schemas.fidelity import Fidelity, combined
 from ...cache_schemas.keys import KeyArray, keys_to_array
 from ..store.format.rows import joined
 from ..store.format.zarr_shards import fill_value

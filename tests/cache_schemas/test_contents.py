@@ -4,9 +4,15 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from armada.cache_schemas.contents import CacheIndex, TeacherIndex, content_digest
 from armada.cache_schemas.errors import DamagedCacheError
-from armada.cache_schemas.manifest import CommitRecord, FileRecord, parse_document
+from armada.cache_schemas.manifest import (
+    CacheIndex,
+    CommitRecord,
+    FileRecord,
+    TeacherIndex,
+    content_digest,
+    parse_document,
+)
 from small_caches import make_manifest
 
 FILE = FileRecord(bytes=12, xxh3_128="0123456789abcdef" * 2)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from armada.cache_schemas.canonical import canonical_json, digest
 from armada.cache_schemas.features import FeatureSpec
+from armada.cache_schemas.keys import canonical_json, digest
 from armada.cache_schemas.teachers import TeacherSpec, differences
 from armada.stages.precompute.teachers.hash import HashOptions, HashTeacher
 from hypothesis import given

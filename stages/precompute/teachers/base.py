@@ -23,8 +23,8 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from ....cache_schemas.codings import Fidelity
 from ....cache_schemas.features import FeatureSpec, StoredDtype
-from ....cache_schemas.fidelity import Fidelity
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...tokenizing.unknown import Unknown

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ....cache_schemas.canonical import digest
 from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.keys import digest
 from ...pretrained import one_line, quiet_transformers, refusing, require_vocabulary
 from ...sources import MODEL_FILE_PATTERNS, digest_files
 from ...tokenizing.long_texts import LONG, shortened

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ....cache_schemas.codings import DrawsCoding, TopKCoding
-from ....cache_schemas.fidelity import Fidelity
+from ....cache_schemas.codings import DrawsCoding, Fidelity, TopKCoding
 from ...language.tokens import by_text
 from ...store.codec.draws import encode_draws
 from ...store.codec.fidelity import measure_draws, measure_top_k

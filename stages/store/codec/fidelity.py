@@ -3,8 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from ....cache_schemas.codings import DrawsCoding, TopKCoding
-from ....cache_schemas.fidelity import Fidelity
+from ....cache_schemas.codings import DrawsCoding, Fidelity, TopKCoding
 from .answers import Floats, Integers
 from .bits import UInt8
 from .draws import decode_draws

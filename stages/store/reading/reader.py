@@ -18,13 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ....cache_schemas.contents import CacheIndex, TeacherIndex, content_digest
 from ....cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
 from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
 from ....cache_schemas.locations import expand_home
-from ....cache_schemas.manifest import RunRecord, TeacherManifest
+from ....cache_schemas.manifest import (
+    CacheIndex,
+    RunRecord,
+    TeacherIndex,
+    TeacherManifest,
+    content_digest,
+)
 from ..files.plain_files import entries, read_document
 from ..format.manifests import (
     choose_teacher,

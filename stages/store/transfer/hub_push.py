@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import StorageError
 from ....cache_schemas.layout import (
     CACHE_INDEX,
@@ -24,7 +23,7 @@ from ....cache_schemas.layout import (
     commit_file,
     teacher_folder,
 )
-from ....cache_schemas.manifest import CacheManifest
+from ....cache_schemas.manifest import CacheIndex, CacheManifest, TeacherIndex
 from ..files.plain_files import check_file
 from . import retries
 from .arrivals import refuse_other, shard_files

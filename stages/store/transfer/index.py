@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable
 from typing import TypeVar
 
-from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError, DamagedCacheError, StorageError
 from ....cache_schemas.layout import (
     CACHE_INDEX,
@@ -23,11 +22,13 @@ from ....cache_schemas.layout import (
     TEACHER_PART,
 )
 from ....cache_schemas.manifest import (
+    CacheIndex,
     CacheManifest,
     CommitRecord,
     Document,
     PartRecord,
     RunRecord,
+    TeacherIndex,
     TeacherManifest,
     check_cache_manifest,
     parse_document,

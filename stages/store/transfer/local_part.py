@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.errors import CacheError, OutputError
 from ....cache_schemas.layout import (
     CACHE_MANIFEST,
@@ -24,7 +23,13 @@ from ....cache_schemas.layout import (
     TEACHER_PART,
     teacher_folder,
 )
-from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
+from ....cache_schemas.manifest import (
+    CommitRecord,
+    PartRecord,
+    RunRecord,
+    TeacherIndex,
+    TeacherManifest,
+)
 from ..files.lock import give_back, locked, take
 from ..files.own_files import make_folder, remove_file, write_file
 from ..files.plain_files import read_document

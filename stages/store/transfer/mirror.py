@@ -24,12 +24,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.layout import MIRROR, TEACHER_MANIFEST, teacher_folder
 from ....cache_schemas.locations import expand_home, shown_url
-from ....cache_schemas.manifest import CommitRecord, Document
+from ....cache_schemas.manifest import CacheIndex, CommitRecord, Document, TeacherIndex
 from ..files.lock import locked
 from ..files.own_files import write_file
 from ..files.plain_files import read_document

@@ -24,9 +24,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ....cache_schemas.contents import TeacherIndex
 from ....cache_schemas.errors import CacheError, MissingFeatureError
 from ....cache_schemas.layout import ROWS_TABLE, commit_file, teacher_folder
+from ....cache_schemas.manifest import TeacherIndex
 from ..files.atomic import storage_error
 from ..files.lock import locked, open_lock, try_lock
 from ..files.own_files import make_folder, remove_file, write_file

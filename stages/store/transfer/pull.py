@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import (
     CacheError,
     DamagedCacheError,
@@ -31,7 +30,7 @@ from ....cache_schemas.errors import (
 )
 from ....cache_schemas.keys import KeyArray, first_occurrences
 from ....cache_schemas.layout import ROWS_TABLE
-from ....cache_schemas.manifest import CommitRecord
+from ....cache_schemas.manifest import CacheIndex, CommitRecord, TeacherIndex
 from ..files.plain_files import check_file
 from ..format.manifests import choose_teacher, held_features
 from ..format.rows import KeyIndex

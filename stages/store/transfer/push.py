@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....cache_schemas.contents import CacheIndex, TeacherIndex
 from ....cache_schemas.errors import CacheError
 from ....cache_schemas.layout import (
     CACHE_INDEX,
@@ -28,7 +27,7 @@ from ....cache_schemas.layout import (
     commit_file,
     teacher_folder,
 )
-from ....cache_schemas.manifest import CacheManifest, CommitRecord
+from ....cache_schemas.manifest import CacheIndex, CacheManifest, CommitRecord, TeacherIndex
 from ..files.lock import locked
 from ..files.own_files import write_file
 from ..files.plain_files import check_file

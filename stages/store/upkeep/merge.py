@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ....cache_schemas.codings import Fidelity, combined
 from ....cache_schemas.errors import CacheError, ReservationLostError
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.fidelity import Fidelity, combined
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.layout import ROWS_TABLE
 from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
-from ....cache_schemas.contents import content_digest
 from ....cache_schemas.errors import CacheError, CacheVersionError, DamagedCacheError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.layout import (
@@ -20,7 +19,13 @@ from ....cache_schemas.layout import (
     numbered,
     teacher_folder,
 )
-from ....cache_schemas.manifest import CommitRecord, PartRecord, RunRecord, TeacherManifest
+from ....cache_schemas.manifest import (
+    CommitRecord,
+    PartRecord,
+    RunRecord,
+    TeacherManifest,
+    content_digest,
+)
 from ..files.plain_files import Stamp, check_folders, entries, folders_of, read_document, stamp_of
 from ..format.manifests import (
     check_cache,

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ....cache_schemas.codings import Fidelity
 from ....cache_schemas.errors import ReservationLostError
-from ....cache_schemas.fidelity import Fidelity
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.layout import ROWS_TABLE, commit_file, shard_file, table_file
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest

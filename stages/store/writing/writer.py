@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ....cache_schemas.fidelity import Fidelity
+from ....cache_schemas.codings import Fidelity
 from ....cache_schemas.keys import KeyArray, first_occurrences
 from ....cache_schemas.layout import (
     ROWS_TABLE,

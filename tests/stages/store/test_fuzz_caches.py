@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from armada.cache_schemas.contents import CacheIndex
 from armada.cache_schemas.errors import ArmadaError, CacheError, DamagedCacheError
 from armada.cache_schemas.features import FeatureSpec
-from armada.cache_schemas.manifest import CorpusRecord, RunRecord, parse_document
+from armada.cache_schemas.manifest import CacheIndex, CorpusRecord, RunRecord, parse_document
 from armada.stages.store.format.tables import read_keys, read_whole_table
 from armada.stages.store.reading.reader import Cache, open_cache, read_contents
 from armada.stages.store.upkeep.repair import carry_out, plan_repair

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import zarr
-from armada.cache_schemas.contents import content_digest
 from armada.cache_schemas.errors import CacheError, CacheVersionError, DamagedCacheError
 from armada.cache_schemas.features import FeatureSpec
+from armada.cache_schemas.manifest import content_digest
 from armada.stages.store.format.manifests import list_teachers, read_commits
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.upkeep.survey import survey_cache

@@ -10,9 +10,8 @@ from armada.stages.language.tokens import encode_texts
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.tokenized import TextTokenizer, TokenizedOptions
 from armada.stages.tokenizing import long_texts
-from armada.stages.tokenizing.long_texts import shortened, shortened_pair
+from armada.stages.tokenizing.long_texts import shortened, shortened_pair, stretches
 from armada.stages.tokenizing.partings import PARTINGS, is_local, partings, takes_all
-from armada.stages.tokenizing.stretches import stretches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import make_tokenizer

@@ -3,8 +3,7 @@
 import hypothesis
 import numpy as np
 import pytest
-from armada.cache_schemas.codings import DrawsCoding, TopKCoding
-from armada.cache_schemas.fidelity import Fidelity, combined
+from armada.cache_schemas.codings import DrawsCoding, Fidelity, TopKCoding, combined
 from armada.stages.store.codec.draws import encode_draws
 from armada.stages.store.codec.fidelity import measure_draws, measure_top_k
 from armada.stages.store.codec.top_k import encode_top_k

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from armada.cache_schemas.contents import CacheIndex
 from armada.cache_schemas.errors import ArmadaError, CacheVersionError, DamagedCacheError
+from armada.cache_schemas.manifest import CacheIndex
 from armada.stages.store.transfer.index import parse_index
 from file_server import serving
 from hypothesis import HealthCheck, given, settings

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import armada
 import pytest
-from armada.cache_schemas.contents import CacheIndex
 from armada.cache_schemas.errors import CacheError, DamagedCacheError, StorageError
 from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
+from armada.cache_schemas.manifest import CacheIndex
 from armada.stages.store.reading.reader import read_contents, read_digest
 from armada.stages.store.transfer import hub_push
 from armada.stages.store.transfer.hub_place import HubPlace

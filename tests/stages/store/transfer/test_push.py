@@ -7,10 +7,9 @@ from pathlib import Path
 import fsspec
 import pytest
 import zarr
-from armada.cache_schemas.contents import CacheIndex
 from armada.cache_schemas.errors import CacheError, DamagedCacheError
 from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
-from armada.cache_schemas.manifest import RunRecord, parse_document
+from armada.cache_schemas.manifest import CacheIndex, RunRecord, parse_document
 from armada.stages.store.reading.reader import open_cache, read_contents, read_digest
 from armada.stages.store.transfer.index import read_origin
 from armada.stages.store.transfer.place import RemotePlace
