@@ -11,6 +11,7 @@ from ..stages.store.reading.memory import COLD_SHARE
 from .distill_job import DistillJob
 from .environment import choose_device
 from .messages import LOGGER, counted, size, warn
+from .run_data import read_data, task_of
 from .run_folder import (
     JOB,
     METRICS,
@@ -22,10 +23,11 @@ from .run_folder import (
     tidy,
     write_json,
 )
-from .seed_run import Metrics, SeedRun, resolved
+from .seed_run import SeedRun, resolved
 from .signals import telling_what_is_kept
-from .student_data import StudentData, read_student_data
+from .student_data import StudentData
 from .student_push import check_student_push
+from .task import Metrics
 from .terms import Term, terms_of
 
 
@@ -64,7 +66,8 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
     if group.first:
         _warn_of_random_reads(job, data)
     if len(job.seeds) == 1:
-        return _seed_run(job)(job, job.output, job.seeds[0], data, terms, group, quiet).run()
+        run = SeedRun(job, job.output, job.seeds[0], data, terms, task_of(job), group, quiet)
+        return run.run()
     summary = summarise(_run_seeds(job, data, terms, group, quiet))
     if group.first:
         write_json(job.output / METRICS, summary)
@@ -87,23 +90,6 @@ def _kept(job: DistillJob) -> str:
     return f"kept: {', '.join(kept)}; --resume goes on from there"
 
 
-def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
-    """Everything a job names, read, checked and joined. Raises InputError for whatever is wrong."""
-    if job.task != "language":
-        return read_student_data(job, terms)
-    from .language.data import read_language_data
-
-    return read_language_data(job, terms)
-
-
-def _seed_run(job: DistillJob) -> type[SeedRun]:
-    if job.task != "language":
-        return SeedRun
-    from .language.run import LanguageSeedRun
-
-    return LanguageSeedRun
-
-
 def _check_processes(job: DistillJob, group: Processes) -> None:
     if job.batch_size < group.count:
         raise JobError(
@@ -122,7 +108,7 @@ def _check_processes(job: DistillJob, group: Processes) -> None:
 def _warn_of_random_reads(job: DistillJob, data: StudentData) -> None:
     if choose_device(job.device).type != "cpu":
         return
-    for source in data.sources.values():
+    for source in data.of_texts.values():
         feature, asked = source.feature, source.placement or job.placement
         if feature.access == "cold" and asked == "auto":
             warn(
@@ -155,9 +141,10 @@ def _run_seeds(
 ) -> list[Metrics]:
     if group.first:
         claim(job.output, resolved(job), job.resume)
+    task = task_of(job)
     try:
         return [
-            _seed_run(job)(job, job.output / f"seed-{seed}", seed, data, terms, group, quiet).run()
+            SeedRun(job, job.output / f"seed-{seed}", seed, data, terms, task, group, quiet).run()
             for seed in job.seeds
         ]
     except InputError:

@@ -13,12 +13,13 @@ from ..stages.corpus.labels import Task
 from ..stages.distill.adapters import LoraSettings
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives.base import SOURCE
+from ..stages.distill.objectives.tokens import TokensOptions
 from ..stages.distill.settings import SCRATCH_LEARNING_RATE, TrainingSettings
 from ..stages.distill.student import StudentSettings
 from ..stages.distill.student_source import SCRATCH
 from .corpus_keys import TextFormatKeys
 from .jobs import Job, make, unknown_key
-from .language.keys import LanguageKeys
+from .language.keys import LanguageKeys, with_token_teacher
 from .objective_keys import (
     ONCE_SHARED,
     CacheKeys,
@@ -55,7 +56,7 @@ class CorpusKeys(TextFormatKeys):
     task: Task | Literal["language"] | None = Field(
         default=None,
         description="classification or regression, told from the labels if left out; or language: "
-        "the student is a causal language model and learns words",
+        "the student is a causal language model and learns the next token",
     )
     num_labels: int | None = Field(
         default=None, ge=1, description="number of classes; told from the labels if left out"
@@ -156,12 +157,14 @@ class DistillJob(
     def _others_are_options(cls, keys: Any) -> Any:
         if not isinstance(keys, Mapping):
             return keys
-        own = cls._with_options(keys)
+        own = cls._with_options(with_token_teacher(keys, cls.model_fields))
         if not isinstance(own["options"], Mapping):
             return own
         name = own.get("objective", cls.model_fields["objective"].default)
         if own.get("objectives") is None:
             if isinstance(name, str):
+                if own.get("task") != "language":
+                    _refuse_token_options(own["options"])
                 own["options"] = complete_options(
                     name, own["options"], cls.model_fields, once_shared=True
                 )
@@ -272,6 +275,13 @@ class DistillJob(
     def seeds(self) -> tuple[int, ...]:
         """All seeds to run."""
         return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+
+def _refuse_token_options(options: Mapping[str, Any]) -> None:
+    """Of a job of another task than language, where nobody reads them."""
+    for key, field in TokensOptions.model_fields.items():
+        if key != "alpha" and options.get(key, field.default) != field.default:
+            raise JobError(f"job key {key!r}: is for language models; say task=language")
 
 
 def _made(model: type[Job], keys: Any, what: str) -> Any:

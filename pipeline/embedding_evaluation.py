@@ -12,6 +12,7 @@ from .distill_job import CorpusKeys
 from .environment import choose_device
 from .evaluate_job import EvaluateJob
 from .jobs import make
+from .missing import missing_keys
 from .objective_keys import CacheKeys
 from .student_data import read_labelled
 
@@ -32,7 +33,11 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
     answers = open_answers(make(CacheKeys, named))
     feature = job.feature or answers.cache.features[0]
     cache = answers.of(feature, [labelled.corpus]).cache
-    labelled, rows = labelled.found_in(cache, feature, job.skip_bad_rows)
+    rows = cache.find(labelled.corpus.keys(), feature)
+    missing = np.flatnonzero(rows < 0)
+    if len(missing) and not (job.skip_bad_rows and len(missing) < len(rows)):
+        raise missing_keys(cache, labelled.corpus, missing, [feature])
+    labelled, rows = labelled.without(missing, "not in the cache"), rows[rows >= 0]
     wanted = cache[feature].gather(rows).astype(np.float64)
     wanted = wanted.reshape(len(wanted), -1)
     texts = [segments for batch in labelled.corpus.batches() for segments in batch]

@@ -30,6 +30,7 @@ from ..cache_schemas.locations import shown
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.sum import WeightSchedule
+from ..stages.distill.objectives.tokens import TokensOptions
 from ..stages.distill.placement import Placement
 from ..stages.store.transfer.location import is_local, local_path
 from .byte_counts import ByteCount
@@ -41,7 +42,7 @@ ONCE_SHARED = frozenset(
         *("alpha", "beta", "gamma", "temperature", "manifold", "distance", "aligner_hidden_size"),
         *("orthogonal_map", "orthogonal_projection"),
     }
-)
+) | (TokensOptions.model_fields.keys())
 """Options that were keys of every job once, whatever its objective: finished runs still have them
 all in their job files."""
 
@@ -207,12 +208,16 @@ def complete_options(
         return dict(given)
     if name == "tokens" and "temperature" in given:
         raise JobError(
-            f"job key 'temperature': {given['temperature']}: is of outputs for classes; words are "
+            f"job key 'temperature': {given['temperature']}: is of outputs for classes; tokens are "
             "softened by token_temperature"
         )
     unread = given.keys() & ONCE_SHARED - options.model_fields.keys() if once_shared else set()
     for key in sorted(unread):
-        LOGGER.warning(f"{_no_option(name, key, options, beside)}; left out, and refused later on")
+        field = TokensOptions.model_fields.get(key)
+        if key == "alpha" or field is None or given[key] != field.default:
+            LOGGER.warning(
+                f"{_no_option(name, key, options, beside)}; left out, and refused later on"
+            )
     given = {key: value for key, value in given.items() if key not in unread}
     for key in given:
         if key not in options.model_fields:

@@ -17,18 +17,13 @@ from transformers import set_seed
 
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import count_missing
-from ..stages.distill.batches import DistillDataset
 from ..stages.distill.checkpoints import steps_done
-from ..stages.distill.embedding_student import has_length_1
-from ..stages.distill.export import StudentCard, save_aligners, save_student
-from ..stages.distill.model import DistillModel, TrainedModel
+from ..stages.distill.export import save_aligners
+from ..stages.distill.model import TrainedModel
 from ..stages.distill.objectives.base import Objective, Sizes
-from ..stages.distill.objectives.feature import FeatureObjective
 from ..stages.distill.placement import Where
 from ..stages.distill.processes import Processes
 from ..stages.distill.speed import speed_up
-from ..stages.distill.student_source import default_max_length, load_student
-from ..stages.distill.tokens import choose_max_length
 from ..stages.distill.training import Run, Training, check_checkpoint, placements, train
 from ..stages.store.files.atomic import follow_umask
 from .distill_job import DistillJob
@@ -47,30 +42,13 @@ from .run_folder import (
     write_json,
 )
 from .student_data import StudentData
+from .task import Built, Metrics, Plan, Task
 from .terms import Term, build_objective
-
-LENGTH_ROWS = 64
-"""How many examples tell whether a feature has length 1."""
-
-Metrics = dict[str, Any]
 
 
 def resolved(job: DistillJob) -> dict[str, Any]:
     """All keys of a job with their values, as plain data."""
     return job.model_dump(mode="json")
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """What one seed trains, and with what."""
-
-    model: TrainedModel
-    tokenizer: Any
-    max_length: int
-    train: DistillDataset
-    validation: DistillDataset | None
-    data: StudentData
-    """Without rows that turned out to be of no use once they were tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +60,7 @@ class SeedRun:
     seed: int
     data: StudentData
     terms: Sequence[Term]
+    task: Task
     group: Processes
     quiet: bool
 
@@ -95,7 +74,7 @@ class SeedRun:
         set_seed(self.seed)
         provenance = _provenance(self.job, self.data, self.group)
         check_same_data(self.folder, provenance)
-        built = self._build()
+        built = self.task.build(self._plan, self._objective)
         run = self._prepare(built)
         if self.group.first:
             # From here on the folder is this run's; everything that can be refused has been.
@@ -109,37 +88,17 @@ class SeedRun:
         return metrics
 
     @property
-    def _warns(self) -> bool:
-        """Whether this run says what is the same in all seeds and processes."""
-        return self.seed == self.job.seeds[0] and self.group.first
-
-    def _build(self) -> Built:
-        job, data = self.job, self.data
-        student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout)
-        if self._warns:
-            data.train.warn_of_unknown(tokenizer)
-        usual = default_max_length(job, data.space)
-        max_length = choose_max_length(job.max_length, tokenizer, student.backbone, usual)
-        objective = self._objective(student.dim)
-        validation = None
-        if data.validation is not None:
-            validation = data.validation.dataset(tokenizer, max_length, data.validation_gathers())
-        return Built(
-            model=DistillModel(student, objective),
-            tokenizer=tokenizer,
-            max_length=max_length,
-            train=data.train.dataset(tokenizer, max_length, data.gathers(self.seed)),
-            validation=validation,
-            data=data,
-        )
+    def _plan(self) -> Plan:
+        warns = self.seed == self.job.seeds[0] and self.group.first
+        return Plan(self.job, self.terms, self.data, self.seed, warns)
 
     def _objective(self, width: int) -> Objective:
         """What a student of some width learns by, drawn anew."""
         space = self.data.space
         sizes = Sizes(width, space.num_labels, space.regression, None, dropout=self.job.dropout)
-        built = build_objective(self.terms, sizes, self.data.shapes)
+        built = build_objective(self.terms, sizes, self.data.shapes, self.task.scores)
         for part, term in zip(built.parts, self.terms, strict=True):
-            if part.aligner is None and not self._as_drawn.isdisjoint(part.sources):
+            if part.aligner is None and not self._random_aligners.isdisjoint(part.sources):
                 raise JobError(
                     f"control random-aligner: objective {term.keys.name!r} says that it has an "
                     "aligner, and none of its parts is called `aligner`"
@@ -148,8 +107,15 @@ class SeedRun:
 
     @property
     def _as_drawn(self) -> set[str]:
-        """Sources whose aligners do not learn."""
-        sources = self.data.sources.items()
+        """Sources whose aligners do not learn: without labels nothing teaches them, and they stay
+        orthogonal maps."""
+        unlabelled = self.data.space.task == "none"
+        return set(self.data.of_texts) if unlabelled else self._random_aligners
+
+    @property
+    def _random_aligners(self) -> set[str]:
+        """Sources whose control is that their aligner stays as it was drawn."""
+        sources = self.data.of_texts.items()
         return {name for name, each in sources if each.control.name == "random-aligner"}
 
     def _prepare(self, built: Built) -> Run:
@@ -165,9 +131,10 @@ class SeedRun:
             folder=self.folder,
             name=self._name(),
             as_drawn=self._as_drawn,
-            placements={n: s.placement for n, s in self.data.sources.items() if s.placement},
+            placements={n: s.placement for n, s in self.data.of_texts.items() if s.placement},
             from_afar=self.data.from_afar,
             processes=self.group,
+            trainer=self.task.trainer,
             on_log=self._log,
         )
         check_checkpoint(run)
@@ -194,37 +161,14 @@ class SeedRun:
             return train(replace(run, on_step=progress.advance))
 
     def _write(self, model: TrainedModel, built: Built, metrics: Metrics) -> None:
-        self._save(model, built, metrics)
+        student = self.folder / "student"
+        self.task.save(self._plan, student, model, built)
+        readme = model_card(self.job, metrics, self.data, model.student, student)
+        (student / "README.md").write_text(readme, encoding="utf-8")
         save_aligners(self.folder / "aligner", model.objective)
         follow_umask(self.folder)
         write_json(self.folder / METRICS, metrics)
         tidy(self.folder)
-
-    def _save(self, model: TrainedModel, built: Built, metrics: Metrics) -> None:
-        """Write the student folder."""
-        student = model.student
-        card = StudentCard(
-            space=self.data.space,
-            pooling=student.pooling,
-            dropout=student.dropout,
-            max_length=built.max_length,
-            text_columns=self.job.text_column,
-            label_column=self.job.label_column,
-            metric=self.data.metric,
-        )
-        folder = self.folder / "student"
-        save_student(folder, student, built.tokenizer, model.objective, card, self._has_length_1())
-        readme = model_card(self.job, metrics, self.data, student, folder)
-        (folder / "README.md").write_text(readme, encoding="utf-8")
-
-    def _has_length_1(self) -> bool:
-        """Whether the first feature that is learned has length 1."""
-        learned = [term for term in self.terms if term.objective is FeatureObjective]
-        if not learned:
-            return False
-        (reading,) = learned[0].readings
-        rows = self.data.train.cache_rows[reading.source]
-        return has_length_1(self.data.sources[reading.source].feature.gather(rows[:LENGTH_ROWS]))
 
 
 def _metrics(

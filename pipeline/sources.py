@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..cache_schemas.errors import MissingFeatureError, MissingKeysError
+from ..cache_schemas.errors import JobError, MissingFeatureError, MissingKeysError
+from ..cache_schemas.features import FeatureSpec
 from ..cache_schemas.keys import KeyArray
+from ..cache_schemas.teachers import TeacherSpec
 from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.reading import column_name
 from ..stages.distill.controls import Control, other_places
@@ -19,12 +21,13 @@ from ..stages.distill.order import epoch_order
 from ..stages.distill.placement import Placement
 from ..stages.distill.schedules import ALIGNER_STREAM
 from ..stages.store.format.rows import Rows
-from ..stages.store.reading.feature_array import FeatureArray
+from ..stages.store.reading.feature_array import FeatureArray, RaggedArray
 from ..stages.store.reading.prefetch import BlockOrder
 from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
 from .answers import Answers, open_answers
 from .distill_job import DistillJob
+from .language.keys import GENERATED
 from .missing import SHOWN_MISSING, missing_keys
 from .objective_keys import TeacherKeys
 from .terms import Reading
@@ -59,7 +62,7 @@ class Source:
     in a corpus with those of all."""
 
     answers: Answers
-    feature: FeatureArray
+    spec: FeatureSpec
     columns: tuple[int, ...]
     control: Control
     placement: Placement | None
@@ -69,17 +72,32 @@ class Source:
         """The open cache."""
         return self.answers.cache
 
+    @property
+    def feature(self) -> FeatureArray:
+        """The feature of whole texts."""
+        return self.cache[self.spec.name]
+
+    @property
+    def of_tokens(self) -> RaggedArray:
+        """The feature of predicted tokens."""
+        return self.cache.ragged(self.spec.name)
+
+    @property
+    def teacher(self) -> TeacherSpec:
+        """Who was asked, and how."""
+        return self.cache.teacher.spec
+
     def find(self, keys: KeyArray) -> Rows:
         """The cache row of each key [N], -1 where there is none."""
-        return self.cache.find(keys, self.feature.spec.name)
+        return self.cache.find(keys, self.spec.name)
 
     def provenance(self) -> dict[str, Any]:
         """Where its answers come from."""
         return {
             "cache_digest": self.answers.digest,
             "teacher_fingerprint": self.cache.teacher.fingerprint,
-            "teacher": self.cache.teacher.spec.model_dump(mode="json"),
-            "feature": self.feature.spec.name,
+            "teacher": self.teacher.model_dump(mode="json"),
+            "feature": self.spec.name,
         }
 
 
@@ -99,15 +117,13 @@ def open_sources(
         if reading.teacher not in opened:
             opened[reading.teacher] = open_answers(keys)
         answers = opened[reading.teacher]
-        name = _feature(answers.cache, reading, len(teachers) > 1)
+        choose = _feature if reading.axis is None else _feature_of_tokens
+        name = choose(answers.cache, reading, len(teachers) > 1)
         answers = answers.of(name, [corpus.of_columns(own) for corpus in corpora])
-        sources[reading.source] = Source(
-            answers,
-            answers.cache[name],
-            own,
-            keys.parsed_control,
-            keys.placement,
-        )
+        cache = answers.cache
+        spec = (cache[name] if reading.axis is None else cache.ragged(name)).spec
+        control, placement = keys.parsed_control, keys.placement
+        sources[reading.source] = Source(answers, spec, own, control, placement)
     return sources
 
 
@@ -127,6 +143,34 @@ def _feature(cache: Cache, reading: Reading, of_several: bool) -> str:
     return name
 
 
+def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
+    teacher = cache.teacher.spec
+    if "tokenizer" not in teacher.settings:
+        raise JobError(f"job key 'teacher': a {teacher.kind} teaches no tokens; name a causal_lm")
+    if reading.feature == GENERATED:
+        if GENERATED not in cache.features:
+            raise JobError(
+                "responses generated: the teacher gave none; precompute with max_new_tokens, and "
+                "add_features=true if the cache is to keep what it has"
+            )
+        return GENERATED
+    known = [name for name in cache.features if _teaches_tokens(cache.feature_spec(name))]
+    if reading.feature in known:
+        return str(reading.feature)
+    if reading.feature is None and len(known) == 1:
+        return known[0]
+    told = f"{reading.teacher}: " if of_several else ""
+    what = "is missing" if reading.feature is None else f"{reading.feature!r} teaches no tokens"
+    raise JobError(
+        f"{told}job key 'feature': {what}; the teacher has {', '.join(known) or 'none that does'}"
+    )
+
+
+def _teaches_tokens(spec: FeatureSpec) -> bool:
+    """Whether a feature tells probabilities of predicted tokens."""
+    return spec.axis == "predictions" and (spec.coding is not None or not spec.whole)
+
+
 def missing_of_sources(
     sources: Mapping[str, Source], corpus: Corpus, rows: Mapping[str, Rows]
 ) -> MissingKeysError:
@@ -136,7 +180,7 @@ def missing_of_sources(
     if len(sources) == 1:
         ((name, missing),) = lacking.items()
         source = sources[name]
-        return missing_keys(source.cache, corpus, missing, [source.feature.spec.name])
+        return missing_keys(source.cache, corpus, missing, [source.spec.name])
     counts = ", ".join(
         f"{len(missing)} in that of {name} ({sources[name].cache.teacher.fingerprint[:12]})"
         for name, missing in lacking.items()

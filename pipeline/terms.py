@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..cache_schemas.errors import JobError
+from ..cache_schemas.features import AxisName
 from ..stages.distill.objectives import OBJECTIVES
-from ..stages.distill.objectives.base import Objective, Shape, Sizes
+from ..stages.distill.objectives.base import Objective, Shape, Sizes, StudentTensor
 from ..stages.distill.objectives.sum import SummedObjective
 from .distill_job import DistillJob
 from .language.checks import check_language_job, check_other_job
+from .language.keys import GENERATED
 from .objective_keys import ObjectiveKeys, TeacherKeys
 
 UNDISTILLED = ObjectiveKeys(name="undistilled")
@@ -25,6 +27,8 @@ class Reading:
     feature: str | None
     logits_for: str | None = None
     """The objective that takes its numbers for logits of the student's classes, if one does."""
+    axis: AxisName | None = None
+    """What the feature has a row for: `predictions`, each predicted token; None: each text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,19 @@ class Term:
         """Its parts, drawn anew. Raises JobError."""
         built = self.objective(self.objective.Options(**self.keys.options), sizes)
         built.label = self.label
-        built.sources = tuple(reading.source for reading in self.readings)
+        built.sources = self.sources
         return built
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether what it reads of teachers is about predicted tokens."""
+        return self.objective.reads.axis is not None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of what it is told of a batch. Answers about tokens are read as its options say:
+        they have its own name."""
+        return (self.label,) if self.reads_tokens else tuple(r.source for r in self.readings)
 
 
 def terms_of(job: DistillJob) -> tuple[Term, ...]:
@@ -51,13 +66,18 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
     classes = [OBJECTIVES.load(each.name) for each in keys]
     teachers = job.all_teachers
     named = [_teacher(*pair, teachers) for pair in zip(keys, classes, strict=True)]
-    readings = list(_readings(keys, classes, named, teachers))
+    asked = [
+        () if teacher is None else _features(own, objective, teachers[teacher], job.responses)
+        for own, objective, teacher in zip(keys, classes, named, strict=True)
+    ]
+    readings = list(_readings(keys, classes, named, asked))
     if job.teachers is not None and keys != (UNDISTILLED,):
         for name in teachers.keys() - set(named):
             raise JobError(f"teacher {name}: no objective reads it; leave it out")
     labels = _labels(keys, named)
     terms = tuple(map(Term, labels, keys, classes, readings))
     for term in terms:
+        _check_student(term, job)
         _check_controls(term, teachers)
         if job.batch_size < term.objective.reads.least_rows:
             raise JobError(
@@ -75,29 +95,28 @@ def readings_of(terms: Sequence[Term]) -> dict[str, Reading]:
     return {reading.source: found[reading.source] for term in terms for reading in term.readings}
 
 
-def build_objective(terms: Sequence[Term], sizes: Sizes, shapes: Mapping[str, Shape]) -> Objective:
-    """What a student learns by; `shapes` are those of the features of all sources. One objective
-    that counts once is itself, anything else their sum."""
+def build_objective(
+    terms: Sequence[Term], sizes: Sizes, shapes: Mapping[str, Shape], task: StudentTensor = "output"
+) -> Objective:
+    """What a student learns by; `shapes` are those of the features of all sources, `task` what of a
+    student the task is about. One objective that counts once is itself, anything else their sum;
+    and so is one beside which a language model has its tokens to learn."""
     parts = [term.build(_sizes_of(term, sizes, shapes)) for term in terms]
     weights = [term.keys.weight for term in terms]
-    if weights != [1]:
-        return SummedObjective(parts, weights, sizes)
-    (alone,) = parts
-    alone.label = ""
-    return alone
+    if weights == [1]:
+        parts[0].label = ""
+        if task == "output" or task in parts[0].reads.student:
+            return parts[0]
+    return SummedObjective(parts, weights, sizes)
 
 
 def _sizes_of(term: Term, sizes: Sizes, shapes: Mapping[str, Shape]) -> Sizes:
-    own = [shapes[reading.source] for reading in term.readings]
+    own = [] if term.reads_tokens else [shapes[reading.source] for reading in term.readings]
     return replace(sizes, feature_shape=own[0], more_shapes=tuple(own[1:])) if own else sizes
 
 
 def _objectives(job: DistillJob) -> tuple[ObjectiveKeys, ...]:
-    if job.task == "language":
-        check_language_job(job)
-        learns_feature = job.objective == "armada" and job.distilled
-        return job.all_objectives if learns_feature else (UNDISTILLED,)
-    check_other_job(job)
+    check_language_job(job) if job.task == "language" else check_other_job(job)
     plain = job.parsed_control.name == "undistilled" or job.objective == "undistilled"
     return (UNDISTILLED,) if plain else job.all_objectives
 
@@ -129,16 +148,11 @@ def _readings(
     keys: Sequence[ObjectiveKeys],
     classes: Sequence[type[Objective]],
     named: Sequence[str | None],
-    teachers: Mapping[str, TeacherKeys],
+    asked: Sequence[tuple[str | None, ...]],
 ) -> Iterator[tuple[Reading, ...]]:
-    asked = [
-        () if teacher is None else _features(own, objective, teachers[teacher])
-        for own, objective, teacher in zip(keys, classes, named, strict=True)
-    ]
-    of_teacher = {
-        name: {f for own, teacher in zip(asked, named, strict=True) if teacher == name for f in own}
-        for name in teachers
-    }
+    of_teacher: dict[str | None, set[str | None]] = {}
+    for teacher, features in zip(named, asked, strict=True):
+        of_teacher.setdefault(teacher, set()).update(features)
     for own, objective, teacher, features in zip(keys, classes, named, asked, strict=True):
         if teacher is None:
             yield ()
@@ -146,15 +160,23 @@ def _readings(
         several = len(of_teacher[teacher]) > 1
         logits_for = own.name if objective.reads.classes else None
         yield tuple(
-            Reading(_source(teacher, feature, several), teacher, feature, logits_for)
+            Reading(
+                _source(teacher, feature, several),
+                teacher,
+                feature,
+                logits_for,
+                objective.reads.axis,
+            )
             for feature in features
         )
 
 
 def _features(
-    keys: ObjectiveKeys, objective: type[Objective], teacher: TeacherKeys
+    keys: ObjectiveKeys, objective: type[Objective], teacher: TeacherKeys, responses: str
 ) -> tuple[str | None, ...]:
     reads = objective.reads
+    if reads.axis is not None and responses == "generated":
+        return (GENERATED,)
     found = keys.asked_features or (teacher.feature or reads.default_feature,)
     if reads.features is not None and len(found) != reads.features:
         raise JobError(
@@ -182,9 +204,36 @@ def _labels(keys: Sequence[ObjectiveKeys], named: Sequence[str | None]) -> list[
     ]
 
 
+def _check_student(term: Term, job: DistillJob) -> None:
+    """Raises JobError for an objective that reads what this kind of student does not have."""
+    name, reads = term.keys.name, term.objective.reads
+    if job.task != "language":
+        if reads.student == {"tokens"}:
+            raise JobError(f"objective {name}: is for language models; say task=language")
+        return
+    if "tokens" in reads.student:
+        return
+    if job.label_column is None and not reads.headless:
+        raise JobError(
+            f"objective {name}: is of labels, and job key 'label_column' is missing; a language "
+            "model learns without labels by tokens, feature or armada"
+        )
+    if job.packing != "none":
+        raise JobError(
+            f"packing {job.packing!r}: texts in one row share what objective {name} compares; use "
+            "packing none, or objective tokens alone"
+        )
+
+
 def _check_controls(term: Term, teachers: Mapping[str, TeacherKeys]) -> None:
     for reading in term.readings:
         control = teachers[reading.teacher].parsed_control.name
+        if term.reads_tokens and control != "none":
+            raise JobError(
+                f"control {teachers[reading.teacher].control}: is of features of whole texts, and "
+                f"objective {term.keys.name} reads none; use control=undistilled, or say the "
+                "control of each of several teachers"
+            )
         if control == "random-aligner" and not term.objective.has_aligner:
             raise JobError(
                 f"control random-aligner: objective {term.keys.name!r} has no aligner; choose "

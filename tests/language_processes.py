@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
-from armada.pipeline.language.data import read_language_data
-from armada.pipeline.language.run import LanguageSeedRun
-from armada.pipeline.seed_run import Built
+from armada.pipeline.language.task import LanguageTask
+from armada.pipeline.run_data import read_data
+from armada.pipeline.seed_run import SeedRun
+from armada.pipeline.task import Built, MakeObjective, Plan
 from armada.pipeline.terms import terms_of
 from armada.stages.distill.processes import processes
 from hangs import HANG_S
@@ -25,13 +26,11 @@ TESTS = Path(__file__).parent
 Keys = Mapping[str, Any]
 
 
-class InFloat64(LanguageSeedRun):
+class InFloat64(LanguageTask):
     """Rounding is then too small to hide anything."""
 
-    __slots__ = ()
-
-    def _build(self) -> Built:
-        built = LanguageSeedRun._build(self)
+    def build(self, plan: Plan, objective: MakeObjective) -> Built:
+        built = super().build(plan, objective)
         built.model.double()
         return built
 
@@ -39,8 +38,9 @@ class InFloat64(LanguageSeedRun):
 def run(keys: Keys) -> None:
     """A run of one job."""
     job = make(DistillJob, dict(keys))
-    data = read_language_data(job, terms_of(job))
-    InFloat64(job, job.output, job.seeds[0], data, terms_of(job), processes(), True).run()
+    terms = terms_of(job)
+    data = read_data(job, terms)
+    SeedRun(job, job.output, job.seeds[0], data, terms, InFloat64(), processes(), True).run()
 
 
 def run_in_two_processes(torchrun: Sequence[str], plan: Path, jobs: Sequence[Keys]) -> None:

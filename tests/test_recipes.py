@@ -126,9 +126,10 @@ def test_students_of_words_are_written_to_as_their_teacher_was(name: str) -> Non
         assert words[key] == students[key] == pictures[key]
     assert students["train"] == words["corpus"] == pictures["train"]
     jobs = [run.job for run in make_ablation(students).runs]
-    caches = {str(job.cache) for job in jobs} | {str(job.token_cache or job.cache) for job in jobs}
+    caches = {str(keys.cache) for job in jobs for keys in job.all_teachers.values()}
     assert caches == {words["cache"], pictures["cache"]}
-    assert {job.token_temperature for job in jobs} <= set(words["temperatures"])
+    tokens = [keys for job in jobs for keys in job.all_objectives if keys.name == "tokens"]
+    assert {keys.options["token_temperature"] for keys in tokens} <= set(words["temperatures"])
 
 
 OF_A_TASK = {"train", "validation", "corpus", "text_column", "cache", "output", "rows_per_shard"}

@@ -22,13 +22,13 @@ from ...cache_schemas.locations import shown
 from ...stages.distill.student_source import check_student
 from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import open_lock, try_lock
-from ..distill import read_data
 from ..distill_job import CorpusKeys, DistillJob
 from ..findings.findings import Findings, find
 from ..findings.runs import PLAN, read_run
 from ..language.keys import LanguageKeys
 from ..messages import CountProgress, counted, warn
 from ..objective_keys import CacheKeys
+from ..run_data import read_data
 from ..run_folder import check_free, make_folder, read_metrics, require_free, write_json
 from ..seed_run import resolved
 from ..signals import telling_what_is_kept

@@ -11,7 +11,6 @@ from typing import Any
 from ...cache_schemas.errors import JobError, shown_url
 from ...stages.corpus.hub_datasets import HUB_DATASET
 from ...stages.distill.evaluation import lower_is_better
-from ...stages.distill.token_loss.settings import TokenLossSettings
 from ...stages.store.transfer.location import is_local
 from ..distill_job import DistillJob
 from ..objective_keys import CacheKeys
@@ -64,9 +63,7 @@ _TEACHERS_SIDE = frozenset(
         *CacheKeys.model_fields,
         *("teachers", "objectives"),
         *("objective", "control", "schedule", "aligner_batch_size", "aligner_learning_rate"),
-        *TokenLossSettings.model_fields,
-        *("token_temperature", "tail", "responses", "cross_tokenizer"),
-        *("token_cache", "token_teacher", "token_feature"),
+        "responses",
     }
 )
 """What a student without a teacher has no use for, beside options of the objective."""

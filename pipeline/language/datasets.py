@@ -1,6 +1,6 @@
 """From the data of a language job to the rows that a student sees, each text with its answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,17 @@ from ...stages.distill.language.ahead import AheadDataset
 from ...stages.distill.language.batches import PackedTexts, pack
 from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.teachers import Answering, TeacherTokens
+from ...stages.distill.objectives.tokens import TokensOptions
 from ...stages.distill.order import Places
 from ...stages.language.recipe import Recipe
 from ...stages.language.tokens import TokenTexts, encode_texts
 from ..distill_job import DistillJob
 from ..messages import counted
-from ..student_data import LabelledCorpus
-from .data import LanguageData
+from ..student_data import LabelledCorpus, StudentData
+from ..task import Plan
 from .teacher_texts import (
     check_same_tokens,
+    check_tokenizer,
     matched_by_characters,
     with_generated,
     word_total,
@@ -52,13 +54,37 @@ class Encoding:
         return int(self.tokenizer.pad_token_id)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenTeacher:
+    """A source of answers to predicted tokens, and how an objective compares them."""
+
+    name: str
+    """What the objective is told them by."""
+    source: str
+    options: TokensOptions
+
+
+def token_teachers(plan: Plan, tokenizer: Any) -> list[TokenTeacher]:
+    """Those of a run. Raises JobError for one whose tokens are others than the student's."""
+    found = [
+        TokenTeacher(term.label, reading.source, TokensOptions(**term.keys.options))
+        for term in plan.terms
+        if term.reads_tokens
+        for reading in term.readings
+    ]
+    for each in found:
+        teacher = plan.data.sources[each.source].teacher
+        check_tokenizer(teacher, tokenizer, each.options.cross_tokenizer)
+    return found
+
+
 def learnable(
-    job: DistillJob, data: LanguageData, encoding: Encoding
-) -> tuple[LanguageData, TokenTexts]:
+    job: DistillJob, data: StudentData, teachers: Sequence[TokenTeacher], encoding: Encoding
+) -> tuple[StudentData, TokenTexts]:
     """The training examples of which something is to be predicted, and their tokens; others are
     left out and listed, or refused. Only a student's tokens show them: a prompt alone may be as
     long as a text may be."""
-    texts = _texts(job, data, encoding)
+    texts = _texts(job, data, teachers, encoding)
     empty = np.flatnonzero(texts.predicted == 0)
     if not len(empty):
         return data, texts
@@ -70,21 +96,31 @@ def learnable(
             "the file, or set skip_bad_rows=true to leave such rows out"
         )
     data = data.without(empty, "nothing of it is left to predict")
-    return data, _texts(job, data, encoding)
+    return data, _texts(job, data, teachers, encoding)
 
 
 def train_set(
-    job: DistillJob, data: LanguageData, texts: TokenTexts, encoding: Encoding, seed: int
+    job: DistillJob,
+    data: StudentData,
+    teachers: Sequence[TokenTeacher],
+    texts: TokenTexts,
+    encoding: Encoding,
+    seed: int,
 ) -> DistillDataset:
     """What a student is trained on; `texts` are those of the data. Raises an InputError where
     texts and answers do not fit."""
-    teacher, prompted = _teacher(job, data, texts, encoding.tokenizer), encoding.recipe.has_prompt
-    rows = pack(texts, job.packing, encoding.most, encoding.pad_id, teacher, prompted)
+    answering = {}
+    if job.responses == "corpus":
+        answering = {
+            each.name: _answering(data, each, texts, encoding.tokenizer) for each in teachers
+        }
+    prompted = encoding.recipe.has_prompt
+    rows = pack(texts, job.packing, encoding.most, encoding.pad_id, answering, prompted)
     labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
     return AheadDataset(rows, labels, data.gathers(seed), _names(data.train, rows))
 
 
-def validation_set(data: LanguageData, encoding: Encoding) -> DistillDataset | None:
+def validation_set(data: StudentData, encoding: Encoding) -> DistillDataset | None:
     """What a student is evaluated by: a row for each text."""
     if data.validation is None:
         return None
@@ -92,26 +128,28 @@ def validation_set(data: LanguageData, encoding: Encoding) -> DistillDataset | N
     return DistillDataset(rows, np.full(len(rows), MISSING), {})
 
 
-def _texts(job: DistillJob, data: LanguageData, encoding: Encoding) -> TokenTexts:
-    texts, words = encoding.texts(data.train, job.cross_tokenizer), data.words
-    if words is None or job.responses == "corpus":
+def _texts(
+    job: DistillJob, data: StudentData, teachers: Sequence[TokenTeacher], encoding: Encoding
+) -> TokenTexts:
+    texts = encoding.texts(data.train, any(each.options.cross_tokenizer for each in teachers))
+    if not teachers or job.responses == "corpus":
         return texts
-    return with_generated(texts, words.cache, words.rows, encoding.tokenizer, encoding.most)
+    (teacher,) = teachers
+    cache, rows = data.sources[teacher.source].cache, data.train.cache_rows[teacher.source]
+    return with_generated(texts, cache, rows, encoding.tokenizer, encoding.most)
 
 
-def _teacher(
-    job: DistillJob, data: LanguageData, texts: TokenTexts, tokenizer: Any
-) -> Answering | None:
-    words = data.words
-    if words is None or job.responses == "generated":
-        return None
-    feature = words.cache.ragged(words.feature)
-    answers = CachedAnswers(feature, job.token_temperature, job.tail)
-    answers.check(job.divergence, job.cross_tokenizer, word_total(words.spec))
-    if job.cross_tokenizer:
-        return matched_by_characters(answers, words.cache, words.rows, texts)
-    check_same_tokens(texts, words.cache, words.rows, feature, data.train.corpus, tokenizer)
-    return TeacherTokens(answers, words.rows)
+def _answering(
+    data: StudentData, teacher: TokenTeacher, texts: TokenTexts, tokenizer: Any
+) -> Answering:
+    source, rows = data.sources[teacher.source], data.train.cache_rows[teacher.source]
+    feature, options = source.of_tokens, teacher.options
+    answers = CachedAnswers(feature, options.token_temperature, options.tail)
+    answers.check(options.divergence, options.cross_tokenizer, word_total(source.teacher))
+    if options.cross_tokenizer:
+        return matched_by_characters(answers, source.cache, rows, texts)
+    check_same_tokens(texts, source.cache, rows, feature, data.train.corpus, tokenizer)
+    return TeacherTokens(answers, rows)
 
 
 def _names(train: LabelledCorpus, rows: PackedTexts) -> Callable[[Places], list[str]]:

@@ -13,8 +13,7 @@ from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import pack
 from ...stages.distill.language.evaluation import WordSums, respond, response_metrics
 from ...stages.distill.language.export import LanguageCard, load_language_folder
-from ...stages.distill.language.model import LanguageModel, WordLoss
-from ...stages.distill.language.settings import LanguageSettings
+from ...stages.distill.language.model import LanguageModel
 from ...stages.distill.language.student import LanguageStudent
 from ...stages.distill.objectives.base import ObjectiveOptions, Sizes
 from ...stages.distill.objectives.undistilled import UndistilledObjective
@@ -60,8 +59,7 @@ def _predicted(
 ) -> dict[str, float]:
     """Perplexity and its kin, over all predicted tokens."""
     sizes = Sizes(student.dim, 1, regression=False, feature_shape=None)
-    objective = UndistilledObjective(ObjectiveOptions(), sizes)
-    model = LanguageModel(student, objective, WordLoss(LanguageSettings(), 0.0, 1.0)).eval()
+    model = LanguageModel(student, UndistilledObjective(ObjectiveOptions(), sizes)).eval()
     rows, sums = pack(texts, "none", int(texts.lengths.max()), pad_id), WordSums()
     dataset = DistillDataset(rows, np.full(len(rows), MISSING), {})
     device = next(student.parameters()).device

@@ -1,23 +1,29 @@
 """The keys of a `distill` job that language models read, beside those of all students."""
 
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.distill.language.settings import LanguageSettings
+from ...stages.distill.objectives.base import SOURCE
+from ...stages.distill.objectives.tokens import TokensOptions
 from ...stages.language.recipe import LATER, Recipe
-from ...stages.store.transfer.location import is_local, local_path
 from ..jobs import make
+from ..messages import LOGGER
+from ..objective_keys import CacheKeys
 
-WORD_FEATURES = ("top_k", "draws", "dense")
-"""Features that teach words."""
+GENERATED = "generated_ids"
+"""The feature that holds a teacher's own responses."""
+
+_TOKEN_KEYS = ("token_cache", "token_teacher", "token_feature")
 
 
-class RecipeKeys(LanguageSettings):
-    """How texts are written; as for the teacher of words where there is one, else by default."""
+class LanguageKeys(LanguageSettings):
+    """Keys of students that are language models: how texts are written, where no teacher of tokens
+    says it, how they are packed, and what of them is to be predicted."""
 
     text_format: Literal["text", "plain", "chat"] | None = Field(
         default=None,
@@ -50,8 +56,20 @@ class RecipeKeys(LanguageSettings):
         "what it writes before one; appended: responses go on where the template asks",
     )
 
-    def recipe(self, teacher: TeacherSpec | None) -> Recipe:
-        """The recipe of a run. Raises JobError where the job contradicts the teacher."""
+    def recipe(self, teachers: Sequence[TeacherSpec]) -> Recipe:
+        """The recipe of a run, as that of all its teachers of tokens. Raises JobError where the job
+        contradicts a teacher, or one of them another."""
+        recipes = [self._recipe_of(teacher) for teacher in teachers]
+        for teacher, recipe in zip(teachers, recipes, strict=True):
+            if recipe != recipes[0]:
+                raise JobError(
+                    f"teachers: texts were written otherwise for {teacher.kind}:{teacher.name} "
+                    f"than for {teachers[0].kind}:{teachers[0].name}; ask both with the same "
+                    "settings"
+                )
+        return recipes[0] if recipes else self._recipe_of(None)
+
+    def _recipe_of(self, teacher: TeacherSpec | None) -> Recipe:
         told = {name: getattr(self, name) for name in Recipe.model_fields}
         asked = {name: value for name, value in told.items() if value is not None}
         if teacher is None:
@@ -79,42 +97,48 @@ class RecipeKeys(LanguageSettings):
         return given
 
 
-class LanguageKeys(RecipeKeys):
-    """Keys of students that are language models."""
-
-    token_cache: Path | str | None = Field(
-        default=None,
-        description="cache of a teacher of words, beside that of the feature (objective=armada); "
-        "default the same cache",
+def with_token_teacher(keys: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Keys of a job in which a teacher of tokens beside that of a feature, which earlier releases
+    named by `token_cache`, `token_teacher` and `token_feature`, is one of several teachers. `known`
+    are the keys of jobs; others are options of objectives. Raises JobError."""
+    told = {key: keys[key] for key in _TOKEN_KEYS if keys.get(key) is not None}
+    rest = {key: value for key, value in keys.items() if key not in _TOKEN_KEYS}
+    if not told:
+        return rest
+    if rest.get("teachers") or rest.get("objectives") or rest.get("objective") == "tokens":
+        raise JobError(
+            f"{', '.join(told)}: were for a teacher of tokens beside that of a feature; name both "
+            "in `teachers`, and in `objectives` what is learned from each"
+        )
+    LOGGER.warning(
+        f"{', '.join(told)}: the next release knows no such keys; name both teachers in `teachers`,"
+        " and in `objectives` what is learned from each"
     )
-    token_teacher: str | None = Field(
-        default=None, description="fingerprint of that teacher, or a prefix no other one shares"
-    )
-    token_feature: str | None = Field(
-        default=None, description="top_k, draws or dense; may be left out if there is one"
-    )
-
-    @field_validator("token_cache", mode="before")
-    @classmethod
-    def _words_at_path_or_url(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return local_path(value) if is_local(value) else value
-
-    @property
-    def beside_a_feature(self) -> bool:
-        """Whether a teacher of words is named beside the one of the feature."""
-        return any((self.token_cache, self.token_teacher, self.token_feature))
-
-
-def word_feature(held: tuple[str, ...], asked: str | None, key: str) -> str:
-    """The feature to learn words from. Raises JobError."""
-    known = [name for name in held if name in WORD_FEATURES]
-    if asked in known:
-        return str(asked)
-    if asked is None and len(known) == 1:
-        return known[0]
-    what = "is missing" if asked is None else f"{asked!r} teaches no words"
-    raise JobError(
-        f"job key {key!r}: {what}; the teacher has {', '.join(known) or 'none that does'}"
-    )
+    own = {key: rest.pop(key) for key in CacheKeys.model_fields if key in rest}
+    options = {**(rest.pop("options", None) or {})}
+    options |= {key: rest.pop(key) for key in [*rest] if key not in known}
+    tokens = {key: value for key, value in own.items() if key not in ("teacher", "feature")}
+    if "token_cache" in told:
+        tokens.pop("expect_digest", None)
+    tokens |= {key.removeprefix("token_"): value for key, value in told.items()}
+    return {
+        **rest,
+        "teachers": {SOURCE: own, "tokens": {**tokens, "control": "none"}},
+        "objective": None,
+        "objectives": [
+            {
+                "name": "tokens",
+                "teacher": "tokens",
+                **{key: v for key, v in options.items() if key in TokensOptions.model_fields},
+            },
+            {
+                "name": rest.get("objective") or "armada",
+                "teacher": SOURCE,
+                **{
+                    key: v
+                    for key, v in options.items()
+                    if key == "alpha" or key not in TokensOptions.model_fields
+                },
+            },
+        ],
+    }

@@ -13,9 +13,7 @@ from ...stages.language.tokens import Ids, TokenTexts, tokenizer_digest, words_d
 from ...stages.store.format.rows import Rows, arange_each
 from ...stages.store.reading.feature_array import RaggedArray
 from ...stages.store.reading.reader import Cache
-
-GENERATED = "generated_ids"
-"""The feature that holds a teacher's own responses."""
+from .keys import GENERATED
 
 _BLOCK = 4096
 """Texts whose tokens are compared at once."""

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from ...cache_schemas.errors import ArmadaError
 from ..answers import open_answers
-from ..distill import read_data
 from ..distill_job import DistillJob
 from ..findings.runs import FinishedRun
 from ..objective_keys import TeacherKeys
+from ..run_data import read_data
 from ..terms import terms_of
 
 MOST = 8

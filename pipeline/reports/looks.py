@@ -24,7 +24,8 @@ from ..environment import choose_device
 from ..findings.conditions import Condition
 from ..findings.findings import Row, Study
 from ..findings.runs import FinishedRun
-from ..student_data import LabelledCorpus, StudentData, read_student_data
+from ..run_data import read_data
+from ..student_data import LabelledCorpus, StudentData
 from ..terms import build_objective, terms_of
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def look(
     job = reference.readable_job(cache)
     if job.task == "language":
         raise JobError("they are language models, and pictures are of texts in classes")
-    data = read_student_data(job, terms_of(job))
+    data = read_data(job, terms_of(job))
     seen_with = _texts(data, texts, device)
     colours = _colours(job, seen_with.sample, data, colour_by)
     first, *others = _chosen(study, study.distilled)
@@ -243,7 +244,7 @@ def _colours(
         changes = {"label_column": colour_by, "task": None, "num_labels": None, "metric": None}
         other = job.model_copy(update=changes | {"validation": ()})
         try:
-            read = read_student_data(other, terms_of(other))
+            read = read_data(other, terms_of(other))
         except CorpusError as error:
             raise UnknownColumn(f"colour_by {colour_by!r}: {error}") from error
         space = read.space

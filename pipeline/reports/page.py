@@ -142,7 +142,7 @@ def _jobs(study: Study) -> dict[str, Any]:
     return {
         key: value
         for key, value in first.items()
-        if value not in (None, [], False) and all(each[key] == value for each in settings)
+        if value not in (None, [], False) and all(each.get(key) == value for each in settings)
     }
 
 

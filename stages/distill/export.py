@@ -124,7 +124,11 @@ def _aligners(folder: Path, objective: Objective) -> list[tuple[Path, str, nn.Mo
         one = objective.aligner
         return [] if one is None else [(folder / ALIGNER, "aligner.", one)]
     return [
-        (folder / f"{part.label}.safetensors", f"each.{number}.aligner.", part.aligner)
+        (
+            folder / (f"{part.label}.safetensors" if part.label else ALIGNER),
+            f"each.{number}.aligner.",
+            part.aligner,
+        )
         for number, part in enumerate(objective.parts)
         if part.aligner is not None
     ]

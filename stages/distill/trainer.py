@@ -54,12 +54,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._replays = replays
         replayed = {each.name for each in replays}
         stepwise = [part for part in model.objective.parts if part.answers_name not in replayed]
-        self._read_in_steps = {name for part in stepwise for name in part.sources}
+        self._read_in_steps = {
+            name for part in stepwise if part.reads.axis is None for name in part.sources
+        }
         # The flag that stops an optimizer on the device is none of those that are divided.
         deferred = arguments.device.type != "cpu" and not arguments.fsdp
         self._finite = FiniteLosses(train, deferred)
         self._terms: dict[str, torch.Tensor] = {}
-        self._averaged = 0.0
+        self._averaged = 0
         self._evaluated: list[tuple[float, int]] = []
         super().__init__(
             model=model,
@@ -188,19 +190,16 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         for name, value in terms.items():
             if name != "total":
                 self._terms[name] = self._terms.get(name, 0.0) + value.detach()
-        self._averaged += self._weight_in_log(inputs) if model.training else 0
+        self._averaged += model.training
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-
-    def _weight_in_log(self, inputs: Batch) -> float:
-        """What a batch counts in the means of the log."""
-        return 1.0
 
     def _mean_terms(self) -> dict[str, float]:
         """Each term since the last log."""
         return {name: (total / self._averaged).item() for name, total in self._terms.items()}
 
     def _sources(self, places: Places) -> Sources:
-        """What teachers say of a batch, with what frozen aligners make of it in its place."""
+        """What teachers say of the texts of a batch; in its place, what frozen aligners make of
+        it."""
         sources: dict[str, Any] = {each.name: each.answers(places) for each in self._replays}
         own = self.train_dataset.processes.share(places)
         for name in self._read_in_steps:
@@ -213,7 +212,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._finite.check()
         if "loss" in logs and self._averaged:
             logs |= self._mean_terms()
-            self._terms, self._averaged = {}, 0.0
+            self._terms, self._averaged = {}, 0
             logs |= self._aligner_losses()
         super().log({k: v for k, v in logs.items() if k not in _OF_ONE_PROCESS}, start_time)
 

@@ -443,7 +443,7 @@ def test_rm_of_what_is_not_there(cache: Path, armada: CommandLine) -> None:
 def test_distill_compares_checksums_when_asked(tmp_path: Path, cache: Path, folder: Path) -> None:
     from armada.cache_schemas.errors import DamagedCacheError
     from armada.pipeline.distill_job import DistillJob
-    from armada.pipeline.student_data import read_student_data
+    from armada.pipeline.run_data import read_data
     from armada.pipeline.terms import terms_of
 
     corpus: dict[str, Any] = {"train": str(tmp_path / "t.jsonl"), "text_column": "text"}
@@ -459,7 +459,7 @@ def test_distill_compares_checksums_when_asked(tmp_path: Path, cache: Path, fold
             objective="feature",
             verify_cache=checked,
         )
-        data = read_student_data(given, terms_of(given))
+        data = read_data(given, terms_of(given))
         feature = data.sources["teacher"].feature
         if checked:
             with pytest.raises(DamagedCacheError, match="xxh3_128"):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from armada.cache_schemas.errors import JobError
 from armada.pipeline.ablation.job import make_ablation
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.findings.findings import find
@@ -72,17 +73,27 @@ def test_a_plan_reads_the_teachers_words(armada: CommandLine) -> None:
     assert [cell["train_examples"] for cell in cells] == [6, 6]
     refused = armada("ablate", write_job(grid=grid, feature="draws"), "--dry-run")
     assert refused.code == 2
-    assert "job key 'feature': 'draws' teaches no words; the teacher has top_k" in refused.err
+    assert "job key 'feature': 'draws' teaches no tokens; the teacher has top_k" in refused.err
 
 
 def test_a_report_compares_language_models(armada: CommandLine) -> None:
     ask = ("--corpus", "texts.parquet", "--text-column", "text", "--teacher", "hash:8")
     armada.done("precompute", *ask, "--cache", "pictures")
-    beside = {"objective": "armada", "cache": "pictures", "feature": "embedding"}
+    beside = {
+        **{"cache": None, "feature": None, "objective": None},
+        "teachers": {
+            "llm": {"cache": "cache", "feature": "top_k"},
+            "pictures": {"cache": "pictures"},
+        },
+        "objectives": [
+            {"name": "tokens", "teacher": "llm"},
+            {"name": "armada", "teacher": "pictures", "aligner_hidden_size": 8},
+        ],
+    }
     for name, changes in (
         ("taught", {}),
         ("untaught", {"control": "undistilled"}),
-        ("both", beside | {"token_cache": "cache", "aligner_hidden_size": 8}),
+        ("both", beside),
     ):
         job = write_job(output=f"done/{name}", **changes)
         armada.done("distill", job, "--quiet")
@@ -125,11 +136,31 @@ def test_an_undistilled_student_is_checked_too(armada: CommandLine) -> None:
     assert "a student from scratch has nothing to adapt" in refused.err
 
 
-def test_the_cache_of_words_is_a_folder_or_a_url_as_the_other_one() -> None:
-    """A folder is opened where it is: it has no mirror."""
-    keys: dict[str, Any] = JOB | {"objective": "armada", "token_cache": "words"}
-    job = DistillJob(**keys)
-    assert job.token_cache == Path("words")
-    far = DistillJob(**keys | {"token_cache": "https://me:secret@example.org/words"})
-    assert isinstance(far.token_cache, str)
+def test_keys_of_earlier_releases_name_a_teacher_of_tokens_beside_that_of_a_feature(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    earlier: dict[str, Any] = JOB | {
+        **{"objective": "armada", "token_cache": "words", "token_feature": "draws"},
+        **{"feature": "embedding", "alpha": 0.25, "beta": 3.0, "token_temperature": 2.0},
+        **{"verify_cache": True, "expect_digest": "0" * 64},
+    }
+    found = DistillJob(**earlier)
+    assert "the next release knows no such keys" in caplog.text
+    plain = {k: v for k, v in JOB.items() if k not in ("cache", "feature", "objective")}
+    pictures = {"cache": "cache", "feature": "embedding", "expect_digest": "0" * 64}
+    words = {"cache": "words", "feature": "draws", "control": "none"}
+    now = plain | {
+        "teachers": {
+            "teacher": pictures | {"verify_cache": True},
+            "tokens": words | {"verify_cache": True},
+        },
+        "objectives": [
+            {"name": "tokens", "teacher": "tokens", "alpha": 0.25, "token_temperature": 2.0},
+            {"name": "armada", "teacher": "teacher", "alpha": 0.25, "beta": 3.0},
+        ],
+    }
+    assert found.model_dump(mode="json") == DistillJob(**now).model_dump(mode="json")
+    far = DistillJob(**earlier | {"token_cache": "https://me:secret@example.org/words"})
     assert "secret" not in far.model_dump_json()
+    with pytest.raises(JobError, match="name both in `teachers`"):
+        DistillJob(**JOB | {"token_cache": "words"})

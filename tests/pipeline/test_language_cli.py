@@ -300,25 +300,26 @@ def test_armada_beside_the_words(
     armada: CommandLine, bench: Bench, tmp_path: Path, labels: bool
 ) -> None:
     keys: dict[str, object] = {
-        "objective": "armada",
-        "cache": bench.features,
-        "feature": "embedding",
-        "token_cache": bench.cache,
-        "token_feature": "top_k",
-        "aligner_hidden_size": 8,
+        **{"cache": None, "feature": None, "objective": None},
+        "teachers": f"{{llm: {{cache: {bench.cache}, feature: top_k}}, "
+        f"pictures: {{cache: {bench.features}}}}}",
+        "objectives": "[{name: tokens, teacher: llm}, "
+        "{name: armada, teacher: pictures, aligner_hidden_size: 8}]",
     }
     if labels:
         keys["label_column"] = "label"
     armada.done(*bench.words(tmp_path / "run", **keys))
     logged = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    terms = {"language", "distillation", "manifold"} | ({"task", "output"} if labels else set())
-    assert terms <= {name for row in logged for name in row}
-    assert ("output" in {name for row in logged for name in row}) == labels
-    run = json.loads((tmp_path / "run/run.json").read_text())
-    assert run["feature"] == "embedding"
-    assert run["token_feature"] == "top_k"
-    assert run["token_teacher_fingerprint"] == open_cache(bench.cache).teacher.fingerprint
-    assert (tmp_path / "run/aligner/aligner.safetensors").is_file()
+    terms = {"tokens.language", "tokens.distillation", "armada.manifold"}
+    of_labels = {"armada.task", "armada.output"}
+    named = {name for row in logged for name in row}
+    assert terms <= named
+    assert of_labels & named == (of_labels if labels else set())
+    teachers = json.loads((tmp_path / "run/run.json").read_text())["teachers"]
+    assert teachers["pictures"]["feature"] == "embedding"
+    assert teachers["llm"]["feature"] == "top_k"
+    assert teachers["llm"]["teacher_fingerprint"] == open_cache(bench.cache).teacher.fingerprint
+    assert (tmp_path / "run/aligner/armada.safetensors").is_file()
 
 
 def test_an_aligner_without_labels_stays_as_it_was_drawn(
@@ -348,7 +349,7 @@ def test_a_teacher_with_another_tokenizer(
 
 
 REFUSALS: dict[str, tuple[dict[str, object], str]] = {
-    "a feature of no words": ({"feature": "token_ids"}, "'token_ids' teaches no words"),
+    "a feature of no words": ({"feature": "token_ids"}, "'token_ids' teaches no tokens"),
     "no feature named": ({"feature": None}, "is missing; the teacher has top_k, draws, dense"),
     "a temperature without its tail": ({"token_temperature": 4.0}, "only at 1.0, 2.0"),
     "draws at a temperature": (
@@ -360,7 +361,7 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
         "which draws do not give",
     ),
     "another recipe": ({"text_format": "chat"}, "the teacher was asked with 'plain'"),
-    "an objective of classes": ({"objective": "kd"}, "learns by armada, tokens, undistilled"),
+    "an objective of classes": ({"objective": "kd"}, "objective kd: is of labels"),
     "a control of features": ({"control": "shuffled"}, "is of features"),
     "adapters from scratch": (
         {"student": "scratch:llama", "lora_rank": 2},
@@ -369,12 +370,12 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
     "adapters and fewer layers": ({"lora_rank": 2, "student_layers": 1}, "cut and save it first"),
     "packing with a feature": (
         {"objective": "armada", "packing": "apart", "cache": "FEATURES", "feature": None},
-        "texts in one row share what ARMADA compares",
+        "texts in one row share what objective armada compares",
     ),
     "an unknown metric": ({"metric": "accuracy"}, "is not one of loss, perplexity, bits_per_byte"),
     "too long": ({"max_length": 500}, "takes 128 tokens at most"),
     "nothing left to predict": ({"max_length": 4}, "its prompt fills max_length"),
-    "a temperature of classes": ({"temperature": 3.0}, "words are softened by token_temperature"),
+    "a temperature of classes": ({"temperature": 3.0}, "tokens are softened by token_temperature"),
     "settings of adapters alone": ({"lora_targets": "[q_proj]"}, "need lora_rank"),
     "generated words of another tokenizer": (
         {"cross_tokenizer": "true", "responses": "generated", "student": "OTHER"},
@@ -385,7 +386,7 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
         "by the sum of their differences",
     ),
     "a tail of draws": ({"feature": "draws", "tail": "renormalised"}, "draws have none"),
-    "an image's teacher": ({"cache": "FEATURES", "feature": None}, "a hash teaches no words"),
+    "an image's teacher": ({"cache": "FEATURES", "feature": None}, "a hash teaches no tokens"),
 }
 
 

@@ -299,9 +299,9 @@ REFUSED: dict[str, tuple[Job, str]] = {
         {"control": "random-aligner"},
         "control random-aligner: objective 'kd' has no aligner; choose another",
     ),
-    "language": (
+    "language without labels": (
         {"task": "language", "label_column": None},
-        "task language: has one objective and its teacher; say objective, cache and teacher",
+        "objective kd: is of labels, and job key 'label_column' is missing; a language model",
     ),
     "reads no teacher": (
         {"objectives": [{"name": "undistilled", "teacher": "made"}]},

@@ -36,7 +36,7 @@ class AheadDataset(DistillDataset):
     def reads_cache(self) -> bool:
         """Whether something of a cache is in its batches; a teacher's words are."""
         rows = self.tokens
-        return super().reads_cache or (isinstance(rows, PackedTexts) and rows.teacher is not None)
+        return super().reads_cache or (isinstance(rows, PackedTexts) and bool(rows.teachers))
 
     def expect(self, places: Places | None) -> None:
         """Begun once the batch before it is asked for: those that are passed over cost nothing."""

@@ -5,7 +5,8 @@ chosen rows, padded ids [B, T], and for each of the P predicted tokens its place
 Nothing is done token by token in Python.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from ...language.tokens import TokenTexts
 from ...store.format.rows import arange_each, places_of
+from .cached_answers import Tensors
 from .packs import Packs, one_each, packed
 from .settings import Packing
 from .teachers import Answering
@@ -26,17 +28,18 @@ EVEN_WIDTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Predicted tokens with a word, of these, those that a teacher answered, and in how many
+    """Predicted tokens with a word, of these, those that each teacher answered, and in how many
     batches they are."""
 
     labelled: int
-    answered: int
+    answered: Mapping[str, int] = field(default_factory=dict)
     batches: int = 1
 
     def __add__(self, other: "Counts") -> "Counts":
+        names = self.answered.keys() | other.answered.keys()
         return Counts(
             self.labelled + other.labelled,
-            self.answered + other.answered,
+            {name: self.answered.get(name, 0) + other.answered.get(name, 0) for name in names},
             self.batches + other.batches,
         )
 
@@ -49,7 +52,7 @@ class PackedTexts:
     packs: Packs
     packing: Packing
     pad_id: int
-    teacher: Answering | None = None
+    teachers: Mapping[str, Answering] = field(default_factory=dict)
     prompted: bool = False
     """Whether texts begin with a prompt; then they are pooled at its end, where a student knows
     what is asked and not yet the answer."""
@@ -72,7 +75,7 @@ class PackedTexts:
         """Of some rows."""
         texts = self._texts_of(rows)
         predicted = self.texts.predicted[texts]
-        answered = 0 if self.teacher is None else self.teacher.count(texts, predicted)
+        answered = {name: each.count(texts, predicted) for name, each in self.teachers.items()}
         return Counts(int(predicted.sum()), answered)
 
     def bytes_of(self, rows: Ints) -> int:
@@ -82,8 +85,9 @@ class PackedTexts:
     def pad(self, rows: Ints) -> dict[str, Any]:
         """A batch of rows [B, T]: `input_ids`; `attention_mask`, or `position_ids` of texts that
         share rows and do not see each other; `predicted_at` [P], the place, counted over B x T, of
-        the token before each predicted one, and `words` [P]; `answers`, and `answered` [P] where
-        not all have one; `pooled_at` [B], the last token that is given."""
+        the token before each predicted one, and `words` [P]; `answers` by the name of the source,
+        each with `answered` [P] where not all have one; `pooled_at` [B], the last token that is
+        given."""
         texts = self._texts_of(rows)
         lengths, prompts = self.texts.lengths[texts], self.texts.prompts[texts]
         rows_of_texts = np.repeat(np.arange(len(rows)), np.diff(self.packs.offsets)[rows])
@@ -121,11 +125,9 @@ class PackedTexts:
         return {"position_ids": positions.reshape(-1, width)}
 
     def _answers(self, texts: Ints) -> dict[str, Any]:
-        if self.teacher is None:
-            return {}
-        found, answered = self.teacher.read(texts, self.texts.predicted[texts])
-        batch: dict[str, Any] = {"answers": found}
-        return batch if answered is None else batch | {"answered": answered}
+        predicted = self.texts.predicted[texts]
+        said = {name: _said(each, texts, predicted) for name, each in self.teachers.items()}
+        return {"answers": said} if said else {}
 
 
 def pack(
@@ -133,12 +135,17 @@ def pack(
     packing: Packing,
     most: int,
     pad_id: int,
-    teacher: Answering | None = None,
+    teachers: Mapping[str, Answering] | None = None,
     prompted: bool = False,
 ) -> PackedTexts:
     """Texts in rows of at most `most` tokens."""
     packs = one_each(len(texts)) if packing == "none" else packed(texts.lengths, most)
-    return PackedTexts(texts, packs, packing, pad_id, teacher, prompted)
+    return PackedTexts(texts, packs, packing, pad_id, teachers or {}, prompted)
+
+
+def _said(teacher: Answering, texts: Ints, predicted: Ints) -> Tensors:
+    found, answered = teacher.read(texts, predicted)
+    return found if answered is None else found | {"answered": answered}
 
 
 def _width(longest: int) -> int:

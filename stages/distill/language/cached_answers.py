@@ -19,6 +19,7 @@ from ...store.codec.draws import decode_draws
 from ...store.codec.top_k import decode_top_k
 from ...store.format.rows import Rows
 from ...store.reading.feature_array import RaggedArray
+from ..objectives.tokens import Tail
 from ..token_loss.answers import (
     Answers,
     DenseAnswers,
@@ -27,7 +28,6 @@ from ..token_loss.answers import (
     check_draws,
 )
 from ..token_loss.settings import Divergence
-from .settings import Tail
 
 Tensors = dict[str, torch.Tensor]
 
@@ -97,9 +97,3 @@ def as_answers(tensors: Tensors) -> Answers:
     if "drawn" in tensors:
         return DrawnAnswers(tensors["drawn"], tensors.get("log_probs"))
     return SparseAnswers(tensors["ids"], tensors["log_probs"], tensors.get("tail"))
-
-
-def no_answers(count: int, device: torch.device) -> Answers:
-    """Answers to `count` predictions that nobody was asked for."""
-    ids = torch.zeros(count, 1, dtype=torch.int64, device=device)
-    return SparseAnswers(ids, torch.full_like(ids, -torch.inf, dtype=torch.float32), None)

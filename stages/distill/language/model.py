@@ -1,52 +1,31 @@
-"""What the trainer trains: a language model, the loss of its words, and ARMADA's parts beside it.
-
-total = token loss (cross entropy, and the divergence from the teacher's words)
-        + beta · manifold term (objective armada; with labels, all of the objective's terms)
+"""A language model as the trainer trains it, with objectives of its tokens and of vectors of texts.
 
 Shapes: B rows, T tokens, P predicted tokens, H width.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..aligner import AlignerAnswers
-from ..losses import MANIFOLDS, MISSING_LABEL, choose
-from ..model import TrainedModel, joined_feature
-from ..objectives.armada import ArmadaObjective
-from ..objectives.base import Feature, Objective, Sources
-from ..processes import ALONE
-from ..token_loss.loss import Tokens, TokenTerms, token_loss
-from ..token_loss.settings import TokenLossSettings
-from ..token_loss.uld import uld_loss
+from ..losses import MISSING_LABEL
+from ..model import TrainedModel
+from ..objectives.base import Feature, Objective, Sources, StudentSide, task_terms
+from ..token_loss.answers import TokenAnswers
+from ..token_loss.loss import Tokens
 from .batches import Counts
-from .cached_answers import Tensors, as_answers, no_answers
+from .cached_answers import Tensors, as_answers
 from .student import LanguageStudent
-
-
-@dataclass(frozen=True, slots=True)
-class WordLoss:
-    """How predicted words are scored: the weight of the teacher's answers, 0 where there are none,
-    and how they are compared."""
-
-    settings: TokenLossSettings
-    alpha: float
-    temperature: float
-    by_rank: bool = False
-    """Whether the teacher has another tokenizer, so that probabilities are compared by rank."""
 
 
 class LanguageModel(TrainedModel):
     """Training mode: named terms. Evaluation mode: cross entropy alone."""
 
-    def __init__(self, student: LanguageStudent, objective: Objective, words: WordLoss) -> None:
-        super().__init__()
-        self.student = student
-        self.objective = objective
-        self.words = words
-        self.processes = ALONE
+    student: LanguageStudent
+
+    def __init__(self, student: LanguageStudent, objective: Objective) -> None:
+        super().__init__(student, objective)
+        self._pools = any("tokens" not in part.reads.student for part in objective.parts)
 
     def forward(
         self,
@@ -55,102 +34,60 @@ class LanguageModel(TrainedModel):
         words: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        answers: Tensors | None = None,
-        answered: Tensor | None = None,
+        answers: Mapping[str, Tensors] | None = None,
         pooled_at: Tensor | None = None,
         labels: Tensor | None = None,
-        features: Sources | None = None,
+        features: Mapping[str, Feature] | None = None,
         rows: int = 0,
         counts: Counts | None = None,
     ) -> dict[str, Any]:
-        """`loss` and, in training, `terms`. `counts` are of the whole step, `rows` those of the
-        batch, in all processes."""
-        states_BTH = self.student(input_ids, attention_mask, position_ids)
-        flat_NH = states_BTH.flatten(0, 1)
-        said = self._word_loss(
-            flat_NH.index_select(0, predicted_at),
-            words,
-            answers if self.training else None,
-            answered,
-            counts,
-        )
-        terms = {"total": said.total, "language": said.task.detach()}
+        """`loss` and, in training, `terms`. `answers` are what teachers say of predicted tokens,
+        `features` of whole texts; `counts` are of the whole step, `rows` those of the batch, in all
+        processes."""
+        flat_NH = self.student(input_ids, attention_mask, position_ids).flatten(0, 1)
+        hidden_PH = flat_NH.index_select(0, predicted_at)
+        tokens = self._tokens(hidden_PH, words, counts)
         if not self.training:
-            return {"loss": said.total}
-        if answers is not None:
-            terms["distillation"] = said.distillation.detach()
-        feature = self.objective.told(features or {})
-        if feature is not None:
-            assert isinstance(feature, Tensor | AlignerAnswers)
+            return {"loss": task_terms(StudentSide(tokens=tokens), None, False)["total"]}
+        sources: Sources = {
+            **{name: self._joined(each, rows) for name, each in (features or {}).items()},
+            **{name: _token_answers(each) for name, each in (answers or {}).items()},
+        }
+        pooled_BH, output_BK = None, None
+        if self._pools:
             assert pooled_at is not None
-            assert labels is not None
-            pooled_BH = flat_NH.index_select(0, pooled_at)
-            found = self._with_feature(pooled_BH, feature, labels, rows)
-            # Words have been divided by those of the whole step.
-            batches = counts.batches if counts else 1
-            beside = {name: term / batches for name, term in found.items()}
-            terms |= {**beside, "total": said.total + beside["total"]}
+            pooled_BH = self._joined(flat_NH.index_select(0, pooled_at), rows)
+            head = self.student.head
+            output_BK = None if head is None else head(pooled_BH)
+        side = StudentSide(pooled_BH, output_BK, tokens, self._answered(counts))
+        labels_B = None if output_BK is None else self._joined(labels, rows)
+        terms = self.objective.of_sources(side, sources, labels_B)
         return {"loss": terms["total"], "terms": terms}
 
-    def _word_loss(
-        self,
-        hidden_PH: Tensor,
-        words_P: Tensor,
-        answers: Tensors | None,
-        answered_P: Tensor | None,
-        counts: Counts | None,
-    ) -> TokenTerms:
+    def _tokens(self, hidden_PH: Tensor, words_P: Tensor, counts: Counts | None) -> Tokens:
         weight_VH, bias_V = self.student.head_weights
-        if answers is None:
-            answered_P = torch.zeros_like(words_P, dtype=torch.bool)
-        # Each process has its share of the sums, and gradients are averaged over processes.
-        share = self.processes.count if counts is not None else 1
-        tokens = Tokens(
+        return Tokens(
             hidden_PH=hidden_PH,
             weight_VH=weight_VH,
             bias_V=bias_V,
             labels_P=words_P,
-            answered_P=answered_P,
             transform=self.student.transform,
-            labelled_count=None if counts is None else counts.labelled / share,
-            answered_count=None if counts is None else counts.answered / share,
-        )
-        how = self.words
-        if answers is None:
-            nothing = no_answers(len(words_P), words_P.device)
-            return token_loss(tokens, nothing, how.settings, alpha=0.0, temperature=1.0)
-        if how.by_rank:
-            return uld_loss(tokens, as_answers(answers), alpha=how.alpha)
-        return token_loss(
-            tokens,
-            as_answers(answers),
-            how.settings,
-            alpha=how.alpha,
-            temperature=how.temperature,
+            labelled_count=None if counts is None else counts.labelled / self._shares(counts),
         )
 
-    def _with_feature(
-        self,
-        pooled_BH: Tensor,
-        feature: Feature,
-        labels_B: Tensor,
-        rows: int,
-    ) -> dict[str, Tensor]:
-        objective = self.objective
-        assert isinstance(objective, ArmadaObjective)
-        head = self.student.head
-        output_BK = None if head is None else head(pooled_BH)
-        if self.processes.count > 1:
-            pooled_BH, labels_B = (self.processes.joined(t, rows) for t in (pooled_BH, labels_B))
-            output_BK = None if output_BK is None else self.processes.joined(output_BK, rows)
-            feature = joined_feature(self.processes, feature, rows)
-        if output_BK is not None:
-            found: dict[str, Tensor] = objective(pooled_BH, output_BK, feature, labels_B)
-            return found
-        answers = feature if isinstance(feature, AlignerAnswers) else objective.read(feature)
-        measure = choose(MANIFOLDS, "manifold", objective.options.manifold)
-        manifold = measure(answers.projection.float(), objective.projection(pooled_BH).float())
-        return {"total": objective.options.beta * manifold, "manifold": manifold.detach()}
+    def _answered(self, counts: Counts | None) -> dict[str, float]:
+        if counts is None:
+            return {}
+        return {name: count / self._shares(counts) for name, count in counts.answered.items()}
+
+    def _shares(self, counts: Counts) -> int:
+        """Into how many parts the tokens of a step are divided: the gradients of its batches and of
+        all processes are averaged."""
+        return self.processes.count * counts.batches
+
+
+def _token_answers(tensors: Tensors) -> TokenAnswers:
+    return TokenAnswers(as_answers(tensors), tensors.get("answered"))
 
 
 def only_rows(batch: dict[str, Any], rows: int) -> None:
@@ -159,5 +96,6 @@ def only_rows(batch: dict[str, Any], rows: int) -> None:
     width = batch["input_ids"].shape[1]
     kept = batch["predicted_at"] // width < rows
     batch["words"] = batch["words"].masked_fill(~kept, MISSING_LABEL)
-    if "answers" in batch:
-        batch["answered"] = kept if "answered" not in batch else kept & batch["answered"]
+    for tensors in batch.get("answers", {}).values():
+        answered = tensors.get("answered")
+        tensors["answered"] = kept if answered is None else kept & answered

@@ -26,15 +26,10 @@ def packed_texts(dataset: DistillDataset) -> PackedTexts:
 class LanguageTrainer(DistillTrainer):
     """As for other students, but for what a mean is taken over, and how a student is evaluated."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Losses are means over the whole step already.
-        self.loss_is_scaled_for_ga = True
-
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Counts:
         """Those of a step: of all its batches, in all processes."""
         texts = packed_texts(self.train_dataset)
-        return sum((texts.counts(batch["places"]) for batch in batch_samples), Counts(0, 0, 0))
+        return sum((texts.counts(batch["places"]) for batch in batch_samples), Counts(0, batches=0))
 
     def compute_loss(
         self,
@@ -49,10 +44,6 @@ class LanguageTrainer(DistillTrainer):
             inputs["counts"] = num_items_in_batch
             only_rows(inputs, self._own_rows(inputs))
         return super().compute_loss(model, inputs, return_outputs, **more)
-
-    def _weight_in_log(self, inputs: Batch) -> float:
-        """A batch has its part of what a step's terms are."""
-        return 1 / int(inputs["counts"].batches)
 
     def _mean_terms(self) -> dict[str, float]:
         """Each term since the last log; every process has its share of it."""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import closed_forms
 from ..aligner import AlignerAnswers, ClassificationHead, ProjectionHead, TSAligner
-from ..losses import ArmadaTerms, Manifold, aligner_loss
+from ..losses import MANIFOLDS, ArmadaTerms, Manifold, aligner_loss, choose
 from ..rotations import OrthogonalMap
-from .base import AlignedObjective, ObjectiveOptions, Sizes, TeacherSide, named_terms
+from .base import AlignedObjective, ObjectiveOptions, Reads, Sizes, TeacherSide, named_terms
 
 
 class ArmadaOptions(ObjectiveOptions):
@@ -59,6 +59,7 @@ class ArmadaObjective(AlignedObjective):
 
     Options = ArmadaOptions
     options: ArmadaOptions
+    reads = Reads(headless=True)
     aligner: TSAligner
 
     def __init__(self, options: ArmadaOptions, sizes: Sizes) -> None:
@@ -81,9 +82,19 @@ class ArmadaObjective(AlignedObjective):
         self.aux_head = ClassificationHead(sizes.feature_dim, labels, regression, dropout)
 
     def forward(
-        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
+        self,
+        pooled_BD: Tensor,
+        output_BK: Tensor | None,
+        feature_BH: TeacherSide,
+        labels_B: Tensor | None,
     ) -> dict[str, Tensor]:
-        """total, task, output, manifold; and aligner if `joint`, where total includes it."""
+        """total, task, output, manifold; and aligner if `joint`, where total includes it. Without
+        output or labels, beta · manifold alone, to an aligner as it was drawn."""
+        if output_BK is None or labels_B is None:
+            projection = self._answers(feature_BH).projection.float()
+            measure = choose(MANIFOLDS, "manifold", self.options.manifold)
+            manifold = measure(projection, self.projection(pooled_BD).float())
+            return named_terms(self.options.beta * manifold, manifold=manifold)
         terms = self._student_terms(pooled_BD, output_BK, self._answers(feature_BH), labels_B)
         parts = {"task": terms.task, "output": terms.output, "manifold": terms.manifold}
         if not self.joint:

@@ -1,7 +1,8 @@
 """What an objective is: the trainable parts beside the student, and the loss that uses them.
 
 A step calls `objective(pooled_BD, output_BK, feature_BH, labels_B)` and gets named scalars;
-`total` is the one to backpropagate, all others are detached and there to be reported.
+`total` is the one to backpropagate, all others are detached and there to be reported. One that
+reads more of a student than that takes a `StudentSide`, and is called by `of_sources`.
 Shapes: B rows, D pooled student text, K classes (1 for regression), H numbers of a feature.
 
 An objective has options of its own (`Options`), says what it reads (`reads`), and may be one of
@@ -12,14 +13,18 @@ several in a run (`sum.py`). Other people's objectives subclass `Objective` and 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import JobError, MissingFeatureError
+from ....cache_schemas.features import AxisName
 from ..aligner import AlignerAnswers
+from ..losses import task_loss
+from ..token_loss.answers import TokenAnswers
+from ..token_loss.loss import Tokens, cross_entropy
 
 Feature = Tensor | AlignerAnswers
 """A batch's features [B, *shape]; or, for an objective whose aligner is frozen, what that reads out
@@ -29,8 +34,12 @@ TeacherSide = Feature | tuple[Feature, ...] | None
 """What an objective is told of a batch: one feature, or as many as it reads; None where it reads
 none."""
 
-Sources = Mapping[str, Feature]
+Sources = Mapping[str, Feature | TokenAnswers]
 """What all teachers say of a batch, by the name of the source."""
+
+StudentTensor = Literal["pooled", "output", "tokens"]
+"""What an objective may read of a student: the vector of a text, what its head makes of that, or,
+of a language model, the tokens that it predicts."""
 
 SOURCE = "teacher"
 """The name of the source in a run that has one."""
@@ -53,13 +62,21 @@ class Reads:
     """How many features of its teacher; 0: none; None: as many as a job names."""
     default_feature: str | None = None
     """The feature to read when a job names none; None: the only one that there is."""
+    axis: AxisName | None = None
+    """What its features have a row for: `predictions`, each predicted token; None: each text."""
+    student: frozenset[StudentTensor] = frozenset({"pooled", "output"})
+    """What it takes of a student."""
     classes: bool = False
     """Whether a feature's numbers stand for the student's own classes, in their order."""
     labels: bool = True
     """Whether it takes labels to train anything of use."""
+    headless: bool = False
+    """Whether it has a loss all the same for a language model whose texts have no labels: then
+    output and labels are None."""
     task: bool = True
-    """Whether it scores the labels itself whenever it is one of several; else it leaves them to the
-    others, and the task's loss is added where nobody scores them."""
+    """Whether it scores the task itself whenever it is one of several: the labels, or, if it reads
+    tokens, those of the corpus; else it leaves that to the others, and the task's loss is added
+    where nobody scores it."""
     regression: bool = True
     """Whether it has a meaning where labels are numbers."""
     least_rows: int = 1
@@ -105,6 +122,31 @@ class Sizes:
         return math.prod(self.feature_shape)
 
 
+@dataclass(frozen=True, slots=True)
+class StudentSide:
+    """What a student makes of a batch; of several processes, pooled and output are those of the
+    whole batch."""
+
+    pooled_BD: Tensor | None = None
+    output_BK: Tensor | None = None
+    """None of a student without a head."""
+    tokens: Tokens | None = None
+    """The predicted tokens of a language model, of this process's share."""
+    answered: Mapping[str, float] = field(default_factory=dict)
+    """How many of a step's tokens each source answered, for a share's means over the step."""
+
+
+def task_terms(side: StudentSide, labels_B: Tensor | None, regression: bool) -> dict[str, Tensor]:
+    """The loss of the student's own task: of the tokens of a language model, else of labels."""
+    if side.tokens is not None:
+        language = cross_entropy(side.tokens)
+        return named_terms(language, language=language)
+    assert side.output_BK is not None
+    assert labels_B is not None
+    task = task_loss(side.output_BK, labels_B, regression)
+    return named_terms(task, task=task)
+
+
 class Objective(nn.Module, ABC):
     """Turns a student's answers into named loss terms; owns what is trained beside the student."""
 
@@ -146,22 +188,20 @@ class Objective(nn.Module, ABC):
         return f"aligner of {self.label}"
 
     def of_sources(
-        self,
-        pooled_BD: Tensor,
-        output_BK: Tensor | None,
-        sources: Sources,
-        labels_B: Tensor | None,
+        self, side: StudentSide, sources: Sources, labels_B: Tensor | None
     ) -> dict[str, Tensor]:
         """The terms of a batch of which several teachers say something."""
-        terms: dict[str, Tensor] = self(pooled_BD, output_BK, self.told(sources), labels_B)
+        told = self.told(sources)
+        terms: dict[str, Tensor] = self(side.pooled_BD, side.output_BK, told, labels_B)
         return terms
 
     def told(self, sources: Sources) -> TeacherSide:
         """What of the sources is for this objective."""
         ahead = sources.get(self.answers_name)
-        if ahead is not None:
+        if isinstance(ahead, AlignerAnswers):
             return ahead
-        known = [sources[name] for name in self.sources if name in sources]
+        found = (sources.get(name) for name in self.sources)
+        known = [each for each in found if isinstance(each, Tensor | AlignerAnswers)]
         if not known:
             return None
         return known[0] if self.reads.features == 1 else tuple(known)

@@ -33,7 +33,7 @@ class FeatureObjective(Objective):
 
     Options = FeatureOptions
     options: FeatureOptions
-    reads = Reads(labels=False, task=False)
+    reads = Reads(labels=False, headless=True, task=False)
 
     def __init__(self, options: FeatureOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)

@@ -2,22 +2,31 @@
 
     total = task? + sum of weight(progress) * objective's total
 
-Each objective reads its own sources. Where labels are given and none of the objectives scores them
-(`Reads.task`), the task's own loss is added once, with weight 1. Weights are numbers, or functions
-of the progress of training: of the share of its steps that are made, so that a run that is cut and
-resumed has the losses of one that was not.
+Each objective reads its own sources. Where none of the objectives scores the student's own task
+(`Reads.task`), its labels or the tokens of the corpus, that loss is added once, with weight 1.
+Weights are numbers, or functions of the progress of training: of the share of its steps that are
+made, so that a run that is cut and resumed has the losses of one that was not.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
 from torch import Tensor, nn
 
-from ..losses import task_loss
-from .base import Objective, ObjectiveOptions, Sizes, Sources, TeacherSide, named_terms
+from .base import (
+    Objective,
+    ObjectiveOptions,
+    Sizes,
+    Sources,
+    StudentSide,
+    TeacherSide,
+    named_terms,
+    task_terms,
+)
 
 
 class WeightSchedule(BaseModel):
@@ -59,7 +68,8 @@ class SummedObjective(Objective):
         self.weights = tuple(weights)
         self.sources = tuple(dict.fromkeys(name for part in parts for name in part.sources))
         self.progress = 0.0
-        self._adds_task = not any(part.reads.task for part in parts)
+        scored = {each for part in parts if part.reads.task for each in part.reads.student}
+        self._adds_labels, self._adds_tokens = "output" not in scored, "tokens" not in scored
 
     @property
     def parts(self) -> Sequence[Objective]:
@@ -67,34 +77,40 @@ class SummedObjective(Objective):
         return tuple(self.each)  # type: ignore[arg-type]
 
     def of_sources(
-        self,
-        pooled_BD: Tensor,
-        output_BK: Tensor | None,
-        sources: Sources,
-        labels_B: Tensor | None,
+        self, side: StudentSide, sources: Sources, labels_B: Tensor | None
     ) -> dict[str, Tensor]:
-        """total; task, where no part scores the labels; the terms of each part as
+        """total; task or language, where no part scores labels or tokens; the terms of each part as
         `label.term`, before its weight; and `label.weight`, where that moves."""
         total: Tensor | None = None
         reported: dict[str, Tensor] = {}
-        if self._adds_task and output_BK is not None and labels_B is not None:
-            total = task_loss(output_BK, labels_B, self.sizes.regression)
-            reported["task"] = total
+        for task in self._tasks(side, labels_B):
+            terms = task_terms(task, labels_B, self.sizes.regression)
+            scored = terms.pop("total")
+            total = scored if total is None else total + scored
+            reported |= terms
         # An evaluation in the middle of a run weighs as the end does, or epochs would not compare.
         progress = self.progress if self.training else 1.0
         for part, weight in zip(self.parts, self.weights, strict=True):
-            scores = part.reads.task
-            terms = part.of_sources(
-                pooled_BD, output_BK if scores else None, sources, labels_B if scores else None
-            )
+            if part.reads.task:
+                terms = part.of_sources(side, sources, labels_B)
+            else:
+                terms = part.of_sources(replace(side, output_BK=None), sources, None)
+            scored = terms.pop("total")
+            prefix = f"{part.label}." if part.label else ""
             if isinstance(weight, WeightSchedule):
                 weight = weight.at(progress)
-                reported[f"{part.label}.weight"] = torch.full((), weight, device=pooled_BD.device)
-            weighed = weight * terms.pop("total")
-            total = weighed if total is None else total + weighed
-            reported |= {f"{part.label}.{name}": term for name, term in terms.items()}
+                reported[f"{prefix}weight"] = torch.full((), weight, device=scored.device)
+            total = weight * scored if total is None else total + weight * scored
+            reported |= {f"{prefix}{name}": term for name, term in terms.items()}
         assert total is not None
         return named_terms(total, **reported)
+
+    def _tasks(self, side: StudentSide, labels_B: Tensor | None) -> Iterator[StudentSide]:
+        """What of a student has a task that no part scores."""
+        if self._adds_tokens and side.tokens is not None:
+            yield side
+        if self._adds_labels and side.output_BK is not None and labels_B is not None:
+            yield replace(side, tokens=None)
 
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor

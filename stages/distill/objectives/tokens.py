@@ -1,16 +1,37 @@
-"""The objective of language students that learn tokens from a teacher of tokens, and nothing else.
+"""The objective of language models that learn the next token from a teacher's probabilities.
 
-Their loss is taken at every predicted token, by the language model itself (`../token_loss`): what
-is here owns nothing, and says which options it has.
+    total = alpha · T² · D(teacher, student) + (1 - alpha) · cross entropy
+
+Both are means over tokens: of those that the teacher answered, and of those that the corpus has.
+Where nothing of the teacher is known (an evaluation, its own responses as the corpus), the cross
+entropy is all there is. The losses are in `../token_loss`.
 """
 
-from pydantic import Field
+from dataclasses import replace
+from typing import Literal, Self
 
-from .base import ObjectiveOptions
-from .undistilled import UndistilledObjective
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ..token_loss.answers import TokenAnswers
+from ..token_loss.loss import token_loss
+from ..token_loss.settings import TokenLossSettings
+from ..token_loss.uld import uld_loss
+from .base import (
+    Objective,
+    ObjectiveOptions,
+    Reads,
+    Sources,
+    StudentSide,
+    TeacherSide,
+    named_terms,
+    task_terms,
+)
+
+Tail = Literal["bucket", "renormalised"]
 
 
-class TokensOptions(ObjectiveOptions):
+class TokensOptions(ObjectiveOptions, TokenLossSettings):
     """Options of the objective tokens."""
 
     alpha: float = Field(
@@ -19,9 +40,79 @@ class TokensOptions(ObjectiveOptions):
         le=1,
         description="weight of the teacher's tokens; those of the corpus have 1 - alpha",
     )
+    token_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=1024,
+        description="softening of the tokens' probabilities, the teacher's and the student's; of "
+        "top_k, one at which the tail was cached",
+    )
+    tail: Tail = Field(
+        default="bucket",
+        description="tokens that top_k leaves out: bucket (together, as one more token) or "
+        "renormalised (both sides without them)",
+    )
+    cross_tokenizer: bool = Field(
+        default=False,
+        description="learn from a teacher with another tokenizer: sorted probabilities, where both "
+        "have read the same characters (universal logit distillation, arXiv 2402.12030)",
+    )
+
+    @model_validator(mode="after")
+    def _goes_with_sorted_probabilities(self) -> Self:
+        if not self.cross_tokenizer:
+            return self
+        if self.divergence != "forward_kl":
+            raise ValueError(
+                f"divergence {self.divergence}: cross_tokenizer compares sorted probabilities, by "
+                "the sum of their differences; leave divergence out"
+            )
+        if self.token_temperature != 1:
+            raise ValueError(
+                f"token_temperature {self.token_temperature:g}: probabilities of two tokenizers "
+                "are compared at temperature 1; leave it out"
+            )
+        if self.tail != "bucket":
+            raise ValueError(
+                "tail renormalised: cross_tokenizer compares tails as well; leave it out"
+            )
+        return self
 
 
-class TokensObjective(UndistilledObjective):
-    """Owns nothing: the language model takes the loss."""
+class TokensObjective(Objective):
+    """Owns nothing."""
 
     Options = TokensOptions
+    options: TokensOptions
+    reads = Reads(axis="predictions", student=frozenset({"tokens"}), labels=False, headless=True)
+
+    def of_sources(
+        self, side: StudentSide, sources: Sources, labels_B: Tensor | None
+    ) -> dict[str, Tensor]:
+        """total, language (cross entropy) and, where a teacher is known, distillation."""
+        assert side.tokens is not None
+        (source,) = self.sources
+        said = sources.get(source)
+        if not isinstance(said, TokenAnswers):
+            return task_terms(side, labels_B, self.sizes.regression)
+        tokens = replace(
+            side.tokens, answered_P=said.answered_P, answered_count=side.answered.get(source)
+        )
+        options = self.options
+        if options.cross_tokenizer:
+            terms = uld_loss(tokens, said.answers, alpha=options.alpha)
+        else:
+            terms = token_loss(
+                tokens,
+                said.answers,
+                options,
+                alpha=options.alpha,
+                temperature=options.token_temperature,
+            )
+        return named_terms(terms.total, language=terms.task, distillation=terms.distillation)
+
+    def forward(
+        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
+    ) -> dict[str, Tensor]:
+        """Not for tokens: a language model is asked by `of_sources`."""
+        raise TypeError("the objective tokens is asked by `of_sources`")

@@ -3,13 +3,27 @@
 from torch import Tensor
 
 from ..losses import task_loss
-from .base import Objective, Reads, TeacherSide, named_terms
+from .base import (
+    Objective,
+    Reads,
+    Sources,
+    StudentSide,
+    TeacherSide,
+    named_terms,
+    task_terms,
+)
 
 
 class UndistilledObjective(Objective):
     """Owns nothing and reads no feature."""
 
-    reads = Reads(features=0)
+    reads = Reads(features=0, student=frozenset({"output", "tokens"}), headless=True)
+
+    def of_sources(
+        self, side: StudentSide, sources: Sources, labels_B: Tensor | None
+    ) -> dict[str, Tensor]:
+        """total, and task or, of a language model, language: the same number."""
+        return task_terms(side, labels_B, self.sizes.regression)
 
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor

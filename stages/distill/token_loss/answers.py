@@ -88,6 +88,14 @@ class DenseAnswers:
 Answers = SparseAnswers | DrawnAnswers | DenseAnswers
 
 
+@dataclass(frozen=True, slots=True)
+class TokenAnswers:
+    """What one teacher said at P positions; `answered_P`, bool: at which of them; None: at all."""
+
+    answers: Answers
+    answered_P: Tensor | None = None
+
+
 def check_draws(divergence: Divergence, temperature: float, has_log_probs: bool) -> None:
     """Raises JobError if draws cannot estimate this divergence at this temperature.
 

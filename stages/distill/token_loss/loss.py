@@ -3,7 +3,7 @@
 Shapes: P positions that count, H width of the student, V rows of its vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -91,6 +91,15 @@ def token_loss(
     check_vocabulary(answers, len(tokens.weight_VH))
     soften = _soften(answers, settings, temperature)
     return chunked(tokens, answers, soften, alpha=alpha, temperature=temperature, chunk=chunk)
+
+
+def cross_entropy(tokens: Tokens) -> Tensor:
+    """The mean cross entropy of the labelled tokens, whatever a teacher says of them."""
+    ids = torch.zeros(len(tokens.labels_P), 1, dtype=torch.int64, device=tokens.labels_P.device)
+    nothing = SparseAnswers(ids, torch.full_like(ids, -torch.inf, dtype=torch.float32), None)
+    nowhere = torch.zeros_like(tokens.labels_P, dtype=torch.bool)
+    alone = replace(tokens, answered_P=nowhere, answered_count=None)
+    return token_loss(alone, nothing, TokenLossSettings(), alpha=0.0, temperature=1.0).total
 
 
 def _soften(answers: Answers, settings: TokenLossSettings, temperature: float) -> Soften:

@@ -11,7 +11,7 @@ import torch
 from armada.stages.distill.losses import feature_loss, task_loss
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives import OBJECTIVES
-from armada.stages.distill.objectives.base import Objective, Sizes
+from armada.stages.distill.objectives.base import Objective, Sizes, StudentSide
 from armada.stages.distill.objectives.sum import SummedObjective, WeightSchedule
 from armada.stages.distill.training import Run, train
 from pydantic import ValidationError
@@ -44,7 +44,7 @@ def test_a_sum_is_its_parts_each_with_its_own_source() -> None:
     parts = [part("armada", "pictures"), part("kd", "classes"), part("feature", "words")]
     whole = SummedObjective(parts, [1.0, 0.25, 2.0], SIZES).eval()
     pooled, output, sources, labels = batch()
-    terms = whole.of_sources(pooled, output, sources, labels)
+    terms = whole.of_sources(StudentSide(pooled, output), sources, labels)
     one = parts[0](pooled, output, sources["pictures"], labels)
     two = parts[1](pooled, output, sources["classes"], labels)
     # The labels are scored by others: what is left of this one is its feature.
@@ -72,12 +72,12 @@ def test_the_task_is_added_once_where_nobody_scores_it() -> None:
     parts = [part("feature", "words"), part("feature", "pictures", distance="cosine")]
     whole = SummedObjective(parts, [0.5, 3.0], SIZES)
     pooled, output, sources, labels = batch()
-    terms = whole.of_sources(pooled, output, sources, labels)
+    terms = whole.of_sources(StudentSide(pooled, output), sources, labels)
     task = task_loss(output, labels, regression=False)
     torch.testing.assert_close(terms["task"], task.detach())
     words, pictures = terms["feature-words.feature"], terms["feature-pictures.feature"]
     torch.testing.assert_close(terms["total"].detach(), task.detach() + 0.5 * words + 3 * pictures)
-    without = whole.of_sources(pooled, None, sources, None)
+    without = whole.of_sources(StudentSide(pooled), sources, None)
     torch.testing.assert_close(without["total"].detach(), 0.5 * words + 3 * pictures)
     assert "task" not in without
 
@@ -91,7 +91,7 @@ def test_a_sum_passes_gradients_of_float64() -> None:
     doubles = {name: each.double() for name, each in sources.items()}
 
     def total(pooled: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        return whole.of_sources(pooled, output, doubles, labels)["total"]
+        return whole.of_sources(StudentSide(pooled, output), doubles, labels)["total"]
 
     pooled, output, *_ = batch()
     inputs = [each.detach().double().requires_grad_() for each in (pooled, output)]
@@ -140,7 +140,7 @@ def test_an_evaluation_weighs_as_the_end_does() -> None:
         [part("feature", "words")], [WeightSchedule(begin=1, end=3)], SIZES
     ).eval()
     pooled, _, sources, _ = batch()
-    terms = whole.of_sources(pooled, None, sources, None)
+    terms = whole.of_sources(StudentSide(pooled), sources, None)
     torch.testing.assert_close(terms["total"].detach(), 3 * terms["feature-words.feature"])
 
 

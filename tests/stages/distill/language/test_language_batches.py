@@ -102,7 +102,7 @@ def test_a_batch_is_what_it_is_token_by_token(
         np.testing.assert_array_equal(batch[name], expected[name], err_msg=name)
     assert ("position_ids" in batch) == (packing == "apart")
     assert ("attention_mask" in batch) == (packing != "apart")
-    assert rows.counts(chosen) == Counts(len(expected["words"]), 0)
+    assert rows.counts(chosen) == Counts(len(expected["words"]))
     assert rows.bytes_of(chosen) == 3 * sum(lengths[t] for row in members for t in row)
     lengths_of_rows = np.diff(rows.offsets)[chosen]
     assert lengths_of_rows.tolist() == [sum(lengths[t] for t in row) for row in members]
@@ -166,7 +166,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def _rows(cache: Any, feature: str, lengths: list[int], packing: Any = "none") -> PackedTexts:
     opened, rows = cache
     answers = CachedAnswers(opened.ragged(feature), 1.0, "bucket")
-    return pack(make_texts(lengths), packing, 32, PAD, TeacherTokens(answers, rows))
+    return pack(make_texts(lengths), packing, 32, PAD, {"llm": TeacherTokens(answers, rows)})
 
 
 @pytest.mark.parametrize("packing", ["none", "joined"])
@@ -177,24 +177,24 @@ def test_answers_stand_at_their_predictions(cache: Any, packing: Any) -> None:
         batch = rows.pad(chosen)
         texts = rows._texts_of(chosen)
         expected = np.concatenate([_dense(text) for text in texts])
-        np.testing.assert_array_equal(batch["answers"]["dense"], expected)
-        assert "answered" not in batch
-        assert rows.counts(chosen) == Counts(len(expected), len(expected))
+        np.testing.assert_array_equal(batch["answers"]["llm"]["dense"], expected)
+        assert "answered" not in batch["answers"]["llm"]
+        assert rows.counts(chosen) == Counts(len(expected), {"llm": len(expected)})
 
 
 def test_texts_that_are_longer_or_shorter_than_they_were_to_the_teacher(cache: Any) -> None:
     lengths = [CACHED[0] + 1, 6, 4, CACHED[3] + 3, CACHED[4] + 1]
     rows = _rows(cache, "dense", lengths)
     chosen = np.arange(5)
-    batch = rows.pad(chosen)
+    said = rows.pad(chosen)["answers"]["llm"]
     start = 0
     for text, length in enumerate(lengths):
         known = min(length - 1, CACHED[text])
         part = slice(start, start + length - 1)
-        np.testing.assert_array_equal(batch["answers"]["dense"][part][:known], _dense(text)[:known])
-        assert batch["answered"][part].tolist() == [n < known for n in range(length - 1)]
+        np.testing.assert_array_equal(said["dense"][part][:known], _dense(text)[:known])
+        assert said["answered"][part].tolist() == [n < known for n in range(length - 1)]
         start += length - 1
-    assert rows.counts(chosen).answered == int(batch["answered"].sum())
+    assert rows.counts(chosen).answered == {"llm": int(said["answered"].sum())}
 
 
 def _read(cache: Any, feature: str, temperature: float, tail: Any) -> Any:
@@ -268,12 +268,12 @@ def test_predictions_are_matched_where_both_have_read_the_same(tmp_path: Path) -
     assert isinstance(found, MatchedTokens)
     assert found.ours.tolist() == [0, 2, 4, 1]
     assert found.theirs.tolist() == [0, 1, 3, 2]
-    rows = pack(texts, "none", 8, PAD, found)
-    batch = rows.pad(np.array([1, 0]))
-    assert batch["answered"].tolist() == [False, True, True, False, True, False, True]
-    told = batch["answers"]["dense"][batch["answered"], 0]
+    rows = pack(texts, "none", 8, PAD, {"llm": found})
+    said = rows.pad(np.array([1, 0]))["answers"]["llm"]
+    assert said["answered"].tolist() == [False, True, True, False, True, False, True]
+    told = said["dense"][said["answered"], 0]
     torch.testing.assert_close(told, torch.tensor([1.2, 0.0, 0.1, 0.3]))
-    assert rows.counts(np.array([0, 1])) == Counts(7, 4)
+    assert rows.counts(np.array([0, 1])) == Counts(7, {"llm": 4})
 
 
 def test_one_row_for_each_text() -> None:

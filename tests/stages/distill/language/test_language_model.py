@@ -14,8 +14,7 @@ from armada.stages.distill.adapters import LoraSettings, with_adapters
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.language.batches import Counts, pack
 from armada.stages.distill.language.evaluation import WordSums, respond, response_metrics
-from armada.stages.distill.language.model import LanguageModel, WordLoss, only_rows
-from armada.stages.distill.language.settings import LanguageSettings
+from armada.stages.distill.language.model import LanguageModel, only_rows
 from armada.stages.distill.language.source import check_words, load_language_student
 from armada.stages.distill.language.student import LanguageStudent
 from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
@@ -40,9 +39,9 @@ def student_of(folder: Path, **settings: Any) -> tuple[LanguageStudent, Any]:
     )
 
 
-def model_of(student: LanguageStudent, alpha: float = 0.5) -> LanguageModel:
-    objective = UndistilledObjective(ObjectiveOptions(), Sizes(student.dim, 1, False, None))
-    return LanguageModel(student, objective, WordLoss(LanguageSettings(), alpha, 1.0))
+def model_of(student: LanguageStudent) -> LanguageModel:
+    sizes = Sizes(student.dim, 1, False, None)
+    return LanguageModel(student, UndistilledObjective(ObjectiveOptions(), sizes))
 
 
 def texts_of(tokenizer: Any, pairs: bool = False) -> Any:
@@ -100,7 +99,7 @@ def test_one_word_in_two_processes_counts_as_much_as_in_one(folders: dict[str, P
     student, tokenizer = student_of(folders["llama"])
     batch = pack(texts_of(tokenizer), "none", 100, 0).pad(np.array([2]))
     batch |= {"predicted_at": batch["predicted_at"][:1], "words": batch["words"][:1]}
-    model, counts = model_of(student, alpha=0.0), Counts(1, 0)
+    model, counts = model_of(student), Counts(1)
     alone = model(**batch, counts=counts)["loss"].detach()
     model.processes = Processes(rank=0, count=2)
     assert model(**batch, counts=counts)["loss"].detach() == 2 * alone > 0

@@ -1,0 +1,97 @@
+"""Students that are language models: they learn the next token."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...cache_schemas.errors import StudentSourceError
+from ...stages.adapters import named_base
+from ...stages.corpus.corpus import Corpus
+from ...stages.corpus.labels import NO_LABELS, LabelSpace, label_space
+from ...stages.distill.language.evaluation import METRICS
+from ...stages.distill.language.export import LanguageCard, save_language_student
+from ...stages.distill.language.model import LanguageModel
+from ...stages.distill.language.source import (
+    check_apart,
+    choose_row_length,
+    load_language_student,
+)
+from ...stages.distill.language.trainer import LanguageTrainer
+from ...stages.distill.model import TrainedModel
+from ...stages.language.recipe import Recipe
+from ..distill_job import DistillJob
+from ..student_data import LabelledCorpus
+from ..task import Built, MakeObjective, Plan, Task
+from ..terms import Term
+from .datasets import Encoding, learnable, token_teachers, train_set, validation_set
+
+
+class LanguageTask(Task):
+    """A causal language model; where its texts have labels, with a head for those beside it."""
+
+    scores = "tokens"
+    trainer = LanguageTrainer
+
+    def label_space(self, job: DistillJob, corpus: Corpus, terms: Sequence[Term]) -> LabelSpace:
+        if job.label_column is None:
+            return NO_LABELS
+        return label_space(corpus, None, job.num_labels)
+
+    def check_labels(
+        self,
+        job: DistillJob,
+        space: LabelSpace,
+        train: LabelledCorpus,
+        validation: LabelledCorpus | None,
+    ) -> None:
+        """Labels are beside the task: a corpus may have none."""
+
+    def metrics(self, space: LabelSpace) -> Sequence[str]:
+        return METRICS
+
+    def build(self, plan: Plan, objective: MakeObjective) -> Built:
+        job, data = plan.job, plan.data
+        recipe = _recipe(plan)
+        for labelled in filter(None, (data.train, data.validation)):
+            labelled.corpus.require_format(recipe.text_format, f"text_format {recipe.text_format}")
+        student, tokenizer = load_language_student(
+            job, job, data.space, data.train.texts(), job.dropout
+        )
+        if plan.warns:
+            data.train.warn_of_unknown(tokenizer)
+        recipe.check(tokenizer)
+        most = choose_row_length(job.max_length, tokenizer, student.causal)
+        if job.packing == "apart":
+            check_apart(student)
+        teachers = token_teachers(plan, tokenizer)
+        encoding = Encoding(tokenizer, recipe, most)
+        data, texts = learnable(job, data, teachers, encoding)
+        return Built(
+            model=LanguageModel(student, objective(student.dim)),
+            tokenizer=tokenizer,
+            max_length=most,
+            train=train_set(job, data, teachers, texts, encoding, plan.seed),
+            validation=validation_set(data, encoding),
+            data=data,
+        )
+
+    def save(self, plan: Plan, folder: Path, model: TrainedModel, built: Built) -> None:
+        job, data = plan.job, plan.data
+        card = LanguageCard(
+            recipe=_recipe(plan),
+            max_length=built.max_length,
+            text_columns=job.text_column,
+            space=data.space,
+            metric=data.metric,
+            **(
+                named_base(job.student, job.student_revision, StudentSourceError)
+                if job.lora_rank
+                else {}
+            ),
+        )
+        save_language_student(folder, model.student, built.tokenizer, model.objective, card)
+
+
+def _recipe(plan: Plan) -> Recipe:
+    """How texts are written: as for the teachers of tokens, where there are any."""
+    read = {r.source for term in plan.terms if term.reads_tokens for r in term.readings}
+    return plan.job.recipe([plan.data.sources[name].teacher for name in sorted(read)])

@@ -1,0 +1,87 @@
+"""Everything that a distill job names, read, checked and joined before a model loads."""
+
+from collections.abc import Mapping, Sequence
+
+from ..cache_schemas.errors import JobError
+from ..cache_schemas.features import FeatureSpec
+from ..stages.corpus.labels import LabelSpace, label_values
+from ..stages.distill.objectives.base import Sizes, require_fit
+from .distill_job import DistillJob
+from .label_task import LabelTask
+from .language.task import LanguageTask
+from .sources import Columns, Source, open_sources
+from .student_data import LabelledCorpus, StudentData, read_corpus_of, read_labelled
+from .task import Task
+from .terms import Term, readings_of
+
+
+def task_of(job: DistillJob) -> Task:
+    """What kind of student a job trains."""
+    return LanguageTask() if job.task == "language" else LabelTask()
+
+
+def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
+    """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
+    task = task_of(job)
+    readings, teachers = readings_of(terms), job.all_teachers
+    own = [teachers[each.teacher].text_column or job.text_column for each in readings.values()]
+    columns = Columns.of(job.text_column, own)
+    for reading, read in zip(readings.values(), columns.sources, strict=True):
+        if reading.axis is not None and read != columns.student:
+            raise JobError(
+                f"teacher {reading.teacher}: text_column: a teacher of tokens has read what the "
+                "student reads; leave it out"
+            )
+    corpus = read_corpus_of(job, job.train, columns.names)
+    space = task.label_space(job, corpus, terms)
+    train = LabelledCorpus(corpus, label_values(corpus, space))
+    features_alone = task.learns_features_alone(space)
+    validation = None
+    if job.validation:
+        needed = columns.names if features_alone else job.text_column
+        validation = read_labelled(job, job.validation, space, needed)
+    task.check_labels(job, space, train, validation)
+    metric = _choose_metric(job, task.metrics(space))
+    corpora = [train, *([validation] if validation is not None and features_alone else [])]
+    sources = open_sources(readings, teachers, columns, [each.corpus for each in corpora])
+    _check_features(terms, space, sources)
+    if sources:
+        joined = [each.joined(sources, job.skip_bad_rows) for each in corpora]
+        train, validation = joined[0], joined[1] if joined[1:] else validation
+    read_digests = {
+        name: train.of_columns(source.columns).digest()
+        for name, source in sources.items()
+        if source.columns != columns.student
+    }
+    train = train.of_columns(columns.student)
+    if validation is not None and features_alone:
+        validation = validation.of_columns(columns.student)
+    return StudentData(train, validation, space, metric, sources, read_digests)
+
+
+def _check_features(
+    terms: Sequence[Term], space: LabelSpace, sources: Mapping[str, Source]
+) -> None:
+    """What can be refused of objectives before a model loads."""
+    for term in terms:
+        for reading in () if term.reads_tokens else term.readings:
+            spec = sources[reading.source].spec
+            shape = Sizes(0, space.num_labels, space.regression, spec.shape)
+            require_fit(term.keys.name, term.objective.reads, shape)
+            if term.objective.reads.classes:
+                _check_class_names(space, spec)
+
+
+def _choose_metric(job: DistillJob, names: Sequence[str]) -> str:
+    if job.metric is not None and job.metric not in names:
+        raise JobError(f"job key 'metric': {job.metric!r} is not one of {', '.join(names)}")
+    return job.metric or names[0]
+
+
+def _check_class_names(space: LabelSpace, feature: FeatureSpec) -> None:
+    """Logits teach by position: the same names in another order would teach the wrong classes."""
+    if space.names and feature.labels and space.names != feature.labels:
+        raise JobError(
+            f"feature {feature.name!r}: the teacher's classes are {', '.join(feature.labels)}, the "
+            f"student's {', '.join(space.names)}; give labels as the teacher's class numbers"
+        )

@@ -1,0 +1,90 @@
+"""What kind of student a job trains: the task owns labels, head, metrics, and the folder it leaves.
+
+LabelTask      classes, numbers, or a teacher's feature alone: `label_task.py`
+LanguageTask   the next token: `language/task.py`
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..stages.corpus.corpus import Corpus
+from ..stages.corpus.labels import LabelSpace
+from ..stages.distill.batches import DistillDataset
+from ..stages.distill.model import TrainedModel
+from ..stages.distill.objectives.base import Objective, StudentTensor
+from ..stages.distill.trainer import DistillTrainer
+from .distill_job import DistillJob
+from .student_data import LabelledCorpus, StudentData
+from .terms import Term
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What one seed trains, and with what."""
+
+    model: TrainedModel
+    tokenizer: Any
+    max_length: int
+    train: DistillDataset
+    validation: DistillDataset | None
+    data: StudentData
+    """Without rows that turned out to be of no use once they were tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one seed of a job is built from; `warns`: whether it says what is the same in all seeds
+    and processes."""
+
+    job: DistillJob
+    terms: Sequence[Term]
+    data: StudentData
+    seed: int
+    warns: bool
+
+
+MakeObjective = Callable[[int], Objective]
+"""From the width of a student's pooled texts to what it learns by, drawn anew."""
+
+
+class Task(ABC):
+    """One kind of student."""
+
+    scores: ClassVar[StudentTensor]
+    """What of a student its own loss is about."""
+    trainer: ClassVar[type[DistillTrainer]] = DistillTrainer
+
+    @abstractmethod
+    def label_space(self, job: DistillJob, corpus: Corpus, terms: Sequence[Term]) -> LabelSpace:
+        """The labels of a training corpus. Raises an InputError where they are lacking."""
+
+    @abstractmethod
+    def check_labels(
+        self,
+        job: DistillJob,
+        space: LabelSpace,
+        train: LabelledCorpus,
+        validation: LabelledCorpus | None,
+    ) -> None:
+        """Raise an InputError for labels that nothing can be learned from, or validated by."""
+
+    @abstractmethod
+    def metrics(self, space: LabelSpace) -> Sequence[str]:
+        """Those that an epoch can be chosen by, the default first."""
+
+    def learns_features_alone(self, space: LabelSpace) -> bool:
+        """Whether features are all there is to learn, and so to validate by."""
+        return False
+
+    @abstractmethod
+    def build(self, plan: Plan, objective: MakeObjective) -> Built:
+        """The student of one seed and its data sets."""
+
+    @abstractmethod
+    def save(self, plan: Plan, folder: Path, model: TrainedModel, built: Built) -> None:
+        """Write the student's folder."""
