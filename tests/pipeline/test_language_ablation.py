@@ -117,7 +117,7 @@ def test_columns_of_the_printed_table_are_under_their_names(armada: CommandLine)
     assert [str(column.header) for column in table.columns][2:] == ["improvement", "p", "runs"]
 
 
-@pytest.mark.parametrize("setting", ["lora_rank=4", "packing=joined", "divergence=jsd"])
+@pytest.mark.parametrize("setting", ["responses=generated", "packing=joined", "divergence=jsd"])
 def test_keys_of_words_are_refused_where_nobody_reads_them(
     armada: CommandLine, setting: str
 ) -> None:
