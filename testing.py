@@ -9,7 +9,11 @@
 armada's own teachers and objectives pass the same. Needs pytest, which armada itself does not.
 """
 
-import pytest
+from .cache_schemas.extras import require_extra
+
+require_extra("armada.testing", "test", "pytest")
+
+import pytest  # noqa: E402
 
 # So that a failed assertion of the kit shows its values, as those of test files do.
 pytest.register_assert_rewrite("armada.stages.testing.objectives", "armada.stages.testing.teachers")

@@ -8,6 +8,7 @@
     │   ├── StudentSourceError  a student that cannot be loaded safely
     │   ├── OutputError         a folder that cannot take the output
     │   ├── AccessError         what this user may not read or write
+    │   ├── MissingExtraError   a package that comes with an extra of the installation
     │   └── CacheError          a cache that cannot be used as asked
     │       ├── CacheVersionError     written in another format version
     │       ├── TeacherMismatchError  other settings than the cached teacher's
@@ -98,6 +99,10 @@ class OutputError(InputError):
 
 
 class AccessError(InputError):
+    pass
+
+
+class MissingExtraError(InputError):
     pass
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ..cache_schemas.errors import InputError
+from ..cache_schemas.extras import require_extra
 from ..cache_schemas.locations import expand_home
 from .embeddings.folders import transformer_folder
 from .pretrained import one_line
@@ -64,6 +65,7 @@ def _digest(folder: Path, error: type[InputError]) -> str:
 
 def read_adapters(model: Any, folder: Path, error: type[InputError]) -> Any:
     """A model with the adapters of a folder, all of them. Raises `error`."""
+    require_extra(f"student {folder}", "lora", "peft")
     try:
         from peft import PeftModel
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from ...cache_schemas.errors import InputError, JobError, OutputError, RunError
+from ...cache_schemas.extras import require_extra
 from ...cache_schemas.locations import shown
 from ...stages.distill.student_source import check_student
 from ...stages.store.files.atomic import write_atomic
@@ -107,6 +108,7 @@ def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
 
     Raises OutputError if the output is taken, another InputError for what can be refused before a
     run starts, RunError when the rest is done if a run failed."""
+    require_extra("armada ablate", "report", "statsmodels")  # now, not when all runs are done
     output = ablation.job.output
     _refuse_taken(output, ablation.job.resume)
     check([run for run in ablation.runs if not _is_done(run)])

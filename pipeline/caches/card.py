@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from ...cache_schemas.errors import CacheError, OutputError, shown_url
+from ...cache_schemas.extras import require_extra
 from ...cache_schemas.locations import Source
 from ...cache_schemas.manifest import fidelity_of
 from ...stages.corpus.corpus import Corpus, read_corpus
@@ -169,6 +170,7 @@ def _picture(cache: Cache, colouring: Colouring | None) -> bytes | None:
     drawn = [feature.name for feature in held if feature.axis is None and not feature.whole]
     if not len(cache) or not drawn:
         return None
+    require_extra("the picture of armada cache card", "report", "matplotlib")
     return _draw([cache[name] for name in drawn], colouring)
 
 

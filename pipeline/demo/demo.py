@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from ...cache_schemas.extras import require_extra
 from ..ablation.ablate import run_ablate
 from ..ablation.job import make_ablation
 from ..findings.conditions import Condition
@@ -72,6 +73,7 @@ def say(line: str) -> None:
 def run_demo(job: DemoJob) -> Summary:
     """Run the demo in an empty folder; returns what `OUTPUT/summary.json` holds: for each kind of
     student the accuracy on unseen words, 0 to 1, as mean, standard deviation and single runs."""
+    require_extra("armada demo", "all", "open_clip", "PIL", "matplotlib", "statsmodels")
     output = job.output
     require_free(output)
     make_folder(output)

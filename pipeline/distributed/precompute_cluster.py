@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import ArmadaError, JobError, RunError
+from ...cache_schemas.extras import require_extra
 from ...cache_schemas.manifest import fidelity_of
 from ...stages.store.format.manifests import first_own_shard
 from ...stages.store.writing.teacher_folder import require_writable
@@ -68,6 +69,7 @@ class _Tally:
 
 def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
     """Ask the teacher about what is not cached yet, with the workers that the job names."""
+    require_extra("precompute by workers", "cluster", "distributed")
     with ExitStack() as stack:
         stack.enter_context(terminable())
         if job.dask is not None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from ...cache_schemas.errors import ArmadaError, OutputError, shown_url
+from ...cache_schemas.extras import require_extra
 from ...stages.store.files.atomic import make_folders, write_atomic
 from ..findings.findings import Findings, Study, find
 from ..findings.runs import FACTORS, Found, find_runs
@@ -65,6 +66,7 @@ def run_report(job: ReportJob, quiet: bool = False, gallery: Gallery | None = No
 
     Raises InputError for a folder that holds no finished run, OutputError rather than replace what
     somebody wrote or write where that is not allowed."""
+    require_extra("armada report", "report", "matplotlib", "statsmodels", "PIL")
     found = find_runs(job.runs)
     again = _check_out(job)
     findings = find(found.runs, job.cache)

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 
 from ...cache_schemas.errors import CorpusError, one_line
+from ...cache_schemas.extras import require_extra
 from ...cache_schemas.locations import InMemory
 
 HUB_DATASET = "hf-dataset:"
@@ -20,13 +21,9 @@ _PARAMETERS = ("split", "name", "revision")
 
 def open_hub_dataset(source: str) -> Any:
     """A split of a data set of the hub, kept on disk by `datasets`. Raises CorpusError."""
-    try:
-        import datasets
-    except ImportError as cause:
-        raise CorpusError(
-            f"corpus {source}: needs a package that is not installed; pip install "
-            "'armada-kd[datasets]'"
-        ) from cause
+    require_extra(f"corpus {source}", "datasets", "datasets")
+    import datasets
+
     name, _, query = source.removeprefix(HUB_DATASET).partition("?")
     asked = dict(parse_qsl(query))
     if unknown := [key for key in asked if key not in _PARAMETERS]:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.extras import require_extra
 from ..adapters import quiet_peft
 from ..pretrained import one_line
 
@@ -44,14 +45,11 @@ class LoraSettings(BaseModel):
 def with_adapters(model: Any, settings: LoraSettings, task_type: TaskType) -> Any:
     """The model with adapters that train; nothing else of it does.
 
-    Raises JobError where peft is not installed or finds no such layers, or where the head of a
-    language model would have an adapter: the loss takes its weight as it is."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as cause:
-        raise JobError(
-            "lora_rank: adapters need the package peft; install armada-kd[lora]"
-        ) from cause
+    Raises MissingExtraError where peft is not installed, JobError where it finds no such layers, or
+    where the head of a language model would have an adapter: the loss takes its weight as it is."""
+    require_extra("job key 'lora_rank'", "lora", "peft")
+    from peft import LoraConfig, get_peft_model
+
     assert settings.lora_rank is not None
     config = LoraConfig(
         r=settings.lora_rank,

@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 
 from ....cache_schemas.errors import JobError, TeacherOutputError, TeacherSourceError
+from ....cache_schemas.extras import require_extra
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...pretrained import source_name
@@ -78,6 +79,7 @@ class DiffusersTeacher(Teacher):
     default_rows_per_shard: ClassVar[int] = 1024
 
     def __init__(self, source: str, options: DiffusersOptions, device: torch.device) -> None:
+        require_extra("teacher diffusers", "teachers", "diffusers", "PIL")
         self._options, self._device = options, device
         self._precision = options.precision_on(device)
         _check_steps(options)

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 
 from ....cache_schemas.errors import TeacherSourceError
+from ....cache_schemas.extras import require_extra
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import digest
 from ...pretrained import one_line, quiet_transformers, refusing, require_vocabulary
@@ -54,6 +55,7 @@ class OpenClipTeacher(Teacher):
     kind = "open_clip"
 
     def __init__(self, source: str, options: OpenClipOptions, device: torch.device) -> None:
+        require_extra("teacher open_clip", "teachers", "open_clip")
         self._options, self._device = options, device
         self._precision = options.precision()
         self._source = find_clip(source, options.weights, options.revision)

@@ -20,13 +20,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ....cache_schemas.errors import TeacherSourceError
+from ....cache_schemas.extras import require_extra
 from ....cache_schemas.locations import expand_home
 from ...pretrained import LOCAL_ONLY, quiet_transformers, refusing
 from ...sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors
@@ -160,8 +160,7 @@ def latent_grid(folder: PipelineFolder) -> LatentGrid:
 
 def lora_file(source: str) -> Path:
     """The safetensors file of a LoRA, given as that file or as a folder that holds only it."""
-    if find_spec("peft") is None:
-        raise TeacherSourceError(f"lora {source}: needs peft; install armada-kd[lora]")
+    require_extra(f"lora {source}", "lora", "peft")
     path = Path(expand_home(source))
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if len(files) != 1:

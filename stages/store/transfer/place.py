@@ -18,6 +18,7 @@ from fsspec.config import conf
 from fsspec.core import split_protocol, url_to_fs
 
 from ....cache_schemas.errors import ArmadaError, CacheError, DamagedCacheError, StorageError
+from ....cache_schemas.extras import require_extra
 from ....cache_schemas.locations import shown_url
 from ..files.atomic import storage_error
 from ..files.plain_files import plain_size
@@ -220,9 +221,6 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
-"""Protocol -> extra of this package that brings its driver."""
-
 _HTTP = ("http", "https")
 _CONNECT_S, _SILENCE_S = 30, 60
 
@@ -235,10 +233,13 @@ def connect(url: str, shown: str, options: Mapping[str, Any]) -> tuple[Any, str]
         raise CacheError(f"{re.split('[?#]', shown)[0]}: a folder's URL has no ? and no #")
     protocol = split_protocol(url)[0] or ""
     given = {"skip_instance_cache": True, **_timeouts(protocol), **options}
+    if protocol in ("s3", "s3a"):
+        require_extra(shown, "s3", "s3fs")
     try:
         files, root = url_to_fs(url, **given)
     except ImportError as cause:
-        raise CacheError(f"{shown}: {_what_to_install(protocol, cause)}") from cause
+        told = str(cause).partition("\n")[0]
+        raise CacheError(f"{shown}: needs a package that is not installed: {told}") from cause
     except (ValueError, TypeError, KeyError) as cause:
         if protocol not in fsspec.available_protocols():
             raise CacheError(f"{shown}: fsspec knows no protocol {protocol!r}") from cause
@@ -258,13 +259,6 @@ def _timeouts(protocol: str) -> dict[str, Any]:
     # Options that are passed replace what the environment says (FSSPEC_HTTP), so they repeat it.
     given = [conf.get(name, {}).get("client_kwargs", {}) for name in _HTTP]
     return {"client_kwargs": {"timeout": timeout, **given[0], **given[1]}}
-
-
-def _what_to_install(protocol: str, cause: ImportError) -> str:
-    extra = _EXTRAS.get(protocol)
-    if extra:
-        return f"needs a package that is not installed; pip install 'armada-kd[{extra}]'"
-    return f"needs a package that is not installed: {str(cause).partition(chr(10))[0]}"
 
 
 Advance = Callable[[int], None]

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,12 @@ import numpy.typing as npt
 import pytest
 import tiny_diffusion
 import torch
-from armada.cache_schemas.errors import JobError, TeacherOutputError, TeacherSourceError
+from armada.cache_schemas.errors import (
+    JobError,
+    MissingExtraError,
+    TeacherOutputError,
+    TeacherSourceError,
+)
 from armada.cache_schemas.keys import example_key
 from armada.stages.precompute.teachers.base import Answers, Example, example_seed
 from armada.stages.precompute.teachers.diffusers import DiffusersOptions, DiffusersTeacher
@@ -513,10 +519,8 @@ def test_bad_loras_are_refused(make: MakeTeacher, models: Path, tmp_path: Path) 
 def test_lora_without_peft_is_refused(
     make: MakeTeacher, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from armada.stages.precompute.teachers import pipelines
-
-    monkeypatch.setattr(pipelines, "find_spec", lambda _name: None)
-    with pytest.raises(TeacherSourceError, match=r"needs peft; install armada-kd\[lora\]"):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r"needs peft: pip install 'armada-kd\[lora\]'"):
         make(load=False, lora=str(models / "lora"))
 
 
