@@ -17,8 +17,7 @@ from ..stages.distill.objectives.tokens import TokensOptions
 from ..stages.distill.settings import SCRATCH_LEARNING_RATE, TrainingSettings
 from ..stages.distill.student import StudentSettings
 from ..stages.distill.student_source import SCRATCH
-from .corpus_keys import TextFormatKeys
-from .jobs import Job, make, unknown_key
+from .jobs import Job, TextFormatKeys, make, unknown_key
 from .language.keys import LanguageKeys, with_token_teacher
 from .objective_keys import (
     ONCE_SHARED,

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from ..cache_schemas.locations import Source
-from .corpus_keys import TextFormatKeys
+from .jobs import TextFormatKeys
 
 
 class EvaluateJob(TextFormatKeys):

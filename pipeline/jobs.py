@@ -1,29 +1,42 @@
 """Job files: YAML, then options of the command line, then `--set key=value`; later ones win.
 
 A job is a flat, frozen pydantic model. Every key has one line of description, which is also its
-help and error text. Everything that can be refused is refused here, before a model loads.
+help and error text. Everything that can be refused is refused here, before a model loads. Types and
+keys that several jobs have are here too: paths of this machine, numbers of bytes, how text files
+are written.
 """
 
+import codecs
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from encodings import aliases
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import expand_home, shown
+from ..stages.corpus.files import require_use
+from ..stages.corpus.text_files import TextFormat
+
+_TAB = ("\\t", "tab")
+_PREFIXES = "KMGT"
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 def refuse_url(path: Path, what: str = "cache") -> Path:
@@ -41,6 +54,23 @@ def refuse_url(path: Path, what: str = "cache") -> Path:
 
 
 LocalFolder = Annotated[Path, AfterValidator(refuse_url)]
+
+
+def parse_bytes(value: Any) -> Any:
+    """Bytes of a text like '50GiB' (powers of 1024) or '50GB' (of 1000); other types as they are.
+
+    Raises ValueError for another text."""
+    if not isinstance(value, str):
+        return value
+    match = _BYTES.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("is not a number of bytes, such as 50GiB")
+    number, prefix, binary = match.groups()
+    power = 1 + _PREFIXES.index(prefix.upper()) if prefix else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
 
 
 class Job(BaseModel):
@@ -63,6 +93,60 @@ class Job(BaseModel):
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return [(name, shown(value)) for name, value in super().__repr_args__()]
+
+
+class TextFormatKeys(Job):
+    """How text files are written."""
+
+    encoding: str | None = Field(
+        default=None,
+        description="encoding of CSV, TSV and JSON files, such as latin-1 or utf-16; default by "
+        "their first bytes, or utf-8",
+    )
+    delimiter: str | None = Field(
+        default=None, description="what parts the fields of CSV files, such as ';' or tab"
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_an_encoding(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            codecs.lookup(value)
+        except LookupError as cause:
+            near = difflib.get_close_matches(value.lower(), aliases.aliases, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; try utf-8, utf-16 or latin-1"
+            raise ValueError(f"Python knows no encoding of that name{hint}") from cause
+        try:
+            "".encode(value)
+        except (LookupError, UnicodeError) as cause:
+            raise ValueError(
+                "is no encoding of texts; name how characters were written, such as utf-8, utf-16 "
+                "or latin-1"
+            ) from cause
+        return value
+
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _is_one_character(cls, value: Any) -> Any:
+        value = "\t" if value in _TAB else value
+        if value is not None and (
+            not isinstance(value, str) or len(value) != 1 or not value.isascii() or value in '"\r\n'
+        ):
+            raise ValueError("is not one character that can part fields, such as ',', ';' or tab")
+        return value
+
+    @model_validator(mode="after")
+    def _is_of_use(self) -> Self:
+        named = [getattr(self, key, ()) for key in ("corpus", "train", "validation")]
+        require_use(self.file_format, [source for sources in named for source in sources or ()])
+        return self
+
+    @property
+    def file_format(self) -> TextFormat:
+        """Those that were named."""
+        return TextFormat(self.encoding, self.delimiter)
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

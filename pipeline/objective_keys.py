@@ -33,8 +33,7 @@ from ..stages.distill.objectives.sum import WeightSchedule
 from ..stages.distill.objectives.tokens import TokensOptions
 from ..stages.distill.placement import Placement
 from ..stages.store.transfer.location import is_local, local_path
-from .byte_counts import ByteCount
-from .jobs import Job, make, unknown_key
+from .jobs import ByteCount, Job, make, unknown_key
 from .messages import LOGGER
 
 ONCE_SHARED = frozenset(

@@ -9,9 +9,8 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source, expand_home
 from ..cache_schemas.manifest import RowsPerShard
-from .corpus_keys import TextFormatKeys
 from .environment import choose_device
-from .jobs import LocalFolder, make, unknown_key
+from .jobs import LocalFolder, TextFormatKeys, make, unknown_key
 
 if TYPE_CHECKING:
     import torch

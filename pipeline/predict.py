@@ -40,8 +40,8 @@ from ..stages.distill.saved_student import (
 )
 from ..stages.distill.tokens import encode
 from ..stages.store.format.rows import Rows
-from .corpus_keys import TextFormatKeys
 from .environment import choose_device
+from .jobs import TextFormatKeys
 from .messages import CountProgress
 from .outputs import check_new_file, new_file
 from .signals import telling_what_is_kept

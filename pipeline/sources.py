@@ -25,10 +25,9 @@ from ..stages.store.reading.feature_array import FeatureArray, RaggedArray
 from ..stages.store.reading.prefetch import BlockOrder
 from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
-from .answers import Answers, open_answers
+from .answers import SHOWN_MISSING, Answers, missing_keys, open_answers
 from .distill_job import DistillJob
 from .language.keys import GENERATED
-from .missing import SHOWN_MISSING, missing_keys
 from .objective_keys import TeacherKeys
 from .terms import Reading
 

@@ -25,8 +25,7 @@ from ...stages.store.format.manifests import held_features, list_teachers, read_
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.feature_array import FeatureArray
 from ...stages.store.reading.reader import Cache, read_digest
-from ..corpus_keys import TextFormatKeys
-from ..jobs import LocalFolder
+from ..jobs import LocalFolder, TextFormatKeys
 from ..reports.drawing import (
     COLOURS,
     Labels,

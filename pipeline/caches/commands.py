@@ -327,8 +327,7 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Bring a cache, or a part of it, to this machine; only what is missing here comes."""
-    from ..corpus_keys import TextFormatKeys
-    from ..jobs import make
+    from ..jobs import TextFormatKeys, make
     from .console import show_shared
     from .sharing import Transfer, Wanted, pull_cache
 

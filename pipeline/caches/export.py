@@ -28,10 +28,9 @@ from ...stages.pretrained import read_tokenizer
 from ...stages.sources import resolve
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.reader import Cache, open_cache
-from ..corpus_keys import TextFormatKeys
-from ..jobs import LocalFolder
+from ..answers import missing_keys
+from ..jobs import LocalFolder, TextFormatKeys
 from ..messages import CountProgress, warn
-from ..missing import missing_keys
 from ..outputs import check_new_folder, new_folder
 from ..signals import telling_what_is_kept
 from .export_formats import WRITERS

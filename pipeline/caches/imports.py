@@ -38,9 +38,8 @@ from ...stages.store.format.zarr_shards import DenseArray
 from ...stages.store.writing.reservations import Reservation
 from ...stages.store.writing.teacher_folder import check_teacher, is_new
 from ...stages.store.writing.writer import CacheWriter, Work
-from ..corpus_keys import TextFormatKeys
 from ..environment import library_versions, new_run_id, now
-from ..jobs import LocalFolder, make
+from ..jobs import LocalFolder, TextFormatKeys, make
 from ..messages import SHOWN_PROBLEMS, CountProgress, say_that_it_waits
 from ..signals import telling_what_is_kept
 from .import_sources import FeatureSource, NpyPerExample, NpyRows, ParquetRows, check_dtype

@@ -65,7 +65,6 @@ TEMPLATES = (
 _OVERSAMPLING = 4
 
 TRAIN_CAPTIONS = 1_500
-
 TEST_CAPTIONS = 400
 
 Task = Literal["colour", "shape"]
