@@ -137,11 +137,10 @@ def distill(
 
     --keys lists all job keys; with --objective NAME, the options of that objective too."""
     from .pipeline.console import show_distill, show_keys
-    from .pipeline.distill import run_distill
+    from .pipeline.distill import push_student, run_distill
     from .pipeline.distill_job import DistillJob
     from .pipeline.jobs import collect_keys, make
     from .pipeline.objective_keys import objective_options
-    from .pipeline.student_push import push_student
     from .stages.distill.processes import processes
 
     if keys:

@@ -1,13 +1,20 @@
-"""A `distill` job: its data is read once, and each seed is a run (`seed_run.py`)."""
+"""A `distill` job: its data is read once, and each seed is a run (`seed_run.py`).
+
+A trained student may go to a model repository on the Hub, all of its folder in one commit. What can
+be wrong with the name and the token is found before training. A student that does not arrive is in
+its folder all the same, and the error says how to send it from there.
+"""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
-from ..cache_schemas.errors import InputError, JobError
+from ..cache_schemas.errors import ArmadaError, InputError, JobError, StorageError
 from ..stages.distill.checkpoints import steps_done
 from ..stages.distill.processes import Processes, processes
 from ..stages.distill.reporting import check_reporters
 from ..stages.store.reading.memory import COLD_SHARE
+from ..stages.store.transfer.hub_place import HubPlace
 from .distill_job import DistillJob
 from .environment import choose_device
 from .messages import LOGGER, counted, size, warn
@@ -26,9 +33,10 @@ from .run_folder import (
 from .seed_run import SeedRun, resolved
 from .signals import telling_what_is_kept
 from .student_data import StudentData
-from .student_push import check_student_push
 from .task import Metrics
 from .terms import Term, terms_of
+
+_PUSH_THREADS = 4
 
 
 def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
@@ -177,3 +185,46 @@ def summarise(runs: list[Metrics]) -> Metrics:
             for name in first.get("train_losses", {})
         },
     }
+
+
+def check_student_push(job: DistillJob) -> None:
+    """Raise InputError if a job's `push_to_hub` names no repository, or there is no token."""
+    if job.push_to_hub is None:
+        return
+    if len(job.seeds) > 1:
+        raise JobError(
+            f"job key 'push_to_hub': the students of {len(job.seeds)} seeds cannot be one "
+            "repository; name one seed, or send the best with `hf upload`"
+        )
+    _repository(job.push_to_hub).require_writable()
+
+
+def push_student(job: DistillJob) -> None:
+    """Send the student of a finished run to where `push_to_hub` says, if it says anything.
+
+    Raises StorageError if it does not arrive; the run's folder stays as it is."""
+    if job.push_to_hub is None:
+        return
+    folder = job.output / "student"
+    try:
+        place = _repository(job.push_to_hub)
+        if place.is_new():
+            place.create(public=False)
+            LOGGER.info("%s: made a private model repository", place.shown)
+        place.commit(_files_of(folder), "A student trained with armada", _PUSH_THREADS)
+    except ArmadaError as cause:
+        raise StorageError(
+            f"student {folder}: is trained and written, but not on the Hub: {cause}; send it with "
+            f"`hf upload {job.push_to_hub} {folder} --private`, or by the same command with "
+            "--resume"
+        ) from cause
+    LOGGER.info("the student is at %s", place.shown)
+
+
+def _repository(name: str) -> HubPlace:
+    return HubPlace(f"hf://{name}")
+
+
+def _files_of(folder: Path) -> dict[str, Path | bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in paths}
