@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from armada.cache_schemas.features import FeatureSpec
 from armada.pipeline import seed_run
-from armada.pipeline.run_folder import append_log
 from armada.stages.store.files.atomic import follow_umask
 from armada.stages.store.writing.reservations import Staging
 from command_line import CommandLine
+from cuts import cut_at
 from small_caches import make_manifest, numbered_texts, stored_bytes, write_cache
 from transfers import bring, serve_ready
 from unprivileged import skip_where_packages_are_private, unprivileged, user
@@ -199,17 +199,6 @@ def test_one_of_a_group_goes_on_with_the_run_of_another(
             assert not (output / "checkpoints").exists()
         weights = [path / "student" / "model.safetensors" for path in (run, own)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def cut_at(step: int) -> Any:
-    """A log that stands for Ctrl-C at a step."""
-
-    def append(folder: Path, row: Any) -> None:
-        append_log(folder, row)
-        if row["step"] == step:
-            raise KeyboardInterrupt
-
-    return append
 
 
 def test_weights_that_were_kept_from_everybody_are_given_to_whom_the_umask_lets(
