@@ -111,12 +111,6 @@ def test_imports_only_go_down(file: Path) -> None:
             assert other == unit or below < floor, f"{unit or 'armada'} imports {name}"
 
 
-CIRCLES = [
-    {"pipeline.precompute", "pipeline.distributed.precompute_cluster"},
-]
-"""Known circles, to be emptied."""
-
-
 def test_no_imports_go_in_a_circle() -> None:
     """Those within functions count, too; those for types alone do not."""
     modules = {module_of(file): file for file in FILES}
@@ -134,7 +128,7 @@ def test_no_imports_go_in_a_circle() -> None:
         circle = {other for other in others if module in reach[other]}
         if circle and circle not in found:
             found.append(circle)
-    assert [circle for circle in found if circle not in CIRCLES] == []
+    assert found == []
 
 
 def at_run_time(tree: ast.Module) -> ast.Module:
