@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..cache_schemas.errors import JobError
-from ..cache_schemas.locations import Source
 from ..stages.corpus.labels import Task
 from ..stages.distill.adapters import LoraSettings
 from ..stages.distill.controls import Control, parse_control
@@ -17,7 +16,7 @@ from ..stages.distill.objectives.tokens import TokensOptions
 from ..stages.distill.settings import SCRATCH_LEARNING_RATE, TrainingSettings
 from ..stages.distill.student import StudentSettings
 from ..stages.distill.student_source import SCRATCH
-from .jobs import Job, TextFormatKeys, make, unknown_key
+from .jobs import Corpora, Job, Names, TextFormatKeys, make, unknown_key
 from .language.keys import LanguageKeys, with_token_teacher
 from .objective_keys import (
     ONCE_SHARED,
@@ -35,11 +34,11 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 class CorpusKeys(TextFormatKeys):
     """What to train on."""
 
-    train: tuple[Source, ...] = Field(min_length=1, description="files or folders to train on")
-    validation: tuple[Source, ...] = Field(
+    train: Corpora = Field(min_length=1, description="files or folders to train on")
+    validation: Corpora = Field(
         default=(), description="files or folders to choose the best epoch by"
     )
-    text_column: tuple[str, ...] = Field(
+    text_column: Names = Field(
         min_length=1,
         description="columns of the text segments, in order; one that ends in ? may be blank",
     )
@@ -63,11 +62,6 @@ class CorpusKeys(TextFormatKeys):
     metric: str | None = Field(
         default=None, description="chooses the best epoch; default accuracy or pearson"
     )
-
-    @field_validator("train", "validation", "text_column", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 class DistillJob(

@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from ..cache_schemas.errors import JobError
-from ..cache_schemas.locations import expand_home, shown
+from ..cache_schemas.locations import Source, expand_home, shown
 from ..stages.corpus.files import require_use
 from ..stages.corpus.text_files import TextFormat
 
@@ -54,6 +54,15 @@ def refuse_url(path: Path, what: str = "cache") -> Path:
 
 
 LocalFolder = Annotated[Path, AfterValidator(refuse_url)]
+
+
+def _one_is_a_list(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Corpora = Annotated[tuple[Source, ...], BeforeValidator(_one_is_a_list)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list)]
+"""Several, or one by itself."""
 
 
 def parse_bytes(value: Any) -> Any:

@@ -10,7 +10,7 @@ from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source, expand_home
 from ..cache_schemas.manifest import RowsPerShard
 from .environment import choose_device
-from .jobs import LocalFolder, TextFormatKeys, make, unknown_key
+from .jobs import Corpora, LocalFolder, Names, TextFormatKeys, make, unknown_key
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class PrecomputeJob(TextFormatKeys):
     """How to ask. Keys that it does not know are options of the teacher."""
 
-    corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders of texts")
-    text_column: tuple[str, ...] = Field(
+    corpus: Corpora = Field(min_length=1, description="files or folders of texts")
+    text_column: Names = Field(
         min_length=1,
         description="columns of the text segments, in order; one that ends in ? may be blank",
     )
@@ -62,11 +62,6 @@ class PrecomputeJob(TextFormatKeys):
         default=False,
         description="add features to the cached teacher, where its settings differ in nothing else",
     )
-
-    @field_validator("corpus", "text_column", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("part")
     @classmethod

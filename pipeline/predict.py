@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from scipy.special import softmax
 
 from ..cache_schemas.errors import JobError
-from ..cache_schemas.locations import Source
 from ..stages.corpus.corpus import Corpus, CorpusStream, stream_corpus
 from ..stages.corpus.reading import Asked
 from ..stages.distill.evaluation import require_finite
@@ -41,7 +40,7 @@ from ..stages.distill.saved_student import (
 from ..stages.distill.tokens import encode
 from ..stages.store.format.rows import Rows
 from .environment import choose_device
-from .jobs import TextFormatKeys
+from .jobs import Corpora, Names, TextFormatKeys
 from .messages import CountProgress
 from .outputs import check_new_file, new_file
 from .signals import telling_what_is_kept
@@ -58,9 +57,9 @@ class PredictJob(TextFormatKeys):
     """What to predict, and how."""
 
     student: Path = Field(description="folder that `distill` wrote")
-    corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders of texts")
+    corpus: Corpora = Field(min_length=1, description="files or folders of texts")
     output: Path = Field(description="new .parquet or .jsonl file to write to")
-    text_column: tuple[str, ...] = Field(
+    text_column: Names = Field(
         default=(),
         description="columns of the text segments; default those of training; of a language model "
         "that responds to prompts, that of responses is not read and may be left out",
@@ -77,11 +76,6 @@ class PredictJob(TextFormatKeys):
         description=f"most tokens that a language model says; default {DEFAULT_NEW_TOKENS}",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
-
-    @field_validator("corpus", "text_column", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)

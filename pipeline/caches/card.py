@@ -7,14 +7,13 @@ shows the two main components of a teacher's features, of a sample drawn with a 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ...cache_schemas.errors import CacheError, OutputError, shown_url
 from ...cache_schemas.extras import require_extra
-from ...cache_schemas.locations import Source
 from ...cache_schemas.manifest import fidelity_of
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.labels import MISSING, LabelSpace, label_space, label_values
@@ -25,7 +24,7 @@ from ...stages.store.format.manifests import held_features, list_teachers, read_
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.feature_array import FeatureArray
 from ...stages.store.reading.reader import Cache, read_digest
-from ..jobs import LocalFolder, TextFormatKeys
+from ..jobs import Corpora, LocalFolder, Names, TextFormatKeys
 from ..reports.drawing import (
     COLOURS,
     Labels,
@@ -59,17 +58,10 @@ class CardJob(TextFormatKeys):
     licence: str | None = Field(
         default=None, description="licence of the answers, as the hub spells it: cc-by-4.0"
     )
-    corpus: tuple[Source, ...] = Field(
-        default=(), description="labelled files to colour the pictures by"
-    )
-    text_column: tuple[str, ...] = Field(default=(), description="columns of the text segments")
+    corpus: Corpora = Field(default=(), description="labelled files to colour the pictures by")
+    text_column: Names = Field(default=(), description="columns of the text segments")
     label_column: str | None = Field(default=None, description="column of labels")
     force: bool = Field(default=False, description="replace a README.md that somebody wrote")
-
-    @field_validator("corpus", "text_column", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _labels_need_all_three(self) -> "CardJob":

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from ...cache_schemas.errors import JobError
-from ...cache_schemas.locations import Source
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.reading import column_name
@@ -29,7 +28,7 @@ from ...stages.sources import resolve
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.reader import Cache, open_cache
 from ..answers import missing_keys
-from ..jobs import LocalFolder, TextFormatKeys
+from ..jobs import Corpora, LocalFolder, Names, TextFormatKeys
 from ..messages import CountProgress, warn
 from ..outputs import check_new_folder, new_folder
 from ..signals import telling_what_is_kept
@@ -54,15 +53,15 @@ class ExportJob(TextFormatKeys):
     teacher: str | None = Field(
         default=None, description="fingerprint of the teacher, or a prefix no other one shares"
     )
-    corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders of texts")
-    text_column: tuple[str, ...] = Field(
+    corpus: Corpora = Field(min_length=1, description="files or folders of texts")
+    text_column: Names = Field(
         min_length=1, description="columns that hold the text segments, in order"
     )
     label_column: str | None = Field(default=None, description="column of labels to keep")
     id_column: str | Literal[False] | None = Field(
         default=None, description="column of unique ids; default `id` if there is one; false: none"
     )
-    feature: tuple[str, ...] = Field(default=(), description="features; default all of them")
+    feature: Names = Field(default=(), description="features; default all of them")
     output: Path = Field(description="new folder to write to")
     tokenizer: str | None = Field(
         default=None,
@@ -73,11 +72,6 @@ class ExportJob(TextFormatKeys):
     skip_bad_rows: bool = Field(
         default=False, description="leave bad rows, and rows that are not cached, out and list them"
     )
-
-    @field_validator("corpus", "text_column", "feature", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ from ...cache_schemas.errors import (
 from ...cache_schemas.features import FeatureName, FeatureSpec, StoredDtype
 from ...cache_schemas.keys import first_occurrences
 from ...cache_schemas.layout import DEFAULT_ROWS_PER_SHARD, INNER_CHUNK_ROWS
-from ...cache_schemas.locations import Source
 from ...cache_schemas.manifest import CorpusRecord, RowsPerShard, RunRecord, TeacherManifest
 from ...cache_schemas.teachers import SettingValue, TeacherSpec, differences
 from ...stages.corpus.corpus import Corpus, corpus_name, read_corpus
@@ -39,7 +38,7 @@ from ...stages.store.writing.reservations import Reservation
 from ...stages.store.writing.teacher_folder import check_teacher, is_new
 from ...stages.store.writing.writer import CacheWriter, Work
 from ..environment import library_versions, new_run_id, now
-from ..jobs import LocalFolder, TextFormatKeys, make
+from ..jobs import Corpora, LocalFolder, Names, TextFormatKeys, make
 from ..messages import SHOWN_PROBLEMS, CountProgress, say_that_it_waits
 from ..signals import telling_what_is_kept
 from .import_sources import FeatureSource, NpyPerExample, NpyRows, ParquetRows, check_dtype
@@ -64,11 +63,11 @@ class ImportJob(TextFormatKeys):
     declare: dict[str, SettingValue] = Field(
         default_factory=dict, description="what is known of the features' origin, key by key"
     )
-    corpus: tuple[Source, ...] = Field(
+    corpus: Corpora = Field(
         default=(),
         description="files or folders of the texts; may be left out if they are in the Parquet",
     )
-    text_column: tuple[str, ...] = Field(
+    text_column: Names = Field(
         min_length=1, description="columns that hold the text segments, in order"
     )
     id_column: str | Literal[False] | None = Field(
@@ -90,11 +89,6 @@ class ImportJob(TextFormatKeys):
     skip_bad_rows: bool = Field(
         default=False, description="leave bad rows, and rows without features, out and list them"
     )
-
-    @field_validator("corpus", "text_column", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("declare")
     @classmethod
