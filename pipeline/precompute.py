@@ -18,7 +18,7 @@ from ..stages.store.writing.writer import CacheWriter, Work
 from .environment import choose_device, hardware, library_versions
 from .messages import CountProgress, say_that_it_waits
 from .precompute_job import PrecomputeJob, make_teacher
-from .precompute_plan import Plan, PrecomputeReport, Run, make_plan, not_cached
+from .precompute_plan import Plan, PrecomputeReport, RunProvenance, make_plan, not_cached
 from .signals import telling_what_is_kept, terminable
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ def _ask(
 ) -> PrecomputeReport:
     from ..stages.precompute.precompute import Asking, precompute
 
-    run = Run(job, plan, writer, library_versions(), hardware(str(choose_device(job.device))))
+    run = RunProvenance(
+        job, plan, writer, library_versions(), hardware(str(choose_device(job.device)))
+    )
     skipped: list[str] = []
     work = Work(writer, plan.keys, say_that_it_waits(quiet))
     if work.pending:

@@ -148,7 +148,7 @@ class PrecomputeReport:
     """Of each coded feature, as measured in the shards of this run."""
 
 
-class Run:
+class RunProvenance:
     """Keeps the provenance record of this run up to date with its commits."""
 
     def __init__(

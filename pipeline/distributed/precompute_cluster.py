@@ -25,7 +25,7 @@ from ...stages.store.writing.writer import CacheWriter
 from ..environment import new_run_id, visible_gpus
 from ..messages import CountProgress, say_that_it_waits
 from ..precompute_job import PrecomputeJob, make_teacher
-from ..precompute_plan import Plan, PrecomputeReport, Run, make_plan, not_cached
+from ..precompute_plan import Plan, PrecomputeReport, RunProvenance, make_plan, not_cached
 from ..signals import terminable
 from .cluster import connected, device_of, number_of_workers, own_cluster
 from .dispatch import Chunks, Dispatch, load_on_one
@@ -56,7 +56,7 @@ class _Crew:
 class _Tally:
     """The outcomes so far; rows that were left out are named once however often they were asked."""
 
-    run: Run
+    run: RunProvenance
     rows: int = 0
     skipped: dict[str, None] = field(default_factory=dict)
 
@@ -157,7 +157,7 @@ def _ask(
 ) -> _Tally:
     machine = crew.together(lambda one: one.hardware) | {"workers": str(len(crew.equipment))}
     versions = crew.together(lambda one: one.versions)
-    run = Run(order.job, plan, writer, versions, machine, order.run_id)
+    run = RunProvenance(order.job, plan, writer, versions, machine, order.run_id)
     run.write()
     _refuse_blind(crew.client.run(sees_run, order), order)
     tally = _Tally(run)
