@@ -6,11 +6,11 @@
     cache = armada.open_cache("cache")
     student = armada.load_student("run")
 
-The commands are functions of the same keys; `open_cache` reads a cache from a folder or a URL,
-`CacheDataset` is its features for a DataLoader of torch, `load_student` opens what a run left, as a
-module that predicts. `Teacher` with `Example` and
-`Answers`, `Objective`, and `FeatureSpec` are what plug-ins are made of; every error that is raised
-on purpose is an `ArmadaError`.
+The commands are functions of the same keys, with typed results (`PrecomputeReport`,
+`DistillReport`, ...). `open_cache` reads a cache from a folder or a URL, `CacheDataset` is its
+features for a DataLoader of torch, `load_student` opens what a run left, as a module that predicts.
+`Teacher` with `Example` and `Answers`, `Objective`, and `FeatureSpec` are what plug-ins are made
+of; every error that is raised on purpose is an `ArmadaError`.
 """
 
 from importlib import import_module
@@ -22,7 +22,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .cache_schemas.features import FeatureSpec
-    from .pipeline.calls import distill, evaluate, precompute, predict
+    from .pipeline.calls import (
+        DistillReport,
+        EvaluateReport,
+        Spread,
+        distill,
+        evaluate,
+        precompute,
+        predict,
+    )
+    from .pipeline.precompute_plan import PrecomputeReport
+    from .pipeline.predict import PredictReport
     from .stages.cache_dataset import CacheDataset
     from .stages.distill.objectives.base import Objective
     from .stages.distill.saved_student import load_student
@@ -33,11 +43,16 @@ __all__ = [
     "Answers",
     "ArmadaError",
     "CacheDataset",
+    "DistillReport",
+    "EvaluateReport",
     "Example",
     "FeatureSpec",
     "InputError",
     "Objective",
+    "PrecomputeReport",
+    "PredictReport",
     "RunError",
+    "Spread",
     "Teacher",
     "__version__",
     "distill",
@@ -51,9 +66,14 @@ __all__ = [
 _WHERE = {
     "Answers": ".stages.precompute.teachers.base",
     "CacheDataset": ".stages.cache_dataset",
+    "DistillReport": ".pipeline.calls",
+    "EvaluateReport": ".pipeline.calls",
     "Example": ".stages.precompute.teachers.base",
     "FeatureSpec": ".cache_schemas.features",
     "Objective": ".stages.distill.objectives.base",
+    "PrecomputeReport": ".pipeline.precompute_plan",
+    "PredictReport": ".pipeline.predict",
+    "Spread": ".pipeline.calls",
     "Teacher": ".stages.precompute.teachers.base",
     "distill": ".pipeline.calls",
     "evaluate": ".pipeline.calls",

@@ -2,62 +2,181 @@
 
 Keys are those of a job file. Where a job names files of texts, a table may stand: a
 `datasets.Dataset`, an Arrow table, a data frame of pandas or polars, or a list of dictionaries, one
-a row.
+a row. Results are frozen, with a name for each figure; those of `distill` and `evaluate` are also
+mappings, of what `metrics.json` and `--json` hold.
+
+They may be called from any thread, and where an event loop runs: no signal is handled but in the
+main thread, and nothing waits on the caller's loop. Calls that write one output refuse each other,
+as commands do.
 """
 
-from collections.abc import Mapping
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Self
 
 from ..stages.corpus.hub_datasets import in_memory
 from .distill_job import DistillJob
 from .evaluate_job import EvaluateJob
 from .jobs import make
+from .messages import in_a_notebook
 from .precompute import run_precompute
 from .precompute_job import make_precompute_job
 from .precompute_plan import PrecomputeReport
 
 if TYPE_CHECKING:
-    from .predict import Predicted
+    from .predict import PredictReport
 
 _TEXTS = ("corpus", "train", "validation")
 
 
-def precompute(*, quiet: bool = True, **keys: Any) -> PrecomputeReport:
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure of runs with several seeds; `std` is that of a sample."""
+
+    mean: float
+    std: float
+    runs: tuple[float, ...]
+
+
+Figure = float | Spread
+"""A number, or those of several seeds."""
+
+
+class _Document(Mapping[str, Any]):
+    """A result that is also the document it was made from."""
+
+    __slots__ = ()
+    document: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.document[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.document)
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DistillReport(_Document):
+    """What a run of `distill` came to; `document` is all that `metrics.json` of its output holds.
+
+    Several seeds have no best epoch in common, and their figures are spreads."""
+
+    output: Path
+    seeds: tuple[int, ...]
+    objective: str
+    control: str
+    metric: str | None
+    """The one that the best epoch was chosen by."""
+    validation: Mapping[str, Figure]
+    """Of the best epoch; empty without a validation corpus."""
+    train_losses: Mapping[str, Figure]
+    """At the end of training."""
+    best_epoch: int | None
+    truncated: int
+    skipped: tuple[str, ...]
+    document: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, output: Path, metrics: Mapping[str, Any]) -> Self:
+        """From what `metrics.json` holds."""
+        return cls(
+            output=output,
+            seeds=tuple(metrics["seeds"] if "seeds" in metrics else [metrics["seed"]]),
+            objective=metrics["objective"],
+            control=metrics["control"],
+            metric=metrics["metric"],
+            validation=_figures(metrics["validation"]),
+            train_losses=_figures(metrics.get("train_losses")),
+            best_epoch=metrics.get("best_epoch"),
+            truncated=metrics["truncated_examples"],
+            skipped=tuple(metrics["skipped_rows"]),
+            document=metrics,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluateReport(_Document):
+    """What a student came to on a corpus; `document` is what `armada evaluate --json` prints."""
+
+    examples: int
+    unlabelled: int
+    metrics: Mapping[str, Figure]
+    truncated: int
+    skipped: tuple[str, ...]
+    document: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Self:
+        """From what `evaluate` found."""
+        return cls(
+            examples=found["examples"],
+            unlabelled=found.get("unlabelled_examples", 0),
+            metrics=_figures(found["metrics"]),
+            truncated=found["truncated_examples"],
+            skipped=tuple(found["skipped_rows"]),
+            document=found,
+        )
+
+
+def _figures(found: Mapping[str, Any] | None) -> dict[str, Figure]:
+    return {
+        name: Spread(value["mean"], value["std"], tuple(value["runs"]))
+        if isinstance(value, Mapping)
+        else value
+        for name, value in (found or {}).items()
+    }
+
+
+def precompute(*, quiet: bool | None = None, **keys: Any) -> PrecomputeReport:
     """Ask a teacher about every text that the cache does not hold yet.
 
-    `keys` are those of `armada precompute --keys`, and options of the teacher.
+    `keys` are those of `armada precompute --keys`, and options of the teacher; `quiet`: no
+    progress; by default there is a bar in notebooks alone.
     Raises InputError for what is wrong with them, RunError for what fails."""
-    return run_precompute(make_precompute_job(_with_tables(keys)), quiet)
+    return run_precompute(make_precompute_job(_with_tables(keys)), _is_quiet(quiet))
 
 
-def distill(*, quiet: bool = True, **keys: Any) -> dict[str, Any]:
-    """Train a student from a cache; returns what `metrics.json` of its output holds.
+def distill(*, quiet: bool | None = None, **keys: Any) -> DistillReport:
+    """Train a student from a cache, and send it to the Hub if `push_to_hub` says so.
 
-    `keys` are those of `armada distill --keys`.
+    `keys` are those of `armada distill --keys`; `quiet` as of `precompute`.
     Raises InputError for what is wrong with them, RunError for what fails."""
-    from .distill import run_distill
+    from ..stages.distill.processes import processes
+    from .distill import push_student, run_distill
 
-    return run_distill(make(DistillJob, _with_tables(keys)), quiet)
+    job = make(DistillJob, _with_tables(keys))
+    metrics = run_distill(job, _is_quiet(quiet))
+    if processes().first:
+        push_student(job)
+    return DistillReport.of(job.output, metrics)
 
 
-def evaluate(**keys: Any) -> dict[str, Any]:
+def evaluate(**keys: Any) -> EvaluateReport:
     """Measure a finished student on a corpus; `keys` are those of `armada evaluate --keys`.
 
     Raises InputError for what is wrong with them."""
     from .evaluate import run_evaluate
 
-    return run_evaluate(make(EvaluateJob, _with_tables(keys)))
+    return EvaluateReport.of(run_evaluate(make(EvaluateJob, _with_tables(keys))))
 
 
-def predict(*, quiet: bool = True, **keys: Any) -> "Predicted":
+def predict(*, quiet: bool | None = None, **keys: Any) -> "PredictReport":
     """Write what a finished student says of each row of a corpus to a new file; `keys` are those
-    of `armada predict --keys`. Of a few texts, `load_student(...).predict(...)` says it at once.
+    of `armada predict --keys`, `quiet` as of `precompute`. Of a few texts,
+    `load_student(...).predict(...)` says it at once.
 
     Raises InputError for what is wrong with them."""
     from .predict import PredictJob, run_predict
 
-    return run_predict(make(PredictJob, _with_tables(keys)), quiet)
+    return run_predict(make(PredictJob, _with_tables(keys)), _is_quiet(quiet))
+
+
+def _is_quiet(quiet: bool | None) -> bool:
+    return not in_a_notebook() if quiet is None else quiet
 
 
 def _with_tables(keys: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +185,8 @@ def _with_tables(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return str(value) if isinstance(value, PurePath) else value

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .ablation.ablate import PlannedCell
     from .precompute import DryRun
     from .precompute_plan import PrecomputeReport
-    from .predict import Predicted
+    from .predict import PredictReport
 
 
 def show_json(value: Any) -> None:
@@ -137,7 +137,7 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
         print(f"{name:12} {_figure(value)}")
 
 
-def show_predicted(predicted: "Predicted", as_json: bool) -> None:
+def show_predicted(predicted: "PredictReport", as_json: bool) -> None:
     """What was written."""
     warn_skipped(predicted.skipped)
     if predicted.truncated:

@@ -192,13 +192,22 @@ class CountProgress:
         return _decimal(int(number)) if self._unit == "bytes" else f"{number:.1f} {self._unit}"
 
 
+def in_a_notebook() -> bool:
+    """Whether cells of a notebook can show a bar: there is a kernel, and there are widgets."""
+    from importlib.util import find_spec
+
+    from rich.console import Console
+
+    return Console().is_jupyter and find_spec("ipywidgets") is not None
+
+
 def _live_bar(unit: str) -> "Progress | None":
-    """A bar on standard error, if that is a terminal."""
+    """A bar on standard error, if that is a terminal; or in a notebook."""
     from rich import progress
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal and not in_a_notebook():
         return None
     return progress.Progress(
         progress.TextColumn("{task.description}"),

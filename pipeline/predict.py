@@ -79,7 +79,7 @@ class PredictJob(TextFormatKeys):
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
+class PredictReport:
     """What was written. `truncated` counts texts that were cut at the student's max_length."""
 
     output: str
@@ -90,7 +90,7 @@ class Predicted:
 
 
 @telling_what_is_kept(lambda: "nothing is written; the same command begins again")
-def run_predict(job: PredictJob, quiet: bool = False) -> Predicted:
+def run_predict(job: PredictJob, quiet: bool = False) -> PredictReport:
     """Write what a student says of a corpus; raises an InputError for what is wrong."""
     check_new_file(job.output)
     student = _open(job)
@@ -119,7 +119,7 @@ def run_predict(job: PredictJob, quiet: bool = False) -> Predicted:
             write(_table(job, block, rows, columns))
             progress.advance(len(rows))
             truncated += cut
-    return Predicted(str(job.output), student.kind, corpus.rows, truncated, corpus.skipped)
+    return PredictReport(str(job.output), student.kind, corpus.rows, truncated, corpus.skipped)
 
 
 def _blocks(corpus: CorpusStream) -> Iterator[tuple[Corpus, Rows]]:

@@ -15,6 +15,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -123,8 +124,10 @@ def connected(address: str) -> Iterator["Client"]:
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         try:
-            # A client that cannot connect takes as long again to give up.
-            asyncio.run(asyncio.wait_for(_look_at(where), CONNECT_S))
+            # A client that cannot connect takes as long again to give up. In a thread: here an
+            # event loop of somebody else's may run, as in a notebook.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, asyncio.wait_for(_look_at(where), CONNECT_S)).result()
             client = stack.enter_context(Client(where, set_as_default=False))
         except TimeoutError as cause:
             raise _refusal(address, f"nobody answers within {CONNECT_S:.0f} s") from cause

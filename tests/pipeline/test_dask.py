@@ -2,6 +2,7 @@
 
 A cluster that the tests start serves most of them."""
 
+import asyncio
 import json
 import logging
 import os
@@ -140,6 +141,16 @@ def job(corpus: Path, cache: Path, **keys: object) -> PrecomputeJob:
 def manifest_of(this: PrecomputeJob) -> TeacherManifest:
     spec = make_teacher(this).spec
     return TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=SIZE, spec=spec)
+
+
+def test_from_where_an_event_loop_runs(cluster: LocalCluster, corpus: Path, tmp_path: Path) -> None:
+    """As a notebook's kernel calls."""
+
+    async def called() -> PrecomputeReport:
+        this = job(corpus, tmp_path / "cache", dask=cluster.scheduler_address)
+        return run_precompute(this, quiet=True)
+
+    assert asyncio.run(called()).asked == len(TEXTS)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import armada
 import pytest
 from armada.cache_schemas.errors import InputError
 from armada.pipeline.ablation.job import make_ablation
@@ -36,6 +37,16 @@ def test_the_whole_folder_in_one_commit(
     sent = hub.files("team/student", "model")
     assert {n: d for n, d in sent.items() if n != ".gitattributes"} == stored_bytes(run / "student")
     assert WRITER.encode() not in b"".join(stored_bytes(run).values())
+
+
+def test_from_python(hub: LoopbackHub, distill_bench: Any, tmp_path: Path) -> None:
+    armada.distill(
+        **{"train": distill_bench.train, "text_column": "text", "label_column": "label"},
+        **{"cache": distill_bench.cache, "teacher": distill_bench.hash, "output": tmp_path / "run"},
+        **{"student": distill_bench.student, "epochs": 1, "aligner_hidden_size": 8},
+        push_to_hub="team/student",
+    )
+    assert "model.safetensors" in hub.files("team/student", "model")
 
 
 def test_a_student_that_does_not_arrive_is_kept_and_sent_later(
