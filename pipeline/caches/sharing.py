@@ -20,7 +20,7 @@ from ...stages.corpus.files import require_use
 from ...stages.corpus.text_files import TextFormat
 from ...stages.store.reading.reader import read_contents
 from ...stages.store.transfer.index import read_origin
-from ...stages.store.transfer.location import is_hub, open_place, writable
+from ...stages.store.transfer.location import is_hub, open_place
 from ...stages.store.transfer.place import Advance, LocalPlace, Place, RemotePlace
 from ...stages.store.transfer.pull import JOBS, Choice, TeacherPlan, chosen_teachers, planned, pull
 from ...stages.store.transfer.push import TeacherToSend, plan_push, push, push_to_folder, send_page
@@ -179,7 +179,8 @@ def _to_url(
     cache: Path, place: RemotePlace, teachers: Sequence[str], transfer: Transfer, public: bool
 ) -> Sent:
     chosen = chosen_teachers(str(cache), read_contents(cache), teachers)
-    plans = plan_push(cache, chosen, writable(place))
+    place.require_writable()
+    plans = plan_push(cache, chosen, place)
     digest = None
     if not transfer.dry_run:
         total = sum(plan.bytes for plan in plans)

@@ -213,9 +213,9 @@ class _Committer:
                 finished.keys,
                 finished.features,
                 finished.truncated,
-                finished.tables,
-                task.reservation,
-                finished.fidelity,
+                tables=finished.tables,
+                reservation=task.reservation,
+                fidelity=finished.fidelity,
             )
         except ReservationLostError:
             self._work.put_back(task)

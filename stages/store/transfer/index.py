@@ -46,6 +46,66 @@ READERS = 8
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 
+def read_origin(place: Place, digest: str | None = None) -> CacheIndex:
+    """All documents of the cache at a place; raises CacheError if there is none, or if its digest
+    is another than the given one."""
+    index = read_contents(place.path) if isinstance(place, LocalPlace) else _read_remote(place)
+    check_digest(place.shown, index.digest, digest)
+    return index
+
+
+def _read_remote(place: RemotePlace) -> CacheIndex:
+    place.renew()
+    index = read_index(place)
+    if index is None:
+        index = list_documents(place)
+        if not index.teachers:
+            raise unlisted(place)
+        _check(index, place.shown)
+    return index
+
+
+def read_index(place: RemotePlace) -> CacheIndex | None:
+    """`index.json` of a place, checked; None if it has none."""
+    data = place.read(CACHE_INDEX, CacheIndex.max_bytes)
+    return None if data is None else parse_index(data, place.where(CACHE_INDEX))
+
+
+def parse_index(data: bytes, where: str) -> CacheIndex:
+    """The index of a cache; raises CacheError or DamagedCacheError for anything else."""
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as cause:
+        raise DamagedCacheError(f"{where}: not JSON: {cause!s:.200}") from cause
+    manifest = raw.get("cache") if isinstance(raw, dict) else None
+    check_cache_manifest(json.dumps(manifest).encode(), where)
+    index = parse_document(CacheIndex, data, where)
+    _check(index, where)
+    return index
+
+
+def _check(index: CacheIndex, where: str) -> None:
+    teachers = [teacher.manifest.fingerprint for teacher in index.teachers]
+    if len(set(teachers)) < len(teachers):
+        raise DamagedCacheError(f"{where}: lists a teacher twice")
+    for teacher in index.teachers:
+        shards = [record.shard for record in teacher.commits]
+        if sorted(set(shards)) != shards:
+            raise DamagedCacheError(
+                f"{where}: teacher {teacher.manifest.fingerprint[:12]}: shards are not in order"
+            )
+        for record in teacher.commits:
+            _require_fit(record, teacher.manifest, where)
+
+
+def _require_fit(record: CommitRecord, teacher: TeacherManifest, where: str) -> None:
+    if not fits(record, teacher):
+        raise DamagedCacheError(
+            f"{where}: shard {record.shard} of {record.rows} rows and features "
+            f"{', '.join(record.features):.200} does not fit teacher {teacher.fingerprint[:12]}"
+        )
+
+
 def list_documents(place: RemotePlace, known: CacheIndex | None = None) -> CacheIndex:
     """The documents of a place that can be listed, read one by one.
 
@@ -141,63 +201,3 @@ def _read_all(
 def _read(place: RemotePlace, name: str, model: type[DocumentT]) -> DocumentT | None:
     data = place.read(name, model.max_bytes)
     return None if data is None else parse_document(model, data, place.where(name))
-
-
-def read_origin(place: Place, digest: str | None = None) -> CacheIndex:
-    """All documents of the cache at a place; raises CacheError if there is none, or if its digest
-    is another than the given one."""
-    index = read_contents(place.path) if isinstance(place, LocalPlace) else _read_remote(place)
-    check_digest(place.shown, index.digest, digest)
-    return index
-
-
-def _read_remote(place: RemotePlace) -> CacheIndex:
-    place.renew()
-    index = read_index(place)
-    if index is None:
-        index = list_documents(place)
-        if not index.teachers:
-            raise unlisted(place)
-        _check(index, place.shown)
-    return index
-
-
-def read_index(place: RemotePlace) -> CacheIndex | None:
-    """`index.json` of a place, checked; None if it has none."""
-    data = place.read(CACHE_INDEX, CacheIndex.max_bytes)
-    return None if data is None else parse_index(data, place.where(CACHE_INDEX))
-
-
-def parse_index(data: bytes, where: str) -> CacheIndex:
-    """The index of a cache; raises CacheError or DamagedCacheError for anything else."""
-    try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as cause:
-        raise DamagedCacheError(f"{where}: not JSON: {cause!s:.200}") from cause
-    manifest = raw.get("cache") if isinstance(raw, dict) else None
-    check_cache_manifest(json.dumps(manifest).encode(), where)
-    index = parse_document(CacheIndex, data, where)
-    _check(index, where)
-    return index
-
-
-def _check(index: CacheIndex, where: str) -> None:
-    teachers = [teacher.manifest.fingerprint for teacher in index.teachers]
-    if len(set(teachers)) < len(teachers):
-        raise DamagedCacheError(f"{where}: lists a teacher twice")
-    for teacher in index.teachers:
-        shards = [record.shard for record in teacher.commits]
-        if sorted(set(shards)) != shards:
-            raise DamagedCacheError(
-                f"{where}: teacher {teacher.manifest.fingerprint[:12]}: shards are not in order"
-            )
-        for record in teacher.commits:
-            _require_fit(record, teacher.manifest, where)
-
-
-def _require_fit(record: CommitRecord, teacher: TeacherManifest, where: str) -> None:
-    if not fits(record, teacher):
-        raise DamagedCacheError(
-            f"{where}: shard {record.shard} of {record.rows} rows and features "
-            f"{', '.join(record.features):.200} does not fit teacher {teacher.fingerprint[:12]}"
-        )

@@ -46,56 +46,6 @@ from ..writing.teacher_folder import (
 from .arrivals import refuse_other_sizes
 from .place import Place
 
-POLL_S = 0.2
-
-
-@contextmanager
-def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Be the one that pulls into the cache at `cache`, which need not exist; `waiting` is called
-    if another pull is to be waited for. If no cache has come to be, folders made here go again.
-
-    Raises OutputError or StorageError if the folder cannot be made or written."""
-    if cache.exists() and not cache.is_dir():
-        yield  # it will be refused for what it is
-        return
-    made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
-    file = _held_lock(cache, waiting)
-    try:
-        yield
-    finally:
-        give_back(file, cache, PULL_LOCK)
-        if not (cache / CACHE_MANIFEST).exists():
-            _remove_empty(made)
-
-
-def _held_lock(cache: Path, waiting: Callable[[], None]) -> BinaryIO:
-    told = False
-    while True:
-        make_folder(cache, cache)
-        file = _locked(cache)
-        if file is not None:
-            return file
-        if not told:
-            waiting()
-            told = True
-        time.sleep(POLL_S)
-
-
-def _locked(cache: Path) -> BinaryIO | None:
-    """The lock if it is free; None if another pull has it, or is just giving it up."""
-    try:
-        return take(cache, PULL_LOCK)
-    except OutputError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None  # the folder went again
-        raise
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    with suppress(OSError):  # another process has put something there
-        for folder in folders:
-            folder.rmdir()
-
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -245,3 +195,54 @@ class LocalTeacher:
         merged = theirs.model_copy(update={"teacher_seconds": dict(sorted(seconds.items()))})
         if not file.exists() or file.read_bytes() != merged.to_json():
             write_file(file, [merged.to_json()], self.cache)
+
+
+POLL_S = 0.2
+
+
+@contextmanager
+def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Be the one that pulls into the cache at `cache`, which need not exist; `waiting` is called
+    if another pull is to be waited for. If no cache has come to be, folders made here go again.
+
+    Raises OutputError or StorageError if the folder cannot be made or written."""
+    if cache.exists() and not cache.is_dir():
+        yield  # it will be refused for what it is
+        return
+    made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
+    file = _held_lock(cache, waiting)
+    try:
+        yield
+    finally:
+        give_back(file, cache, PULL_LOCK)
+        if not (cache / CACHE_MANIFEST).exists():
+            _remove_empty(made)
+
+
+def _held_lock(cache: Path, waiting: Callable[[], None]) -> BinaryIO:
+    told = False
+    while True:
+        make_folder(cache, cache)
+        file = _locked(cache)
+        if file is not None:
+            return file
+        if not told:
+            waiting()
+            told = True
+        time.sleep(POLL_S)
+
+
+def _locked(cache: Path) -> BinaryIO | None:
+    """The lock if it is free; None if another pull has it, or is just giving it up."""
+    try:
+        return take(cache, PULL_LOCK)
+    except OutputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None  # the folder went again
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):  # another process has put something there
+        for folder in folders:
+            folder.rmdir()

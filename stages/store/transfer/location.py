@@ -37,9 +37,3 @@ def open_remote(url: str, options: Mapping[str, Any] | None = None) -> RemotePla
 
         return HubPlace(url, options)
     return RemotePlace(url, options)
-
-
-def writable(place: RemotePlace) -> RemotePlace:
-    """The same place; raises CacheError if nothing can be written there."""
-    place.require_writable()
-    return place

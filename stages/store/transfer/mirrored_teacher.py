@@ -37,6 +37,103 @@ from .location import open_remote
 from .place import RemotePlace, in_parallel
 from .pull import rows_file
 
+TURNS = "arriving"
+
+
+@lru_cache(maxsize=4)
+def connection(url: str, process: int) -> RemotePlace:
+    """The place at a URL, connected once in each process."""
+    return open_remote(url)
+
+
+class MirroredTeacher:
+    """What is at `url` of one teacher, and what has come of it to the mirror at `mirror`."""
+
+    def __init__(self, mirror: Path, url: str, origin: TeacherIndex) -> None:
+        self.origin = origin
+        self._mirror, self._url = mirror, url
+        self._records = {record.shard: record for record in origin.commits}
+        self._ahead: dict[str, FetchAhead] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ahead": {}}  # threads do not travel
+
+    @property
+    def folder(self) -> Path:
+        """The teacher's folder in the mirror."""
+        return teacher_folder(self._mirror, self.origin.manifest.fingerprint)
+
+    @property
+    def _place(self) -> RemotePlace:
+        return connection(self._url, os.getpid())
+
+    def declare(self, feature: str) -> None:
+        """Say which feature committed shards have, if none is committed yet."""
+        teacher = LocalTeacher(self._mirror, self.origin)
+        teacher.declare(self._place, frozenset({feature}), frozenset({ROWS_TABLE}))
+
+    def fetch_keys(self, jobs: int) -> None:
+        """Bring the rows tables of all shards that are not here yet."""
+        files = [rows_file(self.origin, record) for record in self.origin.commits]
+        missing = [file for file in files if not file.is_at(self._mirror)]
+        in_parallel(jobs, self._fetch, missing)
+
+    def file(self, feature: str, shard: int) -> ShardFile:
+        """The file of a feature; raises MissingFeatureError if it is not there either."""
+        there = {spec.name for spec in held_features(self.origin.manifest, self.origin.part)}
+        if feature not in there:
+            raise MissingFeatureError(f"feature {feature!r}: {self._place.shown} does not hold it")
+        record = self._records[shard]
+        return next(shard_files(self.origin.manifest, record, (feature,), ()))
+
+    def fetch_ahead(self, feature: str, shards: Sequence[int], jobs: int) -> None:
+        """Begin to bring a feature of some shards, in that order."""
+        self._ahead[feature] = FetchAhead(lambda shard: self._bring(feature, shard), shards, jobs)
+
+    def prepare(self, feature: str, shard: int) -> None:
+        """Return when the file of a feature is here. It is a `Prepare`."""
+        if self.file(feature, shard).is_at(self._mirror):
+            return
+        ahead = self._ahead.get(feature)
+        if ahead is not None and ahead.is_ours:
+            ahead.wait(shard)
+        self._bring(feature, shard)
+
+    def _bring(self, feature: str, shard: int) -> None:
+        self._fetch(self.file(feature, shard))
+        self._commit_if_whole(shard)
+
+    def _fetch(self, file: ShardFile) -> None:
+        if file.is_at(self._mirror):
+            return
+        with self._turn(file):
+            if not file.is_at(self._mirror):
+                with Arrivals(self._mirror, self.origin.manifest) as arrivals:
+                    arrivals.receive(self._place, [file], None)
+
+    @contextmanager
+    def _turn(self, file: ShardFile) -> Iterator[None]:
+        path = self._mirror / TURNS / file.name.replace("/", "-")
+        try:
+            make_folder(path.parent, self._mirror)
+            with open_lock(path.parent, path.name) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+                # Who waits for this file, or makes another, finds that the shard has come.
+                remove_file(path, self._mirror)
+        except OSError as cause:
+            raise storage_error(path, cause) from cause
+
+    def _commit_if_whole(self, shard: int) -> None:
+        record, teacher = self._records[shard], self.origin.manifest
+        with locked(self._mirror):
+            path = commit_file(self.folder, shard)
+            held = held_features(teacher, read_part(self._mirror, teacher.fingerprint))
+            names = [spec.name for spec in held]
+            files = shard_files(teacher, record, names, (ROWS_TABLE,))
+            if not path.exists() and all(file.is_at(self._mirror) for file in files):
+                write_file(path, [record.to_json()], self._mirror)
+
 
 class FetchAhead:
     """Fetches numbered things once each, some at a time."""
@@ -173,101 +270,3 @@ def _bytes_in(folder: Path) -> int:
         with suppress(FileNotFoundError):  # another run has just moved or removed it
             total += file.lstat().st_size if not file.is_dir() else 0
     return total
-
-
-TURNS = "arriving"
-
-
-@lru_cache(maxsize=4)
-def connection(url: str, process: int) -> RemotePlace:
-    """The place at a URL, connected once in each process."""
-    return open_remote(url)
-
-
-class MirroredTeacher:
-    """What is at `url` of one teacher, and what has come of it to the mirror at `mirror`."""
-
-    def __init__(self, mirror: Path, url: str, origin: TeacherIndex) -> None:
-        self.origin = origin
-        self._mirror, self._url = mirror, url
-        self._records = {record.shard: record for record in origin.commits}
-        self._ahead: dict[str, FetchAhead] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ahead": {}}  # threads do not travel
-
-    @property
-    def folder(self) -> Path:
-        """The teacher's folder in the mirror."""
-        return teacher_folder(self._mirror, self.origin.manifest.fingerprint)
-
-    @property
-    def _place(self) -> RemotePlace:
-        return connection(self._url, os.getpid())
-
-    def declare(self, feature: str) -> None:
-        """Say which feature committed shards have, if none is committed yet."""
-        teacher = LocalTeacher(self._mirror, self.origin)
-        teacher.declare(self._place, frozenset({feature}), frozenset({ROWS_TABLE}))
-
-    def fetch_keys(self, jobs: int) -> None:
-        """Bring the rows tables of all shards that are not here yet."""
-        files = [rows_file(self.origin, record) for record in self.origin.commits]
-        missing = [file for file in files if not file.is_at(self._mirror)]
-        in_parallel(jobs, self._fetch, missing)
-
-    def file(self, feature: str, shard: int) -> ShardFile:
-        """The file of a feature; raises MissingFeatureError if it is not there either."""
-        there = {spec.name for spec in held_features(self.origin.manifest, self.origin.part)}
-        if feature not in there:
-            raise MissingFeatureError(f"feature {feature!r}: {self._place.shown} does not hold it")
-        record = self._records[shard]
-        return next(shard_files(self.origin.manifest, record, (feature,), ()))
-
-    def fetch_ahead(self, feature: str, shards: Sequence[int], jobs: int) -> None:
-        """Begin to bring a feature of some shards, in that order."""
-        self._ahead[feature] = FetchAhead(lambda shard: self._bring(feature, shard), shards, jobs)
-
-    def prepare(self, feature: str, shard: int) -> None:
-        """Return when the file of a feature is here. It is a `Prepare`."""
-        if self.file(feature, shard).is_at(self._mirror):
-            return
-        ahead = self._ahead.get(feature)
-        if ahead is not None and ahead.is_ours:
-            ahead.wait(shard)
-        self._bring(feature, shard)
-
-    def _bring(self, feature: str, shard: int) -> None:
-        self._fetch(self.file(feature, shard))
-        self._commit_if_whole(shard)
-
-    def _fetch(self, file: ShardFile) -> None:
-        if file.is_at(self._mirror):
-            return
-        with self._turn(file):
-            if not file.is_at(self._mirror):
-                with Arrivals(self._mirror, self.origin.manifest) as arrivals:
-                    arrivals.receive(self._place, [file], None)
-
-    @contextmanager
-    def _turn(self, file: ShardFile) -> Iterator[None]:
-        path = self._mirror / TURNS / file.name.replace("/", "-")
-        try:
-            make_folder(path.parent, self._mirror)
-            with open_lock(path.parent, path.name) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
-                # Who waits for this file, or makes another, finds that the shard has come.
-                remove_file(path, self._mirror)
-        except OSError as cause:
-            raise storage_error(path, cause) from cause
-
-    def _commit_if_whole(self, shard: int) -> None:
-        record, teacher = self._records[shard], self.origin.manifest
-        with locked(self._mirror):
-            path = commit_file(self.folder, shard)
-            held = held_features(teacher, read_part(self._mirror, teacher.fingerprint))
-            names = [spec.name for spec in held]
-            files = shard_files(teacher, record, names, (ROWS_TABLE,))
-            if not path.exists() and all(file.is_at(self._mirror) for file in files):
-                write_file(path, [record.to_json()], self._mirror)

@@ -14,7 +14,7 @@ from armada.stages.store.reading.reader import read_contents, read_digest
 from armada.stages.store.transfer import hub_push
 from armada.stages.store.transfer.hub_place import HubPlace
 from armada.stages.store.transfer.index import read_origin
-from armada.stages.store.transfer.location import open_place, writable
+from armada.stages.store.transfer.location import open_place
 from armada.stages.store.transfer.push import plan_push
 from hub_repository import READER, Answer, LoopbackHub, error, hub_of_repositories
 from small_caches import numbered_texts, stored_bytes, write_cache
@@ -31,7 +31,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 
 def send(cache: Path, url: str = URL, public: bool = False) -> CacheIndex:
     place = HubPlace(url)
-    assert writable(place) is place
+    place.require_writable()
     plans = plan_push(cache, read_contents(cache).teachers, place)
     return hub_push.push_to_hub(cache, plans, place, "mark", public, 4, lambda count: None)
 

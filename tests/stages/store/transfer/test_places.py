@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from armada.cache_schemas.errors import CacheError, StorageError, shown_url
-from armada.stages.store.transfer.location import is_local, local_path, open_place, writable
+from armada.stages.store.transfer.location import is_local, local_path, open_place
 from armada.stages.store.transfer.place import LocalPlace, RemotePlace, connect
 from armada.stages.store.transfer.retries import TooLargeError
 from file_server import serving
@@ -55,7 +55,7 @@ def test_http_takes_its_time_and_what_the_environment_says(monkeypatch: pytest.M
 
 def test_http_is_for_pulling() -> None:
     with pytest.raises(CacheError, match="http://host/cache: cannot be pushed to over HTTP"):
-        writable(RemotePlace("http://host/cache"))
+        RemotePlace("http://host/cache").require_writable()
 
 
 def test_passwords_are_not_shown(tmp_path: Path) -> None:
