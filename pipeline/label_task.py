@@ -57,7 +57,7 @@ class LabelTask(Task):
 
     def build(self, plan: Plan, objective: MakeObjective) -> Built:
         job, data = plan.job, plan.data
-        student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout)
+        student, tokenizer = load_student(job, data.space, data.train.texts(), job.dropout, job)
         if plan.warns:
             data.train.warn_of_unknown(tokenizer)
         usual = default_max_length(job, data.space)
@@ -85,6 +85,7 @@ class LabelTask(Task):
             text_columns=plan.job.text_column,
             label_column=plan.job.label_column,
             metric=plan.data.metric,
+            **plan.adapter_base(),
         )
         save_student(folder, student, built.tokenizer, model.objective, card, _has_length_1(plan))
 

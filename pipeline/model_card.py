@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from ..stages.corpus.corpus import corpus_name
 from ..stages.distill.language.student import LanguageStudent
-from ..stages.distill.student import Student
+from ..stages.distill.student import ClassifierStudent, Student
 from .distill_job import DistillJob
 from .student_data import StudentData
 
@@ -38,6 +38,19 @@ pipeline("text-classification", folder, truncation=True)({text})
 ```
 """
 
+_ADAPTED = """It is a {model} with adapters, which `peft` puts on the model they were made for:
+
+```python
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+
+config = AutoConfig.from_pretrained(folder, subfolder="task")
+model = AutoModelForSequenceClassification.from_pretrained(folder, config=config)
+pipeline("text-classification", model, tokenizer=folder, truncation=True)({text})
+```
+
+Without that configuration, transformers and `peft` give it the labels of that model.
+"""
+
 _RELU = """
 A score below 0 stands for 0: the student was trained so, and `armada evaluate` reads it so.
 """
@@ -57,6 +70,8 @@ _PROMPTS = """
 
 _ADAPTERS = ", as adapters, which `peft` puts on the model they were made for"
 
+_WITH_ADAPTERS = " with its adapters, by `peft`"
+
 _SENTENCES = """It opens in sentence-transformers:
 
 ```python
@@ -71,7 +86,8 @@ _BESIDE = """
 trained to meet the teacher's feature.
 """
 
-_ARMADA = """`AutoModel` opens the transformer alone. With its head, and with texts as in training:
+_ARMADA = """`AutoModel` opens the transformer alone{adapters}. With its head, and with
+texts as in training:
 
 ```python
 import armada
@@ -117,12 +133,13 @@ class _Card:
     @property
     def _opens_in(self) -> Literal["transformers", "peft", "sentence-transformers", "armada"]:
         """What opens the folder as what was trained."""
+        library: Literal["peft", "transformers"] = "peft" if self.job.lora_rank else "transformers"
         if isinstance(self.student, LanguageStudent):
-            return "peft" if self.job.lora_rank else "transformers"
+            return library
         if self._task == "none" and self._has_embeddings:
             return "sentence-transformers"
         own = self.student.pooling == "own" and len(self.job.text_column) <= 2
-        return "transformers" if own else "armada"
+        return library if own else "armada"
 
     def text(self) -> str:
         return f"---\n{self._head().to_yaml()}\n---\n\n" + _BODY.format(
@@ -212,12 +229,16 @@ class _Card:
             return opened + _PROMPTS if segments > 1 else opened
         if self._sentences:
             return _SENTENCES
-        if self._opens_in == "transformers":
+        if isinstance(self.student, ClassifierStudent) and self._opens_in != "armada":
             text = '"a text"' if segments == 1 else '{"text": "a text", "text_pair": "its pair"}'
-            opened = _PIPELINE.format(model=type(self.student.model).__name__, text=text)
+            way = _ADAPTED if self.job.lora_rank else _PIPELINE
+            opened = way.format(model=type(self.student.classifier).__name__, text=text)
             return opened + _RELU if regression else opened
         texts = ", ".join(f'"segment {number + 1}"' for number in range(segments))
-        return _ARMADA.format(text='"a text"' if segments == 1 else f"({texts})")
+        return _ARMADA.format(
+            text='"a text"' if segments == 1 else f"({texts})",
+            adapters=_WITH_ADAPTERS if self.job.lora_rank else "",
+        )
 
     def _teachers(self) -> list[str]:
         """A sentence about each teacher, if there are any."""

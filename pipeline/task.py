@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..cache_schemas.errors import StudentSourceError
+from ..stages.adapters import named_base
 from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.labels import LabelSpace
 from ..stages.distill.batches import DistillDataset
@@ -46,6 +48,13 @@ class Plan:
     data: StudentData
     seed: int
     warns: bool
+
+    def adapter_base(self) -> dict[str, str | None]:
+        """What a student's card says of the model that its adapters are for, if it has any."""
+        job = self.job
+        if job.lora_rank is None:
+            return {}
+        return named_base(job.student, job.student_revision, StudentSourceError)
 
 
 MakeObjective = Callable[[int], Objective]

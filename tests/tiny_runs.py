@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.corpus.labels import LabelSpace
+from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.controls import Gather, controlled, parse_control
 from armada.stages.distill.model import DistillModel
@@ -96,13 +97,16 @@ class Bench:
         dropout: float = 0.1,
         weights: dict[str, Any] | None = None,
         validate: bool = True,
+        lora_rank: int | None = None,
         **settings: Any,
     ) -> Run:
         """A run in `folder` as the pipeline would make it; `weights` are settings of the objective,
         `settings` those of training."""
         torch.manual_seed(seed)
         chosen = StudentSettings(student=str(self.student), pooling=self.pooling)
-        student, tokenizer = load_student(chosen, space, [], dropout)
+        student, tokenizer = load_student(
+            chosen, space, [], dropout, LoraSettings(lora_rank=lora_rank)
+        )
         parsed = parse_control(control)
         name = "undistilled" if parsed.name == "undistilled" else objective
         feature = {"kd": "logits", "undistilled": None}.get(name, "embedding")

@@ -23,8 +23,6 @@ def _check_generated(job: DistillJob) -> None:
 
 def check_other_job(job: DistillJob) -> None:
     """Raises JobError for keys of language models in a job of any other task: nobody reads them."""
-    if job.lora_rank is not None:
-        raise JobError("job key 'lora_rank': is for language models; say task=language")
     for key, field in LanguageKeys.model_fields.items():
         if getattr(job, key) != field.default:
             raise JobError(f"job key {key!r}: is for language models; say task=language")

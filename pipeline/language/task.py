@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...cache_schemas.errors import StudentSourceError
-from ...stages.adapters import named_base
 from ...stages.corpus.corpus import Corpus
 from ...stages.corpus.labels import NO_LABELS, LabelSpace, label_space
 from ...stages.distill.language.evaluation import METRICS
@@ -82,11 +80,7 @@ class LanguageTask(Task):
             text_columns=job.text_column,
             space=data.space,
             metric=data.metric,
-            **(
-                named_base(job.student, job.student_revision, StudentSourceError)
-                if job.lora_rank
-                else {}
-            ),
+            **plan.adapter_base(),
         )
         save_language_student(folder, model.student, built.tokenizer, model.objective, card)
 

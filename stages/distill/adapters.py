@@ -1,12 +1,14 @@
 """Low-rank adapters by peft (arXiv 2106.09685) on a student of any kind, and which of it train."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.extras import require_extra
-from ..adapters import quiet_peft
+from ..adapters import quiet_peft, trained_whole
 from ..pretrained import one_line
 
 ALL_LINEAR = "all-linear"
@@ -42,8 +44,15 @@ class LoraSettings(BaseModel):
         return self
 
 
-def with_adapters(model: Any, settings: LoraSettings, task_type: TaskType) -> Any:
-    """The model with adapters that train; nothing else of it does.
+def with_adapters(
+    model: Any,
+    settings: LoraSettings,
+    task_type: TaskType,
+    whole: Sequence[str] = (),
+    unread: Sequence[str] = (),
+) -> Any:
+    """The model with adapters that train, and the modules `whole`; nothing else of it does. Modules
+    that are `unread` get no adapter.
 
     Raises MissingExtraError where peft is not installed, JobError where it finds no such layers, or
     where the head of a language model would have an adapter: the loss takes its weight as it is."""
@@ -55,7 +64,9 @@ def with_adapters(model: Any, settings: LoraSettings, task_type: TaskType) -> An
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha or settings.lora_rank,
         lora_dropout=settings.lora_dropout,
-        target_modules=list(settings.lora_targets) or ALL_LINEAR,
+        target_modules=list(settings.lora_targets) or _all_linear(model, task_type),
+        exclude_modules=list(unread) or None,
+        modules_to_save=list(whole) or None,
         task_type=task_type,
     )
     try:
@@ -71,7 +82,29 @@ def with_adapters(model: Any, settings: LoraSettings, task_type: TaskType) -> An
             f"lora_targets {list(settings.lora_targets)}: the head cannot have an adapter, nor can "
             "embeddings that are the head, too; leave them out"
         )
+    _refuse_layers_like(whole, model)
     return adapted
+
+
+def _all_linear(model: Any, task_type: TaskType) -> str | list[str]:
+    """What peft understands by that; without a language model's head by names in the transformer,
+    so that a folder opens as that transformer alone as well."""
+    if task_type == "CAUSAL_LM":
+        return ALL_LINEAR
+    from transformers.pytorch_utils import Conv1D
+
+    layers = model.base_model.named_modules()
+    return [name for name, layer in layers if isinstance(layer, nn.Linear | Conv1D)]
+
+
+def _refuse_layers_like(whole: Sequence[str], model: Any) -> None:
+    """peft trains every module whose name ends so."""
+    wanted = {*whole, *(f"{model.base_model_prefix}.{name}" for name in whole)}
+    if others := [name for name in trained_whole(model) if name not in wanted]:
+        raise JobError(
+            f"lora_rank: a {type(model).__name__} calls layers of its transformer as it calls its "
+            f"head ({others[0]}), so they would train as well; leave it out"
+        )
 
 
 def _adapts_head(model: Any) -> bool:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ..adapters import as_plain
 from ..embeddings.folders import ACTIVATION_NAMES, activation_name, dense_layer
 from ..embeddings.layers import Dense, Normalize, StatePooling, pool
 from ..language.probes import ask_briefly, probing
@@ -57,7 +58,7 @@ def _of_classifier(
     with probing(student):
         wanted_BD = student(**inputs)[0].float().cpu()
         states_BTD = student.backbone(**inputs | student._always).last_hidden_state.float().cpu()
-    linear = layer_between(student.model, student.own_head)
+    linear = layer_between(student.classifier, student.own_head)
     modes: tuple[StatePooling, ...] = ("cls", "last", "mean")
     for mode in modes:
         pooled_BD = pool(states_BTD, inputs["attention_mask"].cpu(), [mode])
@@ -77,7 +78,7 @@ def _dense_over_first(student: PooledStudent) -> Dense | None:
     if student.pooling == "context":
         linear, act = student.pooler.dense, student.pooler.activation
     else:
-        own = student.backbone.pooler  # ALBERT keeps its activation beside it
+        own = as_plain(student.backbone.pooler)  # ALBERT keeps its activation beside it
         linear = own if isinstance(own, nn.Linear) else getattr(own, "dense", None)
         beside = getattr(student.backbone, "pooler_activation", None)
         act = getattr(own, "activation", None) or beside or nn.Identity()

@@ -2,6 +2,8 @@
 
 student/config.json, model.safetensors, tokenizer files   opens as the class that the configuration
                               names: the family's sequence classifier, or its transformer alone
+student/adapter_*             in place of the weights: adapters, which peft opens on the model they
+                              were made for, as a classifier with the configuration in task/
 student/heads.safetensors     the objectives' parts beside aligners; pooler.* and head.* where the
                               class has none of its own
 student/modules.json, 1_Pooling/, ...   of objective=feature: opens with sentence-transformers, with
@@ -16,12 +18,13 @@ import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...cache_schemas.errors import StorageError, StudentSourceError
+from ..adapters import TASK, AdapterBase, find_base, read_adapters, save_adapters
 from ..corpus.labels import LabelSpace
 from ..embeddings.folders import write_embedding_files
 from ..language.probes import ask_briefly
@@ -42,10 +45,8 @@ _OF_ALIGNER = re.compile(r"objective\.(each\.\d+\.)?aligner\.")
 _LOGGER = logging.getLogger(__name__)
 
 
-class StudentCard(BaseModel):
-    """What a student folder adds to a plain transformers folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class StudentCard(AdapterBase):
+    """What a student folder adds to a plain transformers or peft folder."""
 
     card_version: Literal[1] = 1
     space: LabelSpace
@@ -70,10 +71,10 @@ def save_student(
     # A tokenizer saves the side that it pads only if it was told one when it was made.
     tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
     with quiet_transformers():
-        student.model.save_pretrained(folder)
+        _save_model(folder, student, card)
     tokenizer.save_pretrained(folder)
     own = {} if isinstance(student, ClassifierStudent) else student.state_dict()
-    beside = {name: t for name, t in own.items() if not name.startswith("backbone.")}
+    beside = {name: t for name, t in own.items() if not name.startswith("model.")}
     save_parts(folder / HEADS, beside | objective.state_dict(prefix=_OBJECTIVE))
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     learned = [part for part in objective.parts if isinstance(part, FeatureObjective)]
@@ -84,6 +85,17 @@ def save_student(
             f"student {folder}: it learned from several features; its embeddings are those that "
             f"meet the first, {learned[0].label}"
         )
+
+
+def _save_model(folder: Path, student: Student, card: StudentCard) -> None:
+    if card.base is None:
+        student.model.save_pretrained(folder)
+        return
+    save_adapters(student.model, folder, card)
+    if isinstance(student, ClassifierStudent):
+        config = student.classifier.config
+        config.architectures = [type(student.classifier).__name__]
+        config.save_pretrained(folder / TASK)
 
 
 def _write_embeddings(
@@ -141,13 +153,17 @@ def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
     folder = student_folder(folder)
     card = read_card(folder / CARD, StudentCard)
     tokenizer = load_tokenizer(folder)
-    match_tokenizer(tokenizer, load_config(folder))
+    base = None if card.base is None else find_base(card, folder, StudentSourceError)
+    match_tokenizer(tokenizer, load_config(base or folder))
     student: Student
     if card.pooling == "own":
-        student = read_classifier(folder, tokenizer, card.space, card.dropout)
+        student = read_classifier(folder, tokenizer, card.space, card.dropout, base)
     else:
         tokenizer.padding_side = "right"  # which the tokenizers of older folders may not say
-        student = PooledStudent(load_backbone(folder), card.pooling, card.space, card.dropout)
+        backbone = load_backbone(base or folder)
+        student = PooledStudent(backbone, card.pooling, card.space, card.dropout)
+        if base is not None:
+            student.model = read_adapters(backbone, folder, StudentSourceError)
         _load_heads(folder, student)
     return student.eval(), tokenizer, card
 
@@ -180,7 +196,7 @@ def _load_heads(folder: Path, student: Student) -> None:
         tensors = load_file(folder / HEADS)
         own = {name: t for name, t in tensors.items() if not name.startswith(_OBJECTIVE)}
         missing, unexpected = student.load_state_dict(own, strict=False)
-    wrong = [*unexpected, *(name for name in missing if not name.startswith("backbone."))]
+    wrong = [*unexpected, *(name for name in missing if not name.startswith("model."))]
     if wrong:
         raise StudentSourceError(f"student {folder}: {HEADS} does not fit its card: {wrong[0]}")
 

@@ -8,6 +8,7 @@ the side that the family reads rightly.
 """
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ...cache_schemas.errors import StudentSourceError
+from ..adapters import TASK, as_plain, not_brought, read_adapters
 from ..corpus.labels import LabelSpace
 from ..language.classifiers import ClassifierHead, find_head
 from ..language.probes import probing
+from .adapters import LoraSettings, with_adapters
 from .pooling import AnyPooling, Pooler, Pooling
 from .student import ClassifierStudent
 from .student_models import Source, load_classifier, load_config, refuse_random
@@ -37,7 +40,11 @@ _DROPOUTS = (
 
 
 def make_classifier(
-    source: Source, asked: Literal["auto"] | AnyPooling, space: LabelSpace, dropout: float
+    source: Source,
+    asked: Literal["auto"] | AnyPooling,
+    space: LabelSpace,
+    dropout: float,
+    lora: LoraSettings,
 ) -> ClassifierStudent | None:
     """The student of a source that is a classifier of its family's own; None where there is no
     such class, or where it does not read what is asked for."""
@@ -51,7 +58,7 @@ def make_classifier(
         torch.set_rng_state(drawn_before)
         return None
     student = ClassifierStudent(model, head, space, dropout)
-    _settle_padding(student, source.tokenizer)
+    _settle_padding(student, source.tokenizer, may_grow=lora.lora_rank is None)
     base = f"{model.base_model_prefix}."
     if {name.rpartition(".")[0] for name in drawn if not name.startswith(base)} <= {head.linear}:
         # What is drawn next does not depend on which library drew this layer for nothing.
@@ -59,27 +66,48 @@ def make_classifier(
         if source.folder is None:
             source.model()
     student.draw_last_layer()
+    if lora.lora_rank is not None:
+        student.model = with_adapters(model, lora, "SEQ_CLS", _trained_whole(model, drawn))
+        assert source.folder is not None
+        refuse_random(source.folder, not_brought(student.model, drawn))
     return student
 
 
+def _trained_whole(model: Any, drawn: Iterable[str]) -> list[str]:
+    """Of a classifier that gets adapters, what is behind its transformer, and a drawn pooler."""
+    head = [
+        name
+        for name, module in model.named_children()
+        if module is not model.base_model and next(module.parameters(), None) is not None
+    ]
+    pooler = f"{model.base_model_prefix}.pooler."
+    return [*head, *(["pooler"] if any(name.startswith(pooler) for name in drawn) else [])]
+
+
 def read_classifier(
-    folder: Path, tokenizer: Any, space: LabelSpace, dropout: float
+    folder: Path, tokenizer: Any, space: LabelSpace, dropout: float, base: Path | None = None
 ) -> ClassifierStudent:
-    """The student of a folder that holds one. Raises StudentSourceError."""
-    config = load_config(folder)
+    """The student of a folder that holds one, or adapters for a `base`. Raises
+    StudentSourceError."""
+    config = load_config(folder if base is None else folder / TASK)
     if config.num_labels != space.num_labels:
         raise StudentSourceError(
             f"student {folder}: config.json has {config.num_labels} labels, and its card "
             f"{space.num_labels}"
         )
-    model, drawn = load_classifier(folder, config)
-    refuse_random(folder, drawn)
+    model, drawn = load_classifier(base or folder, config)
     head = _find_head(model, space.num_labels, probe_inputs(tokenizer))
     if head is None:
         raise StudentSourceError(
             f"student {folder}: is no {type(model).__name__} as this version of transformers has it"
         )
-    return ClassifierStudent(model, head, space, dropout)
+    student = ClassifierStudent(model, head, space, dropout)
+    if base is not None:
+        student.model = read_adapters(model, folder, StudentSourceError)
+        refuse_random(folder, not_brought(student.model, drawn))
+    else:
+        refuse_random(folder, drawn)
+    return student
 
 
 def with_labels(config: Any, space: LabelSpace, dropout: float) -> Any:
@@ -152,14 +180,20 @@ def layer_between(model: Any, head: ClassifierHead) -> nn.Linear | None:
     """The one linear layer between a transformer's states and the last layer: the head's, or the
     transformer's pooler."""
     pooler = getattr(model.base_model, "pooler", None)
-    own = pooler if isinstance(pooler, nn.Linear) else getattr(pooler, "dense", None)
+    pooler = as_plain(pooler)
+    own = as_plain(pooler if isinstance(pooler, nn.Linear) else getattr(pooler, "dense", None))
     return _dense_layer(model, head) or (own if isinstance(own, nn.Linear) else None)
 
 
 def _dense_layer(model: Any, head: ClassifierHead) -> nn.Linear | None:
     """The one linear layer between a transformer and the last layer."""
-    below = {*model.base_model.modules(), model.get_submodule(head.linear)}
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in below]
+    below = {*model.base_model.modules(), *model.get_submodule(head.linear).modules()}
+    found = [
+        module
+        for name, module in model.named_modules()
+        # Beside what has trained, peft keeps what was there.
+        if isinstance(module, nn.Linear) and module not in below and "original_module" not in name
+    ]
     return found[0] if len(found) == 1 else None
 
 
@@ -172,11 +206,11 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 # --- padding
 
 
-def _settle_padding(student: ClassifierStudent, tokenizer: Any) -> None:
+def _settle_padding(student: ClassifierStudent, tokenizer: Any, may_grow: bool) -> None:
     """Have tokenizer and configuration agree on padding, and pad on a side that changes nothing."""
     model = student.model
     if student.own_head.tokens == "last":
-        _choose_padding(model, tokenizer)
+        _choose_padding(model, tokenizer, may_grow)
     for config in (model.config, model.config.get_text_config()):
         # Where positions are counted from the id of padding (RoBERTa), it stays what it was.
         padding = getattr(config, "pad_token_id", None)  # which one of several parts may not have
@@ -186,16 +220,24 @@ def _settle_padding(student: ClassifierStudent, tokenizer: Any) -> None:
         tokenizer.padding_side = "left"  # XLNet reads the last place of a row
 
 
-def _choose_padding(model: Any, tokenizer: Any) -> None:
-    """A padding token that ends no text: transformers takes the last other one for a text's end."""
+def _choose_padding(model: Any, tokenizer: Any, may_grow: bool) -> None:
+    """A padding token that ends no text: transformers takes the last other one for a text's end.
+    Raises StudentSourceError where the model would have to grow by it, and may not."""
     ends = {tokenizer(PROBE)["input_ids"][-1], tokenizer(PROBE, PROBE)["input_ids"][-1]}
     for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token):
         if token is not None and tokenizer.convert_tokens_to_ids(token) not in ends:
             tokenizer.pad_token = token
             return
+    rows, last = model.get_input_embeddings().weight.shape[0], tokenizer.pad_token
     tokenizer.add_special_tokens({"pad_token": ADDED_PADDING})
-    if tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+    if tokenizer.pad_token_id < rows:
+        return
+    if not may_grow:
+        raise StudentSourceError(
+            f"lora_rank: every text ends with {last}, which pads it as well, and the model has no "
+            "number left for another token; give it one more row of embeddings, and save it"
+        )
+    model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
 
 
 def _heeds(student: ClassifierStudent, tokenizer: Any, side: Side) -> bool:

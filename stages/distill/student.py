@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ...cache_schemas.locations import Source
+from ..adapters import without_adapters
 from ..corpus.labels import LabelSpace
 from ..language.classifiers import ClassifierHead
 from ..language.probes import ask_briefly, probing, without_memory
@@ -75,9 +76,7 @@ class Student(nn.Module, ABC):
     """Reads texts: pooled vectors of them, and the answers of its head."""
 
     model: Any
-    """What transformers saves and opens."""
-    backbone: Any
-    """The transformer below the head."""
+    """What transformers saves and opens, or peft where it has adapters."""
     pooling: AnyPooling
     space: LabelSpace
     dropout: float
@@ -85,6 +84,11 @@ class Student(nn.Module, ABC):
     dim: int
     """D, the width of a pooled text."""
     _always: dict[str, bool]
+
+    @property
+    @abstractmethod
+    def backbone(self) -> Any:
+        """The transformer below the head, adapters in its layers if it has any."""
 
     @abstractmethod
     def forward(
@@ -111,7 +115,7 @@ class PooledStudent(Student):
     ) -> None:
         super().__init__()
         self.space, self.pooling, self.dropout = space, pooling, dropout
-        self.backbone = backbone
+        self.model = backbone
         self._always = without_memory(backbone)
         outputs, mask_BT = ask_briefly(backbone)
         self.state_width = int(outputs.last_hidden_state.shape[-1])
@@ -121,9 +125,9 @@ class PooledStudent(Student):
         self.head = ClassificationHead(self.dim, space.num_labels, space.regression, dropout)
 
     @property
-    def model(self) -> Any:
+    def backbone(self) -> Any:
         """The transformer: the head is none that it has in the library."""
-        return self.backbone
+        return without_adapters(self.model)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -155,14 +159,19 @@ class ClassifierStudent(Student):
             model.get_submodule(head.dropout).p = dropout
 
     @property
+    def classifier(self) -> Any:
+        """The sequence classifier itself."""
+        return without_adapters(self.model)
+
+    @property
     def backbone(self) -> Any:
         """The transformer below the family's head."""
-        return self.model.base_model
+        return self.classifier.base_model
 
     @property
     def last_layer(self) -> nn.Linear:
         """From a pooled text to the logits."""
-        layer: nn.Linear = self.model.get_submodule(self.own_head.linear)
+        layer: nn.Linear = self.classifier.get_submodule(self.own_head.linear)
         return layer
 
     def draw_last_layer(self) -> None:
@@ -176,7 +185,7 @@ class ClassifierStudent(Student):
     ) -> tuple[Tensor, Tensor]:
         """(pooled [B, D], output [B, K])."""
         inputs = self._inputs(input_ids, attention_mask, token_type_ids)
-        pooled_BD, output_BK = self.own_head.read(self.model, inputs)
+        pooled_BD, output_BK = self.own_head.read(self.classifier, inputs)
         if self.training and self.own_head.dropout is None:
             output_BK = self.last_layer(F.dropout(pooled_BD, self.dropout))
         return pooled_BD, F.relu(output_BK) if self.space.regression else output_BK

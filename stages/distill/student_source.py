@@ -14,6 +14,7 @@ from ..corpus.labels import LabelSpace
 from ..embeddings.folders import MODULES, EmbeddingFolder, read_embedding_folder, transformer_folder
 from ..pretrained import refusing
 from ..sources import require_safetensors, resolve
+from .adapters import LoraSettings, with_adapters
 from .own_classifier import make_classifier
 from .pooling import Pooling
 from .scratch import make_config, plain_config, train_tokenizer
@@ -29,29 +30,38 @@ from .student_probe import warn_of_padding
 from .tokens import DEFAULT_MAX_LENGTH
 
 SCRATCH = "scratch:"
+NO_ADAPTERS = LoraSettings()
 _LOGGER = logging.getLogger(__name__)
 
 
 def load_student(
-    settings: StudentSettings, space: LabelSpace, texts: Iterable[str], dropout: float
+    settings: StudentSettings,
+    space: LabelSpace,
+    texts: Iterable[str],
+    dropout: float,
+    lora: LoraSettings = NO_ADAPTERS,
 ) -> tuple[Student, Any]:
     """A student and its tokenizer; `texts` train a vocabulary if the student has none.
 
     Raises StudentSourceError."""
-    student, tokenizer = _load(settings, space, texts, dropout)
+    student, tokenizer = _load(settings, space, texts, dropout, lora)
     check_words(student.model, tokenizer, settings.student)
     warn_of_padding(student, tokenizer, settings.student)
     return student, tokenizer
 
 
 def _load(
-    settings: StudentSettings, space: LabelSpace, texts: Iterable[str], dropout: float
+    settings: StudentSettings,
+    space: LabelSpace,
+    texts: Iterable[str],
+    dropout: float,
+    lora: LoraSettings,
 ) -> tuple[Student, Any]:
     source = _source(settings, texts)
     source.tokenizer.padding_side = "right"
     match_tokenizer(source.tokenizer, source.config)
     if space.task != "none":
-        student = make_classifier(source, settings.pooling, space, dropout)
+        student = make_classifier(source, settings.pooling, space, dropout, lora)
         if student is not None:
             return student, source.tokenizer
     declared = _declared(settings, space)
@@ -63,7 +73,7 @@ def _load(
     asked = settings.pooling
     if asked == "auto" and declared is not None:
         asked = _declared_pooling(declared)
-    return _pooled(source, asked, space, dropout), source.tokenizer
+    return _pooled(source, asked, space, dropout, lora), source.tokenizer
 
 
 def default_max_length(settings: StudentSettings, space: LabelSpace) -> int:
@@ -98,7 +108,11 @@ def _declared_pooling(declared: EmbeddingFolder) -> Pooling:
 
 
 def _pooled(
-    source: Source, asked: Literal["auto"] | Pooling, space: LabelSpace, dropout: float
+    source: Source,
+    asked: Literal["auto"] | Pooling,
+    space: LabelSpace,
+    dropout: float,
+    lora: LoraSettings,
 ) -> Student:
     backbone = source.model()
     pooling = choose_pooling(asked, backbone)
@@ -107,7 +121,18 @@ def _pooled(
     with refusing(
         StudentSourceError, f"student: a {source.config.model_type} as a reader of texts"
     ):
-        return PooledStudent(backbone, pooling, space, dropout)
+        student = PooledStudent(backbone, pooling, space, dropout)
+    if lora.lora_rank is not None:
+        student.model = _adapted(backbone, pooling, lora)
+    return student
+
+
+def _adapted(backbone: Any, pooling: Pooling, lora: LoraSettings) -> Any:
+    """The transformer with adapters; a pooler of its own trains whole where it is read."""
+    own = [name for name, _ in backbone.named_modules() if name.partition(".")[0] == "pooler"]
+    if pooling == "pooler":
+        return with_adapters(backbone, lora, "FEATURE_EXTRACTION", whole=["pooler"])
+    return with_adapters(backbone, lora, "FEATURE_EXTRACTION", unread=own)
 
 
 def check_student(settings: StudentSettings) -> None:

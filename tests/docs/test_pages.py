@@ -40,6 +40,7 @@ INSTEAD = {
         Instead("--set temperature=2", "--set temperature=2 --set epochs=1", "shorter"),
         Instead("--set feature=top_k", "--set feature=top_k --set epochs=1", "shorter"),
         Instead("precision: bf16", "precision: bf16\nepochs: 1", "shorter"),
+        Instead("--set lora_rank=8", "--set lora_rank=8 --set epochs=1", "shorter"),
     ),
     "language-models.md": (
         Instead("--set max_new_tokens=64 --set max_length=512", "--set max_new_tokens=4", "tiny"),
@@ -134,7 +135,8 @@ def _check_students(runs: Path, printed: str) -> None:
         assert len(json.loads((runs / name / "metrics.json").read_bytes())["seeds"]) == 2
     assert json.loads((runs / "rte-clip" / "metrics.json").read_bytes())["processes"] == 2
     assert json.loads((runs / "sst2-kd" / "metrics.json").read_bytes())["objective"] == "kd"
-    assert len(re.findall(r"^10 examples, 0 without a label$", printed, re.MULTILINE)) == 3
+    assert len(re.findall(r"^10 examples, 0 without a label$", printed, re.MULTILINE)) == 4
+    assert (runs / "rte-lora" / "student" / "adapter_model.safetensors").is_file()
 
 
 def test_cache_format(place: Workplace) -> None:

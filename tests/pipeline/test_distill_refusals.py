@@ -67,6 +67,10 @@ def test_segments_in_another_order_are_other_texts(distill_bench, tmp_path, refu
             [],
             "objective 'feature' has no aligner",
         ),
+        ("hash", {"student": "scratch:bert"}, ["lora_rank=2"], "has nothing to adapt; leave it"),
+        ("hash", {}, ["lora_rank=2", "student_from_scratch=true"], "has nothing to adapt"),
+        ("hash", {}, ["lora_rank=2", "student_layers=1"], "for a whole checkpoint; cut and save"),
+        ("hash", {}, ["lora_dropout=0.1"], "lora_dropout: need lora_rank; say it as well"),
         ("hash", {"objective": "armda"}, [], "'armda' is unknown; did you mean 'armada'"),
         (
             "hash",

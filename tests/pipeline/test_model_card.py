@@ -34,6 +34,19 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, object], str, str]] = {
         "armada",
     ),
     "scores": (("--label-column", "score"), {}, "text-classification", "transformers"),
+    "adapters": (("--set", "lora_rank=2"), {}, "text-classification", "peft"),
+    "pooled adapters": (
+        ("--set", "pooling=mean", "--set", "lora_rank=2"),
+        {},
+        "text-classification",
+        "armada",
+    ),
+    "feature, adapters": (
+        ("--objective", "feature", "--set", "lora_rank=2"),
+        {},
+        "text-classification",
+        "peft",
+    ),
 }
 """Options, changes of the job; task and library in the card."""
 
@@ -87,9 +100,8 @@ def test_a_card_says_how_good_a_student_is_and_opens_it(
     assert types.get("matthews", "matthews_correlation") == "matthews_correlation"
     said = run(snippet, student)
     one = said if isinstance(said, dict) else said[0]
-    assert one.keys() == (
-        {"label", "score"} if library == "transformers" else {"class", "probabilities"}
-    )
+    assert one.keys() == ({"label", "score"} if library != "armada" else {"class", "probabilities"})
+    assert ("lora" in head.tags) == ("lora_rank=2" in more)
 
 
 def test_without_a_validation_set_there_is_no_table(
@@ -103,10 +115,11 @@ def test_without_a_validation_set_there_is_no_table(
     assert "|" not in text
 
 
+@pytest.mark.parametrize("more", [(), ("--set", "lora_rank=2")], ids=["whole", "adapters"])
 def test_students_of_features_are_embeddings(
-    armada: CommandLine, distill_bench: Any, tmp_path: Path
+    armada: CommandLine, distill_bench: Any, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
-    words = ("--objective", "feature", "--set", "label_column=null")
+    words = ("--objective", "feature", "--set", "label_column=null", *more)
     student = train(armada, distill_bench, tmp_path / "run", *words, validation=None)
     head, snippet = head_and_snippet(student)
     if (student / "modules.json").exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ....cache_schemas.errors import StudentSourceError
-from ...adapters import AdapterBase, find_base, read_adapters
+from ...adapters import AdapterBase, find_base, read_adapters, save_adapters
 from ...corpus.labels import LabelSpace
 from ...language.recipe import Recipe
 from ...pretrained import quiet_transformers
@@ -39,7 +39,10 @@ def save_language_student(
 ) -> None:
     """Write the student folder."""
     with quiet_transformers():
-        student.model.save_pretrained(folder)
+        if card.base is None:
+            student.model.save_pretrained(folder)
+        else:
+            save_adapters(student.model, folder, card)
     tokenizer.save_pretrained(folder)
     head = {} if student.head is None else student.head.state_dict(prefix="head.")
     parts = head | objective.state_dict(prefix="objective.")

@@ -20,6 +20,7 @@ import torch
 from ....cache_schemas.errors import JobError, RunError, TeacherOutputError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
+from ...adapters import TASK, adapter_digests, base_of, not_brought, read_adapters
 from ...pretrained import (
     LOCAL_ONLY,
     embedding_rows,
@@ -36,6 +37,13 @@ from ...tokenizing.unknown import Unknown
 from .base import Answers, Example, Precision, Teacher, TeacherOptions, make_spec
 from .tokenized import DEFAULT_MAX_LENGTH, TextTokenizer, TokenBatch, TokenizedOptions
 
+_CAREFULLY = {
+    "use_safetensors": True,
+    "ignore_mismatched_sizes": True,  # they are refused here, by name
+    "output_loading_info": True,
+    **LOCAL_ONLY,
+}
+
 
 class CheckpointTeacher(Teacher):
     """A frozen transformers model, `_model` after `load`.
@@ -50,7 +58,8 @@ class CheckpointTeacher(Teacher):
         self._source, self._revision = source, revision
         self._device, self._precision = device, precision
         self._folder = self._find_model(resolve(source, revision, TeacherSourceError))
-        self._config = read_config(self._folder, TeacherSourceError)
+        self._base = base_of(self._folder, TeacherSourceError)
+        self._config = read_config(self._config_folder(), TeacherSourceError)
         require_safetensors(self._folder, TeacherSourceError)
         self._skeleton = self._build_skeleton()
         self._refuse_without_text()
@@ -105,7 +114,15 @@ class CheckpointTeacher(Teacher):
 
     def _digests(self) -> dict[str, str]:
         """Part of the model -> digest of its files."""
+        if self._base is not None:
+            return adapter_digests(self._folder, self._base)
         return {"model": digest_files(self._folder, _own_files(self._folder))}
+
+    def _config_folder(self) -> Path:
+        if self._base is None:
+            return self._folder
+        task = self._folder / TASK
+        return task if task.is_dir() else self._base
 
     def _prepare(self) -> None:
         """Hook called after the model is loaded."""
@@ -142,17 +159,30 @@ class CheckpointTeacher(Teacher):
             )
 
     def _read(self) -> Any:
+        if self._base is not None:
+            return self._read_adapted(self._base).to(self._precision.torch_dtype)
         model, report = self._auto().from_pretrained(
-            self._folder,
-            dtype=self._precision.torch_dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are refused here, by name
-            output_loading_info=True,
-            **LOCAL_ONLY,
+            self._folder, dtype=self._precision.torch_dtype, **_CAREFULLY
         )
         refuse_other_shapes(report["mismatched_keys"], self._folder, TeacherSourceError)
         self._refuse_random(report["missing_keys"])
         return model
+
+    def _read_adapted(self, base: Path) -> Any:
+        """The base with adapters in its weights, in float32; of a classifier, its transformer alone
+        if that is what is asked."""
+        import transformers
+
+        classifies = (self._folder / TASK).is_dir()
+        auto = transformers.AutoModelForSequenceClassification if classifies else self._auto()
+        model, report = auto.from_pretrained(
+            base, config=self._config, dtype=torch.float32, **_CAREFULLY
+        )
+        adapted = read_adapters(model, self._folder, TeacherSourceError)
+        mismatched = (name for name, *_ in report["mismatched_keys"])
+        self._refuse_random(not_brought(adapted, [*report["missing_keys"], *mismatched]))
+        merged = adapted.merge_and_unload()
+        return merged if auto is self._auto() else merged.base_model
 
     def _refuse_random(self, missing: Iterable[str]) -> None:
         lacking = sorted(name for name in missing if not self._unused(name))

@@ -11,7 +11,9 @@ import torch
 from armada import load_student as load_saved
 from armada.cache_schemas.errors import StudentSourceError
 from armada.cache_schemas.keys import example_key
+from armada.stages.adapters import named_base
 from armada.stages.corpus.labels import NO_LABELS, LabelSpace
+from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.embedding_student import has_length_1
 from armada.stages.distill.export import StudentCard, save_student
 from armada.stages.distill.objectives.base import Sizes
@@ -40,19 +42,22 @@ def save(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pat
         pooling: str = "auto",
         length_1: bool = False,
         orthogonal: OrthogonalMap | None = None,
+        lora_rank: int | None = None,
         **settings: Any,
     ) -> Path:
         folder = checkpoint(source) if isinstance(source, str) else source
         torch.manual_seed(3)
         chosen = StudentSettings(student=str(folder), pooling=pooling, **settings)
-        student, tokenizer = load_student(chosen, NO_LABELS, [], 0.1)
+        lora = LoraSettings(lora_rank=lora_rank)
+        student, tokenizer = load_student(chosen, NO_LABELS, [], 0.1, lora)
         sizes = Sizes(student.dim, 1, False, (WIDTH,))
         chosen_map = {"orthogonal_map": orthogonal, "orthogonal_projection": True}
         given = FeatureOptions.model_validate(chosen_map if orthogonal else {})
         objective = FeatureObjective(given, sizes)
         with torch.no_grad():
             for parameter in [*student.parameters(), *objective.parameters()]:
-                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.05)
         card = StudentCard(
             space=NO_LABELS,
             pooling=student.pooling,
@@ -61,6 +66,7 @@ def save(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pat
             text_columns=("text",),
             label_column=None,
             metric="loss",
+            **(named_base(str(folder), None, StudentSourceError) if lora_rank else {}),
         )
         save_student(tmp_path / "student", student, tokenizer, objective, card, length_1)
         return tmp_path / "student"
@@ -92,6 +98,7 @@ def as_scorer(folder: Path) -> Any:
     return np.concatenate(found)[:, 0]
 
 
+@pytest.mark.parametrize("lora_rank", [None, 2], ids=["whole", "adapters"])
 @pytest.mark.parametrize(
     ("kind", "pooling"),
     [
@@ -111,9 +118,9 @@ def as_scorer(folder: Path) -> Any:
     ],
 )
 def test_a_student_opens_with_its_projection(
-    save: Callable[..., Path], kind: str, pooling: str
+    save: Callable[..., Path], kind: str, pooling: str, lora_rank: int | None
 ) -> None:
-    folder = save(kind, pooling)
+    folder = save(kind, pooling, lora_rank=lora_rank)
     expected = by_armada(folder)
     assert expected.shape == (len(LONG), WIDTH)
     assert np.abs(expected[0] - expected[1]).max() > 0.01
@@ -123,14 +130,20 @@ def test_a_student_opens_with_its_projection(
     np.testing.assert_allclose(as_teacher(folder), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("lora_rank", [None, 2], ids=["whole", "adapters"])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "deberta", "opt", "llama"])
 def test_a_classifier_that_learned_a_feature_opens_as_both(
-    checkpoint: Callable[[str], Path], tmp_path: Path, kind: str
+    checkpoint: Callable[[str], Path], tmp_path: Path, kind: str, lora_rank: int | None
 ) -> None:
     torch.manual_seed(3)
-    chosen = StudentSettings(student=str(checkpoint(kind)))
+    source = str(checkpoint(kind))
+    chosen, lora = StudentSettings(student=source), LoraSettings(lora_rank=lora_rank)
     space = LabelSpace(task="classification", num_labels=3)
-    student, tokenizer = load_student(chosen, space, [], 0.1)
+    student, tokenizer = load_student(chosen, space, [], 0.1, lora)
+    if lora_rank is not None:
+        with torch.no_grad():
+            for parameter in filter(lambda each: each.requires_grad, student.parameters()):
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
     assert student.pooling == "own"
     objective = FeatureObjective(FeatureOptions(), Sizes(student.dim, 3, False, (WIDTH,)))
     card = StudentCard(
@@ -141,6 +154,7 @@ def test_a_classifier_that_learned_a_feature_opens_as_both(
         text_columns=("text",),
         label_column="label",
         metric="accuracy",
+        **(named_base(source, None, StudentSourceError) if lora_rank else {}),
     )
     folder = tmp_path / "student"
     save_student(folder, student, tokenizer, objective, card)

@@ -30,6 +30,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "feature": {"batch_size": 8, "objective": "feature"},
     "kd": {"batch_size": 8, "objective": "kd", "weights": {"temperature": "learned"}},
     "undistilled": {"batch_size": 8, "control": "undistilled"},
+    "adapters": {"batch_size": 8, "lora_rank": 2},
     "summed": {"batch_size": 8, "summed": True},
     "summed, joint": {"batch_size": 4, "summed": True, "schedule": "joint"},
 }
@@ -37,6 +38,7 @@ RUNS: dict[str, dict[str, Any]] = {
 SHARDED: dict[str, dict[str, Any]] = {
     "sharded": {"batch_size": 8, "shard_student": True},
     "sharded, joint": {"batch_size": 8, "shard_student": True, "schedule": "joint"},
+    "sharded, adapters": {"batch_size": 8, "shard_student": True, "lora_rank": 2},
     "sharded, summed": {"batch_size": 8, "shard_student": True, "summed": True},
     "sharded, undistilled": {"batch_size": 4, "shard_student": True, "control": "undistilled"},
 }

@@ -106,8 +106,12 @@ def small_blocks(monkeypatch):
         {"control": "noise=0.5"},
         {"objective": "kd", "weights": {"temperature": "learned"}},
         {"weights": {"orthogonal_map": "cayley", "orthogonal_projection": True}},
+        {"lora_rank": 2},
     ],
-    ids=["blocks", "blocks-joint", "undistilled", "random-aligner", "noise", "kd", "orthogonal"],
+    ids=[
+        *("blocks", "blocks-joint", "undistilled", "random-aligner", "noise", "kd", "orthogonal"),
+        "adapters",
+    ],
 )
 def test_other_runs_go_on_too(bench, tmp_path, how):
     whole, first = (bench.run(tmp_path / name, save_steps=5, **how) for name in ("whole", "cut"))

@@ -13,8 +13,10 @@ from tiny_runs import Bench, freeze_dropout, train_logged
 CPU = torch.device("cpu")
 
 
-def losses(bench: Bench, folder: Path, **settings: bool) -> list[float]:
-    run = bench.run(folder, dropout=0.0, epochs=2)
+def losses(
+    bench: Bench, folder: Path, lora_rank: int | None = None, **settings: bool
+) -> list[float]:
+    run = bench.run(folder, dropout=0.0, epochs=2, lora_rank=lora_rank)
     torch.manual_seed(1)
     speed_up(run.model.student, TrainingSettings(**settings), run.device)
     return train_logged(run)[1]
@@ -28,6 +30,14 @@ def expected(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> list[flo
 def test_checkpointing_changes_nothing(bench, tmp_path, expected):
     """Dropout too: a layer that is worked out again drops what it dropped before."""
     assert losses(bench, tmp_path, gradient_checkpointing=True) == pytest.approx(expected, rel=1e-6)
+
+
+def test_checkpointing_changes_nothing_below_adapters(bench, tmp_path):
+    found, expected = (
+        losses(bench, tmp_path / str(asked), lora_rank=2, gradient_checkpointing=asked)
+        for asked in (True, False)
+    )
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_checkpointing_works_layers_out_again(bench, tmp_path):

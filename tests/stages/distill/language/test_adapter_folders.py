@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from armada.cache_schemas.errors import StudentSourceError
+from armada.cache_schemas.keys import example_key
 from armada.stages import adapters
 from armada.stages.corpus.labels import NO_LABELS
 from armada.stages.distill.adapters import LoraSettings
@@ -18,7 +20,13 @@ from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.student import StudentSettings
 from armada.stages.language.recipe import Recipe
+from armada.stages.precompute.teachers.base import Example
+from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
+from armada.stages.precompute.teachers.causal_options import CausalLMOptions
+from peft import AutoPeftModelForCausalLM
+from tiny_checkpoints import save_quietly
 from tiny_language_models import make_causal_lm
+from transformers import AutoTokenizer
 
 IDS = torch.arange(7)[None]
 
@@ -71,6 +79,24 @@ def test_their_model_is_found_from_any_folder(root: Path, monkeypatch: pytest.Mo
     (root / "elsewhere").mkdir()
     monkeypatch.chdir(root / "elsewhere")
     torch.testing.assert_close(states_of(root / "run"), expected)
+
+
+def test_they_teach_as_the_model_that_they_are_merged_into(root: Path) -> None:
+    save_adapters(root / "run", "base")
+    with adapters.quiet_peft():
+        merged = AutoPeftModelForCausalLM.from_pretrained(root / "run").merge_and_unload()
+    save_quietly(merged, root / "merged")
+    AutoTokenizer.from_pretrained(root / "run").save_pretrained(root / "merged")
+    answers = []
+    for folder in ("run", "merged", "base"):
+        options = CausalLMOptions(dense=True)
+        teacher = CausalLMTeacher(str(root / folder), options, torch.device("cpu"))
+        teacher.load()
+        with torch.inference_mode():
+            found = teacher.encode([Example(example_key(("a bird",)), ("a bird",))])
+        answers.append(torch.tensor(np.asarray(found.features["dense"])).float())
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-3)
+    assert (answers[0] - answers[2]).abs().max() > 0.1
 
 
 def test_another_model_in_its_place_is_refused(root: Path) -> None:
