@@ -18,7 +18,7 @@ from torch import Tensor
 from ...cache_schemas.errors import InputError
 from ..distill.losses import MISSING_LABEL
 from ..distill.objectives import OBJECTIVES
-from ..distill.objectives.base import Objective, Shape, Sizes, TeacherSide
+from ..distill.objectives.base import Objective, Shape, Sizes, StudentSide, TeacherSide
 from ..distill.objectives.sum import SummedObjective
 
 Terms = dict[str, Tensor]
@@ -289,7 +289,7 @@ class ObjectiveTests:
 
     def _of_sources(self, objective: Objective, batch: Batch) -> tuple[Any, ...]:
         sources = dict(zip(objective.sources, batch.features, strict=True))
-        return batch.pooled, batch.output, sources, batch.labels
+        return StudentSide(batch.pooled, batch.output), sources, batch.labels
 
     def _require_finite(self, objective: Objective, batch: Batch) -> None:
         pooled, output = batch.pooled.detach().clone(), batch.output.detach().clone()
