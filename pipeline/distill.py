@@ -51,7 +51,7 @@ def run_distill(job: DistillJob, quiet: bool = False) -> Metrics:
 
 
 def _run(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
-    check_student_push(job)
+    _check_student_push(job)
     finished = read_metrics(job.output) if job.resume else None
     if group.first:
         check_free(job.output, resolved(job), job.resume)
@@ -187,7 +187,7 @@ def summarise(runs: list[Metrics]) -> Metrics:
     }
 
 
-def check_student_push(job: DistillJob) -> None:
+def _check_student_push(job: DistillJob) -> None:
     """Raise InputError if a job's `push_to_hub` names no repository, or there is no token."""
     if job.push_to_hub is None:
         return

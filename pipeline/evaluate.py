@@ -52,11 +52,11 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
                 f"student {folder}: its embeddings are compared with those of a --cache, for it "
                 "was trained without labels; it predicts none"
             )
-        return evaluate_embeddings(job, _corpus_keys(job, card), folder)
+        return _evaluate_embeddings(job, _corpus_keys(job, card), folder)
     keys = _corpus_keys(job, card)
     beside = {}
     if job.cache is not None:
-        found = evaluate_embeddings(job, keys, folder)["metrics"]
+        found = _evaluate_embeddings(job, keys, folder)["metrics"]
         beside = {f"embedding_{name}": value for name, value in found.items()}
     labelled = read_labelled(keys, job.corpus, card.space)
     dataset = labelled.dataset(tokenizer, card.max_length, {})
@@ -93,7 +93,7 @@ def _corpus_keys(job: EvaluateJob, card: StudentCard) -> CorpusKeys:
     return make(CorpusKeys, keys)
 
 
-def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dict[str, Any]:
+def _evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dict[str, Any]:
     """`cosine`, the mean over examples, and `mse`, over all numbers; the teacher's embeddings come
     from the job's cache. Raises JobError for a feature of another width, and for a student that
     learned none."""

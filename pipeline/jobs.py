@@ -65,7 +65,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list)]
 """Several, or one by itself."""
 
 
-def parse_bytes(value: Any) -> Any:
+def _parse_bytes(value: Any) -> Any:
     """Bytes of a text like '50GiB' (powers of 1024) or '50GB' (of 1000); other types as they are.
 
     Raises ValueError for another text."""
@@ -79,7 +79,7 @@ def parse_bytes(value: Any) -> Any:
     return int(float(number) * (1024 if binary else 1000) ** power)
 
 
-ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
+ByteCount = Annotated[int, BeforeValidator(_parse_bytes), Field(ge=1)]
 
 
 class Job(BaseModel):

@@ -58,7 +58,7 @@ def set_level(level: LogLevel) -> None:
     LOGGER.setLevel(level.upper())
 
 
-def shows_progress() -> bool:
+def _shows_progress() -> bool:
     """Whether nobody asked for warnings alone; a program that set no level has not."""
     return LOGGER.level <= logging.INFO
 
@@ -152,7 +152,7 @@ class CountProgress:
         self._label, self._unit, self._total, self._quiet = label, unit, total, quiet
         self._done, self._guard = 0, threading.Lock()
         self._started = self._logged = time.monotonic()
-        self._bar = _live_bar(unit) if shows_progress() and not quiet else None
+        self._bar = _live_bar(unit) if _shows_progress() and not quiet else None
 
     def __enter__(self) -> "CountProgress":
         if self._bar:

@@ -45,7 +45,7 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
     """Read and check the corpus; refuse a teacher that the cache does not take."""
     for note in teacher.notes:
         LOGGER.warning(note)
-    admission = admit(job, teacher)
+    admission = _admit(job, teacher)
     corpus = read_corpus(
         job.corpus,
         job.text_column,
@@ -60,7 +60,7 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
         rows = _rows_of_part(keys, job.part)
         corpus, keys = corpus.take(rows), keys[rows]
     if admission.base is not None:
-        corpus, keys = only_cached(job, admission.base, corpus, keys)
+        corpus, keys = _only_cached(job, admission.base, corpus, keys)
     _warn_of_unknown(corpus, keys, teacher)
     return Plan(corpus, keys, len(first_occurrences(keys)), admission.manifest)
 
@@ -82,7 +82,7 @@ def _rows_of_part(keys: KeyArray, part: str) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class _Admission:
     """`manifest`: whose answers are written; `base`: the teacher that these are features of, if it
     is another."""
 
@@ -90,7 +90,7 @@ class Admission:
     base: TeacherManifest | None = None
 
 
-def admit(job: PrecomputeJob, teacher: "Teacher") -> Admission:
+def _admit(job: PrecomputeJob, teacher: "Teacher") -> _Admission:
     """How the job's cache takes the teacher's answers; raises CacheError if it does not.
 
     With `add_features`, only the features are written that the cached teacher lacks."""
@@ -98,15 +98,15 @@ def admit(job: PrecomputeJob, teacher: "Teacher") -> Admission:
     keep_both = job.add_teacher or job.add_features
     known = check_teacher(job.cache, spec, job.rows_per_shard, keep_both, selecting)
     if known is not None:
-        return Admission(known)
+        return _Admission(known)
     if job.add_features:
         base, added = plan_extension(job.cache, spec, selecting, job.rows_per_shard)
-        return Admission(added, base)
+        return _Admission(added, base)
     rows = job.rows_per_shard or teacher.default_rows_per_shard
-    return Admission(TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=rows, spec=spec))
+    return _Admission(TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=rows, spec=spec))
 
 
-def only_cached(
+def _only_cached(
     job: PrecomputeJob, base: TeacherManifest, corpus: Corpus, keys: KeyArray
 ) -> tuple[Corpus, KeyArray]:
     """The examples that `base` has answered: a feature is added to rows that are there. Others are

@@ -96,9 +96,9 @@ def card(facts: CardFacts) -> str:
         title=plain(facts.title),
         summary=_summary(facts),
         overview=overview(facts),
-        teachers="\n".join(teacher_section(teacher) for teacher in facts.teachers),
-        corpora=corpora_table(facts.teachers),
-        name=folder_name(facts.name),
+        teachers="\n".join(_teacher_section(teacher) for teacher in facts.teachers),
+        corpora=_corpora_table(facts.teachers),
+        name=_folder_name(facts.name),
         with_armada=_with_armada(facts, first),
         with_zarr=_with_zarr(facts, first),
         with_pyarrow=_with_pyarrow(facts, first),
@@ -106,7 +106,7 @@ def card(facts: CardFacts) -> str:
     )
 
 
-def folder_name(name: str) -> str:
+def _folder_name(name: str) -> str:
     """The folder's name in commands and code; a stand-in for one that would have to be quoted."""
     return name if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) else "cache"
 
@@ -121,8 +121,8 @@ def _head(facts: CardFacts) -> str:
         if teacher.rows
     ]
     head: dict[str, Any] = {
-        "pretty_name": on_one_line(facts.title),
-        "license": on_one_line(facts.licence or "unknown"),
+        "pretty_name": _on_one_line(facts.title),
+        "license": _on_one_line(facts.licence or "unknown"),
         "tags": ["armada", "knowledge-distillation", "teacher-features"],
         "size_categories": [_size_category(max(teacher.rows for teacher in facts.teachers))],
         "configs": configs,
@@ -196,7 +196,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def teacher_section(teacher: TeacherFacts) -> str:
+def _teacher_section(teacher: TeacherFacts) -> str:
     """One teacher: who it is, its features, their picture."""
     spec, manifest = teacher.manifest.spec, teacher.manifest
     parts = [f"## Teacher {plain(spec.kind)}, {plain(spec.name)}"]
@@ -235,7 +235,7 @@ def _features(manifest: TeacherManifest) -> Iterator[tuple[str, str, str, str]]:
         yield plain(feature.name), shape, feature.dtype, meaning
 
 
-def corpora_table(teachers: Sequence[TeacherFacts]) -> str:
+def _corpora_table(teachers: Sequence[TeacherFacts]) -> str:
     """What the teachers were asked about, each corpus once."""
     asked: dict[CorpusRecord, list[str]] = {}
     for teacher in teachers:
@@ -265,7 +265,7 @@ def _with_armada(facts: CardFacts, teacher: TeacherFacts) -> str:
         [
             "from armada import open_cache",
             "",
-            f'cache = open_cache("{folder_name(facts.name)}", '
+            f'cache = open_cache("{_folder_name(facts.name)}", '
             f'teacher="{teacher.manifest.fingerprint[:12]}")',
             *(_read_rows if feature.axis is None else _read_places)(feature, teacher.rows),
         ]
@@ -293,7 +293,7 @@ def _with_zarr(facts: CardFacts, teacher: TeacherFacts) -> str:
         [
             "import zarr",
             "",
-            f'path = "{folder_name(facts.name)}/{_folder(teacher)}/{feature}"',
+            f'path = "{_folder_name(facts.name)}/{_folder(teacher)}/{feature}"',
             'array = zarr.open_array(path, mode="r")',
             "print(array.shape, array[:2])",
         ]
@@ -305,7 +305,7 @@ def _with_pyarrow(facts: CardFacts, teacher: TeacherFacts) -> str:
         [
             "import pyarrow.dataset as ds",
             "",
-            f'path = "{folder_name(facts.name)}/{_folder(teacher)}/tables/{ROWS_TABLE}"',
+            f'path = "{_folder_name(facts.name)}/{_folder(teacher)}/tables/{ROWS_TABLE}"',
             'rows = ds.dataset(path, format="parquet").to_table()',
             "print(rows.num_rows, rows.column_names)",
         ]
@@ -314,9 +314,9 @@ def _with_pyarrow(facts: CardFacts, teacher: TeacherFacts) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown and HTML show as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&!$:])", r"\\\1", on_one_line(text))
+    return re.sub(r"([\\`*_{}\[\]<>#|~&!$:])", r"\\\1", _on_one_line(text))
 
 
-def on_one_line(text: str) -> str:
+def _on_one_line(text: str) -> str:
     """Text without line breaks or other control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -64,7 +64,7 @@ def check_dtype(dtype: np.dtype[Any], where: object, stored: str | None) -> None
         )
 
 
-def require_ids(corpus: Corpus) -> pa.Array:
+def _require_ids(corpus: Corpus) -> pa.Array:
     """The ids of a corpus, one for every row; raises JobError or CorpusError."""
     if corpus.ids is None:
         raise JobError(
@@ -76,11 +76,11 @@ def require_ids(corpus: Corpus) -> pa.Array:
     return corpus.ids
 
 
-def find_ids(corpus: Corpus, known: pa.Array, where: object) -> Rows:
+def _find_ids(corpus: Corpus, known: pa.Array, where: object) -> Rows:
     """The place of each row's id among `known` ones [count]; -1 where it is not among them.
 
     Raises CorpusError for an id that is there twice."""
-    wanted = require_ids(corpus)
+    wanted = _require_ids(corpus)
     if pc.count_distinct(known, mode="all").as_py() != len(known):
         counts = pc.value_counts(known)
         twice = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
@@ -90,7 +90,7 @@ def find_ids(corpus: Corpus, known: pa.Array, where: object) -> Rows:
     return rows
 
 
-def in_row_order(corpus: Corpus, count: int, where: object) -> Rows:
+def _in_row_order(corpus: Corpus, count: int, where: object) -> Rows:
     """Place i is row i of the corpus's file, or files one after another; raises CorpusError if
     there is not one place for each row."""
     rows = len(corpus) + len(corpus.skipped)
@@ -109,7 +109,7 @@ def in_row_order(corpus: Corpus, count: int, where: object) -> Rows:
     return np.arange(count, dtype=np.int64)
 
 
-def described(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
+def _described(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
     """For messages."""
     return f"{dtype}{list(shape)}"
 
@@ -135,7 +135,7 @@ class NpyHeader:
         return values.reshape(self.shape, order=self.order)
 
 
-def read_header(path: Path) -> NpyHeader:
+def _read_header(path: Path) -> NpyHeader:
     """Raises CorpusError for a file that is no array, or shorter than it says."""
     try:
         with path.open("rb") as file:
@@ -147,7 +147,9 @@ def read_header(path: Path) -> NpyHeader:
     if dtype.hasobject:
         raise CorpusError(f"{path}: holds Python objects, which are never read; save numbers")
     if min(shape, default=1) < 0 or offset + math.prod(shape) * dtype.itemsize > size:
-        raise CorpusError(f"{path}: is shorter than the {described(shape, dtype)} it says it holds")
+        raise CorpusError(
+            f"{path}: is shorter than the {_described(shape, dtype)} it says it holds"
+        )
     return NpyHeader(path, shape, dtype, "F" if fortran else "C", offset)
 
 
@@ -184,8 +186,8 @@ class NpyPerExample(FeatureSource):
             )
         for place in places.tolist():
             with suppress(CorpusError):
-                return read_header(self._files[place])
-        return read_header(self._files[places[0]])  # says what is wrong with it
+                return _read_header(self._files[place])
+        return _read_header(self._files[places[0]])  # says what is wrong with it
 
     def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
         """One file after another."""
@@ -199,17 +201,17 @@ class NpyPerExample(FeatureSource):
         return values, problems
 
     def _read(self, path: Path) -> DenseArray:
-        header = read_header(path)
+        header = _read_header(path)
         if (header.shape, header.dtype) != (self.shape, self.dtype):
             raise CorpusError(
-                f"{path}: holds {described(header.shape, header.dtype)}, others "
-                f"{described(self.shape, self.dtype)}"
+                f"{path}: holds {_described(header.shape, header.dtype)}, others "
+                f"{_described(self.shape, self.dtype)}"
             )
         return header.read()
 
 
 def _ids(corpus: Corpus) -> list[str]:
-    ids: list[str] = require_ids(corpus).to_pylist()
+    ids: list[str] = _require_ids(corpus).to_pylist()
     return ids
 
 
@@ -225,16 +227,16 @@ class NpyRows(FeatureSource):
     layout = "npy_rows"
 
     def __init__(self, path: Path, corpus: Corpus, ids: Path | None) -> None:
-        header = read_header(path)
+        header = _read_header(path)
         if not header.shape or 0 in header.shape:
-            raise CorpusError(f"{path}: holds {described(header.shape, header.dtype)}, not rows")
+            raise CorpusError(f"{path}: holds {_described(header.shape, header.dtype)}, not rows")
         self.count, *shape = header.shape
         self.shape, self.dtype = tuple(shape), header.dtype
         self._header = header
         if ids is None:
-            self.place_of_row = in_row_order(corpus, self.count, path)
+            self.place_of_row = _in_row_order(corpus, self.count, path)
         else:
-            self.place_of_row = find_ids(corpus, _lines(ids, path, self.count), ids)
+            self.place_of_row = _find_ids(corpus, _lines(ids, path, self.count), ids)
 
     def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
         """Mapped rows."""
@@ -271,9 +273,9 @@ class ParquetRows(FeatureSource):
         self._rewind()
         self.shape = () if self._kind in _NUMBERS else (self._first_length(),)
         if id_column is None:
-            self.place_of_row = in_row_order(corpus, self.count, source)
+            self.place_of_row = _in_row_order(corpus, self.count, source)
         else:
-            self.place_of_row = find_ids(corpus, self._read_ids(id_column), source)
+            self.place_of_row = _find_ids(corpus, self._read_ids(id_column), source)
 
     def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
         """Batches between the first and the last place; back to the start only if need be."""

@@ -164,7 +164,7 @@ def run_import(job: ImportJob, quiet: bool = False) -> Imported:
     manifest = _manifest(job, source)
     with CacheWriter(job.cache, manifest) as writer:
         waiting = say_that_it_waits(quiet)
-        shards = ImportedShards(corpus, source, places, writer, job.skip_bad_rows, waiting)
+        shards = _ImportedShards(corpus, source, places, writer, job.skip_bad_rows, waiting)
         with CountProgress("import", "rows", shards.pending, quiet) as progress:
             shards.write(progress.advance)
     return Imported(
@@ -246,7 +246,7 @@ def _rows_per_shard(row_bytes: int) -> int:
     return min(max(fits, INNER_CHUNK_ROWS), DEFAULT_ROWS_PER_SHARD)
 
 
-class ImportedShards:
+class _ImportedShards:
     """Rows of a corpus go into a cache in the order of their features' places; of several rows with
     one text, the first."""
 

@@ -91,8 +91,8 @@ def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Sha
     does not come; what has come stays, and the same call goes on from there."""
     started = time.monotonic()
     corpus = _corpus(wanted)
-    place = open_place(url, storage_options(transfer.options))
-    refuse_itself(place, cache)
+    place = open_place(url, _storage_options(transfer.options))
+    _refuse_itself(place, cache)
     index = read_origin(place, wanted.digest and wanted.digest.lower())
     keys = corpus.keys() if corpus else None
     choice = Choice(tuple(wanted.teachers), tuple(wanted.features), keys)
@@ -104,7 +104,7 @@ def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Sha
     return Shared(
         place=place.shown,
         digest=index.digest,
-        teachers=tuple(arrived(teacher) for teacher in plan.teachers),
+        teachers=tuple(_arrived(teacher) for teacher in plan.teachers),
         seconds=time.monotonic() - started,
         dry_run=transfer.dry_run,
         texts=None if keys is None else len(first_occurrences(keys)),
@@ -147,8 +147,8 @@ def push_cache(
     started = time.monotonic()
     if public and not is_hub(url):
         raise CacheError(f"{shown_url(url)}: --public is for repositories on the Hub, hf://...")
-    place = open_place(url, storage_options(transfer.options))
-    refuse_itself(place, cache)
+    place = open_place(url, _storage_options(transfer.options))
+    _refuse_itself(place, cache)
     if isinstance(place, LocalPlace):
         digest, sent = _to_folder(cache, place, teachers, transfer)
     else:
@@ -172,7 +172,7 @@ def _to_folder(cache: Path, place: LocalPlace, teachers: Sequence[str], transfer
                 target = push_to_folder(source, place.path, plan, jobs, progress.advance)
                 digest = target.digest
             send_page(cache, place, MARK)
-    return digest, [arrived(teacher) for teacher in plan.teachers]
+    return digest, [_arrived(teacher) for teacher in plan.teachers]
 
 
 def _to_url(
@@ -212,12 +212,12 @@ def _sent(plan: TeacherToSend) -> SharedTeacher:
     manifest = plan.source.manifest
     features = tuple(feature.name for feature in manifest.spec.features)
     files = [len(shard.files) for shard in plan.shards]
-    return shared_teacher(manifest, features, files, plan.there, plan.bytes)
+    return _shared_teacher(manifest, features, files, plan.there, plan.bytes)
 
 
-def arrived(plan: TeacherPlan) -> SharedTeacher:
+def _arrived(plan: TeacherPlan) -> SharedTeacher:
     """The report of one teacher whose shards come to a local cache."""
-    return shared_teacher(
+    return _shared_teacher(
         plan.origin.manifest,
         tuple(f.name for f in plan.origin.manifest.spec.features if f.name in plan.features),
         [len(shard.files) for shard in plan.shards],
@@ -227,7 +227,7 @@ def arrived(plan: TeacherPlan) -> SharedTeacher:
     )
 
 
-def shared_teacher(
+def _shared_teacher(
     manifest: TeacherManifest,
     features: tuple[str, ...],
     files: Sequence[int],
@@ -249,7 +249,7 @@ def shared_teacher(
     )
 
 
-def storage_options(settings: Sequence[str]) -> dict[str, Any]:
+def _storage_options(settings: Sequence[str]) -> dict[str, Any]:
     """Options for fsspec from KEY=VALUE texts. Their values may be secret: no error shows one."""
     options: dict[str, Any] = {}
     for setting in settings:
@@ -263,7 +263,7 @@ def storage_options(settings: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def refuse_itself(place: Place, cache: Path) -> None:
+def _refuse_itself(place: Place, cache: Path) -> None:
     """Raise CacheError if a local cache would be copied onto itself."""
     if isinstance(place, LocalPlace) and place.path.resolve() == cache.resolve():
         raise CacheError(f"cache {cache}: is at both ends; name another place")

@@ -189,7 +189,7 @@ def write_corpus(folder: Path, task: Task, seed: int) -> DemoCorpus:
     test: dict[str, Scene] = {}
     while len(test) < TEST_CAPTIONS:
         scene = draw_scene(rng)
-        if not word_of(scene, task).common:
+        if not _word_of(scene, task).common:
             test[scene.caption] = scene
     while len(scenes) < TRAIN_CAPTIONS:
         scene = draw_scene(rng)
@@ -202,14 +202,14 @@ def write_corpus(folder: Path, task: Task, seed: int) -> DemoCorpus:
     )
 
 
-def word_of(scene: Scene, task: Task) -> Word:
+def _word_of(scene: Scene, task: Task) -> Word:
     """The word that a task asks about."""
     return scene.colour if task == "colour" else scene.shape
 
 
 def _write(file: Path, scenes: list[Scene], task: Task, all_labels: bool) -> Path:
     families = COLOURS if task == "colour" else SHAPES
-    words = [word_of(scene, task) for scene in scenes]
+    words = [_word_of(scene, task) for scene in scenes]
     names = [families[word.family][0] for word in words]
     labels = [
         name if all_labels or word.common else None for name, word in zip(names, words, strict=True)

@@ -103,7 +103,8 @@ class Findings:
 def find(
     runs: Sequence[FinishedRun], cache: Path | None = None, from_afar: bool = False
 ) -> Findings:
-    """Group and compare finished runs; for `cache` and `from_afar` see `teacher_costs`."""
+    """Group and compare finished runs, and tell what teachers cost: `cache` takes the place of
+    the one that runs name; one at a URL is opened only if `from_afar`."""
     first: dict[str, FinishedRun] = {}
     for run in runs:
         first.setdefault(f"{run.seed} {run.metric} {run.settings}", run)
@@ -112,7 +113,7 @@ def find(
     for run in counted:
         studies[_measured_by(run)].append(run)
     repeats = tuple(run for run in runs if run not in counted)
-    costs, unknown = teacher_costs(counted, cache, from_afar)
+    costs, unknown = _teacher_costs(counted, cache, from_afar)
     found = tuple(_study(each) for each in studies.values())
     return Findings(found, tuple(costs), tuple(unknown), repeats)
 
@@ -189,13 +190,10 @@ def _line(row: Row) -> dict[str, Any]:
     }
 
 
-def teacher_costs(
+def _teacher_costs(
     runs: Sequence[FinishedRun], cache: Path | None, from_afar: bool
 ) -> tuple[list[TeacherCost], list[str]]:
-    """Of every teacher whose cache is there, and what is said of the caches that are not.
-
-    `cache` takes the place of the one that the runs name; one at a URL is opened only if
-    `from_afar`."""
+    """Of every teacher whose cache is there, and what is said of the caches that are not."""
     groups: dict[str, list[FinishedRun]] = defaultdict(list)
     for run in runs:
         for fingerprint in run.provenance.fingerprints if run.distilled else ():
