@@ -19,6 +19,9 @@ from safetensors import SafetensorError
 from ..cache_schemas.errors import ArmadaError, InputError
 from ..cache_schemas.locations import expand_home
 
+DEFAULT_MAX_LENGTH = 128
+"""Tokens of a text that an encoder reads, as teacher and as student, where nobody says more."""
+
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -157,6 +160,25 @@ def padding_id(tokenizer: Any, rows: int = sys.maxsize) -> int:
 def token_limit(tokenizer: Any, model: Any) -> int:
     """How many tokens a model takes, special ones included; `model` needs no weights."""
     return int(min([tokenizer.model_max_length, *_positions(model)]))
+
+
+def least_length(tokenizer: Any) -> int:
+    """The fewest tokens that an example of two texts can be cut to."""
+    return int(tokenizer.num_special_tokens_to_add(pair=True)) + 1
+
+
+def choose_length(
+    asked: int | None, limit: int, default: int, least: int, error: type[InputError]
+) -> int:
+    """The most tokens of an example: as asked, or the default, or what the model takes (`limit`) if
+    that is less. Raises `error` if more is asked than that, or less than any text needs."""
+    if asked is not None and asked < least:
+        raise error(
+            f"max_length {asked}: no text fits beside the special tokens; ask for at least {least}"
+        )
+    if asked is not None and asked > limit:
+        raise error(f"max_length {asked}: the model takes {limit} tokens at most; ask for fewer")
+    return asked or min(default, limit)
 
 
 def _positions(model: Any) -> list[int]:

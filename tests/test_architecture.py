@@ -16,7 +16,7 @@ FILES = sorted(
 
 FLOORS = (
     ("cache_schemas",),
-    ("stages.tokenizing",),
+    ("stages.tokenizing", "stages.pooling"),
     (
         "stages.plugins",
         "stages.sources",

@@ -12,8 +12,9 @@ from torch import nn
 
 from ..adapters import as_plain
 from ..embeddings.folders import ACTIVATION_NAMES, activation_name, dense_layer
-from ..embeddings.layers import Dense, Normalize, StatePooling, pool
+from ..embeddings.layers import Dense, Normalize
 from ..language.probes import ask_briefly, probing
+from ..pooling import StatePooling, pool
 from .own_classifier import layer_between
 from .student import ClassifierStudent, PooledStudent, Student
 

@@ -1,10 +1,9 @@
-"""From token states to one vector a text: pooled [B, D].
+"""The vector of a text that a student pools: [B, D].
 
 `pooler` is the model's own (BERT), `context` a dense layer over the first token with the model's
-activation (as DeBERTa's and DistilBERT's classifiers have; trained with the student), `cls` the
-first token, `mean` the mean over tokens, `last` the last token (decoders), and others as embedding
-models have them (`../embeddings/layers.py`). `own` is what the last
-layer of the family's own sequence classifier reads, which is no matter of this module.
+activation (as DeBERTa's and DistilBERT's classifiers have; trained with the student), and others
+are of the states, as embedding models have them (`../pooling.py`). `own` is what the last layer of
+the family's own sequence classifier reads, which is no matter of this module.
 """
 
 from typing import Any, Literal
@@ -12,8 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..embeddings.layers import StatePooling, pool
-from ..language.classifiers import last_token, mean_of_tokens
+from ..pooling import StatePooling, pool
 
 Pooling = Literal["pooler", "context"] | StatePooling
 AnyPooling = Literal["own"] | Pooling
@@ -40,13 +38,6 @@ class Pooler(nn.Module):
             pooled: Tensor = outputs.pooler_output
             return pooled
         states_BTD: Tensor = outputs.last_hidden_state
-        if self.pooling == "mean":
-            return mean_of_tokens(states_BTD, mask_BT)
-        if self.pooling in ("max", "mean_sqrt_len_tokens", "weightedmean"):
-            return pool(states_BTD, mask_BT, [self.pooling])
-        if self.pooling == "last":
-            return last_token(states_BTD, mask_BT)
-        first_BD = states_BTD[:, 0]
         if self.pooling == "context":
-            return torch.as_tensor(self.activation(self.dense(self.dropout(first_BD))))
-        return first_BD
+            return torch.as_tensor(self.activation(self.dense(self.dropout(states_BTD[:, 0]))))
+        return pool(states_BTD, mask_BT, [self.pooling])

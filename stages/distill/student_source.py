@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ...cache_schemas.errors import StudentSourceError
 from ..corpus.labels import LabelSpace
 from ..embeddings.folders import MODULES, EmbeddingFolder, read_embedding_folder, transformer_folder
-from ..pretrained import refusing
+from ..pretrained import DEFAULT_MAX_LENGTH, refusing
 from ..sources import require_safetensors, resolve
 from .adapters import LoraSettings, with_adapters
 from .own_classifier import make_classifier
@@ -27,7 +27,6 @@ from .student_models import (
     match_tokenizer,
 )
 from .student_probe import warn_of_padding
-from .tokens import DEFAULT_MAX_LENGTH
 
 SCRATCH = "scratch:"
 NO_ADAPTERS = LoraSettings()

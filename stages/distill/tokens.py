@@ -1,8 +1,7 @@
 """Text segments become token ids, once per run, kept as ragged arrays.
 
 In: a tokenizer, examples of one or more segments. Out: `Tokens`, whose `pad` makes a batch that is
-as wide as its longest example. One segment is encoded alone; two as a pair; of more, all but the
-first are joined by the tokenizer's separator into the second of the pair.
+as wide as its longest example. One segment is encoded alone, several as a text and its pair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,15 @@ import numpy.typing as npt
 import torch
 
 from ...cache_schemas.errors import StudentSourceError
-from ..pretrained import padding_id, token_limit
-from ..tokenizing.long_texts import shortened, shortened_pair
+from ..pretrained import (
+    DEFAULT_MAX_LENGTH,
+    choose_length,
+    least_length,
+    padding_id,
+    token_limit,
+)
+from ..tokenizing.long_texts import shortened, shortened_pair, text_and_pair
 
-DEFAULT_MAX_LENGTH = 128
 _ENCODE_ROWS = 4096
 
 
@@ -99,12 +103,10 @@ def _tokenize(
 
 def _asked(tokenizer: Any, segments: Sequence[str], max_length: int) -> tuple[str, str | None]:
     """A text and its pair, if it has one; without what is far beyond the last token."""
-    first, *rest = segments
-    if not rest:
-        return shortened(tokenizer, [first], max_length)[0], None
-    separator = tokenizer.sep_token
-    second = (f" {separator} " if separator else "\n").join(rest)
-    return shortened_pair(tokenizer, first, second, max_length)
+    text, pair = text_and_pair(tokenizer, segments)
+    if pair is None:
+        return shortened(tokenizer, [text], max_length)[0], None
+    return shortened_pair(tokenizer, text, pair, max_length)
 
 
 def choose_max_length(
@@ -114,13 +116,5 @@ def choose_max_length(
 
     Raises StudentSourceError if more is asked than the student can take, or too few for text."""
     limit = token_limit(tokenizer, backbone)
-    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if asked is not None and asked < least:
-        raise StudentSourceError(
-            f"max_length {asked}: no text fits beside the special tokens; ask for at least {least}"
-        )
-    if asked is not None and asked > limit:
-        raise StudentSourceError(
-            f"max_length {asked}: the student takes {limit} tokens at most; ask for fewer"
-        )
-    return asked or min(default, limit)
+    least = least_length(tokenizer)
+    return choose_length(asked, limit, default, least, StudentSourceError)

@@ -22,16 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...cache_schemas.errors import InputError
+from ..pooling import STATE_POOLINGS, StatePooling
 from .layers import (
     ACTIVATIONS,
     LAYER_WEIGHTS,
     LAYERS,
-    STATE_POOLINGS,
     Dense,
     DenseSettings,
     Layer,
     Normalize,
-    StatePooling,
     activation,
     read_layer,
 )

@@ -1,17 +1,14 @@
-"""From the states of a text's tokens to one vector: pooling, and the layers behind it.
+"""The layers behind an embedding model's pooling, as sentence-transformers has them: Dense,
+LayerNorm and Normalize, computed in float32, weights from safetensors, activations from torch.nn.
 
-States are pooled in the ways that embedding models are trained. Behind it lie Dense, LayerNorm and
-Normalize, as sentence-transformers has them: computed in float32, weights from safetensors,
-activations from torch.nn.
-Shapes: B texts, T tokens, H hidden numbers, M modes.
+Shapes: B texts.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
-import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from safetensors import SafetensorError
@@ -21,48 +18,6 @@ from torch import Tensor, nn
 from ...cache_schemas.errors import InputError
 from ..pretrained import one_line
 from ..sources import require_safetensors
-
-StatePooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len_tokens", "weightedmean"]
-"""mean: of all tokens; cls: the first; last: the last, which in a decoder has seen all others; max:
-the largest of each number; mean_sqrt_len_tokens: the sum over the root of how many they are;
-weightedmean: the mean, where the n-th token counts n times."""
-
-STATE_POOLINGS: tuple[StatePooling, ...] = get_args(StatePooling)
-
-
-def pool(
-    states_BTH: Tensor, mask_BT: Tensor, modes: Sequence[StatePooling], skipped: int = 0
-) -> Tensor:
-    """One float32 vector [B, M * H] a text, of its real tokens alone (mask 1): each has at least
-    one. Several modes are laid side by side.
-
-    `skipped`: how many of a text's first tokens, those of a prompt, were read and do not count."""
-    states_BTH = states_BTH.float()
-    place_BT = mask_BT.cumsum(dim=1) * mask_BT  # 1 for the first token, on whichever side it is
-    kept_BT = (place_BT > skipped).long()
-    return torch.cat([_pool(states_BTH, place_BT, kept_BT, mode) for mode in modes], dim=-1)
-
-
-def _pool(states_BTH: Tensor, place_BT: Tensor, kept_BT: Tensor, mode: StatePooling) -> Tensor:
-    if mode == "cls":
-        return states_BTH[_rows(kept_BT), kept_BT.argmax(dim=1)]
-    if mode == "last":
-        return states_BTH[_rows(kept_BT), (place_BT * kept_BT).argmax(dim=1)]
-    # Not a product with the mask: in half precision padding may hold infinities.
-    padding_BT1 = kept_BT.unsqueeze(-1) == 0
-    if mode == "max":
-        return states_BTH.masked_fill(padding_BT1, -torch.inf).amax(dim=1)
-    kept_BTH, tokens_B1 = states_BTH.masked_fill(padding_BT1, 0.0), kept_BT.sum(1).unsqueeze(-1)
-    if mode == "weightedmean":
-        weights_BT = place_BT * kept_BT
-        total_BH = (kept_BTH * weights_BT.unsqueeze(-1)).sum(dim=1)
-        return total_BH / weights_BT.sum(dim=1).unsqueeze(-1)
-    return kept_BTH.sum(dim=1) / (tokens_B1 if mode == "mean" else tokens_B1.sqrt())
-
-
-def _rows(mask_BT: Tensor) -> Tensor:
-    return torch.arange(len(mask_BT), device=mask_BT.device)
-
 
 LAYER_WEIGHTS = "model.safetensors"
 ACTIVATIONS = "torch.nn.modules.activation"

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..pooling import pool
 from .probes import probing
 
 TOLERANCE = 1e-3
@@ -39,23 +40,10 @@ def last_linear(model: nn.Module, num_labels: int) -> str | None:
     return names[-1] if names else None
 
 
-def last_token(values_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Of each text, what is at its last token [B, D], whichever side is padded."""
-    places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    last_B = (mask_BT * places_T).argmax(1)
-    return values_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-
-
-def mean_of_tokens(values_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Of each text, the mean over its tokens [B, D]."""
-    weight_BT1 = mask_BT.unsqueeze(-1).to(values_BTD.dtype)
-    return (values_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
-
-
 _CHOOSE: Mapping[Tokens, Callable[[Tensor, Tensor], Tensor]] = {
     "one": lambda values, _: values,
-    "last": last_token,
-    "mean": mean_of_tokens,
+    "last": lambda values, mask: pool(values, mask, ["last"]),
+    "mean": lambda values, mask: pool(values, mask, ["mean"]),
 }
 
 

@@ -136,6 +136,17 @@ TRIED = 8
 _WORD_STEPS = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 
 
+def text_and_pair(tokenizer: Any, segments: Sequence[str]) -> tuple[str, str | None]:
+    """How an example is shown to a tokenizer: one segment alone; of several the first and, as its
+    pair, the others joined by the separator token, or by the one that ends texts if there is
+    none."""
+    first, *rest = segments
+    if not rest:
+        return first, None
+    separator = tokenizer.sep_token or tokenizer.eos_token or ""
+    return first, f" {separator} ".join(rest)
+
+
 def shortened(tokenizer: Any, texts: Sequence[str], tokens: int, **options: Any) -> list[str]:
     """The texts, of which the first `tokens` tokens are wanted, not counting special tokens around
     them. One that is cut has more than that many, so that it is seen to be longer.

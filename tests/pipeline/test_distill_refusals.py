@@ -79,7 +79,7 @@ def test_segments_in_another_order_are_other_texts(distill_bench, tmp_path, refu
             "key 'temperature': 'learned': Input should be a valid",
         ),
         ("hash", {"student": "./nowhere"}, [], "./nowhere: no such folder"),
-        ("hash", {}, ["max_length=65"], "max_length 65: the student takes 64 tokens at most"),
+        ("hash", {}, ["max_length=65"], "max_length 65: the model takes 64 tokens at most"),
         ("hash", {}, ["max_length=3"], "max_length 3: no text fits"),
         ("hash", {}, ["student_layers=3"], "the checkpoint has 2 layers"),
         ("hash", {}, ["device=cuda:99"], "device"),

@@ -9,7 +9,7 @@ from typing import Any
 from ....cache_schemas.errors import StudentSourceError
 from ...corpus.labels import LabelSpace
 from ...language.logits import keeps_apart, transformer
-from ...pretrained import token_limit
+from ...pretrained import choose_length, token_limit
 from ...sources import resolve
 from ..adapters import LoraSettings, with_adapters
 from ..scratch import make_config, train_byte_tokenizer
@@ -25,7 +25,7 @@ from ..student_source import SCRATCH
 from .student import LanguageStudent
 
 AUTO_CLASS = "AutoModelForCausalLM"
-DEFAULT_MAX_LENGTH = 512
+DEFAULT_ROW_LENGTH = 512
 
 
 def load_language_student(
@@ -52,11 +52,7 @@ def choose_row_length(asked: int | None, tokenizer: Any, model: Any) -> int:
     """The most tokens of a text, and of a row of texts: as asked, or 512, or what the student can
     take if less. Raises StudentSourceError if more is asked than that."""
     limit = token_limit(tokenizer, model)
-    if asked is not None and asked > limit:
-        raise StudentSourceError(
-            f"max_length {asked}: the student takes {limit} tokens at most; ask for fewer"
-        )
-    return asked or min(DEFAULT_MAX_LENGTH, limit)
+    return choose_length(asked, limit, DEFAULT_ROW_LENGTH, 1, StudentSourceError)
 
 
 def check_apart(student: LanguageStudent) -> None:

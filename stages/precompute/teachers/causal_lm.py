@@ -28,7 +28,7 @@ from ...language.tokens import (
     word_count,
     words_digest,
 )
-from ...pretrained import padding_id, read_tokenizer, token_limit
+from ...pretrained import choose_length, padding_id, read_tokenizer, token_limit
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import ROW_GROUP, Answers, Example, example_seed, in_row_groups
 from .causal_options import CausalLMOptions
@@ -36,7 +36,7 @@ from .checkpoint_teacher import CheckpointTeacher
 from .generation import Continuation, Sampling, continue_prompts, find_cache_name, next_states
 from .token_answers import MEASURED_EVERY, Answer, Dense, Draws, TokenAnswers, TopK
 
-DEFAULT_MAX_LENGTH = 1024
+DEFAULT_TEXT_LENGTH = 1024
 PAD_MULTIPLE = 16
 CHUNK_BYTES = 64 * 2**20
 """Of float32 logits at once."""
@@ -64,7 +64,9 @@ class CausalLMTeacher(CheckpointTeacher):
         self._tokenizer = read_tokenizer(self._folder, TeacherSourceError)
         self._words, self._rows = word_count(self._tokenizer), self._head_rows()
         self._positions = token_limit(self._tokenizer, self._skeleton)
-        self._max_length = options.max_length or min(DEFAULT_MAX_LENGTH, self._positions)
+        self._max_length = choose_length(
+            options.max_length, self._positions, DEFAULT_TEXT_LENGTH, 1, JobError
+        )
         self._check()
         spec = self._make_spec(
             options,
@@ -261,11 +263,6 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def _check(self) -> None:
         self._options.check(self._tokenizer)
-        if self._max_length > self._positions:
-            raise JobError(
-                f"max_length: {self._max_length} is more than the model takes; at most "
-                f"{self._positions}"
-            )
         if self._words > self._rows:
             raise TeacherSourceError(
                 f"source {self._folder}: its tokenizer has {self._words} tokens, the model "

@@ -22,8 +22,11 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...adapters import TASK, adapter_digests, base_of, not_brought, read_adapters
 from ...pretrained import (
+    DEFAULT_MAX_LENGTH,
     LOCAL_ONLY,
+    choose_length,
     embedding_rows,
+    least_length,
     quiet_transformers,
     read_config,
     read_tokenizer,
@@ -35,7 +38,7 @@ from ...pretrained import (
 from ...sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors, resolve
 from ...tokenizing.unknown import Unknown
 from .base import Answers, Example, Precision, Teacher, TeacherOptions, make_spec
-from .tokenized import DEFAULT_MAX_LENGTH, TextTokenizer, TokenBatch, TokenizedOptions
+from .tokenized import TextTokenizer, TokenBatch, TokenizedOptions
 
 _CAREFULLY = {
     "use_safetensors": True,
@@ -216,8 +219,9 @@ class LanguageModelTeacher(CheckpointTeacher):
         tokenizer = read_tokenizer(self._folder, TeacherSourceError)
         options = self._resolve(options, tokenizer)
         positions = token_limit(tokenizer, self._reader())
-        max_length = options.max_length or min(DEFAULT_MAX_LENGTH, positions)
-        check_max_length(max_length, positions, tokenizer)
+        max_length = choose_length(
+            options.max_length, positions, DEFAULT_MAX_LENGTH, least_length(tokenizer), JobError
+        )
         self._texts = TextTokenizer(
             tokenizer,
             options,
@@ -291,14 +295,3 @@ class LanguageModelTeacher(CheckpointTeacher):
                     f"source {self._folder}: {type(self._model).__name__} answers otherwise when a "
                     f"text is padded ({name}), so its answers would depend on it; use another model"
                 )
-
-
-def check_max_length(max_length: int, most: int, tokenizer: Any) -> None:
-    """Raises JobError if the model takes fewer tokens, or no text fits beside the special ones."""
-    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if max_length > most:
-        raise JobError(f"max_length: {max_length} is more than the model takes; at most {most}")
-    if max_length < least:
-        raise JobError(
-            f"max_length: {max_length} has no room beside the special tokens; at least {least}"
-        )

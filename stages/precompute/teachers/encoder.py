@@ -22,8 +22,9 @@ from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
 from ...embeddings.folders import lower_case, prompt_tokens, read_embedding_folder
-from ...embeddings.layers import LAYER_WEIGHTS, StatePooling, load_layers, pool, width_after
+from ...embeddings.layers import LAYER_WEIGHTS, load_layers, width_after
 from ...language.probes import ask_skeleton
+from ...pooling import StatePooling, pool
 from ...pretrained import quiet_transformers, refusing, token_limit
 from ...sources import digest_files
 from .checkpoint_teacher import LanguageModelTeacher

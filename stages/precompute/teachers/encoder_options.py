@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 from ....cache_schemas.errors import JobError
 from ....cache_schemas.teachers import SettingValue
 from ...embeddings.folders import MODULES, EmbeddingFolder
-from ...embeddings.layers import Layer, StatePooling
+from ...embeddings.layers import Layer
+from ...pooling import StatePooling
 from .tokenized import TokenizedOptions
 
 Pooling = StatePooling | Literal["pooler", "features"]

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ....cache_schemas.errors import TeacherOutputError
 from ...pretrained import padding_id
-from ...tokenizing.long_texts import shortened, shortened_pair
+from ...tokenizing.long_texts import shortened, shortened_pair, text_and_pair
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import Example, PrecisionOptions, TextOptions, in_row_groups
 
@@ -27,8 +27,6 @@ PAD_MULTIPLE = 16
 
 TokenRow = dict[str, list[int]]
 """What a tokenizer says about one text: `input_ids` and their companions, each [T]."""
-
-DEFAULT_MAX_LENGTH = 128
 
 
 class TokenizedOptions(PrecisionOptions, TextOptions):
@@ -167,10 +165,10 @@ class TextTokenizer:
         if len(segments) < 2 or options.template != "{text}":
             text = options.prefix + options.text(segments)
             return shortened(tokenizer, [text], most)[0], None
-        first, *rest = (text.lower() if options.lowercase else text for text in segments)
-        separator = tokenizer.sep_token or tokenizer.eos_token or ""
-        pair = f" {separator} ".join(rest)
-        return shortened_pair(tokenizer, options.prefix + first, pair, most)
+        lowered = [text.lower() if options.lowercase else text for text in segments]
+        text, pair = text_and_pair(tokenizer, lowered)
+        assert pair is not None
+        return shortened_pair(tokenizer, options.prefix + text, pair, most)
 
     def _check(self, rows: list[TokenRow], examples: Sequence[Example]) -> None:
         for row, example in zip(rows, examples, strict=True):

@@ -49,6 +49,16 @@ def test_by_hand(pooling, mask_BT, expected):
     assert pool(pooling, mask_BT) == expected
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls", "max", "weightedmean"])
+@pytest.mark.parametrize("mask_BT", [RIGHT, LEFT], ids=["right", "left"])
+def test_what_stands_in_padding_does_not_matter(pooling: str, mask_BT: torch.Tensor) -> None:
+    """In half precision a model may leave infinities there."""
+    states = STATES_BTD.masked_fill(mask_BT.unsqueeze(-1) == 0, torch.inf)
+    found = Pooler(pooling, CONFIG, 2, 0.0)(SimpleNamespace(last_hidden_state=states), mask_BT)
+    assert found.tolist() == pool(pooling, mask_BT)
+    assert found.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("config", "activation"),
     [

@@ -317,7 +317,7 @@ def test_fidelity_is_that_of_each_text(folders: dict[str, Path]) -> None:
     ("options", "told"),
     [
         ({"top_k": 321}, "top_k: 321 is above the tokenizer's vocabulary of 320"),
-        ({"max_length": 129}, "max_length: 129 is more than the model takes; at most 128"),
+        ({"max_length": 129}, "max_length 129: the model takes 128 tokens at most; ask for fewer"),
         ({"hidden_layers": (3,)}, "hidden_layers: 3 is beyond the model's; from 0 to 2"),
     ],
 )
