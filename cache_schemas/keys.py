@@ -25,6 +25,9 @@ KEY_BYTES = 16
 KeyArray = npt.NDArray[np.uint8]
 """Keys of N examples, shape [N, 16]."""
 
+IntArray = npt.NDArray[np.int64]
+"""Whole numbers [N]: rows, places, lengths."""
+
 
 def example_key(segments: str | Sequence[str]) -> bytes:
     """The 16-byte key of one example; a bare string is an example of one segment."""
@@ -47,7 +50,7 @@ def key_words(keys: KeyArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.ui
     return words[:, 0], words[:, 1]
 
 
-def first_occurrences(keys: KeyArray) -> npt.NDArray[np.int64]:
+def first_occurrences(keys: KeyArray) -> IntArray:
     """Positions, ascending, at which a key appears for the first time."""
     if len(keys) == 0:
         return np.empty(0, dtype=np.int64)

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ...cache_schemas.chats import chat_turns
 from ...cache_schemas.errors import CorpusError
-from ...cache_schemas.keys import KeyArray, example_key, keys_to_array
+from ...cache_schemas.keys import IntArray, KeyArray, example_key, keys_to_array
 from ...cache_schemas.locations import shown_url
 from .reading import Asked, column_name, first_of, read_source
 from .text_files import TextFormat
@@ -55,7 +55,7 @@ class Corpus:
     ids: pa.Array | None
     labels: pa.Array | None
     source_of_row: npt.NDArray[np.int32]
-    number_of_row: npt.NDArray[np.int64]
+    number_of_row: IntArray
     skipped: tuple[str, ...]
     chats: bool = False
     """Whether the one segment of an example is a chat (`cache_schemas/chats.py`)."""
@@ -63,7 +63,7 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.number_of_row)
 
-    def examples(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, ...]]:
+    def examples(self, rows: IntArray) -> list[tuple[str, ...]]:
         """The text segments of the given rows."""
         columns = [column.take(pa.array(rows)).to_pylist() for column in self.segments]
         return list(zip(*columns, strict=True))
@@ -99,7 +99,7 @@ class Corpus:
         place = self.files[self.source_of_row[row]].where(int(self.number_of_row[row]))
         return place if self.ids is None else f"{place} (id {self.ids[row].as_py()!r})"
 
-    def take(self, rows: npt.NDArray[np.int64]) -> "Corpus":
+    def take(self, rows: IntArray) -> "Corpus":
         """Only the given rows, in the order given; messages still name their files and rows."""
         taken = pa.array(rows)
         return Corpus(
@@ -118,7 +118,7 @@ class Corpus:
         """The same rows with some of the text columns, by their places."""
         return replace(self, segments=tuple(self.segments[column] for column in columns))
 
-    def without(self, rows: npt.NDArray[np.int64], problem: str) -> "Corpus":
+    def without(self, rows: IntArray, problem: str) -> "Corpus":
         """The same without some rows, each listed with what is wrong with it."""
         listed = tuple(f"{self.where(row)}: {problem}" for row in rows.tolist())
         rest = self.take(np.setdiff1d(np.arange(len(self)), rows))

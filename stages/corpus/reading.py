@@ -20,14 +20,13 @@ import pyarrow.compute as pc
 
 from ...cache_schemas.chats import Turns, asking_turns, chat_problem, chat_segment
 from ...cache_schemas.errors import CorpusError
+from ...cache_schemas.keys import IntArray
 from .files import KINDS, Wanted, fields_of, read_blocks
 from .located import kind_of
 from .text_files import NAME_ENCODING, TextFormat, not_utf8
 
 EACH_ANSWER = "*"
 """Behind the name of a column of chats of which every answer is learned."""
-
-Rows = npt.NDArray[np.int64]
 
 
 def holds_chats(kind: pa.DataType) -> bool:
@@ -44,8 +43,8 @@ def read_chats(column: pa.ChunkedArray, asks: bool) -> tuple[list[Turns | None],
 
 
 def chat_examples(
-    chats: Sequence[Turns | None], rows: Rows, each_answer: bool, asks: bool
-) -> tuple[pa.Array, Rows]:
+    chats: Sequence[Turns | None], rows: IntArray, each_answer: bool, asks: bool
+) -> tuple[pa.Array, IntArray]:
     """The segments of the chats of some rows, none of them with a problem, and the row of each;
     `asks`: each up to what asks for its last answer."""
     segments, owners = list[str](), list[int]()
@@ -190,7 +189,7 @@ class Block:
 
     file: str
     length: int
-    rows: npt.NDArray[np.int64]
+    rows: IntArray
     segments: tuple[pa.Array, ...]
     ids: pa.Array | None
     labels: pa.Array | None

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import JobError
-from ...cache_schemas.keys import digest
+from ...cache_schemas.keys import IntArray, digest
 from ..tokenizing.long_texts import shortened
 from .recipe import Recipe, Written
 
@@ -42,10 +42,10 @@ class TokenTexts:
     the text, in UTF-8, that the predicted tokens stand for."""
 
     ids: Ids
-    offsets: npt.NDArray[np.int64]
-    prompts: npt.NDArray[np.int64]
+    offsets: IntArray
+    prompts: IntArray
     truncated: npt.NDArray[np.bool_]
-    bytes: npt.NDArray[np.int64]
+    bytes: IntArray
     read: npt.NDArray[np.uint32] | None = None
     """For each token, how many characters of the example's own response have been read before it;
     INSIDE where that is no whole number, and outside of it. None: nobody asked."""
@@ -54,15 +54,15 @@ class TokenTexts:
         return len(self.prompts)
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> IntArray:
         """Tokens of each text [N]."""
-        lengths: npt.NDArray[np.int64] = np.diff(self.offsets)
+        lengths: IntArray = np.diff(self.offsets)
         return lengths
 
     @property
-    def predicted(self) -> npt.NDArray[np.int64]:
+    def predicted(self) -> IntArray:
         """Tokens of each text that are predicted [N]."""
-        counts: npt.NDArray[np.int64] = np.maximum(self.lengths - self.prompts, 0)
+        counts: IntArray = np.maximum(self.lengths - self.prompts, 0)
         return counts
 
     def of(self, text: int) -> Ids:
@@ -247,7 +247,7 @@ class _Encoded:
         return np.array([*([0] if len(ends) else []), *inner, *after], dtype=np.uint32)
 
 
-def by_text(rows: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+def by_text(rows: npt.NDArray[Any], counts: IntArray) -> list[npt.NDArray[Any]]:
     """What all texts have, end to end, as what each has: so many rows."""
     return np.split(rows, np.cumsum(counts)[:-1])
 

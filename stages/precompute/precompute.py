@@ -16,16 +16,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ...cache_schemas.errors import ReservationLostError, RunError, TeacherOutputError
 from ...cache_schemas.features import FeatureSpec
-from ...cache_schemas.keys import KeyArray
+from ...cache_schemas.keys import IntArray, KeyArray
 from ...cache_schemas.manifest import CommitRecord
 from ..corpus.corpus import Corpus
 from ..store.writing.writer import CacheWriter, Task, Work
-from .shard_buffer import FinishedRows, Places, ShardBuffer
+from .shard_buffer import FinishedRows, ShardBuffer
 from .teachers.base import Answers, Example, Teacher
 
 Advance = Callable[[int], None]
@@ -73,7 +72,7 @@ def _tasks(work: Work, committer: "_Committer") -> Iterator[Task]:
         yield task
 
 
-def make_examples(corpus: Corpus, keys: KeyArray, rows: npt.NDArray[np.int64]) -> list[Example]:
+def make_examples(corpus: Corpus, keys: KeyArray, rows: IntArray) -> list[Example]:
     """The examples of the given corpus rows."""
     return [
         Example(keys[row].tobytes(), segments)
@@ -115,7 +114,7 @@ def _refuse_or_skip(where: str, feature: str, example: Example, asking: Asking) 
 
 def _ask_batches(
     teacher: Teacher, examples: Sequence[Example], asking: Asking
-) -> Iterator[tuple[Places, Answers]]:
+) -> Iterator[tuple[IntArray, Answers]]:
     """Batches of one bucket each, the longest first, so that memory runs out early or never."""
     buckets = np.asarray(teacher.buckets(examples))
     for bucket in np.unique(buckets)[::-1]:

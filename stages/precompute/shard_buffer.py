@@ -10,13 +10,11 @@ import pyarrow as pa
 
 from ...cache_schemas.codings import Fidelity, combined
 from ...cache_schemas.features import FeatureSpec
-from ...cache_schemas.keys import KeyArray, keys_to_array
+from ...cache_schemas.keys import IntArray, KeyArray, keys_to_array
 from ..store.format.rows import joined
 from ..store.format.zarr_shards import fill_value
 from ..store.writing.staged_shard import Values
 from .teachers.base import Answers, Example
-
-Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class ShardBuffer:
         self._images: dict[int, bytes] = {}
         self._fidelity: dict[str, dict[int, Fidelity | None]] = {}
 
-    def put(self, places: Places, answers: Answers) -> dict[int, str]:
+    def put(self, places: IntArray, answers: Answers) -> dict[int, str]:
         """Keep the answers to the examples at `places`, those with numbers that are not finite
         left out; returns place -> feature of these. Half precision that overflows is not finite."""
         bad = {int(places[position]): name for position, name in answers.unfit.items()}
@@ -89,7 +87,7 @@ class _Rows:
     def __init__(self, spec: FeatureSpec, examples: int) -> None:
         self._stored = np.full((examples, *spec.shape), fill_value(spec), dtype=spec.dtype)
 
-    def put(self, places: Places, values: Any) -> npt.NDArray[np.bool_]:
+    def put(self, places: IntArray, values: Any) -> npt.NDArray[np.bool_]:
         """Keep values [B, *shape]; returns which examples' are finite, [B]."""
         with np.errstate(over="ignore"):
             self._stored[places] = values
@@ -97,7 +95,7 @@ class _Rows:
         finite: npt.NDArray[np.bool_] = np.isfinite(self._stored[places]).all(axis=axes)
         return finite
 
-    def take(self, rows: Places) -> Values:
+    def take(self, rows: IntArray) -> Values:
         return self._stored[rows]
 
 
@@ -108,7 +106,7 @@ class _Places:
         self._spec = spec
         self._parts: list[npt.NDArray[Any]] = [np.empty((0, *spec.shape), spec.dtype)] * examples
 
-    def put(self, places: Places, values: Any) -> npt.NDArray[np.bool_]:
+    def put(self, places: IntArray, values: Any) -> npt.NDArray[np.bool_]:
         """Keep the values [n, *shape] of each example; returns which examples' are finite, [B]."""
         with np.errstate(over="ignore"):
             parts = [part.astype(self._spec.dtype) for part in values]
@@ -116,6 +114,6 @@ class _Places:
             self._parts[place] = part
         return np.array([bool(np.isfinite(part).all()) for part in parts], dtype=bool)
 
-    def take(self, rows: Places) -> Values:
+    def take(self, rows: IntArray) -> Values:
         parts = [self._parts[row] for row in rows.tolist()]
         return joined(parts, self._spec.shape, self._spec.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.keys import IntArray
 from ...language.logits import find_transform, hidden_states, looks_ahead
 from ...language.tokens import (
     TokenTexts,
@@ -40,8 +41,6 @@ DEFAULT_TEXT_LENGTH = 1024
 PAD_MULTIPLE = 16
 CHUNK_BYTES = 64 * 2**20
 """Of float32 logits at once."""
-
-Lengths = npt.NDArray[np.int64]
 
 
 class CausalLMTeacher(CheckpointTeacher):
@@ -125,7 +124,7 @@ class CausalLMTeacher(CheckpointTeacher):
         )
 
     def _predict(
-        self, output: Any, places_P: Tensor, predicted: Lengths, seeds: Sequence[int]
+        self, output: Any, places_P: Tensor, predicted: IntArray, seeds: Sequence[int]
     ) -> TokenAnswers:
         """The answers to all predicted tokens, of which each text has so many."""
         hidden_PH = _chosen(output.last_hidden_state, places_P)
@@ -138,7 +137,7 @@ class CausalLMTeacher(CheckpointTeacher):
         )
         return answers
 
-    def _hidden(self, output: Any, places_P: Tensor, predicted: Lengths) -> list[npt.NDArray[Any]]:
+    def _hidden(self, output: Any, places_P: Tensor, predicted: IntArray) -> list[npt.NDArray[Any]]:
         layers = [_chosen(output.hidden_states[n], places_P) for n in self._options.hidden_layers]
         rows = self._precision.store(torch.stack(layers, dim=1))
         return by_text(rows, predicted)
@@ -282,7 +281,7 @@ def _chosen(states_BTH: Tensor, places_P: Tensor) -> Tensor:
     return states_BTH.flatten(0, 1).index_select(0, places_P)
 
 
-def _uniforms(predicted: Lengths, seeds: Sequence[int], draws: int) -> npt.NDArray[np.float64]:
+def _uniforms(predicted: IntArray, seeds: Sequence[int], draws: int) -> npt.NDArray[np.float64]:
     """Numbers from 0 to 1 [P, K], those of a text from its own seed."""
     parts = [
         np.random.default_rng(seed).random((count, draws))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ....cache_schemas.codings import DrawsCoding, Fidelity, TopKCoding
+from ....cache_schemas.keys import IntArray
 from ...language.tokens import by_text
 from ...store.codec.draws import encode_draws
 from ...store.codec.fidelity import measure_draws, measure_top_k
@@ -158,16 +159,16 @@ class TokenAnswers:
         sample = tuple(array[chosen] for array in said), rows[chosen]
         self._samples.setdefault(name, []).append(sample)
 
-    def broken(self, lengths: npt.NDArray[np.int64]) -> list[int]:
+    def broken(self, lengths: IntArray) -> list[int]:
         """The texts, of so many tokens each, of which a token's logits are no numbers."""
         parts = by_text(np.concatenate([np.empty(0, dtype=bool), *self._numbers]), lengths)
         return [text for text, numbers in enumerate(parts) if not numbers.all()]
 
-    def rows_of_texts(self, lengths: npt.NDArray[np.int64]) -> dict[str, list[npt.NDArray[Any]]]:
+    def rows_of_texts(self, lengths: IntArray) -> dict[str, list[npt.NDArray[Any]]]:
         """Feature -> rows of each text, of so many tokens each."""
         return {name: by_text(np.concatenate(rows), lengths) for name, rows in self._rows.items()}
 
-    def fidelity_of_texts(self, texts: npt.NDArray[np.int64], count: int) -> dict[str, list[Any]]:
+    def fidelity_of_texts(self, texts: IntArray, count: int) -> dict[str, list[Any]]:
         """Feature -> fidelity of each of `count` texts, None where nothing was measured; `texts`
         [P] says whose each token is. Text by text: what a text's figures are must not depend on
         those beside it."""
@@ -183,7 +184,7 @@ class TokenAnswers:
 
 
 def _samples_of_texts(
-    samples: list[tuple[Arrays, npt.NDArray[Any]]], lengths: npt.NDArray[np.int64]
+    samples: list[tuple[Arrays, npt.NDArray[Any]]], lengths: IntArray
 ) -> list[tuple[Arrays, npt.NDArray[Any]]]:
     said = zip(*(arrays for arrays, _ in samples), strict=True)
     columns = [by_text(np.concatenate(each), lengths) for each in said]

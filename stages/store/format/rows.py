@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ....cache_schemas.keys import KeyArray, key_words
+from ....cache_schemas.keys import IntArray, KeyArray, key_words
 
-Rows = npt.NDArray[np.int64]
+Rows = IntArray
+"""Numbers of rows [B]."""
 
 
 class KeyIndex:
@@ -55,10 +56,10 @@ class Ragged:
     """Values [S, *shape] of N examples, one after another; lengths [N], which sum to S."""
 
     values: npt.NDArray[Any]
-    lengths: npt.NDArray[np.int64]
+    lengths: IntArray
 
     @property
-    def offsets(self) -> npt.NDArray[np.int64]:
+    def offsets(self) -> IntArray:
         """Where each example begins, and where the last one ends; [N + 1]."""
         return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
@@ -78,14 +79,14 @@ def joined(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, ...], dtype: str
     return Ragged(values, lengths)
 
 
-def places_of(rows: Rows, offsets: npt.NDArray[np.int64]) -> Rows:
+def places_of(rows: Rows, offsets: IntArray) -> Rows:
     """The places of examples `rows` [B], one example after another; `offsets` [N + 1] say where
     each one's begin. No Python per example."""
     lengths = offsets[rows + 1] - offsets[rows]
     return np.repeat(offsets[rows], lengths) + arange_each(lengths)
 
 
-def arange_each(lengths: npt.NDArray[np.int64]) -> Rows:
+def arange_each(lengths: IntArray) -> Rows:
     """0, 1, ..., n - 1 for each n of lengths, one after another."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ....cache_schemas.errors import DamagedCacheError
-from ....cache_schemas.keys import KEY_BYTES, KeyArray
+from ....cache_schemas.keys import KEY_BYTES, IntArray, KeyArray
 from ..files.plain_files import plain_size, read_error
 
 KEY_TYPE = pa.binary(KEY_BYTES)
@@ -31,7 +31,7 @@ PLACES_TYPE = pa.uint32()
 def rows_table(
     keys: KeyArray,
     truncated: npt.NDArray[np.bool_],
-    lengths: Mapping[str, npt.NDArray[np.int64]] | None = None,
+    lengths: Mapping[str, IntArray] | None = None,
 ) -> pa.Table:
     """The table every shard has: `key` and `truncated` of each example, and its places on each
     axis."""
@@ -139,13 +139,11 @@ def read_keys(path: Path, rows: int) -> KeyArray:
     return np.frombuffer(data, dtype=np.uint8).reshape(-1, KEY_BYTES)
 
 
-def read_lengths(
-    path: Path, rows: int, axis: str, places: int, longest: int
-) -> npt.NDArray[np.int64]:
+def read_lengths(path: Path, rows: int, axis: str, places: int, longest: int) -> IntArray:
     """How many places each example of a shard has on an axis, [rows]; raises DamagedCacheError if
     they are not `places` in all, each at most `longest`."""
     column = read_table(path, {axis: PLACES_TYPE}, rows)[axis]
-    lengths: npt.NDArray[np.int64] = column.fill_null(0).to_numpy().astype(np.int64)
+    lengths: IntArray = column.fill_null(0).to_numpy().astype(np.int64)
     most = int(lengths.max(initial=0))
     if column.null_count or most > longest or int(lengths.sum()) != places:
         raise DamagedCacheError(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ....cache_schemas.errors import MissingKeysError
 from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.keys import IntArray
 from ..format.rows import Ragged, Rows, places_of
 from ..format.zarr_shards import DenseArray
 from .feature_shards import Check, FeatureShards, Prepare
@@ -252,7 +253,7 @@ class RaggedArray:
     def __init__(
         self,
         values: FeatureArray,
-        lengths: npt.NDArray[np.int64],
+        lengths: IntArray,
         rows: Rows | None = None,
         remedy: str = "",
     ) -> None:
@@ -282,7 +283,7 @@ class RaggedArray:
         """The values of one example, [n, *shape]."""
         return self.gather(np.array([row], dtype=np.int64)).values
 
-    def lengths(self, rows: Rows) -> npt.NDArray[np.int64]:
+    def lengths(self, rows: Rows) -> IntArray:
         """How many places examples [B] have. Raises IndexError and MissingKeysError."""
         return self._lengths[self._stored(rows)]
 

@@ -27,6 +27,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ....cache_schemas.keys import IntArray
+
 Access = Literal["auto", "warm", "cold"]
 """`auto` is `cold` for a feature that is larger than COLD_SHARE of the memory at hand."""
 
@@ -205,7 +207,7 @@ def _advise_in_one_call(there: Pieces) -> bool:
 _PIECE_BYTES = 128 * 2**10
 
 
-def pieces_of(rows: npt.NDArray[np.int64], row_bytes: int) -> Pieces:
+def pieces_of(rows: IntArray, row_bytes: int) -> Pieces:
     """The pages that hold some rows of an array, as few pieces as may be, in their order on disk;
     the array starts at byte 0."""
     ordered = np.sort(rows)
@@ -217,7 +219,7 @@ def pieces_of(rows: npt.NDArray[np.int64], row_bytes: int) -> Pieces:
     return _cut(starts * mmap.PAGESIZE, ends * mmap.PAGESIZE)
 
 
-def _cut(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Pieces:
+def _cut(starts: IntArray, ends: IntArray) -> Pieces:
     """Pieces of at most _PIECE_BYTES between `starts` and `ends`."""
     counts = -(-(ends - starts) // _PIECE_BYTES)
     if len(counts) == 0 or counts.max() > 1:

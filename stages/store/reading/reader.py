@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ....cache_schemas.errors import CacheError, MissingFeatureError, MissingKeysError
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.keys import KEY_BYTES, KeyArray, example_key, keys_to_array
+from ....cache_schemas.keys import KEY_BYTES, IntArray, KeyArray, example_key, keys_to_array
 from ....cache_schemas.layout import ROWS_TABLE, table_file, teacher_folder
 from ....cache_schemas.locations import expand_home
 from ....cache_schemas.manifest import (
@@ -170,7 +169,7 @@ class Cache:
         rows = None if holder is self else self._rows_in(holder)
         return RaggedArray(holder._stored(name), lengths, rows, _fill(holder))
 
-    def lengths(self, axis: str) -> npt.NDArray[np.int64]:
+    def lengths(self, axis: str) -> IntArray:
         """How many places each row has on an axis of the teacher's own features, [len(cache)]."""
         longest = self.teacher.spec.axes[axis]
         parts = [

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from ..format.rows import Rows
 from ..format.zarr_shards import DenseArray
 from .feature_shards import FeatureShards
 from .memory import HUGE_PAGE_BYTES, AddressRange, available_memory, pieces_of
-
-Rows = npt.NDArray[np.int64]
 
 _UNTOUCHED, _MAPPED, _APART = 0, 1, 2
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ....cache_schemas.codings import Fidelity
 from ....cache_schemas.errors import ReservationLostError
-from ....cache_schemas.keys import KeyArray
+from ....cache_schemas.keys import IntArray, KeyArray
 from ....cache_schemas.layout import ROWS_TABLE, commit_file, shard_file, table_file
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
 from ....cache_schemas.teachers import TeacherSpec
@@ -150,11 +150,9 @@ class StagedShard:
         )
 
 
-def _lengths(
-    spec: TeacherSpec, rows: int, features: Mapping[str, Values]
-) -> dict[str, npt.NDArray[np.int64]]:
+def _lengths(spec: TeacherSpec, rows: int, features: Mapping[str, Values]) -> dict[str, IntArray]:
     """How many places each example has on each axis, as the features along it agree."""
-    lengths: dict[str, npt.NDArray[np.int64]] = {}
+    lengths: dict[str, IntArray] = {}
     for feature in spec.features:
         values = features[feature.name]
         assert isinstance(values, Ragged) == (feature.axis is not None), feature.name

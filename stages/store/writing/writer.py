@@ -34,7 +34,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ....cache_schemas.codings import Fidelity
-from ....cache_schemas.keys import KeyArray, first_occurrences
+from ....cache_schemas.keys import IntArray, KeyArray, first_occurrences
 from ....cache_schemas.layout import (
     ROWS_TABLE,
     commit_file,
@@ -93,7 +93,7 @@ class CacheWriter:
         """What is committed, as far as this writer has seen, in shard order."""
         return [self._records[shard] for shard in sorted(self._records)]
 
-    def pending(self, keys: KeyArray) -> npt.NDArray[np.int64]:
+    def pending(self, keys: KeyArray) -> IntArray:
         """Positions, ascending, of the first appearance of each key that is not committed."""
         return pending(self.folder, self.commits, keys)
 
@@ -216,7 +216,7 @@ class Turn:
         return reservation
 
 
-def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> npt.NDArray[np.int64]:
+def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> IntArray:
     """Positions, ascending, of the first appearance of each key that no commit holds."""
     first = first_occurrences(keys)
     asked, still_open = KeyIndex(keys[first]), np.ones(len(first), dtype=bool)
