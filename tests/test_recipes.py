@@ -102,6 +102,8 @@ def test_every_student_is_there_with_and_without_a_teacher(task: str) -> None:
     grid = keys_of(Path("recipes", "nlu", task, "students.yaml"))["grid"]
     assert tuple(one["name"] for one in grid) == STUDENTS
     assert {tuple(one["control"]) for one in grid} == {("none", "undistilled")}
+    adapted = [one["name"] for one in grid if one.get("lora_rank") == 8]
+    assert adapted == [name for name in STUDENTS if name.startswith("LLaMA")]
 
 
 @pytest.mark.parametrize("folder", [*of_kind("reasoning"), Path("recipes/instructions")], ids=str)
