@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from armada.stages.distill.export import load_saved_student
 from safetensors.torch import load_file
@@ -64,6 +66,31 @@ def test_a_joint_run_says_what_its_aligner_loses(armada, distill_bench, tmp_path
     armada.done(*words, "--set", "schedule=joint", "--set", "logging_steps=1")
     first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
     assert first["aligner"] > 0
+
+
+@pytest.mark.parametrize("column", ["name", "score"])
+@pytest.mark.parametrize("pooling", ["auto", "mean"])
+def test_adapters(armada, distill_bench, tmp_path, column, pooling):
+    """What is evaluated and predicted from the folder is what the run measured."""
+    output = tmp_path / "run"
+    settings = (f"pooling={pooling}", "lora_rank=2", "keep=last")
+    more = [word for setting in settings for word in ("--set", setting)]
+    armada.done(*distill_bench.words(output, *more, label_column=column))
+    measured = read(output / "metrics.json")["validation"]
+    out = armada.done("evaluate", output, "--corpus", distill_bench.validation, "--json")
+    for name, value in json.loads(out)["metrics"].items():
+        assert value == pytest.approx(measured[name], abs=1e-6), name
+    said = tmp_path / "said.parquet"
+    armada.done("predict", output, "--corpus", distill_bench.validation, "--output", said)
+    rows, asked = pq.read_table(said), pq.read_table(distill_bench.validation)
+    if column == "name":
+        right = np.mean(np.array(rows["class"]) == np.array(asked["name"]))
+        assert right == pytest.approx(measured["accuracy"])
+    else:
+        assert rows["score"].to_numpy().min() >= 0
+    base = (distill_bench.student / "model.safetensors").stat().st_size
+    files = [file for file in (output / "student").rglob("*.safetensors") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < base / 2
 
 
 def test_features_alone_teach_too(armada, distill_bench, tmp_path):

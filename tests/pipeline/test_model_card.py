@@ -182,6 +182,10 @@ def test_licence_and_language_are_those_of_the_base(
     assert (found.license, found.language) == ("apache-2.0", ["en", "de"])
     assert found.base_model == "team/tiny"  # what the folder says that it came from
     assert found.base_model_relation == "finetune"
+    lora = ("--set", "lora_rank=2")
+    student = train(armada, distill_bench, tmp_path / "adapted", *lora, student=base)
+    found, _ = head_and_snippet(student)
+    assert (found.base_model, found.base_model_relation) == ("team/tiny", "adapter")
     (base / "README.md").write_text("---\nlicense: [\n---\n")  # a broken one says nothing
     student = train(armada, distill_bench, tmp_path / "again", student=base)
     assert head_and_snippet(student)[0].license is None

@@ -1,6 +1,7 @@
 """Students with adapters: what of them trains, what leaves, and that other libraries, which put the
 adapters on the base again, give the numbers that armada gives."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ import pytest
 import torch
 from armada.cache_schemas.errors import JobError, StudentSourceError, TeacherSourceError
 from armada.cache_schemas.keys import example_key
-from armada.stages.adapters import named_base, quiet_peft
+from armada.stages import adapters
+from armada.stages.adapters import quiet_peft
 from armada.stages.corpus.labels import LabelSpace
 from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.export import StudentCard, save_student
@@ -82,8 +84,8 @@ def make(
     """A student with adapters, as it is drawn."""
     torch.manual_seed(0)
     chosen = StudentSettings(student=str(source), **settings)
-    adapters = LoraSettings(**{"lora_rank": 2} | (lora or {}))
-    return load_student(chosen, space, TEXTS, 0.1, adapters)
+    asked = LoraSettings(**{"lora_rank": 2} | (lora or {}))
+    return load_student(chosen, space, TEXTS, 0.1, asked)
 
 
 def trained(student: Student) -> Student:
@@ -96,7 +98,13 @@ def trained(student: Student) -> Student:
     return student.eval()
 
 
-def save(folder: Path, student: Student, tokenizer: Any, source: Path) -> Path:
+def save(
+    folder: Path,
+    student: Student,
+    tokenizer: Any,
+    source: Path | str,
+    revision: str | None = None,
+) -> Path:
     sizes = Sizes(student.dim, student.space.num_labels, student.space.regression, None)
     card = StudentCard(
         space=student.space,
@@ -106,7 +114,7 @@ def save(folder: Path, student: Student, tokenizer: Any, source: Path) -> Path:
         text_columns=("text",),
         label_column="label",
         metric="accuracy",
-        **named_base(str(source), None, StudentSourceError),
+        **adapters.named_base(str(source), revision, StudentSourceError),
     )
     save_student(folder, student, tokenizer, UndistilledObjective(ObjectiveOptions(), sizes), card)
     return folder
@@ -229,6 +237,33 @@ def test_a_transformer_below_another_pooling_has_them(
         states = student.backbone(**batch).last_hidden_state
         found = AutoModel.from_pretrained(folder)(**batch).last_hidden_state
     torch.testing.assert_close(found, states, rtol=0, atol=1e-5)
+
+
+def test_a_base_of_a_hub_keeps_its_name(
+    base: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that of the folder that it was fetched to."""
+    student, tokenizer = make(base("bert"))
+    monkeypatch.setattr(adapters, "resolve", lambda source, revision, error: base("bert"))
+    folder = save(tmp_path, student, tokenizer, "team/model", "abc")
+    config = json.loads((folder / "adapter_config.json").read_bytes())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("team/model", "abc")
+    files = [file for file in folder.rglob("*.json") if file.name != "tokenizer.json"]
+    assert not [file for file in files if str(base("bert")) in file.read_text()]
+    armada.load_student(folder)
+
+
+def test_the_folder_of_a_student_is_the_same_each_time(
+    base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    student, tokenizer = make(base("bert"))
+    one, other = (
+        save(tmp_path / name, student, tokenizer, base("bert")) for name in ("one", "other")
+    )
+    for file in (each for each in one.rglob("*") if each.is_file()):
+        assert file.read_bytes() == (other / file.relative_to(one)).read_bytes(), file
+    targets = json.loads((one / "adapter_config.json").read_bytes())["target_modules"]
+    assert targets == sorted(targets)
 
 
 @pytest.mark.parametrize("pooling", ["auto", "mean"])
