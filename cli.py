@@ -304,6 +304,17 @@ def report(
 
 
 @app.command()
+def schema(
+    command: Annotated[str, typer.Argument(help="precompute, distill, ablate, evaluate, predict")],
+) -> None:
+    """Print the JSON Schema of a command's job files, for editors."""
+    from .pipeline.console import show_json
+    from .pipeline.schemas import job_schema
+
+    show_json(job_schema(command))
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="empty folder to write to")] = Path("armada-demo"),
     seed: Annotated[int, typer.Option(help="seed of corpus and students")] = 0,

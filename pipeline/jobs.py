@@ -60,8 +60,9 @@ def _one_is_a_list(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Corpora = Annotated[tuple[Source, ...], BeforeValidator(_one_is_a_list)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list)]
+_OneOrMore = BeforeValidator(_one_is_a_list, json_schema_input_type=str | tuple[str, ...])
+Corpora = Annotated[tuple[Source, ...], _OneOrMore]
+Names = Annotated[tuple[str, ...], _OneOrMore]
 """Several, or one by itself."""
 
 
@@ -79,7 +80,9 @@ def _parse_bytes(value: Any) -> Any:
     return int(float(number) * (1024 if binary else 1000) ** power)
 
 
-ByteCount = Annotated[int, BeforeValidator(_parse_bytes), Field(ge=1)]
+ByteCount = Annotated[
+    int, Field(ge=1), BeforeValidator(_parse_bytes, json_schema_input_type=int | str)
+]
 
 
 class Job(BaseModel):

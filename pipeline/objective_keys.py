@@ -33,7 +33,7 @@ from ..stages.distill.objectives.sum import WeightSchedule
 from ..stages.distill.objectives.tokens import TokensOptions
 from ..stages.distill.placement import Placement
 from ..stages.store.transfer.location import is_local, local_path
-from .jobs import ByteCount, Job, make, unknown_key
+from .jobs import ByteCount, Job, Names, make, unknown_key
 from .messages import LOGGER
 
 ONCE_SHARED = frozenset(
@@ -87,7 +87,7 @@ class TeacherKeys(CacheKeys):
     """One of several teachers."""
 
     cache: Path | str = Field(description="folder of the cache, or a URL that fsspec opens")
-    text_column: tuple[str, ...] = Field(
+    text_column: Names = Field(
         default=(),
         description="columns of the same rows that this teacher read, where they are not those "
         "that the student reads: hints, retrieved documents, translations",
@@ -99,11 +99,6 @@ class TeacherKeys(CacheKeys):
     placement: Placement | None = Field(
         default=None, description="where its features lie; default as the job's"
     )
-
-    @field_validator("text_column", mode="before")
-    @classmethod
-    def _one_column_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("control")
     @classmethod

@@ -96,7 +96,11 @@ class TrainingSettings(BaseModel):
         description="what wandb, mlflow and trackio call the run; default `name`, or the folder",
     )
 
-    @field_validator("report_to", mode="before")
+    @field_validator(
+        "report_to",
+        mode="before",
+        json_schema_input_type=Reporter | Literal["none"] | tuple[Reporter, ...],
+    )
     @classmethod
     def _one_is_a_list_of_reporters(cls, value: Any) -> Any:
         return () if value == "none" else (value,) if isinstance(value, str) else value

@@ -215,7 +215,7 @@ class Recipe(BaseModel):
             raise ValueError(f"{value!r} is no date, such as {DEFAULT_DATE}") from cause
         return text
 
-    @field_validator("template_options", mode="before")
+    @field_validator("template_options", mode="before", json_schema_input_type=str | dict[str, Any])
     @classmethod
     def _is_a_document(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value

@@ -1,0 +1,124 @@
+"""`armada schema`: what editors are told of job files, against recipes, docs, and a validator."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.jobs import make
+from armada.pipeline.schemas import job_schema
+from command_line import CommandLine
+from docs_pages import PAGES, ROOT, blocks
+from jsonschema import Draft202012Validator
+from recipes_material import COMMANDS, FILES, command_of, keys_of
+
+COMMANDS_WITH_JOBS = ("precompute", "distill", "ablate", "evaluate", "predict")
+JOB: dict[str, Any] = {
+    **{"train": "train.csv", "text_column": ["text", "context?"], "label_column": "label"},
+    **{"student": "scratch:bert", "cache": "cache", "output": "run"},
+}
+OBJECTIVES = [{"name": "armada", "teacher": "clip", "alpha": 0.5}]
+
+
+@cache
+def validator(command: str) -> Draft202012Validator:
+    return Draft202012Validator(job_schema(command))
+
+
+def problems(command: str, keys: Any) -> list[str]:
+    """As an editor lists them, dates and tuples as JSON has them."""
+    document = json.loads(json.dumps(keys, default=str))
+    return [error.message for error in validator(command).iter_errors(document)]
+
+
+@pytest.mark.parametrize("command", COMMANDS_WITH_JOBS)
+def test_they_are_schemas_and_say_what_keys_mean(command: str, armada: CommandLine) -> None:
+    printed = json.loads(armada.done("schema", command))
+    assert printed == json.loads(json.dumps(job_schema(command)))
+    Draft202012Validator.check_schema(printed)
+    for name, key in printed["properties"].items():
+        place = key
+        if "$ref" in key:
+            _, _, model, _, of_model = key["$ref"].split("/")
+            place = printed["$defs"][model]["properties"][of_model]
+        assert place["description"], name
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_recipes_are_jobs(file: Path) -> None:
+    assert problems(COMMANDS[file], keys_of(file)) == []
+
+
+JOBS_IN_DOCS = [
+    pytest.param(keys, id=f"{page.name}, line {block.line}")
+    for page in (ROOT / "README.md", *PAGES)
+    for block in blocks(page.read_text(encoding="utf-8"))
+    if block.language == "yaml" and isinstance(keys := yaml.safe_load(block.code), dict)
+    if {"train", "corpus"} & keys.keys()
+]
+
+
+@pytest.mark.parametrize("keys", JOBS_IN_DOCS)
+def test_jobs_in_docs_are_jobs(keys: dict[str, Any]) -> None:
+    assert problems(command_of(keys), keys) == []
+
+
+RIGHT = [
+    {},
+    {"alpha": 0.5, "temperature": "learned", "objective": "kd"},
+    {"mirror_limit": "50GiB", "report_to": "none", "seed": [0, 1]},
+    {"teachers": {"clip": {"cache": "c", "text_column": "hint"}}, "objectives": OBJECTIVES},
+    {"objectives": [{"name": "feature", "weight": {"from": 1, "to": 0}, "distance": "cosine"}]},
+]
+
+
+@pytest.mark.parametrize("more", RIGHT, ids=str)
+def test_what_a_job_takes(more: dict[str, Any]) -> None:
+    """The validator and the job itself agree."""
+    keys = {**JOB, **more}
+    if "teachers" in more:
+        del keys["cache"]
+    make(DistillJob, keys)
+    assert problems("distill", keys) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"epoch": 3}, "'epoch' was unexpected"),
+        ({"alpha": 2}, "2 is not valid"),
+        ({"epochs": "many"}, "'many' is not of type 'integer'"),
+        ({"precision": "fp8"}, "'fp8' is not one of"),
+        ({"objectives": [{"nam": "armada"}]}, "is not valid"),
+        ({"teachers": {"clip": {"cash": "c"}}}, "is not valid"),
+    ],
+    ids=str,
+)
+def test_what_an_editor_underlines(more: dict[str, Any], message: str) -> None:
+    (found,) = problems("distill", {**JOB, **more})
+    assert message in found
+
+
+def test_grids(armada: CommandLine) -> None:
+    def grid(*cells: Any) -> list[str]:
+        return problems("ablate", {**JOB, "grid": cells[0] if len(cells) == 1 else list(cells)})
+
+    assert grid({"alpha": [0, 1], "control": "none", "student": ["a", "b"]}) == []
+    assert grid({"name": "one", "alpha": 0.5}, {"objectives.0.weight": [0, 1]}) == []
+    assert grid({"text_column": [["text"], ["text", "more"]]}) == []
+    assert len(grid({"alfa": [0, 1]})) == 1
+    assert len(grid({"alpha": [0, 2]})) == 1
+    assert problems("ablate", JOB) == ["'grid' is a required property"]
+
+
+def test_options_of_teachers(armada: CommandLine) -> None:
+    job = {"corpus": "a.csv", "text_column": "text", "teacher": "hash:4", "cache": "c"}
+    assert problems("precompute", {**job, "pooling": "cls", "top_k": 8, "part": "1/4"}) == []
+    assert len(problems("precompute", {**job, "poling": "cls"})) == 1
+    assert "hash, hash_words" in job_schema("precompute")["properties"]["seed"]["description"]
+    result = armada("schema", "report")
+    assert result.code == 2
+    assert result.error.startswith("schema 'report': is no command with a job; name precompute, ")
