@@ -55,14 +55,6 @@ class TextOptions(TeacherOptions):
         return self.template.replace("{text}", text.lower() if self.lowercase else text)
 
 
-class PromptOptions(TextOptions):
-    """The same of a teacher that is prompted."""
-
-    def prompt(self, segments: Sequence[str]) -> str:
-        """The prompt of one example."""
-        return self.text(segments)
-
-
 @dataclass(frozen=True, slots=True)
 class Example:
     """One text to ask about: its key and its segments, in order."""

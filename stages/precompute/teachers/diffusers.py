@@ -149,7 +149,7 @@ class DiffusersTeacher(Teacher):
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """Draw B pictures: `latent` [B, C * h * w] or `image_embedding` [B, E]."""
-        prompts = [self._options.prompt(example.segments) for example in examples]
+        prompts = [self._options.text(example.segments) for example in examples]
         prompts = pipelines.shortened_prompts(self._pipeline, prompts)
         request = latents.Request(prompts, [example.key for example in examples])
         parts = request.singly() if self._device.type == "cpu" else [request]

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 
 from ....cache_schemas.errors import TeacherOutputError
-from .base import PromptOptions, example_seed
+from .base import TextOptions, example_seed
 from .pipelines import takes
 
 SECOND_PASS = b"second pass"
@@ -32,7 +32,7 @@ SECOND_PASS = b"second pass"
 _BOTH_PASSES = ("num_inference_steps", "generator", "output_type")
 
 
-class GenerationOptions(PromptOptions):
+class GenerationOptions(TextOptions):
     """Settings of the two passes; the defaults are the paper's."""
 
     lowercase: bool = Field(default=True, description="lower-case the segments, as the paper does")

@@ -28,15 +28,15 @@ from .base import (
     Answers,
     Example,
     PrecisionOptions,
-    PromptOptions,
     Teacher,
+    TextOptions,
     in_row_groups,
     make_spec,
 )
 from .clip_source import CONFIG_FILE, ClipSource, find_clip
 
 
-class OpenClipOptions(PrecisionOptions, PromptOptions):
+class OpenClipOptions(PrecisionOptions, TextOptions):
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub id; none is the main branch"
     )
@@ -116,7 +116,7 @@ class OpenClipTeacher(Teacher):
     def _texts(self, examples: Sequence[Example]) -> list[str]:
         """What is read of each example: clean, and cut far behind what is kept of it."""
         most = self._tokenizer.context_length
-        texts = [self._tokenizer.clean_fn(self._options.prompt(e.segments)) for e in examples]
+        texts = [self._tokenizer.clean_fn(self._options.text(e.segments)) for e in examples]
         if (hf := getattr(self._tokenizer, "tokenizer", None)) is not None:
             return shortened(hf, texts, most)
         if self._tokenizer.reduction_fn is not None:

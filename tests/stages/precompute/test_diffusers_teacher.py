@@ -164,7 +164,7 @@ def test_a_batch_drawn_at_once_agrees_up_to_rounding(make: MakeTeacher) -> None:
     from armada.stages.precompute.teachers import latents
 
     teacher = make(source="txt2img")
-    prompts = [teacher._options.prompt(one.segments) for one in EXAMPLES]
+    prompts = [teacher._options.text(one.segments) for one in EXAMPLES]
     request = latents.Request(prompts, [one.key for one in EXAMPLES])
     with torch.inference_mode():
         at_once = latents.text_to_latents(teacher._pipeline, teacher._options, request)
