@@ -12,14 +12,17 @@ from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
 from ...cache_schemas.errors import InputError
-from ..distill.losses import MISSING_LABEL
+from ..distill.losses import MISSING_LABEL, accumulated
 from ..distill.objectives import OBJECTIVES
 from ..distill.objectives.base import Objective, Shape, Sizes, StudentSide, TeacherSide
 from ..distill.objectives.sum import SummedObjective
+from ..distill.token_loss.answers import DenseAnswers, TokenAnswers
+from ..distill.token_loss.loss import Tokens
 
 Terms = dict[str, Tensor]
 
@@ -301,6 +304,69 @@ class ObjectiveTests:
         inputs = {"pooled": pooled, "output": output, **dict(objective.named_parameters())}
         for name, each in inputs.items():
             assert each.grad is None or each.grad.isfinite().all(), f"gradient of {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch(Batch):
+    """P predicted tokens: pooled is the student's hidden states [P, H], output its head [V, H],
+    features the teacher's logits [P, V], labels the next tokens [P]."""
+
+    def take(self, rows: Tensor) -> "TokenBatch":
+        """Some tokens."""
+        features = tuple(each[rows] for each in self.features)
+        return TokenBatch(self.pooled[rows], self.output, features, self.labels[rows])
+
+
+class TokenObjectiveTests(ObjectiveTests):
+    """The same for an objective of language models: it reads tokens, and for each of them the
+    probabilities of a teacher. `num_labels` is the size of the vocabulary."""
+
+    num_labels = 7
+    feature_shapes = ((7,),)
+
+    @pytest.fixture
+    def sizes(self) -> Sizes:
+        """What the objective has to fit; tokens know one task."""
+        return self._sizes(regression=False)
+
+    def batch(self, sizes: Sizes, rows: int, draw: torch.Generator) -> Batch:
+        """A batch of float32."""
+        vocab = sizes.num_labels
+        return TokenBatch(
+            pooled=torch.randn(rows, sizes.pooled_dim, generator=draw),
+            output=torch.randn(vocab, sizes.pooled_dim, generator=draw),
+            features=(torch.randn(rows, vocab, generator=draw),),
+            labels=torch.randint(vocab, (rows,), generator=draw),
+        )
+
+    def test_features_are_needed_as_declared(self, sizes: Sizes) -> None:
+        """Where nothing of the teacher is known, the corpus alone is learned."""
+        objective, batch = self._made(sizes), self._batch(sizes)
+        side, _, labels = self._of_sources(objective, batch)
+        terms = objective.of_sources(side, {}, labels)
+        logits = batch.pooled @ batch.output.T
+        torch.testing.assert_close(terms["total"], F.cross_entropy(logits, batch.labels))
+
+    def test_padding_changes_nothing(self, sizes: Sizes) -> None:
+        """Tokens without a label that the teacher was not asked about, whatever stands there."""
+        objective, batch = self._made(sizes), self._batch(sizes)
+        padded = batch.take(torch.tensor([*range(self.rows), 0, 0]))
+        padded.labels[self.rows :] = MISSING_LABEL
+        padded.features[0][self.rows :] = math.nan
+        side, sources, _ = self._of_sources(objective, padded)
+        asked = torch.arange(self.rows + 2) < self.rows
+        told = {name: replace(each, answered_P=asked) for name, each in sources.items()}
+        for name, term in objective.of_sources(side, told, None).items():
+            torch.testing.assert_close(term, self._terms(objective, batch)[name])
+
+    def _terms(self, objective: Objective, batch: Batch) -> Terms:
+        return objective.of_sources(*self._of_sources(objective, batch))
+
+    def _of_sources(self, objective: Objective, batch: Batch) -> tuple[Any, ...]:
+        (logits,), (name,) = batch.features, objective.sources
+        answers = DenseAnswers(F.log_softmax(accumulated(logits), dim=-1))
+        tokens = Tokens(batch.pooled, batch.output, batch.labels)
+        return StudentSide(tokens=tokens), {name: TokenAnswers(answers)}, None
 
 
 def _shapes(sizes: Sizes) -> tuple[Shape, ...]:

@@ -2,7 +2,7 @@
 
 import armada.testing
 from armada.stages.distill.objectives import OBJECTIVES
-from armada.testing import ObjectiveTests
+from armada.testing import ObjectiveTests, TokenObjectiveTests
 
 
 class TestArmada(ObjectiveTests):
@@ -51,10 +51,17 @@ class TestUndistilled(ObjectiveTests):
     objective = "undistilled"
 
 
-class TestTokens(ObjectiveTests):
+class TestTokens(TokenObjectiveTests):
     objective = "tokens"
-    untried = ("alpha",)  # read by the loss of tokens, which the language model takes itself
-    refused = {"alpha": 1.5}
+    changing = {"alpha": 0.9, "token_temperature": 2.0, "divergence": "reverse_kl"}
+    untried = ("tail", "cross_tokenizer", "jsd_beta", "skew")  # of other answers and divergences
+    refused = {"alpha": 1.5, "token_temperature": 0, "divergence": "kl", "skew": 1, "tail": "cut"}
+
+
+class TestTokensByTheirMixture(TestTokens):
+    options = {"divergence": "jsd"}
+    changing = {"alpha": 0.9, "token_temperature": 2.0, "divergence": "skew_kl", "jsd_beta": 0.9}
+    untried = ("tail", "cross_tokenizer", "skew")
 
 
 def test_none_is_left_out() -> None:
