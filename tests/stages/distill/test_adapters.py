@@ -18,7 +18,7 @@ from armada.cache_schemas.keys import example_key
 from armada.stages import adapters
 from armada.stages.adapters import quiet_peft
 from armada.stages.corpus.labels import LabelSpace
-from armada.stages.distill.adapters import LoraSettings
+from armada.stages.distill.adapters import LoraSettings, with_adapters
 from armada.stages.distill.export import StudentCard, save_student
 from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
@@ -30,7 +30,7 @@ from armada.stages.precompute.teachers.classifier import ClassifierOptions, Clas
 from armada.stages.pretrained import quiet_transformers
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import make_byte_tokenizer, make_llama, save_quietly
-from tiny_runs import NUMBERS, TEXTS, TWO_CLASSES, Bench, changed, weights
+from tiny_runs import NUMBERS, TEXTS, TWO_CLASSES, Bench, changed, train_logged, weights
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -280,6 +280,17 @@ def test_training_changes_adapters_and_heads_alone(
     assert all("lora_" in name or ".classifier.modules_to_save." in name for name in names)
 
 
+def test_halves_change_losses_by_their_rounding(bench: Bench, tmp_path: Path) -> None:
+    halves, whole_numbers = (
+        train_logged(
+            bench.run(tmp_path / precision, dropout=0.0, epochs=1, lora_rank=2, precision=precision)
+        )[1]
+        for precision in ("bf16", "float32")
+    )
+    assert halves != whole_numbers
+    assert halves == pytest.approx(whole_numbers, rel=0.05)
+
+
 def test_the_same_seed_draws_the_same_student(base: Callable[[str], Path]) -> None:
     one, other = (make(base("deberta-v2"))[0].state_dict() for _ in range(2))
     assert one.keys() == other.keys()
@@ -377,6 +388,14 @@ def test_adapters_that_lack_a_weight(
 def test_names_that_no_layer_has(base: Callable[[str], Path]) -> None:
     with pytest.raises(JobError, match=r"lora_targets \['q_proj'\].*BertForSequenceClass"):
         make(base("bert"), lora={"lora_targets": ("q_proj",)})
+
+
+def test_a_head_that_is_called_as_layers_are(base: Callable[[str], Path]) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(base("bert"))
+    with pytest.raises(
+        JobError, match=r"calls layers .* as it calls its head \(bert.*self.value\)"
+    ):
+        with_adapters(model, LoraSettings(lora_rank=2), "SEQ_CLS", whole=["value"])
 
 
 def test_a_pooler_that_nothing_reads_gets_no_adapter(base: Callable[[str], Path]) -> None:
