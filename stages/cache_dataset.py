@@ -4,7 +4,7 @@
     for batch in DataLoader(dataset, batch_size=64, shuffle=True, num_workers=4):
         batch["pooled"]                                        # [B, *shape]
 
-Nothing is read but keys before an example is asked for. Worker processes, forked or spawned, map
+Only keys are read until an example is indexed. Worker processes, forked or spawned, map
 the shards for themselves; of a cache at a URL, all of them fill one mirror.
 """
 
@@ -65,19 +65,19 @@ class CacheDataset(Dataset[Item]):
         features = ", ".join(f"{name} {spec.shown}" for name, spec in self.specs.items())
         return f"<CacheDataset of {len(self)} texts: {features}>"
 
-    def __getitem__(self, place: int) -> Item:
-        return self.__getitems__([place])[0]
+    def __getitem__(self, index: int) -> Item:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, places: Sequence[int]) -> list[Item]:
-        """The features of several texts, read at once; DataLoader asks for a batch so."""
-        rows = self._rows[np.asarray(places, dtype=np.int64)]
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """The features of several texts, read at once; DataLoader fetches batches this way."""
+        rows = self._rows[np.asarray(indices, dtype=np.int64)]
         columns = {name: self._read(name, rows) for name in self.features}
         return [{name: values[at] for name, values in columns.items()} for at in range(len(rows))]
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """A batch of items, for DataLoader's `collate_fn` where a feature lies along an axis: it is
-        padded with zeros to [B, longest, *shape], and AXIS_lengths [B] says how many places each
-        text has. All others are stacked, as without it."""
+        padded with zeros to [B, max length, *shape], and AXIS_lengths [B] holds the lengths. All
+        others are stacked, as by the default."""
         batch: dict[str, Tensor] = {}
         for name, spec in self.specs.items():
             rows = [item[name] for item in items]

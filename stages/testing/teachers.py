@@ -1,7 +1,7 @@
 """What every teacher promises, as tests.
 
 A subclass names a teacher, and for each of its options a value: one that changes answers, or one
-that must not. The tests ask the teacher as stage 1 does, in batches of one bucket, under inference
+that must not. The tests run the teacher as stage 1 does, in batches of one bucket, under inference
 mode, and compare what would be stored.
 """
 
@@ -81,11 +81,11 @@ class TeacherTests:
     pairs: ClassVar[Sequence[tuple[str, ...]]] = PAIRS
     """Examples of several segments; none for a teacher that takes texts alone."""
     refused: ClassVar[Collection[str]] = ()
-    """Those of the texts that it has no answer to."""
+    """Those of the texts that it refuses: it has no output for them."""
     device: ClassVar[str] = "cpu"
     tolerance: ClassVar[float] = 0.0
-    """How far an answer may be from the same in another batch: 0 is bit for bit, as on a CPU;
-    batched kernels of a GPU round otherwise."""
+    """Absolute difference allowed between the outputs of a text in two batches: 0 is bit for bit,
+    as on a CPU; GPU kernels round differently by batch size."""
 
     @pytest.fixture
     def source(self) -> str:
@@ -125,7 +125,9 @@ class TeacherTests:
         teacher, examples = self._loaded(source), self._examples()
         for batch in _batches(teacher, examples, 4):
             answers = _encode(teacher, batch)
-            assert not answers.unfit, f"no answers: {answers.unfit}; name such texts in refused"
+            assert not answers.unfit, (
+                f"no valid output: {answers.unfit}; name such texts in refused"
+            )
             _check(answers, teacher.spec, batch)
 
     def test_an_answer_depends_on_its_example_alone(self, source: str) -> None:
@@ -159,7 +161,9 @@ class TeacherTests:
                 answers = _encode(teacher, [_example(text)])
                 numbers = [np.asarray(rows[0]) for rows in answers.features.values()]
                 finite = all(np.isfinite(each).all() for each in numbers)
-                assert answers.unfit or not finite, f"{text!r:.80} is answered"
+                assert answers.unfit or not finite, (
+                    f"{text!r:.80} has finite outputs: it is not refused"
+                )
             assert not any("\n" in line for line in told)
 
     # --- fingerprints
@@ -181,7 +185,7 @@ class TeacherTests:
             if name in type(teacher).selecting:
                 assert all(same), f"{name} is named in `selecting` and changes {sorted(shared)}"
             assert not all(same) or _described(other) != _described(teacher), (
-                f"{name}={value!r} changes no answer: is the option read?"
+                f"{name}={value!r} changes no output: is the option read?"
             )
 
     def test_options_that_change_nothing_keep_the_fingerprint(self, source: str) -> None:
@@ -189,7 +193,7 @@ class TeacherTests:
         for name, value in self.unchanging.items():
             other = self._loaded(source, {name: value})
             assert other.spec.fingerprint == teacher.spec.fingerprint, (
-                f"{name}={value!r} changes the fingerprint, and everybody would have to ask again"
+                f"{name}={value!r} changes the fingerprint: every cache would be computed again"
             )
             after = _ask(other, self._examples(), 4)
             self._require_same(_ask(self._loaded(source), self._examples(), 4), after, name)
