@@ -67,6 +67,7 @@ CORE = [
     ["evaluate", "run", "--corpus", "texts.csv"],
     ["predict", "run", "--corpus", "texts.csv", "--output", "said.jsonl"],
     ["precompute", "--keys", "--teacher", "diffusers"],
+    ["schema", "precompute"],
     ["import armada; assert len(armada.CacheDataset('pulled', ['a good day number 0'])) == 1"],
     ["import armada; armada.load_student('run').predict(['a good day'])"],
 ]
