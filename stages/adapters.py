@@ -79,7 +79,7 @@ def base_of(folder: Path, error: type[InputError]) -> Path | None:
         known = AdapterBase(**{name: said.get(name) for name in AdapterBase.model_fields})
     except (ValueError, AttributeError) as cause:
         raise error(f"{card}: {one_line(cause)}") from cause
-    return find_base(known, folder, error)
+    return None if known.base is None else find_base(known, folder, error)
 
 
 def adapter_digests(folder: Path, base: Path) -> dict[str, str]:

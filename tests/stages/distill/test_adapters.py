@@ -358,6 +358,16 @@ def test_a_half_precise_teacher_has_its_adapters(
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
+def test_adapters_of_nobody_knows_which_model_teach_nothing(
+    base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = save(tmp_path, *make(base("bert")), base("bert"))
+    card = folder / "armada_student.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"base": None}))
+    with pytest.raises(TeacherSourceError, match="holds an adapter; merge it into its base"):
+        ClassifierTeacher(str(folder), ClassifierOptions(), torch.device("cpu"))
+
+
 # --- refused
 
 
