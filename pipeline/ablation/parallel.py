@@ -1,6 +1,6 @@
 """Runs side by side, each in a process of its own that has nothing left of another run.
 
-    run_all(runs) -> _Crew.start -> _work -> run_distill
+    run_all(runs) -> _WorkerPool.start -> _work -> run_distill
 
 Processes come from a server that has torch and transformers imported already, where the system can
 fork: a run starts in a tenth of a second, not in six. A process that is killed, for want of memory
@@ -52,21 +52,21 @@ def run_all(
     """Make all runs, `workers` at a time; `finished` is called after each. What a run says goes to
     a file of its own in `logs`. Returns those that failed."""
     waiting = deque(runs)
-    crew = _Crew(logs, finished)
+    pool = _WorkerPool(logs, finished)
     if workers == "auto" and waiting:
-        workers = _workers(waiting, crew)
+        workers = _workers(waiting, pool)
     if waiting:
-        crew.work_off(waiting, min(int(workers), len(waiting)))
-    return crew.failures
+        pool.work_off(waiting, min(int(workers), len(waiting)))
+    return pool.failures
 
 
-def _workers(waiting: deque[PlannedRun], crew: "_Crew") -> int:
+def _workers(waiting: deque[PlannedRun], pool: "_WorkerPool") -> int:
     """One for each GPU; or, after the first run, as many as there is room for."""
     first = waiting[0].job
     gpus = visible_gpus(first.device)
     if gpus:
         return len(gpus)
-    crew.work_off(deque([waiting.popleft()]), 1)
+    pool.work_off(deque([waiting.popleft()]), 1)
     metrics = read_metrics(first.output)
     return room(metrics["peak_rss_bytes"], available_memory(), _processors()) if metrics else 1
 
@@ -80,7 +80,7 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-class _Crew:
+class _WorkerPool:
     """Some processes at a time, and what became of their runs."""
 
     def __init__(self, logs: Path, finished: Callable[[], None]) -> None:

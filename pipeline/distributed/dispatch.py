@@ -26,7 +26,7 @@ from ...cache_schemas.manifest import CommitRecord
 from ...stages.corpus.corpus import Corpus
 from ..messages import LOGGER, warn
 from ..signals import Signal, heard_by
-from .workers import TOPIC, Chunk, Order, Outcome, answer, keys_table, load, release, stop
+from .workers import TOPIC, Chunk, JobSpec, Outcome, answer, keys_table, load, release, stop
 
 CHUNKS_PER_WORKER = 2
 """One that is asked about and one that waits at the worker."""
@@ -93,14 +93,14 @@ class Dispatch:
     def __init__(
         self,
         client: Any,
-        order: Order,
+        job_spec: JobSpec,
         chunks: Chunks,
         finished: Callable[[Outcome], None],
         advance: Callable[[int], None],
         waiting: Callable[[int], None],
     ) -> None:
         """`client` is a `distributed.Client`."""
-        self._client, self._order, self._chunks = client, order, chunks
+        self._client, self._job_spec, self._chunks = client, job_spec, chunks
         self._finished, self._advance, self._waiting = finished, advance, waiting
         self._to_send = deque((number, False) for number in range(len(chunks)))
         self._sent: dict[str, _Sent] = {}
@@ -128,8 +128,8 @@ class Dispatch:
         for _ in range(min(room, len(self._to_send))):
             number, waits = self._to_send.popleft()
             chunk = self._chunks.cut(number, waits)
-            key = f"armada-{self._order.run_id}-{number}-{'again' if waits else 'first'}"
-            future = self._client.submit(answer, self._order, chunk, key=key, pure=False)
+            key = f"armada-{self._job_spec.run_id}-{number}-{'again' if waits else 'first'}"
+            future = self._client.submit(answer, self._job_spec, chunk, key=key, pure=False)
             self._sent[key] = _Sent(number, waits, future)
             future.add_done_callback(self._news.put)
         if all(sent.waits for sent in self._sent.values()):
@@ -149,7 +149,7 @@ class Dispatch:
         if isinstance(news, Signal):
             news.act()
         elif isinstance(news, dict):
-            if news["run"] == self._order.run_id:
+            if news["run"] == self._job_spec.run_id:
                 self._advance_to(news["chunk"], news["rows"])
         else:
             self._take_outcome(self._sent.pop(news.key))
@@ -193,13 +193,13 @@ class Dispatch:
     def _have_all(self, end: Callable[[str], None]) -> None:
         """Have every worker that can be reached stop, or forget, this run."""
         if self._client.status == "running":
-            self._client.run(end, self._order.run_id, on_error="ignore")
+            self._client.run(end, self._job_spec.run_id, on_error="ignore")
 
 
-def load_on_one(client: Any, order: Order) -> None:
+def load_on_one(client: Any, job_spec: JobSpec) -> None:
     """Load the run's teacher on one of the workers; raises what it raises there."""
-    key = f"armada-{order.run_id}-load"
-    outcome = _outcome(client.submit(load, order, key=key, pure=False))
+    key = f"armada-{job_spec.run_id}-load"
+    outcome = _outcome(client.submit(load, job_spec, key=key, pure=False))
     if outcome.error is not None:
         raise outcome.error
 

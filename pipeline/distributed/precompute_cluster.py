@@ -29,7 +29,7 @@ from ..precompute_plan import Plan, PrecomputeReport, RunProvenance, make_plan, 
 from ..signals import terminable
 from .cluster import connected, device_of, number_of_workers, own_cluster
 from .dispatch import Chunks, Dispatch, load_on_one
-from .workers import Equipment, Order, Outcome, equipment, sees_run, unseen
+from .workers import Equipment, JobSpec, Outcome, equipment, sees_run, unseen
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Crew:
+class _WorkerPool:
     """Workers that can be asked."""
 
     client: "Client"
@@ -53,7 +53,7 @@ class _Crew:
 
 
 @dataclass(slots=True)
-class _Tally:
+class _Outcomes:
     """The outcomes so far; rows that were left out are named once however often they were asked."""
 
     run: RunProvenance
@@ -73,8 +73,8 @@ def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
     with ExitStack() as stack:
         stack.enter_context(terminable())
         if job.dask is not None:
-            crew = _crew(stack.enter_context(connected(job.dask)), job)
-            device = _device(crew)
+            pool = _pool(stack.enter_context(connected(job.dask)), job)
+            device = _device(pool)
         else:
             gpus = visible_gpus(job.device)
             device = device_of(job.device, gpus)
@@ -85,21 +85,21 @@ def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
             return _report(plan, 0, None)
         if job.dask is None:
             number = number_of_workers(job.workers or "auto", gpus)
-            crew = _crew(stack.enter_context(own_cluster(number, gpus)), job)
+            pool = _pool(stack.enter_context(own_cluster(number, gpus)), job)
         there = job.model_copy(update={"cache": job.cache.absolute()})
-        order = Order(new_run_id(), there, plan.manifest, teacher.spec)
+        job_spec = JobSpec(new_run_id(), there, plan.manifest, teacher.spec)
         # First: a teacher that cannot be loaded leaves nothing in the cache.
-        load_on_one(crew.client, order)
+        load_on_one(pool.client, job_spec)
         writer = stack.enter_context(CacheWriter(job.cache, plan.manifest, job.takeover_seconds))
         pending = writer.pending(plan.keys)
-        tally = _ask(order, plan, writer, pending, crew, quiet)
-        return _report(plan, len(pending), tally)
+        outcomes = _ask(job_spec, plan, writer, pending, pool, quiet)
+        return _report(plan, len(pending), outcomes)
 
 
-def _report(plan: Plan, pending: int, tally: "_Tally | None") -> PrecomputeReport:
+def _report(plan: Plan, pending: int, outcomes: "_Outcomes | None") -> PrecomputeReport:
     """What a worker committed just before it was lost counts as done elsewhere: it told nobody."""
-    rows = tally.rows if tally else 0
-    skipped = tuple(tally.skipped) if tally else ()
+    rows = outcomes.rows if outcomes else 0
+    skipped = tuple(outcomes.skipped) if outcomes else ()
     return PrecomputeReport(
         fingerprint=plan.manifest.fingerprint,
         rows=len(plan.corpus),
@@ -107,14 +107,14 @@ def _report(plan: Plan, pending: int, tally: "_Tally | None") -> PrecomputeRepor
         already_cached=plan.unique - pending,
         asked=rows,
         done_elsewhere=pending - rows - len(skipped),
-        truncated=tally.run.record.truncated_examples if tally else 0,
+        truncated=outcomes.run.record.truncated_examples if outcomes else 0,
         skipped=(*plan.corpus.skipped, *skipped),
-        teacher_seconds=sum(tally.run.record.teacher_seconds.values()) if tally else 0.0,
-        fidelity=fidelity_of(tally.run.commits) if tally else {},
+        teacher_seconds=sum(outcomes.run.record.teacher_seconds.values()) if outcomes else 0.0,
+        fidelity=fidelity_of(outcomes.run.commits) if outcomes else {},
     )
 
 
-def _crew(client: "Client", job: PrecomputeJob) -> _Crew:
+def _pool(client: "Client", job: PrecomputeJob) -> _WorkerPool:
     """The workers of a cluster, looked at; raises JobError that names one that cannot be used."""
     found = client.run(equipment, job.device, on_error="return")
     here = version("armada-kd")
@@ -132,14 +132,14 @@ def _crew(client: "Client", job: PrecomputeJob) -> _Crew:
             raise JobError(
                 f"worker {worker}: has armada {one.armada}, here is {here}; install the same"
             )
-    return _Crew(client, tuple(found.values()))
+    return _WorkerPool(client, tuple(found.values()))
 
 
-def _device(crew: _Crew) -> "torch.device":
+def _device(pool: _WorkerPool) -> "torch.device":
     """Where the workers run teachers, as the same settings may mean another teacher elsewhere."""
     import torch
 
-    kinds = {one.device_type for one in crew.equipment}
+    kinds = {one.device_type for one in pool.equipment}
     if len(kinds) > 1:
         raise JobError(
             f"job key 'device': means {' and '.join(sorted(kinds))} on different workers; name one"
@@ -148,34 +148,34 @@ def _device(crew: _Crew) -> "torch.device":
 
 
 def _ask(
-    order: Order,
+    job_spec: JobSpec,
     plan: Plan,
     writer: CacheWriter,
     pending: npt.NDArray[np.int64],
-    crew: _Crew,
+    pool: _WorkerPool,
     quiet: bool,
-) -> _Tally:
-    machine = crew.together(lambda one: one.hardware) | {"workers": str(len(crew.equipment))}
-    versions = crew.together(lambda one: one.versions)
-    run = RunProvenance(order.job, plan, writer, versions, machine, order.run_id)
+) -> _Outcomes:
+    machine = pool.together(lambda one: one.hardware) | {"workers": str(len(pool.equipment))}
+    versions = pool.together(lambda one: one.versions)
+    run = RunProvenance(job_spec.job, plan, writer, versions, machine, job_spec.run_id)
     run.write()
-    _refuse_blind(crew.client.run(sees_run, order), order)
-    tally = _Tally(run)
+    _refuse_blind(pool.client.run(sees_run, job_spec), job_spec)
+    outcomes = _Outcomes(run)
     chunks = Chunks(
         plan.corpus,
         plan.keys,
         pending,
         plan.manifest.rows_per_shard,
-        first_own_shard(order.job.cache, plan.manifest.fingerprint),
+        first_own_shard(job_spec.job.cache, plan.manifest.fingerprint),
         writer.commits,
     )
     with CountProgress("precompute", "rows", len(pending), quiet) as progress:
         waiting = say_that_it_waits(quiet)
-        Dispatch(crew.client, order, chunks, tally.add, progress.advance, waiting).run()
-    return tally
+        Dispatch(pool.client, job_spec, chunks, outcomes.add, progress.advance, waiting).run()
+    return outcomes
 
 
-def _refuse_blind(seen: Mapping[str, bool], order: Order) -> None:
+def _refuse_blind(seen: Mapping[str, bool], job_spec: JobSpec) -> None:
     for worker, sees in seen.items():
         if not sees:
-            raise JobError(f"worker {worker}: {unseen(order)}")
+            raise JobError(f"worker {worker}: {unseen(job_spec)}")

@@ -34,7 +34,7 @@ REPORT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class JobSpec:
     """What a run wants of every worker. The path of the job's cache is absolute; `spec` is that of
     the job's teacher as its owner sees it."""
 
@@ -97,18 +97,18 @@ def equipment(device: str) -> Equipment:
     return Equipment(version("armada-kd"), chosen.type, library_versions(), hardware(str(chosen)))
 
 
-def sees_run(order: Order) -> bool:
+def sees_run(job_spec: JobSpec) -> bool:
     """Whether this process sees the cache in which the run has written its record."""
-    folder = teacher_folder(order.job.cache, order.manifest.fingerprint)
-    return (folder / "runs" / f"{order.run_id}.json").is_file()
+    folder = teacher_folder(job_spec.job.cache, job_spec.manifest.fingerprint)
+    return (folder / "runs" / f"{job_spec.run_id}.json").is_file()
 
 
-def answer(order: Order, chunk: Chunk) -> Outcome:
+def answer(job_spec: JobSpec, chunk: Chunk) -> Outcome:
     """Ask the teacher about a chunk, unless that is done, and commit the answers."""
     outcome = Outcome()
-    with _desk.lock:
+    with _state.lock:
         try:
-            _answer(order, chunk, outcome)
+            _answer(job_spec, chunk, outcome)
         except _Unfinished:
             outcome.unfinished = True
         except ArmadaError as error:
@@ -116,12 +116,12 @@ def answer(order: Order, chunk: Chunk) -> Outcome:
     return outcome
 
 
-def load(order: Order) -> Outcome:
+def load(job_spec: JobSpec) -> Outcome:
     """Have the teacher of a run ready; the outcome tells why it cannot be."""
     outcome = Outcome()
-    with _desk.lock:
+    with _state.lock:
         try:
-            _desk.teacher(order)
+            _state.teacher(job_spec)
         except ArmadaError as error:
             outcome.error = error
     return outcome
@@ -129,26 +129,26 @@ def load(order: Order) -> Outcome:
 
 def stop(run_id: str) -> None:
     """End what this process does for a run at the next batch; what is answered is committed."""
-    _desk.stopped.add(run_id)
+    _state.stopped.add(run_id)
 
 
 def release(run_id: str) -> None:
     """Give the memory back that a teacher of this run takes in this process."""
-    _desk.release(run_id)
+    _state.release(run_id)
 
 
-def _answer(order: Order, chunk: Chunk, outcome: Outcome) -> None:
-    if order.run_id in _desk.stopped:
+def _answer(job_spec: JobSpec, chunk: Chunk, outcome: Outcome) -> None:
+    if job_spec.run_id in _state.stopped:
         raise _Unfinished
-    if not sees_run(order):
-        raise JobError(f"{_me()}: {unseen(order)}")
-    job = order.job
-    signals = _Signals(order.run_id, chunk)
-    with CacheWriter(job.cache, order.manifest, job.takeover_seconds) as writer:
+    if not sees_run(job_spec):
+        raise JobError(f"{_me()}: {unseen(job_spec)}")
+    job = job_spec.job
+    signals = _Signals(job_spec.run_id, chunk)
+    with CacheWriter(job.cache, job_spec.manifest, job.takeover_seconds) as writer:
         work = _ChunkWork(writer, chunk, signals.wait)
         if not work.pending:
             return
-        held = _desk.teacher(order)
+        held = _state.teacher(job_spec)
 
         def committed(record: CommitRecord, seconds: float, truncated: int) -> None:
             outcome.shards.append((record, seconds, truncated))
@@ -162,11 +162,11 @@ def _answer(order: Order, chunk: Chunk, outcome: Outcome) -> None:
             held.batch_size = asking.batch_size
 
 
-def unseen(order: Order) -> str:
+def unseen(job_spec: JobSpec) -> str:
     """What to tell people about a worker that does not see the cache."""
     return (
-        f"does not see the cache {order.job.cache}; every worker needs the same folder under the "
-        "same path"
+        f"does not see the cache {job_spec.job.cache}; every worker needs the same folder under "
+        "the same path"
     )
 
 
@@ -206,7 +206,7 @@ class _Signals:
     def advance(self, rows: int) -> None:
         """So many more rows are answered; ends the asking if the run has stopped."""
         self._rows += rows
-        if self._run_id in _desk.stopped:
+        if self._run_id in _state.stopped:
             raise _Unfinished
         if time.monotonic() - self._reported > REPORT_EVERY_S:
             self._reported = time.monotonic()
@@ -220,7 +220,7 @@ class _Signals:
 
     def wait(self, rows: int) -> None:
         """Other writers are at the last rows: wait for them, or let the chunk be tried later."""
-        if not self._chunk.waits or self._run_id in _desk.stopped:
+        if not self._chunk.waits or self._run_id in _state.stopped:
             raise _Unfinished
 
 
@@ -234,7 +234,7 @@ class _Held:
     batch_size: int
 
 
-class _Desk:
+class _WorkerState:
     """What a worker process keeps from one chunk to the next."""
 
     def __init__(self) -> None:
@@ -243,18 +243,18 @@ class _Desk:
         self.stopped: set[str] = set()
         self._held: _Held | None = None
 
-    def teacher(self, order: Order) -> _Held:
+    def teacher(self, job_spec: JobSpec) -> _Held:
         """The teacher of a run, made and loaded unless it is here already."""
-        key = (order.spec.fingerprint, order.job.device)
+        key = (job_spec.spec.fingerprint, job_spec.job.device)
         held = self._held
         if held is None or held.key != key:
             self._held = held = None  # two teachers may not fit into the device's memory
-            teacher = _make(order)
+            teacher = _make(job_spec)
             teacher.load()
             held = self._held = _Held(key, "", teacher, 1)
-        if held.run_id != order.run_id:
-            held.run_id = order.run_id
-            held.batch_size = order.job.batch_size or held.teacher.default_batch_size
+        if held.run_id != job_spec.run_id:
+            held.run_id = job_spec.run_id
+            held.batch_size = job_spec.job.batch_size or held.teacher.default_batch_size
         return held
 
     def release(self, run_id: str) -> None:
@@ -269,7 +269,7 @@ class _Desk:
             self.lock.release()
 
 
-_desk = _Desk()
+_state = _WorkerState()
 
 
 def _empty_caches() -> None:
@@ -279,15 +279,15 @@ def _empty_caches() -> None:
     torch.cuda.empty_cache()
 
 
-def _make(order: Order) -> Teacher:
+def _make(job_spec: JobSpec) -> Teacher:
     try:
-        teacher = make_teacher(order.job)
+        teacher = make_teacher(job_spec.job)
     except ArmadaError as error:
         raise type(error)(f"{_me()}: {error}") from error
-    if teacher.spec.fingerprint != order.spec.fingerprint:
-        fields = (line.partition(":")[0] for line in differences(order.spec, teacher.spec))
+    if teacher.spec.fingerprint != job_spec.spec.fingerprint:
+        fields = (line.partition(":")[0] for line in differences(job_spec.spec, teacher.spec))
         raise JobError(
-            f"{_me()}: its {order.job.teacher} is not the one here; it differs in "
+            f"{_me()}: its {job_spec.job.teacher} is not the one here; it differs in "
             f"{', '.join(fields)}"
         )
     return teacher

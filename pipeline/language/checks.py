@@ -17,7 +17,7 @@ def _check_generated(job: DistillJob) -> None:
     (keys,) = job.all_objectives
     if keys.options.get("cross_tokenizer"):
         raise JobError(
-            "responses generated: are words of the teacher's tokenizer; use a student that has it"
+            "responses generated: are tokens of the teacher's tokenizer; use a student that has it"
         )
 
 

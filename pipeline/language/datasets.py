@@ -25,8 +25,8 @@ from .teacher_texts import (
     check_same_tokens,
     check_tokenizer,
     matched_by_characters,
+    teacher_vocab_size,
     with_generated,
-    word_total,
 )
 
 
@@ -145,7 +145,7 @@ def _answering(
     source, rows = data.sources[teacher.source], data.train.cache_rows[teacher.source]
     feature, options = source.of_tokens, teacher.options
     answers = CachedAnswers(feature, options.token_temperature, options.tail)
-    answers.check(options.divergence, options.cross_tokenizer, word_total(source.teacher))
+    answers.check(options.divergence, options.cross_tokenizer, teacher_vocab_size(source.teacher))
     if options.cross_tokenizer:
         return matched_by_characters(answers, source.cache, rows, texts)
     check_same_tokens(texts, source.cache, rows, feature, data.train.corpus, tokenizer)

@@ -11,7 +11,7 @@ from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.labels import MISSING, NO_LABELS
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import pack
-from ...stages.distill.language.evaluation import WordSums, respond, response_metrics
+from ...stages.distill.language.evaluation import TokenSums, respond, response_metrics
 from ...stages.distill.language.export import LanguageCard, load_language_folder
 from ...stages.distill.language.model import LanguageModel
 from ...stages.distill.language.student import LanguageStudent
@@ -60,7 +60,7 @@ def _predicted(
     """Perplexity and its kin, over all predicted tokens."""
     sizes = Sizes(student.dim, 1, regression=False, feature_shape=None)
     model = LanguageModel(student, UndistilledObjective(ObjectiveOptions(), sizes)).eval()
-    rows, sums = pack(texts, "none", int(texts.lengths.max()), pad_id), WordSums()
+    rows, sums = pack(texts, "none", int(texts.lengths.max()), pad_id), TokenSums()
     dataset = DistillDataset(rows, np.full(len(rows), MISSING), {})
     device = next(student.parameters()).device
     for start in range(0, len(dataset), batch_size):

@@ -28,7 +28,7 @@ class LanguageKeys(LanguageSettings):
     text_format: Literal["text", "plain", "chat"] | None = Field(
         default=None,
         description="text: all segments are to be predicted; plain: the last one, after a prompt "
-        "of the others; chat: the same in the words of the tokenizer's chat template; default as "
+        "of the others; chat: the same as the tokenizer's chat template writes it; default as "
         "for the teacher, or text (task=language)",
     )
     prompt_template: str | None = Field(

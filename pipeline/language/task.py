@@ -9,7 +9,7 @@ from ...stages.distill.language.evaluation import METRICS
 from ...stages.distill.language.export import LanguageCard, save_language_student
 from ...stages.distill.language.model import LanguageModel
 from ...stages.distill.language.source import (
-    check_apart,
+    check_document_mask,
     choose_row_length,
     load_language_student,
 )
@@ -59,7 +59,7 @@ class LanguageTask(Task):
         recipe.check(tokenizer)
         most = choose_row_length(job.max_length, tokenizer, student.causal)
         if job.packing == "apart":
-            check_apart(student)
+            check_document_mask(student)
         teachers = token_teachers(plan, tokenizer)
         encoding = Encoding(tokenizer, recipe, most)
         data, texts = learnable(job, data, teachers, encoding)

@@ -1,4 +1,4 @@
-"""Whether the texts of a run are what the teacher of words was asked about, token by token."""
+"""Whether the texts of a run are what the teacher of tokens was asked about, token by token."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus
 from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.teachers import MatchedTokens, match
-from ...stages.language.tokens import Ids, TokenTexts, tokenizer_digest, words_digest
+from ...stages.language.tokens import Ids, TokenTexts, tokenizer_digest, vocab_digest
 from ...stages.store.format.rows import Rows, arange_each
 from ...stages.store.reading.feature_array import RaggedArray
 from ...stages.store.reading.reader import Cache
@@ -20,26 +20,26 @@ _BLOCK = 4096
 
 
 def check_tokenizer(teacher: TeacherSpec, tokenizer: Any, cross_tokenizer: bool) -> None:
-    """Refuse a teacher whose words are others than the student's, unless that is asked for; whether
-    both split texts alike, `check_same_tokens` sees."""
+    """Refuse a teacher whose tokens are others than the student's, unless that is asked for.
+    Whether both split texts alike, `check_same_tokens` sees."""
     theirs, ours = teacher.settings["tokenizer"], tokenizer_digest(tokenizer)
     if cross_tokenizer and theirs == ours:
         raise JobError("cross_tokenizer: teacher and student have one tokenizer; leave it out")
     if cross_tokenizer or theirs == ours:
         return
-    if teacher.words != words_digest(tokenizer, word_total(teacher)):
+    if teacher.words != vocab_digest(tokenizer, teacher_vocab_size(teacher)):
         raise JobError(
-            f"tokenizer: the teacher's is {theirs}, the student's {ours}: their words differ; use "
+            f"tokenizer: the teacher's is {theirs}, the student's {ours}: their tokens differ; use "
             "a student of the teacher's family, or cross_tokenizer=true"
         )
 
 
-def word_total(teacher: TeacherSpec) -> int:
-    """How many words a teacher's tokenizer has."""
+def teacher_vocab_size(teacher: TeacherSpec) -> int:
+    """How many tokens a teacher's tokenizer has."""
     total = teacher.settings.get("vocabulary")
     if not isinstance(total, int) or isinstance(total, bool):
         raise CacheError(
-            f"teacher {teacher.kind}:{teacher.name}: does not say how many words it has; use "
+            f"teacher {teacher.kind}:{teacher.name}: does not say how many tokens it has; use "
             "another cache"
         )
     return total

@@ -52,7 +52,7 @@ def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: Tra
         state.fsdp_plugin.ignored_modules = frozen
 
 
-class Twin:
+class UnshardedCopy:
     """The same model without numbers, made before sharding, to take up whole weights after it."""
 
     def __init__(self, model: TrainedModel) -> None:

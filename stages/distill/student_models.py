@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ...cache_schemas.errors import StudentSourceError
-from ..language.tokens import word_count
+from ..language.tokens import vocab_size_of
 from ..pretrained import (
     LOCAL_ONLY,
     embedding_rows,
@@ -133,19 +133,19 @@ def load_tokenizer(folder: Path) -> Any:
 
 def match_tokenizer(tokenizer: Any, config: Any) -> None:
     """Keep a tokenizer from making segment numbers for a model that tells no segments apart: some
-    (GPT-2) would add them as words."""
+    (GPT-2) would add them as tokens."""
     if (getattr(config, "type_vocab_size", None) or 0) < 2:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.model_input_names = names
 
 
-def check_words(model: Any, tokenizer: Any, source: str) -> None:
-    """Refuse a tokenizer with words that the model has no numbers for."""
-    words, rows = word_count(tokenizer), embedding_rows(model)
-    if words > rows:
+def check_vocab_size(model: Any, tokenizer: Any, source: str) -> None:
+    """Refuse a tokenizer with tokens that the model has no numbers for."""
+    vocab_size, rows = vocab_size_of(tokenizer), embedding_rows(model)
+    if vocab_size > rows:
         raise StudentSourceError(
-            f"student {source}: its tokenizer has {words} words, the model {rows}; resize the "
-            "model's embeddings, and train adapters on the model that was resized"
+            f"student {source}: its tokenizer has {vocab_size} tokens, the model {rows}; resize "
+            "the model's embeddings, and train adapters on the model that was resized"
         )
 
 

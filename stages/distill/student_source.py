@@ -21,7 +21,7 @@ from .scratch import make_config, plain_config, train_tokenizer
 from .student import PooledStudent, Student, StudentSettings, check_pooling, choose_pooling
 from .student_models import (
     Source,
-    check_words,
+    check_vocab_size,
     load_config,
     load_tokenizer,
     match_tokenizer,
@@ -44,7 +44,7 @@ def load_student(
 
     Raises StudentSourceError."""
     student, tokenizer = _load(settings, space, texts, dropout, lora)
-    check_words(student.model, tokenizer, settings.student)
+    check_vocab_size(student.model, tokenizer, settings.student)
     warn_of_padding(student, tokenizer, settings.student)
     return student, tokenizer
 

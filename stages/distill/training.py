@@ -32,7 +32,7 @@ from .reporting import reporters
 from .sampler import EpochBatches
 from .schedules import AlternateSchedule
 from .settings import TrainingSettings
-from .sharding import Twin, fsdp_arguments
+from .sharding import UnshardedCopy, fsdp_arguments
 from .timing import StepTimes
 from .trainer import DistillTrainer
 
@@ -102,7 +102,7 @@ def train(run: Run) -> Training:
     best = BestStudent(run.folder, run.metric, run.settings.keep)
     run.train.processes = run.model.processes = run.processes
     _place(run)
-    twin = Twin(run.model) if run.sharded and run.processes.first else None
+    twin = UnshardedCopy(run.model) if run.sharded and run.processes.first else None
     trainer = _make_trainer(run, [times, best], _schedules(run, checkpoint))
     best.weights_of = whole_weights = trainer.accelerator.get_state_dict
     run.processes.draw_apart(run.seed)

@@ -87,14 +87,14 @@ def find_transform(model: Any) -> LogitTransform | None:
     return transform if error <= TOLERANCE else None
 
 
-def looks_ahead(model: Any) -> bool:
-    """Whether what a model says of a token depends on tokens after it: it is no causal one."""
+def is_causal(model: Any) -> bool:
+    """Whether what a model predicts at a token depends on no token after it."""
     mask = torch.ones(1, PROBE_TOKENS, dtype=torch.int64, device=model.device)
     last, before = slice(PROBE_TOKENS - 1, None), slice(0, PROBE_TOKENS - 1)
-    return _depends(model, PROBE_TOKENS, last, before, attention_mask=mask)
+    return not _depends(model, PROBE_TOKENS, last, before, attention_mask=mask)
 
 
-def keeps_apart(model: Any) -> bool:
+def isolates_packed_documents(model: Any) -> bool:
     """Whether texts in one row do not see each other where only positions tell them apart."""
     places = torch.arange(PROBE_TOKENS, device=model.device).repeat(2)[None]
     first, second = slice(0, PROBE_TOKENS), slice(PROBE_TOKENS, None)

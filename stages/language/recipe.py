@@ -173,7 +173,7 @@ class Recipe(BaseModel):
     text_format: Literal["text", "plain", "chat"] = Field(
         default="text",
         description="text: all segments are to be predicted; plain: the last one, after a prompt "
-        "of the others; chat: the same in the words of the tokenizer's chat template",
+        "of the others; chat: the same as the tokenizer's chat template writes it",
     )
     prompt_template: str = Field(
         default="{text}\n",

@@ -8,7 +8,7 @@ Two tokenizers are one if they do the same, whatever files they were saved as: d
 of one family share a tokenizer and differ in how many rows of logits they round it up to (151,936
 and 152,064, say). What counts is the tokenizer: ids beyond its last word mean nothing, and nobody
 teaches them. They may also differ in settings, such as which word ends a text: what is said of a
-word is of the same word, whatever its role is (`words_digest`), and whether both split a text alike
+word is of the same word, whatever its role is (`vocab_digest`), and whether both split a text alike
 is seen by its tokens.
 """
 
@@ -277,13 +277,13 @@ def _model(tokenizer: Any) -> Any:
 _BY_CALL = frozenset({"padding", "truncation", "version"})
 
 
-def words_digest(tokenizer: Any, count: int | None = None) -> str:
+def vocab_digest(tokenizer: Any, count: int | None = None) -> str:
     """128 bits, in hexadecimal, of which word each id stands for: of all ids, or of the first
     `count`. Roles, added words behind those, and how texts are split do not count."""
     vocabulary = tokenizer.get_vocab()
     return digest({word: at for word, at in vocabulary.items() if count is None or at < count})
 
 
-def word_count(tokenizer: Any) -> int:
+def vocab_size_of(tokenizer: Any) -> int:
     """How many ids a tokenizer has, the highest one plus one."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)

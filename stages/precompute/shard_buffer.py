@@ -45,7 +45,7 @@ class ShardBuffer:
     def put(self, places: IntArray, answers: Answers) -> dict[int, str]:
         """Keep the answers to the examples at `places`, those with numbers that are not finite
         left out; returns place -> feature of these. Half precision that overflows is not finite."""
-        bad = {int(places[position]): name for position, name in answers.unfit.items()}
+        bad = {int(places[position]): name for position, name in answers.invalid.items()}
         for name, column in self._columns.items():
             finite = column.put(places, answers.features[name])
             bad |= {int(place): name for place in places[~finite]}

@@ -125,8 +125,8 @@ class TeacherTests:
         teacher, examples = self._loaded(source), self._examples()
         for batch in _batches(teacher, examples, 4):
             answers = _encode(teacher, batch)
-            assert not answers.unfit, (
-                f"no valid output: {answers.unfit}; name such texts in refused"
+            assert not answers.invalid, (
+                f"no valid output: {answers.invalid}; name such texts in refused"
             )
             _check(answers, teacher.spec, batch)
 
@@ -161,7 +161,7 @@ class TeacherTests:
                 answers = _encode(teacher, [_example(text)])
                 numbers = [np.asarray(rows[0]) for rows in answers.features.values()]
                 finite = all(np.isfinite(each).all() for each in numbers)
-                assert answers.unfit or not finite, (
+                assert answers.invalid or not finite, (
                     f"{text!r:.80} has finite outputs: it is not refused"
                 )
             assert not any("\n" in line for line in told)

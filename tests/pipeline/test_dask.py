@@ -26,7 +26,7 @@ from armada.cache_schemas import errors
 from armada.cache_schemas.manifest import CommitRecord, FileRecord, RunRecord, TeacherManifest
 from armada.pipeline.distributed import cluster as cluster_module
 from armada.pipeline.distributed.dispatch import Chunks
-from armada.pipeline.distributed.workers import Chunk, Order, Outcome, answer, keys_table, stop
+from armada.pipeline.distributed.workers import Chunk, JobSpec, Outcome, answer, keys_table, stop
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job, make_teacher
 from armada.pipeline.precompute_plan import PrecomputeReport
@@ -591,25 +591,27 @@ def test_workers_must_see_the_cache(
     assert committed(tmp_path / "cache") == 0
 
 
-def ordered(this: PrecomputeJob, run_id: str) -> tuple[Order, Chunk]:
+def ordered(this: PrecomputeJob, run_id: str) -> tuple[JobSpec, Chunk]:
     """What a run sends to a worker: the third chunk of its corpus."""
     manifest = manifest_of(this)
     read = read_corpus(this.corpus, this.text_column)
     chunk = Chunks(read, read.keys(), np.arange(300), SIZE, 0, ()).cut(2, waits=False)
-    return Order(run_id, this, manifest, manifest.spec), chunk
+    return JobSpec(run_id, this, manifest, manifest.spec), chunk
 
 
 @pytest.fixture
-def begun(corpus: Path, tmp_path: Path) -> tuple[Order, Chunk]:
+def begun(corpus: Path, tmp_path: Path) -> tuple[JobSpec, Chunk]:
     """The same of a run that has written its record."""
-    order, chunk = ordered(job(corpus, tmp_path / "cache"), tmp_path.name)
-    with CacheWriter(order.job.cache, order.manifest) as writer:
-        writer.record_run(order.run_id, RunRecord(started="", versions={}, hardware={}, corpora=()))
-    return order, chunk
+    job_spec, chunk = ordered(job(corpus, tmp_path / "cache"), tmp_path.name)
+    with CacheWriter(job_spec.job.cache, job_spec.manifest) as writer:
+        writer.record_run(
+            job_spec.run_id, RunRecord(started="", versions={}, hardware={}, corpora=())
+        )
+    return job_spec, chunk
 
 
 def test_a_chunk_takes_its_own_shard_number_once(
-    begun: tuple[Order, Chunk], cluster: LocalCluster
+    begun: tuple[JobSpec, Chunk], cluster: LocalCluster
 ) -> None:
     with Client(cluster, set_as_default=False) as client:
         outcomes = [client.submit(answer, *begun, key=f"own {n}").result() for n in (1, 2)]
@@ -620,7 +622,7 @@ def test_a_chunk_takes_its_own_shard_number_once(
 
 
 def test_a_run_that_is_stopped_begins_no_chunk(
-    begun: tuple[Order, Chunk], cluster: LocalCluster, journal: Journal
+    begun: tuple[JobSpec, Chunk], cluster: LocalCluster, journal: Journal
 ) -> None:
     with Client(cluster, set_as_default=False) as client:
         client.run(stop, begun[0].run_id)
@@ -632,9 +634,9 @@ def test_a_run_that_is_stopped_begins_no_chunk(
 def test_a_worker_that_comes_late_must_see_the_cache_too(
     corpus: Path, tmp_path: Path, cluster: LocalCluster
 ) -> None:
-    order, chunk = ordered(job(corpus, tmp_path / "cache"), "never")
+    job_spec, chunk = ordered(job(corpus, tmp_path / "cache"), "never")
     with Client(cluster, set_as_default=False) as client:
-        outcome = client.submit(answer, order, chunk).result()
+        outcome = client.submit(answer, job_spec, chunk).result()
     assert isinstance(outcome.error, errors.JobError)
     assert "does not see the cache" in str(outcome.error)
     assert not (tmp_path / "cache").exists()
@@ -666,18 +668,18 @@ def test_chunks_take_the_lowest_free_shards(corpus: Path) -> None:
 
 
 def test_a_shard_made_again_is_related_whatever_its_number(
-    begun: tuple[Order, Chunk], cluster: LocalCluster
+    begun: tuple[JobSpec, Chunk], cluster: LocalCluster
 ) -> None:
-    order, chunk = begun
+    job_spec, chunk = begun
     other = keys_table(record_of(chunk.shard))
-    with CacheWriter(order.job.cache, order.manifest) as writer:
-        spec = order.manifest.spec.features[0]
+    with CacheWriter(job_spec.job.cache, job_spec.manifest) as writer:
+        spec = job_spec.manifest.spec.features[0]
         rows = np.zeros((len(chunk.keys), *spec.shape), spec.dtype)
         writer.commit(chunk.keys, {spec.name: rows}, np.zeros(len(chunk.keys), dtype=bool))
         number = writer.commits[0].shard
     stale = replace(chunk, unrelated=frozenset({keys_table(record_of(number)), other}))
     with Client(cluster, set_as_default=False) as client:
-        outcome = client.submit(answer, order, stale, key="made again").result()
+        outcome = client.submit(answer, job_spec, stale, key="made again").result()
     assert (outcome.error, outcome.rows, outcome.unfinished) == (None, 0, False)
 
 

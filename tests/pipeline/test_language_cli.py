@@ -379,7 +379,7 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
     "settings of adapters alone": ({"lora_targets": "[q_proj]"}, "need lora_rank"),
     "generated words of another tokenizer": (
         {"cross_tokenizer": "true", "responses": "generated", "student": "OTHER"},
-        "are words of the teacher's tokenizer",
+        "are tokens of the teacher's tokenizer",
     ),
     "a divergence by rank": (
         {"cross_tokenizer": "true", "divergence": "jsd", "student": "OTHER"},
@@ -519,5 +519,5 @@ def test_a_vocabulary_that_grew_after_its_adapters(
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(output / "student")
     told = refused("evaluate", output, "--corpus", bench.validation)
-    assert "has 321 words, the model 320" in told
+    assert "has 321 tokens, the model 320" in told
     assert "train adapters on the model that was resized" in told

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.stages.language.tokens import tokenizer_digest, words_digest
+from armada.stages.language.tokens import tokenizer_digest, vocab_digest
 from command_line import CommandLine
 from safetensors.torch import load_file
 from tiny_language_models import TEXTS, make_causal_lm, make_chat_tokenizer
@@ -141,8 +141,8 @@ def test_a_word_more_of_the_teacher_is_another_tokenizer() -> None:
     one, more = make_chat_tokenizer(), make_chat_tokenizer()
     more.add_tokens(["<new>"])
     count = len(one)
-    assert words_digest(one) == words_digest(more, count) == words_digest(one, count)
-    assert words_digest(more) != words_digest(one, len(more))
+    assert vocab_digest(one) == vocab_digest(more, count) == vocab_digest(one, count)
+    assert vocab_digest(more) != vocab_digest(one, len(more))
     assert tokenizer_digest(one) != tokenizer_digest(more)
 
 
@@ -164,4 +164,4 @@ def test_a_cache_that_does_not_tell_its_words(
     armada.done(*distilled(root, tmp_path / "run", root / "student"))
     added_pad(root / "student")
     told = refused(armada, *distilled(root, tmp_path / "other", root / "student"))
-    assert "their words differ" in told
+    assert "their tokens differ" in told

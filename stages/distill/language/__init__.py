@@ -1,1 +1,1 @@
-"""Students that are causal language models: they learn words, from texts and from teachers."""
+"""Students that are causal language models: they learn tokens, from texts and from teachers."""

@@ -34,7 +34,7 @@ class AheadDataset(DistillDataset):
 
     @property
     def reads_cache(self) -> bool:
-        """Whether something of a cache is in its batches; a teacher's words are."""
+        """Whether something of a cache is in its batches; a teacher's tokens are."""
         rows = self.tokens
         return super().reads_cache or (isinstance(rows, PackedTexts) and bool(rows.teachers))
 

@@ -1,7 +1,7 @@
-"""Batches of a language model: rows of tokens, the words to predict, and what is known of them.
+"""Batches of a language model: rows of tokens, those to predict, and what is known of them.
 
 In: token texts, how they share rows, and maybe a teacher's answers to their predictions. Out: for
-chosen rows, padded ids [B, T], and for each of the P predicted tokens its place and its word.
+chosen rows, padded ids [B, T], and for each of the P predicted tokens its place and its token.
 Nothing is done token by token in Python.
 """
 
@@ -28,7 +28,7 @@ EVEN_WIDTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Predicted tokens with a word, of these, those that each teacher answered, and in how many
+    """Predicted tokens that the corpus has, those that each teacher answered, and in how many
     batches they are."""
 
     labelled: int
@@ -85,7 +85,7 @@ class PackedTexts:
     def pad(self, rows: Ints) -> dict[str, Any]:
         """A batch of rows [B, T]: `input_ids`; `attention_mask`, or `position_ids` of texts that
         share rows and do not see each other; `predicted_at` [P], the place, counted over B x T, of
-        the token before each predicted one, and `words` [P]; `answers` by the name of the source,
+        the token before each predicted one, and `targets` [P]; `answers` by the name of the source,
         each with `answered` [P] where not all have one; `pooled_at` [B], the last token that is
         given."""
         texts = self._texts_of(rows)
@@ -96,14 +96,14 @@ class PackedTexts:
         inside = arange_each(lengths)
         at = np.repeat(rows_of_texts * width + starts, lengths) + inside
         ids = np.full(len(rows) * width, self.pad_id, dtype=np.int64)
-        words = self.texts.ids[places_of(texts, self.texts.offsets)].astype(np.int64)
-        ids[at] = words
+        ids_of_texts = self.texts.ids[places_of(texts, self.texts.offsets)].astype(np.int64)
+        ids[at] = ids_of_texts
         predicted = inside >= np.repeat(prompts, lengths)
         batch = {
             "input_ids": ids.reshape(-1, width),
             **self._seen(len(rows), width, at, inside),
             "predicted_at": at[predicted] - 1,
-            "words": words[predicted],
+            "targets": ids_of_texts[predicted],
         }
         if self.packing == "none":
             given = prompts if self.prompted else lengths

@@ -2,7 +2,7 @@
 
 In: rows of the cache and how many predictions of each text are wanted. Out: tensors with a row for
 each of these, in the order of the texts; no Python object a token.
-Shapes: P predictions, k entries or K draws, V words.
+Shapes: P predictions, k entries or K draws, V tokens.
 """
 
 import math
@@ -40,15 +40,15 @@ class CachedAnswers:
     temperature: float
     tail: Tail
 
-    def check(self, divergence: Divergence, by_rank: bool, words: int) -> None:
-        """Raise an InputError for answers that cannot be compared so, or are not of so many words:
+    def check(self, divergence: Divergence, by_rank: bool, vocab_size: int) -> None:
+        """Raise an InputError for answers that cannot be compared so, or are not of so many tokens:
         caches come from strangers."""
         spec, coding = self.feature.spec, self.feature.spec.coding
         said = coding.vocabulary if coding is not None else math.prod(spec.shape)
-        if spec.axis != "predictions" or said != words or (coding is None and spec.whole):
+        if spec.axis != "predictions" or said != vocab_size or (coding is None and spec.whole):
             raise CacheError(
-                f"feature {spec.name!r}: {spec.shown} of {said} words is not what a teacher of "
-                f"{words} words says of predictions; use another cache"
+                f"feature {spec.name!r}: {spec.shown} of {said} tokens is not what a teacher of "
+                f"{vocab_size} tokens says of predictions; use another cache"
             )
         if isinstance(coding, DrawsCoding):
             self._check_draws(coding, divergence, by_rank)

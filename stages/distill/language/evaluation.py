@@ -1,4 +1,4 @@
-"""What a language model is worth: how well it predicts given words, and what it says by itself.
+"""What a language model is worth: how well it predicts given tokens, and what it says by itself.
 
 perplexity     exp of the mean cross entropy of the predicted tokens; one tokenizer's figure
 bits_per_byte  the cross entropy of all of them over the bytes of text they stand for: comparable
@@ -23,7 +23,7 @@ from ..batches import Batch
 from .batches import PackedTexts
 
 METRICS = ("loss", "perplexity", "bits_per_byte")
-"""Those of given words: all are errors."""
+"""Those of given tokens: all are errors."""
 
 _NATS_OF_A_BIT = math.log(2)
 _MOST_NATS = 700.0
@@ -31,11 +31,11 @@ _MOST_NATS = 700.0
 
 
 @dataclass(slots=True)
-class WordSums:
-    """Cross entropy, in nats, of so many words, and the bytes of text they stand for."""
+class TokenSums:
+    """Cross entropy, in nats, of so many tokens, and the bytes of text they stand for."""
 
     nats: float = 0.0
-    words: int = 0
+    tokens: int = 0
     bytes: int = 0
 
     @torch.no_grad()
@@ -44,12 +44,12 @@ class WordSums:
         places = batch.pop("places")
         count = texts.counts(places).labelled
         self.nats += float(model(**batch)["loss"]) * count
-        self.words += count
+        self.tokens += count
         self.bytes += texts.bytes_of(places)
 
     def metrics(self) -> dict[str, float]:
         """All of `METRICS`."""
-        loss = self.nats / max(self.words, 1)
+        loss = self.nats / max(self.tokens, 1)
         bits = self.nats / _NATS_OF_A_BIT / max(self.bytes, 1)
         return {
             "loss": loss,
@@ -116,8 +116,8 @@ def respond(
 
 @contextmanager
 def _greedy(model: Any, tokenizer: Any, most: int, ends: Collection[int]) -> Iterator[None]:
-    """A model that says the most probable words, whatever its folder says of sampling, beams and
-    penalties; rows of logits that stand for no word are never said."""
+    """A model that says the most probable tokens, whatever its folder says of sampling, beams and
+    penalties; rows of logits that stand for no token are never said."""
     from transformers import GenerationConfig
 
     before, rows = model.generation_config, model.get_output_embeddings().weight.shape[0]

@@ -16,7 +16,7 @@ from ...language.recipe import Recipe
 from ...pretrained import quiet_transformers
 from ..export import HEADS, read_card, save_parts
 from ..objectives.base import Objective
-from ..student_models import check_words, load_backbone, load_tokenizer
+from ..student_models import check_vocab_size, load_backbone, load_tokenizer
 from .source import AUTO_CLASS
 from .student import LanguageStudent
 
@@ -66,6 +66,6 @@ def load_language_folder(folder: Path) -> tuple[Any, Any, LanguageCard]:
     else:
         base = find_base(card, folder, StudentSourceError)
         model = load_backbone(base, AUTO_CLASS)
-        check_words(model, tokenizer, str(folder))
+        check_vocab_size(model, tokenizer, str(folder))
         model = read_adapters(model, folder, StudentSourceError)
     return model.eval(), tokenizer, card

@@ -31,7 +31,7 @@ class LanguageModel(TrainedModel):
         self,
         input_ids: Tensor,
         predicted_at: Tensor,
-        words: Tensor,
+        targets: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         answers: Mapping[str, Tensors] | None = None,
@@ -46,7 +46,7 @@ class LanguageModel(TrainedModel):
         processes."""
         flat_NH = self.student(input_ids, attention_mask, position_ids).flatten(0, 1)
         hidden_PH = flat_NH.index_select(0, predicted_at)
-        tokens = self._tokens(hidden_PH, words, counts)
+        tokens = self._tokens(hidden_PH, targets, counts)
         if not self.training:
             return {"loss": task_terms(StudentSide(tokens=tokens), None, False)["total"]}
         sources: Sources = {
@@ -64,13 +64,13 @@ class LanguageModel(TrainedModel):
         terms = self.objective.of_sources(side, sources, labels_B)
         return {"loss": terms["total"], "terms": terms}
 
-    def _tokens(self, hidden_PH: Tensor, words_P: Tensor, counts: Counts | None) -> Tokens:
+    def _tokens(self, hidden_PH: Tensor, targets_P: Tensor, counts: Counts | None) -> Tokens:
         weight_VH, bias_V = self.student.head_weights
         return Tokens(
             hidden_PH=hidden_PH,
             weight_VH=weight_VH,
             bias_V=bias_V,
-            labels_P=words_P,
+            labels_P=targets_P,
             transform=self.student.transform,
             labelled_count=None if counts is None else counts.labelled / self._shares(counts),
         )
@@ -91,11 +91,11 @@ def _token_answers(tensors: Tensors) -> TokenAnswers:
 
 
 def only_rows(batch: dict[str, Any], rows: int) -> None:
-    """Leave the words of all but the first rows of a batch out of its loss, in place: those that
+    """Leave the tokens of all but the first rows of a batch out of its loss, in place: those that
     were repeated to make shares of one size."""
     width = batch["input_ids"].shape[1]
     kept = batch["predicted_at"] // width < rows
-    batch["words"] = batch["words"].masked_fill(~kept, MISSING_LABEL)
+    batch["targets"] = batch["targets"].masked_fill(~kept, MISSING_LABEL)
     for tensors in batch.get("answers", {}).values():
         answered = tensors.get("answered")
         tensors["answered"] = kept if answered is None else kept & answered

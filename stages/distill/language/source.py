@@ -8,14 +8,14 @@ from typing import Any
 
 from ....cache_schemas.errors import StudentSourceError
 from ...corpus.labels import LabelSpace
-from ...language.logits import keeps_apart, transformer
+from ...language.logits import isolates_packed_documents, transformer
 from ...pretrained import choose_length, token_limit
 from ...sources import resolve
 from ..adapters import LoraSettings, with_adapters
 from ..scratch import make_config, train_byte_tokenizer
 from ..student import StudentSettings, is_decoder, keep_layers
 from ..student_models import (
-    check_words,
+    check_vocab_size,
     load_backbone,
     load_config,
     load_tokenizer,
@@ -42,7 +42,7 @@ def load_language_student(
         model, tokenizer = _from_scratch(settings, texts)
     else:
         model, tokenizer = _from_folder(settings, texts)
-    check_words(model, tokenizer, settings.student)
+    check_vocab_size(model, tokenizer, settings.student)
     if lora.lora_rank is not None:
         model = with_adapters(model, lora, "CAUSAL_LM")
     return LanguageStudent(model, space, dropout), tokenizer
@@ -55,9 +55,9 @@ def choose_row_length(asked: int | None, tokenizer: Any, model: Any) -> int:
     return choose_length(asked, limit, DEFAULT_ROW_LENGTH, 1, StudentSourceError)
 
 
-def check_apart(student: LanguageStudent) -> None:
+def check_document_mask(student: LanguageStudent) -> None:
     """Refuse a model whose texts would see each other although they are packed apart."""
-    if not keeps_apart(student.causal):
+    if not isolates_packed_documents(student.causal):
         raise StudentSourceError(
             f"packing apart: a {type(student.causal).__name__} shows a text what stands before it "
             "in its row; use packing none or joined"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....cache_schemas.errors import StudentSourceError
 from ...adapters import without_adapters
 from ...corpus.labels import LabelSpace
-from ...language.logits import find_transform, looks_ahead, transformer
+from ...language.logits import find_transform, is_causal, transformer
 from ...pretrained import refusing
 from ..aligner import ClassificationHead
 
@@ -33,7 +33,7 @@ class LanguageStudent(nn.Module):
                 f"student: {type(self.causal).__name__} makes its logits otherwise than from its "
                 "last hidden states and its head; use another model"
             )
-        if looks_ahead(self.causal):
+        if not is_causal(self.causal):
             raise StudentSourceError(
                 f"student: a {type(self.causal).__name__} sees the tokens after the one that it "
                 "predicts; use a causal language model"

@@ -1,6 +1,6 @@
-"""The trainer of stage 2 for language models: means over the words of a whole step, and perplexity.
+"""The trainer of stage 2 for language models: means over the tokens of a whole step; perplexity.
 
-A step may take several batches, and each of several processes has a share of each; every word that
+A step may take several batches, and each of several processes has a share of each; every token that
 is counted has the same weight all the same.
 """
 
@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..batches import Batch, DistillDataset
 from ..trainer import DistillTrainer
 from .batches import Counts, PackedTexts
-from .evaluation import WordSums
+from .evaluation import TokenSums
 from .model import only_rows
 
 
@@ -60,8 +60,8 @@ class LanguageTrainer(DistillTrainer):
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **_: Any
     ) -> EvalLoopOutput:
-        """Cross entropy over all words, summed batch by batch."""
-        model, sums = self.model.eval(), WordSums()
+        """Cross entropy over all tokens, summed batch by batch."""
+        model, sums = self.model.eval(), TokenSums()
         for batch in dataloader:
             with self.compute_loss_context_manager():
                 sums.add(model, self._prepare_inputs(batch), packed_texts(dataloader.dataset))

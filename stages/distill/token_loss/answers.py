@@ -1,4 +1,4 @@
-"""What a teacher said about the next word at P positions, in the forms that caches keep.
+"""What a teacher said about the next token at P positions, in the forms that caches keep.
 
 P positions, k ids that the cache lists, K draws, V' rows of the teacher's vocabulary. Ids are rows
 of the student's vocabulary. Logarithms are natural. Whatever stands in rows that the caller marks
@@ -17,13 +17,13 @@ from .settings import Divergence
 
 @dataclass(frozen=True, slots=True)
 class SparseAnswers:
-    """The probabilities of k words at the loss's temperature, and of all others together.
+    """The probabilities of k tokens at the loss's temperature, and of all others together.
 
     ids_Pk        int32 or int64, no id twice in a row
     log_probs_Pk  -inf marks an entry that is absent: its id is not looked at, and if it means a
-                  word, that word is one of the others
+                  token, that token is one of the others
     log_tail_P    the logarithm of what the others have, one more outcome on both sides; None: both
-                  sides are renormalised over the words that are present
+                  sides are renormalised over the tokens that are present
     A row without a present entry counts as one where student and teacher agree.
     """
 
@@ -46,10 +46,10 @@ class SparseAnswers:
 
 @dataclass(frozen=True, slots=True)
 class DrawnAnswers:
-    """K words drawn with replacement from the teacher at temperature 1; a word may occur again.
+    """K tokens drawn with replacement from the teacher at temperature 1; a token may occur again.
 
     ids_PK        int32 or int64
-    log_probs_PK  the teacher's logarithm of each drawn word's probability, if it was kept
+    log_probs_PK  the teacher's logarithm of each drawn token's probability, if it was kept
     Source: Random Sampling Knowledge Distillation, arXiv 2503.16870.
     """
 
@@ -70,7 +70,7 @@ class DrawnAnswers:
 
 @dataclass(frozen=True, slots=True)
 class DenseAnswers:
-    """The logarithm of every word's probability at temperature 1, [P, V'], V' <= V.
+    """The logarithm of every token's probability at temperature 1, [P, V'], V' <= V.
 
     Rows of the student's vocabulary that the teacher lacks, as where one of them is padded, have
     probability 0."""
@@ -109,15 +109,15 @@ def check_draws(divergence: Divergence, temperature: float, has_log_probs: bool)
         return
     raise JobError(
         f"divergence {divergence} at temperature {temperature:g} needs the probabilities of the "
-        "drawn words, and the cache kept none; use forward_kl at temperature 1, or cache them"
+        "drawn tokens, and the cache kept none; use forward_kl at temperature 1, or cache them"
     )
 
 
 def check_vocabulary(answers: Answers, rows: int) -> None:
-    """Raises JobError if the teacher knows more words than the student has rows for."""
+    """Raises JobError if the teacher knows more tokens than the student has rows for."""
     if isinstance(answers, DenseAnswers) and answers.log_probs_PV.shape[1] > rows:
         raise JobError(
-            f"the teacher's answers have {answers.log_probs_PV.shape[1]} words and the student's "
+            f"the teacher's answers have {answers.log_probs_PV.shape[1]} tokens and the student's "
             f"vocabulary {rows}; distil from a teacher with the student's vocabulary, or by uld"
         )
 
@@ -135,8 +135,8 @@ class Entries:
 
 
 def entries(answers: SparseAnswers, answered_C: Tensor, least: float) -> Entries:
-    """The listed words with absent ones and unanswered rows made harmless: such a row lists one
-    word, id 0 or its first one, so that the sum over the vocabulary stays right."""
+    """The listed tokens with absent ones and unanswered rows made harmless: such a row lists one
+    token, id 0 or its first one, so that the sum over the vocabulary stays right."""
     log_probs_Ck = answers.log_probs_Pk
     said_Ck = answered_C[:, None] & (log_probs_Ck > -torch.inf)
     first_C1 = said_Ck.to(torch.uint8).argmax(dim=1, keepdim=True)

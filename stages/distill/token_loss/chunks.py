@@ -5,7 +5,7 @@ from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20
 """What a chunk's float32 logits take on a processor, about. A quarter of it made steps slower by a
-half, four times as much no faster (128,256 words, width 256, 2 cores)."""
+half, four times as much no faster (128,256 tokens, width 256, 2 cores)."""
 
 ACCELERATOR_CHUNK_BYTES = 256 * 2**20
 """The same on other devices. Each chunk reads and writes the whole gradient of the weight, in

@@ -1,4 +1,4 @@
-"""Answers that give every word's probability: the divergence over the whole vocabulary.
+"""Answers that give every token's probability: the divergence over the whole vocabulary.
 
 Costs about five matrices [C, V] of a chunk beside the logits and the softmax, none of [P, V].
 """
@@ -20,7 +20,7 @@ def soften_dense(
     measure: Measure,
     temperature: float,
 ) -> Softened:
-    """The divergence from softmax(log p / T), over V words."""
+    """The divergence from softmax(log p / T), over V tokens."""
     assert isinstance(answers, DenseAnswers)
     log_sum_C1 = softmax(logits_CV, spare_CV)
     log_p_CV = tempered(answers, answered_C, logits_CV, temperature)
@@ -44,7 +44,7 @@ def tempered(answers: DenseAnswers, answered_C: Tensor, like: Tensor, temperatur
     return log_p.clamp_(min=LEAST).masked_fill_(~answered_C[:, None], 0)
 
 
-def padded(log_p: Tensor, words: int) -> Tensor:
-    """With probability 0 for the words that the teacher lacks."""
-    lacking = words - log_p.shape[1]
+def padded(log_p: Tensor, vocab_size: int) -> Tensor:
+    """With probability 0 for the tokens that the teacher lacks."""
+    lacking = vocab_size - log_p.shape[1]
     return F.pad(log_p, (0, lacking), value=LEAST) if lacking > 0 else log_p

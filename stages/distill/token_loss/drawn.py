@@ -1,10 +1,10 @@
 """Answers that are draws from the teacher: estimates whose mean over draws is the divergence's.
 
-forward KL   Weights w_i = 1/K: the value is KL of the drawn words' frequencies to the student, the
+forward KL   Weights w_i = 1/K: the value is KL of the drawn tokens' frequencies to the student, the
              gradient that of Σ w_i·(-log q_i), unbiased. At another temperature than the draws',
              w_i ∝ p_i^(1/T - 1), self-normalised: consistent as K grows, not unbiased.
 others       Σ p·h(q/p) is estimated by the mean of h(r_i) - h'(1)·(r_i - 1), r_i = q_i/p_i. What
-             is taken off has mean 0, for Σ p·(q/p - 1) = 0, provided that no word which the student
+             is taken off has mean 0, for Σ p·(q/p - 1) = 0, provided that no token that the student
              uses has the probability 0: value and gradient then are unbiased. The value is never
              negative, and where q = p neither has any variance.
 Source of draws for forward KL: arXiv 2503.16870.
@@ -49,7 +49,7 @@ def soften_drawn(
 
 
 def _log_probs(answers: DrawnAnswers, answered_C: Tensor, like: Tensor) -> Tensor:
-    """Of the drawn words; zeros where nobody kept them and nobody needs them."""
+    """Of the drawn tokens; zeros where nobody kept them and nobody needs them."""
     if answers.log_probs_PK is None:
         return like.new_zeros(answers.ids_PK.shape)
     kept_CK = answers.log_probs_PK.where(answered_C[:, None], 0).to(like.dtype)
@@ -59,7 +59,7 @@ def _log_probs(answers: DrawnAnswers, answered_C: Tensor, like: Tensor) -> Tenso
 def _frequencies(
     ids_CK: Tensor, log_p_CK: Tensor, log_q_CK: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Parts and slopes of KL(W ‖ q), W the weight of each drawn word."""
+    """Parts and slopes of KL(W ‖ q), W the weight of each drawn token."""
     log_w_CK = (log_p_CK * (1 / temperature - 1)).log_softmax(dim=1)
     ordered_CK = ids_CK.sort(dim=1).values
     first, past = (torch.searchsorted(ordered_CK, ids_CK, right=right) for right in (False, True))

@@ -43,12 +43,12 @@ class TokenTerms:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a student says at P positions, and what is known about the next word there.
+    """What a student says at P positions, and what is known about the next token there.
 
     hidden_PH       the student's last hidden states
     weight_VH       its lm_head, frozen or not; a frozen one costs one matrix product less
     bias_V          of its lm_head, if it has one
-    labels_P        int64, the next word; -100: unknown, so that there is no cross entropy here
+    labels_P        int64, the next token; -100: unknown, so that there is no cross entropy here
     answered_P      bool; False: the teacher was not asked, so that there is only cross entropy;
                     None: asked everywhere
     labelled_count, answered_count
@@ -84,7 +84,7 @@ def token_loss(
     float32 logits, or 256 MiB on a GPU. Memory is O(chunk · V) beside the gradients, forward and
     backward.
     Sums are in float32, or float64 for float64 inputs; gradients come back in the inputs' dtypes.
-    Raises JobError for draws that cannot give this divergence, or for a teacher with more words.
+    Raises JobError for draws that cannot give this divergence, or for a teacher with more tokens.
     Sources: T², Hinton, Vinyals, Dean, arXiv 1503.02531; gradients worked out chunk by chunk in the
     forward pass, Liger Kernel, arXiv 2410.10989.
     """

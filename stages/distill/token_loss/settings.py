@@ -10,7 +10,7 @@ Divergence = Literal[
 
 
 class TokenLossSettings(BaseModel):
-    """How the student's words are compared with the teacher's.
+    """How the student's tokens are compared with the teacher's.
 
     `alpha` and `temperature`, which every objective has, are arguments of the loss."""
 
@@ -19,7 +19,7 @@ class TokenLossSettings(BaseModel):
     divergence: Divergence = Field(
         default="forward_kl",
         description="forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl or total_variation, "
-        "between the teacher's next words and the student's",
+        "between the teacher's next tokens and the student's",
     )
     jsd_beta: float = Field(
         default=0.5,

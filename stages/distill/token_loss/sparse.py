@@ -1,7 +1,7 @@
-"""Answers that list k words: the listed ids are set apart, so that the others' sum is exact.
+"""Answers that list k tokens: the listed ids are set apart, so that the others' sum is exact.
 
-The student's mass on all other words is a logsumexp of its own, never 1 minus the sum of the listed
-ones, which has no correct digit where it is small.
+The student's mass on all other tokens is a logsumexp of its own, never 1 minus the sum of the
+listed ones, which has no correct digit where it is small.
 """
 
 import torch
@@ -15,7 +15,7 @@ from .softened import Softened, softmax
 def soften_sparse(
     logits_CV: Tensor, spare_CV: Tensor, answers: Answers, answered_C: Tensor, *, measure: Measure
 ) -> Softened:
-    """The divergence over the listed words, and one more outcome for the others if they have a
+    """The divergence over the listed tokens, and one more outcome for the others if they have a
     tail."""
     assert isinstance(answers, SparseAnswers)
     listed = entries(answers, answered_C, LEAST)
@@ -25,7 +25,7 @@ def soften_sparse(
         log_p_Ck = log_p_Ck - log_p_Ck.logsumexp(dim=1, keepdim=True)
         return apart.renormalised(*measure(log_p_Ck, apart.log_within_Ck))
     log_tail_C1 = answers.log_tail_P.where(answered_C, 0).to(log_p_Ck)[:, None]
-    # Where every id is listed there is no other word, whatever rounding has left in the tail.
+    # Where every id is listed there is no other token, whatever rounding has left in the tail.
     log_tail_C1 = log_tail_C1.where(apart.has_rest_C1, LEAST).clamp(min=LEAST)
     return apart.with_tail(*measure(torch.cat((log_p_Ck, log_tail_C1), 1), apart.log_q_Co))
 

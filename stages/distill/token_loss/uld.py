@@ -28,10 +28,11 @@ def uld_loss(
     tokens: Tokens, answers: Answers, *, alpha: float, chunk: int | None = None
 ) -> TokenTerms:
     """alpha · Σ_i |p_(i) - q_(i)| + (1 - alpha) · cross entropy, each a mean over its tokens, at
-    temperature 1. The ids of sparse answers are not looked at; their k words must be the likeliest.
+    temperature 1. The ids of sparse answers are not looked at: their k tokens have to be the
+    likeliest.
 
     Everything else is as in `token_loss`. Raises JobError for answers without the mass of all
-    words: draws, or sparse answers without a tail."""
+    tokens: draws, or sparse answers without a tail."""
     match answers:
         case DenseAnswers():
             soften = _all_ranks
@@ -41,16 +42,16 @@ def uld_loss(
         case _:
             raise JobError(
                 "uld compares sorted probabilities, which draws and answers without a tail do not "
-                "give; cache the likeliest words with their tail, or dense answers"
+                "give; cache the likeliest tokens with their tail, or dense answers"
             )
     return chunked(tokens, answers, soften, alpha=alpha, temperature=1.0, chunk=chunk)
 
 
-def _check_ranks(listed: int, words: int) -> None:
-    if listed > words:
+def _check_ranks(listed: int, vocab_size: int) -> None:
+    if listed > vocab_size:
         raise JobError(
-            f"the teacher's answers list {listed} words and the student's vocabulary has {words}; "
-            "cache fewer"
+            f"the teacher's answers list {listed} tokens and the student's vocabulary has "
+            f"{vocab_size}; cache fewer"
         )
 
 
@@ -79,13 +80,13 @@ def _all_ranks(
     logits_CV: Tensor, spare_CV: Tensor, answers: Answers, answered_C: Tensor
 ) -> Softened:
     assert isinstance(answers, DenseAnswers)
-    words = logits_CV.shape[1]
+    vocab_size = logits_CV.shape[1]
     log_sum_C1 = softmax(logits_CV, spare_CV)
     log_q_CV, order_CV = logits_CV.sub_(log_sum_C1).sort(dim=1, descending=True)
-    log_p = padded(tempered(answers, answered_C, logits_CV, 1.0), words)
+    log_p = padded(tempered(answers, answered_C, logits_CV, 1.0), vocab_size)
     log_p = log_p.sort(dim=1, descending=True).values
-    parts_CV, slopes_CV = _distance(log_p[:, :words], log_q_CV)
-    beyond_C = log_p[:, words:].exp().sum(dim=1)
+    parts_CV, slopes_CV = _distance(log_p[:, :vocab_size], log_q_CV)
+    beyond_C = log_p[:, vocab_size:].exp().sum(dim=1)
     return Softened(
         divergence_C=parts_CV.sum(dim=1) + beyond_C,
         log_sum_C1=log_sum_C1,

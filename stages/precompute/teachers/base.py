@@ -69,15 +69,16 @@ class Answers:
 
     features: name -> array [B, *shape], or, of a feature along an axis, one array [n, *shape] for
     each example; truncated: bool [B], texts longer than the teacher takes; images: PNG files, one
-    an example, of a teacher that makes images and was told to keep them; unfit: example -> feature
-    that came out as no numbers, where what is stored would not show it; fidelity: name -> how far
-    what is stored is from what was meant, of each example, None where nothing was measured.
+    an example, of a teacher that makes images and was told to keep them; invalid: example -> the
+    feature whose outputs were not finite, where stored integers would not show it; fidelity: name
+    -> how far what is stored is from what was meant, of each example, None where nothing was
+    measured.
     """
 
     features: Mapping[str, npt.NDArray[Any] | Sequence[npt.NDArray[Any]]]
     truncated: npt.NDArray[np.bool_]
     images: Sequence[bytes] = field(default=())
-    unfit: Mapping[int, str] = field(default_factory=dict)
+    invalid: Mapping[int, str] = field(default_factory=dict)
     fidelity: Mapping[str, Sequence[Fidelity | None]] = field(default_factory=dict)
 
 

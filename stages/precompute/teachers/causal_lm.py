@@ -1,9 +1,9 @@
 """Any causal language model as a teacher: what it says of each token of a text, and by itself.
 
-Of a text (`../../language`), the predicted tokens are answered: by the most probable words, by
-words drawn from the model's distribution, by the whole distribution, by hidden states, as is
+Of a text (`../../language`), the predicted tokens are answered: by the most probable tokens, by
+tokens drawn from the model's distribution, by the whole distribution, by hidden states, as is
 asked. The logits of all tokens are never in memory at once.
-Shapes: B examples, T tokens, P predicted tokens of all examples, H hidden numbers, V words.
+Shapes: B examples, T tokens, P predicted tokens of all examples, H hidden numbers, V tokens.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
-from ...language.logits import find_transform, hidden_states, looks_ahead
+from ...language.logits import find_transform, hidden_states, is_causal
 from ...language.tokens import (
     TokenTexts,
     by_text,
@@ -26,8 +26,8 @@ from ...language.tokens import (
     end_ids,
     read_before_predicted,
     tokenizer_digest,
-    word_count,
-    words_digest,
+    vocab_digest,
+    vocab_size_of,
 )
 from ...pretrained import choose_length, padding_id, read_tokenizer, token_limit
 from ...tokenizing.unknown import Unknown, mostly_unknown
@@ -61,7 +61,7 @@ class CausalLMTeacher(CheckpointTeacher):
         super().__init__(source, options.revision, options.precision(), device)
         self._options = options
         self._tokenizer = read_tokenizer(self._folder, TeacherSourceError)
-        self._words, self._rows = word_count(self._tokenizer), self._head_rows()
+        self._vocab_size, self._rows = vocab_size_of(self._tokenizer), self._head_rows()
         self._positions = token_limit(self._tokenizer, self._skeleton)
         self._max_length = choose_length(
             options.max_length, self._positions, DEFAULT_TEXT_LENGTH, 1, JobError
@@ -72,10 +72,10 @@ class CausalLMTeacher(CheckpointTeacher):
             **self._of_template(),
             max_length=self._max_length,
             tokenizer=tokenizer_digest(self._tokenizer),
-            vocabulary=self._words,
+            vocabulary=self._vocab_size,
             temperatures=options.known_temperatures,
         )
-        self.spec = spec.model_copy(update={"words": words_digest(self._tokenizer)})
+        self.spec = spec.model_copy(update={"words": vocab_digest(self._tokenizer)})
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """Rows of each example for each of its tokens, predicted tokens, and generated ones."""
@@ -91,7 +91,7 @@ class CausalLMTeacher(CheckpointTeacher):
             output, places_P = self._run(texts)
             answers = self._predict(output, places_P, texts.predicted, seeds)
         features |= answers.rows_of_texts(texts.predicted)
-        unfit = dict.fromkeys(answers.broken(texts.predicted), "logits")
+        invalid = dict.fromkeys(answers.broken(texts.predicted), "logits")
         if self._options.hidden_layers:
             features["hidden"] = self._hidden(output, places_P, texts.predicted)
         if self._options.max_new_tokens:
@@ -99,10 +99,10 @@ class CausalLMTeacher(CheckpointTeacher):
                 said = self._generate(texts, seeds)
             features["generated_ids"] = [np.array(one.ids, dtype=np.uint32) for one in said]
             features["generated_log_probs"] = [np.array(one.log_probs, "f4") for one in said]
-            unfit |= {place: "generated_ids" for place, one in enumerate(said) if one.broken}
+            invalid |= {place: "generated_ids" for place, one in enumerate(said) if one.broken}
         owners_P = np.repeat(np.arange(len(texts)), texts.predicted)
         fidelity = answers.fidelity_of_texts(owners_P, len(texts))
-        return Answers(features, texts.truncated, unfit=unfit, fidelity=fidelity)
+        return Answers(features, texts.truncated, invalid=invalid, fidelity=fidelity)
 
     def buckets(self, examples: Sequence[Example]) -> list[int]:
         """The padded length of each example, in tokens."""
@@ -162,10 +162,10 @@ class CausalLMTeacher(CheckpointTeacher):
         return output, torch.from_numpy(np.concatenate(places)).to(self._device)
 
     def _logits(self, hidden_CH: Tensor) -> Tensor:
-        """Logits of the tokenizer's words [C, V]: what a model has beyond them stands for none."""
+        """Logits of the tokenizer's tokens [C, V]: what a model has beyond them stands for none."""
         rows_CH = in_row_groups(hidden_CH, self._device)
         logits_CV = self._transform.apply_(self._head(rows_CH))
-        return logits_CV[: len(hidden_CH), : self._words].float()
+        return logits_CV[: len(hidden_CH), : self._vocab_size].float()
 
     def _next_logits(self, ids_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
         """Logits [B, V] of what comes after rows of tokens, and what is kept of them: never the
@@ -200,7 +200,7 @@ class CausalLMTeacher(CheckpointTeacher):
                 f"source {self._folder}: {type(self._model).__name__} makes its logits otherwise "
                 "than from its last hidden states and its head; use another model"
             )
-        if looks_ahead(self._model):
+        if not is_causal(self._model):
             raise TeacherSourceError(
                 f"source {self._folder}: a {type(self._model).__name__} sees the tokens after the "
                 "one that it predicts; use a causal language model"
@@ -215,7 +215,7 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def _make_answers(self) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
-        for name, coding in self._options.codings(self._words).items():
+        for name, coding in self._options.codings(self._vocab_size).items():
             answers[name] = TopK(coding) if isinstance(coding, TopKCoding) else Draws(coding)
         if self._options.dense:
             answers["dense"] = Dense(self._precision)
@@ -223,7 +223,7 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def _features(self) -> list[FeatureSpec]:
         return self._options.features(
-            self._words, self._hidden_width(), self._max_length, self._precision.stored
+            self._vocab_size, self._hidden_width(), self._max_length, self._precision.stored
         )
 
     def _head_rows(self) -> int:
@@ -262,9 +262,9 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def _check(self) -> None:
         self._options.check(self._tokenizer)
-        if self._words > self._rows:
+        if self._vocab_size > self._rows:
             raise TeacherSourceError(
-                f"source {self._folder}: its tokenizer has {self._words} tokens, the model "
+                f"source {self._folder}: its tokenizer has {self._vocab_size} tokens, the model "
                 f"{self._rows}; use the model's own tokenizer, or resize the model's embeddings"
             )
         if self._options.hidden_layers:

@@ -14,7 +14,7 @@ from ...language.tokens import INSIDE
 from .base import PrecisionOptions
 
 TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
-"""The axes: tokens of a text, those of them that are predicted, and words the model said."""
+"""The axes: tokens of a text, those of them that are predicted, and tokens the model said."""
 
 
 class CausalLMOptions(PrecisionOptions, Recipe):
@@ -33,7 +33,7 @@ class CausalLMOptions(PrecisionOptions, Recipe):
     top_k: int | None = Field(
         default=64,
         ge=1,
-        description="most probable words to keep of each predicted token, with the mass of all "
+        description="most probable tokens to keep of each predicted token, with the mass of all "
         "others; null: none",
     )
     top_k_bits: Literal[5, 6, 8, 16] = Field(
@@ -47,7 +47,7 @@ class CausalLMOptions(PrecisionOptions, Recipe):
     draws: int | None = Field(
         default=None,
         ge=1,
-        description="words to draw from the model's distribution for each predicted token, with "
+        description="tokens to draw from the model's distribution for each predicted token, with "
         "replacement: unbiased where top_k is not (arXiv 2503.16870)",
     )
     draws_log_probs: bool = Field(
@@ -56,7 +56,7 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         "beside forward KL; 2 bytes a draw",
     )
     dense: bool = Field(
-        default=False, description="keep the log-probabilities of all words (small vocabularies)"
+        default=False, description="keep the log-probabilities of all tokens (small vocabularies)"
     )
     hidden_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
@@ -74,10 +74,10 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         description="let the model answer each prompt itself, with at most so many tokens",
     )
     generation_temperature: float = Field(
-        default=0.0, ge=0, le=100, description="0: the most probable words; else they are drawn"
+        default=0.0, ge=0, le=100, description="0: the most probable tokens; else they are drawn"
     )
     generation_top_p: float = Field(
-        default=1.0, gt=0, le=1, description="draw from the words that have this much of the mass"
+        default=1.0, gt=0, le=1, description="draw from the tokens that have this much of the mass"
     )
 
     @field_validator("hidden_layers")
@@ -105,19 +105,19 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         """Those at which a tail is kept, ascending: 1 is always among them."""
         return tuple(sorted({1.0, *self.temperatures}))
 
-    def codings(self, words: int) -> dict[str, Coding]:
+    def codings(self, vocab_size: int) -> dict[str, Coding]:
         """How the coded features of a vocabulary are written. Raises JobError."""
         codings: dict[str, Coding] = {}
         if self.top_k is not None:
-            if self.top_k > words:
+            if self.top_k > vocab_size:
                 raise JobError(
-                    f"top_k: {self.top_k} is above the tokenizer's vocabulary of {words}; ask for "
-                    f"at most {words}"
+                    f"top_k: {self.top_k} is above the tokenizer's vocabulary of {vocab_size}; ask "
+                    f"for at most {vocab_size}"
                 )
             with _within_limits("top_k, temperatures"):
                 codings["top_k"] = TopKCoding(
                     k=self.top_k,
-                    vocabulary=words,
+                    vocabulary=vocab_size,
                     bits=self.top_k_bits,
                     temperatures=self.known_temperatures,
                 )
@@ -125,27 +125,27 @@ class CausalLMOptions(PrecisionOptions, Recipe):
             bits: Literal[0, 16] = 16 if self.draws_log_probs else 0
             with _within_limits("draws"):
                 codings["draws"] = DrawsCoding(
-                    draws=self.draws, vocabulary=words, log_prob_bits=bits
+                    draws=self.draws, vocabulary=vocab_size, log_prob_bits=bits
                 )
         return codings
 
     def features(
-        self, words: int, width: int, max_length: int, stored: StoredDtype
+        self, vocab_size: int, width: int, max_length: int, stored: StoredDtype
     ) -> list[FeatureSpec]:
-        """All that is asked for of a model of so many words and hidden numbers."""
+        """All that is asked for of a model of so many tokens and hidden numbers."""
         of_tokens = {"axis": TOKENS, "longest": max_length}
         of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "longest": max_length}
         found = [
             _spec("token_ids", (), "uint32", "token ids of the text", **of_tokens),
             _spec("prompt_tokens", (), "uint32", "tokens at its start that are not predicted"),
         ]
-        for name, coding in self.codings(words).items():
+        for name, coding in self.codings(vocab_size).items():
             told = _TOLD[coding.kind].format(self.top_k, self.draws)
             width_of_row = (coding.row_bytes,)
             found.append(_spec(name, width_of_row, "uint8", told, coding=coding, **of_predictions))
         if self.dense:
-            told = "log-probabilities of all words"
-            found.append(_spec("dense", (words,), stored, told, **of_predictions))
+            told = "log-probabilities of all tokens"
+            found.append(_spec("dense", (vocab_size,), stored, told, **of_predictions))
         if self.characters:
             told = f"characters of the response read before the token; {INSIDE}: within one"
             found.append(_spec("characters_read", (), "uint32", told, **of_predictions))
@@ -163,8 +163,8 @@ class CausalLMOptions(PrecisionOptions, Recipe):
 
 
 _TOLD = {
-    "topk": "the {0} most probable words, their log-probabilities, the mass of all others",
-    "draws": "{1} words drawn from the model's distribution",
+    "topk": "the {0} most probable tokens, their log-probabilities, the mass of all others",
+    "draws": "{1} tokens drawn from the model's distribution",
 }
 
 

@@ -1,7 +1,7 @@
 """A language model's own continuations of prompts, greedy or drawn, one seed an example.
 
 Prompts of one length are continued together, so that nothing is padded and an answer depends on
-its example alone. Shapes: B prompts of one length, V words.
+its example alone. Shapes: B prompts of one length, V tokens.
 """
 
 import inspect
@@ -28,20 +28,20 @@ Uniforms = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next word is chosen. temperature 0: the most probable one; else it is drawn from the
-    most probable words that together have at least `top_p` of the mass (nucleus sampling, arXiv
+    """How the next token is chosen. temperature 0: the most probable one; else it is drawn from the
+    most probable tokens that together have at least `top_p` of the mass (nucleus sampling, arXiv
     1904.09751)."""
 
     temperature: float
     top_p: float
 
     def choose(self, logits_BV: Tensor, uniform_B: Uniforms) -> Tensor:
-        """The next word of each text [B]; `uniform_B` are numbers from 0 to 1."""
+        """The next token of each text [B]; `uniform_B` are numbers from 0 to 1."""
         if self.temperature == 0:
             return logits_BV.argmax(1)
         probs_BV, ids_BV = (logits_BV / self.temperature).double().softmax(1).sort(1, True)
         summed_BV = probs_BV.cumsum(1)
-        # The words before the one at which the mass is reached, and that one.
+        # The tokens before the one at which the mass is reached, and that one.
         kept_B1 = ((summed_BV - probs_BV) < self.top_p).sum(1, keepdim=True)
         mass_B1 = summed_BV.gather(1, kept_B1 - 1)
         wanted_B1 = torch.from_numpy(uniform_B)[:, None].to(mass_B1.device) * mass_B1
@@ -51,7 +51,7 @@ class Sampling:
 
 @dataclass(slots=True)
 class Continuation:
-    """The words that a model said, and the logarithms of their probabilities at temperature 1;
+    """The tokens that a model said, and the logarithms of their probabilities at temperature 1;
     `broken` if its logits were no numbers."""
 
     ids: list[int] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Continuation:
 
 NextLogits = Callable[[Tensor, Any], tuple[Tensor, Any]]
 """From new tokens [B, T] and what is remembered of those before them (None: nothing) to logits
-[B, V] of the next word, and what is to be remembered."""
+[B, V] of the next token, and what is to be remembered."""
 
 
 def find_cache_name(model: Any) -> str | None:
@@ -109,7 +109,7 @@ def continue_prompts(
     sampling: Sampling,
     uniforms_BN: Uniforms,
 ) -> list[Continuation]:
-    """Continuations of prompts of one length, at most `most` words each, up to and with one of
+    """Continuations of prompts of one length, at most `most` tokens each, up to and with one of
     `ends`."""
     found = [Continuation() for _ in prompts_BT]
     saying = np.ones(len(found), dtype=bool)

@@ -1,7 +1,7 @@
 """What a language model answers for each token it predicts, from its logits, chunk by chunk.
 
 In: logits [C, V] in float32 of as many tokens as fit into little memory. Out: NumPy arrays of a row
-a token. Shapes: C tokens of a chunk, P of all, V words, K entries or draws, T temperatures.
+a token. Shapes: C tokens of a chunk, P of all, V tokens, K entries or draws, T temperatures.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ class Answer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The most probable words with their log-probabilities, and the mass of all others."""
+    """The most probable tokens with their log-probabilities, and the mass of all others."""
 
     coding: TopKCoding
 
@@ -77,13 +77,13 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Words drawn with replacement from the model's own distribution (arXiv 2503.16870)."""
+    """Tokens drawn with replacement from the model's own distribution (arXiv 2503.16870)."""
 
     coding: DrawsCoding
 
     def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
         """Ids and log-probabilities [C, K]."""
-        # In double precision: in single, the sum over a large vocabulary forgets rare words.
+        # In double precision: in single, the sum over a large vocabulary forgets rare tokens.
         summed_CV = logits_CV.double().softmax(1).cumsum(1)
         wanted_CK = torch.from_numpy(uniform_CK).to(logits_CV.device) * summed_CV[:, -1:]
         ids_CK = torch.searchsorted(summed_CV, wanted_CK, right=True)
@@ -103,12 +103,12 @@ class Draws:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """The log-probabilities of all words."""
+    """The log-probabilities of all tokens."""
 
     precision: Precision
 
     def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
-        """Log-probabilities [C, V]; a word that is ruled out has the lowest number there is."""
+        """Log-probabilities [C, V]; a token that is ruled out has the lowest number there is."""
         log_probs_CV = logits_CV.log_softmax(1)
         lowest = float(np.finfo(self.precision.stored).min)
         return (self.precision.store(log_probs_CV.clamp(min=lowest)),)
@@ -144,7 +144,7 @@ class TokenAnswers:
         for start in range(0, max(len(self.measured), 1), chunk):
             part = slice(start, min(start + chunk, len(self.measured)))
             logits_CV = logits(part.start, part.stop)
-            # A word that is ruled out has minus infinity; other logits that are no numbers are
+            # A token that is ruled out has minus infinity; other logits that are no numbers are
             # broken, and so is all that follows from them.
             numbers_C = logits_CV.logsumexp(1).isfinite()
             self._numbers.append(numbers_C.cpu().numpy())

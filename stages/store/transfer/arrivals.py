@@ -31,7 +31,7 @@ from ..files.atomic import storage_error, sync_file, sync_folder
 from ..files.lock import locked
 from ..files.own_files import make_folder, move_file, write_file
 from ..files.plain_files import check_file, check_way, read_document
-from ..writing.reservations import Heart, Staging
+from ..writing.reservations import HeartbeatThread, Staging
 from ..writing.teacher_folder import refuse_removed
 from .place import NotThereError, Place
 from .retries import TooLargeError
@@ -144,7 +144,7 @@ class Arrivals:
                 self._staging = Staging(private, {})
             except OSError as cause:
                 raise storage_error(private, cause) from cause
-        self._heart = Heart()
+        self._heart = HeartbeatThread()
         self._heart.add(self._staging)
         self._numbers = count()
 

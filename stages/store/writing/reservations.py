@@ -172,7 +172,7 @@ class Watch:
         return time.monotonic() - since > self._patience_s
 
 
-class Heart:
+class HeartbeatThread:
     """One thread that beats for all folders of a writer, until it is stopped."""
 
     def __init__(self) -> None:

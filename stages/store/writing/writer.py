@@ -49,7 +49,7 @@ from ..files.plain_files import entries, read_document, stamp_of
 from ..format.manifests import first_own_shard, read_commit, read_commits, refuse_part
 from ..format.rows import KeyIndex, Rows
 from ..format.tables import read_keys
-from .reservations import PATIENCE_S, Heart, Reservation, Reservations
+from .reservations import PATIENCE_S, HeartbeatThread, Reservation, Reservations
 from .staged_shard import StagedShard, Values
 from .teacher_folder import (
     bring_up_to_date,
@@ -80,7 +80,7 @@ class CacheWriter:
             self._seen = {n: stamp_of(commit_file(self.folder, n)) for n in self._records}
             living = self._reservations.living()
             bring_up_to_date(self.folder, manifest, self._records, living)
-        self._heart = Heart()
+        self._heart = HeartbeatThread()
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -98,12 +98,12 @@ class CacheWriter:
         return pending(self.folder, self.commits, keys)
 
     @contextmanager
-    def turn(self) -> Iterator["Turn"]:
+    def turn(self) -> Iterator["LockedView"]:
         """Hold the cache's lock, with all that others have done until now in sight."""
         with self._locked():
             self._see_commits()
             first = first_own_shard(self.path, self.manifest.fingerprint)
-            yield Turn(self._records, self._reservations, self._heart, first)
+            yield LockedView(self._records, self._reservations, self._heart, first)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -176,14 +176,14 @@ class CacheWriter:
         return self.folder / "runs" / f"{run_id}.json"
 
 
-class Turn:
+class LockedView:
     """What a writer sees, and may do, while it holds the lock."""
 
     def __init__(
         self,
         commits: Mapping[int, CommitRecord],
         reservations: Reservations,
-        heart: Heart,
+        heart: HeartbeatThread,
         first_own: int,
     ) -> None:
         """`first_own` is the lowest number that a new shard may have."""
@@ -285,7 +285,7 @@ class Work:
         """Deal out again what another writer took over from us, unless that commits it."""
         self._dealt[np.searchsorted(self._rows, task.rows)] = False
 
-    def _see(self, turn: Turn) -> npt.NDArray[np.bool_]:
+    def _see(self, turn: LockedView) -> npt.NDArray[np.bool_]:
         """Take note of new commits; returns which keys are reserved."""
         for shard, record in turn.commits.items():
             if self._counted.get(shard) != record:

@@ -14,7 +14,7 @@ from armada.stages.language.tokens import (
     encode_texts,
     special_ends,
     tokenizer_digest,
-    word_count,
+    vocab_size_of,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,7 +122,7 @@ def test_digest_tells_tokenizers_apart_and_survives_a_file(tmp_path: Path) -> No
     assert tokenizer_digest(again) == tokenizer_digest(TOKENIZER)
     assert tokenizer_digest(make_chat_tokenizer(["other words"])) != tokenizer_digest(TOKENIZER)
     assert tokenizer_digest(BERT) != tokenizer_digest(TOKENIZER)
-    assert word_count(TOKENIZER) == len(TOKENIZER)
+    assert vocab_size_of(TOKENIZER) == len(TOKENIZER)
 
 
 def test_blocks_of_texts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from armada.stages.language.logits import find_transform, keeps_apart, looks_ahead
+from armada.stages.language.logits import find_transform, is_causal, isolates_packed_documents
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SIZES = {
@@ -25,25 +25,25 @@ def drawn(kind: str, seed: int = 0, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_model_just_drawn_that_looks_ahead(seed: int) -> None:
-    assert looks_ahead(drawn("bert", seed))
-    assert not looks_ahead(drawn("bert", seed, is_decoder=True))
+def test_a_model_just_drawn_that_is_not_causal(seed: int) -> None:
+    assert not is_causal(drawn("bert", seed))
+    assert is_causal(drawn("bert", seed, is_decoder=True))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_model_just_drawn_that_does_not_keep_texts_apart(seed: int) -> None:
     """BLOOM knows distances and no positions."""
     model = drawn("bloom", seed)
-    assert not looks_ahead(model)
-    assert not keeps_apart(model)
+    assert is_causal(model)
+    assert not isolates_packed_documents(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox"])
 def test_models_that_keep_texts_apart(kind: str, dtype: torch.dtype) -> None:
     model = drawn(kind).to(dtype).train()
-    assert not looks_ahead(model)
-    assert keeps_apart(model)
+    assert is_causal(model)
+    assert isolates_packed_documents(model)
     assert model.training
 
 

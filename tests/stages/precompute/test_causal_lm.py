@@ -10,7 +10,7 @@ import pytest
 import torch
 from armada.cache_schemas.errors import ArmadaError, JobError, TeacherSourceError
 from armada.cache_schemas.keys import example_key
-from armada.stages.language.logits import looks_ahead
+from armada.stages.language.logits import is_causal
 from armada.stages.precompute.teachers import causal_lm
 from armada.stages.precompute.teachers.base import Answers, Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
@@ -281,7 +281,7 @@ def test_a_batch_of_prompts_alone_has_features_without_rows(folders: dict[str, P
     for name in ("top_k", "draws", "dense", "hidden"):
         feature = teacher.spec.feature(name)
         assert [each.shape for each in answers.features[name]] == [(0, *feature.shape)] * len(PAIRS)
-    assert answers.unfit == {}
+    assert answers.invalid == {}
     assert {one for each in answers.fidelity.values() for one in each} == {None}
 
 
@@ -292,7 +292,7 @@ def test_logits_that_are_no_numbers_name_their_text(folders: dict[str, Path]) ->
     table.data[word] = float("nan")
     answers = ask(teacher)
     hit = [n for n, ids in enumerate(answers.features["token_ids"]) if word in ids]
-    assert answers.unfit == dict.fromkeys(hit, "logits")
+    assert answers.invalid == dict.fromkeys(hit, "logits")
     assert 0 < len(hit) <= len(TEXTS)
 
 
@@ -400,8 +400,8 @@ def test_a_model_that_sees_what_it_predicts_is_no_teacher(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = make_bert(tmp_path / "bert", TEXTS)
-    assert looks_ahead(AutoModelForMaskedLM.from_pretrained(folder))
+    assert not is_causal(AutoModelForMaskedLM.from_pretrained(folder))
     for family in FAMILIES:
-        assert not looks_ahead(AutoModelForCausalLM.from_pretrained(folders[family]))
+        assert is_causal(AutoModelForCausalLM.from_pretrained(folders[family]))
     with pytest.raises(TeacherSourceError):
         loaded(folder)

@@ -13,7 +13,7 @@ import pytest
 from armada.stages.store.writing import reservations
 from armada.stages.store.writing.reservations import (
     HEARTBEAT,
-    Heart,
+    HeartbeatThread,
     Staging,
     Watch,
     discard,
@@ -24,8 +24,8 @@ from hangs import HANG_S
 OWN = """
 import sys, time
 from pathlib import Path
-from armada.stages.store.writing.reservations import Heart, Staging
-heart = Heart()
+from armada.stages.store.writing.reservations import HeartbeatThread, Staging
+heart = HeartbeatThread()
 heart.add(Staging(Path(sys.argv[1]), {"note": b"mine"}))
 print("made", flush=True)
 time.sleep(600)
@@ -199,7 +199,7 @@ def test_who_was_taken_for_dead_can_move_nothing(tmp_path: Path) -> None:
 
 def test_the_heart_beats_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reservations, "BEAT_S", 0.001)
-    heart = Heart()
+    heart = HeartbeatThread()
     ours = Staging(tmp_path / "000000", {})
     heart.add(ours)
     first = (ours.folder / HEARTBEAT).read_bytes()

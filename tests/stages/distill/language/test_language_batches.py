@@ -77,7 +77,7 @@ def _plain(texts: TokenTexts, rows: list[list[int]]) -> dict[str, list[Any]]:
     return {
         "input_ids": ids,
         "predicted_at": at,
-        "words": words,
+        "targets": words,
         "attention_mask": mask,
         "position_ids": positions,
     }
@@ -102,7 +102,7 @@ def test_a_batch_is_what_it_is_token_by_token(
         np.testing.assert_array_equal(batch[name], expected[name], err_msg=name)
     assert ("position_ids" in batch) == (packing == "apart")
     assert ("attention_mask" in batch) == (packing != "apart")
-    assert rows.counts(chosen) == Counts(len(expected["words"]))
+    assert rows.counts(chosen) == Counts(len(expected["targets"]))
     assert rows.bytes_of(chosen) == 3 * sum(lengths[t] for row in members for t in row)
     lengths_of_rows = np.diff(rows.offsets)[chosen]
     assert lengths_of_rows.tolist() == [sum(lengths[t] for t in row) for row in members]
@@ -237,7 +237,9 @@ def test_what_answers_cannot_give_is_refused_before_training(cache: Any) -> None
     with pytest.raises(JobError, match="draws do not give"):
         CachedAnswers(draws, 1.0, "bucket").check("forward_kl", True, WORDS)
     for name in ("top_k", "draws", "dense"):
-        with pytest.raises(CacheError, match=f"of {WORDS} words is not what a teacher of 49 words"):
+        with pytest.raises(
+            CacheError, match=f"of {WORDS} tokens is not what a teacher of 49 tokens"
+        ):
             CachedAnswers(opened.ragged(name), 1.0, "bucket").check("forward_kl", False, WORDS - 1)
 
 

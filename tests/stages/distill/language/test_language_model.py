@@ -13,9 +13,9 @@ from armada.stages.corpus.labels import MISSING, NO_LABELS
 from armada.stages.distill.adapters import LoraSettings, with_adapters
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.language.batches import Counts, pack
-from armada.stages.distill.language.evaluation import WordSums, respond, response_metrics
+from armada.stages.distill.language.evaluation import TokenSums, respond, response_metrics
 from armada.stages.distill.language.model import LanguageModel, only_rows
-from armada.stages.distill.language.source import check_words, load_language_student
+from armada.stages.distill.language.source import check_vocab_size, load_language_student
 from armada.stages.distill.language.student import LanguageStudent
 from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
@@ -98,7 +98,7 @@ def test_one_word_in_two_processes_counts_as_much_as_in_one(folders: dict[str, P
     """The other process has none, and gradients are averaged."""
     student, tokenizer = student_of(folders["llama"])
     batch = pack(texts_of(tokenizer), "none", 100, 0).pad(np.array([2]))
-    batch |= {"predicted_at": batch["predicted_at"][:1], "words": batch["words"][:1]}
+    batch |= {"predicted_at": batch["predicted_at"][:1], "targets": batch["targets"][:1]}
     model, counts = model_of(student), Counts(1)
     alone = model(**batch, counts=counts)["loss"].detach()
     model.processes = Processes(rank=0, count=2)
@@ -113,7 +113,7 @@ def test_word_sums_do_not_depend_on_batches(folders: dict[str, Path]) -> None:
     model = model_of(student).eval()
     found = []
     for size in (1, 4, 6):
-        sums = WordSums()
+        sums = TokenSums()
         for start in range(0, len(dataset), size):
             places = list(range(start, min(start + size, len(dataset))))
             sums.add(model, dataset.__getitems__(places), rows)
@@ -202,8 +202,8 @@ def test_a_tokenizer_with_more_words_than_the_model(folders: dict[str, Path]) ->
     model = AutoModelForCausalLM.from_pretrained(folders["llama"])
     tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
     tokenizer.add_tokens(["<new>"])
-    with pytest.raises(StudentSourceError, match="has 321 words, the model 320; resize"):
-        check_words(model, tokenizer, "x")
+    with pytest.raises(StudentSourceError, match="has 321 tokens, the model 320; resize"):
+        check_vocab_size(model, tokenizer, "x")
 
 
 @pytest.mark.parametrize("kind", ["scratch:bert", "scratch:t5"])

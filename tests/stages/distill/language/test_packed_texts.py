@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from armada.cache_schemas.errors import StudentSourceError
 from armada.stages.corpus.labels import NO_LABELS
 from armada.stages.distill.language.batches import PackedTexts, pack
-from armada.stages.distill.language.source import check_apart
+from armada.stages.distill.language.source import check_document_mask
 from armada.stages.distill.language.student import LanguageStudent
-from armada.stages.language.logits import keeps_apart
+from armada.stages.language.logits import isolates_packed_documents
 from armada.stages.language.recipe import Recipe
 from armada.stages.language.tokens import TokenTexts, encode_texts
 from tiny_language_models import FAMILIES, make_causal_lm
@@ -47,7 +47,7 @@ def losses(student: LanguageStudent, rows: PackedTexts) -> Tensor:
     states = student(batch["input_ids"], **seen).flatten(0, 1)[batch["predicted_at"]]
     weight, bias = student.head_weights
     logits = student.transform.apply_(F.linear(states, weight, bias))
-    each = F.cross_entropy(logits, batch["words"], reduction="none")
+    each = F.cross_entropy(logits, batch["targets"], reduction="none")
     texts = rows.packs.texts
     parts = each.split(rows.texts.predicted[texts].tolist())
     return torch.stack([part.sum() for part in parts])[np.argsort(texts)]
@@ -61,7 +61,7 @@ def test_texts_apart_have_the_losses_that_they_have_alone(family: str, tmp_path:
     rows = pack(texts, "apart", LONGEST, 0)
     assert len(rows) < len(texts) / 3
     torch.testing.assert_close(losses(student, rows), alone, rtol=1e-12, atol=0)
-    assert keeps_apart(student.causal)
+    assert isolates_packed_documents(student.causal)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -83,4 +83,4 @@ def test_a_student_that_cannot_keep_texts_apart_is_refused(family: str, tmp_path
     assert not torch.allclose(found, alone, rtol=1e-3)
     name = {"opt": "OPTForCausalLM", "bloom": "BloomForCausalLM"}[family]
     with pytest.raises(StudentSourceError, match=f"packing apart: a {name} shows a text what"):
-        check_apart(student)
+        check_document_mask(student)

@@ -91,5 +91,5 @@ def test_answers_without_the_mass_of_all_words_are_refused(kind: str) -> None:
 def test_more_listed_words_than_the_student_has_are_refused() -> None:
     case = Case(words=3, teacher_words=8)
     case.labels %= 3
-    with pytest.raises(JobError, match="list 4 words and the student's vocabulary has 3"):
+    with pytest.raises(JobError, match="list 4 tokens and the student's vocabulary has 3"):
         loss(case, case.answers("tail", 1.0))
