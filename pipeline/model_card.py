@@ -209,7 +209,7 @@ class _Card:
 
     def _learned(self) -> str:
         if self._task == "language":
-            return "the next word"
+            return "the next token"
         return "the teacher's feature" if self._task == "none" else f"`{self.job.label_column}`"
 
     @property

@@ -268,7 +268,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def _model(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # a tokenizer without a fast form: its words and its kind
+    if backend is None:  # a tokenizer without a fast form: its tokens and its kind
         return {"kind": type(tokenizer).__name__, "words": tokenizer.get_vocab()}
     document = json.loads(backend.to_str())
     return {part: value for part, value in document.items() if part not in _BY_CALL}

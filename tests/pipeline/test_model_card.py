@@ -156,7 +156,7 @@ def test_language_models_say_more(language: Callable[..., Path]) -> None:
     head, snippet = head_and_snippet(student)
     assert (head.pipeline_tag, head.library_name) == ("text-generation", "transformers")
     assert run(snippet, student)[0]["generated_text"].startswith("a text")
-    assert "5 examples, `q` -> the next word" in (student / "README.md").read_text()
+    assert "5 examples, `q` -> the next token" in (student / "README.md").read_text()
 
 
 def test_adapters_are_put_on_their_model(language: Callable[..., Path]) -> None:
