@@ -1,12 +1,15 @@
 """A hook of mkdocs: what pages of the documentation link to outside of docs/ is in the site, too.
 
 So the same relative links lead somewhere on the repository's host and in the site. The README is
-the start; other Markdown is a page under its own path, and a file of code is one below code/.
+the start; other Markdown is a page under its own path, so is a notebook with its outputs, and a
+file of code is one below code/.
 """
 
+import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -62,6 +65,8 @@ def site_path(file: Path) -> str:
     if file.is_relative_to(DOCS):
         return file.relative_to(DOCS).as_posix()
     path = file.relative_to(ROOT).as_posix()
+    if file.suffix == ".ipynb":
+        return f"{path.removesuffix('.ipynb')}.md"
     return path if file.suffix == ".md" else f"code/{path}.md"
 
 
@@ -95,6 +100,26 @@ def _content(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         return text
-    fence = "~~~~"
-    language = _LANGUAGES.get(file.suffix, "text")
-    return f"# {file.relative_to(ROOT).as_posix()}\n\n{fence}{language}\n{text}\n{fence}\n"
+    if file.suffix == ".ipynb":
+        return "\n\n".join(part for cell in json.loads(text)["cells"] for part in _cell(cell))
+    code = _fenced(text, _LANGUAGES.get(file.suffix, "text"))
+    return f"# {file.relative_to(ROOT).as_posix()}\n\n{code}"
+
+
+def _cell(cell: dict[str, Any]) -> Iterator[str]:
+    """A cell of a notebook and its outputs, as Markdown."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        yield source
+        return
+    yield _fenced(source, "python")
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "image/png" in data:
+            yield f'<img alt="" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+        else:
+            yield _fenced("".join(output.get("text") or data["text/plain"]), "text")
+
+
+def _fenced(text: str, language: str) -> str:
+    return f"~~~~{language}\n{text.rstrip()}\n~~~~\n"
