@@ -1,6 +1,7 @@
 """The notebooks of examples/ run from beginning to end, and hold outputs that anybody may see."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,14 @@ def test_the_demo_runs(tmp_path: Path) -> None:
     found = figures(printed)
     assert found.keys() == {"undistilled", "nothing", "pictures"}
     assert found["pictures"] > max(found["undistilled"], found["nothing"]) + 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(
+    not {"ENCODER", "REVIEWS"} <= os.environ.keys(), reason="ENCODER and REVIEWS name no folders"
+)
+def test_the_encoder_runs(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "encoder.ipynb", tmp_path)
+    assert {"undistilled", "distilled"} == figures(printed).keys()
+    assert "cosine with the teacher's embeddings: 0." in printed
