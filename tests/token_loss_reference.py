@@ -158,7 +158,7 @@ def of_row(answers: Answers, row: int, q: np.ndarray, name: str, temperature: fl
 
 
 def of_draws(ids: np.ndarray, p: np.ndarray, q: np.ndarray, name: str, temperature: float) -> Any:
-    """The estimate of the divergence from draws, as `drawn.py` states it."""
+    """The estimate of the divergence from draws, as `divergences.py` states it."""
     if name == "forward_kl":
         weight = p ** (1 / temperature - 1)
         weight /= weight.sum()

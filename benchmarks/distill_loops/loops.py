@@ -18,14 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from armada.stages.distill import closed_forms, losses
-from armada.stages.distill.batches import Batch, DistillDataset
+from armada.stages.distill.batches import Batch, DistillDataset, EpochBatches
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives.armada import ArmadaObjective
 from armada.stages.distill.objectives.base import SOURCE
-from armada.stages.distill.optimizer import adamw, parameter_groups
-from armada.stages.distill.replay import Replay
-from armada.stages.distill.sampler import EpochBatches
-from armada.stages.distill.schedules import freeze
+from armada.stages.distill.schedules import Replay, adamw, freeze, parameter_groups
 from torch import Tensor
 
 from .material import Material, Size

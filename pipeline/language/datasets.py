@@ -9,8 +9,7 @@ import numpy as np
 from ...cache_schemas.errors import CorpusError, StudentSourceError
 from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
-from ...stages.distill.language.ahead import AheadDataset
-from ...stages.distill.language.batches import PackedTexts, pack
+from ...stages.distill.language.batches import AheadDataset, PackedTexts, pack
 from ...stages.distill.language.cached_answers import CachedAnswers
 from ...stages.distill.language.teachers import Answering, TeacherTokens
 from ...stages.distill.objectives.tokens import TokensOptions

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from .best import Keep
+from .checkpoints import Keep
 from .placement import Placement
 
 Reporter = Literal["tensorboard", "wandb", "mlflow", "trackio"]

@@ -11,16 +11,14 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..corpus.labels import LabelSpace, count_missing
-from .batches import Batch, DistillDataset, as_batch
+from .batches import Batch, DistillDataset, EpochBatches, as_batch
 from .evaluation import distinct_predictions, task_metrics
 from .finite import FiniteLosses
 from .model import TrainedModel
 from .objectives.base import Sources
-from .optimizer import adamw, parameter_groups
 from .order import Places
 from .placement import to_device
-from .replay import Replay
-from .sampler import EpochBatches
+from .schedules import Replay, adamw, parameter_groups
 from .sharding import frozen_names, load_whole, plain, shard
 
 _OF_ONE_PROCESS = {"train_loss", "train_samples_per_second", "train_steps_per_second"}

@@ -18,19 +18,16 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ...cache_schemas.errors import JobError, StorageError
 from ..pretrained import quiet_transformers
-from .batches import DistillDataset
-from .best import BestStudent
-from .checkpoints import CHECKPOINTS, is_of_a_whole_student, last_checkpoint
+from .batches import DistillDataset, EpochBatches
+from .checkpoints import CHECKPOINTS, BestStudent, is_of_a_whole_student, last_checkpoint
 from .evaluation import DISTINCT
 from .model import TrainedModel
 from .objectives.base import Objective, aligned_parts, freeze
 from .objectives.sum import SummedObjective
 from .placement import Placement, Where, choose_placements
 from .processes import ALONE, Processes
-from .replay import Replay
 from .reporting import reporters
-from .sampler import EpochBatches
-from .schedules import AlternateSchedule
+from .schedules import AlternateSchedule, Replay
 from .settings import TrainingSettings
 from .sharding import UnshardedCopy, fsdp_arguments
 from .timing import StepTimes

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 from armada.pipeline.run_folder import LOCK, METRICS, WORKING, alone_in
-from armada.stages.distill.best import BEST
-from armada.stages.distill.checkpoints import CHECKPOINTS
+from armada.stages.distill.checkpoints import BEST, CHECKPOINTS
 from command_line import CommandLine
 
 ONE_EPOCH = ("--set", "epochs=1")

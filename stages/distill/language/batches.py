@@ -5,7 +5,9 @@ chosen rows, padded ids [B, T], and for each of the P predicted tokens its place
 Nothing is done token by token in Python.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,8 +18,9 @@ import torch
 
 from ...language.tokens import TokenTexts
 from ...store.format.rows import arange_each, places_of
+from ..batches import Batch, DistillDataset
+from ..order import Places
 from .cached_answers import Tensors
-from .packs import Packs, one_each, packed
 from .settings import Packing
 from .teachers import Answering
 
@@ -49,7 +52,7 @@ class PackedTexts:
     """The texts of a data set in rows. What `tokens.Tokens` is to other students."""
 
     texts: TokenTexts
-    packs: Packs
+    packs: "Packs"
     packing: Packing
     pad_id: int
     teachers: Mapping[str, Answering] = field(default_factory=dict)
@@ -157,3 +160,90 @@ def _starts(lengths: Ints, rows: Ints) -> Ints:
     before = np.cumsum(lengths) - lengths
     first = np.searchsorted(rows, rows)
     return before - before[first] if len(rows) else before
+
+
+# --- Whole texts in rows of limited length, as few rows as can be.
+#
+# Best-fit decreasing: the longest text first, each into the fullest row that still takes it. A row
+# shows its texts in the order of the corpus. Measured on lines of WikiText-2 with rows of 512:
+# 99.9 % of all places are used.
+
+
+@dataclass(frozen=True, slots=True)
+class Packs:
+    """Rows of texts: row i has `texts[offsets[i]:offsets[i + 1]]`."""
+
+    texts: Ints
+    offsets: Ints
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def one_each(count: int) -> Packs:
+    """A row for each text."""
+    return Packs(np.arange(count, dtype=np.int64), np.arange(count + 1, dtype=np.int64))
+
+
+def packed(lengths: Ints, most: int) -> Packs:
+    """Texts of some lengths, each at most `most`, in rows of at most `most` tokens."""
+    assert lengths.max(initial=0) <= most, "a text fits into a row"
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), ascending
+    for text in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[text])
+        place = bisect_left(room, (length, -1))
+        left, row = room.pop(place) if place < len(room) else (most, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(text)
+        insort(room, (left - length, row))
+    ordered = sorted(sorted(row) for row in rows)
+    counts = np.array([len(row) for row in ordered], dtype=np.int64)
+    texts = np.array([text for row in ordered for text in row], dtype=np.int64)
+    return Packs(texts, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+
+# --- The next batch of a language model is made while the student is at the one before it.
+#
+# To decode a teacher's answers takes a microsecond or two a token: 10 to 20 ms for a batch of
+# 8,192, which a student on a GPU need not wait for. NumPy frees the interpreter meanwhile.
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A batch in the making."""
+
+    places: Places
+    batch: Future[Batch]
+
+
+class AheadDataset(DistillDataset):
+    """Makes the batch that is expected next in a thread. Batches are what they are without it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
+        self._expected: Places | None = None
+        self._coming: _Coming | None = None
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether something of a cache is in its batches; a teacher's tokens are."""
+        rows = self.tokens
+        return super().reads_cache or (isinstance(rows, PackedTexts) and bool(rows.teachers))
+
+    def expect(self, places: Places | None) -> None:
+        """Begun once the batch before it is asked for: those that are passed over cost nothing."""
+        self._expected = places
+
+    def _batch(self, whole: Places) -> Batch:
+        coming, self._coming = self._coming, None
+        if coming is not None and np.array_equal(coming.places, whole):
+            batch = coming.batch.result()
+        else:
+            batch = super()._batch(whole)
+        if self._expected is not None:
+            made = self._pool.submit(super()._batch, self._expected)
+            self._coming = _Coming(self._expected, made)
+        return batch

@@ -28,7 +28,7 @@ from ..token_loss.loss import Tokens, cross_entropy
 
 Feature = Tensor | AlignerAnswers
 """A batch's features [B, *shape]; or, for an objective whose aligner is frozen, what that reads out
-of them, worked out ahead (`../replay.py`)."""
+of them, worked out ahead (`../schedules.py`)."""
 
 TeacherSide = Feature | tuple[Feature, ...] | None
 """What an objective is told of a batch: one feature, or as many as it reads; None where it reads

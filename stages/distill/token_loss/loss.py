@@ -19,14 +19,9 @@ from .answers import (
     check_draws,
     check_vocabulary,
 )
-from .chunked import Chunked, Step
-from .chunks import chunk_tokens
-from .dense import soften_dense
-from .divergences import measure_of
-from .drawn import soften_drawn
+from .chunked import Chunked, Step, chunk_tokens
+from .divergences import Soften, measure_of, soften_dense, soften_drawn, soften_sparse
 from .settings import TokenLossSettings
-from .softened import Soften
-from .sparse import soften_sparse
 
 AS_THEY_ARE = LogitTransform()
 
@@ -79,7 +74,7 @@ def token_loss(
     """alpha · T² · D(teacher, student) + (1 - alpha) · cross entropy, each a mean over its tokens.
 
     The divergence compares softmax(z/T) with the answers: sparse ones as they are (they were cached
-    at T), dense ones as softmax(log p / T), draws as `drawn.py` says. Cross entropy is at T = 1.
+    at T), dense ones as softmax(log p / T), draws as `divergences.py` says. Cross entropy: T = 1.
     `chunk` is how many tokens go through the vocabulary at a time; None: as many as make 64 MiB of
     float32 logits, or 256 MiB on a GPU. Memory is O(chunk · V) beside the gradients, forward and
     backward.

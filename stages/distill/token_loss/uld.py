@@ -17,11 +17,8 @@ from torch import Tensor
 
 from ....cache_schemas.errors import JobError
 from .answers import Answers, DenseAnswers, SparseAnswers, entries
-from .dense import padded, tempered
-from .divergences import LEAST, total_variation
+from .divergences import LEAST, SetApart, Softened, padded, softmax, tempered, total_variation
 from .loss import Tokens, TokenTerms, chunked
-from .softened import Softened, softmax
-from .sparse import SetApart
 
 
 def uld_loss(

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from armada.stages.distill import replay as replay_module
+from armada.stages.distill import schedules as replay_module
 from armada.stages.distill import training
-from armada.stages.distill.batches import DistillDataset
+from armada.stages.distill.batches import DistillDataset, EpochBatches
 from armada.stages.distill.objectives.armada import ArmadaObjective
 from armada.stages.distill.objectives.base import SOURCE
-from armada.stages.distill.replay import Replay
-from armada.stages.distill.sampler import EpochBatches
+from armada.stages.distill.schedules import Replay
 from tiny_runs import TEXTS, Bench, train_logged, weights
 
 ROWS = 8

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from armada.stages.distill.sampler import EpochBatches
+from armada.stages.distill.batches import EpochBatches
 from armada.stages.distill.trainer import DistillTrainer
 from armada.stages.distill.training import Run, train
 from tiny_runs import changed, weights

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from armada.stages.corpus.labels import MISSING
-from armada.stages.distill.batches import DistillDataset
-from armada.stages.distill.language.ahead import AheadDataset
-from armada.stages.distill.language.batches import pack
-from armada.stages.distill.sampler import EpochBatches
+from armada.stages.distill.batches import DistillDataset, EpochBatches
+from armada.stages.distill.language.batches import AheadDataset, pack
 from armada.stages.language.recipe import Recipe
 from armada.stages.language.tokens import encode_texts
 from tiny_language_models import TEXTS, make_chat_tokenizer

@@ -9,9 +9,8 @@ import torch
 from armada.cache_schemas.codings import DrawsCoding, TopKCoding
 from armada.cache_schemas.errors import CacheError, JobError
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.distill.language.batches import Counts, PackedTexts, pack
+from armada.stages.distill.language.batches import Counts, PackedTexts, one_each, pack, packed
 from armada.stages.distill.language.cached_answers import CachedAnswers, as_answers
-from armada.stages.distill.language.packs import one_each, packed
 from armada.stages.distill.language.teachers import MatchedTokens, TeacherTokens, match
 from armada.stages.distill.token_loss.answers import DenseAnswers, DrawnAnswers, SparseAnswers
 from armada.stages.language.tokens import INSIDE, TokenTexts

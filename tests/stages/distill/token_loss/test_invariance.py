@@ -10,7 +10,7 @@ from armada.stages.distill.token_loss.answers import (
     DrawnAnswers,
     SparseAnswers,
 )
-from armada.stages.distill.token_loss.chunks import chunk_tokens
+from armada.stages.distill.token_loss.chunked import chunk_tokens
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
 from armada.stages.language.logits import LogitTransform
 from token_loss_reference import KINDS, SETTINGS, Case
@@ -178,7 +178,7 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen: tuple[int,
 
 
 def test_frozen_and_unwatched_heads_cost_fewer_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    from armada.stages.distill.token_loss.products import Head
+    from armada.stages.distill.token_loss.chunked import Head
 
     done: list[str] = []
     for name in ("logits", "hidden_gradient", "add_weight_gradient"):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from armada.stages.distill.language.cached_answers import as_answers
-from armada.stages.distill.token_loss import products
+from armada.stages.distill.token_loss import chunked
 from armada.stages.distill.token_loss.answers import DenseAnswers
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
 from armada.stages.distill.token_loss.uld import uld_loss
@@ -86,7 +86,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         return real(left.to(out_dtype), right.to(out_dtype), out=out)
 
     monkeypatch.setattr(torch, "mm", mm)
-    monkeypatch.setattr(products, "can_leave_float32", lambda _: True)
+    monkeypatch.setattr(chunked, "can_leave_float32", lambda _: True)
     return multiplied
 
 
@@ -95,7 +95,7 @@ def test_bfloat16_products_as_on_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatc
     case = big()
     exact = results(case, kind, 1.0, (torch.float64, torch.float64))
     multiplied = as_on_a_gpu(monkeypatch)
-    monkeypatch.setattr(products, "BLOCK_BYTES", 4 * 32 * 120)
+    monkeypatch.setattr(chunked, "BLOCK_BYTES", 4 * 32 * 120)
     found = results(case, kind, 1.0, (torch.bfloat16, torch.bfloat16))
     assert len(multiplied) == 4 * (2 + 5)  # chunks; whole products, and blocks of the weight
     assert error(found[0], exact[0]) < 1e-6
@@ -107,7 +107,7 @@ def test_bfloat16_products_as_on_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatc
 def test_blocks_of_the_weight_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     case, half = big(), (torch.bfloat16, torch.bfloat16)
     expected = results(case, "tail", 1.0, half)
-    monkeypatch.setattr(products, "BLOCK_BYTES", 4 * 32 * 77)
+    monkeypatch.setattr(chunked, "BLOCK_BYTES", 4 * 32 * 77)
     torch.testing.assert_close(results(case, "tail", 1.0, half), expected)
 
 
