@@ -38,7 +38,8 @@ from recipes_models import LORA, small_commands
 
 SMALL_PICTURES = "--set height=32 --set width=32 --set steps=2"
 SMALL_LATENTS = f"{SMALL_PICTURES} --set resize=16 --set second_steps=2"
-SHORT = "--set epochs=1 --set seed=0 --set aligner_hidden_size=8"
+ONE_EPOCH = "--set epochs=1 --set seed=0"
+SHORT = f"{ONE_EPOCH} --set aligner_hidden_size=8"
 
 
 def small(file: Path) -> str:
@@ -220,7 +221,9 @@ def run_of(file: str, name: str, output: Path) -> Path:
         if each.job.output.parent.name == name and not each.seed
     ]
     keys = found.model_dump(mode="json") | {"output": str(output), "epochs": 1}
-    keys |= {"aligner_hidden_size": 8}
+    for learned in keys["objectives"] or [keys]:
+        if "aligner_hidden_size" in learned:
+            learned["aligner_hidden_size"] = 8
     job = output.with_suffix(".yaml")
     job.write_text(yaml.safe_dump(keys), encoding="utf-8")
     return job
@@ -254,7 +257,7 @@ def test_a_student_that_writes_is_trained_and_evaluated(
 @pytest.mark.slow
 def test_all_students_that_write_are_trained(place: Workplace) -> None:
     for file in ("reasoning/obqa/students", "words/dolly-students"):
-        place.shell(f"armada ablate recipes/{file}.yaml {SHORT} --workers 1 --quiet")
+        place.shell(f"armada ablate recipes/{file}.yaml {ONE_EPOCH} --workers 1 --quiet")
     ways = ("distilled", "undistilled")
     runs = figures(place.folder / "runs" / "reasoning-obqa")
     assert set(runs) == {f"{name}-{way}/seed-0" for name in WRITERS for way in ways}
