@@ -109,12 +109,14 @@ def _evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> di
     answers = open_answers(make(CacheKeys, named))
     feature = job.feature or answers.cache.features[0]
     cache = answers.of(feature, [labelled.corpus]).cache
-    rows = cache.find(labelled.corpus.keys(), feature)
-    missing = np.flatnonzero(rows < 0)
-    if len(missing) and not (job.skip_bad_rows and len(missing) < len(rows)):
-        raise missing_keys(cache, labelled.corpus, missing, [feature])
-    labelled, rows = labelled.without(missing, "not in the cache"), rows[rows >= 0]
-    wanted = cache[feature].gather(rows).astype(np.float64)
+    corpus = labelled.corpus
+    rows = cache.find(corpus.keys(), feature)
+    labelled = labelled.with_rows(
+        {feature: rows},
+        job.skip_bad_rows,
+        lambda: missing_keys(cache, corpus, np.flatnonzero(rows < 0), [feature]),
+    )
+    wanted = cache[feature].gather(labelled.cache_rows[feature]).astype(np.float64)
     wanted = wanted.reshape(len(wanted), -1)
     texts = [segments for batch in labelled.corpus.batches() for segments in batch]
     said = student.predict(texts, job.batch_size)

@@ -1,13 +1,14 @@
 """Corpora and caches of a distill job become tokens, labels and features, all checked first."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from ..cache_schemas.errors import MissingKeysError
 from ..cache_schemas.keys import example_key
 from ..stages.corpus.corpus import Corpus, read_corpus
 from ..stages.corpus.labels import (
@@ -48,9 +49,18 @@ class LabelledCorpus:
         read = {source.columns for source in sources.values()}
         keys = {columns: self.corpus.of_columns(columns).keys() for columns in read}
         rows = {name: source.find(keys[source.columns]) for name, source in sources.items()}
+        return self.with_rows(
+            rows, skip_missing, lambda: missing_of_sources(sources, self.corpus, rows)
+        )
+
+    def with_rows(
+        self, rows: Mapping[str, Rows], skip_missing: bool, error: Callable[[], MissingKeysError]
+    ) -> "LabelledCorpus":
+        """The same with cache rows, -1 where there is none: such examples are left out and listed,
+        or raise `error`."""
         kept = np.logical_and.reduce([found >= 0 for found in rows.values()])
         if not kept.all() and not (skip_missing and kept.any()):
-            raise missing_of_sources(sources, self.corpus, rows)
+            raise error()
         joined = replace(self, cache_rows=rows)
         return joined.without(np.flatnonzero(~kept), "not in the cache")
 
