@@ -19,9 +19,6 @@ from armada.stages import adapters
 from armada.stages.adapters import quiet_peft
 from armada.stages.corpus.labels import LabelSpace
 from armada.stages.distill.adapters import LoraSettings, with_adapters
-from armada.stages.distill.export import StudentCard, save_student
-from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
-from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.student import ClassifierStudent, PooledStudent, Student, StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.training import train
@@ -29,6 +26,7 @@ from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.classifier import ClassifierOptions, ClassifierTeacher
 from armada.stages.pretrained import quiet_transformers
 from safetensors.torch import load_file, save_file
+from saved_students import save_untrained
 from tiny_checkpoints import make_byte_tokenizer, make_llama, save_quietly
 from tiny_runs import NUMBERS, TEXTS, TWO_CLASSES, Bench, changed, train_logged, weights
 from transformers import (
@@ -105,19 +103,8 @@ def save(
     source: Path | str,
     revision: str | None = None,
 ) -> Path:
-    sizes = Sizes(student.dim, student.space.num_labels, student.space.regression, None)
-    card = StudentCard(
-        space=student.space,
-        pooling=student.pooling,
-        dropout=student.dropout,
-        max_length=32,
-        text_columns=("text",),
-        label_column="label",
-        metric="accuracy",
-        **adapters.named_base(str(source), revision, StudentSourceError),
-    )
-    save_student(folder, student, tokenizer, UndistilledObjective(ObjectiveOptions(), sizes), card)
-    return folder
+    base = adapters.named_base(str(source), revision, StudentSourceError)
+    return save_untrained(folder, student, tokenizer, **base)
 
 
 def logits(student: Any, tokenizer: Any) -> torch.Tensor:

@@ -10,13 +10,11 @@ import pytest
 import torch
 from armada.cache_schemas.errors import StudentSourceError
 from armada.stages.corpus.labels import LabelSpace
-from armada.stages.distill.export import StudentCard, save_student
-from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
-from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.own_classifier import ADDED_PADDING
 from armada.stages.distill.student import Student, StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
+from saved_students import save_untrained
 from tiny_checkpoints import make_byte_tokenizer, make_llama
 from tiny_runs import NUMBERS, TEXTS, THREE_CLASSES, TWO_CLASSES
 from transformers import (
@@ -49,21 +47,6 @@ def make(source: object, space: LabelSpace = NAMED, **settings: Any) -> tuple[St
         for parameter in student.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return student.eval(), tokenizer
-
-
-def save(folder: Path, student: Student, tokenizer: Any) -> Path:
-    sizes = Sizes(student.dim, student.space.num_labels, student.space.regression, None)
-    card = StudentCard(
-        space=student.space,
-        pooling=student.pooling,
-        dropout=student.dropout,
-        max_length=32,
-        text_columns=("text",),
-        label_column="label",
-        metric="accuracy",
-    )
-    save_student(folder, student, tokenizer, UndistilledObjective(ObjectiveOptions(), sizes), card)
-    return folder
 
 
 def one_by_one(student: Student, tokenizer: Any, texts: list[str] = ASKED) -> torch.Tensor:
@@ -101,7 +84,7 @@ def test_the_library_gives_the_same_logits(tmp_path, family):
     expected = one_by_one(student, tokenizer)
     assert student.pooling == "own"
     assert expected.std(0).min() > 1e-4  # texts do differ
-    folder = save(tmp_path / "student", student, tokenizer)
+    folder = save_untrained(tmp_path / "student", student, tokenizer)
     for side in (None, "left") if family in ANY_SIDE else (None,):
         torch.testing.assert_close(library(folder, side), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(piped(folder, 3), expected.softmax(1), rtol=0, atol=1e-5)
@@ -112,7 +95,7 @@ def test_the_library_gives_the_same_logits(tmp_path, family):
 
 
 def test_the_configuration_says_what_was_trained(tmp_path):
-    folder = save(tmp_path / "student", *make("scratch:roberta"))
+    folder = save_untrained(tmp_path / "student", *make("scratch:roberta"))
     config = AutoModelForSequenceClassification.from_pretrained(folder).config
     assert config.architectures == ["RobertaForSequenceClassification"]
     assert config.id2label == {0: "bad", 1: "fair", 2: "good"}
@@ -126,7 +109,7 @@ def test_a_regression_is_one_in_the_library_as_well(tmp_path):
     """ReLU, which no class of the library has, is left to whoever reads the score."""
     student, tokenizer = make("scratch:bert", NUMBERS)
     expected = one_by_one(student, tokenizer)
-    folder = save(tmp_path / "student", student, tokenizer)
+    folder = save_untrained(tmp_path / "student", student, tokenizer)
     score = library(folder)
     assert (score < 0).any() or (score > 0).any()
     torch.testing.assert_close(score.clamp(min=0), expected, rtol=0, atol=1e-5)
@@ -151,7 +134,7 @@ def test_a_text_that_ends_with_padding_is_read_to_its_end(tmp_path, pad, bos):
     expected = one_by_one(student, tokenizer)
     last = encode(tokenizer, [(ASKED[0],)], 32).pad(np.array([0]))["input_ids"][0, -1]
     assert last == tokenizer.eos_token_id != tokenizer.pad_token_id
-    folder = save(tmp_path / "student", student, tokenizer)
+    folder = save_untrained(tmp_path / "student", student, tokenizer)
     for side in ("right", "left"):
         torch.testing.assert_close(library(folder, side), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(piped(folder, 3), expected.softmax(1), rtol=0, atol=1e-5)
@@ -174,7 +157,7 @@ def test_the_last_layer_is_drawn_as_the_method_does(tmp_path):
 
 
 def test_a_classifier_s_last_layer_is_drawn_anew_and_the_rest_of_it_kept(tmp_path):
-    first = save(tmp_path / "first", *make("scratch:roberta", TWO_CLASSES))
+    first = save_untrained(tmp_path / "first", *make("scratch:roberta", TWO_CLASSES))
     expected = AutoModelForSequenceClassification.from_pretrained(first).state_dict()
     for space in (TWO_CLASSES, THREE_CLASSES):
         student, _ = load_student(StudentSettings(student=str(first)), space, [], 0.1)
