@@ -23,9 +23,9 @@ from ..adapters import without_adapters
 from ..embeddings.folders import MODULES, read_embedding_folder
 from ..embeddings.layers import load_layers
 from ..language.tokens import encode_texts, end_ids
-from ..pretrained import padding_id, refusing
+from ..pretrained import refusing
 from .export import HEADS, StudentCard, load_saved_student, student_folder
-from .language.evaluation import respond
+from .language.evaluation import padded_prompts, respond
 from .language.export import LanguageCard, is_language_student, load_language_folder
 from .student import Student
 from .tokens import encode
@@ -153,10 +153,7 @@ class SavedLanguageModel(SavedStudent):
     def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
         """Prompts as the module takes them, padded on the left, on its device."""
         prompts, _ = self._prompts(texts)
-        width, pad = max(map(len, prompts)), padding_id(self.tokenizer)
-        ids = [[pad] * (width - len(each)) + each for each in prompts]
-        mask = [[0] * (width - len(each)) + [1] * len(each) for each in prompts]
-        batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        batch = padded_prompts(self.tokenizer, prompts)
         return {name: rows.to(self.device) for name, rows in batch.items()}
 
     def predict(

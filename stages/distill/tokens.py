@@ -20,7 +20,9 @@ from ..pretrained import (
     padding_id,
     token_limit,
 )
+from ..store.format.rows import places_of
 from ..tokenizing.long_texts import shortened, shortened_pair, text_and_pair
+from ..tokenizing.padding import pad
 
 _ENCODE_ROWS = 4096
 
@@ -40,18 +42,10 @@ class Tokens:
 
     def pad(self, examples: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """A batch of the given examples: each value and `attention_mask`, int64 [B, T]."""
-        starts = self.offsets[examples]
-        lengths = self.offsets[examples + 1] - starts
-        place_BT = np.arange(lengths.max())[None, :]
-        if self.pad_left:
-            place_BT = place_BT - (lengths.max() - lengths)[:, None]
-        mask_BT = (place_BT >= 0) & (place_BT < lengths[:, None])
-        source_BT = np.where(mask_BT, starts[:, None] + place_BT, 0)
-        batch = {
-            name: torch.from_numpy(np.where(mask_BT, flat[source_BT], self.pads[name]).astype("i8"))
-            for name, flat in self.values.items()
-        }
-        return batch | {"attention_mask": torch.from_numpy(mask_BT.astype("i8"))}
+        chosen = places_of(examples, self.offsets)
+        lengths = self.offsets[examples + 1] - self.offsets[examples]
+        columns = {name: flat[chosen] for name, flat in self.values.items()}
+        return pad(columns, lengths, self.pads, left=self.pad_left)
 
 
 def encode(tokenizer: Any, examples: Sequence[tuple[str, ...]], max_length: int) -> Tokens:

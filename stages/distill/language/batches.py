@@ -18,6 +18,7 @@ import torch
 
 from ...language.tokens import TokenTexts
 from ...store.format.rows import arange_each, places_of
+from ...tokenizing.padding import pad
 from ..batches import Batch, DistillDataset
 from ..order import Places
 from .cached_answers import Tensors
@@ -93,39 +94,30 @@ class PackedTexts:
         given."""
         texts = self._texts_of(rows)
         lengths, prompts = self.texts.lengths[texts], self.texts.prompts[texts]
-        rows_of_texts = np.repeat(np.arange(len(rows)), np.diff(self.packs.offsets)[rows])
-        starts = _starts(lengths, rows_of_texts)
-        width = _width(int((starts + lengths).max(initial=1)))
+        lengths_of_rows = self.offsets[rows + 1] - self.offsets[rows]
+        width = _width(int(lengths_of_rows.max(initial=1)))
+        ids = self.texts.ids[places_of(texts, self.texts.offsets)].astype(np.int64)
         inside = arange_each(lengths)
-        at = np.repeat(rows_of_texts * width + starts, lengths) + inside
-        ids = np.full(len(rows) * width, self.pad_id, dtype=np.int64)
-        ids_of_texts = self.texts.ids[places_of(texts, self.texts.offsets)].astype(np.int64)
-        ids[at] = ids_of_texts
+        columns = {"input_ids": ids}
+        if self.packing == "apart":
+            # Positions that do not go on from the one before begin a text; padding is texts, too.
+            columns["position_ids"] = inside
+        fills = {"input_ids": self.pad_id}
+        batch: dict[str, Any] = {**pad(columns, lengths_of_rows, fills, width=width)}
+        at = np.flatnonzero(batch["attention_mask"].numpy() == 1)
+        if self.packing == "apart":
+            del batch["attention_mask"]
         predicted = inside >= np.repeat(prompts, lengths)
-        batch = {
-            "input_ids": ids.reshape(-1, width),
-            **self._seen(len(rows), width, at, inside),
-            "predicted_at": at[predicted] - 1,
-            "targets": ids_of_texts[predicted],
-        }
+        batch["predicted_at"] = torch.from_numpy(at[predicted] - 1)
+        batch["targets"] = torch.from_numpy(ids[predicted])
         if self.packing == "none":
             given = prompts if self.prompted else lengths
-            batch["pooled_at"] = np.arange(len(rows)) * width + np.minimum(given, lengths) - 1
-        return {name: torch.from_numpy(each) for name, each in batch.items()} | self._answers(texts)
+            last = np.arange(len(rows)) * width + np.minimum(given, lengths) - 1
+            batch["pooled_at"] = torch.from_numpy(last)
+        return batch | self._answers(texts)
 
     def _texts_of(self, rows: Ints) -> Ints:
         return self.packs.texts[places_of(rows, self.packs.offsets)]
-
-    def _seen(self, rows: int, width: int, at: Ints, inside: Ints) -> dict[str, npt.NDArray[Any]]:
-        """What tells a model which tokens see which."""
-        if self.packing != "apart":
-            mask = np.zeros(rows * width, dtype=np.int64)
-            mask[at] = 1
-            return {"attention_mask": mask.reshape(-1, width)}
-        # Positions that do not go on from the one before begin a text; padding is texts, too.
-        positions = np.zeros(rows * width, dtype=np.int64)
-        positions[at] = inside
-        return {"position_ids": positions.reshape(-1, width)}
 
     def _answers(self, texts: Ints) -> dict[str, Any]:
         predicted = self.texts.predicted[texts]
@@ -153,13 +145,6 @@ def _said(teacher: Answering, texts: Ints, predicted: Ints) -> Tensors:
 
 def _width(longest: int) -> int:
     return -(-longest // EVEN_WIDTH) * EVEN_WIDTH
-
-
-def _starts(lengths: Ints, rows: Ints) -> Ints:
-    """Where each text begins in its row; `rows` ascend."""
-    before = np.cumsum(lengths) - lengths
-    first = np.searchsorted(rows, rows)
-    return before - before[first] if len(rows) else before
 
 
 # --- Whole texts in rows of limited length, as few rows as can be.

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ...pretrained import padding_id, token_limit
+from ...tokenizing.padding import pad_rows
 from ..batches import Batch
 from .batches import PackedTexts
 
@@ -136,11 +137,14 @@ def _greedy(model: Any, tokenizer: Any, most: int, ends: Collection[int]) -> Ite
 
 
 def _continued(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
-    width, pad = max(map(len, prompts)), padding_id(tokenizer)
-    ids_BT = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts])
-    mask_BT = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
-    output = model.generate(
-        input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device)
-    )
+    batch = padded_prompts(tokenizer, prompts)
+    width = batch["input_ids"].shape[1]
+    output = model.generate(**{name: rows.to(model.device) for name, rows in batch.items()})
     texts: list[str] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
     return [text.strip() for text in texts]
+
+
+def padded_prompts(tokenizer: Any, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Prompts of token ids as a model that goes on with them takes them: padded on the left."""
+    rows = [{"input_ids": ids} for ids in prompts]
+    return pad_rows(rows, {"input_ids": padding_id(tokenizer)}, left=True)

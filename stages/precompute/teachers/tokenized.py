@@ -19,6 +19,7 @@ from pydantic import Field
 from ....cache_schemas.errors import TeacherOutputError
 from ...pretrained import padding_id
 from ...tokenizing.long_texts import shortened, shortened_pair, text_and_pair
+from ...tokenizing.padding import pad_rows
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import Example, PrecisionOptions, TextOptions, in_row_groups
 
@@ -93,6 +94,7 @@ class TextTokenizer:
         self._names = self.names | {"input_ids", "attention_mask"}
         self._vocabulary = vocabulary
         self.pad_id = padding_id(tokenizer, vocabulary)
+        self._fills = {"input_ids": self.pad_id, "token_type_ids": tokenizer.pad_token_type_id}
         self.pad_left = False
         """For a model that reads the last place of a row."""
 
@@ -116,11 +118,7 @@ class TextTokenizer:
         self._check(rows, examples)
         longest = max(len(row["input_ids"]) for row in rows)
         width = self._bucket(longest) if padded or self._fixed else longest
-        inputs = {
-            name: _pad([row[name] for row in rows], width, self._fill(name), self.pad_left)
-            for name in rows[0]
-        }
-        return TokenBatch(inputs, truncated)
+        return TokenBatch(pad_rows(rows, self._fills, width=width, left=self.pad_left), truncated)
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """What of these texts, if most of them, the tokenizer does not know."""
@@ -182,16 +180,3 @@ class TextTokenizer:
                     f"text {example.segments!r:.80}: token {max(row['input_ids'])} is beyond the "
                     f"{self._vocabulary} the model knows; its tokenizer is not the model's own"
                 )
-
-    def _fill(self, name: str) -> int:
-        if name == "token_type_ids":
-            return int(self._tokenizer.pad_token_type_id)
-        return self.pad_id if name == "input_ids" else 0
-
-
-def _pad(rows: list[list[int]], width: int, fill: int, left: bool) -> torch.Tensor:
-    padded = torch.full((len(rows), width), fill, dtype=torch.int64)
-    for at, row in enumerate(rows):
-        start = width - len(row) if left else 0
-        padded[at, start : start + len(row)] = torch.tensor(row, dtype=torch.int64)
-    return padded
