@@ -20,7 +20,7 @@ from .pipeline.caches.commands import app as cache_commands
 from .pipeline.messages import LOGGER, LogLevel, set_level, shown
 
 app = typer.Typer(
-    help="Knowledge distillation with cached teachers: ask once, train any number of students.",
+    help="Knowledge distillation: compute a teacher's outputs once, train any number of students.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -48,7 +48,7 @@ def _show_version(asked: bool) -> None:
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
     log_level: Annotated[
-        LogLevel, typer.Option(help="the least to say on standard error")
+        LogLevel, typer.Option(help="lowest level of messages shown on standard error")
     ] = LogLevel.INFO,
     version: Annotated[
         bool, typer.Option("--version", help="show the version", callback=_show_version)
@@ -69,16 +69,18 @@ def precompute(
         str | None, typer.Option(help="I/N: the I-th of N parts, for job arrays")
     ] = None,
     workers: Annotated[
-        str | None, typer.Option(help="so many processes here, or auto: one for each GPU")
+        str | None, typer.Option(help="number of processes here, or auto: one for each GPU")
     ] = None,
     dask: Annotated[str | None, typer.Option(help="address of a Dask scheduler")] = None,
     settings: Settings = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it would do")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only show what would be done")
+    ] = False,
     keys: Keys = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a teacher once about every text of a corpus and keep its answers in a cache.
+    """Compute a teacher's features once for every text of a corpus, and keep them in a cache.
 
     --keys lists all job keys; with --teacher KIND, the options of that kind too."""
     from .pipeline import precompute as stage
@@ -111,7 +113,7 @@ def distill(
     job: JobFile = None,
     train: Annotated[list[str] | None, typer.Option(help="file or folder to train on")] = None,
     validation: Annotated[
-        list[str] | None, typer.Option(help="file or folder to choose the best epoch by")
+        list[str] | None, typer.Option(help="file or folder that the best epoch is chosen on")
     ] = None,
     text_column: TextColumn = None,
     label_column: Annotated[str | None, typer.Option(help="column of labels")] = None,
@@ -124,16 +126,16 @@ def distill(
         str | None,
         typer.Option(help="none, undistilled, random-aligner, shuffled or noise=SIGMA"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an unfinished run")] = False,
     push_to_hub: Annotated[
-        str | None, typer.Option(help="USER/NAME on the Hub to send the student to at the end")
+        str | None, typer.Option(help="USER/NAME on the Hub to upload the student to at the end")
     ] = None,
     settings: Settings = None,
     keys: Keys = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a student from cached answers; with several seeds, one after another.
+    """Train a student from a cache; with several seeds, one after another.
 
     --keys lists all job keys; with --objective NAME, the options of that objective too."""
     from .pipeline.console import show_distill, show_keys
@@ -173,7 +175,7 @@ def ablate(
     job: JobFile = None,
     output: Annotated[Path | None, typer.Option(help="folder of all runs")] = None,
     workers: Annotated[str | None, typer.Option(help="runs at a time, or auto")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with an unfinished one")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an unfinished one")] = False,
     settings: Settings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list the runs")] = False,
     keys: Keys = False,
@@ -213,7 +215,8 @@ def evaluate(
     text_column: Annotated[list[str] | None, typer.Option(help="default as in training")] = None,
     label_column: Annotated[str | None, typer.Option(help="default as in training")] = None,
     cache: Annotated[
-        str | None, typer.Option(help="embeddings to compare with, of a student of a feature")
+        str | None,
+        typer.Option(help="cache of embeddings to compare with, if the student learned a feature"),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="fingerprint or prefix of one")] = None,
     settings: Settings = None,
@@ -282,7 +285,9 @@ def report(
     colour_by: Annotated[
         str | None, typer.Option(help="column of the training corpus to colour texts by")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace what is no report")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace a file that is not a report")
+    ] = False,
     settings: Settings = None,
     quiet: Quiet = False,
     as_json: AsJson = False,

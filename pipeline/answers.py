@@ -80,7 +80,6 @@ def missing_keys(
     return MissingKeysError(
         f"{len(missing)} of {len(corpus)} rows are not in the cache of teacher "
         f"{cache.teacher.fingerprint[:12]}{lacking}; run `armada precompute` on them{remedy} with "
-        "the same text columns, or leave such rows out with skip_bad_rows=true. First: "
-        f"{first}",
+        f"the same text columns, or skip such rows with skip_bad_rows=true. First: {first}",
         missing.tolist(),
     )

@@ -72,10 +72,10 @@ def show_precompute(report: "PrecomputeReport", as_json: bool) -> None:
     if as_json:
         show_json(report)
         return
-    elsewhere = f", {report.done_elsewhere} by other writers" if report.done_elsewhere else ""
+    elsewhere = f", {report.done_elsewhere} by other processes" if report.done_elsewhere else ""
     print(
-        f"{report.rows} rows, {report.unique} unique; {report.already_cached} were cached, "
-        f"{report.asked} asked in {report.teacher_seconds:.1f} s{elsewhere}"
+        f"{report.rows} rows, {report.unique} unique; {report.already_cached} already cached, "
+        f"{report.asked} computed in {report.teacher_seconds:.1f} s{elsewhere}"
     )
     for name, measured in report.fidelity.items():
         print(f"{name}: {fidelity_in_words(measured)}")
@@ -90,11 +90,12 @@ def show_dry_run(plan: "DryRun", as_json: bool) -> None:
         return
     asked = plan.unique - plan.already_cached
     print(
-        f"{plan.rows} rows, {plan.unique} unique; {plan.already_cached} are cached, {asked} to ask"
+        f"{plan.rows} rows, {plan.unique} unique; {plan.already_cached} already cached, {asked} to "
+        "compute"
     )
     print(
-        f"{counted(plan.shards, 'shard')}, {size(plan.bytes)}, "
-        f"about {duration(plan.expected_seconds)} of teacher time"
+        f"{counted(plan.shards, 'shard')}, {size(plan.bytes)}, about "
+        f"{duration(plan.expected_seconds)} of teacher time"
     )
     settings = (f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in plan.settings.items())
     print(f"settings: {'; '.join(settings) or 'none'}")
@@ -105,11 +106,11 @@ def show_distill(metrics: dict[str, Any], output: Path, as_json: bool) -> None:
     """The figures of a run, or the mean and spread of several."""
     warn_skipped(metrics.get("skipped_rows", []))
     if metrics.get("truncated_examples"):
-        warn(f"{metrics['truncated_examples']} training texts were cut at max_length")
+        warn(f"{metrics['truncated_examples']} training texts were truncated at max_length")
     if metrics.get("distinct_predictions") == 1:
         warn(
-            "the student predicts the same for every validation text: it has not learned to tell "
-            "them apart; try another learning_rate, or more epochs"
+            "the student predicts the same for every validation text: it has not learned to "
+            "distinguish them; try another learning_rate, or more epochs"
         )
     if as_json:
         show_json(metrics)
@@ -126,7 +127,7 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     """The metrics of a student on a corpus."""
     warn_skipped(result["skipped_rows"])
     if result["truncated_examples"]:
-        warn(f"{result['truncated_examples']} texts were cut at the student's max_length")
+        warn(f"{result['truncated_examples']} texts were truncated at the student's max_length")
     if as_json:
         show_json(result)
         return
@@ -141,7 +142,7 @@ def show_predicted(predicted: "PredictReport", as_json: bool) -> None:
     """What was written."""
     warn_skipped(predicted.skipped)
     if predicted.truncated:
-        warn(f"{predicted.truncated} texts were cut at the student's max_length")
+        warn(f"{predicted.truncated} texts were truncated at the student's max_length")
     if as_json:
         show_json(predicted)
         return
@@ -162,9 +163,9 @@ def show_plan(cells: "list[PlannedCell]", repeated: int, as_json: bool) -> None:
         return
     runs = sum(len(cell.seeds) for cell in cells)
     finished = sum(cell.finished for cell in cells)
-    print(f"{counted(runs, 'run')}, {finished} finished, {_steps_left(cells)} steps to make")
+    print(f"{counted(runs, 'run')}, {finished} finished, {_steps_left(cells)} steps left")
     if repeated:
-        print(f"{counted(repeated, 'cell')} of the grids again, and run once")
+        print(f"{counted(repeated, 'cell')} in several grids, run once")
     for cell in cells:
         seeds = ", ".join(map(str, cell.seeds))
         print(

@@ -85,7 +85,7 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
 def _kept(job: DistillJob) -> str:
     """What an interrupted job leaves, and how to go on."""
     if not (job.output / JOB).exists():
-        return "nothing is written yet"
+        return "nothing has been written yet"
     folders = [job.output, *job.output.glob("seed-*")]
     finished = sum(read_metrics(folder) is not None for folder in folders)
     steps = max(steps_done(folder) for folder in folders)
@@ -94,23 +94,23 @@ def _kept(job: DistillJob) -> str:
         *([f"the checkpoint of step {steps}"] if steps else []),
     ]
     if not kept:
-        return "no checkpoint is written yet (save_steps); --resume begins again"
-    return f"kept: {', '.join(kept)}; --resume goes on from there"
+        return "no checkpoint yet (save_steps); --resume starts over"
+    return f"kept: {', '.join(kept)}; --resume continues from there"
 
 
 def _check_processes(job: DistillJob, group: Processes) -> None:
     if job.batch_size < group.count:
         raise JobError(
             f"job key 'batch_size': {job.batch_size} examples cannot be shared by {group.count} "
-            "processes; start fewer, or take larger batches"
+            "processes; start fewer, or use larger batches"
         )
     if job.shard_student and group.count == 1:
         raise JobError(
-            "shard_student: there is one process, and nothing to divide among several; start them "
-            "with torchrun, or leave it out"
+            "shard_student: needs several processes, and there is one; start them with torchrun, "
+            "or leave it out"
         )
     if job.shard_student and job.precision == "fp16":
-        raise JobError("shard_student: goes with float32 or bf16, not with precision 'fp16'")
+        raise JobError("shard_student: does not support precision 'fp16'; use float32 or bf16")
 
 
 def _warn_of_random_reads(job: DistillJob, data: StudentData) -> None:
@@ -120,11 +120,10 @@ def _warn_of_random_reads(job: DistillJob, data: StudentData) -> None:
         feature, asked = source.feature, source.placement or job.placement
         if feature.access == "cold" and asked == "auto":
             warn(
-                f"feature {feature.spec.name!r}: its "
-                f"{size(len(feature) * feature.spec.row_bytes)} are more than {COLD_SHARE:.0%} of "
-                "the memory at hand, so rows in random order are read from disk in every epoch; "
-                "placement=streamed reads them in blocks, many times as fast; placement=mapped "
-                "says that this is meant"
+                f"feature {feature.spec.name!r}: its {size(len(feature) * feature.spec.row_bytes)} "
+                f"exceed {COLD_SHARE:.0%} of available memory, so rows in random order are read "
+                "from disk in every epoch; placement=streamed reads them in blocks, many times as "
+                "fast; placement=mapped silences this"
             )
 
 
@@ -139,8 +138,8 @@ def _fetch_ahead(job: DistillJob, data: StudentData, terms: Sequence[Term], quie
     to_come = data.fetch_ahead(job, aligners_first - drawn)
     if to_come is not None and to_come.shards and not quiet:
         LOGGER.info(
-            f"{to_come.shards} shards of the cache, {size(to_come.bytes)}, come while the run "
-            f"goes on"
+            f"{to_come.shards} shards of the cache, {size(to_come.bytes)}, will be downloaded "
+            f"during training"
         )
 
 
@@ -193,8 +192,8 @@ def _check_student_push(job: DistillJob) -> None:
         return
     if len(job.seeds) > 1:
         raise JobError(
-            f"job key 'push_to_hub': the students of {len(job.seeds)} seeds cannot be one "
-            "repository; name one seed, or send the best with `hf upload`"
+            f"job key 'push_to_hub': the students of {len(job.seeds)} seeds do not fit in one "
+            "repository; name one seed, or upload the best with `hf upload`"
         )
     _repository(job.push_to_hub).require_writable()
 
@@ -210,15 +209,15 @@ def push_student(job: DistillJob) -> None:
         place = _repository(job.push_to_hub)
         if place.is_new():
             place.create(public=False)
-            LOGGER.info("%s: made a private model repository", place.shown)
+            LOGGER.info("%s: created a private model repository", place.shown)
         place.commit(_files_of(folder), "A student trained with armada", _PUSH_THREADS)
     except ArmadaError as cause:
         raise StorageError(
-            f"student {folder}: is trained and written, but not on the Hub: {cause}; send it with "
-            f"`hf upload {job.push_to_hub} {folder} --private`, or by the same command with "
-            "--resume"
+            f"student {folder}: is trained and written, but was not uploaded to the Hub: {cause}; "
+            f"upload it with `hf upload {job.push_to_hub} {folder} --private`, or by the same "
+            "command with --resume"
         ) from cause
-    LOGGER.info("the student is at %s", place.shown)
+    LOGGER.info("student uploaded to %s", place.shown)
 
 
 def _repository(name: str) -> HubPlace:

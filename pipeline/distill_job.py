@@ -36,31 +36,31 @@ class CorpusKeys(TextFormatKeys):
 
     train: Corpora = Field(min_length=1, description="files or folders to train on")
     validation: Corpora = Field(
-        default=(), description="files or folders to choose the best epoch by"
+        default=(), description="files or folders that the best epoch is chosen on"
     )
     text_column: Names = Field(
         min_length=1,
-        description="columns of the text segments, in order; one that ends in ? may be blank",
+        description="columns of the text segments, in order; a name ending in ? may be blank",
     )
     label_column: str | None = Field(
         default=None,
-        description="column of labels; a row may lack one; objective=feature needs none at all",
+        description="column of labels; may have gaps; not needed for objective=feature",
     )
     id_column: str | Literal[False] | None = Field(
         default=None, description="column of unique ids; default `id` if there is one; false: none"
     )
-    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
-    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
+    limit: int | None = Field(default=None, ge=1, description="maximum rows to read from each file")
+    skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
     task: Task | Literal["language"] | None = Field(
         default=None,
-        description="classification or regression, told from the labels if left out; or language: "
-        "the student is a causal language model and learns the next token",
+        description="classification or regression (default: inferred from the labels), or "
+        "language: the student is a causal language model and learns next-token prediction",
     )
     num_labels: int | None = Field(
-        default=None, ge=1, description="number of classes; told from the labels if left out"
+        default=None, ge=1, description="number of classes; default: inferred from the labels"
     )
     metric: str | None = Field(
-        default=None, description="chooses the best epoch; default accuracy or pearson"
+        default=None, description="metric that chooses the best epoch; default accuracy or pearson"
     )
 
 
@@ -80,7 +80,7 @@ class DistillJob(
         default=None,
         min_length=1,
         max_length=120,
-        description="what reports call the run; default what sets it apart",
+        description="name of the run in reports; default: the settings that differ",
     )
     objective: str | None = Field(
         default="armada",
@@ -106,13 +106,13 @@ class DistillJob(
         default=0, description="one seed, or a list of seeds: one run each, and their spread"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto, cpu or cuda; CUDA_VISIBLE_DEVICES says which of several"
+        default="auto", description="auto, cpu or cuda; CUDA_VISIBLE_DEVICES selects one of several"
     )
-    resume: bool = Field(default=False, description="go on with an unfinished run in `output`")
+    resume: bool = Field(default=False, description="continue an unfinished run in `output`")
     push_to_hub: str | None = Field(
         default=None,
-        description="USER/NAME of a model repository on the Hub to send the student to at the end; "
-        "made, and private, if there is none",
+        description="USER/NAME of a model repository on the Hub to upload the student to at the "
+        "end; created as private if it does not exist",
     )
 
     @field_validator("control")
@@ -125,7 +125,7 @@ class DistillJob(
     @classmethod
     def _no_seed_twice(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
         if isinstance(value, tuple) and len(set(value)) < len(value):
-            raise ValueError("one seed comes twice")
+            raise ValueError("one seed is given twice")
         return value
 
     @field_validator("push_to_hub")
@@ -164,7 +164,9 @@ class DistillJob(
             return own
         for key in ({"objective"} if own.get("objective") else set()) | own["options"].keys():
             if key in ONCE_SHARED or key in cls.model_fields:
-                raise JobError(f"job key {key!r}: is for one objective; of several, say it of each")
+                raise JobError(
+                    f"job key {key!r}: is for a single objective; with several, set it for each"
+                )
             raise JobError(unknown_key("job", key, cls.model_fields))
         return {**own, "objective": None}
 
@@ -177,7 +179,7 @@ class DistillJob(
             raise ValueError("is empty; name a teacher, or leave it out")
         for name in value:
             if not re.fullmatch(r"[\w-]{1,60}", str(name), re.ASCII):
-                raise ValueError(f"{name!r} is no name of letters, digits, '-' and '_'")
+                raise ValueError(f"{name!r} is not a name of letters, digits, '-' and '_'")
         return {
             str(name): _made(TeacherKeys, keys, f"teacher {name}") for name, keys in value.items()
         }
@@ -197,10 +199,13 @@ class DistillJob(
             for key in ("cache", "teacher", "feature", "expect_digest"):
                 if getattr(self, key) is not None:
                     raise ValueError(
-                        f"job keys 'teachers' and {key!r}: say {key} with the teacher that it is of"
+                        f"job keys 'teachers' and {key!r}: set {key} inside the teacher it belongs "
+                        "to"
                     )
         elif self.cache is None and self.distilled:
-            raise ValueError("job key 'cache' is missing; only control=undistilled needs none")
+            raise ValueError(
+                "job key 'cache' is missing; only control=undistilled runs without one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -208,10 +213,12 @@ class DistillJob(
         if self.lora_rank is None:
             return self
         if self.student.startswith(SCRATCH) or self.student_from_scratch:
-            raise ValueError("lora_rank: a student from scratch has nothing to adapt; leave it out")
+            raise ValueError(
+                "lora_rank: a student from scratch has no pretrained weights to adapt; leave it out"
+            )
         if self.student_layers is not None:
             raise ValueError(
-                "student_layers: adapters are saved for a whole checkpoint; cut and save it first"
+                "student_layers: adapters refer to a whole checkpoint; save the shortened one first"
             )
         return self
 
@@ -219,8 +226,8 @@ class DistillJob(
     def _measures_something(self) -> "DistillJob":
         if self.metric is not None and not self.validation:
             raise ValueError(
-                f"job key 'metric': {self.metric!r} chooses the best epoch by a validation set, "
-                "and there is none; name one in `validation`, or leave metric out"
+                f"job key 'metric': {self.metric!r} needs a validation set to choose the best "
+                "epoch; name one in `validation`, or leave metric out"
             )
         return self
 
@@ -274,7 +281,7 @@ def _refuse_token_options(options: Mapping[str, Any]) -> None:
     """Of a job of another task than language, where nobody reads them."""
     for key, field in TokensOptions.model_fields.items():
         if key != "alpha" and options.get(key, field.default) != field.default:
-            raise JobError(f"job key {key!r}: is for language models; say task=language")
+            raise JobError(f"job key {key!r}: is for language models; set task=language")
 
 
 def _made(model: type[Job], keys: Any, what: str) -> Any:

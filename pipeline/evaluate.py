@@ -23,13 +23,13 @@ from .signals import telling_what_is_kept
 from .student_data import read_labelled
 
 
-@telling_what_is_kept(lambda: "nothing is kept; the same command begins again")
+@telling_what_is_kept(lambda: "nothing was written; run the same command again")
 def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
     """Metrics of a finished student on a corpus; of each seed's, where a run had several.
 
     Raises JobError."""
     if job.cache is None and (job.teacher or job.feature):
-        raise JobError("teacher, feature: are of a cache; name it, or leave them out")
+        raise JobError("teacher, feature: need a cache; name it, or leave them out")
     folders = sorted(job.student.glob("seed-*/student"), key=lambda folder: folder.parent.name)
     if not folders:
         return _evaluate(job, job.student)
@@ -41,7 +41,7 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if is_language_student(folder):
         if job.cache is not None:
-            raise JobError("cache: is for students of embeddings; this one is a language model")
+            raise JobError("cache: is for embedding students; this one is a language model")
         return evaluate_language(job, folder)
     if job.max_new_tokens is not None:
         raise JobError("max_new_tokens: is for language models; this student predicts labels")
@@ -49,8 +49,8 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if card.space.task == "none":
         if job.cache is None:
             raise JobError(
-                f"student {folder}: its embeddings are compared with those of a --cache, for it "
-                "was trained without labels; it predicts none"
+                f"student {folder}: was trained without labels; name a --cache to compare its "
+                "embeddings with"
             )
         return _evaluate_embeddings(job, _corpus_keys(job, card), folder)
     keys = _corpus_keys(job, card)
@@ -78,8 +78,8 @@ def _corpus_keys(job: EvaluateJob, card: StudentCard) -> CorpusKeys:
     columns = job.text_column or card.text_columns
     if len(columns) != len(card.text_columns):
         raise JobError(
-            f"text_column {list(columns)}: the student was trained on "
-            f"{len(card.text_columns)} segments ({', '.join(card.text_columns)})"
+            f"text_column {list(columns)}: the student was trained on {len(card.text_columns)} "
+            f"segments ({', '.join(card.text_columns)})"
         )
     keys = {
         "train": job.corpus,
@@ -100,8 +100,8 @@ def _evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> di
     student = load_embedder(folder)
     if student is None:
         raise JobError(
-            f"cache: student {folder} predicts labels, and has no embeddings to compare "
-            "(modules.json, which objective=feature writes); leave cache, teacher and feature out"
+            f"cache: student {folder} predicts labels and has no embeddings to compare (no "
+            "modules.json); leave cache, teacher and feature out"
         )
     student = student.to(choose_device(job.device))
     labelled = read_labelled(keys, job.corpus, student.card.space)

@@ -19,21 +19,21 @@ class EvaluateJob(TextFormatKeys):
     label_column: str | None = Field(default=None, description="default that of training")
     cache: Path | str | None = Field(
         default=None,
-        description="of a student that learned a feature: cache of the embeddings it learned from",
+        description="for embedding students: cache of the embeddings it learned from",
     )
     teacher: str | None = Field(
         default=None, description="fingerprint of their teacher, or a prefix no other one shares"
     )
     feature: str | None = Field(
-        default=None, description="feature to compare with; default the first one"
+        default=None, description="feature to compare with; default: the first one"
     )
-    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
-    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
-    batch_size: int = Field(default=64, ge=1, description="examples a batch")
+    limit: int | None = Field(default=None, ge=1, description="maximum rows to read from each file")
+    skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
+    batch_size: int = Field(default=64, ge=1, description="examples per batch")
     max_new_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="let a language model respond to each prompt with at most so many tokens, and "
+        description="generate up to this many tokens for each prompt with a language model, and "
         "compare with the corpus's responses",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")

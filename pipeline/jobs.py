@@ -43,11 +43,11 @@ def refuse_url(path: Path, what: str = "cache") -> Path:
     """A path of this machine; one that looks like a URL was meant as one."""
     path = Path(expand_home(str(path)))
     if url := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path)):
-        told = "looks like a URL; name a file or folder of this machine"
+        told = "looks like a URL; name a local file or folder"
         if what == "cache":
             told = (
-                "looks like a URL; name a folder of this machine (`armada cache pull` and `push` "
-                "bring caches from and to a URL)"
+                "looks like a URL; name a local folder (`armada cache pull` and `push` copy caches "
+                "from and to a URL)"
             )
         raise JobError(f"{what} {url[1]}://{url[2]}: {told}")
     return path
@@ -116,7 +116,7 @@ class TextFormatKeys(Job):
         "their first bytes, or utf-8",
     )
     delimiter: str | None = Field(
-        default=None, description="what parts the fields of CSV files, such as ';' or tab"
+        default=None, description="field separator of CSV files, such as ';' or tab"
     )
 
     @field_validator("encoding")
@@ -129,13 +129,12 @@ class TextFormatKeys(Job):
         except LookupError as cause:
             near = difflib.get_close_matches(value.lower(), aliases.aliases, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; try utf-8, utf-16 or latin-1"
-            raise ValueError(f"Python knows no encoding of that name{hint}") from cause
+            raise ValueError(f"is not an encoding known to Python{hint}") from cause
         try:
             "".encode(value)
         except (LookupError, UnicodeError) as cause:
             raise ValueError(
-                "is no encoding of texts; name how characters were written, such as utf-8, utf-16 "
-                "or latin-1"
+                "is no encoding of texts; name a text encoding, such as utf-8, utf-16 or latin-1"
             ) from cause
         return value
 
@@ -146,7 +145,9 @@ class TextFormatKeys(Job):
         if value is not None and (
             not isinstance(value, str) or len(value) != 1 or not value.isascii() or value in '"\r\n'
         ):
-            raise ValueError("is not one character that can part fields, such as ',', ';' or tab")
+            raise ValueError(
+                "is not a single character that can separate fields, such as ',', ';' or tab"
+            )
         return value
 
     @model_validator(mode="after")
@@ -193,11 +194,10 @@ def _changed(inside: Any, key: str, value: Any, whole: str) -> Any:
     if isinstance(inside, Mapping):
         return {**inside, first: _changed(inside.get(first), rest, value, whole) if dot else value}
     if not isinstance(inside, list | tuple):
-        raise JobError(f"job key {whole!r}: there is nothing that has a key {first!r}")
+        raise JobError(f"job key {whole!r}: {first!r} does not exist")
     if not first.isdecimal() or int(first) >= len(inside):
         raise JobError(
-            f"job key {whole!r}: {first!r} is none of the {len(inside)} items, which are counted "
-            "from 0"
+            f"job key {whole!r}: {first!r} is not one of the {len(inside)} items, counted from 0"
         )
     changed = list(inside)
     changed[int(first)] = _changed(changed[int(first)], rest, value, whole) if dot else value

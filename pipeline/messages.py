@@ -82,7 +82,7 @@ def warn(message: str) -> None:
 def warn_skipped(problems: Sequence[str]) -> None:
     """Rows that were left out, counted, the first few named."""
     if problems:
-        warn(f"{len(problems)} rows were left out")
+        warn(f"{len(problems)} rows were skipped")
     for problem in problems[:SHOWN_PROBLEMS]:
         warn(f"  {problem}")
 
@@ -114,8 +114,8 @@ def fidelity_in_words(fidelity: "Fidelity") -> str:
     if fidelity.divergence is not None:
         parts.append(f"KL {fidelity.divergence:.1e}")
     if fidelity.mean_error is not None and fidelity.max_error is not None:
-        parts.append(f"log-probabilities off by {fidelity.mean_error:.4f}")
-        parts.append(f"at most {fidelity.max_error:.4f}")
+        parts.append(f"mean log-prob error {fidelity.mean_error:.4f} nats")
+        parts.append(f"max {fidelity.max_error:.4f}")
     if fidelity.mean_tail is not None:
         parts.append(f"{fidelity.mean_tail:.1%} of the mass in the tail")
     return f"{', '.join(parts)} ({fidelity.tokens:,} tokens measured)"
@@ -129,7 +129,7 @@ def say_that_it_waits(quiet: bool) -> Callable[[int], None]:
         nonlocal said
         if not said:
             said = True
-            LOGGER.info(f"waiting for other writers, who are at the last {rows} rows")
+            LOGGER.info(f"waiting: other processes are computing the last {rows} rows")
 
     return say
 

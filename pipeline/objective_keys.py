@@ -61,18 +61,18 @@ class CacheKeys(Job):
         default=None, description="feature to learn from; may be left out if there is one"
     )
     expect_digest: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{64}$", description="digest that the cache must have"
+        default=None, pattern=r"^[0-9a-f]{64}$", description="expected digest of the cache"
     )
     mirror: Path | None = Field(
         default=None,
-        description="folder that keeps what comes of a cache at a URL; default one in the user's "
-        "own cache folder",
+        description="local mirror of a cache at a URL; default: a folder in the user's cache "
+        "folder",
     )
     mirror_limit: ByteCount | None = Field(
-        default=None, description="most bytes that the mirror may keep, such as 50GiB"
+        default=None, description="maximum size of the mirror, such as 50GiB"
     )
     verify_cache: bool = Field(
-        default=False, description="compare the checksum of each file when it is first opened"
+        default=False, description="verify the checksum of each file when it is first opened"
     )
 
     @field_validator("cache", mode="before")
@@ -89,22 +89,24 @@ class TeacherKeys(CacheKeys):
     cache: Path | str = Field(description="folder of the cache, or a URL that fsspec opens")
     text_column: Names = Field(
         default=(),
-        description="columns of the same rows that this teacher read, where they are not those "
-        "that the student reads: hints, retrieved documents, translations",
+        description="text columns of this teacher, if not those of the student: hints, retrieved "
+        "documents, translations",
     )
     control: str = Field(
         default="none",
-        description="of this teacher alone: none, random-aligner, shuffled or noise=SIGMA",
+        description="control of this teacher alone: none, random-aligner, shuffled or noise=SIGMA",
     )
     placement: Placement | None = Field(
-        default=None, description="where its features lie; default as the job's"
+        default=None, description="placement of its features; default as the job's"
     )
 
     @field_validator("control")
     @classmethod
     def _known_control(cls, value: str) -> str:
         if parse_control(value).name == "undistilled":
-            raise ValueError("is for a whole job; leave out the objectives that read this teacher")
+            raise ValueError(
+                "is for a whole job; to drop one teacher, leave out the objectives that read it"
+            )
         return value
 
     @property
@@ -152,12 +154,12 @@ class ObjectiveKeys(WithOptions):
         description="feature it reads; default the teacher's `feature`, or its only one",
     )
     features: tuple[str, ...] = Field(
-        default=(), description="features it reads, of an objective that reads several"
+        default=(), description="features it reads, if the objective reads several"
     )
     weight: float | WeightSchedule = Field(
         default=1.0,
-        description="weight in the sum: a number, or {from, to, until, shape}, which moves with "
-        "the share of steps that are made",
+        description="weight in the sum: a number, or a schedule {from, to, until, shape} over the "
+        "share of steps done",
     )
 
     @model_validator(mode="before")
@@ -202,15 +204,16 @@ def complete_options(
         return dict(given)
     if name == "tokens" and "temperature" in given:
         raise JobError(
-            f"job key 'temperature': {given['temperature']}: is of outputs for classes; tokens are "
-            "softened by token_temperature"
+            f"job key 'temperature': {given['temperature']}: softens class logits; for tokens, use "
+            "token_temperature"
         )
     unread = given.keys() & ONCE_SHARED - options.model_fields.keys() if once_shared else set()
     for key in sorted(unread):
         field = TokensOptions.model_fields.get(key)
         if key == "alpha" or field is None or given[key] != field.default:
             LOGGER.warning(
-                f"{_no_option(name, key, options, beside)}; left out, and refused later on"
+                f"{_no_option(name, key, options, beside)}; ignored for now, an error in the next "
+                "release"
             )
     given = {key: value for key, value in given.items() if key not in unread}
     for key in given:
@@ -222,7 +225,7 @@ def complete_options(
 def _no_option(name: str, key: str, options: type[BaseModel], beside: Iterable[str]) -> str:
     if key in ONCE_SHARED:
         known = ", ".join(options.model_fields) or "none"
-        return f"job key {key!r}: is no option of objective {name}; it has {known}"
+        return f"job key {key!r}: is not an option of objective {name}; it has {known}"
     return unknown_key("job", key, [*options.model_fields, *beside])
 
 

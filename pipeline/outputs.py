@@ -61,7 +61,7 @@ def check_new_file(path: Path) -> None:
     if path.suffix not in _WRITERS:
         raise OutputError(f"output {path}: name a {' or '.join(_WRITERS)} file")
     if path.exists() or path.is_symlink():
-        raise OutputError(f"output {path}: is there already; choose another name")
+        raise OutputError(f"output {path}: already exists; choose another name")
 
 
 @contextmanager
@@ -83,8 +83,8 @@ def new_file(path: Path) -> Iterator[Write]:
         partial.replace(path)
     except OSError as cause:
         raise StorageError(
-            f"output {path}: cannot be written: {cause}; nothing is left of it; run the command "
-            "again where there is room"
+            f"output {path}: cannot be written: {cause}; nothing was written; free some space and "
+            "run the command again"
         ) from cause
     finally:
         partial.unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def _locked(file: BinaryIO, path: Path) -> bool:
 def check_new_folder(folder: Path) -> None:
     """Raise OutputError if something is there that could be overwritten."""
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise OutputError(f"output {folder}: is not an empty folder; choose another")
+        raise OutputError(f"output {folder}: is not empty; choose another folder")
 
 
 @contextmanager

@@ -46,7 +46,9 @@ class DryRun:
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
     """Ask the teacher about every text of the corpus that is not cached yet."""
-    with telling_what_is_kept(lambda: "all answers so far are kept; the same command goes on"):
+    with telling_what_is_kept(
+        lambda: "committed shards are kept; run the same command to continue"
+    ):
         return _run(job, quiet)
 
 

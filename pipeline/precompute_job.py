@@ -24,7 +24,7 @@ class PrecomputeJob(TextFormatKeys):
     corpus: Corpora = Field(min_length=1, description="files or folders of texts")
     text_column: Names = Field(
         min_length=1,
-        description="columns of the text segments, in order; one that ends in ? may be blank",
+        description="columns of the text segments, in order; a name ending in ? may be blank",
     )
     teacher: str = Field(description="KIND:SOURCE, for example open_clip:FOLDER or hash:16")
     cache: LocalFolder = Field(description="folder of the cache; made if it is not there")
@@ -32,35 +32,39 @@ class PrecomputeJob(TextFormatKeys):
     id_column: str | Literal[False] | None = Field(
         default=None, description="column of unique ids; default `id` if there is one; false: none"
     )
-    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
-    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
-    corpus_licence: str = Field(default="", description="licence to note in the manifest")
+    limit: int | None = Field(default=None, ge=1, description="maximum rows to read from each file")
+    skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
+    corpus_licence: str = Field(default="", description="licence recorded in the manifest")
     part: str | None = Field(
         default=None, description="I/N: only the I-th of N parts of the texts, for job arrays"
     )
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
-        default=None, description="processes of this machine to ask with; auto is one for each GPU"
+        default=None,
+        description="number of worker processes on this machine; auto is one for each GPU",
     )
     dask: Source | None = Field(
-        default=None, description="tcp://HOST:PORT or scheduler file of a Dask cluster to ask with"
+        default=None,
+        description="tcp://HOST:PORT or scheduler file of a Dask cluster to compute on",
     )
     takeover_seconds: float = Field(
-        default=60.0, ge=1, description="silence after which another host's writer counts as dead"
+        default=60.0,
+        ge=1,
+        description="seconds without heartbeat after which a writer on another host counts as dead",
     )
     batch_size: int | None = Field(
-        default=None, ge=1, description="texts a batch; halved when device memory runs out"
+        default=None, ge=1, description="texts per batch; halved when device memory runs out"
     )
     rows_per_shard: RowsPerShard | None = Field(
-        default=None, description="most rows of a shard: what a kill can lose; a multiple of 64"
+        default=None, description="maximum rows of a shard, which a kill can lose; a multiple of 64"
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     add_teacher: bool = Field(
-        default=False, description="let the cache hold the same model under other settings too"
+        default=False, description="allow the same model under other settings in the cache"
     )
 
     add_features: bool = Field(
         default=False,
-        description="add features to the cached teacher, where its settings differ in nothing else",
+        description="add features to the cached teacher, if nothing but its features differs",
     )
 
     @field_validator("part")
@@ -123,8 +127,8 @@ def _teacher_class(kind: str) -> "type[Teacher]":
     taken = sorted(found.Options.model_fields.keys() & PrecomputeJob.model_fields.keys())
     if taken:
         raise JobError(
-            f"teacher {kind}: its options {', '.join(taken)} have the names of keys that every job "
-            f"has; {found.__module__} has to give them others"
+            f"teacher {kind}: its options {', '.join(taken)} clash with job keys; rename them in "
+            f"{found.__module__}"
         )
     return found
 

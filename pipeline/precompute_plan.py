@@ -122,7 +122,7 @@ def _only_cached(
         )
     if not len(missing):
         return corpus, keys
-    return corpus.without(missing, f"teacher {name} was not asked yet"), keys[rows >= 0]
+    return corpus.without(missing, f"teacher {name} has not computed them"), keys[rows >= 0]
 
 
 def not_cached(job: PrecomputeJob, plan: Plan) -> npt.NDArray[np.int64]:

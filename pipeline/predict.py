@@ -61,19 +61,19 @@ class PredictJob(TextFormatKeys):
     output: Path = Field(description="new .parquet or .jsonl file to write to")
     text_column: Names = Field(
         default=(),
-        description="columns of the text segments; default those of training; of a language model "
-        "that responds to prompts, that of responses is not read and may be left out",
+        description="columns of the text segments; default those of training; for a language model "
+        "that responds to prompts, the column of responses is not read and may be left out",
     )
     id_column: str | Literal[False] | None = Field(
         default=None, description="column of unique ids; default `id` if there is one; false: none"
     )
-    limit: int | None = Field(default=None, ge=1, description="most rows to take of each file")
-    skip_bad_rows: bool = Field(default=False, description="leave bad rows out and list them")
-    batch_size: int = Field(default=64, ge=1, description="examples a batch")
+    limit: int | None = Field(default=None, ge=1, description="maximum rows to read from each file")
+    skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
+    batch_size: int = Field(default=64, ge=1, description="examples per batch")
     max_new_tokens: int | None = Field(
         default=None,
         ge=1,
-        description=f"most tokens that a language model says; default {DEFAULT_NEW_TOKENS}",
+        description=f"maximum tokens a language model generates; default {DEFAULT_NEW_TOKENS}",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
 
@@ -89,7 +89,7 @@ class PredictReport:
     skipped: tuple[str, ...]
 
 
-@telling_what_is_kept(lambda: "nothing is written; the same command begins again")
+@telling_what_is_kept(lambda: "nothing was written; run the same command again")
 def run_predict(job: PredictJob, quiet: bool = False) -> PredictReport:
     """Write what a student says of a corpus; raises an InputError for what is wrong."""
     check_new_file(job.output)
@@ -132,10 +132,10 @@ def _open(job: PredictJob) -> SavedStudent:
     folders = sorted(job.student.glob("seed-*/student"))
     if len(folders) > 1:
         seeds = ", ".join(folder.parent.name for folder in folders)
-        raise JobError(f"student {job.student}: holds one of each seed; name one of {seeds}")
+        raise JobError(f"student {job.student}: holds one student per seed; name one of {seeds}")
     student = load_student(folders[0] if folders else job.student)
     if job.max_new_tokens is not None and student.kind != "language":
-        raise JobError("max_new_tokens: is for language models; this student says no words")
+        raise JobError("max_new_tokens: is for language models; this student generates no text")
     return student.to(choose_device(job.device))
 
 
@@ -210,5 +210,7 @@ def _table(job: PredictJob, corpus: Corpus, rows: Rows, columns: Columns) -> pa.
     else:
         name, ids = job.id_column or "id", corpus.ids.take(pa.array(rows))
     if name in columns:
-        raise JobError(f"id_column {name!r}: a prediction has this name; rename it in the corpus")
+        raise JobError(
+            f"id_column {name!r}: clashes with a column of the predictions; rename it in the corpus"
+        )
     return pa.table({name: ids, **columns})

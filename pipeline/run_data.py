@@ -29,8 +29,8 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     for reading, read in zip(readings.values(), columns.sources, strict=True):
         if reading.axis is not None and read != columns.student:
             raise JobError(
-                f"teacher {reading.teacher}: text_column: a teacher of tokens has read what the "
-                "student reads; leave it out"
+                f"teacher {reading.teacher}: text_column: a teacher of tokens reads the student's "
+                "own columns; leave it out"
             )
     corpus = read_corpus_of(job, job.train, columns.names)
     space = task.label_space(job, corpus, terms)
@@ -83,5 +83,5 @@ def _check_class_names(space: LabelSpace, feature: FeatureSpec) -> None:
     if space.names and feature.labels and space.names != feature.labels:
         raise JobError(
             f"feature {feature.name!r}: the teacher's classes are {', '.join(feature.labels)}, the "
-            f"student's {', '.join(space.names)}; give labels as the teacher's class numbers"
+            f"student's {', '.join(space.names)}; give labels as the teacher's class ids"
         )

@@ -58,13 +58,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         lock = take(folder, LOCK)
     except StorageError as cause:
-        LOGGER.warning(f"{cause}; nothing keeps a second process from this run")
+        LOGGER.warning(f"{cause}; the run is not protected from a second process")
         yield
         return
     if lock is None:
         raise OutputError(
-            f"output {folder}: another process is at work in it; let it end, or choose another "
-            "folder"
+            f"output {folder}: another process is running in it; wait until it ends, or choose "
+            "another folder"
         )
     try:
         yield
@@ -99,7 +99,7 @@ def check_free(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
     if (folder / JOB).exists():
         if not resume:
             raise OutputError(
-                f"output {folder}: holds an unfinished run; go on with resume=true, or choose "
+                f"output {folder}: holds an unfinished run; continue with resume=true, or choose "
                 "another folder"
             )
         _check_same_job(folder, job)
@@ -110,7 +110,7 @@ def check_free(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
 def require_free(folder: Path, but: Collection[str] = ()) -> None:
     """Raise OutputError unless `is_free`."""
     if not is_free(folder, but):
-        raise OutputError(f"output {folder}: is not an empty folder; choose another")
+        raise OutputError(f"output {folder}: is not empty; choose another folder")
 
 
 def is_free(folder: Path, but: Collection[str] = ()) -> bool:
@@ -166,7 +166,7 @@ def check_same_data(folder: Path, provenance: Mapping[str, Any]) -> None:
     if differing:
         raise OutputError(
             f"output {folder}: holds an unfinished run on other data: "
-            f"{_both_sides(differing, before, now, str)}; bring back what it began with, or "
+            f"{_both_sides(differing, before, now, str)}; restore the data it began with, or "
             "choose another folder"
         )
 

@@ -43,7 +43,7 @@ _ITEMS = r"^\w+\."
 def job_schema(command: str) -> Schema:
     """The schema of the job files of a command (draft 2020-12). Raises JobError."""
     if command not in _JOBS:
-        raise JobError(f"schema {command!r}: is no command with a job; name {', '.join(_JOBS)}")
+        raise JobError(f"schema {command!r}: is not a command with a job; name {', '.join(_JOBS)}")
     job, options = _JOBS[command], _options(command)
     models = _models(job, AblateJob, ObjectiveKeys, *options.values())
     for taker in (job, ObjectiveKeys):

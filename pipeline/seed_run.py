@@ -100,8 +100,8 @@ class SeedRun:
         for part, term in zip(built.parts, self.terms, strict=True):
             if part.aligner is None and not self._random_aligners.isdisjoint(part.sources):
                 raise JobError(
-                    f"control random-aligner: objective {term.keys.name!r} says that it has an "
-                    "aligner, and none of its parts is called `aligner`"
+                    f"control random-aligner: objective {term.keys.name!r} declares an aligner, "
+                    "but has no module named `aligner`"
                 )
         return built
 

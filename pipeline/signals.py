@@ -78,7 +78,7 @@ def terminable() -> Iterator[None]:
     """A scheduler's SIGTERM ends the run like an error: finished answers are committed first."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise RunError("stopped by SIGTERM; all answers so far are kept; run the command again")
+        raise RunError("stopped by SIGTERM; committed shards are kept; run the command again")
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals

@@ -136,8 +136,8 @@ def _feature(cache: Cache, reading: Reading, of_several: bool) -> str:
     if reading.logits_for is not None and name not in cache:
         raise MissingFeatureError(
             f"feature {name!r}: teacher {cache.teacher.fingerprint[:12]} has "
-            f"{', '.join(cache.features)}; {reading.logits_for} learns from the logits of a "
-            "classifier (`armada precompute --teacher classifier:SOURCE`)"
+            f"{', '.join(cache.features)}; {reading.logits_for} needs the logits of a classifier ("
+            "`armada precompute --teacher classifier:SOURCE`)"
         )
     return name
 
@@ -145,12 +145,14 @@ def _feature(cache: Cache, reading: Reading, of_several: bool) -> str:
 def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
     teacher = cache.teacher.spec
     if "tokenizer" not in teacher.settings:
-        raise JobError(f"job key 'teacher': a {teacher.kind} teaches no tokens; name a causal_lm")
+        raise JobError(
+            f"job key 'teacher': a {teacher.kind} has no token features; name a causal_lm teacher"
+        )
     if reading.feature == GENERATED:
         if GENERATED not in cache.features:
             raise JobError(
-                "responses generated: the teacher gave none; precompute with max_new_tokens, and "
-                "add_features=true if the cache is to keep what it has"
+                "responses=generated: none in the cache; precompute with max_new_tokens, and "
+                "add_features=true to keep what is cached"
             )
         return GENERATED
     known = [name for name in cache.features if _teaches_tokens(cache.feature_spec(name))]
@@ -159,7 +161,9 @@ def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
     if reading.feature is None and len(known) == 1:
         return known[0]
     told = f"{reading.teacher}: " if of_several else ""
-    what = "is missing" if reading.feature is None else f"{reading.feature!r} teaches no tokens"
+    what = (
+        "is missing" if reading.feature is None else f"{reading.feature!r} is not a token feature"
+    )
     raise JobError(
         f"{told}job key 'feature': {what}; the teacher has {', '.join(known) or 'none that does'}"
     )
@@ -188,8 +192,8 @@ def missing_of_sources(
     first = "; ".join(corpus.where(int(row)) for row in every[:SHOWN_MISSING])
     return MissingKeysError(
         f"of {len(corpus)} rows, not in the cache: {counts}; run `armada precompute` on them with "
-        f"the text columns that each teacher reads, or leave such rows out with "
-        f"skip_bad_rows=true. First: {first}",
+        f"each teacher's text columns, or skip such rows with skip_bad_rows=true"
+        f". First: {first}",
         every.tolist(),
     )
 

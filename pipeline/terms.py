@@ -81,8 +81,8 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
         _check_controls(term, teachers)
         if job.batch_size < term.objective.reads.least_rows:
             raise JobError(
-                f"job key 'batch_size': {job.batch_size}; objective {term.keys.name} compares "
-                f"{term.objective.reads.least_rows} examples of a batch at least"
+                f"job key 'batch_size': {job.batch_size}; objective {term.keys.name} needs at "
+                f"least {term.objective.reads.least_rows} examples per batch"
             )
     return terms
 
@@ -135,10 +135,10 @@ def _teacher(
     if keys.teacher is None and len(teachers) == 1:
         return next(iter(teachers))
     if keys.teacher is None:
-        raise JobError(f"objective {keys.name}: names no teacher, and there are {names or 'none'}")
+        raise JobError(f"objective {keys.name}: names no teacher; choose one of {names or 'none'}")
     if keys.teacher not in teachers:
         raise JobError(
-            f"objective {keys.name}: teacher {keys.teacher!r} is none of the job's; there are "
+            f"objective {keys.name}: teacher {keys.teacher!r} is not in the job; choose one of "
             f"{names or 'none'}"
         )
     return keys.teacher
@@ -180,7 +180,7 @@ def _features(
     found = keys.asked_features or (teacher.feature or reads.default_feature,)
     if reads.features is not None and len(found) != reads.features:
         raise JobError(
-            f"objective {keys.name}: reads {reads.features} features of a teacher, and "
+            f"objective {keys.name}: reads {reads.features} features of a teacher, but "
             f"{len(found)} are named"
         )
     return found
@@ -209,19 +209,19 @@ def _check_student(term: Term, job: DistillJob) -> None:
     name, reads = term.keys.name, term.objective.reads
     if job.task != "language":
         if reads.student == {"tokens"}:
-            raise JobError(f"objective {name}: is for language models; say task=language")
+            raise JobError(f"objective {name}: is for language models; set task=language")
         return
     if "tokens" in reads.student:
         return
     if job.label_column is None and not reads.headless:
         raise JobError(
-            f"objective {name}: is of labels, and job key 'label_column' is missing; a language "
-            "model learns without labels by tokens, feature or armada"
+            f"objective {name}: needs labels, and job key 'label_column' is missing; without "
+            "labels, use tokens, feature or armada"
         )
     if job.packing != "none":
         raise JobError(
-            f"packing {job.packing!r}: texts in one row share what objective {name} compares; use "
-            "packing none, or objective tokens alone"
+            f"packing {job.packing!r}: objective {name} needs one text per row; use packing=none, "
+            "or objective tokens alone"
         )
 
 
@@ -230,9 +230,9 @@ def _check_controls(term: Term, teachers: Mapping[str, TeacherKeys]) -> None:
         control = teachers[reading.teacher].parsed_control.name
         if term.reads_tokens and control != "none":
             raise JobError(
-                f"control {teachers[reading.teacher].control}: is of features of whole texts, and "
-                f"objective {term.keys.name} reads none; use control=undistilled, or say the "
-                "control of each of several teachers"
+                f"control {teachers[reading.teacher].control}: needs a cached feature; objective "
+                f"{term.keys.name} uses none; use control=undistilled, or set the control of each "
+                "teacher"
             )
         if control == "random-aligner" and not term.objective.has_aligner:
             raise JobError(

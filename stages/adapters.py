@@ -62,8 +62,8 @@ def find_base(card: AdapterBase, folder: Path, error: type[InputError]) -> Path:
     base = transformer_folder(resolve(card.base, card.base_revision, error), error)
     if card.base_digest is not None and (found := _digest(base, error)) != card.base_digest:
         raise error(
-            f"student {folder}: its adapters were made for {card.base} of digest "
-            f"{card.base_digest}, which now has {found}; bring that model back"
+            f"student {folder}: its adapters were made for {card.base} with digest "
+            f"{card.base_digest}, which is now {found}; restore that model"
         )
     return base
 

@@ -47,7 +47,7 @@ class CacheDataset(Dataset[Item]):
         Raises MissingKeysError, with the count, for texts that the cache does not hold with all of
         the features; MissingFeatureError; CacheError, for texts that are one text."""
         if isinstance(texts, str | bytes):
-            raise CacheError(f"texts {texts!r:.60}: is a text alone; name a list of texts")
+            raise CacheError(f"texts {texts!r:.60}: is a single text; give a list of texts")
         self._cache = cache if isinstance(cache, Cache) else open_cache(cache, teacher)
         named = (features,) if isinstance(features, str) else features
         self.features = tuple(dict.fromkeys(self._cache.features if named is None else named))

@@ -83,7 +83,7 @@ def test_warnings_can_be_left_out_and_errors_cannot(
         file.write('""\n')
     leave_out = ("--set", "skip_bad_rows=true", "--quiet")
     words = (*precompute(corpus, tmp_path / "cache"), *leave_out)
-    assert armada(*words).err.startswith("warning: 1 rows were left out\nwarning:   ")
+    assert armada(*words).err.startswith("warning: 1 rows were skipped\nwarning:   ")
     assert armada("--log-level", "error", *words).err == ""
     refused = armada("--log-level", "error", "precompute", "--teacher", "hash:4")
     assert refused.code == 2

@@ -123,7 +123,7 @@ def test_calls_from_threads_and_event_loops(cached: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ([{"text": "a"}, "b"], "corpus list of rows, row 2: is no dictionary, but str"),
+        ([{"text": "a"}, "b"], "corpus list of rows, row 2: is not a dictionary, but str"),
         ([{"text": "a"}, {"text": 3}], "corpus list of 2 rows: cannot be read as a table: "),
         ([{"words": "a"}], "text"),
     ],

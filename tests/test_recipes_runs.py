@@ -121,7 +121,7 @@ def link_all(folders: list[Path], here: Path) -> None:
 @pytest.mark.slow
 def test_teachers_say_what_they_would_do(place: Workplace) -> None:
     printed = ask_all(place, "--dry-run", "--cache elsewhere")
-    assert printed.count("4 rows, 4 unique; 0 are cached, 4 to ask") == len(PRECOMPUTE)
+    assert printed.count("4 rows, 4 unique; 0 already cached, 4 to compute") == len(PRECOMPUTE)
     assert not (place.folder / "elsewhere").exists()
 
 

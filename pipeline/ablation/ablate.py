@@ -126,11 +126,11 @@ def _run_what_is_left(ablation: Ablation, quiet: bool) -> list[Failure]:
     logs = ablation.job.output / LOGS
     left = [run for run in ablation.runs if not _is_done(run)]
     if ablation.repeated and not quiet:
-        warn(f"{counted(ablation.repeated, 'cell')} of the grids again, and run once")
+        warn(f"{counted(ablation.repeated, 'cell')} in several grids, run once")
     with CountProgress("ablate", "runs", len(ablation.runs), quiet) as progress:
         progress.advance(len(ablation.runs) - len(left))
         with telling_what_is_kept(
-            lambda: "what is finished is kept; --resume goes on with the rest"
+            lambda: "finished runs are kept; --resume continues with the rest"
         ):
             failures = run_all(left, ablation.job.workers, logs, lambda: progress.advance(1))
     _tidy(logs)
@@ -148,7 +148,9 @@ def _claimed(ablation: Ablation) -> Iterator[None]:
     make_folder(job.output)
     with open_lock(job.output, LOCK) as file:
         if not try_lock(file.fileno(), job.output):
-            raise OutputError(f"output {job.output}: another `ablate` is at work in it; let it end")
+            raise OutputError(
+                f"output {job.output}: another `ablate` is running in it; wait until it ends"
+            )
         for run in ablation.runs:
             check_free(run.job.output, resolved(run.job), resume=True)
         folders = [str(run.job.output.relative_to(job.output)) for run in ablation.runs]
@@ -161,7 +163,8 @@ def _refuse_taken(output: Path, resume: bool) -> None:
     if (output / ABLATION).is_file():
         if not resume:
             raise OutputError(
-                f"output {output}: holds an ablation; go on with --resume, or choose another folder"
+                f"output {output}: holds an ablation; continue with --resume, or choose another "
+                "folder"
             )
     else:
         require_free(output, {LOCK, PLAN})
@@ -170,7 +173,7 @@ def _refuse_taken(output: Path, resume: bool) -> None:
 def _tidy(logs: Path) -> None:
     kept = sorted(logs.glob("*.txt"))
     if kept:
-        warn(f"{counted(len(kept), 'run')} had something to say: {logs}")
+        warn(f"{counted(len(kept), 'run')} wrote warnings: {logs}")
     elif logs.is_dir():
         logs.rmdir()
 
@@ -179,6 +182,6 @@ def _told(failures: list[Failure], runs: int, output: Path) -> str:
     first = failures[0]
     return (
         f"{len(failures)} of {counted(runs, 'run')} failed, first {first.run.name}, seed "
-        f"{first.run.seed}: {first.reason}; the others are finished; see {output / LOGS}, mend it, "
-        "and go on with --resume"
+        f"{first.run.seed}: {first.reason}; the others are finished; see {output / LOGS}, fix the "
+        "cause, and continue with --resume"
     )

@@ -39,8 +39,8 @@ _TAKEN = frozenset({ABLATION, TABLE, LOGS, LOCK, PLAN})
 """Names in the folder of an ablation that are no cell's."""
 
 _NOT_SWEPT = {
-    "output": "every run has a folder of its own below it",
-    "resume": "it is a key of the whole",
+    "output": "every run has its own folder below it",
+    "resume": "it applies to the whole ablation",
     "seed": "a list of seeds beside the grid is run for every cell",
 }
 
@@ -58,11 +58,9 @@ class AblateJob(Job):
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
         description="runs at a time; auto is one for each GPU, or as many as processors and memory "
-        "allow, by what the first run took",
+        "allow, measured by the first run",
     )
-    resume: bool = Field(
-        default=False, description="go on in `output`; the grid may have grown meanwhile"
-    )
+    resume: bool = Field(default=False, description="continue in `output`; the grid may have grown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +130,8 @@ def _job(
         made = make(DistillJob, keys)
         if made.push_to_hub:
             raise JobError(
-                "job key 'push_to_hub': one repository cannot take the students of many runs; "
-                "send the best with `hf upload`"
+                "job key 'push_to_hub': one repository cannot hold the students of many runs; "
+                "upload the best with `hf upload`"
             )
         terms_of(made)
         check_reporters(made)
@@ -173,7 +171,7 @@ def _without_repeats(
             raise JobError(_same_student(other, cell, job, its_job))
     folders = [str(job.output).casefold() for _, job in chosen.values()]
     if len(set(folders)) < len(folders):
-        raise JobError("grid: two cells would share a folder; give their grids a 'name' each")
+        raise JobError("grid: two cells would share a folder; give each of their grids a 'name'")
     return [job for _, job in chosen.values()], len(swept) - len(chosen)
 
 
@@ -217,7 +215,7 @@ def _check_grid(grid: Any) -> None:
             raise JobError(f"grid key {key!r}: has no values; name some, or leave it out")
         twice = [value for i, value in enumerate(_axis(values)) if value in _axis(values)[:i]]
         if twice:
-            raise JobError(f"grid key {key!r}: {twice[0]!r} comes twice; name it once")
+            raise JobError(f"grid key {key!r}: {twice[0]!r} is given twice; name it once")
     if isinstance(grid.get(NAME), list):
         raise JobError("grid key 'name': a grid has one name; make several grids")
 
@@ -227,7 +225,7 @@ def _check_beside(grids: Sequence[Values], beside: Values) -> None:
     for key, value in beside.items():
         if all(key in grid for grid in grids):
             raise JobError(
-                f"job key {key!r}: {value!r} stands beside the grid, and the grid sets "
+                f"job key {key!r}: {value!r} is set beside the grid, which also sets "
                 f"{grids[0][key]!r}; leave one of them out"
             )
 
@@ -264,5 +262,5 @@ def _check_names(found: Sequence[Cell]) -> None:
         other = seen.setdefault(cell.name, cell)
         if other is not cell and other.values != cell.values:
             raise JobError(
-                f"grid: two cells are called {cell.name!r}; give their grids a 'name' each"
+                f"grid: two cells are called {cell.name!r}; give each of their grids a 'name'"
             )

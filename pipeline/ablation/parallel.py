@@ -184,5 +184,5 @@ def _limit_threads(threads: int) -> None:
 def _reason(code: int, said: str) -> str:
     if code < 0:
         killed = " (out of memory? try fewer workers)" if code == -signal.SIGKILL else ""
-        return f"was ended by signal {-code}{killed}"
-    return said.splitlines()[-1].removeprefix("error: ") if said else f"ended with {code}"
+        return f"was killed by signal {-code}{killed}"
+    return said.splitlines()[-1].removeprefix("error: ") if said else f"exited with code {code}"

@@ -56,12 +56,12 @@ class CardJob(TextFormatKeys):
     output: Path | None = Field(default=None, description="file; default README.md in the cache")
     title: str | None = Field(default=None, description="default the name of the folder")
     licence: str | None = Field(
-        default=None, description="licence of the answers, as the hub spells it: cc-by-4.0"
+        default=None, description="licence of the features, as the hub spells it: cc-by-4.0"
     )
-    corpus: Corpora = Field(default=(), description="labelled files to colour the pictures by")
+    corpus: Corpora = Field(default=(), description="labelled files to colour the plots by")
     text_column: Names = Field(default=(), description="columns of the text segments")
     label_column: str | None = Field(default=None, description="column of labels")
-    force: bool = Field(default=False, description="replace a README.md that somebody wrote")
+    force: bool = Field(default=False, description="replace a README.md that armada did not write")
 
     @model_validator(mode="after")
     def _labels_need_all_three(self) -> "CardJob":
@@ -83,12 +83,12 @@ class Colouring:
 def run_card(job: CardJob) -> list[Path]:
     """Write the card and its pictures; returns their files, the card first.
 
-    Raises OutputError rather than replace what somebody wrote."""
+    Raises OutputError rather than replace a file that armada did not write."""
     output = job.output or job.cache / "README.md"
     _refuse_to_replace(output, job.force)
     teachers = [Cache(job.cache, teacher) for teacher in list_teachers(job.cache)]
     if not teachers:
-        raise CacheError(f"cache {job.cache}: holds no teacher; there is nothing to tell")
+        raise CacheError(f"cache {job.cache}: holds no teacher; there is nothing to describe")
     labelled = _read_labelled(job) if job.corpus else None
     colourings = [_colouring(job, cache, *labelled) if labelled else None for cache in teachers]
     files = {output: b""}  # the card first; it is written when it is known what there is to show
@@ -125,7 +125,7 @@ def _refuse_to_replace(output: Path, force: bool) -> None:
     if force or not output.exists():
         return
     if not output.is_file() or MARK not in output.read_text(encoding="utf-8", errors="replace"):
-        raise OutputError(f"{output}: somebody wrote it; name another --output, or --force")
+        raise OutputError(f"{output}: was not written by armada; name another --output, or --force")
 
 
 def _read_labelled(job: CardJob) -> tuple[Corpus, LabelSpace]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look into a cache, check it, pass it on.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, check and share caches.", no_args_is_help=True)
 
 
 def _local(path: Path) -> Path:
@@ -22,7 +22,7 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="job key, KEY=VALUE; may be repeated")
 ]
 SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", help="leave bad rows out and list them")
+    bool, typer.Option("--skip-bad-rows", help="skip invalid rows and list them")
 ]
 TextColumn = Annotated[list[str] | None, typer.Option(help="column of a text segment")]
 """Of the commands of `../../cli.py` too."""
@@ -32,7 +32,7 @@ Prefix = Annotated[str | None, typer.Option("--teacher", help="fingerprint or un
 Corpus = Annotated[list[str] | None, typer.Option(help="file or folder of texts")]
 IdColumn = Annotated[str | None, typer.Option(help="column of unique ids")]
 NeededCorpus = Annotated[
-    list[str] | None, typer.Option(help="file or folder of texts: only shards that answer them")
+    list[str] | None, typer.Option(help="file or folder of texts: only shards that hold them")
 ]
 Prefixes = Annotated[
     list[str] | None, typer.Option("--teacher", help="fingerprint or unique prefix; default all")
@@ -41,8 +41,8 @@ StorageOptions = Annotated[
     list[str] | None,
     typer.Option("--storage-option", help="KEY=VALUE for fsspec, e.g. anon=true; may be repeated"),
 ]
-Jobs = Annotated[int, typer.Option(min=1, max=64, help="shards under way at once")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would go over")]
+Jobs = Annotated[int, typer.Option(min=1, max=64, help="shards transferred at once")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only show what would be transferred")]
 
 
 @app.command("ls")
@@ -91,7 +91,8 @@ def export(
     ] = None,
     teacher: Prefix = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="folder or hub id of it, to decode what was generated")
+        str | None,
+        typer.Option(help="folder or hub id of the tokenizer, to decode generated responses"),
     ] = None,
     skip_bad_rows: SkipBadRows = False,
     settings: Settings = None,
@@ -126,10 +127,10 @@ def import_features(
     source: Annotated[
         Path | None, typer.Argument(help="folder of .npy files, one .npy array, or Parquet")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="what the import is called")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the import")] = None,
     declare: Annotated[
         list[str] | None,
-        typer.Option(help="what is known of the features' origin, KEY=VALUE; may be repeated"),
+        typer.Option(help="where the features come from, KEY=VALUE; may be repeated"),
     ] = None,
     corpus: Corpus = None,
     text_column: TextColumn = None,
@@ -173,12 +174,16 @@ def verify(
     cache: CacheFolder,
     teacher: Prefix = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="read so many shards in full, of the others the sizes")
+        int | None,
+        typer.Option(
+            min=1,
+            help="number of shards to read in full; of the others, only file sizes are compared",
+        ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="compare sizes, read no file")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="compare file sizes only")] = False,
     seed: Annotated[int | None, typer.Option(help="seed of the sample; default the digest")] = None,
     expect_digest: Annotated[
-        str | None, typer.Option(help="digest that the whole cache is to have")
+        str | None, typer.Option(help="expected digest of the whole cache")
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -205,7 +210,9 @@ def verify(
 def repair(
     cache: CacheFolder,
     teacher: Prefix = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it would do")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only show what would be done")
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -223,8 +230,8 @@ def repair(
 def rm(
     cache: CacheFolder,
     teacher: Annotated[str, typer.Option(help="fingerprint or unique prefix")],
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
-    force: Annotated[bool, typer.Option("--force", help="even if a writer is at work")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask for confirmation")] = False,
+    force: Annotated[bool, typer.Option("--force", help="even if a writer is running")] = False,
 ) -> None:
     """Remove a teacher and all its answers from a cache."""
     from .upkeep import confirm, plan_removal, remove_teacher
@@ -239,7 +246,9 @@ def rm(
 @app.command("gc")
 def gc(
     cache: CacheFolder,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what it would do")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only show what would be done")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove what dead writers left: reservations, partial files, files without a commit."""
@@ -254,13 +263,15 @@ def card(
     cache: CacheFolder,
     output: Annotated[Path | None, typer.Option(help="default README.md in the cache")] = None,
     title: Annotated[str | None, typer.Option(help="default the name of the folder")] = None,
-    licence: Annotated[str | None, typer.Option(help="licence of the answers: cc-by-4.0")] = None,
+    licence: Annotated[str | None, typer.Option(help="licence of the features: cc-by-4.0")] = None,
     corpus: Annotated[
-        list[str] | None, typer.Option(help="labelled file to colour the pictures by")
+        list[str] | None, typer.Option(help="labelled file to colour the plots by")
     ] = None,
     text_column: TextColumn = None,
     label_column: Annotated[str | None, typer.Option(help="column of labels")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace what somebody wrote")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace a file that armada did not write")
+    ] = False,
 ) -> None:
     """Write a README.md that tells what a cache holds, and a picture of its features."""
     from ..jobs import collect_keys, make
@@ -314,11 +325,11 @@ def pull(
         str | None, typer.Option(help="encoding of CSV, TSV and JSON files, such as latin-1")
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(help="what parts the fields of CSV files, such as ';' or tab")
+        str | None, typer.Option(help="field separator of CSV files, such as ';' or tab")
     ] = None,
     skip_bad_rows: SkipBadRows = False,
     expect_digest: Annotated[
-        str | None, typer.Option(help="digest that the cache there must have")
+        str | None, typer.Option(help="expected digest of the cache there")
     ] = None,
     storage_option: StorageOptions = None,
     jobs: Jobs = 8,

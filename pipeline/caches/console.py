@@ -63,8 +63,8 @@ def show_merge(merged: "Sequence[Merged]", as_json: bool) -> None:
         print(
             f"teacher {teacher.fingerprint[:12]} ({teacher.kind}:{teacher.name}): {teacher.copied} "
             f"of {teacher.rows} rows copied into {counted(teacher.shards, 'shard')}, "
-            f"{teacher.already_there} "
-            f"were there; {duration(teacher.teacher_seconds)} of teacher time came along"
+            f"{teacher.already_there} already there; {duration(teacher.teacher_seconds)} of "
+            "teacher time recorded"
         )
 
 
@@ -85,15 +85,15 @@ def show_import(imported: "Imported", as_json: bool) -> None:
     """What was taken in."""
     warn_skipped(imported.skipped)
     if imported.repeated:
-        warn(f"{imported.repeated} rows repeat the text of another, whose features they get")
+        warn(f"{imported.repeated} rows repeat the text of another row and share its features")
     if imported.unused:
-        warn(f"{imported.unused} of the features belong to no row of the corpus")
+        warn(f"{imported.unused} of the features match no row of the corpus")
     if as_json:
         show_json(imported)
         return
     print(
-        f"{imported.rows} rows; {imported.already_cached} were cached, "
-        f"{imported.imported} imported as {imported.feature}"
+        f"{imported.rows} rows; {imported.already_cached} already cached, {imported.imported} "
+        f"imported as {imported.feature}"
     )
     print(f"teacher {imported.fingerprint}")
 
@@ -118,8 +118,8 @@ def _verified(report: "VerifyReport") -> Iterator[str]:
     if found.leftovers or found.in_the_making:
         yield (
             f"{counted(found.leftovers, 'file')} without a commit, "
-            f"{counted(found.in_the_making, 'shard')} in the making: no damage; what dead writers "
-            "left, `armada cache gc` removes"
+            f"{counted(found.in_the_making, 'shard')} in the making: no damage; `armada cache gc` "
+            "removes files left by dead writers"
         )
     yield from _verdict(report)
 
@@ -127,9 +127,9 @@ def _verified(report: "VerifyReport") -> Iterator[str]:
 def _how_much(found: "Verification") -> str:
     rate = f"{duration(found.seconds)}, {size(found.read_bytes / max(found.seconds, 1e-9))}/s"
     if found.read_shards == found.shards:
-        return f"all files read and compared ({rate})"
+        return f"all files read and checked ({rate})"
     if found.read_shards == 0:
-        return f"sizes compared, no file read ({duration(found.seconds)})"
+        return f"file sizes checked, contents not read ({duration(found.seconds)})"
     read = f"{counted(found.read_shards, 'shard')} read and compared"
     return f"{read} ({size(found.read_bytes)}, {rate}), of the others the sizes"
 
@@ -138,13 +138,13 @@ def _verdict(report: "VerifyReport") -> Iterator[str]:
     digest = report.found.digest
     yield f"digest {digest or 'unknown: not all documents can be read'}"
     if report.expected not in (None, digest):
-        yield f"not the expected cache: its digest is not {report.expected}"
+        yield f"digest mismatch: expected {report.expected}"
     damages = report.found.damages
     if damages:
         shards = sum(damage.kind == "shard" for damage in damages)
         yield (
             f"damaged: {counted(shards, 'shard')}, {counted(len(damages) - shards, 'document')}; "
-            "`armada cache repair` drops what is damaged, so that it can be computed again"
+            "`armada cache repair` drops damaged shards, so that they can be computed again"
         )
     elif report.whole:
         yield "whole"
@@ -179,7 +179,7 @@ def show_repair(report: "RepairReport", as_json: bool) -> None:
 
 def _repaired(report: "RepairReport") -> Iterator[str]:
     if not report.steps:
-        yield "whole; there is nothing to repair"
+        yield "whole; nothing to repair"
         return
     dropped = [step for step in report.steps if step.action == "drop"]
     if dropped:
@@ -220,7 +220,7 @@ def show_gc(collected: "Collected", as_json: bool) -> None:
         show_json(collected)
         return
     verb = "would remove" if collected.dry_run else "removed"
-    print(f"{verb} {len(collected.paths)} leftovers of dead writers, {size(collected.bytes)}")
+    print(f"{verb} {len(collected.paths)} files left by dead writers, {size(collected.bytes)}")
 
 
 def show_shared(shared: "Shared", verb: str, as_json: bool) -> None:
@@ -235,9 +235,9 @@ def show_shared(shared: "Shared", verb: str, as_json: bool) -> None:
         print(
             f"teacher {teacher.fingerprint[:12]} ({teacher.kind}:{teacher.name}): "
             f"{counted(teacher.shards, 'shard')} ({counted(teacher.files, 'file')}, "
-            f"{size(teacher.bytes)}) "
-            f"{'to be ' if shared.dry_run else ''}{verb}, {teacher.already_there} were there; "
-            f"features: {', '.join(teacher.features) or 'none'}"
+            f"{size(teacher.bytes)}) {'to be ' if shared.dry_run else ''}{verb}, "
+            f"{teacher.already_there} already there; features: "
+            f"{', '.join(teacher.features) or 'none'}"
         )
     total = sum(teacher.bytes for teacher in shared.teachers)
     if total and not shared.dry_run:
@@ -250,7 +250,7 @@ def show_shared(shared: "Shared", verb: str, as_json: bool) -> None:
 def _warn_missing(shared: "Shared", teacher: "SharedTeacher") -> None:
     if teacher.texts is not None and shared.texts is not None and teacher.texts < shared.texts:
         warn(
-            f"teacher {teacher.fingerprint[:12]} has answers to {teacher.texts} of the "
+            f"teacher {teacher.fingerprint[:12]} has features of {teacher.texts} of the "
             f"{shared.texts} texts of the corpus at {shared.place}"
         )
 

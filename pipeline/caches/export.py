@@ -88,7 +88,7 @@ class Exported:
     skipped: tuple[str, ...]
 
 
-@telling_what_is_kept(lambda: "nothing is written; the same command begins again")
+@telling_what_is_kept(lambda: "nothing was written; run the same command again")
 def run_export(job: ExportJob, quiet: bool = False) -> Exported:
     """Write the features of a corpus to a new folder; raises an InputError for what is wrong."""
     check_new_folder(job.output)
@@ -125,14 +125,14 @@ def _features(job: ExportJob, cache: Cache) -> tuple[tuple[str, ...], tuple[str,
     unheld = [name for name in names if name in along and name not in held]
     if unheld or not names:
         raise JobError(
-            f"format npy: {', '.join(unheld or along)} have a row for each place of an example, "
-            "which no array of one row an example holds; use format parquet"
+            f"format npy: {', '.join(unheld or along)} have several entries for each example; use "
+            "format parquet"
         )
     left_out = () if job.feature else tuple(n for n in cache.features if n not in held)
     if left_out:
         warn(
-            f"{', '.join(left_out)}: not exported, they have a row for each place of an example; "
-            "format parquet holds them"
+            f"{', '.join(left_out)}: not exported: several entries for each example; format "
+            "parquet holds them"
         )
     return names, left_out
 
@@ -151,7 +151,7 @@ def _tokenizer(job: ExportJob, teacher: TeacherSpec) -> Any:
     source = job.tokenizer or (name if "/" in name else None)
     try:
         if source is None:
-            raise JobError("a cache knows no path of a model folder")
+            raise JobError("the cache records no path to the model folder")
         folder = resolve(source, revision or None, JobError, _TOKENIZER_FILES)
         tokenizer = read_tokenizer(folder, JobError)
         if tokenizer_digest(tokenizer) != teacher.settings.get("tokenizer"):
@@ -159,7 +159,7 @@ def _tokenizer(job: ExportJob, teacher: TeacherSpec) -> Any:
     except JobError as error:
         if job.tokenizer is not None:
             raise
-        warn(f"{GENERATED}: ids alone, without their text: {error}; --tokenizer names it")
+        warn(f"{GENERATED}: exported as token ids without text: {error}; --tokenizer names it")
         return None
     return tokenizer
 

@@ -128,7 +128,7 @@ def _lines(ids: pa.Array) -> bytes:
     for row, value in enumerate(ids.to_pylist()):
         if not value or value.splitlines() != [value]:
             raise CorpusError(
-                f"row {row + 1}: id {value!r} is no line of ids.txt; mend it, or leave the ids out "
+                f"row {row + 1}: id {value!r} is no line of ids.txt; fix it, or leave the ids out "
                 "with id_column=false"
             )
     return "".join(f"{value}\n" for value in ids.to_pylist()).encode()

@@ -59,7 +59,7 @@ def check_dtype(dtype: np.dtype[Any], where: object, stored: str | None) -> None
         raise CorpusError(f"{where}: holds {dtype}; features are float16, float32 or float64")
     if dtype.itemsize == 8 and stored is None:
         raise CorpusError(
-            f"{where}: holds float64, which a cache does not keep; say store_dtype=float32 or "
+            f"{where}: holds float64, which is not a cache dtype; set store_dtype=float32 or "
             "store_dtype=float16"
         )
 
@@ -68,11 +68,11 @@ def _require_ids(corpus: Corpus) -> pa.Array:
     """The ids of a corpus, one for every row; raises JobError or CorpusError."""
     if corpus.ids is None:
         raise JobError(
-            "job key 'id_column' is missing (column of unique ids); features are found by it"
+            "job key 'id_column' is missing (column of unique ids); features are matched by it"
         )
     if corpus.ids.null_count:
         row = int(np.flatnonzero(corpus.ids.is_null().to_numpy(zero_copy_only=False))[0])
-        raise CorpusError(f"{corpus.where(row)}: has no id to find its features by")
+        raise CorpusError(f"{corpus.where(row)}: has no id to match its features by")
     return corpus.ids
 
 
@@ -84,7 +84,7 @@ def _find_ids(corpus: Corpus, known: pa.Array, where: object) -> Rows:
     if pc.count_distinct(known, mode="all").as_py() != len(known):
         counts = pc.value_counts(known)
         twice = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
-        raise CorpusError(f"{where}: id {twice!r} comes twice; an id has one array")
+        raise CorpusError(f"{where}: id {twice!r} is there twice; each id has one array")
     found = pc.index_in(wanted, value_set=known).fill_null(-1)
     rows: Rows = found.to_numpy(zero_copy_only=False).astype(np.int64)
     return rows
@@ -147,9 +147,7 @@ def _read_header(path: Path) -> NpyHeader:
     if dtype.hasobject:
         raise CorpusError(f"{path}: holds Python objects, which are never read; save numbers")
     if min(shape, default=1) < 0 or offset + math.prod(shape) * dtype.itemsize > size:
-        raise CorpusError(
-            f"{path}: is shorter than the {_described(shape, dtype)} it says it holds"
-        )
+        raise CorpusError(f"{path}: is shorter than the {_described(shape, dtype)} of its header")
     return NpyHeader(path, shape, dtype, "F" if fortran else "C", offset)
 
 
@@ -217,7 +215,7 @@ def _ids(corpus: Corpus) -> list[str]:
 
 def _file_name(corpus: Corpus, row: int, name: str) -> str:
     if not name or any(sign in name for sign in "/\\\0"):
-        raise CorpusError(f"{corpus.where(row)}: its id cannot be the name of a file; mend the id")
+        raise CorpusError(f"{corpus.where(row)}: its id is not valid as a file name; change the id")
     return name + SUFFIX
 
 

@@ -57,11 +57,9 @@ class ImportJob(TextFormatKeys):
     source: Path = Field(
         description="a folder of .npy files, one .npy array of all rows, or Parquet"
     )
-    name: str = Field(
-        min_length=1, description="what the import is called; part of its fingerprint"
-    )
+    name: str = Field(min_length=1, description="name of the import; part of its fingerprint")
     declare: dict[str, SettingValue] = Field(
-        default_factory=dict, description="what is known of the features' origin, key by key"
+        default_factory=dict, description="where the features come from, as keys and values"
     )
     corpus: Corpora = Field(
         default=(),
@@ -84,7 +82,7 @@ class ImportJob(TextFormatKeys):
         default=None, description="float32 or float16; default as found; required for float64"
     )
     rows_per_shard: RowsPerShard | None = Field(
-        default=None, description="most rows of a shard; a multiple of 64"
+        default=None, description="maximum rows of a shard; a multiple of 64"
     )
     skip_bad_rows: bool = Field(
         default=False, description="leave bad rows, and rows without features, out and list them"
@@ -95,7 +93,7 @@ class ImportJob(TextFormatKeys):
     def _can_be_hashed(cls, declared: dict[str, SettingValue]) -> dict[str, SettingValue]:
         for key, value in declared.items():
             if key in ("name", "layout"):
-                raise ValueError(f"{key} is said by the import itself; choose another key")
+                raise ValueError(f"{key} is set by the import itself; choose another key")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key} is not a finite number")
         return declared
@@ -154,7 +152,7 @@ class Imported:
     skipped: tuple[str, ...]
 
 
-@telling_what_is_kept(lambda: "shards that were written are kept; the same command goes on")
+@telling_what_is_kept(lambda: "written shards are kept; run the same command to continue")
 def run_import(job: ImportJob, quiet: bool = False) -> Imported:
     """Take features into a cache; raises an InputError for what cannot be taken."""
     corpus = _read_corpus(job)
@@ -206,8 +204,8 @@ def _with_features(job: ImportJob, corpus: Corpus, source: FeatureSource) -> tup
     if len(missing) and (len(missing) == len(corpus) or not job.skip_bad_rows):
         first = "; ".join(corpus.where(row) for row in missing[:SHOWN_PROBLEMS].tolist())
         raise CorpusError(
-            f"{len(missing)} of {len(corpus)} rows have no features in {job.source}; leave such "
-            f"rows out with skip_bad_rows=true. First: {first}"
+            f"{len(missing)} of {len(corpus)} rows have no features in {job.source}; skip such "
+            f"rows with skip_bad_rows=true. First: {first}"
         )
     kept = corpus.without(missing, "no features") if len(missing) else corpus
     return kept, source.place_of_row[source.place_of_row >= 0]
@@ -235,9 +233,9 @@ def _refuse_same_name(path: Path, spec: TeacherSpec) -> None:
     for known in [] if is_new(path) else list_teachers(path):
         if (known.spec.kind, known.spec.name) == (KIND, spec.name):
             raise TeacherMismatchError(
-                f"cache {path} holds an import named {spec.name!r} ({known.fingerprint[:12]}) of "
-                f"which other things were said: {'; '.join(differences(known.spec, spec))}; say "
-                "the same of it, or give this one another name"
+                f"cache {path} holds an import named {spec.name!r} ({known.fingerprint[:12]}) with "
+                f"other declarations: {'; '.join(differences(known.spec, spec))}; declare the "
+                "same, or give this import another name"
             )
 
 
@@ -290,7 +288,7 @@ class _ImportedShards:
             values = found.astype(self._feature.dtype, copy=False)
         finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         for position in np.flatnonzero(~finite).tolist():
-            problems.setdefault(position, f"is not finite in {self._feature.dtype}")
+            problems.setdefault(position, f"is not finite as {self._feature.dtype}")
         self._refuse_or_skip(
             [
                 f"{self._corpus.where(int(self._rows[positions[at]]))}: {problems[at]}"
@@ -306,8 +304,8 @@ class _ImportedShards:
     def _refuse_or_skip(self, problems: list[str]) -> None:
         if problems and not self._skip:
             raise CorpusError(
-                f"{len(problems)} rows have features that cannot be kept; what was imported so far "
-                "stays; leave such rows out with skip_bad_rows=true. First: "
+                f"{len(problems)} rows have invalid features; rows imported so far are kept; skip "
+                "invalid rows with skip_bad_rows=true. First: "
                 f"{'; '.join(problems[:SHOWN_PROBLEMS])}"
             )
         self.skipped += problems

@@ -83,7 +83,7 @@ class Wanted:
     text_format: TextFormat = PLAIN
 
 
-@telling_what_is_kept(lambda: "what has come is kept; the same command goes on")
+@telling_what_is_kept(lambda: "received files are kept; run the same command to continue")
 def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Shared:
     """Bring what is wanted of the cache at `url` into the local cache at `cache`.
 
@@ -116,7 +116,9 @@ def _corpus(wanted: Wanted) -> Corpus | None:
     named = {name for name in ("encoding", "delimiter") if getattr(wanted.text_format, name)}
     if not wanted.corpus and not wanted.text_columns:
         if named:
-            raise JobError(f"--{min(named)}: says how a --corpus is written, and none is named")
+            raise JobError(
+                f"--{min(named)}: describes the file format of --corpus, which is missing"
+            )
         return None
     if not wanted.corpus or not wanted.text_columns:
         raise JobError("--corpus and --text-column: give both to pull what a corpus needs")
@@ -134,7 +136,7 @@ Sent = tuple[str | None, list[SharedTeacher]]
 """The digest of the place, if it was written to, and what went there."""
 
 
-@telling_what_is_kept(lambda: "what was sent is kept; the same command goes on")
+@telling_what_is_kept(lambda: "sent files are kept; run the same command to continue")
 def push_cache(
     cache: Path, url: str, teachers: Sequence[str], transfer: Transfer, public: bool = False
 ) -> Shared:
@@ -266,4 +268,4 @@ def _storage_options(settings: Sequence[str]) -> dict[str, Any]:
 def _refuse_itself(place: Place, cache: Path) -> None:
     """Raise CacheError if a local cache would be copied onto itself."""
     if isinstance(place, LocalPlace) and place.path.resolve() == cache.resolve():
-        raise CacheError(f"cache {cache}: is at both ends; name another place")
+        raise CacheError(f"cache {cache}: is both source and destination; name another location")

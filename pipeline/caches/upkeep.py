@@ -62,7 +62,7 @@ def run_verify(
 ) -> VerifyReport:
     """Check a cache, or one teacher of it: all shards in full, a sample of them, or sizes only."""
     if quick and sample is not None:
-        raise JobError("--quick and --sample: --quick reads no shard at all; give one of them")
+        raise JobError("--quick and --sample: --quick reads no shard; give only one of them")
     if expect_digest is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expect_digest):
         raise JobError(f"--expect-digest {expect_digest}: is not 64 hexadecimal digits")
     survey = survey_cache(path)
@@ -115,11 +115,11 @@ def _recompute(survey: CacheSurvey, steps: Sequence[Step]) -> Iterator[str]:
         if teacher.folder.name in losing and teacher.manifest is not None:
             spec = teacher.manifest.spec
             corpora = sorted({corpus.name for run in teacher.runs for corpus in run.corpora})
-            asked = f" (it was asked about {', '.join(corpora)})" if corpora else ""
+            asked = f" (computed for {', '.join(corpora)})" if corpora else ""
             yield one_line(f"{spec.kind}:{spec.name}{asked}")
 
 
-@telling_what_is_kept(lambda: "shards that were copied are kept; the same command goes on")
+@telling_what_is_kept(lambda: "copied shards are kept; run the same command to continue")
 def merge_caches(
     path: Path, sources: Sequence[str | Path], teacher: str | None = None, quiet: bool = False
 ) -> list[Merged]:
@@ -163,7 +163,7 @@ def _teachers(path: Path) -> Teachers:
 
 def _wanted(sources: Sequence[Path], offered: Teachers, prefix: str | None) -> Teachers:
     if not offered:
-        raise CacheError(f"source {sources[0]}: no teacher has answered yet; nothing to merge")
+        raise CacheError(f"source {sources[0]}: no shard is committed yet; nothing to merge")
     if prefix is None:
         return offered
     chosen = choose_teacher(sources[0], list(offered.values()), prefix).fingerprint
@@ -223,7 +223,7 @@ def confirm(removal: Removal) -> None:
         f"{size(removal.bytes)}"
     )
     if not sys.stdin.isatty():
-        raise JobError(f"{what}: nobody is there to be asked; say --yes to remove it")
+        raise JobError(f"{what}: no terminal to confirm on; pass --yes to remove it")
     print(f"remove {what}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise JobError(f"{what}: kept")
@@ -239,8 +239,8 @@ def remove_teacher(removal: Removal, force: bool = False) -> None:
             shards = len(numbered(living))
             what = f"{counted(shards, 'shard')} in the making" if shards else "shards are arriving"
             raise OutputError(
-                f"teacher {removal.fingerprint[:12]}: {what}; wait for the processes that are at "
-                "it, or say --force if their machine is gone"
+                f"teacher {removal.fingerprint[:12]}: {what}; wait until those processes end, or "
+                "pass --force if their machine is gone"
             )
         drop_teacher(removal.path, removal.fingerprint)
 

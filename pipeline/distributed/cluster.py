@@ -130,7 +130,7 @@ def connected(address: str) -> Iterator["Client"]:
                 thread.submit(asyncio.run, asyncio.wait_for(_look_at(where), CONNECT_S)).result()
             client = stack.enter_context(Client(where, set_as_default=False))
         except TimeoutError as cause:
-            raise _refusal(address, f"nobody answers within {CONNECT_S:.0f} s") from cause
+            raise _refusal(address, f"no response within {CONNECT_S:.0f} s") from cause
         except (OSError, ValueError) as cause:
             reason = without_user(" ".join(str(cause).split()), where)
             raise _refusal(address, reason) from None  # which quotes a password
@@ -159,7 +159,7 @@ async def _look_at(address: str) -> None:
     from distributed.security import Security
 
     if "://" not in address and not re.search(r":\d+$", address):
-        raise ValueError("is neither tcp://HOST:PORT nor the file of a scheduler that is there")
+        raise ValueError("is neither tcp://HOST:PORT nor an existing scheduler file")
     arguments = Security().get_connection_args("client")
     comm = await connect(address, timeout=2 * CONNECT_S, **arguments)
     try:

@@ -174,7 +174,7 @@ class Dispatch:
     def _stop(self, error: BaseException) -> None:
         """Have the workers commit what they have answered, and wait until they have."""
         if isinstance(error, KeyboardInterrupt):
-            LOGGER.info("stopping; Ctrl-C again drops what is being asked")
+            LOGGER.info("stopping; Ctrl-C again drops shards being computed")
         self._have_all(stop)
         while self._sent and self._client.status == "running":
             try:
@@ -209,14 +209,14 @@ def _outcome(future: Any) -> Outcome:
 
     if future.cancelled():
         raise RunError(
-            "dask: the connection to the scheduler is lost; all committed answers are kept; "
-            "run the command again"
+            "dask: the connection to the scheduler is lost; all committed shards are kept; run the "
+            "command again"
         )
     try:
         outcome: Outcome = future.result()
     except KilledWorker as cause:
         raise RunError(
-            f"dask: {cause.allowed_failures + 1} workers died at the same rows, the last was "
-            f"{cause.last_worker.address}; all committed answers are kept; is memory too small?"
+            f"dask: {cause.allowed_failures + 1} workers died on the same rows, the last was "
+            f"{cause.last_worker.address}; all committed shards are kept; too little memory?"
         ) from cause
     return outcome

@@ -126,11 +126,12 @@ def _pool(client: "Client", job: PrecomputeJob) -> _WorkerPool:
         if not isinstance(one, Equipment):
             raise JobError(
                 f"worker {worker}: cannot run armada {here} ({type(one).__name__}: {one}); "
-                "install the same there as here"
+                "install the same version there"
             )
         if one.armada != here:
             raise JobError(
-                f"worker {worker}: has armada {one.armada}, here is {here}; install the same"
+                f"worker {worker}: has armada {one.armada}, here is {here}; install the same "
+                "version"
             )
     return _WorkerPool(client, tuple(found.values()))
 

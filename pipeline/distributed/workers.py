@@ -287,7 +287,6 @@ def _make(job_spec: JobSpec) -> Teacher:
     if teacher.spec.fingerprint != job_spec.spec.fingerprint:
         fields = (line.partition(":")[0] for line in differences(job_spec.spec, teacher.spec))
         raise JobError(
-            f"{_me()}: its {job_spec.job.teacher} is not the one here; it differs in "
-            f"{', '.join(fields)}"
+            f"{_me()}: its {job_spec.job.teacher} differs from the one here in {', '.join(fields)}"
         )
     return teacher

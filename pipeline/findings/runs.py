@@ -188,21 +188,21 @@ class FinishedRun:
         Raises JobError for a cache at a URL unless `from_afar`."""
         if cache is not None and len(self.job.all_teachers) > 1:
             raise JobError(
-                f"run {self.folder}: it has several teachers, and cache {cache} would be that of "
-                "one; leave it out"
+                f"run {self.folder}: it has several teachers, and cache {cache} replaces only one; "
+                "leave it out"
             )
         for keys in self.job.all_teachers.values():
             place = cache or keys.cache
             if not from_afar and not is_local(str(place)):
                 raise JobError(
-                    f"run {self.folder}: cache {shown_url(str(place))}: is at a URL, which is not "
-                    "opened for a report; pull it, and name it with --set cache=FOLDER"
+                    f"run {self.folder}: cache {shown_url(str(place))}: is at a URL, which reports "
+                    "do not open; pull it, and name it with --set cache=FOLDER"
                 )
         for source in () if from_afar else (*self.job.train, *self.job.validation):
             if not is_local(source) or source.startswith(HUB_DATASET):
                 raise JobError(
-                    f"run {self.folder}: corpus {source}: is not on this machine, and is not "
-                    "fetched for a report"
+                    f"run {self.folder}: corpus {source}: is not on this machine, and reports do "
+                    "not fetch it"
                 )
         mirror = {} if from_afar else {"mirror": None, "mirror_limit": None}
         changes = {"expect_digest": None} | mirror
@@ -246,7 +246,8 @@ def find_runs(paths: Sequence[Path]) -> Found:
         done = [folder for folder in folders if (folder / METRICS).is_file()]
         if not done:
             raise RunFolderError(
-                f"run {path}: is not finished; go on with `armada distill --resume`, or `ablate`"
+                f"run {path}: is not finished; continue it with `armada distill --resume`, or "
+                "`ablate`"
             )
         read, wrong = _read_all(done)
         if not read:

@@ -127,7 +127,7 @@ class _Design:
         values = self.frame["value"].to_numpy()
         rounding = _ROUNDING * len(values) * np.square(values).max()
         if fitted.df_resid < 1 or fitted.ssr <= rounding:
-            return "runs that differ in their seed only are too few, or do not differ"
+            return "too few runs that differ only in their seed, or no variance among them"
         return Anova(
             effects=tuple(_effects(anova_lm(fitted, typ=2))),
             residual_df=int(fitted.df_resid),

@@ -94,6 +94,6 @@ def told(cost: TeacherCost) -> str:
     """One line about the cost of a teacher."""
     return (
         f"teacher {cost.teacher} ({cost.fingerprint[:12]}): {duration(cost.seconds)} paid once for "
-        f"{cost.rows} texts, {size(cost.bytes)}; asked anew by each of {counted(cost.runs, 'run')} "
-        f"it would have been {duration(cost.seconds_without)}"
+        f"{cost.rows} texts, {size(cost.bytes)}; without the cache, {counted(cost.runs, 'run')} "
+        f"would have cost {duration(cost.seconds_without)}"
     )

@@ -47,8 +47,8 @@ class Encoding:
         """What rows are filled up with. Raises StudentSourceError."""
         if self.tokenizer.pad_token_id is None:
             raise StudentSourceError(
-                "student: its tokenizer has neither a padding token nor an end token to fill rows "
-                "with; set its pad_token and save it again"
+                "student: its tokenizer has neither a padding nor an end token; set its pad_token "
+                "and save it again"
             )
         return int(self.tokenizer.pad_token_id)
 
@@ -90,11 +90,11 @@ def learnable(
     if not job.skip_bad_rows or len(empty) == len(texts):
         rows = counted(len(empty), "such row")
         raise CorpusError(
-            f"{data.train.corpus.where(int(empty[0]))}: nothing of it is left to predict: its "
-            f"prompt fills max_length, or its response is empty ({rows}); raise max_length, mend "
-            "the file, or set skip_bad_rows=true to leave such rows out"
+            f"{data.train.corpus.where(int(empty[0]))}: no tokens left to predict: its prompt "
+            f"fills max_length, or its response is empty ({rows}); raise max_length, fix the file, "
+            "or set skip_bad_rows=true to skip such rows"
         )
-    data = data.without(empty, "nothing of it is left to predict")
+    data = data.without(empty, "no tokens left to predict")
     return data, _texts(job, data, teachers, encoding)
 
 

@@ -27,28 +27,26 @@ class LanguageKeys(LanguageSettings):
 
     text_format: Literal["text", "plain", "chat"] | None = Field(
         default=None,
-        description="text: all segments are to be predicted; plain: the last one, after a prompt "
-        "of the others; chat: the same as the tokenizer's chat template writes it; default as "
-        "for the teacher, or text (task=language)",
+        description="text: predict all segments; plain: predict the last one, with the others as "
+        "prompt; chat: the same, formatted by the tokenizer's chat template; default as for the "
+        "teacher, or text (task=language)",
     )
     prompt_template: str | None = Field(
         default=None,
-        description="prompt of text_format plain; {text} is the segments before the last one",
+        description="prompt of text_format=plain; {text} is the segments before the last one",
     )
-    system_prompt: str | None = Field(
-        default=None, description="what the system says first (text_format chat)"
-    )
+    system_prompt: str | None = Field(default=None, description="system message (text_format=chat)")
     end_token: bool | None = Field(
         default=None, description="end every text with the tokenizer's end-of-sequence token"
     )
     template_date: Any = Field(
         default=None,
-        description="date on the clock of a chat template that reads one (text_format chat)",
+        description="date given to chat templates that use one (text_format=chat)",
     )
     template_options: Any = Field(
         default=None,
-        description="what a chat template is told beside the turns, such as "
-        "{enable_thinking: false} (text_format chat)",
+        description="further variables of the chat template, such as {enable_thinking: false} "
+        "(text_format=chat)",
     )
     chat_prompt: Literal["template", "answered", "appended"] | None = Field(
         default=None,
@@ -63,9 +61,9 @@ class LanguageKeys(LanguageSettings):
         for teacher, recipe in zip(teachers, recipes, strict=True):
             if recipe != recipes[0]:
                 raise JobError(
-                    f"teachers: texts were written otherwise for {teacher.kind}:{teacher.name} "
-                    f"than for {teachers[0].kind}:{teachers[0].name}; ask both with the same "
-                    "settings"
+                    f"teachers: texts of {teacher.kind}:{teacher.name} and "
+                    f"{teachers[0].kind}:{teachers[0].name} are formatted differently; precompute "
+                    "both with the same settings"
                 )
         return recipes[0] if recipes else self._recipe_of(None)
 
@@ -77,8 +75,8 @@ class LanguageKeys(LanguageSettings):
         lacking = Recipe.model_fields.keys() - LATER.keys() - teacher.settings.keys()
         if lacking:
             raise JobError(
-                f"job key 'teacher': {teacher.kind}:{teacher.name} does not say how texts were "
-                f"written ({', '.join(sorted(lacking))} are missing); name another"
+                f"job key 'teacher': {teacher.kind}:{teacher.name} does not record how texts were "
+                f"formatted ({', '.join(sorted(lacking))} are missing); name another"
             )
         settings = teacher.settings
         known = make(
@@ -91,8 +89,8 @@ class LanguageKeys(LanguageSettings):
             ours, theirs = getattr(given, name), getattr(known, name)
             if ours != theirs:
                 raise JobError(
-                    f"job key {name!r}: {ours!r}, and the teacher was asked with "
-                    f"{theirs!r}; leave it out"
+                    f"job key {name!r}: {ours!r}, but the teacher was run with {theirs!r}; leave "
+                    f"it out"
                 )
         return given
 
@@ -107,12 +105,12 @@ def with_token_teacher(keys: Mapping[str, Any], known: Collection[str]) -> dict[
         return rest
     if rest.get("teachers") or rest.get("objectives") or rest.get("objective") == "tokens":
         raise JobError(
-            f"{', '.join(told)}: were for a teacher of tokens beside that of a feature; name both "
-            "in `teachers`, and in `objectives` what is learned from each"
+            f"{', '.join(told)}: named a teacher of tokens beside that of a feature; name both in"
+            " `teachers`, and what is learned from each in `objectives`"
         )
     LOGGER.warning(
-        f"{', '.join(told)}: the next release knows no such keys; name both teachers in `teachers`,"
-        " and in `objectives` what is learned from each"
+        f"{', '.join(told)}: deprecated, removed in the next release; name both teachers in "
+        "`teachers`, and what is learned from each in `objectives`"
     )
     own = {key: rest.pop(key) for key in CacheKeys.model_fields if key in rest}
     options = {**(rest.pop("options", None) or {})}

@@ -24,7 +24,7 @@ def check_tokenizer(teacher: TeacherSpec, tokenizer: Any, cross_tokenizer: bool)
     Whether both split texts alike, `check_same_tokens` sees."""
     theirs, ours = teacher.settings["tokenizer"], tokenizer_digest(tokenizer)
     if cross_tokenizer and theirs == ours:
-        raise JobError("cross_tokenizer: teacher and student have one tokenizer; leave it out")
+        raise JobError("cross_tokenizer: teacher and student have the same tokenizer; leave it out")
     if cross_tokenizer or theirs == ours:
         return
     if teacher.words != vocab_digest(tokenizer, teacher_vocab_size(teacher)):
@@ -39,7 +39,7 @@ def teacher_vocab_size(teacher: TeacherSpec) -> int:
     total = teacher.settings.get("vocabulary")
     if not isinstance(total, int) or isinstance(total, bool):
         raise CacheError(
-            f"teacher {teacher.kind}:{teacher.name}: does not say how many tokens it has; use "
+            f"teacher {teacher.kind}:{teacher.name}: does not record its vocabulary size; use "
             "another cache"
         )
     return total
@@ -73,8 +73,8 @@ def check_same_tokens(
         first = int(np.flatnonzero(differ)[0])
         theirs = cached.gather(rows[first : first + 1]).parts()[0].astype(np.int64)
         raise CacheError(
-            f"{corpus.where(first)}: its tokens are not those that the teacher answered "
-            f"({int(differ.sum())} such rows): "
+            f"{corpus.where(first)}: its tokens differ from the teacher's ("
+            f"{int(differ.sum())} such rows): "
             f"{_difference(tokenizer, texts.of(first).astype(np.int64), theirs)}"
         )
 
@@ -94,12 +94,12 @@ def _difference(tokenizer: Any, ours: Ids, theirs: Ids) -> str:
     common = min(len(ours), len(theirs))
     place = int(np.argmax(np.append(ours[:common] != theirs[:common], True)))
     if place == common - 1 and len(ours) == len(theirs):
-        return f"they end with {both(place)}; make the teacher's the student's eos_token"
+        return f"they end in {both(place)}; make the teacher's the student's eos_token"
     if any(_alike(ours[a:], theirs[b:]) for a, b in ((1, 0), (0, 1), (1, 1))):
         return f"they begin with {both(0)}; give the student's folder the teacher's tokenizer.json"
     return (
-        f"token {place} is {both(place)}: how texts are written or tokenized has changed; "
-        "precompute them again into a new cache, or give the student the teacher's tokenizer files"
+        f"token {place} is {both(place)}: formatting or tokenization has changed; precompute them "
+        "again into a new cache, or give the student the teacher's tokenizer files"
     )
 
 
@@ -124,14 +124,14 @@ def matched_by_characters(
     """The predictions of a teacher with another tokenizer, where both have read the same."""
     if "characters_read" not in cache.features:
         raise JobError(
-            "cross_tokenizer: the teacher did not keep what it had read; precompute with "
-            "characters=true, and add_features=true if the cache is to keep what it has"
+            "cross_tokenizer: the cache has no character offsets; precompute with "
+            "characters=true, and add_features=true to keep what is cached"
         )
     found = match(answers, rows, texts, cache.ragged("characters_read"))
     if not len(found.ours):
         raise JobError(
-            "cross_tokenizer: in no text have both tokenizers read the same characters anywhere; "
-            "are the texts written alike?"
+            "cross_tokenizer: the two tokenizers never align in any text; are the texts formatted "
+            "alike?"
         )
     return found
 

@@ -158,8 +158,8 @@ def losses(condition: Condition) -> Picture | None:
     seeds = ", ".join(str(run.seed) for run in condition.runs[:MAX_LINES])
     return Picture(
         "losses",
-        f"Loss terms of the student “{condition.name}” in training; one line for each seed "
-        f"({seeds}). Terms are as the method names them and not yet weighted; the total is.",
+        f"Training losses of the student “{condition.name}”; one line per seed ({seeds}). Terms "
+        f"are unweighted, the total is weighted.",
         png(figure),
     )
 
@@ -205,7 +205,7 @@ def weights(study: Study, factor: str) -> Picture | None:
     return Picture(
         factor,
         f"Improvement of distilled runs over the undistilled student, by {factor}; the other "
-        "weights as they came. Boxes: quartiles and median.",
+        "weights vary. Boxes: quartiles and median.",
         png(figure),
     )
 
@@ -285,7 +285,7 @@ def reliability(looks: Looks) -> Picture | None:
     panel.set_xlim(0, 1)
     panel.set_ylim(0, 1)
     panel.set_xlabel("confidence (softmax of the predicted class)", fontsize=TEXT)
-    panel.set_ylabel("share that is right", fontsize=TEXT)
+    panel.set_ylabel("accuracy", fontsize=TEXT)
     panel.tick_params(labelsize=SMALL)
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)

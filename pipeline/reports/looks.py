@@ -100,7 +100,7 @@ def look(
     reference = study.distilled.condition.first
     job = reference.readable_job(cache)
     if job.task == "language":
-        raise JobError("they are language models, and pictures are of texts in classes")
+        raise JobError("plots need classification students")
     data = read_data(job, terms_of(job))
     seen_with = _texts(data, texts, device)
     colours = _colours(job, seen_with.sample, data, colour_by)

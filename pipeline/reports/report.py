@@ -37,19 +37,20 @@ class ReportJob(Job):
     title: str = Field(default="Distillation report", description="heading of the page")
     colour_by: str | None = Field(
         default=None,
-        description="column of the training corpus to colour texts by; default the labels",
+        description="column of the training corpus to colour texts by; default: the labels",
     )
-    manifold: Method = Field(
-        default="pca", description="how points become two numbers: pca or tsne"
-    )
-    texts: int = Field(default=500, ge=10, description="texts that students are looked at with")
+    manifold: Method = Field(default="pca", description="projection to two dimensions: pca or tsne")
+    texts: int = Field(default=500, ge=10, description="number of texts in plots of students")
     students: bool = Field(
-        default=True, description="false: load no students; no manifolds, agreement, calibration"
+        default=True,
+        description="false: do not load students; skips manifolds, agreement and calibration",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="for the students")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device for the students"
+    )
     cache: Path | None = Field(
         default=None,
-        description="folder of a cache to read in place of the one that runs name; those at a URL "
+        description="folder of a cache to read instead of the one that runs name; caches at a URL "
         "are not opened",
     )
     force: bool = Field(default=False, description="replace a page that is not a report")
@@ -64,8 +65,8 @@ def run_report(job: ReportJob, quiet: bool = False, gallery: Gallery | None = No
     """Write the page and its pictures; returns their files, the page first. A `gallery` takes the
     place of the images that a teacher made.
 
-    Raises InputError for a folder that holds no finished run, OutputError rather than replace what
-    somebody wrote or write where that is not allowed."""
+    Raises InputError for a folder that holds no finished run, OutputError rather than replace a
+    file that armada did not write or write where that is not allowed."""
     require_extra("armada report", "report", "matplotlib", "statsmodels", "PIL")
     found = find_runs(job.runs)
     again = _check_out(job)
@@ -89,8 +90,8 @@ def _left_out(found: Found, findings: Findings) -> Iterator[str]:
         yield f"{counted(len(found.unreadable), 'run')} left out, first {found.unreadable[0]}"
     if findings.repeats:
         yield (
-            f"{counted(len(findings.repeats), 'run')} with settings and seed of another one left "
-            f"out, first {findings.repeats[0].folder}"
+            f"{counted(len(findings.repeats), 'run')} with the settings and seed of another run "
+            f"left out, first {findings.repeats[0].folder}"
         )
 
 
@@ -100,7 +101,9 @@ def _check_out(job: ReportJob) -> bool:
         raise OutputError(f"out {job.out}: is a folder; name a file, such as report.html")
     again = job.out.exists() and _is_report(job.out)
     if job.out.exists() and not (again or job.force):
-        raise OutputError(f"out {job.out}: somebody wrote it; name another file, or --force")
+        raise OutputError(
+            f"out {job.out}: was not written by armada; name another file, or --force"
+        )
     try:
         make_folders(job.out.parent)
         with tempfile.TemporaryFile(dir=job.out.parent):
@@ -121,11 +124,11 @@ def _section(job: ReportJob, study: Study, quiet: bool) -> Section:
     if job.students:
         try:
             looks = look(study, job.colour_by, job.texts, job.device, job.cache)
-            notes = [f"Not looked at: {each}" for each in looks.missing] if looks else []
+            notes = [f"Not plotted: {each}" for each in looks.missing] if looks else []
         except UnknownColumn:
             raise
         except (ArmadaError, OSError) as error:
-            notes = [f"Students were not looked at: {error}"]
+            notes = [f"Students were not plotted: {error}"]
     if not quiet:
         for note in notes:
             warn(note)

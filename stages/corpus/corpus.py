@@ -90,8 +90,8 @@ class Corpus:
         """Raises CorpusError for chats that would be read as texts."""
         if self.chats and text_format != "chat":
             raise CorpusError(
-                f"corpus {self.sources[0]}: its text column holds chats, and {who} reads texts; "
-                "language models read chats, with text_format=chat"
+                f"corpus {self.sources[0]}: its text column holds chats, but {who} reads texts; "
+                "use a language model with text_format=chat"
             )
 
     def where(self, row: int) -> str:
@@ -211,8 +211,8 @@ def _require_names(sources: Sequence[str], text_columns: Sequence[str]) -> None:
     names = {column_name(column) for column in text_columns}
     if not sources or not text_columns or len(names) < len(text_columns):
         raise CorpusError(
-            f"corpus {list(sources)}, text_column {list(text_columns)}: "
-            "name at least one of each, no column twice"
+            f"corpus {list(sources)}, text_column {list(text_columns)}: give at least one of each, "
+            "no column twice"
         )
 
 
@@ -305,7 +305,7 @@ def _join(sources: Sequence[str], parts: list[Corpus]) -> Corpus:
             for source, part in zip(sources, parts, strict=True)
         ]
         kinds = ", ".join(dict.fromkeys(named))
-        raise CorpusError(f"corpus: chats and texts are mixed ({kinds}); make them one kind")
+        raise CorpusError(f"corpus: mixes chats and texts ({kinds}); use one kind")
     return Corpus(
         sources=tuple(sources),
         files=tuple(part.files[0] for part in parts),
@@ -336,7 +336,7 @@ def _join_labels(sources: Sequence[str], parts: list[Corpus]) -> pa.Array | None
     if len(kinds) > 1:
         described = ", ".join(sorted(str(kind) for kind in kinds))
         raise CorpusError(
-            f"corpus {', '.join(dict.fromkeys(sources))}: labels are of mixed types "
-            f"({described}); make them one"
+            f"corpus {', '.join(dict.fromkeys(sources))}: labels have mixed types ({described}); "
+            f"make them one type"
         )
     return pa.concat_arrays([column.cast(*kinds) if kinds else column for column in columns])

@@ -161,7 +161,7 @@ def require_use(form: TextFormat, sources: Sequence[str]) -> None:
         value = getattr(form, name)
         if value is not None and kinds and not kinds & {*of_use, ""}:
             raise CorpusError(
-                f"{name} {value!r}: only {', '.join(of_use)} files have one, and the corpus is "
+                f"{name} {value!r}: applies only to {', '.join(of_use)} files, and the corpus is "
                 f"{', '.join(sorted(kinds))}; leave it out"
             )
 
@@ -226,7 +226,7 @@ def _read(file: str, wanted: Wanted, form: TextFormat) -> Iterator[pa.Table]:
         return _read_parquet(file, wanted)
     if kind in _READERS and not path.is_dir():
         return _read_text_file(file, kind, wanted, form)
-    what = "is a folder; name its files" if path.is_dir() else "unknown kind of file; name a "
+    what = "is a folder; name the files in it" if path.is_dir() else "unknown kind of file; name a "
     more = "" if path.is_dir() else f"{', '.join(KINDS)} file or a folder"
     raise CorpusError(f"corpus {shown_url(file)}: {what}{more}")
 

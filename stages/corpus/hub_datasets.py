@@ -28,7 +28,8 @@ def open_hub_dataset(source: str) -> Any:
     asked = dict(parse_qsl(query))
     if unknown := [key for key in asked if key not in _PARAMETERS]:
         raise CorpusError(
-            f"corpus {source}: {unknown[0]!r} is no parameter; they are {', '.join(_PARAMETERS)}"
+            f"corpus {source}: {unknown[0]!r} is not a parameter; choose from "
+            f"{', '.join(_PARAMETERS)}"
         )
     chosen = {"revision": asked.get("revision")}
     if not sys.stderr.isatty():
@@ -74,14 +75,14 @@ def in_memory(table: Any) -> InMemory:
         if not hasattr(table, "num_rows") or isinstance(table, dict):
             kind = type(table).__name__
             raise CorpusError(
-                f"corpus {kind}: holds several splits, or is read as it comes; name a "
+                f"corpus {kind}: is not a single table (several splits, or a stream); pass a "
                 "datasets.Dataset, for example data['train']"
             )
     elif not isinstance(table, pa.Table):
         if not hasattr(table, "__arrow_c_stream__"):
             raise CorpusError(
-                f"corpus {type(table).__name__}: is no table; name files, an Arrow table, a data "
-                "frame, or a datasets.Dataset"
+                f"corpus {type(table).__name__}: is not a table; pass files, an Arrow table, a "
+                "data frame, or a datasets.Dataset"
             )
         table = _arrow_table(table)
     return InMemory(f"table of {table.num_rows} rows", table)
@@ -92,7 +93,7 @@ def _rows_table(rows: Sequence[Any]) -> pa.Table:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise CorpusError(
-                f"corpus list of rows, row {number}: is no dictionary, but {type(row).__name__}"
+                f"corpus list of rows, row {number}: is not a dictionary, but {type(row).__name__}"
             )
     names = dict.fromkeys(name for row in rows for name in row)
     try:
@@ -112,6 +113,6 @@ def _arrow_table(frame: Any) -> pa.Table:
     except (pa.ArrowException, TypeError, ValueError) as cause:
         reason = one_line(" ".join(map(str, cause.args)))
         raise CorpusError(
-            f"corpus {type(frame).__name__}: cannot be read as a table: {reason}; name a data "
-            "frame, each of its columns with a name of its own and values of one type"
+            f"corpus {type(frame).__name__}: cannot be read as a table: {reason}; pass a data "
+            "frame with unique column names and one type per column"
         ) from cause

@@ -34,8 +34,8 @@ def read_json(
                 schema = pa.unify_schemas([schema, pa.schema(known)], promote_options="permissive")
             if not schema.names:
                 raise CorpusError(
-                    f"corpus {source}: cannot be read: Empty JSON file; name one with an object a "
-                    "row"
+                    f"corpus {source}: cannot be read: empty JSON file; name one with one object "
+                    "per row"
                 )
             yield schema.empty_table()
             yield from _json_blocks(lines, schema)
@@ -96,7 +96,7 @@ def _elements(source: str, texts: Iterator[str]) -> Iterator[dict[str, Any]]:
             more = "".join(islice(texts, 1 + len(rest) // READ_BYTES))
             if not cut or not more:
                 ends = cut and not rest.rstrip().endswith("]")
-                remedy = "the file is cut off: write it again" if ends else "mend the file"
+                remedy = "the file is truncated: write it again" if ends else "fix the file"
                 raise CorpusError(
                     f"corpus {source} row {number + 1}: cannot be read: {cause.msg}; {remedy}"
                 ) from cause
@@ -112,17 +112,17 @@ def _elements(source: str, texts: Iterator[str]) -> Iterator[dict[str, Any]]:
 def _check_end(source: str, number: int, texts: Iterable[str]) -> None:
     """What there has to be of an array that ends, and what must not follow it."""
     if not number:
-        raise CorpusError(f"corpus {source}: its array is empty: it holds no rows; name another")
+        raise CorpusError(f"corpus {source}: its array is empty; name another file")
     if any(text.strip(" \t\r\n") for text in texts):
         raise CorpusError(
-            f"corpus {source}: more follows behind the end of its array (row {number}); make it "
-            "one array of objects, or one object a line"
+            f"corpus {source}: data after the end of its array (row {number}); make it one array "
+            "of objects, or one object per line"
         )
 
 
 def _no_object(row: Any) -> str:
     return (
-        f"is no object with the columns of a row, but {json.dumps(row, ensure_ascii=False)[:40]}; "
+        f"is not an object of columns, but {json.dumps(row, ensure_ascii=False)[:40]}; "
         'make each row an object, such as {"text": "..."}'
     )
 
@@ -143,7 +143,7 @@ def _json_fault(lines: BinaryIO) -> str | None:
             return f"row {number}: {not_utf8(line)}"
         except ValueError as cause:
             reason = cause.msg if isinstance(cause, json.JSONDecodeError) else cause
-            return f"row {number}: {reason}; each line is an object, or the file an array of them"
+            return f"row {number}: {reason}; write one object per line, or one array of objects"
         if not isinstance(row, dict):
             return f"row {number}: {_no_object(row)}"
     return "make each column one type"

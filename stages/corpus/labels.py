@@ -29,7 +29,7 @@ class LabelSpace(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Task | Literal["none"] = Field(description="none: learns from the teacher alone")
+    task: Task | Literal["none"] = Field(description="none: trained on the teacher alone")
     num_labels: int = Field(ge=1, description="classes, or 1")
     names: tuple[str, ...] | None = Field(default=None, description="names of the classes")
 
@@ -106,8 +106,8 @@ def _refuse_withheld(corpus: Corpus, column: pa.Array) -> None:
         return
     if pc.min_max(column).as_py() == {"min": _WITHHELD, "max": _WITHHELD}:
         raise CorpusError(
-            f"{corpus.where(0)}: label -1, as in all rows: no row has a label (test sets whose "
-            "labels are kept back say so); name a split with labels, such as validation"
+            f"{corpus.where(0)}: label -1 in all rows: no row has a label (usual for test sets "
+            "with hidden labels); name a split with labels, such as validation"
         )
 
 
@@ -122,7 +122,7 @@ def _check_spaces(corpus: Corpus, column: pa.Array, names: tuple[str, ...]) -> N
             ]
             raise CorpusError(
                 f"{corpus.where(rows[0])}: label {other!r} differs from {name!r} "
-                f"({corpus.where(rows[1])}) in spaces only; make them one"
+                f"({corpus.where(rows[1])}) only in spaces; make them equal"
             )
 
 
@@ -139,17 +139,17 @@ def require_variety(corpus: Corpus, space: LabelSpace, values: LabelValues) -> N
     if len(given) > 1 and (given == given[0]).all():
         one = repr(space.names[int(given[0])]) if space.names else f"{given[0]:g}"
         raise CorpusError(
-            f"corpus {', '.join(corpus.sources)}: all labels are {one}; there is nothing to learn "
-            "from them; name another file or label_column, or num_labels if there are more classes "
-            "than these rows show"
+            f"corpus {', '.join(corpus.sources)}: all labels are {one}; nothing to learn; name "
+            "another file or label_column, or set num_labels if there are more classes than in "
+            "these rows"
         )
 
 
 def _check_count(corpus: Corpus, names: tuple[str, ...], num_labels: int | None) -> None:
     if num_labels is not None and num_labels != len(names):
         raise CorpusError(
-            f"corpus {corpus.sources[0]}: num_labels is {num_labels}, but the labels are "
-            f"{len(names)} names: {', '.join(names)}; leave num_labels out"
+            f"corpus {corpus.sources[0]}: num_labels is {num_labels}, but there are {len(names)} "
+            f"label names: {', '.join(names)}; leave num_labels out"
         )
 
 
@@ -243,7 +243,7 @@ def _refuse(
         value = _labels(corpus)[int(rows[0])].as_py()
         more = f" ({len(rows)} such rows)" if len(rows) > 1 else ""
         alike = [name for name in names if name.split() == value.split()]
-        told = f"; it differs from {alike[0]!r} in spaces only; make them one" if alike else ""
+        told = f"; it differs from {alike[0]!r} only in spaces; make them equal" if alike else ""
         raise CorpusError(
             f"{corpus.where(int(rows[0]))}: label {value!r} is not {limit}{more}{told}"
         )

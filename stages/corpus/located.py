@@ -55,7 +55,7 @@ def located(source: str, kinds: Sequence[str]) -> list[str]:
         near = _near(Path(path))
         raise CorpusError(f"corpus {source}: cannot be read: there is no such file or folder{near}")
     if split is not None:
-        raise CorpusError(f"corpus {source}: is one file; a split is one of a folder or of a glob")
+        raise CorpusError(f"corpus {source}: is one file; splits need a folder or a glob")
     return [path]
 
 
@@ -85,8 +85,8 @@ def _in_folder(folder: Path, kinds: Sequence[str]) -> dict[str, str]:
     held = sorted({kind_of(path.name) for path in files})
     if not files:
         raise CorpusError(
-            f"corpus {folder}: is neither a saved dataset nor holds *.parquet files, or others of "
-            f"texts ({', '.join(kinds[1:])})"
+            f"corpus {folder}: is neither a saved dataset nor a folder of *.parquet or other text "
+            f"files ({', '.join(kinds[1:])})"
         )
     if len(held) > 1:
         raise CorpusError(
@@ -100,17 +100,17 @@ def _no_match(pattern: str) -> str:
     """Why there is nothing of a name with `*`, `?` or `[` in it."""
     if misread := _PARAMETER.fullmatch(pattern):
         return (
-            "what is behind the ? is not split=NAME, which is all that can be said of a folder or "
-            f"glob; write, for example, '{misread[1]}?split=train'"
+            "folders and globs take only ?split=NAME; write"
+            f", for example, '{misread[1]}?split=train'"
         )
-    return "no file matches; mend the pattern"
+    return "no file matches; check the pattern"
 
 
 def _saved_split(source: str, folder: Path, split: str) -> list[str]:
     """The folder of a saved data set of that very split."""
     held = json.loads((folder / SAVED).read_bytes()).get("_split")
     if held != split:
-        known = held or "rows of no split"
+        known = held or "rows without a split"
         raise CorpusError(f"corpus {source}: has no split {split!r}; it has {known}")
     return [str(folder)]
 
@@ -154,4 +154,4 @@ def _matching_urls(pattern: str) -> list[str]:
 
 def _near(path: Path) -> str:
     """Of a file that is not there: whether its folder is."""
-    return "" if path.parent.is_dir() else f"; there is no folder {path.parent} either"
+    return "" if path.parent.is_dir() else f"; nor is there a folder {path.parent}"

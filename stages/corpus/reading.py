@@ -80,7 +80,7 @@ def text_values(source: str, name: str, column: pa.ChunkedArray, first: int) -> 
     Raises CorpusError for what is no text."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if kind not in (*_TEXT_TYPES, *_BYTES_TYPES) and not pa.types.is_null(kind):
-        hint = ", and chats are a text column by themselves" if holds_chats(kind) else ""
+        hint = ", and chats must be the only text column" if holds_chats(kind) else ""
         if pa.types.is_list(kind) and kind.value_type in _TEXT_TYPES:
             hint = "; write a row for each text"
         if fields := fields_of(name, kind):
@@ -97,7 +97,7 @@ def text_values(source: str, name: str, column: pa.ChunkedArray, first: int) -> 
 
 def _not_utf8(source: str, name: str, column: pa.ChunkedArray, first: int) -> str:
     """The first row of a column that is not UTF-8, and what to do about it."""
-    remedy = NAME_ENCODING if kind_of(source) in KINDS[1:] else "write it again as UTF-8"
+    remedy = NAME_ENCODING if kind_of(source) in KINDS[1:] else "save it as UTF-8"
     plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     values = (value for chunk in plain.cast(pa.large_binary()).chunks for value in chunk)
     for row, value in enumerate(values, first + 1):
@@ -112,8 +112,8 @@ def id_values(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
         return _whole(column, pa.string())
     except pa.ArrowException as cause:
         raise CorpusError(
-            f"corpus {source}: column {name!r} holds {column.type}, which is no id; "
-            "rename it, or name another id_column"
+            f"corpus {source}: column {name!r} holds {column.type}, which cannot be an id; rename "
+            "it, or name another id_column"
         ) from cause
 
 
@@ -293,4 +293,4 @@ def _blank(column: pa.Array) -> npt.NDArray[np.bool_]:
 def first_of(problems: Sequence[str]) -> str:
     """What is wrong with the first of bad rows, how many there are, and what to do."""
     more = f" ({len(problems)} such rows)" if len(problems) > 1 else ""
-    return f"{problems[0]}{more}; mend the file, or set skip_bad_rows=true to leave such rows out"
+    return f"{problems[0]}{more}; fix the file, or set skip_bad_rows=true to skip such rows"

@@ -127,7 +127,7 @@ def mapped(
         head = file.read(_HEAD_BYTES)
         if not head:
             raise CorpusError(
-                f"corpus {source}: cannot be read: Empty {kind} file; name one that has rows"
+                f"corpus {source}: cannot be read: Empty {kind} file; name one with rows"
             )
         found = next((name for bom, name in _BOMS.items() if head.startswith(bom)), None)
         if found is None:
@@ -173,7 +173,7 @@ def _require_mark(source: str, head: bytes, encoding: str | None) -> None:
     likely = max(ascii_in, key=ascii_in.__getitem__, default=None)
     if likely and likely != codecs.lookup(encoding or "utf-8").name:
         raise CorpusError(
-            f"corpus {source}: looks like {likely.upper()} without a mark at its start (zero bytes "
+            f"corpus {source}: looks like {likely.upper()} without a byte order mark (zero bytes "
             f"in its first line); set encoding={likely}"
         )
 
@@ -250,7 +250,7 @@ def not_utf8(value: bytes, remedy: str = NAME_ENCODING) -> str | None:
 def several_in_one(header: Sequence[str]) -> str | None:
     """What to do about a CSV whose only column looks like several; None if it does not."""
     found = [each for each in _SEPARATORS if len(header) == 1 and each in header[0]]
-    return f"its one column looks like several: set delimiter={found[0]!r}" if found else None
+    return f"its only column looks like several: set delimiter={found[0]!r}" if found else None
 
 
 def is_plain_file(source: str) -> bool:

@@ -24,7 +24,7 @@ class LoraSettings(BaseModel):
     lora_rank: int | None = Field(
         default=None,
         ge=1,
-        description="train adapters of this rank and leave all other weights as they are",
+        description="train LoRA adapters of this rank and freeze all other weights",
     )
     lora_alpha: float | None = Field(
         default=None, gt=0, description="adapters are scaled by lora_alpha / lora_rank; default 1"
@@ -32,15 +32,13 @@ class LoraSettings(BaseModel):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before adapters")
     lora_targets: tuple[str, ...] = Field(
         default=(),
-        description="names of the layers that get adapters; default all linear layers but the head",
+        description="names of layers with adapters; default: all linear layers except the head",
     )
 
     @model_validator(mode="after")
     def _describes_adapters(self) -> "LoraSettings":
         if self.lora_rank is None and (self.lora_targets or self.lora_alpha or self.lora_dropout):
-            raise ValueError(
-                "lora_targets, lora_alpha, lora_dropout: need lora_rank; say it as well"
-            )
+            raise ValueError("lora_targets, lora_alpha, lora_dropout: need lora_rank; set it too")
         return self
 
 
@@ -74,13 +72,13 @@ def with_adapters(
             adapted = get_peft_model(model, config)
     except ValueError as cause:
         raise JobError(
-            f"lora_targets {list(settings.lora_targets)}: {one_line(cause)}; name layers as they "
-            f"are called in a {type(model).__name__}"
+            f"lora_targets {list(settings.lora_targets)}: {one_line(cause)}; name layers as in a"
+            f" {type(model).__name__}"
         ) from cause
     if task_type == "CAUSAL_LM" and _adapts_head(model):
         raise JobError(
-            f"lora_targets {list(settings.lora_targets)}: the head cannot have an adapter, nor can "
-            "embeddings that are the head, too; leave them out"
+            f"lora_targets {list(settings.lora_targets)}: the head, and embeddings tied to it, "
+            "cannot have adapters; leave them out"
         )
     _refuse_layers_like(whole, model)
     return adapted
@@ -102,8 +100,8 @@ def _refuse_layers_like(whole: Sequence[str], model: Any) -> None:
     wanted = {*whole, *(f"{model.base_model_prefix}.{name}" for name in whole)}
     if others := [name for name in trained_whole(model) if name not in wanted]:
         raise JobError(
-            f"lora_rank: a {type(model).__name__} calls layers of its transformer as it calls its "
-            f"head ({others[0]}), so they would train as well; leave it out"
+            f"lora_rank: a {type(model).__name__} has transformer layers with the name of its head "
+            f"({others[0]}), which would be trained too; leave it out"
         )
 
 

@@ -76,7 +76,7 @@ def require_finite(outputs: Outputs) -> None:
     if broken:
         raise TrainingError(
             f"the student's outputs for {broken} of {len(outputs)} texts are not finite; its "
-            "weights are broken: train it with a lower learning_rate"
+            "weights have diverged: train again with a lower learning_rate"
         )
 
 

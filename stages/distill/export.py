@@ -82,8 +82,8 @@ def save_student(
         _write_embeddings(folder, student, learned[0], card.max_length, length_1)
     if len(learned) > 1:
         _LOGGER.warning(
-            f"student {folder}: it learned from several features; its embeddings are those that "
-            f"meet the first, {learned[0].label}"
+            f"student {folder}: trained on several features; its embeddings match the first,"
+            f" {learned[0].label}"
         )
 
 
@@ -108,8 +108,9 @@ def _write_embeddings(
     found = state_pooling(student)
     if found is None:
         _LOGGER.warning(
-            f"student {folder}: its pooling {student.pooling} is none that sentence-transformers "
-            "has, so that armada.load_student alone gives its embeddings; pooling=mean or cls opens"
+            f"student {folder}: its pooling {student.pooling} is not supported by "
+            "sentence-transformers, so its embeddings need armada.load_student; pooling=mean or "
+            "cls opens"
         )
         return
     pooling, pooler = found
@@ -198,7 +199,7 @@ def _load_heads(folder: Path, student: Student) -> None:
         missing, unexpected = student.load_state_dict(own, strict=False)
     wrong = [*unexpected, *(name for name in missing if not name.startswith("model."))]
     if wrong:
-        raise StudentSourceError(f"student {folder}: {HEADS} does not fit its card: {wrong[0]}")
+        raise StudentSourceError(f"student {folder}: {HEADS} does not match its card: {wrong[0]}")
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
@@ -216,7 +217,7 @@ def read_card(file: Path, model: type[CardT]) -> CardT:
     """The card of a student folder; raises StudentSourceError."""
     if not file.parent.exists():
         raise StudentSourceError(
-            f"student {file.parent}: there is no such folder; name a folder that `distill` wrote"
+            f"student {file.parent}: no such folder; name a folder that `distill` wrote"
         )
     if not file.is_file():
         raise StudentSourceError(

@@ -24,7 +24,7 @@ NAMED = 3
 
 _SLOWER = "lower the learning rate, or use precision=float32"
 _DAMAGED = "run `armada cache verify` and `armada cache repair`"
-_IN_DOUBT = "`armada cache verify` tells whether the teacher's answers are what was committed"
+_IN_DOUBT = "`armada cache verify` checks whether the teacher's features are as committed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class FiniteLosses:
         )
         return TrainingError(
             f"the loss is {total} at step {batch.step} ({terms}) on "
-            f"{_named(self._dataset, batch.places)}; no weight has changed by it; "
+            f"{_named(self._dataset, batch.places)}; no weight was updated; "
             f"{_remedy(self._dataset, [batch.places], _SLOWER)}"
         )
 
@@ -102,7 +102,7 @@ def _remedy(dataset: DistillDataset, batches: Iterable[Places], otherwise: str) 
                 of = f" from {source}" if len(dataset.features) > 1 else ""
                 return (
                     f"the cached features{of} of {_named(dataset, places[~finite])} are not "
-                    f"finite, and no teacher's answer is stored so: {_DAMAGED}"
+                    f"finite, though teachers store only finite values: {_DAMAGED}"
                 )
     return f"{otherwise}; {_IN_DOUBT}" if dataset.reads_cache else otherwise
 

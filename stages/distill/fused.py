@@ -72,7 +72,7 @@ def _tried(inputs: tuple[Tensor, ...], others: dict[str, Any]) -> tuple[Tensor, 
     except Exception as cause:  # whatever a compiler may say
         _broken.append(f"{type(cause).__name__}: {cause}".splitlines()[0])
         _LOGGER.warning(
-            f"Triton does not work here ({_broken[0]}); losses take a few more operations"
+            f"Triton does not work here ({_broken[0]}); losses use plain PyTorch operations"
         )
         return None
     return terms

@@ -99,7 +99,7 @@ def read_classifier(
     head = _find_head(model, space.num_labels, probe_inputs(tokenizer))
     if head is None:
         raise StudentSourceError(
-            f"student {folder}: is no {type(model).__name__} as this version of transformers has it"
+            f"student {folder}: is not a {type(model).__name__} of this transformers version"
         )
     student = ClassifierStudent(model, head, space, dropout)
     if base is not None:

@@ -67,8 +67,8 @@ class _Tracker(TrainerCallback):  # type: ignore[misc]
             self._callback.on_train_begin(args, state, control, **others)
         except Exception as cause:  # whatever a service and its package may say
             raise RunError(
-                f"report_to: {self._name} cannot begin: {one_line(cause)}; mend that, or leave it "
-                "out, and go on with resume=true"
+                f"report_to: {self._name} cannot start: {one_line(cause)}; fix that, or leave it "
+                "out, and continue with resume=true"
             ) from cause
 
     def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -87,7 +87,7 @@ class _Tracker(TrainerCallback):  # type: ignore[misc]
             getattr(self._callback, event)(*given, **others)
         except Exception as cause:
             self._lost = True
-            _LOGGER.warning(f"report_to: {self._name} hears no more: {one_line(cause)}")
+            _LOGGER.warning(f"report_to: {self._name} stopped logging: {one_line(cause)}")
 
 
 class _OneWandbRun(WandbCallback):  # type: ignore[misc]

@@ -72,7 +72,7 @@ class SavedStudent(nn.Module, ABC):
 
     def _require_several(self, texts: Sequence[Text]) -> None:
         if isinstance(texts, str):
-            raise InputError("predict: takes a list of texts, and this is one text; put it in []")
+            raise InputError("predict: takes a list of texts, not a single text; put it in []")
 
 
 class SavedReader(SavedStudent):
@@ -170,7 +170,7 @@ class SavedLanguageModel(SavedStudent):
     def respond(
         self, texts: Sequence[Text], batch_size: int, max_new_tokens: int
     ) -> tuple[list[str], int]:
-        """What it says, and how many of the texts were cut at the student's max_length."""
+        """What it says, and how many of the texts were truncated at the student's max_length."""
         causal = without_adapters(self.model)
         ends = end_ids(self.tokenizer, self.card.recipe, causal)
         prompts, cut = self._prompts(texts)
@@ -249,8 +249,8 @@ def _read_projection(folder: Path) -> nn.Linear | None:
         weight = tensors.get(f"{prefix}weight")
         if weight is None:  # only the run knows which map its numbers stand for
             raise StudentSourceError(
-                f"student {folder}: its orthogonal projection can be read from modules.json alone, "
-                "which it lacks; train it again, with pooling=mean, cls or last"
+                f"student {folder}: it has no modules.json, needed for its orthogonal projection; "
+                "train it again with pooling=mean, cls or last"
             )
         bias = tensors.get(f"{prefix}bias")
         projection = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)

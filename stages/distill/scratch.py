@@ -27,11 +27,11 @@ def plain_config(settings: StudentSettings) -> Any:
     try:
         config = AutoConfig.for_model(kind)
     except ValueError as cause:
-        raise StudentSourceError(f"student scratch:{kind}: is no model type") from cause
+        raise StudentSourceError(f"student scratch:{kind}: is not a model type") from cause
     if reason := check_kind(config):
         raise StudentSourceError(f"student scratch:{kind}: {reason}")
     if not hasattr(config, "vocab_size"):
-        raise StudentSourceError(f"student scratch:{kind}: a {kind} has no vocabulary of its own")
+        raise StudentSourceError(f"student scratch:{kind}: a {kind} does not read tokens of text")
     return config
 
 

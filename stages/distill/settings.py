@@ -31,22 +31,22 @@ class TrainingSettings(BaseModel):
     epochs: int = Field(default=10, ge=1, description="passes over the training set")
     keep: Keep = Field(
         default="best",
-        description="the student to keep: that of the epoch that is best by `metric`, or of the "
-        "last one (best needs a validation set of its own: by the test set, it flatters)",
+        description="checkpoint to keep: of the best epoch by `metric`, or of the last (best on "
+        "the test set overestimates: use a separate validation set)",
     )
     placement: Placement = Field(
         default="auto",
-        description="where features lie: resident (on the training device), mapped (in the store's "
-        "files), or streamed (there too, in blocks that lie together; for those that do not fit "
-        "into memory); auto is resident on a GPU that has room, else mapped",
+        description="where features are kept: resident (on the training device), mapped "
+        "(memory-mapped files), or streamed (files, read in contiguous blocks; for more than fits "
+        "into memory); auto: resident on a GPU with room, else mapped",
     )
     group_by_length: bool = Field(
-        default=False, description="batches of texts of like length, which need little padding"
+        default=False, description="batch texts of similar length, to reduce padding"
     )
-    batch_size: int = Field(
-        default=32, ge=1, description="examples a batch, of all processes together"
+    batch_size: int = Field(default=32, ge=1, description="global batch size, over all processes")
+    gradient_accumulation: int = Field(
+        default=1, ge=1, description="batches per optimizer step (gradient accumulation)"
     )
-    gradient_accumulation: int = Field(default=1, ge=1, description="batches a step")
     learning_rate: float = Field(
         default=2e-5,
         gt=0,
@@ -56,30 +56,32 @@ class TrainingSettings(BaseModel):
     aligner_batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="examples a batch of the aligner's own pass (schedule=alternate); default "
-        "batch_size; larger ones take less time, and fewer steps",
+        description="batch size of the aligner's pass (schedule=alternate); default: batch_size; "
+        "larger is faster, with fewer steps",
     )
-    aligner_learning_rate: float = Field(default=1e-3, gt=0, description="AdamW, aligner")
-    weight_decay: float = Field(default=0.01, ge=0, description="AdamW, both")
+    aligner_learning_rate: float = Field(
+        default=1e-3, gt=0, description="learning rate of the aligner (AdamW)"
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of both (AdamW)")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="course of the student's learning rate after warm-up"
+        default="constant", description="schedule of the student's learning rate after warm-up"
     )
-    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="share of steps to warm up")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to it")
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="share of steps for warm-up")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="maximum gradient norm")
     precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32", description="autocast of the student"
+        default="float32", description="autocast dtype of the student"
     )
     compile_student: bool = Field(
         default=False, description="compile the student with torch.compile"
     )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="keep no activations of the student's layers and work them out again: less "
+        description="recompute activations of the student's layers in the backward pass: less "
         "memory, more time",
     )
     shard_student: bool = Field(
         default=False,
-        description="divide the student's weights and optimizer among the processes (FSDP)",
+        description="shard the student's weights and optimizer state over the processes (FSDP)",
     )
     save_steps: int | None = Field(
         default=None, ge=1, description="steps between checkpoints; default once an epoch"
@@ -87,13 +89,13 @@ class TrainingSettings(BaseModel):
     logging_steps: int = Field(default=10, ge=1, description="steps between logged losses")
     report_to: tuple[Reporter, ...] = Field(
         default=("tensorboard",),
-        description="where logged losses are shown: tensorboard (in the run's folder), wandb, "
+        description="log losses to: tensorboard (in the run's folder), wandb, "
         "mlflow, trackio, several of them, or none",
     )
     run_name: str | None = Field(
         default=None,
         min_length=1,
-        description="what wandb, mlflow and trackio call the run; default `name`, or the folder",
+        description="name of the run for wandb, mlflow and trackio; default: `name`, or the folder",
     )
 
     @field_validator(

@@ -20,7 +20,8 @@ def _checkpoint(student: Student) -> None:
     backbone = student.backbone
     if not backbone.supports_gradient_checkpointing:
         raise StudentSourceError(
-            f"gradient_checkpointing: a {backbone.config.model_type} cannot do it; leave it out"
+            f"gradient_checkpointing: a {backbone.config.model_type} does not support it; leave it "
+            "out"
         )
     # The newer name of the two; transformers warns of the older one.
     newer = getattr(backbone, "activation_checkpointing_enable", None)

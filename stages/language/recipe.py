@@ -172,17 +172,15 @@ class Recipe(BaseModel):
 
     text_format: Literal["text", "plain", "chat"] = Field(
         default="text",
-        description="text: all segments are to be predicted; plain: the last one, after a prompt "
-        "of the others; chat: the same as the tokenizer's chat template writes it",
+        description="text: predict all segments; plain: predict the last one, with the others as "
+        "prompt; chat: the same, formatted by the tokenizer's chat template",
     )
     prompt_template: str = Field(
         default="{text}\n",
-        description="prompt of text_format plain; {text} is the segments before the last one, with "
+        description="prompt of text_format=plain; {text} is the segments before the last one, with "
         "blank lines between them",
     )
-    system_prompt: str | None = Field(
-        default=None, description="what the system says first (text_format chat)"
-    )
+    system_prompt: str | None = Field(default=None, description="system message (text_format=chat)")
     end_token: bool = Field(
         default=True, description="end every text with the tokenizer's end-of-sequence token"
     )

@@ -107,7 +107,7 @@ def _refuse_or_skip(where: str, feature: str, example: Example, asking: Asking) 
     if not asking.skip_bad_rows:
         raise TeacherOutputError(
             f"{problem}; all other answers so far are kept; try dtype=float32 or "
-            "store_dtype=float32, or set skip_bad_rows=true to leave such examples out"
+            "store_dtype=float32, or set skip_bad_rows=true to skip such examples"
         )
     asking.skipped.append(problem)
 

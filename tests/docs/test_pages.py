@@ -118,8 +118,8 @@ def test_real_teachers(place: Workplace, shared: list[str], more: list[Instead])
     for number, name in enumerate(["rte", "rte-validation", "qqp", "qnli", "sst2"]):
         write_table(place.folder / f"{name}.parquet", 3 * number)
     printed = run(place, "real-teachers.md", *more)
-    assert "10 rows, 10 unique; 0 are cached, 10 to ask" in printed
-    said = re.findall(r"(\d+) rows, \d+ unique; (\d+) were cached, (\d+) asked", printed)
+    assert "10 rows, 10 unique; 0 already cached, 10 to compute" in printed
+    said = re.findall(r"(\d+) rows, \d+ unique; (\d+) already cached, (\d+) computed", printed)
     # All GPUs of a machine come first, the other teachers last.
     assert ["/".join(numbers) for numbers in said] == ["10/0/10", *shared, *["10/0/10"] * 5]
     others = ("clip", "encoder", "classifier", "words")
@@ -166,7 +166,7 @@ def test_language_models(place: Workplace) -> None:
     write_chats(place.folder / "chats.parquet")
     write_instructions(place.folder / "dolly")
     printed = run(place, "language-models.md")
-    assert "12 rows, 12 unique; 0 were cached, 12 asked" in printed
+    assert "12 rows, 12 unique; 0 already cached, 12 computed" in printed
     held = {name: set(open_cache(place.folder / name).features) for name in ("text-words", "words")}
     assert held["text-words"] >= {"top_k", "draws", "hidden", "token_ids"}
     assert held["words"] >= {"top_k", "generated_ids"}
@@ -182,8 +182,8 @@ def test_language_models(place: Workplace) -> None:
 def test_adding_a_teacher(place: Workplace) -> None:
     printed = run(place, "adding-a-teacher.md")
     assert "longer texts are cut" in printed
-    assert "60 rows, 60 unique; 0 were cached, 60 asked" in printed
-    assert "60 rows, 60 unique; 60 were cached, 0 asked" in printed
+    assert "60 rows, 60 unique; 0 already cached, 60 computed" in printed
+    assert "60 rows, 60 unique; 60 already cached, 0 computed" in printed
     cache = open_cache(place.folder / "cache")
     assert (cache.teacher.spec.kind, cache.features) == ("letters", ("share",))
     (row,) = cache.lookup("a bad cab no 1")

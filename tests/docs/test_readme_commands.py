@@ -97,9 +97,9 @@ def test_both_stages(place: Workplace) -> None:
     (place.folder / "job.yaml").write_text(JOB, encoding="utf-8")
     many = section(TEXT, MANY)
     printed = place.run(code(section(TEXT, SECTIONS[0]).replace(many, "")), STAGE_1)
-    assert "10 rows, 10 unique; 0 are cached, 10 to ask" in printed
+    assert "10 rows, 10 unique; 0 already cached, 10 to compute" in printed
     printed = place.run(code(many), MANY_PROCESSES)
-    assert re.findall(r"(\d+) were cached, (\d+) asked", printed) == [
+    assert re.findall(r"(\d+) already cached, (\d+) computed", printed) == [
         ("0", "1"),
         ("0", "10"),
         ("3", "7"),
@@ -153,7 +153,7 @@ def test_a_language_model_learns_instructions(place: Workplace) -> None:
     """Every command as it is printed."""
     write_instructions(place.folder / "dolly")
     printed = place.run(code(section(TEXT, LANGUAGE)))
-    assert "10 rows, 10 unique; 0 were cached, 10 asked" in printed
+    assert "10 rows, 10 unique; 0 already cached, 10 computed" in printed
     assert open_cache(place.folder / "words").features[2:] == ("top_k",)
     run = place.folder / "runs" / "dolly"
     metrics = json.loads((run / "metrics.json").read_bytes())

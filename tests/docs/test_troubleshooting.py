@@ -39,7 +39,7 @@ def test_an_entry_says_more_than_its_message(fragment: str) -> None:
     [
         "Every error that armada raises on purpose",  # a docstring
         "passes over the training set",  # the description of a key
-        " rows were left out",  # a warning
+        " rows were skipped",  # a warning
         "expected seconds",  # nothing but words of the code
         "holds a run of another jobs",  # nearly said
     ],

@@ -86,7 +86,9 @@ def test_every_run_is_made_once_and_compared(armada: CommandLine, job, tmp_path:
     # Again: refused. Resumed: nothing is made twice. With more values: only those.
     again = armada("ablate", job(), "--quiet")
     assert again.code == 2
-    assert again.error.endswith("holds an ablation; go on with --resume, or choose another folder")
+    assert again.error.endswith(
+        "holds an ablation; continue with --resume, or choose another folder"
+    )
     before = stamps(out)
     assert armada.done("ablate", job(), "--quiet", "--resume") == printed
     assert stamps(out) == before
@@ -116,15 +118,15 @@ def test_a_run_is_the_one_that_distill_makes(armada: CommandLine, job, tmp_path,
 
 def test_a_dry_run_checks_the_data_and_makes_nothing(armada: CommandLine, job, tmp_path: Path):
     out = armada.done("ablate", job(), "--dry-run").splitlines()
-    assert out[0] == "8 runs, 0 finished, 32 steps to make"
+    assert out[0] == "8 runs, 0 finished, 32 steps left"
     assert out[1] == "distilled, dropout=0.0: seeds 0, 1, 53 examples, 4 steps each"
     assert not (tmp_path / "out").exists()
     cells = json.loads(armada.done("ablate", job(), "--dry-run", "--json"))
     assert [cell["steps"] for cell in cells] == [4] * 4
     wrong = armada("ablate", job(grid={"text_column": ["text", "words"]}, text_column="text"))
-    assert "stands beside the grid" in wrong.error
+    assert "is set beside the grid" in wrong.error
     student = armada("ablate", job(student="scratch:brt"), "--dry-run")
-    assert student.error == "grid, distilled, dropout=0.0: student scratch:brt: is no model type"
+    assert student.error == "grid, distilled, dropout=0.0: student scratch:brt: is not a model type"
     nowhere = armada("ablate", job(student="./no/where"), "--dry-run")
     assert nowhere.error.endswith("source ./no/where: no such folder")
     missing = armada("ablate", job(label_column="colour"), "--dry-run")
@@ -232,7 +234,7 @@ def test_one_at_a_time_in_a_folder(armada: CommandLine, job, tmp_path: Path):
         assert try_lock(lock.fileno(), out)
         result = armada("ablate", job(), "--quiet")
     assert result.code == 2
-    assert result.error == f"output {out}: another `ablate` is at work in it; let it end"
+    assert result.error == f"output {out}: another `ablate` is running in it; wait until it ends"
     assert sorted(file.name for file in out.iterdir()) == [LOCK]
 
 
@@ -275,4 +277,4 @@ def test_a_folder_with_something_in_it_is_refused(armada: CommandLine, job, tmp_
     (tmp_path / "out" / "notes.txt").write_text("mine")
     result = armada("ablate", job(), "--quiet")
     assert result.code == 2
-    assert result.error.endswith("is not an empty folder; choose another")
+    assert result.error.endswith("is not empty; choose another folder")

@@ -124,7 +124,7 @@ def test_texts_that_came_later_are_filled_up(job: Make, tmp_path: Path) -> None:
     ask(job(layers=[1], add_features=True))
     first = ask(job(more, layers=[1], add_features=True))
     assert (first.rows, first.asked, len(first.skipped)) == (len(TEXTS), 0, len(VALIDATION_TEXTS))
-    assert first.skipped[0].endswith(" was not asked yet")
+    assert first.skipped[0].endswith(" has not computed them")
     with pytest.raises(MissingKeysError, match="none of the 23 rows is in the cache"):
         ask(job(VALIDATION_TEXTS, layers=[1], add_features=True))
     ask(job(more))
@@ -180,7 +180,7 @@ def test_a_teacher_whose_options_choose_no_features_takes_none(
     told = armada(*words, "--set", "seed=1").error
     assert "seed: cached 0, asked 1); leave add_features out" in told
     # The same settings are the same teacher: nothing is to be added, and nothing is wrong.
-    assert "were cached, 0 asked" in armada.done(*words)
+    assert "already cached, 0 computed" in armada.done(*words)
 
 
 def test_the_command_line_tells_how_to_add_and_what_was_added(

@@ -140,7 +140,7 @@ def test_rows_that_are_not_cached_are_named_or_left_out(
         f"{more} row 1 (id 'x'): not in the cache",
         f"{more} row 3 (id 'z'): not in the cache",
     ]
-    assert "warning: 2 rows were left out" in result.err
+    assert "warning: 2 rows were skipped" in result.err
     table = pyarrow.dataset.dataset(Path(report["output"])).to_table()
     assert table["text"].to_pylist() == [*CORPUS, CORPUS[0]]
 
@@ -150,7 +150,7 @@ def test_nothing_is_written_over(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    assert "out: is not an empty folder; choose another" in refused(*words, "npy")
+    assert "out: is not empty; choose another folder" in refused(*words, "npy")
 
 
 def test_an_empty_folder_is_taken(armada: CommandLine, words: list[Any], tmp_path: Path) -> None:

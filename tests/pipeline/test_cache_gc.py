@@ -57,7 +57,7 @@ def test_leftovers_are_removed(cache: Path, armada: CommandLine) -> None:
     done = json.loads(armada.done("cache", "gc", cache, "--json"))
     assert done == would | {"dry_run": False}
     assert stored_bytes(cache) == whole
-    assert armada.done("cache", "gc", cache) == "removed 0 leftovers of dead writers, 0 B\n"
+    assert armada.done("cache", "gc", cache) == "removed 0 files left by dead writers, 0 B\n"
 
 
 def test_a_living_writer_is_left_alone(cache: Path, armada: CommandLine) -> None:

@@ -63,8 +63,8 @@ def test_one_file_an_example(
     np.save(source / "of-nobody.npy", ROWS[0])
     result = armada(*words(source, "--declare", "model=sd v1-4", "--declare", "steps=20"))
     assert result.code == 0, result.err
-    assert result.out.startswith("150 rows; 0 were cached, 150 imported as embedding\nteacher ")
-    assert result.err == "warning: 1 of the features belong to no row of the corpus\n"
+    assert result.out.startswith("150 rows; 0 already cached, 150 imported as embedding\nteacher ")
+    assert result.err == "warning: 1 of the features match no row of the corpus\n"
     check(tmp_path / "cache", ROWS.astype(np.float16))
     spec = open_cache(tmp_path / "cache").teacher.spec
     assert (spec.kind, spec.name, spec.weights) == ("imported", "elsewhere", {})
@@ -144,10 +144,10 @@ def test_lists_that_cannot_be_kept_are_named_or_left_out(
     )
     words = ["cache", "import", tmp_path / "cache", source, "--name", "x", "--text-column", "text"]
     told = armada(*words, "--quiet").error
-    assert "3 rows have features that cannot be kept" in told
+    assert "3 rows have invalid features" in told
     assert "row 1: holds no list; " in told
     assert "row 4: holds 7 numbers, the first row 8; " in told
-    assert "row 7: is not finite in float32" in told
+    assert "row 7: is not finite as float32" in told
     armada.done(*words, "--quiet", "--skip-bad-rows")
     kept = [1, 2, 4, 5, 7, 8, 9]
     check(tmp_path / "cache", ROWS[kept], [TEXTS[i] for i in kept])
@@ -216,7 +216,7 @@ def test_rows_that_repeat_a_text_share_features(
     np.save(tmp_path / "all.npy", ROWS[:3])
     words = ["cache", "import", tmp_path / "cache", tmp_path / "all.npy", "--name", "x", "--quiet"]
     result = armada(*words, "--corpus", corpus, "--text-column", "text")
-    assert result.err == "warning: 1 rows repeat the text of another, whose features they get\n"
+    assert result.err == "warning: 1 rows repeat the text of another row and share its features\n"
     check(tmp_path / "cache", ROWS[:2], ["a", "b"])
 
 
@@ -245,9 +245,9 @@ def test_numbers_that_are_not_finite_are_named_or_left_out(
     np.save(tmp_path / "all.npy", bad)
     result = armada(*words(tmp_path / "all.npy", "--store-dtype", "float16"))
     assert result.code == 2
-    assert "3 rows have features that cannot be kept" in result.error
+    assert "3 rows have invalid features" in result.error
     for row in (6, 71, 150):
-        assert f"row {row} (id 'id-{row - 1}'): is not finite in float16" in result.error
+        assert f"row {row} (id 'id-{row - 1}'): is not finite as float16" in result.error
     again = words(tmp_path / "all.npy", "--store-dtype", "float16", "--skip-bad-rows", "--json")
     assert len(json.loads(armada.done(*again))["skipped"]) == 3
     kept = np.setdiff1d(np.arange(150), [5, 70, 149])
@@ -265,10 +265,10 @@ def test_files_that_are_no_such_arrays_are_named_or_left_out(
     (source / "id-4.npy").write_bytes(b"PK\x03\x04")
     told = armada(*words(source)).error
     for problem in (
-        "4 rows have features that cannot be kept",
+        "4 rows have invalid features",
         "id-5.npy: holds float32[5], others float32[8]",
         "id-2.npy: holds Python objects, which are never read",
-        "id-3.npy: is shorter than the float32[8] it says it holds",
+        "id-3.npy: is shorter than the float32[8] of its header",
         "id-4.npy: is no .npy array",
     ):
         assert problem in told
@@ -295,7 +295,7 @@ def test_float64_is_stored_as_told(
 ) -> None:
     np.save(tmp_path / "all.npy", ROWS.astype(np.float64))
     told = refused(*words(tmp_path / "all.npy"))
-    assert "holds float64, which a cache does not keep; say store_dtype=float32" in told
+    assert "holds float64, which is not a cache dtype; set store_dtype=float32" in told
     armada.done(*words(tmp_path / "all.npy", "--store-dtype", "float32"))
     check(tmp_path / "cache")
 
@@ -332,9 +332,9 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "a folder of others": (["folder"], "none of its 1 .npy files is named after an id"),
     "ids that lead elsewhere": (
         ["folder", "--id-column=path"],
-        "row 1 (id '../secret'): its id cannot be the name of a file",
+        "row 1 (id '../secret'): its id is not valid as a file name",
     ),
-    "a reserved key": (["all.npy", "--declare", "layout=x"], "layout is said by the import itself"),
+    "a reserved key": (["all.npy", "--declare", "layout=x"], "layout is set by the import itself"),
     "no declaration": (["all.npy", "--declare", "steps"], "--declare steps: is not KEY=VALUE"),
     "an endless number": (["all.npy", "--declare", "x=.inf"], "x is not a finite number"),
     "a column": (["list.parquet", "--column", "no"], "list.parquet: no column 'no'; it has id"),

@@ -125,7 +125,7 @@ def test_a_url_keeps_its_slashes_and_shows_no_password(
 ) -> None:
     shown = url.replace("me:secret@", "")
     line = refused("cache", "merge", tmp_path / "to", url, "--quiet")
-    assert line == f"source {shown}: looks like a URL; name a file or folder of this machine"
+    assert line == f"source {shown}: looks like a URL; name a local file or folder"
     assert f"source {shown}: looks" in refused("cache", "import", tmp_path / "to", url)
 
 

@@ -314,7 +314,7 @@ def test_verify_of_a_whole_cache(cache: Path, armada: CommandLine) -> None:
         assert armada("cache", "verify", cache, "--expect-digest", expected).code == 0
     result = armada("cache", "verify", cache, "--expect-digest", "0" * 64, "--quiet")
     assert result.code == 1
-    assert f"not the expected cache: its digest is not {'0' * 64}" in result.out
+    assert f"digest mismatch: expected {'0' * 64}" in result.out
     assert "whole" not in result.out.splitlines()
 
 
@@ -378,7 +378,7 @@ def test_rm_without_a_terminal_asks_for_yes(cache: Path, folder: Path, armada: C
     _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 2
     assert err.startswith(f"error: teacher {folder.name[:12]} (hash:4), 150 rows, ")
-    assert err.endswith("nobody is there to be asked; say --yes to remove it\n")
+    assert err.endswith("no terminal to confirm on; pass --yes to remove it\n")
     assert err.count("\n") == 1
     assert folder.exists()
 
@@ -417,7 +417,7 @@ def test_rm_waits_for_writers(cache: Path, folder: Path, armada: CommandLine) ->
 def test_rm_waits_for_what_arrives(cache: Path, folder: Path, armada: CommandLine) -> None:
     with Arrivals(cache, open_cache(cache, folder.name).teacher):
         result = armada("cache", "rm", cache, "--teacher", folder.name, "--yes")
-        assert "shards are arriving; wait for the processes that are at it" in result.error
+        assert "shards are arriving; wait until those processes end" in result.error
         assert folder.exists()
     armada.done("cache", "rm", cache, "--teacher", folder.name, "--yes")
     assert not folder.exists()

@@ -127,7 +127,7 @@ def test_cached_equals_online_in_float32(root: Path, tmp_path: Path, case: str) 
 
 
 def test_what_armada_adds_is_a_mean_over_the_batches_of_a_step(root: Path, tmp_path: Path) -> None:
-    """Two batches a step are one of twice the size, for a measure that is a mean over texts."""
+    """Two batches per step equal one of twice the size, for a measure that is a mean over texts."""
     feature = {"corpus": str(root / "train.parquet"), "text_column": "text", "teacher": "hash:6"}
     run_precompute(make_precompute_job({**feature, "cache": str(root / "hash")}), quiet=True)
     armada = {"objective": "armada", "manifold": "pointwise", "feature": "embedding"}

@@ -178,7 +178,7 @@ def test_a_readme_that_somebody_wrote_stays(cache: Path, armada: CommandLine) ->
     before = sorted(cache.rglob("*"))
     result = armada("cache", "card", cache)
     assert result.code == 2
-    assert "somebody wrote it" in result.error
+    assert "was not written by armada" in result.error
     assert (cache / "README.md").read_text() == "mine"
     assert sorted(cache.rglob("*")) == before
     armada.done("cache", "card", cache, "--force")

@@ -227,13 +227,13 @@ def test_a_cluster_that_is_there_already(
     there = ["--dask", cluster.scheduler_address]
     result = armada(*(w for w in words(corpus, tmp_path / "cache", *there) if w != "--quiet"))
     assert result.code == 0
-    assert result.out.startswith("300 rows, 300 unique; 0 were cached, 300 asked in ")
+    assert result.out.startswith("300 rows, 300 unique; 0 already cached, 300 computed in ")
     assert result.err.startswith("precompute: 300/300 rows, ")
     assert stored_bytes(tmp_path / "cache") == undisturbed
     assert set(journal.loads().values()) == {1}
     loaded = sum(journal.loads().values())
     out = armada.done(*words(corpus, tmp_path / "cache", *there))
-    assert out.startswith("300 rows, 300 unique; 300 were cached, 0 asked in ")
+    assert out.startswith("300 rows, 300 unique; 300 already cached, 0 computed in ")
     assert len(journal.asked()) == 300
     # What comes later is appended, in shards that are filled as one process fills them.
     more = write_texts(tmp_path / "more.jsonl", [f"more {number}" for number in range(100)])
@@ -351,7 +351,7 @@ def test_sigterm_keeps_what_is_answered(
     out, err = run.communicate(timeout=HANG_S)
     assert (run.returncode, out) == (1, "")
     progress, error = err.splitlines()
-    assert error.startswith("error: stopped by SIGTERM; all answers so far are kept")
+    assert error.startswith("error: stopped by SIGTERM; committed shards are kept")
     # No shard was done, so workers told how far they were.
     assert 0 < int(progress.removeprefix("precompute: ").partition("/")[0]) < 2 * LONG
     check_stopped_in_order(tmp_path / "cache", journal)
@@ -375,8 +375,8 @@ def test_ctrl_c_keeps_what_is_answered(tmp_path: Path, journal: Journal) -> None
     out, err = run.communicate(timeout=HANG_S)
     assert (run.returncode, out) == (130, "")
     assert err.splitlines() == [
-        "stopping; Ctrl-C again drops what is being asked",
-        "warning: interrupted; all answers so far are kept; the same command goes on",
+        "stopping; Ctrl-C again drops shards being computed",
+        "warning: interrupted; committed shards are kept; run the same command to continue",
     ]
     check_stopped_in_order(tmp_path / "cache", journal)
 
@@ -454,7 +454,7 @@ def test_a_text_that_kills_its_workers(tmp_path: Path, journal: Journal) -> None
     run = start(*words(corpus, tmp_path / "cache", "--workers", 2))
     out, err = run.communicate(timeout=HANG_S)
     assert (run.returncode, out) == (1, "")
-    assert err.startswith("error: dask: 4 workers died at the same rows, the last was tcp://")
+    assert err.startswith("error: dask: 4 workers died on the same rows, the last was tcp://")
     assert err.count("\n") == 1
     assert committed(tmp_path / "cache") == 64
     assert [text for _, text in journal.asked()].count("deadly") == 4
@@ -531,10 +531,10 @@ def test_workers_with_another_armada(
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("tcp://127.0.0.1:9", "nobody answers within 0 s"),
+        ("tcp://127.0.0.1:9", "no response within 0 s"),
         ("bla://x:1", "unknown address scheme 'bla'"),
-        ("tcp:/x", "is neither tcp://HOST:PORT nor the file of a scheduler"),
-        ("scheduler.jsom", "is neither tcp://HOST:PORT nor the file of a scheduler"),
+        ("tcp:/x", "is neither tcp://HOST:PORT nor an existing scheduler file"),
+        ("scheduler.jsom", "is neither tcp://HOST:PORT nor an existing scheduler file"),
         (__file__, "is not the file of a scheduler"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_folder_with_something_in_it_is_refused(armada, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     result = armada("demo", "--output", tmp_path, "--quick")
     assert result.code == 2
-    assert result.error == f"output {tmp_path}: is not an empty folder; choose another"
+    assert result.error == f"output {tmp_path}: is not empty; choose another folder"
 
 
 def test_an_unknown_task_is_refused(armada, tmp_path):

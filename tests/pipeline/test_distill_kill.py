@@ -58,7 +58,7 @@ def test_a_killed_run_goes_on(armada, distill_bench, tmp_path):
     assert (output / "run.lock").exists()
     assert 6 <= losses(output)[-1][0] < STEPS
     line = armada(*distill_bench.words(output, *more)).error
-    assert line.startswith(f"output {output}: holds an unfinished run; go on with resume=true")
+    assert line.startswith(f"output {output}: holds an unfinished run; continue with resume=true")
     armada.done(*distill_bench.words(output, "--resume", *more))
     # The log has each step once, as if nothing had happened.
     assert losses(output) == losses(tmp_path / "whole")

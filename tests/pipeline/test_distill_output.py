@@ -30,7 +30,7 @@ def test_folders_with_something_else(distill_bench, tmp_path, refused):
     (tmp_path / "file").write_text("mine")
     for name in ("mine", "file"):
         line = refused(*distill_bench.words(tmp_path / name))
-        assert line == f"output {tmp_path / name}: is not an empty folder; choose another"
+        assert line == f"output {tmp_path / name}: is not empty; choose another folder"
 
 
 def test_an_empty_folder_will_do(armada, distill_bench, tmp_path):
@@ -50,7 +50,7 @@ def test_an_unfinished_run(armada, distill_bench, tmp_path, refused):
     make_unfinished(output, job)
     line = refused(*distill_bench.words(output))
     assert line == (
-        f"output {output}: holds an unfinished run; go on with resume=true, or choose another "
+        f"output {output}: holds an unfinished run; continue with resume=true, or choose another "
         "folder"
     )
     words = distill_bench.words(output, "--resume", "--set", "beta=0.5", "--set", "seed=[0, 1]")
@@ -84,7 +84,7 @@ def test_an_unfinished_run_on_other_data(armada, distill_bench, tmp_path, refuse
         f"output {output}: holds an unfinished run on other data: "
         f"train_digest: was {began['train_digest']}, now "
     )
-    assert line.endswith("; bring back what it began with, or choose another folder")
+    assert line.endswith("; restore the data it began with, or choose another folder")
     pq.write_table(rows, train)
     write_cache(cache, make_manifest(another=True), [["a text that was not there"]])
     line = refused(*words, "--resume")

@@ -77,8 +77,8 @@ def test_a_batch_cannot_be_shared_by_more_processes_than_it_has_examples(
 @pytest.mark.parametrize(
     ("count", "settings", "reason"),
     [
-        (1, ["shard_student=true"], "shard_student: there is one process"),
-        (2, ["shard_student=true", "precision=fp16"], "not with precision 'fp16'"),
+        (1, ["shard_student=true"], "shard_student: needs several processes"),
+        (2, ["shard_student=true", "precision=fp16"], "does not support precision 'fp16'"),
     ],
 )
 def test_a_student_that_cannot_be_divided(

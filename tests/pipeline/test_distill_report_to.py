@@ -107,4 +107,4 @@ def test_a_tracker_that_cannot_begin_says_so_in_a_line(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at.all")
     ended = armada(*distill_bench.words(tmp_path / "run", "--set", "report_to=mlflow"))
     assert ended.code == 1
-    assert ended.error.startswith("report_to: mlflow cannot begin: ")
+    assert ended.error.startswith("report_to: mlflow cannot start: ")

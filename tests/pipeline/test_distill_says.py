@@ -111,8 +111,8 @@ def interruptible():
 @pytest.mark.parametrize(
     ("step", "told"),
     [
-        (1, "interrupted; no checkpoint is written yet (save_steps); --resume begins again"),
-        (5, "interrupted; kept: the checkpoint of step 4; --resume goes on from there"),
+        (1, "interrupted; no checkpoint yet (save_steps); --resume starts over"),
+        (5, "interrupted; kept: the checkpoint of step 4; --resume continues from there"),
     ],
 )
 def test_ctrl_c_says_what_is_kept(armada, distill_bench, tmp_path, monkeypatch, step, told):
@@ -135,4 +135,6 @@ def test_ctrl_c_of_a_teacher(tmp_path: Path, armada) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, out) == (130, "")
-    assert err == "warning: interrupted; all answers so far are kept; the same command goes on\n"
+    assert (
+        err == "warning: interrupted; committed shards are kept; run the same command to continue\n"
+    )

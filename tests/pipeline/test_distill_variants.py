@@ -146,7 +146,7 @@ def test_long_texts_are_cut_and_counted(armada, distill_bench, tmp_path):
     result = armada(*distill_bench.words(tmp_path / "run"), "--set", "max_length=7")
     count = read(tmp_path / "run" / "metrics.json")["truncated_examples"]
     assert count > 10
-    assert f"warning: {count} training texts were cut at max_length" in result.err
+    assert f"warning: {count} training texts were truncated at max_length" in result.err
 
 
 def test_bf16_autocast_is_near_float32(armada, distill_bench, tmp_path):

@@ -127,7 +127,9 @@ def test_evaluate_a_student_without_a_task(armada, distill_bench, tmp_path, refu
     )
     armada.done(*words)
     line = refused("evaluate", tmp_path / "run", "--corpus", distill_bench.validation)
-    assert line.endswith("was trained without labels; it predicts none")
+    assert line.endswith(
+        "was trained without labels; name a --cache to compare its embeddings with"
+    )
     # Its embeddings are compared with the teacher's; here by sentence-transformers as well.
     words = ("evaluate", tmp_path / "run", "--corpus", distill_bench.train, "--json")
     told = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
@@ -168,7 +170,7 @@ def test_a_student_that_predicts_and_learned_a_feature_is_measured_as_both(
     }
     assert both == pytest.approx(alone | beside, abs=1e-5)
     line = refused(*words, "--teacher", distill_bench.hash[:8])
-    assert "teacher, feature: are of a cache" in line
+    assert "teacher, feature: need a cache" in line
 
 
 def test_a_cache_for_a_student_without_embeddings_is_refused(trained, refused, distill_bench):

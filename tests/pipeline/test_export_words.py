@@ -126,8 +126,8 @@ def test_where_the_tokenizer_is_not_at_hand_ids_stay_ids_and_that_is_said(
 ) -> None:
     told = armada(*export(made, tmp_path / "out", "parquet", "--feature", "generated_ids"))
     assert told.err == (
-        "warning: generated_ids: ids alone, without their text: a cache knows no path of a model "
-        "folder; --tokenizer names it\n"
+        "warning: generated_ids: exported as token ids without text: the cache records no path to "
+        "the model folder; --tokenizer names it\n"
     )
     assert pq.read_schema(tmp_path / "out" / "part-00000-of-00001.parquet").names[-2:] == [
         "key",
@@ -153,9 +153,6 @@ def test_npy_leaves_them_out_and_says_so(
         *("token_ids", "top_k", "draws", "dense", "hidden"),
         *("generated_ids", "generated_log_probs"),
     }
-    assert "not exported, they have a row for each place of an example" in told.err
+    assert "not exported: several entries for each example" in told.err
     asked = refused(*export(made, tmp_path / "other", "npy", "--feature", "top_k"))
-    assert asked == (
-        "format npy: top_k have a row for each place of an example, which no array of one row an "
-        "example holds; use format parquet"
-    )
+    assert asked == ("format npy: top_k have several entries for each example; use format parquet")

@@ -193,7 +193,7 @@ def test_nothing_is_fetched_and_nothing_written_elsewhere(
     assert result.code == 0
     assert paths == []
     assert not (tmp_path / "home").exists()
-    assert "is at a URL, which is not opened for a report" in (tmp_path / "page.html").read_text()
+    assert "is at a URL, which reports do not open" in (tmp_path / "page.html").read_text()
     # The user may say where it is.
     assert report("--set", f"cache={distill_bench.cache}").code == 0
     text = (tmp_path / "page.html").read_text()

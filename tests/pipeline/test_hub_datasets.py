@@ -61,7 +61,7 @@ REFUSED = {
     "": "has several splits (train, test); name one: 'hf-dataset:team/texts?split=train'",
     "?split=tests": "Should be one of",
     "?split=train&revision=v9": "v9",
-    "?split=train&config=x": "'config' is no parameter; they are split, name, revision",
+    "?split=train&config=x": "'config' is not a parameter; choose from split, name, revision",
 }
 
 

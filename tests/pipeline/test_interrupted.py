@@ -1,4 +1,4 @@
-"""Ctrl-C in the midst of a command is followed by what is kept, and the same command goes on."""
+"""Ctrl-C in the midst of a command is followed by what is kept, and the same command continues."""
 
 import os
 import signal
@@ -15,14 +15,14 @@ from armada.pipeline import evaluate
 from armada.pipeline.messages import CountProgress
 from command_line import RUN, CommandLine
 
-BEGINS = "nothing is written; the same command begins again"
+BEGINS = "nothing was written; run the same command again"
 TOLD = {
     "predict": BEGINS,
     "export": BEGINS,
-    "push": "what was sent is kept; the same command goes on",
-    "pull": "what has come is kept; the same command goes on",
-    "merge": "shards that were copied are kept; the same command goes on",
-    "import": "shards that were written are kept; the same command goes on",
+    "push": "sent files are kept; run the same command to continue",
+    "pull": "received files are kept; run the same command to continue",
+    "merge": "copied shards are kept; run the same command to continue",
+    "import": "written shards are kept; run the same command to continue",
 }
 
 
@@ -90,7 +90,7 @@ def test_ctrl_c_of_evaluate(
     monkeypatch.setattr(evaluate, "predict", interrupt)
     result = armada("evaluate", tmp_path / "run", "--corpus", distill_bench.validation)
     assert result.code == 130
-    assert result.err.endswith("interrupted; nothing is kept; the same command begins again\n")
+    assert result.err.endswith("interrupted; nothing was written; run the same command again\n")
 
 
 def test_ctrl_c_while_a_command_starts() -> None:

@@ -73,7 +73,7 @@ def test_a_plan_reads_the_teachers_words(armada: CommandLine) -> None:
     assert [cell["train_examples"] for cell in cells] == [6, 6]
     refused = armada("ablate", write_job(grid=grid, feature="draws"), "--dry-run")
     assert refused.code == 2
-    assert "job key 'feature': 'draws' teaches no tokens; the teacher has top_k" in refused.err
+    assert "job key 'feature': 'draws' is not a token feature; the teacher has top_k" in refused.err
 
 
 def test_a_report_compares_language_models(armada: CommandLine) -> None:
@@ -101,7 +101,7 @@ def test_a_report_compares_language_models(armada: CommandLine) -> None:
     assert [row.base is not None for row in study.rows] == [False, True, True]
     result = armada("report", "done", "--out", "report.html")
     assert result.code == 0
-    assert "they are language models, and pictures are of texts in classes" in result.err
+    assert "plots need classification students" in result.err
     page = Path("report.html").read_text(encoding="utf-8")
     assert "undistilled" in page
     assert "loss" in page
@@ -133,7 +133,7 @@ def test_an_undistilled_student_is_checked_too(armada: CommandLine) -> None:
     student = ("--student", "scratch:llama", "--control", "undistilled", "--output", "scratch")
     refused = armada("distill", *words, *student, "--set", "lora_rank=4")
     assert refused.code == 2
-    assert "a student from scratch has nothing to adapt" in refused.err
+    assert "a student from scratch has no pretrained weights to adapt" in refused.err
 
 
 def test_keys_of_earlier_releases_name_a_teacher_of_tokens_beside_that_of_a_feature(
@@ -145,7 +145,7 @@ def test_keys_of_earlier_releases_name_a_teacher_of_tokens_beside_that_of_a_feat
         **{"verify_cache": True, "expect_digest": "0" * 64},
     }
     found = DistillJob(**earlier)
-    assert "the next release knows no such keys" in caplog.text
+    assert "deprecated, removed in the next release" in caplog.text
     plain = {k: v for k, v in JOB.items() if k not in ("cache", "feature", "objective")}
     pictures = {"cache": "cache", "feature": "embedding", "expect_digest": "0" * 64}
     words = {"cache": "words", "feature": "draws", "control": "none"}

@@ -49,19 +49,18 @@ DISTILL = (
 def test_a_prompt_that_fills_a_row_is_refused_or_left_out(armada: CommandLine) -> None:
     words = ("--teacher", "causal_lm:teacher", "--cache", "cache", "--set", "text_format=plain")
     printed = armada.done("precompute", "--corpus", "train.parquet", *COLUMNS, *words)
-    assert "4 rows, 4 unique; 0 were cached, 4 asked" in printed
+    assert "4 rows, 4 unique; 0 already cached, 4 computed" in printed
     refused = armada(*DISTILL, *TRAIN, "--output", "refused")
     assert refused.code == 2
     assert (
-        "train.parquet row 3: nothing of it is left to predict: its prompt fills max_length"
-        in refused.err
+        "train.parquet row 3: no tokens left to predict: its prompt fills max_length" in refused.err
     )
-    assert "(1 such row); raise max_length, mend the file, or set skip_bad_rows" in refused.err
+    assert "(1 such row); raise max_length, fix the file, or set skip_bad_rows" in refused.err
 
     armada.done(*DISTILL, *TRAIN, "--output", "run", "--set", "skip_bad_rows=true")
     metrics = json.loads(Path("run/metrics.json").read_bytes())
     (skipped,) = metrics["skipped_rows"]
-    assert skipped.endswith("row 3: nothing of it is left to predict")
+    assert skipped.endswith("row 3: no tokens left to predict")
     assert metrics["train_examples"] == metrics["steps"] == 3
 
     # The others learn from their own answers: as if the row had never been there.
@@ -84,7 +83,7 @@ def test_a_tokenizer_with_nothing_to_fill_rows_with(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "student")
     assert Encoding(tokenizer, Recipe(), 9).pad_id == tokenizer.pad_token_id
     tokenizer.pad_token = tokenizer.eos_token = None
-    with pytest.raises(StudentSourceError, match="neither a padding token nor an end token"):
+    with pytest.raises(StudentSourceError, match="neither a padding nor an end token"):
         _ = Encoding(tokenizer, Recipe(), 9).pad_id
 
 

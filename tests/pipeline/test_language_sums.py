@@ -183,23 +183,23 @@ def test_objectives_go_together(
 REFUSED: dict[str, tuple[Keys, str]] = {
     "tokens of other columns": (
         {"teachers": {"llm": {"cache": "TOKENS", "feature": "top_k", "text_column": "hint"}}},
-        "teacher llm: text_column: a teacher of tokens has read what the student reads",
+        "teacher llm: text_column: a teacher of tokens reads the student's own columns",
     ),
     "shuffled tokens": (
         {"teachers": {"llm": {"cache": "TOKENS", "feature": "top_k", "control": "shuffled"}}},
-        "control shuffled: is of features of whole texts, and objective tokens reads none",
+        "control shuffled: needs a cached feature; objective tokens uses none",
     ),
     "tokens of pictures": (
         {"teachers": {"llm": {"cache": "HINTS"}}},
-        "a hash teaches no tokens",
+        "a hash has no token features",
     ),
     "another task": (
         {"task": "classification", "label_column": "label"},
-        "objective tokens: is for language models; say task=language",
+        "objective tokens: is for language models; set task=language",
     ),
     "an option of another": (
         {"objectives": [{"name": "tokens", "beta": 1.0}]},
-        "job key 'beta': is no option of objective tokens",
+        "job key 'beta': is not an option of objective tokens",
     ),
     "two ways of comparing": (
         {"objectives": [{"name": "tokens", "cross_tokenizer": True, "divergence": "jsd"}]},
@@ -231,5 +231,5 @@ def test_what_can_be_told_from_keys_is_refused_before_anything_is_read() -> None
     teachers = {"a": {"cache": "a"}, "b": {"cache": "b"}}
     packed = {"task": "language", "packing": "joined"}
     given = make(DistillJob, {**keys, **packed, "teachers": teachers, "objectives": objectives})
-    with pytest.raises(JobError, match="texts in one row share what objective feature compares"):
+    with pytest.raises(JobError, match="objective feature needs one text per row"):
         terms_of(given)

@@ -106,7 +106,7 @@ def test_another_end_of_texts_is_named(
     settings_of(student, eos_token="<pad>")
     armada = CommandLine(capsys)
     told = refused(armada, *distilled(bench, tmp_path / "run", student))
-    assert "they end with '</s>' for the teacher and '<pad>' for the student" in told
+    assert "they end in '</s>' for the teacher and '<pad>' for the student" in told
     assert "make the teacher's the student's eos_token" in told
     settings_of(student, eos_token="</s>")
     armada.done(*distilled(bench, tmp_path / "run", student))
@@ -133,7 +133,9 @@ def test_the_same_words_split_otherwise(
     document["pre_tokenizer"]["add_prefix_space"] = True
     path.write_text(json.dumps(document))
     armada = CommandLine(capsys)
-    assert "tokenized has changed" in refused(armada, *distilled(bench, tmp_path / "run", student))
+    assert "tokenization has changed" in refused(
+        armada, *distilled(bench, tmp_path / "run", student)
+    )
 
 
 def test_a_word_more_of_the_teacher_is_another_tokenizer() -> None:

@@ -45,7 +45,7 @@ def test_missing_rows_are_left_out_and_listed_when_asked(
 ) -> None:
     result = armada(*job, "--set", "skip_bad_rows=true")
     assert result.code == 0, result.err
-    assert "6 rows were left out" in result.err
+    assert "6 rows were skipped" in result.err
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["train_examples"] == 14
     assert len(metrics["skipped_rows"]) == 6

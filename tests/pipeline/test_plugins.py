@@ -81,8 +81,7 @@ def test_an_option_with_the_name_of_a_job_key_is_refused(
     corpus = write_parquet("texts", {"text": ["a", "b"]})
     words = ("precompute", "--corpus", corpus, "--text-column", "text", "--teacher", "limited:4")
     expected = (
-        "teacher limited: its options limit have the names of keys that every job has; "
-        "limited_teacher has to give them others"
+        "teacher limited: its options limit clash with job keys; rename them in limited_teacher"
     )
     for more in ((), ("--set", "limit=1"), ("--dry-run",)):
         result = armada(*words, "--cache", tmp_path / "cache", *more)
@@ -115,7 +114,7 @@ def test_a_random_aligner_of_any_class_stays_as_it_was_drawn(
     words = distill_bench.words(tmp_path / "no", objective="hidden", control="random-aligner")
     result = armada(*words)
     assert result.code == 2
-    assert "says that it has an aligner, and none of its parts is called `aligner`" in result.error
+    assert "declares an aligner, but has no module named `aligner`" in result.error
     assert not (tmp_path / "no").exists()
 
 
@@ -176,4 +175,4 @@ def test_an_objective_of_two_features_with_an_option_of_its_own(
     assert "reads 2 features of a teacher, and 1 are named" in run("one", features=["logits"])
     assert "key 'share': 2: Input should be less than or equal to 1" in run("bad", share=2)
     keys["batch_size"] = 1
-    assert "objective of_two compares 2 examples of a batch at least" in run("few")
+    assert "objective of_two needs at least 2 examples per batch" in run("few")

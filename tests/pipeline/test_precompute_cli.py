@@ -68,7 +68,9 @@ def test_the_contract(
     second = write_csv("second", PAIRS[80:])
     out = armada.done(*words, "--corpus", second, "--set", "rows_per_shard=64", "--quiet")
     cache = open_cache(tmp_path / "cache")
-    assert out.splitlines()[0].startswith("170 rows, 150 unique; 0 were cached, 150 asked in ")
+    assert out.splitlines()[0].startswith(
+        "170 rows, 150 unique; 0 already cached, 150 computed in "
+    )
     assert out.splitlines()[1] == f"teacher {cache.teacher.fingerprint}"
     assert cache.features == ("embedding",)
     assert len(cache) == 150
@@ -83,7 +85,7 @@ def test_the_contract(
 def test_a_second_run_asks_nothing(armada: CommandLine, words: list[Any], tmp_path: Path) -> None:
     armada.done(*words)
     before = stored_bytes(tmp_path / "cache")
-    assert "100 were cached, 0 asked" in armada.done(*words)
+    assert "100 already cached, 0 computed" in armada.done(*words)
     assert stored_bytes(tmp_path / "cache") == before
 
 
@@ -110,7 +112,9 @@ def test_a_job_file_gives_way_to_options_and_settings(
 def test_a_dry_run_writes_nothing(armada: CommandLine, words: list[Any], tmp_path: Path) -> None:
     before = stored_bytes(tmp_path)
     out = armada.done(*words, "--set", "rows_per_shard=64", "--dry-run")
-    assert out.startswith("100 rows, 100 unique; 0 are cached, 100 to ask\n2 shards, 8.0 KiB, ")
+    assert out.startswith(
+        "100 rows, 100 unique; 0 already cached, 100 to compute\n2 shards, 8.0 KiB, "
+    )
     assert stored_bytes(tmp_path) == before
     assert not (tmp_path / "cache").exists()
     armada.done(*words)
@@ -200,7 +204,7 @@ def test_bad_rows_are_warned_about(
     result = armada(*words, "--set", "skip_bad_rows=true", "--quiet")
     assert result.code == 0
     lines = result.err.splitlines()
-    assert lines[0] == "warning: 7 rows were left out"
+    assert lines[0] == "warning: 7 rows were skipped"
     assert lines[1].endswith("train.csv row 2: column 'a' is empty")
     assert len(lines) == 6
 
@@ -273,7 +277,7 @@ def test_sigterm_keeps_the_answers_that_are_there(words: list[Any], tmp_path: Pa
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, out) == (1, "")
-    assert err.startswith("error: stopped by SIGTERM; all answers so far are kept")
+    assert err.startswith("error: stopped by SIGTERM; committed shards are kept")
     assert err.count("\n") == 1
     cache = open_cache(tmp_path / "cache")
     # The batch that was being asked may have been answered just in time.

@@ -203,7 +203,7 @@ def test_bad_rows_are_named_or_left_out(
     words = ("predict", student("names"), "--corpus", corpus, "--output", output, "--quiet")
     assert "bad.csv row 2: column 'text' is empty" in refused(*words)
     told = armada(*words, "--skip-bad-rows")
-    assert told.err.startswith("warning: 1 rows were left out\n")
+    assert told.err.startswith("warning: 1 rows were skipped\n")
     ids = [json.loads(line)["id"] for line in output.read_text().splitlines()]
     assert ids == ["x", "z"]
 
@@ -267,7 +267,7 @@ def test_rows_that_are_left_out_are_left_out_of_every_block(
     lines = [f"n{n % 50},{'a dog' if n != 20 else ''}\n" for n in range(60)]
     corpus.write_text("".join(["id,text\n", *lines]))
     words = ("predict", student("names"), "--corpus", corpus, "--output", output, "--quiet")
-    assert armada(*words, "--skip-bad-rows").err.startswith("warning: 11 rows were left out\n")
+    assert armada(*words, "--skip-bad-rows").err.startswith("warning: 11 rows were skipped\n")
     ids = [json.loads(line)["id"] for line in output.read_text().splitlines()]
     assert ids == [f"n{n}" for n in range(50) if n != 20]
 
@@ -298,7 +298,7 @@ REFUSALS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "a column that a prediction has": (
         ("--output", "said.jsonl", "--id-column", "class"),
-        "id_column 'class': a prediction has this name",
+        "id_column 'class': clashes with a column of the predictions",
     ),
 }
 
@@ -325,7 +325,7 @@ def test_nothing_is_written_over(
     (tmp_path / "said.jsonl").write_text("mine")
     words = ("predict", student("names"), "--corpus", unlabelled)
     told = refused(*words, "--output", tmp_path / "said.jsonl")
-    assert told.endswith("said.jsonl: is there already; choose another name")
+    assert told.endswith("said.jsonl: already exists; choose another name")
     assert (tmp_path / "said.jsonl").read_text() == "mine"
 
 
@@ -335,7 +335,9 @@ def test_of_several_seeds_one_is_to_be_named(
     run, output = tmp_path / "run", tmp_path / "said.jsonl"
     armada.done(*distill_bench.words(run, "--set", "epochs=1", "--set", "seed=[0, 1]"))
     words = ("--corpus", unlabelled, "--output", output, "--quiet")
-    assert "holds one of each seed; name one of seed-0, seed-1" in refused("predict", run, *words)
+    assert "holds one student per seed; name one of seed-0, seed-1" in refused(
+        "predict", run, *words
+    )
     armada.done("predict", run / "seed-1", *words)
 
 

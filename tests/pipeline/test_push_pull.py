@@ -96,7 +96,7 @@ def test_a_pull_reads_a_corpus_of_any_encoding(
     assert report(armada, *words, *form)["texts"] == 9
     assert [r.shard for r in read_commits(tmp_path / "cache", MANIFEST)] == [9, 10]
     other = ["cache", "pull", source, tmp_path / "other"]
-    assert "--delimiter: says how a --corpus is written" in refused(*other, "--delimiter=;")
+    assert "--delimiter: describes the file format of --corpus" in refused(*other, "--delimiter=;")
     assert "'hex': is no encoding of texts" in refused(*other, *few, "--encoding=hex")
     lines = tmp_path / "rows.jsonl"
     lines.write_text('{"text": "x"}\n')
@@ -110,8 +110,8 @@ def test_what_is_refused_exits_with_2_and_writes_nothing(
     target = tmp_path / "cache"
     assert "its digest is" in refused("cache", "pull", source, target, "--expect-digest", "0" * 64)
     assert "feature 'none'" in refused("cache", "pull", source, target, "--feature", "none")
-    assert "is at both ends" in refused("cache", "pull", source, source)
-    assert "is at both ends" in refused("cache", "push", source, f"file://{source}")
+    assert "is both source and destination" in refused("cache", "pull", source, source)
+    assert "is both source and destination" in refused("cache", "push", source, f"file://{source}")
     assert "give both" in refused("cache", "pull", source, target, "--text-column", "text")
     assert "not an armada cache" in refused("cache", "pull", tmp_path, target)
     assert "gcsfs" in refused("cache", "push", source, "gs://bucket/cache")

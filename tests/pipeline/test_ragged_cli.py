@@ -52,7 +52,7 @@ def test_every_word_is_answered_and_a_cut_run_goes_on(
     cache = tmp_path / "cache"
     armada.done(*asked(corpus, cache, "--set", "limit=100"))
     planned = armada.done(*asked(corpus, cache, "--dry-run"))
-    assert "200 to ask" in planned
+    assert "200 to compute" in planned
     armada.done(*asked(corpus, cache))
     check(cache, TEXTS)
     listed = armada.done("cache", "ls", cache)

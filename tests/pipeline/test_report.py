@@ -198,7 +198,7 @@ def test_from_the_command_line(armada: CommandLine, runs: Path, tmp_path: Path):
     assert files[0] == str(out)
     out.write_text("mine")
     refused = armada(*words)
-    assert refused.error == f"out {out}: somebody wrote it; name another file, or --force"
+    assert refused.error == f"out {out}: was not written by armada; name another file, or --force"
     assert out.read_text() == "mine"
     armada.done(*words, "--force")
     assert "One &amp; only" in out.read_text()
@@ -221,9 +221,9 @@ def test_a_corpus_that_moved_costs_pictures_only(armada: CommandLine, runs: Path
     (copy / "job.yaml").write_text(yaml.safe_dump(job | {"train": ["gone.parquet"]}))
     result = armada("report", copy, "--out", tmp_path / "page.html")
     assert result.code == 0
-    assert "warning: Students were not looked at: corpus gone.parquet" in result.err
+    assert "warning: Students were not plotted: corpus gone.parquet" in result.err
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Students were not looked at: corpus gone.parquet" in page
+    assert "Students were not plotted: corpus gone.parquet" in page
     assert ">agrees with teacher</th>" not in page
 
 
@@ -276,7 +276,7 @@ def test_folders_that_hold_no_finished_run(armada: CommandLine, runs: Path, tmp_
     unfinished = tmp_path / "unfinished"
     shutil.copytree(runs / "distilled" / "seed-0", unfinished)
     (unfinished / "metrics.json").unlink()
-    assert "is not finished; go on with" in armada("report", unfinished, *out).error
+    assert "is not finished; continue it with" in armada("report", unfinished, *out).error
     (unfinished / "metrics.json").write_text("{")
     assert "cannot be read: " in armada("report", unfinished, *out).error
     assert not (tmp_path / "page.html").exists()

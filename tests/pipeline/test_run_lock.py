@@ -20,7 +20,7 @@ def test_a_second_process_is_refused_at_once(
         result = armada(*distill_bench.words(output, *more, *ONE_EPOCH))
         assert [file.name for file in output.iterdir()] == [LOCK]
     assert result.code == 2
-    assert result.error.startswith(f"output {output}: another process is at work in it")
+    assert result.error.startswith(f"output {output}: another process is running in it")
     assert not output.exists()
 
 

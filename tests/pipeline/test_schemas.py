@@ -121,4 +121,6 @@ def test_options_of_teachers(armada: CommandLine) -> None:
     assert "hash, hash_words" in job_schema("precompute")["properties"]["seed"]["description"]
     result = armada("schema", "report")
     assert result.code == 2
-    assert result.error.startswith("schema 'report': is no command with a job; name precompute, ")
+    assert result.error.startswith(
+        "schema 'report': is not a command with a job; name precompute, "
+    )

@@ -186,7 +186,7 @@ def test_what_each_teacher_lacks_is_counted(
     assert result.code == 2
     assert "of 54 rows, not in the cache: 1 in that of made.embedding (" in result.error
     assert ", 3 in that of hint (" in result.error
-    assert "text columns that each teacher reads" in result.error
+    assert "each teacher's text columns" in result.error
 
 
 def test_features_alone_teach_from_two_teachers(
@@ -249,11 +249,11 @@ def test_a_cut_run_goes_on_with_the_same_hints_only(
 REFUSED: dict[str, tuple[Job, str]] = {
     "a teacher of nobody": (
         {"objectives": [{"name": "feature", "teacher": "clip"}]},
-        "objective feature: teacher 'clip' is none of the job's; there are made, hint",
+        "objective feature: teacher 'clip' is not in the job; choose one of made, hint",
     ),
     "which teacher": (
         {"objectives": [{"name": "feature"}]},
-        "objective feature: names no teacher, and there are made, hint",
+        "objective feature: names no teacher; choose one of made, hint",
     ),
     "a teacher that nobody reads": (
         {"objectives": [{"name": "feature", "teacher": "hint"}]},
@@ -269,7 +269,7 @@ REFUSED: dict[str, tuple[Job, str]] = {
     ),
     "an option of another": (
         {"objectives": [{"name": "kd", "teacher": "made", "beta": 1}]},
-        "job key 'beta': is no option of objective kd; it has alpha, temperature",
+        "job key 'beta': is not an option of objective kd; it has alpha, temperature",
     ),
     "no such option": (
         {"objectives": [{"name": "kd", "teacher": "made", "alhpa": 1}]},
@@ -288,12 +288,12 @@ REFUSED: dict[str, tuple[Job, str]] = {
     "two forms": ({"cache": "elsewhere"}, "say cache with the teacher that it is of"),
     "two forms of objectives": (
         {"objective": "kd"},
-        "job key 'objective': is for one objective; of several, say it of each",
+        "job key 'objective': is for a single objective; with several, set it for each",
     ),
-    "an option beside": ({"alpha": 0.5}, "job key 'alpha': is for one objective"),
+    "an option beside": ({"alpha": 0.5}, "job key 'alpha': is for a single objective"),
     "a control of the whole": (
         {"teachers": {"made": {"cache": "c", "control": "undistilled"}}},
-        "is for a whole job; leave out the objectives that read this teacher",
+        "is for a whole job; to drop one teacher, leave out the objectives that read it",
     ),
     "no aligner": (
         {"control": "random-aligner"},
@@ -301,7 +301,7 @@ REFUSED: dict[str, tuple[Job, str]] = {
     ),
     "language without labels": (
         {"task": "language", "label_column": None},
-        "objective kd: is of labels, and job key 'label_column' is missing; a language model",
+        "objective kd: needs labels, and job key 'label_column' is missing; without labels",
     ),
     "reads no teacher": (
         {"objectives": [{"name": "undistilled", "teacher": "made"}]},
@@ -327,8 +327,8 @@ def test_a_key_inside_of_others_from_the_command_line(
         return refused("distill", file, "--quiet", "--set", setting)
 
     assert "weight': -2: is not a number of 0 or more" in said("objectives.1.weight=-2")
-    assert "'3' is none of the 3 items, which are counted from 0" in said("objectives.3.weight=1")
-    assert "there is nothing that has a key 'alpha'" in said("kd.alpha=1")
+    assert "'3' is not one of the 3 items, counted from 0" in said("objectives.3.weight=1")
+    assert "'alpha' does not exist" in said("kd.alpha=1")
     assert "teacher hint key 'controls' is unknown" in said("teachers.hint.controls=none")
 
 
@@ -345,7 +345,7 @@ def test_an_option_that_was_once_shared_is_left_out_with_a_warning(
     words = distill_bench.words(tmp_path / "run", "--set", "gamma=3", objective="feature")
     result = armada(*words)
     assert result.code == 0
-    assert "job key 'gamma': is no option of objective feature; it has beta" in result.err
+    assert "job key 'gamma': is not an option of objective feature; it has beta" in result.err
     assert "gamma" not in yaml.safe_load((tmp_path / "run" / "job.yaml").read_text())
 
 

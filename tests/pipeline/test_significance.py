@@ -132,7 +132,7 @@ def test_one_factor_is_too_few():
 def test_one_seed_leaves_nothing_to_compare_with():
     values, settings = sweep(lambda each: each["alpha"], seeds=1)
     assert anova(values, settings) == (
-        "runs that differ in their seed only are too few, or do not differ"
+        "too few runs that differ only in their seed, or no variance among them"
     )
 
 
@@ -141,4 +141,4 @@ def test_equal_values_have_no_effects(value):
     """Sums of squares of equal numbers are rounding, not variance."""
     _, settings = sweep(lambda each: 0.0)
     reason = anova([value] * len(settings), settings)
-    assert reason == "runs that differ in their seed only are too few, or do not differ"
+    assert reason == "too few runs that differ only in their seed, or no variance among them"

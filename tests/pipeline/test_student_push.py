@@ -30,8 +30,8 @@ def test_the_whole_folder_in_one_commit(
     run = tmp_path / "run"
     result = armada(*distill_bench.words(run, *WORDS))
     assert result.code == 0, result.err
-    assert "hf://team/student: made a private model repository" in result.err
-    assert "the student is at hf://team/student" in result.err
+    assert "hf://team/student: created a private model repository" in result.err
+    assert "student uploaded to hf://team/student" in result.err
     assert hub.commits_made == 1
     assert hub.repositories["model", "team/student"].private
     sent = hub.files("team/student", "model")
@@ -57,7 +57,7 @@ def test_a_student_that_does_not_arrive_is_kept_and_sent_later(
     result = armada(*distill_bench.words(run, *WORDS))
     assert result.code == 1
     line = result.err.splitlines()[-1]
-    assert line.startswith(f"error: student {run}/student: is trained and written, but not on the")
+    assert line.startswith(f"error: student {run}/student: is trained and written, but was not")
     assert "no space left in team" in line
     assert f"`hf upload team/student {run}/student --private`" in line
     before = stored_bytes(run)
@@ -73,7 +73,7 @@ def test_a_student_that_does_not_arrive_is_kept_and_sent_later(
         (("--push-to-hub", "student"), "'student' is not USER/NAME"),
         (("--push-to-hub", "team/a/b"), "'team/a/b' is not USER/NAME"),
         (("--push-to-hub", "team/a--b"), "hf://team/a--b: "),
-        ((*WORDS, "--set", "seed=[0, 1]"), "the students of 2 seeds cannot be one repository"),
+        ((*WORDS, "--set", "seed=[0, 1]"), "the students of 2 seeds do not fit in one repository"),
     ],
 )
 def test_what_is_wrong_is_said_before_training(
@@ -105,5 +105,5 @@ def test_not_in_a_grid(distill_bench: Any, tmp_path: Path) -> None:
     keys = {"train": str(distill_bench.train), "text_column": "text", "label_column": "label"}
     keys |= {"cache": str(distill_bench.cache), "student": str(distill_bench.student)}
     keys |= {"output": str(tmp_path / "a"), "push_to_hub": "team/student"}
-    with pytest.raises(InputError, match="one repository cannot take the students of many runs"):
+    with pytest.raises(InputError, match="one repository cannot hold the students of many runs"):
         make_ablation(keys | {"grid": {"beta": [0.5, 1.0]}})

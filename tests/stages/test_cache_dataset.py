@@ -130,7 +130,7 @@ def test_from_a_url(
         ),
         (TEXTS[30:34], None, MissingKeysError, "2 of 4 examples .* with later; run `armada"),
         (TEXTS[:2], "poled", MissingFeatureError, "has pooled, score, later"),
-        ("text 1", None, CacheError, "texts 'text 1': is a text alone; name a list of texts"),
+        ("text 1", None, CacheError, "texts 'text 1': is a single text; give a list of texts"),
     ],
     ids=["no text", "no feature of it", "no feature", "a text alone"],
 )

@@ -58,11 +58,11 @@ class CachedAnswers:
     def _check_draws(self, coding: DrawsCoding, divergence: Divergence, by_rank: bool) -> None:
         if by_rank:
             raise JobError(
-                "cross_tokenizer: sorted probabilities are compared, which draws do not give; "
-                "cache top_k or dense"
+                "cross_tokenizer: needs sorted probabilities, which draws do not give; cache top_k "
+                "or dense"
             )
         if self.tail != "bucket":
-            raise JobError("tail renormalised: is of top_k, and draws have none; leave it out")
+            raise JobError("tail=renormalised: is for top_k; draws have no tail; leave it out")
         if coding.temperature != 1:
             raise CacheError(
                 f"feature {self.feature.spec.name!r}: was drawn at temperature "

@@ -59,8 +59,8 @@ def check_document_mask(student: LanguageStudent) -> None:
     """Refuse a model whose texts would see each other although they are packed apart."""
     if not isolates_packed_documents(student.causal):
         raise StudentSourceError(
-            f"packing apart: a {type(student.causal).__name__} shows a text what stands before it "
-            "in its row; use packing none or joined"
+            f"packing apart: a {type(student.causal).__name__} lets texts in a row attend to each "
+            "other; use packing=none or joined"
         )
 
 
@@ -101,7 +101,7 @@ def _cut(model: Any, settings: StudentSettings) -> Any:
 def _decoder(config: Any) -> Any:
     if not is_decoder(config):
         raise StudentSourceError(
-            f"task language: a {config.model_type} is no causal language model; use one, such as "
-            "scratch:llama"
+            f"task language: a {config.model_type} is not a causal language model; use one, such "
+            "as scratch:llama"
         )
     return config

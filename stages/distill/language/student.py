@@ -30,13 +30,13 @@ class LanguageStudent(nn.Module):
             transform = find_transform(self.causal)
         if transform is None:
             raise StudentSourceError(
-                f"student: {type(self.causal).__name__} makes its logits otherwise than from its "
-                "last hidden states and its head; use another model"
+                f"student: {type(self.causal).__name__} does not compute its logits as head(last "
+                "hidden state); use another model"
             )
         if not is_causal(self.causal):
             raise StudentSourceError(
-                f"student: a {type(self.causal).__name__} sees the tokens after the one that it "
-                "predicts; use a causal language model"
+                f"student: a {type(self.causal).__name__} attends to later tokens; use a causal "
+                "language model"
             )
         self.transform = transform
         self.head = None

@@ -23,7 +23,7 @@ class ArmadaOptions(ObjectiveOptions):
         default=0.5,
         ge=0,
         le=1,
-        description="weight of the aligner's outputs; the task has 1 - alpha",
+        description="weight of the aligner's output term; the task loss has 1 - alpha",
     )
     beta: float = Field(
         default=1.0, ge=0, allow_inf_nan=False, description="weight of the manifold term"
@@ -32,10 +32,13 @@ class ArmadaOptions(ObjectiveOptions):
         default=1.0,
         ge=0,
         allow_inf_nan=False,
-        description="weight of the auxiliary heads, which read the projections",
+        description="weight of the auxiliary heads on the projections",
     )
     temperature: float = Field(
-        default=5.0, gt=0, allow_inf_nan=False, description="softening of the outputs for classes"
+        default=5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="softmax temperature of the class outputs",
     )
     manifold: Manifold = Field(
         default="cosine",
@@ -47,7 +50,7 @@ class ArmadaOptions(ObjectiveOptions):
     )
     orthogonal_map: OrthogonalMap = Field(
         default="matrix_exp",
-        description="how orthogonal maps are kept so: matrix_exp, as the reference, or cayley",
+        description="parametrization of orthogonal maps: matrix_exp, as the reference, or cayley",
     )
     orthogonal_projection: bool = Field(
         default=False, description="keep the student's projection orthogonal as well"

@@ -88,14 +88,13 @@ def require_fit(name: str, reads: Reads, sizes: "Sizes") -> None:
     features, as far as what it reads tells."""
     if sizes.regression and not reads.regression:
         raise JobError(
-            f"objective {name} compares class probabilities and the task is a regression; choose "
+            f"objective {name} compares class probabilities, but the task is regression; choose "
             "armada, feature or undistilled"
         )
     if reads.classes and sizes.feature_dim != sizes.num_labels:
         raise JobError(
-            f"objective {name}: the teacher's logits have {sizes.feature_dim} classes and the task "
-            f"has {sizes.num_labels}; choose a teacher of the same task, and its logits as the "
-            "feature"
+            f"objective {name}: the teacher's logits have {sizes.feature_dim} classes, the task "
+            f"{sizes.num_labels}; choose a teacher of the same task, and its logits as the feature"
         )
 
 
@@ -116,8 +115,8 @@ class Sizes:
         """H, how many numbers one feature has. Raises MissingFeatureError if there is none."""
         if self.feature_shape is None:
             raise MissingFeatureError(
-                "this objective needs a teacher feature and none is chosen; name one that the "
-                "cache holds, or train with the objective undistilled"
+                "needs a teacher feature, and none is named; name one of the cache, or use "
+                "objective=undistilled"
             )
         return math.prod(self.feature_shape)
 

@@ -21,7 +21,7 @@ class FeatureOptions(ObjectiveOptions):
     )
     orthogonal_map: OrthogonalMap = Field(
         default="matrix_exp",
-        description="how an orthogonal projection is kept so: matrix_exp or cayley",
+        description="parametrization of an orthogonal projection: matrix_exp or cayley",
     )
     orthogonal_projection: bool = Field(
         default=False, description="keep the student's projection orthogonal"

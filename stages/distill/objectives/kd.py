@@ -20,10 +20,10 @@ class KDOptions(ObjectiveOptions):
         default=0.5,
         ge=0,
         le=1,
-        description="weight of the teacher's logits; the task has 1 - alpha",
+        description="weight of the teacher's logits; the task loss has 1 - alpha",
     )
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"] = Field(
-        default=5.0, description="softening of the logits, or 'learned'"
+        default=5.0, description="softmax temperature of the logits, or 'learned'"
     )
 
 

@@ -37,7 +37,7 @@ class WeightSchedule(BaseModel):
     begin: float = Field(alias="from", ge=0, allow_inf_nan=False, description="weight at the start")
     end: float = Field(alias="to", ge=0, allow_inf_nan=False, description="weight at the end")
     until: float = Field(
-        default=1.0, gt=0, le=1, description="share of the steps after which the end is reached"
+        default=1.0, gt=0, le=1, description="share of the steps after which `to` is reached"
     )
     shape: Literal["linear", "cosine"] = Field(
         default="linear", description="course: linear, or cosine (slow at both ends)"

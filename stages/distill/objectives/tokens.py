@@ -38,24 +38,24 @@ class TokensOptions(ObjectiveOptions, TokenLossSettings):
         default=0.5,
         ge=0,
         le=1,
-        description="weight of the teacher's tokens; those of the corpus have 1 - alpha",
+        description="weight of the teacher's distribution; the corpus's tokens have 1 - alpha",
     )
     token_temperature: float = Field(
         default=1.0,
         gt=0,
         le=1024,
-        description="softening of the tokens' probabilities, the teacher's and the student's; of "
-        "top_k, one at which the tail was cached",
+        description="softmax temperature of teacher's and student's token probabilities; for "
+        "top_k, one of tail_temperatures",
     )
     tail: Tail = Field(
         default="bucket",
-        description="tokens that top_k leaves out: bucket (together, as one more token) or "
-        "renormalised (both sides without them)",
+        description="tokens outside top_k: bucket (merged into one more token) or renormalised "
+        "(dropped on both sides)",
     )
     cross_tokenizer: bool = Field(
         default=False,
-        description="learn from a teacher with another tokenizer: sorted probabilities, where both "
-        "have read the same characters (universal logit distillation, arXiv 2402.12030)",
+        description="teacher with another tokenizer: compare sorted probabilities at equal "
+        "character offsets (universal logit distillation, arXiv 2402.12030)",
     )
 
     @model_validator(mode="after")
@@ -73,9 +73,7 @@ class TokensOptions(ObjectiveOptions, TokenLossSettings):
                 "are compared at temperature 1; leave it out"
             )
         if self.tail != "bucket":
-            raise ValueError(
-                "tail renormalised: cross_tokenizer compares tails as well; leave it out"
-            )
+            raise ValueError("tail=renormalised: cross_tokenizer compares tails too; leave it out")
         return self
 
 

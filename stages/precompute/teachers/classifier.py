@@ -50,8 +50,8 @@ class ClassifierTeacher(LanguageModelTeacher):
             self._read_out = find_head(self._model, self._config.num_labels, inputs)
         if self._options.pooled and self._read_out is None:
             raise TeacherSourceError(
-                f"source {self._folder}: {type(self._model).__name__} makes its logits otherwise "
-                "than by a linear layer from one vector; leave pooled off"
+                f"source {self._folder}: {type(self._model).__name__} does not compute its logits "
+                "by a linear layer from one vector; leave pooled off"
             )
 
     def _probe(self) -> None:

@@ -103,9 +103,9 @@ def test_contents_that_are_no_texts(tmp_path: Path) -> None:
 
 def test_chats_are_a_column_by_themselves(write: Any, tmp_path: Path) -> None:
     path = write([ONE], text=["a"])
-    with pytest.raises(CorpusError, match="chats are a text column by themselves"):
+    with pytest.raises(CorpusError, match="chats must be the only text column"):
         read_corpus([path], ["messages", "text"])
     other = tmp_path / "texts.jsonl"
     other.write_text('{"messages": "a text"}\n')
-    with pytest.raises(CorpusError, match="chats and texts are mixed"):
+    with pytest.raises(CorpusError, match="mixes chats and texts"):
         read_corpus([path, str(other)], ["messages"])

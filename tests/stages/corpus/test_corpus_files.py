@@ -185,7 +185,7 @@ FOLDERS: dict[str, tuple[dict[str, str], str]] = {
     "no state": ({"state.json": "{}"}, "cannot be read"),
     "state is not JSON": ({"state.json": "{"}, "cannot be read"),
     "missing data file": ({"state.json": '{"_data_files": [{"filename": "x"}]}'}, "cannot be read"),
-    "nothing": ({}, r"neither a saved dataset nor holds \*\.parquet"),
+    "nothing": ({}, r"neither a saved dataset nor a folder of \*\.parquet"),
 }
 
 

@@ -39,7 +39,7 @@ CASES = pytest.mark.parametrize(("columns", "rows", "message"), BAD_ROWS.values(
 def test_bad_rows_stop_the_run(
     write_parquet: WriteParquet, columns: dict[str, Any], rows: list[int], message: str
 ) -> None:
-    with pytest.raises(CorpusError, match=f"{message}; mend the file, or set skip_bad_rows"):
+    with pytest.raises(CorpusError, match=f"{message}; fix the file, or set skip_bad_rows"):
         read_corpus([write_parquet("bad", columns)], ["a", "b"])
 
 
@@ -73,7 +73,7 @@ def test_a_corpus_of_bad_rows_only_is_refused(write_parquet: WriteParquet) -> No
         ({"text_columns": ["xyz"]}, "no column 'xyz'; it has sentence, label, id"),
         ({"label_column": "labels"}, "no column 'labels'; did you mean 'label'?"),
         ({"id_column": "idx"}, "no column 'idx'; did you mean 'id'?"),
-        ({"text_columns": []}, "name at least one of each"),
+        ({"text_columns": []}, "give at least one of each"),
         ({"text_columns": ["sentence", "sentence"]}, "no column twice"),
         ({"text_columns": ["label"]}, "column 'label' holds int64, not text"),
     ],
@@ -89,7 +89,7 @@ def test_columns_that_are_not_there_are_refused(
 
 
 def test_no_corpus_is_refused() -> None:
-    with pytest.raises(CorpusError, match="name at least one of each"):
+    with pytest.raises(CorpusError, match="give at least one of each"):
         read_corpus([], ["a"])
 
 

@@ -111,10 +111,10 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "spaces": (
         ["pos", "neg", "pos "],
         {},
-        r"row 1: label 'pos' differs from 'pos ' \(.*row 3\) in spaces only; make them one",
+        r"row 1: label 'pos' differs from 'pos ' \(.*row 3\) only in spaces; make them equal",
     ),
-    "all kept back": ([-1, -1, None], {}, "row 1: label -1, as in all rows: no row has a label"),
-    "numbers kept back": ([-1.0, -1.0], {"task": "regression"}, "label -1, as in all rows"),
+    "all kept back": ([-1, -1, None], {}, "row 1: label -1 in all rows: no row has a label"),
+    "numbers kept back": ([-1.0, -1.0], {"task": "regression"}, "label -1 in all rows"),
     "no label": ([None, None], {}, "no row has a label"),
     "only -100": ([-100, -100], {}, "no row has a label"),
     "only blank names": (["", " "], {}, "no row has a label"),
@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ([1, 1, None], "all labels are 1; there is nothing to learn from them"),
+        ([1, 1, None], "all labels are 1; nothing to learn"),
         (["a", "a"], "all labels are 'a'; there"),
         ([0.5, 0.5, float("nan")], r"all labels are 0\.5; there"),
     ],
@@ -153,7 +153,7 @@ COUNTED = LabelSpace(task="classification", num_labels=2)
 OTHER_SPACE: dict[str, tuple[Any, LabelSpace, str]] = {
     "unknown name": (["no", "maybe"], NAMED, "row 2: label 'maybe' is not one of no, yes"),
     "names for numbers": (["no"], COUNTED, "labels are names, but the training labels were"),
-    "kept back": ([-1, -1], COUNTED, "row 1: label -1, as in all rows"),
+    "kept back": ([-1, -1], COUNTED, "row 1: label -1 in all rows"),
     "a label of -1": ([0, -1], COUNTED, r"row 2: label -1 is not .* \(a missing label is null or"),
     "unseen class": ([0, 2], COUNTED, "row 2: label 2 is not a whole number from 0 to 1"),
     "booleans": ([True], LabelSpace(task="regression", num_labels=1), "labels are bool"),
@@ -202,7 +202,7 @@ def test_numbers_are_no_labels_of_a_student_trained_on_names(labelled: ReadLabel
 
 
 def test_a_number_of_classes_must_be_that_of_the_names(labelled: ReadLabels) -> None:
-    with pytest.raises(CorpusError, match="num_labels is 5, but the labels are 2 names: no, yes"):
+    with pytest.raises(CorpusError, match="num_labels is 5, but there are 2 label names: no, yes"):
         label_space(labelled(["no", "yes"]), num_labels=5)
 
 

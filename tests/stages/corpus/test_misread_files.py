@@ -62,13 +62,13 @@ def test_utf_8_that_is_declared_otherwise(tmp_path: Path, kind: str, encoding: s
 
 
 JSON = {
-    "an empty array": ("[ ]", "its array is empty: it holds no rows; name another"),
-    "nothing": ("", "Empty JSON file; name one that has rows"),
-    "blank lines": ("\n \n", "Empty JSON file; name one with an object a row"),
-    "objects of nothing": ("{}\n{}\n", "Empty JSON file; name one with an object a row"),
-    "a cut array": (json.dumps(ROWS)[:-9], "row 2: .*; the file is cut off: write it again"),
-    "a cut text": (json.dumps(ROWS)[:-22], "row 2: .*; the file is cut off: write it again"),
-    "a comma too many": ('[{"text": "x"},]', "row 2: cannot be read: .*; mend the file"),
+    "an empty array": ("[ ]", "its array is empty; name another file"),
+    "nothing": ("", "empty JSON file; name one with rows"),
+    "blank lines": ("\n \n", "empty JSON file; name one with one object per row"),
+    "objects of nothing": ("{}\n{}\n", "empty JSON file; name one with one object per row"),
+    "a cut array": (json.dumps(ROWS)[:-9], "row 2: .*; the file is truncated: write it again"),
+    "a cut text": (json.dumps(ROWS)[:-22], "row 2: .*; the file is truncated: write it again"),
+    "a comma too many": ('[{"text": "x"},]', "row 2: cannot be read: .*; fix the file"),
     "rows in a field": (json.dumps({"data": ROWS}), "the rows are in its 'data': make that array"),
     "deeper": (json.dumps({"v": 1, "a": {"rows": ROWS}}, indent=1), "rows are in its 'rows': make"),
     "rows with names": (
@@ -76,13 +76,19 @@ JSON = {
         r"names \('0', ...\): make",
     ),
     "columns": (json.dumps({"text": ["x", "y"]}), "holds list<.*>, not text; write a row for each"),
-    "texts": ('["x", "y"]', r'row 1: is no object .* but "x"; make .* such as {"text": "..."}'),
-    "numbers": ('[{"text": "x"}, 1]', "row 2: is no object with the columns of a row, but 1; make"),
-    "arrays": (json.dumps([ROWS]), r'row 1: is no object .* but \[{"text": "Grü.*; make each row'),
-    "lines of texts": ('"x"\n"y"\n', 'row 1: is no object .* but "x"; make each row an object'),
-    "lines of arrays": ('["x", 1]\n["y", 2]\n', 'row 1: is no object .* but "x"; make each row an'),
-    "two arrays": ('[{"text": "x"}]\n[{"text": "y"}]\n', r"behind the end of its array \(row 1\)"),
-    "a number": ("3", "row 1: is no object with the columns of a row, but 3; make each row"),
+    "texts": ('["x", "y"]', r'row 1: is not an object .* but "x"; make .* such as {"text": "..."}'),
+    "numbers": ('[{"text": "x"}, 1]', "row 2: is not an object of columns, but 1; make"),
+    "arrays": (
+        json.dumps([ROWS]),
+        r'row 1: is not an object .* but \[{"text": "Grü.*; make each row',
+    ),
+    "lines of texts": ('"x"\n"y"\n', 'row 1: is not an object .* but "x"; make each row an object'),
+    "lines of arrays": (
+        '["x", 1]\n["y", 2]\n',
+        'row 1: is not an object .* but "x"; make each row an',
+    ),
+    "two arrays": ('[{"text": "x"}]\n[{"text": "y"}]\n', r"after the end of its array \(row 1\)"),
+    "a number": ("3", "row 1: is not an object of columns, but 3; make each row"),
 }
 
 
@@ -121,7 +127,7 @@ def test_a_row_that_is_null_does_not_end_the_process(tmp_path: Path, content: st
     words = [sys.executable, "-c", READ, str(tmp_path / "a.jsonl")]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "row 1: is no object with the columns of a row, but null; make" in done.stdout
+    assert "row 1: is not an object of columns, but null; make" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -131,9 +137,9 @@ def test_a_row_that_is_null_does_not_end_the_process(tmp_path: Path, content: st
 def test_what_is_no_split_is_said_to_be_none(tmp_path: Path, place: str, asked: str) -> None:
     (tmp_path / "train.csv").write_text("text\nx\n")
     told = refusal(f"{tmp_path}{place}?{asked}")
-    assert "is not split=NAME, which is all that can be said of a folder or glob" in told
+    assert "folders and globs take only ?split=NAME" in told
     assert told.endswith(f"'{tmp_path}{place}?split=train'")
-    assert "mend the pattern" in refusal(f"{tmp_path}/?.tsv")
+    assert "check the pattern" in refusal(f"{tmp_path}/?.tsv")
 
 
 def test_a_saved_data_set_is_of_one_split(tmp_path: Path) -> None:
@@ -153,12 +159,10 @@ def test_what_no_file_has_is_not_set(tmp_path: Path) -> None:
     encoding, delimiter = TextFormat("latin-1"), TextFormat(delimiter=";")
     tables = [in_memory(rows), "hf-dataset:name?split=train", "https://host/a.parquet?key=1"]
     for sources in ([parquet], [folder], [f"{tmp_path}/*.parquet"], [parquet, folder], tables):
-        with pytest.raises(
-            CorpusError, match=r"'latin-1': only \.jsonl.* files have one, .* leave"
-        ):
+        with pytest.raises(CorpusError, match=r"'latin-1': only \.jsonl.* files, .* leave"):
             require_use(encoding, sources)
     for sources in ([parquet], [lines], [folder, lines], tables):
-        with pytest.raises(CorpusError, match=r"';': only \.csv, \.tsv files have one, .* leave"):
+        with pytest.raises(CorpusError, match=r"';': only \.csv, \.tsv files, .* leave"):
             require_use(delimiter, sources)
     require_use(encoding, [parquet, lines])
     require_use(delimiter, [parquet, "https://host/a.csv"])

@@ -70,12 +70,12 @@ def test_an_array_may_be_compressed(tmp_path: Path) -> None:
 
 
 BAD_ARRAYS = {
-    "an element that is no object": ('[{"text": "x"}, "y"]', 'row 2: is no object.*"y"'),
+    "an element that is no object": ('[{"text": "x"}, "y"]', 'row 2: is not an object.*"y"'),
     "no comma": ('[{"text": "x"} {"text": "y"}]', "row 2: cannot be read: no comma"),
     "a fault": ('[{"text": "x"}, {"text": y}, {"text": "zzzzzzzzzzzzzz"}]', "row 2: cannot be"),
     "cut": ('[{"text": "x"}, {"text": "y', "row 2: cannot be read: Unterminated string"),
     "no end": ('[{"text": "x"}', "row 2: cannot be read: the array has no end"),
-    "nothing in it": ("[]", "Empty JSON file|holds no rows"),
+    "nothing in it": ("[]", "empty JSON file|its array is empty"),
 }
 
 
@@ -335,7 +335,7 @@ def test_tables_in_memory(make: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("what", [3, {"text": ["x"]}, datasets.DatasetDict()])
 def test_what_is_no_table_is_refused(what: Any) -> None:
-    with pytest.raises(CorpusError, match=r"is no table|holds several splits"):
+    with pytest.raises(CorpusError, match=r"is not a table|is not a single table"):
         in_memory(what)
 
 
@@ -349,7 +349,7 @@ def test_what_is_no_table_is_refused(what: Any) -> None:
     ids=["one column", "values of two types", "a name twice"],
 )
 def test_a_frame_that_is_no_table_is_refused_in_one_line(what: Any) -> None:
-    with pytest.raises(CorpusError, match=r"cannot be read as a table: .*; name a data f") as said:
+    with pytest.raises(CorpusError, match=r"cannot be read as a table: .*; pass a data f") as said:
         in_memory(what)
     assert "\n" not in str(said.value)
 

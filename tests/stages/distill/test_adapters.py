@@ -390,7 +390,7 @@ def test_names_that_no_layer_has(base: Callable[[str], Path]) -> None:
 def test_a_head_that_is_called_as_layers_are(base: Callable[[str], Path]) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(base("bert"))
     with pytest.raises(
-        JobError, match=r"calls layers .* as it calls its head \(bert.*self.value\)"
+        JobError, match=r"has transformer layers with the name of its head \(bert.*self.value\)"
     ):
         with_adapters(model, LoraSettings(lora_rank=2), "SEQ_CLS", whole=["value"])
 

@@ -261,7 +261,7 @@ def test_a_pooling_that_no_layer_holds_is_not_pretended(
     (source / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu_fast"}))
     folder = save(source, "context")
     assert not (folder / "modules.json").exists()
-    assert "armada.load_student alone gives its embeddings" in caplog.text
+    assert "so its embeddings need armada.load_student" in caplog.text
     assert by_armada(folder).shape == (len(LONG), WIDTH)
 
 

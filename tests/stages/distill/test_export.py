@@ -193,8 +193,8 @@ def cut_heads(folder: Path) -> None:
         pytest.param(edit_card(card_version=2), "card_version", id="newer-card"),
         pytest.param(edit_card(colour="red"), "colour", id="unknown-key"),
         pytest.param(edit_card(pooling="median"), "pooling", id="unknown-pooling"),
-        pytest.param(edit_card(pooling="context"), "does not fit its card", id="other-pooling"),
-        pytest.param(lose_the_head, "does not fit its card: head.linear.bias", id="no-head"),
+        pytest.param(edit_card(pooling="context"), "does not match its card", id="other-pooling"),
+        pytest.param(lose_the_head, "does not match its card: head.linear.bias", id="no-head"),
         pytest.param(another_head, "heads.safetensors: .* size mismatch", id="other-head"),
         pytest.param(drop("heads.safetensors"), "heads.safetensors", id="no-heads"),
         pytest.param(cut_heads, "heads.safetensors", id="cut-heads"),
@@ -227,7 +227,7 @@ def two_labels(folder: Path) -> None:
     [
         pytest.param(lose_the_last_layer, "the weights lack classifier.bias", id="no-layer"),
         pytest.param(two_labels, "has 2 labels, and its card 3", id="other-labels"),
-        pytest.param(edit_card(pooling="mean"), "does not fit its card", id="other-pooling"),
+        pytest.param(edit_card(pooling="mean"), "does not match its card", id="other-pooling"),
     ],
 )
 def test_classifiers_that_are_refused(saved_classifier, spoil, words):

@@ -1,4 +1,4 @@
-"""A loss that is not finite: which batch, which terms, and that no weight has changed by it."""
+"""A loss that is not finite: which batch, which terms, and that no weight was updated."""
 
 import dataclasses
 from functools import partial
@@ -56,11 +56,9 @@ def test_the_batch_and_its_terms_are_named_and_weights_stay(
     named = ", ".join(f"example {place}" for place in fourth[:3])
     assert message.startswith("the loss is nan at step 4 (task ")
     assert "manifold nan" in message
-    assert (
-        f") on {named} and 5 more; no weight has changed by it; the cached features of" in message
-    )
+    assert f") on {named} and 5 more; no weight was updated; the cached features of" in message
     assert message.endswith(
-        "are not finite, and no teacher's answer is stored so: run `armada cache verify` and "
+        "are not finite, though teachers store only finite values: run `armada cache verify` and "
         "`armada cache repair`"
     )
     assert len(after) == (3 if manner == "at once" else 6)
@@ -98,7 +96,7 @@ def test_features_that_are_finite_are_not_to_blame(bench: Bench, tmp_path: Path,
     with pytest.raises(TrainingError, match=rate) as caught:
         train(run)
     assert str(caught.value).endswith(
-        "`armada cache verify` tells whether the teacher's answers are what was committed"
+        "`armada cache verify` checks whether the teacher's features are as committed"
     )
 
 

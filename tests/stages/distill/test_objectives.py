@@ -175,7 +175,7 @@ def test_missing_feature(name):
     batch = {**make_batch(objective.sizes), "feature_BH": None}
     with pytest.raises(MissingFeatureError, match="the batch carries none"):
         objective(**batch)
-    with pytest.raises(MissingFeatureError, match="none is chosen"):
+    with pytest.raises(MissingFeatureError, match="none is named"):
         make(name, make_sizes(feature_shape=None))
 
 
@@ -395,7 +395,7 @@ def test_feature_reaches_its_target():
 @pytest.mark.parametrize(
     ("name", "sizes", "settings", "message"),
     [
-        ("kd", {"feature_shape": (4,)}, {}, "logits have 4 classes and the task has 3"),
+        ("kd", {"feature_shape": (4,)}, {}, "logits have 4 classes, the task 3"),
         ("kd", {"num_labels": 1, "regression": True, "feature_shape": (1,)}, {}, "regression"),
     ],
     ids=["kd classes", "kd regression"],

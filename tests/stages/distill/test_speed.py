@@ -81,5 +81,7 @@ def test_a_compiler_that_does_not_work_is_said(bench, tmp_path, monkeypatch):
 def test_a_student_that_cannot_be_checkpointed(bench, tmp_path, monkeypatch):
     run = bench.run(tmp_path)
     monkeypatch.setattr(type(run.model.student.backbone), "supports_gradient_checkpointing", False)
-    with pytest.raises(StudentSourceError, match="gradient_checkpointing: a bert cannot do it"):
+    with pytest.raises(
+        StudentSourceError, match="gradient_checkpointing: a bert does not support it"
+    ):
         speed_up(run.model.student, TrainingSettings(gradient_checkpointing=True), CPU)

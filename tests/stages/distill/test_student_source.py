@@ -154,7 +154,7 @@ def test_encoder_decoders_are_refused(checkpoint, source):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"student": "scratch:bertt"}, "scratch:bertt: is no model type"),
+        ({"student": "scratch:bertt"}, "scratch:bertt: is not a model type"),
         ({"student": "scratch:vit"}, "scratch:vit: "),
         ({"student": "scratch:bert", "student_heads": 3}, "is not a multiple of student_heads 3"),
         ({"student": "./no/such/folder"}, "no such folder"),

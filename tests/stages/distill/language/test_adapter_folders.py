@@ -104,7 +104,7 @@ def test_another_model_in_its_place_is_refused(root: Path) -> None:
     was = named("base", None)["base_digest"]
     make_causal_lm(root / "base", seed=1)
     now = named("base", None)["base_digest"]
-    told = f"made for {root / 'base'} of digest {was}, which now has {now}; bring"
+    told = f"made for {root / 'base'} with digest {was}, which is now {now}; restore"
     with pytest.raises(StudentSourceError, match=told):
         states_of(root / "run")
 

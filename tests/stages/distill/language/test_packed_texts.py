@@ -82,5 +82,5 @@ def test_a_student_that_cannot_keep_texts_apart_is_refused(family: str, tmp_path
     found = losses(student, pack(texts, "apart", LONGEST, 0))
     assert not torch.allclose(found, alone, rtol=1e-3)
     name = {"opt": "OPTForCausalLM", "bloom": "BloomForCausalLM"}[family]
-    with pytest.raises(StudentSourceError, match=f"packing apart: a {name} shows a text what"):
+    with pytest.raises(StudentSourceError, match=f"packing apart: a {name} lets texts"):
         check_document_mask(student)
