@@ -77,7 +77,7 @@ class PrecomputeJob(TextFormatKeys):
     @model_validator(mode="after")
     def _has_one_cluster(self) -> "PrecomputeJob":
         if self.workers is not None and self.dask is not None:
-            raise ValueError("job keys 'workers' and 'dask': name one of them")
+            raise ValueError("job keys 'workers' and 'dask': name only one")
         return self
 
     @field_validator("teacher")

@@ -43,14 +43,11 @@ def _told(cause: Exception) -> str:
     """What a library said, and what can be done about it."""
     said = one_line(cause)
     if "trust_remote_code" in str(cause):
-        return (
-            "needs code that came with it, which is never run here; use a model that transformers "
-            "has"
-        )
+        return "needs custom code, which is never run; use a model supported by transformers itself"
     if isinstance(cause, ImportError):
-        return f"needs a package that is not installed here; install it: {said}"
+        return f"needs a missing package; install it: {said}"
     if isinstance(cause, SafetensorError):
-        return f"the weights are damaged or incomplete ({said}); fetch them again"
+        return f"the weights are damaged or incomplete ({said}); download them again"
     if isinstance(cause, OSError | ValueError | RuntimeError) and " " in said:
         return said
     return f"{type(cause).__name__}: {said}; use another model, or see --debug"
@@ -79,9 +76,9 @@ def _refuse_unknown_type(folder: Path, error: type[InputError]) -> None:
     try:
         document = json.loads((folder / "config.json").read_bytes())
     except ValueError as cause:
-        raise error(f"source {folder}: config.json: is no JSON: {one_line(cause)}") from cause
+        raise error(f"source {folder}: config.json: is not JSON: {one_line(cause)}") from cause
     if not isinstance(document, dict):
-        raise error(f"source {folder}: config.json: is no JSON object; fetch it again")
+        raise error(f"source {folder}: config.json: is not a JSON object; download it again")
     kind = document.get("model_type")
     # Older folders name no type; one of its own, which comes with code, is refused further on.
     if kind is None or kind in CONFIG_MAPPING or "auto_map" in document:
@@ -103,8 +100,8 @@ def _refuse_unknown_quantisation(config: Any, folder: Path, error: type[InputErr
         known = AutoHfQuantizer.supports_quant_method(quantised)
     if not known:
         raise error(
-            f"source {folder}: is quantised in a way that transformers does not know; use the "
-            "checkpoint that is not quantised"
+            f"source {folder}: uses an unknown quantisation; use the checkpoint without "
+            "quantisation"
         )
 
 
@@ -114,7 +111,7 @@ def refuse_other_shapes(mismatched: Iterable[Any], folder: Path, error: type[Inp
     for name, saved, built in sorted(mismatched):
         raise error(
             f"source {folder}: weight {name} is {list(saved)}, by config.json {list(built)}; use "
-            "the config.json that the weights were saved with"
+            "the config.json saved with the weights"
         )
 
 
@@ -174,10 +171,10 @@ def choose_length(
     that is less. Raises `error` if more is asked than that, or less than any text needs."""
     if asked is not None and asked < least:
         raise error(
-            f"max_length {asked}: no text fits beside the special tokens; ask for at least {least}"
+            f"max_length {asked}: leaves no room beside the special tokens; use at least {least}"
         )
     if asked is not None and asked > limit:
-        raise error(f"max_length {asked}: the model takes {limit} tokens at most; ask for fewer")
+        raise error(f"max_length {asked}: the model takes at most {limit} tokens; use fewer")
     return asked or min(default, limit)
 
 

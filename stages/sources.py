@@ -44,8 +44,8 @@ def resolve(
         raise error(f"source {source}: is a file; name the folder that holds config and weights")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", source):
         raise error(
-            f"source {source}: looks like a URL, and weights are read from none; name a folder of "
-            "this machine, or the id of a model on the hub, such as org/name"
+            f"source {source}: looks like a URL; name a local folder, or a model id of the hub, "
+            "such as org/name"
         )
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise error(f"source {source}: no such folder")
@@ -81,8 +81,8 @@ def _snapshot(
         return Path(folder)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
         raise error(
-            f"source {repository}: not a folder here, and the hub gave no revision "
-            f"{revision or 'main'} of it ({type(cause).__name__}); name a folder or a hub id"
+            f"source {repository}: not a local folder, and not found on the hub at revision "
+            f"{revision or 'main'} ({type(cause).__name__}); name a folder or a hub id"
         ) from cause
 
 
@@ -111,7 +111,7 @@ def require_safetensors(folder: Path, error: type[InputError]) -> list[Path]:
     for file in weights:
         if not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             # Libraries say that it is not there.
-            raise error(f"source {folder}: {file.name} may not be read by you (chmod a+r)")
+            raise error(f"source {folder}: {file.name} is not readable for you (chmod a+r)")
     if weights:
         return weights
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)

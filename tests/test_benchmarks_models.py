@@ -47,7 +47,7 @@ def test_a_sample_is_as_the_page_says(tmp_path: Path) -> None:
     assert "`vit`" in written.partition("## Families that read no text")[2]
     assert rows["gpt2"] == ["yes"] * ROLES
     assert rows["t5"][0] == "yes"
-    assert "is an encoder and a decoder" in rows["t5"][3]
+    assert "is an encoder-decoder" in rows["t5"][3]
     if f"transformers {version('transformers')}:" in PAGE:  # another one has other families
         assert rows == {family: rows_of(PAGE)[family] for family in rows}
         assert "`vit`" in PAGE.partition("## Families that read no text")[2]

@@ -50,8 +50,8 @@ class LanguageKeys(LanguageSettings):
     )
     chat_prompt: Literal["template", "answered", "appended"] | None = Field(
         default=None,
-        description="prompt of a chat: what the template writes to ask for an answer; answered: "
-        "what it writes before one; appended: responses go on where the template asks",
+        description="prompt of a chat: template: its generation prompt; answered: what it writes "
+        "before an answer; appended: the response follows the generation prompt",
     )
 
     def recipe(self, teachers: Sequence[TeacherSpec]) -> Recipe:

@@ -284,7 +284,7 @@ def _same_ids(blocks: Iterable[Corpus], alike: Set[int]) -> dict[int, str]:
                 here, there = (block.files[0].where(row) for row in (number, first[value]))
                 # Of the same file, the row is enough.
                 there = there.removeprefix(here.rpartition("row")[0])
-                problems[number] = f"corpus {here}: id {value!r} is that of {there} too"
+                problems[number] = f"corpus {here}: id {value!r} is also that of {there}"
     return problems
 
 

@@ -178,8 +178,8 @@ def _task_of(corpus: Corpus, column: pa.Array) -> Task:
     given = numbers[~np.isnan(numbers)]
     if len(given) and (given == np.floor(given)).all():
         raise CorpusError(
-            f"corpus {corpus.sources[0]}: labels are floating point but whole "
-            f"({given[0]:g}, ...); say task=classification or task=regression"
+            f"corpus {corpus.sources[0]}: labels are floating point but integral ({given[0]:g}, "
+            "...); set task=classification or task=regression"
         )
     return "regression"
 

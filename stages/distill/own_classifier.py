@@ -234,8 +234,9 @@ def _choose_padding(model: Any, tokenizer: Any, may_grow: bool) -> None:
         return
     if not may_grow:
         raise StudentSourceError(
-            f"lora_rank: every text ends with {last}, which pads it as well, and the model has no "
-            "number left for another token; give it one more row of embeddings, and save it"
+            f"lora_rank: every text ends with {last}, which is also its padding token, and the "
+            "vocabulary has no free id for another token; give it one more row of embeddings, and "
+            "save it"
         )
     model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
 

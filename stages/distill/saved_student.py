@@ -204,7 +204,7 @@ def load_student(folder: str | Path) -> SavedStudent:
     Raises StudentSourceError."""
     if re.match(r"[a-z][a-z0-9+.-]+://", str(folder)):
         raise StudentSourceError(
-            f"student {shown_url(str(folder))}: looks like a URL; name a folder of this machine"
+            f"student {shown_url(str(folder))}: looks like a URL; name a local folder"
         )
     folder = Path(expand_home(str(folder)))
     if is_language_student(folder):

@@ -35,21 +35,20 @@ class StudentSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     student: Source = Field(
-        description="folder, hub id, or scratch:TYPE (scratch:bert, scratch:opt, ...) to start "
-        "from random weights"
+        description="folder, hub id, or scratch:TYPE (scratch:bert, scratch:opt, ...) for random "
+        "weights"
     )
     student_revision: str | None = Field(default=None, description="revision of a hub id")
     student_from_scratch: bool = Field(
         default=False,
-        description="start from random weights: take the source's configuration, and its tokenizer "
-        "if it has one",
+        description="start from random weights, with the source's configuration and tokenizer",
     )
     student_layers: int | None = Field(default=None, ge=1, description="number of layers to keep")
     student_layer_choice: Literal["first", "every"] = Field(
         default="first",
-        description="which layers of a checkpoint to keep: the first ones, or evenly spaced ones",
+        description="layers of a checkpoint to keep: the first, or evenly spaced ones",
     )
-    student_hidden_size: int = Field(default=128, ge=1, description="width (scratch:TYPE)")
+    student_hidden_size: int = Field(default=128, ge=1, description="hidden size (scratch:TYPE)")
     student_heads: int = Field(default=2, ge=1, description="attention heads (scratch:TYPE)")
     student_vocab_size: int = Field(
         default=8192, ge=16, description="size of the vocabulary trained on the corpus (scratch)"
@@ -59,16 +58,18 @@ class StudentSettings(BaseModel):
     )
     pooling: Literal["auto"] | AnyPooling = Field(
         default="auto",
-        description="text vector: own (what the last layer of the family's own sequence classifier "
-        "reads), pooler, context, cls, mean, last, max, mean_sqrt_len_tokens or weightedmean; auto "
-        "is own if there is a task and such a classifier; else as a sentence-transformers folder "
-        "declares",
+        description="how a text becomes one vector: own (input of the last layer of the family's "
+        "sequence classifier), pooler, context, cls, mean, last, max, mean_sqrt_len_tokens or "
+        "weightedmean; auto: own if the task has labels and such a classifier exists, else as a "
+        "sentence-transformers folder declares",
     )
     max_length: int | None = Field(
-        default=None, ge=2, description="most tokens of a text; default 128, or what it takes"
+        default=None,
+        ge=2,
+        description="maximum tokens per text; default 128, or the model's maximum if that is less",
     )
     dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="dropout of the student's head, and of an aligner"
+        default=0.1, ge=0, lt=1, description="dropout of the student's head and of the aligner"
     )
 
 
@@ -194,7 +195,7 @@ class ClassifierStudent(Student):
 def check_kind(config: Any) -> str | None:
     """Why a model of this configuration cannot be a student, or None."""
     if config.is_encoder_decoder:
-        return f"a {config.model_type} is an encoder and a decoder; use one that is one of them"
+        return f"a {config.model_type} is an encoder-decoder; use an encoder or a decoder"
     return None
 
 
@@ -244,7 +245,8 @@ def keep_layers(backbone: Any, count: int, choice: Literal["first", "every"]) ->
             setattr(parent, name.rpartition(".")[2], nn.ModuleList(module[i] for i in kept))
             _describe_layers(backbone.config, list(kept))
             return None
-    return f"student_layers {count}: a {backbone.config.model_type} keeps its layers elsewhere"
+    family = backbone.config.model_type
+    return f"student_layers {count}: a {family} has no list of layers; leave it out"
 
 
 def _spaced(total: int, count: int) -> list[int]:

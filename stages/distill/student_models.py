@@ -110,7 +110,7 @@ def refuse_random(folder: Path, missing: Iterable[str]) -> None:
     if lacking:
         raise StudentSourceError(
             f"student {folder}: the weights lack {', '.join(lacking[:4])}"
-            f"{' and more' if len(lacking) > 4 else ''}, which would be random; use a whole "
+            f"{' and more' if len(lacking) > 4 else ''}, which would be random; use a complete "
             "checkpoint, or student_from_scratch=true"
         )
 
@@ -145,7 +145,7 @@ def check_vocab_size(model: Any, tokenizer: Any, source: str) -> None:
     if vocab_size > rows:
         raise StudentSourceError(
             f"student {source}: its tokenizer has {vocab_size} tokens, the model {rows}; resize "
-            "the model's embeddings, and train adapters on the model that was resized"
+            "the model's embeddings, and train adapters on the resized model"
         )
 
 

@@ -60,7 +60,7 @@ def warn_of_padding(student: Student, tokenizer: Any, source: str) -> None:
     if effect > TOLERANCE:
         family = student.model.config.model_type
         _LOGGER.warning(
-            f"student {source}: a {family} reads a padded text otherwise (its vector differs by "
-            f"{effect:.1%} of the largest number), so what it says depends on the batch; ask it "
-            "one text at a time (batch_size=1), or take a family that masks padding"
+            f"student {source}: a {family} depends on padding (the text vector differs by "
+            f"{effect:.1%} of the largest value), so predictions depend on the batch; predict one "
+            "text at a time (batch_size=1), or use a family that masks padding"
         )

@@ -66,8 +66,8 @@ def _load(
     declared = _declared(settings, space)
     if settings.pooling == "own":
         raise StudentSourceError(
-            f"pooling 'own': transformers has no sequence classifier that a "
-            f"{source.config.model_type} could be here; use auto, context, cls, mean or last"
+            f"pooling 'own': transformers has no sequence classifier for "
+            f"{source.config.model_type}; use auto, context, cls, mean or last"
         )
     asked = settings.pooling
     if asked == "auto" and declared is not None:
@@ -94,14 +94,14 @@ def _declared(settings: StudentSettings, space: LabelSpace) -> EmbeddingFolder |
 def _declared_pooling(declared: EmbeddingFolder) -> Pooling:
     if declared.pooling is None or len(declared.pooling) != 1:
         raise StudentSourceError(
-            f"student {declared.transformer}: declares several poolings side by side, and a "
-            "student has one; choose pooling=mean, cls, last, max, ..."
+            f"student {declared.transformer}: declares several poolings, and a student has one; "
+            "choose pooling=mean, cls, last, max, ..."
         )
     dropped = [str(layer.settings) for layer in declared.layers if not layer.normalizes]
     if dropped:
         _LOGGER.warning(
-            f"student {declared.transformer}: begins with its pooling {declared.pooling[0]}, "
-            f"without the layers behind it ({'; '.join(dropped)}): the projection takes their place"
+            f"student {declared.transformer}: starts from its pooling {declared.pooling[0]} "
+            f"without the layers after it ({'; '.join(dropped)}), which the projection replaces"
         )
     return declared.pooling[0]
 

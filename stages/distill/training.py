@@ -108,7 +108,7 @@ def train(run: Run) -> Training:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (OSError, SafetensorError) as cause:
         raise StorageError(
-            f"output {run.folder}: cannot be written: {cause}; free some space and go on with "
+            f"output {run.folder}: cannot be written: {cause}; free some space and continue with "
             "resume=true"
         ) from cause
     run.processes.wait()  # for the first, which writes
@@ -157,8 +157,8 @@ def check_checkpoint(run: Run) -> None:
     if whole == run.sharded:
         was, wanted = ("whole", "divided") if whole else ("divided", "whole")
         raise JobError(
-            f"shard_student: {checkpoint} is of a {was} student and this run's would be {wanted}; "
-            f"go on with {'one process' if whole else 'several processes'}, as it began"
+            f"shard_student: {checkpoint} is of a {was} student, but this run is {wanted}; "
+            f"continue with {'one process' if whole else 'several processes'}, as it began"
         )
 
 

@@ -145,7 +145,7 @@ def _read_modules(folder: Path, error: type[InputError]) -> list[tuple[str, Path
             for entry in json.loads(file.read_text(encoding="utf-8"))
         ]
     except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise error(f"source {file}: is no list of modules with type and path") from cause
+        raise error(f"source {file}: is not a list of modules with type and path") from cause
     return [
         (kind, folder / path)
         for kind, path in ((_kind(file, *entry, error), entry[1]) for entry in entries)
@@ -156,12 +156,10 @@ def _read_modules(folder: Path, error: type[InputError]) -> list[tuple[str, Path
 def _kind(file: Path, name: str, path: str, error: type[InputError]) -> str:
     place = PurePosixPath(path)
     if place.is_absolute() or ".." in place.parts or "\\" in path:
-        raise error(f"source {file}: path {path!r} leads out of the folder")
+        raise error(f"source {file}: path {path!r} is outside the folder")
     package, _, kind = name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers":
-        raise error(
-            f"source {file}: {name} is code of its own, which is not run; use another model"
-        )
+        raise error(f"source {file}: {name} is custom code, which is not run; use another model")
     if kind not in ("Transformer", "CLIPModel", "Pooling", "Dropout", *LAYERS):
         raise error(
             f"source {file}: module {kind} is not known; known are Transformer, Pooling, Dropout, "
@@ -179,7 +177,7 @@ def _read_text_config(transformer: Path, error: type[InputError]) -> dict[str, A
         if unknown:
             raise error(
                 f"source {file}: {key} sets {', '.join(unknown)}, which may change embeddings and "
-                "is not known here; save the model with it in its own configuration"
+                "is not supported; save it in the model's own configuration"
             )
     return text
 
@@ -196,8 +194,8 @@ def _asks_for_features(transformer: Path, text: Mapping[str, Any], error: type[I
         if way in (("get_text_features", "pooler_output"), ("get_text_features", None)):
             return True
     raise error(
-        f"source {transformer / TEXT_CONFIG}: texts are asked otherwise than for the last hidden "
-        "states of plain text (transformer_task, modality_config), which is not known here"
+        f"source {transformer / TEXT_CONFIG}: needs other inputs than plain text or other outputs "
+        "than last hidden states (transformer_task, modality_config), which is not supported"
     )
 
 
@@ -235,7 +233,8 @@ def _default_prompt(
         return ""
     if name not in prompts:
         raise error(
-            f"source {folder / MODEL_CONFIG}: default_prompt_name {name!r} is none of its prompts"
+            f"source {folder / MODEL_CONFIG}: default_prompt_name {name!r} is not one of its "
+            "prompts"
         )
     return prompts[name]
 
@@ -247,9 +246,9 @@ def _read(file: Path, error: type[InputError]) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as cause:
-        raise error(f"source {file}: is no JSON: {cause}") from cause
+        raise error(f"source {file}: is not JSON: {cause}") from cause
     if not isinstance(document, dict):
-        raise error(f"source {file}: is no JSON object")
+        raise error(f"source {file}: is not a JSON object")
     return document
 
 

@@ -34,7 +34,7 @@ class LayerSettings(BaseModel):
     @classmethod
     def _is_the_embedding(cls, value: str | None) -> str | None:
         if value not in (None, "sentence_embedding"):
-            raise ValueError(f"{value!r}: only layers of the pooled embedding are known")
+            raise ValueError(f"{value!r}: only layers of the pooled embedding are supported")
         return value
 
     def widths(self, width: int) -> tuple[int, int]:
@@ -155,7 +155,7 @@ def activation(name: str) -> nn.Module:
             return made
         except TypeError:
             pass  # one that needs arguments, which a name does not give
-    raise ValueError(f"{name!r} is no activation of torch.nn")
+    raise ValueError(f"{name!r} is not an activation of torch.nn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def width_after(layers: Sequence[Layer], width: int, error: type[InputError]) ->
     for layer in layers:
         takes, gives = layer.settings.widths(width)
         if takes != width:
-            raise error(f"source {layer.folder}: takes {takes} numbers, and {width} come in")
+            raise error(f"source {layer.folder}: takes {takes} inputs, but gets {width}")
         width = gives
     return width
 

@@ -52,21 +52,23 @@ class ChatTemplate:
         read = _read(self._source())
         if read.draws:
             raise JobError(
-                f"text_format chat: the chat template draws ({', '.join(sorted(read.draws))}), so "
-                "it writes the same chat otherwise each time; use plain"
+                f"text_format chat: the chat template is random ({', '.join(sorted(read.draws))}), "
+                "so the same chat differs each time; use plain"
             )
         taken = {*inspect.signature(self.tokenizer.apply_chat_template).parameters} - {
             *("tools", "documents", "kwargs")
         }
         for name in self.options:
             if name in taken | {"messages", _CLOCK}:
-                raise JobError(f"template_options: {name!r} is not for options; leave it out")
+                raise JobError(
+                    f"template_options: {name!r} is not an option of a template; leave it out"
+                )
             if name not in read.variables:
                 near = difflib.get_close_matches(name, read.variables, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 known = sorted(read.variables - {"messages", "add_generation_prompt"})
                 raise JobError(
-                    f"template_options: the chat template reads no {name!r}{hint}; it reads "
+                    f"template_options: the chat template has no variable {name!r}{hint}; it has "
                     f"{', '.join(known) or 'none'}"
                 )
 
@@ -186,13 +188,12 @@ class Recipe(BaseModel):
     )
     template_date: str | None = Field(
         default=None,
-        description=f"date, or date and time, on the clock of a chat template that reads one; "
-        f"default {DEFAULT_DATE}",
+        description=f"date, or date and time, given to chat templates that use one; default"
+        f" {DEFAULT_DATE}",
     )
     template_options: dict[str, Any] = Field(
         default_factory=dict,
-        description="what a chat template is told beside the turns, such as "
-        "{enable_thinking: false}",
+        description="further variables of the chat template, such as {enable_thinking: false}",
     )
     chat_prompt: Literal["template", "answered", "appended"] = Field(
         default="template",
@@ -210,7 +211,7 @@ class Recipe(BaseModel):
             text = value if isinstance(value, str) else value.isoformat()
             datetime.fromisoformat(text)
         except (ValueError, AttributeError) as cause:
-            raise ValueError(f"{value!r} is no date, such as {DEFAULT_DATE}") from cause
+            raise ValueError(f"{value!r} is not a date, such as {DEFAULT_DATE}") from cause
         return text
 
     @field_validator("template_options", mode="before", json_schema_input_type=str | dict[str, Any])
@@ -240,7 +241,7 @@ class Recipe(BaseModel):
     @classmethod
     def _holds_the_text(cls, template: str) -> str:
         if TEXT not in template:
-            raise ValueError(f"has no {TEXT}, so every prompt would be the same")
+            raise ValueError(f"has no {TEXT}, so all prompts would be the same")
         return template
 
     @property
@@ -301,18 +302,17 @@ class Recipe(BaseModel):
             return Written(prompt, response + _behind(template, turns), response)
         if not whole.startswith(prompt):
             raise JobError(
-                "text_format chat: the chat template asks for an answer otherwise than it writes "
-                f"one ({_end(prompt)!r} is not in {_end(whole)!r}), so where the response begins "
-                "is not known; set chat_prompt=answered for prompts as they stand before a "
-                "response that is given, or chat_prompt=appended for responses that go on where "
-                "the template asks"
+                "text_format chat: the generation prompt of the chat template differs from how it "
+                f"writes an answer ({_end(prompt)!r} is not in {_end(whole)!r}), so the start of "
+                "the response is unknown; set chat_prompt=answered for prompts as before a given "
+                "response, or chat_prompt=appended to put responses after the generation prompt"
             )
         rendered = whole.removeprefix(prompt).rstrip("\n")
         content = next((each for each in (response, response.strip()) if each in rendered), None)
         if content is None:
             raise JobError(
-                f"text_format chat: the chat template does not write the response as it is "
-                f"({response[:40]!r} became {rendered[:60]!r}); use plain, or chat_prompt=appended"
+                f"text_format chat: the chat template changes the response ("
+                f"{response[:40]!r} became {rendered[:60]!r}); use plain, or chat_prompt=appended"
             )
         return Written(prompt, rendered, content, rendered.index(content))
 
@@ -338,7 +338,7 @@ def _turns(segment: str) -> Turns:
         return chat_turns(segment)
     except ValueError as cause:
         raise JobError(
-            f"text_format chat: {segment[:40]!r} is one text and no chat; name the columns of "
+            f"text_format chat: {segment[:40]!r} is a single text, not a chat; name the columns of "
             "prompt and response, the response last, or a column of chats"
         ) from cause
 

@@ -228,8 +228,7 @@ class _Encoded:
         more["split_special_tokens"] = split_special_tokens
         if with_offsets and not tokenizer.is_fast:
             raise JobError(
-                "characters: the tokenizer cannot tell where its tokens lie in a text; use one "
-                "with a fast form"
+                "characters: the tokenizer has no character offsets; use a fast tokenizer"
             )
         if not texts:  # of which tokenizers make an error
             return cls([], [] if with_offsets else None)

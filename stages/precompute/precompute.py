@@ -106,8 +106,8 @@ def _refuse_or_skip(where: str, feature: str, example: Example, asking: Asking) 
     problem = f"{where}: the teacher's {feature!r} is not finite for {text[:80]!r}"
     if not asking.skip_bad_rows:
         raise TeacherOutputError(
-            f"{problem}; all other answers so far are kept; try dtype=float32 or "
-            "store_dtype=float32, or set skip_bad_rows=true to skip such examples"
+            f"{problem}; committed shards are kept; try dtype=float32 or store_dtype=float32, or "
+            "set skip_bad_rows=true to skip such examples"
         )
     asking.skipped.append(problem)
 
@@ -133,7 +133,7 @@ def _halved(batch_size: int) -> int:
     if batch_size == 1:
         raise RunError(
             "device memory: a single example does not fit; use a device with more memory, a "
-            "smaller dtype, or smaller sizes of the teacher"
+            "smaller dtype, or a smaller input size of the teacher"
         )
     return batch_size // 2
 

@@ -30,9 +30,8 @@ class Unknown:
         """The warning."""
         words = ", ".join(map(repr, self.words))
         return (
-            f"most of the corpus is unknown to the {whose}'s tokenizer: {self.share:.0%} of its "
-            f"tokens are {self.token} ({words} and others), and texts of them are all alike; use a "
-            f"{whose} of the corpus's language"
+            f"the {whose}'s tokenizer does not cover the corpus: {self.share:.0%} of its tokens "
+            f"are {self.token} ({words} and others); use a {whose} for the corpus's language"
         )
 
 

@@ -354,7 +354,7 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
     "a temperature without its tail": ({"token_temperature": 4.0}, "only at 1.0, 2.0"),
     "draws at a temperature": (
         {"feature": "draws", "token_temperature": 2.0},
-        "the cache kept none",
+        "which are not cached",
     ),
     "draws by rank": (
         {"feature": "draws", "cross_tokenizer": "true", "student": "OTHER"},
@@ -376,7 +376,7 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
         "objective armada needs one text per row",
     ),
     "an unknown metric": ({"metric": "accuracy"}, "is not one of loss, perplexity, bits_per_byte"),
-    "too long": ({"max_length": 500}, "takes 128 tokens at most"),
+    "too long": ({"max_length": 500}, "takes at most 128 tokens"),
     "nothing left to predict": ({"max_length": 4}, "its prompt fills max_length"),
     "a temperature of classes": ({"temperature": 3.0}, "for tokens, use token_temperature"),
     "settings of adapters alone": ({"lora_targets": "[q_proj]"}, "need lora_rank"),
@@ -523,4 +523,4 @@ def test_a_vocabulary_that_grew_after_its_adapters(
     tokenizer.save_pretrained(output / "student")
     told = refused("evaluate", output, "--corpus", bench.validation)
     assert "has 321 tokens, the model 320" in told
-    assert "train adapters on the model that was resized" in told
+    assert "train adapters on the resized model" in told

@@ -140,9 +140,7 @@ def test_what_a_folder_declares_is_shown_and_what_differs_is_told(
     assert planned.err == ""
     result = armada(*words, "--set", "pooling=mean", "--quiet")
     assert result.code == 0
-    assert result.err.splitlines() == [
-        "warning: pooling: is 'mean', where modules.json and its like declare 'cls'"
-    ]
+    assert result.err.splitlines() == ["warning: pooling: is 'mean', but the folder declares 'cls'"]
     armada.done("cache", "card", tmp_path / "cache")
     assert "prompt = premise" in (tmp_path / "cache" / "README.md").read_text()
 

@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a URL": (["--teacher", "https://host/a"], "is a URL, not KIND:SOURCE, such as encoder:FOLDER"),
     "weights at a URL": (
         ["--teacher", "encoder:https://me:secret@host/a"],
-        "source https://host/a: looks like a URL, and weights are read from none; name a folder",
+        "source https://host/a: looks like a URL; name a local folder",
     ),
     "pipeline at a URL": (["--teacher", "diffusers:hf://a/b"], "source hf://a/b: looks like a URL"),
     "no codec of texts": (["--set", "encoding=rot13"], "'rot13': is no encoding of texts; name"),
@@ -162,5 +162,5 @@ def test_a_url_is_no_folder_of_this_machine(
     before = sorted(tmp_path.rglob("*"))
     result = armada(*words)
     assert result.code == 2
-    assert "looks like a URL; name a folder of this machine" in result.error
+    assert "looks like a URL; name a local folder" in result.error
     assert sorted(tmp_path.rglob("*")) == before

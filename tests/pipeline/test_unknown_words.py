@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 ENGLISH = ["the red bird sings", "two dogs run along", "a cat", "rain falls at night"] * 3
 RUSSIAN = ["красная птица поёт", "две собаки бегут", "кот", "ночью идёт дождь"] * 3
-TOLD = "most of the corpus is unknown to the {}'s tokenizer: "
+TOLD = "the {}'s tokenizer does not cover the corpus: "
 
 
 @pytest.fixture

@@ -65,8 +65,8 @@ class CachedAnswers:
             raise JobError("tail=renormalised: is for top_k; draws have no tail; leave it out")
         if coding.temperature != 1:
             raise CacheError(
-                f"feature {self.feature.spec.name!r}: was drawn at temperature "
-                f"{coding.temperature:g}; students learn from draws at 1"
+                f"feature {self.feature.spec.name!r}: was sampled at temperature "
+                f"{coding.temperature:g}; training needs samples at temperature 1"
             )
         check_draws(divergence, self.temperature, bool(coding.log_prob_bits))
 

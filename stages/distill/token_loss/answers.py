@@ -32,7 +32,7 @@ class SparseAnswers:
     log_tail_P: Tensor | None
 
     def __post_init__(self) -> None:
-        assert self.ids_Pk.shape == self.log_probs_Pk.shape, "an id for each probability"
+        assert self.ids_Pk.shape == self.log_probs_Pk.shape, "one id per probability"
         assert self.log_tail_P is None or self.log_tail_P.shape == self.ids_Pk.shape[:1]
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ def check_draws(divergence: Divergence, temperature: float, has_log_probs: bool)
         return
     raise JobError(
         f"divergence {divergence} at temperature {temperature:g} needs the probabilities of the "
-        "drawn tokens, and the cache kept none; use forward_kl at temperature 1, or cache them"
+        "sampled tokens, which are not cached; use forward_kl at temperature 1, or cache them"
     )
 
 
@@ -117,8 +117,8 @@ def check_vocabulary(answers: Answers, rows: int) -> None:
     """Raises JobError if the teacher knows more tokens than the student has rows for."""
     if isinstance(answers, DenseAnswers) and answers.log_probs_PV.shape[1] > rows:
         raise JobError(
-            f"the teacher's answers have {answers.log_probs_PV.shape[1]} tokens and the student's "
-            f"vocabulary {rows}; distil from a teacher with the student's vocabulary, or by uld"
+            f"the teacher's predictions have {answers.log_probs_PV.shape[1]} tokens, the student's "
+            f"vocabulary {rows}; use a teacher with the student's vocabulary, or uld"
         )
 
 

@@ -122,7 +122,9 @@ def chunked(
 ) -> TokenTerms:
     """The terms of any divergence that can be worked out chunk by chunk."""
     labels_P, answered_P = tokens.labels_P, tokens.answered_P
-    assert len(tokens.hidden_PH) == len(labels_P) == len(answers), "a label and an answer for each"
+    assert len(tokens.hidden_PH) == len(labels_P) == len(answers), (
+        "one label and one prediction per row"
+    )
     if answered_P is None:
         answered_P = torch.ones_like(labels_P, dtype=torch.bool)
     step = Step(

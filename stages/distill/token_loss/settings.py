@@ -19,18 +19,18 @@ class TokenLossSettings(BaseModel):
     divergence: Divergence = Field(
         default="forward_kl",
         description="forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl or total_variation, "
-        "between the teacher's next tokens and the student's",
+        "between the next-token distributions of teacher and student",
     )
     jsd_beta: float = Field(
         default=0.5,
         gt=0,
         lt=1,
-        description="share of the teacher in the mixture of jsd, and weight of its own term",
+        description="weight of the teacher in the mixture of jsd, and of its term",
     )
     skew: float = Field(
         default=0.1,
         ge=0,
         lt=1,
-        description="how much of the first distribution is mixed into the second one "
-        "(skew_kl, skew_reverse_kl)",
+        description="share of the first distribution mixed into the second (skew_kl, "
+        "skew_reverse_kl)",
     )

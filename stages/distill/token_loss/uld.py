@@ -37,17 +37,14 @@ def uld_loss(
             _check_ranks(answers.ids_Pk.shape[1], len(tokens.weight_VH))
             soften = _first_ranks
         case _:
-            raise JobError(
-                "uld compares sorted probabilities, which draws and answers without a tail do not "
-                "give; cache the likeliest tokens with their tail, or dense answers"
-            )
+            raise JobError("uld needs sorted probabilities; cache top_k with its tail, or dense")
     return chunked(tokens, answers, soften, alpha=alpha, temperature=1.0, chunk=chunk)
 
 
 def _check_ranks(listed: int, vocab_size: int) -> None:
     if listed > vocab_size:
         raise JobError(
-            f"the teacher's answers list {listed} tokens and the student's vocabulary has "
+            f"the teacher's predictions list {listed} tokens, the student's vocabulary has "
             f"{vocab_size}; cache fewer"
         )
 

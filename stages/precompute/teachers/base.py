@@ -194,11 +194,11 @@ class PrecisionOptions(TeacherOptions):
     """Options of teachers that compute with torch."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="type the model computes in; auto is float32"
+        default="auto", description="dtype the model computes in; auto is float32"
     )
     store_dtype: Literal["auto", "float32", "float16"] = Field(
         default="auto",
-        description="type of the stored numbers; auto is float16 if the model computes in half "
+        description="dtype of stored features; auto is float16 if the model computes in half "
         "precision, else float32",
     )
 

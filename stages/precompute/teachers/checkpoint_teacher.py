@@ -93,7 +93,7 @@ class CheckpointTeacher(Teacher):
                     model.config.use_cache = False  # no keys and values to remember
                     self._model: Any = model.eval().requires_grad_(False).to(self._device)
                 name = type(self._model).__name__
-                with refusing(TeacherSourceError, f"source {self._folder}: {name} does not answer"):
+                with refusing(TeacherSourceError, f"source {self._folder}: {name} does not run"):
                     self._prepare()
                     self._probe()
         except torch.OutOfMemoryError as cause:
@@ -105,7 +105,7 @@ class CheckpointTeacher(Teacher):
     def _answering(self) -> AbstractContextManager[None]:
         """What the model raises at a text becomes one line; memory that runs out passes."""
         name = type(self._model).__name__
-        return refusing(TeacherOutputError, f"source {self._folder}: {name} fails at a text")
+        return refusing(TeacherOutputError, f"source {self._folder}: {name} fails on a text")
 
     @abstractmethod
     def _features(self) -> list[FeatureSpec]:
@@ -146,8 +146,8 @@ class CheckpointTeacher(Teacher):
         kind, auto = self._config.model_type, self._auto()
         if type(self._config) not in auto._model_mapping:
             raise TeacherSourceError(
-                f"source {self._folder}: model type {kind!r} does not work as "
-                f"{self.auto_class}: transformers has none; use another kind of teacher or model"
+                f"source {self._folder}: model type {kind!r} is not supported by "
+                f"{self.auto_class}; use another kind of teacher or model"
             )
         what = f"source {self._folder}: model type {kind!r} does not work as {self.auto_class}"
         with refusing(TeacherSourceError, what), torch.device("meta"), quiet_transformers():
@@ -157,8 +157,8 @@ class CheckpointTeacher(Teacher):
         names = list(inspect.signature(self._skeleton.forward).parameters)
         if "input_ids" not in names:
             raise TeacherSourceError(
-                f"source {self._folder}: {type(self._skeleton).__name__} reads no text, but "
-                f"{names[0]}; use a model of texts"
+                f"source {self._folder}: {type(self._skeleton).__name__} reads {names[0]}, not "
+                f"text; use a text model"
             )
 
     def _read(self) -> Any:
@@ -286,12 +286,12 @@ class LanguageModelTeacher(CheckpointTeacher):
             if feature is not None and expected.shape[1:] != feature.shape:
                 raise TeacherSourceError(
                     f"source {self._folder}: {type(self._model).__name__} gives "
-                    f"{list(expected.shape[1:])} numbers a text where its config.json says "
+                    f"{list(expected.shape[1:])} numbers per text, but its config.json says "
                     f"{list(feature.shape)} ({name}); use another model"
                 )
             largest = expected.abs().max().clamp(min=0.1)
             if (padded[name] - expected).abs().max() > tolerance * largest:
                 raise TeacherSourceError(
-                    f"source {self._folder}: {type(self._model).__name__} answers otherwise when a "
-                    f"text is padded ({name}), so its answers would depend on it; use another model"
+                    f"source {self._folder}: {type(self._model).__name__} gives other outputs for "
+                    f"padded texts ({name}), so they would depend on the batch; use another model"
                 )

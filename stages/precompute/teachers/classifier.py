@@ -20,7 +20,7 @@ SEVERAL_TOKENS = Example(b"", ("a b c d e",))
 class ClassifierOptions(TokenizedOptions):
     pooled: bool = Field(
         default=False,
-        description="keep the input of the last linear layer as well, as feature pooled",
+        description="also store the input of the last linear layer, as feature pooled",
     )
 
 

@@ -47,8 +47,8 @@ def find_clip(source: str, weights: str | None, revision: str | None) -> ClipSou
         return ClipSource(f"{source}:{Path(str(weights)).name}", source, config, file, None)
     if weights is not None:
         raise TeacherSourceError(
-            f"weights: {weights!r} goes with the name of an architecture, and {source!r} is none "
-            f"of open_clip's; {_near(source, open_clip.list_models())}"
+            f"weights: {weights!r} needs the name of an architecture, and {source!r} is none of "
+            f"open_clip's; {_near(source, open_clip.list_models())}"
         )
     return _from_folder(source, revision)
 
@@ -57,8 +57,8 @@ def _from_folder(source: str, revision: str | None) -> ClipSource:
     place = source.removeprefix(HUB_PREFIX)
     if place == source and not Path(expand_home(source)).is_dir():
         raise TeacherSourceError(
-            f"source {source}: is no folder here, no {HUB_PREFIX}org/name and no architecture of "
-            "open_clip; name one of them"
+            f"source {source}: is neither a folder, nor {HUB_PREFIX}org/name, nor an architecture "
+            "of open_clip; name only one"
         )
     folder = resolve(place, revision, TeacherSourceError)
     config = _read_config(folder)
@@ -70,13 +70,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.exists():
         ours = (folder / "config.json").exists()
-        other = f"; a model of transformers is asked as encoder:{folder}" if ours else ""
+        other = f"; for a model of transformers, use encoder:{folder}" if ours else ""
         raise TeacherSourceError(f"source {folder}: holds no {CONFIG_FILE}{other}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
         missing = {"embed_dim", "text_cfg", "vision_cfg"} - set(config)
     except (ValueError, KeyError, TypeError) as cause:
-        raise TeacherSourceError(f"source {path}: is no JSON with a model_cfg") from cause
+        raise TeacherSourceError(f"source {path}: is not JSON with a model_cfg") from cause
     if missing:
         raise TeacherSourceError(f"source {path}: model_cfg lacks {', '.join(sorted(missing))}")
     return dict(config)
@@ -90,8 +90,8 @@ def _choose(weights: list[Path], folder: Path) -> Path:
     if len(weights) == 1:
         return weights[0]
     raise TeacherSourceError(
-        f"source {folder}: holds several weights ({', '.join(sorted(names))}); "
-        f"call the one to use {PREFERRED_WEIGHTS[0]}"
+        f"source {folder}: holds several weights ({', '.join(sorted(names))}); rename the one to "
+        f"use to {PREFERRED_WEIGHTS[0]}"
     )
 
 
@@ -136,8 +136,8 @@ def _tagged_weights(
     if quick != bool(config.get("quick_gelu", False)):
         # open_clip only warns, and computes other numbers than those it was trained with.
         raise TeacherSourceError(
-            f"weights: {weights} was trained with quick_gelu {quick}, and {source} is not; "
-            f"name the architecture {source}-quickgelu"
+            f"weights: {weights} was trained with quick_gelu {quick}, unlike {source}; name the "
+            f"architecture {source}-quickgelu"
         )
     repository, _, file = tag.get("hf_hub", "").rpartition("/")
     if not repository:
@@ -157,7 +157,7 @@ def _download(repository: str, file: str, revision: str | None) -> Path:
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as cause:
         raise TeacherSourceError(
-            f"weights: the hub gave no {file} of {repository}, revision {revision or 'main'} "
+            f"weights: the hub has no {file} in {repository}, revision {revision or 'main'} "
             f"({type(cause).__name__}); name a safetensors file"
         ) from cause
 

@@ -43,19 +43,20 @@ class DiffusersOptions(PrecisionOptions, latents.GenerationOptions):
 
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id")
     lora: str = Field(
-        default="", description="LoRA to add: a safetensors file, or a folder with one; needs peft"
+        default="", description="LoRA weights: a safetensors file, or a folder with one; needs peft"
     )
     lora_scale: float = Field(default=1.0, description="weight of the LoRA")
     image_encoder: str = Field(
         default="",
-        description="cache an embedding of the first picture instead of latents: "
+        description="cache an embedding of the first image instead of latents: "
         "transformers:PATH_OR_ID or open_clip:FOLDER",
     )
     keep_images: bool = Field(
-        default=False, description="keep the first picture of each example as PNG"
+        default=False, description="keep the first image of each example as PNG"
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="type to compute in; auto is float16 on CUDA, else float32"
+        default="auto",
+        description="dtype the model computes in; auto is float16 on CUDA, else float32",
     )
 
     @property
@@ -98,7 +99,7 @@ class DiffusersTeacher(Teacher):
 
     def _feature_spec(self, dtype: StoredDtype) -> FeatureSpec:
         if self._encoder is not None:
-            text = "embedding of the picture drawn for the text"
+            text = "embedding of the image generated for the text"
             shape = (self._encoder.dim,)
             return FeatureSpec(name="image_embedding", shape=shape, dtype=dtype, description=text)
         options, grid = self._options, pipelines.latent_grid(self._folder)
@@ -185,7 +186,7 @@ class DiffusersTeacher(Teacher):
 def _check_steps(options: DiffusersOptions) -> None:
     if options.two_passes and int(options.steps_of_second * options.strength) < 1:
         raise JobError(
-            f"strength: {options.strength} of {options.steps_of_second} steps leaves none to do; "
+            f"strength: {options.strength} of {options.steps_of_second} steps leaves no steps; "
             "raise strength, or the steps of the second pass"
         )
 
@@ -202,8 +203,8 @@ def _check_sizes(options: DiffusersOptions, factor: int) -> None:
 def _checked(answer: torch.Tensor, feature: FeatureSpec) -> torch.Tensor:
     if answer.shape[1:] != feature.shape:
         raise TeacherOutputError(
-            f"{feature.name}: {answer.shape[1]} numbers an example, but the configuration promised "
-            f"{feature.shape[0]}; this pipeline rounds the size to its own multiples"
+            f"{feature.name}: {answer.shape[1]} numbers per example, but its configuration says "
+            f"{feature.shape[0]}; this pipeline rounds image sizes to its own multiples"
         )
     return answer
 

@@ -44,7 +44,7 @@ class EncoderTeacher(LanguageModelTeacher):
         self._options = options
         super().__init__(source, options, device)
         if self._skipped >= int(self.spec.settings["max_length"]):  # type: ignore[arg-type]
-            raise JobError(f"prompt: its {self._skipped} tokens leave no room for a text")
+            raise JobError(f"prompt: its {self._skipped} tokens leave no room for text")
 
     def _find_model(self, folder: Path) -> Path:
         self._declared = read_embedding_folder(folder, TeacherSourceError)
@@ -154,7 +154,7 @@ class EncoderTeacher(LanguageModelTeacher):
         embedding = width_after(self._layer_folders, widths["pooled"], TeacherSourceError)
         dim = self._options.dim or embedding
         if dim > embedding:
-            raise JobError(f"dim: {dim} is more than the {embedding} numbers of an embedding")
+            raise JobError(f"dim: {dim} is more than the {embedding} dimensions of an embedding")
         return [
             FeatureSpec(
                 name=name,
@@ -183,7 +183,7 @@ class EncoderTeacher(LanguageModelTeacher):
         if width is None:
             raise TeacherSourceError(
                 f"source {self._folder}: model type {self._config.model_type!r} has no "
-                "hidden_size; name a text encoder"
+                "hidden_size; use a text encoder"
             )
         return {name: modes * int(width) for name in ("pooled", *(f"layer_{n}" for n in layers))}
 
@@ -210,9 +210,9 @@ class EncoderTeacher(LanguageModelTeacher):
         name = type(self._skeleton).__name__
         if self._gives_features != (self._options.pooling == "features"):
             gives = "gives" if self._gives_features else "does not give"
-            raise JobError(f"pooling: a {name} {gives} text features of its own; leave it out")
+            raise JobError(f"pooling: a {name} {gives} its own text features; leave it out")
         if self._gives_features and self._options.layers:
-            raise JobError(f"layers: of a {name}, text features alone are kept; leave it out")
+            raise JobError(f"layers: for a {name}, only text features are kept; leave it out")
         if self._gives_features:
             return
         if self._options.layers:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from ....cache_schemas.errors import JobError
 from ....cache_schemas.teachers import SettingValue
-from ...embeddings.folders import MODULES, EmbeddingFolder
+from ...embeddings.folders import EmbeddingFolder
 from ...embeddings.layers import Layer
 from ...pooling import StatePooling
 from .tokenized import TokenizedOptions
@@ -25,24 +25,22 @@ class EncoderOptions(TokenizedOptions):
 
     pooling: Pooling | tuple[StatePooling, ...] = Field(
         default="mean",
-        description="one vector of a text's tokens: their mean, cls (the first), last, max, "
-        "mean_sqrt_len_tokens, weightedmean, or the model's own pooler; several in a list are laid "
-        "side by side; default: as a sentence-transformers folder declares, else mean; features of "
-        "CLIP, SigLIP and their kin",
+        description="how token vectors become one text vector: mean, cls (the first), last, max, "
+        "mean_sqrt_len_tokens, weightedmean, or the model's own pooler; a list is concatenated; "
+        "default: as a sentence-transformers folder declares, else mean; for CLIP, SigLIP and "
+        "similar, their text features",
     )
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
-        description="hidden layers to keep too, as features layer_0 (embeddings), layer_1, ...; "
-        "pooled alike, by the first token where pooling is pooler",
+        description="hidden layers to keep as well, as features layer_0 (embeddings), layer_1, "
+        "...; pooled the same way, by the first token if pooling=pooler",
     )
     normalize: bool = Field(
         default=False, description="scale every feature to length 1; default: as declared"
     )
-    prompt: str = Field(
-        default="", description="what stands before every text; default: as declared"
-    )
+    prompt: str = Field(default="", description="prefix of every text; default: as declared")
     prompt_name: str | None = Field(
-        default=None, description="one of the folder's prompts, by its name: query, document, ..."
+        default=None, description="name of one of the folder's prompts: query, document, ..."
     )
     include_prompt: bool = Field(
         default=True, description="pool the tokens of the prompt too; default: as declared"
@@ -50,8 +48,8 @@ class EncoderOptions(TokenizedOptions):
     dim: int | None = Field(
         default=None,
         ge=1,
-        description="keep so many numbers of pooled, the first ones, as Matryoshka models allow; "
-        "they have length 1 again with normalize=true",
+        description="keep only the first dimensions of pooled (Matryoshka models); length 1 again "
+        "with normalize=true",
     )
 
     @field_validator("pooling")
@@ -124,7 +122,7 @@ def resolve_options(
         update={name: value for name, value in declared.items() if name not in asked} | named
     )
     notes = (
-        f"{name}: is {getattr(found, name)!r}, where {MODULES} and its like declare {value!r}"
+        f"{name}: is {getattr(found, name)!r}, but the folder declares {value!r}"
         for name, value in declared.items()
         if getattr(found, name) != value and value not in (None, "") and name not in named
     )
@@ -142,9 +140,9 @@ def _named_prompt(options: EncoderOptions, folder: EmbeddingFolder | None) -> di
     if name is None:
         return {}
     if "prompt" in options.model_fields_set:
-        raise JobError("prompt and prompt_name: name one of them")
+        raise JobError("prompt and prompt_name: name only one")
     prompts = folder.prompts if folder is not None else {}
     if name not in prompts:
         known = ", ".join(prompts) or "none"
-        raise JobError(f"prompt_name: {name!r} is no prompt of the folder; it has {known}")
+        raise JobError(f"prompt_name: {name!r} is not a prompt of the folder; it has {known}")
     return {"prompt": prompts[name]}

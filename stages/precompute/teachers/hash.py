@@ -22,8 +22,8 @@ MAX_DIM = 65_536
 
 
 class HashOptions(TeacherOptions):
-    seed: int = Field(default=0, ge=0, lt=2**63, description="another seed, other answers")
-    store_dtype: StoredDtype = Field(default="float32", description="type of the stored numbers")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the outputs")
+    store_dtype: StoredDtype = Field(default="float32", description="dtype of stored features")
 
 
 class HashTeacher(Teacher):
@@ -54,7 +54,7 @@ class HashTeacher(Teacher):
 
 
 class HashWordsOptions(HashOptions):
-    max_words: int = Field(default=512, ge=1, le=65_536, description="most words of a text")
+    max_words: int = Field(default=512, ge=1, le=65_536, description="maximum words per text")
 
 
 class HashWordsTeacher(Teacher):

@@ -40,11 +40,11 @@ class GenerationOptions(TextOptions):
         default="img2img",
         description="pass whose latents are the feature; txt2img leaves the second pass out",
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="another seed, other noise")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the noise")
     steps: int = Field(default=20, ge=1, description="denoising steps of the first pass")
     guidance: float = Field(default=7.5, ge=0, description="classifier-free guidance, both passes")
-    height: int = Field(default=512, ge=8, description="height of the first picture, in pixels")
-    width: int = Field(default=512, ge=8, description="width of the first picture, in pixels")
+    height: int = Field(default=512, ge=8, description="height of the first image, in pixels")
+    width: int = Field(default=512, ge=8, description="width of the first image, in pixels")
     resize: int = Field(
         default=128, ge=8, description="height and width the second pass starts from, in pixels"
     )
@@ -52,13 +52,13 @@ class GenerationOptions(TextOptions):
         default=0.75, gt=0, le=1, description="share of the second pass's steps that are done"
     )
     second_steps: int | None = Field(
-        default=None, ge=1, description="denoising steps of the second pass; none: as the first"
+        default=None, ge=1, description="denoising steps of the second pass; null: as in the first"
     )
     negative_prompt: str = Field(
-        default="", description="what the picture should not show; empty: the pipeline's default"
+        default="", description="negative prompt; empty: the pipeline's default"
     )
     channel_order: Literal["rgb", "bgr"] = Field(
-        default="rgb", description="colours the second pass reads; bgr as the paper's code did"
+        default="rgb", description="channel order of the second pass; bgr as in the paper's code"
     )
 
     @property
@@ -185,8 +185,8 @@ def own_randomness(device: torch.device) -> Iterator[None]:
     yield
     if not all(map(torch.equal, before, _shared_states(device))):
         raise TeacherOutputError(
-            "teacher: the pipeline drew from torch's shared random generator, so its answers "
-            "depend on the batch; choose a scheduler that uses the generators it is given"
+            "teacher: the pipeline used torch's global random generator, so outputs depend on the "
+            "batch; choose a scheduler that uses the given generators"
         )
 
 

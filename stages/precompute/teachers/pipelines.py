@@ -89,8 +89,8 @@ def read_folder(path: Path) -> PipelineFolder:
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
         raise TeacherSourceError(
-            f"source {path}: _class_name {class_name!r} is not a class of diffusers; "
-            "pipelines that bring their own code are not opened"
+            f"source {path}: _class_name {class_name!r} is not a class of diffusers; pipelines "
+            "with custom code are not opened"
         )
     components = dict(_components(index))
     for name in components:
@@ -151,9 +151,9 @@ def latent_grid(folder: PipelineFolder) -> LatentGrid:
     blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
     if not isinstance(channels, int) or not blocks:
         raise TeacherSourceError(
-            f"source {folder.path}: the shape of the latents cannot be told from the "
-            "configuration: vae/config.json has no latent_channels and block_out_channels; "
-            "choose an image_encoder to cache embeddings of the pictures instead"
+            f"source {folder.path}: the shape of the latents is not in the configuration: "
+            "vae/config.json has no latent_channels and block_out_channels; choose an "
+            "image_encoder to cache embeddings of the images instead"
         )
     return LatentGrid(channels, 2 ** (len(blocks) - 1))
 

@@ -44,8 +44,8 @@ class TokenizedOptions(PrecisionOptions, TextOptions):
     max_length: int | None = Field(
         default=None,
         ge=1,
-        description="most tokens of an example, what is beyond is cut off; default 128, or what "
-        "the model takes if that is less",
+        description="maximum tokens per example, longer ones are truncated; default 128, or the "
+        "model's maximum if that is less",
     )
 
     @property
@@ -172,11 +172,11 @@ class TextTokenizer:
         for row, example in zip(rows, examples, strict=True):
             if not row["input_ids"]:
                 raise TeacherOutputError(
-                    f"text {example.segments!r:.80}: has no token, so there is nothing to answer; "
-                    "remove it from the corpus"
+                    f"text {example.segments!r:.80}: has no tokens; remove it from the corpus"
                 )
             if max(row["input_ids"]) >= self._vocabulary:
                 raise TeacherOutputError(
                     f"text {example.segments!r:.80}: token {max(row['input_ids'])} is beyond the "
-                    f"{self._vocabulary} the model knows; its tokenizer is not the model's own"
+                    f"model's vocabulary of {self._vocabulary}; the tokenizer is not the model's "
+                    "own"
                 )

@@ -99,7 +99,7 @@ def test_a_job_may_name_more_classes_than_are_seen(labelled: ReadLabels) -> None
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "whole floats": ([1.0, 2.0], {}, r"floating point but whole \(1, \.\.\.\); say task="),
+    "whole floats": ([1.0, 2.0], {}, r"floating point but integral \(1, \.\.\.\); set task="),
     "fractions as classes": ([0.5, 1.0], {"task": "classification"}, "label 0.5 is not a whole"),
     "negative": ([0, -1], {}, "row 2: label -1 is not a whole number from 0"),
     "too large": ([0, 3, 4], {"num_labels": 3}, r"row 2: label 3 .* 0 to 2 \(2 such rows\)"),

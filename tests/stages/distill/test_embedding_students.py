@@ -294,5 +294,5 @@ def test_what_a_student_cannot_begin_with_is_said(
     assert student.pooling == "cls"
     assert "without the layers behind it (Dense 32 to 8, Tanh)" in caplog.text
     both = make_embedding_model(tmp_path / "both", checkpoint("bert"), ("cls", "mean"))
-    with pytest.raises(StudentSourceError, match="several poolings side by side"):
+    with pytest.raises(StudentSourceError, match="several poolings"):
         load_student(StudentSettings(student=str(both)), NO_LABELS, [], 0.1)

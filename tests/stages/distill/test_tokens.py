@@ -149,7 +149,7 @@ def test_a_length_is_128_where_more_is_possible(checkpoint):
 def test_more_tokens_than_the_student_takes_are_refused(checkpoint, kind):
     folder = checkpoint(kind)
     backbone = AutoModel.from_pretrained(folder)
-    with pytest.raises(StudentSourceError, match=r"max_length 65: .* 64 tokens at most"):
+    with pytest.raises(StudentSourceError, match=r"max_length 65: .* at most 64 tokens"):
         choose_max_length(65, load_tokenizer(folder), backbone)
 
 

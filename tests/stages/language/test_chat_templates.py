@@ -93,8 +93,8 @@ def test_options_reach_the_template() -> None:
     ("options", "words"),
     [
         ({"enable_thinkng": False}, "reads no 'enable_thinkng'; did you mean 'enable_thinking'?"),
-        ({"add_generation_prompt": True}, "'add_generation_prompt' is not for options"),
-        ({"strftime_now": "x"}, "'strftime_now' is not for options"),
+        ({"add_generation_prompt": True}, "'add_generation_prompt' is not an option of a template"),
+        ({"strftime_now": "x"}, "'strftime_now' is not an option of a template"),
     ],
 )
 def test_options_that_no_template_reads(options: dict[str, Any], words: str) -> None:
@@ -120,7 +120,7 @@ def test_prompts_that_are_no_beginning() -> None:
         "<user>ask</s>\n<assistant><think>\n",
         "I think\n</think>\nsay</s>",
     )
-    with pytest.raises(JobError, match="does not write the response as it is"):
+    with pytest.raises(JobError, match="the chat template changes the response"):
         told("prefilled", chats(chat_prompt="answered"), thoughts)
 
 
@@ -146,7 +146,7 @@ def test_chats_of_many_turns() -> None:
 
 
 def test_a_text_is_no_chat() -> None:
-    with pytest.raises(JobError, match="is one text and no chat; name the columns"):
+    with pytest.raises(JobError, match="is a single text, not a chat; name the columns"):
         told("dated", chats(), ("a text",))
 
 
@@ -172,8 +172,8 @@ def test_settings_are_written_only_where_they_are_used() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"template_date": "July"}, "'July' is no date"),
-        ({"template_date": "2025-13-01"}, "is no date"),
+        ({"template_date": "July"}, "'July' is not a date"),
+        ({"template_date": "2025-13-01"}, "is not a date"),
         ({"text_format": "plain", "template_date": "2025-07-26"}, "is for text_format chat"),
         ({"text_format": "text", "template_options": {"a": 1}}, "is for text_format chat"),
         ({"text_format": "plain", "chat_prompt": "answered"}, "is for text_format chat"),

@@ -317,7 +317,7 @@ def test_fidelity_is_that_of_each_text(folders: dict[str, Path]) -> None:
     ("options", "told"),
     [
         ({"top_k": 321}, "top_k: 321 is above the tokenizer's vocabulary of 320"),
-        ({"max_length": 129}, "max_length 129: the model takes 128 tokens at most; ask for fewer"),
+        ({"max_length": 129}, "max_length 129: the model takes at most 128 tokens; use fewer"),
         ({"hidden_layers": (3,)}, "hidden_layers: 3 is beyond the model's; from 0 to 2"),
     ],
 )
@@ -334,7 +334,7 @@ def test_what_the_model_cannot_give_is_refused_before_it_loads(
         ({"top_k": None}, "ask for at least one"),
         ({"max_new_tokens": 3}, "no prompt to answer"),
         ({"hidden_layers": (1, 1)}, "repeats a layer"),
-        ({"prompt_template": "Answer:"}, "every prompt would be the same"),
+        ({"prompt_template": "Answer:"}, "all prompts would be the same"),
         ({"top_k_bits": 7}, "5, 6, 8 or 16"),
     ],
 )
@@ -356,14 +356,14 @@ def test_a_template_that_asks_otherwise_than_it_answers(tmp_path: Path) -> None:
     strange = "{% if add_generation_prompt %}ask{% else %}told{% endif %}"
     tokenizer = make_chat_tokenizer(chat_template=strange)
     folder = make_causal_lm(tmp_path / "model", tokenizer=tokenizer)
-    with pytest.raises(JobError, match="where the response begins is not known"):
+    with pytest.raises(JobError, match="the start of the response is unknown"):
         loaded(folder, text_format="chat")
 
 
 def test_a_template_that_writes_another_response(tmp_path: Path) -> None:
     louder = CHAT.replace("turn['content']", "turn['content']|upper")
     folder = make_causal_lm(tmp_path / "model", tokenizer=make_chat_tokenizer(chat_template=louder))
-    with pytest.raises(JobError, match="does not write the response as it is"):
+    with pytest.raises(JobError, match="the chat template changes the response"):
         loaded(folder, text_format="chat")
 
 

@@ -395,14 +395,14 @@ def test_chance_beside_the_own_generators_is_refused(make: MakeTeacher) -> None:
         return step(*arguments, **more)
 
     teacher._pipeline.scheduler.step = careless
-    with pytest.raises(TeacherOutputError, match="shared random generator"):
+    with pytest.raises(TeacherOutputError, match="global random generator"):
         ask(teacher, EXAMPLES[:1])
 
 
 def test_a_shape_that_was_not_promised_is_refused(make: MakeTeacher) -> None:
     teacher = make(source="txt2img")
     teacher._options = teacher._options.model_copy(update={"height": 32})
-    with pytest.raises(TeacherOutputError, match=r"64 numbers an example, but .* promised 128"):
+    with pytest.raises(TeacherOutputError, match=r"64 numbers per example, but .* says 128"):
         ask(teacher, EXAMPLES[:1])
 
 
@@ -434,7 +434,7 @@ def test_index_that_is_not_json_is_refused(make: MakeTeacher, broken: Path) -> N
 
 def test_code_in_the_folder_is_refused(make: MakeTeacher, broken: Path) -> None:
     edit_index(broken, _class_name=["pipeline", "MyPipeline"])
-    with pytest.raises(TeacherSourceError, match="bring their own code"):
+    with pytest.raises(TeacherSourceError, match="custom code"):
         make(broken, load=False)
 
 
@@ -479,7 +479,7 @@ def test_unknown_shape_is_refused_unless_pictures_are_embedded(
     models: Path, make: MakeTeacher, broken: Path
 ) -> None:
     (broken / "vae" / "config.json").write_text("{}")
-    with pytest.raises(TeacherSourceError, match="shape of the latents cannot be told"):
+    with pytest.raises(TeacherSourceError, match="shape of the latents is not in"):
         make(broken, load=False)
     embedding = make(broken, load=False, image_encoder=f"transformers:{models / 'vit'}")
     assert embedding.spec.features[0].shape == (tiny_diffusion.EMBEDDING_WIDTH,)

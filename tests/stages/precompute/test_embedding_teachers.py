@@ -137,9 +137,7 @@ def test_prompts_are_read_and_pooled_as_declared(
     assert asked.spec.settings["prompt"] == "the clock: "
     assert asked.spec.settings.get("include_prompt", True) is include
     other = agrees(folder, encode(folder, TEXTS, prompt="gulls "), prompt="gulls ")
-    assert other.notes == (
-        "prompt: is 'gulls ', where modules.json and its like declare 'the clock: '",
-    )
+    assert other.notes == ("prompt: is 'gulls ', but the folder declares 'the clock: '",)
     agrees(folder, encode(folder, TEXTS, prompt=""), prompt="")
 
 
@@ -234,9 +232,9 @@ def test_options_of_the_job_win_and_are_told(
     np.testing.assert_array_equal(answers(asked), answers(plain))
     assert asked.spec.settings == plain.spec.settings | {"max_length": 64}
     assert asked.notes == (
-        "pooling: is 'mean', where modules.json and its like declare 'cls'",
-        "normalize: is False, where modules.json and its like declare True",
-        "max_length: is 64, where modules.json and its like declare 12",
+        "pooling: is 'mean', but the folder declares 'cls'",
+        "normalize: is False, but the folder declares True",
+        "max_length: is 64, but the folder declares 12",
     )
     assert teacher(folder, pooling="cls", normalize=True, max_length=12).notes == ()
 
@@ -324,15 +322,21 @@ def _of_text(**values: Any) -> Callable[[Path], None]:
             _of_modules(1, type="sentence_transformers.models.WordWeights"),
             "WordWeights is not known",
         ),
-        (_of_modules(1, type="custom_code.Pooling"), "custom_code.Pooling is code of its own"),
-        (_of_modules(1, path="../1_Pooling"), "leads out of the folder"),
-        (_of_modules(1, path="/1_Pooling"), "leads out of the folder"),
+        (_of_modules(1, type="custom_code.Pooling"), "custom_code.Pooling is custom code"),
+        (_of_modules(1, path="../1_Pooling"), "is outside the folder"),
+        (_of_modules(1, path="/1_Pooling"), "is outside the folder"),
         (_of_modules(1, type="sentence_transformers.models.Normalize"), "holds Transformer, Norm"),
         (lambda folder: (folder / "modules.json").write_text("[{}]"), "is no list of modules"),
-        (lambda folder: (folder / "1_Pooling" / "config.json").write_text("[]"), "no JSON object"),
-        (_of_dense(activation_function="os.system"), "'os.system' is no activation of torch.nn"),
+        (
+            lambda folder: (folder / "1_Pooling" / "config.json").write_text("[]"),
+            "not a JSON object",
+        ),
+        (
+            _of_dense(activation_function="os.system"),
+            "'os.system' is not an activation of torch.nn",
+        ),
         (_of_dense(activation_function="torch.nn.modules.activation.MultiheadAttention"), "no act"),
-        (_of_dense(activation_function="torch.nn.Linear"), "is no activation of torch.nn"),
+        (_of_dense(activation_function="torch.nn.Linear"), "is not an activation of torch.nn"),
         (_of_dense(in_features=5), "takes 5 numbers, and 32 come in"),
         (_of_dense(out_features=0), "out_features"),
         (_of_dense(module_input_name="token_embeddings"), "only layers of the pooled embedding"),
@@ -378,9 +382,9 @@ def test_weights_of_layers_are_safetensors_and_whole(model: Callable[..., Path])
 
 def test_prompts_that_leave_no_room(model: Callable[..., Path]) -> None:
     folder = model("bert", "mean", include_prompt=False, max_length=12)
-    with pytest.raises(JobError, match="prompt: its 41 tokens leave no room for a text"):
+    with pytest.raises(JobError, match="prompt: its 41 tokens leave no room for text"):
         teacher(folder, prompt="rain " * 40)
-    with pytest.raises(JobError, match="prompt and prompt_name: name one"):
+    with pytest.raises(JobError, match="prompt and prompt_name: name only one"):
         teacher(folder, prompt="rain ", prompt_name="query")
 
 

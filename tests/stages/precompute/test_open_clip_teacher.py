@@ -286,7 +286,7 @@ def test_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("ViT-B-32", "model.pt", "pickled"),
         ("ViT-B-32", "nowhere.safetensors", "no such file"),
         ("ViT-B-23", "openai", "'ViT-B-23' is none .* did you mean 'ViT-B-32'"),
-        ("team/tiny", None, "no folder here, no hf-hub:"),
+        ("team/tiny", None, "neither a folder, nor hf-hub:"),
     ],
 )
 def test_refuses_names_that_lead_to_no_safe_weights(
@@ -326,7 +326,7 @@ def _config(text: str) -> Any:
     ("damage", "message"),
     [
         (lambda folder: (folder / "open_clip_config.json").unlink(), "no open_clip_config.json"),
-        (_config("{"), "no JSON with a model_cfg"),
+        (_config("{"), "not JSON with a model_cfg"),
         (_config('{"model_cfg": {"embed_dim": 8, "vision_cfg": {}}}'), "lacks text_cfg"),
         (_unknown_setting, "from_the_future"),
         (_random_tokens, "'random' drops tokens"),

@@ -146,9 +146,9 @@ def _with_processor(folder: Path, copy: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("clip", {"pooling": "mean"}, "pooling: a CLIPModel gives text features of its own"),
-        ("clip", {"layers": (1,)}, "layers: of a CLIPModel, text features alone are kept"),
-        ("siglip", {"max_length": POSITIONS + 1}, f"max_length .* {POSITIONS} tokens at most"),
+        ("clip", {"pooling": "mean"}, "pooling: a CLIPModel gives its own text features"),
+        ("clip", {"layers": (1,)}, "layers: for a CLIPModel, only text features are kept"),
+        ("siglip", {"max_length": POSITIONS + 1}, f"max_length .* at most {POSITIONS} tokens"),
     ],
 )
 def test_options_that_do_not_go_with_them(

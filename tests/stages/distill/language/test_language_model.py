@@ -209,9 +209,7 @@ def test_a_tokenizer_with_more_words_than_the_model(folders: dict[str, Path]) ->
 @pytest.mark.parametrize("kind", ["scratch:bert", "scratch:t5"])
 def test_other_models_are_no_language_models(kind: str) -> None:
     settings = StudentSettings(student=kind, student_vocab_size=300)
-    with pytest.raises(
-        StudentSourceError, match=r"not a causal language model|encoder and a decoder"
-    ):
+    with pytest.raises(StudentSourceError, match=r"not a causal language model|encoder-decoder"):
         load_language_student(settings, LoraSettings(), NO_LABELS, TEXTS, 0.1)
 
 

@@ -130,13 +130,13 @@ def test_draws_without_probabilities_give_forward_kl_only(name: str, temperature
     case = Case()
     answers = dataclasses.replace(case.answers("drawn", 1.0), log_probs_PK=None)
     how = {"alpha": ALPHA, "temperature": temperature}
-    with pytest.raises(JobError, match="needs the probabilities of the drawn tokens"):
+    with pytest.raises(JobError, match="needs the probabilities of the sampled tokens"):
         token_loss(case.tokens(), answers, SETTINGS[name], **how)
 
 
 def test_a_teacher_with_more_words_is_refused() -> None:
     answers: Answers = DenseAnswers(torch.zeros(5, 9))
-    with pytest.raises(JobError, match="have 9 tokens and the student's vocabulary 8"):
+    with pytest.raises(JobError, match="have 9 tokens, the student's vocabulary 8"):
         token_loss(Case().tokens(), answers, SETTINGS["jsd"], alpha=1.0, temperature=1.0)
 
 
