@@ -34,7 +34,7 @@ def read_json(
                 schema = pa.unify_schemas([schema, pa.schema(known)], promote_options="permissive")
             if not schema.names:
                 raise CorpusError(
-                    f"corpus {source}: cannot be read: empty JSON file; name one with one object "
+                    f"corpus {source}: cannot be read: Empty JSON file; name one with one object "
                     "per row"
                 )
             yield schema.empty_table()

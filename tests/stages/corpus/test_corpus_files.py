@@ -145,7 +145,7 @@ def test_files_are_joined_in_the_order_given(tmp_path: Path) -> None:
 def test_columns_that_are_not_asked_for_may_be_anything(tmp_path: Path) -> None:
     odd = pa.table({"a": ["x"], "id": [[1, 2]], "c": [{"d": None}], "c ": [b"\xff"]})
     pq.write_table(odd, tmp_path / "odd.parquet")
-    with pytest.raises(CorpusError, match=r"column 'id' holds list<.*which is no id"):
+    with pytest.raises(CorpusError, match=r"column 'id' holds list<.*which cannot be an id"):
         read_corpus([str(tmp_path / "odd.parquet")], ["a"])
     pq.write_table(odd.drop_columns("id"), tmp_path / "odd.parquet")
     assert texts(read_corpus([str(tmp_path / "odd.parquet")], ["a"])) == [("x",)]

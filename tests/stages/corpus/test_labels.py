@@ -125,8 +125,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     ("column", "message"),
     [
         ([1, 1, None], "all labels are 1; nothing to learn"),
-        (["a", "a"], "all labels are 'a'; there"),
-        ([0.5, 0.5, float("nan")], r"all labels are 0\.5; there"),
+        (["a", "a"], "all labels are 'a'; nothing"),
+        ([0.5, 0.5, float("nan")], r"all labels are 0\.5; nothing"),
     ],
 )
 def test_labels_that_are_all_the_same_teach_nothing(

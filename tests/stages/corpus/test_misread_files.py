@@ -63,9 +63,9 @@ def test_utf_8_that_is_declared_otherwise(tmp_path: Path, kind: str, encoding: s
 
 JSON = {
     "an empty array": ("[ ]", "its array is empty; name another file"),
-    "nothing": ("", "empty JSON file; name one with rows"),
-    "blank lines": ("\n \n", "empty JSON file; name one with one object per row"),
-    "objects of nothing": ("{}\n{}\n", "empty JSON file; name one with one object per row"),
+    "nothing": ("", "Empty JSON file; name one with rows"),
+    "blank lines": ("\n \n", "Empty JSON file; name one with one object per row"),
+    "objects of nothing": ("{}\n{}\n", "Empty JSON file; name one with one object per row"),
     "a cut array": (json.dumps(ROWS)[:-9], "row 2: .*; the file is truncated: write it again"),
     "a cut text": (json.dumps(ROWS)[:-22], "row 2: .*; the file is truncated: write it again"),
     "a comma too many": ('[{"text": "x"},]', "row 2: cannot be read: .*; fix the file"),
@@ -159,10 +159,12 @@ def test_what_no_file_has_is_not_set(tmp_path: Path) -> None:
     encoding, delimiter = TextFormat("latin-1"), TextFormat(delimiter=";")
     tables = [in_memory(rows), "hf-dataset:name?split=train", "https://host/a.parquet?key=1"]
     for sources in ([parquet], [folder], [f"{tmp_path}/*.parquet"], [parquet, folder], tables):
-        with pytest.raises(CorpusError, match=r"'latin-1': only \.jsonl.* files, .* leave"):
+        with pytest.raises(
+            CorpusError, match=r"'latin-1': applies only to \.jsonl.* files, .* leave"
+        ):
             require_use(encoding, sources)
     for sources in ([parquet], [lines], [folder, lines], tables):
-        with pytest.raises(CorpusError, match=r"';': only \.csv, \.tsv files, .* leave"):
+        with pytest.raises(CorpusError, match=r"';': applies only to \.csv, \.tsv files, .* leave"):
             require_use(delimiter, sources)
     require_use(encoding, [parquet, lines])
     require_use(delimiter, [parquet, "https://host/a.csv"])
@@ -177,5 +179,7 @@ def test_labels_that_differ_from_those_of_training_in_spaces(known: str, other: 
         for name in (known, other)
     ]
     train, validation = (read_corpus([t], ["text"], label_column="label") for t in tables)
-    with pytest.raises(CorpusError, match=f"row 2: label '{other}' .* differs from '{known}' in s"):
+    with pytest.raises(
+        CorpusError, match=f"row 2: label '{other}' .* differs from '{known}' only in s"
+    ):
         label_values(validation, label_space(train))

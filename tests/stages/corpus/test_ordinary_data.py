@@ -75,7 +75,7 @@ BAD_ARRAYS = {
     "a fault": ('[{"text": "x"}, {"text": y}, {"text": "zzzzzzzzzzzzzz"}]', "row 2: cannot be"),
     "cut": ('[{"text": "x"}, {"text": "y', "row 2: cannot be read: Unterminated string"),
     "no end": ('[{"text": "x"}', "row 2: cannot be read: the array has no end"),
-    "nothing in it": ("[]", "empty JSON file|its array is empty"),
+    "nothing in it": ("[]", "Empty JSON file|its array is empty"),
 }
 
 
@@ -245,7 +245,7 @@ def test_what_is_not_there_is_said_not_to_exist(tmp_path: Path) -> None:
     gone = r"a\.csv: cannot be read: there is no such file or folder$"
     with pytest.raises(CorpusError, match=gone):
         read_corpus([str(tmp_path / "a.csv")], ["text"])
-    with pytest.raises(CorpusError, match=r"there is no such.*no folder .*/b either"):
+    with pytest.raises(CorpusError, match=r"there is no such.*nor is there a folder .*/b"):
         read_corpus([str(tmp_path / "b" / "a.csv")], ["text"])
 
 

@@ -365,7 +365,7 @@ def test_another_base_in_its_place(base: Callable[[str], Path], tmp_path: Path) 
     model = AutoModel.from_pretrained(source)
     model.embeddings.word_embeddings.weight.data += 1
     save_quietly(model, source)
-    with pytest.raises(StudentSourceError, match=f"made for {source} of digest") as caught:
+    with pytest.raises(StudentSourceError, match=f"made for {source} with digest") as caught:
         armada.load_student(folder)
     assert "\n" not in str(caught.value)
 

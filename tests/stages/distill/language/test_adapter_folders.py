@@ -119,5 +119,5 @@ def test_a_hub_id_stays_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     }
     torch.testing.assert_close(states_of(root / "run"), expected)
     make_causal_lm(root / "base", seed=1)
-    with pytest.raises(StudentSourceError, match="made for someone/model of digest"):
+    with pytest.raises(StudentSourceError, match="made for someone/model with digest"):
         states_of(root / "run")
