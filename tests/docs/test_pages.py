@@ -142,7 +142,7 @@ def _check_students(runs: Path, printed: str) -> None:
 def test_cache_format(place: Workplace) -> None:
     printed = run(place, "cache-format.md")
     assert "1 of 2 examples are not in the cache" in printed
-    assert "row 6 of shard 0, cut: False" in printed
+    assert "row 6 of shard 0, truncated: False" in printed
     coded = open_cache(place.folder / "words")
     assert {"top_k", "draws"} < set(coded.features), "what the snippet of a decoder was run on"
 
