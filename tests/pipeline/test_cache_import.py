@@ -323,7 +323,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "whole numbers": (["ints.npy"], "ints.npy: holds int64; features are float16, float32"),
     "too few rows": (["few.npy"], "few.npy: has 3 rows, the corpus 150"),
     "too few ids": (["all.npy", "--ids=ids.txt"], "ids.txt: has 2 lines, "),
-    "an id twice": (["two.npy", "--ids=ids.txt"], "ids.txt: id 'id-0' comes twice"),
+    "an id twice": (["two.npy", "--ids=ids.txt"], "ids.txt: id 'id-0' is there twice"),
     "no ids": (
         ["folder", "--id-column=text", "--set", "id_column=false"],
         "'id_column' is missing",

@@ -46,7 +46,7 @@ def test_all_teachers_of_all_sources_are_joined(armada: CommandLine, tmp_path: P
     assert result.code == 0
     first, second = result.out.splitlines()
     assert first.startswith(f"teacher {ONE.fingerprint[:12]} (made_up:made up): 150 of 170 rows ")
-    assert "copied into 2 shards, 20 were there" in first
+    assert "copied into 2 shards, 20 already there" in first
     assert "10 of 10 rows copied into 1 shard, 0 were there" in second
     assert "170/170 rows" in result.err
     for manifest, texts in ((ONE, TEXTS), (OTHER, TEXTS[:10])):
@@ -102,7 +102,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "no cache": (["to", "a", "."], ": holds no armada.json; this is not an armada cache"),
     "not into a file": (["note.txt", "a"], "note.txt: is a file, and so it holds no armada.json"),
     "an unknown teacher": (["to", "a", "--teacher=zz"], "teacher 'zz': is not in the cache"),
-    "no teacher": (["to", "empty"], "empty: no teacher has answered yet"),
+    "no teacher": (["to", "empty"], "empty: no shard is committed yet"),
 }
 
 

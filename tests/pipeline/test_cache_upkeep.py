@@ -215,7 +215,7 @@ def test_repair_says_what_to_run(cache: Path, folder: Path, armada: CommandLine)
     assert shown[1:] == [
         "1 shard, 64 rows",
         "run `armada precompute` as before, or `armada cache pull`, to have them back:",
-        "  teacher hash:4 (it was asked about texts.jsonl)",
+        "  teacher hash:4 (computed for texts.jsonl)",
     ]
 
 

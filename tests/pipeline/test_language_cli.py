@@ -360,7 +360,7 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
         {"feature": "draws", "cross_tokenizer": "true", "student": "OTHER"},
         "which draws do not give",
     ),
-    "another recipe": ({"text_format": "chat"}, "the teacher was asked with 'plain'"),
+    "another recipe": ({"text_format": "chat"}, "the teacher was run with 'plain'"),
     "an objective of classes": ({"objective": "kd"}, "objective kd: needs labels"),
     "a control of features": ({"control": "shuffled"}, "needs a cached feature"),
     "adapters from scratch": (
@@ -404,7 +404,7 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 def test_tokens_are_of_language_models(refused: Refused, bench: Bench, tmp_path: Path) -> None:
     told = refused(*bench.words(tmp_path / "run", task="classification", label_column="label"))
-    assert "say task=language" in told
+    assert "set task=language" in told
 
 
 def test_texts_whose_tokens_changed(

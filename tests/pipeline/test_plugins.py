@@ -172,7 +172,7 @@ def test_an_objective_of_two_features_with_an_option_of_its_own(
     first = json.loads(log[0])
     whole = first["task"] + 0.25 * first["first"] + 0.75 * first["second"]
     assert first["loss"] == pytest.approx(whole, rel=1e-5)
-    assert "reads 2 features of a teacher, and 1 are named" in run("one", features=["logits"])
+    assert "reads 2 features of a teacher, but 1 are named" in run("one", features=["logits"])
     assert "key 'share': 2: Input should be less than or equal to 1" in run("bad", share=2)
     keys["batch_size"] = 1
     assert "objective of_two needs at least 2 examples per batch" in run("few")

@@ -225,8 +225,8 @@ def test_other_settings_of_a_cached_teacher_are_refused(
     assert stored_bytes(tmp_path / "cache") == before
     armada.done(*other, "--set", "add_teacher=true")
     assert len(json.loads(armada.done("cache", "ls", tmp_path / "cache", "--json"))) == 2
-    assert "100 were cached" in armada.done(*words)
-    assert "100 were cached" in armada.done(*other)
+    assert "100 already cached" in armada.done(*words)
+    assert "100 already cached" in armada.done(*other)
 
 
 def test_a_run_that_fails_says_so_with_1(

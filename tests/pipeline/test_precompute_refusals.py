@@ -51,9 +51,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no codec of texts": (["--set", "encoding=rot13"], "'rot13': is no encoding of texts; name"),
     "no codec": (
         ["--set", "encoding=latn-1"],
-        "is not an encoding known to Python;  did you mean latin1?",
+        "is not an encoding known to Python; did you mean latin1?",
     ),
-    "no encoding": (["--set", "encoding=''"], "is not an encoding known to Python;  try utf-8"),
+    "no encoding": (["--set", "encoding=''"], "is not an encoding known to Python; try utf-8"),
     "no source": (["--teacher", "hash:"], "job key 'teacher': 'hash:': is not KIND:SOURCE"),
     "unknown teacher": (
         ["--teacher", "hsh:16"],

@@ -72,7 +72,7 @@ def test_two_teams(source: Path, armada: CommandLine, tmp_path: Path, write_parq
         assert "2 shards (4 files, " in result.out
         assert "features: score" in result.out
         assert f"{server.url} has digest {read_digest(source)}" in result.out
-        assert "answers to 8 of the 9 texts of the corpus" in result.err
+        assert "features of 8 of the 9 texts of the corpus" in result.err
         planned = report(armada, "pull", server.url, cache, "--dry-run")
         assert planned["dry_run"]
         assert sum(teacher["shards"] for teacher in planned["teachers"]) == SHARDS + 1
@@ -101,7 +101,7 @@ def test_a_pull_reads_a_corpus_of_any_encoding(
     lines = tmp_path / "rows.jsonl"
     lines.write_text('{"text": "x"}\n')
     few = ["--corpus", lines, "--text-column", "text"]
-    assert "delimiter '\\t': only .csv" in refused(*other, *few, "--delimiter=tab")
+    assert "delimiter '\\t': applies only to .csv" in refused(*other, *few, "--delimiter=tab")
 
 
 def test_what_is_refused_exits_with_2_and_writes_nothing(

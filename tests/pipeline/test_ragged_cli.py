@@ -102,5 +102,5 @@ def test_what_reads_one_row_an_example_says_so(
         "--text-column",
         "text",
     ]
-    assert "row for each place of an example" in refused(*export, "--output", tmp_path / "out")
+    assert "several entries for each example" in refused(*export, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()

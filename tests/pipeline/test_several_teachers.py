@@ -265,7 +265,7 @@ REFUSED: dict[str, tuple[Job, str]] = {
     ),
     "too many features": (
         {"objectives": [{"name": "kd", "teacher": "made", "features": ["a", "b"]}]},
-        "objective kd: reads 1 features of a teacher, and 2 are named",
+        "objective kd: reads 1 features of a teacher, but 2 are named",
     ),
     "an option of another": (
         {"objectives": [{"name": "kd", "teacher": "made", "beta": 1}]},
@@ -285,7 +285,7 @@ REFUSED: dict[str, tuple[Job, str]] = {
         "job key 'objectives': (): Tuple should have at least 1 item",
     ),
     "no cache": ({"teachers": {"made": {}}}, "teacher made key 'cache' is missing"),
-    "two forms": ({"cache": "elsewhere"}, "say cache with the teacher that it is of"),
+    "two forms": ({"cache": "elsewhere"}, "set cache inside the teacher it belongs to"),
     "two forms of objectives": (
         {"objective": "kd"},
         "job key 'objective': is for a single objective; with several, set it for each",
