@@ -61,7 +61,7 @@ class _Document(Mapping[str, Any]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DistillReport(_Document):
-    """What a run of `distill` came to; `document` is all that `metrics.json` of its output holds.
+    """Result of `distill`; `document` is its `metrics.json`.
 
     Several seeds have no best epoch in common, and their figures are spreads."""
 
@@ -72,7 +72,7 @@ class DistillReport(_Document):
     metric: str | None
     """The one that the best epoch was chosen by."""
     validation: Mapping[str, Figure]
-    """Of the best epoch; empty without a validation corpus."""
+    """Metrics of the best epoch; empty without a validation corpus."""
     train_losses: Mapping[str, Figure]
     """At the end of training."""
     best_epoch: int | None
@@ -82,7 +82,7 @@ class DistillReport(_Document):
 
     @classmethod
     def of(cls, output: Path, metrics: Mapping[str, Any]) -> Self:
-        """From what `metrics.json` holds."""
+        """Make one from the content of `metrics.json`."""
         return cls(
             output=output,
             seeds=tuple(metrics["seeds"] if "seeds" in metrics else [metrics["seed"]]),
@@ -100,7 +100,7 @@ class DistillReport(_Document):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluateReport(_Document):
-    """What a student came to on a corpus; `document` is what `armada evaluate --json` prints."""
+    """Metrics of a student on a corpus; `document` is what `armada evaluate --json` prints."""
 
     examples: int
     unlabelled: int
@@ -111,7 +111,7 @@ class EvaluateReport(_Document):
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Self:
-        """From what `evaluate` found."""
+        """Make one from the result of `evaluate`."""
         return cls(
             examples=found["examples"],
             unlabelled=found.get("unlabelled_examples", 0),

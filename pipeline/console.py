@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def show_json(value: Any) -> None:
-    """Any document, or dataclasses, as indented JSON."""
+    """Print a document or dataclasses as indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
 
 
@@ -32,8 +32,8 @@ def _plain(value: Any) -> Any:
 
 
 def show_keys(*jobs: type[BaseModel], **options: type[BaseModel]) -> None:
-    """Every key of jobs, and of the `options` of teachers and objectives by what they are of: its
-    default and what it means. Those that a job cannot do without come first, all others in groups.
+    """Print every key of jobs, and of the `options` of teachers and objectives, with default and
+    meaning: required ones first, then the others in groups.
     """
     for heading, keys in _key_groups(jobs, options).items():
         print(f"{heading}:")
@@ -45,7 +45,7 @@ def show_keys(*jobs: type[BaseModel], **options: type[BaseModel]) -> None:
 def _key_groups(
     jobs: Sequence[type[BaseModel]], options: Mapping[str, type[BaseModel]]
 ) -> dict[str, dict[str, FieldInfo]]:
-    """Heading -> keys: a class that declares keys is a group, and its docstring says of what."""
+    """Heading -> keys: a class that declares keys is a group, and its docstring is the heading."""
     groups: dict[str, dict[str, FieldInfo]] = {"Required": {}}
     seen: set[str] = set()
     for job in jobs:
@@ -65,7 +65,7 @@ def _default(field: FieldInfo) -> Any:
 
 
 def show_precompute(report: "PrecomputeReport", as_json: bool) -> None:
-    """What a run of `precompute` did."""
+    """Print the result of `precompute`."""
     warn_skipped(report.skipped)
     if report.truncated:
         warn(f"{report.truncated} texts are longer than the teacher takes and were truncated")
@@ -83,7 +83,7 @@ def show_precompute(report: "PrecomputeReport", as_json: bool) -> None:
 
 
 def show_dry_run(plan: "DryRun", as_json: bool) -> None:
-    """What a run of `precompute` would do."""
+    """Print the plan of `precompute`."""
     warn_skipped(plan.skipped)
     if as_json:
         show_json(plan)
@@ -103,7 +103,7 @@ def show_dry_run(plan: "DryRun", as_json: bool) -> None:
 
 
 def show_distill(metrics: dict[str, Any], output: Path, as_json: bool) -> None:
-    """The figures of a run, or the mean and spread of several."""
+    """Print the figures of a run, or the mean and spread of several."""
     warn_skipped(metrics.get("skipped_rows", []))
     if metrics.get("truncated_examples"):
         warn(f"{metrics['truncated_examples']} training texts were truncated at max_length")
@@ -124,7 +124,7 @@ def show_distill(metrics: dict[str, Any], output: Path, as_json: bool) -> None:
 
 
 def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
-    """The metrics of a student on a corpus."""
+    """Print the metrics of a student on a corpus."""
     warn_skipped(result["skipped_rows"])
     if result["truncated_examples"]:
         warn(f"{result['truncated_examples']} texts were truncated at the student's max_length")
@@ -139,7 +139,7 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
 
 
 def show_predicted(predicted: "PredictReport", as_json: bool) -> None:
-    """What was written."""
+    """Print the result of `predict`."""
     warn_skipped(predicted.skipped)
     if predicted.truncated:
         warn(f"{predicted.truncated} texts were truncated at the student's max_length")
@@ -157,7 +157,7 @@ def _figure(value: float | dict[str, float]) -> str:
 
 
 def show_plan(cells: "list[PlannedCell]", repeated: int, as_json: bool) -> None:
-    """One line for each cell, or a document."""
+    """Print one line per cell, or JSON."""
     if as_json:
         show_json(cells)
         return

@@ -83,7 +83,7 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
 
 
 def _kept(job: DistillJob) -> str:
-    """What an interrupted job leaves, and how to go on."""
+    """Message about what an interrupted job keeps, and how to continue."""
     if not (job.output / JOB).exists():
         return "nothing has been written yet"
     folders = [job.output, *job.output.glob("seed-*")]

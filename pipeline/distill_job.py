@@ -32,7 +32,7 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 
 class CorpusKeys(TextFormatKeys):
-    """What to train on."""
+    """Training data."""
 
     train: Corpora = Field(min_length=1, description="files or folders to train on")
     validation: Corpora = Field(
@@ -73,7 +73,7 @@ class DistillJob(
     TrainingSettings,
     WithOptions,
 ):
-    """What is trained, and where it goes."""
+    """Task, objective and output."""
 
     output: Path = Field(description="folder to write the run to")
     name: str | None = Field(
@@ -233,7 +233,7 @@ class DistillJob(
 
     @property
     def all_teachers(self) -> dict[str, TeacherKeys]:
-        """By name, also the one of a job that has one; none of a job without a cache."""
+        """All teachers by name, also a single one; empty without a cache."""
         if self.teachers is not None:
             return {
                 name: keys
@@ -257,7 +257,7 @@ class DistillJob(
 
     @property
     def objective_name(self) -> str:
-        """What the student learns by, in a word."""
+        """Name of the objective, or of several."""
         return "+".join(keys.name for keys in self.all_objectives)
 
     @property
@@ -278,7 +278,7 @@ class DistillJob(
 
 
 def _refuse_token_options(options: Mapping[str, Any]) -> None:
-    """Of a job of another task than language, where nobody reads them."""
+    """Refuse options of tokens for other tasks than language."""
     for key, field in TokensOptions.model_fields.items():
         if key != "alpha" and options.get(key, field.default) != field.default:
             raise JobError(f"job key {key!r}: is for language models; set task=language")

@@ -53,8 +53,8 @@ def choose_device(name: str, local_rank: int = 0) -> "torch.device":
 
 
 def visible_gpus(device: str) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the devices that workers may share out; none if the job
-    names one device for all. No device is touched."""
+    """Names in CUDA_VISIBLE_DEVICES of the GPUs for workers; none if the job names one device for
+    all. No device is initialised."""
     import torch
 
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
@@ -65,8 +65,8 @@ def visible_gpus(device: str) -> list[str]:
 
 
 def environments(workers: int, gpus: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Of each process, its part of the processor's threads, and its GPU if there are some: they
-    take turns if those are fewer."""
+    """Environment of each process: its share of the CPU threads, and a GPU if there are any, shared
+    round-robin if there are fewer."""
     import torch
 
     threads = str(max(1, torch.get_num_threads() // workers))

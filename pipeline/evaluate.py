@@ -74,7 +74,7 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
 
 
 def _corpus_keys(job: EvaluateJob, card: StudentCard) -> CorpusKeys:
-    """Where texts and labels are; raises JobError if neither job nor student says."""
+    """Columns of texts and labels; raises JobError if neither job nor student names them."""
     columns = job.text_column or card.text_columns
     if len(columns) != len(card.text_columns):
         raise JobError(

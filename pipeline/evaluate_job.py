@@ -9,7 +9,7 @@ from .jobs import TextFormatKeys
 
 
 class EvaluateJob(TextFormatKeys):
-    """What to measure, and how."""
+    """Evaluation of a student."""
 
     student: Path = Field(description="folder that `distill` wrote")
     corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders with labels")

@@ -108,7 +108,7 @@ class Job(BaseModel):
 
 
 class TextFormatKeys(Job):
-    """How text files are written."""
+    """Format of text files."""
 
     encoding: str | None = Field(
         default=None,
@@ -158,7 +158,7 @@ class TextFormatKeys(Job):
 
     @property
     def file_format(self) -> TextFormat:
-        """Those that were named."""
+        """The keys that were set."""
         return TextFormat(self.encoding, self.delimiter)
 
 

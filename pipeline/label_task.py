@@ -19,7 +19,7 @@ from .task import Built, MakeObjective, Plan, Task
 from .terms import Term
 
 LENGTH_ROWS = 64
-"""How many examples tell whether a feature has length 1."""
+"""Number of rows checked for unit length."""
 
 
 class LabelTask(Task):

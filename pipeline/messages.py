@@ -1,4 +1,4 @@
-"""What is said while something runs: messages, warnings, progress, and numbers in words.
+"""Messages of running commands: warnings, progress, and formatted numbers.
 
 All of it goes to `armada`, a logger of Python's `logging`. The command line shows it on standard
 error, from `--log-level` on: standard output is for results. In a program that calls armada, its
@@ -29,7 +29,7 @@ LOG_EVERY_S = 30.0
 
 
 class LogLevel(StrEnum):
-    """The least that is shown."""
+    """Lowest level that is shown."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -39,7 +39,7 @@ class LogLevel(StrEnum):
 
 @contextmanager
 def shown(level: LogLevel = LogLevel.INFO) -> Iterator[None]:
-    """Shows what is said on standard error, a line each, and nowhere else."""
+    """Show messages on standard error, a line each, and nowhere else."""
     handler = _StandardError()
     before = LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
@@ -54,17 +54,17 @@ def shown(level: LogLevel = LogLevel.INFO) -> Iterator[None]:
 
 
 def set_level(level: LogLevel) -> None:
-    """Says nothing less important from now on."""
+    """Set the lowest level that is shown."""
     LOGGER.setLevel(level.upper())
 
 
 def _shows_progress() -> bool:
-    """Whether nobody asked for warnings alone; a program that set no level has not."""
+    """Whether progress is shown: unless the level is above INFO."""
     return LOGGER.level <= logging.INFO
 
 
 class _StandardError(logging.Handler):
-    """Looks for the stream each time: while a bar is live, standard error is the bar's."""
+    """Looks up the stream each time: while a bar is live, it owns standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -75,12 +75,12 @@ class _StandardError(logging.Handler):
 
 
 def warn(message: str) -> None:
-    """Say a warning, in one line."""
+    """Log a warning, in one line."""
     LOGGER.warning(one_line(message))
 
 
 def warn_skipped(problems: Sequence[str]) -> None:
-    """Rows that were left out, counted, the first few named."""
+    """Warn of skipped rows: their count, and the first few."""
     if problems:
         warn(f"{len(problems)} rows were skipped")
     for problem in problems[:SHOWN_PROBLEMS]:
@@ -109,7 +109,7 @@ def duration(seconds: float) -> str:
 
 
 def fidelity_in_words(fidelity: "Fidelity") -> str:
-    """One line; divergences and errors are in nats."""
+    """One line of fidelity; divergences and errors are in nats."""
     parts = [f"{fidelity.bytes_per_token:g} bytes a token"]
     if fidelity.divergence is not None:
         parts.append(f"KL {fidelity.divergence:.1e}")
@@ -122,7 +122,7 @@ def fidelity_in_words(fidelity: "Fidelity") -> str:
 
 
 def say_that_it_waits(quiet: bool) -> Callable[[int], None]:
-    """Says once that other writers are at all that is left."""
+    """Log once that all remaining rows are being computed by other processes."""
     said = quiet
 
     def say(rows: int) -> None:
@@ -135,7 +135,7 @@ def say_that_it_waits(quiet: bool) -> Callable[[int], None]:
 
 
 def say_that_a_pull_waits(quiet: bool) -> Callable[[], None]:
-    """Says that another process is bringing shards to the same cache."""
+    """Log that another process is pulling into the same cache."""
 
     def say() -> None:
         if not quiet:

@@ -132,7 +132,7 @@ class _Card:
 
     @property
     def _opens_in(self) -> Literal["transformers", "peft", "sentence-transformers", "armada"]:
-        """What opens the folder as what was trained."""
+        """Description of how to open the folder."""
         library: Literal["peft", "transformers"] = "peft" if self.job.lora_rank else "transformers"
         if isinstance(self.student, LanguageStudent):
             return library
@@ -253,8 +253,8 @@ class _Card:
 
 
 def _base_card(job: DistillJob) -> tuple[ModelCardData, bool]:
-    """What the card of the model says that a student began as, nothing where it has none or cannot
-    be reached; and whether that model is one of a hub."""
+    """Metadata of the base model's card, empty if it has none or cannot be reached; and whether the
+    base is a hub id."""
     folder, nothing = Path(job.student).expanduser(), ModelCardData()
     if job.student.startswith("scratch:") or job.student_from_scratch:
         return nothing, False

@@ -47,7 +47,7 @@ all in their job files."""
 
 
 class CacheKeys(Job):
-    """What to learn from."""
+    """Teacher and cache."""
 
     cache: Path | str | None = Field(
         default=None,
@@ -84,7 +84,7 @@ class CacheKeys(Job):
 
 
 class TeacherKeys(CacheKeys):
-    """One of several teachers."""
+    """Keys of one of several teachers."""
 
     cache: Path | str = Field(description="folder of the cache, or a URL that fsspec opens")
     text_column: Names = Field(
@@ -143,7 +143,7 @@ class WithOptions(Job):
 
 
 class ObjectiveKeys(WithOptions):
-    """One of several objectives. Keys that it does not know are options of the objective."""
+    """Keys of one of several objectives. Other keys are options of the objective."""
 
     name: str = Field(description="armada, kd, feature, or a plug-in")
     teacher: str | None = Field(

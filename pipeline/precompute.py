@@ -30,7 +30,7 @@ PROBE_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a run would do and cost."""
+    """Plan and estimated cost of a run."""
 
     fingerprint: str
     rows: int
@@ -41,7 +41,7 @@ class DryRun:
     skipped: tuple[str, ...]
     expected_seconds: float
     settings: Mapping[str, SettingValue]
-    """Of the teacher: what the job says, and what it leaves to defaults and to the source."""
+    """All settings of the teacher, defaults and those of the source included."""
 
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
@@ -70,7 +70,7 @@ def _run(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
 
 
 def dry_run(job: PrecomputeJob) -> DryRun:
-    """What `run_precompute` would do; asks the teacher about a probe batch, writes nothing."""
+    """Plan of `run_precompute`; runs the teacher on one probe batch, writes nothing."""
     teacher = make_teacher(job)
     plan = make_plan(job, teacher)
     todo = not_cached(job, plan)
@@ -89,7 +89,7 @@ def dry_run(job: PrecomputeJob) -> DryRun:
 
 
 def _feature_bytes(rows: int, manifest: TeacherManifest, places: Mapping[str, float]) -> int:
-    """How many bytes of features so many new rows take, of so many places on each axis."""
+    """Bytes of the features of new rows, given the total length on each axis."""
     size = manifest.rows_per_shard
     shards = [min(size, rows - start) for start in range(0, rows, size)]
     return sum(
@@ -102,7 +102,7 @@ def _feature_bytes(rows: int, manifest: TeacherManifest, places: Mapping[str, fl
 def _probe(
     job: PrecomputeJob, plan: Plan, teacher: "Teacher", todo: npt.NDArray[np.int64]
 ) -> "Probe":
-    """What to expect of each of `todo`, from one batch spread evenly over it."""
+    """Expected time and lengths per row of `todo`, from one batch spread evenly over it."""
     from ..stages.precompute.precompute import Probe, make_examples, probe
 
     if not len(todo):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PrecomputeJob(TextFormatKeys):
-    """How to ask. Keys that it does not know are options of the teacher."""
+    """Computation. Other keys are options of the teacher."""
 
     corpus: Corpora = Field(min_length=1, description="files or folders of texts")
     text_column: Names = Field(

@@ -1,7 +1,7 @@
-"""What a run of `precompute` is about, and what is written down of it, wherever it runs.
+"""Plan and provenance of a run of `precompute`, wherever it runs.
 
-job, teacher -> Plan: a corpus, its keys, and whose answers are wanted: the teacher's, or what it
-adds to a cached one. Commits -> the provenance record of the run, and its report.
+job, teacher -> Plan: a corpus, its keys, and the teacher whose features are written: the job's, or
+what it adds to a cached one. Commits -> the provenance record of the run, and its report.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job is about: its examples, their keys, and whose answers are wanted."""
+    """Examples of a job, their keys, and the teacher whose features are written."""
 
     corpus: Corpus
     keys: KeyArray
@@ -83,15 +83,15 @@ def _rows_of_part(keys: KeyArray, part: str) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class _Admission:
-    """`manifest`: whose answers are written; `base`: the teacher that these are features of, if it
-    is another."""
+    """`manifest`: the teacher whose features are written; `base`: the teacher that they are added
+    to, if it is another."""
 
     manifest: TeacherManifest
     base: TeacherManifest | None = None
 
 
 def _admit(job: PrecomputeJob, teacher: "Teacher") -> _Admission:
-    """How the job's cache takes the teacher's answers; raises CacheError if it does not.
+    """The teacher under which the cache takes the features; raises CacheError if it does not.
 
     With `add_features`, only the features are written that the cached teacher lacks."""
     spec, selecting = teacher.spec, teacher.selecting
@@ -109,8 +109,8 @@ def _admit(job: PrecomputeJob, teacher: "Teacher") -> _Admission:
 def _only_cached(
     job: PrecomputeJob, base: TeacherManifest, corpus: Corpus, keys: KeyArray
 ) -> tuple[Corpus, KeyArray]:
-    """The examples that `base` has answered: a feature is added to rows that are there. Others are
-    listed as left out; raises MissingKeysError if that is all of them."""
+    """The examples cached for `base`: a feature is added to existing rows. Others are listed as
+    skipped; raises MissingKeysError if that is all of them."""
     rows = Cache(job.cache, base).find(keys)
     missing = np.flatnonzero(rows < 0)
     name = base.fingerprint[:12]
@@ -133,7 +133,7 @@ def not_cached(job: PrecomputeJob, plan: Plan) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class PrecomputeReport:
-    """What a run did."""
+    """Result of a run."""
 
     fingerprint: str
     rows: int
@@ -145,7 +145,7 @@ class PrecomputeReport:
     skipped: tuple[str, ...]
     teacher_seconds: float
     fidelity: Mapping[str, Fidelity]
-    """Of each coded feature, as measured in the shards of this run."""
+    """Fidelity of each coded feature, measured in the shards of this run."""
 
 
 class RunProvenance:

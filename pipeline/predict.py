@@ -54,7 +54,7 @@ Say = Callable[[Examples], tuple[Columns, int]]
 
 
 class PredictJob(TextFormatKeys):
-    """What to predict, and how."""
+    """Predictions of a student."""
 
     student: Path = Field(description="folder that `distill` wrote")
     corpus: Corpora = Field(min_length=1, description="files or folders of texts")
@@ -80,7 +80,7 @@ class PredictJob(TextFormatKeys):
 
 @dataclass(frozen=True, slots=True)
 class PredictReport:
-    """What was written. `truncated` counts texts that were cut at the student's max_length."""
+    """Result of `predict`. `truncated` counts texts truncated at the student's max_length."""
 
     output: str
     kind: str
@@ -188,7 +188,7 @@ def _read(student: SavedStudent, batch_size: int, examples: Examples) -> tuple[C
 
 
 def _columns(student: SavedStudent, outputs: npt.NDArray[np.float32]) -> Columns:
-    """Of outputs [N, K]."""
+    """Columns of outputs [N, K]."""
     if student.kind == "regression":
         return {"score": pa.array(outputs[:, 0])}
     if student.kind == "embedding":
@@ -204,7 +204,7 @@ def _vectors(rows: npt.NDArray[np.float32]) -> pa.Array:
 
 
 def _table(job: PredictJob, corpus: Corpus, rows: Rows, columns: Columns) -> pa.Table:
-    """With the ids of rows in front, or their numbers."""
+    """Table of predictions, with ids or row numbers first."""
     if corpus.ids is None:
         name, ids = "row", pa.array(corpus.number_of_row[rows] + 1)
     else:

@@ -16,7 +16,7 @@ from .terms import Term, readings_of
 
 
 def task_of(job: DistillJob) -> Task:
-    """What kind of student a job trains."""
+    """Task of a job."""
     return LanguageTask() if job.task == "language" else LabelTask()
 
 
@@ -62,7 +62,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
 def _check_features(
     terms: Sequence[Term], space: LabelSpace, sources: Mapping[str, Source]
 ) -> None:
-    """What can be refused of objectives before a model loads."""
+    """Check features against objectives, before a model loads."""
     for term in terms:
         for reading in () if term.reads_tokens else term.readings:
             spec = sources[reading.source].spec

@@ -34,7 +34,7 @@ _DATA = (
     *("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature"),
     *("read_digest", "token_cache_digest", "token_teacher_fingerprint", "token_feature"),
 )
-"""What `run.json` says of a run's data."""
+"""Keys of `run.json` about the data."""
 
 _MAY_DIFFER = {
     "resume",
@@ -172,7 +172,7 @@ def check_same_data(folder: Path, provenance: Mapping[str, Any]) -> None:
 
 
 def _of_data(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's provenance says of its data; of several teachers, with the name of each."""
+    """The part of a run's provenance about its data; of several teachers, with the name of each."""
     told = {key: provenance[key] for key in _DATA if key in provenance}
     for name, teacher in provenance.get("teachers", {}).items():
         told |= {f"{name} {key}": teacher[key] for key in _DATA if key in teacher}

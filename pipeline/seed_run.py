@@ -93,7 +93,7 @@ class SeedRun:
         return Plan(self.job, self.terms, self.data, self.seed, warns)
 
     def _objective(self, width: int) -> Objective:
-        """What a student of some width learns by, drawn anew."""
+        """A new objective, for a student of some width."""
         space = self.data.space
         sizes = Sizes(width, space.num_labels, space.regression, None, dropout=self.job.dropout)
         built = build_objective(self.terms, sizes, self.data.shapes, self.task.scores)
@@ -145,7 +145,7 @@ class SeedRun:
         return run
 
     def _name(self) -> str:
-        """What trackers call the run."""
+        """Name of the run for trackers."""
         name = self.job.run_name or self.job.name or self.job.output.name
         return f"{name}, seed {self.seed}" if len(self.job.seeds) > 1 else name
 
@@ -204,7 +204,7 @@ def _metrics(
 
 
 def _one_or_all(where: Mapping[str, Where]) -> str | dict[str, Where] | None:
-    """Where the features of the only source lie, or of each of several."""
+    """Placement of the features of the only source, or of each of several."""
     return dict(where) if len(where) > 1 else next(iter(where.values()), None)
 
 

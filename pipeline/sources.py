@@ -83,7 +83,7 @@ class Source:
 
     @property
     def teacher(self) -> TeacherSpec:
-        """Who was asked, and how."""
+        """Spec of the teacher."""
         return self.cache.teacher.spec
 
     def find(self, keys: KeyArray) -> Rows:
@@ -91,7 +91,7 @@ class Source:
         return self.cache.find(keys, self.spec.name)
 
     def provenance(self) -> dict[str, Any]:
-        """Where its answers come from."""
+        """Provenance of its features."""
         return {
             "cache_digest": self.answers.digest,
             "teacher_fingerprint": self.cache.teacher.fingerprint,
@@ -214,7 +214,7 @@ def rows_by_first_use(
 
 
 def sum_to_come(found: Sequence[ToCome | None]) -> ToCome | None:
-    """What comes of all caches together; None where nothing does."""
+    """Downloads of all caches together; None if there are none."""
     known = [each for each in found if each is not None]
     if not known:
         return None

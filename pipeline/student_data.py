@@ -84,7 +84,7 @@ class LabelledCorpus:
 
     @property
     def labelled(self) -> int:
-        """How many examples have a label."""
+        """Number of examples with a label."""
         return len(self.labels) - count_missing(self.labels)
 
     def texts(self) -> Iterator[str]:
@@ -113,7 +113,7 @@ class LabelledCorpus:
         return digest.hexdigest()
 
     def names(self, rows: Rows) -> list[str]:
-        """Where examples stand, and their keys."""
+        """Positions of examples in files, and their keys."""
         segments = self.corpus.examples(rows)
         keys = (example_key(each).hex() for each in segments)
         places = map(self.corpus.where, rows.tolist())
@@ -122,8 +122,8 @@ class LabelledCorpus:
 
 @dataclass(frozen=True)
 class StudentData:
-    """What a student learns from: training and validation examples, label space, and the sources
-    of teachers' features by name."""
+    """Data of a run: training and validation examples, label space, and the sources of teachers'
+    features by name."""
 
     train: LabelledCorpus
     validation: LabelledCorpus | None
@@ -131,7 +131,7 @@ class StudentData:
     metric: str
     sources: Mapping[str, Source] = field(default_factory=dict)
     read_digests: Mapping[str, str] = field(default_factory=dict)
-    """Of the training texts that sources read, where these are not the student's."""
+    """Digests of training texts that sources read, if they differ from the student's."""
 
     @cached_property
     def of_texts(self) -> dict[str, Source]:
@@ -140,7 +140,7 @@ class StudentData:
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Of the features of whole texts."""
+        """Shapes of the features of whole texts."""
         return {name: source.spec.shape for name, source in self.of_texts.items()}
 
     @property
@@ -150,14 +150,14 @@ class StudentData:
 
     @cached_property
     def digests(self) -> dict[str, str | None]:
-        """Those of the examples, worked out once for all seeds."""
+        """Digests of the examples, computed once for all seeds."""
         return {
             "train_digest": self.train.digest(),
             "validation_digest": self.validation.digest() if self.validation else None,
         }
 
     def provenance(self) -> dict[str, Any]:
-        """Where the teachers' answers come from; for the record of a run."""
+        """Provenance of the teachers' features, for the record of a run."""
         told = {
             name: source.provenance()
             | ({"read_digest": self.read_digests[name]} if name in self.read_digests else {})
@@ -169,14 +169,14 @@ class StudentData:
         return next(iter(told.values()), nothing)
 
     def gathers(self, seed: int) -> dict[str, Gather]:
-        """How to read the training features, each source under its control."""
+        """Readers of the training features, each source under its control."""
         return {
             name: controlled(source.feature, self.train.cache_rows[name], source.control, seed, of)
             for (name, source), of in zip(self.of_texts.items(), self._own_draws(), strict=True)
         }
 
     def validation_gathers(self) -> dict[str, Gather]:
-        """How to read the validation features, as cached; none unless features are all there is."""
+        """Readers of the validation features, as cached; none if there are labels."""
         if self.validation is None:
             return {}
         return {
@@ -185,7 +185,7 @@ class StudentData:
         }
 
     def fetch_ahead(self, job: DistillJob, aligners_first: Collection[str]) -> ToCome | None:
-        """Of caches at URLs, begin to bring what the run needs; None of local ones.
+        """Start downloading what the run needs from caches at URLs; None if all are local.
         `aligners_first` are sources that an aligner reads before the student.
 
         Raises CacheError if that is more than a mirror may keep."""
@@ -199,7 +199,7 @@ class StudentData:
         return sum_to_come(found)
 
     def _own_draws(self) -> list[str]:
-        """What tells the noise and the shuffling of sources apart; nothing for the first."""
+        """Seeds for the noise and shuffling of each further source; none for the first."""
         return ["" if number == 0 else name for number, name in enumerate(self.of_texts)]
 
     def without(self, left_out: Rows, problem: str) -> "StudentData":

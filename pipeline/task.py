@@ -1,7 +1,7 @@
-"""What kind of student a job trains: the task owns labels, head, metrics, and the folder it leaves.
+"""Tasks of students: a task owns labels, head, metrics, and the output folder.
 
-LabelTask      classes, numbers, or a teacher's feature alone: `label_task.py`
-LanguageTask   the next token: `language/task.py`
+LabelTask      classes, numbers, or a teacher's feature alone: `label_task.py` LanguageTask   the
+next token: `language/task.py`
 """
 
 from abc import ABC, abstractmethod
@@ -27,7 +27,7 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What one seed trains, and with what."""
+    """Models and data of one seed."""
 
     model: TrainedModel
     tokenizer: Any
@@ -40,7 +40,7 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one seed of a job is built from; `warns`: whether it says what is the same in all seeds
+    """Inputs of one seed of a job; `warns`: whether it logs warnings that are the same in all seeds
     and processes."""
 
     job: DistillJob
@@ -50,7 +50,7 @@ class Plan:
     warns: bool
 
     def adapter_base(self) -> dict[str, str | None]:
-        """What a student's card says of the model that its adapters are for, if it has any."""
+        """Base model of the student's adapters, if it has any."""
         job = self.job
         if job.lora_rank is None:
             return {}
@@ -58,14 +58,14 @@ class Plan:
 
 
 MakeObjective = Callable[[int], Objective]
-"""From the width of a student's pooled texts to what it learns by, drawn anew."""
+"""Makes a new objective from the width of a student's pooled texts."""
 
 
 class Task(ABC):
     """One kind of student."""
 
     scores: ClassVar[StudentTensor]
-    """What of a student its own loss is about."""
+    """Student outputs that the task's own loss scores."""
     trainer: ClassVar[type[DistillTrainer]] = DistillTrainer
 
     @abstractmethod
@@ -84,7 +84,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, space: LabelSpace) -> Sequence[str]:
-        """Those that an epoch can be chosen by, the default first."""
+        """Metrics that an epoch can be chosen by, the default first."""
 
     def learns_features_alone(self, space: LabelSpace) -> bool:
         """Whether features are all there is to learn, and so to validate by."""

@@ -28,7 +28,7 @@ class Reading:
     logits_for: str | None = None
     """The objective that takes its numbers for logits of the student's classes, if one does."""
     axis: AxisName | None = None
-    """What the feature has a row for: `predictions`, each predicted token; None: each text."""
+    """Axis of the feature: `predictions`, a row per predicted token; None: one per text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Term:
 
 
 def terms_of(job: DistillJob) -> tuple[Term, ...]:
-    """What a job trains with. Raises JobError for objectives that are not there, or do not go with
-    its teachers and their controls."""
+    """Objectives of a job. Raises JobError for unknown ones, or if they do not fit its teachers and
+    controls."""
     keys = _objectives(job)
     classes = [OBJECTIVES.load(each.name) for each in keys]
     teachers = job.all_teachers
@@ -98,9 +98,9 @@ def readings_of(terms: Sequence[Term]) -> dict[str, Reading]:
 def build_objective(
     terms: Sequence[Term], sizes: Sizes, shapes: Mapping[str, Shape], task: StudentTensor = "output"
 ) -> Objective:
-    """What a student learns by; `shapes` are those of the features of all sources, `task` what of a
-    student the task is about. One objective that counts once is itself, anything else their sum;
-    and so is one beside which a language model has its tokens to learn."""
+    """The objective of a run; `shapes` are those of the features of all sources, `task` the student
+    outputs that the task scores. A single one with weight 1 is returned as it is; several, or one
+    beside a language model's own token loss, as a sum."""
     parts = [term.build(_sizes_of(term, sizes, shapes)) for term in terms]
     weights = [term.keys.weight for term in terms]
     if weights == [1]:

@@ -51,7 +51,7 @@ Values = Mapping[str, Any]
 
 
 class AblateJob(Job):
-    """How to run the grid. All other keys are those of its `distill` jobs."""
+    """Running the grid. All other keys are those of its `distill` jobs."""
 
     output: Path = Field(description="folder of all runs")
     grid: Any = Field(description="keys with lists of values, or a list of such grids")

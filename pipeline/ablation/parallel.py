@@ -72,7 +72,7 @@ def _workers(waiting: deque[PlannedRun], pool: "_WorkerPool") -> int:
 
 
 def room(peak_bytes: int, memory_bytes: int, processors: int) -> int:
-    """How many runs go beside each other, each of them as large as one has been."""
+    """Number of runs that fit side by side, given the memory of one."""
     return max(1, min(processors, int(memory_bytes / (_ROOM * peak_bytes))))
 
 
@@ -133,7 +133,7 @@ class _WorkerPool:
 
 
 def _processes() -> Any:
-    """Where processes come from."""
+    """The multiprocessing context."""
     if sys.platform != "linux":  # forking after Apple's libraries have started threads is not safe
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

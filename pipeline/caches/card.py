@@ -46,7 +46,7 @@ MAX_ROWS = 2_000
 MAX_VALUES = 2**24
 """128 MiB as float64."""
 MAX_PANELS = 3
-"""Of a picture."""
+"""Limit of panels in one figure."""
 
 
 class CardJob(TextFormatKeys):
@@ -73,7 +73,7 @@ class CardJob(TextFormatKeys):
 
 @dataclass(frozen=True, slots=True)
 class Colouring:
-    """What is known of some rows: numbers to be read off a scale, or names of classes."""
+    """Labels of some rows: numbers for a colour scale, or class names."""
 
     rows: Rows
     labels: Labels

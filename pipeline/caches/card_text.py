@@ -63,7 +63,7 @@ armada cache verify {name} --expect-digest {digest}
 
 @dataclass(frozen=True, slots=True)
 class TeacherFacts:
-    """What the card says of one teacher; `picture` is a file beside the card."""
+    """Facts about one teacher; `picture` is a file beside the card."""
 
     manifest: TeacherManifest
     rows: int
@@ -78,7 +78,7 @@ class TeacherFacts:
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What the card says; `name` is the folder's."""
+    """All facts of a card; `name` is that of the folder."""
 
     title: str
     name: str
@@ -184,7 +184,7 @@ def _hours(seconds: float) -> str:
 
 
 def _hardware(run: RunRecord) -> str:
-    """What the seconds were spent on: one device."""
+    """The device that the seconds were measured on."""
     device = run.hardware.get("device", "an unknown device")
     if device.startswith("cuda"):
         return f"one GPU ({plain(run.hardware.get('gpu', device))})"
@@ -236,7 +236,7 @@ def _features(manifest: TeacherManifest) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _corpora_table(teachers: Sequence[TeacherFacts]) -> str:
-    """What the teachers were asked about, each corpus once."""
+    """The corpora of all teachers, each once."""
     asked: dict[CorpusRecord, list[str]] = {}
     for teacher in teachers:
         for run in teacher.runs:

@@ -25,7 +25,7 @@ SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="skip invalid rows and list them")
 ]
 TextColumn = Annotated[list[str] | None, typer.Option(help="column of a text segment")]
-"""Of the commands of `../../cli.py` too."""
+"""Shared with `../../cli.py`."""
 
 CachePlace = Annotated[str, typer.Argument(help="folder or URL of the cache")]
 Prefix = Annotated[str | None, typer.Option("--teacher", help="fingerprint or unique prefix")]

@@ -55,7 +55,7 @@ def show_teachers(teachers: "Sequence[TeacherSummary]", as_json: bool) -> None:
 
 
 def show_merge(merged: "Sequence[Merged]", as_json: bool) -> None:
-    """What became of each teacher."""
+    """Print the result of a merge, a line per teacher."""
     if as_json:
         show_json(list(merged))
         return
@@ -69,7 +69,7 @@ def show_merge(merged: "Sequence[Merged]", as_json: bool) -> None:
 
 
 def show_export(exported: "Exported", as_json: bool) -> None:
-    """What was written."""
+    """Print the result of an export."""
     warn_skipped(exported.skipped)
     if as_json:
         show_json(exported)
@@ -82,7 +82,7 @@ def show_export(exported: "Exported", as_json: bool) -> None:
 
 
 def show_import(imported: "Imported", as_json: bool) -> None:
-    """What was taken in."""
+    """Print the result of an import."""
     warn_skipped(imported.skipped)
     if imported.repeated:
         warn(f"{imported.repeated} rows repeat the text of another row and share its features")
@@ -224,7 +224,7 @@ def show_gc(collected: "Collected", as_json: bool) -> None:
 
 
 def show_shared(shared: "Shared", verb: str, as_json: bool) -> None:
-    """What went over; `verb` is 'pushed' or 'pulled'."""
+    """Print the result of a transfer; `verb` is 'pushed' or 'pulled'."""
     warn_skipped(shared.skipped)
     for teacher in shared.teachers:
         _warn_missing(shared, teacher)

@@ -76,7 +76,7 @@ class ExportJob(TextFormatKeys):
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written."""
+    """Result of an export."""
 
     output: str
     teacher: str
@@ -118,7 +118,7 @@ def run_export(job: ExportJob, quiet: bool = False) -> Exported:
 
 
 def _features(job: ExportJob, cache: Cache) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Those that are asked for, or all that the format holds; and those that it does not."""
+    """The chosen features, or all that the format supports; and those left out."""
     along = [name for name in cache.features if cache.feature_spec(name).axis is not None]
     held = [name for name in cache.features if job.format != "npy" or name not in along]
     names = tuple(dict.fromkeys(job.feature)) or tuple(held)
@@ -145,8 +145,8 @@ def _columns(job: ExportJob, cache: Cache, name: str) -> FeatureColumns:
 
 
 def _tokenizer(job: ExportJob, teacher: TeacherSpec) -> Any:
-    """What a teacher's generated ids are decoded with: as named, or from the hub, where it came
-    from. None if that is not to be had; raises JobError for another one than the teacher's."""
+    """The tokenizer of a teacher's generated ids: as named, or from the teacher's hub id. None if
+    it is not available; raises JobError for another one than the teacher's."""
     name, _, revision = teacher.name.partition("@")
     source = job.tokenizer or (name if "/" in name else None)
     try:

@@ -52,7 +52,7 @@ class FeatureColumns(Protocol):
 
     @property
     def spec(self) -> FeatureSpec:
-        """Of the feature, as the cache has it."""
+        """Spec of the cached feature."""
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -142,7 +142,7 @@ def _decoded(spec: FeatureSpec, values: Numbers) -> dict[str, Numbers]:
 
 
 def _field(name: str, values: Numbers) -> pa.Field:
-    """Of values [S, *shape]; a shape of several dimensions is in its metadata."""
+    """Arrow field of values [S, *shape]; a shape of several dimensions is in its metadata."""
     shape = values.shape[1:]
     told = {"shape": json.dumps(shape)} if len(shape) > 1 else None
     return pa.field(name, _array(values).type, metadata=told)
@@ -155,7 +155,7 @@ def _array(values: Numbers) -> pa.Array:
 
 
 def column_names(features: Sequence[FeatureColumns]) -> list[str]:
-    """Of all columns of some features."""
+    """Names of all columns of the features."""
     return [field.name for feature in features for field in feature.fields]
 
 

@@ -28,7 +28,7 @@ from ...stages.store.format.rows import Rows
 from ...stages.store.format.zarr_shards import DenseArray
 
 BATCH_ROWS = 2048
-"""Of Parquet, read at a time."""
+"""Rows of Parquet read at a time."""
 SUFFIX = ".npy"
 _MALFORMED = (OSError, ValueError, EOFError, TypeError, RecursionError)
 _NUMBERS = (pa.float16(), pa.float32(), pa.float64())
@@ -110,13 +110,13 @@ def _in_row_order(corpus: Corpus, count: int, where: object) -> Rows:
 
 
 def _described(shape: Sequence[int], dtype: np.dtype[Any]) -> str:
-    """For messages."""
+    """Shape and dtype for messages."""
     return f"{dtype}{list(shape)}"
 
 
 @dataclass(frozen=True, slots=True)
 class NpyHeader:
-    """What a .npy file says it holds; its size was found to fit."""
+    """Header of a .npy file, whose size has been checked."""
 
     path: Path
     shape: tuple[int, ...]

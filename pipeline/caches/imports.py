@@ -109,7 +109,7 @@ class ImportJob(TextFormatKeys):
 
     @property
     def layout(self) -> Layout:
-        """How the features lie, as far as names tell."""
+        """Layout of the source, inferred from names."""
         if self.source.is_dir():
             return "parquet" if any(self.source.glob("*.parquet")) else "npy_per_example"
         if not self.source.is_file():
@@ -139,8 +139,8 @@ def declared(settings: Iterable[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was taken in: rows of the corpus, of these imported now, there before, and rows that
-    repeat the text of another and so have its features; places of the source that no row used."""
+    """Result of an import: rows of the corpus, of these imported now and already cached, rows that
+    repeat the text of another and so share its features; unused positions of the source."""
 
     fingerprint: str
     feature: str
@@ -327,7 +327,7 @@ class _ImportedShards:
 
 
 def _run_record(corpus: Corpus) -> RunRecord:
-    """What is known: not on what hardware, nor with which libraries the features were made."""
+    """Provenance of an import: hardware and libraries are unknown."""
     keys = corpus.keys()
     rows_of = [np.flatnonzero(corpus.source_of_row == at) for at in range(len(corpus.sources))]
     return RunRecord(

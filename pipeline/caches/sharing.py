@@ -31,7 +31,7 @@ from .card_text import MARK
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """How to reach the other place. `options` are KEY=VALUE with YAML values, for fsspec."""
+    """Access to the other location. `options` are KEY=VALUE with YAML values, for fsspec."""
 
     options: Sequence[str] = ()
     jobs: int = JOBS
@@ -41,8 +41,8 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class SharedTeacher:
-    """What went over of one teacher: shards with something to send or fetch, those that needed
-    nothing, files and bytes. `texts` counts texts of the corpus found with it, if one was given."""
+    """Transfer of one teacher: shards sent or fetched, shards already there, files and bytes.
+    `texts` counts texts of the corpus found with it, if one was given."""
 
     fingerprint: str
     kind: str
@@ -57,8 +57,8 @@ class SharedTeacher:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What a push or a pull did, or would do. `digest` names all that the other place holds, after
-    a push what it holds now; `texts` counts the different texts of the corpus, if one was given."""
+    """Result of a push or pull, or of its dry run. `digest` is that of the other location, after a
+    push; `texts` counts the different texts of the corpus, if one was given."""
 
     place: str
     digest: str | None
@@ -71,8 +71,8 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to pull; `corpus` with its `text_columns` chooses shards by the texts they answer,
-    `digest` is what the whole cache must have."""
+    """Selection of a pull; `corpus` with its `text_columns` chooses shards by their texts, `digest`
+    is the expected one of the whole cache."""
 
     teachers: Sequence[str] = ()
     features: Sequence[str] = ()

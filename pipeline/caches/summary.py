@@ -1,6 +1,6 @@
-"""What a cache holds, in words and numbers: `cache ls` and `cache inspect`.
+"""Contents of a cache in numbers: `cache ls` and `cache inspect`.
 
-Of a cache at a URL, its index tells all of it.
+For a cache at a URL, its index has all of them.
 """
 
 from collections.abc import Iterable

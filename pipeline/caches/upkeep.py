@@ -33,12 +33,12 @@ from ..messages import CountProgress, counted, say_that_it_waits, size
 from ..signals import telling_what_is_kept
 
 Teachers = dict[str, TeacherManifest]
-"""By fingerprint."""
+"""Teachers by fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was found; `expected` is the digest that the cache was to have, if one was given."""
+    """Result of a check; `expected` is the expected digest, if one was given."""
 
     path: Path
     found: Verification
@@ -74,7 +74,8 @@ def run_verify(
 
 @dataclass(frozen=True, slots=True)
 class RepairReport:
-    """What was done, or would be; `recompute` says how dropped answers come back."""
+    """Result of a repair, or of its dry run; `recompute` describes how to restore dropped
+    features."""
 
     path: Path
     steps: tuple[Step, ...]
@@ -109,7 +110,7 @@ def run_repair(
 
 
 def _recompute(survey: CacheSurvey, steps: Sequence[Step]) -> Iterator[str]:
-    """For each teacher that loses shards, what it was asked with and about."""
+    """Teacher and corpora to recompute, for each teacher that loses shards."""
     losing = {step.damage.teacher for step in steps if step.action == "drop"}
     for teacher in survey.teachers:
         if teacher.folder.name in losing and teacher.manifest is not None:
@@ -247,7 +248,7 @@ def remove_teacher(removal: Removal, force: bool = False) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was removed, or would be."""
+    """Files removed, or to be removed."""
 
     paths: tuple[str, ...]
     bytes: int

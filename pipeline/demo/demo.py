@@ -66,7 +66,7 @@ class DemoJob(Job):
 
 
 def say(line: str) -> None:
-    """What the demo is at, also to who reads it through a pipe."""
+    """Print progress at once, also into a pipe."""
     print(line, flush=True)
 
 

@@ -29,7 +29,7 @@ LEARNING_RATE = 1e-3
 HELD_OUT = 200
 
 _MEAN, _STD = 0.5, 0.25
-"""Of each colour channel."""
+"""Mean and deviation of each colour channel."""
 _MODEL = {
     "embed_dim": 64,
     "vision_cfg": {

@@ -37,7 +37,7 @@ COLOURS: tuple[Words, ...] = (
 """Families of words; the first word of each is the common one."""
 
 HUES = ((-10, 8), (22, 32), (50, 60), (100, 140), (210, 240), (270, 295))
-"""Of each family of colours, the range of hues in degrees."""
+"""Range of hues of each colour family, in degrees."""
 
 SHAPES: tuple[Words, ...] = (
     ("circle", "disc", "ball", "orb"),
@@ -50,7 +50,7 @@ SHAPES: tuple[Words, ...] = (
 
 SIZES: tuple[Words, ...] = (("small", "little", "tiny"), ("large", "big", "huge"))
 RADII = (0.14, 0.26)
-"""Of a small and of a large object, as a share of the picture's width."""
+"""Radii of small and large objects, as shares of the image width."""
 
 PLACES: tuple[Words, ...] = (("left",), ("right",), ("top",), ("bottom",), ("middle",))
 CENTRES = ((0.3, 0.5), (0.7, 0.5), (0.5, 0.3), (0.5, 0.7), (0.5, 0.5))
@@ -95,7 +95,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """What is to be seen, in words."""
+        """Caption of the image."""
         text = TEMPLATES[self.template].format(
             colour=COLOURS[self.colour.family][self.colour.place],
             shape=SHAPES[self.shape.family][self.shape.place],

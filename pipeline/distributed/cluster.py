@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 CONNECT_S = 6.0
-"""For how long a scheduler may not answer, and may have no workers."""
+"""Timeout for the scheduler to respond and to have workers."""
 
 _SETTINGS: dict[str, Any] = {
     # A worker that is started again may take long on a busy machine.
@@ -47,7 +47,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 def device_of(device: str, gpus: Sequence[str]) -> "torch.device":
-    """Where the workers of an own cluster run their teachers."""
+    """Device of the workers of a local cluster."""
     import torch
 
     return torch.device("cuda") if gpus else choose_device(device)

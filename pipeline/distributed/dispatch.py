@@ -32,7 +32,7 @@ CHUNKS_PER_WORKER = 2
 """One that is asked about and one that waits at the worker."""
 
 LOOK_S = 5.0
-"""How often to see whether there are workers to wait for."""
+"""Seconds between checks for lost workers."""
 
 
 class Chunks:
@@ -59,7 +59,7 @@ class Chunks:
         return -(-len(self._pending) // self._size)
 
     def rows(self, number: int) -> int:
-        """How many rows a chunk has."""
+        """Number of rows in a chunk."""
         return len(self._places(number))
 
     def _places(self, number: int) -> npt.NDArray[np.int64]:

@@ -44,7 +44,7 @@ class _WorkerPool:
     equipment: tuple[Equipment, ...]
 
     def together(self, of_one: Callable[[Equipment], Mapping[str, str]]) -> dict[str, str]:
-        """What all workers have, and where they differ, each thing that some have."""
+        """Values common to all workers; where they differ, each distinct value."""
         found: dict[str, set[str]] = {}
         for one in self.equipment:
             for name, value in of_one(one).items():
@@ -97,7 +97,8 @@ def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
 
 
 def _report(plan: Plan, pending: int, outcomes: "_Outcomes | None") -> PrecomputeReport:
-    """What a worker committed just before it was lost counts as done elsewhere: it told nobody."""
+    """The report. Shards that a worker committed just before it was lost count as done
+    elsewhere."""
     rows = outcomes.rows if outcomes else 0
     skipped = tuple(outcomes.skipped) if outcomes else ()
     return PrecomputeReport(
@@ -137,7 +138,8 @@ def _pool(client: "Client", job: PrecomputeJob) -> _WorkerPool:
 
 
 def _device(pool: _WorkerPool) -> "torch.device":
-    """Where the workers run teachers, as the same settings may mean another teacher elsewhere."""
+    """Device of the workers' teachers, since the same settings may mean another teacher
+    elsewhere."""
     import torch
 
     kinds = {one.device_type for one in pool.equipment}

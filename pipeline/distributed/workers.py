@@ -35,8 +35,8 @@ REPORT_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a run wants of every worker. The path of the job's cache is absolute; `spec` is that of
-    the job's teacher as its owner sees it."""
+    """A run's job for every worker. The cache path is absolute; `spec` is that of the teacher in
+    the main process."""
 
     run_id: str
     job: PrecomputeJob
@@ -49,8 +49,8 @@ class Chunk:
     """Rows that make one shard, with keys [N, 16]; no key is in two chunks of a run.
 
     shard: the number to take if it is free; unrelated: the keys tables (their hashes) of shards
-    known to hold none of the keys, since a number does not tell a shard;
-    waits: whether to wait for other writers who are at the keys."""
+    known to hold none of the keys, since a number does not tell a shard; waits: whether to wait for
+    other processes that are computing the keys."""
 
     number: int
     corpus: Corpus
@@ -62,8 +62,8 @@ class Chunk:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a chunk. shards: record, seconds spent asking and truncated texts of each that
-    was committed. Unfinished: others are at what is left, or the run was stopped."""
+    """Result of a chunk. shards: record, teacher seconds and truncated texts of each committed
+    shard. Unfinished: other processes are computing the rest, or the run was stopped."""
 
     shards: list[tuple[CommitRecord, float, int]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -83,7 +83,7 @@ def keys_table(record: CommitRecord) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """Where a worker's teachers run, and what goes into the provenance of its answers."""
+    """Device of a worker's teachers, and what the provenance records."""
 
     armada: str
     device_type: str
@@ -92,7 +92,7 @@ class Equipment:
 
 
 def equipment(device: str) -> Equipment:
-    """That of this process; raises JobError if it does not have the device."""
+    """Equipment of this process; raises JobError if it does not have the device."""
     chosen = choose_device(device)
     return Equipment(version("armada-kd"), chosen.type, library_versions(), hardware(str(chosen)))
 
@@ -163,7 +163,7 @@ def _answer(job_spec: JobSpec, chunk: Chunk, outcome: Outcome) -> None:
 
 
 def unseen(job_spec: JobSpec) -> str:
-    """What to tell people about a worker that does not see the cache."""
+    """Message about a worker that does not see the cache."""
     return (
         f"does not see the cache {job_spec.job.cache}; every worker needs the same folder under "
         "the same path"
@@ -235,7 +235,7 @@ class _Held:
 
 
 class _WorkerState:
-    """What a worker process keeps from one chunk to the next."""
+    """State of a worker process between chunks."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -1,1 +1,1 @@
-"""What finished runs show, in numbers."""
+"""Statistics of finished runs."""

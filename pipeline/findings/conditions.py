@@ -85,7 +85,7 @@ def _usual(condition: Condition, others: Sequence[Condition]) -> tuple[int, int]
 
 
 def _names(firsts: Sequence[FinishedRun]) -> list[str]:
-    """Those that jobs give, or what sets a condition apart; never one for two conditions."""
+    """Distinct names: those of the jobs, or the settings that differ."""
     differing = _differing(firsts)
     names: list[str] = []
     for run in firsts:
@@ -134,8 +134,8 @@ def baseline(condition: Condition, others: Sequence[Condition]) -> Condition | N
 
 
 def improvements(condition: Condition, base: Condition) -> dict[int, float]:
-    """By seed, for seeds that both have: by how much the run is better than the undistilled one, in
-    units of the metric, positive if better."""
+    """Improvement over the undistilled run, for each seed that both have, in units of the metric,
+    positive if better."""
     sign = condition.first.better_by
     return {
         seed: sign * (value - base.by_seed[seed])

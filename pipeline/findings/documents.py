@@ -22,11 +22,11 @@ from ..objective_keys import without_once_shared
 from ..run_folder import JOB, LOG, METRICS, RUN
 
 MOST_BYTES = 2**24
-"""Of a job, metrics or provenance."""
+"""Size limit of a job, metrics or provenance file."""
 MOST_LOG_BYTES = 2**28
 MOST_LINE_BYTES = 2**16
 MOST_ROWS = 2_000
-"""Of a log that are drawn: every second, third, ... row of a longer one."""
+"""Limit of plotted log rows: of a longer log, every second, third, ... row."""
 
 _NAME = r"^[\w .+/-]{1,60}$"
 Figures = dict[str, float]
@@ -37,7 +37,7 @@ class RunFolderError(InputError):
 
 
 class _Document(BaseModel):
-    """What is not named here is of no use here."""
+    """Unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -55,7 +55,7 @@ class Metrics(_Document):
 
 
 class TeacherProvenance(_Document):
-    """Where the answers of one teacher came from."""
+    """Provenance of one teacher's features."""
 
     teacher_fingerprint: str | None = None
     feature: str | None = None
@@ -67,18 +67,18 @@ class Provenance(TeacherProvenance):
     train_digest: str | None = None
     validation_digest: str | None = None
     teachers: dict[str, TeacherProvenance] = Field(default_factory=dict)
-    """By the name of the source, of a run that had several."""
+    """Teachers by source name, for a run with several."""
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
 
     @property
     def sources(self) -> dict[str, TeacherProvenance]:
-        """By name, also the only one."""
+        """All sources by name, also a single one."""
         return self.teachers or {SOURCE: self}
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
-        """Those of the teachers, as far as they are known."""
+        """Known fingerprints of the teachers."""
         found = [each.teacher_fingerprint for each in self.sources.values()]
         return tuple(dict.fromkeys(each for each in found if each))
 
@@ -102,7 +102,7 @@ def read_metrics_of(folder: Path) -> Metrics:
 
 
 def read_provenance(folder: Path) -> Provenance:
-    """What a run was made with; nothing is known if that was not written down."""
+    """Provenance of a run; empty if it has none."""
     return _read(Provenance, folder / RUN) if (folder / RUN).is_file() else Provenance()
 
 

@@ -1,4 +1,5 @@
-"""What some runs show: for each task, conditions compared, effects of weights, cost of the teacher.
+"""Findings of some runs: for each task, conditions compared, effects of weights, cost of the
+teacher.
 
 find(runs) -> Findings
   studies: runs on the same data, judged by the same metric
@@ -39,7 +40,8 @@ class TeacherCost:
 
     @property
     def seconds_saved(self) -> float:
-        """By asking once; not below zero for a cache that holds more than the runs read."""
+        """Seconds saved by computing once; not below zero if the cache holds more than the runs
+        read."""
         return max(0.0, self.seconds_without - self.seconds)
 
 
@@ -72,7 +74,7 @@ class Study:
 
     @property
     def conditions(self) -> list[Condition]:
-        """Those of all rows."""
+        """Conditions of all rows."""
         return [row.condition for row in self.rows]
 
     @property
@@ -193,7 +195,7 @@ def _line(row: Row) -> dict[str, Any]:
 def _teacher_costs(
     runs: Sequence[FinishedRun], cache: Path | None, from_afar: bool
 ) -> tuple[list[TeacherCost], list[str]]:
-    """Of every teacher whose cache is there, and what is said of the caches that are not."""
+    """Costs of every teacher whose cache is available, and messages about the others."""
     groups: dict[str, list[FinishedRun]] = defaultdict(list)
     for run in runs:
         for fingerprint in run.provenance.fingerprints if run.distilled else ():

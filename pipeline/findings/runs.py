@@ -32,7 +32,7 @@ FACTORS = ("alpha", "beta", "gamma")
 """Weights of the objective armada, whose effects are told apart."""
 
 PLAN = "plan.json"
-"""In the folder of an ablation: the folders of its runs."""
+"""File in an ablation's folder that lists its runs."""
 
 _TOLD_BY_THE_DATA = frozenset(
     {
@@ -66,7 +66,7 @@ _TEACHERS_SIDE = frozenset(
         "responses",
     }
 )
-"""What a student without a teacher has no use for, beside options of the objective."""
+"""Keys without effect for a student without a teacher, besides options of the objective."""
 
 
 def student_settings(job: DistillJob) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class FinishedRun:
 
     @property
     def seed(self) -> int:
-        """What it was drawn from."""
+        """Seed of the run."""
         return self.metrics.seed
 
     @property
@@ -126,7 +126,7 @@ class FinishedRun:
 
     @property
     def value(self) -> float | None:
-        """That metric on the validation set, for the student that was kept; None without one."""
+        """The metric on the validation set, for the kept student; None without one."""
         return self.figure(self.metric)
 
     @property

@@ -70,10 +70,10 @@ class Anova:
 
 
 def anova(values: Sequence[float], weights: Sequence[Mapping[str, Any]]) -> Anova | str:
-    """Of the metric of runs by those factors that have several values; or why there is none.
+    """ANOVA of the metric by the factors with several values; or the reason why there is none.
 
     A run whose values occur nowhere else, such as the one that a sweep started from, is left out
-    where it would keep effects or interactions from being told apart."""
+    where it would confound effects or interactions."""
     import pandas
 
     rows = [[each[name] for name in FACTORS] for each in weights]

@@ -1,4 +1,4 @@
-"""What can be refused of a language job from its keys alone."""
+"""Checks of a language job's keys."""
 
 from ...cache_schemas.errors import JobError
 from ..distill_job import DistillJob

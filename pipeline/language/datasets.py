@@ -1,4 +1,4 @@
-"""From the data of a language job to the rows that a student sees, each text with its answers."""
+"""Datasets of a language job: rows of tokens, each text with the teachers' predictions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from .teacher_texts import (
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How texts become tokens; `most` of a text, and of a row of texts."""
+    """Tokenization; `most` is the maximum length of a text, and of a row."""
 
     tokenizer: Any
     recipe: Recipe
@@ -44,7 +44,7 @@ class Encoding:
 
     @property
     def pad_id(self) -> int:
-        """What rows are filled up with. Raises StudentSourceError."""
+        """Id of the padding token. Raises StudentSourceError."""
         if self.tokenizer.pad_token_id is None:
             raise StudentSourceError(
                 "student: its tokenizer has neither a padding nor an end token; set its pad_token "
@@ -58,13 +58,13 @@ class TokenTeacher:
     """A source of answers to predicted tokens, and how an objective compares them."""
 
     name: str
-    """What the objective is told them by."""
+    """Name of the source in the objective."""
     source: str
     options: TokensOptions
 
 
 def token_teachers(plan: Plan, tokenizer: Any) -> list[TokenTeacher]:
-    """Those of a run. Raises JobError for one whose tokens are others than the student's."""
+    """Token teachers of a run. Raises JobError if tokens differ from the student's."""
     found = [
         TokenTeacher(term.label, reading.source, TokensOptions(**term.keys.options))
         for term in plan.terms
@@ -106,8 +106,8 @@ def train_set(
     encoding: Encoding,
     seed: int,
 ) -> DistillDataset:
-    """What a student is trained on; `texts` are those of the data. Raises an InputError where
-    texts and answers do not fit."""
+    """Training set; `texts` are those of the data. Raises an InputError where texts and predictions
+    do not match."""
     answering = {}
     if job.responses == "corpus":
         answering = {
@@ -120,7 +120,7 @@ def train_set(
 
 
 def validation_set(data: StudentData, encoding: Encoding) -> DistillDataset | None:
-    """What a student is evaluated by: a row for each text."""
+    """Validation set: a row for each text."""
     if data.validation is None:
         return None
     rows = pack(encoding.texts(data.validation), "none", encoding.most, encoding.pad_id)
@@ -152,5 +152,5 @@ def _answering(
 
 
 def _names(train: LabelledCorpus, rows: PackedTexts) -> Callable[[Places], list[str]]:
-    """What rows are, for people: the first text of each."""
+    """Names of rows for messages: the first text of each."""
     return lambda places: train.names(rows.packs.texts[rows.packs.offsets[places]])

@@ -79,8 +79,8 @@ def _responded(
     corpus: Corpus,
     texts: TokenTexts,
 ) -> dict[str, float]:
-    """How the student's own responses compare with those of the corpus; to a prompt that it could
-    only read in part, it responds nothing."""
+    """Metrics of the student's generated responses; for a truncated prompt, the response is
+    empty."""
     if not card.recipe.has_prompt:
         raise JobError("max_new_tokens: the student's texts have no prompt to respond to")
     whole = np.flatnonzero(texts.lengths >= texts.prompts)

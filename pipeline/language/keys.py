@@ -82,7 +82,7 @@ class LanguageKeys(LanguageSettings):
         known = make(
             Recipe, {name: settings[name] for name in Recipe.model_fields if name in settings}
         )
-        # An earlier cache does not tell the date that its chats were written on.
+        # Caches of earlier versions lack the date of their chats.
         open_to_job = {"template_date"} - settings.keys()
         given = make(Recipe, known.model_dump() | asked)
         for name in asked.keys() - open_to_job:

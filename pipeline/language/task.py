@@ -86,6 +86,6 @@ class LanguageTask(Task):
 
 
 def _recipe(plan: Plan) -> Recipe:
-    """How texts are written: as for the teachers of tokens, where there are any."""
+    """Text format: that of the token teachers, if there are any."""
     read = {r.source for term in plan.terms if term.reads_tokens for r in term.readings}
     return plan.job.recipe([plan.data.sources[name].teacher for name in sorted(read)])

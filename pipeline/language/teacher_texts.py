@@ -35,7 +35,7 @@ def check_tokenizer(teacher: TeacherSpec, tokenizer: Any, cross_tokenizer: bool)
 
 
 def teacher_vocab_size(teacher: TeacherSpec) -> int:
-    """How many tokens a teacher's tokenizer has."""
+    """Vocabulary size of a teacher's tokenizer."""
     total = teacher.settings.get("vocabulary")
     if not isinstance(total, int) or isinstance(total, bool):
         raise CacheError(
@@ -80,7 +80,7 @@ def check_same_tokens(
 
 
 def _difference(tokenizer: Any, ours: Ids, theirs: Ids) -> str:
-    """What differs between the tokens of a text, and what to do about it."""
+    """Message about the first difference between the tokens of a text, and its remedy."""
 
     def both(place: int) -> str:
         one, other = (

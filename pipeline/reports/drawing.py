@@ -1,8 +1,8 @@
-"""What all pictures share: colours that everybody can tell apart, clouds of points at their main
+"""Common parts of all plots: colours that everybody can distinguish, clouds of points at their main
 components, coloured by class or by number, and how a figure becomes a PNG.
 
-The colours are those of Okabe and Ito, which people with any common colour blindness can tell
-apart; whatever has a colour of its own has a marker or a line of its own as well.
+The colours are those of Okabe and Ito, which people with any common colour blindness can
+distinguish; whatever has a colour of its own has a marker or a line of its own as well.
 """
 
 import re
@@ -33,7 +33,7 @@ NAMED = {
     "purple": "#CC79A7",
     "black": "#000000",
 }
-"""For classes that are called like colours: the palette's nearest."""
+"""Palette colours for classes named after colours."""
 
 Labels = npt.NDArray[Any]
 
@@ -102,7 +102,7 @@ def main_components(values: npt.NDArray[Any]) -> Components:
 
 
 def label_axes(panel: "Axes", components: Components) -> None:
-    """Which share of the variance each axis shows."""
+    """Label the axes with their share of the variance."""
     panel.set_xlabel(f"component 1 ({components.shares[0]:.1%} of the variance)", fontsize=9)
     panel.set_ylabel(f"component 2 ({components.shares[1]:.1%})", fontsize=9)
     panel.tick_params(labelsize=8)

@@ -48,7 +48,7 @@ _LOG_NOTES = frozenset({"step", "epoch", "grad_norm", "learning_rate"})
 _HALF_A_LINE = 30
 """Characters of a legend."""
 _SPREAD = 0.12
-"""By how much single runs are moved aside so that they do not cover each other."""
+"""Offset of single runs, so that they do not overlap."""
 
 Method = Literal["pca", "tsne"]
 
@@ -273,7 +273,7 @@ def _tsne(points: Points) -> Components:
 
 
 def reliability(looks: Looks) -> Picture | None:
-    """How often predictions of like confidence are right; None without classes to predict."""
+    """Accuracy by confidence; None without classes to predict."""
     shown = [each for each in looks.students if each.calibration is not None][:MAX_CALIBRATED]
     if not shown:
         return None

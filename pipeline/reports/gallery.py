@@ -38,7 +38,7 @@ class Gallery:
 
 
 def teacher_images(runs: Sequence[FinishedRun], cache: Path | None) -> Gallery | None:
-    """What a teacher made, of the first run whose cache is where it was and holds any."""
+    """Images of the teacher of the first run whose cache is still there and holds any."""
     firsts = {run.provenance.fingerprints: run for run in reversed(runs) if run.distilled}
     for run in firsts.values():
         try:
@@ -54,7 +54,7 @@ def teacher_images(runs: Sequence[FinishedRun], cache: Path | None) -> Gallery |
 
 
 def _images(job: DistillJob, keys: TeacherKeys) -> list[TextImage]:
-    """Those of a teacher's cache; the job's corpus is read only if there are any."""
+    """Images of a teacher's cache; the job's corpus is read only if there are any."""
     cache = open_answers(keys).cache
     rows, table = cache.first_rows("images", {"png": pa.binary()}, MOST)
     if not len(rows):
@@ -89,7 +89,7 @@ def _thumbnail(image: bytes) -> bytes | None:
 
 
 def _pixels(png: bytes) -> int:
-    """What the head of a PNG file says that there are; 0 for what is no such head."""
+    """Number of pixels by the header of a PNG file; 0 for other bytes."""
     if len(png) < 24 or not png.startswith(b"\x89PNG\r\n\x1a\n"):
         return 0
     return int.from_bytes(png[16:20]) * int.from_bytes(png[20:24])

@@ -1,4 +1,4 @@
-"""What finished students make of some texts: where they put them, and what they answer.
+"""Projections and predictions of finished students for some texts.
 
 A sample of training texts, because the cache holds the teacher's features of those. The aligner of
 the first distilled run says what the teacher's features mean: all students are compared with it.
@@ -62,12 +62,12 @@ class Looks:
     correlates: bool
     """Whether agreement is a correlation."""
     missing: tuple[str, ...]
-    """What is said of students that cannot be loaded."""
+    """Messages about students that cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """What students are looked at with, and what for."""
+    """Texts for plots of students, with their labels and features."""
 
     sample: LabelledCorpus
     validation: LabelledCorpus | None
@@ -181,7 +181,7 @@ def _answers(run: FinishedRun, texts: _Texts) -> _Answers:
 
 
 def _features(data: StudentData, sample: LabelledCorpus, objective: Objective) -> Points:
-    """What the first objective reads."""
+    """Features that the first objective reads."""
     source = objective.sources[0]
     features: Points = data.sources[source].feature.gather(sample.cache_rows[source])
     return features
@@ -190,8 +190,8 @@ def _features(data: StudentData, sample: LabelledCorpus, objective: Objective) -
 def _objective(
     run: FinishedRun, data: StudentData, width: int, device: "torch.device"
 ) -> Objective:
-    """What the run trained beside a student of some width; of several objectives, the first that
-    reads a teacher: pictures are of one teacher's space."""
+    """The run's trained objective, for a student of some width; of several, the first that reads a
+    teacher, since plots are of one teacher's space."""
     space, job = data.space, run.job
     sizes = Sizes(width, space.num_labels, space.regression, None, dropout=job.dropout)
     built = build_objective(terms_of(job), sizes, data.shapes)
@@ -209,7 +209,7 @@ def _teacher(objective: Objective, features: Points) -> tuple[Points, Points | N
 
 
 def _projected(objective: Objective, pooled: Points) -> Points:
-    """Where the objective compares a student's texts with the teacher's."""
+    """Projections in which the objective compares student and teacher."""
     import torch
 
     projection = getattr(objective, "projection", None)

@@ -1,4 +1,5 @@
-"""From findings and pictures to one HTML page: no script, no link, nothing that is fetched."""
+"""One self-contained HTML page of findings and plots: no script, no link, nothing that is
+fetched."""
 
 import base64
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from .gallery import Gallery
 from .looks import Looks, StudentLook
 
 MARK = '<meta name="generator" content="armada report">'
-"""Of a page that may be replaced."""
+"""Mark of a page that may be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Section:
         return any(run.value is not None for row in self.study.rows for run in row.condition.runs)
 
     def look_of(self, condition: Condition) -> StudentLook | None:
-        """What the student of a condition was seen to do."""
+        """Plots of the student of a condition."""
         students = self.looks.students if self.looks else ()
         return next((each for each in students if each.condition is condition), None)
 

@@ -24,7 +24,7 @@ from .looks import Looks, UnknownColumn, look
 from .page import MARK, Section, render
 
 _HEAD_BYTES = 4096
-"""Of a page, where it says what made it."""
+"""Bytes at the start of a page that hold its generator mark."""
 
 
 class ReportJob(Job):
@@ -82,7 +82,7 @@ def run_report(job: ReportJob, quiet: bool = False, gallery: Gallery | None = No
 
 
 def _left_out(found: Found, findings: Findings) -> Iterator[str]:
-    """What is below the paths and not on the page, each kind in one line."""
+    """Runs below the paths that are not on the page, one line per reason."""
     if found.unfinished:
         first = found.unfinished[0]
         yield f"{counted(len(found.unfinished), 'run')} not finished and left out, first {first}"

@@ -20,7 +20,7 @@ and width 128 on 400 texts of WikiText-2 after three epochs: 2e-5 6.80, 3e-4 5.9
 
 
 class TrainingSettings(BaseModel):
-    """How to train."""
+    """Training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

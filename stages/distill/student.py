@@ -30,7 +30,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class StudentSettings(BaseModel):
-    """Which student, and how its text becomes one vector."""
+    """Student and pooling."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

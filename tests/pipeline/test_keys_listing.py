@@ -18,10 +18,10 @@ def test_precompute_lists_job_keys_and_those_of_the_teacher(
 ) -> None:
     printed = groups(CommandLine(capsys).done("precompute", "--keys", "--teacher", kind))
     options = TEACHERS.load(kind).Options
-    own, texts = "Options of this kind of teacher", "How text files are written"
-    assert [*printed] == ["Required", "How to ask", texts, own]
+    own, texts = "Options of this kind of teacher", "Format of text files"
+    assert [*printed] == ["Required", "Computation", texts, own]
     assert [*printed[own]] == [*options.model_fields]
-    job = [*printed["Required"], *printed["How to ask"], *printed[texts]]
+    job = [*printed["Required"], *printed["Computation"], *printed[texts]]
     assert sorted(job) == sorted(PrecomputeJob.model_fields)
 
 
@@ -55,8 +55,8 @@ def test_groups_of_distill_follow_the_data(capsys: pytest.CaptureFixture[str]) -
     printed = groups(CommandLine(capsys).done("distill", "--keys"))
     headings = [*printed]
     assert [*printed["Required"]] == ["output", "train", "text_column", "student"]
-    assert "label_column" in printed["What to train on"]
-    assert headings.index("What to learn from") < headings.index("How to train")
+    assert "label_column" in printed["Training data"]
+    assert headings.index("Teacher and cache") < headings.index("Training")
 
 
 def groups(printed: str) -> dict[str, dict[str, str]]:

@@ -8,7 +8,7 @@ Packing = Literal["none", "apart", "joined"]
 
 
 class LanguageSettings(BaseModel):
-    """How a language model learns."""
+    """Language students."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
