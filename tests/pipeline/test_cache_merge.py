@@ -47,7 +47,7 @@ def test_all_teachers_of_all_sources_are_joined(armada: CommandLine, tmp_path: P
     first, second = result.out.splitlines()
     assert first.startswith(f"teacher {ONE.fingerprint[:12]} (made_up:made up): 150 of 170 rows ")
     assert "copied into 2 shards, 20 already there" in first
-    assert "10 of 10 rows copied into 1 shard, 0 were there" in second
+    assert "10 of 10 rows copied into 1 shard, 0 already there" in second
     assert "170/170 rows" in result.err
     for manifest, texts in ((ONE, TEXTS), (OTHER, TEXTS[:10])):
         cache = open_cache(tmp_path / "to", manifest.fingerprint)

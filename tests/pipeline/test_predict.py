@@ -255,7 +255,7 @@ def test_a_corpus_comes_block_by_block(
     assert f"{name} row 71: id '003' is also that of row 4; fix" in refused(*words)
     rows[80]["text"] = rows[99]["text"] = ""
     corpus.write_bytes(WRITTEN[name](rows))
-    assert f"{name} row 81: column 'text' is empty (2 such rows); mend" in refused(*words)
+    assert f"{name} row 81: column 'text' is empty (2 such rows); fix" in refused(*words)
     assert not list(tmp_path.glob("again*"))
 
 

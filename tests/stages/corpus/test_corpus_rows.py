@@ -24,12 +24,12 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], list[int], str]] = {
     "repeated id": (
         {"a": ["x", "y", "z", "x"], "b": ["x"] * 4, "id": [7, 8, 7, 7]},
         [3, 4],
-        r"row 3: id '7' is that of row 1 too \(2 such rows\)",
+        r"row 3: id '7' is also that of row 1 \(2 such rows\)",
     ),
     "null ids": (
         {"a": ["x", "y"], "b": ["x", "y"], "id": [None, None]},
         [2],
-        "row 2: id None is that of row 1 too",
+        "row 2: id None is also that of row 1",
     ),
 }
 CASES = pytest.mark.parametrize(("columns", "rows", "message"), BAD_ROWS.values(), ids=BAD_ROWS)

@@ -357,7 +357,9 @@ def test_a_frame_that_is_no_table_is_refused_in_one_line(what: Any) -> None:
 def test_an_id_may_not_come_twice_in_the_files_of_a_folder(tmp_path: Path) -> None:
     for number, ids in enumerate((["a", "b"], ["c", "a"])):
         pq.write_table(pa.table({"text": ["x", "y"], "id": ids}), tmp_path / f"{number}.parquet")
-    with pytest.raises(CorpusError, match=r"1\.parquet row 2: id 'a' is that of .*0\.parquet row"):
+    with pytest.raises(
+        CorpusError, match=r"1\.parquet row 2: id 'a' is also that of .*0\.parquet row"
+    ):
         read_corpus([str(tmp_path)], ["text"])
     corpus = read_corpus([str(tmp_path)], ["text"], skip_bad_rows=True)
     assert corpus.number_of_row.tolist() == [0, 1, 2]

@@ -292,7 +292,7 @@ def test_what_a_student_cannot_begin_with_is_said(
     model = make_embedding_model(tmp_path / "one", checkpoint("bert"), "cls", layers)
     student, _ = load_student(StudentSettings(student=str(model)), NO_LABELS, [], 0.1)
     assert student.pooling == "cls"
-    assert "without the layers behind it (Dense 32 to 8, Tanh)" in caplog.text
+    assert "without the layers after it (Dense 32 to 8, Tanh)" in caplog.text
     both = make_embedding_model(tmp_path / "both", checkpoint("bert"), ("cls", "mean"))
     with pytest.raises(StudentSourceError, match="several poolings"):
         load_student(StudentSettings(student=str(both)), NO_LABELS, [], 0.1)

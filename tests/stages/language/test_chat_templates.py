@@ -92,7 +92,10 @@ def test_options_reach_the_template() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"enable_thinkng": False}, "reads no 'enable_thinkng'; did you mean 'enable_thinking'?"),
+        (
+            {"enable_thinkng": False},
+            "has no variable 'enable_thinkng'; did you mean 'enable_thinking'?",
+        ),
         ({"add_generation_prompt": True}, "'add_generation_prompt' is not an option of a template"),
         ({"strftime_now": "x"}, "'strftime_now' is not an option of a template"),
     ],
@@ -103,7 +106,7 @@ def test_options_that_no_template_reads(options: dict[str, Any], words: str) -> 
 
 
 def test_a_template_that_draws_is_refused() -> None:
-    with pytest.raises(JobError, match="draws \\(random\\)"):
+    with pytest.raises(JobError, match="is random \\(random\\)"):
         chats().check(TOKENIZERS["drawing"])
 
 

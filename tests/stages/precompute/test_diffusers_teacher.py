@@ -411,7 +411,7 @@ def test_a_shape_that_was_not_promised_is_refused(make: MakeTeacher) -> None:
     [
         ({"height": 36}, "height: 36 is not a multiple of 8"),
         ({"resize": 20}, "resize: 20 is not a multiple of 8"),
-        ({"strength": 0.2}, "strength: 0.2 of 3 steps leaves none"),
+        ({"strength": 0.2}, "strength: 0.2 of 3 steps leaves no steps"),
         ({"image_encoder": "clip"}, "image_encoder 'clip': is neither"),
         ({"image_encoder": "timm:x"}, "image_encoder 'timm:x': is neither"),
     ],

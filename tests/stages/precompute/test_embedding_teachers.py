@@ -326,7 +326,7 @@ def _of_text(**values: Any) -> Callable[[Path], None]:
         (_of_modules(1, path="../1_Pooling"), "is outside the folder"),
         (_of_modules(1, path="/1_Pooling"), "is outside the folder"),
         (_of_modules(1, type="sentence_transformers.models.Normalize"), "holds Transformer, Norm"),
-        (lambda folder: (folder / "modules.json").write_text("[{}]"), "is no list of modules"),
+        (lambda folder: (folder / "modules.json").write_text("[{}]"), "is not a list of modules"),
         (
             lambda folder: (folder / "1_Pooling" / "config.json").write_text("[]"),
             "not a JSON object",
@@ -335,20 +335,23 @@ def _of_text(**values: Any) -> Callable[[Path], None]:
             _of_dense(activation_function="os.system"),
             "'os.system' is not an activation of torch.nn",
         ),
-        (_of_dense(activation_function="torch.nn.modules.activation.MultiheadAttention"), "no act"),
+        (
+            _of_dense(activation_function="torch.nn.modules.activation.MultiheadAttention"),
+            "not an act",
+        ),
         (_of_dense(activation_function="torch.nn.Linear"), "is not an activation of torch.nn"),
-        (_of_dense(in_features=5), "takes 5 numbers, and 32 come in"),
+        (_of_dense(in_features=5), "takes 5 inputs, but gets 32"),
         (_of_dense(out_features=0), "out_features"),
         (_of_dense(module_input_name="token_embeddings"), "only layers of the pooled embedding"),
         (_of_text(processor_kwargs={"add_eos_token": True}), "processor_kwargs sets add_eos_token"),
         (_of_text(max_seq_length=-1), "max_seq_length -1 is no length"),
-        (_of_text(transformer_task="fill-mask"), "asked otherwise"),
+        (_of_text(transformer_task="fill-mask"), "needs other inputs"),
         (
             lambda folder: _edit(
                 folder / "config_sentence_transformers.json",
                 lambda d: d.update(default_prompt_name="query?"),
             ),
-            "default_prompt_name 'query\\?' is none",
+            "default_prompt_name 'query\\?' is not one",
         ),
         (
             lambda folder: _edit(

@@ -357,5 +357,5 @@ def test_refuses_weights_that_would_be_random(folder: Path, tmp_path: Path) -> N
 
 
 def test_weights_go_with_an_architecture_only(folder: Path) -> None:
-    with pytest.raises(TeacherSourceError, match="goes with the name of an architecture"):
+    with pytest.raises(TeacherSourceError, match="needs the name of an architecture"):
         teacher(folder, weights="laion2b_s34b_b79k")

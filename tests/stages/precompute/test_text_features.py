@@ -164,5 +164,5 @@ def test_features_of_each_token_are_refused(model: Callable[[str], Path]) -> Non
 
 
 def test_open_clip_says_who_takes_such_a_folder(model: Callable[[str], Path]) -> None:
-    with pytest.raises(TeacherSourceError, match=r"no open_clip_config.json; .* as encoder:"):
+    with pytest.raises(TeacherSourceError, match=r"no open_clip_config.json; .* use encoder:"):
         OpenClipTeacher(str(model("clip")), OpenClipOptions(), torch.device("cpu"))
