@@ -4,12 +4,13 @@
     # yaml-language-server: $schema=distill.schema.json      (first line of a job file)
 
 They are those of the jobs' own models, so that key, type, limit and description stand once. Options
-of teachers and objectives are keys of a job, too: here are those of all that are installed. Which
-options go with which teacher or objective, and what keys say together, only the command checks.
+of teachers and objectives are keys of a job, too: those of the one that the job names, if it is
+installed; beside the name of another, any key may be an option. An ablation may name several in its
+grid, so that its own keys are the options of all. What keys say together, only the command checks.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -25,8 +26,8 @@ from .precompute_job import PrecomputeJob, teacher_options
 from .predict import PredictJob
 
 Schema = dict[str, Any]
-Options = Mapping[str, type[BaseModel]]
-"""Name of a teacher or an objective -> its options."""
+Options = Mapping[str, Schema]
+"""Option -> what it may be."""
 
 _JOBS: Mapping[str, type[BaseModel]] = {
     "precompute": PrecomputeJob,
@@ -44,13 +45,25 @@ def job_schema(command: str) -> Schema:
     """The schema of the job files of a command (draft 2020-12). Raises JobError."""
     if command not in _JOBS:
         raise JobError(f"schema {command!r}: is not a command with a job; name {', '.join(_JOBS)}")
-    job, options = _JOBS[command], _options(command)
-    models = _models(job, AblateJob, ObjectiveKeys, *options.values())
-    for taker in (job, ObjectiveKeys):
-        keys = models[taker.__name__]["properties"]
-        keys |= {name: each for name, each in _merged(options).items() if name not in keys}
+    job, takers = _JOBS[command], _takers(command)
+    models = _models(job, AblateJob, ObjectiveKeys, *takers.values())
+    options = {name: _own(model) for name, model in takers.items()}
+    if command in ("distill", "ablate"):
+        models[ObjectiveKeys.__name__] = _with_options(
+            models[ObjectiveKeys.__name__],
+            [(_says("name", {"const": name}), own) for name, own in options.items()],
+        )
     schema = models[job.__name__]
-    if command == "ablate":
+    if command == "precompute":
+        kinds = {kind: {"type": "string", "pattern": f"^{kind}:"} for kind in options}
+        schema = _with_options(
+            schema, [(_says("teacher", kinds[kind]), own) for kind, own in options.items()]
+        )
+    elif command == "distill":
+        schema = _with_options(schema, _short_form(options))
+    elif command == "ablate":
+        keys = schema["properties"]
+        keys |= {name: each for name, each in _merged(options).items() if name not in keys}
         schema = _with_grid(schema, models[AblateJob.__name__])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -58,6 +71,37 @@ def job_schema(command: str) -> Schema:
         "title": f"job of armada {command}",
         "$defs": {name: models[name] for name in sorted(_reached(schema, models))},
     }
+
+
+def _with_options(keys: Schema, branches: Sequence[tuple[Schema, Options]]) -> Schema:
+    """Keys and, where one of the conditions holds, its options and no other key."""
+    known: dict[str, Schema | Literal[True]] = dict.fromkeys(keys["properties"], True)
+    tied = [
+        {
+            "if": condition,
+            "then": {"properties": {**options, **known}, "additionalProperties": False},
+        }
+        for condition, options in branches
+    ]
+    # Else of no condition: a plug-in that is not installed here has options of its own.
+    return {**keys, "additionalProperties": True, "allOf": tied}
+
+
+def _says(key: str, value: Schema) -> Schema:
+    return {"properties": {key: value}, "required": [key]}
+
+
+def _short_form(options: Mapping[str, Options]) -> list[tuple[Schema, Options]]:
+    """A job with one objective has the options of that; one with several has none itself."""
+    several = _says("objectives", {"type": "array"})
+    default = DistillJob.model_fields["objective"].default
+    branches: list[tuple[Schema, Options]] = [(several, {})]
+    for name, own in options.items():
+        says = _says("objective", {"const": name})
+        if name == default:
+            says = {"anyOf": [says, {"not": {"required": ["objective"]}}]}
+        branches.append(({"allOf": [says, {"not": several}]}, own))
+    return branches
 
 
 def _models(*models: type[BaseModel]) -> dict[str, Schema]:
@@ -69,7 +113,8 @@ def _models(*models: type[BaseModel]) -> dict[str, Schema]:
     return schemas
 
 
-def _options(command: str) -> Options:
+def _takers(command: str) -> dict[str, type[BaseModel]]:
+    """Name of a teacher or an objective -> the model of its options."""
     if command == "precompute":
         return {kind: teacher_options(kind) for kind in TEACHERS.names()}
     if command in ("distill", "ablate"):
@@ -77,12 +122,16 @@ def _options(command: str) -> Options:
     return {}
 
 
-def _merged(options: Options) -> dict[str, Schema]:
+def _own(model: type[BaseModel]) -> Options:
+    own: Options = model.model_json_schema(ref_template=_DEFINED + "{model}").get("properties", {})
+    return own
+
+
+def _merged(options: Mapping[str, Options]) -> Options:
     """Option -> what it may be, of any of those that have it, who are named in its description."""
     found: dict[str, dict[str, Schema]] = {}
-    for name, model in options.items():
-        own = model.model_json_schema(ref_template=_DEFINED + "{model}")
-        for key, schema in own.get("properties", {}).items():
+    for name, own in options.items():
+        for key, schema in own.items():
             found.setdefault(key, {})[name] = schema
     return {key: _one_of_them(of_each) for key, of_each in found.items()}
 

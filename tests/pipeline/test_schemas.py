@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from armada.cache_schemas.errors import JobError
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
+from armada.pipeline.objective_keys import objective_options
 from armada.pipeline.schemas import job_schema
+from armada.stages.distill.objectives import OBJECTIVES as REGISTERED
 from command_line import CommandLine
 from docs_pages import PAGES, ROOT, blocks
 from jsonschema import Draft202012Validator
@@ -89,7 +92,10 @@ def test_what_a_job_takes(more: dict[str, Any]) -> None:
     ("more", "message"),
     [
         ({"epoch": 3}, "'epoch' was unexpected"),
-        ({"alpha": 2}, "2 is not valid"),
+        ({"alpha": 2}, "2 is greater than the maximum of 1"),
+        ({"distance": "cosine"}, "'distance' was unexpected"),
+        ({"objective": "kd", "beta": 1}, "'beta' was unexpected"),
+        ({"objectives": OBJECTIVES, "alpha": 0.5}, "'alpha' was unexpected"),
         ({"epochs": "many"}, "'many' is not of type 'integer'"),
         ({"precision": "fp8"}, "'fp8' is not one of"),
         ({"objectives": [{"nam": "armada"}]}, "is not valid"),
@@ -114,11 +120,57 @@ def test_grids(armada: CommandLine) -> None:
     assert problems("ablate", JOB) == ["'grid' is a required property"]
 
 
+OPTIONS = {name: objective_options(name).model_fields for name in REGISTERED.names()}
+GIVEN = {
+    option: field.get_default(call_default_factory=True)
+    for fields in OPTIONS.values()
+    for option, field in fields.items()
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("option", GIVEN)
+def test_an_objective_has_its_own_options_alone(name: str, option: str) -> None:
+    """In a list of objectives; the job itself agrees."""
+    job = {**JOB, "task": "language"} if name == "tokens" else JOB
+    keys = {**job, "objectives": [{"name": name, option: GIVEN[option]}]}
+    (underlined,) = problems("distill", keys) or [None]
+    assert (underlined is None) == (option in OPTIONS[name])
+    if underlined is None:
+        make(DistillJob, keys)
+        return
+    with pytest.raises(JobError, match=option):
+        make(DistillJob, keys)
+    # Deep in the list it says which, as editors show it.
+    (error,) = validator("distill").iter_errors(json.loads(json.dumps(keys)))
+    assert error.context
+    assert f"'{option}' was unexpected" in next(inner.message for inner in error.context)
+    assert problems("ablate", {**keys, "grid": {"seed": [0, 1]}})
+
+
+def test_options_of_plug_ins_that_are_not_installed() -> None:
+    """They are not known here: any key may be one."""
+    own = {"mine": 1, "alpha": "any"}
+    assert problems("distill", {**JOB, "objective": "my_own", **own}) == []
+    assert problems("distill", {**JOB, "objectives": [{"name": "my_own", **own}]}) == []
+    (found,) = problems("distill", {**JOB, "objective": "my_own", "epochs": "many"})
+    assert "'many'" in found
+    job = {"corpus": "a.csv", "text_column": "text", "cache": "c"}
+    assert problems("precompute", {**job, "teacher": "my_own:x", "mine": 1}) == []
+
+
 def test_options_of_teachers(armada: CommandLine) -> None:
     job = {"corpus": "a.csv", "text_column": "text", "teacher": "hash:4", "cache": "c"}
-    assert problems("precompute", {**job, "pooling": "cls", "top_k": 8, "part": "1/4"}) == []
-    assert len(problems("precompute", {**job, "poling": "cls"})) == 1
-    assert "hash, hash_words" in job_schema("precompute")["properties"]["seed"]["description"]
+    assert problems("precompute", {**job, "seed": 3, "part": "1/4"}) == []
+    encoder = {**job, "teacher": "encoder:org/name"}
+    assert problems("precompute", {**encoder, "pooling": "cls", "limit": 8}) == []
+    for taker, option in ((encoder, {"top_k": 8}), (job, {"pooling": "cls"}), (job, {"sead": 1})):
+        (found,) = problems("precompute", {**taker, **option})
+        assert f"'{next(iter(option))}' was unexpected" in found
+    assert (
+        "armada, kd"
+        in job_schema("ablate")["$defs"]["DistillJob"]["properties"]["alpha"]["description"]
+    )
     result = armada("schema", "report")
     assert result.code == 2
     assert result.error.startswith(
