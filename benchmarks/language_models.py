@@ -37,7 +37,7 @@ TRAINED = {
     "task": "language",
     "text_column": "text",
     "student": "scratch:llama",
-    "packing": "apart",
+    "packing": "document_mask",
     "max_length": MAX_LENGTH,
     "batch_size": 16,
     "lr_scheduler": "linear",
@@ -65,7 +65,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "top_k, alpha = 0": {"feature": "top_k", "alpha": 0.0},
     "top_k": {"feature": "top_k"},
     "top_k, renormalised": {"feature": "top_k", "tail": "renormalised"},
-    "draws": {"feature": "draws"},
+    "samples": {"feature": "samples"},
     "dense, float32": {"feature": "dense"},
 }
 """What sets them apart: the feature they learn from, and how."""

@@ -31,7 +31,7 @@ from logit_codecs import material
 from logit_codecs.answers import Answers, make_answers
 from logit_codecs.codec import Codec
 from logit_codecs.judging import check_ids, losses, microseconds
-from logit_codecs.ours import Draws, TopK
+from logit_codecs.ours import Samples, TopK
 from logit_codecs.polynomial import ParquetLists, Polynomial
 from logit_codecs.raw import Packed, Raw
 
@@ -114,7 +114,7 @@ def codecs(answers: Answers, folder: Path) -> list[Codec]:
         every += [Raw(k), Packed(k)]
         if k > 16:  # of fewer there is too little beside the exact head
             every += [Polynomial(k), ParquetLists(k, folder)]
-    every += [Draws(n, bits, answers.vocabulary) for n in (12, 50) for bits in (0, 16)]
+    every += [Samples(n, bits, answers.vocabulary) for n in (12, 50) for bits in (0, 16)]
     return [codec for codec in every if not codec.refusal(answers)]
 
 

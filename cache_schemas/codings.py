@@ -1,23 +1,26 @@
 """How a teacher's answer to one predicted token is written as a row of bytes of fixed width.
 
 A coding is all that a reader needs beside the bytes. Two kinds: the most probable ids with their
-log-probabilities (`TopKCoding`), and ids drawn at random (`DrawsCoding`; Anshumann et al. 2025,
+log-probabilities (`TopKCoding`), and ids drawn at random (`SamplesCoding`; Anshumann et al. 2025,
 arXiv 2503.16870). The bytes themselves are the matter of `stages/store/codec`. What a coding kept
 of the answers, measured on a sample of tokens, is its `Fidelity`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import fsum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from . import names
+from .names import either, of_version_1
 
 MAX_ENTRIES = 2**16
 """Most ids of one token: more than any teacher's head is worth, few enough to allocate blindly."""
 
-MAX_VOCABULARY = 2**31
+MAX_VOCAB_SIZE = 2**31
 """Ids are signed 32-bit numbers once decoded."""
 
 MAX_TEMPERATURES = 16
@@ -30,9 +33,9 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 2.0**-10, 2.0**10
 Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 
 
-def id_bits(vocabulary: int) -> int:
-    """Bits of one id: ceil(log2 vocabulary)."""
-    return (vocabulary - 1).bit_length()
+def id_bits(vocab_size: int) -> int:
+    """Bits of one id: ceil(log2 vocab_size)."""
+    return (vocab_size - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,18 @@ class _Coding(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vocabulary: int = Field(ge=1, le=MAX_VOCABULARY, description="ids are below this")
+    vocab_size: int = Field(
+        ge=1,
+        le=MAX_VOCAB_SIZE,
+        validation_alias=either("vocab_size", names.CODING),
+        description="ids are below this",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """What is hashed of it, by its names in version 1."""
+        document = of_version_1(self.model_dump(mode="json"), names.CODING)
+        kind = str(document["kind"])
+        return document | {"kind": names.CODING_KINDS.get(kind, kind)}
 
 
 class TopKCoding(_Coding):
@@ -98,10 +112,10 @@ class TopKCoding(_Coding):
 
     @model_validator(mode="after")
     def _holds_together(self) -> "TopKCoding":
-        if self.k > self.vocabulary:
+        if self.k > self.vocab_size:
             raise ValueError(
-                f"k: {self.k} is above the vocabulary of {self.vocabulary}; "
-                f"keep at most {self.vocabulary}"
+                f"k: {self.k} is above the vocabulary of {self.vocab_size}; "
+                f"keep at most {self.vocab_size}"
             )
         if list(self.temperatures) != sorted(set(self.temperatures)):
             raise ValueError(
@@ -126,15 +140,20 @@ class TopKCoding(_Coding):
     @property
     def row_bytes(self) -> int:
         """How many bytes one token takes."""
-        widths = (id_bits(self.vocabulary), self.levels.low_bits)
+        widths = (id_bits(self.vocab_size), self.levels.low_bits)
         return self.header_bytes + _columns_bytes(self.k, widths, self.levels.high_bits)
 
 
-class DrawsCoding(_Coding):
+class SamplesCoding(_Coding):
     """Ids drawn with replacement from the teacher's distribution at `temperature`."""
 
-    kind: Literal["draws"] = "draws"
-    draws: int = Field(ge=1, le=MAX_ENTRIES, description="ids drawn for each token")
+    kind: Literal["samples"] = "samples"
+    samples: int = Field(
+        ge=1,
+        le=MAX_ENTRIES,
+        validation_alias=either("samples", names.CODING),
+        description="ids sampled for each token",
+    )
     temperature: Temperature = Field(default=1.0, description="temperature they were drawn at")
     log_prob_bits: Literal[0, 16] = Field(
         default=0, description="bits of each draw's log-probability; 0: not kept"
@@ -143,20 +162,29 @@ class DrawsCoding(_Coding):
     @property
     def ids(self) -> EliasFano:
         """The split of ids, ascending."""
-        return EliasFano(self.vocabulary, self.draws)
+        return EliasFano(self.vocab_size, self.samples)
 
     @property
     def ids_bytes(self) -> int:
         """How many bytes the ids of one token take."""
-        return _columns_bytes(self.draws, (self.ids.low_bits,), self.ids.high_bits)
+        return _columns_bytes(self.samples, (self.ids.low_bits,), self.ids.high_bits)
 
     @property
     def row_bytes(self) -> int:
         """How many bytes one token takes."""
-        return self.ids_bytes + self.draws * self.log_prob_bits // 8
+        return self.ids_bytes + self.samples * self.log_prob_bits // 8
 
 
-Coding = Annotated[TopKCoding | DrawsCoding, Field(discriminator="kind")]
+def _kind_of_today(document: Any) -> Any:
+    if isinstance(document, Mapping) and document.get("kind") in names.CODING_KINDS.values():
+        return {**document, "kind": "samples"}
+    return document
+
+
+Coding = Annotated[
+    Annotated[TopKCoding | SamplesCoding, Field(discriminator="kind")],
+    BeforeValidator(_kind_of_today),
+]
 
 
 MAX_COUNT = 2**60

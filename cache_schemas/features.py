@@ -15,8 +15,10 @@ from pydantic import (
     model_validator,
 )
 
+from . import names
 from .codings import Coding
 from .layout import INNER_CHUNK_ROWS, RESERVED_NAMES, ROW_COLUMNS
+from .names import either, of_version_1
 
 
 def _not_reserved(name: str) -> str:
@@ -45,7 +47,7 @@ MAX_DIMENSIONS = 8
 MAX_ROW_BYTES = 2**30
 """1 GiB: larger than any answer, small enough that sizes made of it are exact and checked."""
 
-MAX_LONGEST = 2**20
+MAX_LENGTH = 2**20
 
 StoredDtype = Literal["float32", "float16"]
 """Of numbers, where absent ones are not a number."""
@@ -75,8 +77,12 @@ class FeatureSpec(BaseModel):
     axis: AxisName | None = Field(
         default=None, description="what each example has a row for each of; absent: it has one row"
     )
-    longest: int | None = Field(
-        default=None, ge=1, le=MAX_LONGEST, description="most places of an example on the axis"
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_LENGTH,
+        validation_alias=either("max_length", names.FEATURE),
+        description="most rows of an example along the axis",
     )
 
     coding: Coding | None = Field(
@@ -96,8 +102,8 @@ class FeatureSpec(BaseModel):
 
     @model_validator(mode="after")
     def _axis_has_an_end(self) -> "FeatureSpec":
-        if (self.axis is None) != (self.longest is None):
-            raise ValueError("axis, longest: a feature has both or neither")
+        if (self.axis is None) != (self.max_length is None):
+            raise ValueError("axis, max_length: a feature has both or neither")
         return self
 
     @model_validator(mode="after")
@@ -105,7 +111,7 @@ class FeatureSpec(BaseModel):
         example_bytes = self.most_rows(self.row_bytes)
         if example_bytes > MAX_ROW_BYTES:
             raise ValueError(
-                f"shape: {list(self.shape)}{f' at {self.longest} places' if self.axis else ''} "
+                f"shape: {list(self.shape)}{f' at {self.max_length} places' if self.axis else ''} "
                 f"takes {example_bytes} bytes an example; at most {MAX_ROW_BYTES} are cached"
             )
         return self
@@ -115,6 +121,13 @@ class FeatureSpec(BaseModel):
         # Features of one row an example are written as they were before there were others.
         document: dict[str, Any] = dump(self)
         return {k: v for k, v in document.items() if v is not None or k not in _OPTIONAL}
+
+    def identity(self) -> dict[str, Any]:
+        """What is hashed of it: everything but the prose, by its names in version 1."""
+        document = self.model_dump(mode="json", exclude={"description"})
+        if self.coding is not None:
+            document["coding"] = self.coding.identity()
+        return of_version_1(document, names.FEATURE)
 
     @property
     def values_per_row(self) -> int:
@@ -138,7 +151,7 @@ class FeatureSpec(BaseModel):
 
     def most_rows(self, examples: int) -> int:
         """The most rows that so many examples have."""
-        return examples * (self.longest or 1)
+        return examples * (self.max_length or 1)
 
     def chunk_rows(self, rows_per_shard: int) -> int:
         """Rows of one inner chunk. Along an axis, a shard is far from full as a rule: larger chunks
@@ -146,4 +159,4 @@ class FeatureSpec(BaseModel):
         return INNER_CHUNK_ROWS if self.axis is None else rows_per_shard
 
 
-_OPTIONAL = frozenset({"axis", "longest", "coding"})
+_OPTIONAL = frozenset({"axis", "max_length", "coding"})

@@ -20,7 +20,7 @@
 Row `i` of the Zarr arrays is row `i % rows_per_shard` of shard `i // rows_per_shard`. A shard that
 holds fewer rows than it could is followed by NaN rows up to the next shard. Features along an axis
 have a row for each place of an example, one example after another: there a shard has room for
-`rows_per_shard * longest` rows, most of it empty, and what is empty takes no bytes.
+`rows_per_shard * max_length` rows, most of it empty, and what is empty takes no bytes.
 """
 
 import re

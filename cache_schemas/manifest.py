@@ -32,15 +32,18 @@ from pydantic import (
     model_validator,
 )
 
+from . import names
 from .codings import Fidelity, combined
 from .errors import CacheError, CacheVersionError, DamagedCacheError
 from .features import AxisName, FeatureName, FeatureSpec, TableName
 from .keys import canonical_json
 from .layout import ROWS_TABLE
+from .names import either, of_version_1
 from .teachers import Fingerprint, TeacherSpec
 
 FORMAT_NAME = "armada-cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 MAX_ROWS_PER_SHARD = 2**20
 MAX_SHARDS = 10**6
@@ -136,22 +139,28 @@ class CommitRecord(Document):
     rows: int = Field(ge=1, le=MAX_ROWS_PER_SHARD)
     features: dict[FeatureName, FileRecord] = Field(description="feature -> its Zarr shard file")
     tables: dict[TableName, FileRecord] = Field(description="table -> its Parquet file")
-    places: dict[AxisName, Annotated[int, Field(ge=0)]] = Field(
-        default_factory=dict, description="axis -> places on it, of all examples of the shard"
+    lengths: dict[AxisName, Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict,
+        validation_alias=either("lengths", names.COMMIT),
+        description="axis -> the lengths of all examples of the shard, summed",
     )
 
     fidelity: dict[FeatureName, Fidelity] = Field(
         default_factory=dict, description="coded feature -> how far it is from the teacher's answer"
     )
 
+    def identity(self) -> dict[str, Any]:
+        """What a digest is made of, by its names in version 1."""
+        return of_version_1(self.model_dump(mode="json"), names.COMMIT)
+
     def rows_of(self, feature: FeatureSpec) -> int:
-        """How many rows of a feature there are: examples, or places on its axis."""
-        return self.rows if feature.axis is None else self.places[feature.axis]
+        """How many rows of a feature there are: examples, or rows along its axis."""
+        return self.rows if feature.axis is None else self.lengths[feature.axis]
 
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = dump(self)
-        return {k: v for k, v in document.items() if v or k not in ("places", "fidelity")}
+        return {k: v for k, v in document.items() if v or k not in ("lengths", "fidelity")}
 
     @model_validator(mode="after")
     def _has_keys(self) -> "CommitRecord":
@@ -229,9 +238,10 @@ def check_cache_manifest(data: bytes, path: Path | str) -> CacheManifest:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT_NAME:
         raise CacheError(f"{path}: format is not {FORMAT_NAME!r}; this is not an armada cache")
     version = raw.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS or isinstance(version, bool):
         raise CacheVersionError(
-            f"{path}: format_version {version!r:.40}; this armada reads version {FORMAT_VERSION}; "
+            f"{path}: format_version {version!r:.40}; this armada reads versions "
+            f"{', '.join(map(str, READABLE_VERSIONS))}; "
             "use the armada that wrote the cache, or precompute into a new folder"
         )
     return parse_document(CacheManifest, data, path)
@@ -253,7 +263,7 @@ RunId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z_-]{0,9
 def content_digest(commits: Iterable[tuple[Fingerprint, CommitRecord]]) -> str:
     """64 hexadecimal digits that name a set of commits, in whatever order they are given."""
     lines = sorted(
-        fingerprint.encode() + b" " + canonical_json(record.model_dump(mode="json")) + b"\n"
+        fingerprint.encode() + b" " + canonical_json(record.identity()) + b"\n"
         for fingerprint, record in commits
     )
     return hashlib.sha256(b"".join(lines)).hexdigest()

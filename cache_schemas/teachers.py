@@ -13,12 +13,16 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
+from . import names
 from .features import FeatureSpec
 from .keys import canonical_json, digest
+from .names import either, of_today, of_version_1
 
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """128 bits in hexadecimal; also the name of the teacher's folder."""
@@ -44,12 +48,20 @@ class TeacherSpec(BaseModel):
         description="every option that can change an answer, with its value"
     )
     features: tuple[FeatureSpec, ...] = Field(min_length=1, description="what it answers")
-    words: str | None = Field(
+    vocab_digest: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{32}$",
-        description="digest of the tokenizer's words and their ids, of a teacher that answers by "
+        validation_alias=either("vocab_digest", names.TEACHER),
+        description="digest of the tokenizer's tokens and their ids, of a teacher that answers by "
         "them; not part of the fingerprint",
     )
+
+    @field_validator("settings")
+    @classmethod
+    def _named_as_today(
+        cls, settings: dict[str, SettingValue], info: ValidationInfo
+    ) -> dict[str, SettingValue]:
+        return of_today(settings, names.SETTINGS.get(info.data.get("kind", ""), {}))
 
     @model_validator(mode="after")
     def _names_differ(self) -> "TeacherSpec":
@@ -61,9 +73,9 @@ class TeacherSpec(BaseModel):
     @model_validator(mode="after")
     def _axes_have_one_end(self) -> "TeacherSpec":
         for feature in self.features:
-            if feature.axis and feature.longest != self.axes[feature.axis]:
+            if feature.axis and feature.max_length != self.axes[feature.axis]:
                 raise ValueError(
-                    f"features: {feature.name} has at most {feature.longest} places on the axis "
+                    f"features: {feature.name} has at most {feature.max_length} places on the axis "
                     f"{feature.axis!r}, another feature {self.axes[feature.axis]}"
                 )
         return self
@@ -71,18 +83,15 @@ class TeacherSpec(BaseModel):
     @property
     def axes(self) -> dict[str, int]:
         """The axes that features lie along, and the most places an example has on each."""
-        return {feature.axis: feature.longest or 0 for feature in self.features if feature.axis}
+        return {feature.axis: feature.max_length or 0 for feature in self.features if feature.axis}
 
     def identity(self) -> dict[str, Any]:
-        """What is hashed: everything but the name and the prose."""
+        """What is hashed: everything but the name and the prose, by its names in version 1."""
         return {
             "kind": self.kind,
             "weights": self.weights,
-            "settings": self.settings,
-            "features": [
-                feature.model_dump(mode="json", exclude={"description"})
-                for feature in self.features
-            ],
+            "settings": of_version_1(self.settings, names.SETTINGS.get(self.kind, {})),
+            "features": [feature.identity() for feature in self.features],
         }
 
     @property
@@ -103,8 +112,8 @@ class TeacherSpec(BaseModel):
     def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Most teachers answer by no words, and their documents stay what they were.
         document: dict[str, Any] = dump(self)
-        if self.words is None:
-            document.pop("words", None)
+        if self.vocab_digest is None:
+            document.pop("vocab_digest", None)
         return document
 
 
@@ -175,7 +184,7 @@ def _flat(spec: TeacherSpec) -> dict[str, Any]:
     for feature in spec.features:
         flat[f"features.{feature.name}"] = f"{feature.dtype}{list(feature.shape)}"
         if feature.axis is not None:
-            flat[f"features.{feature.name}"] += f" x {feature.longest} {feature.axis}"
+            flat[f"features.{feature.name}"] += f" x {feature.max_length} {feature.axis}"
         if feature.labels is not None:
             flat[f"features.{feature.name}.labels"] = list(feature.labels)
     return flat

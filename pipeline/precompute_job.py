@@ -141,7 +141,7 @@ def make_teacher(job: PrecomputeJob, device: "torch.device | None" = None) -> "T
     teacher_class = _teacher_class(kind)
     known = teacher_class.Options.model_fields
     for key in job.options:
-        if key not in known:
+        if key not in known and key not in teacher_class.Options.renamed:
             raise JobError(
                 unknown_key(f"teacher {kind}", key, [*known, *PrecomputeJob.model_fields])
             )

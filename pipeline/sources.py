@@ -142,6 +142,10 @@ def _feature(cache: Cache, reading: Reading, of_several: bool) -> str:
     return name
 
 
+_RENAMED = {"draws": "samples", "samples": "draws"}
+"""Sampled tokens have their earlier name in caches, and in jobs, of an earlier release."""
+
+
 def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
     teacher = cache.teacher.spec
     if "tokenizer" not in teacher.settings:
@@ -158,6 +162,8 @@ def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
     known = [name for name in cache.features if _teaches_tokens(cache.feature_spec(name))]
     if reading.feature in known:
         return str(reading.feature)
+    if _RENAMED.get(reading.feature or "") in known:
+        return _RENAMED[str(reading.feature)]
     if reading.feature is None and len(known) == 1:
         return known[0]
     told = f"{reading.teacher}: " if of_several else ""

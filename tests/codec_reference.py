@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from armada.cache_schemas.codings import DrawsCoding, TopKCoding
+from armada.cache_schemas.codings import SamplesCoding, TopKCoding
 
 
 class Row:
@@ -56,7 +56,7 @@ def read_top_k(coding: TopKCoding, row: np.ndarray) -> tuple[list[int], list[flo
     """Ids, log-probabilities relative to the first, and the mass of the tail at each
     temperature."""
     k, top = coding.k, 2**coding.bits - 1
-    id_width, low = math.ceil(math.log2(coding.vocabulary)), low_bits(top + 1, coding.k)
+    id_width, low = math.ceil(math.log2(coding.vocab_size)), low_bits(top + 1, coding.k)
     header = (coding.bits < 16) + 2 * len(coding.temperatures)
     reader = Row(row, header + k * (id_width // 8) + k * (low // 8))
     step = 1 / 1024 if coding.bits == 16 else reader.number(1) / 4 / (top - 1)
@@ -74,9 +74,9 @@ def tail_mass(code: int) -> float:
     return 1 / (1 + math.exp((32768 - code) / 1024))
 
 
-def read_draws(coding: DrawsCoding, row: np.ndarray) -> tuple[list[int], list[float]]:
+def read_samples(coding: SamplesCoding, row: np.ndarray) -> tuple[list[int], list[float]]:
     """Ids and log-probabilities; none if they are not kept."""
-    count, low = coding.draws, low_bits(coding.vocabulary, coding.draws)
+    count, low = coding.samples, low_bits(coding.vocab_size, coding.samples)
     kept = 2 * count if coding.log_prob_bits else 0
     reader = Row(row[: len(row) - kept], count * (low // 8))
     ids = reader.planes(reader.columns(count, low), low)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from armada.cache_schemas.codings import DrawsCoding, TopKCoding
+from armada.cache_schemas.codings import SamplesCoding, TopKCoding
 from hangs import HANG_S
 from tiny_runs import TEXTS, VALIDATION_TEXTS
 
@@ -16,7 +16,7 @@ WORDS = 300
 """Of a vocabulary of 259 bytes and special tokens and a few pairs."""
 STUDENTS = (
     *("teacher", "undistilled", "top_k, alpha = 0", "top_k", "top_k, renormalised"),
-    *("draws", "dense, float32"),
+    *("samples", "dense, float32"),
 )
 
 
@@ -59,8 +59,8 @@ def test_a_cache_has_the_bytes_of_its_answers_and_little_more(rows: dict[str, li
     """Beside them, 4 bytes of the token itself; so few texts take shards that are half empty, and
     the cache's own files count."""
     expected = {
-        "top_k": TopKCoding(k=50, vocabulary=WORDS, bits=8).row_bytes,
-        "draws": DrawsCoding(draws=50, vocabulary=WORDS).row_bytes,
+        "top_k": TopKCoding(k=50, vocab_size=WORDS, bits=8).row_bytes,
+        "samples": SamplesCoding(samples=50, vocab_size=WORDS).row_bytes,
         "dense, float32": 4 * WORDS,
     }
     found = {name: float(rows[name][3].replace(",", "")) for name in expected}

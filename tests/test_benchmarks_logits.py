@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from armada.cache_schemas.codings import DrawsCoding, TopKCoding
+from armada.cache_schemas.codings import SamplesCoding, TopKCoding
 from hangs import HANG_S
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "logits.py"
@@ -19,16 +19,16 @@ def expected_bytes(vocabulary: int) -> dict[str, int]:
     width = (vocabulary - 1).bit_length()
     for k in (16, 50, 128):
         for bits in (5, 6, 8, 16):
-            coding = TopKCoding(k=k, vocabulary=vocabulary, bits=bits)
+            coding = TopKCoding(k=k, vocab_size=vocabulary, bits=bits)
             rows[f"armada top-{k}, {bits} bits"] = coding.row_bytes
         rows[f"raw fp16 + int32, k = {k}"] = 6 * k
         rows[f"Megatron-style fp16 + 17-bit ids, k = {k}"] = 4 * k + -(-k // 8)
     for k, numbers in ((50, 2 + 12), (128, 32 + 24)):
         rows[f"DistillKit-like polynomial, k = {k}"] = numbers + -(-k * width // 8)
-    for draws in (12, 50):
+    for samples in (12, 50):
         for bits, suffix in ((0, ""), (16, " + log-probs")):
-            coding = DrawsCoding(draws=draws, vocabulary=vocabulary, log_prob_bits=bits)
-            rows[f"armada {draws} draws{suffix}"] = coding.row_bytes
+            coding = SamplesCoding(samples=samples, vocab_size=vocabulary, log_prob_bits=bits)
+            rows[f"armada {samples} samples{suffix}"] = coding.row_bytes
     return rows
 
 
@@ -66,7 +66,7 @@ def test_divergences_are_told_of_all_but_draws(tables: list[dict[str, list[str]]
     for rows in tables:
         for name, cells in rows.items():
             known = [cell != "-" for cell in cells[1:4]]
-            assert known == [not name.endswith(("draws", "log-probs"))] * 3, name
+            assert known == [not name.endswith(("samples", "log-probs"))] * 3, name
         for k in (16, 50, 128):
             kl = [float(rows[f"armada top-{k}, {bits} bits"][1]) for bits in (5, 6, 8, 16)]
             assert kl == sorted(kl, reverse=True)

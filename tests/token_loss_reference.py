@@ -13,7 +13,7 @@ import torch
 from armada.stages.distill.token_loss.answers import (
     Answers,
     DenseAnswers,
-    DrawnAnswers,
+    SampledAnswers,
     SparseAnswers,
 )
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
@@ -45,7 +45,7 @@ class Case:
     words: int = 8
     listed: int = 4
     teacher_words: int = 8
-    draws: int = 6
+    samples: int = 6
     seed: int = 0
     scale: float = 1.0
     softcap: float | None = None
@@ -68,11 +68,11 @@ class Case:
         if kind == "drawn":
             ids = torch.multinomial(
                 torch.from_numpy(np.exp(self.log_p)),
-                self.draws,
+                self.samples,
                 replacement=True,
                 generator=torch.Generator().manual_seed(self.seed),
             )
-            return DrawnAnswers(ids, torch.from_numpy(self.log_p).gather(1, ids))
+            return SampledAnswers(ids, torch.from_numpy(self.log_p).gather(1, ids))
         softened = torch.from_numpy(self.log_p / temperature).log_softmax(1)
         log_probs, ids = softened.topk(self.listed)
         # The last of the first row is absent; its id belongs to another entry, or to no word.
@@ -140,10 +140,10 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
 
 def of_row(answers: Answers, row: int, q: np.ndarray, name: str, temperature: float) -> Any:
     """The divergence at one position."""
-    if isinstance(answers, DrawnAnswers):
+    if isinstance(answers, SampledAnswers):
         assert answers.log_probs_PK is not None
         ids = answers.ids_PK[row].numpy()
-        return of_draws(ids, np.exp(answers.log_probs_PK[row].numpy()), q, name, temperature)
+        return of_samples(ids, np.exp(answers.log_probs_PK[row].numpy()), q, name, temperature)
     if isinstance(answers, DenseAnswers):
         p = np.exp(log_softmax(answers.log_probs_PV[row].numpy() / temperature))
         return DIVERGENCE[name](np.concatenate([p, np.zeros(len(q) - len(p))]), q)
@@ -157,7 +157,7 @@ def of_row(answers: Answers, row: int, q: np.ndarray, name: str, temperature: fl
     return DIVERGENCE[name](np.append(p, tail), np.append(listed, others))
 
 
-def of_draws(ids: np.ndarray, p: np.ndarray, q: np.ndarray, name: str, temperature: float) -> Any:
+def of_samples(ids: np.ndarray, p: np.ndarray, q: np.ndarray, name: str, temperature: float) -> Any:
     """The estimate of the divergence from draws, as `divergences.py` states it."""
     if name == "forward_kl":
         weight = p ** (1 / temperature - 1)

@@ -11,7 +11,7 @@ from armada.pipeline.precompute_job import make_precompute_job
 
 CACHES: dict[str, dict[str, Any]] = {
     "top_k": {"top_k": 50},
-    "draws": {"top_k": None, "draws": 50},
+    "samples": {"top_k": None, "samples": 50},
     "dense": {"top_k": None, "dense": True},
 }
 """By feature: what the teacher is asked for."""

@@ -1,6 +1,6 @@
 """A teacher's answers to tokens: all that codecs are given, and all that they are judged by.
 
-Shapes: N tokens, V ids of the vocabulary, k ids kept, MOST of them at most, D draws.
+Shapes: N tokens, V ids of the vocabulary, k ids kept, MOST of them at most, D samples.
 """
 
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 MOST = 128
-MOST_DRAWS = 50
+MOST_SAMPLES = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The head of each token's distribution at temperature 1, sums over the rest, and draws."""
+    """The head of each token's distribution at temperature 1, sums over the rest, and samples."""
 
     name: str
     vocabulary: int
@@ -22,8 +22,8 @@ class Answers:
     log_probs: np.ndarray  # [N, MOST] float32
     tail: np.ndarray  # [N] float64, the mass outside of these
     tail_p_log_p: np.ndarray  # [N] float64, the sum of p log p outside of these
-    draws: np.ndarray  # [N, MOST_DRAWS] int64
-    draw_log_probs: np.ndarray  # [N, MOST_DRAWS] float32
+    samples: np.ndarray  # [N, MOST_DRAWS] int64
+    sample_log_probs: np.ndarray  # [N, MOST_DRAWS] float32
 
     def top(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids and log-probabilities [N, k], and the log of the tail's mass [N, 1]."""
@@ -62,9 +62,9 @@ def _of_chunk(logits: np.ndarray, draw: np.random.Generator) -> tuple[object, ..
     some = np.argpartition(-logits, MOST, axis=1)[:, :MOST]
     order = np.argsort(-np.take_along_axis(logits, some, axis=1), axis=1, kind="stable")
     ids = np.take_along_axis(some, order, axis=1)
-    draws = _draws(probs, draw)
+    samples = _samples(probs, draw)
     head = np.take_along_axis(log_probs, ids, axis=1)
-    draw_log_probs = np.take_along_axis(log_probs, draws, axis=1)
+    sample_log_probs = np.take_along_axis(log_probs, samples, axis=1)
     p_log_p = probs * log_probs
     np.put_along_axis(probs, ids, 0.0, axis=1)
     np.put_along_axis(p_log_p, ids, 0.0, axis=1)
@@ -74,14 +74,14 @@ def _of_chunk(logits: np.ndarray, draw: np.random.Generator) -> tuple[object, ..
         head.astype(np.float32),
         probs.sum(axis=1),
         p_log_p.sum(axis=1),
-        draws,
-        draw_log_probs.astype(np.float32),
+        samples,
+        sample_log_probs.astype(np.float32),
     )
 
 
-def _draws(probs: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+def _samples(probs: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """[n, MOST_DRAWS] with replacement, by inversion."""
     sums = np.cumsum(probs, axis=1)
-    points = draw.random((len(probs), MOST_DRAWS)) * sums[:, -1:]
+    points = draw.random((len(probs), MOST_SAMPLES)) * sums[:, -1:]
     places = [np.searchsorted(row, at, side="right") for row, at in zip(sums, points, strict=True)]
     return np.minimum(np.stack(places), probs.shape[1] - 1)

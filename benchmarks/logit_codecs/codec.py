@@ -24,7 +24,7 @@ class Codec(Protocol):
     peer: bool
     """Somebody else's."""
     drawn: bool
-    """Ids are draws, not the most probable ones."""
+    """Ids are samples, not the most probable ones."""
 
     def refusal(self, answers: Answers) -> str:
         """Why these answers cannot be written; empty if they can."""

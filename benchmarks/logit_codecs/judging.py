@@ -16,7 +16,7 @@ LEAST_TAIL = 1e-6
 
 def check_ids(codec: Codec, answers: Answers, found: Decoded) -> None:
     """Raises ValueError unless ids come back as they were given."""
-    given = np.sort(answers.draws[:, : codec.k], axis=1) if codec.drawn else answers.ids
+    given = np.sort(answers.samples[:, : codec.k], axis=1) if codec.drawn else answers.ids
     if not np.array_equal(found.ids, given[:, : codec.k]):
         raise ValueError(f"{codec.name}: other ids come back")
 
@@ -28,8 +28,8 @@ def losses(codec: Codec, answers: Answers, found: Decoded) -> dict[str, float]:
     if found.log_probs is None:
         return {}
     if codec.drawn:
-        order = np.argsort(answers.draws[:, : codec.k], axis=1, kind="stable")
-        return _errors(np.take_along_axis(answers.draw_log_probs, order, axis=1), found.log_probs)
+        order = np.argsort(answers.samples[:, : codec.k], axis=1, kind="stable")
+        return _errors(np.take_along_axis(answers.sample_log_probs, order, axis=1), found.log_probs)
     given = answers.log_probs[:, : codec.k]
     log_p, tail_p = given.astype(np.float64), answers.tail_beyond(codec.k)
     log_q, log_tail_q = _whole(found)

@@ -1,8 +1,8 @@
 """Rows of fixed width, as armada's cache stores them."""
 
 import numpy as np
-from armada.cache_schemas.codings import DrawsCoding, TopKCoding
-from armada.stages.store.codec.draws import decode_draws, encode_draws
+from armada.cache_schemas.codings import SamplesCoding, TopKCoding
+from armada.stages.store.codec.samples import decode_samples, encode_samples
 from armada.stages.store.codec.top_k import decode_top_k, encode_top_k
 
 from .answers import Answers
@@ -17,7 +17,7 @@ class TopK:
     def __init__(self, k: int, bits: int, vocabulary: int) -> None:
         self.name = f"armada top-{k}, {bits} bits"
         self.k = k
-        self.coding = TopKCoding(k=k, vocabulary=vocabulary, bits=bits)
+        self.coding = TopKCoding(k=k, vocab_size=vocabulary, bits=bits)
 
     def refusal(self, answers: Answers) -> str:
         return ""
@@ -33,26 +33,28 @@ class TopK:
         return Decoded(found.ids_Nk, found.log_probs_Nk, found.log_tail_N)
 
 
-class Draws:
+class Samples:
     """Ids drawn with replacement, with or without their log-probabilities."""
 
     peer, drawn = False, True
 
-    def __init__(self, draws: int, log_prob_bits: int, vocabulary: int) -> None:
-        self.name = f"armada {draws} draws{' + log-probs' if log_prob_bits else ''}"
-        self.k = draws
-        self.coding = DrawsCoding(draws=draws, vocabulary=vocabulary, log_prob_bits=log_prob_bits)
+    def __init__(self, samples: int, log_prob_bits: int, vocabulary: int) -> None:
+        self.name = f"armada {samples} samples{' + log-probs' if log_prob_bits else ''}"
+        self.k = samples
+        self.coding = SamplesCoding(
+            samples=samples, vocab_size=vocabulary, log_prob_bits=log_prob_bits
+        )
 
     def refusal(self, answers: Answers) -> str:
         return ""
 
     def encode(self, answers: Answers) -> np.ndarray:
-        log_probs = answers.draw_log_probs[:, : self.k] if self.coding.log_prob_bits else None
-        return encode_draws(self.coding, answers.draws[:, : self.k], log_probs)
+        log_probs = answers.sample_log_probs[:, : self.k] if self.coding.log_prob_bits else None
+        return encode_samples(self.coding, answers.samples[:, : self.k], log_probs)
 
     def stored_bytes(self, stored: np.ndarray) -> int:
         return stored.nbytes
 
     def decode(self, stored: np.ndarray) -> Decoded:
-        found = decode_draws(self.coding, stored)
+        found = decode_samples(self.coding, stored)
         return Decoded(found.ids_NK, found.log_probs_NK, None)

@@ -9,7 +9,7 @@ one row an example    `<name>`: a number, or a list of fixed size, flat in C ord
 along an axis         `<name>`: a list with as many of these as the example has places
 top_k                 `top_k_ids`, `top_k_log_probs` of each place's words, most probable first, and
                       `top_k_log_tail` of all other words together, at temperature 1
-draws                 `draws_ids`, and `draws_log_probs` if they are kept
+samples                 `samples_ids`, and `samples_log_probs` if they are kept
 generated_ids         the ids, and `generated_text`, where the teacher's tokenizer is at hand
 
 Log-probabilities are natural; where a place has fewer words, they are -inf and the id is 0.
@@ -25,12 +25,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ...cache_schemas.codings import DrawsCoding, TopKCoding
+from ...cache_schemas.codings import SamplesCoding, TopKCoding
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import KEY_BYTES, KeyArray
 from ...stages.corpus.corpus import Corpus
-from ...stages.store.codec.draws import decode_draws
+from ...stages.store.codec.samples import decode_samples
 from ...stages.store.codec.top_k import decode_top_k
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.feature_array import FeatureArray, RaggedArray
@@ -135,8 +135,8 @@ def _decoded(spec: FeatureSpec, values: Numbers) -> dict[str, Numbers]:
             f"{spec.name}_log_probs": found.log_probs_Nk,
             f"{spec.name}_log_tail": found.log_tail_N,
         }
-    elif isinstance(spec.coding, DrawsCoding):
-        drawn = decode_draws(spec.coding, values)
+    elif isinstance(spec.coding, SamplesCoding):
+        drawn = decode_samples(spec.coding, values)
         named = {f"{spec.name}_ids": drawn.ids_NK, f"{spec.name}_log_probs": drawn.log_probs_NK}
     return {name: each for name, each in named.items() if each is not None}
 

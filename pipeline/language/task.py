@@ -58,7 +58,7 @@ class LanguageTask(Task):
             data.train.warn_of_unknown(tokenizer)
         recipe.check(tokenizer)
         most = choose_row_length(job.max_length, tokenizer, student.causal)
-        if job.packing == "apart":
+        if job.packing == "document_mask":
             check_document_mask(student)
         teachers = token_teachers(plan, tokenizer)
         encoding = Encoding(tokenizer, recipe, most)

@@ -27,7 +27,7 @@ def check_tokenizer(teacher: TeacherSpec, tokenizer: Any, cross_tokenizer: bool)
         raise JobError("cross_tokenizer: teacher and student have the same tokenizer; leave it out")
     if cross_tokenizer or theirs == ours:
         return
-    if teacher.words != vocab_digest(tokenizer, teacher_vocab_size(teacher)):
+    if teacher.vocab_digest != vocab_digest(tokenizer, teacher_vocab_size(teacher)):
         raise JobError(
             f"tokenizer: the teacher's is {theirs}, the student's {ours}: their tokens differ; use "
             "a student of the teacher's family, or cross_tokenizer=true"
@@ -36,7 +36,7 @@ def check_tokenizer(teacher: TeacherSpec, tokenizer: Any, cross_tokenizer: bool)
 
 def teacher_vocab_size(teacher: TeacherSpec) -> int:
     """Vocabulary size of a teacher's tokenizer."""
-    total = teacher.settings.get("vocabulary")
+    total = teacher.settings.get("vocab_size")
     if not isinstance(total, int) or isinstance(total, bool):
         raise CacheError(
             f"teacher {teacher.kind}:{teacher.name}: does not record its vocabulary size; use "

@@ -378,7 +378,7 @@ def _check(answers: Answers, spec: TeacherSpec, batch: Sequence[Example]) -> Non
 def _check_row(row: npt.NDArray[Any], feature: FeatureSpec) -> None:
     shape = row.shape
     if feature.axis is not None:
-        assert shape[0] <= (feature.longest or 0), f"{feature.name}: more places than `longest`"
+        assert shape[0] <= (feature.max_length or 0), f"{feature.name}: more places than `longest`"
         shape = shape[1:]
     assert shape == feature.shape, f"{feature.name}: is {shape}, the spec says {feature.shape}"
     if feature.whole:

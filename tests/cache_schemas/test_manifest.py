@@ -93,12 +93,14 @@ def test_edited_settings_do_not_keep_their_fingerprint() -> None:
 
 
 def test_cache_manifest_is_these_bytes() -> None:
-    written = b'{\n  "format": "armada-cache",\n  "format_version": 1\n}\n'
+    written = b'{\n  "format": "armada-cache",\n  "format_version": 2\n}\n'
     assert CacheManifest().to_json() == written
     assert check_cache_manifest(written, PATH) == CacheManifest()
+    earlier = check_cache_manifest(written.replace(b"2", b"1"), PATH)
+    assert earlier == CacheManifest(format_version=1)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None], ids=repr)
+@pytest.mark.parametrize("version", [0, 3, True, "1", None], ids=repr)
 def test_another_format_version_is_refused_by_name(version: object) -> None:
     # A later version may have any other keys: they are not looked at.
     data = {"format": "armada-cache", "format_version": version, "new_in_that_version": {}}
@@ -106,7 +108,7 @@ def test_another_format_version_is_refused_by_name(version: object) -> None:
         check_cache_manifest(json.dumps(data).encode(), PATH)
     message = str(caught.value)
     assert f"format_version {version!r}" in message
-    assert f"reads version {manifest.FORMAT_VERSION}" in message
+    assert f"reads versions 1, {manifest.FORMAT_VERSION}" in message
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{}", b'{"format": "zarr"}'])

@@ -45,7 +45,9 @@ INSTEAD = {
     "language-models.md": (
         Instead("--set max_new_tokens=64 --set max_length=512", "--set max_new_tokens=4", "tiny"),
         Instead("--set max_length=512", "--set epochs=1", "the tiny models take 128; shorter"),
-        Instead("--set packing=apart", "--set packing=apart --set epochs=1", "shorter"),
+        Instead(
+            "--set packing=document_mask", "--set packing=document_mask --set epochs=1", "shorter"
+        ),
         Instead("cross_tokenizer=true", "cross_tokenizer=true --set epochs=1", "shorter"),
         Instead("hidden_layers=[28]", "hidden_layers=[2]", "the tiny model has two layers"),
         Instead("max_new_tokens=64", "max_new_tokens=4", "shorter"),
@@ -144,7 +146,7 @@ def test_cache_format(place: Workplace) -> None:
     assert "1 of 2 examples are not in the cache" in printed
     assert "row 6 of shard 0, truncated: False" in printed
     coded = open_cache(place.folder / "words")
-    assert {"top_k", "draws"} < set(coded.features), "what the snippet of a decoder was run on"
+    assert {"top_k", "samples"} < set(coded.features), "what the snippet of a decoder was run on"
 
 
 def test_comparing(place: Workplace) -> None:
@@ -168,7 +170,7 @@ def test_language_models(place: Workplace) -> None:
     printed = run(place, "language-models.md")
     assert "12 rows, 12 unique; 0 already cached, 12 computed" in printed
     held = {name: set(open_cache(place.folder / name).features) for name in ("text-words", "words")}
-    assert held["text-words"] >= {"top_k", "draws", "hidden", "token_ids"}
+    assert held["text-words"] >= {"top_k", "samples", "hidden", "token_ids"}
     assert held["words"] >= {"top_k", "generated_ids"}
     assert rows(place.folder / "chat-words") == 2 * 4
     assert "divergence" in printed

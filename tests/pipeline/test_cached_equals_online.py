@@ -147,13 +147,13 @@ WHOLE = {"packing": "none", "batch_size": len(TEXTS), "epochs": 4}
 
 def test_a_step_of_packed_texts_is_that_of_texts_alone(root: Path, tmp_path: Path) -> None:
     """Apart, not joined; each text has its own answers in either."""
-    for packing in ("none", "apart", "joined"):
+    for packing in ("none", "document_mask", "concat"):
         changed = {**WHOLE, "packing": packing, "max_length": 100}
         run(keys(root, tmp_path / packing, How(), **changed))
-    alone, apart, joined = (losses(tmp_path / name) for name in ("none", "apart", "joined"))
+    alone, apart, joined = (losses(tmp_path / name) for name in ("none", "document_mask", "concat"))
     assert len(alone) == len(joined) == 4
     assert apart == pytest.approx(alone, rel=LOGGED)
-    assert_same_weights(weights(tmp_path / "apart"), weights(tmp_path / "none"), 1e-12)
+    assert_same_weights(weights(tmp_path / "document_mask"), weights(tmp_path / "none"), 1e-12)
     assert all(abs(a - b) > 1e-3 * b for a, b in zip(joined, alone, strict=True))
 
 
@@ -161,7 +161,7 @@ SHARED: dict[str, Keys] = {
     "uneven": {},
     "a batch of one": {"batch_size": 4, "gradient_accumulation": 2},
     "top_k by length": {"feature": "top_k", "token_temperature": 1.0, "group_by_length": True},
-    "packed": {"packing": "apart", "max_length": 100, "batch_size": 3},
+    "packed": {"packing": "document_mask", "max_length": 100, "batch_size": 3},
     "adapters": {"lora_rank": 4},
     "adapters, sharded": {"lora_rank": 4, "shard_student": True},
 }

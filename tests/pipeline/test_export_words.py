@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 QUESTIONS = [f"say {n} birds" for n in range(30)]
 ANSWERS = [" ".join(["red", "bird", "sings"][: 1 + n % 3]) for n in range(30)]
-K, DRAWS = 5, 4
+K, SAMPLES = 5, 4
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_causal_lm(root / "teacher", "llama")
     columns = {"id": [f"n{n}" for n in range(30)], "question": QUESTIONS, "answer": ANSWERS}
     pq.write_table(pa.table(columns), root / "corpus.parquet")
-    asked = {"top_k": K, "draws": DRAWS, "draws_log_probs": "true", "dense": "true"}
+    asked = {"top_k": K, "samples": SAMPLES, "samples_log_probs": "true", "dense": "true"}
     asked |= {"hidden_layers": "[1, 2]", "max_new_tokens": 6, "text_format": "plain"}
     asked |= {"temperatures": "[1.0, 2.0]", "top_k_bits": 16, "store_dtype": "float32"}
     settings = [word for key, value in asked.items() for word in ("--set", f"{key}={value}")]
@@ -79,7 +79,7 @@ def test_answers_are_those_of_the_model_itself(made: Path, table: pa.Table) -> N
         close(row["dense"], log_probs, 1e-4)
         tails = log_probs.scatter(1, best.indices, -torch.inf).logsumexp(1)
         close(row["top_k_log_tail"], tails, 2e-3)
-        close(row["draws_log_probs"], log_probs.gather(1, torch.tensor(row["draws_ids"])), 1e-3)
+        close(row["samples_log_probs"], log_probs.gather(1, torch.tensor(row["samples_ids"])), 1e-3)
         hidden = torch.stack([said.hidden_states[n][0, predicted] for n in (1, 2)], 1)
         close(row["hidden"], hidden.flatten(1), 1e-4)
 
@@ -107,7 +107,7 @@ def test_columns_are_lists_of_an_example(table: pa.Table) -> None:
     assert types["token_ids"] == pa.list_(pa.uint32())
     assert types["top_k_ids"] == pa.list_(pa.list_(pa.int32(), K))
     assert types["top_k_log_tail"] == pa.list_(pa.float32())
-    assert types["draws_log_probs"] == pa.list_(pa.list_(pa.float32(), DRAWS))
+    assert types["samples_log_probs"] == pa.list_(pa.list_(pa.float32(), SAMPLES))
     assert types["hidden"] == pa.list_(pa.list_(pa.float32(), 64))
     assert json.loads(table.schema.field("hidden").metadata[b"shape"]) == [2, 32]
     assert types["generated_text"] == pa.string()
@@ -150,7 +150,7 @@ def test_npy_leaves_them_out_and_says_so(
     report = json.loads(told.out)
     assert report["features"] == ["prompt_tokens"]
     assert set(report["left_out"]) == {
-        *("token_ids", "top_k", "draws", "dense", "hidden"),
+        *("token_ids", "top_k", "samples", "dense", "hidden"),
         *("generated_ids", "generated_log_probs"),
     }
     assert "not exported: several entries for each example" in told.err

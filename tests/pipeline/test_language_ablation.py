@@ -71,9 +71,11 @@ def test_a_plan_reads_the_teachers_words(armada: CommandLine) -> None:
     grid = {"control": ["none", "undistilled"]}
     cells = json.loads(armada.done("ablate", write_job(grid=grid), "--dry-run", "--json"))
     assert [cell["train_examples"] for cell in cells] == [6, 6]
-    refused = armada("ablate", write_job(grid=grid, feature="draws"), "--dry-run")
+    refused = armada("ablate", write_job(grid=grid, feature="samples"), "--dry-run")
     assert refused.code == 2
-    assert "job key 'feature': 'draws' is not a token feature; the teacher has top_k" in refused.err
+    assert (
+        "job key 'feature': 'samples' is not a token feature; the teacher has top_k" in refused.err
+    )
 
 
 def test_a_report_compares_language_models(armada: CommandLine) -> None:
@@ -117,7 +119,7 @@ def test_columns_of_the_printed_table_are_under_their_names(armada: CommandLine)
     assert [str(column.header) for column in table.columns][2:] == ["improvement", "p", "runs"]
 
 
-@pytest.mark.parametrize("setting", ["responses=generated", "packing=joined", "divergence=jsd"])
+@pytest.mark.parametrize("setting", ["responses=generated", "packing=concat", "divergence=jsd"])
 def test_keys_of_words_are_refused_where_nobody_reads_them(
     armada: CommandLine, setting: str
 ) -> None:
@@ -140,7 +142,7 @@ def test_keys_of_earlier_releases_name_a_teacher_of_tokens_beside_that_of_a_feat
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     earlier: dict[str, Any] = JOB | {
-        **{"objective": "armada", "token_cache": "words", "token_feature": "draws"},
+        **{"objective": "armada", "token_cache": "words", "token_feature": "samples"},
         **{"feature": "embedding", "alpha": 0.25, "beta": 3.0, "token_temperature": 2.0},
         **{"verify_cache": True, "expect_digest": "0" * 64},
     }
@@ -148,7 +150,7 @@ def test_keys_of_earlier_releases_name_a_teacher_of_tokens_beside_that_of_a_feat
     assert "deprecated, removed in the next release" in caplog.text
     plain = {k: v for k, v in JOB.items() if k not in ("cache", "feature", "objective")}
     pictures = {"cache": "cache", "feature": "embedding", "expect_digest": "0" * 64}
-    words = {"cache": "words", "feature": "draws", "control": "none"}
+    words = {"cache": "words", "feature": "samples", "control": "none"}
     now = plain | {
         "teachers": {
             "teacher": pictures | {"verify_cache": True},

@@ -101,7 +101,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         student=make_causal_lm(root / "student", "llama", seed=3),
         other=make_causal_lm(root / "other", "gpt2", tokenizer=other),
     )
-    kept = {"draws": 5, "dense": "true", "max_new_tokens": 6, "characters": "true"}
+    kept = {"samples": 5, "dense": "true", "max_new_tokens": 6, "characters": "true"}
     plain = {"text_format": "plain", "temperatures": "[1.0, 2.0]", "top_k": 12}
     for words in (
         asked(made.train, f"causal_lm:{made.teacher}", made.cache, **kept, **plain),
@@ -125,11 +125,11 @@ def metrics(output: Path) -> dict[str, Any]:
 
 VARIANTS: dict[str, dict[str, object]] = {
     "top_k": {"token_temperature": 2.0, "divergence": "jsd"},
-    "draws": {"feature": "draws"},
+    "samples": {"feature": "samples"},
     "dense": {"feature": "dense", "divergence": "reverse_kl"},
     "renormalised": {"tail": "renormalised", "token_temperature": 3.0},
-    "apart": {"packing": "apart", "max_length": 100},
-    "joined": {"packing": "joined", "max_length": 100},
+    "document_mask": {"packing": "document_mask", "max_length": 100},
+    "concat": {"packing": "concat", "max_length": 100},
     "generated": {"responses": "generated"},
     "generated, and nothing else": {"responses": "generated", "cache": "SAID", "feature": None},
     "longer texts": {"max_length": 18, "skip_bad_rows": "true"},
@@ -164,6 +164,40 @@ def test_a_student_of_each_kind_learns_and_opens(
     told = armada(*words, "--cache", bench.cache)
     assert told.code == 2
     assert "this one is a language model" in told.error
+
+
+def test_names_of_an_earlier_release_mean_those_of_today(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    losses = []
+    for feature, packing in (("samples", "document_mask"), ("draws", "apart")):
+        output = tmp_path / packing
+        told = armada(*bench.words(output, feature=feature, packing=packing, max_length=100))
+        assert told.code == 0
+        warned = "packing=apart: deprecated, removed in the next release; use document_mask"
+        assert told.err.count(warned) == (packing == "apart")
+        losses.append(metrics(output)["validation"])
+    assert losses[0] == losses[1]
+
+
+def test_options_of_an_earlier_release_ask_the_same_teacher(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    teacher, cache = f"causal_lm:{bench.teacher}", tmp_path / "cache"
+    earlier = {"draws": 3, "draws_log_probs": "true"}
+    told = armada(*asked(bench.train, teacher, cache, **earlier))
+    assert told.code == 0
+    for old in earlier:
+        new = old.replace("draws", "samples")
+        warned = f"{old}: deprecated, removed in the next release; use {new}"
+        assert told.err.count(warned) == 1
+    before = open_cache(cache)
+    assert "samples" in before.features
+    armada.done(*asked(bench.train, teacher, cache, samples=3, samples_log_probs="true"))
+    assert len(open_cache(cache)) == len(before)
+    both = armada(*asked(bench.train, teacher, cache, samples=3, draws=3))
+    assert both.code == 2
+    assert "draws: deprecated name of samples, and both are given; leave it out" in both.err
 
 
 def test_what_the_loss_says_is_what_plain_torch_says(
@@ -350,15 +384,15 @@ def test_a_teacher_with_another_tokenizer(
 
 REFUSALS: dict[str, tuple[dict[str, object], str]] = {
     "a feature of no words": ({"feature": "token_ids"}, "'token_ids' is not a token feature"),
-    "no feature named": ({"feature": None}, "is missing; the teacher has top_k, draws, dense"),
+    "no feature named": ({"feature": None}, "is missing; the teacher has top_k, samples, dense"),
     "a temperature without its tail": ({"token_temperature": 4.0}, "only at 1.0, 2.0"),
-    "draws at a temperature": (
-        {"feature": "draws", "token_temperature": 2.0},
+    "samples at a temperature": (
+        {"feature": "samples", "token_temperature": 2.0},
         "which are not cached",
     ),
-    "draws by rank": (
-        {"feature": "draws", "cross_tokenizer": "true", "student": "OTHER"},
-        "which draws do not give",
+    "samples by rank": (
+        {"feature": "samples", "cross_tokenizer": "true", "student": "OTHER"},
+        "which samples do not give",
     ),
     "another recipe": ({"text_format": "chat"}, "the teacher was run with 'plain'"),
     "an objective of classes": ({"objective": "kd"}, "objective kd: needs labels"),
@@ -372,7 +406,7 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
         "save the shortened one first",
     ),
     "packing with a feature": (
-        {"objective": "armada", "packing": "apart", "cache": "FEATURES", "feature": None},
+        {"objective": "armada", "packing": "document_mask", "cache": "FEATURES", "feature": None},
         "objective armada needs one text per row",
     ),
     "an unknown metric": ({"metric": "accuracy"}, "is not one of loss, perplexity, bits_per_byte"),
@@ -388,7 +422,7 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
         {"cross_tokenizer": "true", "divergence": "jsd", "student": "OTHER"},
         "by the sum of their differences",
     ),
-    "a tail of draws": ({"feature": "draws", "tail": "renormalised"}, "draws have no tail"),
+    "a tail of samples": ({"feature": "samples", "tail": "renormalised"}, "samples have no tail"),
     "an image's teacher": ({"cache": "FEATURES", "feature": None}, "a hash has no token features"),
 }
 

@@ -39,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = {"corpus": str(folder / "train.parquet"), "quiet": True}
     for name in ("one", "two"):
         teacher = {"teacher": f"causal_lm:{folder / name}", "cache": folder / f"tokens-{name}"}
-        armada.precompute(**asked, **teacher, text_column="text", top_k=16, draws=4)
+        armada.precompute(**asked, **teacher, text_column="text", top_k=16, samples=4)
     armada.precompute(
         **asked, text_column=["text", "hint"], teacher="hash:6", cache=folder / "hints"
     )
@@ -63,7 +63,7 @@ def of_many(root: Path) -> Keys:
         "label_column": "label",
         "teachers": {
             "one": {"cache": str(root / "tokens-one"), "feature": "top_k"},
-            "two": {"cache": str(root / "tokens-two"), "feature": "draws"},
+            "two": {"cache": str(root / "tokens-two"), "feature": "samples"},
             "hints": {
                 **{"cache": str(root / "hints"), "text_column": ["text", "hint"]},
                 **{"control": "shuffled"},
@@ -229,7 +229,7 @@ def test_what_can_be_told_from_keys_is_refused_before_anything_is_read() -> None
     keys = {"train": "none.parquet", "text_column": "text", "student": "none", "output": "none"}
     objectives = [{"name": "tokens", "teacher": "a"}, {"name": "feature", "teacher": "b"}]
     teachers = {"a": {"cache": "a"}, "b": {"cache": "b"}}
-    packed = {"task": "language", "packing": "joined"}
+    packed = {"task": "language", "packing": "concat"}
     given = make(DistillJob, {**keys, **packed, "teachers": teachers, "objectives": objectives})
     with pytest.raises(JobError, match="objective feature needs one text per row"):
         terms_of(given)

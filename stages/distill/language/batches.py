@@ -99,13 +99,13 @@ class PackedTexts:
         ids = self.texts.ids[places_of(texts, self.texts.offsets)].astype(np.int64)
         inside = arange_each(lengths)
         columns = {"input_ids": ids}
-        if self.packing == "apart":
+        if self.packing == "document_mask":
             # Positions that do not go on from the one before begin a text; padding is texts, too.
             columns["position_ids"] = inside
         fills = {"input_ids": self.pad_id}
         batch: dict[str, Any] = {**pad(columns, lengths_of_rows, fills, width=width)}
         at = np.flatnonzero(batch["attention_mask"].numpy() == 1)
-        if self.packing == "apart":
+        if self.packing == "document_mask":
             del batch["attention_mask"]
         predicted = inside >= np.repeat(prompts, lengths)
         batch["predicted_at"] = torch.from_numpy(at[predicted] - 1)

@@ -2,7 +2,7 @@
 
 In: rows of the cache and how many predictions of each text are wanted. Out: tensors with a row for
 each of these, in the order of the texts; no Python object a token.
-Shapes: P predictions, k entries or K draws, V tokens.
+Shapes: P predictions, k entries or K samples, V tokens.
 """
 
 import math
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ....cache_schemas.codings import DrawsCoding, TopKCoding
+from ....cache_schemas.codings import SamplesCoding, TopKCoding
 from ....cache_schemas.errors import CacheError, JobError
-from ...store.codec.draws import decode_draws
+from ...store.codec.samples import decode_samples
 from ...store.codec.top_k import decode_top_k
 from ...store.format.rows import Rows
 from ...store.reading.feature_array import RaggedArray
@@ -23,9 +23,9 @@ from ..objectives.tokens import Tail
 from ..token_loss.answers import (
     Answers,
     DenseAnswers,
-    DrawnAnswers,
+    SampledAnswers,
     SparseAnswers,
-    check_draws,
+    check_samples,
 )
 from ..token_loss.settings import Divergence
 
@@ -44,31 +44,31 @@ class CachedAnswers:
         """Raise an InputError for answers that cannot be compared so, or are not of so many tokens:
         caches come from strangers."""
         spec, coding = self.feature.spec, self.feature.spec.coding
-        said = coding.vocabulary if coding is not None else math.prod(spec.shape)
+        said = coding.vocab_size if coding is not None else math.prod(spec.shape)
         if spec.axis != "predictions" or said != vocab_size or (coding is None and spec.whole):
             raise CacheError(
                 f"feature {spec.name!r}: {spec.shown} of {said} tokens is not what a teacher of "
                 f"{vocab_size} tokens says of predictions; use another cache"
             )
-        if isinstance(coding, DrawsCoding):
-            self._check_draws(coding, divergence, by_rank)
+        if isinstance(coding, SamplesCoding):
+            self._check_samples(coding, divergence, by_rank)
         nothing = np.empty(0, dtype=np.int64)
         self.read(nothing, nothing, nothing)
 
-    def _check_draws(self, coding: DrawsCoding, divergence: Divergence, by_rank: bool) -> None:
+    def _check_samples(self, coding: SamplesCoding, divergence: Divergence, by_rank: bool) -> None:
         if by_rank:
             raise JobError(
-                "cross_tokenizer: needs sorted probabilities, which draws do not give; cache top_k "
-                "or dense"
+                "cross_tokenizer: needs sorted probabilities, which samples do not give; cache "
+                "top_k or dense"
             )
         if self.tail != "bucket":
-            raise JobError("tail=renormalised: is for top_k; draws have no tail; leave it out")
+            raise JobError("tail=renormalised: is for top_k; samples have no tail; leave it out")
         if coding.temperature != 1:
             raise CacheError(
                 f"feature {self.feature.spec.name!r}: was sampled at temperature "
                 f"{coding.temperature:g}; training needs samples at temperature 1"
             )
-        check_draws(divergence, self.temperature, bool(coding.log_prob_bits))
+        check_samples(divergence, self.temperature, bool(coding.log_prob_bits))
 
     def read(self, rows: Rows, places: Rows, counts: Rows) -> Tensors:
         """Of row `rows[i]` of the cache `counts[i]` predictions, text after text; `places` says
@@ -80,9 +80,9 @@ class CachedAnswers:
             renormalised = self.tail == "renormalised"
             found = decode_top_k(coding, values, self.temperature, renormalised=renormalised)
             return _tensors(ids=found.ids_Nk, log_probs=found.log_probs_Nk, tail=found.log_tail_N)
-        if isinstance(coding, DrawsCoding):
-            draws = decode_draws(coding, values)
-            return _tensors(drawn=draws.ids_NK, log_probs=draws.log_probs_NK)
+        if isinstance(coding, SamplesCoding):
+            samples = decode_samples(coding, values)
+            return _tensors(drawn=samples.ids_NK, log_probs=samples.log_probs_NK)
         return _tensors(dense=values)
 
 
@@ -95,5 +95,5 @@ def as_answers(tensors: Tensors) -> Answers:
     if "dense" in tensors:
         return DenseAnswers(tensors["dense"])
     if "drawn" in tensors:
-        return DrawnAnswers(tensors["drawn"], tensors.get("log_probs"))
+        return SampledAnswers(tensors["drawn"], tensors.get("log_probs"))
     return SparseAnswers(tensors["ids"], tensors["log_probs"], tensors.get("tail"))

@@ -59,8 +59,8 @@ def check_document_mask(student: LanguageStudent) -> None:
     """Refuse a model whose texts would see each other although they are packed apart."""
     if not isolates_packed_documents(student.causal):
         raise StudentSourceError(
-            f"packing apart: a {type(student.causal).__name__} lets texts in a row attend to each "
-            "other; use packing=none or joined"
+            f"packing document_mask: a {type(student.causal).__name__} lets texts in a row attend "
+            "to each other; use packing=none or concat"
         )
 
 

@@ -1,8 +1,8 @@
 """What a teacher said about the next token at P positions, in the forms that caches keep.
 
-P positions, k ids that the cache lists, K draws, V' rows of the teacher's vocabulary. Ids are rows
-of the student's vocabulary. Logarithms are natural. Whatever stands in rows that the caller marks
-as unanswered is never used, NaN and ids out of range included.
+P positions, k ids that the cache lists, K samples, V' rows of the teacher's vocabulary. Ids are
+rows of the student's vocabulary. Logarithms are natural. Whatever stands in rows that the caller
+marks as unanswered is never used, NaN and ids out of range included.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class SparseAnswers:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnAnswers:
+class SampledAnswers:
     """K tokens drawn with replacement from the teacher at temperature 1; a token may occur again.
 
     ids_PK        int32 or int64
@@ -85,7 +85,7 @@ class DenseAnswers:
         return type(self)(self.log_probs_PV[rows])
 
 
-Answers = SparseAnswers | DrawnAnswers | DenseAnswers
+Answers = SparseAnswers | SampledAnswers | DenseAnswers
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ class TokenAnswers:
     answered_P: Tensor | None = None
 
 
-def check_draws(divergence: Divergence, temperature: float, has_log_probs: bool) -> None:
-    """Raises JobError if draws cannot estimate this divergence at this temperature.
+def check_samples(divergence: Divergence, temperature: float, has_log_probs: bool) -> None:
+    """Raises JobError if samples cannot estimate this divergence at this temperature.
 
-    Any job that reads draws can be told before a model loads."""
+    Any job that reads samples can be told before a model loads."""
     if divergence != "forward_kl" and temperature != 1:
         raise JobError(
-            f"divergence {divergence} at temperature {temperature:g} cannot be estimated from draws"
-            " taken at temperature 1; use temperature 1, or forward_kl"
+            f"divergence {divergence} at temperature {temperature:g} cannot be estimated from "
+            "samples taken at temperature 1; use temperature 1, or forward_kl"
         )
     if has_log_probs or (divergence == "forward_kl" and temperature == 1):
         return

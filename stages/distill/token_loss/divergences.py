@@ -6,7 +6,7 @@ Each takes log p (teacher) and log q (student) of the same shape and gives, outc
 
 from which the caller gets the slope in the logits z behind q = softmax(z):  g_j - q_j · Σ_i g_i.
 Every one is an f-divergence Σ p·h(q/p), so that at log p = 0, log q = log r they give h(r) and
-r·h'(r), which is what estimates from draws need.
+r·h'(r), which is what estimates from samples need.
 
 Where a probability is 0 its logarithm is `LEAST`: finite, so that 0·LEAST is 0 and no mask is
 needed. No KL to the teacher is finite where the teacher's probability is 0 and the student's is
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .answers import Answers, DenseAnswers, DrawnAnswers, SparseAnswers, entries
+from .answers import Answers, DenseAnswers, SampledAnswers, SparseAnswers, entries
 from .settings import TokenLossSettings
 
 LEAST = -1e30
@@ -104,7 +104,7 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, share_of_p: float) -> Tensor:
 # --- A chunk's divergence with its gradient, in the form that all kinds of answers share.
 #
 # The gradient over the vocabulary is a softmax times one number a token, plus a few numbers at
-# listed ids (or, for dense answers, one more matrix): sparse answers and draws take one pass of
+# listed ids (or, for dense answers, one more matrix): sparse answers and samples take one pass of
 # exponentials and no matrix [C, V] beside the logits and the softmax.
 
 
@@ -255,19 +255,19 @@ class SetApart:
         )
 
 
-# --- Answers that are draws from the teacher: estimates whose mean over draws is the divergence's.
+# --- Samples from the teacher: estimates whose mean over samples is the divergence.
 #
 # forward KL   Weights w_i = 1/K: the value is KL of the drawn tokens' frequencies to the student,
 #              the gradient that of Σ w_i·(-log q_i), unbiased. At another temperature than the
-#              draws', w_i ∝ p_i^(1/T - 1), self-normalised: consistent as K grows, not unbiased.
+#              samples', w_i ∝ p_i^(1/T - 1), self-normalised: consistent as K grows, not unbiased.
 # others       Σ p·h(q/p) is estimated by the mean of h(r_i) - h'(1)·(r_i - 1), r_i = q_i/p_i. What
 #              is taken off has mean 0, for Σ p·(q/p - 1) = 0, provided that no token that the
 #              student uses has the probability 0: value and gradient then are unbiased. The value
 #              is never negative, and where q = p neither has any variance.
-# Source of draws for forward KL: arXiv 2503.16870.
+# Source of samples for forward KL: arXiv 2503.16870.
 
 
-def soften_drawn(
+def soften_samples(
     logits_CV: Tensor,
     spare_CV: Tensor,
     answers: Answers,
@@ -276,8 +276,8 @@ def soften_drawn(
     measure: Measure | None,
     temperature: float,
 ) -> Softened:
-    """The estimate from K draws; no measure: forward KL."""
-    assert isinstance(answers, DrawnAnswers)
+    """The estimate from K samples; no measure: forward KL."""
+    assert isinstance(answers, SampledAnswers)
     ids_CK = answers.ids_PK.where(answered_C[:, None], 0).long()
     log_p_CK = _log_probs(answers, answered_C, logits_CV)
     log_sum_C1 = softmax(logits_CV, spare_CV)
@@ -297,7 +297,7 @@ def soften_drawn(
     )
 
 
-def _log_probs(answers: DrawnAnswers, answered_C: Tensor, like: Tensor) -> Tensor:
+def _log_probs(answers: SampledAnswers, answered_C: Tensor, like: Tensor) -> Tensor:
     """Of the drawn tokens; zeros where nobody kept them and nobody needs them."""
     if answers.log_probs_PK is None:
         return like.new_zeros(answers.ids_PK.shape)
@@ -319,8 +319,8 @@ def _frequencies(
 
 def _ratios(log_r_CK: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
     """Parts and slopes of the mean of h(r) - h'(1)·(r - 1); h is the measure at p = 1, q = r."""
-    draws = log_r_CK.shape[1]
+    samples = log_r_CK.shape[1]
     parts_CK, slopes_CK = measure(torch.zeros_like(log_r_CK), log_r_CK)
     _, at_one_CK = measure(torch.zeros_like(log_r_CK), torch.zeros_like(log_r_CK))
     parts_CK = parts_CK - at_one_CK * torch.expm1(log_r_CK)
-    return parts_CK / draws, (slopes_CK - at_one_CK * log_r_CK.exp()) / draws
+    return parts_CK / samples, (slopes_CK - at_one_CK * log_r_CK.exp()) / samples

@@ -14,13 +14,13 @@ from ..losses import MISSING_LABEL
 from .answers import (
     Answers,
     DenseAnswers,
-    DrawnAnswers,
+    SampledAnswers,
     SparseAnswers,
-    check_draws,
+    check_samples,
     check_vocabulary,
 )
 from .chunked import Chunked, Step, chunk_tokens
-from .divergences import Soften, measure_of, soften_dense, soften_drawn, soften_sparse
+from .divergences import Soften, measure_of, soften_dense, soften_samples, soften_sparse
 from .settings import TokenLossSettings
 
 AS_THEY_ARE = LogitTransform()
@@ -74,12 +74,12 @@ def token_loss(
     """alpha · T² · D(teacher, student) + (1 - alpha) · cross entropy, each a mean over its tokens.
 
     The divergence compares softmax(z/T) with the answers: sparse ones as they are (they were cached
-    at T), dense ones as softmax(log p / T), draws as `divergences.py` says. Cross entropy: T = 1.
+    at T), dense ones as softmax(log p / T), samples as `divergences.py` says. Cross entropy: T = 1.
     `chunk` is how many tokens go through the vocabulary at a time; None: as many as make 64 MiB of
     float32 logits, or 256 MiB on a GPU. Memory is O(chunk · V) beside the gradients, forward and
     backward.
     Sums are in float32, or float64 for float64 inputs; gradients come back in the inputs' dtypes.
-    Raises JobError for draws that cannot give this divergence, or for a teacher with more tokens.
+    Raises JobError for samples that cannot give this divergence, or for a teacher with more tokens.
     Sources: T², Hinton, Vinyals, Dean, arXiv 1503.02531; gradients worked out chunk by chunk in the
     forward pass, Liger Kernel, arXiv 2410.10989.
     """
@@ -104,11 +104,11 @@ def _soften(answers: Answers, settings: TokenLossSettings, temperature: float) -
             return partial(soften_sparse, measure=measure)
         case DenseAnswers():
             return partial(soften_dense, measure=measure, temperature=temperature)
-        case DrawnAnswers():
+        case SampledAnswers():
             kept = answers.log_probs_PK is not None
-            check_draws(settings.divergence, temperature, kept)
+            check_samples(settings.divergence, temperature, kept)
             ratios = None if settings.divergence == "forward_kl" else measure
-            return partial(soften_drawn, measure=ratios, temperature=temperature)
+            return partial(soften_samples, measure=ratios, temperature=temperature)
 
 
 def chunked(

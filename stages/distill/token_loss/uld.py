@@ -29,7 +29,7 @@ def uld_loss(
     likeliest.
 
     Everything else is as in `token_loss`. Raises JobError for answers without the mass of all
-    tokens: draws, or sparse answers without a tail."""
+    tokens: samples, or sparse answers without a tail."""
     match answers:
         case DenseAnswers():
             soften = _all_ranks

@@ -12,6 +12,7 @@ comes from the example's own length (`buckets`).
 resolved before the spec is made, so a fingerprint names the type that was used.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ....cache_schemas.codings import Fidelity
 from ....cache_schemas.features import FeatureSpec, StoredDtype
@@ -29,12 +30,30 @@ from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...tokenizing.unknown import Unknown
 
+_LOGGER = logging.getLogger("armada")
+
 
 class TeacherOptions(BaseModel):
     """Options of one kind of teacher. All of them enter the fingerprint unless `settings` is
     overridden. Every field has a default and a description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Options of an earlier release, and what they are called now: taken, with a warning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_release(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        for old, new in cls.renamed.items():
+            if old in given and new in given:
+                raise ValueError(
+                    f"{old}: deprecated name of {new}, and both are given; leave it out"
+                )
+            if old in given:
+                _LOGGER.warning(f"{old}: deprecated, removed in the next release; use {new}")
+        return {cls.renamed.get(name, name): value for name, value in given.items()}
 
     def settings(self) -> dict[str, SettingValue]:
         """What enters the fingerprint."""

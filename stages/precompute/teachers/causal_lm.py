@@ -35,7 +35,7 @@ from .base import ROW_GROUP, Answers, Example, example_seed, in_row_groups
 from .causal_options import CausalLMOptions
 from .checkpoint_teacher import CheckpointTeacher
 from .generation import Continuation, Sampling, continue_prompts, find_cache_name, next_states
-from .token_answers import MEASURED_EVERY, Answer, Dense, Draws, TokenAnswers, TopK
+from .token_answers import MEASURED_EVERY, Answer, Dense, Samples, TokenAnswers, TopK
 
 DEFAULT_TEXT_LENGTH = 1024
 PAD_MULTIPLE = 16
@@ -44,13 +44,13 @@ CHUNK_BYTES = 64 * 2**20
 
 
 class CausalLMTeacher(CheckpointTeacher):
-    """Answers with `token_ids` and `prompt_tokens`, and with `top_k`, `draws`, `dense`, `hidden`,
+    """Answers with `token_ids` and `prompt_tokens`, and with `top_k`, `samples`, `dense`, `hidden`,
     `generated_ids` and `generated_log_probs` as they are asked for."""
 
     Options = CausalLMOptions
     kind = "causal_lm"
     selecting = frozenset(
-        {"top_k", "top_k_bits", "temperatures", "draws", "draws_log_probs", "dense"}
+        {"top_k", "top_k_bits", "temperatures", "samples", "samples_log_probs", "dense"}
         | {"characters", "hidden_layers", "max_new_tokens"}
     )
     default_batch_size = 8
@@ -72,10 +72,10 @@ class CausalLMTeacher(CheckpointTeacher):
             **self._of_template(),
             max_length=self._max_length,
             tokenizer=tokenizer_digest(self._tokenizer),
-            vocabulary=self._vocab_size,
+            vocab_size=self._vocab_size,
             temperatures=options.known_temperatures,
         )
-        self.spec = spec.model_copy(update={"words": vocab_digest(self._tokenizer)})
+        self.spec = spec.model_copy(update={"vocab_digest": vocab_digest(self._tokenizer)})
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """Rows of each example for each of its tokens, predicted tokens, and generated ones."""
@@ -133,7 +133,7 @@ class CausalLMTeacher(CheckpointTeacher):
         answers.gather(
             lambda start, stop: self._logits(hidden_PH[start:stop]),
             self._chunk,
-            _uniforms(predicted, seeds, self._options.draws or 0),
+            _uniforms(predicted, seeds, self._options.samples or 0),
         )
         return answers
 
@@ -216,7 +216,7 @@ class CausalLMTeacher(CheckpointTeacher):
     def _make_answers(self) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
         for name, coding in self._options.codings(self._vocab_size).items():
-            answers[name] = TopK(coding) if isinstance(coding, TopKCoding) else Draws(coding)
+            answers[name] = TopK(coding) if isinstance(coding, TopKCoding) else Samples(coding)
         if self._options.dense:
             answers["dense"] = Dense(self._precision)
         return answers
@@ -281,13 +281,13 @@ def _chosen(states_BTH: Tensor, places_P: Tensor) -> Tensor:
     return states_BTH.flatten(0, 1).index_select(0, places_P)
 
 
-def _uniforms(predicted: IntArray, seeds: Sequence[int], draws: int) -> npt.NDArray[np.float64]:
+def _uniforms(predicted: IntArray, seeds: Sequence[int], samples: int) -> npt.NDArray[np.float64]:
     """Numbers from 0 to 1 [P, K], those of a text from its own seed."""
     parts = [
-        np.random.default_rng(seed).random((count, draws))
+        np.random.default_rng(seed).random((count, samples))
         for seed, count in zip(seeds, predicted.tolist(), strict=True)
     ]
-    return np.concatenate([np.empty((0, draws)), *parts])
+    return np.concatenate([np.empty((0, samples)), *parts])
 
 
 def _repeated(rows: npt.NDArray[np.float64], device: torch.device) -> npt.NDArray[np.float64]:

@@ -1,12 +1,12 @@
 """What a causal language model can be asked for, and the features that makes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ....cache_schemas.codings import Coding, DrawsCoding, Temperature, TopKCoding
+from ....cache_schemas.codings import Coding, SamplesCoding, Temperature, TopKCoding
 from ....cache_schemas.errors import JobError
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ...language.recipe import Recipe
@@ -20,6 +20,11 @@ TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
 class CausalLMOptions(PrecisionOptions, Recipe):
     """Options of the teacher `causal_lm`."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "draws": "samples",
+        "draws_log_probs": "samples_log_probs",
+    }
+
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub id; none is the main branch"
     )
@@ -29,7 +34,9 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         description="most tokens of a text, what is beyond is cut off; default 1024, or what the "
         "model takes if that is less",
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of draws and of drawn responses")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="of samples, and of responses that are sampled"
+    )
     top_k: int | None = Field(
         default=64,
         ge=1,
@@ -44,16 +51,16 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         description="temperatures at which the mass outside of top_k is kept: those that students "
         "will be trained at, and 1",
     )
-    draws: int | None = Field(
+    samples: int | None = Field(
         default=None,
         ge=1,
-        description="tokens to draw from the model's distribution for each predicted token, with "
+        description="tokens to sample from the model's distribution for each predicted token, with "
         "replacement: unbiased where top_k is not (arXiv 2503.16870)",
     )
-    draws_log_probs: bool = Field(
+    samples_log_probs: bool = Field(
         default=False,
-        description="keep the log-probability of each draw: for temperatures and divergences "
-        "beside forward KL; 2 bytes a draw",
+        description="keep the log-probability of each sample: for temperatures and divergences "
+        "beside forward KL; 2 bytes a sample",
     )
     dense: bool = Field(
         default=False, description="keep the log-probabilities of all tokens (small vocabularies)"
@@ -89,10 +96,10 @@ class CausalLMOptions(PrecisionOptions, Recipe):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "CausalLMOptions":
-        asked = (self.top_k, self.draws, self.dense, self.hidden_layers, self.max_new_tokens)
+        asked = (self.top_k, self.samples, self.dense, self.hidden_layers, self.max_new_tokens)
         if not any(asked):
             raise ValueError(
-                "top_k, draws, dense, hidden_layers, max_new_tokens: ask for at least one of them"
+                "top_k, samples, dense, hidden_layers, max_new_tokens: ask for at least one of them"
             )
         if self.max_new_tokens and not self.has_prompt:
             raise ValueError(
@@ -117,15 +124,15 @@ class CausalLMOptions(PrecisionOptions, Recipe):
             with _within_limits("top_k, temperatures"):
                 codings["top_k"] = TopKCoding(
                     k=self.top_k,
-                    vocabulary=vocab_size,
+                    vocab_size=vocab_size,
                     bits=self.top_k_bits,
                     temperatures=self.known_temperatures,
                 )
-        if self.draws is not None:
-            bits: Literal[0, 16] = 16 if self.draws_log_probs else 0
-            with _within_limits("draws"):
-                codings["draws"] = DrawsCoding(
-                    draws=self.draws, vocabulary=vocab_size, log_prob_bits=bits
+        if self.samples is not None:
+            bits: Literal[0, 16] = 16 if self.samples_log_probs else 0
+            with _within_limits("samples"):
+                codings["samples"] = SamplesCoding(
+                    samples=self.samples, vocab_size=vocab_size, log_prob_bits=bits
                 )
         return codings
 
@@ -133,14 +140,14 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         self, vocab_size: int, width: int, max_length: int, stored: StoredDtype
     ) -> list[FeatureSpec]:
         """All that is asked for of a model of so many tokens and hidden numbers."""
-        of_tokens = {"axis": TOKENS, "longest": max_length}
-        of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "longest": max_length}
+        of_tokens = {"axis": TOKENS, "max_length": max_length}
+        of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "max_length": max_length}
         found = [
             _spec("token_ids", (), "uint32", "token ids of the text", **of_tokens),
             _spec("prompt_tokens", (), "uint32", "tokens at its start that are not predicted"),
         ]
         for name, coding in self.codings(vocab_size).items():
-            told = _TOLD[coding.kind].format(self.top_k, self.draws)
+            told = _TOLD[coding.kind].format(self.top_k, self.samples)
             width_of_row = (coding.row_bytes,)
             found.append(_spec(name, width_of_row, "uint8", told, coding=coding, **of_predictions))
         if self.dense:
@@ -154,7 +161,7 @@ class CausalLMOptions(PrecisionOptions, Recipe):
             told = f"hidden states that predict the token, of layers {list(self.hidden_layers)}"
             found.append(_spec("hidden", shape, stored, told, **of_predictions))
         if self.max_new_tokens:
-            of_generated: dict[str, Any] = {"axis": GENERATED, "longest": self.max_new_tokens}
+            of_generated: dict[str, Any] = {"axis": GENERATED, "max_length": self.max_new_tokens}
             told = "the model's own response, its end token included"
             found.append(_spec("generated_ids", (), "uint32", told, **of_generated))
             told = "log-probabilities of its tokens, at temperature 1"
@@ -164,7 +171,7 @@ class CausalLMOptions(PrecisionOptions, Recipe):
 
 _TOLD = {
     "topk": "the {0} most probable tokens, their log-probabilities, the mass of all others",
-    "draws": "{1} tokens drawn from the model's distribution",
+    "samples": "{1} tokens sampled from the model's distribution",
 }
 
 

@@ -1,7 +1,7 @@
 """What a language model answers for each token it predicts, from its logits, chunk by chunk.
 
 In: logits [C, V] in float32 of as many tokens as fit into little memory. Out: NumPy arrays of a row
-a token. Shapes: C tokens of a chunk, P of all, V tokens, K entries or draws, T temperatures.
+a token. Shapes: C tokens of a chunk, P of all, V tokens, K entries or samples, T temperatures.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ....cache_schemas.codings import DrawsCoding, Fidelity, TopKCoding
+from ....cache_schemas.codings import Fidelity, SamplesCoding, TopKCoding
 from ....cache_schemas.keys import IntArray
 from ...language.tokens import by_text
-from ...store.codec.draws import encode_draws
-from ...store.codec.fidelity import measure_draws, measure_top_k
+from ...store.codec.fidelity import measure_samples, measure_top_k
+from ...store.codec.samples import encode_samples
 from ...store.codec.top_k import encode_top_k
 from .base import Precision
 
@@ -76,10 +76,10 @@ class TopK:
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class Samples:
     """Tokens drawn with replacement from the model's own distribution (arXiv 2503.16870)."""
 
-    coding: DrawsCoding
+    coding: SamplesCoding
 
     def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
         """Ids and log-probabilities [C, K]."""
@@ -93,12 +93,12 @@ class Draws:
 
     def rows(self, said: Arrays) -> npt.NDArray[Any]:
         """Coded, [C, W]."""
-        return encode_draws(self.coding, said[0], said[1] if self.coding.log_prob_bits else None)
+        return encode_samples(self.coding, said[0], said[1] if self.coding.log_prob_bits else None)
 
     def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity:
         """Of coded rows, against what was said."""
         ids_CK, log_probs_CK = said
-        return measure_draws(self.coding, ids_CK, log_probs_CK, rows)
+        return measure_samples(self.coding, ids_CK, log_probs_CK, rows)
 
 
 @dataclass(frozen=True, slots=True)

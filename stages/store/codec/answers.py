@@ -1,6 +1,6 @@
 """Decoded answers, and what of a teacher's answers is refused before it is written.
 
-Shapes: N tokens, k entries or K draws of each.
+Shapes: N tokens, k entries or K samples of each.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class TopK:
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class Samples:
     """Ids of N tokens drawn with replacement, ascending."""
 
     ids_NK: Int32

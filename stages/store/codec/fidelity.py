@@ -3,10 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
-from ....cache_schemas.codings import DrawsCoding, Fidelity, TopKCoding
+from ....cache_schemas.codings import Fidelity, SamplesCoding, TopKCoding
 from .answers import Floats, Integers
 from .bits import UInt8
-from .draws import decode_draws
+from .samples import decode_samples
 from .top_k import decode_top_k
 
 Float64 = npt.NDArray[np.float64]
@@ -38,11 +38,11 @@ def measure_top_k(
     )
 
 
-def measure_draws(
-    coding: DrawsCoding, ids_NK: Integers, log_probs_NK: Floats | None, rows_NW: UInt8
+def measure_samples(
+    coding: SamplesCoding, ids_NK: Integers, log_probs_NK: Floats | None, rows_NW: UInt8
 ) -> Fidelity:
-    """Of rows [N, W], N >= 1, against what was given to `encode_draws`."""
-    found = decode_draws(coding, rows_NW)
+    """Of rows [N, W], N >= 1, against what was given to `encode_samples`."""
+    found = decode_samples(coding, rows_NW)
     assert (found.ids_NK == np.sort(ids_NK, axis=1)).all()
     tokens, width = len(rows_NW), coding.row_bytes
     if log_probs_NK is None or found.log_probs_NK is None:

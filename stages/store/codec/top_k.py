@@ -122,8 +122,8 @@ def _encoded(
     if (empty_N[:, None] & (log_tails_NT == -np.inf)).any():
         raise TeacherOutputError("a token without any probability; look at the teacher's logits")
     present_Nk = np.where(absent_Nk, 0, ids_Nk)
-    refuse_ids(present_Nk, coding.vocabulary)
-    id_columns, id_planes = split(present_Nk, id_bits(coding.vocabulary))
+    refuse_ids(present_Nk, coding.vocab_size)
+    id_columns, id_planes = split(present_Nk, id_bits(coding.vocab_size))
     level_columns, level_bits = split_sorted(levels_Nk, coding.levels)
     # Where probable ids were cut off, some mass lies outside.
     cut_N1 = (absent_Nk & (log_probs_Nk > -np.inf)).any(axis=1, keepdims=True)
@@ -211,15 +211,15 @@ def _decode_entries(
 
 def _numbers(coding: TopKCoding, rows_NW: UInt8) -> tuple[UInt32, UInt32]:
     """Ids and levels, both checked."""
-    width, law, k = id_bits(coding.vocabulary), coding.levels, coding.k
+    width, law, k = id_bits(coding.vocab_size), coding.levels, coding.k
     ids_end = coding.header_bytes + k * (width // 8)
     columns_end = ids_end + k * (law.low_bits // 8)
     bits_NB = unpacked(rows_NW[:, columns_end:])
     planes = k * (width % 8)
     ids_Nk = joined(rows_NW[:, coding.header_bytes : ids_end], bits_NB[:, :planes], k)
     levels_Nk = joined_sorted(rows_NW[:, ids_end:columns_end], bits_NB[:, planes:], law)
-    if ids_Nk.size and ids_Nk.max() >= coding.vocabulary:
-        raise DamagedCacheError(f"id {ids_Nk.max()} of a vocabulary of {coding.vocabulary}")
+    if ids_Nk.size and ids_Nk.max() >= coding.vocab_size:
+        raise DamagedCacheError(f"id {ids_Nk.max()} of a vocabulary of {coding.vocab_size}")
     if ((levels_Nk[:, 0] != 0) & (levels_Nk[:, 0] != law.universe - 1)).any():
         raise DamagedCacheError("a token's first log-probability lies below the first")
     return ids_Nk, levels_Nk

@@ -37,8 +37,8 @@ from ..files.plain_files import (
 )
 
 
-def check_cache(path: Path) -> None:
-    """Refuse what is not a cache of this format version."""
+def check_cache(path: Path) -> CacheManifest:
+    """What a cache says of itself; refuses what is none of a version that is read here."""
     manifest = path / CACHE_MANIFEST
     check_way(manifest, path)
     if not manifest.is_file():
@@ -60,7 +60,7 @@ def check_cache(path: Path) -> None:
             f"cache {path}: holds no {CACHE_MANIFEST}; this is not an armada cache; "
             "name a folder that is one, or an empty one to make it there"
         )
-    check_cache_manifest(read_bytes(manifest, path, CacheManifest.max_bytes), manifest)
+    return check_cache_manifest(read_bytes(manifest, path, CacheManifest.max_bytes), manifest)
 
 
 def list_teachers(path: Path) -> list[TeacherManifest]:
@@ -157,8 +157,8 @@ def fits(record: CommitRecord, teacher: TeacherManifest) -> bool:
         record.rows <= teacher.rows_per_shard
         and record.features.keys() == names
         and record.fidelity.keys() <= coded
-        and record.places.keys() == axes.keys()
-        and all(record.places[axis] <= record.rows * most for axis, most in axes.items())
+        and record.lengths.keys() == axes.keys()
+        and all(record.lengths[axis] <= record.rows * most for axis, most in axes.items())
     )
 
 

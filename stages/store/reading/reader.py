@@ -177,7 +177,7 @@ class Cache:
                 self.table_path(ROWS_TABLE, commit.shard),
                 commit.rows,
                 axis,
-                commit.places[axis],
+                commit.lengths[axis],
                 longest,
             )
             for commit in self.commits

@@ -131,7 +131,7 @@ class CommittedShard:
         if path == table_file(self.folder, ROWS_TABLE, self.record.shard):
             self._keys()
             for axis, longest in self.manifest.spec.axes.items():
-                read_lengths(path, self.record.rows, axis, self.record.places[axis], longest)
+                read_lengths(path, self.record.rows, axis, self.record.lengths[axis], longest)
 
     def _keys(self) -> KeyArray:
         path = table_file(self.folder, ROWS_TABLE, self.record.shard)

@@ -94,7 +94,7 @@ def _extension(
         weights=asked.weights,
         settings=without_settings(asked, selecting),
         features=tuple(features),
-        words=asked.words,
+        vocab_digest=asked.vocab_digest,
     )
     return TeacherManifest(
         fingerprint=spec.fingerprint_extending(base.fingerprint),

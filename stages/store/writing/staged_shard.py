@@ -61,7 +61,7 @@ class StagedShard:
                 rows=len(keys),
                 features=files[0],
                 tables=files[1],
-                places={axis: int(each.sum()) for axis, each in lengths.items()},
+                lengths={axis: int(each.sum()) for axis, each in lengths.items()},
                 fidelity=dict(fidelity),
             )
             self._stage(pool, commit_file(self._teacher, self._shard), [record.to_json()])
@@ -160,7 +160,7 @@ def _lengths(spec: TeacherSpec, rows: int, features: Mapping[str, Values]) -> di
         if isinstance(values, Ragged) and feature.axis is not None:
             same = lengths.setdefault(feature.axis, values.lengths)
             assert np.array_equal(same, values.lengths), feature.name
-            assert values.lengths.max(initial=0) <= (feature.longest or 0), feature.name
+            assert values.lengths.max(initial=0) <= (feature.max_length or 0), feature.name
             assert values.lengths.sum() == len(values.values), feature.name
     return lengths
 

@@ -148,8 +148,10 @@ def create_cache(path: Path) -> None:
     with locked(path):
         for partial in partial_documents(path):
             remove_tree(partial, path)
-        if not (path / CACHE_MANIFEST).exists():
-            write_file(path / CACHE_MANIFEST, [CacheManifest().to_json()], path)
+        manifest = path / CACHE_MANIFEST
+        # What is added to an earlier version's cache has today's names: its readers must not guess.
+        if not manifest.exists() or check_cache(path) != CacheManifest():
+            write_file(manifest, [CacheManifest().to_json()], path)
         for group in (path, path / "teachers"):
             _write_if_absent(group / ZARR_METADATA, group_metadata(), path)
 

@@ -16,7 +16,7 @@ from armada.stages.precompute.teachers.base import Answers, Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from armada.stages.precompute.teachers.generation import Sampling, find_cache_name
-from armada.stages.store.codec.draws import decode_draws
+from armada.stages.store.codec.samples import decode_samples
 from armada.stages.store.codec.top_k import decode_top_k
 from pydantic import ValidationError
 from tiny_checkpoints import make_bert
@@ -79,7 +79,7 @@ def test_answers_are_those_of_the_model(folders: dict[str, Path], family: str) -
     )
     answers = ask(teacher)
     coding = teacher.spec.feature("top_k").coding
-    words = coding.vocabulary
+    words = coding.vocab_size
     for place in range(len(TEXTS)):
         ids = answers.features["token_ids"][place]
         expected = log_softmax(textbook(folders[family], ids, words))[:-1]
@@ -110,7 +110,7 @@ def test_hidden_states_are_the_layers(folders: dict[str, Path]) -> None:
 
 
 def test_a_text_is_answered_alike_in_any_company(folders: dict[str, Path]) -> None:
-    options = {"top_k": 9, "draws": 6, "draws_log_probs": True, "dense": True}
+    options = {"top_k": 9, "samples": 6, "samples_log_probs": True, "dense": True}
     teacher = loaded(folders["opt"], **options)
     buckets = teacher.buckets(examples(ALONE))
     same = [place for place, bucket in enumerate(buckets) if bucket == buckets[0]]
@@ -123,18 +123,18 @@ def test_a_text_is_answered_alike_in_any_company(folders: dict[str, Path]) -> No
 
 
 def test_draws_follow_the_model(folders: dict[str, Path]) -> None:
-    draws = 4000
-    teacher = loaded(folders["gpt2"], top_k=None, draws=draws)
+    samples = 4000
+    teacher = loaded(folders["gpt2"], top_k=None, samples=samples)
     answers = ask(teacher, ALONE[:1])
-    coding = teacher.spec.feature("draws").coding
-    found = decode_draws(coding, answers.features["draws"][0]).ids_NK
+    coding = teacher.spec.feature("samples").coding
+    found = decode_samples(coding, answers.features["samples"][0]).ids_NK
     ids = answers.features["token_ids"][0]
-    expected = np.exp(log_softmax(textbook(folders["gpt2"], ids, coding.vocabulary)))[:-1]
+    expected = np.exp(log_softmax(textbook(folders["gpt2"], ids, coding.vocab_size)))[:-1]
     for row, probs in zip(found, expected, strict=True):
-        counts = np.bincount(row, minlength=coding.vocabulary)
-        often = probs * draws >= 5
+        counts = np.bincount(row, minlength=coding.vocab_size)
+        often = probs * samples >= 5
         observed = [*counts[often], counts[~often].sum()]
-        wanted = np.array([*probs[often], probs[~often].sum()]) * draws
+        wanted = np.array([*probs[often], probs[~often].sum()]) * samples
         statistic = float((np.square(observed - wanted) / wanted).sum())
         degrees = len(wanted) - 1
         # Ten standard deviations of a chi-squared variable.
@@ -142,19 +142,19 @@ def test_draws_follow_the_model(folders: dict[str, Path]) -> None:
 
 
 def test_log_probabilities_of_draws(folders: dict[str, Path]) -> None:
-    teacher = loaded(folders["llama"], top_k=None, draws=8, draws_log_probs=True)
+    teacher = loaded(folders["llama"], top_k=None, samples=8, samples_log_probs=True)
     answers = ask(teacher)
-    coding = teacher.spec.feature("draws").coding
-    found = decode_draws(coding, answers.features["draws"][1])
+    coding = teacher.spec.feature("samples").coding
+    found = decode_samples(coding, answers.features["samples"][1])
     expected = log_softmax(
-        textbook(folders["llama"], answers.features["token_ids"][1], coding.vocabulary)
+        textbook(folders["llama"], answers.features["token_ids"][1], coding.vocab_size)
     )[:-1]
     chosen = np.take_along_axis(expected, found.ids_NK.astype(np.int64), axis=1)
     np.testing.assert_allclose(found.log_probs_NK, chosen, atol=1e-3)
-    other = ask(loaded(folders["llama"], top_k=None, draws=8, draws_log_probs=True, seed=1))
+    other = ask(loaded(folders["llama"], top_k=None, samples=8, samples_log_probs=True, seed=1))
     assert any(
         not np.array_equal(one, two)
-        for one, two in zip(answers.features["draws"], other.features["draws"], strict=True)
+        for one, two in zip(answers.features["samples"], other.features["samples"], strict=True)
     )
 
 
@@ -263,7 +263,7 @@ def test_logits_of_all_tokens_are_never_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(causal_lm, "CHUNK_BYTES", 4 * 4320 * 4)
-    teacher = loaded(make_causal_lm(tmp_path / "model", padding=4000), top_k=5, draws=3)
+    teacher = loaded(make_causal_lm(tmp_path / "model", padding=4000), top_k=5, samples=3)
     with Largest() as largest:
         answers = ask(teacher)
     predicted = sum(map(len, answers.features["top_k"]))
@@ -274,11 +274,11 @@ def test_logits_of_all_tokens_are_never_there(
 
 def test_a_batch_of_prompts_alone_has_features_without_rows(folders: dict[str, Path]) -> None:
     """As where `max_length` leaves nothing of any response of the batch."""
-    options = {"top_k": 4, "draws": 3, "dense": True, "hidden_layers": (1,)}
+    options = {"top_k": 4, "samples": 3, "dense": True, "hidden_layers": (1,)}
     teacher = loaded(folders["llama"], text_format="plain", max_length=3, **options)
     answers = ask(teacher, PAIRS)
     assert all(answers.truncated)
-    for name in ("top_k", "draws", "dense", "hidden"):
+    for name in ("top_k", "samples", "dense", "hidden"):
         feature = teacher.spec.feature(name)
         assert [each.shape for each in answers.features[name]] == [(0, *feature.shape)] * len(PAIRS)
     assert answers.invalid == {}
@@ -297,11 +297,11 @@ def test_logits_that_are_no_numbers_name_their_text(folders: dict[str, Path]) ->
 
 
 def test_fidelity_is_that_of_each_text(folders: dict[str, Path]) -> None:
-    teacher = loaded(folders["llama"], top_k=12, draws=3)
+    teacher = loaded(folders["llama"], top_k=12, samples=3)
     together = ask(teacher)
     for place, text in enumerate(ALONE):
         alone = ask(teacher, [text]).fidelity
-        for name in ("top_k", "draws"):
+        for name in ("top_k", "samples"):
             one, other = alone[name][0], together.fidelity[name][place]
             assert one is not None
             assert other is not None
@@ -387,7 +387,7 @@ def test_a_tokenizer_that_is_not_the_models_own(tmp_path: Path) -> None:
 def test_spec_says_who_speaks(folders: dict[str, Path]) -> None:
     one = CausalLMTeacher(str(folders["llama"]), CausalLMOptions(), torch.device("cpu")).spec
     settings = one.settings
-    assert settings["vocabulary"] == 320
+    assert settings["vocab_size"] == 320
     assert len(str(settings["tokenizer"])) == 32
     other = CausalLMTeacher(str(folders["gpt2"]), CausalLMOptions(), torch.device("cpu")).spec
     assert other.settings["tokenizer"] == settings["tokenizer"]

@@ -52,17 +52,17 @@ def test_layers_of_different_widths(narrow: Path) -> None:
 
 LONGEST = 2**20
 LIMITS = {
-    "draws": ({"draws": 70000}, "^draws: draws: .* 65536; ask for less$"),
+    "samples": ({"samples": 70000}, "^samples: samples: .* 65536; ask for less$"),
     "top_k": ({"top_k": 65537}, "^top_k, temperatures: k: .* 65536; ask for less$"),
     "temperatures": (
         {"temperatures": tuple(1.0 + n for n in range(20))},
         "^top_k, temperatures: temperatures: .*; ask for less$",
     ),
-    "max_length": ({}, "^token_ids, max_length: longest: .* 1048576; ask for less$"),
+    "max_length": ({}, "^token_ids, max_length: max_length: .* 1048576; ask for less$"),
     "dense": ({"dense": True, "top_k": None}, "^dense, max_length: shape: .*; ask for less$"),
     "max_new_tokens": (
         {"max_new_tokens": LONGEST + 1, "text_format": "plain"},
-        "^max_new_tokens: longest: .* 1048576; ask for less$",
+        "^max_new_tokens: max_length: .* 1048576; ask for less$",
     ),
 }
 

@@ -65,7 +65,7 @@ def test_a_file_that_took_its_name_is_another(feature: FeatureArray, folder: Pat
 
 
 def test_a_feature_along_an_axis(tmp_path: Path) -> None:
-    spec = FeatureSpec(name="words", shape=(2,), dtype="float32", axis="word", longest=4)
+    spec = FeatureSpec(name="words", shape=(2,), dtype="float32", axis="word", max_length=4)
     with CacheWriter(tmp_path, make_manifest((spec,))) as writer:
         for texts in (["a", "b"], ["c", "d"]):
             values = Ragged(np.ones((3, 2), np.float32), np.array([3, 0]))

@@ -105,9 +105,9 @@ def test_nothing_there_is_no_cache(tmp_path: Path) -> None:
 
 def test_a_later_format_is_refused_before_anything_else(folder: Path) -> None:
     manifest = folder.parent.parent / "armada.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 3'))
     (folder / "teacher.json").write_text("something new")
-    with pytest.raises(CacheVersionError, match="format_version 2; this armada reads version 1"):
+    with pytest.raises(CacheVersionError, match="version 3; this armada reads versions 1, 2"):
         open_cache(folder.parent.parent)
 
 

@@ -31,9 +31,9 @@ from small_caches import answer, keys_of, make_manifest, numbered_texts
 LONGEST = 40
 FEATURES = (
     FeatureSpec(name="pooled", shape=(5,), dtype="float16"),
-    FeatureSpec(name="hidden", shape=(2, 3), dtype="float16", axis="tokens", longest=LONGEST),
-    FeatureSpec(name="token_ids", shape=(), dtype="uint32", axis="tokens", longest=LONGEST),
-    FeatureSpec(name="packed", shape=(7,), dtype="uint8", axis="predictions", longest=9),
+    FeatureSpec(name="hidden", shape=(2, 3), dtype="float16", axis="tokens", max_length=LONGEST),
+    FeatureSpec(name="token_ids", shape=(), dtype="uint32", axis="tokens", max_length=LONGEST),
+    FeatureSpec(name="packed", shape=(7,), dtype="uint8", axis="predictions", max_length=9),
 )
 MANIFEST = make_manifest(FEATURES, rows_per_shard=64)
 SHARDS = [numbered_texts(0, 64), numbered_texts(64, 75), numbered_texts(75, 139)]
@@ -128,8 +128,8 @@ def test_the_two_ways_to_read_are_not_mixed_up(cache: Cache) -> None:
 def test_zarr_reads_the_values_of_each_shard(cache: Cache) -> None:
     for spec in FEATURES[1:]:
         array = zarr.open_array(cache.folder / spec.name, mode="r")
-        assert spec.longest is not None
-        room = 64 * spec.longest
+        assert spec.max_length is not None
+        room = 64 * spec.max_length
         for number, texts in enumerate(SHARDS):
             wanted = values(spec, texts).values
             np.testing.assert_array_equal(array[number * room :][: len(wanted)], wanted)
@@ -147,7 +147,7 @@ def test_shards_take_the_bytes_of_their_places(cache: Cache) -> None:
             assert commit.rows_of(spec) == count
             assert commit.features[spec.name].bytes == shard_bytes(count, spec, 64)
             # A shard's index has an entry of 16 bytes for each of an example's places.
-            most = (count + 63) * spec.row_bytes + 16 * (spec.longest or 0) + 4
+            most = (count + 63) * spec.row_bytes + 16 * (spec.max_length or 0) + 4
             assert commit.features[spec.name].bytes <= most
 
 
@@ -219,9 +219,9 @@ def test_counts_that_lie_are_refused(cache: Cache, lengths: Any, told: str) -> N
 def test_a_record_without_its_axes_fits_no_teacher(cache: Cache) -> None:
     file = commit_file(cache.folder, 0)
     document = json.loads(file.read_text())
-    assert document["places"].keys() == {"tokens", "predictions"}
-    for places_told in ({}, {"tokens": 3}, {"tokens": 64 * LONGEST + 1, "predictions": 1}):
-        file.write_text(json.dumps(document | {"places": places_told}))
+    assert document["lengths"].keys() == {"tokens", "predictions"}
+    for lengths in ({}, {"tokens": 3}, {"tokens": 64 * LONGEST + 1, "predictions": 1}):
+        file.write_text(json.dumps(document | {"lengths": lengths}))
         with pytest.raises(DamagedCacheError, match="fits neither its name nor the teacher"):
             open_cache(cache.path)
 
@@ -251,7 +251,7 @@ def test_documents_of_features_of_one_row_are_what_they_were() -> None:
             "tables": {"rows": {"bytes": 1, "xxh3_128": "0" * 32}},
         }
     )
-    assert "places" not in json.loads(record.to_json())
+    assert "lengths" not in json.loads(record.to_json())
     assert FEATURES[0].model_dump(mode="json").keys() == {
         "name",
         "shape",
@@ -265,10 +265,10 @@ def test_documents_of_features_of_one_row_are_what_they_were() -> None:
     ("fields", "told"),
     [
         ({"axis": "tokens"}, "both or neither"),
-        ({"longest": 3}, "both or neither"),
-        ({"axis": "key", "longest": 3}, "column of the table of rows"),
-        ({"axis": "tokens", "longest": 2**20, "shape": (4096,)}, "bytes an example"),
-        ({"axis": "To/kens", "longest": 3}, "pattern"),
+        ({"max_length": 3}, "both or neither"),
+        ({"axis": "key", "max_length": 3}, "column of the table of rows"),
+        ({"axis": "tokens", "max_length": 2**20, "shape": (4096,)}, "bytes an example"),
+        ({"axis": "To/kens", "max_length": 3}, "pattern"),
     ],
 )
 def test_axes_that_cannot_be(fields: dict[str, Any], told: str) -> None:
@@ -277,7 +277,7 @@ def test_axes_that_cannot_be(fields: dict[str, Any], told: str) -> None:
 
 
 def test_features_of_one_axis_agree_on_its_end() -> None:
-    other = FeatureSpec(name="other", shape=(), dtype="float32", axis="tokens", longest=41)
+    other = FeatureSpec(name="other", shape=(), dtype="float32", axis="tokens", max_length=41)
     with pytest.raises(
         ValidationError, match="at most 40 places on the axis 'tokens', another feature 41"
     ):

@@ -48,7 +48,7 @@ def test_a_cache_can_be_pickled_whatever_was_read_of_it(
 
 
 def test_a_feature_along_an_axis_can_be_pickled_with_its_cache(tmp_path: Path) -> None:
-    spec = FeatureSpec(name="words", shape=(2,), dtype="float32", axis="word", longest=4)
+    spec = FeatureSpec(name="words", shape=(2,), dtype="float32", axis="word", max_length=4)
     manifest = make_manifest((spec,))
     lengths = np.array([1, 3])
     values = np.arange(8, dtype=np.float32).reshape(4, 2)

@@ -143,7 +143,7 @@ def test_a_cache_without_its_manifest(cache: Path) -> None:
 
 
 def test_another_version_is_no_damage(cache: Path) -> None:
-    (cache / "armada.json").write_text('{"format": "armada-cache", "format_version": 2}')
+    (cache / "armada.json").write_text('{"format": "armada-cache", "format_version": 3}')
     with pytest.raises(CacheVersionError):
         survey_cache(cache)
 

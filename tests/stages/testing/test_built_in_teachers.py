@@ -90,14 +90,14 @@ class TestClassifier(TeacherTests):
 
 class TestCausalLM(TeacherTests):
     options = {
-        **{"top_k": 4, "draws": 3, "draws_log_probs": True, "characters": True},
+        **{"top_k": 4, "samples": 3, "samples_log_probs": True, "characters": True},
         **{"hidden_layers": (1,), "max_length": 48},
     }
     changing = {
         **PRECISION,
         **{"max_length": 40, "seed": 1, "end_token": False},
-        **{"top_k": 3, "top_k_bits": 16, "temperatures": (2.0,), "draws": 4, "dense": True},
-        **{"draws_log_probs": False, "characters": False, "hidden_layers": (0, 1)},
+        **{"top_k": 3, "top_k_bits": 16, "temperatures": (2.0,), "samples": 4, "dense": True},
+        **{"samples_log_probs": False, "characters": False, "hidden_layers": (0, 1)},
     }
     untried = (
         *("revision", "max_new_tokens", "generation_temperature", "generation_top_p"),

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from armada.cache_schemas.codings import DrawsCoding, TopKCoding
+from armada.cache_schemas.codings import SamplesCoding, TopKCoding
 from armada.cache_schemas.errors import CacheError, JobError
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.distill.language.batches import Counts, PackedTexts, one_each, pack, packed
 from armada.stages.distill.language.cached_answers import CachedAnswers, as_answers
 from armada.stages.distill.language.teachers import MatchedTokens, TeacherTokens, match
-from armada.stages.distill.token_loss.answers import DenseAnswers, DrawnAnswers, SparseAnswers
+from armada.stages.distill.token_loss.answers import DenseAnswers, SampledAnswers, SparseAnswers
 from armada.stages.language.tokens import INSIDE, TokenTexts
-from armada.stages.store.codec.draws import encode_draws
+from armada.stages.store.codec.samples import encode_samples
 from armada.stages.store.codec.top_k import encode_top_k
 from armada.stages.store.format.rows import Ragged, joined
 from armada.stages.store.reading.reader import open_cache
@@ -82,7 +82,7 @@ def _plain(texts: TokenTexts, rows: list[list[int]]) -> dict[str, list[Any]]:
     }
 
 
-@pytest.mark.parametrize("packing", ["none", "apart", "joined"])
+@pytest.mark.parametrize("packing", ["none", "document_mask", "concat"])
 @given(lengths=LENGTHS, data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_batch_is_what_it_is_token_by_token(
@@ -99,8 +99,8 @@ def test_a_batch_is_what_it_is_token_by_token(
     expected = _plain(texts, [list(row) for row in members])
     for name in expected.keys() & batch.keys():
         np.testing.assert_array_equal(batch[name], expected[name], err_msg=name)
-    assert ("position_ids" in batch) == (packing == "apart")
-    assert ("attention_mask" in batch) == (packing != "apart")
+    assert ("position_ids" in batch) == (packing == "document_mask")
+    assert ("attention_mask" in batch) == (packing != "document_mask")
     assert rows.counts(chosen) == Counts(len(expected["targets"]))
     assert rows.bytes_of(chosen) == 3 * sum(lengths[t] for row in members for t in row)
     lengths_of_rows = np.diff(rows.offsets)[chosen]
@@ -115,12 +115,12 @@ def test_a_text_is_pooled_where_its_answer_begins() -> None:
 
 
 K, WORDS = 3, 50
-CODING = TopKCoding(k=K, vocabulary=WORDS, bits=16, temperatures=(1.0, 2.0))
-DRAWS = DrawsCoding(draws=4, vocabulary=WORDS)
-ALONG: dict[str, Any] = {"axis": "predictions", "longest": 32}
+CODING = TopKCoding(k=K, vocab_size=WORDS, bits=16, temperatures=(1.0, 2.0))
+SAMPLES = SamplesCoding(samples=4, vocab_size=WORDS)
+ALONG: dict[str, Any] = {"axis": "predictions", "max_length": 32}
 FEATURES = (
     FeatureSpec(name="top_k", shape=(CODING.row_bytes,), dtype="uint8", coding=CODING, **ALONG),
-    FeatureSpec(name="draws", shape=(DRAWS.row_bytes,), dtype="uint8", coding=DRAWS, **ALONG),
+    FeatureSpec(name="samples", shape=(SAMPLES.row_bytes,), dtype="uint8", coding=SAMPLES, **ALONG),
     FeatureSpec(name="dense", shape=(WORDS,), dtype="float32", **ALONG),
 )
 CACHED = [4, 0, 9, 2, 6]
@@ -140,7 +140,7 @@ def _coded(text: int) -> dict[str, np.ndarray[Any, Any]]:
     drawn = np.random.default_rng([text, 1]).integers(0, WORDS, (len(dense), 4))
     return {
         "top_k": encode_top_k(CODING, ids, top, tails),
-        "draws": encode_draws(DRAWS, drawn, None),
+        "samples": encode_samples(SAMPLES, drawn, None),
         "dense": dense,
     }
 
@@ -168,10 +168,10 @@ def _rows(cache: Any, feature: str, lengths: list[int], packing: Any = "none") -
     return pack(make_texts(lengths), packing, 32, PAD, {"llm": TeacherTokens(answers, rows)})
 
 
-@pytest.mark.parametrize("packing", ["none", "joined"])
+@pytest.mark.parametrize("packing", ["none", "concat"])
 def test_answers_stand_at_their_predictions(cache: Any, packing: Any) -> None:
     rows = _rows(cache, "dense", [n + 1 for n in CACHED], packing)
-    for order in ([0, 1], [1, 0]) if packing == "joined" else ([4, 0, 1, 2, 3], [2]):
+    for order in ([0, 1], [1, 0]) if packing == "concat" else ([4, 0, 1, 2, 3], [2]):
         chosen = np.array([r for r in order if r < len(rows)])
         batch = rows.pad(chosen)
         texts = rows._texts_of(chosen)
@@ -216,8 +216,8 @@ def test_each_feature_is_decoded_as_what_it_is(cache: Any) -> None:
     assert isinstance(alone, SparseAnswers)
     assert alone.log_tail_P is None
     np.testing.assert_allclose(alone.log_probs_Pk.exp().sum(1), 1, atol=1e-4)
-    drawn = _read(cache, "draws", 1.0, "bucket")
-    assert isinstance(drawn, DrawnAnswers)
+    drawn = _read(cache, "samples", 1.0, "bucket")
+    assert isinstance(drawn, SampledAnswers)
     assert drawn.ids_PK.shape == (sum(CACHED), 4)
     whole = _read(cache, "dense", 1.0, "bucket")
     assert isinstance(whole, DenseAnswers)
@@ -226,16 +226,16 @@ def test_each_feature_is_decoded_as_what_it_is(cache: Any) -> None:
 
 def test_what_answers_cannot_give_is_refused_before_training(cache: Any) -> None:
     opened, _ = cache
-    top, draws = opened.ragged("top_k"), opened.ragged("draws")
+    top, samples = opened.ragged("top_k"), opened.ragged("samples")
     CachedAnswers(top, 2.0, "bucket").check("jsd", False, WORDS)
     with pytest.raises(CacheError, match="not known at 4"):
         CachedAnswers(top, 4.0, "bucket").check("jsd", False, WORDS)
     CachedAnswers(top, 4.0, "renormalised").check("jsd", False, WORDS)
     with pytest.raises(JobError, match="which are not cached"):
-        CachedAnswers(draws, 1.0, "bucket").check("reverse_kl", False, WORDS)
-    with pytest.raises(JobError, match="draws do not give"):
-        CachedAnswers(draws, 1.0, "bucket").check("forward_kl", True, WORDS)
-    for name in ("top_k", "draws", "dense"):
+        CachedAnswers(samples, 1.0, "bucket").check("reverse_kl", False, WORDS)
+    with pytest.raises(JobError, match="samples do not give"):
+        CachedAnswers(samples, 1.0, "bucket").check("forward_kl", True, WORDS)
+    for name in ("top_k", "samples", "dense"):
         with pytest.raises(
             CacheError, match=f"of {WORDS} tokens is not what a teacher of 49 tokens"
         ):

@@ -58,7 +58,7 @@ def test_texts_apart_have_the_losses_that_they_have_alone(family: str, tmp_path:
     """To rounding in float64; a text that sees others would differ in the first digit."""
     student, texts = load(tmp_path, family)
     alone = losses(student, pack(texts, "none", LONGEST, 0))
-    rows = pack(texts, "apart", LONGEST, 0)
+    rows = pack(texts, "document_mask", LONGEST, 0)
     assert len(rows) < len(texts) / 3
     torch.testing.assert_close(losses(student, rows), alone, rtol=1e-12, atol=0)
     assert isolates_packed_documents(student.causal)
@@ -69,7 +69,7 @@ def test_texts_joined_see_those_before_them(family: str, tmp_path: Path) -> None
     """The first of each row sees none, so it alone has the loss that it has alone."""
     student, texts = load(tmp_path, family)
     alone = losses(student, pack(texts, "none", LONGEST, 0))
-    rows = pack(texts, "joined", LONGEST, 0)
+    rows = pack(texts, "concat", LONGEST, 0)
     first = np.isin(np.arange(len(texts)), rows.packs.texts[rows.packs.offsets[:-1]])
     differ = ((losses(student, rows) - alone).abs() > 1e-9 * alone).numpy()
     assert (differ == ~first).all()
@@ -79,8 +79,8 @@ def test_texts_joined_see_those_before_them(family: str, tmp_path: Path) -> None
 def test_a_student_that_cannot_keep_texts_apart_is_refused(family: str, tmp_path: Path) -> None:
     student, texts = load(tmp_path, family)
     alone = losses(student, pack(texts, "none", LONGEST, 0))
-    found = losses(student, pack(texts, "apart", LONGEST, 0))
+    found = losses(student, pack(texts, "document_mask", LONGEST, 0))
     assert not torch.allclose(found, alone, rtol=1e-3)
     name = {"opt": "OPTForCausalLM", "bloom": "BloomForCausalLM"}[family]
-    with pytest.raises(StudentSourceError, match=f"packing apart: a {name} lets texts"):
+    with pytest.raises(StudentSourceError, match=f"packing document_mask: a {name} lets texts"):
         check_document_mask(student)

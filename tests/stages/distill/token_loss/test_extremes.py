@@ -7,7 +7,7 @@ import torch
 from armada.stages.distill.token_loss.answers import (
     Answers,
     DenseAnswers,
-    DrawnAnswers,
+    SampledAnswers,
     SparseAnswers,
 )
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
@@ -41,8 +41,8 @@ ANSWERS: dict[str, Answers] = {
     ),
     "dense one-hot": DenseAnswers(ONE_HOT),
     "dense, fewer words": DenseAnswers(ONE_HOT[:, :3]),
-    "draws of one word": DrawnAnswers(torch.tensor([[0, 0, 0]]), torch.zeros(1, 3)),
-    "draws that hardly ever come": DrawnAnswers(
+    "samples of one word": SampledAnswers(torch.tensor([[0, 0, 0]]), torch.zeros(1, 3)),
+    "samples that hardly ever come": SampledAnswers(
         torch.tensor([[0, 4]]), torch.tensor([[-200.0, -INF]])
     ),
 }

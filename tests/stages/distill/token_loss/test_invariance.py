@@ -7,7 +7,7 @@ import torch
 from armada.stages.distill.token_loss.answers import (
     Answers,
     DenseAnswers,
-    DrawnAnswers,
+    SampledAnswers,
     SparseAnswers,
 )
 from armada.stages.distill.token_loss.chunked import chunk_tokens
@@ -43,9 +43,9 @@ def damaged(answers: Answers, rows: torch.Tensor) -> Answers:
 
     if isinstance(answers, DenseAnswers):
         return DenseAnswers(spoilt(answers.log_probs_PV, torch.nan))
-    if isinstance(answers, DrawnAnswers):
+    if isinstance(answers, SampledAnswers):
         assert answers.log_probs_PK is not None
-        return DrawnAnswers(spoilt(answers.ids_PK, 99), spoilt(answers.log_probs_PK, torch.nan))
+        return SampledAnswers(spoilt(answers.ids_PK, 99), spoilt(answers.log_probs_PK, torch.nan))
     tail = answers.log_tail_P
     return SparseAnswers(
         spoilt(answers.ids_Pk, -3),
@@ -59,9 +59,9 @@ def grown(answers: Answers, by: int) -> Answers:
     rows = torch.tensor([*range(len(answers)), *[0] * by])
     if isinstance(answers, DenseAnswers):
         return DenseAnswers(answers.log_probs_PV[rows])
-    if isinstance(answers, DrawnAnswers):
+    if isinstance(answers, SampledAnswers):
         assert answers.log_probs_PK is not None
-        return DrawnAnswers(answers.ids_PK[rows], answers.log_probs_PK[rows])
+        return SampledAnswers(answers.ids_PK[rows], answers.log_probs_PK[rows])
     tail = answers.log_tail_P
     return SparseAnswers(
         answers.ids_Pk[rows], answers.log_probs_Pk[rows], None if tail is None else tail[rows]

@@ -5,7 +5,7 @@ import torch
 from armada.stages.distill.token_loss.answers import (
     Answers,
     DenseAnswers,
-    DrawnAnswers,
+    SampledAnswers,
     SparseAnswers,
 )
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
@@ -21,9 +21,9 @@ def on(device: str, answers: Answers) -> Answers:
     """The same answers there."""
     if isinstance(answers, DenseAnswers):
         return DenseAnswers(answers.log_probs_PV.to(device))
-    if isinstance(answers, DrawnAnswers):
+    if isinstance(answers, SampledAnswers):
         assert answers.log_probs_PK is not None
-        return DrawnAnswers(answers.ids_PK.to(device), answers.log_probs_PK.to(device))
+        return SampledAnswers(answers.ids_PK.to(device), answers.log_probs_PK.to(device))
     tail = answers.log_tail_P
     return SparseAnswers(
         answers.ids_Pk.to(device),
@@ -56,7 +56,7 @@ def results(case: Case, kind: str, device: str, dtype: torch.dtype) -> list[torc
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_gpu_gives_the_same_and_never_waits(kind: str, dtype: torch.dtype, limit: float) -> None:
-    case = Case(positions=64, width=32, words=500, listed=16, teacher_words=500, draws=12)
+    case = Case(positions=64, width=32, words=500, listed=16, teacher_words=500, samples=12)
     exact = results(case, kind, "cpu", torch.float64)
     for one, other in zip(results(case, kind, "cuda", dtype), exact, strict=True):
         assert (one - other).norm() / other.norm() < limit

@@ -27,7 +27,7 @@ def results(case: Case, kind: str, temperature: float, dtypes: tuple[Any, Any]) 
 
 
 def big() -> Case:
-    return Case(positions=64, width=32, words=500, listed=16, teacher_words=500, draws=12)
+    return Case(positions=64, width=32, words=500, listed=16, teacher_words=500, samples=12)
 
 
 def error(found: torch.Tensor, exact: torch.Tensor) -> float:

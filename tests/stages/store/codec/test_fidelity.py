@@ -3,16 +3,16 @@
 import hypothesis
 import numpy as np
 import pytest
-from armada.cache_schemas.codings import DrawsCoding, Fidelity, TopKCoding, combined
-from armada.stages.store.codec.draws import encode_draws
-from armada.stages.store.codec.fidelity import measure_draws, measure_top_k
+from armada.cache_schemas.codings import Fidelity, SamplesCoding, TopKCoding, combined
+from armada.stages.store.codec.fidelity import measure_samples, measure_top_k
+from armada.stages.store.codec.samples import encode_samples
 from armada.stages.store.codec.top_k import encode_top_k
-from codec_reference import read_draws, read_top_k
+from codec_reference import read_samples, read_top_k
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.special import log_softmax, logsumexp
 
-CODING = TopKCoding(k=9, vocabulary=40, bits=6, temperatures=(0.5, 1.0))
+CODING = TopKCoding(k=9, vocab_size=40, bits=6, temperatures=(0.5, 1.0))
 
 
 def teacher(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,7 +60,7 @@ def test_samples_together_are_as_one() -> None:
 
 
 def test_entries_too_improbable_to_keep_are_tail() -> None:
-    coding = TopKCoding(k=3, vocabulary=3)
+    coding = TopKCoding(k=3, vocab_size=3)
     log_probs = log_softmax(np.array([[0.0, -1.0, -100.0]]), axis=1)
     ids, tails = np.arange(3)[None], np.full((1, 1), -np.inf)
     rows = encode_top_k(coding, ids, log_probs, tails)
@@ -71,12 +71,12 @@ def test_entries_too_improbable_to_keep_are_tail() -> None:
 
 @pytest.mark.parametrize("bits", [0, 16])
 def test_draws(bits: int) -> None:
-    coding = DrawsCoding(draws=12, vocabulary=40, log_prob_bits=bits)
+    coding = SamplesCoding(samples=12, vocab_size=40, log_prob_bits=bits)
     draw = np.random.default_rng(2)
     ids = draw.integers(0, 40, (7, 12))
     log_probs = -draw.exponential(3, (7, 12)) if bits else None
-    rows = encode_draws(coding, ids, log_probs)
-    found = measure_draws(coding, ids, log_probs, rows)
+    rows = encode_samples(coding, ids, log_probs)
+    found = measure_samples(coding, ids, log_probs, rows)
     assert (found.tokens, found.entries) == (7, 84 if bits else 0)
     assert found.bytes_per_token == coding.row_bytes
     assert found.divergence is found.mean_tail is None
@@ -85,7 +85,7 @@ def test_draws(bits: int) -> None:
         return
     order = np.argsort(ids, axis=1, kind="stable")
     given = np.take_along_axis(log_probs, order, axis=1)
-    errors = np.abs(given - np.array([read_draws(coding, row)[1] for row in rows]))
+    errors = np.abs(given - np.array([read_samples(coding, row)[1] for row in rows]))
     assert found.mean_error == pytest.approx(errors.mean())
     assert found.max_error == pytest.approx(errors.max())
 

@@ -20,11 +20,11 @@ def teacher(
     """Ids [N, k], log-probabilities [N, k] float32 and log tails [N, T] float64 of logits over
     no more than 5,000 ids of the vocabulary, of which the last `absent` of k are forbidden."""
     draw = np.random.default_rng(seed)
-    size = max(coding.k, min(coding.vocabulary, 5000))
+    size = max(coding.k, min(coding.vocab_size, 5000))
     logits = -slope * np.log(np.arange(1, size + 1)) + draw.normal(size=(rows, size))
     logits = -np.sort(-logits, axis=1)
     logits[:, coding.k - absent :] = -np.inf if absent else logits[:, coding.k :]
-    ids = np.linspace(coding.vocabulary - 1, 0, size).astype(np.int64)
+    ids = np.linspace(coding.vocab_size - 1, 0, size).astype(np.int64)
     ids = np.tile(ids, (rows, 1))[:, : coding.k]
     tails = [
         logsumexp(log_softmax(logits / t, axis=1)[:, coding.k :], axis=1)
@@ -41,7 +41,7 @@ def codings(draw: st.DrawFn) -> TopKCoding:
     vocabulary = draw(st.sampled_from(VOCABULARIES))
     return TopKCoding(
         k=draw(st.integers(1, min(vocabulary, 150))),
-        vocabulary=vocabulary,
+        vocab_size=vocabulary,
         bits=draw(st.sampled_from([5, 6, 8, 16])),
         temperatures=draw(st.sampled_from([(1.0,), (0.5, 1.0, 3.0)])),
     )
@@ -92,7 +92,7 @@ def test_levels_lie_within_half_a_step(
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 7.0])
 @pytest.mark.parametrize("bits", [5, 6, 8, 16])
 def test_renormalised_entries_sum_to_one_at_any_temperature(bits: int, temperature: float) -> None:
-    coding = TopKCoding(k=20, vocabulary=4000, bits=bits)
+    coding = TopKCoding(k=20, vocab_size=4000, bits=bits)
     rows = encode_top_k(coding, *teacher(coding, 40, seed=3, absent=4))
     found = decode_top_k(coding, rows, temperature, renormalised=True)
     assert found.log_tail_N is None
@@ -105,7 +105,7 @@ def test_renormalised_entries_sum_to_one_at_any_temperature(bits: int, temperatu
 
 @pytest.mark.parametrize("share", [1e-12, 1e-4, 0.5, 1 - 1e-4, 1 - 1e-12])
 def test_tails_near_all_and_near_nothing_leave_entries_their_share(share: float) -> None:
-    coding = TopKCoding(k=4, vocabulary=128_256, bits=16)
+    coding = TopKCoding(k=4, vocab_size=128_256, bits=16)
     log_probs = np.log(share * np.array([[0.4, 0.3, 0.2, 0.1]]))
     tails = np.log1p(-np.full((1, 1), share))
     found = decode_top_k(coding, encode_top_k(coding, np.arange(4)[None], log_probs, tails))
@@ -116,7 +116,7 @@ def test_tails_near_all_and_near_nothing_leave_entries_their_share(share: float)
 def test_mass_never_exceeds_one_where_rounding_is_worst() -> None:
     """65,536 equal entries all round the same way; float64 sums show it."""
     for k in (1, 3, 1000, 40_000, 2**16):
-        coding = TopKCoding(k=k, vocabulary=2**17, bits=8)
+        coding = TopKCoding(k=k, vocab_size=2**17, bits=8)
         for tail in (1e-9, 0.1, 0.5, 0.9, 0.999):
             tails = np.log(np.full((1, 1), tail))
             flat = np.zeros((1, k), np.float32)
@@ -129,14 +129,14 @@ def test_mass_never_exceeds_one_where_rounding_is_worst() -> None:
 @pytest.mark.parametrize("k", range(1, 40))
 def test_what_shifts_all_entries_of_a_token_is_rounded_down(k: int) -> None:
     """Equal entries are nothing but the shift."""
-    coding = TopKCoding(k=k, vocabulary=k)
+    coding = TopKCoding(k=k, vocab_size=k)
     rows = encode_top_k(coding, np.arange(k)[None], np.zeros((1, k)), np.full((1, 1), -np.inf))
     found = decode_top_k(coding, rows)
     assert found.log_probs_Nk.astype(np.float64).max() <= -np.log(k) - 2**-20 + 1e-14
 
 
 def test_no_tail_and_all_tail_are_exact() -> None:
-    coding = TopKCoding(k=2, vocabulary=2)
+    coding = TopKCoding(k=2, vocab_size=2)
     ids, log_probs = np.array([[1, 0]]), np.log([[0.75, 0.25]])
     whole = decode_top_k(coding, encode_top_k(coding, ids, log_probs, np.full((1, 1), -np.inf)))
     assert whole.log_tail_N.tolist() == [-np.inf]
@@ -149,7 +149,7 @@ def test_no_tail_and_all_tail_are_exact() -> None:
 
 
 def test_differences_of_short_floats_are_taken_in_32_bits() -> None:
-    coding = TopKCoding(k=2, vocabulary=300, bits=16)
+    coding = TopKCoding(k=2, vocab_size=300, bits=16)
     short = np.array([[-0.0146, -10.01]], np.float16)
     rows = [
         encode_top_k(coding, np.array([[1, 0]]), each, np.array([[-3.0]]))
@@ -159,7 +159,7 @@ def test_differences_of_short_floats_are_taken_in_32_bits() -> None:
 
 
 def test_a_token_without_entries_is_all_tail() -> None:
-    coding = TopKCoding(k=3, vocabulary=9)
+    coding = TopKCoding(k=3, vocab_size=9)
     nothing = np.full((1, 3), -np.inf)
     rows = encode_top_k(coding, np.full((1, 3), -1), nothing, np.zeros((1, 1)))
     found = decode_top_k(coding, rows)
@@ -176,14 +176,14 @@ def test_a_row_worked_by_hand(dtype: type) -> None:
     """Range of 4 quarters; odds of the tail 32768 - 1597; low bytes of ids; then bits: 1 0 above
     the ids' bytes, six planes of levels 0 and 254 (lowest six bits 0 and 62), ones at 0 and
     1 + 3."""
-    coding = TopKCoding(k=2, vocabulary=300)
+    coding = TopKCoding(k=2, vocab_size=300)
     log_probs, tails = np.array([[-0.5, -1.5]], dtype), np.array([[-1.75]], dtype)
     row = encode_top_k(coding, np.array([[299, 1]]), log_probs, tails)
     assert row.tobytes().hex(" ") == "04 c3 79 2b 01 a1 6a 04"
 
 
 def test_blocks_do_not_show() -> None:
-    coding = TopKCoding(k=50, vocabulary=300)
+    coding = TopKCoding(k=50, vocab_size=300)
     ids, log_probs, tails = teacher(coding, 3000, seed=1)
     rows = encode_top_k(coding, ids, log_probs, tails)
     whole = decode_top_k(coding, rows)
@@ -197,7 +197,7 @@ def test_blocks_do_not_show() -> None:
 
 
 def test_rows_of_a_wider_array_are_read_where_they_lie() -> None:
-    coding = TopKCoding(k=5, vocabulary=4000, bits=16)
+    coding = TopKCoding(k=5, vocab_size=4000, bits=16)
     rows = encode_top_k(coding, *teacher(coding, 8, seed=1))
     wide = np.zeros((16, coding.row_bytes + 3), np.uint8)
     wide[::2, 1:-2] = rows
@@ -206,7 +206,7 @@ def test_rows_of_a_wider_array_are_read_where_they_lie() -> None:
 
 
 def test_other_temperatures_are_refused() -> None:
-    coding = TopKCoding(k=2, vocabulary=9, temperatures=(1.0, 2.0))
+    coding = TopKCoding(k=2, vocab_size=9, temperatures=(1.0, 2.0))
     rows = encode_top_k(coding, *teacher(coding, 1, seed=1))
     with pytest.raises(CacheError, match=r"not known at 3\.0, only at 1\.0, 2\.0"):
         decode_top_k(coding, rows, 3.0)
@@ -231,7 +231,7 @@ def test_answers_that_must_not_be_stored(
 ) -> None:
     with pytest.raises(TeacherOutputError, match=message):
         encode_top_k(
-            TopKCoding(k=2, vocabulary=9),
+            TopKCoding(k=2, vocab_size=9),
             np.array([ids]),
             np.array([log_probs]),
             np.array([[tail]]),
@@ -243,7 +243,7 @@ def test_answers_that_must_not_be_stored(
 )
 @pytest.mark.parametrize("bits", [5, 6, 8, 16])
 def test_masks_that_are_not_infinite_are_absent_too(bits: int, dtype: type, low: float) -> None:
-    coding = TopKCoding(k=3, vocabulary=9, bits=bits)
+    coding = TopKCoding(k=3, vocab_size=9, bits=bits)
     log_probs = np.array([[-0.25, -1.5, low]], dtype)
     rows = encode_top_k(coding, np.array([[8, 2, 4]]), log_probs, np.full((1, 1), -np.inf))
     found = decode_top_k(coding, rows)

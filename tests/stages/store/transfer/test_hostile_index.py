@@ -123,10 +123,10 @@ def test_an_index_that_is_none(data: bytes, tmp_path: Path) -> None:
 
 def test_an_index_of_another_version(shared: Path, tmp_path: Path) -> None:
     index = json.loads((shared / "index.json").read_bytes())
-    index["cache"]["format_version"] = 2
+    index["cache"]["format_version"] = 3
     index["teachers"] = "who knows"
     (tmp_path / "index.json").write_text(json.dumps(index))
-    with serving(tmp_path) as server, pytest.raises(CacheVersionError, match="format_version 2"):
+    with serving(tmp_path) as server, pytest.raises(CacheVersionError, match="format_version 3"):
         bring(server.url, tmp_path / "cache")
 
 

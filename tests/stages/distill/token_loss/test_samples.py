@@ -1,11 +1,11 @@
-"""Draws: what they give on average is the divergence itself, checked on all draws there are."""
+"""Draws: what they give on average is the divergence itself, checked on all samples there are."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from armada.stages.distill.token_loss.answers import Answers, DenseAnswers, DrawnAnswers
+from armada.stages.distill.token_loss.answers import Answers, DenseAnswers, SampledAnswers
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
 from token_loss_reference import DIVERGENCES, SETTINGS, Case
 
@@ -28,7 +28,7 @@ def test_the_mean_over_all_pairs_of_draws_is_the_divergence(name: str) -> None:
     mean, mean_slope = 0.0, torch.zeros(1, 2, dtype=torch.float64)
     for pair in itertools.product(range(3), repeat=2):
         ids = torch.tensor([pair])
-        value, slope = value_and_slope(DrawnAnswers(ids, P.log()[ids]), name, 1.0)
+        value, slope = value_and_slope(SampledAnswers(ids, P.log()[ids]), name, 1.0)
         chance = P[list(pair)].prod()
         mean, mean_slope = mean + chance * value, mean_slope + chance * slope
     exact, exact_slope = value_and_slope(DenseAnswers(P.log()[None]), name, 1.0)
@@ -39,8 +39,8 @@ def test_the_mean_over_all_pairs_of_draws_is_the_divergence(name: str) -> None:
 
 def test_forward_kl_needs_no_probabilities() -> None:
     ids = torch.tensor([[0, 2, 2]])
-    kept = value_and_slope(DrawnAnswers(ids, P.log()[ids]), "forward_kl", 1.0)
-    value, slope = value_and_slope(DrawnAnswers(ids, None), "forward_kl", 1.0)
+    kept = value_and_slope(SampledAnswers(ids, P.log()[ids]), "forward_kl", 1.0)
+    value, slope = value_and_slope(SampledAnswers(ids, None), "forward_kl", 1.0)
     assert value == pytest.approx(kept[0], rel=1e-12)
     torch.testing.assert_close(slope, kept[1])
 
@@ -49,7 +49,7 @@ def test_forward_kl_needs_no_probabilities() -> None:
 def test_draws_as_frequent_as_the_teacher_says_give_its_divergence(temperature: float) -> None:
     """What self-normalised weights converge to: here, where frequencies are exact, they are it."""
     ids = torch.tensor([[0, 1, 2, 0, 1, 0, 2, 0, 1, 0]])
-    found, slope = value_and_slope(DrawnAnswers(ids, P.log()[ids]), "forward_kl", temperature)
+    found, slope = value_and_slope(SampledAnswers(ids, P.log()[ids]), "forward_kl", temperature)
     exact, exact_slope = value_and_slope(DenseAnswers(P.log()[None]), "forward_kl", temperature)
     assert found == pytest.approx(exact, rel=1e-12)
     torch.testing.assert_close(slope, exact_slope, rtol=1e-12, atol=1e-14)
