@@ -62,7 +62,7 @@ class LabelTask(Task):
             data.train.warn_of_unknown(tokenizer)
         usual = default_max_length(job, data.space)
         max_length = choose_max_length(job.max_length, tokenizer, student.backbone, usual)
-        model = DistillModel(student, objective(student.dim))
+        model = DistillModel(student, objective(student))
         validation = None
         if data.validation is not None:
             validation = data.validation.dataset(tokenizer, max_length, data.validation_gathers())

@@ -20,7 +20,7 @@ from ..stages.corpus.labels import count_missing
 from ..stages.distill.checkpoints import steps_done
 from ..stages.distill.export import save_aligners
 from ..stages.distill.model import TrainedModel
-from ..stages.distill.objectives.base import Objective, Sizes
+from ..stages.distill.objectives.base import Objective
 from ..stages.distill.placement import Where
 from ..stages.distill.processes import Processes
 from ..stages.distill.speed import speed_up
@@ -43,7 +43,7 @@ from .run_folder import (
 )
 from .student_data import StudentData
 from .task import Built, Metrics, Plan, Task
-from .terms import Term, build_objective
+from .terms import Term, build_objective, sizes_of
 
 
 def resolved(job: DistillJob) -> dict[str, Any]:
@@ -92,10 +92,9 @@ class SeedRun:
         warns = self.seed == self.job.seeds[0] and self.group.first
         return Plan(self.job, self.terms, self.data, self.seed, warns)
 
-    def _objective(self, width: int) -> Objective:
-        """A new objective, for a student of some width."""
-        space = self.data.space
-        sizes = Sizes(width, space.num_labels, space.regression, None, dropout=self.job.dropout)
+    def _objective(self, student: Any) -> Objective:
+        """A new objective, for a student."""
+        sizes = sizes_of(student, self.data.space, self.job.dropout, self.terms)
         built = build_objective(self.terms, sizes, self.data.shapes, self.task.scores)
         for part, term in zip(built.parts, self.terms, strict=True):
             if part.aligner is None and not self._random_aligners.isdisjoint(part.sources):

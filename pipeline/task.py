@@ -57,8 +57,8 @@ class Plan:
         return named_base(job.student, job.student_revision, StudentSourceError)
 
 
-MakeObjective = Callable[[int], Objective]
-"""Makes a new objective from the width of a student's pooled texts."""
+MakeObjective = Callable[[Any], Objective]
+"""Makes a new objective for a student."""
 
 
 class Task(ABC):

@@ -2,11 +2,20 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.features import AxisName
+from ..stages.corpus.labels import LabelSpace
+from ..stages.distill.model import layer_dims
 from ..stages.distill.objectives import OBJECTIVES
-from ..stages.distill.objectives.base import Objective, Shape, Sizes, StudentTensor
+from ..stages.distill.objectives.base import (
+    Objective,
+    Shape,
+    Sizes,
+    StudentTensor,
+    require_layers,
+)
 from ..stages.distill.objectives.sum import SummedObjective
 from .distill_job import DistillJob
 from .language.checks import check_language_job, check_other_job
@@ -42,7 +51,9 @@ class Term:
 
     def build(self, sizes: Sizes) -> Objective:
         """Its parts, drawn anew. Raises JobError."""
-        built = self.objective(self.objective.Options(**self.keys.options), sizes)
+        options = self.objective.Options(**self.keys.options)
+        require_layers(self.keys.name, self.objective.layers_of(options), sizes)
+        built = self.objective(options, sizes)
         built.label = self.label
         built.sources = self.sources
         return built
@@ -93,6 +104,20 @@ def readings_of(terms: Sequence[Term]) -> dict[str, Reading]:
     every.sort(key=lambda reading: reading.logits_for is not None)  # these say more; order is kept
     found = {reading.source: reading for reading in every}
     return {reading.source: found[reading.source] for term in terms for reading in term.readings}
+
+
+def sizes_of(student: Any, space: LabelSpace, dropout: float, terms: Sequence[Term]) -> Sizes:
+    """Those of a student; of its layers where some objective reads them. Raises
+    StudentSourceError."""
+    read = any("layers" in term.objective.reads.student for term in terms)
+    return Sizes(
+        pooled_dim=student.dim,
+        num_labels=space.num_labels,
+        regression=space.regression,
+        feature_shape=None,
+        dropout=dropout,
+        layer_dims=layer_dims(student) if read else (),
+    )
 
 
 def build_objective(
@@ -208,10 +233,10 @@ def _check_student(term: Term, job: DistillJob) -> None:
     """Raises JobError for an objective that reads what this kind of student does not have."""
     name, reads = term.keys.name, term.objective.reads
     if job.task != "language":
-        if reads.student == {"tokens"}:
+        if "tokens" in reads.student <= {"layers", "tokens"}:
             raise JobError(f"objective {name}: is for language models; set task=language")
         return
-    if "tokens" in reads.student:
+    if "tokens" in reads.student and "layers" not in reads.student:
         return
     if job.label_column is None and not reads.headless:
         raise JobError(

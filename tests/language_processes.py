@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 TESTS = Path(__file__).parent
+PLUG_INS = TESTS / "hint_objective"
 Keys = Mapping[str, Any]
 
 
@@ -46,7 +47,7 @@ def run(keys: Keys) -> None:
 def run_in_two_processes(torchrun: Sequence[str], plan: Path, jobs: Sequence[Keys]) -> None:
     """All of some jobs, in two processes that gloo joins."""
     plan.write_text(json.dumps([dict(keys) for keys in jobs]))
-    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(TESTS), str(PLUG_INS), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*torchrun, __file__, str(plan)],
         env={**os.environ, "PYTHONPATH": paths},

@@ -14,7 +14,7 @@ from armada.stages.corpus.labels import LabelSpace
 from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.controls import Gather, controlled, parse_control
-from armada.stages.distill.model import DistillModel
+from armada.stages.distill.model import DistillModel, layer_dims
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import SOURCE, Sizes
 from armada.stages.distill.objectives.sum import SummedObjective, Weight
@@ -116,8 +116,12 @@ class Bench:
             shape = self.cache.feature_spec(feature).shape
             rows = self.cache.lookup(TEXTS)
             gathers[SOURCE] = controlled(self.cache[feature], rows, parsed, seed)
-        sizes = Sizes(student.dim, space.num_labels, space.regression, shape, dropout=dropout)
         chosen_objective = OBJECTIVES.load(name)
+        sizes = Sizes(
+            *(student.dim, space.num_labels, space.regression, shape),
+            dropout=dropout,
+            layer_dims=layer_dims(student) if "layers" in chosen_objective.reads.student else (),
+        )
         small = {"aligner_hidden_size": 10} if name == "armada" else {}
         options = chosen_objective.Options(**(small | (weights or {})))
         model = DistillModel(student, chosen_objective(options, sizes))

@@ -64,7 +64,7 @@ class LanguageTask(Task):
         encoding = Encoding(tokenizer, recipe, most)
         data, texts = learnable(job, data, teachers, encoding)
         return Built(
-            model=LanguageModel(student, objective(student.dim)),
+            model=LanguageModel(student, objective(student)),
             tokenizer=tokenizer,
             max_length=most,
             train=train_set(job, data, teachers, texts, encoding, plan.seed),

@@ -16,8 +16,9 @@ from ...cache_schemas.errors import ArmadaError, CorpusError, JobError
 from ...cache_schemas.keys import KeyArray
 from ...stages.corpus.labels import MISSING, LabelSpace
 from ...stages.distill.evaluation import Calibration, calibration, represent
-from ...stages.distill.export import load_saved_objective, load_saved_student
-from ...stages.distill.objectives.base import AlignedObjective, Objective, Sizes
+from ...stages.distill.export import StudentCard, load_saved_objective, load_saved_student
+from ...stages.distill.objectives.base import AlignedObjective, Objective
+from ...stages.distill.student import Student
 from ...stages.store.format.rows import Rows
 from ..distill_job import DistillJob
 from ..environment import choose_device
@@ -26,7 +27,7 @@ from ..findings.findings import Row, Study
 from ..findings.runs import FinishedRun
 from ..run_data import read_data
 from ..student_data import LabelledCorpus, StudentData
-from ..terms import build_objective, terms_of
+from ..terms import build_objective, sizes_of, terms_of
 
 if TYPE_CHECKING:
     import torch
@@ -105,9 +106,10 @@ def look(
     seen_with = _texts(data, texts, device)
     colours = _colours(job, seen_with.sample, data, colour_by)
     first, *others = _chosen(study, study.distilled)
-    own = _answers(first.first, seen_with)
+    student = load_saved_student(first.first.folder)
+    own = _answers(student, seen_with)
     answered, missing = _all_answers(others, seen_with)
-    objective = _objective(reference, data, own.pooled.shape[1], seen_with.device)
+    objective = _objective(reference, data, student[0], seen_with.device)
     teacher, read = _teacher(objective, _features(data, seen_with.sample, objective))
     projected = replace(own, pooled=_projected(objective, own.pooled))
     return Looks(
@@ -130,7 +132,8 @@ def _all_answers(
     answered, missing = [], []
     for condition in conditions:
         try:
-            answered.append((condition, _answers(condition.first, texts)))
+            student = load_saved_student(condition.first.folder)
+            answered.append((condition, _answers(student, texts)))
         except (ArmadaError, OSError) as error:
             missing.append(f"{condition.name}: {error}")
     return answered, tuple(missing)
@@ -164,8 +167,8 @@ def _sample(labelled: LabelledCorpus, most: int) -> LabelledCorpus:
     return labelled.take(rows)
 
 
-def _answers(run: FinishedRun, texts: _Texts) -> _Answers:
-    student, tokenizer, card = load_saved_student(run.folder)
+def _answers(loaded: tuple[Student, Any, StudentCard], texts: _Texts) -> _Answers:
+    student, tokenizer, card = loaded
     student.to(texts.device)
     dataset = texts.sample.dataset(tokenizer, card.max_length, {})
     pooled, outputs = represent(student, dataset, _BATCH)
@@ -188,13 +191,13 @@ def _features(data: StudentData, sample: LabelledCorpus, objective: Objective) -
 
 
 def _objective(
-    run: FinishedRun, data: StudentData, width: int, device: "torch.device"
+    run: FinishedRun, data: StudentData, student: Student, device: "torch.device"
 ) -> Objective:
-    """The run's trained objective, for a student of some width; of several, the first that reads a
-    teacher, since plots are of one teacher's space."""
-    space, job = data.space, run.job
-    sizes = Sizes(width, space.num_labels, space.regression, None, dropout=job.dropout)
-    built = build_objective(terms_of(job), sizes, data.shapes)
+    """The run's trained objective, for its student; of several, the first that reads a teacher,
+    since plots are of one teacher's space."""
+    terms = terms_of(run.job)
+    sizes = sizes_of(student, data.space, run.job.dropout, terms)
+    built = build_objective(terms, sizes, data.shapes)
     whole = load_saved_objective(run.folder, built).to(device)
     return next(part for part in whole.parts if part.sources)
 
@@ -213,7 +216,7 @@ def _projected(objective: Objective, pooled: Points) -> Points:
     import torch
 
     projection = getattr(objective, "projection", None)
-    if projection is None:
+    if projection is None or "pooled" not in objective.reads.student:
         return pooled
     with torch.inference_mode():
         projected: Points = projection(_tensor(objective, pooled)).float().cpu().numpy()

@@ -1,10 +1,18 @@
-"""What the trainer trains: a student and the objective's parts beside it, in one module."""
+"""What the trainer trains: a student and the objective's parts beside it, in one module.
 
-from collections.abc import Mapping
+Shapes: B rows, T tokens, D pooled student text, K classes (1 for regression).
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...cache_schemas.errors import StudentSourceError
+from ..language.probes import probe_text, probing
+from ..pretrained import refusing
 from .aligner import AlignerAnswers
 from .losses import task_loss
 from .objectives.base import Feature, Objective, Sources, StudentSide
@@ -27,14 +35,29 @@ class TrainedModel(nn.Module):
         self.student = student
         self.objective = objective
         self.processes = ALONE
+        self.layers = sorted({layer for part in objective.parts for layer in part.layers})
+        """Those of the student that some objective reads; hidden states are kept for no others."""
 
     def _joined(self, part: Feature | None, rows: int) -> Any:
-        """A part of this process's share, for a whole batch of so many rows."""
-        if part is None or self.processes.count == 1:
+        """A part of this process's share, for a whole batch of so many rows; in an evaluation every
+        process has the whole batch."""
+        if part is None or self.processes.count == 1 or not self.training:
             return part
         if isinstance(part, AlignerAnswers):
             return AlignerAnswers(*(self.processes.joined(each, rows) for each in part))
         return self.processes.joined(part, rows)
+
+    def _layers(
+        self, states: Sequence[Tensor], mask_BT: Tensor, rows: int
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """The layers that are read, of the hidden states of all, and their mask, both for the whole
+        batch."""
+        # Shares are as wide as their own longest texts.
+        lacking = self.processes.widest(mask_BT) - mask_BT.shape[1]
+        read = {layer % len(states): states[layer] for layer in self.layers}
+        whole = {n: self._joined(F.pad(each, (0, 0, 0, lacking)), rows) for n, each in read.items()}
+        mask_BT = self._joined(F.pad(mask_BT, (0, lacking)), rows)
+        return {layer: whole[layer % len(states)] for layer in self.layers}, mask_BT
 
 
 class DistillModel(TrainedModel):
@@ -54,17 +77,40 @@ class DistillModel(TrainedModel):
     ) -> dict[str, Any]:
         """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `features`
         are what teachers say, `rows` those of the batch in all processes."""
-        pooled_BD, output_BK = self.student(input_ids, attention_mask, token_type_ids)
+        inputs = (input_ids, attention_mask, token_type_ids)
+        scored = labels is not None and (self.training or self.student.space.task == "none")
+        layers, mask_BT = dict[int, Tensor](), None
+        if scored and self.layers:
+            pooled_BD, output_BK, states = self.student.with_hidden_states(*inputs)
+            layers, mask_BT = self._layers(states, attention_mask, rows)
+            del states
+        else:
+            pooled_BD, output_BK = self.student(*inputs)
         if labels is None:
             return {"logits": output_BK}
-        if not self.training and self.student.space.task != "none":
+        if not scored:
             loss = task_loss(output_BK, labels, self.student.space.regression)
             return {"loss": loss, "logits": output_BK}
-        sources: Sources = features or {}
-        side = StudentSide(pooled_BD, output_BK)
-        if self.training:
-            sources = {name: self._joined(each, rows) for name, each in (features or {}).items()}
-            side = StudentSide(self._joined(pooled_BD, rows), self._joined(output_BK, rows))
-            labels = self._joined(labels, rows)
-        terms = self.objective.of_sources(side, sources, labels)
+        sources: Sources = {n: self._joined(each, rows) for n, each in (features or {}).items()}
+        side = StudentSide(
+            pooled_BD=self._joined(pooled_BD, rows),
+            output_BK=self._joined(output_BK, rows),
+            layers=layers,
+            mask_BT=mask_BT,
+        )
+        terms = self.objective.of_sources(side, sources, self._joined(labels, rows))
         return {"loss": terms["total"], "logits": output_BK, "terms": terms}
+
+
+def layer_dims(student: Any) -> tuple[int, ...]:
+    """The widths of a student's embeddings and of each of its layers, found on a short text.
+
+    Raises StudentSourceError for a family that does not give their hidden states for each token."""
+    ids_BT, mask_BT = probe_text(student.backbone)
+    family = student.backbone.config.model_type
+    what = f"student: a {family} gives no hidden states of its layers"
+    with refusing(StudentSourceError, what), probing(student), torch.random.fork_rng(devices=[]):
+        *_, states = student.with_hidden_states(ids_BT, mask_BT)
+    if not states or any(each.shape[:2] != ids_BT.shape for each in states):
+        raise StudentSourceError(f"{what} for each token; use another student or objective")
+    return tuple(each.shape[-1] for each in states)

@@ -46,6 +46,13 @@ class Processes:
         whole: Tensor = _Joined.apply(part, self.count, self.rank)
         return whole[:rows]
 
+    def widest(self, part: Tensor) -> int:
+        """The largest size along the second axis that a tensor has in any of them."""
+        width = torch.tensor(part.shape[1], device=part.device)
+        if self.count > 1:
+            dist.all_reduce(width, dist.ReduceOp.MAX)
+        return int(width)
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean of what all processes have, on each of them; without gradients."""
         if self.count > 1:

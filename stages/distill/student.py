@@ -91,11 +91,25 @@ class Student(nn.Module, ABC):
     def backbone(self) -> Any:
         """The transformer below the head, adapters in its layers if it has any."""
 
-    @abstractmethod
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(pooled [B, D], output [B, K])."""
+        inputs = self._inputs(input_ids, attention_mask, token_type_ids)
+        pooled_BD, output_BK, _ = self._read(inputs)
+        return pooled_BD, output_BK
+
+    def with_hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """(pooled, output, hidden states [B, T, width] of the embeddings and of each layer)."""
+        inputs = self._inputs(input_ids, attention_mask, token_type_ids)
+        pooled_BD, output_BK, told = self._read(inputs | {"output_hidden_states": True})
+        return pooled_BD, output_BK, told.hidden_states
+
+    @abstractmethod
+    def _read(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
+        """(pooled [B, D], output [B, K], what the model in transformers returns)."""
 
     def _inputs(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
@@ -130,13 +144,10 @@ class PooledStudent(Student):
         """The transformer: the head is none that it has in the library."""
         return without_adapters(self.model)
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(pooled [B, D], output [B, K])."""
-        outputs = self.backbone(**self._inputs(input_ids, attention_mask, token_type_ids))
-        pooled_BD = self.pooler(outputs, attention_mask)
-        return pooled_BD, self.head(pooled_BD)
+    def _read(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
+        outputs = self.backbone(**inputs)
+        pooled_BD = self.pooler(outputs, inputs["attention_mask"])
+        return pooled_BD, self.head(pooled_BD), outputs
 
 
 class ClassifierStudent(Student):
@@ -181,15 +192,11 @@ class ClassifierStudent(Student):
         if self.last_layer.bias is not None:
             nn.init.zeros_(self.last_layer.bias)
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(pooled [B, D], output [B, K])."""
-        inputs = self._inputs(input_ids, attention_mask, token_type_ids)
-        pooled_BD, output_BK = self.own_head.read(self.classifier, inputs)
+    def _read(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
+        pooled_BD, output_BK, told = self.own_head.read(self.classifier, inputs)
         if self.training and self.own_head.dropout is None:
             output_BK = self.last_layer(F.dropout(pooled_BD, self.dropout))
-        return pooled_BD, F.relu(output_BK) if self.space.regression else output_BK
+        return pooled_BD, F.relu(output_BK) if self.space.regression else output_BK, told
 
 
 def check_kind(config: Any) -> str | None:

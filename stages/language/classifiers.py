@@ -66,14 +66,14 @@ class ClassifierHead:
     dropout: str | None
     tokens: Tokens
 
-    def read(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def read(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any]:
         """Pooled [B, D], before dropout, and logits [B, K] of texts that are told apart from their
-        padding by `attention_mask` [B, T]."""
+        padding by `attention_mask` [B, T]; and the model's own output."""
         with _watching(model, self.linear, [self.dropout] if self.dropout else []) as seen:
-            model(**inputs)
+            output = model(**inputs)
         pooled = seen.dropped[self.dropout][0] if self.dropout else seen.input
         choose, mask_BT = _CHOOSE[self.tokens], inputs["attention_mask"]
-        return choose(pooled, mask_BT), choose(seen.output, mask_BT)
+        return choose(pooled, mask_BT), choose(seen.output, mask_BT), output
 
 
 def find_head(model: Any, num_labels: int, inputs: Mapping[str, Tensor]) -> ClassifierHead | None:

@@ -28,12 +28,17 @@ def ask_briefly(model: Any, **more: Any) -> tuple[Any, Tensor]:
 
     Its widths are those of all texts; `hidden_size` is not always one of them (OPT's 350 M model,
     Reformer)."""
-    words = getattr(model.config.get_text_config(), "vocab_size", None) or PROBE_TOKENS
-    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % words
-    mask = torch.ones_like(ids)
+    ids, mask = probe_text(model)
     with probing(model):
         output = model(input_ids=ids, attention_mask=mask, **without_memory(model), **more)
     return output, mask
+
+
+def probe_text(model: Any) -> tuple[Tensor, Tensor]:
+    """Token ids of one text and its mask, each [1, T]."""
+    words = getattr(model.config.get_text_config(), "vocab_size", None) or PROBE_TOKENS
+    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % words
+    return ids, torch.ones_like(ids)
 
 
 def ask_skeleton(skeleton: Any, **more: Any) -> Any | None:

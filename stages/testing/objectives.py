@@ -2,7 +2,8 @@
 
 A subclass names an objective, its options and what they are to be. The tests ask it for the loss of
 batches that `batch` makes, alone and in a sum of objectives, in float64 where numbers are compared.
-Shapes: B rows, D pooled student text, K classes (1 for regression), H numbers of a feature.
+Shapes: B rows, T tokens, D pooled student text, K classes (1 for regression), H numbers of a
+feature.
 """
 
 import math
@@ -19,7 +20,7 @@ from torch import Tensor
 from ...cache_schemas.errors import InputError
 from ..distill.losses import MISSING_LABEL, accumulated
 from ..distill.objectives import OBJECTIVES
-from ..distill.objectives.base import Objective, Shape, Sizes, StudentSide, TeacherSide
+from ..distill.objectives.base import Objective, Shape, Sizes, StudentSide
 from ..distill.objectives.sum import SummedObjective
 from ..distill.token_loss.answers import DenseAnswers, TokenAnswers
 from ..distill.token_loss.loss import Tokens
@@ -29,24 +30,45 @@ Terms = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What an objective is told: pooled [B, D], output [B, K], features [B, *shape], labels [B]."""
+    """What an objective is told: pooled [B, D], output [B, K], features [B, *shape], labels [B];
+    hidden states [B, T, width] of the embeddings and each layer, and their mask [B, T]."""
 
     pooled: Tensor
     output: Tensor
     features: tuple[Tensor, ...]
     labels: Tensor
+    layers: tuple[Tensor, ...] = ()
+    mask: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same with all numbers changed, labels not."""
-        features = tuple(change(each) for each in self.features)
         return replace(
-            self, pooled=change(self.pooled), output=change(self.output), features=features
+            self,
+            pooled=change(self.pooled),
+            output=change(self.output),
+            features=tuple(change(each) for each in self.features),
+            layers=tuple(change(each) for each in self.layers),
         )
 
     def take(self, rows: Tensor) -> "Batch":
         """Some rows."""
-        features = tuple(each[rows] for each in self.features)
-        return Batch(self.pooled[rows], self.output[rows], features, self.labels[rows])
+        return Batch(
+            pooled=self.pooled[rows],
+            output=self.output[rows],
+            features=tuple(each[rows] for each in self.features),
+            labels=self.labels[rows],
+            layers=tuple(each[rows] for each in self.layers),
+            mask=None if self.mask is None else self.mask[rows],
+        )
+
+    def padded(self) -> "Batch":
+        """The same texts with more padding on both sides, and other numbers in all of it."""
+        if self.mask is None:
+            return self
+        mask = F.pad(self.mask, (1, 2))
+        layers = (F.pad(each, (0, 0, 1, 2)) for each in self.layers)
+        told = tuple(each.masked_fill(mask.unsqueeze(-1) == 0, 1e3) for each in layers)
+        return replace(self, layers=told, mask=mask)
 
 
 class ObjectiveTests:
@@ -67,6 +89,10 @@ class ObjectiveTests:
     num_labels: ClassVar[int] = 3
     feature_shapes: ClassVar[tuple[Shape, ...]] = ((4,),)
     """Of what it reads, one for each feature; of an objective that reads classes, (num_labels,)."""
+    layer_dims: ClassVar[tuple[int, ...]] = (6, 6, 6, 6, 6)
+    """Of an objective that reads layers: the widths of a student's embeddings and of its layers."""
+    tokens: ClassVar[int] = 4
+    """Of the longest text, where layers are read."""
     rows: ClassVar[int] = 6
 
     @pytest.fixture(params=[False, True], ids=["classification", "regression"])
@@ -81,12 +107,19 @@ class ObjectiveTests:
         """A batch of float32; override it for an objective that needs inputs of another kind."""
         labels = torch.randint(sizes.num_labels, (rows,), generator=draw)
         output = torch.randn(rows, sizes.num_labels, generator=draw)
-        return Batch(
+        batch = Batch(
             pooled=torch.randn(rows, sizes.pooled_dim, generator=draw),
             output=output.abs() if sizes.regression else output,  # a regression ends with a ReLU
             features=tuple(torch.randn(rows, *shape, generator=draw) for shape in _shapes(sizes)),
             labels=5 * torch.rand(rows, generator=draw) if sizes.regression else labels,
         )
+        if not sizes.layer_dims:
+            return batch
+        shapes = [(rows, self.tokens, width) for width in sizes.layer_dims]
+        layers = tuple(torch.randn(shape, generator=draw) for shape in shapes)
+        lengths = torch.randint(1, self.tokens + 1, (rows, 1), generator=draw)
+        mask = (torch.arange(self.tokens) < lengths).long()
+        return replace(batch, layers=layers, mask=mask)
 
     # --- options
 
@@ -123,7 +156,8 @@ class ObjectiveTests:
 
     def test_total_has_a_graph_and_the_other_terms_are_reported(self, sizes: Sizes) -> None:
         objective, batch = self._made(sizes), self._batch(sizes)
-        for part in (batch.pooled, batch.output):
+        student = (batch.pooled, batch.output, *batch.layers)
+        for part in student:
             part.requires_grad_()
         terms = self._terms(objective, batch)
         assert terms["total"].requires_grad
@@ -133,7 +167,7 @@ class ObjectiveTests:
             assert name == "total" or not term.requires_grad, f"{name}: detach it (named_terms)"
         assert self._terms(objective, self._batch(sizes, seed=1)).keys() == terms.keys()
         torch.autograd.backward(terms["total"])
-        reached = [part.grad for part in (batch.pooled, batch.output) if part.grad is not None]
+        reached = [part.grad for part in student if part.grad is not None]
         assert any(each.any() for each in reached), "no gradient reaches the student"
         for name, parameter in objective.named_parameters():
             # An aligner learns by itself; of all else, processes wait for each other's gradients.
@@ -145,10 +179,12 @@ class ObjectiveTests:
         objective = self._made(sizes).double()
         batch = self._batch(sizes).map(torch.Tensor.double)
 
-        def total(pooled: Tensor, output: Tensor) -> Tensor:
-            return self._terms(objective, replace(batch, pooled=pooled, output=output))["total"]
+        def total(pooled: Tensor, output: Tensor, *layers: Tensor) -> Tensor:
+            told = replace(batch, pooled=pooled, output=output, layers=layers)
+            return self._terms(objective, told)["total"]
 
-        inputs = (batch.pooled.requires_grad_(), batch.output.requires_grad_())
+        student = (batch.pooled, batch.output, *batch.layers)
+        inputs = tuple(part.requires_grad_() for part in student)
         assert total(*inputs).dtype == torch.float64, "float64 is rounded: cast by `accumulated`"
         assert torch.autograd.gradcheck(total, inputs)
 
@@ -159,6 +195,12 @@ class ObjectiveTests:
         one, other = self._terms(objective, batch), self._terms(objective, batch.take(order))
         for name, term in one.items():
             torch.testing.assert_close(other[name], term, msg=f"{name} depends on the order")
+
+    def test_padding_changes_nothing(self, sizes: Sizes) -> None:
+        objective, batch = self._made(sizes), self._batch(sizes)
+        one, other = self._terms(objective, batch), self._terms(objective, batch.padded())
+        for name, term in one.items():
+            torch.testing.assert_close(other[name], term, msg=f"{name} depends on padding")
 
     def test_rows_without_a_label(self, sizes: Sizes) -> None:
         missing = math.nan if sizes.regression else MISSING_LABEL
@@ -212,21 +254,30 @@ class ObjectiveTests:
             others = (*batch.features[:at], feature.flip(0) + 1, *batch.features[at + 1 :])
             changed = self._terms(objective, replace(batch, features=others))["total"]
             assert not torch.equal(changed, total), f"feature {at + 1} is not read"
+        if "layers" in reads.student:
+            assert objective.layers, "reads.student has layers: layers_of names none"
+        for layer in objective.layers:
+            states = list(batch.layers)
+            states[layer] = states[layer].flip(0) + 1
+            changed = self._terms(objective, replace(batch, layers=tuple(states)))["total"]
+            assert not torch.equal(changed, total), f"layer {layer} is not read"
         relabelled = replace(batch, labels=batch.labels.flip(0))
         if reads.task and reads.labels:
             changed = self._terms(objective, relabelled)["total"]
             assert not torch.equal(changed, total), "reads.task: the labels are not scored"
         if not reads.task:  # as one of several that leaves the labels to the others
-            told = self._told(batch)
-            terms = objective(batch.pooled, None, told, None)
+            side, sources, _ = self._of_sources(objective, batch)
+            terms = objective.of_sources(replace(side, output_BK=None), sources, None)
             assert terms["total"].isfinite(), "reads.task is False: it is given no labels"
 
     def test_features_are_needed_as_declared(self, sizes: Sizes) -> None:
         reads, batch = self._class().reads, self._batch(sizes)
         if reads.features == 0:
             return
+        objective = self._made(sizes)
+        side, _, labels = self._of_sources(objective, batch)
         with pytest.raises(InputError):
-            self._made(sizes)(batch.pooled, batch.output, None, batch.labels)
+            objective.of_sources(side, {}, labels)
         with pytest.raises(InputError):
             self._made(replace(sizes, feature_shape=None, more_shapes=()))
 
@@ -238,6 +289,9 @@ class ObjectiveTests:
         if not reads.regression:
             with pytest.raises(InputError, match="regression"):
                 self._made(self._sizes(regression=True))
+        if "layers" in reads.student:
+            with pytest.raises(InputError, match="layer"):
+                self._made(replace(self._sizes(regression=False), layer_dims=()))
 
     def test_its_weights_are_kept_and_read_again(self, sizes: Sizes) -> None:
         one, other = self._made(sizes), self._made(sizes, seed=1)
@@ -262,6 +316,7 @@ class ObjectiveTests:
             feature_shape=shapes[0] if shapes else None,
             more_shapes=shapes[1:],
             dropout=0.0,
+            layer_dims=self.layer_dims if "layers" in self._class().reads.student else (),
         )
 
     def _made(self, sizes: Sizes, seed: int = 0, **options: Any) -> Objective:
@@ -275,14 +330,8 @@ class ObjectiveTests:
     def _batch(self, sizes: Sizes, seed: int = 3) -> Batch:
         return self.batch(sizes, self.rows, torch.Generator().manual_seed(seed))
 
-    def _told(self, batch: Batch) -> TeacherSide:
-        if not batch.features:
-            return None
-        return batch.features[0] if self._class().reads.features == 1 else batch.features
-
     def _terms(self, objective: Objective, batch: Batch) -> Terms:
-        terms: Terms = objective(batch.pooled, batch.output, self._told(batch), batch.labels)
-        return terms
+        return objective.of_sources(*self._of_sources(objective, batch))
 
     def _total(self, sizes: Sizes, **options: Any) -> Tensor:
         return self._terms(self._made(sizes, **options), self._batch(sizes))["total"].detach()
@@ -292,16 +341,21 @@ class ObjectiveTests:
 
     def _of_sources(self, objective: Objective, batch: Batch) -> tuple[Any, ...]:
         sources = dict(zip(objective.sources, batch.features, strict=True))
-        return StudentSide(batch.pooled, batch.output), sources, batch.labels
+        layers = {layer: batch.layers[layer] for layer in objective.layers}
+        side = StudentSide(batch.pooled, batch.output, layers=layers, mask_BT=batch.mask)
+        return side, sources, batch.labels
 
     def _require_finite(self, objective: Objective, batch: Batch) -> None:
-        pooled, output = batch.pooled.detach().clone(), batch.output.detach().clone()
-        told = replace(batch, pooled=pooled.requires_grad_(), output=output.requires_grad_())
+        told = batch.map(lambda each: each.detach().clone())
+        student = (told.pooled, told.output, *told.layers)
+        for part in student:
+            part.requires_grad_()
         terms = self._terms(objective, told)
         for name, term in terms.items():
             assert term.isfinite(), f"{name} is not finite"
         torch.autograd.backward(terms["total"])
-        inputs = {"pooled": pooled, "output": output, **dict(objective.named_parameters())}
+        names = ("pooled", "output", *(f"layer {n}" for n in range(len(told.layers))))
+        inputs = dict(zip(names, student, strict=True)) | dict(objective.named_parameters())
         for name, each in inputs.items():
             assert each.grad is None or each.grad.isfinite().all(), f"gradient of {name}"
 
@@ -358,9 +412,6 @@ class TokenObjectiveTests(ObjectiveTests):
         told = {name: replace(each, answered_P=asked) for name, each in sources.items()}
         for name, term in objective.of_sources(side, told, None).items():
             torch.testing.assert_close(term, self._terms(objective, batch)[name])
-
-    def _terms(self, objective: Objective, batch: Batch) -> Terms:
-        return objective.of_sources(*self._of_sources(objective, batch))
 
     def _of_sources(self, objective: Objective, batch: Batch) -> tuple[Any, ...]:
         (logits,), (name,) = batch.features, objective.sources

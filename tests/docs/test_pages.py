@@ -209,4 +209,4 @@ def test_adding_an_objective(place: Workplace) -> None:
     assert last < first
     metrics = json.loads((place.folder / "run" / "metrics.json").read_bytes())
     assert metrics["objective"] == "contrast"
-    assert re.search(r"^25 passed", printed, re.MULTILINE)
+    assert re.search(r"^27 passed", printed, re.MULTILINE)

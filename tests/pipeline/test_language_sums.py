@@ -2,7 +2,7 @@
 labels."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,19 @@ from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
 from armada.pipeline.terms import terms_of
 from cuts import cut_at
-from language_processes import losses, run, run_in_two_processes, weights
+from language_processes import PLUG_INS, losses, run, run_in_two_processes, weights
 from safetensors.torch import load_file
 from tiny_language_models import make_causal_lm
 from tiny_runs import TEXTS
 
 Keys = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _installed() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # which no test undoes
+        patch.syspath_prepend(PLUG_INS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,7 @@ def of_many(root: Path) -> Keys:
             {"name": "tokens", "teacher": "one", "divergence": "jsd", "weight": 0.75},
             {"name": "tokens", "teacher": "two", "weight": {"from": 0.0, "to": 1.0}},
             {"name": "armada", "teacher": "hints", "aligner_hidden_size": 8, "weight": 0.5},
+            {"name": "hint", "teacher": "hints", "layers": [0, 1, -1]},
         ],
     }
 
@@ -80,6 +88,7 @@ def of_many(root: Path) -> Keys:
 TERMS = (
     *("loss", "tokens-one.language", "tokens-one.distillation", "tokens-two.weight"),
     *("tokens-two.distillation", "armada.manifold", "armada.task", "armada.output"),
+    "hint.hint",
 )
 
 

@@ -13,6 +13,8 @@ from armada.stages.precompute.teachers import TEACHERS
 from command_line import CommandLine
 from safetensors.torch import load_file
 
+HINTS = Path(__file__).parents[1] / "hint_objective"
+
 TEACHER = """
 from armada.stages.precompute.teachers.base import TeacherOptions
 from armada.stages.precompute.teachers.hash import HashTeacher
@@ -176,3 +178,39 @@ def test_an_objective_of_two_features_with_an_option_of_its_own(
     assert "key 'share': 2: Input should be less than or equal to 1" in run("bad", share=2)
     keys["batch_size"] = 1
     assert "objective of_two needs at least 2 examples per batch" in run("few")
+
+
+def test_an_objective_of_layers_beside_another(
+    armada: CommandLine, distill_bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With adapters and checkpointing. Layers that the student lacks are refused before it
+    trains."""
+    monkeypatch.syspath_prepend(HINTS)
+    hint: dict[str, Any] = {"name": "hint", "features": ["embedding"], "weight": 0.5}
+    keys: dict[str, Any] = {
+        **{"train": str(distill_bench.train), "validation": str(distill_bench.validation)},
+        **{"text_column": "text", "label_column": "label", "student": str(distill_bench.student)},
+        **{"epochs": 1, "batch_size": 16, "lora_rank": 2, "gradient_checkpointing": True},
+        "teachers": {"made": {"cache": str(distill_bench.cache), "teacher": distill_bench.made_up}},
+    }
+
+    def run(name: str, *layers: int) -> str:
+        file = tmp_path / f"{name}.yaml"
+        asked = [{"name": "undistilled"}, hint | {"layers": list(layers)}]
+        job = keys | {"objectives": asked, "output": str(tmp_path / name)}
+        file.write_text(yaml.safe_dump(job))
+        result = armada("distill", file, "--quiet", "--set", "logging_steps=1")
+        return result.error if result.code else ""
+
+    assert run("good", 1, -1) == ""
+    log = (tmp_path / "good" / "log.jsonl").read_text().splitlines()
+    first = json.loads(log[0])
+    assert first["loss"] == pytest.approx(
+        first["undistilled.task"] + 0.5 * first["hint.hint"], rel=1e-5
+    )
+    beyond = (
+        "objective hint: layer 3 is beyond the student's; choose from 0 (its embeddings) to 2 (its "
+        "last), or from -1 (its last) to -3"
+    )
+    assert run("beyond", 1, 3) == beyond
+    assert not (tmp_path / "beyond").exists()

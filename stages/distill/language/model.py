@@ -44,7 +44,15 @@ class LanguageModel(TrainedModel):
         """`loss` and, in training, `terms`. `answers` are what teachers say of predicted tokens,
         `features` of whole texts; `counts` are of the whole step, `rows` those of the batch, in all
         processes."""
-        flat_NH = self.student(input_ids, attention_mask, position_ids).flatten(0, 1)
+        layers, mask_BT = dict[int, Tensor](), None
+        if self.training and self.layers:
+            assert attention_mask is not None
+            states_BTH, states = self.student.with_hidden_states(input_ids, attention_mask)
+            layers, mask_BT = self._layers(states, attention_mask, rows)
+            del states
+        else:
+            states_BTH = self.student(input_ids, attention_mask, position_ids)
+        flat_NH = states_BTH.flatten(0, 1)
         hidden_PH = flat_NH.index_select(0, predicted_at)
         tokens = self._tokens(hidden_PH, targets, counts)
         if not self.training:
@@ -59,7 +67,8 @@ class LanguageModel(TrainedModel):
             pooled_BH = self._joined(flat_NH.index_select(0, pooled_at), rows)
             head = self.student.head
             output_BK = None if head is None else head(pooled_BH)
-        side = StudentSide(pooled_BH, output_BK, tokens, self._answered(counts))
+        answered = self._answered(counts)
+        side = StudentSide(pooled_BH, output_BK, tokens, answered, layers, mask_BT)
         labels_B = None if output_BK is None else self._joined(labels, rows)
         terms = self.objective.of_sources(side, sources, labels_B)
         return {"loss": terms["total"], "terms": terms}

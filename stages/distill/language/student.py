@@ -72,8 +72,23 @@ class LanguageStudent(nn.Module):
     ) -> Tensor:
         """The last hidden states [B, T, H]. Without a mask, positions tell which tokens belong
         together."""
+        states: Tensor = self._read(input_ids, attention_mask, position_ids).last_hidden_state
+        return states
+
+    def with_hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and the hidden states [B, T, width] of the embeddings and of each layer."""
+        told = self._read(input_ids, attention_mask, position_ids, output_hidden_states=True)
+        return told.last_hidden_state, told.hidden_states
+
+    def _read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        **more: bool,
+    ) -> Any:
         given = {"attention_mask": attention_mask, "position_ids": position_ids}
         known = {name: tensor for name, tensor in given.items() if tensor is not None}
-        output = self.backbone(input_ids=input_ids, use_cache=False, **known)
-        states: Tensor = output.last_hidden_state
-        return states
+        return self.backbone(input_ids=input_ids, use_cache=False, **known, **more)

@@ -37,9 +37,9 @@ none."""
 Sources = Mapping[str, Feature | TokenAnswers]
 """What all teachers say of a batch, by the name of the source."""
 
-StudentTensor = Literal["pooled", "output", "tokens"]
-"""What an objective may read of a student: the vector of a text, what its head makes of that, or,
-of a language model, the tokens that it predicts."""
+StudentTensor = Literal["pooled", "output", "layers", "tokens"]
+"""What an objective may read of a student: the vector of a text, what its head makes of that, the
+hidden states of layers, or, of a language model, the tokens that it predicts."""
 
 SOURCE = "teacher"
 """The name of the source in a run that has one."""
@@ -65,7 +65,7 @@ class Reads:
     axis: AxisName | None = None
     """What its features have a row for: `predictions`, each predicted token; None: each text."""
     student: frozenset[StudentTensor] = frozenset({"pooled", "output"})
-    """What it takes of a student."""
+    """What it takes of a student; which `layers`, says `Objective.layers_of`."""
     classes: bool = False
     """Whether a feature's numbers stand for the student's own classes, in their order."""
     labels: bool = True
@@ -98,10 +98,22 @@ def require_fit(name: str, reads: Reads, sizes: "Sizes") -> None:
         )
 
 
+def require_layers(name: str, layers: Sequence[int], sizes: "Sizes") -> None:
+    """Raises JobError where an objective of some name reads layers that a student lacks."""
+    count = len(sizes.layer_dims)
+    for layer in layers:
+        if not -count <= layer < count:
+            raise JobError(
+                f"objective {name}: layer {layer} is beyond the student's; choose from 0 (its "
+                f"embeddings) to {count - 1} (its last), or from -1 (its last) to {-count}"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """What an objective has to fit: `feature_shape` is the shape of one example, None for none;
-    `more_shapes` those of further features; `dropout` that of the student's head."""
+    `more_shapes` those of further features; `dropout` that of the student's head; `layer_dims` the
+    widths of its embeddings and of each layer, where an objective reads layers."""
 
     pooled_dim: int
     num_labels: int
@@ -109,6 +121,7 @@ class Sizes:
     feature_shape: Shape | None
     more_shapes: tuple[Shape, ...] = ()
     dropout: float = 0.1
+    layer_dims: tuple[int, ...] = ()
 
     @property
     def feature_dim(self) -> int:
@@ -123,7 +136,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class StudentSide:
-    """What a student makes of a batch; of several processes, pooled and output are those of the
+    """What a student makes of a batch; of several processes, all but the tokens are those of the
     whole batch."""
 
     pooled_BD: Tensor | None = None
@@ -133,6 +146,11 @@ class StudentSide:
     """The predicted tokens of a language model, of this process's share."""
     answered: Mapping[str, float] = field(default_factory=dict)
     """How many of a step's tokens each source answered, for a share's means over the step."""
+    layers: Mapping[int, Tensor] = field(default_factory=dict)
+    """Hidden states [B, T, width] of the layers that some objective reads, each under the numbers
+    that it was asked for by; whatever stands where `mask_BT` is 0 has no meaning."""
+    mask_BT: Tensor | None = None
+    """Of the layers: 1 for tokens, 0 for padding."""
 
 
 def task_terms(side: StudentSide, labels_B: Tensor | None, regression: bool) -> dict[str, Tensor]:
@@ -164,17 +182,27 @@ class Objective(nn.Module, ABC):
         require_fit(type(self).__name__, self.reads, sizes)
         self.options = options
         self.sizes = sizes
+        self.layers = self.layers_of(options)
+        """The student's layers that it reads."""
+        require_layers(type(self).__name__, self.layers, sizes)
         self.aligner = None
         self.label = ""
         """What its terms are called in a log, where there are several objectives."""
         self.sources: tuple[str, ...] = (SOURCE,) if self.reads.features != 0 else ()
         """Names of what it reads, in the order of its features."""
 
-    @abstractmethod
+    @classmethod
+    def layers_of(cls, options: Any) -> tuple[int, ...]:
+        """The student's layers to read under some options, of one that declares `layers`: 0 is the
+        embeddings, 1 the first layer, -1 the last."""
+        return ()
+
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
     ) -> dict[str, Tensor]:
-        """Named scalar terms of one batch; `total` is the one to backpropagate."""
+        """Named scalar terms of one batch; `total` is the one to backpropagate. One that reads
+        tokens or layers has `of_sources` in its place."""
+        raise TypeError(f"{type(self).__name__} is asked by `of_sources`")
 
     @property
     def parts(self) -> Sequence["Objective"]:

@@ -23,7 +23,6 @@ from .base import (
     Sizes,
     Sources,
     StudentSide,
-    TeacherSide,
     named_terms,
     task_terms,
 )
@@ -111,9 +110,3 @@ class SummedObjective(Objective):
             yield side
         if self._adds_labels and side.output_BK is not None and labels_B is not None:
             yield replace(side, tokens=None)
-
-    def forward(
-        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
-    ) -> dict[str, Tensor]:
-        """Not for a sum: its parts read different features."""
-        raise TypeError("a sum of objectives is asked by `of_sources`")

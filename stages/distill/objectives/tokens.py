@@ -23,7 +23,6 @@ from .base import (
     Reads,
     Sources,
     StudentSide,
-    TeacherSide,
     named_terms,
     task_terms,
 )
@@ -108,9 +107,3 @@ class TokensObjective(Objective):
                 temperature=options.token_temperature,
             )
         return named_terms(terms.total, language=terms.task, distillation=terms.distillation)
-
-    def forward(
-        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
-    ) -> dict[str, Tensor]:
-        """Not for tokens: a language model is asked by `of_sources`."""
-        raise TypeError("the objective tokens is asked by `of_sources`")

@@ -80,7 +80,7 @@ class ClassifierTeacher(LanguageModelTeacher):
     def _ask(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self._read_out is None:
             return {"logits": self._model(**inputs).logits}
-        pooled, logits = self._read_out.read(self._model, inputs)
+        pooled, logits, _ = self._read_out.read(self._model, inputs)
         return {"logits": logits, "pooled": pooled} if self._options.pooled else {"logits": logits}
 
     def _declared_settings(self) -> dict[str, SettingValue]:

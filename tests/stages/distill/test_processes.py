@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tiny_runs import Bench, freeze_dropout, make_cache
 
 TESTS = Path(processes_worker.__file__).parent
+PLUG_INS = TESTS / "hint_objective"
 # 53 examples: in batches of 8 the last has five, in batches of 4 one, a single process's.
 RUNS: dict[str, dict[str, Any]] = {
     "alternate": {"batch_size": 8},
@@ -31,6 +32,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "kd": {"batch_size": 8, "objective": "kd", "weights": {"temperature": "learned"}},
     "undistilled": {"batch_size": 8, "control": "undistilled"},
     "adapters": {"batch_size": 8, "lora_rank": 2},
+    "layers": {"batch_size": 8, "objective": "hint", "weights": {"layers": [0, 1, -1]}},
+    "layers, a batch of one": {"batch_size": 4, "objective": "hint"},
     "summed": {"batch_size": 8, "summed": True},
     "summed, joint": {"batch_size": 4, "summed": True, "schedule": "joint"},
 }
@@ -47,7 +50,7 @@ CUT = {"batch_size": 8, "save_steps": 5}
 
 def in_two_processes(torchrun: Sequence[str], plan: Path) -> dict[str, list[float]]:
     """The losses of a plan's runs."""
-    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(TESTS), str(PLUG_INS), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*torchrun, str(TESTS / "processes_worker.py"), str(plan)],
         env={**os.environ, "PYTHONPATH": paths},
@@ -59,6 +62,11 @@ def in_two_processes(torchrun: Sequence[str], plan: Path) -> dict[str, list[floa
     assert done.returncode == 0, done.stderr
     losses: dict[str, list[float]] = json.loads(plan.with_name("losses.json").read_bytes())
     return losses
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PLUG_INS)
 
 
 @pytest.fixture(scope="module")
