@@ -38,7 +38,7 @@ def test_push_and_pull(hub: LoopbackHub, cache: Path, armada: CommandLine, tmp_p
     assert f"{URL} has digest {read_digest(cache)}" in result.out
     assert f"{URL}: made a private dataset repository" in result.err
     again = armada("cache", "push", cache, URL)
-    assert "3 were there" in again.out
+    assert "3 already there" in again.out
     assert "made a" not in again.err
     assert hub.commits_made == 1
     assert json.loads(armada.done("cache", "ls", URL, "--json"))[0]["rows"] == 27

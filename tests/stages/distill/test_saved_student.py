@@ -114,7 +114,7 @@ def test_folders_that_hold_no_student_are_refused(checkpoint):
 
 
 def test_a_url_is_refused_without_its_password():
-    with pytest.raises(StudentSourceError, match="looks like a URL; name a folder") as said:
+    with pytest.raises(StudentSourceError, match="looks like a URL; name a local folder") as said:
         armada.load_student("https://me:secret@example.org/student")
     assert "secret" not in str(said.value)
 
