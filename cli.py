@@ -257,7 +257,7 @@ def predict(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write what a trained student says of each row of a corpus, which needs no labels."""
+    """Write a trained student's predictions for each row of a corpus, which needs no labels."""
     from .pipeline.console import show_keys, show_predicted
     from .pipeline.jobs import collect_keys, make
     from .pipeline.predict import PredictJob, run_predict
@@ -334,8 +334,8 @@ def demo(
 
 
 def _let_the_first_speak(error: ArmadaError) -> None:
-    """Wrong input is mostly wrong for all processes that a launcher started: one of a node says so,
-    and the launcher ends the others, unless it was wrong for them alone."""
+    """Wrong input is mostly wrong for all processes of a launcher: one per node prints the error,
+    and the launcher ends the others, unless only theirs was wrong."""
     if isinstance(error, InputError) and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(_PATIENCE_S)
 

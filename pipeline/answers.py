@@ -1,8 +1,8 @@
-"""The cache a run learns from: a local folder, or a URL whose shards come while the run goes on.
+"""The cache a run learns from: a local folder, or a URL whose shards are downloaded during the run.
 
-What comes in: the job's `cache`, and which rows of it are used in which order. What goes out: an
-open cache, and the digest of its content. Of a cache at a URL, documents and keys come at once into
-a local mirror, then only the shards that hold the run's keys, and only its feature.
+In: the job's `cache`, and the rows used, in order. Out: an open cache, and the digest of its
+content. For a cache at a URL, documents and keys are downloaded at once into a local mirror, then
+only the shards that hold the run's keys, and only its feature.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ SHOWN_MISSING = 5
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """An open cache. `digest` names all that the cache holds, where it lies; None for a local one
-    with a damaged document of a teacher that is not read."""
+    """An open cache. `digest` is that of the whole cache at its location; None for a local one with
+    a damaged document of a teacher that is not read."""
 
     cache: Cache
     digest: str | None
@@ -40,7 +40,7 @@ class Answers:
         return Answers(narrowed, self.digest, self.mirror, self.verify)
 
     def fetch_ahead(self, feature: str, rows: Rows) -> ToCome | None:
-        """Begin to bring a feature of the shards that hold rows, in the order of the rows."""
+        """Start downloading a feature of the shards that hold rows, in the order of the rows."""
         if self.mirror is None:
             return None
         return self.mirror.fetch_ahead(self.cache, feature, self.cache.keys[rows])

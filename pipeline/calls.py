@@ -132,19 +132,19 @@ def _figures(found: Mapping[str, Any] | None) -> dict[str, Figure]:
 
 
 def precompute(*, quiet: bool | None = None, **keys: Any) -> PrecomputeReport:
-    """Ask a teacher about every text that the cache does not hold yet.
+    """Compute a teacher's features for every text that is not cached yet.
 
     `keys` are those of `armada precompute --keys`, and options of the teacher; `quiet`: no
-    progress; by default there is a bar in notebooks alone.
-    Raises InputError for what is wrong with them, RunError for what fails."""
+    progress; by default there is a bar in notebooks only. Raises InputError for invalid keys,
+    RunError if the run fails."""
     return run_precompute(make_precompute_job(_with_tables(keys)), _is_quiet(quiet))
 
 
 def distill(*, quiet: bool | None = None, **keys: Any) -> DistillReport:
-    """Train a student from a cache, and send it to the Hub if `push_to_hub` says so.
+    """Train a student from a cache, and upload it to the Hub if `push_to_hub` is set.
 
-    `keys` are those of `armada distill --keys`; `quiet` as of `precompute`.
-    Raises InputError for what is wrong with them, RunError for what fails."""
+    `keys` are those of `armada distill --keys`; `quiet` as of `precompute`. Raises InputError for
+    invalid keys, RunError if the run fails."""
     from ..stages.distill.processes import processes
     from .distill import push_student, run_distill
 
@@ -156,20 +156,20 @@ def distill(*, quiet: bool | None = None, **keys: Any) -> DistillReport:
 
 
 def evaluate(**keys: Any) -> EvaluateReport:
-    """Measure a finished student on a corpus; `keys` are those of `armada evaluate --keys`.
+    """Evaluate a finished student on a corpus; `keys` are those of `armada evaluate --keys`.
 
-    Raises InputError for what is wrong with them."""
+    Raises InputError for invalid keys."""
     from .evaluate import run_evaluate
 
     return EvaluateReport.of(run_evaluate(make(EvaluateJob, _with_tables(keys))))
 
 
 def predict(*, quiet: bool | None = None, **keys: Any) -> "PredictReport":
-    """Write what a finished student says of each row of a corpus to a new file; `keys` are those
-    of `armada predict --keys`, `quiet` as of `precompute`. Of a few texts,
-    `load_student(...).predict(...)` says it at once.
+    """Write a finished student's predictions for each row of a corpus to a new file; `keys` are
+    those of `armada predict --keys`, `quiet` as of `precompute`. For a few texts, use
+    `load_student(...).predict(...)`.
 
-    Raises InputError for what is wrong with them."""
+    Raises InputError for invalid keys."""
     from .predict import PredictJob, run_predict
 
     return run_predict(make(PredictJob, _with_tables(keys)), _is_quiet(quiet))

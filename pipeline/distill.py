@@ -1,8 +1,8 @@
 """A `distill` job: its data is read once, and each seed is a run (`seed_run.py`).
 
-A trained student may go to a model repository on the Hub, all of its folder in one commit. What can
-be wrong with the name and the token is found before training. A student that does not arrive is in
-its folder all the same, and the error says how to send it from there.
+A trained student may be uploaded to a model repository on the Hub, its whole folder in one commit.
+Name and token are checked before training. If the upload fails, the student is still in its folder,
+and the error has the command to upload it.
 """
 
 from collections.abc import Sequence
@@ -199,9 +199,9 @@ def _check_student_push(job: DistillJob) -> None:
 
 
 def push_student(job: DistillJob) -> None:
-    """Send the student of a finished run to where `push_to_hub` says, if it says anything.
+    """Upload the student of a finished run to `push_to_hub`, if set.
 
-    Raises StorageError if it does not arrive; the run's folder stays as it is."""
+    Raises StorageError if that fails; the run's folder stays as it is."""
     if job.push_to_hub is None:
         return
     folder = job.output / "student"

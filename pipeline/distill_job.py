@@ -285,5 +285,5 @@ def _refuse_token_options(options: Mapping[str, Any]) -> None:
 
 
 def _made(model: type[Job], keys: Any, what: str) -> Any:
-    """Nested keys, whose errors say where they are; what is no mapping is left to be refused."""
+    """Nested keys, whose errors name their position; anything but a mapping is refused later."""
     return make(model, keys, what) if isinstance(keys, Mapping) else keys

@@ -1,6 +1,6 @@
-"""The machine: where models run, and what ran, on what, when, for manifests and run folders.
+"""The machine: devices, versions, hardware and times, for manifests and run folders.
 
-What is written down has no host names, users or paths.
+Records have no host names, users or paths.
 """
 
 import os
@@ -79,7 +79,7 @@ def environments(workers: int, gpus: Sequence[str]) -> Iterator[dict[str, str]]:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Installed version of each library an answer or a student can depend on."""
+    """Installed version of each library that features or students can depend on."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:

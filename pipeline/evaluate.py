@@ -1,4 +1,4 @@
-"""`evaluate`: a finished student on a corpus; what the job does not say is as in training."""
+"""`evaluate`: a finished student on a corpus; keys that are left out are as in training."""
 
 from pathlib import Path
 from typing import Any

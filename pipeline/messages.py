@@ -1,7 +1,7 @@
 """Messages of running commands: warnings, progress, and formatted numbers.
 
 All of it goes to `armada`, a logger of Python's `logging`. The command line shows it on standard
-error, from `--log-level` on: standard output is for results. In a program that calls armada, its
+error, from `--log-level` on; standard output is for results. In a program that calls armada, its
 own handlers and levels decide, as for every library. Progress is a live bar with rate and time left
 on a terminal, and a line now and then in a log.
 """

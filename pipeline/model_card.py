@@ -1,8 +1,8 @@
-"""The README of a student folder: what it is, how good, how to open it.
+"""The README of a student folder: description, metrics, usage.
 
-Its head has what model hubs read, by `huggingface_hub`'s own classes: the model it came from, the
-task, the metrics as a model index. What the base model's card says of licence and language holds
-for the student too, if that card can be had; a path of this machine is nobody else's business.
+Its header has the metadata of model hubs, by `huggingface_hub`'s own classes: the model it came
+from, the task, the metrics as a model index. Licence and language of the base model's card apply to
+the student too, if that card is available; local paths are left out.
 """
 
 from dataclasses import dataclass
@@ -269,7 +269,7 @@ def _base_card(job: DistillJob) -> tuple[ModelCardData, bool]:
 
 
 def _hub_dataset(source: str) -> str | None:
-    """The id of a corpus that lies on a hub."""
+    """The id of a corpus on the hub."""
     name = source.removeprefix("hf-dataset:")
     return name.partition("?")[0] if name != source else None
 

@@ -1,14 +1,14 @@
 """Keys of a `distill` job about its teachers and objectives, where it has one or several.
 
-    teachers:                                      a name -> a teacher's answers in a cache
+    teachers:                                      a name -> a teacher's features in a cache
       clip: {cache: caches/clip}
       hint: {cache: caches/all, teacher: 96e0, text_column: [text, hint], control: shuffled}
-    objectives:                                    their weighted sum is what a student learns by
+    objectives:                                    the loss is their weighted sum
       - {name: armada, teacher: clip, alpha: 0.5}
       - {name: feature, teacher: hint, distance: cosine, weight: {from: 1, to: 0}}
 
-A job with one of each may say `cache`, `teacher`, `feature`, `objective` and the options of that
-itself: `distill_job.py`.
+A job with one of each may set `cache`, `teacher`, `feature`, `objective` and its options directly:
+`distill_job.py`.
 """
 
 import math
@@ -116,15 +116,15 @@ class TeacherKeys(CacheKeys):
 
 
 class WithOptions(Job):
-    """A job whose objective has keys of its own: they stand beside the others in what is read and
-    in what is written, and are `options` here."""
+    """A job whose objective has its own keys: in files they are beside the others, here they are
+    `options`."""
 
     options: dict[str, Any] = Field(default_factory=dict, description="options of the objective")
 
     @model_serializer(mode="wrap", when_used="json")
     def _to_be_shown(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = shown(plain(self))
-        # Where they are declared: names of conditions tell them first.
+        # In the order of declaration: names of conditions start with them.
         return {
             name: inner
             for key, value in document.items()
@@ -137,7 +137,7 @@ class WithOptions(Job):
         own = {key: value for key, value in keys.items() if key in cls.model_fields}
         others = {key: value for key, value in keys.items() if key not in cls.model_fields}
         options = own.get("options") or {}
-        # What is no mapping is left for the job to refuse.
+        # Anything but a mapping is refused by the job.
         own["options"] = {**options, **others} if isinstance(options, Mapping) else options
         return own
 
@@ -194,11 +194,10 @@ class ObjectiveKeys(WithOptions):
 def complete_options(
     name: str, given: Mapping[str, Any], beside: Iterable[str], once_shared: bool = False
 ) -> dict[str, Any]:
-    """All options of an objective, as plain data; as they are given of one that is not installed.
-    `once_shared`: those that every job had once are left out, with a warning, if they are not its.
-
-    Raises JobError for what is no option, or not of that value; `beside` are other keys that could
-    have been meant."""
+    """All options of an objective, as plain data; or as given, if it is not installed.
+    `once_shared`: options that earlier releases shared are ignored with a warning, if they are not
+    its own. Raises JobError for unknown options and invalid values; `beside` are other keys that
+    could have been meant."""
     options = options_class(name)
     if options is None:
         return dict(given)

@@ -68,7 +68,7 @@ def check_new_file(path: Path) -> None:
 def new_file(path: Path) -> Iterator[Write]:
     """Writes tables of the same columns; the file gets its name when all are written.
 
-    What fails, or is stopped, leaves nothing; what is killed, a file with the suffix `.partial`,
+    A failed or stopped write leaves nothing; a killed one leaves a file with the suffix `.partial`,
     which the next one of this name removes. Raises OutputError and StorageError."""
     make_folder(path.parent)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
@@ -100,8 +100,8 @@ def _remove_left(path: Path) -> None:
 
 
 def _locked(file: BinaryIO, path: Path) -> bool:
-    """Take the lock of an open file, False if another process has it; on file systems without
-    locks nobody gets it, and what is left stays."""
+    """Take the lock of an open file, False if another process has it; on file systems without locks
+    nobody gets it, and leftovers stay."""
     try:
         return try_lock(file.fileno(), path)
     except StorageError:

@@ -1,4 +1,5 @@
-"""A run of `precompute`: its job becomes a corpus, a teacher and a writer; what is new is asked."""
+"""A run of `precompute`: its job becomes a corpus, a teacher and a writer; missing rows are
+computed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class DryRun:
 
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
-    """Ask the teacher about every text of the corpus that is not cached yet."""
+    """Compute every text of the corpus that is not cached yet."""
     with telling_what_is_kept(
         lambda: "committed shards are kept; run the same command to continue"
     ):

@@ -136,7 +136,7 @@ def _teacher_class(kind: str) -> "type[Teacher]":
 def make_teacher(job: PrecomputeJob, device: "torch.device | None" = None) -> "Teacher":
     """The job's teacher, not loaded yet; raises JobError or TeacherSourceError.
 
-    `device`: where it is to run, if that is not for the job to say here."""
+    `device`: its device, if not that of the job."""
     kind, _, source = job.teacher.partition(":")
     teacher_class = _teacher_class(kind)
     known = teacher_class.Options.model_fields

@@ -1,16 +1,16 @@
-"""`predict`: what a finished student says of each row of a corpus, whatever kind of student it is.
+"""`predict`: predictions of a finished student of any task for each row of a corpus.
 
-One row an example, in the order of the corpus: its id, or the number of its row in its file where
-there are no ids, and
+One row per example, in the order of the corpus: its id, or its row number in the file if there are
+no ids, and
 
 classification   class, as the labels have it; probabilities, in the order of the classes' numbers
 regression       score
 embedding        embedding
 language         generated_text
 
-What comes in: texts, without labels. What goes out: a Parquet or JSON lines file, which is there
-under its name only when it is whole. The corpus is read first to check it, before anything is said,
-and then again, block by block. Memory: the model and a block of rows, however many there are.
+In: texts, without labels. Out: a Parquet or JSON lines file, which gets its name only when it is
+complete. The corpus is read once to check it, before anything is predicted, and then again, block
+by block. Memory: the model and a block of rows, however many there are.
 """
 
 from collections.abc import Callable, Iterator
@@ -91,7 +91,7 @@ class PredictReport:
 
 @telling_what_is_kept(lambda: "nothing was written; run the same command again")
 def run_predict(job: PredictJob, quiet: bool = False) -> PredictReport:
-    """Write what a student says of a corpus; raises an InputError for what is wrong."""
+    """Write a student's predictions for a corpus; raises an InputError for invalid input."""
     check_new_file(job.output)
     student = _open(job)
     asked = Asked(

@@ -1,8 +1,8 @@
-"""The folder of a distill run: the resolved job first, the figures last.
+"""The folder of a distill run: the resolved job first, the metrics last.
 
-`job.yaml` is there from the start, `metrics.json` only when the run is finished; so a folder tells
+`job.yaml` is there from the start, `metrics.json` only when the run is finished; so a folder shows
 whether a run is finished, unfinished or of another job, and nothing is ever overwritten. `run.lock`
-is there while a process is at work; the kernel frees it when that dies.
+is there while a process is running; the kernel frees it when that dies.
 """
 
 import json
@@ -51,8 +51,8 @@ _MAY_DIFFER = {
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Be the only process at work in the folder of a run, which is made if it is not there; it goes
-    again if nothing was put into it. Raises OutputError if another process is at work there."""
+    """Lock the folder of a run, which is created if missing, and removed again if it stays empty.
+    Raises OutputError if another process holds the lock."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     make_folder(folder)
     try:
@@ -85,7 +85,7 @@ def tidy(folder: Path) -> None:
 
 
 def claim(folder: Path, job: Mapping[str, Any], resume: bool) -> None:
-    """Make `folder` the place of this job; raises OutputError if it is taken."""
+    """Make `folder` the output of this job; raises OutputError if it is taken."""
     check_free(folder, job, resume)
     if not (folder / JOB).exists():
         write_atomic(folder / JOB, [yaml.safe_dump(shown(job), sort_keys=False).encode()])
@@ -222,6 +222,6 @@ def trim_log(folder: Path, steps: int) -> None:
     log = folder / LOG
     if log.is_file():
         rows = log.read_bytes().splitlines(keepends=True)
-        # The last row of a killed run may be cut.
+        # The last row of a killed run may be truncated.
         whole = [row for row in rows if row.endswith(b"\n")]
         write_atomic(log, [row for row in whole if json.loads(row)["step"] <= steps])

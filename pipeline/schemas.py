@@ -3,10 +3,11 @@
     armada schema distill > distill.schema.json
     # yaml-language-server: $schema=distill.schema.json      (first line of a job file)
 
-They are those of the jobs' own models, so that key, type, limit and description stand once. Options
-of teachers and objectives are keys of a job, too: those of the one that the job names, if it is
-installed; beside the name of another, any key may be an option. An ablation may name several in its
-grid, so that its own keys are the options of all. What keys say together, only the command checks.
+They are made from the jobs' own models, so that key, type, limit and description are written once.
+Options of teachers and objectives are keys of a job, too: those of the one that the job names, if
+it is installed; beside the name of another, any key may be an option. An ablation may name several
+in its grid, so that its own keys are the options of all. Combinations of keys are checked only by
+the command.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -128,7 +129,7 @@ def _own(model: type[BaseModel]) -> Options:
 
 
 def _merged(options: Mapping[str, Options]) -> Options:
-    """Option -> what it may be, of any of those that have it, who are named in its description."""
+    """Option -> its schema, for any that has it; its description names them."""
     found: dict[str, dict[str, Schema]] = {}
     for name, own in options.items():
         for key, schema in own.items():

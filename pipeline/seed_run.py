@@ -113,7 +113,7 @@ class SeedRun:
 
     @property
     def _random_aligners(self) -> set[str]:
-        """Sources whose control is that their aligner stays as it was drawn."""
+        """Sources with the control `random-aligner`: their aligner stays at its initialisation."""
         sources = self.data.of_texts.items()
         return {name for name, each in sources if each.control.name == "random-aligner"}
 

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM at times when code that is not ours must not be cut short.
+"""Ctrl-C and SIGTERM while code of a library must not be interrupted.
 
-A signal's handler raises in the midst of whatever runs. Dask, cut short while it starts, sends or
-closes, may wait for ever or leave processes behind. So signals are heard here and acted on later.
+A signal handler raises in the middle of whatever runs. Dask, interrupted while it starts, sends or
+closes, may hang or leave processes behind. So signals are recorded here and acted on later.
 """
 
 import signal
@@ -55,7 +55,7 @@ def heard_by(hear: Callable[[Signal], None], patience: int) -> Iterator[None]:
 
 @contextmanager
 def telling_what_is_kept(kept: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C in the block is followed by a line that says what is kept and how to go on."""
+    """Ctrl-C in the block prints a line with what is kept and how to continue."""
     try:
         yield
     except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """A scheduler's SIGTERM ends the run like an error: finished answers are committed first."""
+    """A scheduler's SIGTERM ends the run like an error: computed rows are committed first."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise RunError("stopped by SIGTERM; committed shards are kept; run the command again")

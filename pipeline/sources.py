@@ -57,8 +57,8 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A feature of a teacher; `columns` are the places of the text columns that the teacher read
-    in a corpus with those of all."""
+    """A feature of a teacher; `columns` are the indices of this teacher's text columns in a corpus
+    with the columns of all."""
 
     answers: Answers
     spec: FeatureSpec
@@ -176,14 +176,14 @@ def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
 
 
 def _teaches_tokens(spec: FeatureSpec) -> bool:
-    """Whether a feature tells probabilities of predicted tokens."""
+    """Whether a feature holds probabilities of predicted tokens."""
     return spec.axis == "predictions" and (spec.coding is not None or not spec.whole)
 
 
 def missing_of_sources(
     sources: Mapping[str, Source], corpus: Corpus, rows: Mapping[str, Rows]
 ) -> MissingKeysError:
-    """The error for rows of a corpus that sources have no answers for, counted for each."""
+    """The error for rows of a corpus that are missing in sources' caches, counted for each."""
     lacking = {name: np.flatnonzero(found < 0) for name, found in rows.items()}
     lacking = {name: missing for name, missing in lacking.items() if len(missing)}
     if len(sources) == 1:

@@ -36,16 +36,16 @@ from .sources import (
 
 @dataclass(frozen=True, slots=True)
 class LabelledCorpus:
-    """Examples with their labels; `cache_rows` are where their features lie, by the name of the
-    source, if any are read."""
+    """Examples with their labels; `cache_rows` are their cache rows by source name, if any are
+    read."""
 
     corpus: Corpus
     labels: LabelValues
     cache_rows: Mapping[str, Rows] = field(default_factory=dict)
 
     def joined(self, sources: "Mapping[str, Source]", skip_missing: bool) -> "LabelledCorpus":
-        """The same with the cache rows of every example; those that some source has no answer for
-        are left out and listed, or raise MissingKeysError."""
+        """The same with the cache rows of every example; those that some source lacks are skipped
+        and listed, or raise MissingKeysError."""
         read = {source.columns for source in sources.values()}
         keys = {columns: self.corpus.of_columns(columns).keys() for columns in read}
         rows = {name: source.find(keys[source.columns]) for name, source in sources.items()}
@@ -65,7 +65,7 @@ class LabelledCorpus:
         return joined.without(np.flatnonzero(~kept), "not in the cache")
 
     def without(self, left_out: Rows, problem: str) -> "LabelledCorpus":
-        """The same without some examples, each listed with what is wrong with it."""
+        """The same without some examples, each listed with its problem."""
         if not len(left_out):
             return self
         kept = np.setdiff1d(np.arange(len(self.labels)), left_out)
@@ -92,7 +92,7 @@ class LabelledCorpus:
         return self.corpus.texts()
 
     def warn_of_unknown(self, tokenizer: Any) -> None:
-        """Say so where most of what is read is unknown to a student's tokenizer."""
+        """Warn if most tokens are unknown to the student's tokenizer."""
         sample = np.unique(np.linspace(0, len(self.corpus) - 1, SAMPLE).astype(np.int64))
         unknown = mostly_unknown(tokenizer, list(self.corpus.take(sample).texts()))
         if unknown is not None:
@@ -107,7 +107,7 @@ class LabelledCorpus:
         return DistillDataset(tokens, self.labels, gathers, self.names)
 
     def digest(self) -> str:
-        """Tells these examples with these labels, in this order, from any others."""
+        """Digest of these examples with these labels, in this order."""
         digest = hashlib.blake2b(self.corpus.keys().tobytes(), digest_size=16)
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
@@ -135,7 +135,7 @@ class StudentData:
 
     @cached_property
     def of_texts(self) -> dict[str, Source]:
-        """The sources that say something of whole texts; others, of predicted tokens."""
+        """The sources with features of whole texts; others have features of predicted tokens."""
         return {name: each for name, each in self.sources.items() if each.spec.axis is None}
 
     @property
@@ -145,7 +145,7 @@ class StudentData:
 
     @property
     def from_afar(self) -> list[str]:
-        """Sources whose shards come from a URL while the run goes on."""
+        """Sources whose shards are downloaded during the run."""
         return [name for name, source in self.of_texts.items() if source.answers.mirror is not None]
 
     @cached_property
@@ -203,7 +203,7 @@ class StudentData:
         return ["" if number == 0 else name for number, name in enumerate(self.of_texts)]
 
     def without(self, left_out: Rows, problem: str) -> "StudentData":
-        """The same without some training texts, each listed with what is wrong with it."""
+        """The same without some training texts, each listed with its problem."""
         return replace(self, train=self.train.without(left_out, problem))
 
 

@@ -50,7 +50,7 @@ class Term:
     readings: tuple[Reading, ...]
 
     def build(self, sizes: Sizes) -> Objective:
-        """Its parts, drawn anew. Raises JobError."""
+        """A new, initialised objective. Raises JobError."""
         options = self.objective.Options(**self.keys.options)
         require_layers(self.keys.name, self.objective.layers_of(options), sizes)
         built = self.objective(options, sizes)
@@ -65,8 +65,8 @@ class Term:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of what it is told of a batch. Answers about tokens are read as its options say:
-        they have its own name."""
+        """Names of its inputs in a batch. Token predictions are decoded by its options, so they
+        have its own name."""
         return (self.label,) if self.reads_tokens else tuple(r.source for r in self.readings)
 
 

@@ -5,9 +5,8 @@ OUTPUT/
     plan.json           folders of all runs    logs/           what runs said, if they said anything
     ablation.json       the table, last
 
-An ablation that was cut goes on run by run, and within a run from its last checkpoint. Its grid may
-grow: what is there already is not made again. `--dry-run` plans: which runs there would be, and
-whether their data are in order.
+An interrupted ablation continues run by run, and within a run from its last checkpoint. Its grid
+may grow: finished runs are not repeated. `--dry-run` lists the runs, and checks their data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -60,7 +59,7 @@ class PlannedCell:
 
 def plan(ablation: Ablation) -> list[PlannedCell]:
     """Every cell; corpora and caches are opened and joined, and refused as `distill` would, and so
-    are students, as far as their configurations tell."""
+    are students, as far as their configurations allow."""
     examples = check(ablation.runs)
     planned = []
     for name in dict.fromkeys(run.name for run in ablation.runs):

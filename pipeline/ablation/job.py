@@ -189,9 +189,9 @@ def _all_but_place(job: DistillJob) -> dict[str, Any]:
 
 
 def cells(grid: Any, beside: Values) -> list[Cell]:
-    """All cells of a grid, or of a list of grids, that stands beside other keys of a job.
+    """All cells of a grid, or of a list of grids, given the other keys of the job.
 
-    Raises JobError for what is no grid and for contradictions."""
+    Raises JobError for invalid grids and contradictions."""
     grids = grid if isinstance(grid, list | tuple) else [grid]
     if not grids:
         raise JobError("job key 'grid': is empty; give keys with lists of values")

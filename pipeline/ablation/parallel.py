@@ -1,10 +1,11 @@
-"""Runs side by side, each in a process of its own that has nothing left of another run.
+"""Parallel runs, each in a fresh process.
 
     run_all(runs) -> _WorkerPool.start -> _work -> run_distill
 
 Processes come from a server that has torch and transformers imported already, where the system can
-fork: a run starts in a tenth of a second, not in six. A process that is killed, for want of memory
-say, is one failed run; the others go on. When this process ends, for whatever reason, the runs end.
+fork: a run starts in a tenth of a second, not in six. A process that is killed, such as for lack of
+memory, is one failed run; the others continue. When this process ends, for whatever reason, the
+runs end.
 """
 
 import multiprocessing
@@ -49,8 +50,8 @@ def run_all(
     logs: Path,
     finished: Callable[[], None],
 ) -> list[Failure]:
-    """Make all runs, `workers` at a time; `finished` is called after each. What a run says goes to
-    a file of its own in `logs`. Returns those that failed."""
+    """Make all runs, `workers` at a time; `finished` is called after each. The messages of a run go
+    to its own file in `logs`. Returns the failed ones."""
     waiting = deque(runs)
     pool = _WorkerPool(logs, finished)
     if workers == "auto" and waiting:
@@ -142,7 +143,7 @@ def _processes() -> Any:
 
 
 def _work(job: DistillJob, environment: dict[str, str], log: Path) -> None:
-    """A process: one run, in silence; what is said nevertheless goes to a file."""
+    """Body of a process: one run, whose messages go to a file."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever hears it ends the runs
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
@@ -175,7 +176,7 @@ def _end_with_parent() -> None:
 
 
 def _limit_threads(threads: int) -> None:
-    """The environment comes too late for what is imported already."""
+    """Environment variables would come too late for modules imported already."""
     import torch
 
     torch.set_num_threads(threads)

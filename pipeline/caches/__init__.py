@@ -1,1 +1,1 @@
-"""Caches as things to look at, check, join and pass on: `armada cache ...`."""
+"""Inspecting, checking, merging and sharing caches: `armada cache ...`."""

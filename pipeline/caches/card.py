@@ -1,7 +1,7 @@
-"""`armada cache card`: a README.md that tells what a cache holds, and pictures of its features.
+"""`armada cache card`: a README.md that describes a cache, and plots of its features.
 
-What is known is in the cache's documents. What it may be used for, only people can say. A picture
-shows the two main components of a teacher's features, of a sample drawn with a fixed seed.
+All facts are in the cache's documents; permitted uses are for people to add. A plot shows the two
+main components of a teacher's features, of a random sample with a fixed seed.
 """
 
 from collections.abc import Sequence
@@ -140,7 +140,7 @@ def _read_labelled(job: CardJob) -> tuple[Corpus, LabelSpace]:
 
 
 def _colouring(job: CardJob, cache: Cache, corpus: Corpus, space: LabelSpace) -> Colouring | None:
-    """The labels of those texts that the teacher was asked about; None if there are none."""
+    """The labels of the cached texts; None if there are none."""
     labels = label_values(corpus, space)
     rows = cache.find(corpus.keys())
     there = (rows >= 0) & (~np.isnan(labels) if space.regression else labels != MISSING)

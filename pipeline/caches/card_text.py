@@ -197,7 +197,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _teacher_section(teacher: TeacherFacts) -> str:
-    """One teacher: who it is, its features, their picture."""
+    """One teacher: identity, features, plot."""
     spec, manifest = teacher.manifest.spec, teacher.manifest
     parts = [f"## Teacher {plain(spec.kind)}, {plain(spec.name)}"]
     if manifest.extends is not None:

@@ -70,7 +70,7 @@ def merge(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Copy into a cache what it lacks of the answers in other caches."""
+    """Copy rows that a cache lacks from other caches."""
     from .console import show_merge
     from .upkeep import merge_caches
 
@@ -233,7 +233,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", help="do not ask for confirmation")] = False,
     force: Annotated[bool, typer.Option("--force", help="even if a writer is running")] = False,
 ) -> None:
-    """Remove a teacher and all its answers from a cache."""
+    """Remove a teacher and all its features from a cache."""
     from .upkeep import confirm, plan_removal, remove_teacher
 
     removal = plan_removal(cache, teacher)
@@ -273,7 +273,7 @@ def card(
         bool, typer.Option("--force", help="replace a file that armada did not write")
     ] = False,
 ) -> None:
-    """Write a README.md that tells what a cache holds, and a picture of its features."""
+    """Write a README.md that describes a cache, and a plot of its features."""
     from ..jobs import collect_keys, make
     from .card import CardJob, run_card
 
@@ -305,7 +305,7 @@ def push(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send a cache to a place that others pull from; only what is missing there goes over."""
+    """Upload a cache to a location that others pull from; only missing files are sent."""
     from .console import show_shared
     from .sharing import Transfer, push_cache
 
@@ -337,7 +337,7 @@ def pull(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a cache, or a part of it, to this machine; only what is missing here comes."""
+    """Download a cache, or a part of it; only missing files are fetched."""
     from ..jobs import TextFormatKeys, make
     from .console import show_shared
     from .sharing import Transfer, Wanted, pull_cache

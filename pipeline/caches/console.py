@@ -1,6 +1,6 @@
 """Results of `armada cache`, on standard output: lines or a table for people, JSON for programs.
 
-Nothing of what is shown is imported: to list a cache, a command need not know how one exports it.
+Commands are not imported here: listing a cache needs no code for exports.
 """
 
 import sys
@@ -50,7 +50,7 @@ def show_teachers(teachers: "Sequence[TeacherSummary]", as_json: bool) -> None:
             size(teacher.bytes),
             duration(teacher.teacher_seconds),
         )
-    # In a pipe there is no width to keep to: a fingerprint must never be cut.
+    # A pipe has no width: a fingerprint must never be truncated.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

@@ -1,13 +1,13 @@
-"""`cache export`: a corpus with its features beside it, row for row, for tools that are not ours.
+"""`cache export`: a corpus with its features, row for row, for other tools.
 
 parquet     part-00000-of-00001.parquet, ...: columns of the corpus, key, features
 datasets    the same under data/, with a README.md: `datasets.load_dataset(FOLDER)` opens it
 npy         features_<name>.npy [N, *shape], keys.npy [N, 16], ids.txt if the corpus has ids
 
-What the columns of a feature are, `export_rows.py` says; npy has no room for one along an axis.
+The columns of a feature are described in `export_rows.py`; npy cannot hold a feature along an axis.
 
-Row i of the output is row i of the corpus, less the rows that were left out by skip_bad_rows, which
-are listed. Memory: the corpus, and one batch of features.
+Row i of the output is row i of the corpus, without the rows skipped by skip_bad_rows, which are
+listed. Memory: the corpus, and one batch of features.
 """
 
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ class Exported:
 
 @telling_what_is_kept(lambda: "nothing was written; run the same command again")
 def run_export(job: ExportJob, quiet: bool = False) -> Exported:
-    """Write the features of a corpus to a new folder; raises an InputError for what is wrong."""
+    """Write the features of a corpus to a new folder; raises an InputError for invalid input."""
     check_new_folder(job.output)
     if job.format == "npy" and job.label_column is not None:
         raise JobError("job key 'label_column': format npy holds no labels; use format parquet")
@@ -165,7 +165,7 @@ def _tokenizer(job: ExportJob, teacher: TeacherSpec) -> Any:
 
 
 def _join(job: ExportJob, cache: Cache, features: Sequence[str]) -> tuple[Corpus, Rows]:
-    """The corpus, and where the features of each of its rows lie."""
+    """The corpus, and the cache row of each of its rows."""
     corpus = read_corpus(
         job.corpus,
         job.text_column,

@@ -67,7 +67,7 @@ def _table(rows: ExportRows, part: slice, schema: pa.Schema) -> pa.Table:
 
 
 def write_datasets(folder: Path, rows: ExportRows, advance: Advance) -> None:
-    """Parquet files, and a README.md that says where the train split is."""
+    """Parquet files, and a README.md that declares the train split."""
     (folder / "data").mkdir()
     write_parquet(folder / "data", rows, advance, stem="train")
     split = {"split": "train", "path": "data/train-*.parquet"}
@@ -124,7 +124,7 @@ def _write_header(file: BinaryIO, rows: int, feature: FeatureArray) -> None:
 
 
 def _lines(ids: pa.Array) -> bytes:
-    """One id a line; refuses what could not be told apart again."""
+    """One id a line; refuses ids that would be ambiguous."""
     for row, value in enumerate(ids.to_pylist()):
         if not value or value.splitlines() != [value]:
             raise CorpusError(

@@ -3,13 +3,13 @@
 for part in rows.slices():                                # memory: one batch
     feature.read(rows.cache_rows[part])                   # columns of B rows
 
-What a feature is to tools that are not ours: columns of numbers, with no coding left.
+A feature is exported as columns of numbers, decoded.
 
 one row an example    `<name>`: a number, or a list of fixed size, flat in C order
-along an axis         `<name>`: a list with as many of these as the example has places
-top_k                 `top_k_ids`, `top_k_log_probs` of each place's words, most probable first, and
-                      `top_k_log_tail` of all other words together, at temperature 1
-samples                 `samples_ids`, and `samples_log_probs` if they are kept
+along an axis         `<name>`: a list with one of these for each position of the example
+top_k                 `top_k_ids`, `top_k_log_probs` of each position's tokens, most probable first,
+                      and `top_k_log_tail` of all other tokens together, at temperature 1
+samples               `samples_ids`, and `samples_log_probs` if they are kept
 generated_ids         the ids, and `generated_text`, where the teacher's tokenizer is at hand
 
 Log-probabilities are natural; where a place has fewer words, they are -inf and the id is 0.
@@ -88,7 +88,7 @@ class OneRow:
 
 @dataclass(frozen=True, slots=True)
 class AlongAxis:
-    """A feature with a row for each of an example's places; `tokenizer` decodes ids to a text."""
+    """A feature along an axis; `tokenizer` decodes ids to a text."""
 
     feature: RaggedArray
     tokenizer: Any = None
@@ -161,8 +161,8 @@ def column_names(features: Sequence[FeatureColumns]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class ExportRows:
-    """N rows. `teacher`: who answered; `columns`: name -> column of the corpus, its ids among them;
-    `cache_rows`: where the features of each row lie; `features`: what is written of each."""
+    """N rows. `teacher`: name of the teacher; `columns`: name -> column of the corpus, its ids
+    among them; `cache_rows`: cache row of each row; `features`: the features written."""
 
     teacher: str
     columns: dict[str, pa.Array]

@@ -1,9 +1,9 @@
-"""Features that were computed elsewhere, in the layouts that people keep them in.
+"""Features that were computed elsewhere, in common layouts.
 
-A source is joined to a corpus by the ids of both or by the order of rows. Nothing is unpickled;
-what a file says of its own size is checked before memory is taken for it.
+A source is joined to a corpus by the ids of both or by the order of rows. Nothing is unpickled; the
+size in a file's header is checked before memory is allocated.
 
-npy_per_example   a folder of .npy files, one an example         parquet   a list column of files,
+npy_per_example   a folder of .npy files, one per example         parquet   a list column of files,
 npy_rows          one .npy array for all of them                           read forward in batches
 """
 
@@ -36,10 +36,10 @@ _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 class FeatureSource(ABC):
-    """Places 0 to `count` - 1, each with the features of one example.
+    """Positions 0 to `count` - 1, each with the features of one example.
 
-    `layout`: what the teacher's settings say of it; `shape` and `dtype`: of one example;
-    `place_of_row`: for each row of the corpus, -1 for one that has no features here."""
+    `layout`: its name in the teacher's settings; `shape` and `dtype`: of one example;
+    `place_of_row`: position for each row of the corpus, -1 for one without features here."""
 
     layout: ClassVar[str]
     shape: tuple[int, ...]
@@ -49,12 +49,12 @@ class FeatureSource(ABC):
 
     @abstractmethod
     def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
-        """The features at ascending places [B] as [B, *shape], and what is wrong with some of them:
-        position -> problem; the numbers there mean nothing."""
+        """The features at ascending positions [B] as [B, *shape], and problems: position ->
+        problem; values there are undefined."""
 
 
 def check_dtype(dtype: np.dtype[Any], where: object, stored: str | None) -> None:
-    """Refuse what is not float16 or float32, or float64 to be stored as one of these."""
+    """Refuse dtypes other than float16, float32, and float64 with a `store_dtype`."""
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise CorpusError(f"{where}: holds {dtype}; features are float16, float32 or float64")
     if dtype.itemsize == 8 and stored is None:
@@ -77,9 +77,9 @@ def _require_ids(corpus: Corpus) -> pa.Array:
 
 
 def _find_ids(corpus: Corpus, known: pa.Array, where: object) -> Rows:
-    """The place of each row's id among `known` ones [count]; -1 where it is not among them.
+    """The index of each row's id among `known` ones [count]; -1 if it is not among them.
 
-    Raises CorpusError for an id that is there twice."""
+    Raises CorpusError for a repeated id."""
     wanted = _require_ids(corpus)
     if pc.count_distinct(known, mode="all").as_py() != len(known):
         counts = pc.value_counts(known)
@@ -91,8 +91,8 @@ def _find_ids(corpus: Corpus, known: pa.Array, where: object) -> Rows:
 
 
 def _in_row_order(corpus: Corpus, count: int, where: object) -> Rows:
-    """Place i is row i of the corpus's file, or files one after another; raises CorpusError if
-    there is not one place for each row."""
+    """Position i is row i of the corpus's file, or files one after another; raises CorpusError if
+    the counts differ."""
     rows = len(corpus) + len(corpus.skipped)
     if rows != count:
         raise CorpusError(
@@ -136,7 +136,7 @@ class NpyHeader:
 
 
 def _read_header(path: Path) -> NpyHeader:
-    """Raises CorpusError for a file that is no array, or shorter than it says."""
+    """Raises CorpusError for a file that is not an array, or shorter than its header says."""
     try:
         with path.open("rb") as file:
             shape, fortran, dtype = _parse(file)
@@ -161,7 +161,7 @@ def _parse(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 class NpyPerExample(FeatureSource):
-    """A folder with a file `<id>.npy` for each example; the place of a row is the row."""
+    """A folder with a file `<id>.npy` for each example; the position of a row is the row itself."""
 
     layout = "npy_per_example"
 
@@ -276,7 +276,7 @@ class ParquetRows(FeatureSource):
             self.place_of_row = _find_ids(corpus, self._read_ids(id_column), source)
 
     def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
-        """Batches between the first and the last place; back to the start only if need be."""
+        """Batches between the first and the last position; back to the start only if needed."""
         values = np.zeros((len(places), *self.shape), self.dtype)
         problems: dict[int, str] = {}
         done = 0

@@ -1,12 +1,11 @@
-"""`cache import`: features that were computed elsewhere, taken into a cache for what they are.
+"""`cache import`: features that were computed elsewhere.
 
-The teacher they get claims nothing but what was declared: kind `imported`, no weights, and as
-settings the name, the layout they were found in, and the `declare`d keys. So imports are told apart
-by what is said of them: another model, other options, another version need another name or other
-declarations. Importing with the same declarations again adds the texts that are not there yet.
-
-A run record says which corpora, when, with what; it costs no teacher time. Nobody knows whether the
-texts were truncated, so none is marked. Memory: the corpus, and one shard.
+Their teacher has only what was declared: kind `imported`, no weights, and as settings the name, the
+layout of the source, and the `declare`d keys. So imports are distinguished by declarations: another
+model, other options, another version need another name or other declarations. Importing with the
+same declarations again adds missing texts. A run record has corpora, time and versions, and no
+teacher time. Truncation is unknown, so no text is marked as truncated. Memory: the corpus, and one
+shard.
 """
 
 import math
@@ -199,7 +198,7 @@ def _open(job: ImportJob, corpus: Corpus) -> FeatureSource:
 
 
 def _with_features(job: ImportJob, corpus: Corpus, source: FeatureSource) -> tuple[Corpus, Rows]:
-    """The rows that have features, and the places of these."""
+    """The rows that have features, and their positions."""
     missing = np.flatnonzero(source.place_of_row < 0)
     if len(missing) and (len(missing) == len(corpus) or not job.skip_bad_rows):
         first = "; ".join(corpus.where(row) for row in missing[:SHOWN_PROBLEMS].tolist())
@@ -245,8 +244,8 @@ def _rows_per_shard(row_bytes: int) -> int:
 
 
 class _ImportedShards:
-    """Rows of a corpus go into a cache in the order of their features' places; of several rows with
-    one text, the first."""
+    """Rows of a corpus are written in the order of their features' positions; of several rows with
+    the same text, the first."""
 
     def __init__(
         self,
@@ -257,7 +256,7 @@ class _ImportedShards:
         skip_bad_rows: bool,
         waiting: Callable[[int], None],
     ) -> None:
-        """`places`: of each row of the corpus; `waiting`: see `Work`."""
+        """`places`: position of each row of the corpus; `waiting`: see `Work`."""
         self._corpus, self._source, self._writer = corpus, source, writer
         self._rows = np.argsort(places, kind="stable")
         self._places, self._keys = places[self._rows], corpus.keys()[self._rows]
@@ -270,8 +269,8 @@ class _ImportedShards:
         self.skipped: list[str] = []
 
     def write(self, advance: Callable[[int], None]) -> None:
-        """Import what is pending; raises CorpusError for features that cannot be kept, unless bad
-        rows are skipped."""
+        """Import what is pending; raises CorpusError for invalid features, unless bad rows are
+        skipped."""
         while (task := self._work.reserve()) is not None:
             values, good = self._take(task.rows)
             try:

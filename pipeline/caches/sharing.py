@@ -1,6 +1,7 @@
-"""`armada cache push` and `pull`: how to get there, what goes over, and what to report of it.
+"""`armada cache push` and `pull`: access, selection, and reports.
 
-A URL and some wishes become a plan, and the plan is carried out; only what is missing goes over.
+A URL and a selection become a plan, and the plan is carried out; only missing files are
+transferred.
 """
 
 import time
@@ -85,10 +86,10 @@ class Wanted:
 
 @telling_what_is_kept(lambda: "received files are kept; run the same command to continue")
 def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Shared:
-    """Bring what is wanted of the cache at `url` into the local cache at `cache`.
+    """Download the selected part of the cache at `url` into the local cache at `cache`.
 
-    Raises CacheError if it is not there or does not fit, DamagedCacheError or StorageError if it
-    does not come; what has come stays, and the same call goes on from there."""
+    Raises CacheError if it is missing or does not match, DamagedCacheError or StorageError if the
+    transfer fails; received files stay, and the same call continues."""
     started = time.monotonic()
     corpus = _corpus(wanted)
     place = open_place(url, _storage_options(transfer.options))
@@ -133,19 +134,17 @@ def _corpus(wanted: Wanted) -> Corpus | None:
 
 
 Sent = tuple[str | None, list[SharedTeacher]]
-"""The digest of the place, if it was written to, and what went there."""
+"""The digest of the remote cache, if it was written to, and the files sent."""
 
 
 @telling_what_is_kept(lambda: "sent files are kept; run the same command to continue")
 def push_cache(
     cache: Path, url: str, teachers: Sequence[str], transfer: Transfer, public: bool = False
 ) -> Shared:
-    """Send what the place at `url` lacks of the local cache at `cache`; a repository on the Hub is
-    made if there is none, `public` or private.
-
-    Raises CacheError if the place is something else or holds other shards, DamagedCacheError for a
-    local file that is not as committed, StorageError if the place fails; what was sent stays, and
-    the same call goes on from there."""
+    """Upload to `url` what it lacks of the local cache at `cache`; a repository on the Hub is
+    created if there is none, `public` or private. Raises CacheError if the location holds something
+    else or other shards, DamagedCacheError for a local file that is not as committed, StorageError
+    if the transfer fails; sent files stay, and the same call continues."""
     started = time.monotonic()
     if public and not is_hub(url):
         raise CacheError(f"{shown_url(url)}: --public is for repositories on the Hub, hf://...")

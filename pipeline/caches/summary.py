@@ -17,8 +17,8 @@ from ...stages.store.transfer.location import open_place
 @dataclass(frozen=True, slots=True)
 class TeacherSummary:
     """One teacher of a cache; `missing` are features and tables that were not pulled, `extends` is
-    the teacher that its features were added to, if any; `apart` tells it from others of its kind
-    and name."""
+    the teacher that its features were added to, if any; `apart` distinguishes it from others of its
+    kind and name."""
 
     fingerprint: str
     extends: str | None

@@ -96,9 +96,9 @@ class RepairReport:
 def run_repair(
     path: Path, teacher: str | None = None, dry_run: bool = False, quiet: bool = False
 ) -> RepairReport:
-    """Verify a cache, or one teacher of it, and drop or rebuild what is damaged.
+    """Verify a cache, or one teacher of it, and drop or rebuild damaged parts.
 
-    Raises CacheError if another tool re-wrote a feature, StorageError if the disk refuses."""
+    Raises CacheError if another tool re-wrote a feature, StorageError if the disk fails."""
     survey = survey_cache(path)
     total = len(shards_of(survey, teacher))
     with CountProgress("verify", "shards", total, quiet) as progress:
@@ -124,12 +124,12 @@ def _recompute(survey: CacheSurvey, steps: Sequence[Step]) -> Iterator[str]:
 def merge_caches(
     path: Path, sources: Sequence[str | Path], teacher: str | None = None, quiet: bool = False
 ) -> list[Merged]:
-    """Copy the answers that the cache at `path` lacks from `sources`, in their order.
+    """Copy the rows that the cache at `path` lacks from `sources`, in their order.
 
     `teacher` is a fingerprint, or a prefix, of the one to copy, along with features that were added
-    to it; all are copied if it is left out. `path` is made if it is not there.
-    Raises JobError for a source that is a URL, CacheError for one that is no cache, holds nothing,
-    or is the destination."""
+    to it; all are copied if it is left out. `path` is created if missing. Raises JobError for a
+    source that is a URL, CacheError for one that is not a cache, is empty, or is the
+    destination."""
     folders = [_local(str(source)) for source in sources]
     for folder in folders:
         _refuse_itself(path, folder)
@@ -218,7 +218,7 @@ def _removal(path: Path, teacher: TeacherSurvey) -> Removal:
 
 
 def confirm(removal: Removal) -> None:
-    """Ask on a terminal; raises JobError if nobody is there to answer, or the answer is no."""
+    """Confirm on a terminal; raises JobError without a terminal, or if the answer is no."""
     what = (
         f"teacher {removal.fingerprint[:12]} ({removal.name}), {removal.rows} rows, "
         f"{size(removal.bytes)}"
@@ -231,7 +231,7 @@ def confirm(removal: Removal) -> None:
 
 
 def remove_teacher(removal: Removal, force: bool = False) -> None:
-    """Remove the teacher; raises OutputError if a writer is at work on it, unless forced."""
+    """Remove the teacher; raises OutputError if a writer is running, unless forced."""
     folder = removal.path / "teachers" / removal.fingerprint
     refuse_linked_folders(folder, removal.path)
     with locked(removal.path):

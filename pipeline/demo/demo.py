@@ -1,7 +1,7 @@
 """`armada demo`: both stages in a small visual world, nothing downloaded.
 
     pictures + captions -> a small CLIP learns what words look like      (teacher.py)
-    training captions   -> precompute: the frozen CLIP is asked once
+    training captions   -> precompute: the frozen CLIP embeds them once
     cache + captions    -> ablate: students and controls, three seeds each
     runs                -> report.html
 
@@ -82,7 +82,7 @@ def run_demo(job: DemoJob) -> Summary:
     unseen = frozenset(scene.caption for scene in corpus.test_scenes)
     teachers = train_teachers(output / "teachers", unseen, job.seed)
     say(f"   for {teachers.right_pictures:.0%} of new captions it finds a picture that fits")
-    say("2. precompute: the frozen CLIP is asked once about every training caption")
+    say("2. precompute: the frozen CLIP embeds every training caption once")
     asked = {name: _ask(output, corpus, folder) for name, folder in _folders(teachers).items()}
     say("3. ablate: students read captions; labels are for common words, the test for others")
     seeds = [job.seed + offset for offset in range(1 if job.quick else SEEDS)]

@@ -1,1 +1,1 @@
-"""One job on many processes: a client that deals out shards, and workers that ask."""
+"""One job on many processes: a client that assigns shards, and workers that compute them."""

@@ -1,11 +1,11 @@
-"""Dask clusters to run on: one of this machine's own, for a run, or one that is there already.
+"""Dask clusters to run on: a local one for a run, or an existing one.
 
     own_cluster(workers, gpus)  a scheduler in this process, a process for each worker
     connected(address)          somebody else's scheduler
 
-Both give a `distributed.Client`. An own cluster writes nothing but into a temporary folder, which
-goes with it; a worker that dies is started again. Dask's own log is turned off: what went wrong
-reaches people as one line.
+Both give a `distributed.Client`. A local cluster writes only into a temporary folder, which is
+removed with it; a worker that dies is started again. Dask's own log is turned off: errors are
+reported in one line.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ def _started(workers: int, gpus: Sequence[str], folder: str, loop: Any) -> Any:
 @contextmanager
 def connected(address: str) -> Iterator["Client"]:
     """A scheduler at tcp://HOST:PORT, or of a scheduler file; raises JobError if it does not
-    answer, or has no workers."""
+    respond, or has no workers."""
     from distributed import Client
 
     where = _in_file(Path(address)) if Path(address).is_file() else address
@@ -154,7 +154,7 @@ def _in_file(file: Path) -> str:
 
 
 async def _look_at(address: str) -> None:
-    """Raises OSError or ValueError unless a scheduler answers."""
+    """Raises OSError or ValueError unless a scheduler responds."""
     from distributed.comm import connect
     from distributed.security import Security
 

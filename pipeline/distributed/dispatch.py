@@ -1,12 +1,11 @@
-"""Deals the chunks of a run out to the workers of a Dask cluster and hears what became of them.
+"""Assigns the chunks of a run to the workers of a Dask cluster and collects the outcomes.
 
-What comes in: the pending rows of a corpus, cut into chunks. What goes out: an outcome for each
-chunk, as it comes. A few chunks for each worker are under way at a time, so that memory stays
-bounded; a chunk at which other writers are is tried again when all others are done. Dask gives the
-chunk of a lost worker to another. When the run ends early for any reason, the workers are told,
-commit what they have answered, and are waited for.
-
-All news come through one queue, signals too (`../signals.py`).
+In: the pending rows of a corpus, split into chunks. Out: an outcome for each chunk, as it
+completes. A few chunks per worker are in flight at a time, so that memory stays bounded; a chunk
+that other processes are computing is tried again when all others are done. Dask gives the chunk of
+a lost worker to another. When the run ends early for any reason, the workers are told to stop,
+commit what they have computed, and are waited for. All events come through one queue, signals too
+(`../signals.py`).
 """
 
 from collections import deque
@@ -29,7 +28,7 @@ from ..signals import Signal, heard_by
 from .workers import TOPIC, Chunk, JobSpec, Outcome, answer, keys_table, load, release, stop
 
 CHUNKS_PER_WORKER = 2
-"""One that is asked about and one that waits at the worker."""
+"""One being computed and one waiting at the worker."""
 
 LOOK_S = 5.0
 """Seconds between checks for lost workers."""
@@ -87,8 +86,8 @@ class _Sent:
 
 
 class Dispatch:
-    """One run's chunks on their way. `finished` is called with each outcome, `advance` with rows
-    that are done, `waiting` with rows if other writers are at all that is left."""
+    """The chunks of a run in flight. `finished` is called with each outcome, `advance` with rows
+    that are done, `waiting` with rows if other processes are computing all that is left."""
 
     def __init__(
         self,
@@ -166,13 +165,13 @@ class Dispatch:
             self._advance_to(sent.number, self._chunks.rows(sent.number))
 
     def _advance_to(self, number: int, rows: int) -> None:
-        """A chunk that is asked about again, after its worker was lost, does not count twice."""
+        """A chunk that is computed again, after its worker was lost, does not count twice."""
         new = max(0, min(rows, self._chunks.rows(number)) - self._rows[number])
         self._rows[number] += new
         self._advance(new)
 
     def _stop(self, error: BaseException) -> None:
-        """Have the workers commit what they have answered, and wait until they have."""
+        """Have the workers commit what they have computed, and wait for them."""
         if isinstance(error, KeyboardInterrupt):
             LOGGER.info("stopping; Ctrl-C again drops shards being computed")
         self._have_all(stop)

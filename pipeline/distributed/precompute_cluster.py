@@ -1,10 +1,10 @@
-"""A run of `precompute` on Dask: this process plans and counts, workers ask and commit.
+"""A run of `precompute` on Dask: this process plans and counts, workers compute and commit.
 
     run_on_cluster -> _ask -> Dispatch.run -> workers.answer, on the workers
 
-What comes in: a job that names `workers` or `dask`. What goes out: the report of an ordinary run.
-The pending keys are cut into chunks of `rows_per_shard` in corpus order, each with the shard number
-that it would have in an ordinary run: so an undisturbed run leaves the same bytes as one process.
+In: a job with `workers` or `dask`. Out: the report of an ordinary run. The pending keys are split
+into chunks of `rows_per_shard` in corpus order, each with the shard number that it would have in an
+ordinary run: so an undisturbed run leaves the same bytes as one process.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _WorkerPool:
-    """Workers that can be asked."""
+    """Workers that are ready."""
 
     client: "Client"
     equipment: tuple[Equipment, ...]
@@ -54,7 +54,7 @@ class _WorkerPool:
 
 @dataclass(slots=True)
 class _Outcomes:
-    """The outcomes so far; rows that were left out are named once however often they were asked."""
+    """The outcomes so far; skipped rows are named once, however often they were computed."""
 
     run: RunProvenance
     rows: int = 0
@@ -68,7 +68,7 @@ class _Outcomes:
 
 
 def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
-    """Ask the teacher about what is not cached yet, with the workers that the job names."""
+    """Compute what is not cached yet, with the workers of the job."""
     require_extra("precompute by workers", "cluster", "distributed")
     with ExitStack() as stack:
         stack.enter_context(terminable())

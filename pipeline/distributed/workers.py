@@ -1,10 +1,10 @@
-"""The workers' side of a run on Dask: a chunk of a corpus in, committed answers, counts out.
+"""The workers' side of a run on Dask: a chunk of a corpus in, committed shards and counts out.
 
     answer -> _answer -> stages.precompute
 
-A worker process keeps one loaded teacher between chunks and asks it about one chunk at a time. The
-answers go from the worker to the cache; only counts go back to who runs the job. What a worker
-that died had reserved, the one that gets the chunk next takes over, with the same shard number
+A worker process keeps one loaded teacher between chunks and computes one chunk at a time. Features
+go from the worker to the cache; only counts go back to the client. Reservations of a dead worker
+are taken over by the one that gets the chunk next, with the same shard number
 (`store/writing/reservations.py`): so a lost worker changes no byte of the cache.
 """
 
@@ -48,9 +48,9 @@ class JobSpec:
 class Chunk:
     """Rows that make one shard, with keys [N, 16]; no key is in two chunks of a run.
 
-    shard: the number to take if it is free; unrelated: the keys tables (their hashes) of shards
-    known to hold none of the keys, since a number does not tell a shard; waits: whether to wait for
-    other processes that are computing the keys."""
+    shard: the number to use if it is free; unrelated: the keys tables (their hashes) of shards
+    known to hold none of the keys, since a number does not identify a shard; waits: whether to wait
+    for other processes that are computing the keys."""
 
     number: int
     corpus: Corpus
@@ -104,7 +104,7 @@ def sees_run(job_spec: JobSpec) -> bool:
 
 
 def answer(job_spec: JobSpec, chunk: Chunk) -> Outcome:
-    """Ask the teacher about a chunk, unless that is done, and commit the answers."""
+    """Compute a chunk, unless that is done, and commit its features."""
     outcome = Outcome()
     with _state.lock:
         try:
@@ -117,7 +117,7 @@ def answer(job_spec: JobSpec, chunk: Chunk) -> Outcome:
 
 
 def load(job_spec: JobSpec) -> Outcome:
-    """Have the teacher of a run ready; the outcome tells why it cannot be."""
+    """Load the teacher of a run; the outcome has the reason if that fails."""
     outcome = Outcome()
     with _state.lock:
         try:
@@ -128,7 +128,7 @@ def load(job_spec: JobSpec) -> Outcome:
 
 
 def stop(run_id: str) -> None:
-    """End what this process does for a run at the next batch; what is answered is committed."""
+    """Stop this process's work for a run at the next batch; computed rows are committed."""
     _state.stopped.add(run_id)
 
 
@@ -197,14 +197,14 @@ class _ChunkWork(Work):
 
 
 class _Signals:
-    """Between batches: tells how far a chunk is, and hears whether its run has stopped."""
+    """Between batches: reports the progress of a chunk, and checks whether its run has stopped."""
 
     def __init__(self, run_id: str, chunk: Chunk) -> None:
         self._run_id, self._chunk = run_id, chunk
         self._rows, self._reported = 0, time.monotonic()
 
     def advance(self, rows: int) -> None:
-        """So many more rows are answered; ends the asking if the run has stopped."""
+        """Count rows just computed; stops the computation if the run has stopped."""
         self._rows += rows
         if self._run_id in _state.stopped:
             raise _Unfinished
@@ -219,14 +219,16 @@ class _Signals:
         get_worker().log_event(TOPIC, done)
 
     def wait(self, rows: int) -> None:
-        """Other writers are at the last rows: wait for them, or let the chunk be tried later."""
+        """Other processes are computing the last rows: wait for them, or have the chunk tried
+        later."""
         if not self._chunk.waits or self._run_id in _state.stopped:
             raise _Unfinished
 
 
 @dataclass(slots=True)
 class _Held:
-    """A loaded teacher, who asked it last, and the batches that fit into its device's memory."""
+    """A loaded teacher, the run that used it last, and the batch size that fits into its device's
+    memory."""
 
     key: tuple[str, str]
     run_id: str
@@ -239,7 +241,7 @@ class _WorkerState:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        """Held by who asks the teacher; a worker may have several threads."""
+        """Held while the teacher is used; a worker may have several threads."""
         self.stopped: set[str] = set()
         self._held: _Held | None = None
 
@@ -258,7 +260,7 @@ class _WorkerState:
         return held
 
     def release(self, run_id: str) -> None:
-        """Forget the teacher, unless another run asks it, or is about to."""
+        """Release the teacher, unless another run uses it, or is about to."""
         if not self.lock.acquire(blocking=False):
             return
         try:

@@ -162,8 +162,8 @@ def _unreadable(file: Path, cause: Exception) -> RunFolderError:
 
 
 def read_log(folder: Path) -> list[Figures]:
-    """Rows of loss terms and metrics by step, at most MOST_ROWS of them spread evenly; what is no
-    such row is left out, as the last one of a run that was killed may be."""
+    """Rows of loss terms and metrics by step, at most MOST_ROWS of them spread evenly; other lines
+    are left out, such as a truncated last one of a killed run."""
     file = folder / LOG
     if not file.is_file() or file.stat().st_size > MOST_LOG_BYTES:
         return []

@@ -26,8 +26,8 @@ from .significance import Anova, anova, holm, welch
 
 @dataclass(frozen=True, slots=True)
 class TeacherCost:
-    """One teacher of some runs. `seconds` were spent on all `rows` of its cache; without a cache,
-    every run would have asked about its own texts: `seconds_without` in all."""
+    """One teacher of some runs. `seconds` is the time for all `rows` of its cache; without a cache,
+    every run would have computed its own texts: `seconds_without` in all."""
 
     fingerprint: str
     teacher: str
@@ -85,8 +85,8 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All studies and all teachers; `unknown_costs` says which caches were not there, `repeats` are
-    runs that have the settings and the seed of another one, and are left out."""
+    """All studies and all teachers; `unknown_costs` lists missing caches, `repeats` are runs that
+    have the settings and the seed of another one, and are left out."""
 
     studies: tuple[Study, ...]
     costs: tuple[TeacherCost, ...]
@@ -105,8 +105,8 @@ class Findings:
 def find(
     runs: Sequence[FinishedRun], cache: Path | None = None, from_afar: bool = False
 ) -> Findings:
-    """Group and compare finished runs, and tell what teachers cost: `cache` takes the place of
-    the one that runs name; one at a URL is opened only if `from_afar`."""
+    """Group and compare finished runs, and compute the cost of teachers: `cache` replaces the one
+    that runs name; one at a URL is opened only if `from_afar`."""
     first: dict[str, FinishedRun] = {}
     for run in runs:
         first.setdefault(f"{run.seed} {run.metric} {run.settings}", run)

@@ -29,7 +29,7 @@ from .documents import (
 )
 
 FACTORS = ("alpha", "beta", "gamma")
-"""Weights of the objective armada, whose effects are told apart."""
+"""Weights of the objective armada, the factors of the ANOVA."""
 
 PLAN = "plan.json"
 """File in an ablation's folder that lists its runs."""
@@ -56,7 +56,7 @@ _MEANS_NOTHING = frozenset(
         *("compile_student", "gradient_checkpointing", "shard_student"),
     }
 )
-"""Keys that say only where and how a run is made."""
+"""Keys without effect on the student."""
 
 _TEACHERS_SIDE = frozenset(
     {
@@ -73,9 +73,9 @@ def student_settings(job: DistillJob) -> dict[str, Any]:
     """The keys that a job's student depends on, with their values, as plain data; nested ones as
     `objectives.1.weight`. Two jobs that agree in these train the same student.
 
-    What a student's objective never reads is left out (an undistilled student has no alpha), and so
-    is what says only where and how a run is made. Data are named by their files here; runs that are
-    made know their digests."""
+    Keys that the student's objective never reads are left out (an undistilled student has no
+    alpha), and so are keys without effect on the student. Data are named by their files here; runs
+    that are made know their digests."""
     unread = set(_MEANS_NOTHING)
     if not job.distilled:
         unread |= _TEACHERS_SIDE | job.options.keys()
@@ -182,8 +182,8 @@ class FinishedRun:
         return read_log(self.folder)
 
     def readable_job(self, cache: Path | None = None, from_afar: bool = False) -> DistillJob:
-        """Its job, to read its data again, with another `cache` if one is given. Who looks at a
-        stranger's run opens no URL that it names, and no mirror.
+        """Its job, to read its data again, with another `cache` if one is given. URLs and mirrors
+        named by a stranger's run are not opened.
 
         Raises JobError for a cache at a URL unless `from_afar`."""
         if cache is not None and len(self.job.all_teachers) > 1:
@@ -216,7 +216,8 @@ class FinishedRun:
 
 
 def _is_place_of_cache(key: str) -> bool:
-    """Whether a setting says only where a teacher's answers lie, which a fingerprint names."""
+    """Whether a setting is only the location of a teacher's features, which the fingerprint
+    identifies."""
     return key == "cache" or (key.startswith("teachers.") and key.endswith((".cache", ".teacher")))
 
 

@@ -1,4 +1,4 @@
-"""Whether differences can be told from chance.
+"""Significance of differences.
 
 Two conditions: Welch's t-test on their seeds, Holm's correction for the number of comparisons.
 Weights of the objective: analysis of variance with interactions of two factors, sums of squares of
@@ -59,8 +59,8 @@ class Effect:
 @dataclass(frozen=True, slots=True)
 class Anova:
     """All terms, the degrees of freedom that are left, how many runs they come from and how many
-    were left out, and pairs of factors of which not all combinations were run, so that nothing can
-    be said of their interaction."""
+    were left out, and pairs of factors of which not all combinations were run, so that their
+    interaction is unknown."""
 
     effects: tuple[Effect, ...]
     residual_df: int
@@ -113,7 +113,7 @@ class _Design:
 
     @property
     def is_confounded(self) -> bool:
-        """Whether the effects of factors cannot be told from each other."""
+        """Whether the effects of factors are confounded."""
         if self._model is None:
             return False
         return bool(np.linalg.matrix_rank(self._model.exog) < self._model.exog.shape[1])

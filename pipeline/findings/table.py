@@ -14,7 +14,7 @@ from .significance import Anova
 
 _NARROW = 72
 _WIDE = 200
-"""Columns of output that is not a terminal: a name must never be cut there."""
+"""Width of output that is not a terminal: a name must never be truncated there."""
 
 
 def show_findings(findings: Findings, console: Console | None = None) -> None:

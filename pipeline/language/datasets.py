@@ -55,7 +55,7 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class TokenTeacher:
-    """A source of answers to predicted tokens, and how an objective compares them."""
+    """A source of predicted distributions, and how an objective compares them."""
 
     name: str
     """Name of the source in the objective."""

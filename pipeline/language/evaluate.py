@@ -1,4 +1,4 @@
-"""`evaluate` of a language model: how well it predicts a corpus, and how it answers by itself."""
+"""`evaluate` of a language model: how well it predicts a corpus, and its own responses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +57,7 @@ def _examples(corpus: Corpus) -> list[tuple[str, ...]]:
 def _predicted(
     student: LanguageStudent, texts: TokenTexts, pad_id: int, batch_size: int
 ) -> dict[str, float]:
-    """Perplexity and its kin, over all predicted tokens."""
+    """Perplexity and related metrics, over all predicted tokens."""
     sizes = Sizes(student.dim, 1, regression=False, feature_shape=None)
     model = LanguageModel(student, UndistilledObjective(ObjectiveOptions(), sizes)).eval()
     rows, sums = pack(texts, "none", int(texts.lengths.max()), pad_id), TokenSums()

@@ -22,8 +22,8 @@ _TOKEN_KEYS = ("token_cache", "token_teacher", "token_feature")
 
 
 class LanguageKeys(LanguageSettings):
-    """Keys of students that are language models: how texts are written, where no teacher of tokens
-    says it, how they are packed, and what of them is to be predicted."""
+    """Keys of students that are language models: text format, if there is no token teacher,
+    packing, and the predicted part."""
 
     text_format: Literal["text", "plain", "chat"] | None = Field(
         default=None,

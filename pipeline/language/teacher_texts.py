@@ -1,4 +1,4 @@
-"""Whether the texts of a run are what the teacher of tokens was asked about, token by token."""
+"""Checks that the texts of a run equal those of the token teacher, token by token."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ _BLOCK = 4096
 
 
 def check_tokenizer(teacher: TeacherSpec, tokenizer: Any, cross_tokenizer: bool) -> None:
-    """Refuse a teacher whose tokens are others than the student's, unless that is asked for.
-    Whether both split texts alike, `check_same_tokens` sees."""
+    """Refuse a teacher whose vocabulary differs from the student's, unless `cross_tokenizer` is
+    set. `check_same_tokens` checks that both tokenize alike."""
     theirs, ours = teacher.settings["tokenizer"], tokenizer_digest(tokenizer)
     if cross_tokenizer and theirs == ours:
         raise JobError("cross_tokenizer: teacher and student have the same tokenizer; leave it out")
@@ -53,8 +53,8 @@ def check_same_tokens(
     corpus: Corpus,
     tokenizer: Any,
 ) -> None:
-    """Refuse texts whose tokens, or whose prompts, are not those that were answered; one of both
-    may have been cut where the other was not."""
+    """Refuse texts whose tokens, or prompts, differ from the cached ones; either may be truncated
+    where the other is not."""
     cached = cache.ragged("token_ids")
     lengths = cached.lengths(rows)
     prompts = cache["prompt_tokens"].gather(rows).astype(np.int64)
@@ -109,7 +109,7 @@ def _alike(one: Ids, other: Ids) -> bool:
 
 
 def _check_counts(found: Rows, predicted: Rows, corpus: Corpus) -> None:
-    """Every token after a prompt has a prediction; strangers may have written otherwise."""
+    """Check that every token after a prompt has a prediction: caches may come from strangers."""
     if (found != predicted).any():
         first = int(np.flatnonzero(found != predicted)[0])
         raise CacheError(
@@ -139,7 +139,7 @@ def matched_by_characters(
 def with_generated(
     texts: TokenTexts, cache: Cache, rows: Rows, tokenizer: Any, most: int
 ) -> TokenTexts:
-    """The same prompts with the teacher's own responses, cut to `most` tokens in all."""
+    """The same prompts with the teacher's own responses, truncated to `most` tokens in all."""
     said = cache.ragged(GENERATED).gather(rows).parts()
     parts, sizes, cut = [], [], []
     for text, response in enumerate(said):

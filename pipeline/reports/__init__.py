@@ -1,1 +1,1 @@
-"""A page about runs that people look at."""
+"""An HTML page about runs."""

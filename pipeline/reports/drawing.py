@@ -67,8 +67,8 @@ def png(figure: "Figure") -> bytes:
 
 
 def plain(name: object, longest: int = 24) -> str:
-    """A name as text that is no formula and no longer than a legend is wide: what is too long loses
-    its middle, because names differ at their ends."""
+    """A name as plain text that fits into a legend: longer ones lose their middle, because names
+    differ at their ends."""
     text = re.sub(r"\s+", " ", "".join(c for c in str(name) if c.isprintable()))
     if len(text) > longest:
         text = f"{text[: longest // 2 - 1]}…{text[-(longest // 2) + 1 :]}"
@@ -77,7 +77,7 @@ def plain(name: object, longest: int = 24) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """Places [N, 2] of N examples, and the share of the variance along each axis."""
+    """Coordinates [N, 2] of N examples, and the share of the variance along each axis."""
 
     places: npt.NDArray[np.float64]
     shares: tuple[float, float]
@@ -157,7 +157,7 @@ def dots(
     label: str | None = None,
     zorder: float = 1,
 ) -> None:
-    """Places [N, 2] as dots of one kind."""
+    """Points [N, 2] as dots of one kind."""
     panel.scatter(
         places[:, 0],
         places[:, 1],

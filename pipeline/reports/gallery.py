@@ -47,7 +47,7 @@ def teacher_images(runs: Sequence[FinishedRun], cache: Path | None) -> Gallery |
             teachers = [keys for keys in job.all_teachers.values() if not keys.text_column]
             found = [image for keys in teachers for image in _images(job, keys)][:MOST]
         except (ArmadaError, OSError):
-            continue  # the page says elsewhere what is not where it was
+            continue  # the page lists missing files elsewhere
         if found:
             return Gallery("What the teacher imagined", tuple(found))
     return None
@@ -72,7 +72,8 @@ def _images(job: DistillJob, keys: TeacherKeys) -> list[TextImage]:
 
 
 def _thumbnail(image: bytes) -> bytes | None:
-    """A small one; None for what is no image of a reasonable size: caches come from strangers."""
+    """A thumbnail; None for anything but an image of reasonable size: caches may come from
+    strangers."""
     from PIL import Image
 
     if not 0 < _pixels(image) <= MOST_PIXELS:

@@ -1,7 +1,7 @@
 """Projections and predictions of finished students for some texts.
 
-A sample of training texts, because the cache holds the teacher's features of those. The aligner of
-the first distilled run says what the teacher's features mean: all students are compared with it.
+A sample of training texts, because the cache holds the teacher's features of those. All students
+are compared with the aligner of the first distilled run.
 """
 
 from collections.abc import Sequence
@@ -40,9 +40,9 @@ Points = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class StudentLook:
-    """One student: its points [N, D] for the sample (projected, of the first one), the share of the
-    sample (or, of numbers, the correlation) in which it answers as the teacher's features are read,
-    and its calibration on the validation set."""
+    """One student: its points [N, D] for the sample (projected, of the first one), the agreement
+    with the aligner (share of the sample, or for numbers the correlation), and its calibration on
+    the validation set."""
 
     condition: Condition
     seed: int
@@ -159,7 +159,7 @@ def _chosen(study: Study, first: Row) -> list[Condition]:
 
 
 def _sample(labelled: LabelledCorpus, most: int) -> LabelledCorpus:
-    """At most so many examples, drawn with a fixed seed."""
+    """At most so many examples, sampled with a fixed seed."""
     count = len(labelled.labels)
     if count <= most:
         return labelled
@@ -203,7 +203,7 @@ def _objective(
 
 
 def _teacher(objective: Objective, features: Points) -> tuple[Points, Points | None]:
-    """Points of the teacher, and the answers that are read out of them, if any are."""
+    """Points of the teacher, and the aligner's predictions, if there are any."""
     if not isinstance(objective, AlignedObjective):
         flat = features.reshape(len(features), -1).astype(np.float32)
         return flat, flat if objective.reads.classes else None
@@ -241,7 +241,7 @@ def _agreement(outputs: Points, teacher: Points, space: LabelSpace) -> float | N
 def _colours(
     job: DistillJob, sample: LabelledCorpus, data: StudentData, colour_by: str | None
 ) -> npt.NDArray[Any]:
-    """The labels of the sample, or what another column of the same corpus says."""
+    """The labels of the sample, or the values of another column of the corpus."""
     space = data.space
     if colour_by is not None:
         changes = {"label_column": colour_by, "task": None, "num_labels": None, "metric": None}

@@ -26,7 +26,7 @@ MARK = '<meta name="generator" content="armada report">'
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One study with its pictures; `notes` say which students were not looked at, and why."""
+    """One study with its plots; `notes` name students without plots, and why."""
 
     study: Study
     pictures: tuple[Picture, ...]
@@ -53,7 +53,7 @@ class Section:
 
     @property
     def has_calibration(self) -> bool:
-        """Whether any student says how sure it is of its classes."""
+        """Whether any student has class probabilities."""
         return any(row.condition.figure("ece") for row in self.study.rows)
 
     @property
@@ -126,7 +126,7 @@ def render(
 
 
 def _on_one_line(value: object) -> object:
-    """Names and paths may come from strangers; what is marked as safe is ours."""
+    """Names and paths may come from strangers; only our own markup is marked as safe."""
     return one_line(str(value)) if type(value) is str or isinstance(value, Path) else value
 
 

@@ -62,8 +62,8 @@ class ReportJob(Job):
 
 
 def run_report(job: ReportJob, quiet: bool = False, gallery: Gallery | None = None) -> list[Path]:
-    """Write the page and its pictures; returns their files, the page first. A `gallery` takes the
-    place of the images that a teacher made.
+    """Write the page and its pictures; returns their files, the page first. A `gallery` replaces
+    the images that a teacher made.
 
     Raises InputError for a folder that holds no finished run, OutputError rather than replace a
     file that armada did not write or write where that is not allowed."""
@@ -96,7 +96,8 @@ def _left_out(found: Found, findings: Findings) -> Iterator[str]:
 
 
 def _check_out(job: ReportJob) -> bool:
-    """Whether there is a report already; raises OutputError for what is not to be replaced."""
+    """Whether there is a report already; raises OutputError for a file that must not be
+    replaced."""
     if job.out.is_dir():
         raise OutputError(f"out {job.out}: is a folder; name a file, such as report.html")
     again = job.out.exists() and _is_report(job.out)
