@@ -406,7 +406,7 @@ def test_refuses_models_of_another_kind(checkpoint: Callable[[str], Path], tmp_p
         encoder(tmp_path / "nothing")
     folder = shutil.copytree(checkpoint("bert"), tmp_path / "vision")
     (folder / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))
-    with pytest.raises(TeacherSourceError, match="'vit_mae' does not work as AutoModelForSeq"):
+    with pytest.raises(TeacherSourceError, match="'vit_mae' is not supported by AutoModelForSeq"):
         classifier(folder)
 
 
