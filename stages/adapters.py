@@ -33,7 +33,7 @@ TASK = "task"
 
 
 class AdapterBase(BaseModel):
-    """What the card of a student says of the model that its adapters were made for, if any."""
+    """The base model of a student's adapters, by its card; None without adapters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,11 +41,11 @@ class AdapterBase(BaseModel):
     """A whole path, or a hub id."""
     base_revision: str | None = None
     base_digest: str | None = None
-    """Of its configuration and weights; earlier cards do not tell it."""
+    """Digest of its configuration and weights; earlier cards lack it."""
 
 
 def named_base(source: str, revision: str | None, error: type[InputError]) -> dict[str, str | None]:
-    """What a card says of the model that adapters are made for. Raises `error`."""
+    """The base model that a card names. Raises `error`."""
     folder = resolve(source, revision, error)
     local = Path(expand_home(source)).is_dir()
     return {
@@ -83,7 +83,7 @@ def base_of(folder: Path, error: type[InputError]) -> Path | None:
 
 
 def adapter_digests(folder: Path, base: Path) -> dict[str, str]:
-    """Part of a model with adapters -> digest, which is the same wherever its base lies."""
+    """Part of a model with adapters -> digest, which does not depend on where the base is."""
     settings = json.loads((folder / ADAPTER_CONFIG).read_bytes())
     where = {"base_model_name_or_path", "revision"}
     names = ("*.safetensors", "tokenizer*", f"{TASK}/config.json")
@@ -141,7 +141,7 @@ def trained_whole(model: Any) -> list[str]:
 
 
 def not_brought(model: Any, drawn: Iterable[str]) -> list[str]:
-    """Of weights that a base lacks, those that its adapters do not bring."""
+    """Weights missing in both base and adapters."""
     whole = tuple(f"{name}." for name in trained_whole(model))
     return [name for name in drawn if not name.startswith(whole)]
 
@@ -167,9 +167,8 @@ def as_plain(module: Any) -> Any:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without warnings that nobody can act upon: of a name that transformers has renamed, of a
-    layer whose weights lie the other way round, which peft then sees to, and of an adapter on a
-    head that is the embeddings, too, which is refused."""
+    """Suppresses warnings without a remedy: about a renamed name of transformers, about transposed
+    weights, which peft handles, and about adapters on tied embeddings, which are refused here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")

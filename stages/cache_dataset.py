@@ -54,7 +54,7 @@ class CacheDataset(Dataset[Item]):
         self.specs: dict[str, FeatureSpec] = {
             name: self._cache.feature_spec(name) for name in self.features
         }
-        """What each feature is: shape, type, axis, coding."""
+        """Spec of each feature: shape, dtype, axis, coding."""
         examples = texts if isinstance(texts, np.ndarray) else list(texts)
         self._rows: Rows = self._cache.lookup(examples, *self.features)
 
@@ -75,9 +75,9 @@ class CacheDataset(Dataset[Item]):
         return [{name: values[at] for name, values in columns.items()} for at in range(len(rows))]
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """A batch of items, for DataLoader's `collate_fn` where a feature lies along an axis: it is
-        padded with zeros to [B, max length, *shape], and AXIS_lengths [B] holds the lengths. All
-        others are stacked, as by the default."""
+        """A batch of items, for DataLoader's `collate_fn`. A feature along an axis is padded with
+        zeros to [B, max length, *shape], and AXIS_lengths [B] holds the lengths. All others are
+        stacked, as by the default."""
         batch: dict[str, Tensor] = {}
         for name, spec in self.specs.items():
             rows = [item[name] for item in items]

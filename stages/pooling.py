@@ -1,4 +1,4 @@
-"""From the states of a text's tokens to one vector, in the ways that embedding models are trained.
+"""Pooling of token states to one vector, in the ways that embedding models are trained.
 
 Shapes: B texts, T tokens, H hidden numbers, M modes.
 """

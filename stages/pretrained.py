@@ -20,17 +20,17 @@ from ..cache_schemas.errors import ArmadaError, InputError
 from ..cache_schemas.locations import expand_home
 
 DEFAULT_MAX_LENGTH = 128
-"""Tokens of a text that an encoder reads, as teacher and as student, where nobody says more."""
+"""Default maximum tokens of an encoder, as teacher and as student."""
 
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
 
 @contextmanager
 def refusing(error: type[ArmadaError], what: str) -> Iterator[None]:
-    """Whatever other people's code raises about a model becomes `error`, one line about `what`.
+    """Turns whatever a library raises about a model into `error`, one line about `what`.
 
-    No list of exceptions would do: a model of any family raises what its authors did not foresee.
-    Memory that runs out is another matter, and passes."""
+    No list of exceptions would do: a model of any family may raise anything. Out-of-memory errors
+    pass."""
     try:
         yield
     except (ArmadaError, torch.OutOfMemoryError):
@@ -40,7 +40,7 @@ def refusing(error: type[ArmadaError], what: str) -> Iterator[None]:
 
 
 def _told(cause: Exception) -> str:
-    """What a library said, and what can be done about it."""
+    """A library's message, and the remedy."""
     said = one_line(cause)
     if "trust_remote_code" in str(cause):
         return "needs custom code, which is never run; use a model supported by transformers itself"
@@ -54,7 +54,7 @@ def _told(cause: Exception) -> str:
 
 
 def read_config(folder: Path, error: type[InputError]) -> Any:
-    """The configuration of a model folder; refuses adapters, whose base lies elsewhere."""
+    """The configuration of a model folder; refuses adapters, whose base is elsewhere."""
     from transformers import AutoConfig
 
     if (folder / "adapter_config.json").exists():
@@ -136,8 +136,8 @@ def require_vocabulary(tokenizer: Any, folder: Path, error: type[InputError]) ->
 
 
 def embedding_rows(model: Any) -> int:
-    """How many token ids a model has numbers for; `model` needs no weights. No limit of a model
-    that looks nothing up, such as one of characters."""
+    """Number of embedding rows of a model; `model` needs no weights. Unlimited without an embedding
+    table, such as in models of characters."""
     try:
         table = getattr(model.get_input_embeddings(), "weight", None)
     except (NotImplementedError, AttributeError):
@@ -148,27 +148,27 @@ def embedding_rows(model: Any) -> int:
 
 
 def padding_id(tokenizer: Any, rows: int = sys.maxsize) -> int:
-    """The id that rows are filled up with. It is masked, so any will do where a tokenizer has none,
-    or has one beyond a model's `rows`."""
+    """The padding id. It is masked, so any will do if a tokenizer has none, or has one beyond a
+    model's `rows`."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(int(each) for each in candidates if each is not None and each < rows)
 
 
 def token_limit(tokenizer: Any, model: Any) -> int:
-    """How many tokens a model takes, special ones included; `model` needs no weights."""
+    """Maximum number of tokens of a model, special ones included; `model` needs no weights."""
     return int(min([tokenizer.model_max_length, *_positions(model)]))
 
 
 def least_length(tokenizer: Any) -> int:
-    """The fewest tokens that an example of two texts can be cut to."""
+    """Minimum `max_length` for an example of two texts."""
     return int(tokenizer.num_special_tokens_to_add(pair=True)) + 1
 
 
 def choose_length(
     asked: int | None, limit: int, default: int, least: int, error: type[InputError]
 ) -> int:
-    """The most tokens of an example: as asked, or the default, or what the model takes (`limit`) if
-    that is less. Raises `error` if more is asked than that, or less than any text needs."""
+    """The most tokens of an example: as requested, or the default, or the model's maximum (`limit`)
+    if that is less. Raises `error` if the request exceeds that, or is too small for any text."""
     if asked is not None and asked < least:
         raise error(
             f"max_length {asked}: leaves no room beside the special tokens; use at least {least}"
@@ -180,9 +180,9 @@ def choose_length(
 
 def _positions(model: Any) -> list[int]:
     declared = getattr(model.config, "max_position_embeddings", None)
-    if not declared or declared < 1:  # XLNet says -1, T5 nothing: relative positions
+    if not declared or declared < 1:  # XLNet has -1, T5 none: relative positions
         return []
-    # RoBERTa and its kin count positions from the padding index on, so the first are never used.
+    # RoBERTa and similar models count positions from the padding index on: the first are unused.
     skipped = [
         module.padding_idx + 1
         for name, module in model.named_modules()
@@ -192,7 +192,7 @@ def _positions(model: Any) -> list[int]:
 
 
 def source_name(source: str, revision: str | None) -> str:
-    """What people call a source: the folder's name, or hub id and revision."""
+    """Display name of a source: the folder's name, or hub id and revision."""
     folder = Path(expand_home(source))
     if folder.is_dir():
         return folder.resolve().name
@@ -214,7 +214,7 @@ def quiet_transformers() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            # The trainer has no other word yet for what it passes on to torch under this name.
+            # The trainer has no newer name yet for this argument of torch.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             yield
     finally:

@@ -1,7 +1,7 @@
-"""Where models come from: a local folder, or a hub id with a revision. Safetensors only.
+"""Sources of models: a local folder, or a hub id with a revision. Safetensors only.
 
 `resolve` gives a local folder; a folder never touches the network. `digest_files` names its
-content, so that the same weights have the same fingerprint wherever they lie.
+content, so that the same weights have the same fingerprint in any folder.
 """
 
 import hashlib
@@ -21,10 +21,11 @@ MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Configuration, tokenizer and weights: all that is fetched from a hub, and digested."""
 
 PIPELINE_FILE_PATTERNS = ("model_index.json", *(f"*/{name}" for name in MODEL_FILE_PATTERNS))
-"""The same of a pipeline, whose parts lie in folders: not the whole checkpoints beside them."""
+"""The same for a pipeline, whose components are in sub-folders: without the full checkpoints beside
+them."""
 
 VARIANT_PATTERNS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.int8.*", "original/*")
-"""Further copies of weights that many repositories hold and nobody here reads."""
+"""Other copies of weights in many repositories, which are never read."""
 
 
 def resolve(
@@ -106,11 +107,11 @@ def _bars_for_people() -> Iterator[None]:
 
 
 def require_safetensors(folder: Path, error: type[InputError]) -> list[Path]:
-    """The weight files of one model folder; refuses none, and pickles in their place."""
+    """The weight files of one model folder; refuses missing weights, and pickles."""
     weights = sorted(folder.glob("*.safetensors"))
     for file in weights:
         if not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
-            # Libraries say that it is not there.
+            # Libraries report it as missing.
             raise error(f"source {folder}: {file.name} is not readable for you (chmod a+r)")
     if weights:
         return weights

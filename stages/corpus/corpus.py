@@ -1,10 +1,10 @@
 """A corpus: rows of one or many files, each an example with text segments, held in Arrow memory.
 
-What comes in: files and column names. What goes out: examples by number, their keys, and words for
-where each came from. Every row is checked once, here: a row that is null, blank or repeats an id
-stops the run and is named, or is left out and listed when the job says `skip_bad_rows`. A text
-column that is named with a question mark behind (`context?`) may be blank in some rows. A column of
-chats (`reading.py`) is the one text column of its corpus.
+In: files and column names. Out: examples by number, their keys, and descriptions of their origin.
+Every row is checked once, here: a row that is null, blank or repeats an id stops the run and is
+named, or is skipped and listed with `skip_bad_rows`. A text column that is named with a question
+mark behind (`context?`) may be blank in some rows. A column of chats (`reading.py`) is the one text
+column of its corpus.
 """
 
 import bisect
@@ -78,7 +78,7 @@ class Corpus:
         return keys_to_array(example_key(example) for batch in self.batches() for example in batch)
 
     def texts(self) -> Iterator[str]:
-        """All that the examples say, text by text."""
+        """All texts of the examples."""
         for batch in self.batches():
             for segments in batch:
                 if self.chats:
@@ -115,18 +115,18 @@ class Corpus:
         )
 
     def of_columns(self, columns: Sequence[int]) -> "Corpus":
-        """The same rows with some of the text columns, by their places."""
+        """The same rows with some of the text columns, by index."""
         return replace(self, segments=tuple(self.segments[column] for column in columns))
 
     def without(self, rows: IntArray, problem: str) -> "Corpus":
-        """The same without some rows, each listed with what is wrong with it."""
+        """The same without some rows, each listed with its problem."""
         listed = tuple(f"{self.where(row)}: {problem}" for row in rows.tolist())
         rest = self.take(np.setdiff1d(np.arange(len(self)), rows))
         return replace(rest, skipped=(*self.skipped, *listed))
 
 
 def corpus_name(source: str) -> str:
-    """Name of a file or folder, without its path: that is nobody else's business."""
+    """Name of a file or folder without its path, which is private."""
     return PurePosixPath(shown_url(source).rstrip("/")).name.partition("?")[0]
 
 
@@ -141,16 +141,15 @@ def read_corpus(
     asks: bool = False,
     form: TextFormat = PLAIN,
 ) -> Corpus:
-    """Read and check the examples of `sources`; at most `limit` rows of each. `asks`: of chats,
-    what asks for the last answer.
+    """Read and check the examples of `sources`; at most `limit` rows of each. `asks`: for chats,
+    the prompt of the last answer only.
 
     A source is a file, a folder, a glob, a URL, a data set of the hub, or a table `in_memory`;
-    `form` says what the names of text files do not. Columns may be fields of nested ones.
-    Of text columns, one that ends in a question mark may be blank, if not all of a row are; one of
-    chats that ends in a star makes an example of every answer.
-    Ids are checked for repetition: those of `id_column`, which every source must have; of a column
-    `id` where there is one, if `id_column` is None; none if it is False.
-    Raises CorpusError naming file, row and column."""
+    `form` has the format options of text files. Columns may be fields of nested ones. A text column
+    whose name ends in a question mark may be blank, if not all of a row are; a column of chats
+    whose name ends in a star makes an example of every answer. Ids are checked for repetition:
+    those of `id_column`, which every source must have; of a column `id` where there is one, if
+    `id_column` is None; none if it is False. Raises CorpusError naming file, row and column."""
     asked = Asked(tuple(text_columns), label_column, id_column, skip_bad_rows, limit, asks, form)
     _require_names(sources, text_columns)
     parts = []
@@ -165,10 +164,10 @@ def read_corpus(
 
 @dataclass(frozen=True, slots=True)
 class CorpusStream:
-    """A corpus of any length: all of it has been read and checked once, and is read again as often
-    as its blocks are asked for. Memory: a block, and 8 bytes for each id while they are compared.
+    """A corpus of any length: it has been read and checked once, and is read again for each
+    iteration. Memory: a block, and 8 bytes for each id while they are compared.
 
-    `head` has no rows: it tells what kind of corpus it is."""
+    `head` has no rows, only the kind of corpus."""
 
     head: Corpus
     rows: int
@@ -274,7 +273,7 @@ def _repeated_ids(blocks: Callable[[], Iterable[Corpus]], asked: Asked) -> dict[
 
 
 def _same_ids(blocks: Iterable[Corpus], alike: Set[int]) -> dict[int, str]:
-    """Of ids with some hashes, those that are the same."""
+    """Repeated ids among those with equal hashes."""
     first: dict[str, int] = {}
     problems = {}
     for block in blocks:

@@ -1,10 +1,10 @@
-"""Read what a job names as a corpus: the chosen columns as Arrow tables, a block of rows at once.
+"""Reading the corpora of a job: the chosen columns as Arrow tables, a block of rows at a time.
 
 Parquet, JSON (lines, or one array), CSV (RFC 4180), TSV (fields are never quoted, a quotation mark
 is text), folders written by `datasets.save_to_disk`, folders of files, globs, data sets of the hub
 (`hf-dataset:NAME?split=train`), and tables in memory. Anything fsspec opens, compressed or not
 (`.gz`, `.bz2`, ...); folders are local. Memory: a block of a file, 8,192 rows or 16 MiB; of a CSV
-with labels, which tell their type only when all are read, the file.
+with labels, whose type depends on all rows, the file.
 
 A column is one by its name, or a field of a nested one: `translation.en` is the field `en` of a
 struct `translation`, unless there is a column of just that name.
@@ -48,7 +48,7 @@ class Column:
 
     @property
     def root(self) -> str:
-        """The column of the table in which it lies."""
+        """The top-level column that holds it."""
         return self.path[0]
 
     def of(self, table: pa.Table) -> pa.ChunkedArray:
@@ -137,7 +137,7 @@ class Wanted:
     optional: str
 
     def columns(self, source: str, schema: pa.Schema) -> dict[str, Column]:
-        """Where they lie; raises CorpusError if one does not."""
+        """Positions of the columns; raises CorpusError for a missing one."""
         others = [name for name in (self.label, self.ids) if name is not None]
         found = require(source, schema, [*self.text, *others])
         if schema.names.count(self.optional) == 1:
@@ -175,7 +175,7 @@ def _kinds(source: str) -> set[str]:
     try:
         files = located(source, KINDS)
     except CorpusError:
-        return {""}  # which is said when it is read
+        return {""}  # reported when it is read
     return {"a saved data set" if Path(file).is_dir() else kind_of(file) for file in files}
 
 
@@ -197,11 +197,11 @@ def read_blocks(source: str, wanted: Wanted, form: TextFormat) -> Iterator[tuple
     except ArmadaError:
         raise
     except Exception as cause:
-        # The library behind a URL raises what it likes.
+        # The library behind a URL may raise anything.
         if not isinstance(cause, _UNREADABLE) and "://" not in source:
             raise
         reason = without_user(_reason(cause), source)
-        # Nor may a traceback quote what is secret.
+        # Nor may a traceback quote secrets.
         known = cause if reason == _reason(cause) else None
         raise CorpusError(f"corpus {name}: cannot be read: {reason}") from known
 
@@ -253,15 +253,15 @@ def _selected(table: pa.Table, columns: dict[str, Column]) -> pa.Table:
 
 
 def _blocks(table: pa.Table, columns: dict[str, Column]) -> Iterator[pa.Table]:
-    """Of a table that is there, mapped or in memory."""
+    """Blocks of a table that is mapped or in memory."""
     yield _selected(table.slice(0, 0), columns)
     for start in range(0, len(table), _BLOCK_ROWS):
         yield _selected(table.slice(start, _BLOCK_ROWS), columns)
 
 
 def _read_parquet(file: str, wanted: Wanted) -> Iterator[pa.Table]:
-    """The wanted columns only: beside its texts a file may hold features, or images, that do not
-    fit into memory."""
+    """The wanted columns only: besides texts, a file may hold features or images that do not fit
+    into memory."""
     if is_plain_file(file):
         with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as parquet:
             yield from _columns_of(parquet, file, wanted, threads=True)

@@ -56,7 +56,7 @@ def _only_split(source: str, names: list[str]) -> str:
 
 
 def is_dataset(table: Any) -> bool:
-    """Whether it is a `datasets.Dataset`, and no Arrow table."""
+    """Whether it is a `datasets.Dataset` rather than an Arrow table."""
     return hasattr(table, "with_format")
 
 

@@ -1,7 +1,7 @@
 """JSON: one object a line, or one array of objects, become tables.
 
-What looks like a date is a text. A file is read twice: any row may tell what its column holds.
-Memory: a block of lines; of an array, which is written out anew with an object a line, an element.
+Dates stay text. A file is read twice, since any row may decide the type of a column. Memory: a
+block of lines; of an array, which is rewritten with one object per line, an element.
 """
 
 import io
@@ -18,7 +18,7 @@ from ...cache_schemas.errors import CorpusError
 from .text_files import BLOCK_BYTES, READ_BYTES, TextFormat, mapped, not_utf8, refusal
 
 _TAIL = 16
-"""The end of a block may cut a word or a number of so many characters."""
+"""The end of a block may split a word or number of so many characters."""
 
 
 def read_json(
@@ -110,7 +110,7 @@ def _elements(source: str, texts: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 
 def _check_end(source: str, number: int, texts: Iterable[str]) -> None:
-    """What there has to be of an array that ends, and what must not follow it."""
+    """Check the end of an array: it is complete, and nothing follows."""
     if not number:
         raise CorpusError(f"corpus {source}: its array is empty; name another file")
     if any(text.strip(" \t\r\n") for text in texts):
@@ -150,8 +150,8 @@ def _json_fault(lines: BinaryIO) -> str | None:
 
 
 def rows_within(schema: pa.Schema, name: str) -> str | None:
-    """What to do about a JSON file whose only object holds all rows, which have the column `name`;
-    None if it does not."""
+    """Remedy for a JSON file whose only object holds all rows, which have the column `name`; None
+    for others."""
     if len(schema) > 1 and all(_has_field(field.type, name) for field in schema):
         return f"its rows have names ({schema.names[0]!r}, ...): make them an array of objects"
     for field in schema:

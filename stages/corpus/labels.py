@@ -19,13 +19,13 @@ from .corpus import Corpus
 MISSING = -100
 _WITHHELD = -1
 ANY_NUMBER = 2**31
-"""The number of classes while it is still to be told."""
+"""The number of classes while it is unknown."""
 Task = Literal["classification", "regression"]
 LabelValues = npt.NDArray[Any]
 
 
 class LabelSpace(BaseModel):
-    """What the labels of a task are; kept with the student."""
+    """Label space of a task; saved with the student."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,8 +46,8 @@ NO_LABELS = LabelSpace(task="none", num_labels=1)
 def label_space(
     corpus: Corpus, task: Task | None = None, num_labels: int | None = None
 ) -> LabelSpace:
-    """The label space that a training corpus shows; `task` and `num_labels` settle what it does
-    not. Raises CorpusError."""
+    """The label space of a training corpus; `task` and `num_labels` decide ambiguous cases. Raises
+    CorpusError."""
     column = _labels(corpus)
     if _is_text(column.type):
         if task == "regression":
@@ -100,7 +100,7 @@ def _row_of(corpus: Corpus, column: pa.Array, name: str) -> str:
 
 
 def _refuse_withheld(corpus: Corpus, column: pa.Array) -> None:
-    """Test sets of benchmarks keep their labels back, and say -1 in each row."""
+    """Test sets of benchmarks hide their labels, with -1 in each row."""
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return
@@ -154,7 +154,7 @@ def _check_count(corpus: Corpus, names: tuple[str, ...], num_labels: int | None)
 
 
 def count_missing(values: LabelValues) -> int:
-    """How many of the values that `label_values` gave stand for no label."""
+    """Number of missing labels among the result of `label_values`."""
     return int((np.isnan(values) if values.dtype.kind == "f" else values == MISSING).sum())
 
 

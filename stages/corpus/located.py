@@ -1,8 +1,8 @@
-"""From what a job names to the files that it means: one, those of a glob, those of a folder.
+"""Files of a source: one file, those of a glob, those of a folder.
 
 Where files of several splits lie side by side (`train-*`, `validation-*`, `test-*`; `train.csv`,
-`dev.csv`; folders `train/`, `test/`), `?split=NAME` behind the folder or glob says which are meant,
-`?split=train+validation` takes several. Nothing is taken because it happens to lie there.
+`dev.csv`; folders `train/`, `test/`), `?split=NAME` after the folder or glob selects one,
+`?split=train+validation` several. Files are never read just because they are there.
 """
 
 import glob
@@ -18,7 +18,7 @@ from ...cache_schemas.errors import CorpusError, shown_url
 from ...cache_schemas.locations import expand_home
 
 SAVED_SPLITS, SAVED = "dataset_dict.json", "state.json"
-"""What `datasets.save_to_disk` leaves in the folder of several splits, and of one."""
+"""Files that `datasets.save_to_disk` leaves in the folder of several splits, and of one."""
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _CHOICE = re.compile(r"(.+)\?split=([\w.+-]+)")
@@ -50,7 +50,7 @@ def located(source: str, kinds: Sequence[str]) -> list[str]:
             raise CorpusError(f"corpus {source}: {_no_match(path)}")
         above = os.path.commonpath([os.path.dirname(name) for name in found])
         return _of_split(source, {name: name[len(above) :] for name in found}, split)
-    named = kind_of(path) in ("", *kinds)  # of another kind, that is what is wrong with it
+    named = kind_of(path) in ("", *kinds)  # of another kind, which is the error
     if not remote and named and not Path(path).exists():
         near = _near(Path(path))
         raise CorpusError(f"corpus {source}: cannot be read: there is no such file or folder{near}")
@@ -60,15 +60,15 @@ def located(source: str, kinds: Sequence[str]) -> list[str]:
 
 
 def kind_of(name: str) -> str:
-    """The ending of a file that says how it is to be read, in small letters: `.csv` of `a.csv.gz`;
-    of a URL, without its parameters."""
+    """The suffix of a file that decides its format, in lower case: `.csv` of `a.csv.gz`; of a URL,
+    without its parameters."""
     name = name.partition("?")[0] if "://" in name else name
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     return next((each for each in reversed(suffixes) if each not in _COMPRESSED), "")
 
 
 def _in_folder(folder: Path, kinds: Sequence[str]) -> dict[str, str]:
-    """Path -> name below the folder, which tells its split: files of one kind, Parquet before all
+    """Path -> name below the folder, which has the split: files of one kind, Parquet before all
     others; of the folder itself, or if it has none of those one level below."""
     if (folder / SAVED_SPLITS).is_file():
         splits = json.loads((folder / SAVED_SPLITS).read_bytes())["splits"]
@@ -139,7 +139,7 @@ def _of_split(source: str, names: Mapping[str, str], split: str | None) -> list[
 
 
 def _split_of(name: str) -> str:
-    """The split that the name of a file tells, in its own words; empty if it tells none."""
+    """The split in the name of a file, as spelled there; empty if there is none."""
     parts = [re.split(r"\.(?!\d)", part)[0] for part in PurePosixPath(name).parts]
     if shard := _SHARD.fullmatch(parts[-1]):
         return shard[1]
@@ -153,5 +153,5 @@ def _matching_urls(pattern: str) -> list[str]:
 
 
 def _near(path: Path) -> str:
-    """Of a file that is not there: whether its folder is."""
+    """Hint about the folder of a missing file."""
     return "" if path.parent.is_dir() else f"; nor is there a folder {path.parent}"

@@ -1,12 +1,10 @@
 """The rows of a source as examples, block by block, each checked once.
 
 Values of columns become what a corpus holds: texts, ids, labels, or chats as segments of text. A
-chat is a list of turns, each with a role and a content; of a column `messages` it is learned up to
-its last answer, of `messages*` each answer of the assistant is an example of its own, with all that
-was said before it as its prompt.
-
-A row that is null or blank stops the run and is named, with how many more of its file are so, or is
-left out and listed when the job says `skip_bad_rows`.
+chat is a list of turns, each with a role and a content; in a column `messages` it is read up to its
+last answer; with `messages*` each answer of the assistant is an example, with all turns before it
+as its prompt. A row that is null or blank stops the run and is named, with the number of such rows
+in its file, or is skipped and listed with `skip_bad_rows`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +24,7 @@ from .located import kind_of
 from .text_files import NAME_ENCODING, TextFormat, not_utf8
 
 EACH_ANSWER = "*"
-"""Behind the name of a column of chats of which every answer is learned."""
+"""Suffix of a column of chats of which every answer is an example."""
 
 
 def holds_chats(kind: pa.DataType) -> bool:
@@ -36,7 +34,7 @@ def holds_chats(kind: pa.DataType) -> bool:
 
 
 def read_chats(column: pa.ChunkedArray, asks: bool) -> tuple[list[Turns | None], dict[int, str]]:
-    """The chats, and row -> what is wrong with it; `asks`: no answer is needed."""
+    """The chats, and row -> problem; `asks`: no answer is needed."""
     chats = column.to_pylist()
     found = ((row, chat_problem(_known(chat), asks)) for row, chat in enumerate(chats))
     return chats, {row: problem for row, problem in found if problem is not None}
@@ -46,7 +44,7 @@ def chat_examples(
     chats: Sequence[Turns | None], rows: IntArray, each_answer: bool, asks: bool
 ) -> tuple[pa.Array, IntArray]:
     """The segments of the chats of some rows, none of them with a problem, and the row of each;
-    `asks`: each up to what asks for its last answer."""
+    `asks`: each up to the prompt of its last answer."""
     segments, owners = list[str](), list[int]()
     for row in rows.tolist():
         turns = _known(chats[row]) or []
@@ -62,7 +60,7 @@ def chat_examples(
 
 
 def _known(turns: Turns | None) -> Turns | None:
-    """The turns without what is null: columns of objects have all fields in every row."""
+    """The turns without null fields: columns of objects have all fields in every row."""
     if turns is None:
         return None
     return [
@@ -77,7 +75,7 @@ _BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
 
 def text_values(source: str, name: str, column: pa.ChunkedArray, first: int) -> pa.Array:
     """Texts as Arrow's large strings, nulls kept; the first is in row `first` (from 0) of its file.
-    Raises CorpusError for what is no text."""
+    Raises CorpusError for other types."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if kind not in (*_TEXT_TYPES, *_BYTES_TYPES) and not pa.types.is_null(kind):
         hint = ", and chats must be the only text column" if holds_chats(kind) else ""
@@ -107,7 +105,7 @@ def _not_utf8(source: str, name: str, column: pa.ChunkedArray, first: int) -> st
 
 
 def id_values(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
-    """Ids as strings. Raises CorpusError for what is no id."""
+    """Ids as strings. Raises CorpusError for other types."""
     try:
         return _whole(column, pa.string())
     except pa.ArrowException as cause:
@@ -158,8 +156,7 @@ OPTIONAL = "?"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Which columns of a corpus to read, at most how many rows of each source, and what to do about
-    bad ones."""
+    """Request for a corpus: columns, maximum rows per source, and handling of bad rows."""
 
     text_columns: tuple[str, ...]
     label_column: str | None
@@ -184,8 +181,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows of one file that were read at once: how many, the examples of the good ones with the
-    row of each (from 0, in the file), and what is wrong with the others."""
+    """Rows of one file that were read at once: their count, the examples of valid ones with the row
+    of each (from 0, in the file), and the problems of the others."""
 
     file: str
     length: int
@@ -263,13 +260,13 @@ def _checked(source: str, first: int, table: pa.Table, asked: Asked) -> Block:
 
 
 def column_name(text_column: str) -> str:
-    """The name of a text column, without the mark of one that may be blank, or of chats of which
-    every answer counts."""
+    """The name of a text column, without the suffix for optional columns or for all answers of
+    chats."""
     return text_column.removesuffix(OPTIONAL).removesuffix(EACH_ANSWER)
 
 
 def _problems(texts: dict[str, pa.Array], required: Sequence[bool]) -> dict[int, str]:
-    """Row -> what is wrong with it."""
+    """Row -> problem."""
     problems: dict[int, str] = {}
     blanks = {name: _blank(column) for name, column in texts.items()}
     for (name, blank), must in zip(blanks.items(), required, strict=True):
@@ -291,6 +288,6 @@ def _blank(column: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def first_of(problems: Sequence[str]) -> str:
-    """What is wrong with the first of bad rows, how many there are, and what to do."""
+    """Message about the first of the bad rows, their count, and the remedy."""
     more = f" ({len(problems)} such rows)" if len(problems) > 1 else ""
     return f"{problems[0]}{more}; fix the file, or set skip_bad_rows=true to skip such rows"

@@ -1,11 +1,9 @@
-"""CSV and TSV, and what JSON (`json_files.py`) has in common with them: texts of any encoding
-become tables.
-
-Arrow reads them from files of its own, mapped into memory: what is compressed, remote, in another
-encoding than UTF-8 or one array of JSON is first written out as a plain file, as large as its
-texts, that is removed afterwards. A Python file would not do: Arrow's threads let go of it when
-they like, and abort a process that ends meanwhile (pyarrow 26). What Arrow refuses is read again by
-Python, to say which row is wrong, and what to do about it.
+"""CSV and TSV, and what JSON (`json_files.py`) shares with them: texts of any encoding become
+tables. Arrow reads them from memory-mapped files: a file that is compressed, remote, not UTF-8 or
+one JSON array is first rewritten as a plain temporary file, as large as its texts. Python file
+objects are not used: Arrow's threads release them at any time, and abort a process that ends
+meanwhile (pyarrow 26). Files that Arrow refuses are read again by Python, to find the bad row and a
+remedy.
 """
 
 import codecs
@@ -29,10 +27,10 @@ from fsspec.utils import infer_compression
 from ...cache_schemas.errors import CorpusError
 
 BLOCK_BYTES = 16 * 2**20
-"""What is parsed at once of a text file; no row of it can be longer."""
+"""Block size of parsing; no row can be longer."""
 
 READ_BYTES = 2**20
-"""What is read at once of a file that is written out anew."""
+"""Block size of rewriting."""
 
 _HEAD_BYTES = 2**16
 
@@ -53,7 +51,7 @@ NAME_ENCODING = (
 
 @dataclass(frozen=True, slots=True)
 class TextFormat:
-    """How the text files of a corpus are written, where their names and first bytes do not say."""
+    """Format of text files, where their names and first bytes do not decide it."""
 
     encoding: str | None = None
     delimiter: str | None = None
@@ -91,7 +89,7 @@ def _csv(
     typed: bool,
     parse: pyarrow.csv.ParseOptions,
 ) -> Iterator[pa.Table]:
-    """Block by block; if `typed`, all at once, since any row may tell what its column holds."""
+    """Block by block; if `typed`, all at once, since any row may decide the type of a column."""
     read = pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=typed)
     with mapped(source, form.encoding, "CSV") as file:
         try:
@@ -159,7 +157,7 @@ def _decoded(head: bytes, encoding: str) -> str | None:
 
 
 def _require_mark(source: str, head: bytes, encoding: str | None) -> None:
-    """Raises CorpusError for UTF-16 and UTF-32 that neither a mark nor the job tells."""
+    """Raises CorpusError for UTF-16 and UTF-32 without a byte order mark or `encoding`."""
     line, _, rest = head.partition(b"\n")
     if b"\0" not in line + rest[:1]:
         return
@@ -199,7 +197,7 @@ def _texts(source: str, blocks: Iterable[bytes], encoding: str) -> Iterator[str]
             lines += text.count("\n")
             yield text.removeprefix("\ufeff") if first else text
             first = first and not text
-    except UnicodeError as cause:  # some codecs do not say where
+    except UnicodeError as cause:  # some codecs give no position
         reason = str(cause)
         if isinstance(cause, UnicodeDecodeError):
             lines += cause.object[: cause.start].count(b"\n")
@@ -210,7 +208,7 @@ def _texts(source: str, blocks: Iterable[bytes], encoding: str) -> Iterator[str]
 
 
 def refusal(source: str, cause: Exception, fault: Callable[[], str | None]) -> CorpusError:
-    """What Arrow said, and which row is to blame."""
+    """Arrow's message, and the row that caused it."""
     said = str(cause).splitlines()[0]
     told = fault()
     return CorpusError(f"corpus {source}: cannot be read: {said}" + (f"; {told}" if told else ""))
@@ -238,7 +236,7 @@ def _csv_fault(file: pa.NativeFile, parse: pyarrow.csv.ParseOptions) -> str | No
 
 
 def not_utf8(value: bytes, remedy: str = NAME_ENCODING) -> str | None:
-    """What is wrong with bytes that are not UTF-8, and what to do; None if they are."""
+    """Problem and remedy of bytes that are not UTF-8; None if they are."""
     try:
         value.decode()
     except UnicodeDecodeError as cause:
@@ -248,11 +246,11 @@ def not_utf8(value: bytes, remedy: str = NAME_ENCODING) -> str | None:
 
 
 def several_in_one(header: Sequence[str]) -> str | None:
-    """What to do about a CSV whose only column looks like several; None if it does not."""
+    """Remedy for a CSV whose only column looks like several; None if it does not."""
     found = [each for each in _SEPARATORS if len(header) == 1 and each in header[0]]
     return f"its only column looks like several: set delimiter={found[0]!r}" if found else None
 
 
 def is_plain_file(source: str) -> bool:
-    """Whether a file lies on this machine as it is."""
+    """Whether a file is local and uncompressed."""
     return split_protocol(source)[0] is None and Path(source).is_file()

@@ -1,1 +1,1 @@
-"""How the states of a transformer become one vector a text, and folders that declare it."""
+"""Text embeddings: pooling and further layers, and folders that declare them."""

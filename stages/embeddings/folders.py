@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers, read and written: how a model's states become an embedding.
+"""Reading and writing folders of sentence-transformers: how a model's states become an embedding.
 
 modules.json                        the modules in order, each with the folder of its own
 [0_Transformer/]config.json, ...    the transformer, at the top or in a folder
@@ -7,8 +7,8 @@ modules.json                        the modules in order, each with the folder o
 2_Dense/, 3_Normalize/, ...         layers behind it
 config_sentence_transformers.json   prompts
 
-Format: https://sbert.net. Newer releases write other keys for the same; both are read, and what is
-written is in the words that every release of that library reads.
+Format: https://sbert.net. Newer releases write other keys for the same; both are read; the keys
+written are those that every release of that library reads.
 """
 
 import json
@@ -57,7 +57,7 @@ OLD_POOLINGS: Mapping[str, StatePooling] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "last",
 }
-"""In the order in which several are laid side by side."""
+"""In the order of concatenation."""
 
 _MODEL_ARGUMENTS = ("model_kwargs", "model_args", "config_kwargs", "config_args")
 _TOKENIZER_ARGUMENTS = ("processor_kwargs", "tokenizer_args")
@@ -80,18 +80,16 @@ class EmbeddingFolder:
     layers: tuple[Layer, ...]
     """After the pooling, in order."""
     max_length: int | None
-    """Most tokens of a text; None: as the tokenizer says."""
+    """Maximum tokens of a text; None: that of the tokenizer."""
     lowercase: bool
     prompts: Mapping[str, str]
     default_prompt: str
-    """The text before every other text, unless another is asked for; may be empty."""
+    """The default prefix of texts; may be empty."""
 
 
 def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFolder | None:
-    """What the folder declares; None if it is not of sentence-transformers, or is a cross-encoder,
-    which pools nothing.
-
-    Raises `error` for modules that are not known here, and for what is no folder of that kind."""
+    """Declarations of the folder; None if it is not of sentence-transformers, or is a
+    cross-encoder, which does not pool. Raises `error` for unknown modules and invalid folders."""
     if not (folder / MODULES).is_file():
         return None
     document = _read(folder / MODEL_CONFIG, error)
@@ -129,7 +127,7 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
 
 
 def transformer_folder(folder: Path, error: type[InputError]) -> Path:
-    """Where the transformer lies: at the top, or where a folder of sentence-transformers says."""
+    """Folder of the transformer: the top, or as declared."""
     if (folder / "config.json").is_file() or not (folder / MODULES).is_file():
         return folder
     modules = _read_modules(folder, error)
@@ -183,7 +181,7 @@ def _read_text_config(transformer: Path, error: type[InputError]) -> dict[str, A
 
 
 def _asks_for_features(transformer: Path, text: Mapping[str, Any], error: type[InputError]) -> bool:
-    """Whether texts are asked for features of the model's own, not for its last hidden states."""
+    """Whether the folder uses the model's own text features, not its last hidden states."""
     ways = text.get("modality_config") or {}
     asked = ways.get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
     way = asked.get("method"), asked.get("method_output_name")
@@ -259,7 +257,7 @@ ACTIVATION_NAMES = (
         for kind in ("Tanh", "GELU", "ReLU", "SiLU", "Sigmoid", "Mish", "ELU", "Softplus")
     ),
 )
-"""What a dense layer may end with."""
+"""Activations of a dense layer."""
 
 _GRID = torch.linspace(-6, 6, 241)
 
@@ -295,8 +293,8 @@ def write_embedding_files(
     layers: Sequence[Dense | Normalize],
     max_length: int,
 ) -> None:
-    """Beside the transformer in `folder`: states of `width` numbers are pooled, and go through the
-    layers; texts are read up to `max_length` tokens."""
+    """Declare, beside the transformer in `folder`, how states of `width` numbers are pooled and
+    passed through the layers, for texts of up to `max_length` tokens."""
     old = {key: mode == pooling for key, mode in OLD_POOLINGS.items()}
     _write(folder / "1_Pooling" / POOLING_CONFIG, {"word_embedding_dimension": width} | old)
     names = ["Transformer", "Pooling"]
@@ -348,7 +346,7 @@ def lower_case(tokenizer: Any) -> None:
 
 
 def prompt_tokens(tokenizer: Any, prompt: str) -> int:
-    """How many of a text's first tokens stand for the prompt before it: those of the prompt alone,
-    but for the special token that closes a text."""
+    """Number of a text's first tokens that belong to the prompt: those of the prompt alone, without
+    the closing special token."""
     ids = tokenizer(prompt, verbose=False)["input_ids"]
     return len(ids) - 1 if ids and ids[-1] in tokenizer.all_special_ids else len(ids)

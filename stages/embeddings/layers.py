@@ -25,7 +25,7 @@ Width = Annotated[int, Field(ge=1)]
 
 
 class LayerSettings(BaseModel):
-    """What the `config.json` of a layer that normalises says, and of any other layer as well."""
+    """Settings in `config.json` common to all layers."""
 
     module_input_name: str = "sentence_embedding"
     module_output_name: str | None = None
@@ -38,11 +38,11 @@ class LayerSettings(BaseModel):
         return value
 
     def widths(self, width: int) -> tuple[int, int]:
-        """How many numbers go in and come out, where so many are offered."""
+        """Input and output width, given the width offered."""
         return width, width
 
     def build(self) -> nn.Module:
-        """The layer, its weights as they are drawn."""
+        """The layer, with random weights."""
         return Normalize()
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class LayerSettings(BaseModel):
 
 
 class DenseSettings(LayerSettings):
-    """What the `config.json` of a Dense says."""
+    """Settings in the `config.json` of a Dense."""
 
     in_features: Width
     out_features: Width
@@ -65,11 +65,11 @@ class DenseSettings(LayerSettings):
         return value
 
     def widths(self, width: int) -> tuple[int, int]:
-        """How many numbers go in and come out."""
+        """Input and output width."""
         return self.in_features, self.out_features
 
     def build(self) -> nn.Module:
-        """The layer, its weights as they are drawn."""
+        """The layer, with random weights."""
         return Dense(self)
 
     def __str__(self) -> str:
@@ -78,16 +78,16 @@ class DenseSettings(LayerSettings):
 
 
 class LayerNormSettings(LayerSettings):
-    """What the `config.json` of a LayerNorm says."""
+    """Settings in the `config.json` of a LayerNorm."""
 
     dimension: Width
 
     def widths(self, width: int) -> tuple[int, int]:
-        """How many numbers go in and come out."""
+        """Input and output width."""
         return self.dimension, self.dimension
 
     def build(self) -> nn.Module:
-        """The layer, its weights as they are drawn."""
+        """The layer, with random weights."""
         return LayerNorm(self.dimension)
 
     def __str__(self) -> str:
@@ -167,12 +167,12 @@ class Layer:
 
     @property
     def normalizes(self) -> bool:
-        """Whether it does nothing but scale to length 1, and has no weights."""
+        """Whether it only scales to length 1, without weights."""
         return type(self.settings) is LayerSettings
 
 
 def read_layer(kind: str, folder: Path, config: Any, error: type[InputError]) -> Layer:
-    """A layer of a kind in LAYERS, from what its `config.json` says; raises `error`."""
+    """A layer of a kind in LAYERS, from its `config.json`; raises `error`."""
     try:
         return Layer(folder, LAYERS[kind].model_validate(config))
     except ValidationError as cause:
@@ -182,7 +182,7 @@ def read_layer(kind: str, folder: Path, config: Any, error: type[InputError]) ->
 
 
 def width_after(layers: Sequence[Layer], width: int, error: type[InputError]) -> int:
-    """How many numbers come out of layers if so many go in; raises `error` if they do not fit."""
+    """Output width of layers, given the input width; raises `error` if they do not fit."""
     for layer in layers:
         takes, gives = layer.settings.widths(width)
         if takes != width:

@@ -3,10 +3,10 @@
     pooled [B, D] -> dropout, where the family has one there -> last linear layer -> logits [B, K]
 
 What comes before is the family's own: a pooler, dense layers, nothing. Decoders run the last layer
-on every token, and a text's logits are those of its last one; transformers looks for that by the
-id of padding, and is a token early where a text ends with the same one. Here the mask tells.
-EuroBERT takes the mean over tokens, which is that of what the layer reads.
-Shapes: B texts, T tokens, D the width of what the last layer reads, K classes.
+on every token, and a text's logits are those of its last one; transformers looks for that by the id
+of padding, and is a token early where a text ends with the same one. Here the mask decides.
+EuroBERT takes the mean over tokens, which is that of what the layer reads. Shapes: B texts, T
+tokens, D the width of what the last layer reads, K classes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +21,13 @@ from ..pooling import pool
 from .probes import probing
 
 TOLERANCE = 1e-3
-"""Of the largest logit, between those of a family and those read here: the same numbers."""
+"""Tolerance relative to the largest logit, between the family's logits and ours."""
 
 Tokens = Literal["one", "last", "mean"]
-"""Where a last layer runs: once a text, or on every token; then the last counts, or the mean."""
+"""Input of a last layer: once per text, or every token, of which the last counts, or the mean."""
 
 NO_TOKEN = -1
-"""An id that no token has, in place of that of padding."""
+"""An id that no token has, as the padding id."""
 
 
 def last_linear(model: nn.Module, num_labels: int) -> str | None:
@@ -49,12 +49,12 @@ _CHOOSE: Mapping[Tokens, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(slots=True)
 class _Seen:
-    """What the last layer of a model read and gave, and what each dropout did, in one call."""
+    """Input and output of a model's last layer, and of each dropout, in one call."""
 
     input: Tensor = field(init=False)
     output: Tensor = field(init=False)
     dropped: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Of each dropout watched, what it read and gave last."""
+    """Last input and output of each watched dropout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class ClassifierHead:
 
 
 def find_head(model: Any, num_labels: int, inputs: Mapping[str, Tensor]) -> ClassifierHead | None:
-    """The head of a sequence classifier, proved on one text of several tokens without padding:
-    what is read there are the model's own logits. None where the family makes them otherwise."""
+    """The head of a sequence classifier, checked on one text of several tokens without padding: its
+    logits are the model's own. None if the family computes them differently."""
     linear = last_linear(model, num_labels)
     if linear is None:
         return None
@@ -98,8 +98,7 @@ def find_head(model: Any, num_labels: int, inputs: Mapping[str, Tensor]) -> Clas
 
 @contextmanager
 def without_padding(config: Any) -> Iterator[None]:
-    """A configuration whose padding is no token: decoders then read the last place of a row,
-    whatever is there."""
+    """A configuration without a padding token: decoders then read the last position of a row."""
     text = config.get_text_config()
     padding, text.pad_token_id = text.pad_token_id, NO_TOKEN
     try:

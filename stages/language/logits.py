@@ -1,7 +1,7 @@
-"""From a causal language model's hidden states to its logits, so that they need not all be there.
+"""Logits of a causal language model from its hidden states, a part of them at a time.
 
     hidden_BTH = hidden_states(model, ...)           what the model's head reads
-    logits = transform.apply_(head(hidden))          for as many tokens at a time as one likes
+    logits = transform.apply_(head(hidden))          for any number of tokens at a time
 
 Some families scale their logits, or cap them. `find_transform` reads that off a configuration and
 proves it: the logits made so are those that the model itself gives.
@@ -16,23 +16,24 @@ from torch import Tensor
 from .probes import PROBE_TOKENS, probing
 
 TOLERANCE = 2e-2
-"""Of the largest logit: half precision, in other kernels, and no more."""
+"""Tolerance relative to the largest logit: half precision in other kernels."""
 
 NOISE, HALF_NOISE = 1e-5, 1e-2
-"""Of the largest hidden number, in the same shapes: what does not depend on a token is the same to
-the last bit as a rule, and a model that has just been drawn leaks as little as 0.2 %."""
+"""Tolerance relative to the largest hidden value, for equal shapes: values that do not depend on a
+token are mostly equal to the last bit, and a randomly initialised model differs by as little as 0.2
+%."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogitTransform:
-    """From a linear layer's output z to logits: scale·z, or softcap·tanh(scale·z / softcap)."""
+    """Maps a linear layer's output z to logits: scale·z, or softcap·tanh(scale·z / softcap)."""
 
     scale: float = 1.0
     softcap: float | None = None
 
     @classmethod
     def of(cls, config: Any) -> "LogitTransform":
-        """What a config asks for: Granite divides by `logits_scaling`, Cohere multiplies by
+        """The transform of a config: Granite divides by `logits_scaling`, Cohere multiplies by
         `logit_scale`, Gemma caps at `final_logit_softcapping`."""
         config = config.get_text_config()
         divided = getattr(config, "logits_scaling", None) or 1.0
@@ -40,7 +41,7 @@ class LogitTransform:
         return cls(multiplied / divided, getattr(config, "final_logit_softcapping", None) or None)
 
     def apply_(self, logits: Tensor) -> Tensor:
-        """In place."""
+        """Apply it in place."""
         if self.scale != 1.0:
             logits.mul_(self.scale)
         if self.softcap is not None:
@@ -68,7 +69,8 @@ def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, **more:
 
 
 def find_transform(model: Any) -> LogitTransform | None:
-    """How a model makes its logits from hidden states and its head; None if not in a known way."""
+    """How a model computes its logits from hidden states and its head; None if not in a known
+    way."""
     transform = LogitTransform.of(model.config)
     head = model.get_output_embeddings()
     if head is None:
@@ -95,7 +97,7 @@ def is_causal(model: Any) -> bool:
 
 
 def isolates_packed_documents(model: Any) -> bool:
-    """Whether texts in one row do not see each other where only positions tell them apart."""
+    """Whether texts in one row are masked from each other by their positions alone."""
     places = torch.arange(PROBE_TOKENS, device=model.device).repeat(2)[None]
     first, second = slice(0, PROBE_TOKENS), slice(PROBE_TOKENS, None)
     return not _depends(model, 2 * PROBE_TOKENS, first, second, position_ids=places)

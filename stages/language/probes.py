@@ -1,4 +1,4 @@
-"""Models that are asked something by the way, of a few tokens, to see what comes out."""
+"""Probing models with a few tokens."""
 
 import inspect
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ PROBE_TOKENS = 5
 
 @contextmanager
 def probing(model: Any) -> Iterator[None]:
-    """A model that is asked something by the way: without dropout, without gradients."""
+    """A model in a probe: without dropout, without gradients."""
     training = model.training
     model.eval()
     try:
@@ -42,18 +42,18 @@ def probe_text(model: Any) -> tuple[Tensor, Tensor]:
 
 
 def ask_skeleton(skeleton: Any, **more: Any) -> Any | None:
-    """What a transformer without weights, on the meta device, gives for a text: its widths. None
-    of one that has to look at numbers on the way."""
+    """Outputs of a transformer on the meta device, without weights, for their shapes. None if it
+    depends on values."""
     ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.int64, device="meta")
     with probing(skeleton):
         try:
             # Without a mask, which many look at to see whether they need it.
             return skeleton(input_ids=ids, **without_memory(skeleton), **more)
-        except Exception:  # each family says it in its own way
+        except Exception:  # each family declares it differently
             return None
 
 
 def without_memory(model: Any) -> dict[str, bool]:
-    """What tells a model not to keep keys and values: they are for generating text."""
+    """Arguments that disable the cache of keys and values, which is only for generation."""
     takes = "use_cache" in inspect.signature(model.forward).parameters
     return {"use_cache": False} if takes else {}

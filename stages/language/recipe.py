@@ -1,12 +1,12 @@
-"""From text segments to the strings a language model reads, and which of them it has to predict.
+"""Text formats: the strings that a language model reads, and the part it predicts.
 
 text    the segments are one text, and all of it is predicted
 plain   the last segment is a response; the others are the prompt, written by a template
 chat    the same, written as the tokenizer's chat template writes a user and an assistant; or the
         one segment is a chat of many turns (`cache_schemas/chats.py`), the last one the response
 
-What a chat template writes depends on the turns and the settings alone: one that reads the clock is
-given a fixed date instead, one that draws is refused, and options that it does not read are, too.
+The output of a chat template depends on turns and settings alone: one that uses the clock gets a
+fixed date, a random one is refused, and so are variables that it does not have.
 """
 
 import difflib
@@ -33,7 +33,7 @@ from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import canonical_json
 
 DEFAULT_DATE = "2025-01-01"
-"""What the clock of templates says, unless it is told; any fixed date would do."""
+"""Default date for templates; any fixed date would do."""
 
 _CLOCK = "strftime_now"
 _DRAWS = frozenset({"random"})
@@ -48,7 +48,8 @@ class ChatTemplate:
     date: str
 
     def check(self) -> None:
-        """Raises JobError for a template that is missing or draws, and options it does not read."""
+        """Raises JobError for a missing or random template, and for options that it does not
+        have."""
         read = _read(self._source())
         if read.draws:
             raise JobError(
@@ -74,11 +75,11 @@ class ChatTemplate:
 
     @property
     def reads_clock(self) -> bool:
-        """Whether what is written depends on the date."""
+        """Whether the output depends on the date."""
         return _read(self._source()).clock
 
     def render(self, turns: Sequence[Mapping[str, Any]], *, ask: bool = False) -> str:
-        """The turns as one string; `ask`: with what asks for an answer behind them."""
+        """The turns as one string; `ask`: with the generation prompt after them."""
         options = {**self.options, "tokenize": False, "add_generation_prompt": ask}
         if self.reads_clock:
             options["chat_template"] = _dated(self._source(), self.date)
@@ -103,7 +104,7 @@ class ChatTemplate:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """The variables that a template reads, whether the clock, and the filters by which it draws."""
+    """The variables of a template, whether it uses the clock, and its random filters."""
 
     variables: frozenset[str]
     clock: bool
@@ -134,8 +135,7 @@ def _compiled(source: str) -> Any:
 
 
 def _dated(source: str, date: str) -> str:
-    """The source of a template that writes the same with that date on the clock, and is nobody
-    else's."""
+    """The template with that date for its clock; distinct from every other source."""
     # The newline that a comment swallows.
     marked = f"{{# on {date} #}}" + ("\n" if source.startswith("\n") else "") + source
     clock: Callable[[str], str] = datetime.fromisoformat(date).strftime
@@ -153,8 +153,8 @@ LATER: dict[str, Any] = {"template_date": None, "template_options": {}, "chat_pr
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An example as strings: `prompt` is given, `response` is to be predicted; of it, `content` is
-    what the example says, and starts at character `start`: a chat template may add to it."""
+    """An example as strings: `prompt` is given, `response` is predicted; `content` is the example's
+    own part of it, and starts at character `start`: a chat template may add to it."""
 
     prompt: str
     response: str
@@ -168,7 +168,7 @@ class Written:
 
 
 class Recipe(BaseModel):
-    """How examples of some segments are written."""
+    """Text format of examples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -251,11 +251,11 @@ class Recipe(BaseModel):
 
     @property
     def date(self) -> str:
-        """What the clock of a chat template says."""
+        """The date for a chat template."""
         return self.template_date or DEFAULT_DATE
 
     def template(self, tokenizer: Any) -> ChatTemplate:
-        """The tokenizer's chat template, as these settings ask for it."""
+        """The tokenizer's chat template with these settings."""
         return ChatTemplate(tokenizer, self.template_options, self.date)
 
     def check(self, tokenizer: Any) -> None:
@@ -317,13 +317,13 @@ class Recipe(BaseModel):
         return Written(prompt, rendered, content, rendered.index(content))
 
     def said(self, segments: Sequence[str]) -> list[str]:
-        """What an example says, without what a template adds."""
+        """The example's own text, without additions of a template."""
         if self.text_format == "chat" and len(segments) == 1:
             return [str(turn["content"]) for turn in _turns(segments[0])]
         return [segment for segment in segments if segment]
 
     def after_response(self, tokenizer: Any) -> str:
-        """What a chat template writes behind a response."""
+        """The string that a chat template writes after a response."""
         turns = self._with_system([_turn("user", "?"), _turn("assistant", "x")])
         return _behind(self.template(tokenizer), turns)
 
@@ -348,7 +348,7 @@ def _turn(role: str, content: str) -> dict[str, Any]:
 
 
 def _content_start(template: ChatTemplate, turns: Turns, whole: str) -> int:
-    """Where the last turn's content begins: from there on, another one is written otherwise."""
+    """Start of the last turn's content: where renderings of different contents diverge."""
     said = turns[-1]["content"].strip()
     other = template.render([*turns[:-1], _turn("assistant", "y" if said[:1] == "x" else "x")])
     differ = (at for at, (one, two) in enumerate(zip(whole, other, strict=False)) if one != two)
@@ -356,7 +356,7 @@ def _content_start(template: ChatTemplate, turns: Turns, whole: str) -> int:
 
 
 def _behind(template: ChatTemplate, turns: Turns) -> str:
-    """What is written behind the last turn's content, without line ends."""
+    """The string after the last turn's content, without line ends."""
     one = template.render([*turns[:-1], _turn("assistant", "x")])
     start = _content_start(template, [*turns[:-1], _turn("assistant", "x")], one)
     return one[start + 1 :].rstrip("\n")

@@ -1,15 +1,15 @@
-"""Examples as token ids, which of them a language model has to predict, and whose ids they are.
+"""Examples as token ids, the part that a language model predicts, and the digest of their
+vocabulary.
 
 A text is its prompt, which is given, and the rest, which is predicted token by token; special
 tokens stand where the tokenizer puts them around a whole text. Prompt and response are tokenized
-apart, for a model that is asked sees the prompt alone.
+separately, as in generation, where the model sees the prompt alone.
 
 Two tokenizers are one if they do the same, whatever files they were saved as: digests tell. Models
 of one family share a tokenizer and differ in how many rows of logits they round it up to (151,936
-and 152,064, say). What counts is the tokenizer: ids beyond its last word mean nothing, and nobody
-teaches them. They may also differ in settings, such as which word ends a text: what is said of a
-word is of the same word, whatever its role is (`vocab_digest`), and whether both split a text alike
-is seen by its tokens.
+and 152,064, say). Only the tokenizer counts: ids beyond its last token have no meaning. They may
+also differ in settings, such as which word ends a text: what is said of a word is of the same word,
+whatever its role is (`vocab_digest`), and whether both split a text alike is seen by its tokens.
 """
 
 import json
@@ -30,7 +30,7 @@ _ENCODE_ROWS = 4096
 Ids = npt.NDArray[np.int32]
 
 INSIDE = 2**32 - 1
-"""Of a token before which no whole number of characters has been read."""
+"""Sentinel: the token starts inside a multi-byte character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class TokenTexts:
     truncated: npt.NDArray[np.bool_]
     bytes: IntArray
     read: npt.NDArray[np.uint32] | None = None
-    """For each token, how many characters of the example's own response have been read before it;
-    INSIDE where that is no whole number, and outside of it. None: nobody asked."""
+    """Number of characters of the example's own response before each token; INSIDE within a
+    character, and outside of the response. None: not requested."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -79,7 +79,8 @@ class Ends:
 
 
 def special_ends(tokenizer: Any) -> Ends:
-    """Those of a tokenizer. One that puts none after a text is given its end-of-sequence token."""
+    """Special tokens of a tokenizer. One that puts none after a text gets its end-of-sequence
+    token."""
     inner = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     starts = range(len(whole) - len(inner) + 1)
@@ -91,8 +92,8 @@ def special_ends(tokenizer: Any) -> Ends:
 
 
 def end_ids(tokenizer: Any, recipe: Recipe, model: Any) -> frozenset[int]:
-    """The tokens that end what a model says: those of its own configuration, those that end texts,
-    and what a chat template writes behind a response, if that is a special token."""
+    """The tokens that end a generated response: those of the model's configuration, those that end
+    texts, and the special token that a chat template writes after a response."""
     configured = model.generation_config.eos_token_id
     known = {*(configured if isinstance(configured, list) else [configured])}
     known |= {tokenizer.eos_token_id, *special_ends(tokenizer).after}
@@ -119,10 +120,10 @@ def encode_texts(
     max_length: int,
     with_characters: bool = False,
 ) -> TokenTexts:
-    """The tokens of examples, at most `max_length` of each; what is beyond is cut off its end.
+    """The tokens of examples, at most `max_length` of each; longer ones are truncated at the end.
 
-    `with_characters`: find out what has been read before each token; raises JobError for a
-    tokenizer that cannot tell."""
+    `with_characters`: also count the characters before each token; raises JobError for a tokenizer
+    without offsets."""
     ends, blocks = special_ends(tokenizer), list[TokenTexts]()
     for start in range(0, max(len(examples), 1), _ENCODE_ROWS):
         written = [recipe.write(tokenizer, each) for each in examples[start : start + _ENCODE_ROWS]]
@@ -161,8 +162,8 @@ def _end_to_end(blocks: Sequence[TokenTexts]) -> TokenTexts:
 
 
 def _kept_bytes(tokenizer: Any, text: _Text, max_length: int) -> int:
-    """Bytes of what is predicted: of a text that is cut, of what is left of it; without the first
-    token where nothing comes before it."""
+    """Bytes of the predicted part, after truncation; without the first token if nothing comes
+    before it."""
     if len(text.ids) > max_length:
         kept = text.ids[max(text.prompt, 1) : max_length]
         return len(tokenizer.decode(kept, skip_special_tokens=True).encode())
@@ -204,8 +205,7 @@ def _tokenized(
 
 
 def _of_content(read: npt.NDArray[np.uint32], written: Written) -> npt.NDArray[np.uint32]:
-    """Characters counted from where the example's own response begins, and no further than it
-    goes."""
+    """Characters counted from the start of the example's own response, and at most its length."""
     counted = read.astype(np.int64) - written.start
     own = (read != INSIDE) & (counted >= 0) & (counted <= len(written.content))
     return np.where(own, counted, INSIDE).astype(np.uint32)
@@ -213,7 +213,7 @@ def _of_content(read: npt.NDArray[np.uint32], written: Written) -> npt.NDArray[n
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """Strings as ids, and where in the string each of them lies, if that was asked."""
+    """Strings as ids, and the offsets of each token if requested."""
 
     ids: list[list[int]]
     offsets: list[list[tuple[int, int]]] | None
@@ -247,12 +247,12 @@ class _Encoded:
 
 
 def by_text(rows: npt.NDArray[Any], counts: IntArray) -> list[npt.NDArray[Any]]:
-    """What all texts have, end to end, as what each has: so many rows."""
+    """Values of all texts, concatenated, split into one array per text."""
     return np.split(rows, np.cumsum(counts)[:-1])
 
 
 def read_before_predicted(texts: TokenTexts) -> list[npt.NDArray[np.uint32]]:
-    """`read` of the predicted tokens of each text; somebody has to have asked for it."""
+    """`read` of the predicted tokens of each text; it must have been requested."""
     assert texts.read is not None
     inside = np.arange(len(texts.ids)) - np.repeat(texts.offsets[:-1], texts.lengths)
     predicted = inside >= np.repeat(texts.prompts, texts.lengths)
@@ -260,8 +260,8 @@ def read_before_predicted(texts: TokenTexts) -> list[npt.NDArray[np.uint32]]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """128 bits, in hexadecimal, that tell a tokenizer from others; the same for one that was loaded
-    and saved again. Padding and truncation, which are chosen call by call, do not count."""
+    """Digest of a tokenizer: 128 bits in hexadecimal, the same after loading and saving. Padding
+    and truncation, which are set per call, do not count."""
     return digest({"model": _model(tokenizer), "special": sorted(tokenizer.all_special_tokens)})
 
 
@@ -284,5 +284,5 @@ def vocab_digest(tokenizer: Any, count: int | None = None) -> str:
 
 
 def vocab_size_of(tokenizer: Any) -> int:
-    """How many ids a tokenizer has, the highest one plus one."""
+    """Vocabulary size of a tokenizer: its highest id plus one."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)

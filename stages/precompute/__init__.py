@@ -1,1 +1,1 @@
-"""Stage 1: ask a frozen teacher once about every text of a corpus and keep its answers."""
+"""Stage 1: compute a frozen teacher's features once for every text of a corpus, and cache them."""

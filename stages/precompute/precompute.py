@@ -2,12 +2,12 @@
 
     precompute -> _ask_shard -> _ask_batches -> _ask
 
-What comes in: a corpus, its pending rows, a loaded teacher, a writer. What goes out: committed
-shards. Shards are cut from the pending rows in corpus order, batches inside a shard from examples
-of one bucket; so neither the batch size nor an interruption changes what is stored. When asking
-stops for any reason, the answers that were already there are committed before the error goes on.
-A thread writes one shard while the teacher answers the next. Other processes may do the same to
-the same cache: each shard is reserved before the teacher is asked (`store/writing/writer.py`).
+In: a corpus, its pending rows, a loaded teacher, a writer. Out: committed shards. Shards are cut
+from the pending rows in corpus order, batches inside a shard from examples of one bucket; so
+neither the batch size nor an interruption changes what is stored. If the computation stops for any
+reason, rows computed so far are committed before the error is raised. A thread writes one shard
+while the teacher computes the next. Other processes may do the same to the same cache: each shard
+is reserved before it is computed (`store/writing/writer.py`).
 """
 
 import time
@@ -34,7 +34,7 @@ Committed = Callable[[CommitRecord, float, int], None]
 
 @dataclass(slots=True)
 class Asking:
-    """How to ask: what may change between runs without changing an answer."""
+    """Settings that may change between runs without changing an output."""
 
     batch_size: int
     skip_bad_rows: bool = False
@@ -51,10 +51,10 @@ def precompute(
     writer: CacheWriter,
     asking: Asking,
 ) -> None:
-    """Ask `teacher` about what `work` deals out of `corpus`, with keys [N, 16], and commit.
+    """Compute the rows of `corpus`, with keys [N, 16], that `work` assigns, and commit them.
 
-    Raises TeacherOutputError for an answer that is not finite (unless bad rows are skipped),
-    StorageError when the disk refuses, RunError when one example does not fit into memory."""
+    Raises TeacherOutputError for a non-finite output (unless bad rows are skipped), StorageError if
+    the disk fails, RunError when one example does not fit into memory."""
     with _Committer(writer, work, asking.committed) as committer:
         for task in _tasks(work, committer):
             examples = make_examples(corpus, keys, task.rows)
@@ -139,7 +139,7 @@ def _halved(batch_size: int) -> int:
 
 
 def _ask(teacher: Teacher, examples: Sequence[Example]) -> Answers | None:
-    """The answers, or None if the batch did not fit into device memory."""
+    """The outputs, or None if the batch did not fit into device memory."""
     try:
         with torch.inference_mode():
             return teacher.encode(examples)
@@ -151,14 +151,14 @@ def _ask(teacher: Teacher, examples: Sequence[Example]) -> Answers | None:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a few examples say of all: seconds an example, and its places on each axis."""
+    """Estimates from a few examples: seconds per example, and its length on each axis."""
 
     seconds: float
     places: dict[str, float]
 
 
 def probe(teacher: Teacher, examples: Sequence[Example]) -> Probe:
-    """Ask about all `examples` at once; an untimed pass warms up."""
+    """Time one batch of all `examples`, after an untimed warm-up pass."""
     for _ in range(2):
         places = dict.fromkeys(teacher.spec.axes, 0)
         started = time.perf_counter()
@@ -195,7 +195,7 @@ class _Committer:
 
     @property
     def features(self) -> tuple[FeatureSpec, ...]:
-        """What is kept of the answers: all of them, or those that the cache lacked."""
+        """Features that are written: all of them, or those that the cache lacked."""
         return self._writer.manifest.spec.features
 
     def commit(self, task: Task, finished: FinishedRows, seconds: float) -> None:
@@ -222,7 +222,7 @@ class _Committer:
             self._committed(record, seconds, int(finished.truncated.sum()))
 
     def wait(self) -> None:
-        """Until the last commit is done; raises what it raised."""
+        """Wait for the last commit; raises its error."""
         if self._running is not None:
             running, self._running = self._running, None
             running.result()

@@ -1,4 +1,5 @@
-"""The answers of one shard in the making: each example has its place, answers come in any order."""
+"""The rows of one shard while it is computed: each example has its row, and outputs arrive in any
+order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from .teachers.base import Answers, Example
 
 @dataclass(frozen=True, slots=True)
 class FinishedRows:
-    """What a shard buffer holds of answered rows, in order: the arguments of a commit."""
+    """The computed rows of a shard buffer, in order: the arguments of a commit."""
 
     keys: KeyArray
     features: Mapping[str, Values]
@@ -29,7 +30,7 @@ class FinishedRows:
 
 
 class ShardBuffer:
-    """Room for answers to N examples. Not a number stands where no answer is."""
+    """Buffer for N examples. Missing rows are NaN."""
 
     def __init__(self, examples: Sequence[Example], specs: Sequence[FeatureSpec]) -> None:
         self._examples = examples
@@ -43,8 +44,8 @@ class ShardBuffer:
         self._fidelity: dict[str, dict[int, Fidelity | None]] = {}
 
     def put(self, places: IntArray, answers: Answers) -> dict[int, str]:
-        """Keep the answers to the examples at `places`, those with numbers that are not finite
-        left out; returns place -> feature of these. Half precision that overflows is not finite."""
+        """Keep the outputs of the examples at rows `places`, except non-finite ones; returns row ->
+        feature of these. Overflow in half precision is not finite."""
         bad = {int(places[position]): name for position, name in answers.invalid.items()}
         for name, column in self._columns.items():
             finite = column.put(places, answers.features[name])
@@ -58,7 +59,7 @@ class ShardBuffer:
         return bad
 
     def finished(self) -> FinishedRows:
-        """The answered rows."""
+        """The computed rows."""
         rows = np.flatnonzero(self._answered)
         places = rows.tolist()
         tables = {}

@@ -1,9 +1,8 @@
-"""What every objective promises, as tests.
+"""The contract of objectives, as tests.
 
-A subclass names an objective, its options and what they are to be. The tests ask it for the loss of
-batches that `batch` makes, alone and in a sum of objectives, in float64 where numbers are compared.
-Shapes: B rows, T tokens, D pooled student text, K classes (1 for regression), H numbers of a
-feature.
+A subclass names an objective and values of its options. The tests compute the loss of batches that
+`batch` makes, alone and in a sum of objectives, in float64 where numbers are compared. Shapes: B
+rows, T tokens, D pooled student text, K classes (1 for regression), H numbers of a feature.
 """
 
 import math
@@ -30,7 +29,7 @@ Terms = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What an objective is told: pooled [B, D], output [B, K], features [B, *shape], labels [B];
+    """Inputs of an objective: pooled [B, D], output [B, K], features [B, *shape], labels [B];
     hidden states [B, T, width] of the embeddings and each layer, and their mask [B, T]."""
 
     pooled: Tensor
@@ -41,7 +40,7 @@ class Batch:
     mask: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same with all numbers changed, labels not."""
+        """The same with all tensors changed, except labels."""
         return replace(
             self,
             pooled=change(self.pooled),
@@ -82,13 +81,13 @@ class ObjectiveTests:
     changing: ClassVar[Mapping[str, Any]] = {}
     """Option -> a value under which the loss is another."""
     untried: ClassVar[Collection[str]] = ()
-    """Options that are left out here; say why in a comment."""
+    """Options that are not tested; give the reason in a comment."""
     refused: ClassVar[Mapping[str, Any]] = {}
     """Option -> a value that it must not take."""
     pooled_dim: ClassVar[int] = 6
     num_labels: ClassVar[int] = 3
     feature_shapes: ClassVar[tuple[Shape, ...]] = ((4,),)
-    """Of what it reads, one for each feature; of an objective that reads classes, (num_labels,)."""
+    """Shapes of the features it reads; (num_labels,) for an objective that reads classes."""
     layer_dims: ClassVar[tuple[int, ...]] = (6, 6, 6, 6, 6)
     """Of an objective that reads layers: the widths of a student's embeddings and of its layers."""
     tokens: ClassVar[int] = 4
@@ -97,7 +96,7 @@ class ObjectiveTests:
 
     @pytest.fixture(params=[False, True], ids=["classification", "regression"])
     def sizes(self, request: pytest.FixtureRequest) -> Sizes:
-        """What the objective has to fit, without dropout; for both tasks where it knows both."""
+        """Sizes for the objective, without dropout; for both tasks if it supports both."""
         regression = bool(request.param)
         if regression and not self._class().reads.regression:
             pytest.skip("has no meaning where labels are numbers")
@@ -175,7 +174,7 @@ class ObjectiveTests:
             assert own or parameter.grad is not None, f"{name} takes no part in the loss"
 
     def test_gradients_are_those_of_the_loss(self, sizes: Sizes) -> None:
-        """By finite differences, in float64."""
+        """Checked by finite differences, in float64."""
         objective = self._made(sizes).double()
         batch = self._batch(sizes).map(torch.Tensor.double)
 
@@ -245,7 +244,7 @@ class ObjectiveTests:
         for name, parameter in objective.named_parameters():
             assert parameter.grad is None or not parameter.grad.any(), f"{name} would be moved"
 
-    # --- what it reads
+    # --- declared reading
 
     def test_it_reads_what_it_declares(self, sizes: Sizes) -> None:
         reads, objective, batch = self._class().reads, self._made(sizes), self._batch(sizes)
@@ -301,7 +300,7 @@ class ObjectiveTests:
             "some of its state is no parameter and no buffer"
         )
 
-    # --- making and asking
+    # --- construction and calls
 
     def _class(self) -> type[Objective]:
         found: type[Objective] = OBJECTIVES.load(self.objective)
@@ -372,7 +371,7 @@ class TokenBatch(Batch):
 
 
 class TokenObjectiveTests(ObjectiveTests):
-    """The same for an objective of language models: it reads tokens, and for each of them the
+    """Tests for objectives of language models: they read tokens, and for each of them the
     probabilities of a teacher. `num_labels` is the size of the vocabulary."""
 
     num_labels = 7
@@ -380,7 +379,7 @@ class TokenObjectiveTests(ObjectiveTests):
 
     @pytest.fixture
     def sizes(self) -> Sizes:
-        """What the objective has to fit; tokens know one task."""
+        """Sizes for the objective; tokens have one task."""
         return self._sizes(regression=False)
 
     def batch(self, sizes: Sizes, rows: int, draw: torch.Generator) -> Batch:
@@ -394,7 +393,7 @@ class TokenObjectiveTests(ObjectiveTests):
         )
 
     def test_features_are_needed_as_declared(self, sizes: Sizes) -> None:
-        """Where nothing of the teacher is known, the corpus alone is learned."""
+        """Without teacher predictions, only the corpus is learned."""
         objective, batch = self._made(sizes), self._batch(sizes)
         side, _, labels = self._of_sources(objective, batch)
         terms = objective.of_sources(side, {}, labels)
@@ -402,7 +401,7 @@ class TokenObjectiveTests(ObjectiveTests):
         torch.testing.assert_close(terms["total"], F.cross_entropy(logits, batch.labels))
 
     def test_padding_changes_nothing(self, sizes: Sizes) -> None:
-        """Tokens without a label that the teacher was not asked about, whatever stands there."""
+        """Tokens without label and teacher prediction, with arbitrary values."""
         objective, batch = self._made(sizes), self._batch(sizes)
         padded = batch.take(torch.tensor([*range(self.rows), 0, 0]))
         padded.labels[self.rows :] = MISSING_LABEL

@@ -1,6 +1,6 @@
-"""What every teacher promises, as tests.
+"""The contract of teachers, as tests.
 
-A subclass names a teacher, and for each of its options a value: one that changes answers, or one
+A subclass names a teacher, and for each of its options a value: one that changes outputs, or one
 that must not. The tests run the teacher as stage 1 does, in batches of one bucket, under inference
 mode, and compare what would be stored.
 """
@@ -52,7 +52,7 @@ _NONE: Mapping[str, Any] = {}
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a cache would hold of one example."""
+    """Cached values of one example."""
 
     features: Mapping[str, npt.NDArray[Any]]
     truncated: bool
@@ -72,16 +72,16 @@ class TeacherTests:
     options: ClassVar[Mapping[str, Any]] = {}
     """Under which it is tested."""
     changing: ClassVar[Mapping[str, Any]] = {}
-    """Option -> a value under which an answer, or the list of features, is another."""
+    """Option -> a value that changes an output or the list of features."""
     unchanging: ClassVar[Mapping[str, Any]] = {}
-    """Option -> a value under which all answers are the same, bit for bit."""
+    """Option -> a value that leaves all outputs equal, bit for bit."""
     untried: ClassVar[Collection[str]] = ()
-    """Options that are left out here; say why in a comment."""
+    """Options that are not tested; give the reason in a comment."""
     texts: ClassVar[Sequence[str]] = TEXTS
     pairs: ClassVar[Sequence[tuple[str, ...]]] = PAIRS
     """Examples of several segments; none for a teacher that takes texts alone."""
     refused: ClassVar[Collection[str]] = ()
-    """Those of the texts that it refuses: it has no output for them."""
+    """Texts that it refuses: it has no output for them."""
     device: ClassVar[str] = "cpu"
     tolerance: ClassVar[float] = 0.0
     """Absolute difference allowed between the outputs of a text in two batches: 0 is bit for bit,
@@ -92,7 +92,7 @@ class TeacherTests:
         """KIND:SOURCE of the teacher."""
         return self.teacher
 
-    # --- what it says of itself
+    # --- spec and options
 
     def test_its_spec_is_known_before_it_is_loaded(self, source: str) -> None:
         teacher = self._make(source)
@@ -119,7 +119,7 @@ class TeacherTests:
             options.model_validate({"no_such_option": 1})
         assert not _class_of(source).selecting - options.model_fields.keys()
 
-    # --- what it answers
+    # --- outputs
 
     def test_answers_are_as_declared_and_finite(self, source: str) -> None:
         teacher, examples = self._loaded(source), self._examples()
@@ -227,7 +227,7 @@ class TeacherTests:
             asking = Asking(batch_size=2, advance=stop)
             precompute(corpus, keys, Work(writer, keys), teacher, writer, asking)
 
-    # --- asking
+    # --- helpers
 
     def _make(self, source: str, options: Mapping[str, Any] = _NONE) -> Teacher:
         kind, place = _class_of(source), source.partition(":")[2]
@@ -245,14 +245,14 @@ class TeacherTests:
         return [text for text in self.texts if text not in self.refused]
 
     def _rows(self) -> list[Example]:
-        """Those of one corpus, which has no blank rows: the texts, or else the pairs."""
+        """Rows of one corpus, which has no blank rows: the texts, or else the pairs."""
         return [e for e in _all(self._answered() or self.pairs) if "".join(e.segments).strip()]
 
     def _examples(self) -> list[Example]:
         return _all([*self._answered(), *self.pairs])
 
     def _differences(self, one: Stored, other: Stored) -> list[str]:
-        """Names of what differs in two answers."""
+        """Names of the differences between two outputs."""
         differing = [
             name
             for name, values in one.features.items()
@@ -285,7 +285,7 @@ def _all(texts: Sequence[str | tuple[str, ...]]) -> list[Example]:
 
 @contextmanager
 def _refusing() -> Iterator[list[str]]:
-    """What a teacher says of a text that it refuses."""
+    """A teacher's error for a text that it refuses."""
     told: list[str] = []
     try:
         yield told
@@ -299,7 +299,7 @@ def _encode(teacher: Teacher, batch: Sequence[Example]) -> Answers:
 
 
 def _batches(teacher: Teacher, examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """As stage 1 cuts them: of one bucket each."""
+    """Batches as in stage 1: of one bucket each."""
     buckets = list(teacher.buckets(examples))
     assert len(buckets) == len(examples), "buckets: one number an example"
     batches = []
@@ -347,7 +347,7 @@ def _only(stored: Stored, names: Collection[str]) -> Stored:
 
 
 def _described(teacher: Teacher) -> dict[str, dict[str, Any]]:
-    """Name -> feature, without what is said of it to people."""
+    """Name -> feature, without descriptions."""
     return {f.name: f.model_dump(exclude={"description"}) for f in teacher.spec.features}
 
 

@@ -1,1 +1,1 @@
-"""What tokenizers do to texts, read off the tokenizers themselves."""
+"""Properties of tokenizers, read from the tokenizers themselves."""

@@ -1,9 +1,9 @@
-"""Texts far longer than what is kept of them, cut before they are tokenized.
+"""Cutting very long texts before they are tokenized.
 
 A tokenizer reads all of a text, 2 s a million characters, however few tokens are kept. So a text of
-many more characters is cut at a place where it parts (`partings`), or inside of a long stretch
-without one, one endless word, a script without spaces: then the first tokens of what is left are
-those of the whole text. It is left whole where nothing of the kind is known.
+many more characters is cut at a split point (`partings`), or inside of a long stretch without one,
+one endless word, a script without spaces: then the first tokens of what is left are those of the
+whole text. It is not cut if no such point is known.
 
 A model that merges pieces, the most common pair first, or that looks for the best path, has this in
 common: its tokens up to the end of any one of them are those of the text up to there, had it ended
@@ -80,7 +80,7 @@ class Stretches:
 
 
 def stretches(tokenizer: Any) -> Stretches | None:
-    """Those of a tokenizer; None if nothing is known of them."""
+    """Stretches of a tokenizer; None if unknown."""
     document = json.loads(tokenizer.backend_tokenizer.to_str())
     model, words = document["model"], vocabulary_of(document["model"])
     if model["type"] not in ("BPE", "Unigram") or model.get("dropout"):
@@ -103,7 +103,8 @@ def stretches(tokenizer: Any) -> Stretches | None:
 
 
 def _runs_on(step: dict[str, Any], letters: frozenset[str]) -> bool:
-    """Whether a step makes the same of a stretch, wherever that is cut, but for its last end."""
+    """Whether a step gives the same result for a stretch, wherever that is cut, except at its
+    end."""
     if step["type"] in FROM_THE_LEFT:
         return True
     if step["type"] not in ("Split", "Replace"):
@@ -137,7 +138,7 @@ _WORD_STEPS = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 
 
 def text_and_pair(tokenizer: Any, segments: Sequence[str]) -> tuple[str, str | None]:
-    """How an example is shown to a tokenizer: one segment alone; of several the first and, as its
+    """Input of a tokenizer for an example: one segment alone; of several the first and, as its
     pair, the others joined by the separator token, or by the one that ends texts if there is
     none."""
     first, *rest = segments
@@ -149,7 +150,7 @@ def text_and_pair(tokenizer: Any, segments: Sequence[str]) -> tuple[str, str | N
 
 def shortened(tokenizer: Any, texts: Sequence[str], tokens: int, **options: Any) -> list[str]:
     """The texts, of which the first `tokens` tokens are wanted, not counting special tokens around
-    them. One that is cut has more than that many, so that it is seen to be longer.
+    them. A cut text has more than that many, so that it still counts as longer.
 
     `options`: those that the texts will be tokenized with."""
     return [
@@ -180,7 +181,7 @@ def _shortened(tokenizer: Any, text: str, tokens: int, options: dict[str, Any]) 
 
 
 class _Known:
-    """What cuts of a tokenizer's texts rest on."""
+    """Properties of a tokenizer that cuts rely on."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.partings: list[Parting] = partings(tokenizer)

@@ -44,7 +44,7 @@ def pad_rows(
     width: int | None = None,
     left: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """As `pad`, of rows as a tokenizer returns them one by one: name -> its numbers, all alike."""
+    """As `pad`, for rows as a tokenizer returns them one by one: name -> its numbers, all alike."""
     lengths = np.array([len(row["input_ids"]) for row in rows])
     count = int(lengths.sum())
     columns = {

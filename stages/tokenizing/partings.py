@@ -1,10 +1,10 @@
-"""Places where a text may be cut so that all tokens before the cut stay what they were.
+"""Points where a text may be cut so that all tokens before the cut stay the same.
 
-A place is a character of `before` with one of `after` behind it, such as a letter and a space. That
-the text parts there is read off the tokenizer, never tried out: every step of it, as its own
-document lists them, either works character by character from the left, or is a pattern of which no
-match can look across such a place; and the model sees the two sides apart, or has no token with
-both. A step that is not known to do so has no places, and texts are then not cut.
+A point is a character of `before` followed by one of `after`, such as a letter and a space. That
+the text splits there is read from the tokenizer, never tried: every step of it, as its own document
+lists them, either works character by character from the left, or is a pattern of which no match can
+look across such a place; and the model sees the two sides apart, or has no token with both. A step
+that is not known to do so has no places, and texts are then not cut.
 """
 
 import json
@@ -19,7 +19,7 @@ LOWER = "abcdefghijklmnopqrstuvwxyz"
 _RANGES = ((0x3B1, 0x3C9), (0x430, 0x438), (0x43A, 0x44F), (0x5D0, 0x5EA), (0x628, 0x63A))
 IDEOGRAPHS = "".join(map(chr, range(0x4E00, 0x9FA6)))
 _LETTERS = LOWER + "".join(chr(n) for first, last in _RANGES for n in range(first, last + 1))
-"""Of Latin, Greek, Cyrillic, Hebrew and Arabic: lower case, and not to be taken apart."""
+"""Lower-case Latin, Greek, Cyrillic, Hebrew and Arabic letters without decomposition."""
 
 DIGITS, SPACE_SIGN = "0123456789", "▁"
 MARKS = "，。、！？；："  # noqa: RUF001
@@ -27,12 +27,12 @@ MARKS = "，。、！？；："  # noqa: RUF001
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """A kind of place; `sample` has one in its middle."""
+    """A kind of split point; `sample` has one in its middle."""
 
     before: frozenset[str]
     after: str
     parting: frozenset[str]
-    """Pre-tokenizers that part a text there, whatever it says."""
+    """Pre-tokenizers that split any text there."""
 
     @property
     def seen_after(self) -> str:
@@ -42,11 +42,11 @@ class Parting:
 
     @property
     def sample(self) -> str:
-        """The shortest text with such a place, and something behind it."""
+        """The shortest text with such a point, and something after it."""
         return f"{min(self.before)}{self.after[0]}{min(self.before)}"
 
     def find(self, text: str, start: int) -> int | None:
-        """The first place in a text at or after `start` characters."""
+        """The first point in a text at or after `start` characters."""
         pattern = re.compile(f"(?=[{self.after}])")
         found = (match.start() for match in pattern.finditer(text, max(start, 1)))
         return next((place for place in found if text[place - 1] in self.before), None)
@@ -72,7 +72,7 @@ FROM_THE_LEFT = frozenset(
 
 
 def partings(tokenizer: Any) -> list[Parting]:
-    """The kinds of places at which texts part for a tokenizer; none for one without a fast form."""
+    """The kinds of points at which a tokenizer splits texts; none for a slow tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or getattr(tokenizer, "truncation_side", "right") != "right":
         return []
@@ -101,7 +101,7 @@ def in_characters(steps: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _spans(token: dict[str, Any], kind: Parting) -> bool:
-    """Whether an added token could lie across a place, or be one for what stands behind it."""
+    """Whether an added token could span a point, or depend on what follows it."""
     content = token["content"].lower()
     across = any(
         (one.isalnum() or one in kind.before) and (two.isspace() or two in kind.after)
@@ -131,7 +131,7 @@ def steps_of(component: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 
 
 def _is_local(step: dict[str, Any], kind: Parting, seen: str) -> bool:
-    """Whether what a step makes of the characters before a place is the same without the rest."""
+    """Whether a step's result for the characters before a point is the same without the rest."""
     if step["type"] in FROM_THE_LEFT:
         return step["type"] != "ByteLevel" or "use_regex" in step  # else bytes come first
     if step["type"] not in ("Split", "Replace"):
@@ -194,7 +194,7 @@ class Atom:
     many: bool
 
     def matches(self, characters: str, flags: str = "") -> int:
-        """How many of the characters it takes, by the library's own rules."""
+        """Number of characters it matches, by the library's own rules."""
         from tokenizers import Regex, normalizers
 
         pattern = Regex(f"(?{flags}:{self.pattern})")
@@ -202,13 +202,13 @@ class Atom:
 
 
 def is_local(regex: str, kind: Parting) -> bool:
-    """Whether no match of a pattern that begins before a place looks beyond it."""
+    """Whether no match of a pattern that begins before a point looks beyond it."""
     found = alternatives(regex)
     return found is not None and all(_stays(atoms, kind) for atoms in found)
 
 
 def takes_all(regex: str, kind: Parting) -> bool:
-    """Whether every character before a place is in some match: one of the alternatives needs
+    """Whether every character before a point is in some match: one of the alternatives needs
     nothing else."""
     before = "".join(sorted(kind.before))
     for atoms in alternatives(regex) or ():
@@ -219,7 +219,7 @@ def takes_all(regex: str, kind: Parting) -> bool:
 
 
 def _stays(atoms: list[Atom], kind: Parting) -> bool:
-    """Whether no atom takes what is behind a place after one that takes what is before it."""
+    """Whether no atom matches what follows a point after one that matches what is before it."""
     before, entered = "".join(sorted(kind.before)), False
     for atom in atoms:
         entered = entered or atom.matches(before, "i") > 0

@@ -1,6 +1,7 @@
-"""How much of a corpus a tokenizer does not know: such texts are all alike to a model.
+"""Share of unknown tokens in a corpus: a model cannot distinguish such texts.
 
-Counted in a sample, without special tokens around texts. A tokenizer of bytes knows everything.
+Counted in a sample, without special tokens around texts. A byte-level tokenizer has no unknown
+tokens.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ SAMPLE = 1024
 KEPT = 128
 """Tokens of each."""
 MOST = 0.5
-"""Share of the tokens from which on a corpus is said to be unknown."""
+"""Share of unknown tokens from which on there is a warning."""
 _SHOWN, _LETTERS = 2, 20
 
 
@@ -36,7 +37,7 @@ class Unknown:
 
 
 def mostly_unknown(tokenizer: Any, texts: Sequence[str]) -> Unknown | None:
-    """What is unknown of some texts; None if that is less than most of them."""
+    """Unknown tokens of some texts; None if they are less than most."""
     unknown = tokenizer.unk_token_id
     if unknown is None or not texts:
         return None

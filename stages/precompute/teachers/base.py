@@ -1,15 +1,15 @@
-"""The contract of a teacher: settings in, a spec before anything heavy, then batches of answers.
+"""The contract of a teacher: settings in, a spec before anything heavy, then batches of features.
 
 A teacher is made in two steps. Its constructor reads configuration files and digests weights, and
 knows its `spec` afterwards; so a job with the wrong settings is refused before a model loads.
-`load` then builds the model: frozen, in eval mode, on its device. `encode` answers a batch.
+`load` then builds the model: frozen, in eval mode, on its device. `encode` computes a batch.
 
-An answer depends on the example alone: not on the batch, its order or its size. Randomness comes
+A feature depends on the example alone: not on the batch, its order or its size. Randomness comes
 from `Example.key` and the teacher's seed (`example_seed`), never from a shared generator; padding
 comes from the example's own length (`buckets`).
 
-`Precision` says in which numbers a teacher computes and in which its answers are kept. 'auto' is
-resolved before the spec is made, so a fingerprint names the type that was used.
+`Precision` has the dtypes in which a teacher computes and in which its features are stored. 'auto'
+is resolved before the spec is made, so a fingerprint names the type that was used.
 """
 
 import logging
@@ -56,12 +56,12 @@ class TeacherOptions(BaseModel):
         return {cls.renamed.get(name, name): value for name, value in given.items()}
 
     def settings(self) -> dict[str, SettingValue]:
-        """What enters the fingerprint."""
+        """The settings in the fingerprint."""
         return self.model_dump(mode="python")
 
 
 class TextOptions(TeacherOptions):
-    """How the segments of an example become the one text a teacher is asked about."""
+    """How the segments of an example become one text."""
 
     template: str = Field(
         default="{text}", description="prompt; {text} is the segments joined by a space"
@@ -76,7 +76,7 @@ class TextOptions(TeacherOptions):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text to ask about: its key and its segments, in order."""
+    """One example: its key and its text segments, in order."""
 
     key: bytes
     segments: tuple[str, ...]
@@ -84,14 +84,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers to B examples, in their order.
+    """Outputs for B examples, in their order.
 
     features: name -> array [B, *shape], or, of a feature along an axis, one array [n, *shape] for
     each example; truncated: bool [B], texts longer than the teacher takes; images: PNG files, one
-    an example, of a teacher that makes images and was told to keep them; invalid: example -> the
+    per example, of a teacher that generates images and keeps them; invalid: example -> the
     feature whose outputs were not finite, where stored integers would not show it; fidelity: name
-    -> how far what is stored is from what was meant, of each example, None where nothing was
-    measured.
+    -> error of the stored feature for each example, None where it was not measured.
     """
 
     features: Mapping[str, npt.NDArray[Any] | Sequence[npt.NDArray[Any]]]
@@ -107,15 +106,15 @@ class Teacher(ABC):
     Options: ClassVar[type[TeacherOptions]] = TeacherOptions
     kind: ClassVar[str]
     selecting: ClassVar[frozenset[str]] = frozenset()
-    """Options that choose which features there are and change no number of any other feature. What
-    they add can be asked for later, without asking for the rest again."""
+    """Options that only choose which features there are. Features can be added by them later,
+    without computing the others again."""
     default_batch_size: ClassVar[int] = 64
     default_rows_per_shard: ClassVar[int] = DEFAULT_ROWS_PER_SHARD
 
     spec: TeacherSpec
     """Set by the constructor, before anything heavy is loaded."""
     notes: tuple[str, ...] = ()
-    """What to warn of before it is asked: options that differ from what its source declares."""
+    """Warnings before it runs: options that differ from what its source declares."""
 
     @abstractmethod
     def __init__(self, source: str, options: Any, device: torch.device) -> None:
@@ -127,21 +126,21 @@ class Teacher(ABC):
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> Answers:
-        """Answer a batch; called under `torch.inference_mode`."""
+        """Compute the features of a batch; called under `torch.inference_mode`."""
 
     def buckets(self, examples: Sequence[Example]) -> Sequence[int]:
         """The padded length of each example, from the example alone; called after `load`.
 
-        Only examples of one bucket share a batch. So what an example is padded to, and with it the
-        last bit of its answer, does not depend on its neighbours: on a CPU (`in_row_groups`); on
-        a GPU, which chooses kernels by batch size, answers agree up to rounding. Default: one
+        Only examples of one bucket share a batch. So the padded length of an example, and with it
+        the last bit of its features, does not depend on its neighbours: on a CPU (`in_row_groups`);
+        on a GPU, which chooses kernels by batch size, features agree up to rounding. Default: one
         bucket.
         """
         return [0] * len(examples)
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
-        """What of these texts, if most of them, the teacher's tokenizer does not know; may be
-        asked before `load`. Default: nobody can tell."""
+        """The share of unknown tokens in these texts, if it is most of them; may be called before
+        `load`. Default: None, not known."""
         return None
 
 
@@ -161,8 +160,8 @@ def make_spec(
 
 
 def example_seed(base_seed: int, key: bytes) -> int:
-    """A 63-bit seed from the teacher's seed and the example's key: the same example is answered
-    with the same randomness in any batch, order, shard, device count or run."""
+    """A 63-bit seed from the teacher's seed and the example's key: the same example gets the same
+    randomness in any batch, order, shard, device count or run."""
     hasher = blake2b(key, digest_size=8, salt=base_seed.to_bytes(8, "little"))
     return int.from_bytes(hasher.digest(), "little") >> 1
 
@@ -183,7 +182,7 @@ class Precision:
     stored: StoredDtype
 
     def settings(self) -> dict[str, str]:
-        """What enters the spec in place of 'auto'."""
+        """The resolved values of 'auto', for the spec."""
         return {"dtype": self.compute, "store_dtype": self.stored}
 
     @property

@@ -1,11 +1,8 @@
-"""A transformers checkpoint as a frozen model, and those that read tokens and answer with one row.
-
-In goes a folder or hub id; out comes a model of which every weight that is used came from the
-checkpoint. Whatever can be refused is refused from the configuration and a skeleton of the model:
-its modules without any weights, built in milliseconds.
-
-A `LanguageModelTeacher` is what encoders and classifiers share: in go texts, out comes one row of
-numbers for each of them, which does not depend on padding.
+"""Teachers from transformers checkpoints: a frozen model, and the base of those with one row per
+text. In: a folder or hub id. Out: a model all of whose used weights came from the checkpoint.
+Unsuitable models are refused from the configuration and a skeleton of the model: its modules
+without any weights, built in milliseconds. `LanguageModelTeacher` is the base of encoders and
+classifiers: texts in, one row of numbers for each, which does not depend on padding.
 """
 
 import inspect
@@ -76,7 +73,7 @@ class CheckpointTeacher(Teacher):
             self._digests(),
             options,
             features,
-            revision=None,  # the digest says it, also where the folder has no revision
+            revision=None,  # the digest identifies it, also if the folder has no revision
             **resolved,
             **self._precision.settings(),
         )
@@ -84,8 +81,8 @@ class CheckpointTeacher(Teacher):
     def load(self) -> None:
         """Read the weights and put them on the device.
 
-        Raises TeacherSourceError if the checkpoint cannot be read, lacks a weight that an answer
-        needs, or does not answer a probe as it has to; RunError if it does not fit into memory."""
+        Raises TeacherSourceError if the checkpoint cannot be read, lacks a used weight, or fails a
+        probe; RunError if it does not fit into memory."""
         try:
             with quiet_transformers():
                 with refusing(TeacherSourceError, f"source {self._folder}"):
@@ -103,16 +100,16 @@ class CheckpointTeacher(Teacher):
             ) from cause
 
     def _answering(self) -> AbstractContextManager[None]:
-        """What the model raises at a text becomes one line; memory that runs out passes."""
+        """Turns exceptions of the model into one line; out-of-memory errors pass."""
         name = type(self._model).__name__
         return refusing(TeacherOutputError, f"source {self._folder}: {name} fails on a text")
 
     @abstractmethod
     def _features(self) -> list[FeatureSpec]:
-        """What the teacher answers, from `_config` and `_skeleton`."""
+        """Specs of the teacher's features, from `_config` and `_skeleton`."""
 
     def _find_model(self, folder: Path) -> Path:
-        """Where in the source's folder the transformers model lies."""
+        """The folder of the transformers model within the source."""
         return folder
 
     def _digests(self) -> dict[str, str]:
@@ -131,10 +128,10 @@ class CheckpointTeacher(Teacher):
         """Hook called after the model is loaded."""
 
     def _probe(self) -> None:
-        """Raises TeacherSourceError for a model whose answers cannot be used."""
+        """Raises TeacherSourceError for a model whose outputs cannot be used."""
 
     def _unused(self, weight: str) -> bool:
-        """Whether no answer depends on that weight."""
+        """Whether no feature depends on that weight."""
         return False
 
     def _auto(self) -> Any:
@@ -172,8 +169,8 @@ class CheckpointTeacher(Teacher):
         return model
 
     def _read_adapted(self, base: Path) -> Any:
-        """The base with adapters in its weights, in float32; of a classifier, its transformer alone
-        if that is what is asked."""
+        """The base with adapters in its weights, in float32; of a classifier, only its transformer
+        if that is the auto class."""
         import transformers
 
         classifies = (self._folder / TASK).is_dir()
@@ -198,7 +195,7 @@ class CheckpointTeacher(Teacher):
 
 
 def _own_files(folder: Path) -> list[Path]:
-    # Not those of sub-folders: a training folder keeps checkpoints there that nobody asks.
+    # Not those of sub-folders: a training folder keeps checkpoints there that are not used.
     return [path for pattern in MODEL_FILE_PATTERNS for path in folder.glob(pattern)]
 
 
@@ -206,11 +203,11 @@ PROBE = Example(b"", ("a b c",))
 """A text shorter than its bucket, and longer than the window of a model of characters."""
 
 PADDING_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
-"""How far padding may move an answer, in parts of its largest number (at least 0.1): rounding."""
+"""Tolerance of padding, relative to a feature's largest value (at least 0.1): rounding."""
 
 
 class LanguageModelTeacher(CheckpointTeacher):
-    """A frozen transformers model that answers a text with arrays of one shape.
+    """A frozen transformers model with features of a fixed shape per text.
 
     Subclasses: `auto_class`, `_features`, `_answer`, and where needed `_prepare` and `_unused`."""
 
@@ -252,7 +249,7 @@ class LanguageModelTeacher(CheckpointTeacher):
         return self._texts.unknown(examples)
 
     def _resolve(self, options: TokenizedOptions, tokenizer: Any) -> TokenizedOptions:
-        """The options, with what the source declares in place of what they leave open."""
+        """The options, completed by what the source declares."""
         return options
 
     def _reader(self) -> Any:
@@ -260,7 +257,7 @@ class LanguageModelTeacher(CheckpointTeacher):
         return self._skeleton
 
     def _arguments(self) -> frozenset[str]:
-        """What the model is told of a text."""
+        """Model arguments for a text."""
         return frozenset(inspect.signature(self._skeleton.forward).parameters)
 
     def _pads_to_its_limit(self) -> bool:
@@ -268,7 +265,7 @@ class LanguageModelTeacher(CheckpointTeacher):
         return False
 
     def _declared_settings(self) -> dict[str, SettingValue]:
-        """What the source declares beside the options, and changes answers."""
+        """Declarations of the source, beside the options, that change features."""
         return {}
 
     @abstractmethod

@@ -25,10 +25,10 @@ class ClassifierOptions(TokenizedOptions):
 
 
 class ClassifierTeacher(LanguageModelTeacher):
-    """Answers with `logits` [K], named by the model's labels, and `pooled` [H] if asked.
+    """Features `logits` [K], named by the model's labels, and `pooled` [H] if requested.
 
-    `pooled` is what the head's last linear layer turns into the logits: pooled . W' + b = logits.
-    Of a decoder, both are those of the last token of a text, which the mask tells.
+    `pooled` is the input of the head's last linear layer: pooled . W' + b = logits. For a decoder,
+    both are those of the last token by the mask.
     """
 
     Options = ClassifierOptions
@@ -58,7 +58,7 @@ class ClassifierTeacher(LanguageModelTeacher):
         try:
             super()._probe()
         except TeacherSourceError:
-            self._texts.pad_left = True  # XLNet reads the last place of a row
+            self._texts.pad_left = True  # XLNet reads the last position of a row
             super()._probe()
 
     def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
@@ -84,7 +84,7 @@ class ClassifierTeacher(LanguageModelTeacher):
         return {"logits": logits, "pooled": pooled} if self._options.pooled else {"logits": logits}
 
     def _declared_settings(self) -> dict[str, SettingValue]:
-        # Such texts were once read a token early: answers of that time are another teacher's.
+        # Such texts were once read a token early: features of that time belong to another teacher.
         return {"text_end": "mask"} if self._texts.ends_with_padding else {}
 
     def _features(self) -> list[FeatureSpec]:

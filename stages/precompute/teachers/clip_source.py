@@ -1,9 +1,9 @@
-"""Where an open_clip model comes from: its configuration and one file of safetensors weights.
+"""Source of an open_clip model: its configuration and one file of safetensors weights.
 
 Three forms: a folder with `open_clip_config.json` and weights; `hf-hub:org/name`, a folder of the
-hub; the name of one of open_clip's architectures, with the weights named apart, as a file or as
-one of open_clip's pretrained tags. open_clip itself goes on with random weights where it finds
-none, and opens pickles; here both are refused.
+hub; the name of one of open_clip's architectures, with the weights named apart, as a file or as one
+of open_clip's pretrained tags. open_clip itself uses random weights if it finds none, and opens
+pickles; here both are refused.
 """
 
 import difflib
@@ -29,15 +29,15 @@ class ClipSource:
 
     name: str
     model_name: str
-    """What open_clip calls it."""
+    """Name in open_clip."""
     config: dict[str, Any]
     weights: Path
     folder: Path | None
-    """Where the tokenizer lies as well, unless open_clip's own is used."""
+    """Folder of the tokenizer too, unless open_clip's own is used."""
 
 
 def find_clip(source: str, weights: str | None, revision: str | None) -> ClipSource:
-    """The model of that source. Raises TeacherSourceError for what is not one, or is not safe."""
+    """The model of that source. Raises TeacherSourceError for an invalid or unsafe one."""
     import open_clip
 
     here = weights is None and Path(expand_home(source)).is_dir()

@@ -1,15 +1,16 @@
-"""Text-to-image teachers: what a diffusion model draws for a text, as latents or as an embedding.
+"""Text-to-image teachers: the image a diffusion model generates for a text, as latents or as an
+embedding.
 
-In: the texts of examples. Out, one feature a teacher:
-`latent` [C * h * w]: the final latents of the second pass (`source: img2img`, the paper's feature,
-[1024] for Stable Diffusion v1-4) or of the first (`txt2img`), flattened; see `latents.py`.
-`image_embedding` [E]: with an `image_encoder`, what it makes of the first pass's picture.
+In: the texts of examples. Out, one feature a teacher: `latent` [C * h * w]: the final latents of
+the second pass (`source: img2img`, the paper's feature, [1024] for Stable Diffusion v1-4) or of the
+first (`txt2img`), flattened; see `latents.py`. `image_embedding` [E]: with an `image_encoder`, its
+embedding of the first pass's image.
 
-Cost with the defaults, per example: 20 steps at 512 x 512, 15 at 128 x 128. On a GPU answers agree
-in any batch up to rounding. On a processor they are equal bit for bit, since a batch is drawn one
+Cost with the defaults, per example: 20 steps at 512 x 512, 15 at 128 x 128. On a GPU features agree
+in any batch up to rounding. On a CPU they are equal bit for bit, since a batch is computed one
 example at a time: oneDNN's convolutions round differently in other batches, and batching gains
-nothing there (a half-width Stable Diffusion UNet at 512 x 512, two cores: 2.2 to 3.1 s a row with
-2 rows as with 16).
+nothing there (a half-width Stable Diffusion UNet at 512 x 512, two cores: 2.2 to 3.1 s a row with 2
+rows as with 16).
 """
 
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ from .base import Answers, Example, Precision, PrecisionOptions, Teacher
 from .image_encoders import image_encoder
 
 NOT_SETTINGS = {"revision", "lora", "image_encoder", "keep_images"}
-"""Outside the fingerprint: where weights lie (their digests are inside), and what is kept beside
-the answers without changing them."""
+"""Outside the fingerprint: the location of weights (their digests are inside), and options that do
+not change features."""
 
 
 class DiffusersOptions(PrecisionOptions, latents.GenerationOptions):

@@ -1,11 +1,11 @@
 """Any transformers text encoder as a teacher: pooled states of the last and of chosen layers.
 
-Decoders are encoders too, with `pooling: last`. Of an encoder-decoder the encoder is asked. A
-folder of sentence-transformers is asked as it declares, in our own code. Models that read more than
-texts (CLIP, SigLIP, CLAP and their kin) have text features: whole models of transformers that have
+Decoders are encoders too, with `pooling: last`. Of an encoder-decoder the encoder is used. What a
+folder of sentence-transformers declares is used, in our own code. Models that read more than texts
+(CLIP, SigLIP, CLAP and similar) have text features: whole models of transformers that have
 `get_text_features`, and their text towers saved alone. The features are the library's own: pooled
-as the model pools, with its projection, not scaled.
-Shapes: B examples, T tokens, H hidden numbers, E numbers of an embedding or feature.
+as the model pools, with its projection, not scaled. Shapes: B examples, T tokens, H hidden numbers,
+E numbers of an embedding or feature.
 """
 
 import inspect
@@ -33,7 +33,7 @@ from .tokenized import TokenBatch, TokenizedOptions
 
 
 class EncoderTeacher(LanguageModelTeacher):
-    """Answers with `pooled` [E], and `layer_<n>` [H] for each of the layers asked for."""
+    """Features `pooled` [E], and `layer_<n>` [H] for each of `layers`."""
 
     Options = EncoderOptions
     kind = "encoder"
@@ -69,10 +69,10 @@ class EncoderTeacher(LanguageModelTeacher):
         return self._options
 
     def _longest(self, tokenizer: Any) -> int:
-        """How many tokens of a text are read, as declared."""
+        """Declared maximum number of tokens."""
         assert self._declared is not None
         declared = self._declared.max_length or tokenizer.model_max_length
-        # There it says how far texts are read, which a job may change, not what the model takes.
+        # There it is the default length, which a job may change, not the model's maximum.
         tokenizer.model_max_length = sys.maxsize
         return int(min(declared, token_limit(tokenizer, self._reader())))
 
@@ -224,7 +224,7 @@ class EncoderTeacher(LanguageModelTeacher):
             raise JobError(f"pooling: {name} has no pooler; choose mean, cls or last")
 
     def _has_decoder(self) -> bool:
-        # Not `is_encoder_decoder`, which says no of a T5 that was saved without its decoder.
+        # Not `is_encoder_decoder`, which is false for a T5 that was saved without its decoder.
         return hasattr(self._skeleton, "encoder") and hasattr(self._skeleton, "decoder")
 
     def _unused(self, weight: str) -> bool:
@@ -248,15 +248,15 @@ def _in_words(pooling: Pooling | tuple[StatePooling, ...]) -> str:
 
 
 _TOWERS = ("TextModelWithProjection", "SiglipTextModel", "Siglip2TextModel")
-"""How classes of towers end that give features, and not states alone."""
+"""Suffixes of tower classes that give features, not only states."""
 
 _OTHER_PARTS = ("vision", "visual", "image", "audio", "logit")
-"""How the parts are called that read no text."""
+"""Names of parts that read no text."""
 
 
 def tower_class(config: Any) -> str | None:
-    """The class of a text tower that was saved alone, or None. The class that goes with such a
-    configuration otherwise has no projection, or is none."""
+    """The class of a text tower that was saved alone, or None. The usual class of such a
+    configuration has no projection, or does not exist."""
     name = (config.architectures or [""])[0]
     return name if name.endswith(_TOWERS) else None
 
@@ -267,7 +267,7 @@ def gives_text_features(model: Any) -> bool:
 
 
 def text_arguments(model: Any) -> frozenset[str]:
-    """What it is told of a text."""
+    """Model arguments for a text."""
     return frozenset(inspect.signature(_method(model)).parameters)
 
 
@@ -312,7 +312,7 @@ def reads_no_text(weight: str) -> bool:
 
 
 def drop_other_parts(model: Any) -> None:
-    """Keep what reads texts, in place."""
+    """Remove everything but the text part, in place."""
     for name, _ in list(model.named_children()):
         if reads_no_text(name):
             delattr(model, name)

@@ -1,5 +1,5 @@
-"""What an encoder is asked for: what the job says, else what a sentence-transformers folder
-declares, else the mean of the last hidden states."""
+"""Options of an encoder: those of the job, else those a sentence-transformers folder declares, else
+the mean of the last hidden states."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ from .tokenized import TokenizedOptions
 Pooling = StatePooling | Literal["pooler", "features"]
 
 _WITHOUT_EFFECT: dict[str, SettingValue] = {"prompt": "", "include_prompt": True, "dim": None}
-"""Values that leave answers as they were before there were such options."""
+"""Values that keep features as they were before these options existed."""
 
 
 class EncoderOptions(TokenizedOptions):
@@ -68,13 +68,13 @@ class EncoderOptions(TokenizedOptions):
 
     @property
     def prefix(self) -> str:
-        """What stands before every text, or before the first one of a pair."""
+        """Prefix of every text, or of the first one of a pair."""
         return self.prompt
 
     def settings(self) -> dict[str, SettingValue]:
-        """What enters the fingerprint."""
+        """The settings in the fingerprint."""
         settings = super().settings()
-        del settings["prompt_name"]  # the prompt says it
+        del settings["prompt_name"]  # given by the prompt
         if not self.prompt:
             settings["include_prompt"] = True
         for name, value in _WITHOUT_EFFECT.items():
@@ -107,7 +107,7 @@ def resolve_options(
         layers = layers[:-1]
     normalizes = layers != folder.layers
     if normalizes and options.dim is not None and "normalize" not in options.model_fields_set:
-        # What is cut has length 1 before, not after: as sentence-transformers' truncate_dim has it.
+        # Normalised before truncation, not after, as in sentence-transformers' truncate_dim.
         layers, normalizes = folder.layers, False
     declared: dict[str, Any] = {
         "pooling": _pooling(folder),

@@ -1,6 +1,6 @@
-"""A language model's own continuations of prompts, greedy or drawn, one seed an example.
+"""A language model's own continuations of prompts, greedy or sampled, one seed per example.
 
-Prompts of one length are continued together, so that nothing is padded and an answer depends on
+Prompts of one length are continued together, so that nothing is padded and a response depends on
 its example alone. Shapes: B prompts of one length, V tokens.
 """
 
@@ -18,8 +18,8 @@ from ...language.logits import hidden_states, same_states, transformer
 from ...language.probes import probing
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
-"""What families call the keys and values (or states) of tokens that were read before, as an
-argument and in the output: the first since transformers 5.24, the second until 5.40."""
+"""Names of the key-value cache (or states), as an argument and in the output: the first since
+transformers 5.24, the second until 5.40."""
 
 PROBE_TOKENS = 6
 
@@ -28,7 +28,7 @@ Uniforms = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. temperature 0: the most probable one; else it is drawn from the
+    """Choice of the next token. temperature 0: the most probable one; else it is sampled from the
     most probable tokens that together have at least `top_p` of the mass (nucleus sampling, arXiv
     1904.09751)."""
 
@@ -51,8 +51,8 @@ class Sampling:
 
 @dataclass(slots=True)
 class Continuation:
-    """The tokens that a model said, and the logarithms of their probabilities at temperature 1;
-    `broken` if its logits were no numbers."""
+    """Generated tokens, and their log-probabilities at temperature 1; `broken` if logits were not
+    finite."""
 
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -60,13 +60,13 @@ class Continuation:
 
 
 NextLogits = Callable[[Tensor, Any], tuple[Tensor, Any]]
-"""From new tokens [B, T] and what is remembered of those before them (None: nothing) to logits
-[B, V] of the next token, and what is to be remembered."""
+"""Maps new tokens [B, T] and the cache of earlier ones (None: empty) to logits [B, V] of the next
+token, and the new cache."""
 
 
 def find_cache_name(model: Any) -> str | None:
-    """Under which name a causal model takes and returns its cache; None if it has none, or reads
-    on from it otherwise than it reads the whole text, which is tried out."""
+    """Name by which a causal model takes and returns its cache; None if it has none, or if
+    continuing from it differs from reading the whole text, which is tested."""
     taken = inspect.signature(transformer(model).forward).parameters
     name = next((name for name in CACHE_NAMES if name in taken), None)
     if name is None:
@@ -88,8 +88,8 @@ def find_cache_name(model: Any) -> str | None:
 def next_states(
     model: Any, cache_name: str | None, ids_BT: Tensor, past: Any
 ) -> tuple[Tensor, Any]:
-    """Hidden states [B, H] at the last of new tokens [B, T], and what is kept of all tokens so far:
-    the model's cache, or without one the tokens themselves, which are read again each time."""
+    """Hidden states [B, H] at the last of new tokens [B, T], and the cache of all tokens so far:
+    the model's, or without one the tokens themselves, which are read again each time."""
     if cache_name is None:
         ids_BT = ids_BT if past is None else torch.cat([past, ids_BT], dim=1)
         output = hidden_states(model, ids_BT, torch.ones_like(ids_BT))

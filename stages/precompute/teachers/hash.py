@@ -1,6 +1,6 @@
-"""Deterministic fake teachers: no weights, no model, instant answers.
+"""Deterministic fake teachers: no weights, no model, no cost.
 
-`hash:16` answers every text with 16 numbers from a normal distribution, seeded by the text;
+`hash:16` gives every text 16 numbers from a normal distribution, seeded by the text;
 `hash_words:16` does so for each word. They ship with the package for quick checks of a pipeline,
 and the tests use them as real teachers.
 """
@@ -27,7 +27,7 @@ class HashOptions(TeacherOptions):
 
 
 class HashTeacher(Teacher):
-    """Answers with `embedding` [dim], standard normal, a function of the example key alone."""
+    """Feature `embedding` [dim], standard normal, a function of the example key alone."""
 
     Options = HashOptions
     kind = "hash"
@@ -58,8 +58,8 @@ class HashWordsOptions(HashOptions):
 
 
 class HashWordsTeacher(Teacher):
-    """Answers with `words` [dim] and `word_bytes`, the length of each, for every word of a text: as
-    `hash` answers the word alone."""
+    """Features `words` [dim] and `word_bytes`, the length of each, for every word of a text: those
+    of `hash` for the word alone."""
 
     Options = HashWordsOptions
     kind = "hash_words"

@@ -48,8 +48,8 @@ class ImageEncoder(ABC):
 class TransformersEncoder(ImageEncoder):
     """A vision model of transformers, of the class its configuration names.
 
-    The embedding is the projected one where the model projects, else the pooled one, else the
-    first token: also where the checkpoint brings no pooler (DINO), which would be random."""
+    The embedding is the projected one where the model projects, else the pooled one, else the first
+    token: also if the checkpoint has no pooler (DINO), which would be random."""
 
     form = "transformers"
 

@@ -1,13 +1,13 @@
-"""From texts to latents: the two passes of the paper's stage 1, batched and in memory.
+"""Latents of texts: the two passes of the paper's stage 1, batched and in memory.
 
-    prompts -> text-to-image -> 8-bit pictures -> smaller pictures -> image-to-image -> latents
+    prompts -> text-to-image -> 8-bit images -> smaller images -> image-to-image -> latents
 
-The recipe is that of arXiv 2603.10877: 20 steps and guidance 7.5 in both passes, 512 x 512 pictures
+The recipe is that of arXiv 2603.10877: 20 steps and guidance 7.5 in both passes, 512 x 512 images
 made 128 x 128, strength 0.75, the final latents before VAE decoding (4 x 16 x 16 for Stable
-Diffusion v1-4). There a PNG file lies between the passes; here the picture is rounded to 8 bits
+Diffusion v1-4). There a PNG file is written between the passes; here the image is rounded to 8 bits
 and stays in memory, which is the same. The filter of the resize is our choice: PIL's bicubic.
 
-Each example has two generators of its own, one a pass, both on the processor: its noise depends on
+Each example has its own two generators, one per pass, both on the processor: its noise depends on
 seed and key alone, not on the batch or the device.
 
 Shapes: B examples, C latent channels, h x w latent cells. Pictures are PIL images, RGB.
@@ -75,7 +75,7 @@ class Request:
     keys: list[bytes]
 
     def singly(self) -> "list[Request]":
-        """The same, one example each."""
+        """The same as batches of one example."""
         pairs = zip(self.prompts, self.keys, strict=True)
         return [Request([prompt], [key]) for prompt, key in pairs]
 
@@ -89,7 +89,7 @@ class Request:
 
 @dataclass(slots=True)
 class _LastLatents:
-    """Keeps what the last denoising step left, for a call that goes on to decode it."""
+    """Keeps the result of the last denoising step, for a call that goes on to decode it."""
 
     latents: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -101,12 +101,12 @@ class _LastLatents:
 
 
 def first_pass_arguments(options: GenerationOptions) -> set[str]:
-    """What the call of the text-to-image pipeline has to take."""
+    """Arguments that the text-to-image pipeline must take."""
     return {*_BOTH_PASSES, *_both_passes(options, Request([], [])), "height", "width"}
 
 
 def second_pass_arguments(options: GenerationOptions) -> set[str]:
-    """What the call of the image-to-image pipeline has to take."""
+    """Arguments that the image-to-image pipeline must take."""
     return {*_BOTH_PASSES, *_both_passes(options, Request([], [])), "image", "strength"}
 
 
@@ -178,9 +178,9 @@ def smaller(picture: Any, options: GenerationOptions) -> Any:
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Raises TeacherOutputError if the shared generators were drawn from meanwhile.
+    """Raises TeacherOutputError if the global generators were used meanwhile.
 
-    Some schedulers ignore the generators they are given, and would answer by chance."""
+    Some schedulers ignore the generators they are given, and their outputs would be random."""
     before = _shared_states(device)
     yield
     if not all(map(torch.equal, before, _shared_states(device))):

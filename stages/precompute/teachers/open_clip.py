@@ -1,8 +1,8 @@
 """The text tower of any open_clip model as a teacher.
 
-What open_clip computes, in open_clip's own code: its tokenizer, cut and padded to the model's
-context length, and its `encode_text`. So every example has one length, and one bucket.
-Shapes: B examples, E numbers of an embedding.
+Computed by open_clip's own code: its tokenizer, truncated and padded to the model's context length,
+and its `encode_text`. So every example has one length, and one bucket. Shapes: B examples, E
+numbers of an embedding.
 """
 
 import logging
@@ -49,7 +49,7 @@ class OpenClipOptions(PrecisionOptions, TextOptions):
 
 
 class OpenClipTeacher(Teacher):
-    """Answers with `embedding` [E], the text in the space that texts and images share."""
+    """Feature `embedding` [E], the text in the space that texts and images share."""
 
     Options = OpenClipOptions
     kind = "open_clip"
@@ -73,7 +73,7 @@ class OpenClipTeacher(Teacher):
             "open_clip",
             self._source.name,
             _digests(self._source, self._tokenizer),
-            # The digests say both, wherever the files came from.
+            # The digests identify both, wherever the files came from.
             options.model_copy(update={"revision": None, "weights": None}),
             [feature],
             **self._precision.settings(),
@@ -114,17 +114,17 @@ class OpenClipTeacher(Teacher):
         return None if hf is None else mostly_unknown(hf, self._texts(examples))
 
     def _texts(self, examples: Sequence[Example]) -> list[str]:
-        """What is read of each example: clean, and cut far behind what is kept of it."""
+        """The text of each example: cleaned, and cut far beyond the tokens that are kept."""
         most = self._tokenizer.context_length
         texts = [self._tokenizer.clean_fn(self._options.text(e.segments)) for e in examples]
         if (hf := getattr(self._tokenizer, "tokenizer", None)) is not None:
             return shortened(hf, texts, most)
         if self._tokenizer.reduction_fn is not None:
-            return texts  # it looks at all of a text to choose what is kept
+            return texts  # it reads all of a text to choose what is kept
         return [_first_words(self._tokenizer.pat, text, most) for text in texts]
 
     def _counts(self, texts: list[str], ids_BT: torch.Tensor) -> list[int]:
-        """How many tokens each text has, special ones included, before it is cut."""
+        """Number of tokens of each text, special ones included, before truncation."""
         hf = getattr(self._tokenizer, "tokenizer", None)
         if hf is None:
             # open_clip's own is slow: only texts that fill their row are counted again.
@@ -197,7 +197,7 @@ def _digests(source: ClipSource, tokenizer: Any) -> dict[str, str]:
 
 @contextmanager
 def quiet_open_clip() -> Iterator[None]:
-    # It says through the root logger that weights are random; here they are loaded right after.
+    # It warns through the root logger that weights are random; here they are loaded right after.
     # The NullHandler keeps `logging.warning` from installing a handler of its own for good.
     silent = logging.NullHandler()
     before = logging.root.manager.disable

@@ -1,15 +1,15 @@
 """Diffusers pipelines: checked and digested where they are saved, then opened frozen.
 
 Saved, a pipeline is a local folder with `model_index.json` and one sub-folder a component, and a
-LoRA is a file beside. `read_folder` refuses what is unsafe or incomplete; nothing heavy is
-imported. Digests cost a read of the weights (about 1 GB/s).
+LoRA is a file beside. `read_folder` refuses unsafe or incomplete ones; nothing heavy is imported.
+Digests cost a read of the weights (about 1 GB/s).
 
 Opened, a checked `PipelineFolder` becomes pipelines in eval mode, without gradients or progress
 bars, on their device, with a LoRA merged and an image-to-image twin. `check_class` and
 `check_counterpart` refuse before weights are read.
 
-The safety checker is left out: it puts a black picture in place of one it objects to, and black is
-not what the model answered.
+The safety checker is left out: it replaces images it objects to by black ones, and black is not
+what the model answered.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ class PipelineFolder:
 
 @dataclass(frozen=True, slots=True)
 class LatentGrid:
-    """What a VAE makes of a picture: `channels` numbers for each `factor` x `factor` pixels."""
+    """Latents of an image by a VAE: `channels` numbers for each `factor` x `factor` pixels."""
 
     channels: int
     factor: int
@@ -115,7 +115,7 @@ def _check_component(folder: Path) -> None:
         raise TeacherSourceError(
             f"source {folder.parent}: {INDEX} names {folder.name}, but there is no such folder"
         )
-    # Models alone have a config.json: tokenizers, schedulers and processors name theirs otherwise.
+    # Only models have a config.json: tokenizers, schedulers and processors use other names.
     if (folder / "config.json").is_file():
         weights = require_safetensors(folder, TeacherSourceError)
         if not any(OPENED_WEIGHTS.fullmatch(file.name) for file in weights):
@@ -191,7 +191,7 @@ PROMPTS_AS_THEY_ARE = frozenset(
 write more around it."""
 
 _MOST_OF_T5 = 512
-"""Tokens that a pipeline keeps at most where its tokenizer takes fewer, or does not say."""
+"""Maximum tokens of a pipeline if its tokenizer takes fewer, or declares none."""
 
 
 def check_class(class_name: str, arguments: set[str]) -> None:
@@ -328,7 +328,7 @@ def image_to_image(pipeline: Any) -> Any:
 
 
 def shortened_prompts(pipeline: Any, prompts: Sequence[str]) -> list[str]:
-    """The prompts, of which those that are very long are cut far behind what the pipeline reads."""
+    """The prompts; very long ones are cut far beyond what the pipeline reads."""
     names = [name for name in pipeline.components if name.startswith("tokenizer")]
     tokenizers = [each for name in names if (each := pipeline.components[name]) is not None]
     if type(pipeline).__name__ not in PROMPTS_AS_THEY_ARE or any(map(_expands, tokenizers)):
@@ -347,7 +347,7 @@ def _shortened(tokenizers: Sequence[Any], prompt: str) -> str:
     longest = max(cuts, key=len, default=prompt)
     if longest == prompt:
         return prompt
-    # One that is cut for one tokenizer is read by all.
+    # A prompt that is cut for one tokenizer is read by all.
     both = zip(tokenizers, cuts, strict=True)
     alike = all(_first(each, longest) == _first(each, cut) for each, cut in both)
     return longest if alike else prompt
@@ -364,8 +364,8 @@ def _most(tokenizer: Any) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and loading bars of diffusers and transformers: what matters of them
-    is checked and raised here, and `truncated` tells of the prompts they warn about."""
+    """Without the warnings and loading bars of diffusers and transformers: relevant ones are
+    checked and raised here, and `truncated` counts the prompts they warn about."""
     from diffusers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -27,7 +27,7 @@ PAD_MULTIPLE = 16
 """Most padding an example can get, plus one; few lengths, so that batches fill up."""
 
 TokenRow = dict[str, list[int]]
-"""What a tokenizer says about one text: `input_ids` and their companions, each [T]."""
+"""A tokenizer's outputs for one text: `input_ids`, `attention_mask` and so on, each [T]."""
 
 
 class TokenizedOptions(PrecisionOptions, TextOptions):
@@ -50,7 +50,7 @@ class TokenizedOptions(PrecisionOptions, TextOptions):
 
     @property
     def prefix(self) -> str:
-        """What stands before every text, or before the first one of a pair."""
+        """Prefix of every text, or of the first one of a pair."""
         return ""
 
 
@@ -83,9 +83,9 @@ class TextTokenizer:
         positions: int,
         fixed: bool = False,
     ) -> None:
-        """`max_length`: where a text is cut; `names`: arguments the model takes; `vocabulary`: how
-        many token ids it knows; `positions`: how many tokens it takes; `fixed`: every text is
-        padded to as many."""
+        """`max_length`: truncation length; `names`: arguments the model takes; `vocabulary`: its
+        vocabulary size; `positions`: its maximum length; `fixed`: every text is padded to that
+        length."""
         self._tokenizer = tokenizer
         self._options = options
         self._max_length = max_length
@@ -96,7 +96,7 @@ class TextTokenizer:
         self.pad_id = padding_id(tokenizer, vocabulary)
         self._fills = {"input_ids": self.pad_id, "token_type_ids": tokenizer.pad_token_type_id}
         self.pad_left = False
-        """For a model that reads the last place of a row."""
+        """For a model that reads the last position of a row."""
 
     @property
     def ends_with_padding(self) -> bool:
@@ -121,7 +121,7 @@ class TextTokenizer:
         return TokenBatch(pad_rows(rows, self._fills, width=width, left=self.pad_left), truncated)
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
-        """What of these texts, if most of them, the tokenizer does not know."""
+        """The share of unknown tokens in these texts, if it is most of them."""
         asked = [self._ask(example.segments) for example in examples]
         return mostly_unknown(self._tokenizer, [text for pair in asked for text in pair if text])
 
