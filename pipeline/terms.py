@@ -107,7 +107,7 @@ def readings_of(terms: Sequence[Term]) -> dict[str, Reading]:
 
 
 def sizes_of(student: Any, space: LabelSpace, dropout: float, terms: Sequence[Term]) -> Sizes:
-    """Those of a student; of its layers where some objective reads them. Raises
+    """Sizes of a student, and of its layers if some objective reads them. Raises
     StudentSourceError."""
     read = any("layers" in term.objective.reads.student for term in terms)
     return Sizes(

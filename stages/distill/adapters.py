@@ -17,7 +17,7 @@ TaskType = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
 
 
 class LoraSettings(BaseModel):
-    """Low-rank adapters in place of all weights (arXiv 2106.09685)."""
+    """Low-rank adapters instead of all weights (LoRA, arXiv 2106.09685)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,8 +85,8 @@ def with_adapters(
 
 
 def _all_linear(model: Any, task_type: TaskType) -> str | list[str]:
-    """What peft understands by that; without a language model's head by names in the transformer,
-    so that a folder opens as that transformer alone as well."""
+    """All linear layers by peft's definition; of a language model without its head, by names within
+    the transformer, so that a folder opens as that transformer alone, too."""
     if task_type == "CAUSAL_LM":
         return ALL_LINEAR
     from transformers.pytorch_utils import Conv1D

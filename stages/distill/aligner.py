@@ -24,7 +24,7 @@ class NormalLinear(nn.Linear):
     """A linear map that starts at N(0, 0.02) with zero bias and reads inputs of any dtype."""
 
     def reset_parameters(self) -> None:
-        """Draws the weights."""
+        """Initialise the weights."""
         nn.init.normal_(self.weight, std=WEIGHT_STD)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -52,7 +52,7 @@ class ClassificationHead(nn.Module):
 
 
 class ProjectionHead(NormalLinear):
-    """A linear map D -> H onto the manifold; orthogonal, or with a bias, only if asked.
+    """A linear map D -> H onto the manifold; optionally orthogonal, or with a bias.
 
     An orthogonal map starts at the QR factor of N(0, 0.02) numbers, which is uniform over the
     orthogonal maps. Assigning to `.weight` takes an orthogonal matrix as it is.
@@ -112,8 +112,7 @@ class ProjectionHead(NormalLinear):
 
 
 class AlignerAnswers(NamedTuple):
-    """What an aligner reads out of B features: output [B, K], aux_output [B, K], projection
-    [B, H]."""
+    """Outputs of an aligner for B features: output [B, K], aux_output [B, K], projection [B, H]."""
 
     output: Tensor
     aux_output: Tensor
@@ -147,7 +146,7 @@ class TSAligner(nn.Module):
         self.aux_head = ClassificationHead(feature_dim, num_labels, regression, dropout)
 
     def forward(self, feature_BH: Tensor) -> AlignerAnswers:
-        """Answers to features [B, H]."""
+        """Outputs for features [B, H]."""
         hidden_BM = self.dropout(F.relu(self.hidden1(feature_BH)))
         hidden_BM = self.dropout(F.relu(self.hidden2(hidden_BM)))
         projection_BH = self.projection(feature_BH)

@@ -1,8 +1,8 @@
 """Training batches: tokens, labels and cached features of the same examples, joined by key.
 
 A batch costs one padding of token ids and one gather of features; nothing is done row by row. The
-examples of an epoch come at random, or, for features that are streamed, in blocks of examples whose
-features lie together, the next few read ahead.
+examples of an epoch come in random order, or, for streamed features, in blocks of examples whose
+features are contiguous, the next few read ahead.
 """
 
 import time
@@ -29,8 +29,8 @@ from .placement import to_device
 from .processes import ALONE
 
 Batch = dict[str, Any]
-"""Tensors by name, of this process's share; `places`, the examples of the whole batch, an array,
-which stays where it is when tensors move to a device."""
+"""Tensors by name, of this process's share; `places`, the indices of the whole batch's examples, an
+array, which stays on the CPU when tensors move to a device."""
 
 _COPIED_BYTES = 64 * 2**20
 
@@ -40,11 +40,11 @@ class Rows(Protocol):
 
     @property
     def offsets(self) -> npt.NDArray[np.int64]:
-        """Where each row's tokens begin, all laid end to end, and where the last one's end."""
+        """Start of each row's tokens, all concatenated, and the end of the last."""
 
     @property
     def truncated(self) -> int:
-        """How many texts were cut."""
+        """Number of truncated texts."""
 
     def __len__(self) -> int: ...
 
@@ -67,7 +67,7 @@ class DistillDataset(Dataset[Batch]):
         features: Mapping[str, Gather],
         names: Callable[[Places], list[str]] = _numbers,
     ) -> None:
-        """`names` says for people what the examples at some places are."""
+        """`names` gives descriptions of examples by index."""
         self.tokens, self.names = tokens, names
         self.truncated = tokens.truncated
         self.labels = torch.tensor(labels)  # a copy: Arrow's memory may not be written to
@@ -75,12 +75,11 @@ class DistillDataset(Dataset[Batch]):
             self.labels = self.labels.float()
         self.features = dict(features)
         self.apart = False
-        """Whether batches come without features: who trains asks for those, or for what is read out
-        of them, by place."""
+        """If true, features are fetched separately, by index."""
         self.processes = ALONE
-        """Those that batches are shared by."""
+        """Processes that share the batches."""
         self.seconds = 0.0
-        """Time that whoever asked for batches had to wait for them."""
+        """Seconds spent waiting for batches."""
         self.replayed: set[str] = set()
         """Sources that are read ahead of the student's steps, for a frozen aligner."""
         self._resident: dict[str, torch.Tensor] = {}
@@ -101,7 +100,7 @@ class DistillDataset(Dataset[Batch]):
         return batch
 
     def expect(self, places: Places | None) -> None:
-        """Told which batch will be asked for after the next one; None: none."""
+        """Called with the batch after the next one; None: none."""
 
     def _batch(self, whole: Places) -> Batch:
         chosen = self.processes.share(whole)
@@ -131,8 +130,7 @@ class DistillDataset(Dataset[Batch]):
         return {source: self.features_of(places, source) for source in self.features}
 
     def features_of(self, places: Places, source: str) -> torch.Tensor:
-        """The features of examples [B, *shape] from a source, as they are stored, where they
-        lie."""
+        """The features of examples [B, *shape] from a source, as stored, on their device."""
         resident = self._resident.get(source)
         if resident is not None:
             chosen = to_device(torch.from_numpy(places), resident.device)
@@ -146,8 +144,8 @@ class DistillDataset(Dataset[Batch]):
         return self.labels[torch.from_numpy(places)]
 
     def keep_on(self, device: torch.device, sources: Collection[str]) -> None:
-        """From now on the features of some sources lie on a device, and all come apart from the
-        batches."""
+        """Move the features of some sources to a device; from now on all are fetched separately
+        from batches."""
         for source in sources:
             features = self.features[source]
             order = np.argsort(features.file_order())
@@ -162,31 +160,31 @@ class DistillDataset(Dataset[Batch]):
             self.apart = True
 
     def follow_shards(self, source: str) -> None:
-        """From now on, epochs go through examples whose features from a source lie together."""
+        """From now on, epochs follow the shards of a source."""
         features = self.features[source]
         self._blocks = BlockOrder(features.file_order(), BLOCK_ROWS, BLOCKS_PER_WINDOW)
         self._ahead, self._streamed = ReadAhead(features.will_need), source
 
     def streams(self, source: str) -> bool:
-        """Whether it is this source whose features epochs follow."""
+        """Whether epochs follow the shards of this source."""
         return source == self._streamed
 
     @property
     def streams_to_steps(self) -> bool:
-        """Whether what is streamed is read batch by batch as the student asks."""
+        """Whether streamed features are read batch by batch by the student."""
         return self._streamed is not None and self._streamed not in self.replayed
 
     @property
     def window_rows(self) -> int | None:
-        """Examples that lie together and are read ahead of use, None where there are no such."""
+        """Blocks of contiguous examples that are read ahead of use; None without streaming."""
         return None if self._blocks is None else BLOCK_ROWS * BLOCKS_PER_WINDOW
 
     def batches(
         self, batch_size: int, seed: int, epoch: int, stream: int = 0, read_ahead: bool = True
     ) -> Iterator[Places]:
-        """Every example of an epoch once: places in batches, the last one maybe smaller.
+        """Every example of an epoch once: batches of indices, the last one maybe smaller.
 
-        `read_ahead` is for who reads the features of these batches."""
+        `read_ahead` is for the reader of these batches' features."""
         if self._blocks is None or self._ahead is None:
             return batches_of(iter([epoch_order(len(self), seed, epoch, stream)]), batch_size)
         windows = self._blocks.windows(seed, epoch, stream)
@@ -225,11 +223,11 @@ class EpochBatches(Sampler[list[int]]):
             yield places.tolist()
 
     def of(self, epoch: int, read_ahead: bool = True) -> Iterator[Places]:
-        """The batches of an epoch; `read_ahead` is for who reads their features."""
+        """The batches of an epoch; `read_ahead` is for the reader of their features."""
         batches = self._dataset.batches(self.batch_size, self._seed, epoch, read_ahead=read_ahead)
         if not self._group:
             return batches
-        # Of what is streamed, no more than is read ahead.
+        # Of streamed features, no more than is read ahead.
         most = GROUPED_BATCHES * self.batch_size
         rows = min(self._dataset.window_rows or most, most)
         group = max(1, rows // self.batch_size)

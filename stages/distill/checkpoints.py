@@ -1,5 +1,4 @@
-"""What a run keeps in its folder until it is finished: checkpoints to go on from, and the weights
-of the epoch that was best."""
+"""Files of an unfinished run: checkpoints to resume from, and the weights of the best epoch."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +36,7 @@ def is_of_a_whole_student(checkpoint: Path) -> bool:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    # The trainer's state is what it writes last.
+    # The trainer writes its state last.
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):
@@ -49,7 +48,7 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.partition("-")[2])
 
 
-# --- Keeps the best weights by validation, or the last ones, and brings them back at the end.
+# --- Keeps the best weights by validation, or the last ones, and restores them at the end.
 
 BEST = "best"
 
@@ -64,8 +63,8 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
     def __init__(self, folder: Path, metric: str, keep: Keep = "best") -> None:
         self._folder, self._metric, self._keep = folder / BEST, metric, keep
         self.weights_of: Callable[[nn.Module], Weights] = nn.Module.state_dict
-        """All weights of a model, which may be divided among processes: each asks, and the first is
-        told."""
+        """All weights of a model, which may be sharded: a collective call, whose result only the
+        first process gets."""
         self.evaluations: list[dict[str, float]] = self._read()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -26,7 +26,7 @@ from .fused import Gradients, differentiable
 from .losses import MISSING_LABEL, ArmadaTerms, Distance, FeatureTerms, KDTerms, Manifold
 
 _LEAST_NORM = 1e-8
-"""As in torch's cosine_similarity."""
+"""Epsilon of torch's cosine_similarity."""
 
 
 def armada_loss(

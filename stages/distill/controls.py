@@ -2,7 +2,7 @@
 
 none            the features as cached
 undistilled     the student alone: no feature is read, no alignment term is trained
-random-aligner  the aligner stays as it was drawn
+random-aligner  the aligner stays at its random initialisation
 shuffled        every example has the feature of another one
 noise=SIGMA     Gaussian noise is added to each feature, SIGMA times the features' own spread
 """
@@ -33,9 +33,9 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """From places in the training set [B] to their features [B, *shape].
+    """Maps indices into the training set [B] to their features [B, *shape].
 
-    `rows` are the cache rows of all places; `noise` is added to what is cached, if any is."""
+    `rows` are the cache rows of all examples; `noise` is added to cached features, if given."""
 
     feature: FeatureArray
     rows: Rows
@@ -49,16 +49,16 @@ class Gather:
 
     @property
     def bytes(self) -> int:
-        """Of the features of all places."""
+        """Bytes of the features of all examples."""
         number = self.feature.dtype.itemsize if self.noise is None else 4
         return len(self.rows) * math.prod(self.feature.spec.shape) * number
 
     def will_need(self, places: Rows) -> None:
-        """Begin to read what is gathered soon."""
+        """Start reading features that are gathered soon."""
         self.feature.will_need(self.rows[places])
 
     def file_order(self) -> Rows:
-        """A number for each place [N]: features that lie together have numbers close by."""
+        """A sort key for each example [N]: contiguous features have close keys."""
         return self.feature.in_file_order(self.rows)
 
 
@@ -84,8 +84,8 @@ def parse_control(text: str) -> Control:
 def controlled(
     feature: FeatureArray, rows: Rows, control: Control, seed: int, source: str = ""
 ) -> Gather:
-    """How to read the features of a training set whose examples have cache rows `rows` [N].
-    `source`: which of several it is, for draws of its own."""
+    """A reader of the features of a training set with cache rows `rows` [N], under its control.
+    `source`: index of the source, which seeds its noise and shuffling."""
     if control.name == "shuffled":
         rows = rows[other_places(len(rows), seed, source)]
     if control.name == "noise" and control.sigma > 0:
@@ -95,7 +95,7 @@ def controlled(
 
 
 def other_places(count: int, seed: int, source: str = "") -> Rows:
-    """A permutation, uniform over the cyclic ones, so that no place keeps its own feature."""
+    """A permutation, uniform over the cyclic ones, so that no example keeps its own feature."""
     order = np.random.default_rng([seed, 0, *_entropy(source)]).permutation(count)
     shuffled = np.empty(count, dtype=np.int64)
     shuffled[order] = np.roll(order, 1)
@@ -103,7 +103,8 @@ def other_places(count: int, seed: int, source: str = "") -> Rows:
 
 
 def _entropy(source: str) -> list[int]:
-    """Nothing for the only source, or the first: its draws are what they were with one."""
+    """Nothing for the only source, or the first: its random numbers are those of a single
+    source."""
     return [int.from_bytes(source.encode(), "big")] if source else []
 
 

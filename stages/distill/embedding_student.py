@@ -23,14 +23,14 @@ _IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def embedding_layers(projection: nn.Linear, length_1: bool) -> list[Dense | Normalize]:
-    """From a pooled text to its embedding."""
+    """Layers from a pooled text to its embedding."""
     layer = dense_layer(projection.weight, projection.bias, _IDENTITY)
     return [layer, Normalize()] if length_1 else [layer]
 
 
 def state_pooling(student: Student) -> tuple[StatePooling, list[Dense | Normalize]] | None:
-    """The student's pooling as one of token states, and a layer behind it; None where there is no
-    such layer: its pooler is more than a dense one over the first token, or has an activation that
+    """The student's pooling as one of token states, and a layer after it; None if there is no such
+    layer: its pooler is more than a dense one over the first token, or has an activation that
     torch.nn lacks."""
     if isinstance(student, ClassifierStudent):
         return _of_classifier(student)
@@ -53,7 +53,7 @@ def has_length_1(features: npt.NDArray[Any]) -> bool:
 def _of_classifier(
     student: ClassifierStudent,
 ) -> tuple[StatePooling, list[Dense | Normalize]] | None:
-    """What its head reads, found by trying, on one text."""
+    """Input of its head, found by a probe with one text."""
     ids_BT = torch.tensor([_PROBE_IDS], device=next(student.parameters()).device)
     inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
     with probing(student):

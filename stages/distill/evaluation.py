@@ -58,8 +58,8 @@ def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> di
 def distinct_predictions(
     outputs: Outputs, labels: LabelValues, space: LabelSpace
 ) -> dict[str, float]:
-    """How many different classes, or values, were predicted of rows with a label: 1 of a student
-    that has learned nothing. Empty where there is nothing to tell apart."""
+    """Number of distinct classes, or values, predicted for rows with a label: 1 for a student that
+    has learned nothing. Empty if there is nothing to distinguish."""
     if space.task == "none":
         return {}
     given = ~np.isnan(labels) if space.regression else labels != MISSING
@@ -98,8 +98,8 @@ def _classification(
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How often predictions of like confidence are right: of each bin that is not empty, its
-    examples, their mean confidence, and the share of them that is right [BINS]."""
+    """Accuracy by confidence: for each non-empty bin, its examples, their mean confidence, and
+    their accuracy [BINS]."""
 
     counts: npt.NDArray[np.int64]
     confidence: npt.NDArray[np.float64]
@@ -113,9 +113,9 @@ class Calibration:
 
 
 def calibration(outputs: Outputs, labels: LabelValues) -> Calibration:
-    """That of logits [N, K] with labels [N], all of them given, in 15 bins of equal width; the
-    confidence of a prediction is the softmax of its class. Raises TrainingError for outputs that
-    are not finite."""
+    """Calibration of logits [N, K] with labels [N], all of them given, in 15 bins of equal width;
+    the confidence of a prediction is the softmax of its class. Raises TrainingError for outputs
+    that are not finite."""
     require_finite(outputs)
     confidence = softmax(outputs.astype(np.float64), axis=1).max(axis=1)
     right = outputs.argmax(axis=1) == labels

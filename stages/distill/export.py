@@ -2,7 +2,7 @@
 
 student/config.json, model.safetensors, tokenizer files   opens as the class that the configuration
                               names: the family's sequence classifier, or its transformer alone
-student/adapter_*             in place of the weights: adapters, which peft opens on the model they
+student/adapter_*             instead of the weights: adapters, which peft opens on the model they
                               were made for, as a classifier with the configuration in task/
 student/heads.safetensors     the objectives' parts beside aligners; pooler.* and head.* where the
                               class has none of its own
@@ -46,7 +46,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class StudentCard(AdapterBase):
-    """What a student folder adds to a plain transformers or peft folder."""
+    """Contents of `armada_student.json`, beside a plain transformers or peft folder."""
 
     card_version: Literal[1] = 1
     space: LabelSpace
@@ -67,8 +67,8 @@ def save_student(
     length_1: bool = False,
 ) -> None:
     """Write the student folder; `length_1`: whether embeddings are scaled to it."""
-    tokenizer.model_max_length = card.max_length  # where whoever truncates is to cut
-    # A tokenizer saves the side that it pads only if it was told one when it was made.
+    tokenizer.model_max_length = card.max_length  # truncation length for other tools
+    # A tokenizer saves its padding side only if it was given one at construction.
     tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
     with quiet_transformers():
         _save_model(folder, student, card)
@@ -160,7 +160,7 @@ def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
     if card.pooling == "own":
         student = read_classifier(folder, tokenizer, card.space, card.dropout, base)
     else:
-        tokenizer.padding_side = "right"  # which the tokenizers of older folders may not say
+        tokenizer.padding_side = "right"  # which tokenizers of older folders may lack
         backbone = load_backbone(base or folder)
         student = PooledStudent(backbone, card.pooling, card.space, card.dropout)
         if base is not None:

@@ -87,7 +87,7 @@ class FiniteLosses:
 def aligner_error(
     loss: float, epoch: int, dataset: DistillDataset, batches: Iterable[Places]
 ) -> TrainingError:
-    """What to tell people of an aligner's loss over the batches of an epoch, counted from 0."""
+    """The error for an aligner's non-finite loss over the batches of an epoch, counted from 0."""
     return TrainingError(
         f"the aligner's loss is {loss} in epoch {epoch + 1}; "
         f"{_remedy(dataset, batches, 'lower aligner_learning_rate')}"

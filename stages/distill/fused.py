@@ -16,16 +16,16 @@ from . import losses
 
 Gradients = tuple[Tensor, ...]
 Formula = Callable[..., tuple[tuple[Tensor, ...], Gradients]]
-"""From inputs to terms, the total first, and the gradients of the total, which may be smaller than
+"""Maps inputs to terms, the total first, and the gradients of the total, which may be smaller than
 the inputs where they repeat along the rows."""
 
 Kernels = Callable[..., tuple[Tensor, Tensor]]
-"""From inputs to terms and gradients of the total, as one row of numbers each."""
+"""Maps inputs to terms and gradients of the total, as one row of numbers each."""
 
 _LOGGER = logging.getLogger(__name__)
 
 _broken: list[str] = []
-"""Why kernels are not tried again in this process."""
+"""Reason why kernels are not tried again in this process."""
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -53,8 +53,8 @@ def differentiable(formula: Formula, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def by_kernels(*inputs: Tensor, **others: Any) -> tuple[Tensor, ...] | None:
-    """Terms of `kernels.armada`; None where kernels are of no use or do not work, which is said
-    once: they sum in float32 and need Triton and a C compiler."""
+    """Terms of `kernels.armada`; None if kernels do not apply or do not work, with one warning:
+    they sum in float32 and need Triton and a C compiler."""
     if not inputs[0].is_cuda or any(part.dtype == torch.float64 for part in inputs):
         return None
     return _tried(inputs, others)
@@ -69,7 +69,7 @@ def _tried(inputs: tuple[Tensor, ...], others: dict[str, Any]) -> tuple[Tensor, 
         terms: tuple[Tensor, ...] = _Kernels.apply(kernels.armada, others, *inputs)
     except torch.OutOfMemoryError:
         raise
-    except Exception as cause:  # whatever a compiler may say
+    except Exception as cause:  # a compiler may raise anything
         _broken.append(f"{type(cause).__name__}: {cause}".splitlines()[0])
         _LOGGER.warning(
             f"Triton does not work here ({_broken[0]}); losses use plain PyTorch operations"
@@ -79,7 +79,7 @@ def _tried(inputs: tuple[Tensor, ...], others: dict[str, Any]) -> tuple[Tensor, 
 
 
 class _Kernels(torch.autograd.Function):
-    """The same by kernels: they leave all gradients in one row, which is scaled in one go."""
+    """The same by kernels: they write all gradients into one row, which is scaled at once."""
 
     @staticmethod
     def forward(
@@ -102,7 +102,7 @@ class _Kernels(torch.autograd.Function):
         *heads, (shape, _) = ctx.like
         sizes = [shape.numel() for shape, _ in heads]
         parts = scaled.split([*sizes, len(scaled) - sum(sizes)])
-        # One row of the projection's gradients stands for all.
+        # One row of the projection's gradients represents all.
         rows = parts[-1].view(-1, shape[1]).expand(shape)
         shaped = [part.view(like) for part, (like, _) in zip(parts[:-1], heads, strict=True)]
         found = zip([*shaped, rows], ctx.like, strict=True)

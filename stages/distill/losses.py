@@ -189,7 +189,7 @@ def _labelled_mse(output_B: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def accumulated(tensor: Tensor) -> Tensor:
-    """The same numbers in the precision that sums take: float32 at least."""
+    """The tensor in the precision of sums: at least float32."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -233,7 +233,7 @@ DISTANCES: Mapping[Distance, Measure] = {"mse": _mse, "mae": _mae, "cosine": _co
 
 
 def choose(measures: Mapping[Any, T], kind: str, name: str) -> T:
-    """That of a name; raises JobError for one that is not known."""
+    """The measure of that name; raises JobError for an unknown one."""
     if name not in measures:
         raise JobError(f"{kind} {name!r} is unknown; allowed are {', '.join(measures)}")
     return measures[name]

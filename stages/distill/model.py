@@ -1,4 +1,4 @@
-"""What the trainer trains: a student and the objective's parts beside it, in one module.
+"""The trained module: a student and the objective's parts beside it.
 
 Shapes: B rows, T tokens, D pooled student text, K classes (1 for regression).
 """
@@ -36,7 +36,7 @@ class TrainedModel(nn.Module):
         self.objective = objective
         self.processes = ALONE
         self.layers = sorted({layer for part in objective.parts for layer in part.layers})
-        """Those of the student that some objective reads; hidden states are kept for no others."""
+        """Layers that some objective reads; hidden states are kept for no others."""
 
     def _joined(self, part: Feature | None, rows: int) -> Any:
         """A part of this process's share, for a whole batch of so many rows; in an evaluation every
@@ -62,7 +62,7 @@ class TrainedModel(nn.Module):
 
 class DistillModel(TrainedModel):
     """Training mode: the objective's terms. Evaluation mode: outputs and the task loss alone, so
-    that no feature of an evaluation text is ever asked for; unless features are all there is."""
+    that features of evaluation texts are not needed; unless there are no labels."""
 
     student: Student
 
@@ -76,7 +76,7 @@ class DistillModel(TrainedModel):
         rows: int = 0,
     ) -> dict[str, Any]:
         """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `features`
-        are what teachers say, `rows` those of the batch in all processes."""
+        are the teachers', `rows` those of the batch in all processes."""
         inputs = (input_ids, attention_mask, token_type_ids)
         scored = labels is not None and (self.training or self.student.space.task == "none")
         layers, mask_BT = dict[int, Tensor](), None

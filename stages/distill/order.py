@@ -1,7 +1,7 @@
-"""Which examples come together, and when: a function of (seed, epoch) alone.
+"""Order of examples and batches: a function of (seed, epoch) alone.
 
-Neither the number of processes nor what was read before has a say, so a run can be cut at any step
-and go on with another number of processes.
+It depends neither on the number of processes nor on earlier reads, so a run can be interrupted at
+any step and resumed with another number of processes.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _GROUPS = 2
 
 
 def epoch_order(count: int, seed: int, epoch: int, stream: int = 0) -> Places:
-    """The order of an epoch; `stream` tells independent passes over the same epoch apart."""
+    """The order of an epoch; `stream` distinguishes independent passes over the same epoch."""
     return np.random.default_rng([seed, epoch, stream]).permutation(count)
 
 
@@ -33,8 +33,8 @@ def grouped_by_length(
     epoch: int,
     group: int = GROUPED_BATCHES,
 ) -> Iterator[Places]:
-    """The same examples in batches of the same sizes, each of texts of like length; the batches of
-    a group come in random order."""
+    """The same examples in batches of the same sizes, each of texts of similar length; the batches
+    of a group come in random order."""
     random = np.random.default_rng([seed, epoch, _GROUPS])
     while chosen := list(islice(batches, group)):
         places = np.concatenate(chosen)

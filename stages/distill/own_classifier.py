@@ -2,9 +2,9 @@
 
     source -> the family's class, with the task's labels in its configuration -> ClassifierStudent
 
-What the checkpoint lacks of the head is drawn; its last layer always is. Padding is settled such
-that what transformers makes of the saved folder is what was trained: a token that ends no text, on
-the side that the family reads rightly.
+Missing weights of the head are initialised at random; its last layer always is. Padding is chosen
+so that transformers gives the trained outputs from the saved folder: a token that ends no text, on
+the side that the family supports.
 """
 
 import copy
@@ -36,7 +36,7 @@ _DROPOUTS = (
     "seq_classif_dropout",
     "summary_last_dropout",
 )
-"""What families call the dropout of their heads."""
+"""Names of the dropout of heads, by family."""
 
 
 def make_classifier(
@@ -46,8 +46,8 @@ def make_classifier(
     dropout: float,
     lora: LoraSettings,
 ) -> ClassifierStudent | None:
-    """The student of a source that is a classifier of its family's own; None where there is no
-    such class, or where it does not read what is asked for."""
+    """The student as its family's own classifier; None if there is no such class, or if it does not
+    use the requested pooling."""
     if not _has_classifier(source.config):
         return None
     drawn_before = torch.get_rng_state()
@@ -61,7 +61,7 @@ def make_classifier(
     _settle_padding(student, source.tokenizer, may_grow=lora.lora_rank is None)
     base = f"{model.base_model_prefix}."
     if {name.rpartition(".")[0] for name in drawn if not name.startswith(base)} <= {head.linear}:
-        # What is drawn next does not depend on which library drew this layer for nothing.
+        # Later random numbers do not depend on libraries that initialise this layer needlessly.
         torch.set_rng_state(drawn_before)
         if source.folder is None:
             source.model()
@@ -74,7 +74,8 @@ def make_classifier(
 
 
 def _trained_whole(model: Any, drawn: Iterable[str]) -> list[str]:
-    """Of a classifier that gets adapters, what is behind its transformer, and a drawn pooler."""
+    """Parts of a classifier with adapters that are trained whole: all after its transformer, and a
+    new pooler."""
     head = [
         name
         for name, module in model.named_children()
@@ -138,17 +139,17 @@ def _find_head(model: Any, num_labels: int, inputs: dict[str, Tensor]) -> Classi
         return find_head(model, num_labels, inputs)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # it wants more than tokens, and says so in its own way
+    except Exception:  # it needs more than tokens, and raises its own error
         return None
 
 
-# --- what it reads
+# --- pooling
 
 
 def _reads(
     model: Any, head: ClassifierHead, asked: Literal["auto"] | AnyPooling, inputs: dict[str, Tensor]
 ) -> bool:
-    """Whether the head reads the pooling that is asked for, which is proved on a text."""
+    """Whether the head reads the requested pooling, which is checked on a text."""
     if asked == "auto" or asked == "own":
         return True
     with probing(model):
@@ -217,7 +218,7 @@ def _settle_padding(student: ClassifierStudent, tokenizer: Any, may_grow: bool) 
         if student.own_head.tokens == "last" or padding is None:
             config.pad_token_id = tokenizer.pad_token_id
     if not _heeds(student, tokenizer, "right") and _heeds(student, tokenizer, "left"):
-        tokenizer.padding_side = "left"  # XLNet reads the last place of a row
+        tokenizer.padding_side = "left"  # XLNet reads the last position of a row
 
 
 def _choose_padding(model: Any, tokenizer: Any, may_grow: bool) -> None:

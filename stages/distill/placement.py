@@ -1,10 +1,10 @@
-"""Where the cached features of a training set lie while a student trains.
+"""Placement of the cached features of a training set during training.
 
 resident  A copy on the training device: a batch is an index-select there, and nothing is read.
 mapped    In the store's files, mapped into memory: a batch is one gather. On a CPU the mapped pages
           are the memory, and a copy would only double them.
-streamed  In the store's files, for features that do not fit into memory or come from afar: epochs
-          follow the shards, in blocks of examples that lie together, and the next ones are read
+streamed  In the store's files, for features that do not fit into memory or are remote: epochs
+          follow the shards, in blocks of contiguous examples, and the next ones are read
           while the current ones are used.
 auto      resident on an accelerator that has room for them, else mapped: the same order of
           examples, so the same student.
@@ -22,16 +22,16 @@ Where = Literal["resident", "mapped", "streamed"]
 Placement = Literal["auto", "resident", "mapped", "streamed"]
 
 RESIDENT_SHARE, MOST_OF_IT = 0.25, 0.9
-"""Of a device's free memory, what `auto` takes for features, and what they may take if asked to:
-the rest is for the student."""
+"""Share of a device's free memory for features with `auto`, and with `resident`: the rest is for
+the student."""
 
 
 def choose_placement(
     asked: Placement, feature_bytes: int, device: torch.device, from_afar: bool
 ) -> Where:
-    """What `asked` means for so many bytes of features.
+    """The placement for features of some size.
 
-    Raises JobError if they are to be resident and the device has no room for them."""
+    Raises JobError if they should be resident and the device has no room for them."""
     if asked in ("mapped", "streamed"):
         return asked
     if asked == "auto" and (device.type == "cpu" or from_afar):
@@ -54,9 +54,9 @@ def choose_placements(
     device: torch.device,
     from_afar: Collection[str],
 ) -> dict[str, Where]:
-    """The same for the features of several sources. All that are to be resident need room at once,
-    and an epoch can follow the shards of one source only: those of the largest that is streamed;
-    others are mapped.
+    """The same for the features of several sources. All resident ones need room at once, and an
+    epoch can follow the shards of one source only: those of the largest that is streamed; others
+    are mapped.
 
     Raises JobError as `choose_placement` does."""
     chosen: dict[str, Where] = {}

@@ -3,7 +3,7 @@
 `pooler` is the model's own (BERT), `context` a dense layer over the first token with the model's
 activation (as DeBERTa's and DistilBERT's classifiers have; trained with the student), and others
 are of the states, as embedding models have them (`../pooling.py`). `own` is what the last layer of
-the family's own sequence classifier reads, which is no matter of this module.
+the family's own sequence classifier reads, which is not part of this module.
 """
 
 from typing import Any, Literal

@@ -1,8 +1,8 @@
 """The processes that train one student together, as `torchrun` or `accelerate launch` start them.
 
 Each has a share of every batch. A loss compares means over the batch, and these are not the means
-of the shares' losses; so the student's answers to all shares are brought together, and every
-process works out the loss of the whole batch. The results are those of one process.
+of the shares' losses; so the student's outputs for all shares are gathered, and every process
+computes the loss of the whole batch. The results are those of one process.
 """
 
 import os
@@ -22,7 +22,7 @@ from .order import Places
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Which of a run's processes this is; `local_rank` counts those of its node."""
+    """Rank of this process in a run; `local_rank` is the rank within its node."""
 
     rank: int = 0
     count: int = 1
@@ -34,8 +34,8 @@ class Processes:
         return self.rank == 0
 
     def share(self, batch: Places) -> Places:
-        """This process's part of a batch. All parts have one size: what is missing at the end is
-        made up with the last example, and `joined` leaves that away again."""
+        """This process's part of a batch. All parts have one size: the end is filled with the last
+        example, and `joined` removes that again."""
         rows = -(-len(batch) // self.count)
         own = np.arange(self.rank * rows, (self.rank + 1) * rows)
         return batch[np.minimum(own, len(batch) - 1)]
@@ -76,7 +76,7 @@ class Processes:
             self.wait()
 
     def wait(self) -> None:
-        """For all others to come here."""
+        """Wait for all other processes."""
         if self.count > 1:
             dist.barrier()
 
@@ -97,7 +97,7 @@ ALONE = Processes()
 
 
 def processes() -> Processes:
-    """As a launcher has set the environment; alone without one."""
+    """Processes by the environment of a launcher; one without it."""
     given = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if None in given:  # a cluster may set one of them for purposes of its own
         return ALONE

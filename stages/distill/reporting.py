@@ -1,9 +1,9 @@
-"""Where the losses of a run are shown while it goes on: trackers of experiments.
+"""Logging to experiment trackers during a run.
 
-TensorBoard's files lie in the run's folder. The others are transformers' own callbacks: what they
-write to, and as whom, is for their environment variables to say (WANDB_MODE, MLFLOW_TRACKING_URI).
-A tracker that cannot begin stops the run before its first step; one that is lost later is told of
-once, and the run goes on: its log is in `log.jsonl` in any case.
+TensorBoard's files are in the run's folder. The others are transformers' own callbacks: destination
+and user are set by their environment variables (WANDB_MODE, MLFLOW_TRACKING_URI). A tracker that
+cannot start stops the run before its first step; one that fails later is reported once, and the run
+continues: its log is in `log.jsonl` in any case.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ def check_reporters(settings: TrainingSettings) -> None:
 
 
 def reporters(settings: TrainingSettings, folder: Path) -> list[TrainerCallback]:
-    """What tells each tracker; all of them are told of every logged row."""
+    """Callbacks of the trackers; every tracker gets every logged row."""
     return [
         _tensorboard(folder) if name == TENSORBOARD else _Tracker(name)
         for name in settings.report_to
@@ -65,7 +65,7 @@ class _Tracker(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         try:
             self._callback.on_train_begin(args, state, control, **others)
-        except Exception as cause:  # whatever a service and its package may say
+        except Exception as cause:  # a service and its package may raise anything
             raise RunError(
                 f"report_to: {self._name} cannot start: {one_line(cause)}; fix that, or leave it "
                 "out, and continue with resume=true"

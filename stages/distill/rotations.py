@@ -6,9 +6,9 @@ torch.nn.utils.parametrizations.orthogonal. Out: R(A) applied to each point, wit
     matrix_exp  R(A) = exp(A)
     cayley      R(A) = (I - A/2)⁻¹ (I + A/2)
 
-To work out exp(A) and its derivative for H = 1024 takes a second on two cores; a batch needs only
-what it does to the batch. A is skew, its eigenvalues are iω, and with Bessel functions J and a
-radius r ≥ |ω|
+Computing exp(A) and its derivative for H = 1024 takes a second on two cores; a batch needs only the
+product with the batch. A is skew, its eigenvalues are iω, and with Bessel functions J and a radius
+r ≥ |ω|
 
     exp(tA) = J₀(tr) + 2 Σ_k J_k(tr) φ_k,    φ₁ = A/r,    φ_k+1 = 2 A/r φ_k + φ_k-1
 
@@ -36,10 +36,10 @@ turns 1 into 0.99, reads 0, and Q is zero from then on."""
 Times = npt.NDArray[np.float64]
 
 _LAST_TERM = 8
-"""In units of the last digit: what is left out is less than what rounding leaves."""
+"""In units of the last digit: the truncation error is below the rounding error."""
 
 _VECTORS, _POWER_STEPS, _MARGIN = 2, 10, 1.2
-"""How the radius is estimated; an estimate that was too small only costs a second try."""
+"""Estimation of the radius; too small an estimate only costs a second try."""
 
 
 def rotate(points_BH: Tensor, parameter_HH: Tensor, orthogonal_map: OrthogonalMap) -> Tensor:
@@ -114,7 +114,7 @@ class _Exponential(torch.autograd.Function):
 
 class _Flows:
     """exp(tA) of points [H, B], or exp(-tA): `ends` at t = 1, `along` [nodes, H, B] at the nodes of
-    an integral over t, which lie the same from both sides."""
+    an integral over t, which are symmetric."""
 
     def __init__(
         self, skew_HH: Tensor, radius: float, points_HB: Tensor, backwards: bool = False
@@ -132,7 +132,8 @@ class _Flows:
 
     @property
     def keep_norms(self) -> bool:
-        """As exp(tA) does, unless terms have grown because the radius was too small."""
+        """Restore norms, which exp(tA) keeps, unless terms have grown because the radius was too
+        small."""
         expected_B = torch.linalg.vector_norm(self._points_HB, dim=0)
         found_B = torch.linalg.vector_norm(self.ends, dim=0)
         rounding = torch.finfo(self.ends.dtype).eps * (1 + self.radius)
@@ -145,7 +146,7 @@ def _side_by_side(flows: Tensor) -> Tensor:
 
 
 def _nodes(radius: float, dtype: torch.dtype) -> int:
-    """As many as make the integral exact: n of them integrate a polynomial of degree 2n - 1."""
+    """Nodes that make the integral exact: n of them integrate a polynomial of degree 2n - 1."""
     if not math.isfinite(radius):
         return 1
     terms = len(_coefficients(np.ones(1), radius, dtype)[0])

@@ -35,8 +35,8 @@ Text = str | Sequence[str]
 """A text, or its segments in the order of training."""
 
 Prediction = dict[str, Any]
-"""Of one text. classification: `class`, a name or a number, and `probabilities`, one a class;
-regression: `score`; embedding: `embedding`, float32 [H]; language: `generated_text`."""
+"""Prediction for one text. classification: `class`, a name or a number, and `probabilities`, one
+per class; regression: `score`; embedding: `embedding`, float32 [H]; language: `generated_text`."""
 
 DEFAULT_NEW_TOKENS = 128
 _PROJECTION = re.compile(r"objective\.(each\.\d+\.)?projection\.")
@@ -51,7 +51,7 @@ class SavedStudent(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of its weights."""
         return next(self.parameters()).device
 
     @property
@@ -65,7 +65,7 @@ class SavedStudent(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, texts: Sequence[Text], batch_size: int = 64) -> list[Prediction]:
-        """What the student says of texts, in their order."""
+        """Predictions for texts, in their order."""
 
     def _segments(self, texts: Sequence[Text]) -> list[tuple[str, ...]]:
         return [(text,) if isinstance(text, str) else tuple(text) for text in texts]
@@ -114,7 +114,7 @@ class SavedReader(SavedStudent):
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[Text], batch_size: int = 64) -> list[Prediction]:
-        """What the student says of texts, in their order. Raises InputError for a bare text."""
+        """Predictions for texts, in their order. Raises InputError for a bare text."""
         self._require_several(texts)
         found: list[Prediction] = []
         for start in range(0, len(texts), batch_size):
@@ -162,7 +162,7 @@ class SavedLanguageModel(SavedStudent):
         batch_size: int = 64,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
     ) -> list[Prediction]:
-        """Its most probable response to each prompt, or how it goes on with a text."""
+        """Its greedy response to each prompt, or its continuation of a text."""
         self._require_several(texts)
         said, _ = self.respond(texts, batch_size, max_new_tokens)
         return [{"generated_text": text} for text in said]
@@ -170,7 +170,7 @@ class SavedLanguageModel(SavedStudent):
     def respond(
         self, texts: Sequence[Text], batch_size: int, max_new_tokens: int
     ) -> tuple[list[str], int]:
-        """What it says, and how many of the texts were truncated at the student's max_length."""
+        """Responses, and how many of the texts were truncated at the student's max_length."""
         causal = without_adapters(self.model)
         ends = end_ids(self.tokenizer, self.card.recipe, causal)
         prompts, cut = self._prompts(texts)
@@ -182,12 +182,12 @@ class SavedLanguageModel(SavedStudent):
         return self.card.recipe.text_format == "chat" and len(self.card.text_columns) == 1
 
     def _prompts(self, texts: Sequence[Text]) -> tuple[list[list[int]], int]:
-        """Their tokens, and how many of them were cut."""
+        """Tokens of texts, and how many of these were truncated."""
         recipe = self.card.recipe
         examples = self._segments(texts)
-        if self.reads_chats:  # whose prompts do not depend on the answer
+        if self.reads_chats:  # whose prompts do not depend on the response
             examples = [(answered(segments[0], "x"),) for segments in examples]
-        elif recipe.has_prompt:  # the response is what is asked for
+        elif recipe.has_prompt:  # the response is generated
             examples = [(*segments, "") for segments in examples]
         else:
             recipe = recipe.model_copy(update={"end_token": False})
@@ -216,8 +216,8 @@ def load_student(folder: str | Path) -> SavedStudent:
 
 
 def load_embedder(folder: Path) -> SavedReader | None:
-    """A student of a feature as a reader that says embeddings, also if it predicts labels beside
-    them; None for one that predicts labels and has no modules.json. Raises StudentSourceError."""
+    """A student trained on a feature as an embedding model, also if it predicts labels too; None
+    for one that predicts labels and has no modules.json. Raises StudentSourceError."""
     folder = student_folder(folder)
     student, tokenizer, card = load_saved_student(folder)
     # Other objectives have projections, too: into a space that is not the feature's.
@@ -229,8 +229,8 @@ def load_embedder(folder: Path) -> SavedReader | None:
 
 
 def _read_layers(folder: Path) -> nn.Module | None:
-    """What is behind the student's pooling, from the projection on: a layer before it is part of
-    that pooling."""
+    """Layers after the student's pooling, from the projection on: a layer before it is part of that
+    pooling."""
     declared = read_embedding_folder(folder, StudentSourceError)
     if declared is None:
         return _read_projection(folder)
@@ -239,7 +239,7 @@ def _read_layers(folder: Path) -> nn.Module | None:
 
 
 def _read_projection(folder: Path) -> nn.Linear | None:
-    """From a pooled text to the space of the feature that was learned; None where there is none."""
+    """Projection of a pooled text to the space of the learned feature; None if there is none."""
     with refusing(StudentSourceError, f"student {folder}: {HEADS}"):
         tensors = load_file(folder / HEADS)
         found = (_PROJECTION.match(name) for name in sorted(tensors))
@@ -247,7 +247,7 @@ def _read_projection(folder: Path) -> nn.Linear | None:
         if prefix is None:
             return None
         weight = tensors.get(f"{prefix}weight")
-        if weight is None:  # only the run knows which map its numbers stand for
+        if weight is None:  # only the run knows its parametrization
             raise StudentSourceError(
                 f"student {folder}: it has no modules.json, needed for its orthogonal projection; "
                 "train it again with pooling=mean, cls or last"

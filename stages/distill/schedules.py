@@ -1,11 +1,11 @@
-"""How aligner and student take turns.
+"""Schedules of aligner and student.
 
 alternate  Before each epoch of the student, one pass over the cached features trains the aligner
            alone; then it is frozen, in eval mode. The reference's schedule.
 joint      One pass: aligner and student step together; the student sees detached aligner outputs.
 
-An objective without an aligner has nothing to schedule. Where an aligner is frozen while the
-student learns, its answers are worked out ahead (`Replay`).
+An objective without an aligner has nothing to schedule. While an aligner is frozen, its outputs are
+computed ahead (`Replay`).
 """
 
 import math
@@ -29,7 +29,8 @@ from .order import Places
 from .placement import to_device
 
 STATE_FILE = "aligner_optimizer.safetensors"
-"""In a checkpoint; of further aligners of a run `aligner_optimizer.1.safetensors` and so on."""
+"""State file in a checkpoint; of further aligners of a run `aligner_optimizer.1.safetensors` and so
+on."""
 ALIGNER_STREAM = 1
 
 
@@ -82,7 +83,7 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
 
     @property
     def term(self) -> str:
-        """What its loss is called in a log."""
+        """Name of its loss in logs."""
         return f"{self._objective.label}.aligner".lstrip(".")
 
     @property
@@ -153,7 +154,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> dict[str, s
         return dict(opened.metadata())
 
 
-# --- The frozen aligner's answers, worked out for many batches of an epoch at a time and handed
+# --- The frozen aligner's outputs, computed for many batches of an epoch at a time and handed
 # out batch by batch.
 #
 #     aligner's pass (schedules.py) -> on_epoch_begin -> answers, answers, ...
@@ -164,12 +165,12 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> dict[str, s
 # epoch), so nobody has to announce them. What is kept is one window of answers.
 
 WINDOW_ROWS = 1024
-"""Matrix products are as fast as they get, and answers of 1024 numbers take 4 MiB."""
+"""Matrix products are at full speed, and outputs of 1024 numbers take 4 MiB."""
 
 
 class Replay(TrainerCallback):  # type: ignore[misc]
-    """Answers of an objective's aligner to this process's share of the batches of a data set's
-    epochs, in their order. `name` is under which they stand among a batch's sources."""
+    """Outputs of an objective's aligner for this process's share of the batches of a dataset's
+    epochs, in their order. `name` is their name among a batch's sources."""
 
     def __init__(
         self, objective: AlignedObjective, dataset: DistillDataset, batches: EpochBatches
@@ -183,19 +184,19 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         self._left = 0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """From now on the batches of this epoch are asked for; the aligner may have changed."""
+        """Start an epoch, whose batches are requested next; the aligner may have changed."""
         self._coming = self._batches.of(int(state.epoch or 0), self._dataset.streams(self.source))
         self._left = 0
 
     def answers(self, places: Places) -> AlignerAnswers:
-        """To one batch; batches before it that nobody asked for are passed over."""
+        """Outputs for one batch; batches before it that were not requested are skipped."""
         if not self._left:
             self._work_out(places)
         self._left -= 1
         return next(self._window)
 
     def _work_out(self, places: Places) -> None:
-        """The answers to this batch and to those that come next."""
+        """The outputs for this batch and the next ones."""
         if not any(np.array_equal(batch, places) for batch in self._coming):
             raise AssertionError("this is none of the batches that are left of the epoch")
         share = self._dataset.processes.share

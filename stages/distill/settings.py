@@ -1,4 +1,4 @@
-"""How to train a student: the keys of a job that `training.py` reads."""
+"""Training settings: the keys of a job that `training.py` reads."""
 
 from typing import Any, Literal
 

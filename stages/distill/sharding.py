@@ -1,8 +1,7 @@
-"""A student whose weights, gradients and optimizer are divided among processes (FSDP, version 2).
-
-Accelerate shards it; what is here is what that leaves to its users: which modules go together, what
-stays whole, and the way back to whole weights. An aligner that learns and answers outside the
-student's steps stays whole on every process.
+"""A student whose weights, gradients and optimizer state are sharded over processes (FSDP, version
+2). Accelerate shards it; this module has the choices left to users: the units of sharding, what is
+not sharded, and gathering full weights. An aligner that is trained and used outside the student's
+steps is replicated on every process.
 """
 
 import copy
@@ -22,14 +21,14 @@ from .objectives.base import is_frozen
 
 
 def fsdp_arguments(model: TrainedModel) -> dict[str, Any]:
-    """For `TrainingArguments`: a unit of its own for each layer of the student."""
+    """FSDP options of `TrainingArguments`: one unit per layer of the student."""
     config: dict[str, Any] = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
     config["transformer_layer_cls_to_wrap"] = _layer_classes(model.student.backbone)
     return {"fsdp": True, "fsdp_config": config}
 
 
 def _layer_classes(backbone: Any) -> list[str]:
-    """Names of the classes of a student's layers, also where the model does not tell them."""
+    """Class names of a student's layers, also if the model does not declare them."""
     if backbone._no_split_modules:
         return sorted(backbone._no_split_modules)
     count = backbone.config.num_hidden_layers
@@ -42,10 +41,10 @@ def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: Tra
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU:
         # Accelerate offers it to accelerators only, where torch does it on CPUs as well. Its state
-        # is kept in two places, and copied from the second to the first now and then.
+        # is kept twice, and copied from the second to the first now and then.
         state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_arguments)
-    # As for a student that is whole, autocast chooses what is rounded (see the trainer).
+    # As without sharding, autocast chooses what is rounded (see the trainer).
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     aligners = [part.aligner for part in model.objective.parts if part.aligner is not None]
     if frozen := [aligner for aligner in aligners if is_frozen(aligner)]:
@@ -53,7 +52,7 @@ def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: Tra
 
 
 class UnshardedCopy:
-    """The same model without numbers, made before sharding, to take up whole weights after it."""
+    """The same model on the meta device, made before sharding, to receive full weights after it."""
 
     def __init__(self, model: TrainedModel) -> None:
         # Those that are worked out and not loaded.
@@ -80,7 +79,7 @@ def load_whole(model: nn.Module, file: Any) -> None:
     if not isinstance(model, FSDPModule):
         model.load_state_dict(weights, strict=False)
         return
-    # What is frozen was not saved, and has not changed.
+    # Frozen weights were not saved, and have not changed.
     whole = StateDictOptions(full_state_dict=True, strict=False)
     set_model_state_dict(model, weights, options=whole)
 
@@ -111,7 +110,7 @@ def _unsaved(model: nn.Module) -> set[str]:
 
 
 def _second_names(weights: dict[str, Tensor]) -> set[str]:
-    """Of weights with two names (an embedding that is the head, too), all but the first."""
+    """Further names of tied weights (such as embeddings that are also the head)."""
     seen: set[tuple[int, torch.Size]] = set()
     second = set()
     for name, tensor in weights.items():

@@ -1,4 +1,4 @@
-"""Makes a student's own steps faster or smaller, as asked; its numbers stay, up to rounding."""
+"""Faster or smaller steps of a student, with equal numbers up to rounding."""
 
 import torch
 
@@ -8,7 +8,7 @@ from .student import Student
 
 
 def speed_up(student: Student, settings: TrainingSettings, device: torch.device) -> None:
-    """Set a student up as settings say, in place; raises an InputError if that cannot be had."""
+    """Apply the settings to a student, in place; raises an InputError if that is not possible."""
     if settings.gradient_checkpointing:
         _checkpoint(student)
     if settings.compile_student:
@@ -29,7 +29,7 @@ def _checkpoint(student: Student) -> None:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """A model is compiled at its first step, and what is wrong with a compiler shows there only."""
+    """A model is compiled at its first step, and errors of a compiler appear only there."""
     try:
         torch.compile(torch.neg)(torch.ones(2, device=device))
     except Exception as cause:

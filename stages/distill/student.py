@@ -1,12 +1,11 @@
 """The student: a transformer, a pooled vector, a task head.
 
-In: token ids [B, T]. Out: pooled [B, D] and output [B, K]. Shapes: B rows, T tokens, D the width
-of a pooled text, K classes (1 for regression).
+In: token ids [B, T]. Out: pooled [B, D] and output [B, K]. Shapes: B rows, T tokens, D the width of
+a pooled text, K classes (1 for regression).
 
-A student with a task is, where it can be, the family's own sequence classifier: pooled is what its
-last linear layer reads, and the folder it leaves opens as that class (`ClassifierStudent`). Where
-another pooling is asked for, or there is nothing to classify, pooling and head are made here
-(`PooledStudent`).
+A student with a task is, if possible, the family's own sequence classifier: pooled is the input of
+its last linear layer, and its folder opens as that class (`ClassifierStudent`). With another
+pooling, or without labels, pooling and head are made here (`PooledStudent`).
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +25,7 @@ from .aligner import WEIGHT_STD, ClassificationHead
 from .pooling import AnyPooling, Pooler, Pooling
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""Of a batch, what a student reads."""
+"""Names of a student's inputs in a batch."""
 
 
 class StudentSettings(BaseModel):
@@ -74,14 +73,14 @@ class StudentSettings(BaseModel):
 
 
 class Student(nn.Module, ABC):
-    """Reads texts: pooled vectors of them, and the answers of its head."""
+    """A text model: pooled vectors, and the outputs of its head."""
 
     model: Any
-    """What transformers saves and opens, or peft where it has adapters."""
+    """The model saved and opened by transformers, or by peft if it has adapters."""
     pooling: AnyPooling
     space: LabelSpace
     dropout: float
-    """Of the head."""
+    """Dropout of the head."""
     dim: int
     """D, the width of a pooled text."""
     _always: dict[str, bool]
@@ -182,7 +181,7 @@ class ClassifierStudent(Student):
 
     @property
     def last_layer(self) -> nn.Linear:
-        """From a pooled text to the logits."""
+        """Layer from a pooled text to the logits."""
         layer: nn.Linear = self.classifier.get_submodule(self.own_head.linear)
         return layer
 
@@ -218,7 +217,7 @@ def is_decoder(config: Any) -> bool:
 
 
 def choose_pooling(asked: Literal["auto"] | Pooling, backbone: Any) -> Pooling:
-    """The pooling of a transformer as asked; 'auto': last token of a decoder, else the model's
+    """The requested pooling of a transformer; 'auto': last token of a decoder, else the model's
     pooler if it has one, else a dense layer over the first token."""
     if asked != "auto":
         return asked
@@ -239,7 +238,8 @@ def check_pooling(pooling: Pooling, backbone: Any) -> str | None:
 
 
 def keep_layers(backbone: Any, count: int, choice: Literal["first", "every"]) -> str | None:
-    """Reduce a backbone to `count` of its layers, in place; returns why not, or None.
+    """Reduce a backbone to `count` of its layers, in place; returns the reason if that is not
+    possible, or None.
 
     'every' keeps evenly spaced layers, the first and the last among them."""
     total = backbone.config.num_hidden_layers

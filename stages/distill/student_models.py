@@ -30,8 +30,7 @@ CLASSIFIER = "AutoModelForSequenceClassification"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a student is made from: a configuration and a tokenizer; weights lie in `folder`, or are
-    drawn."""
+    """Source of a student: a configuration and a tokenizer; weights are in `folder`, or random."""
 
     settings: StudentSettings
     config: Any
@@ -45,7 +44,8 @@ class Source:
         return self._cut(load_backbone(self.folder))
 
     def classifier(self, config: Any) -> tuple[Any, set[str]]:
-        """The family's sequence classifier of a configuration, and the names of what was drawn."""
+        """The family's sequence classifier of a configuration, and the names of randomly
+        initialised weights."""
         if self.folder is None:
             model = random_model(config, CLASSIFIER)
             return model, set(model.state_dict())
@@ -70,7 +70,7 @@ def load_backbone(folder: Path, auto_class: str = "AutoModel") -> Any:
 
 def load_classifier(folder: Path, config: Any) -> tuple[Any, set[str]]:
     """The sequence classifier of a checkpoint folder with a configuration, in float32, and the
-    names of the weights that were drawn: those of a head that is not in the folder, or has other
+    names of randomly initialised weights: those of a head that is not in the folder, or has other
     labels."""
     model, report = _read(folder, CLASSIFIER, config)
     base = f"{model.base_model_prefix}."
@@ -100,7 +100,7 @@ def _read(folder: Path, auto_class: str, config: Any) -> tuple[Any, dict[str, An
 
 
 def _refuse_random_transformer(folder: Path, missing: Iterable[str]) -> None:
-    # A pooler may be drawn: checkpoints of language models have none, and it is trained here.
+    # A pooler may be random: checkpoints of language models have none, and it is trained here.
     refuse_random(folder, (name for name in missing if not name.startswith("pooler.")))
 
 
@@ -132,8 +132,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def match_tokenizer(tokenizer: Any, config: Any) -> None:
-    """Keep a tokenizer from making segment numbers for a model that tells no segments apart: some
-    (GPT-2) would add them as tokens."""
+    """Keep a tokenizer from making token_type_ids for a model without segments: some (GPT-2) would
+    add them as tokens."""
     if (getattr(config, "type_vocab_size", None) or 0) < 2:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.model_input_names = names
@@ -150,7 +150,7 @@ def check_vocab_size(model: Any, tokenizer: Any, source: str) -> None:
 
 
 def random_model(config: Any, auto_class: str = "AutoModel") -> Any:
-    """A model of a configuration with weights as they are drawn, in float32."""
+    """A randomly initialised model of a configuration, in float32."""
     import transformers
 
     return getattr(transformers, auto_class).from_config(config, dtype=torch.float32)

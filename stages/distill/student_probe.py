@@ -1,7 +1,7 @@
-"""Whether a student reads a padded text as it reads it alone, found by asking it.
+"""A probe of whether a student's outputs depend on padding.
 
-Not every family keeps padding out: FNet mixes all places of a row, and where texts are convolved
-or landmarks chosen among them, padding counts. What such a student says depends on its batch.
+Not every family masks padding: FNet mixes all positions of a row, and with convolutions or
+landmarks padding counts. Predictions of such a student depend on the batch.
 """
 
 import logging
@@ -17,7 +17,7 @@ PROBE = "a b c d e"
 """A text of several tokens."""
 
 TOLERANCE = 1e-3
-"""Of the largest number, between one pooled text and the same: rounding, and no more."""
+"""Tolerance relative to the largest value, between two poolings of the same text: rounding."""
 
 Side = Literal["left", "right"]
 
@@ -48,14 +48,14 @@ def padding_effect(student: Student, tokenizer: Any, side: Side) -> float:
 
 
 def warn_of_padding(student: Student, tokenizer: Any, source: str) -> None:
-    """Warn, once and in one line, of a student that does not keep padding out of its answers."""
+    """Warn, once and in one line, of a student whose outputs depend on padding."""
     if tokenizer.pad_token_id is None:
         return
     try:
         effect = padding_effect(student, tokenizer, tokenizer.padding_side)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # it takes no text of this length; what it does take is said in training
+    except Exception:  # it takes no text of this length; training reports its limit
         return
     if effect > TOLERANCE:
         family = student.model.config.model_type

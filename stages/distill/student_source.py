@@ -76,7 +76,7 @@ def _load(
 
 
 def default_max_length(settings: StudentSettings, space: LabelSpace) -> int:
-    """The most tokens of a text where the job does not say: 128, or what is declared."""
+    """Default maximum tokens of a text: 128, or as declared."""
     declared = _declared(settings, space)
     if declared is None:
         return DEFAULT_MAX_LENGTH
@@ -84,7 +84,7 @@ def default_max_length(settings: StudentSettings, space: LabelSpace) -> int:
 
 
 def _declared(settings: StudentSettings, space: LabelSpace) -> EmbeddingFolder | None:
-    """What a folder of sentence-transformers declares, of which a student of embeddings begins."""
+    """Declarations of the sentence-transformers folder that a student starts from."""
     if settings.student.startswith(SCRATCH) or space.task != "none":
         return None
     folder = resolve(settings.student, settings.student_revision, StudentSourceError)
@@ -135,8 +135,8 @@ def _adapted(backbone: Any, pooling: Pooling, lora: LoraSettings) -> Any:
 
 
 def check_student(settings: StudentSettings) -> None:
-    """Raise StudentSourceError for what can be told from a student's configuration alone; of a hub
-    id, nothing else is fetched."""
+    """Raise StudentSourceError for an unsuitable configuration; of a hub id, nothing else is
+    downloaded."""
     if settings.student.startswith(SCRATCH):
         plain_config(settings)
         return

@@ -1,7 +1,7 @@
-"""How long training took, and its steps, as seen from outside the model.
+"""Seconds of training and of its steps.
 
-What earlier processes of a run took, up to the checkpoint that was resumed from, is kept in that
-checkpoint and counted; what they did beyond it is lost, and so are its seconds.
+The time of earlier processes of a run, up to the checkpoint that was resumed from, is kept in that
+checkpoint and counted; work beyond it is lost, and so are its seconds.
 """
 
 import time
@@ -36,7 +36,7 @@ class StepTimes(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
-        # A checkpoint of an older version has no entry, and the trainer saves into what is there.
+        # A checkpoint of an older version has no entry, and the trainer saves into the same file.
         kept = state.stateful_callbacks.setdefault(type(self).__name__, {})
         self._before = kept.get("attributes", {})
 
@@ -45,7 +45,7 @@ class StepTimes(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def seconds(self) -> dict[str, float]:
         """`train_seconds`, and of these `aligner_seconds` (before an epoch's first step) and
-        `data_seconds`, of the run: this process and those whose checkpoints it goes on from."""
+        `data_seconds`, of the run: this process and those whose checkpoints it resumes from."""
         now = self._ended or time.perf_counter()
         here = {
             "train_seconds": 0.0 if self._began is None else now - self._began,
@@ -55,7 +55,7 @@ class StepTimes(TrainerCallback, ExportableState):  # type: ignore[misc]
         return {name: self._before.get(name, 0.0) + value for name, value in here.items()}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """State in a checkpoint."""
         return {"args": {}, "attributes": self.seconds()}
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -68,7 +68,7 @@ def encode(tokenizer: Any, examples: Sequence[tuple[str, ...]], max_length: int)
 def _encode(
     tokenizer: Any, examples: Sequence[tuple[str, ...]], max_length: int
 ) -> tuple[dict[str, list[npt.NDArray[np.int32]]], int]:
-    """Name -> one array an example, and how many examples were cut."""
+    """Name -> one array per example, and the number of truncated examples."""
     asked = [_asked(tokenizer, segments, max_length) for segments in examples]
     whole = _tokenize(tokenizer, asked)
     long = [place for place, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
@@ -96,7 +96,7 @@ def _tokenize(
 
 
 def _asked(tokenizer: Any, segments: Sequence[str], max_length: int) -> tuple[str, str | None]:
-    """A text and its pair, if it has one; without what is far beyond the last token."""
+    """A text and its pair, if it has one; without the part far beyond the last token."""
     text, pair = text_and_pair(tokenizer, segments)
     if pair is None:
         return shortened(tokenizer, [text], max_length)[0], None
@@ -106,9 +106,8 @@ def _asked(tokenizer: Any, segments: Sequence[str], max_length: int) -> tuple[st
 def choose_max_length(
     asked: int | None, tokenizer: Any, backbone: Any, default: int = DEFAULT_MAX_LENGTH
 ) -> int:
-    """The most tokens of an example: as asked, or the default, or what the student takes if less.
-
-    Raises StudentSourceError if more is asked than the student can take, or too few for text."""
+    """The most tokens of an example: as requested, or the default, or the student's maximum if
+    less. Raises StudentSourceError for more than the student's maximum, or too few for text."""
     limit = token_limit(tokenizer, backbone)
     least = least_length(tokenizer)
     return choose_length(asked, limit, default, least, StudentSourceError)

@@ -22,8 +22,8 @@ from .schedules import Replay, adamw, parameter_groups
 from .sharding import frozen_names, load_whole, plain, shard
 
 _OF_ONE_PROCESS = {"train_loss", "train_samples_per_second", "train_steps_per_second"}
-"""Of all that the trainer logs in the end, what it would have to know of the processes before a
-resumed one: their losses, and their time."""
+"""Keys of the trainer's final log that are wrong in a resumed run: they cover only this process's
+losses and time."""
 
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
@@ -44,7 +44,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         aligner_losses: Callable[[], Mapping[str, float]] = dict,
         replays: Sequence[Replay] = (),
     ) -> None:
-        """`replays`: where aligners' answers to the training batches come from."""
+        """`replays`: sources of aligners' outputs for the training batches."""
         self._epoch_batches = batches
         self._aligner_learning_rate = aligner_learning_rate
         self._save_beside = save_beside
@@ -70,7 +70,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         )
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As the trainer does it; a model that is to be sharded is announced."""
+        """As in the trainer; a model to be sharded is announced."""
         super().create_accelerator_and_postprocess()
         if self.args.fsdp_plugin_args is not None:
             shard(self.accelerator, self.args.fsdp_plugin_args, self.model)
@@ -78,7 +78,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         """Batches in the order of (seed, epoch); the dataset joins each in one go, and takes this
-        process's share, so that nobody else need divide them."""
+        process's share, so that nothing else divides them."""
         return self._own(self._loader(self.train_dataset, batch_sampler=self._epoch_batches))
 
     def _own(self, loader: DataLoader[Any]) -> Any:
@@ -100,8 +100,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **more: Any
     ) -> Any:
-        """As the trainer does it, with nothing to bring together; but the loss is a mean over
-        examples, where the trainer counts a last, short batch as much as the others."""
+        """No gather: every process evaluates all batches. The loss is a mean over examples, where
+        the trainer weights a short last batch like the others."""
         self.gather_function = lambda tensors: tensors
         self._evaluated = []
         more["metric_key_prefix"] = metric_key_prefix
@@ -112,7 +112,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return found
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As the trainer does it; notes the loss, and of how many examples it is the mean."""
+        """As in the trainer; records the loss, and the number of its examples."""
         loss, outputs, labels = super().prediction_step(*args, **kwargs)
         rows = len(labels)
         if self.model.student.space.task != "none":
@@ -154,11 +154,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # What is written after this says that the checkpoint is whole.
+        # The files written after this mark the checkpoint as complete.
         self.train_dataset.processes.wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # What is sharded as well: the trainer's own way leaves out what stayed whole.
+        # Sharded weights too: the trainer's own way leaves out those that are not sharded.
         load_whole(model or self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -196,8 +196,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return {name: (total / self._averaged).item() for name, total in self._terms.items()}
 
     def _sources(self, places: Places) -> Sources:
-        """What teachers say of the texts of a batch; in its place, what frozen aligners make of
-        it."""
+        """Teachers' features of a batch, or the outputs of frozen aligners for them."""
         sources: dict[str, Any] = {each.name: each.answers(places) for each in self._replays}
         own = self.train_dataset.processes.share(places)
         for name in self._read_in_steps:

@@ -2,9 +2,9 @@
 
     train -> DistillTrainer.train -> DistillTrainer.compute_loss -> DistillModel
 
-What comes in: built objects. What goes out: the trained model, in place, and `Training`, the
-figures of the run. Everything that happens is a function of the seed: the weights drawn before,
-the order of batches, dropout; so a run that is cut and resumed ends like one that was not.
+In: built objects. Out: the trained model, in place, and `Training`, the figures of the run.
+Everything is a function of the seed: initial weights, order of batches, dropout; so an interrupted
+and resumed run ends like an uninterrupted one.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -34,7 +34,7 @@ from .timing import StepTimes
 from .trainer import DistillTrainer
 
 NO_LOSSES = ("step", "epoch", "learning_rate", "grad_norm")
-"""What else a row of the log of training has."""
+"""Keys of log rows that are not losses."""
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Training:
     losses: dict[str, float] = field(default_factory=dict)
     """The last ones that were logged in training."""
     distinct_predictions: float | None = None
-    """Of the student that is kept, on the validation set; None where that tells nothing."""
+    """Distinct predictions of the kept student on the validation set; None if undefined."""
     step_seconds: dict[str, float] = field(default_factory=dict)
     aligner_seconds: float = 0.0
     data_seconds: float = 0.0
@@ -69,16 +69,15 @@ class Run:
     device: torch.device
     folder: Path
     name: str | None = None
-    """What trackers call it; default that of its folder."""
+    """Name for trackers; default: that of its folder."""
     as_drawn: Collection[str] = ()
-    """Sources whose aligners stay as they were drawn."""
+    """Sources whose aligners stay at their initialisation."""
     placements: Mapping[str, Placement] = field(default_factory=dict)
-    """Of sources that are not placed as the settings say."""
+    """Placements of sources that differ from the settings."""
     from_afar: Collection[str] = ()
-    """Sources whose shards come from a URL while the run goes on."""
+    """Sources whose shards are downloaded during the run."""
     where: Mapping[str, Where] | None = None
-    """Where the features of each source lie, if that has been chosen; memory that is free
-    changes."""
+    """Placement of each source's features, once chosen; free memory changes."""
     processes: Processes = ALONE
     trainer: type[DistillTrainer] = DistillTrainer
     on_log: Callable[[dict[str, float]], None] = lambda row: None
@@ -139,17 +138,15 @@ def _without(row: dict[str, float], *names: str) -> dict[str, float]:
 
 
 def placements(run: Run) -> dict[str, Where]:
-    """Where the features of a run's training set are to lie, by source.
-
-    Raises JobError if there is no room."""
+    """Placements of a run's training features, by source. Raises JobError if there is no room."""
     sizes = {source: features.bytes for source, features in run.train.features.items()}
     asked = {source: run.placements.get(source, run.settings.placement) for source in sizes}
     return choose_placements(asked, sizes, run.device, run.from_afar)
 
 
 def check_checkpoint(run: Run) -> None:
-    """Raise JobError if the run cannot go on from its last checkpoint: that of a student which was
-    divided among processes is of no use to one that is whole, nor the other way round."""
+    """Raise JobError if the run cannot resume from its last checkpoint: that of a sharded student
+    does not fit an unsharded one, nor the other way round."""
     checkpoint = last_checkpoint(run.folder)
     if checkpoint is None:
         return
@@ -208,7 +205,7 @@ def _batches(run: Run) -> EpochBatches:
 
 
 def _replays(run: Run, batches: EpochBatches) -> list[Replay]:
-    """Where an aligner does not learn while the student does, its answers are known ahead."""
+    """Outputs of aligners that are frozen while the student is trained, computed ahead."""
     frozen = [part for part in aligned_parts(run.model.objective) if not part.joint]
     return [Replay(part, run.train, batches) for part in frozen]
 
@@ -293,7 +290,7 @@ def _adapters_alone(model: TrainedModel) -> bool:
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
-    """Tells a sum of objectives before each step how far the run is: its weights may move."""
+    """Updates a sum of objectives with the progress before each step: its weights may change."""
 
     def __init__(self, objective: SummedObjective) -> None:
         self._objective = objective

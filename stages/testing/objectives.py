@@ -89,9 +89,9 @@ class ObjectiveTests:
     feature_shapes: ClassVar[tuple[Shape, ...]] = ((4,),)
     """Shapes of the features it reads; (num_labels,) for an objective that reads classes."""
     layer_dims: ClassVar[tuple[int, ...]] = (6, 6, 6, 6, 6)
-    """Of an objective that reads layers: the widths of a student's embeddings and of its layers."""
+    """Widths of a student's embeddings and of its layers, for an objective that reads layers."""
     tokens: ClassVar[int] = 4
-    """Of the longest text, where layers are read."""
+    """Tokens of the longest text, if layers are read."""
     rows: ClassVar[int] = 6
 
     @pytest.fixture(params=[False, True], ids=["classification", "regression"])

@@ -1,8 +1,8 @@
-"""Batches of a language model: rows of tokens, those to predict, and what is known of them.
+"""Batches of a language model: rows of tokens, the predicted ones, and the teachers' predictions.
 
-In: token texts, how they share rows, and maybe a teacher's answers to their predictions. Out: for
-chosen rows, padded ids [B, T], and for each of the P predicted tokens its place and its token.
-Nothing is done token by token in Python.
+In: token texts, their packing, and optionally teachers' predictions. Out: for chosen rows, padded
+ids [B, T], and for each of the P predicted tokens its position and its id. Nothing is done token by
+token in Python.
 """
 
 from bisect import bisect_left, insort
@@ -32,8 +32,7 @@ EVEN_WIDTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Predicted tokens that the corpus has, those that each teacher answered, and in how many
-    batches they are."""
+    """Number of predicted tokens with a label, with each teacher's prediction, and of batches."""
 
     labelled: int
     answered: Mapping[str, int] = field(default_factory=dict)
@@ -58,40 +57,38 @@ class PackedTexts:
     pad_id: int
     teachers: Mapping[str, Answering] = field(default_factory=dict)
     prompted: bool = False
-    """Whether texts begin with a prompt; then they are pooled at its end, where a student knows
-    what is asked and not yet the answer."""
+    """Whether texts begin with a prompt; then they are pooled at its end, before the response."""
 
     def __len__(self) -> int:
         return len(self.packs)
 
     @cached_property
     def offsets(self) -> Ints:
-        """Where each row's tokens begin, all rows laid end to end."""
+        """Start of each row's tokens, all rows concatenated."""
         lengths = np.concatenate([[0], np.cumsum(self.texts.lengths[self.packs.texts])])
         return lengths[self.packs.offsets]
 
     @property
     def truncated(self) -> int:
-        """Texts that were cut."""
+        """Number of truncated texts."""
         return int(self.texts.truncated.sum())
 
     def counts(self, rows: Ints) -> Counts:
-        """Of some rows."""
+        """Counts of some rows."""
         texts = self._texts_of(rows)
         predicted = self.texts.predicted[texts]
         answered = {name: each.count(texts, predicted) for name, each in self.teachers.items()}
         return Counts(int(predicted.sum()), answered)
 
     def bytes_of(self, rows: Ints) -> int:
-        """Bytes of text that the predicted tokens of some rows stand for."""
+        """Bytes of text of the predicted tokens of some rows."""
         return int(self.texts.bytes[self._texts_of(rows)].sum())
 
     def pad(self, rows: Ints) -> dict[str, Any]:
-        """A batch of rows [B, T]: `input_ids`; `attention_mask`, or `position_ids` of texts that
-        share rows and do not see each other; `predicted_at` [P], the place, counted over B x T, of
-        the token before each predicted one, and `targets` [P]; `answers` by the name of the source,
-        each with `answered` [P] where not all have one; `pooled_at` [B], the last token that is
-        given."""
+        """A batch of rows [B, T]: `input_ids`; `attention_mask`, or `position_ids` of packed texts
+        that are masked from each other; `predicted_at` [P], the index, counted over B x T, of the
+        token before each predicted one, and `targets` [P]; `answers` by the name of the source,
+        each with `answered` [P] if some are missing; `pooled_at` [B], the last given token."""
         texts = self._texts_of(rows)
         lengths, prompts = self.texts.lengths[texts], self.texts.prompts[texts]
         lengths_of_rows = self.offsets[rows + 1] - self.offsets[rows]
@@ -151,7 +148,7 @@ def _width(longest: int) -> int:
 #
 # Best-fit decreasing: the longest text first, each into the fullest row that still takes it. A row
 # shows its texts in the order of the corpus. Measured on lines of WikiText-2 with rows of 512:
-# 99.9 % of all places are used.
+# 99.9 % of all positions are used.
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +188,7 @@ def packed(lengths: Ints, most: int) -> Packs:
 
 # --- The next batch of a language model is made while the student is at the one before it.
 #
-# To decode a teacher's answers takes a microsecond or two a token: 10 to 20 ms for a batch of
+# Decoding a teacher's predictions takes a microsecond or two a token: 10 to 20 ms for a batch of
 # 8,192, which a student on a GPU need not wait for. NumPy frees the interpreter meanwhile.
 
 
@@ -219,7 +216,7 @@ class AheadDataset(DistillDataset):
         return super().reads_cache or (isinstance(rows, PackedTexts) and bool(rows.teachers))
 
     def expect(self, places: Places | None) -> None:
-        """Begun once the batch before it is asked for: those that are passed over cost nothing."""
+        """Started when the batch before it is requested: skipped ones cost nothing."""
         self._expected = places
 
     def _batch(self, whole: Places) -> Batch:

@@ -1,8 +1,8 @@
-"""What a cache says of predicted tokens, decoded for a batch of texts.
+"""Cached predictions of tokens, decoded for a batch of texts.
 
-In: rows of the cache and how many predictions of each text are wanted. Out: tensors with a row for
-each of these, in the order of the texts; no Python object a token.
-Shapes: P predictions, k entries or K samples, V tokens.
+In: rows of the cache and the number of predictions for each text. Out: tensors with a row for each
+of these, in the order of the texts; no Python object per token. Shapes: P predictions, k entries or
+K samples, V tokens.
 """
 
 import math
@@ -41,8 +41,8 @@ class CachedAnswers:
     tail: Tail
 
     def check(self, divergence: Divergence, by_rank: bool, vocab_size: int) -> None:
-        """Raise an InputError for answers that cannot be compared so, or are not of so many tokens:
-        caches come from strangers."""
+        """Raise an InputError for predictions that cannot be compared this way, or have another
+        vocabulary size: caches may come from strangers."""
         spec, coding = self.feature.spec, self.feature.spec.coding
         said = coding.vocab_size if coding is not None else math.prod(spec.shape)
         if spec.axis != "predictions" or said != vocab_size or (coding is None and spec.whole):
@@ -71,8 +71,8 @@ class CachedAnswers:
         check_samples(divergence, self.temperature, bool(coding.log_prob_bits))
 
     def read(self, rows: Rows, places: Rows, counts: Rows) -> Tensors:
-        """Of row `rows[i]` of the cache `counts[i]` predictions, text after text; `places` says
-        which of the text's own."""
+        """The predictions of cache rows `rows[i]`, `counts[i]` each, text after text; `places` are
+        their indices within the text."""
         self.feature.require_whole(rows)
         values = self.feature.gather_at(rows, places, counts)
         coding = self.feature.spec.coding

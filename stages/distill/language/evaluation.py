@@ -1,11 +1,11 @@
-"""What a language model is worth: how well it predicts given tokens, and what it says by itself.
+"""Metrics of a language model: on given tokens, and on its own responses.
 
 perplexity     exp of the mean cross entropy of the predicted tokens; one tokenizer's figure
-bits_per_byte  the cross entropy of all of them over the bytes of text they stand for: comparable
+bits_per_byte  the cross entropy of all of them over the bytes of their text: comparable
                between tokenizers
 rouge_l        F-measure of the longest common subsequence of words, stemmed (Lin, 2004)
-exact_match    share of responses that are the reference but for case, spaces and punctuation that
-               is not of numbers
+exact_match    share of responses equal to the reference except for case, spaces and punctuation
+               outside of numbers
 """
 
 import math
@@ -24,16 +24,16 @@ from ..batches import Batch
 from .batches import PackedTexts
 
 METRICS = ("loss", "perplexity", "bits_per_byte")
-"""Those of given tokens: all are errors."""
+"""Metrics of given tokens: lower is better."""
 
 _NATS_OF_A_BIT = math.log(2)
 _MOST_NATS = 700.0
-"""Beyond it, a perplexity is no number any more."""
+"""Beyond it, a perplexity overflows."""
 
 
 @dataclass(slots=True)
 class TokenSums:
-    """Cross entropy, in nats, of so many tokens, and the bytes of text they stand for."""
+    """Cross entropy in nats, number of tokens, and bytes of their text."""
 
     nats: float = 0.0
     tokens: int = 0
@@ -60,7 +60,7 @@ class TokenSums:
 
 
 def response_metrics(said: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Of responses against one reference each."""
+    """Metrics of responses against one reference each."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
@@ -99,7 +99,7 @@ def respond(
     ends: Collection[int],
 ) -> list[str]:
     """A model's greedy responses to prompts of token ids, at most so many tokens each, and no more
-    than the model has places for: none to a prompt that fills them all."""
+    than the model has positions for: none for a prompt that fills them all."""
     said = [""] * len(prompts)
     limit = token_limit(tokenizer, model)
     room = [min(most, limit - len(each)) for each in prompts]
@@ -117,8 +117,8 @@ def respond(
 
 @contextmanager
 def _greedy(model: Any, tokenizer: Any, most: int, ends: Collection[int]) -> Iterator[None]:
-    """A model that says the most probable tokens, whatever its folder says of sampling, beams and
-    penalties; rows of logits that stand for no token are never said."""
+    """A model set to greedy generation, without the folder's sampling, beams and penalties; rows of
+    logits beyond the vocabulary are never generated."""
     from transformers import GenerationConfig
 
     before, rows = model.generation_config, model.get_output_embeddings().weight.shape[0]
@@ -145,6 +145,6 @@ def _continued(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> 
 
 
 def padded_prompts(tokenizer: Any, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Prompts of token ids as a model that goes on with them takes them: padded on the left."""
+    """Prompts of token ids for generation: padded on the left."""
     rows = [{"input_ids": ids} for ids in prompts]
     return pad_rows(rows, {"input_ids": padding_id(tokenizer)}, left=True)

@@ -24,7 +24,7 @@ LANGUAGE_CARD = "armada_language.json"
 
 
 class LanguageCard(AdapterBase):
-    """What a student folder adds to a plain transformers or peft folder."""
+    """Contents of `armada_student.json`, beside a plain transformers or peft folder."""
 
     card_version: Literal[1] = 1
     recipe: Recipe

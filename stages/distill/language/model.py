@@ -41,9 +41,9 @@ class LanguageModel(TrainedModel):
         rows: int = 0,
         counts: Counts | None = None,
     ) -> dict[str, Any]:
-        """`loss` and, in training, `terms`. `answers` are what teachers say of predicted tokens,
-        `features` of whole texts; `counts` are of the whole step, `rows` those of the batch, in all
-        processes."""
+        """`loss` and, in training, `terms`. `answers` are teachers' predictions of tokens,
+        `features` those of whole texts; `counts` are of the whole step, `rows` those of the batch,
+        in all processes."""
         layers, mask_BT = dict[int, Tensor](), None
         if self.training and self.layers:
             assert attention_mask is not None
@@ -100,8 +100,8 @@ def _token_answers(tensors: Tensors) -> TokenAnswers:
 
 
 def only_rows(batch: dict[str, Any], rows: int) -> None:
-    """Leave the tokens of all but the first rows of a batch out of its loss, in place: those that
-    were repeated to make shares of one size."""
+    """Mask the tokens of all but the first rows of a batch, in place: rows that were repeated to
+    make shares equal."""
     width = batch["input_ids"].shape[1]
     kept = batch["predicted_at"] // width < rows
     batch["targets"] = batch["targets"].masked_fill(~kept, MISSING_LABEL)

@@ -1,4 +1,4 @@
-"""What a job chooses about a student that is a language model."""
+"""Settings of students that are language models."""
 
 import logging
 from typing import Any, Literal

@@ -49,8 +49,8 @@ def load_language_student(
 
 
 def choose_row_length(asked: int | None, tokenizer: Any, model: Any) -> int:
-    """The most tokens of a text, and of a row of texts: as asked, or 512, or what the student can
-    take if less. Raises StudentSourceError if more is asked than that."""
+    """The most tokens of a text, and of a row of texts: as requested, or 512, or the student's
+    maximum if less. Raises StudentSourceError if the request exceeds that."""
     limit = token_limit(tokenizer, model)
     return choose_length(asked, limit, DEFAULT_ROW_LENGTH, 1, StudentSourceError)
 

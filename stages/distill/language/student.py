@@ -70,8 +70,7 @@ class LanguageStudent(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Tensor:
-        """The last hidden states [B, T, H]. Without a mask, positions tell which tokens belong
-        together."""
+        """The last hidden states [B, T, H]. Without a mask, positions separate texts."""
         states: Tensor = self._read(input_ids, attention_mask, position_ids).last_hidden_state
         return states
 

@@ -1,7 +1,7 @@
-"""Whose answer goes with which predicted token of a student.
+"""Alignment of teachers' predictions with a student's predicted tokens.
 
 TeacherTokens   one tokenizer: the i-th prediction of a text is the teacher's i-th
-MatchedTokens   two tokenizers: predictions before which both have read the same characters
+MatchedTokens   two tokenizers: predictions at equal character offsets
 """
 
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ _BLOCK = 4096
 
 
 class Answering(Protocol):
-    """Answers to the predictions of N texts."""
+    """Predictions for N texts."""
 
     def count(self, texts: Ints, predicted: Ints) -> int:
-        """How many predictions of some texts, of so many each, have an answer."""
+        """Number of cached predictions of some texts, given their lengths."""
 
     def read(self, texts: Ints, predicted: Ints) -> tuple[Tensors, torch.Tensor | None]:
-        """A row for each prediction of some texts, and which of these are answers; None: all."""
+        """A row for each prediction of some texts, and a mask of cached ones; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherTokens:
-    """Text i has the answers of row `rows[i]` of the cache; it may be longer or shorter here than
-    it was to the teacher."""
+    """Text i has the predictions of row `rows[i]` of the cache; it may be longer or shorter here
+    than for the teacher."""
 
     answers: CachedAnswers
     rows: Rows
@@ -99,7 +99,7 @@ def match(
 
 
 def _same(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -> tuple[Ints, Ints]:
-    """Where the two have the same number, the first time each; not within a character."""
+    """First positions at which the two have the same offset; not within a character."""
     common, ours, theirs = np.intersect1d(one, other, return_indices=True)
     whole = common != INSIDE
     return ours[whole], theirs[whole]

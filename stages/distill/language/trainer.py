@@ -17,17 +17,17 @@ from .model import only_rows
 
 
 def packed_texts(dataset: DistillDataset) -> PackedTexts:
-    """What the rows of a data set of a language model are made of."""
+    """Texts that make up the rows of a language model's dataset."""
     texts = dataset.tokens
     assert isinstance(texts, PackedTexts)
     return texts
 
 
 class LanguageTrainer(DistillTrainer):
-    """As for other students, but for what a mean is taken over, and how a student is evaluated."""
+    """The trainer of language models: means are over tokens, and the evaluation differs."""
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Counts:
-        """Those of a step: of all its batches, in all processes."""
+        """Counts of a step: of all its batches, in all processes."""
         texts = packed_texts(self.train_dataset)
         return sum((texts.counts(batch["places"]) for batch in batch_samples), Counts(0, batches=0))
 
@@ -52,7 +52,7 @@ class LanguageTrainer(DistillTrainer):
         return dict(zip(self._terms, means.tolist(), strict=True))
 
     def _own_rows(self, inputs: Batch) -> int:
-        """How many rows of this process's share are no repetition of its last one."""
+        """Number of rows in this process's share, without repetitions of the last one."""
         share = len(inputs["input_ids"])
         left = len(inputs["places"]) - int(self.train_dataset.processes.rank) * share
         return min(share, max(0, left))

@@ -92,7 +92,7 @@ class ArmadaObjective(AlignedObjective):
         labels_B: Tensor | None,
     ) -> dict[str, Tensor]:
         """total, task, output, manifold; and aligner if `joint`, where total includes it. Without
-        output or labels, beta · manifold alone, to an aligner as it was drawn."""
+        output or labels, only beta · manifold, with an aligner at its initialisation."""
         if output_BK is None or labels_B is None:
             projection = self._answers(feature_BH).projection.float()
             measure = choose(MANIFOLDS, "manifold", self.options.manifold)
@@ -136,7 +136,7 @@ class ArmadaObjective(AlignedObjective):
         return feature if isinstance(feature, AlignerAnswers) else self.read(self._feature(feature))
 
     def read(self, feature: Tensor) -> AlignerAnswers:
-        """The aligner's answers to features [B, *shape], without dropout and without a graph; its
+        """The aligner's outputs for features [B, *shape], without dropout and without a graph; its
         mode is kept."""
         training = self.aligner.training
         self.aligner.eval()

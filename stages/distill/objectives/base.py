@@ -1,12 +1,12 @@
-"""What an objective is: the trainable parts beside the student, and the loss that uses them.
+"""Base of objectives: the trainable parts beside the student, and the loss that uses them.
 
 A step calls `objective(pooled_BD, output_BK, feature_BH, labels_B)` and gets named scalars;
-`total` is the one to backpropagate, all others are detached and there to be reported. One that
+`total` is the one to backpropagate, all others are detached, for logs. One that
 reads more of a student than that takes a `StudentSide`, and is called by `of_sources`.
 Shapes: B rows, D pooled student text, K classes (1 for regression), H numbers of a feature.
 
-An objective has options of its own (`Options`), says what it reads (`reads`), and may be one of
-several in a run (`sum.py`). Other people's objectives subclass `Objective` and register under
+An objective has its own options (`Options`), declares what it reads (`reads`), and may be one of
+several in a run (`sum.py`). Plug-in objectives subclass `Objective` and register under
 `armada.objectives`.
 """
 
@@ -31,21 +31,20 @@ Feature = Tensor | AlignerAnswers
 of them, worked out ahead (`../schedules.py`)."""
 
 TeacherSide = Feature | tuple[Feature, ...] | None
-"""What an objective is told of a batch: one feature, or as many as it reads; None where it reads
-none."""
+"""Teacher inputs of an objective: one feature, or as many as it reads; None if it reads none."""
 
 Sources = Mapping[str, Feature | TokenAnswers]
-"""What all teachers say of a batch, by the name of the source."""
+"""Cached outputs of all teachers for a batch, by source name."""
 
 StudentTensor = Literal["pooled", "output", "layers", "tokens"]
-"""What an objective may read of a student: the vector of a text, what its head makes of that, the
-hidden states of layers, or, of a language model, the tokens that it predicts."""
+"""Student tensors that an objective may read: the text vector, the head's output, hidden states of
+layers, or a language model's predicted tokens."""
 
 SOURCE = "teacher"
 """The name of the source in a run that has one."""
 
 Shape = tuple[int, ...]
-"""Of the feature of one example."""
+"""Shape of the feature of one example."""
 
 
 class ObjectiveOptions(BaseModel):
@@ -56,16 +55,17 @@ class ObjectiveOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What an objective reads: whatever can be refused is refused from it, before a model loads."""
+    """Declared inputs of an objective, by which unsuitable jobs are refused before a model
+    loads."""
 
     features: int | None = 1
-    """How many features of its teacher; 0: none; None: as many as a job names."""
+    """Number of features of its teacher; 0: none; None: as many as a job names."""
     default_feature: str | None = None
     """The feature to read when a job names none; None: the only one that there is."""
     axis: AxisName | None = None
-    """What its features have a row for: `predictions`, each predicted token; None: each text."""
+    """Axis of its features: `predictions`, a row per predicted token; None: one per text."""
     student: frozenset[StudentTensor] = frozenset({"pooled", "output"})
-    """What it takes of a student; which `layers`, says `Objective.layers_of`."""
+    """Student tensors it reads; `Objective.layers_of` names the `layers`."""
     classes: bool = False
     """Whether a feature's numbers stand for the student's own classes, in their order."""
     labels: bool = True
@@ -111,7 +111,7 @@ def require_layers(name: str, layers: Sequence[int], sizes: "Sizes") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What an objective has to fit: `feature_shape` is the shape of one example, None for none;
+    """Sizes for an objective: `feature_shape` is the shape of one example, None for none;
     `more_shapes` those of further features; `dropout` that of the student's head; `layer_dims` the
     widths of its embeddings and of each layer, where an objective reads layers."""
 
@@ -136,8 +136,8 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class StudentSide:
-    """What a student makes of a batch; of several processes, all but the tokens are those of the
-    whole batch."""
+    """Student outputs of a batch; with several processes, all but the tokens are those of the whole
+    batch."""
 
     pooled_BD: Tensor | None = None
     output_BK: Tensor | None = None
@@ -145,12 +145,12 @@ class StudentSide:
     tokens: Tokens | None = None
     """The predicted tokens of a language model, of this process's share."""
     answered: Mapping[str, float] = field(default_factory=dict)
-    """How many of a step's tokens each source answered, for a share's means over the step."""
+    """Number of a step's tokens with a prediction, by source, for a share's means over the step."""
     layers: Mapping[int, Tensor] = field(default_factory=dict)
     """Hidden states [B, T, width] of the layers that some objective reads, each under the numbers
     that it was asked for by; whatever stands where `mask_BT` is 0 has no meaning."""
     mask_BT: Tensor | None = None
-    """Of the layers: 1 for tokens, 0 for padding."""
+    """Mask of the layers: 1 for tokens, 0 for padding."""
 
 
 def task_terms(side: StudentSide, labels_B: Tensor | None, regression: bool) -> dict[str, Tensor]:
@@ -170,7 +170,7 @@ class Objective(nn.Module, ABC):
     Options: ClassVar[type[BaseModel]] = ObjectiveOptions
     """Its keys in a job."""
     reads: ClassVar[Reads] = Reads()
-    """What it reads of a batch."""
+    """Its inputs in a batch."""
     has_aligner: ClassVar[bool] = False
     """Whether it trains an aligner, its part of that name, which a control can leave as drawn."""
 
@@ -187,7 +187,7 @@ class Objective(nn.Module, ABC):
         require_layers(type(self).__name__, self.layers, sizes)
         self.aligner = None
         self.label = ""
-        """What its terms are called in a log, where there are several objectives."""
+        """Prefix of its terms in logs with several objectives."""
         self.sources: tuple[str, ...] = (SOURCE,) if self.reads.features != 0 else ()
         """Names of what it reads, in the order of its features."""
 
@@ -223,7 +223,7 @@ class Objective(nn.Module, ABC):
         return terms
 
     def told(self, sources: Sources) -> TeacherSide:
-        """What of the sources is for this objective."""
+        """The inputs of this objective among those of all sources."""
         ahead = sources.get(self.answers_name)
         if isinstance(ahead, AlignerAnswers):
             return ahead
@@ -234,7 +234,7 @@ class Objective(nn.Module, ABC):
         return known[0] if self.reads.features == 1 else tuple(known)
 
     def train(self, mode: bool = True) -> Self:
-        """As for any module; but an aligner that is frozen stays in eval mode."""
+        """As for any module, but a frozen aligner stays in eval mode."""
         super().train(mode)
         if self.aligner is not None and is_frozen(self.aligner):
             self.aligner.eval()
@@ -265,11 +265,11 @@ class AlignedObjective(Objective):
 
     @abstractmethod
     def read(self, feature: Tensor) -> AlignerAnswers:
-        """The aligner's answers to features [B, *shape], without dropout and without a graph."""
+        """The aligner's outputs for features [B, *shape], without dropout and without a graph."""
 
 
 def aligned_parts(objective: Objective) -> list[AlignedObjective]:
-    """Those of an objective's parts that have such an aligner."""
+    """Parts of an objective that have such an aligner."""
     return [part for part in objective.parts if isinstance(part, AlignedObjective)]
 
 

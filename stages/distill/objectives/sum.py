@@ -105,7 +105,7 @@ class SummedObjective(Objective):
         return named_terms(total, **reported)
 
     def _tasks(self, side: StudentSide, labels_B: Tensor | None) -> Iterator[StudentSide]:
-        """What of a student has a task that no part scores."""
+        """Student tensors with a task that no part scores."""
         if self._adds_tokens and side.tokens is not None:
             yield side
         if self._adds_labels and side.output_BK is not None and labels_B is not None:

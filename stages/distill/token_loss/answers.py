@@ -1,8 +1,8 @@
-"""What a teacher said about the next token at P positions, in the forms that caches keep.
+"""A teacher's predictions of the next token at P positions, in the forms of caches.
 
 P positions, k ids that the cache lists, K samples, V' rows of the teacher's vocabulary. Ids are
-rows of the student's vocabulary. Logarithms are natural. Whatever stands in rows that the caller
-marks as unanswered is never used, NaN and ids out of range included.
+rows of the student's vocabulary. Logarithms are natural. Values in rows that the caller masks are
+never used, NaN and ids out of range included.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class SparseAnswers:
         return len(self.ids_Pk)
 
     def rows(self, rows: slice) -> Self:
-        """The answers at some of the positions."""
+        """The predictions at some of the positions."""
         tail = None if self.log_tail_P is None else self.log_tail_P[rows]
         return type(self)(self.ids_Pk[rows], self.log_probs_Pk[rows], tail)
 
@@ -49,7 +49,7 @@ class SampledAnswers:
     """K tokens drawn with replacement from the teacher at temperature 1; a token may occur again.
 
     ids_PK        int32 or int64
-    log_probs_PK  the teacher's logarithm of each drawn token's probability, if it was kept
+    log_probs_PK  the teacher's log-probability of each sampled token, if it was kept
     Source: Random Sampling Knowledge Distillation, arXiv 2503.16870.
     """
 
@@ -63,7 +63,7 @@ class SampledAnswers:
         return len(self.ids_PK)
 
     def rows(self, rows: slice) -> Self:
-        """The answers at some of the positions."""
+        """The predictions at some of the positions."""
         log_probs = None if self.log_probs_PK is None else self.log_probs_PK[rows]
         return type(self)(self.ids_PK[rows], log_probs)
 
@@ -81,7 +81,7 @@ class DenseAnswers:
         return len(self.log_probs_PV)
 
     def rows(self, rows: slice) -> Self:
-        """The answers at some of the positions."""
+        """The predictions at some of the positions."""
         return type(self)(self.log_probs_PV[rows])
 
 
@@ -90,7 +90,8 @@ Answers = SparseAnswers | SampledAnswers | DenseAnswers
 
 @dataclass(frozen=True, slots=True)
 class TokenAnswers:
-    """What one teacher said at P positions; `answered_P`, bool: at which of them; None: at all."""
+    """One teacher's predictions at P positions; `answered_P`, bool: where there are any; None:
+    everywhere."""
 
     answers: Answers
     answered_P: Tensor | None = None
@@ -124,10 +125,9 @@ def check_vocabulary(answers: Answers, rows: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Sparse answers that are fit to compute with: C positions, every number finite.
+    """Sparse predictions ready for computation: C positions, every number finite.
 
-    Absent entries stand for the row's first present one wherever only the place matters, and are
-    of no weight elsewhere."""
+    Absent entries repeat the row's first present id, with weight 0."""
 
     ids_Ck: Tensor
     present_Ck: Tensor

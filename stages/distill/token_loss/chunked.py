@@ -1,9 +1,9 @@
-"""Cross entropy and divergence of a vocabulary's logits, which never exist as a whole.
+"""Cross entropy and divergence over a vocabulary, without all logits in memory.
 
-One step of a graph: chunks of tokens go through lm_head, and what a chunk adds to the gradients of
-hidden states, weight and bias is worked out at once, by three matrix products and no second pass;
-backward scales the gradients. Beside inputs and gradients it takes two buffers [chunk, V], three
-with a softcap or a temperature. Nothing here reads a value back from the device.
+One node of the autograd graph: chunks of tokens go through lm_head, and a chunk's contribution to
+the gradients of hidden states, weight and bias is computed at once, by three matrix products and no
+second pass; backward scales the gradients. Beside inputs and gradients it takes two buffers [chunk,
+V], three with a softcap or a temperature. Nothing here reads a value back from the device.
 
 With z the logits, q = softmax(z/T), n labelled and m answered tokens of the whole step:
 
@@ -26,7 +26,7 @@ from .divergences import Soften, Softened, softmax
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """All of a step but what is differentiated. Weights are those of one token."""
+    """Inputs of a step without gradients. Weights are per token."""
 
     labels_P: Tensor
     answers: Answers
@@ -67,7 +67,7 @@ class Chunked(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor | None, dtype: torch.dtype | None, by: Tensor) -> Tensor | None:
-    """In the input's dtype, rounded once."""
+    """Scaled in the input's dtype, rounded once."""
     if gradient is None or dtype is None:
         return None
     return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
@@ -96,8 +96,8 @@ class _Pass:
         task = (1 - step.alpha) * scale / self._labelled
         divergence = step.alpha * step.temperature * scale / self._answered
         self.unit = torch.maximum(task, divergence)
-        """What gradients are in units of, so that the slope at a label, the same for most tokens,
-        is -1 and not a number that bfloat16 rounds the same way everywhere."""
+        """Unit of gradients, so that the slope at a label, the same for most tokens, is -1 and not
+        a number that bfloat16 rounds the same way everywhere."""
         self._task_weight, self._divergence_weight = task / self.unit, divergence / self.unit
 
     def run(self, hidden_PH: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,8 +125,8 @@ class _Pass:
         return task_C.sum(), soft.divergence_C.where(counted.answered_C, 0).sum()
 
     def _softened(self, logits_CV: Tensor, rows: slice, answered_C: Tensor) -> Softened:
-        """From the logits over the temperature: the logits' own memory, unless they are needed
-        after this."""
+        """Logits over the temperature: in the logits' own memory, unless they are needed after
+        this."""
         step, tempered_CV = self._step, logits_CV
         if step.temperature != 1 or step.transform.softcap is not None:
             tempered_CV = self._buffers.take("softened", len(logits_CV))
@@ -180,7 +180,7 @@ def _column(counted_C: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """Which tokens of a chunk count for what."""
+    """Masks of a chunk's tokens."""
 
     labelled_C: Tensor
     answered_C: Tensor
@@ -196,7 +196,7 @@ class _Counted:
 
     @property
     def nowhere_C1(self) -> Tensor:
-        """What must not reach a sum, not even as 0 times infinity."""
+        """Tokens that must not reach a sum, not even as 0 times infinity."""
         return ~(self.labelled_C | self.answered_C)[:, None]
 
 
@@ -211,7 +211,7 @@ class _Counted:
 # bfloat16 are off by 0.03 at z = 10, and probabilities by 3 %.
 
 BLOCK_BYTES = 16 * 2**20
-"""What a block of the weight takes in float32, about."""
+"""Approximate size of a block of the weight in float32."""
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -288,7 +288,7 @@ def can_leave_float32(weight_VH: Tensor) -> bool:
 
 
 def factors_dtype(weight_VH: Tensor, hidden_dtype: torch.dtype) -> torch.dtype:
-    """What a linear layer would multiply in: autocast's choice, or the wider of the two."""
+    """Dtype of a linear layer's product: autocast's choice, or the wider of the two."""
     device = weight_VH.device.type
     if torch.is_autocast_enabled(device) and torch.float64 not in (weight_VH.dtype, hidden_dtype):
         return torch.get_autocast_dtype(device)
@@ -298,12 +298,12 @@ def factors_dtype(weight_VH: Tensor, hidden_dtype: torch.dtype) -> torch.dtype:
 # --- How many tokens go through the vocabulary at a time, and the memory that they share.
 
 CHUNK_BYTES = 64 * 2**20
-"""What a chunk's float32 logits take on a processor, about. A quarter of it made steps slower by a
+"""Approximate size of a chunk's float32 logits on a CPU. A quarter of it made steps slower by a
 half, four times as much no faster (128,256 tokens, width 256, 2 cores)."""
 
 ACCELERATOR_CHUNK_BYTES = 256 * 2**20
 """The same on other devices. Each chunk reads and writes the whole gradient of the weight, in
-float32: at 64 MiB that takes a GPU longer than the products do. Reckoned, not measured."""
+float32: at 64 MiB that takes a GPU longer than the products. Estimated, not measured."""
 
 
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:
@@ -313,15 +313,15 @@ def chunk_tokens(vocabulary: int, device: torch.device) -> int:
 
 
 class Buffers:
-    """[chunk, V] buffers that live as long as one call: made when first asked for, then used again
-    by every chunk, so that no chunk waits for fresh pages."""
+    """[chunk, V] buffers that live as long as one call: made at first use, then reused by every
+    chunk, so that no chunk waits for fresh pages."""
 
     def __init__(self, tokens: int, vocabulary: int, like: Tensor, dtype: torch.dtype) -> None:
         self._shape, self._like, self._dtype = (tokens, vocabulary), like, dtype
         self._made: dict[str, Tensor] = {}
 
     def take(self, name: str, tokens: int) -> Tensor:
-        """The buffer of that name, cut to so many tokens; in it is whatever was left there."""
+        """The buffer of that name for so many tokens; its content is undefined."""
         if name not in self._made:
             self._made[name] = self._like.new_empty(self._shape, dtype=self._dtype)
         return self._made[name][:tokens]

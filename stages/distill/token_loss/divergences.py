@@ -101,7 +101,7 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, share_of_p: float) -> Tensor:
     return torch.logaddexp(log_p + math.log(share_of_p), log_q + math.log1p(-share_of_p))
 
 
-# --- A chunk's divergence with its gradient, in the form that all kinds of answers share.
+# --- A chunk's divergence with its gradient, in a form common to all kinds of predictions.
 #
 # The gradient over the vocabulary is a softmax times one number a token, plus a few numbers at
 # listed ids (or, for dense answers, one more matrix): sparse answers and samples take one pass of
@@ -130,13 +130,13 @@ class Softened:
 
 
 Soften = Callable[[Tensor, Tensor, Answers, Tensor], Softened]
-"""From logits over the temperature [C, V], which are used up, a buffer of that shape for shares,
-the answers, and whether each row is answered [C]. Every number is finite in unanswered rows too,
-and none lies in the memory of the logits."""
+"""Maps logits over the temperature [C, V], which are overwritten, a buffer of that shape for
+shares, the predictions, and a mask of rows with one [C]. Every number is finite in masked rows too,
+and none shares memory with the logits."""
 
 
 def softmax(logits_CV: Tensor, out: Tensor) -> Tensor:
-    """exp z / Σ exp z goes to `out`; returns log Σ exp z, [C, 1].
+    """Writes exp z / Σ exp z to `out`; returns log Σ exp z, [C, 1].
 
     The greatest share is 1 / Σ exp(z - max z): no second pass of exponentials."""
     torch.softmax(logits_CV, dim=-1, out=out)
@@ -144,7 +144,7 @@ def softmax(logits_CV: Tensor, out: Tensor) -> Tensor:
     return peak_C1 - out.amax(dim=-1, keepdim=True).log_()
 
 
-# --- Answers that give every token's probability: the divergence over the whole vocabulary.
+# --- Dense predictions: the divergence over the whole vocabulary.
 #
 # Costs about five matrices [C, V] of a chunk beside the logits and the softmax, none of [P, V].
 
@@ -176,19 +176,19 @@ def soften_dense(
 
 def tempered(answers: DenseAnswers, answered_C: Tensor, like: Tensor, temperature: float) -> Tensor:
     """log_softmax(log p / T), [C, V'], finite: `LEAST` for a probability of 0, and zeros in rows
-    without answers."""
+    without predictions."""
     log_p = answers.log_probs_PV.to(like.dtype)
     log_p = (log_p if temperature == 1 else log_p / temperature).log_softmax(dim=1)
     return log_p.clamp_(min=LEAST).masked_fill_(~answered_C[:, None], 0)
 
 
 def padded(log_p: Tensor, vocab_size: int) -> Tensor:
-    """With probability 0 for the tokens that the teacher lacks."""
+    """Padded with probability 0 for tokens beyond the teacher's vocabulary."""
     lacking = vocab_size - log_p.shape[1]
     return F.pad(log_p, (0, lacking), value=LEAST) if lacking > 0 else log_p
 
 
-# --- Answers that list k tokens: the listed ids are set apart, so that the others' sum is exact.
+# --- Top-k predictions: the listed ids are treated separately, so that the others' sum is exact.
 #
 # The student's mass on all other tokens is a logsumexp of its own, never 1 minus the sum of the
 # listed ones, which has no correct digit where it is small.
@@ -207,7 +207,7 @@ def soften_sparse(
         log_p_Ck = log_p_Ck - log_p_Ck.logsumexp(dim=1, keepdim=True)
         return apart.renormalised(*measure(log_p_Ck, apart.log_within_Ck))
     log_tail_C1 = answers.log_tail_P.where(answered_C, 0).to(log_p_Ck)[:, None]
-    # Where every id is listed there is no other token, whatever rounding has left in the tail.
+    # If every id is listed there is no other token, whatever rounding has left in the tail.
     log_tail_C1 = log_tail_C1.where(apart.has_rest_C1, LEAST).clamp(min=LEAST)
     return apart.with_tail(*measure(torch.cat((log_p_Ck, log_tail_C1), 1), apart.log_q_Co))
 
@@ -298,7 +298,7 @@ def soften_samples(
 
 
 def _log_probs(answers: SampledAnswers, answered_C: Tensor, like: Tensor) -> Tensor:
-    """Of the drawn tokens; zeros where nobody kept them and nobody needs them."""
+    """Log-probabilities of the sampled tokens; zeros if they are neither cached nor needed."""
     if answers.log_probs_PK is None:
         return like.new_zeros(answers.ids_PK.shape)
     kept_CK = answers.log_probs_PK.where(answered_C[:, None], 0).to(like.dtype)

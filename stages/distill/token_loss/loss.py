@@ -1,6 +1,6 @@
 """The token-level loss of stage 2: cross entropy, and a divergence from cached answers.
 
-Shapes: P positions that count, H width of the student, V rows of its vocabulary.
+Shapes: P positions, H width of the student, V rows of its vocabulary.
 """
 
 from dataclasses import dataclass, replace
@@ -38,14 +38,14 @@ class TokenTerms:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a student says at P positions, and what is known about the next token there.
+    """Student states at P positions, and the targets there.
 
     hidden_PH       the student's last hidden states
     weight_VH       its lm_head, frozen or not; a frozen one costs one matrix product less
     bias_V          of its lm_head, if it has one
     labels_P        int64, the next token; -100: unknown, so that there is no cross entropy here
-    answered_P      bool; False: the teacher was not asked, so that there is only cross entropy;
-                    None: asked everywhere
+    answered_P      bool; False: no teacher prediction, so that there is only cross entropy; None:
+                    True everywhere
     labelled_count, answered_count
                     tokens of the whole step, over which means are taken, where these are only part
                     of it (accumulated gradients, other processes); None: as many as are here
@@ -73,11 +73,11 @@ def token_loss(
 ) -> TokenTerms:
     """alpha · T² · D(teacher, student) + (1 - alpha) · cross entropy, each a mean over its tokens.
 
-    The divergence compares softmax(z/T) with the answers: sparse ones as they are (they were cached
-    at T), dense ones as softmax(log p / T), samples as `divergences.py` says. Cross entropy: T = 1.
-    `chunk` is how many tokens go through the vocabulary at a time; None: as many as make 64 MiB of
-    float32 logits, or 256 MiB on a GPU. Memory is O(chunk · V) beside the gradients, forward and
-    backward.
+    The divergence compares softmax(z/T) with the predictions: sparse ones as they are (they were
+    cached at T), dense ones as softmax(log p / T), samples as in `divergences.py`. Cross entropy:
+    T = 1. `chunk` is the number of tokens per matrix product with the vocabulary; None: as many as
+    make 64 MiB of float32 logits, or 256 MiB on a GPU. Memory is O(chunk · V) beside the gradients,
+    forward and backward.
     Sums are in float32, or float64 for float64 inputs; gradients come back in the inputs' dtypes.
     Raises JobError for samples that cannot give this divergence, or for a teacher with more tokens.
     Sources: T², Hinton, Vinyals, Dean, arXiv 1503.02531; gradients worked out chunk by chunk in the
@@ -89,7 +89,7 @@ def token_loss(
 
 
 def cross_entropy(tokens: Tokens) -> Tensor:
-    """The mean cross entropy of the labelled tokens, whatever a teacher says of them."""
+    """The mean cross entropy of the labelled tokens, without a teacher."""
     ids = torch.zeros(len(tokens.labels_P), 1, dtype=torch.int64, device=tokens.labels_P.device)
     nothing = SparseAnswers(ids, torch.full_like(ids, -torch.inf, dtype=torch.float32), None)
     nowhere = torch.zeros_like(tokens.labels_P, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What a job chooses about the token-level loss."""
+"""Settings of the token-level loss."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Divergence = Literal[
 
 
 class TokenLossSettings(BaseModel):
-    """How the student's tokens are compared with the teacher's.
+    """Comparison of the student's token predictions with the teacher's.
 
     `alpha` and `temperature`, which every objective has, are arguments of the loss."""
 

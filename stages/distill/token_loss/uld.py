@@ -2,13 +2,13 @@
 
     Σ_i |p_(i) - q_(i)|,  p_(1) >= p_(2) >= ... the teacher's probabilities, q_(i) the student's
 
-over all ranks, the smaller vocabulary filled up with zeros. Only dense answers have all ranks. From
-the k greatest and the mass of the others the sum over k ranks plus |tail p - tail q| is taken, and
-that is a lower bound of the sum over all ranks: by the triangle inequality
+over all ranks, the smaller vocabulary filled up with zeros. Only dense predictions have all ranks.
+From the k greatest and the mass of the others the sum over k ranks plus |tail p - tail q| is taken,
+and that is a lower bound of the sum over all ranks: by the triangle inequality
 
     Σ_{i>k} |p_(i) - q_(i)|  >=  |Σ_{i>k} p_(i) - Σ_{i>k} q_(i)|  =  |tail p - tail q|
 
-Which positions of two texts are compared is the caller's to say: see `../language/teachers.py`.
+The caller chooses the positions of two texts that are compared: see `../language/teachers.py`.
 Source: Boizard et al., arXiv 2402.12030.
 """
 
@@ -25,8 +25,8 @@ def uld_loss(
     tokens: Tokens, answers: Answers, *, alpha: float, chunk: int | None = None
 ) -> TokenTerms:
     """alpha · Σ_i |p_(i) - q_(i)| + (1 - alpha) · cross entropy, each a mean over its tokens, at
-    temperature 1. The ids of sparse answers are not looked at: their k tokens have to be the
-    likeliest.
+    temperature 1. The ids of sparse predictions are ignored: their k tokens have to be the most
+    probable.
 
     Everything else is as in `token_loss`. Raises JobError for answers without the mass of all
     tokens: samples, or sparse answers without a tail."""
