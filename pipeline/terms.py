@@ -18,8 +18,7 @@ from ..stages.distill.objectives.base import (
 )
 from ..stages.distill.objectives.sum import SummedObjective
 from .distill_job import DistillJob
-from .language.checks import check_language_job, check_other_job
-from .language.keys import GENERATED
+from .language.keys import GENERATED, LanguageKeys
 from .objective_keys import ObjectiveKeys, TeacherKeys
 
 UNDISTILLED = ObjectiveKeys(name="undistilled")
@@ -141,9 +140,29 @@ def _sizes_of(term: Term, sizes: Sizes, shapes: Mapping[str, Shape]) -> Sizes:
 
 
 def _objectives(job: DistillJob) -> tuple[ObjectiveKeys, ...]:
-    check_language_job(job) if job.task == "language" else check_other_job(job)
+    if job.task != "language":
+        _refuse_language_keys(job)
+    elif job.responses == "generated":
+        _check_generated(job)
     plain = job.parsed_control.name == "undistilled" or job.objective == "undistilled"
     return (UNDISTILLED,) if plain else job.all_objectives
+
+
+def _refuse_language_keys(job: DistillJob) -> None:
+    """Raises JobError for keys of language models in a job of any other task: nobody reads them."""
+    for key, field in LanguageKeys.model_fields.items():
+        if getattr(job, key) != field.default:
+            raise JobError(f"job key {key!r}: is for language models; set task=language")
+
+
+def _check_generated(job: DistillJob) -> None:
+    if job.objective_name != "tokens":
+        raise JobError("responses=generated: is only for objective tokens")
+    (keys,) = job.all_objectives
+    if keys.options.get("cross_tokenizer"):
+        raise JobError(
+            "responses=generated: needs the teacher's tokenizer; use a student that has it"
+        )
 
 
 def _teacher(
