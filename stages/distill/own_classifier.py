@@ -21,8 +21,7 @@ from ..corpus.labels import LabelSpace
 from ..language.classifiers import ClassifierHead, find_head
 from ..language.probes import probing
 from .adapters import LoraSettings, with_adapters
-from .pooling import AnyPooling, Pooler, Pooling
-from .student import ClassifierStudent
+from .student import AnyPooling, ClassifierStudent, Pooler, Pooling
 from .student_models import Source, load_classifier, load_config, refuse_random
 from .student_probe import PROBE, TOLERANCE, Side, padding_effect, probe_inputs
 

@@ -21,11 +21,20 @@ from ..adapters import without_adapters
 from ..corpus.labels import LabelSpace
 from ..language.classifiers import ClassifierHead
 from ..language.probes import ask_briefly, probing, without_memory
+from ..pooling import StatePooling, pool
 from .aligner import WEIGHT_STD, ClassificationHead
-from .pooling import AnyPooling, Pooler, Pooling
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Names of a student's inputs in a batch."""
+
+Pooling = Literal["pooler", "context"] | StatePooling
+"""How a text becomes one vector [B, D]: `pooler` is the model's own (BERT), `context` a dense layer
+over the first token with the model's activation (as DeBERTa's and DistilBERT's classifiers have;
+trained with the student); the others pool token states, as embedding models do
+(`../pooling.py`)."""
+
+AnyPooling = Literal["own"] | Pooling
+"""Or `own`, the input of the last layer of the family's own sequence classifier."""
 
 
 class StudentSettings(BaseModel):
@@ -117,6 +126,32 @@ class Student(nn.Module, ABC):
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         return inputs | self._always
+
+
+class Pooler(nn.Module):
+    """Pools the output of a transformer; only `context` has weights."""
+
+    def __init__(self, pooling: Pooling, config: Any, width: int, dropout: float) -> None:
+        """`width`: that of the states, H."""
+        super().__init__()
+        self.pooling = pooling
+        if pooling == "context":
+            from transformers.activations import ACT2FN
+
+            self.dropout = nn.Dropout(dropout)
+            self.dense = nn.Linear(width, width)
+            name = getattr(config, "pooler_hidden_act", None)
+            self.activation: nn.Module = ACT2FN[name or getattr(config, "hidden_act", "gelu")]
+
+    def forward(self, outputs: Any, mask_BT: Tensor) -> Tensor:
+        """[B, D] from a model output with [B, T, D] states."""
+        if self.pooling == "pooler":
+            pooled: Tensor = outputs.pooler_output
+            return pooled
+        states_BTD: Tensor = outputs.last_hidden_state
+        if self.pooling == "context":
+            return torch.as_tensor(self.activation(self.dense(self.dropout(states_BTD[:, 0]))))
+        return pool(states_BTD, mask_BT, [self.pooling])
 
 
 class PooledStudent(Student):

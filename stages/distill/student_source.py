@@ -16,9 +16,8 @@ from ..pretrained import DEFAULT_MAX_LENGTH, refusing
 from ..sources import require_safetensors, resolve
 from .adapters import LoraSettings, with_adapters
 from .own_classifier import make_classifier
-from .pooling import Pooling
 from .scratch import make_config, plain_config, train_tokenizer
-from .student import PooledStudent, Student, StudentSettings, check_pooling, choose_pooling
+from .student import PooledStudent, Pooling, Student, StudentSettings, check_pooling, choose_pooling
 from .student_models import (
     Source,
     check_vocab_size,

@@ -8,8 +8,7 @@ import pytest
 import torch
 from armada.cache_schemas.errors import StudentSourceError
 from armada.stages.corpus.labels import NO_LABELS
-from armada.stages.distill.pooling import Pooler
-from armada.stages.distill.student import StudentSettings, choose_pooling
+from armada.stages.distill.student import Pooler, StudentSettings, choose_pooling
 from armada.stages.distill.student_models import load_backbone
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
