@@ -23,8 +23,7 @@ from ..stages.distill.model import TrainedModel
 from ..stages.distill.objectives.base import Objective
 from ..stages.distill.placement import Where
 from ..stages.distill.processes import Processes
-from ..stages.distill.speed import speed_up
-from ..stages.distill.training import Run, Training, check_checkpoint, placements, train
+from ..stages.distill.training import Run, Training, check_checkpoint, placements, speed_up, train
 from ..stages.store.files.atomic import follow_umask
 from .distill_job import DistillJob
 from .environment import choose_device, hardware, library_versions, now, peak_rss_bytes

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from ...cache_schemas.errors import JobError, StorageError
+from ...cache_schemas.errors import JobError, StorageError, StudentSourceError
 from ..pretrained import quiet_transformers
 from .batches import DistillDataset, EpochBatches
 from .checkpoints import CHECKPOINTS, BestStudent, is_of_a_whole_student, last_checkpoint
@@ -30,6 +30,7 @@ from .reporting import reporters
 from .schedules import AlternateSchedule, Replay
 from .settings import TrainingSettings
 from .sharding import UnshardedCopy, fsdp_arguments
+from .student import Student
 from .timing import StepTimes
 from .trainer import DistillTrainer
 
@@ -318,3 +319,38 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         every, ends_epoch = self._run.settings.save_steps, float(state.epoch).is_integer()
         if every and state.global_step % every == 0 and not ends_epoch:
             control.should_save = True
+
+
+# --- Faster or smaller steps of a student, with equal numbers up to rounding
+
+
+def speed_up(student: Student, settings: TrainingSettings, device: torch.device) -> None:
+    """Apply the settings to a student, in place; raises an InputError if that is not possible."""
+    if settings.gradient_checkpointing:
+        _checkpoint(student)
+    if settings.compile_student:
+        _check_compiler(device)
+        student.backbone.compile()
+
+
+def _checkpoint(student: Student) -> None:
+    backbone = student.backbone
+    if not backbone.supports_gradient_checkpointing:
+        raise StudentSourceError(
+            f"gradient_checkpointing: a {backbone.config.model_type} does not support it; leave it "
+            "out"
+        )
+    # The newer name of the two; transformers warns of the older one.
+    newer = getattr(backbone, "activation_checkpointing_enable", None)
+    (newer or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _check_compiler(device: torch.device) -> None:
+    """A model is compiled at its first step, and errors of a compiler appear only there."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as cause:
+        reason = str(cause).strip().splitlines()[0]
+        raise JobError(
+            f"compile_student: torch.compile does not work here: {reason}; leave it out"
+        ) from cause

@@ -21,10 +21,10 @@ from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import Objective, Sizes, StudentSide
 from armada.stages.distill.objectives.sum import SummedObjective
 from armada.stages.distill.settings import TrainingSettings
-from armada.stages.distill.speed import speed_up
 from armada.stages.distill.student import StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
+from armada.stages.distill.training import speed_up
 from armada.stages.language.recipe import Recipe
 from armada.stages.language.tokens import encode_texts
 from tiny_language_models import make_causal_lm

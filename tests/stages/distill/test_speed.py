@@ -7,7 +7,7 @@ import pytest
 import torch
 from armada.cache_schemas.errors import JobError, StudentSourceError
 from armada.stages.distill.settings import TrainingSettings
-from armada.stages.distill.speed import speed_up
+from armada.stages.distill.training import speed_up
 from tiny_runs import Bench, freeze_dropout, train_logged
 
 CPU = torch.device("cpu")
