@@ -10,8 +10,7 @@ from ...cache_schemas.errors import CorpusError, StudentSourceError
 from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import AheadDataset, PackedTexts, pack
-from ...stages.distill.language.cached_answers import CachedAnswers
-from ...stages.distill.language.teachers import Answering, TeacherTokens
+from ...stages.distill.language.teachers import Answering, CachedAnswers, TeacherTokens
 from ...stages.distill.objectives.tokens import TokensOptions
 from ...stages.distill.order import Places
 from ...stages.language.recipe import Recipe

@@ -13,8 +13,8 @@ from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import pack
 from ...stages.distill.language.evaluation import TokenSums, respond, response_metrics
 from ...stages.distill.language.export import LanguageCard, load_language_folder
-from ...stages.distill.language.model import LanguageModel
 from ...stages.distill.language.student import LanguageStudent
+from ...stages.distill.language.trainer import LanguageModel
 from ...stages.distill.objectives.base import ObjectiveOptions, Sizes
 from ...stages.distill.objectives.undistilled import UndistilledObjective
 from ...stages.language.recipe import response_of

@@ -7,9 +7,9 @@ from pydantic import Field
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
-from ...stages.distill.language.settings import LanguageSettings
 from ...stages.distill.objectives.base import SOURCE
 from ...stages.distill.objectives.tokens import TokensOptions
+from ...stages.distill.settings import LanguageSettings
 from ...stages.language.recipe import LATER, Recipe
 from ..jobs import make
 from ..messages import LOGGER

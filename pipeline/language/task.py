@@ -7,13 +7,12 @@ from ...stages.corpus.corpus import Corpus
 from ...stages.corpus.labels import NO_LABELS, LabelSpace, label_space
 from ...stages.distill.language.evaluation import METRICS
 from ...stages.distill.language.export import LanguageCard, save_language_student
-from ...stages.distill.language.model import LanguageModel
 from ...stages.distill.language.source import (
     check_document_mask,
     choose_row_length,
     load_language_student,
 )
-from ...stages.distill.language.trainer import LanguageTrainer
+from ...stages.distill.language.trainer import LanguageModel, LanguageTrainer
 from ...stages.distill.model import TrainedModel
 from ...stages.language.recipe import Recipe
 from ..distill_job import DistillJob

@@ -7,8 +7,7 @@ import numpy as np
 from ...cache_schemas.errors import CacheError, JobError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus
-from ...stages.distill.language.cached_answers import CachedAnswers
-from ...stages.distill.language.teachers import MatchedTokens, match
+from ...stages.distill.language.teachers import CachedAnswers, MatchedTokens, match
 from ...stages.language.tokens import Ids, TokenTexts, tokenizer_digest, vocab_digest
 from ...stages.store.format.rows import Rows, arange_each
 from ...stages.store.reading.feature_array import RaggedArray

@@ -21,9 +21,8 @@ from ...store.format.rows import arange_each, places_of
 from ...tokenizing.padding import pad
 from ..batches import Batch, DistillDataset
 from ..order import Places
-from .cached_answers import Tensors
-from .settings import Packing
-from .teachers import Answering
+from ..settings import Packing
+from .teachers import Answering, Tensors
 
 Ints = npt.NDArray[np.int64]
 EVEN_WIDTH = 8

@@ -1,19 +1,121 @@
-"""The trainer of stage 2 for language models: means over the tokens of a whole step; perplexity.
+"""A language model with its objectives, and its trainer: means over the tokens of a whole step, and
+perplexity.
 
-A step may take several batches, and each of several processes has a share of each; every token that
-is counted has the same weight all the same.
+A step may take several batches, and each of several processes has a share of each; every counted
+token has the same weight all the same.
+Shapes: B rows, T tokens, P predicted tokens, H width.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..batches import Batch, DistillDataset
+from ..losses import MISSING_LABEL
+from ..model import TrainedModel
+from ..objectives.base import Feature, Objective, Sources, StudentSide, task_terms
+from ..token_loss.answers import TokenAnswers
+from ..token_loss.loss import Tokens
 from ..trainer import DistillTrainer
 from .batches import Counts, PackedTexts
 from .evaluation import TokenSums
-from .model import only_rows
+from .student import LanguageStudent
+from .teachers import Tensors, as_answers
+
+
+class LanguageModel(TrainedModel):
+    """Training mode: named terms. Evaluation mode: cross entropy alone."""
+
+    student: LanguageStudent
+
+    def __init__(self, student: LanguageStudent, objective: Objective) -> None:
+        super().__init__(student, objective)
+        self._pools = any("tokens" not in part.reads.student for part in objective.parts)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        predicted_at: Tensor,
+        targets: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        answers: Mapping[str, Tensors] | None = None,
+        pooled_at: Tensor | None = None,
+        labels: Tensor | None = None,
+        features: Mapping[str, Feature] | None = None,
+        rows: int = 0,
+        counts: Counts | None = None,
+    ) -> dict[str, Any]:
+        """`loss` and, in training, `terms`. `answers` are teachers' predictions of tokens,
+        `features` those of whole texts; `counts` are of the whole step, `rows` those of the batch,
+        in all processes."""
+        layers, mask_BT = dict[int, Tensor](), None
+        if self.training and self.layers:
+            assert attention_mask is not None
+            states_BTH, states = self.student.with_hidden_states(input_ids, attention_mask)
+            layers, mask_BT = self._layers(states, attention_mask, rows)
+            del states
+        else:
+            states_BTH = self.student(input_ids, attention_mask, position_ids)
+        flat_NH = states_BTH.flatten(0, 1)
+        hidden_PH = flat_NH.index_select(0, predicted_at)
+        tokens = self._tokens(hidden_PH, targets, counts)
+        if not self.training:
+            return {"loss": task_terms(StudentSide(tokens=tokens), None, False)["total"]}
+        sources: Sources = {
+            **{name: self._joined(each, rows) for name, each in (features or {}).items()},
+            **{name: _token_answers(each) for name, each in (answers or {}).items()},
+        }
+        pooled_BH, output_BK = None, None
+        if self._pools:
+            assert pooled_at is not None
+            pooled_BH = self._joined(flat_NH.index_select(0, pooled_at), rows)
+            head = self.student.head
+            output_BK = None if head is None else head(pooled_BH)
+        answered = self._answered(counts)
+        side = StudentSide(pooled_BH, output_BK, tokens, answered, layers, mask_BT)
+        labels_B = None if output_BK is None else self._joined(labels, rows)
+        terms = self.objective.of_sources(side, sources, labels_B)
+        return {"loss": terms["total"], "terms": terms}
+
+    def _tokens(self, hidden_PH: Tensor, targets_P: Tensor, counts: Counts | None) -> Tokens:
+        weight_VH, bias_V = self.student.head_weights
+        return Tokens(
+            hidden_PH=hidden_PH,
+            weight_VH=weight_VH,
+            bias_V=bias_V,
+            labels_P=targets_P,
+            transform=self.student.transform,
+            labelled_count=None if counts is None else counts.labelled / self._shares(counts),
+        )
+
+    def _answered(self, counts: Counts | None) -> dict[str, float]:
+        if counts is None:
+            return {}
+        return {name: count / self._shares(counts) for name, count in counts.answered.items()}
+
+    def _shares(self, counts: Counts) -> int:
+        """Into how many parts the tokens of a step are divided: the gradients of its batches and of
+        all processes are averaged."""
+        return self.processes.count * counts.batches
+
+
+def _token_answers(tensors: Tensors) -> TokenAnswers:
+    return TokenAnswers(as_answers(tensors), tensors.get("answered"))
+
+
+def only_rows(batch: dict[str, Any], rows: int) -> None:
+    """Mask the tokens of all but the first rows of a batch, in place: rows that were repeated to
+    make shares equal."""
+    width = batch["input_ids"].shape[1]
+    kept = batch["predicted_at"] // width < rows
+    batch["targets"] = batch["targets"].masked_fill(~kept, MISSING_LABEL)
+    for tensors in batch.get("answers", {}).values():
+        answered = tensors.get("answered")
+        tensors["answered"] = kept if answered is None else kept & answered
 
 
 def packed_texts(dataset: DistillDataset) -> PackedTexts:

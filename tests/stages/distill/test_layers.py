@@ -14,8 +14,8 @@ from armada.cache_schemas.errors import JobError
 from armada.stages.corpus.labels import NO_LABELS
 from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.language.batches import pack
-from armada.stages.distill.language.model import LanguageModel
 from armada.stages.distill.language.source import load_language_student
+from armada.stages.distill.language.trainer import LanguageModel
 from armada.stages.distill.model import DistillModel, TrainedModel, layer_dims
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import Objective, Sizes, StudentSide

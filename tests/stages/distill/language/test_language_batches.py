@@ -10,8 +10,13 @@ from armada.cache_schemas.codings import SamplesCoding, TopKCoding
 from armada.cache_schemas.errors import CacheError, JobError
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.distill.language.batches import Counts, PackedTexts, one_each, pack, packed
-from armada.stages.distill.language.cached_answers import CachedAnswers, as_answers
-from armada.stages.distill.language.teachers import MatchedTokens, TeacherTokens, match
+from armada.stages.distill.language.teachers import (
+    CachedAnswers,
+    MatchedTokens,
+    TeacherTokens,
+    as_answers,
+    match,
+)
 from armada.stages.distill.token_loss.answers import DenseAnswers, SampledAnswers, SparseAnswers
 from armada.stages.language.tokens import INSIDE, TokenTexts
 from armada.stages.store.codec.samples import encode_samples

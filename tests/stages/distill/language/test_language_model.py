@@ -14,9 +14,9 @@ from armada.stages.distill.adapters import LoraSettings, with_adapters
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.language.batches import Counts, pack
 from armada.stages.distill.language.evaluation import TokenSums, respond, response_metrics
-from armada.stages.distill.language.model import LanguageModel, only_rows
 from armada.stages.distill.language.source import check_vocab_size, load_language_student
 from armada.stages.distill.language.student import LanguageStudent
+from armada.stages.distill.language.trainer import LanguageModel, only_rows
 from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.processes import Processes

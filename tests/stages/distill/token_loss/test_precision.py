@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from armada.stages.distill.language.cached_answers import as_answers
+from armada.stages.distill.language.teachers import as_answers
 from armada.stages.distill.token_loss import chunked
 from armada.stages.distill.token_loss.answers import DenseAnswers
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
