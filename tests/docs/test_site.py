@@ -1,6 +1,7 @@
 """The site of the documentation builds without a warning, and nothing in it leads nowhere."""
 
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -81,3 +82,10 @@ def test_the_reference_has_all_names(site: Path) -> None:
     assert public | {"testing.TeacherTests", "testing.ObjectiveTests"} <= {
         name.removeprefix("armada.") for name in names
     }
+
+
+def test_the_reference_tells_of_nothing_private(site: Path) -> None:
+    page = (site / "reference" / "python" / "index.html").read_text(encoding="utf-8")
+    bases = re.findall(r"Bases: (.*?)</p>", page, re.DOTALL)
+    assert bases
+    assert [base for base in bases if re.search(r">_\w|\._", base)] == []

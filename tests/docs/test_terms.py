@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("cache_schemas", "stages", "pipeline")
 SOURCES = sorted([*ROOT.glob("*.py"), *(f for part in PARTS for f in (ROOT / part).rglob("*.py"))])
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+GLOSSARY = ROOT / "docs" / "glossary.md"
+EARLIER = "\n## Earlier terms\n"
 
 NAMES = {
     "looks_ahead": "not is_causal",
@@ -51,9 +53,28 @@ def test_names(file: Path) -> None:
 
 @pytest.mark.parametrize("file", [*SOURCES, *PAGES], ids=lambda f: str(f.relative_to(ROOT)))
 def test_phrases(file: Path) -> None:
-    text = " ".join(file.read_text(encoding="utf-8").split())
+    text = " ".join(prose(file).split())
     found = {phrase for phrase in PHRASES if re.search(phrase, text, re.IGNORECASE)}
     assert not found, {phrase: PHRASES[phrase] for phrase in found}
+
+
+def test_the_glossary_tells_what_each_was_replaced_by() -> None:
+    """Each row of its table is one of them, and each of them has a row."""
+    _, _, table = GLOSSARY.read_text(encoding="utf-8").partition(EARLIER)
+    rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", table.replace("`", ""), re.MULTILINE))
+    names = {old: rows.pop(old, None) for old in NAMES}
+    assert names == NAMES
+    phrases = {
+        phrase: [rows.pop(old) for old in [*rows] if re.fullmatch(phrase, old)]
+        for phrase in PHRASES
+    }
+    assert phrases == {phrase: [now] for phrase, now in PHRASES.items()}
+    assert rows == {"earlier": "now", "---": "---"}
+
+
+def prose(file: Path) -> str:
+    """What a file says, but for the glossary's table of what is no longer said."""
+    return file.read_text(encoding="utf-8").partition(EARLIER)[0]
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
