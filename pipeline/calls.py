@@ -61,7 +61,7 @@ class _Document(Mapping[str, Any]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DistillReport(_Document):
-    """Result of `distill`; `document` is its `metrics.json`, and the result is a mapping of it, too.
+    """Result of `distill`; `document` is its `metrics.json`, and it is also a mapping of that.
 
     Several seeds have no best epoch in common, and their figures are spreads."""
 
@@ -100,8 +100,8 @@ class DistillReport(_Document):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluateReport(_Document):
-    """Metrics of a student on a corpus; `document` is what `armada evaluate --json` prints, and the
-    result is a mapping of it, too."""
+    """Metrics of a student on a corpus; `document` is what `armada evaluate --json` prints, and
+    it is also a mapping of that."""
 
     examples: int
     unlabelled: int

@@ -162,6 +162,7 @@ class CountProgress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar:
+            self._bar.refresh()  # in a notebook, stopping leaves it as it last looked
             self._bar.stop()
         elif not self._quiet and self._done:
             self._log()
