@@ -119,7 +119,7 @@ class TeacherMismatchError(CacheError):
 
 
 class MissingKeysError(CacheError):
-    """Texts the teacher was never asked about; `positions` are their places in the request."""
+    """Texts the teacher was never asked about; `positions` are theirs in the request."""
 
     def __init__(self, message: str, positions: list[int]) -> None:
         super().__init__(message)

@@ -41,7 +41,7 @@ def _no_column_of_rows(name: str) -> str:
 
 
 AxisName = Annotated[TableName, AfterValidator(_no_column_of_rows)]
-"""Also a column of the table of rows: how many places each example has on the axis."""
+"""Also a column of the table of rows: how many rows each example has along the axis."""
 
 MAX_DIMENSIONS = 8
 MAX_ROW_BYTES = 2**30
@@ -57,8 +57,8 @@ StoredWhole = Literal["uint8", "uint16", "uint32"]
 
 
 class FeatureSpec(BaseModel):
-    """One feature: every example has an array of `shape` and `dtype`; or, along an axis, one at
-    each of its places, of which examples have different numbers: its tokens, say."""
+    """One feature: every example has an array of `shape` and `dtype`; or, along an axis, one for
+    each of its tokens, say, of which examples have different numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -111,7 +111,7 @@ class FeatureSpec(BaseModel):
         example_bytes = self.most_rows(self.row_bytes)
         if example_bytes > MAX_ROW_BYTES:
             raise ValueError(
-                f"shape: {list(self.shape)}{f' at {self.max_length} places' if self.axis else ''} "
+                f"shape: {list(self.shape)}{f' at {self.max_length} rows' if self.axis else ''} "
                 f"takes {example_bytes} bytes an example; at most {MAX_ROW_BYTES} are cached"
             )
         return self
@@ -136,7 +136,7 @@ class FeatureSpec(BaseModel):
 
     @property
     def row_bytes(self) -> int:
-        """How many bytes one row takes: of an example, or of one of its places."""
+        """How many bytes one row takes: of an example, or one of several along an axis."""
         return self.values_per_row * np.dtype(self.dtype).itemsize
 
     @property

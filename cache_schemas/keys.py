@@ -26,7 +26,7 @@ KeyArray = npt.NDArray[np.uint8]
 """Keys of N examples, shape [N, 16]."""
 
 IntArray = npt.NDArray[np.int64]
-"""Whole numbers [N]: rows, places, lengths."""
+"""Whole numbers [N]: rows, positions, lengths."""
 
 
 def example_key(segments: str | Sequence[str]) -> bytes:

@@ -19,7 +19,7 @@
 
 Row `i` of the Zarr arrays is row `i % rows_per_shard` of shard `i // rows_per_shard`. A shard that
 holds fewer rows than it could is followed by NaN rows up to the next shard. Features along an axis
-have a row for each place of an example, one example after another: there a shard has room for
+have several rows for an example, one example after another: there a shard has room for
 `rows_per_shard * max_length` rows, most of it empty, and what is empty takes no bytes.
 """
 
@@ -39,7 +39,7 @@ PARTIAL_SUFFIX = ".partial"
 
 ROWS_TABLE = "rows"
 """The table every shard has: columns `key` (16 bytes) and `truncated` (bool); and, for each axis
-that features lie along, a column of its name (uint32): how many places each example has on it."""
+that features lie along, a column of its name (uint32): how many rows each example has along it."""
 
 ROW_COLUMNS = frozenset({"key", "truncated"})
 

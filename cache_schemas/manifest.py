@@ -5,7 +5,8 @@ and makes it visible. None of the three holds a date, a time or a host, so that 
 equal bytes; those are in `RunRecord`, one per run, which readers may ignore.
 
 `CacheIndex` is all documents of a cache in one file, `index.json`: what a reader fetches first from
-a place that is slow to list or cannot be listed. It holds nothing that the other documents do not.
+a location that is slow to list or cannot be listed. It holds nothing that the other documents do
+not.
 
 A digest names the content of a cache: SHA-256 over one line a commit record, sorted, each the
 teacher's fingerprint, a space, and the record as canonical JSON. Records hold the checksum of every

@@ -75,14 +75,14 @@ class TeacherSpec(BaseModel):
         for feature in self.features:
             if feature.axis and feature.max_length != self.axes[feature.axis]:
                 raise ValueError(
-                    f"features: {feature.name} has at most {feature.max_length} places on the axis "
-                    f"{feature.axis!r}, another feature {self.axes[feature.axis]}"
+                    f"features: {feature.name} has at most {feature.max_length} rows along the "
+                    f"axis {feature.axis!r}, another feature {self.axes[feature.axis]}"
                 )
         return self
 
     @property
     def axes(self) -> dict[str, int]:
-        """The axes that features lie along, and the most places an example has on each."""
+        """The axes that features lie along, and the most rows an example has along each."""
         return {feature.axis: feature.max_length or 0 for feature in self.features if feature.axis}
 
     def identity(self) -> dict[str, Any]:

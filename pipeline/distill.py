@@ -14,7 +14,7 @@ from ..stages.distill.checkpoints import steps_done
 from ..stages.distill.processes import Processes, processes
 from ..stages.distill.reporting import check_reporters
 from ..stages.store.reading.memory import COLD_SHARE
-from ..stages.store.transfer.hub_place import HubPlace
+from ..stages.store.transfer.hub import HubLocation
 from .distill_job import DistillJob
 from .environment import choose_device
 from .messages import LOGGER, counted, size, warn
@@ -206,22 +206,22 @@ def push_student(job: DistillJob) -> None:
         return
     folder = job.output / "student"
     try:
-        place = _repository(job.push_to_hub)
-        if place.is_new():
-            place.create(public=False)
-            LOGGER.info("%s: created a private model repository", place.shown)
-        place.commit(_files_of(folder), "A student trained with armada", _PUSH_THREADS)
+        location = _repository(job.push_to_hub)
+        if location.is_new():
+            location.create(public=False)
+            LOGGER.info("%s: created a private model repository", location.shown)
+        location.commit(_files_of(folder), "A student trained with armada", _PUSH_THREADS)
     except ArmadaError as cause:
         raise StorageError(
             f"student {folder}: is trained and written, but was not uploaded to the Hub: {cause}; "
             f"upload it with `hf upload {job.push_to_hub} {folder} --private`, or by the same "
             "command with --resume"
         ) from cause
-    LOGGER.info("student uploaded to %s", place.shown)
+    LOGGER.info("student uploaded to %s", location.shown)
 
 
-def _repository(name: str) -> HubPlace:
-    return HubPlace(f"hf://{name}")
+def _repository(name: str) -> HubLocation:
+    return HubLocation(f"hf://{name}")
 
 
 def _files_of(folder: Path) -> dict[str, Path | bytes]:

@@ -49,7 +49,7 @@ CHANGES_FILES = {
 CHANGES_ITS_OWN = {
     "reservations": {"rename", "rmtree"},  # of folders that have one owner
     "staged_shard": {"unlink"},
-    "place": {"copyfile", "write_bytes"},  # to where its caller works, or to a temporary folder
+    "remote": {"copyfile", "write_bytes"},  # to where its caller works, or to a temporary folder
     "arrivals": {"copyfile"},
     "pull": {"mkdir"},  # below its caller's temporary folder
     "local_part": {"rmdir"},  # of empty folders that it has made itself

@@ -27,7 +27,7 @@ SkipBadRows = Annotated[
 TextColumn = Annotated[list[str] | None, typer.Option(help="column of a text segment")]
 """Shared with `../../cli.py`."""
 
-CachePlace = Annotated[str, typer.Argument(help="folder or URL of the cache")]
+CacheLocation = Annotated[str, typer.Argument(help="folder or URL of the cache")]
 Prefix = Annotated[str | None, typer.Option("--teacher", help="fingerprint or unique prefix")]
 Corpus = Annotated[list[str] | None, typer.Option(help="file or folder of texts")]
 IdColumn = Annotated[str | None, typer.Option(help="column of unique ids")]
@@ -46,7 +46,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="only show what would be
 
 
 @app.command("ls")
-def ls(cache: CachePlace, as_json: AsJson = False) -> None:
+def ls(cache: CacheLocation, as_json: AsJson = False) -> None:
     """List the teachers of a cache: rows, bytes, what they cost."""
     from .console import show_teachers
     from .summary import summarise
@@ -55,7 +55,7 @@ def ls(cache: CachePlace, as_json: AsJson = False) -> None:
 
 
 @app.command("inspect")
-def inspect(cache: CachePlace, teacher: Prefix = None) -> None:
+def inspect(cache: CacheLocation, teacher: Prefix = None) -> None:
     """Print all that is known of one teacher as JSON: settings, features, runs, cost."""
     from .summary import inspect
 

@@ -244,14 +244,14 @@ def show_shared(shared: "Shared", verb: str, as_json: bool) -> None:
         rate = f"{size(total / max(shared.seconds, 1e-9))}/s"
         print(f"{size(total)} in {duration(shared.seconds)}, {rate}")
     if shared.digest:
-        print(f"{shared.place} has digest {shared.digest}")
+        print(f"{shared.location} has digest {shared.digest}")
 
 
 def _warn_missing(shared: "Shared", teacher: "SharedTeacher") -> None:
     if teacher.texts is not None and shared.texts is not None and teacher.texts < shared.texts:
         warn(
             f"teacher {teacher.fingerprint[:12]} has features of {teacher.texts} of the "
-            f"{shared.texts} texts of the corpus at {shared.place}"
+            f"{shared.texts} texts of the corpus at {shared.location}"
         )
 
 

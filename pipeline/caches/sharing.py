@@ -21,10 +21,10 @@ from ...stages.corpus.files import require_use
 from ...stages.corpus.text_files import TextFormat
 from ...stages.store.reading.reader import read_contents
 from ...stages.store.transfer.index import read_origin
-from ...stages.store.transfer.location import is_hub, open_place
-from ...stages.store.transfer.place import Advance, LocalPlace, Place, RemotePlace
+from ...stages.store.transfer.location import is_hub, open_location
 from ...stages.store.transfer.pull import JOBS, Choice, TeacherPlan, chosen_teachers, planned, pull
 from ...stages.store.transfer.push import TeacherToSend, plan_push, push, push_to_folder, send_page
+from ...stages.store.transfer.remote import Advance, LocalLocation, Location, RemoteLocation
 from ..messages import CountProgress, say_that_a_pull_waits
 from ..signals import telling_what_is_kept
 from .card_text import MARK
@@ -61,7 +61,7 @@ class Shared:
     """Result of a push or pull, or of its dry run. `digest` is that of the other location, after a
     push; `texts` counts the different texts of the corpus, if one was given."""
 
-    place: str
+    location: str
     digest: str | None
     teachers: tuple[SharedTeacher, ...]
     seconds: float
@@ -92,18 +92,18 @@ def pull_cache(url: str, cache: Path, wanted: Wanted, transfer: Transfer) -> Sha
     transfer fails; received files stay, and the same call continues."""
     started = time.monotonic()
     corpus = _corpus(wanted)
-    place = open_place(url, _storage_options(transfer.options))
-    _refuse_itself(place, cache)
-    index = read_origin(place, wanted.digest and wanted.digest.lower())
+    location = open_location(url, _storage_options(transfer.options))
+    _refuse_itself(location, cache)
+    index = read_origin(location, wanted.digest and wanted.digest.lower())
     keys = corpus.keys() if corpus else None
     choice = Choice(tuple(wanted.teachers), tuple(wanted.features), keys)
     waiting = say_that_a_pull_waits(transfer.quiet)
-    with planned(place, index, cache, choice, transfer.jobs, transfer.dry_run, waiting) as plan:
+    with planned(location, index, cache, choice, transfer.jobs, transfer.dry_run, waiting) as plan:
         if not transfer.dry_run:
             with CountProgress("pull", "bytes", plan.bytes, transfer.quiet) as progress:
-                pull(place, cache, plan, transfer.jobs, progress.advance)
+                pull(location, cache, plan, transfer.jobs, progress.advance)
     return Shared(
-        place=place.shown,
+        location=location.shown,
         digest=index.digest,
         teachers=tuple(_arrived(teacher) for teacher in plan.teachers),
         seconds=time.monotonic() - started,
@@ -148,14 +148,14 @@ def push_cache(
     started = time.monotonic()
     if public and not is_hub(url):
         raise CacheError(f"{shown_url(url)}: --public is for repositories on the Hub, hf://...")
-    place = open_place(url, _storage_options(transfer.options))
-    _refuse_itself(place, cache)
-    if isinstance(place, LocalPlace):
-        digest, sent = _to_folder(cache, place, teachers, transfer)
+    location = open_location(url, _storage_options(transfer.options))
+    _refuse_itself(location, cache)
+    if isinstance(location, LocalLocation):
+        digest, sent = _to_folder(cache, location, teachers, transfer)
     else:
-        digest, sent = _to_url(cache, place, teachers, transfer, public)
+        digest, sent = _to_url(cache, location, teachers, transfer, public)
     return Shared(
-        place=place.shown,
+        location=location.shown,
         digest=digest,
         teachers=tuple(sent),
         seconds=time.monotonic() - started,
@@ -163,49 +163,51 @@ def push_cache(
     )
 
 
-def _to_folder(cache: Path, place: LocalPlace, teachers: Sequence[str], transfer: Transfer) -> Sent:
-    source, choice, index = LocalPlace(cache), Choice(tuple(teachers)), read_contents(cache)
+def _to_folder(
+    cache: Path, location: LocalLocation, teachers: Sequence[str], transfer: Transfer
+) -> Sent:
+    source, choice, index = LocalLocation(cache), Choice(tuple(teachers)), read_contents(cache)
     waiting, jobs, dry_run = say_that_a_pull_waits(transfer.quiet), transfer.jobs, transfer.dry_run
-    with planned(source, index, place.path, choice, jobs, dry_run, waiting) as plan:
+    with planned(source, index, location.path, choice, jobs, dry_run, waiting) as plan:
         digest = None
         if not dry_run:
             with CountProgress("push", "bytes", plan.bytes, transfer.quiet) as progress:
-                target = push_to_folder(source, place.path, plan, jobs, progress.advance)
+                target = push_to_folder(source, location.path, plan, jobs, progress.advance)
                 digest = target.digest
-            send_page(cache, place, MARK)
+            send_page(cache, location, MARK)
     return digest, [_arrived(teacher) for teacher in plan.teachers]
 
 
 def _to_url(
-    cache: Path, place: RemotePlace, teachers: Sequence[str], transfer: Transfer, public: bool
+    cache: Path, location: RemoteLocation, teachers: Sequence[str], transfer: Transfer, public: bool
 ) -> Sent:
     chosen = chosen_teachers(str(cache), read_contents(cache), teachers)
-    place.require_writable()
-    plans = plan_push(cache, chosen, place)
+    location.require_writable()
+    plans = plan_push(cache, chosen, location)
     digest = None
     if not transfer.dry_run:
         total = sum(plan.bytes for plan in plans)
         with CountProgress("push", "bytes", total, transfer.quiet) as progress:
-            digest = _push(cache, plans, place, transfer.jobs, public, progress.advance).digest
+            digest = _push(cache, plans, location, transfer.jobs, public, progress.advance).digest
     return digest, [_sent(plan) for plan in plans]
 
 
 def _push(
     cache: Path,
     plans: list[TeacherToSend],
-    place: RemotePlace,
+    location: RemoteLocation,
     jobs: int,
     public: bool,
     advance: Advance,
 ) -> CacheIndex:
-    if is_hub(place.shown):
-        from ...stages.store.transfer.hub_place import HubPlace
+    if is_hub(location.shown):
+        from ...stages.store.transfer.hub import HubLocation
         from ...stages.store.transfer.hub_push import push_to_hub
 
-        assert isinstance(place, HubPlace)
-        return push_to_hub(cache, plans, place, MARK, public, jobs, advance)
-    index = push(cache, plans, place, jobs, advance)
-    send_page(cache, place, MARK)
+        assert isinstance(location, HubLocation)
+        return push_to_hub(cache, plans, location, MARK, public, jobs, advance)
+    index = push(cache, plans, location, jobs, advance)
+    send_page(cache, location, MARK)
     return index
 
 
@@ -264,7 +266,7 @@ def _storage_options(settings: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _refuse_itself(place: Place, cache: Path) -> None:
+def _refuse_itself(location: Location, cache: Path) -> None:
     """Raise CacheError if a local cache would be copied onto itself."""
-    if isinstance(place, LocalPlace) and place.path.resolve() == cache.resolve():
+    if isinstance(location, LocalLocation) and location.path.resolve() == cache.resolve():
         raise CacheError(f"cache {cache}: is both source and destination; name another location")

@@ -11,7 +11,7 @@ from ...cache_schemas.teachers import told_apart
 from ...stages.store.format.manifests import choose_teacher, held_features, read_part
 from ...stages.store.reading.reader import Cache
 from ...stages.store.transfer.index import read_origin
-from ...stages.store.transfer.location import open_place
+from ...stages.store.transfer.location import open_location
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class TeacherSummary:
     teacher_seconds: float
 
 
-def summarise(place: str) -> list[TeacherSummary]:
+def summarise(location: str) -> list[TeacherSummary]:
     """All teachers of the cache at a path or URL."""
-    teachers = read_origin(open_place(place)).teachers
+    teachers = read_origin(open_location(location)).teachers
     apart = told_apart({t.manifest.fingerprint: t.manifest.spec for t in teachers})
     return [_summary(teacher, apart[teacher.manifest.fingerprint]) for teacher in teachers]
 
@@ -72,9 +72,9 @@ def _held_bytes(commits: Iterable[CommitRecord], part: PartRecord | None) -> int
     )
 
 
-def inspect(place: str, prefix: str | None) -> dict[str, object]:
+def inspect(location: str, prefix: str | None) -> dict[str, object]:
     """Everything known of one teacher of the cache at a path or URL, as a document."""
-    opened = open_place(place)
+    opened = open_location(location)
     teachers = read_origin(opened).teachers
     manifests = [teacher.manifest for teacher in teachers]
     teacher = teachers[manifests.index(choose_teacher(opened.shown, manifests, prefix))]

@@ -227,9 +227,11 @@ def _cost(teacher: TeacherSummary, runs: Sequence[FinishedRun]) -> TeacherCost:
 def _teacher_summary(
     fingerprint: str, run: FinishedRun, cache: Path | None, from_afar: bool
 ) -> TeacherSummary:
-    places = {str(keys.cache) for keys in run.readable_job(cache, from_afar).all_teachers.values()}
-    for place in sorted(places):
-        for teacher in summarise(place):
+    locations = {
+        str(keys.cache) for keys in run.readable_job(cache, from_afar).all_teachers.values()
+    }
+    for location in sorted(locations):
+        for teacher in summarise(location):
             if teacher.fingerprint == fingerprint:
                 return teacher
-    raise CacheError(f"cache {', '.join(sorted(places))}: does not hold it")
+    raise CacheError(f"cache {', '.join(sorted(locations))}: does not hold it")

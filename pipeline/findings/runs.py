@@ -99,8 +99,8 @@ def _flattened(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
             yield from _flattened(f"{name}.{key}", inner)
     elif isinstance(value, list) and name == "objectives":
-        for place, inner in enumerate(value):
-            yield from _flattened(f"{name}.{place}", inner)
+        for index, inner in enumerate(value):
+            yield from _flattened(f"{name}.{index}", inner)
     else:
         yield name, value
 
@@ -161,7 +161,7 @@ class FinishedRun:
                 f"{name} teacher": source.teacher_fingerprint,
                 f"{name} feature": source.feature,
             }
-        return {key: value for key, value in keys.items() if not _is_place_of_cache(key)}
+        return {key: value for key, value in keys.items() if not _is_location_of_cache(key)}
 
     @cached_property
     def weights(self) -> dict[str, Any]:
@@ -192,11 +192,11 @@ class FinishedRun:
                 "leave it out"
             )
         for keys in self.job.all_teachers.values():
-            place = cache or keys.cache
-            if not from_afar and not is_local(str(place)):
+            location = cache or keys.cache
+            if not from_afar and not is_local(str(location)):
                 raise JobError(
-                    f"run {self.folder}: cache {shown_url(str(place))}: is at a URL, which reports "
-                    "do not open; pull it, and name it with --set cache=FOLDER"
+                    f"run {self.folder}: cache {shown_url(str(location))}: is at a URL, which "
+                    "reports do not open; pull it, and name it with --set cache=FOLDER"
                 )
         for source in () if from_afar else (*self.job.train, *self.job.validation):
             if not is_local(source) or source.startswith(HUB_DATASET):
@@ -215,7 +215,7 @@ class FinishedRun:
         return self.job.model_copy(update={"teachers": teachers} | mirror)
 
 
-def _is_place_of_cache(key: str) -> bool:
+def _is_location_of_cache(key: str) -> bool:
     """Whether a setting is only the location of a teacher's features, which the fingerprint
     identifies."""
     return key == "cache" or (key.startswith("teachers.") and key.endswith((".cache", ".teacher")))

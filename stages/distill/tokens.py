@@ -20,7 +20,7 @@ from ..pretrained import (
     padding_id,
     token_limit,
 )
-from ..store.format.rows import places_of
+from ..store.format.rows import positions_of
 from ..tokenizing.long_texts import shortened, shortened_pair, text_and_pair
 from ..tokenizing.padding import pad
 
@@ -42,7 +42,7 @@ class Tokens:
 
     def pad(self, examples: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """A batch of the given examples: each value and `attention_mask`, int64 [B, T]."""
-        chosen = places_of(examples, self.offsets)
+        chosen = positions_of(examples, self.offsets)
         lengths = self.offsets[examples + 1] - self.offsets[examples]
         columns = {name: flat[chosen] for name, flat in self.values.items()}
         return pad(columns, lengths, self.pads, left=self.pad_left)

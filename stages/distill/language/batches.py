@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from ...language.tokens import TokenTexts
-from ...store.format.rows import arange_each, places_of
+from ...store.format.rows import arange_each, positions_of
 from ...tokenizing.padding import pad
 from ..batches import Batch, DistillDataset
 from ..order import Places
@@ -92,7 +92,7 @@ class PackedTexts:
         lengths, prompts = self.texts.lengths[texts], self.texts.prompts[texts]
         lengths_of_rows = self.offsets[rows + 1] - self.offsets[rows]
         width = _width(int(lengths_of_rows.max(initial=1)))
-        ids = self.texts.ids[places_of(texts, self.texts.offsets)].astype(np.int64)
+        ids = self.texts.ids[positions_of(texts, self.texts.offsets)].astype(np.int64)
         inside = arange_each(lengths)
         columns = {"input_ids": ids}
         if self.packing == "document_mask":
@@ -113,7 +113,7 @@ class PackedTexts:
         return batch | self._answers(texts)
 
     def _texts_of(self, rows: Ints) -> Ints:
-        return self.packs.texts[places_of(rows, self.packs.offsets)]
+        return self.packs.texts[positions_of(rows, self.packs.offsets)]
 
     def _answers(self, texts: Ints) -> dict[str, Any]:
         predicted = self.texts.predicted[texts]

@@ -20,7 +20,7 @@ from ....cache_schemas.errors import CacheError, JobError
 from ...language.tokens import INSIDE, TokenTexts, read_before_predicted
 from ...store.codec.samples import decode_samples
 from ...store.codec.top_k import decode_top_k
-from ...store.format.rows import Rows, arange_each, places_of
+from ...store.format.rows import Rows, arange_each, positions_of
 from ...store.reading.feature_array import RaggedArray
 from ..objectives.tokens import Tail
 from ..token_loss.answers import Answers, DenseAnswers, SampledAnswers, SparseAnswers, check_samples
@@ -151,7 +151,7 @@ class MatchedTokens:
         return int(self._pairs(texts).sum())
 
     def read(self, texts: Ints, predicted: Ints) -> tuple[Tensors, torch.Tensor | None]:
-        pairs, at = self._pairs(texts), places_of(texts, self.offsets)
+        pairs, at = self._pairs(texts), positions_of(texts, self.offsets)
         found = self.answers.read(self.rows[texts], self.theirs[at], pairs)
         answered = np.zeros(int(predicted.sum()), dtype=bool)
         answered[np.repeat(np.cumsum(predicted) - predicted, pairs) + self.ours[at]] = True

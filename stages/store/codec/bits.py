@@ -9,7 +9,7 @@ byte is zero, and readers ignore it.
 Of non-decreasing numbers the high bits are written in unary, half of the Elias-Fano code; the other
 half, the low bits, are numbers like all others. How numbers are split, and sources:
 `cache_schemas.codings.EliasFano`. A row's string of bits has exactly one 1 for each number, so the
-places of all ones of many rows, found in one pass, are a rectangle.
+positions of all ones of many rows, found in one pass, are a rectangle.
 
 No temporary of columns and planes has more than 4 bytes a number. Shapes: N rows, k numbers, w
 their width in bits.
@@ -36,11 +36,11 @@ def split(numbers_Nk: npt.NDArray[np.integer], width: int) -> tuple[list[UInt8],
     """Byte columns and bit planes, each [N, k], the planes' elements 0 or 1."""
     little = np.ascontiguousarray(numbers_Nk, dtype="<u4")
     bytes_Nk4: UInt8 = little.view(np.uint8).reshape(*numbers_Nk.shape, 4)
-    columns: list[UInt8] = [bytes_Nk4[..., place] for place in range(width // 8)]
+    columns: list[UInt8] = [bytes_Nk4[..., index] for index in range(width // 8)]
     if width % 8 == 0:
         return columns, []
     top_Nk = bytes_Nk4[..., width // 8]
-    return columns, [(top_Nk >> np.uint8(place)) & np.uint8(1) for place in range(width % 8)]
+    return columns, [(top_Nk >> np.uint8(index)) & np.uint8(1) for index in range(width % 8)]
 
 
 def joined(columns_NC: UInt8, planes_NP: UInt8, count: int) -> UInt32:
@@ -48,8 +48,8 @@ def joined(columns_NC: UInt8, planes_NP: UInt8, count: int) -> UInt32:
     P = k * (w % 8) elements, 0 or 1."""
     whole, loose = columns_NC.shape[1] // count, planes_NP.shape[1] // count
     bytes_Nk4 = np.zeros((len(columns_NC), count, 4), np.uint8)
-    for place in range(whole):
-        bytes_Nk4[..., place] = columns_NC[:, place * count : (place + 1) * count]
+    for index in range(whole):
+        bytes_Nk4[..., index] = columns_NC[:, index * count : (index + 1) * count]
     if loose:
         bytes_Nk4[..., whole] = _top_bits(planes_NP, loose, count)
     return bytes_Nk4.view("<u4")[..., 0].astype(np.uint32, copy=False)
@@ -58,9 +58,9 @@ def joined(columns_NC: UInt8, planes_NP: UInt8, count: int) -> UInt32:
 def _top_bits(planes_NP: UInt8, loose: int, count: int) -> UInt8:
     """The bits above the whole bytes, by Horner's rule."""
     top_Nk = planes_NP[:, (loose - 1) * count : loose * count].copy()
-    for place in reversed(range(loose - 1)):
+    for index in reversed(range(loose - 1)):
         top_Nk <<= 1
-        top_Nk |= planes_NP[:, place * count : (place + 1) * count]
+        top_Nk |= planes_NP[:, index * count : (index + 1) * count]
     return top_Nk
 
 
@@ -87,8 +87,8 @@ def split_sorted(
     columns, planes = split(numbers_Nk, law.low_bits)
     rows = len(numbers_Nk)
     high_NH = np.zeros((rows, law.high_bits), np.uint8)
-    places_Nk = (numbers_Nk >> law.low_bits).astype(np.int64) + np.arange(law.count)
-    np.put_along_axis(high_NH, places_Nk, np.uint8(1), axis=1)
+    positions_Nk = (numbers_Nk >> law.low_bits).astype(np.int64) + np.arange(law.count)
+    np.put_along_axis(high_NH, positions_Nk, np.uint8(1), axis=1)
     return columns, [*planes, high_NH]
 
 
@@ -111,13 +111,13 @@ def joined_sorted(columns_NC: UInt8, bits_NB: UInt8, law: EliasFano) -> UInt32:
 def _rests(high_NH: UInt8, count: int) -> UInt32:
     """How many zeros stand before each one."""
     rows, width = high_NH.shape
-    places = np.flatnonzero(np.ascontiguousarray(high_NH).view(np.bool_))
-    if places.size != rows * count:
-        raise DamagedCacheError(f"{places.size} numbers in {rows} tokens of {count} each")
-    places_Nk = places.reshape(rows, count)
-    places_Nk -= np.arange(0, rows * width, width)[:, None]
-    # Ascending places whose first and last are in their own row are all in their own row.
-    if (places_Nk[:, 0] < 0).any() or (places_Nk[:, -1] >= width).any():
+    positions = np.flatnonzero(np.ascontiguousarray(high_NH).view(np.bool_))
+    if positions.size != rows * count:
+        raise DamagedCacheError(f"{positions.size} numbers in {rows} tokens of {count} each")
+    positions_Nk = positions.reshape(rows, count)
+    positions_Nk -= np.arange(0, rows * width, width)[:, None]
+    # Ascending positions whose first and last are in their own row are all in their own row.
+    if (positions_Nk[:, 0] < 0).any() or (positions_Nk[:, -1] >= width).any():
         raise DamagedCacheError(f"tokens that do not have {count} numbers each")
-    places_Nk -= np.arange(count)
-    return places_Nk.astype(np.uint32)
+    positions_Nk -= np.arange(count)
+    return positions_Nk.astype(np.uint32)

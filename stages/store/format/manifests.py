@@ -1,4 +1,5 @@
-"""The documents of a cache, read from disk and checked against each other and their places.
+"""The documents of a cache, read from disk and checked against each other and the names of their
+files.
 
 Of a teacher that was pulled in part, `part.json` beside `teacher.json` says which features and
 tables are missing; where there is none, all are held. Every committed shard has all files of what

@@ -36,18 +36,18 @@ class KeyIndex:
     def find(self, keys: KeyArray) -> Rows:
         """The row of each key, -1 where it is unknown; about 0.3 µs a key."""
         high, low = key_words(keys)
-        place = np.searchsorted(self._high, high)
+        position = np.searchsorted(self._high, high)
         rows = np.full(len(keys), -1, dtype=np.int64)
         looking = np.arange(len(keys))
         # Keys that share the upper word are neighbours: step on until the lower one matches. For
         # hashed keys the first round settles all of them.
-        while len(looking := looking[place[looking] < len(self)]):
-            at = place[looking]
+        while len(looking := looking[position[looking] < len(self)]):
+            at = position[looking]
             same_high = self._high[at] == high[looking]
             found = same_high & (self._low[at] == low[looking])
             rows[looking[found]] = self._rows[at[found]]
             looking = looking[same_high & ~found]
-            place[looking] += 1
+            position[looking] += 1
         return rows
 
 
@@ -79,8 +79,8 @@ def joined(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, ...], dtype: str
     return Ragged(values, lengths)
 
 
-def places_of(rows: Rows, offsets: IntArray) -> Rows:
-    """The places of examples `rows` [B], one example after another; `offsets` [N + 1] say where
+def positions_of(rows: Rows, offsets: IntArray) -> Rows:
+    """The positions of examples `rows` [B], one example after another; `offsets` [N + 1] say where
     each one's begin. No Python per example."""
     lengths = offsets[rows + 1] - offsets[rows]
     return np.repeat(offsets[rows], lengths) + arange_each(lengths)

@@ -25,7 +25,7 @@ from ..files.plain_files import plain_size, read_error
 KEY_TYPE = pa.binary(KEY_BYTES)
 
 
-PLACES_TYPE = pa.uint32()
+LENGTHS_TYPE = pa.uint32()
 
 
 def rows_table(
@@ -33,13 +33,13 @@ def rows_table(
     truncated: npt.NDArray[np.bool_],
     lengths: Mapping[str, IntArray] | None = None,
 ) -> pa.Table:
-    """The table every shard has: `key` and `truncated` of each example, and its places on each
+    """The table every shard has: `key` and `truncated` of each example, and its length along each
     axis."""
     column = pa.FixedSizeBinaryArray.from_buffers(
         KEY_TYPE, len(keys), [None, pa.py_buffer(np.ascontiguousarray(keys))]
     )
-    places = {axis: pa.array(each, PLACES_TYPE) for axis, each in (lengths or {}).items()}
-    return pa.table({"key": column, "truncated": pa.array(truncated), **places})
+    columns = {axis: pa.array(each, LENGTHS_TYPE) for axis, each in (lengths or {}).items()}
+    return pa.table({"key": column, "truncated": pa.array(truncated), **columns})
 
 
 def table_bytes(table: pa.Table) -> memoryview:
@@ -139,16 +139,16 @@ def read_keys(path: Path, rows: int) -> KeyArray:
     return np.frombuffer(data, dtype=np.uint8).reshape(-1, KEY_BYTES)
 
 
-def read_lengths(path: Path, rows: int, axis: str, places: int, longest: int) -> IntArray:
-    """How many places each example of a shard has on an axis, [rows]; raises DamagedCacheError if
-    they are not `places` in all, each at most `longest`."""
-    column = read_table(path, {axis: PLACES_TYPE}, rows)[axis]
+def read_lengths(path: Path, rows: int, axis: str, total: int, max_length: int) -> IntArray:
+    """The length of each example of a shard along an axis, [rows]; raises DamagedCacheError if
+    they are not `total` in all, each at most `max_length`."""
+    column = read_table(path, {axis: LENGTHS_TYPE}, rows)[axis]
     lengths: IntArray = column.fill_null(0).to_numpy().astype(np.int64)
     most = int(lengths.max(initial=0))
-    if column.null_count or most > longest or int(lengths.sum()) != places:
+    if column.null_count or most > max_length or int(lengths.sum()) != total:
         raise DamagedCacheError(
-            f"{path}: {axis!r} counts {int(lengths.sum())} places, {most} the most of a row; the "
-            f"commit record says {places}, the teacher {longest} at most; recompute the shard"
+            f"{path}: {axis!r} has {int(lengths.sum())} rows in all, at most {most} an example; "
+            f"the commit record says {total}, the teacher at most {max_length}; recompute the shard"
         )
     return lengths
 

@@ -8,8 +8,8 @@ JoinedArray     A feature that was added to a teacher later: rows counted as the
                 elsewhere, by a teacher that was asked in an order of its own, and maybe about fewer
                 texts. A map from rows to rows, made once from the keys of both; 8 bytes a row.
 RaggedArray     A feature along an axis: any examples' rows, end to end. The values of all examples
-                are one feature array whose rows are places; offsets say which are whose, 8 bytes an
-                example. A batch costs one gather of its places.
+                are one feature array; offsets say which rows are whose, 8 bytes an example. A batch
+                costs one gather.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ....cache_schemas.errors import MissingKeysError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
-from ..format.rows import Ragged, Rows, places_of
+from ..format.rows import Ragged, Rows, positions_of
 from ..format.zarr_shards import DenseArray
 from .feature_shards import Check, FeatureShards, Prepare
 from .memory import Access, choose_access
@@ -131,13 +131,13 @@ class FeatureArray:
             room = self._room(len(rows), out)
             shards.gather_apart(rows, room)
             return room
-        places = shards.place(rows) if shards.gaps else rows
+        indices = shards.indices(rows) if shards.gaps else rows
         if self._cold or not (self._native if out is None else out.dtype == shards.array.dtype):
-            return self._gather_in_parts(places, self._room(len(rows), out))
+            return self._gather_in_parts(indices, self._room(len(rows), out))
         try:
             # The mode looks for nothing that was not looked for, and needs no buffer between.
             # Sorted rows would come no faster (3.07 against 3.04 million rows/s).
-            return shards.array.take(places, 0, out, "clip")
+            return shards.array.take(indices, 0, out, "clip")
         except ValueError:
             self._room(len(rows), out)
             raise
@@ -161,18 +161,18 @@ class FeatureArray:
         numbers close to each other."""
         return rows
 
-    def _gather_in_parts(self, places: Rows, room: DenseArray) -> DenseArray:
+    def _gather_in_parts(self, indices: Rows, room: DenseArray) -> DenseArray:
         """Rows that are on disk, or of another type than `room`; what comes next is being read
         while a part is copied."""
         shards = self._shards
         step = max(1, _PART_BYTES // max(1, self.spec.row_bytes))
-        for start in range(-step, len(places), step):
-            following = places[start + step : start + 2 * step]
+        for start in range(-step, len(indices), step):
+            following = indices[start + step : start + 2 * step]
             if self._cold and len(following):
                 shards.read_ahead(following)
             if start >= 0:
                 here = slice(start, start + step)
-                room[here] = shards.array.take(places[here], 0, None, "clip")
+                room[here] = shards.array.take(indices[here], 0, None, "clip")
         return room
 
     def _checked(self, rows: Rows) -> Rows:
@@ -265,12 +265,12 @@ class RaggedArray:
 
     @property
     def spec(self) -> FeatureSpec:
-        """Shape and type of the numbers at one place."""
+        """Shape and type of the numbers at one position."""
         return self._values.spec
 
     @property
     def values(self) -> FeatureArray:
-        """The values at all places [S, *shape], in the order of the files."""
+        """The values at all positions [S, *shape], in the order of the files."""
         return self._values
 
     def __repr__(self) -> str:
@@ -284,25 +284,27 @@ class RaggedArray:
         return self.gather(np.array([row], dtype=np.int64)).values
 
     def lengths(self, rows: Rows) -> IntArray:
-        """How many places examples [B] have. Raises IndexError and MissingKeysError."""
+        """The lengths of examples [B]. Raises IndexError and MissingKeysError."""
         return self._lengths[self._stored(rows)]
 
     def gather(self, rows: Rows) -> Ragged:
         """The values of examples [B], one after another. Raises IndexError for a row outside 0 to
         len - 1, MissingKeysError for one whose text the feature was not asked for."""
         stored = self._stored(rows)
-        return Ragged(self._values.gather(places_of(stored, self._offsets)), self._lengths[stored])
+        return Ragged(
+            self._values.gather(positions_of(stored, self._offsets)), self._lengths[stored]
+        )
 
-    def gather_at(self, rows: Rows, places: Rows, counts: Rows) -> npt.NDArray[Any]:
-        """Chosen values of examples [B]: `counts` says how many of each, `places` which of its own,
-        one example after another."""
+    def gather_at(self, rows: Rows, positions: Rows, counts: Rows) -> npt.NDArray[Any]:
+        """Chosen values of examples [B]: `counts` of each, at `positions` [sum of counts] within
+        it, one example after another."""
         stored = self._stored(rows)
-        assert (places < np.repeat(self._lengths[stored], counts)).all(), "places of the example"
-        return self._values.gather(np.repeat(self._offsets[stored], counts) + places)
+        assert (positions < np.repeat(self._lengths[stored], counts)).all(), "outside of it"
+        return self._values.gather(np.repeat(self._offsets[stored], counts) + positions)
 
     def will_need(self, rows: Rows) -> None:
         """Begin to read what is gathered soon; raises what `gather` does."""
-        self._values.will_need(places_of(self._stored(rows), self._offsets))
+        self._values.will_need(positions_of(self._stored(rows), self._offsets))
 
     def require_whole(self, rows: Rows) -> None:
         """Raise DamagedCacheError if a file of some examples was cut after it was mapped."""

@@ -87,7 +87,7 @@ class FeatureShards:
                 return self._read_through_zarr(*self.shards[position])
             try:
                 alone = AddressRange(rows * self.spec.row_bytes)
-                alone.place(0, file, rows * self.spec.row_bytes)
+                alone.map(0, file, rows * self.spec.row_bytes)
             except OSError:  # the process has as many mappings as it may have
                 return self._read_plain(file, rows)
             return alone.array((rows, *self.spec.shape), self.stored_dtype)

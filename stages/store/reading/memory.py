@@ -74,8 +74,8 @@ def _group_limits() -> Iterator[int]:
 
 
 def _limits(root: Path, group: str, name: str) -> Iterator[int]:
-    place = Path(group.lstrip("/"))
-    for folder in (place, *place.parents):
+    inner = Path(group.lstrip("/"))
+    for folder in (inner, *inner.parents):
         try:
             text = (root / folder / name).read_text()
         except OSError:
@@ -129,7 +129,7 @@ class AddressRange:
         self._start = -(-found // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         self._size = size
 
-    def place(self, at: int, descriptor: int, size: int) -> None:
+    def map(self, at: int, descriptor: int, size: int) -> None:
         """Map the first `size` bytes of an open file at `at`, a multiple of the page size.
 
         The file must be that long: what is not there when it is read ends the process. It may be
@@ -139,7 +139,7 @@ class AddressRange:
         _map(self._start + at, size, mmap.PROT_READ, flags, descriptor)
 
     def expect(self, at: int, size: int, *, all_of_it: bool) -> None:
-        """Say how placed bytes will be touched: all of them before long, so that huge pages are
+        """Say how mapped bytes will be touched: all of them before long, so that huge pages are
         read at once, or here and there, so that nothing is read but what is asked for."""
         advice = _READ_HUGE_PAGES if all_of_it else mmap.MADV_RANDOM
         if advice is not None:

@@ -34,7 +34,7 @@ class BlockOrder:
         block_rows: int = BLOCK_ROWS,
         blocks_per_window: int = BLOCKS_PER_WINDOW,
     ) -> None:
-        self._places: Rows = np.argsort(rows, kind="stable").astype(np.int64)
+        self._rows: Rows = np.argsort(rows, kind="stable").astype(np.int64)
         self._block_rows, self._blocks_per_window = block_rows, blocks_per_window
 
     def windows(self, seed: int, epoch: int, stream: int = 0) -> Iterator[Rows]:
@@ -42,13 +42,13 @@ class BlockOrder:
 
         A function of (seed, epoch, stream) alone; `stream` tells passes over one epoch apart."""
         random = np.random.default_rng([seed, epoch, stream])
-        blocks = random.permutation(-(-len(self._places) // self._block_rows))
+        blocks = random.permutation(-(-len(self._rows) // self._block_rows))
         for first in range(0, len(blocks), self._blocks_per_window):
             window = blocks[first : first + self._blocks_per_window]
             yield random.permutation(np.concatenate([self._block(block) for block in window]))
 
     def _block(self, block: int) -> Rows:
-        return self._places[block * self._block_rows : (block + 1) * self._block_rows]
+        return self._rows[block * self._block_rows : (block + 1) * self._block_rows]
 
 
 def batches_of(windows: Iterator[Rows], batch_size: int) -> Iterator[Rows]:

@@ -170,7 +170,7 @@ class Cache:
         return RaggedArray(holder._stored(name), lengths, rows, _fill(holder))
 
     def lengths(self, axis: str) -> IntArray:
-        """How many places each row has on an axis of the teacher's own features, [len(cache)]."""
+        """The length of each row along an axis of the teacher's own features, [len(cache)]."""
         longest = self.teacher.spec.axes[axis]
         parts = [
             read_lengths(

@@ -1,7 +1,7 @@
 """All shards of a feature as one array [P, *shape], each mapped where the one before it ends.
 
 A batch then is one look-up over the whole feature: 5 times as fast as a loop over its shards (the
-tables of the benchmark). A row's place in that array is its number, unless a shard before it ends
+tables of the benchmark). A row's index in that array is its number, unless a shard before it ends
 within a page: the next one begins on the next (huge) page, and what lies between cannot be read.
 
 A shard is proven plain and mapped when it is first touched, so opening costs nothing a shard, and
@@ -41,13 +41,13 @@ class SideBySide:
         rows = np.array([rows for _, rows in shards.shards], dtype=np.int64)
         self.starts = np.cumsum([0, *rows], dtype=np.int64)
         """The first row of each shard, and behind the last one the number of rows."""
-        self._places = _places(rows, shards)
-        shifts = self._places[:-1] - self.starts[:-1]
+        self._offsets = _offsets(rows, shards)
+        shifts = self._offsets[:-1] - self.starts[:-1]
         # Of shards that follow each other without a gap, one says it for all.
         changes = np.flatnonzero(np.diff(shifts, prepend=0))
         self._shifted, self._shifts = self.starts[changes], np.array([0, *shifts[changes]])
         self.gaps = len(changes) > 0
-        """Whether a row's number and its place may differ."""
+        """Whether a row's number and its index in `array` may differ."""
         self._states = np.full(len(rows), _UNTOUCHED, dtype=np.uint8)
         self._inodes = np.zeros(len(rows), dtype=np.uint64)
         self.all_mapped = False
@@ -59,13 +59,16 @@ class SideBySide:
         return SideBySide, (self.shards, "cold" if self._cold else "warm")
 
     def _reserve(self) -> None:
-        spec, places = self.shards.spec, int(self._places[-1])
+        spec, total = self.shards.spec, int(self._offsets[-1])
         try:
             if self._mappings() > _MAPPINGS_SHARE * _most_mappings():
                 raise OSError(errno.ENOMEM, "too many mappings")
-            self._range = AddressRange(places * spec.row_bytes)
-            self.array = self._range.array((places, *spec.shape), self.shards.stored_dtype)
-        except (OSError, ValueError):  # more bytes or more numbers than there can be in one place
+            self._range = AddressRange(total * spec.row_bytes)
+            self.array = self._range.array((total, *spec.shape), self.shards.stored_dtype)
+        except (
+            OSError,
+            ValueError,
+        ):  # more than one range of addresses takes
             self._states[:] = _APART
             self._range = AddressRange(0)
             self.array = self._range.array((0, *spec.shape), self.shards.stored_dtype)
@@ -73,7 +76,7 @@ class SideBySide:
 
     def _mappings(self) -> int:
         # One for each shard and each gap.
-        return len(self._states) + int(np.count_nonzero(np.diff(self._places - self.starts)))
+        return len(self._states) + int(np.count_nonzero(np.diff(self._offsets - self.starts)))
 
     def map(self, rows: Rows) -> bool:
         """Map the shards of some rows; whether all these rows are now in `array`.
@@ -81,7 +84,7 @@ class SideBySide:
         Raises DamagedCacheError, and whatever the hook before a shard is opened raises."""
         positions = np.unique(self.position(rows))
         for position in positions[self._states[positions] == _UNTOUCHED].tolist():
-            self._states[position] = _MAPPED if self._place(position) else _APART
+            self._states[position] = _MAPPED if self._map(position) else _APART
         self.all_mapped = bool((self._states == _MAPPED).all())
         return self.all_mapped or bool((self._states[positions] == _MAPPED).all())
 
@@ -89,16 +92,16 @@ class SideBySide:
         """Map every shard; whether all rows are now in `array`."""
         return self.all_mapped or self.map(self.starts[:-1])
 
-    def _place(self, position: int) -> bool:
+    def _map(self, position: int) -> bool:
         # Two threads may come here with the same shard: the second finds and leaves it as it is.
         row_bytes = self.shards.spec.row_bytes
-        at = int(self._places[position]) * row_bytes
+        at = int(self._offsets[position]) * row_bytes
         size = self.shards.shards[position][1] * row_bytes
         with self.shards.plain(position) as file:
             if file is None:
                 return False
             try:
-                self._range.place(at, file, size)
+                self._range.map(at, file, size)
             except OSError:  # the process has as many mappings as it may have
                 return False
             self._inodes[position] = os.fstat(file).st_ino
@@ -116,8 +119,8 @@ class SideBySide:
         """Which of the shards holds each row."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
-    def place(self, rows: Rows) -> Rows:
-        """Where rows lie in `array`."""
+    def indices(self, rows: Rows) -> Rows:
+        """The index of each row in `array`."""
         if not self.gaps:
             return rows
         shift: Rows = self._shifts[np.searchsorted(self._shifted, rows, side="right")]
@@ -127,17 +130,17 @@ class SideBySide:
         """Begin to read those of the rows that are mapped, without waiting for them."""
         if not self.all_mapped:
             rows = rows[self._states[self.position(rows)] == _MAPPED]
-        self.read_ahead(self.place(rows))
+        self.read_ahead(self.indices(rows))
 
-    def read_ahead(self, places: Rows) -> None:
-        """The same, by places in `array`."""
-        self._range.will_need(pieces_of(places, self.shards.spec.row_bytes))
+    def read_ahead(self, indices: Rows) -> None:
+        """The same, by indices in `array`."""
+        self._range.will_need(pieces_of(indices, self.shards.spec.row_bytes))
 
     def gather_apart(self, rows: Rows, out: DenseArray) -> None:
         """Rows of any shards into `out` [B, *shape], shard by shard where they stand apart."""
         position = self.position(rows)
         mapped = self._states[position] == _MAPPED
-        out[mapped] = self.array[self.place(rows[mapped])]
+        out[mapped] = self.array[self.indices(rows[mapped])]
         for shard in np.unique(position[~mapped]).tolist():
             here = np.flatnonzero(position == shard)
             out[here] = self._apart(shard)[rows[here] - self.starts[shard]]
@@ -150,13 +153,13 @@ class SideBySide:
             return self._kept(position)
 
 
-def _places(rows: Rows, shards: FeatureShards) -> Rows:
+def _offsets(rows: Rows, shards: FeatureShards) -> Rows:
     """Where shards of so many rows begin, and where the last one ends; in rows."""
     step = _rows_between(shards.spec.row_bytes, shards.rows_per_shard)
-    places = np.cumsum([0, *-(-rows // step) * step], dtype=np.int64)
+    offsets = np.cumsum([0, *-(-rows // step) * step], dtype=np.int64)
     if len(rows):
-        places[-1] = places[-2] + rows[-1]
-    return places
+        offsets[-1] = offsets[-2] + rows[-1]
+    return offsets
 
 
 def _rows_between(row_bytes: int, rows_per_shard: int) -> int:

@@ -1,1 +1,1 @@
-"""Shards between places: what a remote cache holds, and how its shards get here and there."""
+"""Shards between locations: what a remote cache holds, and how its shards get here and there."""

@@ -5,7 +5,7 @@ on the disk; a shard's commit record is written when all its files are in their 
 is whole at any moment. The private folder is a reservation without a number: other writers leave it
 alone while we live and remove it when we are dead.
 
-Two places may hold a teacher in shards that are not the same. That is refused: only a merge can
+Two locations may hold a teacher in shards that are not the same. That is refused: only a merge can
 join them.
 """
 
@@ -33,7 +33,7 @@ from ..files.own_files import make_folder, move_file, write_file
 from ..files.plain_files import check_file, check_way, read_document
 from ..writing.reservations import HeartbeatThread, Staging
 from ..writing.teacher_folder import refuse_removed
-from .place import NotThereError, Place
+from .remote import Location, NotThereError
 from .retries import TooLargeError
 
 
@@ -74,7 +74,7 @@ _REMEDY = "join the two with `armada cache merge`"
 def refuse_other(
     here: str, ours: CommitRecord, there: str, theirs: CommitRecord, teacher: TeacherManifest
 ) -> None:
-    """Raise CacheError unless the records of a shard number in two places are the same."""
+    """Raise CacheError unless the records of a shard number in two locations are the same."""
     if ours != theirs:
         raise CacheError(
             f"teacher {teacher.fingerprint[:12]}: shard {ours.shard} of {here} is not shard "
@@ -85,7 +85,7 @@ def refuse_other(
 def refuse_other_sizes(
     here: str, ours: TeacherManifest, there: str, theirs: TeacherManifest
 ) -> None:
-    """Raise CacheError unless the shards of a teacher in two places have equally many rows."""
+    """Raise CacheError unless the shards of a teacher in two locations have equally many rows."""
     if ours.rows_per_shard != theirs.rows_per_shard:
         raise CacheError(
             f"teacher {ours.fingerprint[:12]}: {here} has {ours.rows_per_shard} rows a shard, "
@@ -97,13 +97,13 @@ TRIES = 3
 """Of a file that arrives damaged."""
 
 
-def fetch(place: Place, file: ShardFile, target: Path) -> None:
+def fetch(location: Location, file: ShardFile, target: Path) -> None:
     """Fetch one file to `target`, whole and on the disk.
 
     Raises DamagedCacheError for one that is not as its commit record says, however often asked."""
 
     def receive() -> None:
-        place.download(file.name, target, file.record.bytes)
+        location.download(file.name, target, file.record.bytes)
         check_file(target, target.parent, file.record)
         _sync(target)
 
@@ -112,14 +112,14 @@ def fetch(place: Place, file: ShardFile, target: Path) -> None:
         Retrying(retry=damage, stop=stop_after_attempt(TRIES), reraise=True)(receive)
     except NotThereError as cause:
         raise DamagedCacheError(
-            f"{place.where(file.name)}: is committed but not there; push the shard again"
+            f"{location.where(file.name)}: is committed but not there; push the shard again"
         ) from cause
     except LinkedPathError:
         raise  # it would arrive no other way
     except (TooLargeError, DamagedCacheError) as cause:
         problem = str(cause).rpartition(": ")[2]
         raise DamagedCacheError(
-            f"{place.where(file.name)}: arrived damaged {TRIES} times ({problem}); "
+            f"{location.where(file.name)}: arrived damaged {TRIES} times ({problem}); "
             "push the shard again from a cache that holds it whole"
         ) from cause
 
@@ -156,7 +156,7 @@ class Arrivals:
 
     def receive(
         self,
-        place: Place,
+        location: Location,
         files: Iterable[ShardFile],
         record: CommitRecord | None,
         here: Mapping[str, Path] | None = None,
@@ -166,7 +166,7 @@ class Arrivals:
         `here` are files by name that were fetched before, to some other folder. Raises CacheError
         if another shard of that number was committed meanwhile."""
         try:
-            self._receive(place, files, record, here or {})
+            self._receive(location, files, record, here or {})
         except ArmadaError as cause:
             if self._staging.is_ours():
                 raise
@@ -177,24 +177,24 @@ class Arrivals:
 
     def _receive(
         self,
-        place: Place,
+        location: Location,
         files: Iterable[ShardFile],
         record: CommitRecord | None,
         here: Mapping[str, Path],
     ) -> None:
-        moves = [(self._fetch(place, file, here), self._cache / file.name) for file in files]
+        moves = [(self._fetch(location, file, here), self._cache / file.name) for file in files]
         with locked(self._cache):
             if record is not None:
                 refuse_removed(self._cache, self._teacher)
-            if record is not None and self._is_committed(place, record):
+            if record is not None and self._is_committed(location, record):
                 record = None
                 moves = [(staged, target) for staged, target in moves if not target.exists()]
             self._install(moves, record)
 
-    def _fetch(self, place: Place, file: ShardFile, here: Mapping[str, Path]) -> Path:
+    def _fetch(self, location: Location, file: ShardFile, here: Mapping[str, Path]) -> Path:
         staged = self._staging.folder / str(next(self._numbers))
         if file.name not in here:
-            fetch(place, file, staged)
+            fetch(location, file, staged)
             return staged
         try:
             shutil.copyfile(here[file.name], staged)
@@ -203,12 +203,12 @@ class Arrivals:
         _sync(staged)
         return staged
 
-    def _is_committed(self, place: Place, record: CommitRecord) -> bool:
+    def _is_committed(self, location: Location, record: CommitRecord) -> bool:
         path = commit_file(self._folder, record.shard)
         if not path.exists():
             return False
         ours = read_document(CommitRecord, path, self._cache)
-        refuse_other(str(self._cache), ours, place.shown, record, self._teacher)
+        refuse_other(str(self._cache), ours, location.shown, record, self._teacher)
         return True
 
     def _install(self, moves: Iterable[tuple[Path, Path]], record: CommitRecord | None) -> None:

@@ -27,8 +27,7 @@ from ....cache_schemas.manifest import CacheIndex, CacheManifest, TeacherIndex
 from ..files.plain_files import check_file
 from . import retries
 from .arrivals import refuse_other, shard_files
-from .hub_place import ConflictError, HubPlace
-from .place import Advance
+from .hub import ConflictError, HubLocation
 from .push import (
     ShardToSend,
     TeacherToSend,
@@ -38,6 +37,7 @@ from .push import (
     page_files,
     run_documents,
 )
+from .remote import Advance
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -52,48 +52,48 @@ Files = dict[str, Path | bytes]
 def push_to_hub(
     cache: Path,
     plans: list[TeacherToSend],
-    place: HubPlace,
+    location: HubLocation,
     mark: str,
     public: bool,
     jobs: int,
     advance: Advance,
 ) -> CacheIndex:
     """Do what plans say; the page of the cache goes along as `page_files` has it. Returns the
-    index of the place then.
+    index of the location then.
 
     A repository that is not there is made, private unless `public`. Raises DamagedCacheError for a
     source file that is not as committed, CacheError if the Hub refuses or others have put other
     shards there, StorageError if it fails; what was sent stays, and the next push goes on."""
-    if place.is_new():
-        place.create(public)
+    if location.is_new():
+        location.create(public)
         state = "public" if public else "private"
-        _LOGGER.info("%s: made a %s %s repository", place.shown, state, place.kind)
-    hub_push = _HubPush(cache, [plan.source for plan in plans], place, jobs)
+        _LOGGER.info("%s: made a %s %s repository", location.shown, state, location.kind)
+    hub_push = _HubPush(cache, [plan.source for plan in plans], location, jobs)
     return hub_push.run(plans, mark, advance)
 
 
 class _HubPush:
-    """One push. `_there` are the documents at the commit that the place is looking at."""
+    """One push. `_there` are the documents at the commit that the location is looking at."""
 
     def __init__(
-        self, cache: Path, sources: list[TeacherIndex], place: HubPlace, jobs: int
+        self, cache: Path, sources: list[TeacherIndex], location: HubLocation, jobs: int
     ) -> None:
-        self._cache, self._sources, self._place, self._jobs = cache, sources, place, jobs
+        self._cache, self._sources, self._location, self._jobs = cache, sources, location, jobs
         self._look_anew()
 
     def run(self, plans: list[TeacherToSend], mark: str, advance: Advance) -> CacheIndex:
         *batches, last = list(_batches(plans)) or [[]]
-        if ".gitignore" in self._place.names(""):  # what it left out must show before the index
+        if ".gitignore" in self._location.names(""):  # what it left out must show before the index
             batches, last = [*batches, last], []
         for batch in batches:
             files = self._files(batch)
             self._commit(lambda files=files: files, "Shards of a cache of teacher answers")  # type: ignore[misc]
             advance(_bytes(batch))
         files = self._files(last)
-        pages: Files = {path.name: path for path in page_files(self._cache, self._place, mark)}
+        pages: Files = {path.name: path for path in page_files(self._cache, self._location, mark)}
         self._commit(lambda: files | self._documents(files) | pages, "A cache of teacher answers")
         advance(_bytes(last))
-        if CACHE_INDEX not in self._place.names(""):
+        if CACHE_INDEX not in self._location.names(""):
             raise self._lost(CACHE_INDEX)
         return self._index()
 
@@ -105,18 +105,18 @@ class _HubPush:
             before_sleep=lambda _: self._look_anew(),
             reraise=True,
         )
-        retrying(lambda: self._place.commit(files(), message, self._jobs))
+        retrying(lambda: self._location.commit(files(), message, self._jobs))
 
     def _look_anew(self) -> None:
-        self._place.renew()
-        self._there = known_documents(self._place)
+        self._location.renew()
+        self._there = known_documents(self._location)
         known = {teacher.manifest.fingerprint: teacher for teacher in self._there.teachers}
         for source in self._sources:
             there = known.get(source.manifest.fingerprint)
             records = {record.shard: record for record in there.commits} if there else {}
             for ours in source.commits:
                 theirs = records.get(ours.shard, ours)
-                refuse_other(str(self._cache), ours, self._place.shown, theirs, source.manifest)
+                refuse_other(str(self._cache), ours, self._location.shown, theirs, source.manifest)
 
     def _files(self, batch: list[tuple[TeacherToSend, ShardToSend]]) -> Files:
         """The files of some shards, each checked against its record."""
@@ -144,7 +144,7 @@ class _HubPush:
             documents[(folder / TEACHER_MANIFEST).as_posix()] = source.manifest.to_json()
             documents |= run_documents(next(there, None), source)
             documents |= array_documents(now)
-        return documents | dict(cache_documents(self._place, index))
+        return documents | dict(cache_documents(self._location, index))
 
     def _index(self) -> CacheIndex:
         """What is there together with what is ours."""
@@ -155,7 +155,7 @@ class _HubPush:
         return CacheIndex(teachers=tuple(teachers[name] for name in sorted(teachers)))
 
     def _require_sent(self, source: TeacherIndex, sending: Files) -> None:
-        sizes = self._place.sizes(f"teachers/{source.manifest.fingerprint}")
+        sizes = self._location.sizes(f"teachers/{source.manifest.fingerprint}")
         for record in source.commits:
             for file in shard_files(source.manifest, record):
                 if file.name not in sending and sizes.get(file.name) != file.record.bytes:
@@ -163,8 +163,8 @@ class _HubPush:
 
     def _lost(self, name: str) -> StorageError:
         return StorageError(
-            f"{self._place.where(name)}: was sent and is not there: a .gitignore there leaves it "
-            "out, or another process removed it; push once more"
+            f"{self._location.where(name)}: was sent and is not there: a .gitignore there leaves "
+            "it out, or another process removed it; push once more"
         )
 
 

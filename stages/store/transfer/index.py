@@ -1,8 +1,8 @@
-"""What a place holds: its `index.json`, or its documents one by one where there is none.
+"""What a location holds: its `index.json`, or its documents one by one where there is none.
 
-A place is a stranger: every document is bounded in size, validated, and checked against the others
-before anything is made of it. A local folder is read as any local cache: its own documents are
-newer than its index.
+A location is a stranger: every document is bounded in size, validated, and checked against the
+others before anything is made of it. A local folder is read as any local cache: its own documents
+are newer than its index.
 
 Names that a listing gives are used only if they are those of teachers, shards or runs. What was
 read before is not read again, so an index is brought up to date with few requests.
@@ -35,7 +35,7 @@ from ....cache_schemas.manifest import (
 )
 from ..format.manifests import fits
 from ..reading.reader import check_digest, read_contents
-from .place import LocalPlace, Place, RefusedError, RemotePlace, in_parallel
+from .remote import LocalLocation, Location, RefusedError, RemoteLocation, in_parallel
 
 SHARD = re.compile(r"\d{6}", re.ASCII)
 RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}", re.ASCII)
@@ -46,29 +46,33 @@ READERS = 8
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 
-def read_origin(place: Place, digest: str | None = None) -> CacheIndex:
-    """All documents of the cache at a place; raises CacheError if there is none, or if its digest
-    is another than the given one."""
-    index = read_contents(place.path) if isinstance(place, LocalPlace) else _read_remote(place)
-    check_digest(place.shown, index.digest, digest)
+def read_origin(location: Location, digest: str | None = None) -> CacheIndex:
+    """All documents of the cache at a location; raises CacheError if there is none, or if its
+    digest is another than the given one."""
+    index = (
+        read_contents(location.path)
+        if isinstance(location, LocalLocation)
+        else _read_remote(location)
+    )
+    check_digest(location.shown, index.digest, digest)
     return index
 
 
-def _read_remote(place: RemotePlace) -> CacheIndex:
-    place.renew()
-    index = read_index(place)
+def _read_remote(location: RemoteLocation) -> CacheIndex:
+    location.renew()
+    index = read_index(location)
     if index is None:
-        index = list_documents(place)
+        index = list_documents(location)
         if not index.teachers:
-            raise unlisted(place)
-        _check(index, place.shown)
+            raise unlisted(location)
+        _check(index, location.shown)
     return index
 
 
-def read_index(place: RemotePlace) -> CacheIndex | None:
-    """`index.json` of a place, checked; None if it has none."""
-    data = place.read(CACHE_INDEX, CacheIndex.max_bytes)
-    return None if data is None else parse_index(data, place.where(CACHE_INDEX))
+def read_index(location: RemoteLocation) -> CacheIndex | None:
+    """`index.json` of a location, checked; None if it has none."""
+    data = location.read(CACHE_INDEX, CacheIndex.max_bytes)
+    return None if data is None else parse_index(data, location.where(CACHE_INDEX))
 
 
 def parse_index(data: bytes, where: str) -> CacheIndex:
@@ -106,91 +110,93 @@ def _require_fit(record: CommitRecord, teacher: TeacherManifest, where: str) -> 
         )
 
 
-def list_documents(place: RemotePlace, known: CacheIndex | None = None) -> CacheIndex:
-    """The documents of a place that can be listed, read one by one.
+def list_documents(location: RemoteLocation, known: CacheIndex | None = None) -> CacheIndex:
+    """The documents of a location that can be listed, read one by one.
 
     Commit records in `known` are not read again: a record never changes. Raises CacheError if the
-    place cannot be listed or is no cache."""
-    data = place.read(CACHE_MANIFEST, CacheManifest.max_bytes)
+    location cannot be listed or is no cache."""
+    data = location.read(CACHE_MANIFEST, CacheManifest.max_bytes)
     if data is None:
         raise CacheError(
-            f"{place.shown}: holds neither {CACHE_INDEX} nor {CACHE_MANIFEST}; "
+            f"{location.shown}: holds neither {CACHE_INDEX} nor {CACHE_MANIFEST}; "
             "this is not an armada cache"
         )
-    check_cache_manifest(data, place.where(CACHE_MANIFEST))
-    return list_teachers(place, known)
+    check_cache_manifest(data, location.where(CACHE_MANIFEST))
+    return list_teachers(location, known)
 
 
-def list_teachers(place: RemotePlace, known: CacheIndex | None = None) -> CacheIndex:
-    """The same of a place that may not have said yet that it is a cache."""
+def list_teachers(location: RemoteLocation, known: CacheIndex | None = None) -> CacheIndex:
+    """The same of a location that may not have said yet that it is a cache."""
     before = {t.manifest.fingerprint: t for t in (known.teachers if known else ())}
-    found = [name for name in _names(place, "teachers") if FINGERPRINT.fullmatch(name)]
-    teachers = [_list_teacher(place, name, before.get(name)) for name in found]
+    found = [name for name in _names(location, "teachers") if FINGERPRINT.fullmatch(name)]
+    teachers = [_list_teacher(location, name, before.get(name)) for name in found]
     return CacheIndex(teachers=tuple(teacher for teacher in teachers if teacher is not None))
 
 
-def _names(place: RemotePlace, folder: str) -> list[str]:
+def _names(location: RemoteLocation, folder: str) -> list[str]:
     try:
-        return place.names(folder)
+        return location.names(folder)
     except (StorageError, RefusedError) as cause:
-        raise unlisted(place) from cause
+        raise unlisted(location) from cause
 
 
-def unlisted(place: RemotePlace) -> CacheError:
-    """The error for a place that is a cache but does not show what is in it."""
+def unlisted(location: RemoteLocation) -> CacheError:
+    """The error for a location that is a cache but does not list its files."""
     return CacheError(
-        f"{place.shown}: holds no {CACHE_INDEX} and its folders cannot be listed; make the index "
-        "with `armada cache push` into the folder that is served"
+        f"{location.shown}: holds no {CACHE_INDEX} and its folders cannot be listed; make the "
+        "index with `armada cache push` into the folder that is served"
     )
 
 
 def _list_teacher(
-    place: RemotePlace, fingerprint: str, known: TeacherIndex | None
+    location: RemoteLocation, fingerprint: str, known: TeacherIndex | None
 ) -> TeacherIndex | None:
     folder = f"teachers/{fingerprint}"
-    manifest = _read(place, f"{folder}/{TEACHER_MANIFEST}", TeacherManifest)
+    manifest = _read(location, f"{folder}/{TEACHER_MANIFEST}", TeacherManifest)
     if manifest is None:
         return None
     if manifest.fingerprint != fingerprint:
         raise DamagedCacheError(
-            f"{place.where(folder)}: is of teacher {manifest.fingerprint}; it is named otherwise"
+            f"{location.where(folder)}: is of teacher {manifest.fingerprint}; it is named otherwise"
         )
     return TeacherIndex(
         manifest=manifest,
-        commits=_list_commits(place, folder, known.commits if known else ()),
-        runs=_read_all(place, f"{folder}/runs", _named(place, f"{folder}/runs", RUN), RunRecord),
-        part=_read(place, f"{folder}/{TEACHER_PART}", PartRecord),
+        commits=_list_commits(location, folder, known.commits if known else ()),
+        runs=_read_all(
+            location, f"{folder}/runs", _named(location, f"{folder}/runs", RUN), RunRecord
+        ),
+        part=_read(location, f"{folder}/{TEACHER_PART}", PartRecord),
     )
 
 
 def _list_commits(
-    place: RemotePlace, folder: str, known: Iterable[CommitRecord]
+    location: RemoteLocation, folder: str, known: Iterable[CommitRecord]
 ) -> tuple[CommitRecord, ...]:
-    there = _named(place, f"{folder}/commits", SHARD)
+    there = _named(location, f"{folder}/commits", SHARD)
     records = {f"{record.shard:06d}": record for record in known}
-    new = _read_all(place, f"{folder}/commits", there - records.keys(), CommitRecord)
+    new = _read_all(location, f"{folder}/commits", there - records.keys(), CommitRecord)
     for name, record in new.items():
         if record.shard != int(name):
             raise DamagedCacheError(
-                f"{place.where(folder)}/commits/{name}.json: is of shard {record.shard}"
+                f"{location.where(folder)}/commits/{name}.json: is of shard {record.shard}"
             )
     records |= new
     return tuple(records[name] for name in sorted(there & records.keys()))
 
 
-def _named(place: RemotePlace, folder: str, pattern: re.Pattern[str]) -> set[str]:
+def _named(location: RemoteLocation, folder: str, pattern: re.Pattern[str]) -> set[str]:
     """Names of documents, without `.json`; whatever else is listed is left alone."""
-    names = {name.removesuffix(".json") for name in _names(place, folder) if ".json" in name}
+    names = {name.removesuffix(".json") for name in _names(location, folder) if ".json" in name}
     return {name for name in names if pattern.fullmatch(name)}
 
 
 def _read_all(
-    place: RemotePlace, folder: str, names: Iterable[str], model: type[DocumentT]
+    location: RemoteLocation, folder: str, names: Iterable[str], model: type[DocumentT]
 ) -> dict[str, DocumentT]:
     found: dict[str, DocumentT] = {}
 
     def read(name: str) -> None:
-        document = _read(place, f"{folder}/{name}.json", model)
+        document = _read(location, f"{folder}/{name}.json", model)
         if document is not None:
             found[name] = document
 
@@ -198,6 +204,6 @@ def _read_all(
     return {name: found[name] for name in sorted(found)}
 
 
-def _read(place: RemotePlace, name: str, model: type[DocumentT]) -> DocumentT | None:
-    data = place.read(name, model.max_bytes)
-    return None if data is None else parse_document(model, data, place.where(name))
+def _read(location: RemoteLocation, name: str, model: type[DocumentT]) -> DocumentT | None:
+    data = location.read(name, model.max_bytes)
+    return None if data is None else parse_document(model, data, location.where(name))

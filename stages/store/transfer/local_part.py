@@ -44,7 +44,7 @@ from ..writing.teacher_folder import (
     write_zarr_metadata,
 )
 from .arrivals import refuse_other_sizes
-from .place import Place
+from .remote import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,9 @@ class Held:
     next_shard: int
 
 
-def read_held(cache: Path, teacher: TeacherManifest, place: Place) -> Held:
-    """What the cache at `cache`, which need not exist, holds of a teacher that `place` has as well.
+def read_held(cache: Path, teacher: TeacherManifest, location: Location) -> Held:
+    """What the cache at `cache`, which need not exist, holds of a teacher that `location` has as
+    well.
 
     Raises CacheError if it holds the teacher in shards of another size, or is no cache."""
     nothing = Held({}, frozenset(), frozenset(), 0)
@@ -69,7 +70,7 @@ def read_held(cache: Path, teacher: TeacherManifest, place: Place) -> Held:
     if not file.exists():
         return nothing
     known = read_teacher(file, cache)
-    refuse_other_sizes(str(cache), known, place.shown, teacher)
+    refuse_other_sizes(str(cache), known, location.shown, teacher)
     return _held(cache, known)
 
 
@@ -112,7 +113,7 @@ class LocalTeacher:
         return teacher_folder(self.cache, self._teacher.fingerprint)
 
     def begin(
-        self, place: Place, planned: Held, features: frozenset[str], tables: frozenset[str]
+        self, location: Location, planned: Held, features: frozenset[str], tables: frozenset[str]
     ) -> None:
         """Make room for shards with at least these features and tables.
 
@@ -122,25 +123,25 @@ class LocalTeacher:
         with locked(self.cache):
             create_teacher(self.cache, self._teacher)
             living = Reservations(self._folder, PATIENCE_S).living()
-            held = read_held(self.cache, self._teacher, place)
+            held = read_held(self.cache, self._teacher, location)
             if held != planned:
                 raise CacheError(
                     f"cache {self.cache}: another process changed teacher "
                     f"{self._teacher.fingerprint[:12]} while this pull was planned; run the same "
                     "command again"
                 )
-            self._refuse_writers(place, living.keys() - held.records.keys())
+            self._refuse_writers(location, living.keys() - held.records.keys())
             self._declare(held, features, tables)
             bring_up_to_date(self._folder, self._teacher, held.records, living)
 
-    def declare(self, place: Place, features: frozenset[str], tables: frozenset[str]) -> None:
+    def declare(self, location: Location, features: frozenset[str], tables: frozenset[str]) -> None:
         """Make the teacher's folder and say that shards there have these features and tables, or
         those that the shards there have already. Removes what dead pulls left."""
         create_cache(self.cache)
         with locked(self.cache):
             create_teacher(self.cache, self._teacher)
             Reservations(self._folder, PATIENCE_S).living()
-            held = read_held(self.cache, self._teacher, place)
+            held = read_held(self.cache, self._teacher, location)
             self._declare(held, features, tables)
             write_zarr_metadata(self._folder, self._teacher, held.records)
 
@@ -149,14 +150,14 @@ class LocalTeacher:
             features, tables = held.features, held.tables
         self._write_part(held, features, tables)
 
-    def _refuse_writers(self, place: Place, reserved: Iterable[int]) -> None:
+    def _refuse_writers(self, location: Location, reserved: Iterable[int]) -> None:
         theirs = {record.shard for record in self.origin.commits}
         taken = sorted(theirs.intersection(reserved))
         if taken:
             raise CacheError(
                 f"cache {self.cache}: another process is writing shard {taken[0]} of teacher "
-                f"{self._teacher.fingerprint[:12]}, which {place.shown} has too; wait for it, then "
-                "join the two with `armada cache merge`"
+                f"{self._teacher.fingerprint[:12]}, which {location.shown} has too; wait for it, "
+                "then join the two with `armada cache merge`"
             )
 
     def finish(self, features: frozenset[str], tables: frozenset[str]) -> None:

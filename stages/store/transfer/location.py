@@ -1,4 +1,5 @@
-"""From a path or a URL to the place it names: a folder of this machine, of a server, of the Hub."""
+"""From a path or a URL to the location it names: a folder of this machine, of a server, of the
+Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ....cache_schemas.locations import expand_home
-from .place import LocalPlace, Place, RemotePlace
+from .remote import LocalLocation, Location, RemoteLocation
 
 
 def is_local(url: str) -> bool:
@@ -20,9 +21,9 @@ def local_path(url: str) -> Path:
     return Path(expand_home(unquote(path) if colon else url))
 
 
-def open_place(url: str, options: Mapping[str, Any] | None = None) -> Place:
+def open_location(url: str, options: Mapping[str, Any] | None = None) -> Location:
     """The folder at a path or URL. `options` are for fsspec."""
-    return LocalPlace(local_path(url)) if is_local(url) else open_remote(url, options)
+    return LocalLocation(local_path(url)) if is_local(url) else open_remote(url, options)
 
 
 def is_hub(url: str) -> bool:
@@ -30,10 +31,10 @@ def is_hub(url: str) -> bool:
     return url.startswith("hf://") and not url.startswith("hf://buckets/")
 
 
-def open_remote(url: str, options: Mapping[str, Any] | None = None) -> RemotePlace:
+def open_remote(url: str, options: Mapping[str, Any] | None = None) -> RemoteLocation:
     """The folder at a URL. `options` are for fsspec, or for the Hub."""
     if is_hub(url):
-        from .hub_place import HubPlace  # only where it is needed: it waits for huggingface_hub
+        from .hub import HubLocation  # only where it is needed: it waits for huggingface_hub
 
-        return HubPlace(url, options)
-    return RemotePlace(url, options)
+        return HubLocation(url, options)
+    return RemoteLocation(url, options)

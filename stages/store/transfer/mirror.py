@@ -59,7 +59,7 @@ def open_cache(
     into memory, `cold` for larger ones, `auto` by size. Of a cache at a URL, documents and keys
     come at once and shards when they are first touched, to the folder `mirror`, by default one in
     the user's own cache folder, where they stay. Raises CacheError if there is no such cache or
-    teacher, DamagedCacheError, or StorageError if the place cannot be reached.
+    teacher, DamagedCacheError, or StorageError if the location cannot be reached.
     """
     if is_local(str(path)):
         return reader.open_cache(local_path(str(path)), teacher, verify, access)
@@ -98,9 +98,9 @@ class Mirror:
     ) -> None:
         """Raises CacheError if there is no cache, or one of another digest, or the folder is
         something else than its mirror."""
-        place = connection(url, os.getpid())
-        self.shown, self.index = place.shown, read_origin(place, digest)
-        claim_mirror(folder, place.shown, self.index)
+        location = connection(url, os.getpid())
+        self.shown, self.index = location.shown, read_origin(location, digest)
+        claim_mirror(folder, location.shown, self.index)
         self._folder, self._space = folder, MirrorSpace(folder, limit_bytes)
         self._teachers = {
             origin.manifest.fingerprint: MirroredTeacher(folder, url, origin)

@@ -34,15 +34,15 @@ from ..format.manifests import held_features, read_part
 from .arrivals import Arrivals, ShardFile, shard_files
 from .local_part import LocalTeacher
 from .location import open_remote
-from .place import RemotePlace, in_parallel
 from .pull import rows_file
+from .remote import RemoteLocation, in_parallel
 
 TURNS = "arriving"
 
 
 @lru_cache(maxsize=4)
-def connection(url: str, process: int) -> RemotePlace:
-    """The place at a URL, connected once in each process."""
+def connection(url: str, process: int) -> RemoteLocation:
+    """The location at a URL, connected once in each process."""
     return open_remote(url)
 
 
@@ -64,13 +64,13 @@ class MirroredTeacher:
         return teacher_folder(self._mirror, self.origin.manifest.fingerprint)
 
     @property
-    def _place(self) -> RemotePlace:
+    def _location(self) -> RemoteLocation:
         return connection(self._url, os.getpid())
 
     def declare(self, feature: str) -> None:
         """Say which feature committed shards have, if none is committed yet."""
         teacher = LocalTeacher(self._mirror, self.origin)
-        teacher.declare(self._place, frozenset({feature}), frozenset({ROWS_TABLE}))
+        teacher.declare(self._location, frozenset({feature}), frozenset({ROWS_TABLE}))
 
     def fetch_keys(self, jobs: int) -> None:
         """Bring the rows tables of all shards that are not here yet."""
@@ -82,7 +82,8 @@ class MirroredTeacher:
         """The file of a feature; raises MissingFeatureError if it is not there either."""
         there = {spec.name for spec in held_features(self.origin.manifest, self.origin.part)}
         if feature not in there:
-            raise MissingFeatureError(f"feature {feature!r}: {self._place.shown} does not hold it")
+            shown = self._location.shown
+            raise MissingFeatureError(f"feature {feature!r}: {shown} does not hold it")
         record = self._records[shard]
         return next(shard_files(self.origin.manifest, record, (feature,), ()))
 
@@ -109,7 +110,7 @@ class MirroredTeacher:
         with self._turn(file):
             if not file.is_at(self._mirror):
                 with Arrivals(self._mirror, self.origin.manifest) as arrivals:
-                    arrivals.receive(self._place, [file], None)
+                    arrivals.receive(self._location, [file], None)
 
     @contextmanager
     def _turn(self, file: ShardFile) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Bring shards from a place into a local cache: only what is missing, each file verified.
+"""Bring shards from a location into a local cache: only what is missing, each file verified.
 
     choice     which teachers, which features, which shards: all, or those that hold a corpus's keys
     plan       what would come: worked out, and refused if need be, before anything is written
@@ -38,7 +38,7 @@ from ..format.tables import read_keys
 from ..writing.teacher_folder import refuse_mirror
 from .arrivals import Arrivals, ShardFile, fetch, refuse_other, shard_files
 from .local_part import Held, LocalTeacher, all_tables, one_pull, read_held
-from .place import Advance, Place, in_parallel
+from .remote import Advance, Location, in_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def chosen_teachers(
 
 
 def with_features(
-    place: Place, teachers: Sequence[TeacherIndex], features: Sequence[str]
+    location: Location, teachers: Sequence[TeacherIndex], features: Sequence[str]
 ) -> tuple[TeacherIndex, ...]:
     """Those of some teachers that have one of the features there, and those that they extend.
 
@@ -80,7 +80,7 @@ def with_features(
     for name in features:
         if not any(name in names for names in there):
             known = ", ".join(sorted(set().union(*there)))
-            raise MissingFeatureError(f"feature {name!r}: {place.shown} has {known}")
+            raise MissingFeatureError(f"feature {name!r}: {location.shown} has {known}")
     offering = [
         t.manifest for t, names in zip(teachers, there, strict=True) if names & set(features)
     ]
@@ -89,12 +89,12 @@ def with_features(
 
 
 def wanted_parts(
-    place: Place, origin: TeacherIndex, held: Held, features: Sequence[str]
+    location: Location, origin: TeacherIndex, held: Held, features: Sequence[str]
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Features and tables that all shards here are to have: those asked for and those they have.
 
     With features asked for, `rows` is the one table that comes along. Raises MissingFeatureError
-    if the place lacks what the shards here have."""
+    if the location lacks what the shards here have."""
     missing = origin.part.missing_tables if origin.part else ()
     tables = all_tables(origin.commits) - frozenset(missing)
     there = frozenset(spec.name for spec in held_features(origin.manifest, origin.part))
@@ -103,7 +103,7 @@ def wanted_parts(
     )
     if lacking:
         raise MissingFeatureError(
-            f"teacher {origin.manifest.fingerprint[:12]}: {place.shown} lacks "
+            f"teacher {origin.manifest.fingerprint[:12]}: {location.shown} lacks "
             f"{', '.join(lacking)}, which every shard here has; pull into another folder"
         )
     if features:
@@ -122,7 +122,7 @@ class FoundKeys:
 
 
 def find_keys(
-    place: Place,
+    location: Location,
     origin: TeacherIndex,
     keys: KeyArray,
     cache: Path,
@@ -136,7 +136,7 @@ def find_keys(
     local = {shard for shard, file in tables.items() if shard in known and file.is_at(cache)}
     missing = [file for shard, file in tables.items() if shard not in local]
     fetched = {file.name: folder / file.name for file in missing}
-    in_parallel(jobs, lambda file: _fetch(place, file, fetched[file.name]), missing)
+    in_parallel(jobs, lambda file: _fetch(location, file, fetched[file.name]), missing)
     wanted = KeyIndex(keys[first_occurrences(keys)])
     shards, found = set(), np.zeros(len(wanted), dtype=bool)
     for record in origin.commits:
@@ -148,9 +148,9 @@ def find_keys(
     return FoundKeys(frozenset(shards), int(found.sum()), fetched)
 
 
-def _fetch(place: Place, file: ShardFile, target: Path) -> None:
+def _fetch(location: Location, file: ShardFile, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    fetch(place, file, target)
+    fetch(location, file, target)
 
 
 def rows_file(origin: TeacherIndex, record: CommitRecord) -> ShardFile:
@@ -202,7 +202,7 @@ class PullPlan:
 
 @contextmanager
 def planned(
-    place: Place,
+    location: Location,
     index: CacheIndex,
     cache: Path,
     choice: Choice,
@@ -210,29 +210,29 @@ def planned(
     dry_run: bool = False,
     waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[PullPlan]:
-    """Work out what of the cache at `place`, whose documents are `index`, is to come to `cache`.
+    """Work out what of the cache at `location`, whose documents are `index`, is to come to `cache`.
 
     Until the block is left no other pull changes the cache, so that the plan can be carried out;
     unless it is a `dry_run`, which touches nothing. `waiting` is called if another is under way.
     Raises CacheError for what does not fit, StorageError if the disk is too small."""
-    teachers = chosen_teachers(place.shown, index, choice.teachers)
-    teachers = with_features(place, teachers, choice.features)
+    teachers = chosen_teachers(location.shown, index, choice.teachers)
+    teachers = with_features(location, teachers, choice.features)
     with ExitStack() as stack:
         refuse_mirror(cache)
         if not dry_run:
             stack.enter_context(one_pull(cache, waiting))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        planner = _Planner(place, cache, choice, Path(folder), jobs)
+        planner = _Planner(location, cache, choice, Path(folder), jobs)
         plans = tuple(planner.plan(teacher) for teacher in teachers)
         plan = PullPlan(plans, planner.fetched)
-        _refuse_without_keys(place, plan, choice)
+        _refuse_without_keys(location, plan, choice)
         _refuse_too_large(cache, plan.bytes)
         yield plan
 
 
 @dataclass(frozen=True, slots=True)
 class _Planner:
-    place: Place
+    location: Location
     cache: Path
     choice: Choice
     folder: Path
@@ -240,15 +240,15 @@ class _Planner:
     fetched: dict[str, Path] = field(default_factory=dict)
 
     def plan(self, origin: TeacherIndex) -> TeacherPlan:
-        held = read_held(self.cache, origin.manifest, self.place)
-        features, tables = wanted_parts(self.place, origin, held, self.choice.features)
+        held = read_held(self.cache, origin.manifest, self.location)
+        features, tables = wanted_parts(self.location, origin, held, self.choice.features)
         found = self._find(origin, held)
         chosen = found.shards if found else {record.shard for record in origin.commits}
         shards = []
         for record in origin.commits:
             here = held.records.get(record.shard)
             if here is not None:
-                refuse_other(str(self.cache), here, self.place.shown, record, origin.manifest)
+                refuse_other(str(self.cache), here, self.location.shown, record, origin.manifest)
             if here is not None or record.shard in chosen:
                 shards.append(self._shard(origin, held, record, features, tables))
         self._refuse_orphans(origin, held, features | tables)
@@ -267,7 +267,13 @@ class _Planner:
         if self.choice.keys is None:
             return None
         found = find_keys(
-            self.place, origin, self.choice.keys, self.cache, held.records, self.folder, self.jobs
+            self.location,
+            origin,
+            self.choice.keys,
+            self.cache,
+            held.records,
+            self.folder,
+            self.jobs,
         )
         self.fetched.update(found.tables)
         return found
@@ -303,16 +309,16 @@ class _Planner:
         if new and orphans:
             raise CacheError(
                 f"cache {self.cache}: shard {min(orphans)} of teacher "
-                f"{origin.manifest.fingerprint[:12]} is not at {self.place.shown}, so "
+                f"{origin.manifest.fingerprint[:12]} is not at {self.location.shown}, so "
                 f"{', '.join(sorted(new))} cannot be added; pull into another folder"
             )
 
 
-def _refuse_without_keys(place: Place, plan: PullPlan, choice: Choice) -> None:
+def _refuse_without_keys(location: Location, plan: PullPlan, choice: Choice) -> None:
     if choice.keys is not None and not any(teacher.found for teacher in plan.teachers):
         raise CacheError(
-            f"{place.shown}: holds none of the {len(choice.keys)} texts of the corpus; are these "
-            "the text columns that the teacher was asked about?"
+            f"{location.shown}: holds none of the {len(choice.keys)} texts of the corpus; are "
+            "these the text columns that the teacher was asked about?"
         )
 
 
@@ -332,15 +338,15 @@ JOBS = 8
 """Shards under way at once."""
 
 
-def pull(place: Place, cache: Path, plan: PullPlan, jobs: int, advance: Advance) -> None:
+def pull(location: Location, cache: Path, plan: PullPlan, jobs: int, advance: Advance) -> None:
     """Do what a plan says. Raises DamagedCacheError for files that do not arrive whole, a RunError
-    if place or disk fail; what has arrived stays, and the next pull goes on from there."""
+    if location or disk fail; what has arrived stays, and the next pull goes on from there."""
     for teacher in plan.teachers:
-        _pull_teacher(place, cache, teacher, plan.fetched, jobs, advance)
+        _pull_teacher(location, cache, teacher, plan.fetched, jobs, advance)
 
 
 def _pull_teacher(
-    place: Place,
+    location: Location,
     cache: Path,
     plan: TeacherPlan,
     fetched: Mapping[str, Path],
@@ -348,11 +354,11 @@ def _pull_teacher(
     advance: Advance,
 ) -> None:
     teacher = LocalTeacher(cache, plan.origin)
-    teacher.begin(place, plan.held, plan.features, plan.tables)
+    teacher.begin(location, plan.held, plan.features, plan.tables)
     with Arrivals(cache, plan.origin.manifest) as arrivals:
 
         def receive(shard: ShardPlan) -> None:
-            arrivals.receive(place, shard.files, shard.record if shard.commit else None, fetched)
+            arrivals.receive(location, shard.files, shard.record if shard.commit else None, fetched)
             advance(sum(file.record.bytes for file in shard.files))
 
         in_parallel(jobs, receive, plan.shards)

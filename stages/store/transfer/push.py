@@ -1,14 +1,14 @@
-"""Send shards of a local cache to a place; a cut push goes on where it was.
+"""Send shards of a local cache to a location; a cut push goes on where it was.
 
     claim      armada.json and teacher.json, so that the size of shards is settled
     shards     in parallel: data and table files, then the commit record
     publish    Zarr documents, runs, and at the very end index.json in one write
 
-Readers of the place see what index.json lists, so the last write is the commit. It lists what the
-commit records there say, whoever sent them. Whoever pushes at the same time does the same: lists
-the records, writes the index, and lists again; so the index that is written last lists all shards
-whose records were there before it. Source files are checked against their records before they
-leave, so damage is not passed on.
+Readers of the location see what index.json lists, so the last write is the commit. It lists what
+the commit records there say, whoever sent them. Whoever pushes at the same time does the same:
+lists the records, writes the index, and lists again; so the index that is written last lists all
+shards whose records were there before it. Source files are checked against their records before
+they leave, so damage is not passed on.
 
 What is pushed to a folder of this machine is an ordinary cache there, with an index. The page about
 a cache and its pictures go along: for people, no content.
@@ -35,8 +35,8 @@ from ..format.zarr_shards import array_metadata, group_metadata
 from ..reading.reader import read_contents
 from .arrivals import ShardFile, refuse_other, refuse_other_sizes, shard_files
 from .index import list_documents, list_teachers, read_index
-from .place import Advance, LocalPlace, Place, RemotePlace, in_parallel
 from .pull import PullPlan, pull
+from .remote import Advance, LocalLocation, Location, RemoteLocation, in_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class ShardToSend:
 
 @dataclass(frozen=True, slots=True)
 class TeacherToSend:
-    """What is to be sent of one teacher; `there` counts shards that the place has, `new` says that
-    it has not even heard of the teacher."""
+    """What is to be sent of one teacher; `there` counts shards that the location has, `new` says
+    that it has not even heard of the teacher."""
 
     source: TeacherIndex
     shards: tuple[ShardToSend, ...]
@@ -64,50 +64,52 @@ class TeacherToSend:
 
 
 def plan_push(
-    cache: Path, teachers: tuple[TeacherIndex, ...], place: RemotePlace
+    cache: Path, teachers: tuple[TeacherIndex, ...], location: RemoteLocation
 ) -> list[TeacherToSend]:
-    """What of some teachers of a local cache a place lacks; writes nothing.
+    """What of some teachers of a local cache a location lacks; writes nothing.
 
-    Raises CacheError if the place is something else, or holds other shards of the same numbers."""
-    there = known_documents(place)
+    Raises CacheError if the location is something else, or holds other shards of the same
+    numbers."""
+    there = known_documents(location)
     known = {teacher.manifest.fingerprint: teacher for teacher in there.teachers}
     return [
-        _plan(cache, source, place, known.get(source.manifest.fingerprint)) for source in teachers
+        _plan(cache, source, location, known.get(source.manifest.fingerprint))
+        for source in teachers
     ]
 
 
-def known_documents(place: RemotePlace) -> CacheIndex:
-    """What a place holds that is an armada cache, becomes one, or is empty; else CacheError."""
-    if place.is_new():
+def known_documents(location: RemoteLocation) -> CacheIndex:
+    """What a location holds that is an armada cache, becomes one, or is empty; else CacheError."""
+    if location.is_new():
         return CacheIndex(teachers=())
-    names = place.names("")
+    names = location.names("")
     if CACHE_MANIFEST in names:
-        return list_documents(place, read_index(place))
-    others = [name for name in names if name not in place.housekeeping]
+        return list_documents(location, read_index(location))
+    others = [name for name in names if name not in location.housekeeping]
     if others:
         raise CacheError(
-            f"{place.shown}: is neither empty nor an armada cache (it holds {others[0]:.80}); "
-            f"name another place, or a folder in it: {place.shown}/cache"
+            f"{location.shown}: is neither empty nor an armada cache (it holds {others[0]:.80}); "
+            f"name another location, or a folder in it: {location.shown}/cache"
         )
-    return list_teachers(place) if names else CacheIndex(teachers=())
+    return list_teachers(location) if names else CacheIndex(teachers=())
 
 
 def _plan(
-    cache: Path, source: TeacherIndex, place: RemotePlace, there: TeacherIndex | None
+    cache: Path, source: TeacherIndex, location: RemoteLocation, there: TeacherIndex | None
 ) -> TeacherToSend:
     _refuse_part(str(cache), source)
     if there is None:
         shards = [_shard(source, record) for record in source.commits]
         return TeacherToSend(source, tuple(shards), 0, new=True)
-    _refuse_part(place.shown, there)
-    refuse_other_sizes(str(cache), source.manifest, place.shown, there.manifest)
+    _refuse_part(location.shown, there)
+    refuse_other_sizes(str(cache), source.manifest, location.shown, there.manifest)
     records = {record.shard: record for record in there.commits}
-    sizes = place.sizes(f"teachers/{source.manifest.fingerprint}")
+    sizes = location.sizes(f"teachers/{source.manifest.fingerprint}")
     shards = []
     for record in source.commits:
         plan = _shard(source, record)
         if record.shard in records:
-            refuse_other(str(cache), record, place.shown, records[record.shard], source.manifest)
+            refuse_other(str(cache), record, location.shown, records[record.shard], source.manifest)
             missing = (file for file in plan.files if sizes.get(file.name) != file.record.bytes)
             plan = ShardToSend(record, tuple(missing))
             if not plan.files:
@@ -131,31 +133,31 @@ def _refuse_part(shown: str, teacher: TeacherIndex) -> None:
 
 
 def push(
-    cache: Path, plans: list[TeacherToSend], place: RemotePlace, jobs: int, advance: Advance
+    cache: Path, plans: list[TeacherToSend], location: RemoteLocation, jobs: int, advance: Advance
 ) -> CacheIndex:
-    """Do what plans say; returns the index of the place as it is then.
+    """Do what plans say; returns the index of the location as it is then.
 
-    Raises DamagedCacheError for a source file that is not as committed, StorageError if the place
-    fails; what was sent stays, and the next push goes on from there."""
-    place.write(CACHE_MANIFEST, CacheManifest().to_json())
+    Raises DamagedCacheError for a source file that is not as committed, StorageError if the
+    location fails; what was sent stays, and the next push goes on from there."""
+    location.write(CACHE_MANIFEST, CacheManifest().to_json())
     for plan in plans:
-        _send(cache, plan, place, jobs, advance)
-    return publish(place, [plan.source for plan in plans])
+        _send(cache, plan, location, jobs, advance)
+    return publish(location, [plan.source for plan in plans])
 
 
 def _send(
-    cache: Path, plan: TeacherToSend, place: RemotePlace, jobs: int, advance: Advance
+    cache: Path, plan: TeacherToSend, location: RemoteLocation, jobs: int, advance: Advance
 ) -> None:
     manifest = plan.source.manifest
     folder = teacher_folder(Path(), manifest.fingerprint)
     if plan.new:
-        place.write((folder / TEACHER_MANIFEST).as_posix(), manifest.to_json())
+        location.write((folder / TEACHER_MANIFEST).as_posix(), manifest.to_json())
 
     def send(shard: ShardToSend) -> None:
         for file in shard.files:
             check_file(cache / file.name, cache, file.record)
-            place.upload(cache / file.name, file.name)
-        place.write(commit_file(folder, shard.record.shard).as_posix(), shard.record.to_json())
+            location.upload(cache / file.name, file.name)
+        location.write(commit_file(folder, shard.record.shard).as_posix(), shard.record.to_json())
         advance(sum(file.record.bytes for file in shard.files))
 
     in_parallel(jobs, send, plan.shards)
@@ -164,21 +166,21 @@ def _send(
 NamedDocument = tuple[str, bytes]
 
 
-def publish(place: RemotePlace, sent: Iterable[TeacherIndex]) -> CacheIndex:
-    """Write runs, Zarr documents and the index of a place to which some teachers were sent.
+def publish(location: RemoteLocation, sent: Iterable[TeacherIndex]) -> CacheIndex:
+    """Write runs, Zarr documents and the index of a location to which some teachers were sent.
 
     Raises CacheError if another push has put other shards where ours were."""
     ours = {teacher.manifest.fingerprint: teacher for teacher in sent}
-    before, now = None, list_documents(place, read_index(place))
+    before, now = None, list_documents(location, read_index(location))
     for teacher in _both(now, ours):
-        _write(place, run_documents(teacher, ours[teacher.manifest.fingerprint]))
-    now = list_documents(place, now)
+        _write(location, run_documents(teacher, ours[teacher.manifest.fingerprint]))
+    now = list_documents(location, now)
     while now != before:
         for teacher in _both(now, ours):
-            _refuse_replaced(place, teacher, ours[teacher.manifest.fingerprint])
-            _write(place, array_documents(teacher))
-        _write(place, cache_documents(place, now))
-        before, now = now, list_documents(place, now)
+            _refuse_replaced(location, teacher, ours[teacher.manifest.fingerprint])
+            _write(location, array_documents(teacher))
+        _write(location, cache_documents(location, now))
+        before, now = now, list_documents(location, now)
     return now
 
 
@@ -186,14 +188,14 @@ def _both(now: CacheIndex, ours: dict[str, TeacherIndex]) -> list[TeacherIndex]:
     return [teacher for teacher in now.teachers if teacher.manifest.fingerprint in ours]
 
 
-def _write(place: RemotePlace, documents: Iterable[NamedDocument]) -> None:
+def _write(location: RemoteLocation, documents: Iterable[NamedDocument]) -> None:
     for name, data in documents:
-        place.write(name, data)
+        location.write(name, data)
 
 
 def run_documents(there: TeacherIndex | None, ours: TeacherIndex) -> Iterator[NamedDocument]:
-    """Runs that the place lacks, or knows with fewer shards: each side may have seconds of shards
-    that the other lacks."""
+    """Runs that the location lacks, or knows with fewer shards: each side may have seconds of
+    shards that the other lacks."""
     folder = teacher_folder(Path(), ours.manifest.fingerprint) / "runs"
     for run, record in ours.runs.items():
         known = there.runs.get(run) if there else None
@@ -203,15 +205,16 @@ def run_documents(there: TeacherIndex | None, ours: TeacherIndex) -> Iterator[Na
             yield (folder / f"{run}.json").as_posix(), merged.to_json()
 
 
-def _refuse_replaced(place: RemotePlace, there: TeacherIndex, ours: TeacherIndex) -> None:
+def _refuse_replaced(location: RemoteLocation, there: TeacherIndex, ours: TeacherIndex) -> None:
     records = {record.shard: record for record in there.commits}
     for record in ours.commits:
         if record.shard not in records:
             raise CacheError(
-                f"{place.shown}: shard {record.shard} of teacher {ours.manifest.fingerprint[:12]} "
-                "was sent and is gone: another process removes what is there; push once more"
+                f"{location.shown}: shard {record.shard} of teacher "
+                f"{ours.manifest.fingerprint[:12]} was sent and is gone: another process removes "
+                "what is there; push once more"
             )
-        refuse_other("what was sent", record, place.shown, records[record.shard], ours.manifest)
+        refuse_other("what was sent", record, location.shown, records[record.shard], ours.manifest)
 
 
 def array_documents(teacher: TeacherIndex) -> Iterator[NamedDocument]:
@@ -226,7 +229,7 @@ def array_documents(teacher: TeacherIndex) -> Iterator[NamedDocument]:
         yield name, array_metadata(spec, rows, manifest.rows_per_shard)
 
 
-def cache_documents(place: RemotePlace, index: CacheIndex) -> Iterator[NamedDocument]:
+def cache_documents(location: RemoteLocation, index: CacheIndex) -> Iterator[NamedDocument]:
     """The documents of the cache as a whole, the index last. Raises CacheError if it is too large
     to be read."""
     for folder in ("", "teachers/"):
@@ -234,14 +237,14 @@ def cache_documents(place: RemotePlace, index: CacheIndex) -> Iterator[NamedDocu
     data = index.to_json()
     if len(data) > CacheIndex.max_bytes:
         raise CacheError(
-            f"{place.where(CACHE_INDEX)}: would have {len(data)} bytes; at most "
-            f"{CacheIndex.max_bytes} are read; push some teachers to another place"
+            f"{location.where(CACHE_INDEX)}: would have {len(data)} bytes; at most "
+            f"{CacheIndex.max_bytes} are read; push some teachers to another location"
         )
     yield CACHE_INDEX, data
 
 
 def push_to_folder(
-    source: LocalPlace, target: Path, plan: PullPlan, jobs: int, advance: Advance
+    source: LocalLocation, target: Path, plan: PullPlan, jobs: int, advance: Advance
 ) -> CacheIndex:
     """Do what a plan says as a pull does it, then write the index of the target; returns it."""
     pull(source, target, plan, jobs, advance)
@@ -255,19 +258,19 @@ PAGE, PICTURES = "README.md", "features-*.png"
 _MAX_BYTES = 2**24
 
 
-def send_page(cache: Path, place: Place, mark: str) -> None:
+def send_page(cache: Path, location: Location, mark: str) -> None:
     """Send the files of `page_files`."""
-    for path in page_files(cache, place, mark):
-        _write_page(place, path.name, path.read_bytes())
+    for path in page_files(cache, location, mark):
+        _write_page(location, path.name, path.read_bytes())
 
 
-def page_files(cache: Path, place: Place, mark: str) -> list[Path]:
-    """The page of a cache and its pictures, if it has one; none if the place has a page without
+def page_files(cache: Path, location: Location, mark: str) -> list[Path]:
+    """The page of a cache and its pictures, if it has one; none if the location has a page without
     `mark`, which somebody wrote there."""
     files = [path for path in (cache / PAGE, *sorted(cache.glob(PICTURES))) if _is_plain(path)]
     if files[:1] != [cache / PAGE]:
         return []
-    theirs = _read_page(place)
+    theirs = _read_page(location)
     return files if theirs is None or mark.encode() in theirs else []
 
 
@@ -275,16 +278,16 @@ def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _read_page(place: Place) -> bytes | None:
-    if not isinstance(place, LocalPlace):
-        return place.read(PAGE, _MAX_BYTES)
-    path = place.path / PAGE
+def _read_page(location: Location) -> bytes | None:
+    if not isinstance(location, LocalLocation):
+        return location.read(PAGE, _MAX_BYTES)
+    path = location.path / PAGE
     return path.read_bytes() if path.exists() else None
 
 
-def _write_page(place: Place, name: str, data: bytes) -> None:
-    if isinstance(place, LocalPlace):
-        with locked(place.path):
-            write_file(place.path / name, [data], place.path)
+def _write_page(location: Location, name: str, data: bytes) -> None:
+    if isinstance(location, LocalLocation):
+        with locked(location.path):
+            write_file(location.path / name, [data], location.path)
     else:
-        place.write(name, data)
+        location.write(name, data)

@@ -43,7 +43,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 Kind = Literal["cache", "teacher", "folder", "shard", "zarr", "run"]
-Place = tuple[Kind, Path, int | None]
+Subject = tuple[Kind, Path, int | None]
 """What a document is of, where it is, and of which shard."""
 
 
@@ -82,7 +82,7 @@ class Findings:
 
     def attempt(
         self,
-        place: Place,
+        subject: Subject,
         read: Callable[Arguments, Result],
         *given: Arguments.args,
         **named: Arguments.kwargs,
@@ -93,7 +93,7 @@ class Findings:
         except CacheVersionError:
             raise
         except (CacheError, DamagedCacheError) as error:
-            kind, file, shard = place
+            kind, file, shard = subject
             # Files are named from the folder of the teacher or of the cache on.
             problem = str(error).removeprefix(f"{self.folder}/")
             self.damages.append(Damage(kind, self.teacher, shard, file, (problem,)))
@@ -174,8 +174,8 @@ def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
         return TeacherSurvey(folder, None, None, (), (), (), tuple(found.damages), 0, 0)
     records = entries(folder / "commits", "*.json")
     manifest = _read_manifest(found, folder, len(records))
-    place: Place = ("teacher", folder / TEACHER_PART, None)
-    part = found.attempt(place, read_part, cache, folder.name)
+    subject: Subject = ("teacher", folder / TEACHER_PART, None)
+    part = found.attempt(subject, read_part, cache, folder.name)
     if found.damages:
         manifest = None  # which features are here cannot be told
     commits, foreign = [], []
@@ -220,8 +220,8 @@ def _read_commits(
 ) -> list[CommitRecord]:
     commits = []
     for file in records:
-        place: Place = ("shard", file, next(iter(numbered([file])), None))
-        commit = found.attempt(place, read_commit, folder, file, manifest)
+        subject: Subject = ("shard", file, next(iter(numbered([file])), None))
+        commit = found.attempt(subject, read_commit, folder, file, manifest)
         commits += [commit] if commit is not None else []
     return commits
 
@@ -241,11 +241,11 @@ def _check_zarr(
     states = {}
     for spec in features:
         file = folder / spec.name / ZARR_METADATA
-        place: Place = ("zarr", file, None)
+        subject: Subject = ("zarr", file, None)
         rows = manifest.array_rows(spec, last)
-        states[spec.name] = found.attempt(place, check_array, file, found.cache, spec, rows, size)
+        states[spec.name] = found.attempt(subject, check_array, file, found.cache, spec, rows, size)
         if states[spec.name] == "foreign":
-            found.attempt(place, _refuse_layout, file)
+            found.attempt(subject, _refuse_layout, file)
     return [name for name, state in states.items() if state == "foreign"]
 
 

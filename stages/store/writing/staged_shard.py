@@ -151,7 +151,7 @@ class StagedShard:
 
 
 def _lengths(spec: TeacherSpec, rows: int, features: Mapping[str, Values]) -> dict[str, IntArray]:
-    """How many places each example has on each axis, as the features along it agree."""
+    """The length of each example along each axis, as the features along it agree."""
     lengths: dict[str, IntArray] = {}
     for feature in spec.features:
         values = features[feature.name]

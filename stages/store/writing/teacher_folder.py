@@ -121,7 +121,7 @@ def refuse_mirror(path: Path) -> None:
 def require_writable(path: Path) -> None:
     """Raise OutputError if nothing can be written to the cache at `path`, or made there; itself
     writes nothing."""
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"cache {path}: {there} cannot be written; name another folder")
 

@@ -200,7 +200,7 @@ def _rewrite_rows(cache: Cache, change: Any) -> None:
     ("lengths", "told"),
     [
         (lambda old: [n + 1 for n in old], "counts"),
-        (lambda old: [old[0] + LONGEST, *old[1:]], "the most of a row"),
+        (lambda old: [old[0] + LONGEST, *old[1:]], "an example; the commit record"),
         (lambda old: [None, *old[1:]], "counts"),
     ],
 )
@@ -279,6 +279,6 @@ def test_axes_that_cannot_be(fields: dict[str, Any], told: str) -> None:
 def test_features_of_one_axis_agree_on_its_end() -> None:
     other = FeatureSpec(name="other", shape=(), dtype="float32", axis="tokens", max_length=41)
     with pytest.raises(
-        ValidationError, match="at most 40 places on the axis 'tokens', another feature 41"
+        ValidationError, match="at most 40 rows along the axis 'tokens', another feature 41"
     ):
         make_manifest([FEATURES[1], other])

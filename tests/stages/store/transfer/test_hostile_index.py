@@ -171,8 +171,8 @@ def test_random_damage_to_an_index_raises_our_errors_only(
     cut: int, flip: int, junk: bytes, shared: Path, tmp_path: Path
 ) -> None:
     data = bytearray((shared / "index.json").read_bytes())
-    place = cut % len(data)
-    data[place] ^= flip
-    data[place:place] = junk
+    location = cut % len(data)
+    data[location] ^= flip
+    data[location:location] = junk
     with suppress(ArmadaError):
         parse_index(bytes(data), "index.json")

@@ -12,9 +12,9 @@ from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
 from armada.cache_schemas.manifest import CacheIndex
 from armada.stages.store.reading.reader import read_contents, read_digest
 from armada.stages.store.transfer import hub_push
-from armada.stages.store.transfer.hub_place import HubPlace
+from armada.stages.store.transfer.hub import HubLocation
 from armada.stages.store.transfer.index import read_origin
-from armada.stages.store.transfer.location import open_place
+from armada.stages.store.transfer.location import open_location
 from armada.stages.store.transfer.push import plan_push
 from hub_repository import READER, Answer, LoopbackHub, error, hub_of_repositories
 from small_caches import numbered_texts, stored_bytes, write_cache
@@ -30,10 +30,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 
 
 def send(cache: Path, url: str = URL, public: bool = False) -> CacheIndex:
-    place = HubPlace(url)
-    place.require_writable()
-    plans = plan_push(cache, read_contents(cache).teachers, place)
-    return hub_push.push_to_hub(cache, plans, place, "mark", public, 4, lambda count: None)
+    location = HubLocation(url)
+    location.require_writable()
+    plans = plan_push(cache, read_contents(cache).teachers, location)
+    return hub_push.push_to_hub(cache, plans, location, "mark", public, 4, lambda count: None)
 
 
 def below(files: dict[str, bytes], folder: str = "") -> dict[str, bytes]:
@@ -129,21 +129,21 @@ def test_a_reader_stays_at_the_commit_it_began_with(
     hub: LoopbackHub, source: Path, tmp_path: Path
 ) -> None:
     send(source)
-    place = open_place(URL)
-    index = read_origin(place)
+    location = open_location(URL)
+    index = read_origin(location)
     for name in (*hub.files("team/cache"),):
         hub.put("team/cache", name, b"replaced")
-    assert read_origin_again(place) == index
+    assert read_origin_again(location) == index
     with pytest.raises(DamagedCacheError):
-        read_origin(place)
+        read_origin(location)
 
 
-def read_origin_again(place: object) -> CacheIndex:
+def read_origin_again(location: object) -> CacheIndex:
     from armada.stages.store.transfer.index import read_index
-    from armada.stages.store.transfer.place import RemotePlace
+    from armada.stages.store.transfer.remote import RemoteLocation
 
-    assert isinstance(place, RemotePlace)
-    index = read_index(place)
+    assert isinstance(location, RemoteLocation)
+    index = read_index(location)
     assert index is not None
     return index
 
@@ -162,7 +162,7 @@ def test_a_cut_push_goes_on(
     assert CACHE_INDEX not in there
     sent = hub.count("PUT /(upload|part)")
     assert sent
-    plans = plan_push(source, read_contents(source).teachers, HubPlace(URL))
+    plans = plan_push(source, read_contents(source).teachers, HubLocation(URL))
     assert 0 < sum(len(plan.shards) for plan in plans) < 7
     send(source)
     assert below(hub.files("team/cache")) == visible(stored_bytes(source))
@@ -180,13 +180,13 @@ def test_pushes_that_come_in_between(
     # Another's whole push before the first commit of ours, and a commit of a file before the last.
     hub.in_between = [lambda: send(other), lambda: None, lambda: hub.put("team/cache", "a", b"b")]
     send(one)
-    assert {t.manifest.fingerprint for t in read_origin(open_place(URL)).teachers} == {
+    assert {t.manifest.fingerprint for t in read_origin(open_location(URL)).teachers} == {
         MANIFEST.fingerprint,
         OTHER.fingerprint,
     }
     assert hub.files("team/cache")["a"] == b"b"
     bring(URL, tmp_path / "both")
-    assert read_digest(tmp_path / "both") == read_origin(open_place(URL)).digest
+    assert read_digest(tmp_path / "both") == read_origin(open_location(URL)).digest
 
 
 def test_others_shards_in_between_are_not_replaced(
@@ -197,7 +197,7 @@ def test_others_shards_in_between_are_not_replaced(
     hub.in_between = [lambda: send(rival)]
     with pytest.raises(CacheError, match=r"is not shard 0 of .*; join the two with `armada cache"):
         send(source)
-    assert read_origin(open_place(URL)).digest == read_digest(rival)
+    assert read_origin(open_location(URL)).digest == read_digest(rival)
 
 
 def test_conflicts_without_an_end_are_said(hub: LoopbackHub, source: Path) -> None:
@@ -332,7 +332,7 @@ def test_names_that_are_not_ours(hub: LoopbackHub, source: Path) -> None:
 )
 def test_urls_that_name_nothing(url: str, words: str) -> None:
     with pytest.raises(CacheError, match=words):
-        HubPlace(url)
+        HubLocation(url)
 
 
 def test_pulls_that_find_nothing(

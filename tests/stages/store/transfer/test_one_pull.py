@@ -16,7 +16,7 @@ from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.transfer.arrivals import Arrivals, shard_files
 from armada.stages.store.transfer.index import read_origin
 from armada.stages.store.transfer.local_part import one_pull
-from armada.stages.store.transfer.location import open_place
+from armada.stages.store.transfer.location import open_location
 from armada.stages.store.transfer.pull import Choice, planned, pull
 from armada.stages.store.upkeep.survey import survey_cache
 from armada.stages.store.upkeep.verify import verify
@@ -35,23 +35,23 @@ with one_pull(Path(sys.argv[1])):
 
 
 def pull_features(source: Path, cache: Path, *names: str, waiting: threading.Event) -> None:
-    place = open_place(str(source))
+    location = open_location(str(source))
     choice = Choice(teachers=(MANIFEST.fingerprint,), features=names)
-    index = read_origin(place)
-    with planned(place, index, cache, choice, 2, waiting=waiting.set) as plan:
-        pull(place, cache, plan, 2, lambda count: None)
+    index = read_origin(location)
+    with planned(location, index, cache, choice, 2, waiting=waiting.set) as plan:
+        pull(location, cache, plan, 2, lambda count: None)
 
 
 def test_pulls_of_two_features_at_once_bring_both(source: Path, tmp_path: Path) -> None:
     """The second one begins when the first has planned and brought nothing yet."""
     cache, waited = tmp_path / "cache", threading.Event()
-    place = open_place(str(source))
+    location = open_location(str(source))
     choice = Choice(teachers=(MANIFEST.fingerprint,), features=("pooled",))
     with ThreadPoolExecutor(1) as pool:
-        with planned(place, read_origin(place), cache, choice, 2) as plan:
+        with planned(location, read_origin(location), cache, choice, 2) as plan:
             second = pool.submit(pull_features, source, cache, "score", waiting=waited)
             assert waited.wait(60)
-            pull(place, cache, plan, 2, lambda count: None)
+            pull(location, cache, plan, 2, lambda count: None)
             assert open_cache(cache).features == ("pooled",)
         second.result(60)
     assert open_cache(cache).features == ("pooled", "score")
@@ -118,14 +118,14 @@ def test_the_lock_of_another_is_not_removed(tmp_path: Path) -> None:
 
 
 def test_what_a_writer_did_since_the_plan_is_seen(source: Path, tmp_path: Path) -> None:
-    cache, place = tmp_path / "cache", open_place(str(source))
+    cache, location = tmp_path / "cache", open_location(str(source))
     choice = Choice(
         teachers=(MANIFEST.fingerprint,), features=("pooled",), keys=keys_of(["text 70"])
     )
-    with planned(place, read_origin(place), cache, choice, 2) as plan:
+    with planned(location, read_origin(location), cache, choice, 2) as plan:
         write_cache(cache, MANIFEST, [["a text of our own"]])
         with pytest.raises(CacheError, match=r"changed teacher .* while this pull was planned"):
-            pull(place, cache, plan, 2, lambda count: None)
+            pull(location, cache, plan, 2, lambda count: None)
     assert read_part(cache, MANIFEST.fingerprint) is None
     assert len(open_cache(cache)) == 1
 
@@ -133,14 +133,14 @@ def test_what_a_writer_did_since_the_plan_is_seen(source: Path, tmp_path: Path) 
 def test_a_teacher_that_is_removed_meanwhile_does_not_come_back(
     source: Path, tmp_path: Path
 ) -> None:
-    place = open_place(str(source))
-    origin = next(t for t in read_origin(place).teachers if t.manifest == MANIFEST)
+    location = open_location(str(source))
+    origin = next(t for t in read_origin(location).teachers if t.manifest == MANIFEST)
     write_cache(tmp_path, MANIFEST, [])
     files = list(shard_files(MANIFEST, origin.commits[0], ("pooled", "score"), ("rows",)))
     with Arrivals(tmp_path, MANIFEST) as arrivals:
         (tmp_path / FOLDER / "teacher.json").unlink()
         with pytest.raises(OutputError, match="was removed by another process"):
-            arrivals.receive(place, files, origin.commits[0])
+            arrivals.receive(location, files, origin.commits[0])
     assert not list((tmp_path / FOLDER).glob("commits/*"))
 
 
@@ -188,15 +188,15 @@ def test_the_lock_is_not_opened_through_a_link(source: Path, tmp_path: Path) -> 
 
 def test_who_was_taken_for_dead_is_told(source: Path, tmp_path: Path) -> None:
     write_cache(tmp_path, MANIFEST, [])
-    place = open_place(str(source))
-    index = read_origin(place)
+    location = open_location(str(source))
+    index = read_origin(location)
     origin = next(t for t in index.teachers if t.manifest == MANIFEST)
     files = list(shard_files(MANIFEST, origin.commits[0], ("pooled",), ("rows",)))
     with Arrivals(tmp_path, MANIFEST) as arrivals:
         for folder in (tmp_path / FOLDER / "reservations").glob("arriving-*"):
             discard(folder)
         with pytest.raises(StorageError, match=r"took this one for dead .* run the same command"):
-            arrivals.receive(place, files, None)
+            arrivals.receive(location, files, None)
     assert list((tmp_path / FOLDER).glob("*/c/*")) == []
 
 
@@ -204,13 +204,13 @@ def test_files_come_to_their_places_though_the_record_is_there(
     source: Path, tmp_path: Path
 ) -> None:
     bring(source, tmp_path, features=("score",), teachers=(MANIFEST.fingerprint,))
-    place = open_place(str(source))
-    index = read_origin(place)
+    location = open_location(str(source))
+    index = read_origin(location)
     origin = next(t for t in index.teachers if t.manifest == MANIFEST)
     record = origin.commits[0]
     files = list(shard_files(MANIFEST, record, ("pooled", "score"), ("rows",)))
     before = {file.name: (tmp_path / file.name).stat().st_ino for file in files[1:]}
     with Arrivals(tmp_path, MANIFEST) as arrivals:
-        arrivals.receive(place, files, record)
+        arrivals.receive(location, files, record)
     assert (tmp_path / files[0].name).read_bytes() == (source / files[0].name).read_bytes()
     assert {file.name: (tmp_path / file.name).stat().st_ino for file in files[1:]} == before

@@ -11,7 +11,7 @@ from armada.cache_schemas.errors import CacheError, DamagedCacheError, StorageEr
 from armada.cache_schemas.layout import commit_file, teacher_folder
 from armada.stages.store.reading.reader import open_cache, read_digest
 from armada.stages.store.transfer.index import read_origin
-from armada.stages.store.transfer.location import open_place
+from armada.stages.store.transfer.location import open_location
 from armada.stages.store.transfer.pull import Choice, planned
 from file_server import Fault, serving
 from small_caches import answer, keys_of, numbered_texts, stored_bytes, write_cache
@@ -126,13 +126,13 @@ def test_committed_files_that_went_missing_come_again(source: Path, tmp_path: Pa
 
 def test_only_the_expected_digest_is_taken(shared: Path) -> None:
     with serving(shared) as server:
-        place = open_place(server.url)
-        digest = read_origin(place).digest
-        assert read_origin(place, digest).digest == digest == read_digest(shared)
+        location = open_location(server.url)
+        digest = read_origin(location).digest
+        assert read_origin(location, digest).digest == digest == read_digest(shared)
         with pytest.raises(
             CacheError, match=f"{server.url}: its digest is {digest}, not {'0' * 64}"
         ):
-            read_origin(place, "0" * 64)
+            read_origin(location, "0" * 64)
         assert set(server.asked) == {"index.json"}
 
 
@@ -166,9 +166,9 @@ def test_shards_of_another_size_are_refused(source: Path, tmp_path: Path) -> Non
 
 
 def test_a_plan_writes_nothing(source: Path, tmp_path: Path) -> None:
-    place = open_place(str(source))
+    location = open_location(str(source))
     choice = Choice(keys=keys_of(numbered_texts(70, 75)))
-    with planned(place, read_origin(place), tmp_path / "cache", choice, 1) as plan:
+    with planned(location, read_origin(location), tmp_path / "cache", choice, 1) as plan:
         first = (
             plan.teachers[0] if plan.teachers[0].origin.manifest == MANIFEST else plan.teachers[1]
         )

@@ -12,8 +12,8 @@ from armada.cache_schemas.layout import CACHE_INDEX, CACHE_MANIFEST
 from armada.cache_schemas.manifest import CacheIndex, RunRecord, parse_document
 from armada.stages.store.reading.reader import open_cache, read_contents, read_digest
 from armada.stages.store.transfer.index import read_origin
-from armada.stages.store.transfer.place import RemotePlace
 from armada.stages.store.transfer.push import plan_push, push
+from armada.stages.store.transfer.remote import RemoteLocation
 from armada.stages.store.writing.writer import CacheWriter
 from s3_server import new_bucket, objects
 from small_caches import answer, commit, keys_of, numbered_texts, stored_bytes, write_cache
@@ -73,7 +73,7 @@ def test_a_second_push_sends_only_what_is_new(source: Path, memory: str, tmp_pat
     send(cache, memory)
     with CacheWriter(cache, OTHER) as writer:
         commit(writer, numbered_texts(700, 720))
-    plans = plan_push(cache, read_contents(cache).teachers, RemotePlace(memory))
+    plans = plan_push(cache, read_contents(cache).teachers, RemoteLocation(memory))
     assert sorted(len(plan.shards) for plan in plans) == [0, 1]
     assert sorted(plan.there for plan in plans) == [2, 5]
     send(cache, memory)
@@ -106,7 +106,7 @@ def test_a_cut_push_shows_nothing_and_goes_on(source: Path, memory: str, tmp_pat
         assert f"{folder}/pooled/c/{number}/0" in there
         assert f"{folder}/score/c/{number}" in there
         assert f"{folder}/tables/rows/{number:06d}.parquet" in there
-    plans = plan_push(source, read_contents(source).teachers, RemotePlace(memory))
+    plans = plan_push(source, read_contents(source).teachers, RemoteLocation(memory))
     assert 0 < sum(len(plan.shards) for plan in plans) < 7
     send(source, memory)
     assert visible(in_memory()) == visible(stored_bytes(source))
@@ -199,7 +199,7 @@ def test_runs_of_several_places_are_added_up(memory: str, tmp_path: Path) -> Non
             writer.record_run("run-1", RUN.model_copy(update={"teacher_seconds": seconds}))
     for cache in (*caches, caches[0]):
         send(cache, memory)
-    assert read_origin(RemotePlace(memory)).teachers[0].runs == {"run-1": RUN}
+    assert read_origin(RemoteLocation(memory)).teachers[0].runs == {"run-1": RUN}
     bring(memory, tmp_path / "here")
     assert open_cache(tmp_path / "here").runs() == [RUN]
 
@@ -231,15 +231,15 @@ def test_a_push_between_the_list_and_the_index_of_another_is_listed(
     write_cache(one, MANIFEST, [numbered_texts(0, 5), numbered_texts(5, 9)])
     write_cache(other, OTHER, [numbered_texts(0, 7)])
 
-    class Interrupted(RemotePlace):
+    class Interrupted(RemoteLocation):
         def write(self, name: str, data: bytes) -> None:
             if name == CACHE_INDEX and CACHE_INDEX not in in_memory():
                 send(other, memory)
             super().write(name, data)
 
-    place = Interrupted(memory)
-    plans = plan_push(one, read_contents(one).teachers, place)
-    index = push(one, plans, place, 1, lambda count: None)
+    location = Interrupted(memory)
+    plans = plan_push(one, read_contents(one).teachers, location)
+    index = push(one, plans, location, 1, lambda count: None)
     assert [len(teacher.commits) for teacher in index.teachers] == [1, 2]
     assert parse_document(CacheIndex, in_memory()[CACHE_INDEX], CACHE_INDEX) == index
 
@@ -248,8 +248,8 @@ def test_a_push_of_other_shards_meanwhile_is_noticed(memory: str, tmp_path: Path
     one, other = tmp_path / "one", tmp_path / "other"
     write_cache(one, MANIFEST, [numbered_texts(0, 5)])
     write_cache(other, MANIFEST, [numbered_texts(5, 9)])
-    place = RemotePlace(memory)
-    plans = plan_push(one, read_contents(one).teachers, place)
+    location = RemoteLocation(memory)
+    plans = plan_push(one, read_contents(one).teachers, location)
     send(other, memory)
     files = fsspec.filesystem("memory")
     theirs = in_memory()[f"{FOLDER}/commits/000000.json"]
@@ -258,12 +258,12 @@ def test_a_push_of_other_shards_meanwhile_is_noticed(memory: str, tmp_path: Path
         files.pipe_file(f"/place/{FOLDER}/commits/000000.json", theirs)
 
     with pytest.raises(CacheError, match=r"shard 0 of what was sent is not shard 0 of memory"):
-        push(one, plans, place, 1, replaced)
+        push(one, plans, location, 1, replaced)
 
 
 def test_a_shard_that_vanishes_while_it_is_sent_is_named(source: Path, memory: str) -> None:
-    place = RemotePlace(memory)
-    plans = plan_push(source, read_contents(source).teachers, place)
+    location = RemoteLocation(memory)
+    plans = plan_push(source, read_contents(source).teachers, location)
     files = fsspec.filesystem("memory")
 
     def removed(count: int) -> None:
@@ -271,4 +271,4 @@ def test_a_shard_that_vanishes_while_it_is_sent_is_named(source: Path, memory: s
             files.rm(f"/place/{FOLDER}/commits/000000.json")
 
     with pytest.raises(CacheError, match=r"shard 0 of teacher .* was sent and is gone: another"):
-        push(source, plans, place, 1, removed)
+        push(source, plans, location, 1, removed)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from armada.cache_schemas.errors import StorageError
 from armada.stages.store.transfer import retries
-from armada.stages.store.transfer.place import RemotePlace
+from armada.stages.store.transfer.remote import RemoteLocation
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n"
 
@@ -84,7 +84,7 @@ def test_a_server_that_drips_is_left(
         with pytest.raises(
             StorageError, match=rf"{url}/file: cannot be reached \(\d+ bytes came in 0.3 s, less"
         ):
-            RemotePlace(url).download("file", tmp_path / "here", 5000)
+            RemoteLocation(url).download("file", tmp_path / "here", 5000)
         deadline = time.monotonic() + 60
         while len(ended) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -99,7 +99,7 @@ def test_a_server_above_the_floor_may_take_its_time(tmp_path: Path) -> None:
             time.sleep(0.15)
 
     with answering(slowly) as (url, _):
-        RemotePlace(url).download("file", tmp_path / "here", 5000)
+        RemoteLocation(url).download("file", tmp_path / "here", 5000)
     assert (tmp_path / "here").read_bytes() == bytes(5000)
 
 
@@ -113,5 +113,5 @@ def test_a_next_try_may_be_faster(tmp_path: Path) -> None:
         connection.sendall(HEAD + b"x" * 5000)
 
     with answering(answer) as (url, _):
-        RemotePlace(url).download("file", tmp_path / "here", 5000)
+        RemoteLocation(url).download("file", tmp_path / "here", 5000)
     assert (tmp_path / "here").read_bytes() == b"x" * 5000

@@ -5,8 +5,8 @@ from pathlib import Path
 import fsspec
 import pytest
 from armada.cache_schemas.errors import CacheError, StorageError, shown_url
-from armada.stages.store.transfer.location import is_local, local_path, open_place
-from armada.stages.store.transfer.place import LocalPlace, RemotePlace, connect
+from armada.stages.store.transfer.location import is_local, local_path, open_location
+from armada.stages.store.transfer.remote import LocalLocation, RemoteLocation, connect
 from armada.stages.store.transfer.retries import TooLargeError
 from file_server import serving
 
@@ -18,7 +18,7 @@ from file_server import serving
 def test_paths_and_file_urls_are_local(url: str, path: str) -> None:
     assert is_local(url)
     assert local_path(url) == Path(path)
-    assert isinstance(open_place(url), LocalPlace)
+    assert isinstance(open_location(url), LocalLocation)
 
 
 def test_other_urls_are_not() -> None:
@@ -36,13 +36,13 @@ def test_other_urls_are_not() -> None:
 )
 def test_urls_that_nothing_opens(url: str, words: str) -> None:
     with pytest.raises(CacheError, match=words) as caught:
-        open_place(url)
+        open_location(url)
     assert "secret" not in str(caught.value)
 
 
 def test_options_that_no_driver_takes() -> None:
     with pytest.raises(CacheError, match=r"s3://bucket: .* with the options key, username$"):
-        RemotePlace("s3://bucket", {"key": "secret", "username": "secret"})
+        RemoteLocation("s3://bucket", {"key": "secret", "username": "secret"})
 
 
 def test_http_takes_its_time_and_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,42 +55,42 @@ def test_http_takes_its_time_and_what_the_environment_says(monkeypatch: pytest.M
 
 def test_http_is_for_pulling() -> None:
     with pytest.raises(CacheError, match="http://host/cache: cannot be pushed to over HTTP"):
-        RemotePlace("http://host/cache").require_writable()
+        RemoteLocation("http://host/cache").require_writable()
 
 
 def test_passwords_are_not_shown(tmp_path: Path) -> None:
     assert shown_url("see s3://me:p@ss@host/a@b, now") == "see s3://host/a@b, now"
     with serving(tmp_path) as server:
         url = server.url.replace("//", "//someone:secret@")
-    place = RemotePlace(url, {"headers": {"Authorization": "Bearer-of-news"}})
+    location = RemoteLocation(url, {"headers": {"Authorization": "Bearer-of-news"}})
     with pytest.raises(StorageError, match="cannot be reached") as caught:
-        place.read("armada.json", 10)
+        location.read("armada.json", 10)
     assert "secret" not in str(caught.value)
     assert "someone" not in str(caught.value)
-    assert place._cleaned("Bearer-of-news is wrong") == "*** is wrong"
-    nested = RemotePlace(server.url, {"headers": [["Authorization", ("in-a-list",)]]})
+    assert location._cleaned("Bearer-of-news is wrong") == "*** is wrong"
+    nested = RemoteLocation(server.url, {"headers": [["Authorization", ("in-a-list",)]]})
     assert nested._cleaned("in-a-list is wrong") == "*** is wrong"
 
 
 def test_options_that_are_refused_at_the_first_question() -> None:
-    place = RemotePlace("s3://bucket", {"client_kwargs": 3, "anon": True})
+    location = RemoteLocation("s3://bucket", {"client_kwargs": 3, "anon": True})
     with pytest.raises(CacheError, match=r"s3://bucket: .* with the options client_kwargs, anon "):
-        place.read("armada.json", 10)
+        location.read("armada.json", 10)
 
 
 def test_a_slash_at_the_end_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"data")
     with serving(tmp_path) as server:
-        place = RemotePlace(server.url + "/")
-        assert place.read("file", 10) == b"data"
-        assert place.where("file") == f"{server.url}/file"
+        location = RemoteLocation(server.url + "/")
+        assert location.read("file", 10) == b"data"
+        assert location.where("file") == f"{server.url}/file"
 
 
 def test_no_more_than_asked_is_taken(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(100))
     with serving(tmp_path) as server:
-        for place in (RemotePlace(server.url), LocalPlace(tmp_path)):
-            place.download("file", tmp_path / "here", 100)
+        for location in (RemoteLocation(server.url), LocalLocation(tmp_path)):
+            location.download("file", tmp_path / "here", 100)
             assert (tmp_path / "here").read_bytes() == bytes(100)
             with pytest.raises(TooLargeError, match="has more than 99 bytes"):
-                place.download("file", tmp_path / "here", 99)
+                location.download("file", tmp_path / "here", 99)

@@ -37,7 +37,7 @@ from huggingface_hub.utils import (
 
 from ....cache_schemas.errors import ArmadaError, CacheError, StorageError
 from ....cache_schemas.locations import shown_url
-from .place import RefusedError, RemotePlace
+from .remote import RefusedError, RemoteLocation
 from .retries import status_of
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class ConflictError(StorageError):
     """Somebody else has made a commit in between."""
 
 
-class HubPlace(RemotePlace):
+class HubLocation(RemoteLocation):
     """A folder of a repository on the Hub; safe to use from several threads."""
 
     housekeeping = frozenset(
@@ -153,7 +153,7 @@ class HubPlace(RemotePlace):
         return sorted({name.partition("/")[0] for name in below})
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of all files below a folder, by their names from the place on."""
+        """Bytes of all files below a folder, by their names from the location on."""
         start = f"{folder.rstrip('/')}/" if folder else ""
         return {name: size for name, size in self._tree().items() if name.startswith(start)}
 

@@ -1,8 +1,9 @@
-"""Places that caches come from and go to: a local folder, or a folder at a URL that fsspec opens.
+"""Locations that caches come from and go to: a local folder, or a folder at a URL that fsspec
+opens.
 
-What comes in: names of files below the place, made from checked names. What goes out: files on this
-disk, bytes, names; or one line that says what the place refused, or why nothing opens it. Passwords
-in URLs and values of options are in no message and in no file.
+What comes in: names of files below the location, made from checked names. What goes out: files on
+this disk, bytes, names; or one line that says what the location refused, or why nothing opens it.
+Passwords in URLs and values of options are in no message and in no file.
 """
 
 import re
@@ -40,14 +41,14 @@ _LISTING_S = 600
 
 
 class NotThereError(StorageError):
-    """A file that the place does not have."""
+    """A file that the location does not have."""
 
 
 class RefusedError(CacheError):
-    """Something the place does not let this user do."""
+    """Something the location does not let this user do."""
 
 
-class LocalPlace:
+class LocalLocation:
     """A folder of this machine."""
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +56,7 @@ class LocalPlace:
         self.shown = str(path)
 
     def where(self, name: str) -> str:
-        """A file of the place, for messages."""
+        """A file of the location, for messages."""
         return str(self.path / name)
 
     def download(self, name: str, target: Path, limit: int) -> None:
@@ -69,7 +70,7 @@ class LocalPlace:
             raise storage_error(target, cause) from cause
 
 
-class RemotePlace:
+class RemoteLocation:
     """A folder that fsspec opens; safe to use from several threads."""
 
     housekeeping: frozenset[str] = frozenset()
@@ -93,11 +94,11 @@ class RemotePlace:
         self._files.invalidate_cache()
 
     def is_new(self) -> bool:
-        """Whether the place itself is yet to be made."""
+        """Whether the location itself is yet to be made."""
         return False
 
     def where(self, name: str) -> str:
-        """A file of the place, for messages."""
+        """A file of the location, for messages."""
         return f"{self.shown}/{name}" if name else self.shown
 
     def download(self, name: str, target: Path, limit: int) -> None:
@@ -146,7 +147,7 @@ class RemotePlace:
         return sorted({name.rstrip("/").rpartition("/")[2] for name in found})
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of all files below a folder, by their names from the place on."""
+        """Bytes of all files below a folder, by their names from the location on."""
         self.renew()
         found = self._ask(
             folder, lambda: self._files.find(self._at(folder), detail=True, **self._listing)
@@ -209,7 +210,7 @@ def _when_again(cause: BaseException) -> str:
     return "run the same command again to go on"
 
 
-Place = LocalPlace | RemotePlace
+Location = LocalLocation | RemoteLocation
 
 
 def _strings(value: Any) -> Iterator[str]:
