@@ -36,10 +36,10 @@ Student = Annotated[
 Keys = Annotated[bool, typer.Option("--keys", help="list all job keys and what they mean")]
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(wanted: bool) -> None:
     from . import __version__
 
-    if asked:
+    if wanted:
         print(f"armada {__version__}")
         raise typer.Exit
 

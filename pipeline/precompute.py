@@ -67,7 +67,7 @@ def _run(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
         if loaded:
             teacher.load()
         with CacheWriter(job.cache, plan.manifest, job.takeover_seconds) as writer:
-            return _ask(job, plan, teacher, loaded, writer, quiet)
+            return _compute(job, plan, teacher, loaded, writer, quiet)
 
 
 def dry_run(job: PrecomputeJob) -> DryRun:
@@ -114,7 +114,7 @@ def _probe(
     return probe(teacher, make_examples(plan.corpus, plan.keys, sample))
 
 
-def _ask(
+def _compute(
     job: PrecomputeJob,
     plan: Plan,
     teacher: "Teacher",
@@ -122,7 +122,7 @@ def _ask(
     writer: CacheWriter,
     quiet: bool,
 ) -> PrecomputeReport:
-    from ..stages.precompute.precompute import Asking, precompute
+    from ..stages.precompute.precompute import EncodingRun, precompute
 
     run = RunProvenance(
         job, plan, writer, library_versions(), hardware(str(choose_device(job.device)))
@@ -134,8 +134,10 @@ def _ask(
             teacher.load()
         with CountProgress("precompute", "rows", work.pending, quiet) as progress:
             batch_size = job.batch_size or teacher.default_batch_size
-            asking = Asking(batch_size, job.skip_bad_rows, progress.advance, run.committed, skipped)
-            precompute(plan.corpus, plan.keys, work, teacher, writer, asking)
+            encoding = EncodingRun(
+                batch_size, job.skip_bad_rows, progress.advance, run.committed, skipped
+            )
+            precompute(plan.corpus, plan.keys, work, teacher, writer, encoding)
     return PrecomputeReport(
         fingerprint=plan.manifest.fingerprint,
         rows=len(plan.corpus),

@@ -28,7 +28,7 @@ from scipy.special import softmax
 
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.corpus import Corpus, CorpusStream, stream_corpus
-from ..stages.corpus.reading import Asked
+from ..stages.corpus.reading import CorpusRequest
 from ..stages.distill.evaluation import require_finite
 from ..stages.distill.export import StudentCard
 from ..stages.distill.saved_student import (
@@ -94,16 +94,16 @@ def run_predict(job: PredictJob, quiet: bool = False) -> PredictReport:
     """Write a student's predictions for a corpus; raises an InputError for invalid input."""
     check_new_file(job.output)
     student = _open(job)
-    asked = Asked(
+    request = CorpusRequest(
         text_columns=_text_columns(job, student),
         label_column=None,
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
         limit=job.limit,
-        asks=True,
+        prompts_only=True,
         form=job.file_format,
     )
-    corpus = stream_corpus(job.corpus, asked)
+    corpus = stream_corpus(job.corpus, request)
     chats = isinstance(student, SavedLanguageModel) and student.reads_chats
     corpus.head.require_format("chat" if chats else None, f"student {job.student}")
     if chats and not corpus.head.chats:

@@ -76,11 +76,11 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
     classes = [OBJECTIVES.load(each.name) for each in keys]
     teachers = job.all_teachers
     named = [_teacher(*pair, teachers) for pair in zip(keys, classes, strict=True)]
-    asked = [
+    given = [
         () if teacher is None else _features(own, objective, teachers[teacher], job.responses)
         for own, objective, teacher in zip(keys, classes, named, strict=True)
     ]
-    readings = list(_readings(keys, classes, named, asked))
+    readings = list(_readings(keys, classes, named, given))
     if job.teachers is not None and keys != (UNDISTILLED,):
         for name in teachers.keys() - set(named):
             raise JobError(f"teacher {name}: no objective reads it; leave it out")
@@ -192,12 +192,12 @@ def _readings(
     keys: Sequence[ObjectiveKeys],
     classes: Sequence[type[Objective]],
     named: Sequence[str | None],
-    asked: Sequence[tuple[str | None, ...]],
+    given: Sequence[tuple[str | None, ...]],
 ) -> Iterator[tuple[Reading, ...]]:
     of_teacher: dict[str | None, set[str | None]] = {}
-    for teacher, features in zip(named, asked, strict=True):
+    for teacher, features in zip(named, given, strict=True):
         of_teacher.setdefault(teacher, set()).update(features)
-    for own, objective, teacher, features in zip(keys, classes, named, asked, strict=True):
+    for own, objective, teacher, features in zip(keys, classes, named, given, strict=True):
         if teacher is None:
             yield ()
             continue

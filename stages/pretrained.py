@@ -165,17 +165,18 @@ def least_length(tokenizer: Any) -> int:
 
 
 def choose_length(
-    asked: int | None, limit: int, default: int, least: int, error: type[InputError]
+    requested: int | None, limit: int, default: int, least: int, error: type[InputError]
 ) -> int:
     """The most tokens of an example: as requested, or the default, or the model's maximum (`limit`)
     if that is less. Raises `error` if the request exceeds that, or is too small for any text."""
-    if asked is not None and asked < least:
+    if requested is not None and requested < least:
         raise error(
-            f"max_length {asked}: leaves no room beside the special tokens; use at least {least}"
+            f"max_length {requested}: leaves no room beside the special tokens; use at least "
+            f"{least}"
         )
-    if asked is not None and asked > limit:
-        raise error(f"max_length {asked}: the model takes at most {limit} tokens; use fewer")
-    return asked or min(default, limit)
+    if requested is not None and requested > limit:
+        raise error(f"max_length {requested}: the model takes at most {limit} tokens; use fewer")
+    return requested or min(default, limit)
 
 
 def _positions(model: Any) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import TeacherManifest
 from armada.stages.corpus.corpus import read_corpus
-from armada.stages.precompute.precompute import Asking, precompute
+from armada.stages.precompute.precompute import EncodingRun, precompute
 from armada.stages.precompute.teachers.base import (
     Answers,
     Example,
@@ -98,11 +98,11 @@ class Bench:
         keys = corpus.keys()
         spec = teacher.spec
         manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
-        asking = Asking(batch_size, **how, skipped=self.skipped)
-        asking.advance = self._advance
-        asking.committed = lambda record, seconds, cut: self.commits.append((record.shard, cut))
+        encoding = EncodingRun(batch_size, **how, skipped=self.skipped)
+        encoding.advance = self._advance
+        encoding.committed = lambda record, seconds, cut: self.commits.append((record.shard, cut))
         with CacheWriter(self.path, manifest) as writer:
-            precompute(corpus, keys, Work(writer, keys), teacher, writer, asking)
+            precompute(corpus, keys, Work(writer, keys), teacher, writer, encoding)
 
     def _advance(self, rows: int) -> None:
         self.advanced += rows

@@ -237,14 +237,14 @@ def _features(manifest: TeacherManifest) -> Iterator[tuple[str, str, str, str]]:
 
 def _corpora_table(teachers: Sequence[TeacherFacts]) -> str:
     """The corpora of all teachers, each once."""
-    asked: dict[CorpusRecord, list[str]] = {}
+    corpora: dict[CorpusRecord, list[str]] = {}
     for teacher in teachers:
         for run in teacher.runs:
             for corpus in run.corpora:
-                by = asked.setdefault(corpus, [])
+                by = corpora.setdefault(corpus, [])
                 if teacher.manifest.fingerprint[:12] not in by:
                     by.append(teacher.manifest.fingerprint[:12])
-    if not asked:
+    if not corpora:
         return "Not recorded."
     rows = (
         (
@@ -254,7 +254,7 @@ def _corpora_table(teachers: Sequence[TeacherFacts]) -> str:
             plain(corpus.licence) or "not declared",
             ", ".join(f"`{teacher}`" for teacher in by),
         )
-        for corpus, by in asked.items()
+        for corpus, by in corpora.items()
     )
     return _table(("corpus", "rows", "unique texts", "licence, as declared", "asked"), rows)
 

@@ -39,13 +39,13 @@ class FeatureSource(ABC):
     """Positions 0 to `count` - 1, each with the features of one example.
 
     `layout`: its name in the teacher's settings; `shape` and `dtype`: of one example;
-    `place_of_row`: position for each row of the corpus, -1 for one without features here."""
+    `position_of_row`: position for each row of the corpus, -1 for one without features here."""
 
     layout: ClassVar[str]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     count: int
-    place_of_row: Rows
+    position_of_row: Rows
 
     @abstractmethod
     def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
@@ -172,7 +172,7 @@ class NpyPerExample(FeatureSource):
         self._files = [folder / name for name in names]
         self.count = len(files)
         there = np.array([name in files for name in names], dtype=bool)
-        self.place_of_row = np.where(there, np.arange(len(names)), -1)
+        self.position_of_row = np.where(there, np.arange(len(names)), -1)
         first = self._first(np.flatnonzero(there))
         self.shape, self.dtype = first.shape, first.dtype
 
@@ -232,9 +232,9 @@ class NpyRows(FeatureSource):
         self.shape, self.dtype = tuple(shape), header.dtype
         self._header = header
         if ids is None:
-            self.place_of_row = _in_row_order(corpus, self.count, path)
+            self.position_of_row = _in_row_order(corpus, self.count, path)
         else:
-            self.place_of_row = _find_ids(corpus, _lines(ids, path, self.count), ids)
+            self.position_of_row = _find_ids(corpus, _lines(ids, path, self.count), ids)
 
     def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
         """Mapped rows."""
@@ -271,9 +271,9 @@ class ParquetRows(FeatureSource):
         self._rewind()
         self.shape = () if self._kind in _NUMBERS else (self._first_length(),)
         if id_column is None:
-            self.place_of_row = _in_row_order(corpus, self.count, source)
+            self.position_of_row = _in_row_order(corpus, self.count, source)
         else:
-            self.place_of_row = _find_ids(corpus, self._read_ids(id_column), source)
+            self.position_of_row = _find_ids(corpus, self._read_ids(id_column), source)
 
     def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
         """Batches between the first and the last position; back to the start only if needed."""

@@ -199,7 +199,7 @@ def _open(job: ImportJob, corpus: Corpus) -> FeatureSource:
 
 def _with_features(job: ImportJob, corpus: Corpus, source: FeatureSource) -> tuple[Corpus, Rows]:
     """The rows that have features, and their positions."""
-    missing = np.flatnonzero(source.place_of_row < 0)
+    missing = np.flatnonzero(source.position_of_row < 0)
     if len(missing) and (len(missing) == len(corpus) or not job.skip_bad_rows):
         first = "; ".join(corpus.where(row) for row in missing[:SHOWN_PROBLEMS].tolist())
         raise CorpusError(
@@ -207,7 +207,7 @@ def _with_features(job: ImportJob, corpus: Corpus, source: FeatureSource) -> tup
             f"rows with skip_bad_rows=true. First: {first}"
         )
     kept = corpus.without(missing, "no features") if len(missing) else corpus
-    return kept, source.place_of_row[source.place_of_row >= 0]
+    return kept, source.position_of_row[source.position_of_row >= 0]
 
 
 def _manifest(job: ImportJob, source: FeatureSource) -> TeacherManifest:

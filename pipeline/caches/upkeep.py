@@ -116,8 +116,8 @@ def _recompute(survey: CacheSurvey, steps: Sequence[Step]) -> Iterator[str]:
         if teacher.folder.name in losing and teacher.manifest is not None:
             spec = teacher.manifest.spec
             corpora = sorted({corpus.name for run in teacher.runs for corpus in run.corpora})
-            asked = f" (computed for {', '.join(corpora)})" if corpora else ""
-            yield one_line(f"{spec.kind}:{spec.name}{asked}")
+            corpora_of = f" (computed for {', '.join(corpora)})" if corpora else ""
+            yield one_line(f"{spec.kind}:{spec.name}{corpora_of}")
 
 
 @telling_what_is_kept(lambda: "copied shards are kept; run the same command to continue")

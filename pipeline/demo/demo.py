@@ -83,10 +83,12 @@ def run_demo(job: DemoJob) -> Summary:
     teachers = train_teachers(output / "teachers", unseen, job.seed)
     say(f"   for {teachers.right_pictures:.0%} of new captions it finds a picture that fits")
     say("2. precompute: the frozen CLIP embeds every training caption once")
-    asked = {name: _ask(output, corpus, folder) for name, folder in _folders(teachers).items()}
+    cached = {
+        name: _precompute(output, corpus, folder) for name, folder in _folders(teachers).items()
+    }
     say("3. ablate: students read captions; labels are for common words, the test for others")
     seeds = [job.seed + offset for offset in range(1 if job.quick else SEEDS)]
-    findings = run_ablate(make_ablation(_job(output, corpus, asked, seeds)))
+    findings = run_ablate(make_ablation(_job(output, corpus, cached, seeds)))
     summary = _summary(findings)
     write_json(output / "summary.json", summary)
     for condition in findings.studies[0].conditions:
@@ -118,7 +120,7 @@ def _folders(teachers: Teachers) -> dict[str, Path]:
     return {"trained": teachers.trained, "untrained": teachers.untrained}
 
 
-def _ask(output: Path, corpus: DemoCorpus, teacher: Path) -> str:
+def _precompute(output: Path, corpus: DemoCorpus, teacher: Path) -> str:
     keys = {
         "corpus": str(corpus.train),
         "text_column": "text",

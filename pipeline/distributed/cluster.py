@@ -53,9 +53,9 @@ def device_of(device: str, gpus: Sequence[str]) -> "torch.device":
     return torch.device("cuda") if gpus else choose_device(device)
 
 
-def number_of_workers(asked: int | Literal["auto"], gpus: Sequence[str]) -> int:
+def number_of_workers(requested: int | Literal["auto"], gpus: Sequence[str]) -> int:
     """`auto` is one for each GPU, or one."""
-    return max(1, len(gpus)) if asked == "auto" else asked
+    return max(1, len(gpus)) if requested == "auto" else requested
 
 
 @contextmanager

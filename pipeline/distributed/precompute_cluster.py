@@ -92,7 +92,7 @@ def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
         load_on_one(pool.client, job_spec)
         writer = stack.enter_context(CacheWriter(job.cache, plan.manifest, job.takeover_seconds))
         pending = writer.pending(plan.keys)
-        outcomes = _ask(job_spec, plan, writer, pending, pool, quiet)
+        outcomes = _compute(job_spec, plan, writer, pending, pool, quiet)
         return _report(plan, len(pending), outcomes)
 
 
@@ -150,7 +150,7 @@ def _device(pool: _WorkerPool) -> "torch.device":
     return torch.device(kinds.pop())
 
 
-def _ask(
+def _compute(
     job_spec: JobSpec,
     plan: Plan,
     writer: CacheWriter,

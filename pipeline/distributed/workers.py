@@ -21,7 +21,7 @@ from ...cache_schemas.layout import ROWS_TABLE, teacher_folder
 from ...cache_schemas.manifest import CommitRecord, TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec, differences
 from ...stages.corpus.corpus import Corpus
-from ...stages.precompute.precompute import Asking, precompute
+from ...stages.precompute.precompute import EncodingRun, precompute
 from ...stages.precompute.teachers.base import Teacher
 from ...stages.store.writing.writer import CacheWriter, Task, Work
 from ..environment import choose_device, hardware, library_versions
@@ -153,13 +153,13 @@ def _answer(job_spec: JobSpec, chunk: Chunk, outcome: Outcome) -> None:
         def committed(record: CommitRecord, seconds: float, truncated: int) -> None:
             outcome.shards.append((record, seconds, truncated))
 
-        asking = Asking(
+        encoding = EncodingRun(
             held.batch_size, job.skip_bad_rows, signals.advance, committed, outcome.skipped
         )
         try:
-            precompute(chunk.corpus, chunk.keys, work, held.teacher, writer, asking)
+            precompute(chunk.corpus, chunk.keys, work, held.teacher, writer, encoding)
         finally:
-            held.batch_size = asking.batch_size
+            held.batch_size = encoding.batch_size
 
 
 def unseen(job_spec: JobSpec) -> str:

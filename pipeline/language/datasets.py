@@ -107,13 +107,13 @@ def train_set(
 ) -> DistillDataset:
     """Training set; `texts` are those of the data. Raises an InputError where texts and predictions
     do not match."""
-    answering = {}
+    with_predictions = {}
     if job.responses == "corpus":
-        answering = {
-            each.name: _answering(data, each, texts, encoding.tokenizer) for each in teachers
+        with_predictions = {
+            each.name: _with_predictions(data, each, texts, encoding.tokenizer) for each in teachers
         }
     prompted = encoding.recipe.has_prompt
-    rows = pack(texts, job.packing, encoding.most, encoding.pad_id, answering, prompted)
+    rows = pack(texts, job.packing, encoding.most, encoding.pad_id, with_predictions, prompted)
     labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
     return AheadDataset(rows, labels, data.gathers(seed), _names(data.train, rows))
 
@@ -137,7 +137,7 @@ def _texts(
     return with_generated(texts, cache, rows, encoding.tokenizer, encoding.most)
 
 
-def _answering(
+def _with_predictions(
     data: StudentData, teacher: TokenTeacher, texts: TokenTexts, tokenizer: Any
 ) -> Answering:
     source, rows = data.sources[teacher.source], data.train.cache_rows[teacher.source]

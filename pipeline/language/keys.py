@@ -69,9 +69,9 @@ class LanguageKeys(LanguageSettings):
 
     def _recipe_of(self, teacher: TeacherSpec | None) -> Recipe:
         told = {name: getattr(self, name) for name in Recipe.model_fields}
-        asked = {name: value for name, value in told.items() if value is not None}
+        chosen = {name: value for name, value in told.items() if value is not None}
         if teacher is None:
-            return make(Recipe, asked)
+            return make(Recipe, chosen)
         lacking = Recipe.model_fields.keys() - LATER.keys() - teacher.settings.keys()
         if lacking:
             raise JobError(
@@ -84,8 +84,8 @@ class LanguageKeys(LanguageSettings):
         )
         # Caches of earlier versions lack the date of their chats.
         open_to_job = {"template_date"} - settings.keys()
-        given = make(Recipe, known.model_dump() | asked)
-        for name in asked.keys() - open_to_job:
+        given = make(Recipe, known.model_dump() | chosen)
+        for name in chosen.keys() - open_to_job:
             ours, theirs = getattr(given, name), getattr(known, name)
             if ours != theirs:
                 raise JobError(

@@ -22,7 +22,7 @@ from ...cache_schemas.chats import chat_turns
 from ...cache_schemas.errors import CorpusError
 from ...cache_schemas.keys import IntArray, KeyArray, example_key, keys_to_array
 from ...cache_schemas.locations import shown_url
-from .reading import Asked, column_name, first_of, read_source
+from .reading import CorpusRequest, column_name, first_of, read_source
 from .text_files import TextFormat
 
 _BATCH_ROWS = 65_536
@@ -138,11 +138,11 @@ def read_corpus(
     id_column: str | Literal[False] | None = None,
     skip_bad_rows: bool = False,
     limit: int | None = None,
-    asks: bool = False,
+    prompts_only: bool = False,
     form: TextFormat = PLAIN,
 ) -> Corpus:
-    """Read and check the examples of `sources`; at most `limit` rows of each. `asks`: for chats,
-    the prompt of the last answer only.
+    """Read and check the examples of `sources`; at most `limit` rows of each. `prompts_only`: for
+    chats, the prompt of the last answer only.
 
     A source is a file, a folder, a glob, a URL, a data set of the hub, or a table `in_memory`;
     `form` has the format options of text files. Columns may be fields of nested ones. A text column
@@ -150,12 +150,14 @@ def read_corpus(
     whose name ends in a star makes an example of every answer. Ids are checked for repetition:
     those of `id_column`, which every source must have; of a column `id` where there is one, if
     `id_column` is None; none if it is False. Raises CorpusError naming file, row and column."""
-    asked = Asked(tuple(text_columns), label_column, id_column, skip_bad_rows, limit, asks, form)
+    request = CorpusRequest(
+        tuple(text_columns), label_column, id_column, skip_bad_rows, limit, prompts_only, form
+    )
     _require_names(sources, text_columns)
     parts = []
     for source in sources:
-        blocks = list(_blocks(source, asked))
-        blocks = list(_without_repeated(blocks, _repeated_ids(partial(iter, blocks), asked)))
+        blocks = list(_blocks(source, request))
+        blocks = list(_without_repeated(blocks, _repeated_ids(partial(iter, blocks), request)))
         parts.append(_join_blocks(source, blocks))
     corpus = _join([shown_url(source) for source in sources], parts)
     _require_rows(len(corpus), sources)
@@ -173,28 +175,28 @@ class CorpusStream:
     rows: int
     has_ids: bool
     skipped: tuple[str, ...]
-    asked: Asked
+    request: CorpusRequest
     repeated: tuple[tuple[str, Mapping[int, str]], ...]
     """The sources, and of each: row -> which other one has its id."""
 
     def blocks(self) -> Iterator[Corpus]:
         """The good rows, in order."""
         for source, repeated in self.repeated:
-            for block in _without_repeated(_blocks(source, self.asked), repeated):
+            for block in _without_repeated(_blocks(source, self.request), repeated):
                 if self.has_ids and block.ids is None:
                     yield replace(block, ids=pa.nulls(len(block), pa.string()))
                 else:
                     yield block
 
 
-def stream_corpus(sources: Sequence[str], asked: Asked) -> CorpusStream:
+def stream_corpus(sources: Sequence[str], request: CorpusRequest) -> CorpusStream:
     """Check the examples of `sources` as `read_corpus` does, but keep none of them."""
-    _require_names(sources, asked.text_columns)
+    _require_names(sources, request.text_columns)
     rows, has_ids, skipped, heads = 0, False, list[str](), list[Corpus]()
     repeated = list[tuple[str, dict[int, str]]]()
     for source in sources:
-        blocks = partial(_blocks, source, asked)
-        repeated.append((source, _repeated_ids(blocks, asked)))
+        blocks = partial(_blocks, source, request)
+        repeated.append((source, _repeated_ids(blocks, request)))
         for block in _without_repeated(blocks(), repeated[-1][1]):
             if block.chats not in {head.chats for head in heads} or not heads:
                 heads.append(block.take(np.empty(0, dtype=np.int64)))
@@ -203,7 +205,7 @@ def stream_corpus(sources: Sequence[str], asked: Asked) -> CorpusStream:
             skipped += block.skipped
     head = _join([each.sources[0] for each in heads], heads)
     _require_rows(rows, sources)
-    return CorpusStream(head, rows, has_ids, tuple(skipped), asked, tuple(repeated))
+    return CorpusStream(head, rows, has_ids, tuple(skipped), request, tuple(repeated))
 
 
 def _require_names(sources: Sequence[str], text_columns: Sequence[str]) -> None:
@@ -220,10 +222,10 @@ def _require_rows(rows: int, sources: Sequence[str]) -> None:
         raise CorpusError(f"corpus {', '.join(map(shown_url, sources))}: holds no rows to use")
 
 
-def _blocks(source: str, asked: Asked) -> Iterator[Corpus]:
+def _blocks(source: str, request: CorpusRequest) -> Iterator[Corpus]:
     """The good rows of a source, numbered through its files, block by block."""
     names, starts, count = list[str](), list[int](), 0
-    for block in read_source(source, asked):
+    for block in read_source(source, request):
         if names[-1:] != [block.file]:
             names.append(block.file)
             starts.append(count)
@@ -252,7 +254,7 @@ def _join_blocks(source: str, blocks: list[Corpus]) -> Corpus:
     )
 
 
-def _repeated_ids(blocks: Callable[[], Iterable[Corpus]], asked: Asked) -> dict[int, str]:
+def _repeated_ids(blocks: Callable[[], Iterable[Corpus]], request: CorpusRequest) -> dict[int, str]:
     """Number of a row of a source -> which row has its id too; none where a file has no ids.
 
     Raises CorpusError if there are any that are not to be skipped."""
@@ -267,7 +269,7 @@ def _repeated_ids(blocks: Callable[[], Iterable[Corpus]], asked: Asked) -> dict[
     every = np.sort(np.concatenate(hashes))
     alike = set(every[1:][every[1:] == every[:-1]].tolist())
     problems = _same_ids(blocks(), alike) if alike else {}
-    if problems and not asked.skip_bad_rows:
+    if problems and not request.skip_bad_rows:
         raise CorpusError(first_of(list(problems.values())))
     return problems
 

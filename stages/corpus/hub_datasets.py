@@ -25,18 +25,18 @@ def open_hub_dataset(source: str) -> Any:
     import datasets
 
     name, _, query = source.removeprefix(HUB_DATASET).partition("?")
-    asked = dict(parse_qsl(query))
-    if unknown := [key for key in asked if key not in _PARAMETERS]:
+    request = dict(parse_qsl(query))
+    if unknown := [key for key in request if key not in _PARAMETERS]:
         raise CorpusError(
             f"corpus {source}: {unknown[0]!r} is not a parameter; choose from "
             f"{', '.join(_PARAMETERS)}"
         )
-    chosen = {"revision": asked.get("revision")}
+    chosen = {"revision": request.get("revision")}
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        config = asked.get("name")
-        split = asked.get("split")
+        config = request.get("name")
+        split = request.get("split")
         if split is None:
             split = _only_split(source, datasets.get_dataset_split_names(name, config, **chosen))
         return datasets.load_dataset(name, config, split=split, **chosen)

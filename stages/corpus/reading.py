@@ -33,22 +33,24 @@ def holds_chats(kind: pa.DataType) -> bool:
     return bool(lists and pa.types.is_struct(kind.value_type))
 
 
-def read_chats(column: pa.ChunkedArray, asks: bool) -> tuple[list[Turns | None], dict[int, str]]:
-    """The chats, and row -> problem; `asks`: no answer is needed."""
+def read_chats(
+    column: pa.ChunkedArray, prompts_only: bool
+) -> tuple[list[Turns | None], dict[int, str]]:
+    """The chats, and row -> problem; `prompts_only`: no answer is needed."""
     chats = column.to_pylist()
-    found = ((row, chat_problem(_known(chat), asks)) for row, chat in enumerate(chats))
+    found = ((row, chat_problem(_known(chat), prompts_only)) for row, chat in enumerate(chats))
     return chats, {row: problem for row, problem in found if problem is not None}
 
 
 def chat_examples(
-    chats: Sequence[Turns | None], rows: IntArray, each_answer: bool, asks: bool
+    chats: Sequence[Turns | None], rows: IntArray, each_answer: bool, prompts_only: bool
 ) -> tuple[pa.Array, IntArray]:
     """The segments of the chats of some rows, none of them with a problem, and the row of each;
-    `asks`: each up to the prompt of its last answer."""
+    `prompts_only`: each up to the prompt of its last answer."""
     segments, owners = list[str](), list[int]()
     for row in rows.tolist():
         turns = _known(chats[row]) or []
-        if asks:
+        if prompts_only:
             segments.append(chat_segment(asking_turns(turns)))
             owners.append(row)
             continue
@@ -155,7 +157,7 @@ OPTIONAL = "?"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CorpusRequest:
     """Request for a corpus: columns, maximum rows per source, and handling of bad rows."""
 
     text_columns: tuple[str, ...]
@@ -163,7 +165,7 @@ class Asked:
     id_column: str | Literal[False] | None
     skip_bad_rows: bool
     limit: int | None
-    asks: bool
+    prompts_only: bool
     form: TextFormat
 
     @property
@@ -194,18 +196,18 @@ class Block:
     chats: bool
 
 
-def read_source(source: str, asked: Asked) -> Iterator[Block]:
+def read_source(source: str, request: CorpusRequest) -> Iterator[Block]:
     """The blocks of a source, of each file at least one. Raises CorpusError."""
-    left, file, first = asked.limit, "", 0
+    left, file, first = request.limit, "", 0
     faults: list[str] = []
-    for name, table in read_blocks(source, asked.wanted, asked.form):
+    for name, table in read_blocks(source, request.wanted, request.form):
         if name != file:
             _refuse(faults)
             file, first = name, 0
         table = table.slice(0, left)
-        block = _checked(name, first, table, asked)
+        block = _checked(name, first, table, request)
         first += len(table)
-        faults += () if asked.skip_bad_rows else block.problems
+        faults += () if request.skip_bad_rows else block.problems
         yield block
         if left is not None:
             left -= len(table)
@@ -219,18 +221,18 @@ def _refuse(faults: Sequence[str]) -> None:
         raise CorpusError(first_of(faults))
 
 
-def _checked(source: str, first: int, table: pa.Table, asked: Asked) -> Block:
+def _checked(source: str, first: int, table: pa.Table, request: CorpusRequest) -> Block:
     """The good rows of a block, whose own first is `first` of its file."""
-    text_columns, label_column = asked.text_columns, asked.label_column
-    names = asked.wanted.text
-    id_column = asked.ids_in(table)
+    text_columns, label_column = request.text_columns, request.label_column
+    names = request.wanted.text
+    id_column = request.ids_in(table)
     ids = id_values(source, id_column, table[id_column]) if id_column else None
     labels = (
         plain_labels(source, label_column, table[label_column], first) if label_column else None
     )
     chats = holds_chats(table[names[0]].type) and len(names) == 1
     if chats:
-        turns, problems = read_chats(table[names[0]], asked.asks)
+        turns, problems = read_chats(table[names[0]], request.prompts_only)
         problems = {
             row: f"the chat of column {names[0]!r} {problem}" for row, problem in problems.items()
         }
@@ -241,7 +243,7 @@ def _checked(source: str, first: int, table: pa.Table, asked: Asked) -> Block:
     keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
     if chats:
         each_answer = text_columns[0].endswith(EACH_ANSWER)
-        chosen, keep = chat_examples(turns, keep, each_answer, asked.asks)
+        chosen, keep = chat_examples(turns, keep, each_answer, request.prompts_only)
         segments = (chosen,)
     else:
         segments = tuple(column.take(pa.array(keep)).fill_null("") for column in segments)

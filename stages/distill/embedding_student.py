@@ -13,7 +13,7 @@ from torch import nn
 from ..adapters import as_plain
 from ..embeddings.folders import ACTIVATION_NAMES, activation_name, dense_layer
 from ..embeddings.layers import Dense, Normalize
-from ..language.probes import ask_briefly, probing
+from ..language.probes import probe, probing
 from ..pooling import StatePooling, pool
 from .own_classifier import layer_between
 from .student import ClassifierStudent, PooledStudent, Student
@@ -87,7 +87,7 @@ def _dense_over_first(student: PooledStudent) -> Dense | None:
     if not isinstance(linear, nn.Linear) or name is None:
         return None
     layer = dense_layer(linear.weight, linear.bias, name)
-    outputs, mask_BT = ask_briefly(student.backbone)
+    outputs, mask_BT = probe(student.backbone)
     with probing(student.pooler):
         pooled_BD = student.pooler(outputs, mask_BT)
     found_BD = layer(outputs.last_hidden_state[:, 0].cpu())

@@ -27,7 +27,7 @@ from ...cache_schemas.errors import StorageError, StudentSourceError
 from ..adapters import TASK, AdapterBase, find_base, read_adapters, save_adapters
 from ..corpus.labels import LabelSpace
 from ..embeddings.folders import write_embedding_files
-from ..language.probes import ask_briefly
+from ..language.probes import probe
 from ..pretrained import quiet_transformers, refusing
 from .embedding_student import embedding_layers, state_pooling
 from .objectives.base import Objective
@@ -114,7 +114,7 @@ def _write_embeddings(
         return
     pooling, pooler = found
     layers = [*pooler, *embedding_layers(objective.projection, length_1)]
-    states_BTD = ask_briefly(student.backbone)[0].last_hidden_state
+    states_BTD = probe(student.backbone)[0].last_hidden_state
     write_embedding_files(folder, pooling, states_BTD.shape[-1], layers, max_length)
 
 

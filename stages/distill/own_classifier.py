@@ -40,7 +40,7 @@ _DROPOUTS = (
 
 def make_classifier(
     source: Source,
-    asked: Literal["auto"] | AnyPooling,
+    requested: Literal["auto"] | AnyPooling,
     space: LabelSpace,
     dropout: float,
     lora: LoraSettings,
@@ -53,7 +53,7 @@ def make_classifier(
     model, drawn = source.classifier(with_labels(source.config, space, dropout))
     inputs = probe_inputs(source.tokenizer)
     head = _find_head(model, space.num_labels, inputs)
-    if head is None or not _reads(model, head, asked, inputs):
+    if head is None or not _reads(model, head, requested, inputs):
         torch.set_rng_state(drawn_before)
         return None
     student = ClassifierStudent(model, head, space, dropout)
@@ -146,28 +146,31 @@ def _find_head(model: Any, num_labels: int, inputs: dict[str, Tensor]) -> Classi
 
 
 def _reads(
-    model: Any, head: ClassifierHead, asked: Literal["auto"] | AnyPooling, inputs: dict[str, Tensor]
+    model: Any,
+    head: ClassifierHead,
+    requested: Literal["auto"] | AnyPooling,
+    inputs: dict[str, Tensor],
 ) -> bool:
     """Whether the head reads the requested pooling, which is checked on a text."""
-    if asked == "auto" or asked == "own":
+    if requested == "auto" or requested == "own":
         return True
     with probing(model):
         own = head.read(model, inputs)[0]
         outputs = model.base_model(**inputs)
-        pooled = _pooled(model, head, asked, outputs, inputs["attention_mask"])
+        pooled = _pooled(model, head, requested, outputs, inputs["attention_mask"])
     return pooled is not None and _close(pooled, own)
 
 
 def _pooled(
-    model: Any, head: ClassifierHead, asked: Pooling, outputs: Any, mask_BT: Tensor
+    model: Any, head: ClassifierHead, requested: Pooling, outputs: Any, mask_BT: Tensor
 ) -> Tensor | None:
     pooled: Tensor | None
-    if asked == "pooler":
+    if requested == "pooler":
         pooled = getattr(outputs, "pooler_output", None)
         return pooled
     width = outputs.last_hidden_state.shape[-1]
-    pooler = Pooler(asked, model.config, width, dropout=0.0)
-    if asked == "context":
+    pooler = Pooler(requested, model.config, width, dropout=0.0)
+    if requested == "context":
         dense = _dense_layer(model, head)
         if dense is None or dense.weight.shape != pooler.dense.weight.shape:
             return None

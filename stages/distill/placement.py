@@ -27,17 +27,17 @@ the student."""
 
 
 def choose_placement(
-    asked: Placement, feature_bytes: int, device: torch.device, from_afar: bool
+    requested: Placement, feature_bytes: int, device: torch.device, from_afar: bool
 ) -> Where:
     """The placement for features of some size.
 
     Raises JobError if they should be resident and the device has no room for them."""
-    if asked in ("mapped", "streamed"):
-        return asked
-    if asked == "auto" and (device.type == "cpu" or from_afar):
+    if requested in ("mapped", "streamed"):
+        return requested
+    if requested == "auto" and (device.type == "cpu" or from_afar):
         return "mapped"
     free = free_memory(device)
-    if asked == "auto":
+    if requested == "auto":
         return "resident" if feature_bytes <= RESIDENT_SHARE * free else "mapped"
     if feature_bytes > MOST_OF_IT * free:
         raise JobError(
@@ -49,7 +49,7 @@ def choose_placement(
 
 
 def choose_placements(
-    asked: Mapping[str, Placement],
+    requested: Mapping[str, Placement],
     feature_bytes: Mapping[str, int],
     device: torch.device,
     from_afar: Collection[str],
@@ -61,15 +61,15 @@ def choose_placements(
     Raises JobError as `choose_placement` does."""
     chosen: dict[str, Where] = {}
     taken = 0
-    largest_first = sorted(asked, key=lambda source: -feature_bytes[source])
+    largest_first = sorted(requested, key=lambda source: -feature_bytes[source])
     for source in largest_first:
         needed = taken + feature_bytes[source]
-        chosen[source] = choose_placement(asked[source], needed, device, source in from_afar)
+        chosen[source] = choose_placement(requested[source], needed, device, source in from_afar)
         if chosen[source] == "streamed" and "streamed" in list(chosen.values())[:-1]:
             chosen[source] = "mapped"
         if chosen[source] == "resident":
             taken = needed
-    return {source: chosen[source] for source in asked}
+    return {source: chosen[source] for source in requested}
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -20,7 +20,7 @@ from ...cache_schemas.locations import Source
 from ..adapters import without_adapters
 from ..corpus.labels import LabelSpace
 from ..language.classifiers import ClassifierHead
-from ..language.probes import ask_briefly, probing, without_memory
+from ..language.probes import probe, probing, without_memory
 from ..pooling import StatePooling, pool
 from .aligner import WEIGHT_STD, ClassificationHead
 
@@ -166,7 +166,7 @@ class PooledStudent(Student):
         self.space, self.pooling, self.dropout = space, pooling, dropout
         self.model = backbone
         self._always = without_memory(backbone)
-        outputs, mask_BT = ask_briefly(backbone)
+        outputs, mask_BT = probe(backbone)
         self.state_width = int(outputs.last_hidden_state.shape[-1])
         self.pooler = Pooler(pooling, backbone.config, self.state_width, dropout)
         with probing(self.pooler):
@@ -251,11 +251,11 @@ def is_decoder(config: Any) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def choose_pooling(asked: Literal["auto"] | Pooling, backbone: Any) -> Pooling:
+def choose_pooling(requested: Literal["auto"] | Pooling, backbone: Any) -> Pooling:
     """The requested pooling of a transformer; 'auto': last token of a decoder, else the model's
     pooler if it has one, else a dense layer over the first token."""
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if is_decoder(backbone.config):
         return "last"
     return "pooler" if _has_pooler(backbone) else "context"

@@ -68,10 +68,10 @@ def _load(
             f"pooling 'own': transformers has no sequence classifier for "
             f"{source.config.model_type}; use auto, context, cls, mean or last"
         )
-    asked = settings.pooling
-    if asked == "auto" and declared is not None:
-        asked = _declared_pooling(declared)
-    return _pooled(source, asked, space, dropout, lora), source.tokenizer
+    requested = settings.pooling
+    if requested == "auto" and declared is not None:
+        requested = _declared_pooling(declared)
+    return _pooled(source, requested, space, dropout, lora), source.tokenizer
 
 
 def default_max_length(settings: StudentSettings, space: LabelSpace) -> int:
@@ -107,13 +107,13 @@ def _declared_pooling(declared: EmbeddingFolder) -> Pooling:
 
 def _pooled(
     source: Source,
-    asked: Literal["auto"] | Pooling,
+    requested: Literal["auto"] | Pooling,
     space: LabelSpace,
     dropout: float,
     lora: LoraSettings,
 ) -> Student:
     backbone = source.model()
-    pooling = choose_pooling(asked, backbone)
+    pooling = choose_pooling(requested, backbone)
     if reason := check_pooling(pooling, backbone):
         raise StudentSourceError(f"pooling {pooling!r}: {reason}")
     with refusing(

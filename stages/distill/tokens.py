@@ -69,12 +69,12 @@ def _encode(
     tokenizer: Any, examples: Sequence[tuple[str, ...]], max_length: int
 ) -> tuple[dict[str, list[npt.NDArray[np.int32]]], int]:
     """Name -> one array per example, and the number of truncated examples."""
-    asked = [_asked(tokenizer, segments, max_length) for segments in examples]
-    whole = _tokenize(tokenizer, asked)
+    pairs = [_text_and_pair(tokenizer, segments, max_length) for segments in examples]
+    whole = _tokenize(tokenizer, pairs)
     long = [place for place, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
     if long:
         # The tokenizer cuts, not we: it keeps the special tokens and shortens the longer segment.
-        chosen = [asked[place] for place in long]
+        chosen = [pairs[place] for place in long]
         for name, rows in _tokenize(
             tokenizer, chosen, truncation=True, max_length=max_length
         ).items():
@@ -87,15 +87,17 @@ def _encode(
 
 
 def _tokenize(
-    tokenizer: Any, asked: Sequence[tuple[str, str | None]], **cut: Any
+    tokenizer: Any, split: Sequence[tuple[str, str | None]], **cut: Any
 ) -> dict[str, list[list[int]]]:
-    first, second = zip(*asked, strict=True)
+    first, second = zip(*split, strict=True)
     pairs = None if second[0] is None else list(second)
     encoded = tokenizer(list(first), pairs, add_special_tokens=True, verbose=False, **cut)
     return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
 
 
-def _asked(tokenizer: Any, segments: Sequence[str], max_length: int) -> tuple[str, str | None]:
+def _text_and_pair(
+    tokenizer: Any, segments: Sequence[str], max_length: int
+) -> tuple[str, str | None]:
     """A text and its pair, if it has one; without the part far beyond the last token."""
     text, pair = text_and_pair(tokenizer, segments)
     if pair is None:
@@ -104,10 +106,10 @@ def _asked(tokenizer: Any, segments: Sequence[str], max_length: int) -> tuple[st
 
 
 def choose_max_length(
-    asked: int | None, tokenizer: Any, backbone: Any, default: int = DEFAULT_MAX_LENGTH
+    requested: int | None, tokenizer: Any, backbone: Any, default: int = DEFAULT_MAX_LENGTH
 ) -> int:
     """The most tokens of an example: as requested, or the default, or the student's maximum if
     less. Raises StudentSourceError for more than the student's maximum, or too few for text."""
     limit = token_limit(tokenizer, backbone)
     least = least_length(tokenizer)
-    return choose_length(asked, limit, default, least, StudentSourceError)
+    return choose_length(requested, limit, default, least, StudentSourceError)

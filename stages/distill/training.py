@@ -141,8 +141,8 @@ def _without(row: dict[str, float], *names: str) -> dict[str, float]:
 def placements(run: Run) -> dict[str, Where]:
     """Placements of a run's training features, by source. Raises JobError if there is no room."""
     sizes = {source: features.bytes for source, features in run.train.features.items()}
-    asked = {source: run.placements.get(source, run.settings.placement) for source in sizes}
-    return choose_placements(asked, sizes, run.device, run.from_afar)
+    requested = {source: run.placements.get(source, run.settings.placement) for source in sizes}
+    return choose_placements(requested, sizes, run.device, run.from_afar)
 
 
 def check_checkpoint(run: Run) -> None:

@@ -99,7 +99,7 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
     kinds = [kind for kind, _ in modules]
     transformer = modules[0][1] if modules else folder
     text = _read_text_config(transformer, error)
-    features = kinds[:1] == ["CLIPModel"] or _asks_for_features(transformer, text, error)
+    features = kinds[:1] == ["CLIPModel"] or _uses_text_features(transformer, text, error)
     start = ["Transformer", "Pooling"]
     if features:
         start = ["CLIPModel" if kinds[:1] == ["CLIPModel"] else "Transformer"]
@@ -180,11 +180,13 @@ def _read_text_config(transformer: Path, error: type[InputError]) -> dict[str, A
     return text
 
 
-def _asks_for_features(transformer: Path, text: Mapping[str, Any], error: type[InputError]) -> bool:
+def _uses_text_features(
+    transformer: Path, text: Mapping[str, Any], error: type[InputError]
+) -> bool:
     """Whether the folder uses the model's own text features, not its last hidden states."""
     ways = text.get("modality_config") or {}
-    asked = ways.get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
-    way = asked.get("method"), asked.get("method_output_name")
+    given = ways.get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
+    way = given.get("method"), given.get("method_output_name")
     task = text.get("transformer_task", "feature-extraction")
     if task == "feature-extraction" and "message" not in ways:
         if way == ("forward", "last_hidden_state"):

@@ -23,7 +23,7 @@ def probing(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def ask_briefly(model: Any, **more: Any) -> tuple[Any, Tensor]:
+def probe(model: Any, **more: Any) -> tuple[Any, Tensor]:
     """A transformer's output for one text of a few tokens, and that text's mask [1, T].
 
     Its widths are those of all texts; `hidden_size` is not always one of them (OPT's 350 M model,
@@ -41,7 +41,7 @@ def probe_text(model: Any) -> tuple[Tensor, Tensor]:
     return ids, torch.ones_like(ids)
 
 
-def ask_skeleton(skeleton: Any, **more: Any) -> Any | None:
+def probe_skeleton(skeleton: Any, **more: Any) -> Any | None:
     """Outputs of a transformer on the meta device, without weights, for their shapes. None if it
     depends on values."""
     ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.int64, device="meta")

@@ -277,10 +277,10 @@ class Recipe(BaseModel):
                 f"text_format {self.text_format}: examples have one segment; name the columns of "
                 "prompt and response, the response last"
             )
-        asked = JOINT.join(part for part in given if part.strip())
+        chosen = JOINT.join(part for part in given if part.strip())
         if self.text_format == "plain":
-            return Written.plainly(self.prompt_template.replace(TEXT, asked), response)
-        turns = [_turn("user", asked), _turn("assistant", response)]
+            return Written.plainly(self.prompt_template.replace(TEXT, chosen), response)
+        turns = [_turn("user", chosen), _turn("assistant", response)]
         return self._chat(tokenizer, self._with_system(turns))
 
     def _with_system(self, turns: Turns) -> Turns:

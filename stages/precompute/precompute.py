@@ -33,7 +33,7 @@ Committed = Callable[[CommitRecord, float, int], None]
 
 
 @dataclass(slots=True)
-class Asking:
+class EncodingRun:
     """Settings that may change between runs without changing an output."""
 
     batch_size: int
@@ -49,16 +49,16 @@ def precompute(
     work: Work,
     teacher: Teacher,
     writer: CacheWriter,
-    asking: Asking,
+    encoding: EncodingRun,
 ) -> None:
     """Compute the rows of `corpus`, with keys [N, 16], that `work` assigns, and commit them.
 
     Raises TeacherOutputError for a non-finite output (unless bad rows are skipped), StorageError if
     the disk fails, RunError when one example does not fit into memory."""
-    with _Committer(writer, work, asking.committed) as committer:
+    with _Committer(writer, work, encoding.committed) as committer:
         for task in _tasks(work, committer):
             examples = make_examples(corpus, keys, task.rows)
-            _ask_shard(corpus, task, examples, teacher, asking, committer)
+            _encode_shard(corpus, task, examples, teacher, encoding, committer)
 
 
 def _tasks(work: Work, committer: "_Committer") -> Iterator[Task]:
@@ -80,50 +80,50 @@ def make_examples(corpus: Corpus, keys: KeyArray, rows: IntArray) -> list[Exampl
     ]
 
 
-def _ask_shard(
+def _encode_shard(
     corpus: Corpus,
     task: Task,
     examples: Sequence[Example],
     teacher: Teacher,
-    asking: Asking,
+    encoding: EncodingRun,
     committer: "_Committer",
 ) -> None:
     buffer = ShardBuffer(examples, committer.features)
     started = time.perf_counter()
     try:
-        for places, answers in _ask_batches(teacher, examples, asking):
+        for places, answers in _encode_batches(teacher, examples, encoding):
             for place, feature in buffer.put(places, answers).items():
                 _refuse_or_skip(
-                    corpus.where(int(task.rows[place])), feature, examples[place], asking
+                    corpus.where(int(task.rows[place])), feature, examples[place], encoding
                 )
-            asking.advance(len(places))
+            encoding.advance(len(places))
     finally:
         committer.commit(task, buffer.finished(), time.perf_counter() - started)
 
 
-def _refuse_or_skip(where: str, feature: str, example: Example, asking: Asking) -> None:
+def _refuse_or_skip(where: str, feature: str, example: Example, encoding: EncodingRun) -> None:
     text = " | ".join(example.segments)
     problem = f"{where}: the teacher's {feature!r} is not finite for {text[:80]!r}"
-    if not asking.skip_bad_rows:
+    if not encoding.skip_bad_rows:
         raise TeacherOutputError(
             f"{problem}; committed shards are kept; try dtype=float32 or store_dtype=float32, or "
             "set skip_bad_rows=true to skip such examples"
         )
-    asking.skipped.append(problem)
+    encoding.skipped.append(problem)
 
 
-def _ask_batches(
-    teacher: Teacher, examples: Sequence[Example], asking: Asking
+def _encode_batches(
+    teacher: Teacher, examples: Sequence[Example], encoding: EncodingRun
 ) -> Iterator[tuple[IntArray, Answers]]:
     """Batches of one bucket each, the longest first, so that memory runs out early or never."""
     buckets = np.asarray(teacher.buckets(examples))
     for bucket in np.unique(buckets)[::-1]:
         waiting = np.flatnonzero(buckets == bucket)
         while len(waiting):
-            places = waiting[: asking.batch_size]
-            answers = _ask(teacher, [examples[place] for place in places])
+            places = waiting[: encoding.batch_size]
+            answers = _encode(teacher, [examples[place] for place in places])
             if answers is None:
-                asking.batch_size = _halved(len(places))
+                encoding.batch_size = _halved(len(places))
                 continue
             yield places, answers
             waiting = waiting[len(places) :]
@@ -138,7 +138,7 @@ def _halved(batch_size: int) -> int:
     return batch_size // 2
 
 
-def _ask(teacher: Teacher, examples: Sequence[Example]) -> Answers | None:
+def _encode(teacher: Teacher, examples: Sequence[Example]) -> Answers | None:
     """The outputs, or None if the batch did not fit into device memory."""
     try:
         with torch.inference_mode():
@@ -162,7 +162,7 @@ def probe(teacher: Teacher, examples: Sequence[Example]) -> Probe:
     for _ in range(2):
         places = dict.fromkeys(teacher.spec.axes, 0)
         started = time.perf_counter()
-        for _, answers in _ask_batches(teacher, examples, Asking(len(examples))):
+        for _, answers in _encode_batches(teacher, examples, EncodingRun(len(examples))):
             for feature in _one_of_each_axis(teacher):
                 places[feature.axis or ""] += sum(map(len, answers.features[feature.name]))
         seconds = time.perf_counter() - started

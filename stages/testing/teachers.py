@@ -26,7 +26,7 @@ from ...cache_schemas.manifest import TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec
 from ..corpus.corpus import read_corpus
 from ..corpus.hub_datasets import in_memory
-from ..precompute.precompute import Asking, precompute
+from ..precompute.precompute import EncodingRun, precompute
 from ..precompute.teachers import TEACHERS
 from ..precompute.teachers.base import Answers, Example, Teacher
 from ..store.reading.reader import Cache, open_cache
@@ -132,10 +132,10 @@ class TeacherTests:
 
     def test_an_answer_depends_on_its_example_alone(self, source: str) -> None:
         teacher, examples = self._loaded(source), self._examples()
-        alone = _ask(teacher, examples, 1)
+        alone = _run(teacher, examples, 1)
         for name, order in (("in order", examples), ("backwards", examples[::-1])):
             for size in (2, 3, len(examples)):
-                together = _ask(teacher, order, size)
+                together = _run(teacher, order, size)
                 for example in examples:
                     differing = self._differences(alone[example.key], together[example.key])
                     assert not differing, (
@@ -150,7 +150,7 @@ class TeacherTests:
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
-            found.append(_ask(self._loaded(source), self._examples(), 4))
+            found.append(_run(self._loaded(source), self._examples(), 4))
         self._require_same(found[0], found[1], "asked twice")
 
     def test_what_it_cannot_answer_is_refused_in_a_line(self, source: str) -> None:
@@ -170,13 +170,13 @@ class TeacherTests:
 
     def test_options_that_change_answers_change_the_fingerprint(self, source: str) -> None:
         teacher = self._loaded(source)
-        before = _ask(teacher, self._examples(), 4)
+        before = _run(teacher, self._examples(), 4)
         for name, value in self.changing.items():
             other = self._loaded(source, {name: value})
             assert other.spec.fingerprint != teacher.spec.fingerprint, (
                 f"{name}={value!r} has the same fingerprint: put it into the settings of the spec"
             )
-            after = _ask(other, self._examples(), 4)
+            after = _run(other, self._examples(), 4)
             shared = {name for name, own in _described(other).items() if _has(teacher, name, own)}
             same = [
                 not self._differences(_only(before[key], shared), _only(after[key], shared))
@@ -195,8 +195,8 @@ class TeacherTests:
             assert other.spec.fingerprint == teacher.spec.fingerprint, (
                 f"{name}={value!r} changes the fingerprint: every cache would be computed again"
             )
-            after = _ask(other, self._examples(), 4)
-            self._require_same(_ask(self._loaded(source), self._examples(), 4), after, name)
+            after = _run(other, self._examples(), 4)
+            self._require_same(_run(self._loaded(source), self._examples(), 4), after, name)
 
     # --- a run of stage 1
 
@@ -205,12 +205,12 @@ class TeacherTests:
         self._precompute(source, whole)
         with pytest.raises(_CutError):
             self._precompute(source, cut, cut=True)
-        kept, asked = len(open_cache(cut)), self._rows()
-        assert 0 < kept < len(asked), "the texts are too few to be cut"
+        kept, rows = len(open_cache(cut)), self._rows()
+        assert 0 < kept < len(rows), "the texts are too few to be cut"
         self._precompute(source, cut)
-        one, other = _read(open_cache(whole), asked), _read(open_cache(cut), asked)
+        one, other = _read(open_cache(whole), rows), _read(open_cache(cut), rows)
         self._require_same(one, other, "cut and resumed")
-        self._require_same(one, _ask(self._loaded(source), asked, 4), "read from the cache")
+        self._require_same(one, _run(self._loaded(source), rows, 4), "read from the cache")
 
     def _precompute(self, source: str, path: Path, cut: bool = False) -> None:
         rows = [{f"text_{n}": s for n, s in enumerate(e.segments)} for e in self._rows()]
@@ -224,8 +224,8 @@ class TeacherTests:
         spec = teacher.spec
         manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
         with CacheWriter(path, manifest) as writer:
-            asking = Asking(batch_size=2, advance=stop)
-            precompute(corpus, keys, Work(writer, keys), teacher, writer, asking)
+            encoding = EncodingRun(batch_size=2, advance=stop)
+            precompute(corpus, keys, Work(writer, keys), teacher, writer, encoding)
 
     # --- helpers
 
@@ -309,7 +309,7 @@ def _batches(teacher: Teacher, examples: Sequence[Example], size: int) -> list[l
     return batches
 
 
-def _ask(teacher: Teacher, examples: Sequence[Example], size: int) -> dict[bytes, Stored]:
+def _run(teacher: Teacher, examples: Sequence[Example], size: int) -> dict[bytes, Stored]:
     """Key -> what would be stored."""
     found = {}
     for batch in _batches(teacher, examples, size):

@@ -64,8 +64,8 @@ class Stretches:
         if start <= 0 or not self._is_stretch(text[start:at]):
             return False
         ends = range(at - self.longest + 1, at + 1)
-        asked = {"add_special_tokens": False, "verbose": False, **options}
-        found = self.tokenizer([text[:end] for end in ends], return_offsets_mapping=True, **asked)
+        kwargs = {"add_special_tokens": False, "verbose": False, **options}
+        found = self.tokenizer([text[:end] for end in ends], return_offsets_mapping=True, **kwargs)
         rows, offsets = found["input_ids"], found["offset_mapping"][-1]
         if len(offsets) <= tokens or offsets[tokens][1] > start:
             return False

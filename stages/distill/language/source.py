@@ -48,11 +48,11 @@ def load_language_student(
     return LanguageStudent(model, space, dropout), tokenizer
 
 
-def choose_row_length(asked: int | None, tokenizer: Any, model: Any) -> int:
+def choose_row_length(requested: int | None, tokenizer: Any, model: Any) -> int:
     """The most tokens of a text, and of a row of texts: as requested, or 512, or the student's
     maximum if less. Raises StudentSourceError if the request exceeds that."""
     limit = token_limit(tokenizer, model)
-    return choose_length(asked, limit, DEFAULT_ROW_LENGTH, 1, StudentSourceError)
+    return choose_length(requested, limit, DEFAULT_ROW_LENGTH, 1, StudentSourceError)
 
 
 def check_document_mask(student: LanguageStudent) -> None:

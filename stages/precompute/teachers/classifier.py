@@ -64,20 +64,20 @@ class ClassifierTeacher(LanguageModelTeacher):
     def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
         inputs = batch.on(self._device)
         if not self._config.is_encoder_decoder:
-            return self._ask(inputs)
+            return self._forward(inputs)
         # transformers reads these at their last end of sequence, and wants as many in each row.
         counts_B = (inputs["input_ids"] == self._config.eos_token_id).sum(dim=1)
         answers: dict[str, torch.Tensor] = {}
         for count in counts_B.unique():
             rows = torch.nonzero(counts_B == count)[:, 0]
             filled = rows.repeat(-(-len(counts_B) // len(rows)))[: len(counts_B)]
-            found = self._ask({name: values[filled] for name, values in inputs.items()})
+            found = self._forward({name: values[filled] for name, values in inputs.items()})
             for name, values in found.items():
                 whole = answers.setdefault(name, torch.empty_like(values))
                 whole[rows] = values[: len(rows)]
         return answers
 
-    def _ask(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self._read_out is None:
             return {"logits": self._model(**inputs).logits}
         pooled, logits, _ = self._read_out.read(self._model, inputs)

@@ -23,7 +23,7 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
 from ...embeddings.folders import lower_case, prompt_tokens, read_embedding_folder
 from ...embeddings.layers import LAYER_WEIGHTS, load_layers, width_after
-from ...language.probes import ask_skeleton
+from ...language.probes import probe_skeleton
 from ...pooling import StatePooling, pool
 from ...pretrained import quiet_transformers, refusing, token_limit
 from ...sources import digest_files
@@ -171,8 +171,8 @@ class EncoderTeacher(LanguageModelTeacher):
             with refusing(TeacherSourceError, f"source {self._folder}"):
                 return {"pooled": features_width(self._skeleton)}
         modes, layers = len(_of_states(self._options.pooling)), self._options.layers
-        asked = self._skeleton.get_encoder() if self._has_decoder() else self._skeleton
-        output = ask_skeleton(asked, output_hidden_states=bool(layers))
+        probed = self._skeleton.get_encoder() if self._has_decoder() else self._skeleton
+        output = probe_skeleton(probed, output_hidden_states=bool(layers))
         if output is not None:
             last = output.last_hidden_state
             if self._options.pooling == "pooler":

@@ -117,9 +117,9 @@ def resolve_options(
         "include_prompt": folder.include_prompt,
         "max_length": longest,
     }
-    asked = {name for name in declared if name in options.model_fields_set} | named.keys()
+    given = {name for name in declared if name in options.model_fields_set} | named.keys()
     found = options.model_copy(
-        update={name: value for name, value in declared.items() if name not in asked} | named
+        update={name: value for name, value in declared.items() if name not in given} | named
     )
     notes = (
         f"{name}: is {getattr(found, name)!r}, but the folder declares {value!r}"

@@ -122,8 +122,8 @@ class TextTokenizer:
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """The share of unknown tokens in these texts, if it is most of them."""
-        asked = [self._ask(example.segments) for example in examples]
-        return mostly_unknown(self._tokenizer, [text for pair in asked for text in pair if text])
+        split = [self._text_and_pair(example.segments) for example in examples]
+        return mostly_unknown(self._tokenizer, [text for pair in split for text in pair if text])
 
     def _bucket(self, tokens: int) -> int:
         if self._fixed:
@@ -132,13 +132,13 @@ class TextTokenizer:
         return min(-(-kept // PAD_MULTIPLE) * PAD_MULTIPLE, self._positions)
 
     def _tokenize(self, examples: Sequence[Example]) -> list[TokenRow]:
-        asked = [self._ask(example.segments) for example in examples]
-        rows: list[TokenRow] = [{}] * len(asked)
+        split = [self._text_and_pair(example.segments) for example in examples]
+        rows: list[TokenRow] = [{}] * len(split)
         for paired in (False, True):  # two calls only where single texts and pairs meet in a batch
-            places = [at for at, (_, pair) in enumerate(asked) if (pair is not None) == paired]
+            places = [at for at, (_, pair) in enumerate(split) if (pair is not None) == paired]
             if places:
-                texts = [asked[at][0] for at in places]
-                pairs = [asked[at][1] for at in places] if paired else None
+                texts = [split[at][0] for at in places]
+                pairs = [split[at][1] for at in places] if paired else None
                 for at, row in zip(places, self._rows(texts, pairs), strict=True):
                     rows[at] = row
         return rows
@@ -154,11 +154,11 @@ class TextTokenizer:
 
     def _cut(self, example: Example) -> TokenRow:
         # The tokenizer cuts, not we: it keeps the special tokens and shortens the longer segment.
-        text, pair = self._ask(example.segments)
+        text, pair = self._text_and_pair(example.segments)
         pairs = None if pair is None else [pair]
         return self._rows([text], pairs, truncation=True, max_length=self._max_length)[0]
 
-    def _ask(self, segments: Sequence[str]) -> tuple[str, str | None]:
+    def _text_and_pair(self, segments: Sequence[str]) -> tuple[str, str | None]:
         options, tokenizer, most = self._options, self._tokenizer, self._max_length
         if len(segments) < 2 or options.template != "{text}":
             text = options.prefix + options.text(segments)
