@@ -86,6 +86,9 @@ class TeacherTests:
     tolerance: ClassVar[float] = 0.0
     """Absolute difference allowed between the outputs of a text in two batches: 0 is bit for bit,
     as on a CPU; GPU kernels round differently by batch size."""
+    padding_tolerance: ClassVar[float | None] = 1e-3
+    """Difference allowed beside a text of a longer bucket, relative to the largest number of the
+    output; None for a model that reads padding, so that its buckets are part of the output."""
 
     @pytest.fixture
     def source(self) -> str:
@@ -142,6 +145,26 @@ class TeacherTests:
                         f"{differing} of {example.segments!r:.80} differ alone and in a batch of "
                         f"{size}, {name}: is padding masked, and the same in any batch (buckets)?"
                     )
+
+    def test_padding_changes_nothing(self, source: str) -> None:
+        """Beside a text of the longest bucket, up to rounding. Codes are not compared: rounding can
+        change one of them by a step."""
+        teacher, examples = self._loaded(source), self._examples()
+        buckets = list(teacher.buckets(examples))
+        longest = examples[buckets.index(max(buckets))]
+        numbers = [f.name for f in teacher.spec.features if f.coding is None and not f.whole]
+        for example, bucket in zip(examples, buckets, strict=True):
+            if bucket == max(buckets) or self.padding_tolerance is None:
+                continue
+            alone, beside = (_encode(teacher, each) for each in ([example], [example, longest]))
+            for name in numbers:
+                one, other = (np.asarray(each.features[name][0], "f8") for each in (alone, beside))
+                most = self.padding_tolerance * np.abs(one).max(initial=0)
+                same = one.shape == other.shape and np.allclose(other, one, rtol=0, atol=most)
+                assert same, (
+                    f"{name} of {example.segments!r:.80} differs beside a longer text: is padding "
+                    "masked?"
+                )
 
     def test_it_answers_the_same_again(self, source: str) -> None:
         """Another object, at another state of all shared generators of random numbers."""

@@ -191,7 +191,7 @@ def test_adding_a_teacher(place: Workplace) -> None:
     (row,) = cache.lookup("a bad cab no 1")
     assert cache["share"][row].tolist() == pytest.approx([n / 14 for n in (3, 2, 1, 1, 0, 0, 0)])
     assert (place.folder / "run" / "metrics.json").is_file()
-    assert re.search(r"^11 passed", printed, re.MULTILINE)
+    assert re.search(r"^12 passed", printed, re.MULTILINE)
 
 
 def test_several_teachers(place: Workplace) -> None:

@@ -48,6 +48,11 @@ class FaultyTeacher(Teacher):
         if self._fault == "load":
             self.spec = self.spec.model_copy(update={"settings": {}})
 
+    def buckets(self, examples: Sequence[Example]) -> list[int]:
+        """Of texts of one length, where padding is what is wrong."""
+        lengths = [sum(map(len, example.segments)) for example in examples]
+        return lengths if self._fault == "padding" else [0] * len(examples)
+
     def encode(self, examples: Sequence[Example]) -> Answers:
         texts = ["\n".join(example.segments) for example in examples]
         counts = np.array([[len(text), len(text.split())] for text in texts], dtype=np.float64)
@@ -55,6 +60,8 @@ class FaultyTeacher(Teacher):
             counts *= self._options.factor
         if self._fault == "batch":
             counts += counts.max()
+        if self._fault == "padding":
+            counts += max(self.buckets(examples))
         if self._fault == "generator":
             counts += np.random.random(counts.shape)
         if self._fault == "overflow":

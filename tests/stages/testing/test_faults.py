@@ -33,6 +33,7 @@ class TestSound(ObjectiveTests):
     [
         ("load", "its_spec_is_known_before_it_is_loaded", "load changed the spec"),
         ("batch", "an_answer_depends_on_its_example_alone", "is padding masked"),
+        ("padding", "padding_changes_nothing", "beside a longer text: is padding masked"),
         ("generator", "it_answers_the_same_again", "asked twice"),
         ("overflow", "answers_are_as_declared_and_finite", "not finite as float16"),
         ("shape", "answers_are_as_declared_and_finite", r"is \(1,\), the spec says \(2,\)"),
