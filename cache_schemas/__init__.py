@@ -1,1 +1,2 @@
-"""What a cache is: keys, specs, fingerprints, manifests. No I/O of arrays; see README.md here."""
+"""The data model of a cache: keys, specs, fingerprints, manifests. No I/O of arrays; see README.md
+here."""

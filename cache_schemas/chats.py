@@ -27,19 +27,22 @@ def chat_turns(segment: str) -> Turns:
     end."""
     turns = json.loads(segment)
     if not isinstance(turns, list) or chat_problem(turns):
-        raise ValueError(chat_problem(turns) if isinstance(turns, list) else "is no list of turns")
+        raise ValueError(
+            chat_problem(turns) if isinstance(turns, list) else "is not a list of turns"
+        )
     if turns[-1]["role"] != "assistant":
         raise ValueError("does not end with an answer of the assistant")
     return turns
 
 
 def asking_turns(turns: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The turns of a chat up to what asks for its last answer, whether that is there or not."""
+    """The turns of a chat up to the prompt of its last answer, with or without that answer."""
     return turns[:-1] if turns[-1]["role"] == "assistant" else turns
 
 
 def answered(segment: str, answer: str) -> str:
-    """The segment of a chat that asks for an answer, and one. What is no chat is a user's turn."""
+    """The segment of a chat that is a prompt, followed by an answer. Plain text is a user's
+    turn."""
     try:
         turns = json.loads(segment)
     except ValueError:
@@ -50,20 +53,23 @@ def answered(segment: str, answer: str) -> str:
 
 
 def chat_problem(turns: Sequence[Any] | None, asks: bool = False) -> str | None:
-    """What is wrong with a chat, or with one that only `asks` for an answer; None if nothing is."""
+    """The problem of a chat, or of one that may end without an answer (`asks`); None if there is
+    none."""
     if not turns:
         return "has no turns"
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
             return f"turn {number} lacks a role or a content"
         if turn["role"] not in ROLES:
-            return f"turn {number} has role {turn['role']!r}, which is none of {', '.join(ROLES)}"
+            return (
+                f"turn {number} has role {turn['role']!r}, which is not one of {', '.join(ROLES)}"
+            )
         if not isinstance(turn["content"], str):
-            return f"turn {number} ({turn['role']}) has a content that is no text"
+            return f"turn {number} ({turn['role']}) has content that is not text"
         if not turn["content"].strip():
             return f"turn {number} ({turn['role']}) is empty"
     if not asks and all(turn["role"] != "assistant" for turn in turns):
-        return "has no turn of the assistant, so there is nothing to learn"
+        return "has no turn of the assistant to learn"
     if turns[0]["role"] == "assistant":
-        return "begins with the assistant, whom nobody asked"
+        return "begins with a turn of the assistant"
     return None

@@ -1,9 +1,9 @@
-"""How a teacher's answer to one predicted token is written as a row of bytes of fixed width.
+"""Codings of a teacher's prediction of one token as a row of bytes of fixed width.
 
 A coding is all that a reader needs beside the bytes. Two kinds: the most probable ids with their
-log-probabilities (`TopKCoding`), and ids drawn at random (`SamplesCoding`; Anshumann et al. 2025,
-arXiv 2503.16870). The bytes themselves are the matter of `stages/store/codec`. What a coding kept
-of the answers, measured on a sample of tokens, is its `Fidelity`.
+log-probabilities (`TopKCoding`), and sampled ids (`SamplesCoding`; Anshumann et al. 2025, arXiv
+2503.16870). The bytes themselves are the matter of `stages/store/codec`. What a coding kept of the
+answers, measured on a sample of tokens, is its `Fidelity`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ TAIL_BYTES = 2
 RANGE_BYTES = 1
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 2.0**-10, 2.0**10
-"""Wider than any distillation asks for, and far from where 32-bit numbers overflow."""
+"""Wider than any distillation needs, and far from overflow in 32 bits."""
 
 Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 
@@ -40,7 +40,7 @@ def id_bits(vocab_size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EliasFano:
-    """How `count` non-decreasing numbers below `universe` are split into two parts.
+    """Split of `count` non-decreasing numbers below `universe` into two parts.
 
     Each number gives its `low_bits` lowest bits as they are. The rest, `number >> low_bits`, is a
     string of `high_bits` bits that holds `count` ones: the i-th one stands at i + the i-th rest.
@@ -63,7 +63,7 @@ class EliasFano:
 
 @lru_cache(maxsize=64)
 def _low_bits(universe: int, count: int) -> int:
-    # Readers ask for every block of tokens.
+    # Called for every block of tokens.
     splits = range(id_bits(universe) + 1)
     return min(splits, key=lambda low: count * low + ((universe - 1) >> low))
 
@@ -75,7 +75,7 @@ def _columns_bytes(count: int, widths: tuple[int, ...], more_bits: int = 0) -> i
 
 
 class _Coding(BaseModel):
-    """What both kinds share."""
+    """Base of both kinds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,7 +87,7 @@ class _Coding(BaseModel):
     )
 
     def identity(self) -> dict[str, Any]:
-        """What is hashed of it, by its names in version 1."""
+        """Its hashed fields, by their names in version 1."""
         document = of_version_1(self.model_dump(mode="json"), names.CODING)
         kind = str(document["kind"])
         return document | {"kind": names.CODING_KINDS.get(kind, kind)}
@@ -139,7 +139,7 @@ class TopKCoding(_Coding):
 
     @property
     def row_bytes(self) -> int:
-        """How many bytes one token takes."""
+        """Bytes per token."""
         widths = (id_bits(self.vocab_size), self.levels.low_bits)
         return self.header_bytes + _columns_bytes(self.k, widths, self.levels.high_bits)
 
@@ -166,12 +166,12 @@ class SamplesCoding(_Coding):
 
     @property
     def ids_bytes(self) -> int:
-        """How many bytes the ids of one token take."""
+        """Bytes of the ids of one token."""
         return _columns_bytes(self.samples, (self.ids.low_bits,), self.ids.high_bits)
 
     @property
     def row_bytes(self) -> int:
-        """How many bytes one token takes."""
+        """Bytes per token."""
         return self.ids_bytes + self.samples * self.log_prob_bits // 8
 
 
@@ -194,11 +194,9 @@ MAX_NATS = 1e6
 
 
 class Fidelity(BaseModel):
-    """How far decoded answers are from the teacher's, in nats; of top-k at temperature 1, of draws
-    at the temperature they were drawn at.
-
-    What a coding does not keep has no figure (None): draws have no tail and no divergence, and may
-    have no log-probabilities."""
+    """Error of decoded predictions, in nats; of top-k at temperature 1, of samples at the
+    temperature they were drawn at. Values that a coding does not keep are None: samples have no
+    tail and no divergence, and may have no log-probabilities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -9,10 +9,10 @@
     │   ├── OutputError         a folder that cannot take the output
     │   ├── AccessError         what this user may not read or write
     │   ├── MissingExtraError   a package that comes with an extra of the installation
-    │   └── CacheError          a cache that cannot be used as asked
+    │   └── CacheError          a cache that cannot be used this way
     │       ├── CacheVersionError     written in another format version
     │       ├── TeacherMismatchError  other settings than the cached teacher's
-    │       ├── MissingKeysError      texts the teacher was never asked about
+    │       ├── MissingKeysError      texts that are not cached
     │       ├── MissingFeatureError   a feature the cache does not hold
     │       └── LinkedPathError       a symbolic link in a cache; a DamagedCacheError, too
     └── RunError                the run failed; exit code 1
@@ -20,7 +20,7 @@
         ├── DamagedCacheError   bytes that are not what the commit record says
         ├── StorageError        the disk refused
         ├── ReservationLostError  another writer took a shard over
-        └── TrainingError       training cannot go on
+        └── TrainingError       training cannot continue
 
 A message is one line: what field, which value, what limit, what to do; nothing secret of a URL is
 in it. `assert` is for our bugs.
@@ -119,7 +119,7 @@ class TeacherMismatchError(CacheError):
 
 
 class MissingKeysError(CacheError):
-    """Texts the teacher was never asked about; `positions` are theirs in the request."""
+    """Texts that are not cached; `positions` are their indices in the request."""
 
     def __init__(self, message: str, positions: list[int]) -> None:
         super().__init__(message)
@@ -151,8 +151,8 @@ class StorageError(RunError):
 
 
 class LinkedPathError(CacheError, DamagedCacheError):
-    """A symbolic link where a cache has files and folders. Readers that go on where something is
-    damaged go on there; but it is for people to put right, and no computing brings it back."""
+    """A symbolic link where a cache has files and folders. Readers that tolerate damage tolerate
+    it; but only people can fix it, and no computing brings it back."""
 
 
 class ReservationLostError(RunError):

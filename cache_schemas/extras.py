@@ -1,6 +1,6 @@
-"""Packages that come with an extra of the installation: asked for where they are first needed.
+"""Optional packages, imported where they are first needed.
 
-The core reads caches, asks transformers teachers and trains students. What only some need comes by
+The core reads caches, runs transformers teachers and trains students. What only some need comes by
 `pip install 'armada-kd[EXTRA]'`, and all of it by `[all]`.
 """
 

@@ -1,4 +1,4 @@
-"""What one cached feature is: name, shape per example, dtype, and what its numbers mean."""
+"""Spec of a cached feature: name, shape per example, dtype, and meaning."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -50,10 +50,10 @@ MAX_ROW_BYTES = 2**30
 MAX_LENGTH = 2**20
 
 StoredDtype = Literal["float32", "float16"]
-"""Of numbers, where absent ones are not a number."""
+"""Dtypes with NaN for absent rows."""
 
 StoredWhole = Literal["uint8", "uint16", "uint32"]
-"""Of ids and of coded bytes, where absent ones are 0."""
+"""Dtypes of ids and coded bytes, with 0 for absent rows."""
 
 
 class FeatureSpec(BaseModel):
@@ -67,26 +67,26 @@ class FeatureSpec(BaseModel):
         max_length=MAX_DIMENSIONS, description="shape of one example"
     )
     dtype: StoredDtype | StoredWhole = Field(
-        description="type of the stored numbers, little-endian"
+        description="dtype of the stored numbers, little-endian"
     )
-    description: str = Field(default="", description="what the numbers are, for people")
+    description: str = Field(default="", description="description of the numbers")
     labels: tuple[str, ...] | None = Field(
         default=None, description="names of the classes, for features that are class logits"
     )
 
     axis: AxisName | None = Field(
-        default=None, description="what each example has a row for each of; absent: it has one row"
+        default=None, description="axis of several rows per example; absent: one row"
     )
     max_length: int | None = Field(
         default=None,
         ge=1,
         le=MAX_LENGTH,
         validation_alias=either("max_length", names.FEATURE),
-        description="most rows of an example along the axis",
+        description="maximum rows of an example along the axis",
     )
 
     coding: Coding | None = Field(
-        default=None, description="what the bytes of a row mean; absent: they are numbers"
+        default=None, description="coding of the bytes of a row; absent: plain numbers"
     )
 
     @model_validator(mode="after")
@@ -112,7 +112,7 @@ class FeatureSpec(BaseModel):
         if example_bytes > MAX_ROW_BYTES:
             raise ValueError(
                 f"shape: {list(self.shape)}{f' at {self.max_length} rows' if self.axis else ''} "
-                f"takes {example_bytes} bytes an example; at most {MAX_ROW_BYTES} are cached"
+                f"takes {example_bytes} bytes per example; at most {MAX_ROW_BYTES} are cached"
             )
         return self
 
@@ -123,7 +123,7 @@ class FeatureSpec(BaseModel):
         return {k: v for k, v in document.items() if v is not None or k not in _OPTIONAL}
 
     def identity(self) -> dict[str, Any]:
-        """What is hashed of it: everything but the prose, by its names in version 1."""
+        """Its hashed fields: all but descriptions, by their names in version 1."""
         document = self.model_dump(mode="json", exclude={"description"})
         if self.coding is not None:
             document["coding"] = self.coding.identity()
@@ -131,17 +131,17 @@ class FeatureSpec(BaseModel):
 
     @property
     def values_per_row(self) -> int:
-        """How many numbers one row has."""
+        """Numbers per row."""
         return math.prod(self.shape)
 
     @property
     def row_bytes(self) -> int:
-        """How many bytes one row takes: of an example, or one of several along an axis."""
+        """Bytes per row: of an example, or of one position along an axis."""
         return self.values_per_row * np.dtype(self.dtype).itemsize
 
     @property
     def shown(self) -> str:
-        """For people: `float16[768]`, or `float16[768] x tokens`."""
+        """Readable form: `float16[768]`, or `float16[768] x tokens`."""
         return f"{self.dtype}{list(self.shape)}{f' x {self.axis}' if self.axis else ''}"
 
     @property

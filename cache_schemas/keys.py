@@ -1,11 +1,11 @@
 """Names made of content: the key of an example, and the digest of settings.
 
-The key of an example, what a teacher was asked, is the BLAKE2b hash (16-byte digest, no key, salt
-or personalisation) of its text segments in order, each preceded by its byte length as an unsigned
-64-bit little-endian integer, each in UTF-8 without normalisation. The prefix makes the encoding of
-a segment list unique: ("ab", "c") and ("a", "bc") never share a key. Nothing else enters: not the
-row, not the file, not the label. So a text is asked once, whatever corpora it appears in. Cost:
-about 1 µs an example; two different examples among 10^12 collide with probability 10^-15.
+The key of an example is the BLAKE2b hash (16-byte digest, no key, salt or personalisation) of its
+text segments in order, each preceded by its byte length as an unsigned 64-bit little-endian
+integer, each in UTF-8 without normalisation. The prefix makes the encoding of a segment list
+unique: ("ab", "c") and ("a", "bc") never share a key. Nothing else enters: not the row, not the
+file, not the label. So a text is computed once, whatever corpora it appears in. Cost: about 1 µs an
+example; two different examples among 10^12 collide with probability 10^-15.
 
 Equal settings hash to equal fingerprints by canonical JSON, one byte string per value: UTF-8, keys
 sorted by code point, no white space, no NaN or infinity, floats in Python's shortest form that

@@ -1,4 +1,4 @@
-"""Where everything lies in a cache. Paths are made here from numbers and checked names only.
+"""Layout of a cache. Paths are made here from numbers and checked names only.
 
     CACHE/
       armada.json                       CacheManifest

@@ -1,4 +1,4 @@
-"""The JSON documents of a cache: what is in it, who answered, what was committed, who paid.
+"""The JSON documents of a cache: contents, teachers, commits, provenance.
 
 `CacheManifest` and `TeacherManifest` are written once. A `CommitRecord` is written once per shard
 and makes it visible. None of the three holds a date, a time or a host, so that equal work leaves
@@ -85,7 +85,9 @@ class TeacherManifest(Document):
     max_bytes: ClassVar[int] = 2**24
 
     fingerprint: Fingerprint
-    rows_per_shard: RowsPerShard = Field(description="most rows of one shard; the Zarr chunk grid")
+    rows_per_shard: RowsPerShard = Field(
+        description="maximum rows of one shard; the Zarr chunk grid"
+    )
     spec: TeacherSpec
     extends: Fingerprint | None = Field(
         default=None, description="the teacher whose features these were added to"
@@ -147,15 +149,15 @@ class CommitRecord(Document):
     )
 
     fidelity: dict[FeatureName, Fidelity] = Field(
-        default_factory=dict, description="coded feature -> how far it is from the teacher's answer"
+        default_factory=dict, description="coded feature -> error of decoded predictions"
     )
 
     def identity(self) -> dict[str, Any]:
-        """What a digest is made of, by its names in version 1."""
+        """Fields of the digest, by their names in version 1."""
         return of_version_1(self.model_dump(mode="json"), names.COMMIT)
 
     def rows_of(self, feature: FeatureSpec) -> int:
-        """How many rows of a feature there are: examples, or rows along its axis."""
+        """Number of rows of a feature: examples, or rows along its axis."""
         return self.rows if feature.axis is None else self.lengths[feature.axis]
 
     @model_serializer(mode="wrap")
@@ -171,12 +173,12 @@ class CommitRecord(Document):
 
 
 class CorpusRecord(Document):
-    """A corpus a run was asked about."""
+    """A corpus of a run."""
 
     name: str = Field(description="file or folder name, without its path")
     rows: int = Field(ge=0)
     unique_examples: int = Field(ge=0)
-    licence: str = Field(default="", description="as declared by who ran the job")
+    licence: str = Field(default="", description="as declared in the job")
 
 
 class PartRecord(Document):
@@ -186,10 +188,10 @@ class PartRecord(Document):
     are not here."""
 
     missing_features: tuple[FeatureName, ...] = Field(
-        default=(), description="features whose files are not here"
+        default=(), description="features whose files are missing here"
     )
     missing_tables: tuple[TableName, ...] = Field(
-        default=(), description="tables whose files are not here; never `rows`"
+        default=(), description="tables whose files are missing here; never `rows`"
     )
     next_shard: int = Field(
         ge=0, le=MAX_SHARDS, description="shards below it are the origin's, whether here or not"
@@ -212,9 +214,9 @@ class RunRecord(Document):
     hardware: dict[str, str] = Field(description="device, processor, operating system")
     corpora: tuple[CorpusRecord, ...]
     teacher_seconds: dict[int, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
-        default_factory=dict, description="shard -> seconds spent asking the teacher"
+        default_factory=dict, description="shard -> seconds of the teacher"
     )
-    truncated_examples: int = Field(default=0, ge=0, description="texts longer than it takes")
+    truncated_examples: int = Field(default=0, ge=0, description="truncated texts")
 
 
 DocumentT = TypeVar("DocumentT", bound=Document)

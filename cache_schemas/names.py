@@ -1,8 +1,8 @@
 """Names of fields, and what they were in version 1 of the format.
 
-Documents of either version are read; new ones have the names of today. Fingerprints and digests
-are made of the names of version 1, whatever a document calls its fields: so they stay what they
-were, and a cache of version 1 goes on as it is.
+Documents of either version are read; new ones have the names of today. Fingerprints and digests are
+made of the names of version 1, whatever a document calls its fields: so they are unchanged, and a
+cache of version 1 stays valid.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Who answered: one frozen model under one set of settings, and the fingerprint of both.
+"""A teacher: one frozen model under one set of settings, and the fingerprint of both.
 
-Everything that can change an answer is in `TeacherSpec`, and so in the fingerprint; where the
-weights lie, what machine ran them and how large the batches were is not.
+Everything that can change an output is in `TeacherSpec`, and so in the fingerprint; the location of
+weights, the machine and the batch size are not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,15 +45,15 @@ class TeacherSpec(BaseModel):
         description="part of the model -> digest of its configuration, tokenizer and weight files"
     )
     settings: dict[str, SettingValue] = Field(
-        description="every option that can change an answer, with its value"
+        description="every option that can change an output, with its value"
     )
-    features: tuple[FeatureSpec, ...] = Field(min_length=1, description="what it answers")
+    features: tuple[FeatureSpec, ...] = Field(min_length=1, description="its features")
     vocab_digest: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{32}$",
         validation_alias=either("vocab_digest", names.TEACHER),
-        description="digest of the tokenizer's tokens and their ids, of a teacher that answers by "
-        "them; not part of the fingerprint",
+        description="digest of the tokenizer's tokens and their ids, of a teacher with features of "
+        "tokens; not part of the fingerprint",
     )
 
     @field_validator("settings")
@@ -86,7 +86,7 @@ class TeacherSpec(BaseModel):
         return {feature.axis: feature.max_length or 0 for feature in self.features if feature.axis}
 
     def identity(self) -> dict[str, Any]:
-        """What is hashed: everything but the name and the prose, by its names in version 1."""
+        """Its hashed fields: all but name and descriptions, by their names in version 1."""
         return {
             "kind": self.kind,
             "weights": self.weights,
@@ -128,7 +128,7 @@ def differ_in_features_alone(
 
 
 def _shared(spec: TeacherSpec, other: TeacherSpec, selecting: frozenset[str]) -> bytes:
-    """What the two must have in common, as `spec` says it."""
+    """The fields that both must have in common, of `spec`."""
     identity = spec.identity()
     identity["settings"] = without_settings(spec, selecting)
     identity["features"] = {
@@ -145,8 +145,8 @@ def without_settings(spec: TeacherSpec, left_out: frozenset[str]) -> dict[str, S
 
 
 def told_apart(specs: Mapping[Fingerprint, TeacherSpec]) -> dict[Fingerprint, str]:
-    """What tells each teacher from others of its kind and name, 'weights 3fa9c1d2, pooling cls';
-    empty where there are no others."""
+    """The differences of each teacher from others of its kind and name, 'weights 3fa9c1d2, pooling
+    cls'; empty if there are no others."""
     return {
         fingerprint: _apart(
             spec, [s for s in specs.values() if (s.kind, s.name) == (spec.kind, spec.name)]
@@ -168,10 +168,10 @@ def _apart(spec: TeacherSpec, alike: Sequence[TeacherSpec]) -> str:
 
 
 def differences(cached: TeacherSpec, asked: TeacherSpec) -> list[str]:
-    """Every field in which two specs differ, as 'field: cached X, asked Y' lines."""
+    """Every field in which two specs differ, as 'field: cached X, requested Y' lines."""
     old, new = _flat(cached), _flat(asked)
     return [
-        f"{field}: cached {old.get(field, '(absent)')}, asked {new.get(field, '(absent)')}"
+        f"{field}: cached {old.get(field, '(absent)')}, requested {new.get(field, '(absent)')}"
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field)
     ]

@@ -155,7 +155,7 @@ def _run_seeds(
             for seed in job.seeds
         ]
     except InputError:
-        # Refused before its first seed began: the folder is free for the mended job.
+        # Refused before its first seed began: the folder is free for the corrected job.
         if group.first and not any(job.output.glob("seed-*")):
             (job.output / JOB).unlink()
         raise

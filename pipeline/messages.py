@@ -110,7 +110,7 @@ def duration(seconds: float) -> str:
 
 def fidelity_in_words(fidelity: "Fidelity") -> str:
     """One line of fidelity; divergences and errors are in nats."""
-    parts = [f"{fidelity.bytes_per_token:g} bytes a token"]
+    parts = [f"{fidelity.bytes_per_token:g} bytes per token"]
     if fidelity.divergence is not None:
         parts.append(f"KL {fidelity.divergence:.1e}")
     if fidelity.mean_error is not None and fidelity.max_error is not None:

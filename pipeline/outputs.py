@@ -91,7 +91,7 @@ def new_file(path: Path) -> Iterator[Write]:
 
 
 def _remove_left(path: Path) -> None:
-    """Remove what killed processes have left of a file: nobody holds its lock any more."""
+    """Remove files left by killed processes, whose locks are free."""
     for left in path.parent.iterdir():
         if left.name.startswith(f"{path.name}.") and left.name.endswith(PARTIAL_SUFFIX):
             with left.open("rb") as file:
@@ -101,7 +101,7 @@ def _remove_left(path: Path) -> None:
 
 def _locked(file: BinaryIO, path: Path) -> bool:
     """Take the lock of an open file, False if another process has it; on file systems without locks
-    nobody gets it, and leftovers stay."""
+    no process gets it, and leftovers stay."""
     try:
         return try_lock(file.fileno(), path)
     except StorageError:

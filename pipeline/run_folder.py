@@ -157,8 +157,8 @@ def _mean_the_same(key: str, before: object, now: object) -> bool:
 
 
 def check_same_data(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Raise OutputError if an unfinished run in `folder` began on other data than it would go on
-    with: each difference is named, both sides of it."""
+    """Raise OutputError if an unfinished run in `folder` began on other data than it would continue
+    with: each difference is named, with both values."""
     file = folder / RUN
     before = _of_data(json.loads(file.read_bytes())) if file.is_file() else {}
     now = _of_data(provenance)

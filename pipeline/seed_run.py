@@ -139,7 +139,7 @@ class SeedRun:
         speed_up(built.model.student, job, run.device)
         # Chosen once, as long as the memory is free; or there is no room.
         run = replace(run, where=placements(run))
-        self.group.wait()  # until nobody has a reason to refuse
+        self.group.wait()  # until all processes have passed their checks
         return run
 
     def _name(self) -> str:

@@ -149,7 +149,8 @@ def _objectives(job: DistillJob) -> tuple[ObjectiveKeys, ...]:
 
 
 def _refuse_language_keys(job: DistillJob) -> None:
-    """Raises JobError for keys of language models in a job of any other task: nobody reads them."""
+    """Raises JobError for keys of language models in a job of any other task, where they have no
+    effect."""
     for key, field in LanguageKeys.model_fields.items():
         if getattr(job, key) != field.default:
             raise JobError(f"job key {key!r}: is for language models; set task=language")

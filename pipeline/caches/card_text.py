@@ -150,7 +150,7 @@ def _summary(facts: CardFacts) -> str:
     who = "a frozen teacher" if count == 1 else f"{count} frozen teachers"
     return (
         f"Answers of {who} to {rows:,} texts, kept so that students can be trained without "
-        f"{'it' if count == 1 else 'them'}. Each was asked once about each text."
+        f"{'it' if count == 1 else 'them'}. Each was run once on each text."
     )
 
 

@@ -185,7 +185,7 @@ class NpyPerExample(FeatureSource):
         for place in places.tolist():
             with suppress(CorpusError):
                 return _read_header(self._files[place])
-        return _read_header(self._files[places[0]])  # says what is wrong with it
+        return _read_header(self._files[places[0]])  # raises its error
 
     def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
         """One file after another."""

@@ -203,7 +203,7 @@ def write_corpus(folder: Path, task: Task, seed: int) -> DemoCorpus:
 
 
 def _word_of(scene: Scene, task: Task) -> Word:
-    """The word that a task asks about."""
+    """The word that a task classifies."""
     return scene.colour if task == "colour" else scene.shape
 
 

@@ -185,7 +185,7 @@ class Dispatch:
             if isinstance(news, Signal):
                 return
             if not isinstance(news, dict):
-                # The error that ends the run is known; more of them help nobody.
+                # The error that ends the run is known; further ones do not help.
                 with suppress(Exception):
                     self._finished(_outcome(self._sent.pop(news.key).future))
 

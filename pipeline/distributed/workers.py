@@ -177,7 +177,7 @@ def _me() -> str:
 
 
 class _Unfinished(Exception):
-    """The rest of the chunk is left for later, or for nobody."""
+    """The rest of the chunk is left for later, or dropped."""
 
 
 class _ChunkWork(Work):

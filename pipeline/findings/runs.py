@@ -224,7 +224,7 @@ def _is_location_of_cache(key: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Found:
     """The finished runs below some paths; folders of runs that are not finished, or were planned
-    and have not begun; and what is wrong with folders that cannot be read."""
+    and have not begun; and the problems of folders that cannot be read."""
 
     runs: tuple[FinishedRun, ...]
     unfinished: tuple[Path, ...]

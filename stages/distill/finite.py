@@ -1,5 +1,5 @@
 """A loss that is not finite ends a run before it reaches the weights, and is named; so are cached
-features that are not, which no learning rate mends.
+features that are not, which no learning rate fixes.
 
 On a CPU a batch's loss is looked at before its gradients are worked out. To read a number back from
 a GPU in every step would make that wait; there a flag on the device keeps AdamW from stepping from

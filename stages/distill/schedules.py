@@ -159,10 +159,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> dict[str, s
 #
 #     aligner's pass (schedules.py) -> on_epoch_begin -> answers, answers, ...
 #
-# The aligner sees cached features and nothing else, so between two of its own passes its answers
-# to an epoch's batches are known before the student asks: a few large matrix products stand for a
-# small forward pass in every step, and one gather for many. The next batches follow from (seed,
-# epoch), so nobody has to announce them. What is kept is one window of answers.
+# The aligner sees cached features and nothing else, so between two of its own passes its outputs
+# for an epoch's batches are known before the student needs them: a few large matrix products
+# replace a small forward pass in every step, and one gather replaces many. The next batches follow
+# from (seed, epoch), so they need not be announced. One window of outputs is kept.
 
 WINDOW_ROWS = 1024
 """Matrix products are at full speed, and outputs of 1024 numbers take 4 MiB."""

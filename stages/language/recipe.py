@@ -197,9 +197,9 @@ class Recipe(BaseModel):
     )
     chat_prompt: Literal["template", "answered", "appended"] = Field(
         default="template",
-        description="prompt of a chat: what the template writes to ask for an answer, if it writes "
-        "an answered chat so; answered: what it writes before an answer; appended: the response as "
-        "it is, behind what asks for it",
+        description="prompt of a chat: template: its generation prompt, if complete chats begin "
+        "the same way; answered: what it writes before an answer; appended: the response as it "
+        "is, after the generation prompt",
     )
 
     @field_validator("template_date", mode="before")

@@ -93,7 +93,7 @@ def _parts(backend: Any, document: dict[str, Any], kind: Parting) -> bool:
 
 
 def in_characters(steps: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The steps; a pattern that would see bytes in place of characters as one of no known type."""
+    """The steps; a pattern that would see bytes instead of characters as one of unknown type."""
     in_bytes = False
     for step in steps:
         yield {"type": "of bytes"} if in_bytes and "pattern" in step else step

@@ -140,11 +140,11 @@ def test_differences_name_each_field() -> None:
         }
     )
     assert differences(SPEC, asked) == [
-        "features.embedding: cached float16[4], asked float16[8]",
-        "new: cached (absent), asked True",
-        "pooling: cached mean, asked cls",
-        "scale: cached 1.0, asked (absent)",
-        f"weights.model: cached {'a' * 32}, asked {'c' * 32}",
+        "features.embedding: cached float16[4], requested float16[8]",
+        "new: cached (absent), requested True",
+        "pooling: cached mean, requested cls",
+        "scale: cached 1.0, requested (absent)",
+        f"weights.model: cached {'a' * 32}, requested {'c' * 32}",
     ]
 
 

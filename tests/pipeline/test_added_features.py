@@ -148,8 +148,8 @@ def test_a_dry_run_counts_what_would_be_added(job: Make, tmp_path: Path) -> None
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another answer": ({"layers": [1], "pooling": "cls"}, "pooling: cached mean, asked cls"),
-    "another number type": ({"layers": [1], "store_dtype": "float16"}, "asked float16"),
+    "another answer": ({"layers": [1], "pooling": "cls"}, "pooling: cached mean, requested cls"),
+    "another number type": ({"layers": [1], "store_dtype": "float16"}, "requested float16"),
     "nothing lacking": ({"layers": []}, "has pooled already; leave add_features out"),
     "two steps at once": ({"layers": [0, 1]}, "layer_0, layer_1 were not added in one step"),
     "other rows per shard": ({"layers": [1], "rows_per_shard": 64}, "rows_per_shard: cached 16384"),
@@ -178,7 +178,7 @@ def test_a_teacher_whose_options_choose_no_features_takes_none(
     assert "holds no teacher that differs from hash:4 in nothing (none" in armada(*words).error
     armada.done(*words[:-3])
     told = armada(*words, "--set", "seed=1").error
-    assert "seed: cached 0, asked 1); leave add_features out" in told
+    assert "seed: cached 0, requested 1); leave add_features out" in told
     # The same settings are the same teacher: nothing is to be added, and nothing is wrong.
     assert "already cached, 0 computed" in armada.done(*words)
 

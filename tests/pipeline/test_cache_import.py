@@ -191,7 +191,7 @@ def test_other_declarations_are_other_teachers(
     armada.done(*words(source, "--declare", "steps=20"))
     told = refused(*words(source, "--declare", "steps=50"))
     assert "holds an import named 'elsewhere'" in told
-    assert "steps: cached 20, asked 50" in told
+    assert "steps: cached 20, requested 50" in told
     armada.done(*words(source, "--set", "name=other"))
     assert len({known.fingerprint for known in list_teachers(tmp_path / "cache")}) == 2
 

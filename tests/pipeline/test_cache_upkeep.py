@@ -140,10 +140,10 @@ def test_a_lost_manifest_comes_back_with_its_teacher(
     damage(folder / "teacher.json")
     result = armada("cache", "repair", cache, "--quiet")
     assert result.code == 1  # something is left to do
-    assert "run `armada precompute` with this very teacher --set rows_per_shard=64" in result.out
+    assert "run `armada precompute` with the same teacher --set rows_per_shard=64" in result.out
     assert len(open_cache(cache)) == TEXTS  # the other teacher can be read
     other = job(corpus, cache, rows_per_shard=128)
-    with pytest.raises(Exception, match="say rows_per_shard=64"):
+    with pytest.raises(Exception, match="set rows_per_shard=64"):
         run_precompute(other, quiet=True)
     assert run_precompute(job(corpus, cache), quiet=True).asked == 0
     (folder / "teacher.json.damaged").unlink(missing_ok=True)
@@ -272,7 +272,7 @@ def test_what_another_has_repaired_meanwhile_is_left(
     run_precompute(job(corpus, cache), quiet=True)
     done = carry_out(cache, steps)
     assert [(step.action, step.damage.shard) for step in done] == [("leave", 1), ("leave", 0)]
-    assert "another process has changed it meanwhile" in done[0].remedy
+    assert "another process changed it in the meantime" in done[0].remedy
     assert open_cache(cache, folder.name).keys.shape == (TEXTS, 16)
     assert verify(survey_cache(cache)).damages == ()
 

@@ -32,7 +32,7 @@ def test_segments_in_another_order_are_other_texts(distill_bench, tmp_path, refu
         ("made_up", {}, [], "key 'feature' is missing; the teacher has embedding, logits"),
         ("made_up", {}, ["feature=pooled"], "feature 'pooled': .* has embedding, logits"),
         ("hash", {"objective": "kd"}, [], "feature 'logits': .* has embedding"),
-        ("hash", {"teacher": "hash:6"}, [], "'hash:6': is no fingerprint; name one, .*hash:6"),
+        ("hash", {"teacher": "hash:6"}, [], "'hash:6': is not a fingerprint; name one, .*hash:6"),
         (
             "hash",
             {"objective": "kd"},

@@ -36,7 +36,7 @@ def test_push_and_pull(hub: LoopbackHub, cache: Path, armada: CommandLine, tmp_p
     result = armada("cache", "push", cache, URL)
     assert result.code == 0
     assert f"{URL} has digest {read_digest(cache)}" in result.out
-    assert f"{URL}: made a private dataset repository" in result.err
+    assert f"{URL}: created a private dataset repository" in result.err
     again = armada("cache", "push", cache, URL)
     assert "3 already there" in again.out
     assert "made a" not in again.err
@@ -58,7 +58,7 @@ def test_public(hub: LoopbackHub, cache: Path, refused: Callable[..., str], tmp_
     [
         (error(403, "no write access"), 2, "the Hub refuses this (no write access)"),
         (error(401, "Invalid credentials"), 2, "the Hub does not accept the token"),
-        (error(503, "busy"), 1, "cannot be reached (busy); run the same command again to go on"),
+        (error(503, "busy"), 1, "cannot be reached (busy); run the same command again to continue"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(

@@ -216,9 +216,9 @@ def test_other_settings_of_a_cached_teacher_are_refused(
     result = armada(*other)
     assert result.code == 2
     for difference in (
-        "features.embedding: cached float32[16], asked float16[16]",
-        "seed: cached 0, asked 1",
-        "store_dtype: cached float32, asked float16",
+        "features.embedding: cached float32[16], requested float16[16]",
+        "seed: cached 0, requested 1",
+        "store_dtype: cached float32, requested float16",
         "add_teacher=true",
     ):
         assert difference in result.error

@@ -96,7 +96,7 @@ class PackedTexts:
         inside = arange_each(lengths)
         columns = {"input_ids": ids}
         if self.packing == "document_mask":
-            # Positions that do not go on from the one before begin a text; padding is texts, too.
+            # A position that does not follow the one before starts a text; padding is texts, too.
             columns["position_ids"] = inside
         fills = {"input_ids": self.pad_id}
         batch: dict[str, Any] = {**pad(columns, lengths_of_rows, fills, width=width)}

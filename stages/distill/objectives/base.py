@@ -75,8 +75,8 @@ class Reads:
     output and labels are None."""
     task: bool = True
     """Whether it scores the task itself whenever it is one of several: the labels, or, if it reads
-    tokens, those of the corpus; else it leaves that to the others, and the task's loss is added
-    where nobody scores it."""
+    tokens, those of the corpus; else it leaves that to the others, and the task's loss is added if
+    no objective scores it."""
     regression: bool = True
     """Whether it has a meaning where labels are numbers."""
     least_rows: int = 1

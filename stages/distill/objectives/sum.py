@@ -29,7 +29,7 @@ from .base import (
 
 
 class WeightSchedule(BaseModel):
-    """A weight that moves from one value to another while a run goes on."""
+    """A weight that changes from one value to another during a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

@@ -152,7 +152,7 @@ def make_spec(
     features: Sequence[FeatureSpec],
     **resolved: SettingValue,
 ) -> TeacherSpec:
-    """A spec whose settings are the options, with `resolved` in place of what was 'auto'."""
+    """A spec whose settings are the options, with `resolved` instead of 'auto'."""
     settings = options.settings() | resolved
     return TeacherSpec(
         kind=kind, name=name, weights=weights, settings=settings, features=tuple(features)

@@ -1,9 +1,10 @@
-"""Any causal language model as a teacher: what it says of each token of a text, and by itself.
+"""Any causal language model as a teacher: its predictions at each token of a text, and its own
+responses.
 
 Of a text (`../../language`), the predicted tokens are answered: by the most probable tokens, by
 tokens drawn from the model's distribution, by the whole distribution, by hidden states, as is
-asked. The logits of all tokens are never in memory at once.
-Shapes: B examples, T tokens, P predicted tokens of all examples, H hidden numbers, V tokens.
+asked. The logits of all tokens are never in memory at once. Shapes: B examples, T tokens, P
+predicted tokens of all examples, H hidden numbers, V tokens.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ from .token_answers import MEASURED_EVERY, Answer, Dense, Samples, TokenAnswers,
 DEFAULT_TEXT_LENGTH = 1024
 PAD_MULTIPLE = 16
 CHUNK_BYTES = 64 * 2**20
-"""Of float32 logits at once."""
+"""Bytes of float32 logits at once."""
 
 
 class CausalLMTeacher(CheckpointTeacher):
@@ -197,13 +198,13 @@ class CausalLMTeacher(CheckpointTeacher):
         transform = find_transform(self._model)
         if transform is None:
             raise TeacherSourceError(
-                f"source {self._folder}: {type(self._model).__name__} makes its logits otherwise "
-                "than from its last hidden states and its head; use another model"
+                f"source {self._folder}: {type(self._model).__name__} does not compute its logits "
+                "as head(last hidden state); use another model"
             )
         if not is_causal(self._model):
             raise TeacherSourceError(
-                f"source {self._folder}: a {type(self._model).__name__} sees the tokens after the "
-                "one that it predicts; use a causal language model"
+                f"source {self._folder}: a {type(self._model).__name__} attends to later tokens; "
+                "use a causal language model"
             )
         self._transform, self._head = transform, self._model.get_output_embeddings()
         logit_bytes = 4 * self._head.weight.shape[0]
@@ -247,8 +248,8 @@ class CausalLMTeacher(CheckpointTeacher):
             return width
         if len(layers) > 1 and width != read_by_head:
             raise JobError(
-                f"hidden_layers: layer {last}, which the head reads, has {read_by_head} numbers a "
-                f"token and the others {width}; ask for it alone, or for the others"
+                f"hidden_layers: layer {last}, which the head reads, has {read_by_head} numbers "
+                f"per token and the others {width}; keep it alone, or the others"
             )
         return read_by_head
 
@@ -257,7 +258,7 @@ class CausalLMTeacher(CheckpointTeacher):
         options = self._options
         clock = options.text_format == "chat" and options.template(self._tokenizer).reads_clock
         if options.template_date is not None and not clock:
-            raise JobError("template_date: the chat template reads no clock; leave it out")
+            raise JobError("template_date: the chat template uses no date; leave it out")
         return {"template_date": options.date} if clock else {}
 
     def _check(self) -> None:

@@ -1,4 +1,4 @@
-"""What a causal language model can be asked for, and the features that makes."""
+"""Options of a causal language model, and their features."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,8 +31,8 @@ class CausalLMOptions(PrecisionOptions, Recipe):
     max_length: int | None = Field(
         default=None,
         ge=2,
-        description="most tokens of a text, what is beyond is cut off; default 1024, or what the "
-        "model takes if that is less",
+        description="maximum tokens per text, longer ones are truncated; default 1024, or the "
+        "model's maximum if that is less",
     )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="of samples, and of responses that are sampled"
@@ -44,7 +44,7 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         "others; null: none",
     )
     top_k_bits: Literal[5, 6, 8, 16] = Field(
-        default=8, description="bits that say a log-probability of top_k: 5, 6, 8 or 16"
+        default=8, description="bits per log-probability of top_k: 5, 6, 8 or 16"
     )
     temperatures: tuple[Temperature, ...] = Field(
         default=(1.0,),
@@ -68,23 +68,26 @@ class CausalLMOptions(PrecisionOptions, Recipe):
     hidden_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
         description="layers whose hidden states to keep for each predicted token: 0 (embeddings), "
-        "1, ...; as the last one counts what the head reads",
+        "1, ...; the last one is the input of the head",
     )
     characters: bool = Field(
         default=False,
-        description="keep how many characters had been read before each predicted token: for "
-        "students with another tokenizer",
+        description="keep the character offset of each predicted token: for students with another "
+        "tokenizer",
     )
     max_new_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="let the model answer each prompt itself, with at most so many tokens",
+        description="generate the model's own response to each prompt, of at most so many tokens",
     )
     generation_temperature: float = Field(
-        default=0.0, ge=0, le=100, description="0: the most probable tokens; else they are drawn"
+        default=0.0, ge=0, le=100, description="0: greedy; else tokens are sampled"
     )
     generation_top_p: float = Field(
-        default=1.0, gt=0, le=1, description="draw from the tokens that have this much of the mass"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="sample from the tokens with this much of the mass (nucleus)",
     )
 
     @field_validator("hidden_layers")
@@ -99,27 +102,25 @@ class CausalLMOptions(PrecisionOptions, Recipe):
         asked = (self.top_k, self.samples, self.dense, self.hidden_layers, self.max_new_tokens)
         if not any(asked):
             raise ValueError(
-                "top_k, samples, dense, hidden_layers, max_new_tokens: ask for at least one of them"
+                "top_k, samples, dense, hidden_layers, max_new_tokens: set at least one of them"
             )
         if self.max_new_tokens and not self.has_prompt:
-            raise ValueError(
-                "max_new_tokens: texts have no prompt to answer; use text_format plain or chat"
-            )
+            raise ValueError("max_new_tokens: texts have no prompt; use text_format plain or chat")
         return self
 
     @property
     def known_temperatures(self) -> tuple[float, ...]:
-        """Those at which a tail is kept, ascending: 1 is always among them."""
+        """Temperatures at which the tail is kept, ascending: 1 is always among them."""
         return tuple(sorted({1.0, *self.temperatures}))
 
     def codings(self, vocab_size: int) -> dict[str, Coding]:
-        """How the coded features of a vocabulary are written. Raises JobError."""
+        """Codings of the features for a vocabulary size. Raises JobError."""
         codings: dict[str, Coding] = {}
         if self.top_k is not None:
             if self.top_k > vocab_size:
                 raise JobError(
-                    f"top_k: {self.top_k} is above the tokenizer's vocabulary of {vocab_size}; ask "
-                    f"for at most {vocab_size}"
+                    f"top_k: {self.top_k} is above the tokenizer's vocabulary of {vocab_size}; use "
+                    f"at most {vocab_size}"
                 )
             with _within_limits("top_k, temperatures"):
                 codings["top_k"] = TopKCoding(
@@ -139,7 +140,7 @@ class CausalLMOptions(PrecisionOptions, Recipe):
     def features(
         self, vocab_size: int, width: int, max_length: int, stored: StoredDtype
     ) -> list[FeatureSpec]:
-        """All that is asked for of a model of so many tokens and hidden numbers."""
+        """The requested features, for a vocabulary size and hidden size."""
         of_tokens = {"axis": TOKENS, "max_length": max_length}
         of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "max_length": max_length}
         found = [
@@ -183,11 +184,11 @@ def _spec(name: str, shape: tuple[int, ...], dtype: Any, told: str, **more: Any)
 
 @contextmanager
 def _within_limits(options: str) -> Iterator[None]:
-    """What a cache cannot hold is the fault of the options that ask for it."""
+    """Turns limits of a cache into errors of the options."""
     try:
         yield
     except ValidationError as cause:
         problem = cause.errors()[0]
         field = "".join(f"{part}: " for part in problem["loc"][:1])
         told = problem["msg"].removeprefix("Value error, ")
-        raise JobError(f"{options}: {field}{told}; ask for less") from cause
+        raise JobError(f"{options}: {field}{told}; use less") from cause

@@ -166,7 +166,7 @@ class EncoderTeacher(LanguageModelTeacher):
         ]
 
     def _widths(self) -> dict[str, int]:
-        """Feature -> how many numbers a text is pooled to."""
+        """Feature -> numbers per text."""
         if self._options.pooling == "features":
             with refusing(TeacherSourceError, f"source {self._folder}"):
                 return {"pooled": features_width(self._skeleton)}

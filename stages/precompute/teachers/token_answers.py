@@ -1,7 +1,7 @@
-"""What a language model answers for each token it predicts, from its logits, chunk by chunk.
+"""A language model's predictions for each token, from its logits, chunk by chunk.
 
-In: logits [C, V] in float32 of as many tokens as fit into little memory. Out: NumPy arrays of a row
-a token. Shapes: C tokens of a chunk, P of all, V tokens, K entries or samples, T temperatures.
+In: logits [C, V] in float32 of a chunk of tokens. Out: NumPy arrays with a row per token. Shapes: C
+tokens of a chunk, P of all, V tokens, K entries or samples, T temperatures.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from ...store.codec.top_k import encode_top_k
 from .base import Precision
 
 MEASURED_EVERY = 16
-"""Of the predicted tokens of a text, what is written is compared with what was meant."""
+"""Interval of predicted tokens at which the written row is compared with the exact one."""
 
 Arrays = tuple[npt.NDArray[Any], ...]
 Bools = npt.NDArray[np.bool_]
@@ -34,13 +34,13 @@ class Answer(Protocol):
     """One feature of predicted tokens."""
 
     def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
-        """What the teacher says, arrays [C, ...]."""
+        """The predictions, arrays [C, ...]."""
 
     def rows(self, said: Arrays) -> npt.NDArray[Any]:
-        """What is stored of it [C, *shape]."""
+        """The stored rows [C, *shape]."""
 
     def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity | None:
-        """How far the stored rows are from what was said; None where they are the same."""
+        """Errors of the stored rows; None if they are exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class TopK:
         return encode_top_k(self.coding, *said)
 
     def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity:
-        """Of coded rows, against what was said."""
+        """Errors of coded rows."""
         ids_CK, log_probs_CK, log_tails_CT = said
         return measure_top_k(self.coding, ids_CK, log_probs_CK, log_tails_CT, rows)
 
@@ -96,7 +96,7 @@ class Samples:
         return encode_samples(self.coding, said[0], said[1] if self.coding.log_prob_bits else None)
 
     def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity:
-        """Of coded rows, against what was said."""
+        """Errors of coded rows."""
         ids_CK, log_probs_CK = said
         return measure_samples(self.coding, ids_CK, log_probs_CK, rows)
 
@@ -131,7 +131,7 @@ class TokenAnswers:
 
     answers: Mapping[str, Answer]
     measured: Bools
-    """Which tokens what is stored is measured at, [P]."""
+    """Mask of the measured tokens, [P]."""
     _rows: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     _samples: dict[str, list[tuple[Arrays, npt.NDArray[Any]]]] = field(default_factory=dict)
     _numbers: list[Bools] = field(default_factory=list)
@@ -139,8 +139,8 @@ class TokenAnswers:
     def gather(
         self, logits: Callable[[int, int], Tensor], chunk: int, uniform_PK: Uniforms
     ) -> None:
-        """Ask for all of them; `logits` gives those of tokens `start` to `stop - 1` [C, V]."""
-        # Once at least: of no token, there are features of no rows.
+        """Compute all of them; `logits` gives those of tokens `start` to `stop - 1` [C, V]."""
+        # Run once even for zero tokens, to get empty arrays of the right shape.
         for start in range(0, max(len(self.measured), 1), chunk):
             part = slice(start, min(start + chunk, len(self.measured)))
             logits_CV = logits(part.start, part.stop)

@@ -29,7 +29,7 @@ class TopK:
     log_probs_Nk: Float32
     """-inf where an entry is absent."""
     log_tail_N: Float32 | None
-    """Of all other ids together; -inf where there are none. None: left out, entries sum to 1."""
+    """Log-mass of all other ids; -inf if there are none. None: left out, entries sum to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Samples:
 
     ids_NK: Int32
     log_probs_NK: Float32 | None
-    """Of each draw, at the temperature they were drawn at; None if they are not kept."""
+    """Log-probability of each sample, at its temperature; None if not kept."""
 
 
 def refuse_log_probs(values: Floats, name: str) -> None:

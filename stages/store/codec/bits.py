@@ -109,7 +109,7 @@ def joined_sorted(columns_NC: UInt8, bits_NB: UInt8, law: EliasFano) -> UInt32:
 
 
 def _rests(high_NH: UInt8, count: int) -> UInt32:
-    """How many zeros stand before each one."""
+    """Number of zeros before each one."""
     rows, width = high_NH.shape
     positions = np.flatnonzero(np.ascontiguousarray(high_NH).view(np.bool_))
     if positions.size != rows * count:

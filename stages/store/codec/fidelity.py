@@ -1,4 +1,4 @@
-"""How much of the teacher's answers is left after they were written and read back."""
+"""Error of predictions after writing and reading back."""
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ def measure_top_k(
     log_tails_NT: Floats,
     rows_NW: UInt8,
 ) -> Fidelity:
-    """Of rows [N, W], N >= 1, against what was given to `encode_top_k`, at temperature 1."""
+    """Errors of rows [N, W], N >= 1, against the input of `encode_top_k`, at temperature 1."""
     found = decode_top_k(coding, rows_NW)
     assert found.log_tail_N is not None
     kept_Nk = found.log_probs_Nk > -np.inf
@@ -41,7 +41,7 @@ def measure_top_k(
 def measure_samples(
     coding: SamplesCoding, ids_NK: Integers, log_probs_NK: Floats | None, rows_NW: UInt8
 ) -> Fidelity:
-    """Of rows [N, W], N >= 1, against what was given to `encode_samples`."""
+    """Errors of rows [N, W], N >= 1, against the input of `encode_samples`."""
     found = decode_samples(coding, rows_NW)
     assert (found.ids_NK == np.sort(ids_NK, axis=1)).all()
     tokens, width = len(rows_NW), coding.row_bytes

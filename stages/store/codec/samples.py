@@ -59,10 +59,8 @@ def _encoded_ids(coding: SamplesCoding, sorted_NK: Integers) -> UInt8:
 
 
 def decode_samples(coding: SamplesCoding, rows_NW: UInt8) -> Samples:
-    """What rows say.
-
-    Raises DamagedCacheError for bytes that no encoder wrote; ids are below the vocabulary whatever
-    the bytes are."""
+    """Decoded rows. Raises DamagedCacheError for invalid bytes; ids are below the vocabulary
+    whatever the bytes are."""
     assert rows_NW.shape[1:] == (coding.row_bytes,)
     ids_NK = np.empty((len(rows_NW), coding.samples), np.int32)
     columns = coding.samples * (coding.ids.low_bits // 8)

@@ -91,7 +91,7 @@ def _allow(path: Path, bits: int) -> None:
 
 
 def access_error(path: Path | str) -> AccessError:
-    """What to tell people who may not read or write `path`."""
+    """The error for missing permission to read or write `path`."""
     return AccessError(
         f"{path}: permission denied; its owner can share the folder with a group (chgrp -R GROUP; "
         "chmod -R g+rwX; chmod g+s on each folder in it); or work on a copy"
@@ -166,7 +166,7 @@ def _remove_quietly(partial: Path) -> None:
 
 
 def storage_error(path: Path, cause: OSError) -> StorageError | AccessError:
-    """What to tell people when the disk refuses `path`."""
+    """The error for a failed write to `path`."""
     if isinstance(cause, PermissionError):
         return access_error(path)
     if cause.errno in _DISK_FULL:

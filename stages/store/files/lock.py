@@ -2,7 +2,7 @@
 
 Writers of any number of processes and hosts take turns at it. The kernel frees the lock when its
 process dies. It is a `flock` on `writer.lock`, which local file systems and NFS 4 keep between all
-processes that see the file. Where a file system only pretends, two writers may ask about the same
+processes that see the file. Where a file system only pretends, two writers may compute the same
 text; no shard is ever torn, because files are moved into place out of folders that have one owner
 (`../writing/reservations.py`).
 """
@@ -27,7 +27,7 @@ PATIENCE_S = 300.0
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.1
 _A_TURN_S = 1.0
-"""Who has waited for longer says so, unless for another thread of this process."""
+"""Seconds of waiting before a message, unless for another thread of this process."""
 
 _OURS: set[Path] = set()
 """Caches whose lock this process holds."""

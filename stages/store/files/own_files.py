@@ -1,8 +1,8 @@
 """Whatever changes in a cache changes here: files are written, moved and removed, folders made.
 
 A cache may come from strangers, and a symbolic link in it lead anywhere. So before anything is
-touched, every part of the way to it from the cache's own folder on is looked at: what a link leads
-to is nobody's to change. (The folder of the cache itself may be a link: that is its owner's.) All
+touched, every part of the way to it from the cache's own folder on is looked at: the target of a
+link is never changed. (The folder of the cache itself may be a link: that is its owner's.) All
 other modules of the store come here to change files; a test reads their source for that.
 
 What a process works in before anything is moved into place is its own from the beginning

@@ -50,14 +50,14 @@ def plain_size(path: Path, cache: Path) -> int:
 
 
 def read_error(path: Path, cause: OSError) -> DamagedCacheError | AccessError:
-    """What to tell people when `path` cannot be read. What they may not read is not damaged."""
+    """The error for an unreadable `path`; missing permission is not damage."""
     if isinstance(cause, PermissionError):
         return access_error(path)
     return DamagedCacheError(f"{path}: cannot be read: {cause.strerror}")
 
 
 def entries(folder: Path, pattern: str = "*") -> list[Path]:
-    """What is in a folder, sorted; nothing if it is not there.
+    """Entries of a folder, sorted; none if it is missing.
 
     Unlike `glob`, it takes neither what may not be read nor what is no folder for empty: it raises
     AccessError, DamagedCacheError, and LinkedPathError for a link to nothing."""
@@ -89,7 +89,7 @@ Stamp = tuple[int, int]
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """That of a file or a link; None if there is none."""
+    """Stamp of a file or a link; None if there is none."""
     try:
         found = path.lstat()
     except OSError:
@@ -107,8 +107,8 @@ def check_way(path: Path, cache: Path) -> None:
 def check_folders(path: Path, cache: Path) -> None:
     """Refuse a path if anything between `cache` and its last part is no plain folder.
 
-    Raises LinkedPathError for a symbolic link, DamagedCacheError for a file, a pipe, a device; what
-    is not there is nobody's damage here."""
+    Raises LinkedPathError for a symbolic link, DamagedCacheError for a file, a pipe, a device;
+    missing files are not damage here."""
     parts, above = path.parts, len(cache.parts)
     assert parts[:above] == cache.parts, (path, cache)
     # Strings: a cache has thousands of files, and paths cost more than the calls.

@@ -39,7 +39,7 @@ from ..files.plain_files import (
 
 
 def check_cache(path: Path) -> CacheManifest:
-    """What a cache says of itself; refuses what is none of a version that is read here."""
+    """The manifest of a cache; refuses anything but a cache of a readable version."""
     manifest = path / CACHE_MANIFEST
     check_way(manifest, path)
     if not manifest.is_file():
@@ -50,7 +50,7 @@ def check_cache(path: Path) -> CacheManifest:
         if not path.exists():
             raise CacheError(
                 f"cache {path}: there is no such folder, and so it holds no {CACHE_MANIFEST}; this "
-                "is not an armada cache; mend the path, or make one with `armada precompute`"
+                "is not an armada cache; check the path, or make one with `armada precompute`"
             )
         if not path.is_dir():
             raise CacheError(
@@ -101,12 +101,14 @@ def choose_teacher(
         if len(candidates) == 1:
             return candidates[0]
     if not teachers:
-        raise CacheError(f"cache {path}: no teacher has answered yet; run `armada precompute`")
+        raise CacheError(
+            f"cache {path}: no teacher has committed a shard yet; run `armada precompute`"
+        )
     if prefix is None:
         raise CacheError(f"cache {path}: holds several teachers; choose one: {known}")
     problem = "is the prefix of several teachers" if matches else "is not in the cache"
     if ":" in prefix:
-        problem = "is no fingerprint; name one, or the start of one"
+        problem = "is not a fingerprint; name one, or its first digits"
     raise CacheError(f"teacher {prefix!r}: {problem}; it holds {known}")
 
 
@@ -122,7 +124,7 @@ def read_teacher(file: Path, path: Path) -> TeacherManifest:
     teacher = read_document(TeacherManifest, file, path)
     if teacher.fingerprint != file.parent.name:
         raise DamagedCacheError(
-            f"{file}: is of teacher {teacher.fingerprint}; its folder is named otherwise"
+            f"{file}: is of teacher {teacher.fingerprint}; its folder has another name"
         )
     return teacher
 
@@ -144,7 +146,8 @@ def read_commit(folder: Path, file: Path, teacher: TeacherManifest) -> CommitRec
     if file != commit_file(folder, record.shard) or not fits(record, teacher):
         raise DamagedCacheError(
             f"{file}: shard {record.shard} of {record.rows} rows and features "
-            f"{', '.join(record.features):.200} fits neither its name nor the teacher; recompute it"
+            f"{', '.join(record.features):.200} matches neither its name nor the teacher; "
+            "recompute it"
         )
     return record
 
@@ -164,7 +167,7 @@ def fits(record: CommitRecord, teacher: TeacherManifest) -> bool:
 
 
 def read_part(cache: Path, fingerprint: str) -> PartRecord | None:
-    """What is missing of a teacher; None if nothing is, or there is no such teacher."""
+    """Missing parts of a teacher; None if there are none, or no such teacher."""
     file = teacher_folder(cache, fingerprint) / TEACHER_PART
     return read_document(PartRecord, file, cache) if file.exists() else None
 
@@ -183,7 +186,7 @@ def first_own_shard(cache: Path, fingerprint: str) -> int:
 
 
 def refuse_part(cache: Path, fingerprint: str, purpose: str) -> PartRecord | None:
-    """What `read_part` gives; raises CacheError if features or tables of a teacher are missing.
+    """Result of `read_part`; raises CacheError if features or tables of a teacher are missing.
 
     `purpose` completes 'so ...', for example 'nothing can be added'."""
     part = read_part(cache, fingerprint)

@@ -60,7 +60,7 @@ class Ragged:
 
     @property
     def offsets(self) -> IntArray:
-        """Where each example begins, and where the last one ends; [N + 1]."""
+        """Start of each example, and end of the last one; [N + 1]."""
         return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class Ragged:
 
 
 def joined(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, ...], dtype: str) -> Ragged:
-    """Of the values of each example, [n, *shape], all."""
+    """Values of all examples, [n, *shape] each, concatenated."""
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
     none = np.empty((0, *shape), dtype)
     values = np.concatenate([none, *parts]).astype(dtype, copy=False)

@@ -55,7 +55,7 @@ def read_table(path: Path, columns: Mapping[str, pa.DataType], rows: int) -> pa.
     names = sorted(table.schema.names)
     if names != sorted(columns) or {f.name: f.type for f in table.schema} != columns:
         raise DamagedCacheError(
-            f"{path}: of {list(columns)} it holds {names}, of other types or not all; recompute "
+            f"{path}: expected columns {list(columns)}, found {names} or other types; recompute "
             "the shard"
         )
     return table
@@ -147,14 +147,14 @@ def read_lengths(path: Path, rows: int, axis: str, total: int, max_length: int) 
     most = int(lengths.max(initial=0))
     if column.null_count or most > max_length or int(lengths.sum()) != total:
         raise DamagedCacheError(
-            f"{path}: {axis!r} has {int(lengths.sum())} rows in all, at most {most} an example; "
+            f"{path}: {axis!r} has {int(lengths.sum())} rows in total, at most {most} per example; "
             f"the commit record says {total}, the teacher at most {max_length}; recompute the shard"
         )
     return lengths
 
 
 MAX_FOOTER_BYTES = 2**20
-"""That of a table of a cache has some hundreds."""
+"""Footers of a cache's tables have some hundreds of bytes."""
 
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 8
@@ -216,7 +216,7 @@ class _Compact:
         self._data, self._at = data, 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        """Field number -> value. No number may come twice: who reads may take either."""
+        """Field number -> value. No number may be repeated: readers may take either."""
         if depth > _MAX_DEPTH:
             raise ValueError("nested too deeply")
         fields: dict[int, Any] = {}
@@ -225,7 +225,7 @@ class _Compact:
             step, kind = header >> 4, header & 15
             number = number + step if step else self._zigzag()
             if number in fields:
-                raise ValueError(f"field {number} comes twice")
+                raise ValueError(f"field {number} is repeated")
             # In a struct, the kind of a boolean is its value.
             fields[number] = kind == 1 if kind in (1, 2) else self._value(kind, depth)
         return fields

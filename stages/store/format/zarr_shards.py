@@ -52,7 +52,7 @@ def shard_parts(rows: DenseArray, spec: FeatureSpec, rows_per_shard: int) -> Ite
 
 
 def fill_value(spec: FeatureSpec) -> float:
-    """What stands for an absent row; whole numbers have nothing better than zeros."""
+    """Fill value of an absent row: NaN, or 0 for integers."""
     return 0 if spec.whole else float("nan")
 
 
@@ -146,10 +146,10 @@ def _to_json(document: dict[str, Any]) -> bytes:
 MAX_ZARR_BYTES = 2**20
 
 LAYOUT = ("data_type", "chunk_grid", "codecs")
-"""What another Zarr writer changes if it orders or compresses the rows differently."""
+"""Fields that another Zarr writer changes if it orders or compresses the rows differently."""
 
 ArrayState = Literal["current", "stale", "foreign"]
-"""stale: counts other rows than are committed, as a writer that died leaves it, or one at work;
+"""stale: counts other rows than are committed, as left by a dead writer, or by a running one;
 foreign: laid out otherwise, re-written by another tool or damaged."""
 
 
@@ -186,7 +186,7 @@ def check_array(
 
 
 def stored_rows_per_shard(teacher: Path) -> int | None:
-    """What the arrays in a teacher's folder say of its shards, for when `teacher.json` is lost."""
+    """Rows per shard by the arrays in a teacher's folder, for when `teacher.json` is lost."""
     for path in sorted(teacher.glob(f"*/{ZARR_METADATA}")):
         try:
             document = read_json_object(path, teacher.parent.parent)

@@ -1,1 +1,1 @@
-"""From texts to rows to numbers: one mapping of all shards, read like one array."""
+"""Reading: texts to rows to numbers, with all shards as one array."""

@@ -6,10 +6,10 @@ FeatureArray    [rows, *shape]. Plain shards are mapped: a batch costs one copy 
                 in some other order or layout is read through zarr-python: same values.
 JoinedArray     A feature that was added to a teacher later: rows counted as the teacher's, stored
                 elsewhere, by a teacher that was asked in an order of its own, and maybe about fewer
-                texts. A map from rows to rows, made once from the keys of both; 8 bytes a row.
+                texts. A map from rows to rows, made once from the keys of both; 8 bytes per row.
 RaggedArray     A feature along an axis: any examples' rows, end to end. The values of all examples
-                are one feature array; offsets say which rows are whose, 8 bytes an example. A batch
-                costs one gather.
+                are one feature array; offsets say which rows are whose, 8 bytes per example. A
+                batch costs one gather.
 """
 
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class FeatureArray:
 
     @property
     def access(self) -> Literal["warm", "cold"]:
-        """How rows are read; see `memory.py`."""
+        """Access to rows; see `memory.py`."""
         return self._access
 
     @property
@@ -185,7 +185,7 @@ class FeatureArray:
         return rows
 
     def _room(self, rows: int, out: DenseArray | None) -> DenseArray:
-        """Where so many rows go: `out`, if they can."""
+        """The output array for rows: `out`, if it is suitable."""
         shape = (rows, *self.spec.shape)
         if out is None:
             return np.empty(shape, self.dtype)
@@ -225,7 +225,7 @@ class JoinedArray(FeatureArray):
         self._stored.will_need(self._joined(rows))
 
     def require_whole(self, rows: Rows) -> None:
-        """As of the array that holds them."""
+        """As for the array that holds them."""
         self._stored.require_whole(self._joined(rows))
 
     def in_file_order(self, rows: Rows) -> Rows:

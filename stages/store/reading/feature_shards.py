@@ -47,7 +47,7 @@ ArmadaError. Must be safe to pickle."""
 
 @dataclass(frozen=True)
 class FeatureShards:
-    """Where a feature lies in a teacher's folder; `shards` are (number, rows), in row order."""
+    """Files of a feature in a teacher's folder; `shards` are (number, rows), in row order."""
 
     folder: Path
     spec: FeatureSpec
@@ -103,8 +103,8 @@ class FeatureShards:
             return
         if found.st_ino == inode and found.st_size < rows * self.spec.row_bytes:
             raise DamagedCacheError(
-                f"{path}: was cut to {found.st_size} bytes while it was in use; `armada cache "
-                "verify` tells what else is damaged, and `armada cache repair` drops it"
+                f"{path}: was truncated to {found.st_size} bytes while in use; `armada cache "
+                "verify` lists further damage, and `armada cache repair` drops it"
             )
 
     @property
@@ -139,7 +139,7 @@ class FeatureShards:
 CODECS = {"bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zstd"}
 """Not blosc: its decoder ends the process at chunks that are cut or damaged."""
 MAX_CHUNK_BYTES = 2**31
-"""What is decoded at once."""
+"""Limit of bytes decoded at once."""
 MAX_INNER_CHUNKS = 2**24
 """Entries of a shard's index."""
 
@@ -167,9 +167,9 @@ def _problem(document: dict[str, Any], spec: FeatureSpec) -> str | None:
     if shape[1:] != list(spec.shape) or document["data_type"] != spec.dtype:
         return f"is of {document['data_type']!r:.20} {shape!r:.60}, not the feature's"
     if spec.whole:
-        return "is laid out by another tool: of whole numbers, absent ones could not be told"
+        return "is laid out by another tool, and integers cannot mark absent rows"
     if document["fill_value"] != "NaN":
-        return f"fill_value {document['fill_value']!r:.20}: absent rows would pass for answers"
+        return f"fill_value {document['fill_value']!r:.20}: absent rows would look like features"
     codecs = list(_codecs(document["codecs"]))
     unknown = {str(codec["name"]) for codec in codecs} - CODECS
     if unknown:

@@ -69,7 +69,7 @@ class CheckedFiles:
             return
         if check_array(path, self._cache, spec, 0, self._teacher.rows_per_shard) == "foreign":
             raise DamagedCacheError(
-                f"{path}: lays rows out otherwise: another tool wrote it, or it is damaged"
+                f"{path}: has another row layout: another tool wrote it, or it is damaged"
             )
         self._done.add(path)
 

@@ -40,7 +40,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def choose_access(access: Access, feature_bytes: int) -> Literal["warm", "cold"]:
-    """What `access` means for a feature of this size."""
+    """The access mode for a feature of this size."""
     if access != "auto":
         return access
     return "cold" if feature_bytes > COLD_SHARE * available_memory() else "warm"
@@ -85,7 +85,7 @@ def _limits(root: Path, group: str, name: str) -> Iterator[int]:
 
 
 HUGE_PAGE_BYTES = 2 * 2**20
-"""What a processor's page table can map with one entry. Files that begin on such a boundary and are
+"""Size of a huge page. Files that begin on such a boundary and are
 read in such pieces are mapped so: random rows of 2 KiB come 1.3 times as fast (3.2 against 2.5
 million rows/s) once they are in memory, and a first epoch in random order twice (0.89 against
 0.43)."""
@@ -157,7 +157,8 @@ class AddressRange:
 
 
 class _Window:
-    """What NumPy asks for memory that it does not own; an array's `base`, so it holds the range."""
+    """Array interface of memory that NumPy does not own; an array's `base`, so it holds the
+    range."""
 
     def __init__(self, held: AddressRange, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._held = held
@@ -178,7 +179,7 @@ def _map(at: int | None, size: int, protection: int, flags: int, descriptor: int
 
 
 def _advise_all(there: Pieces) -> None:
-    # A hint: pages that nobody read ahead are read when they are touched.
+    # A hint: pages that were not read ahead are read when they are touched.
     if not _advise_in_one_call(there):
         for address, size in there.tolist():
             _libc.madvise(address, size, mmap.MADV_WILLNEED)

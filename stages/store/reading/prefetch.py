@@ -4,8 +4,8 @@ the next ones while the last are in use.
 Rows are cut into blocks of neighbours; an epoch takes the blocks in random order, a few at a time,
 and mixes the rows of such a window. So a feature is read at the disk's own speed, once an epoch,
 and no more of it than two windows has to be in memory (whole random rows: twice the bytes, at a
-tenth of the rate). The price: examples that were asked about together meet in a batch more often
-than by chance.
+tenth of the rate). The price: examples that were computed together meet in a batch more often than
+by chance.
 
 The window after the one in use is read by one thread in the background. One thread and mapped
 memory: worker processes would copy each batch once more (0.3 against 3.6 million rows/s). Planning

@@ -86,8 +86,8 @@ class Cache:
         elsewhere: TeacherIndex | None = None,
     ) -> None:
         """`extensions`: the answers of teachers that extend this one, each with its own hook;
-        `verify`: compare the checksum of each file when it is first opened; `elsewhere`:
-        documents of a cache elsewhere, in place of those here, with a hook that fetches files."""
+        `verify`: compare the checksum of each file when it is first opened; `elsewhere`: documents
+        of a remote cache, instead of local ones, with a hook that fetches files."""
         self.path = path
         self.teacher = teacher
         # Of two that hold a feature, the one with more rows.
@@ -135,13 +135,13 @@ class Cache:
         return self.holder(name)._own[name]
 
     def holder(self, name: str) -> "Cache":
-        """Where a feature is stored: here, or with a teacher that extends this one; raises
+        """The teacher that stores a feature: this one, or one that extends it; raises
         MissingFeatureError."""
         for holder in (self, *self._extensions):
             if name in holder._own:
                 return holder
         elsewhere = any(h.teacher.spec.feature(name) for h in (self, *self._extensions))
-        hint = "; this one was not pulled: `armada cache pull` brings it" if elsewhere else ""
+        hint = "; this one was not pulled: get it with `armada cache pull`" if elsewhere else ""
         raise MissingFeatureError(
             f"feature {name!r}: teacher {self.teacher.fingerprint[:12]} "
             f"({self.teacher.spec.kind}) has {', '.join(self.features) or 'none here'}{hint}"
@@ -153,8 +153,8 @@ class Cache:
         Raises CacheError for one that lies along an axis: `ragged` reads that."""
         if (axis := self.feature_spec(name).axis) is not None:
             raise CacheError(
-                f"feature {name!r}: has a row for each of an example's {axis}, not one an example; "
-                "name a feature of one row an example, or read it by Cache.ragged"
+                f"feature {name!r}: has a row for each of an example's {axis}; name a feature with "
+                "one row per example, or read it by Cache.ragged"
             )
         if name not in self._arrays:
             self._arrays[name] = self._feature(name)
@@ -164,7 +164,9 @@ class Cache:
         """A feature that lies along an axis; raises CacheError for another."""
         holder, spec = self.holder(name), self.feature_spec(name)
         if spec.axis is None:
-            raise CacheError(f"feature {name!r}: has one row an example; read it by its name alone")
+            raise CacheError(
+                f"feature {name!r}: has one row per example; read it by its name alone"
+            )
         lengths = holder.lengths(spec.axis)
         rows = None if holder is self else self._rows_in(holder)
         return RaggedArray(holder._stored(name), lengths, rows, _fill(holder))
@@ -300,7 +302,7 @@ class Cache:
 
 
 def _fill(holder: Cache) -> str:
-    """What to do about rows that an extension lacks."""
+    """Remedy for rows that an extension lacks."""
     spec = holder.teacher.spec
     names = ", ".join(feature.name for feature in spec.features)
     return (
@@ -327,7 +329,7 @@ def _key(example: Example) -> bytes:
 
 
 def is_example(item: object) -> TypeGuard[Example]:
-    """Whether a cache can be asked about it."""
+    """Whether a cache can look it up."""
     if isinstance(item, bytes):
         return len(item) == KEY_BYTES
     if isinstance(item, str):

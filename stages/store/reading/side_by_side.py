@@ -116,7 +116,7 @@ class SideBySide:
                 self.shards.require_length(position, int(self._inodes[position]))
 
     def position(self, rows: Rows) -> Rows:
-        """Which of the shards holds each row."""
+        """Index of the shard of each row."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def indices(self, rows: Rows) -> Rows:
@@ -154,7 +154,7 @@ class SideBySide:
 
 
 def _offsets(rows: Rows, shards: FeatureShards) -> Rows:
-    """Where shards of so many rows begin, and where the last one ends; in rows."""
+    """Start of each shard, and end of the last one, in rows."""
     step = _rows_between(shards.spec.row_bytes, shards.rows_per_shard)
     offsets = np.cumsum([0, *-(-rows // step) * step], dtype=np.int64)
     if len(rows):
@@ -177,7 +177,7 @@ def _most_mappings() -> int:
 
 
 def _most_apart(shards: FeatureShards) -> int:
-    """How many shards to keep that stand apart; decoded ones are in memory."""
+    """Limit of separate shards that are kept; decoded ones are in memory."""
     most_rows = max((rows for _, rows in shards.shards), default=0)
     shard_bytes = max(1, most_rows * shards.spec.row_bytes)
     fitting = int(_APART_MEMORY_SHARE * available_memory()) // shard_bytes

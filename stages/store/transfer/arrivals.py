@@ -68,7 +68,7 @@ def shard_files(
             yield ShardFile(table_file(folder, name, record.shard).as_posix(), file)
 
 
-_REMEDY = "join the two with `armada cache merge`"
+_REMEDY = "merge the two with `armada cache merge`"
 
 
 def refuse_other(
@@ -88,13 +88,13 @@ def refuse_other_sizes(
     """Raise CacheError unless the shards of a teacher in two locations have equally many rows."""
     if ours.rows_per_shard != theirs.rows_per_shard:
         raise CacheError(
-            f"teacher {ours.fingerprint[:12]}: {here} has {ours.rows_per_shard} rows a shard, "
+            f"teacher {ours.fingerprint[:12]}: {here} has {ours.rows_per_shard} rows per shard, "
             f"{there} {theirs.rows_per_shard}; {_REMEDY}"
         )
 
 
 TRIES = 3
-"""Of a file that arrives damaged."""
+"""Downloads of a file that arrives damaged."""
 
 
 def fetch(location: Location, file: ShardFile, target: Path) -> None:
@@ -112,15 +112,15 @@ def fetch(location: Location, file: ShardFile, target: Path) -> None:
         Retrying(retry=damage, stop=stop_after_attempt(TRIES), reraise=True)(receive)
     except NotThereError as cause:
         raise DamagedCacheError(
-            f"{location.where(file.name)}: is committed but not there; push the shard again"
+            f"{location.where(file.name)}: is committed but missing; push the shard again"
         ) from cause
     except LinkedPathError:
         raise  # it would arrive no other way
     except (TooLargeError, DamagedCacheError) as cause:
         problem = str(cause).rpartition(": ")[2]
         raise DamagedCacheError(
-            f"{location.where(file.name)}: arrived damaged {TRIES} times ({problem}); "
-            "push the shard again from a cache that holds it whole"
+            f"{location.where(file.name)}: arrived damaged {TRIES} times ({problem}); push the "
+            "shard again from a cache with an intact copy"
         ) from cause
 
 
@@ -138,7 +138,7 @@ class Arrivals:
         self._cache, self._teacher = cache, teacher
         self._folder = teacher_folder(cache, teacher.fingerprint)
         private = self._folder / "reservations" / f"arriving-{secrets.token_hex(8)}"
-        with locked(cache):  # nobody takes a folder in the making for one that was left behind
+        with locked(cache):  # so that no process takes a new folder for a leftover
             make_folder(private.parent, cache)
             try:
                 self._staging = Staging(private, {})
@@ -171,8 +171,8 @@ class Arrivals:
             if self._staging.is_ours():
                 raise
             raise StorageError(
-                f"cache {self._cache}: another process took this one for dead and removed what was "
-                "arriving; run the same command again to go on"
+                f"cache {self._cache}: another process took this one for dead and removed its "
+                "partial files; run the same command again to continue"
             ) from cause
 
     def _receive(

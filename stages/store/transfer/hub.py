@@ -2,10 +2,10 @@
 
     hf://[datasets/ | spaces/ | models/]USER/NAME[@REVISION][/FOLDER]
 
-What comes in: names below the folder. Files are read over HTTP as from any file server, at the
-commit that was newest when reading began, so that no push in between shows. What goes out: commits
-that name their parent, so that none is made on top of what its author has not seen. The token is
-huggingface_hub's own (HF_TOKEN, or the one of `hf auth login`), or the storage option `token`.
+In: names below the folder. Files are read over HTTP as from any file server, at the commit that was
+newest when reading began, so that no push in between shows. Out: commits that name their parent, so
+that none is made on top of what its author has not seen. The token is huggingface_hub's own
+(HF_TOKEN, or the one of `hf auth login`), or the storage option `token`.
 """
 
 import re
@@ -73,8 +73,8 @@ class HubLocation(RemoteLocation):
         match = _URL.fullmatch(url.rstrip("/"))
         if match is None or match["name"].partition("/")[0] in ("datasets", "spaces", "models"):
             raise CacheError(
-                f"{shown}: names no repository; write hf://datasets/USER/NAME, with @REVISION and "
-                "/FOLDER if need be"
+                f"{shown}: names no repository; write hf://datasets/USER/NAME, optionally with "
+                "@REVISION and /FOLDER"
             )
         unknown = sorted(options.keys() - _OPTIONS)
         if unknown:
@@ -192,7 +192,7 @@ class HubLocation(RemoteLocation):
         return f"{self._api.endpoint}/{kind}{self.repository}/resolve/{self._head()}/{path}"
 
     def _call(self, call: Callable[[], T]) -> T:
-        """What a call of huggingface_hub gives, tried again while it may pass."""
+        """Result of a call of huggingface_hub, with retries of transient errors."""
         _end_silence()
         with _quietly():
             return self._ask("", call)
@@ -221,7 +221,7 @@ class HubLocation(RemoteLocation):
 
     def _nobody_there(self) -> str:
         if self._token:
-            return "there is no such repository that this token may see; check its name"
+            return "no such repository is visible to this token; check its name"
         return "there is no such public repository; for a private one `hf auth login`, or HF_TOKEN"
 
 

@@ -5,8 +5,9 @@
 
 Each commit names its parent. If another one came in between, the documents there are read anew,
 shards of the same numbers are compared, and the commit is made again on top of it; so the index
-lists what all who push have sent, and a reader of any commit finds a whole cache there, or none. A
-cut push goes on where it was: records there are known, and the Hub takes no file twice.
+lists what all who push have sent, and a reader of any commit finds a whole cache there, or none. An
+interrupted push continues where it stopped: records there are known, and the Hub takes no file
+twice.
 """
 
 import logging
@@ -42,7 +43,7 @@ from .remote import Advance
 _LOGGER = logging.getLogger(__name__)
 
 BATCH_FILES, BATCH_BYTES = 400, 8 * 2**30
-"""Of one commit: the Hub allows 128 an hour, and takes long over those of very many files."""
+"""Limits of one commit: the Hub allows 128 an hour, and is slow for very many files."""
 CONFLICTS = 10
 """Commits of others that may come in between, one after another."""
 
@@ -58,16 +59,16 @@ def push_to_hub(
     jobs: int,
     advance: Advance,
 ) -> CacheIndex:
-    """Do what plans say; the page of the cache goes along as `page_files` has it. Returns the
-    index of the location then.
+    """Do what plans say; the page of the cache goes along as `page_files` has it. Returns the index
+    of the location then.
 
     A repository that is not there is made, private unless `public`. Raises DamagedCacheError for a
     source file that is not as committed, CacheError if the Hub refuses or others have put other
-    shards there, StorageError if it fails; what was sent stays, and the next push goes on."""
+    shards there, StorageError if it fails; sent files stay, and the next push continues."""
     if location.is_new():
         location.create(public)
         state = "public" if public else "private"
-        _LOGGER.info("%s: made a %s %s repository", location.shown, state, location.kind)
+        _LOGGER.info("%s: created a %s %s repository", location.shown, state, location.kind)
     hub_push = _HubPush(cache, [plan.source for plan in plans], location, jobs)
     return hub_push.run(plans, mark, advance)
 
@@ -87,11 +88,11 @@ class _HubPush:
             batches, last = [*batches, last], []
         for batch in batches:
             files = self._files(batch)
-            self._commit(lambda files=files: files, "Shards of a cache of teacher answers")  # type: ignore[misc]
+            self._commit(lambda files=files: files, "Shards of a cache of teacher features")  # type: ignore[misc]
             advance(_bytes(batch))
         files = self._files(last)
         pages: Files = {path.name: path for path in page_files(self._cache, self._location, mark)}
-        self._commit(lambda: files | self._documents(files) | pages, "A cache of teacher answers")
+        self._commit(lambda: files | self._documents(files) | pages, "A cache of teacher features")
         advance(_bytes(last))
         if CACHE_INDEX not in self._location.names(""):
             raise self._lost(CACHE_INDEX)
@@ -147,7 +148,7 @@ class _HubPush:
         return documents | dict(cache_documents(self._location, index))
 
     def _index(self) -> CacheIndex:
-        """What is there together with what is ours."""
+        """The remote index merged with ours."""
         teachers = {teacher.manifest.fingerprint: teacher for teacher in self._there.teachers}
         for source in self._sources:
             fingerprint = source.manifest.fingerprint
@@ -163,8 +164,8 @@ class _HubPush:
 
     def _lost(self, name: str) -> StorageError:
         return StorageError(
-            f"{self._location.where(name)}: was sent and is not there: a .gitignore there leaves "
-            "it out, or another process removed it; push once more"
+            f"{self._location.where(name)}: was sent but is missing: a .gitignore excludes it, or "
+            "another process removed it; push again"
         )
 
 

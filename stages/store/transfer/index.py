@@ -1,8 +1,8 @@
-"""What a location holds: its `index.json`, or its documents one by one where there is none.
+"""Index of a location: its `index.json`, or its documents one by one if there is none.
 
-A location is a stranger: every document is bounded in size, validated, and checked against the
-others before anything is made of it. A local folder is read as any local cache: its own documents
-are newer than its index.
+Locations are not trusted: every document is bounded in size, validated, and checked against the
+others before it is used. A local folder is read as any local cache: its own documents are newer
+than its index.
 
 Names that a listing gives are used only if they are those of teachers, shards or runs. What was
 read before is not read again, so an index is brought up to date with few requests.
@@ -143,8 +143,8 @@ def _names(location: RemoteLocation, folder: str) -> list[str]:
 def unlisted(location: RemoteLocation) -> CacheError:
     """The error for a location that is a cache but does not list its files."""
     return CacheError(
-        f"{location.shown}: holds no {CACHE_INDEX} and its folders cannot be listed; make the "
-        "index with `armada cache push` into the folder that is served"
+        f"{location.shown}: holds no {CACHE_INDEX} and its folders cannot be listed; create the "
+        "index with `armada cache push` into the served folder"
     )
 
 
@@ -157,7 +157,7 @@ def _list_teacher(
         return None
     if manifest.fingerprint != fingerprint:
         raise DamagedCacheError(
-            f"{location.where(folder)}: is of teacher {manifest.fingerprint}; it is named otherwise"
+            f"{location.where(folder)}: is of teacher {manifest.fingerprint}; it has another name"
         )
     return TeacherIndex(
         manifest=manifest,

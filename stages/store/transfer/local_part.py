@@ -1,4 +1,4 @@
-"""What a local cache holds of a teacher before a pull, and what its documents say after it.
+"""State of a teacher in a local cache before a pull, and its documents after it.
 
 The documents are written in an order that a kill cannot break: `part.json` says that something is
 missing before the first shard without it is committed, and that it is here only when all of it is.
@@ -49,7 +49,7 @@ from .remote import Location
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What is here of a teacher: its shards, and the names of features and tables they all have."""
+    """Local state of a teacher: its shards, and the names of features and tables they all have."""
 
     records: dict[int, CommitRecord]
     features: frozenset[str]
@@ -58,8 +58,8 @@ class Held:
 
 
 def read_held(cache: Path, teacher: TeacherManifest, location: Location) -> Held:
-    """What the cache at `cache`, which need not exist, holds of a teacher that `location` has as
-    well.
+    """Local state, in the cache at `cache`, which need not exist, of a teacher that `location` has
+    as well.
 
     Raises CacheError if it holds the teacher in shards of another size, or is no cache."""
     nothing = Held({}, frozenset(), frozenset(), 0)
@@ -157,7 +157,7 @@ class LocalTeacher:
             raise CacheError(
                 f"cache {self.cache}: another process is writing shard {taken[0]} of teacher "
                 f"{self._teacher.fingerprint[:12]}, which {location.shown} has too; wait for it, "
-                "then join the two with `armada cache merge`"
+                "then merge the two with `armada cache merge`"
             )
 
     def finish(self, features: frozenset[str], tables: frozenset[str]) -> None:
@@ -188,7 +188,7 @@ class LocalTeacher:
             write_file(file, [part.to_json()], self.cache)
 
     def _write_run(self, run: str, theirs: RunRecord, here: Iterable[int]) -> None:
-        """What a run cost is counted for the shards that are here."""
+        """Write a run's record, with the cost of local shards only."""
         file = self._folder / "runs" / f"{run}.json"
         seconds = {s: theirs.teacher_seconds[s] for s in here if s in theirs.teacher_seconds}
         if file.exists():

@@ -1,5 +1,4 @@
-"""From a path or a URL to the location it names: a folder of this machine, of a server, of the
-Hub."""
+"""Locations by path or URL: a local folder, one on a server, or one on the Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path

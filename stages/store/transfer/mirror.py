@@ -71,11 +71,11 @@ def open_cache(
 
 
 def _let_go(mirror: "Mirror") -> None:
-    """What was held on to until now is no longer needed."""
+    """Release what was kept until now."""
 
 
 def default_mirror(url: str) -> Path:
-    """Where the mirror of a cache lies unless it is said otherwise."""
+    """Default folder of a cache's mirror."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(shown_url(url).rstrip("/").encode()).hexdigest()[:32]
     return Path(base) / "armada" / name
@@ -171,7 +171,7 @@ class Mirror:
 
 
 def first_uses(cache: Cache, keys: KeyArray) -> list[int]:
-    """Positions of the shards that hold keys, in the order in which the keys first ask for them."""
+    """Positions of the shards that hold keys, in the order of first use by the keys."""
     rows: Rows = cache.find(keys)
     starts = np.cumsum([0, *(commit.rows for commit in cache.commits)])
     positions = np.searchsorted(starts, rows[rows >= 0], side="right") - 1
@@ -220,8 +220,8 @@ def _refuse_changed(
         if records.get(record.shard, record) != record:
             raise CacheError(
                 f"mirror {folder}: shard {record.shard} of teacher "
-                f"{there.manifest.fingerprint[:12]} is not the one at {origin} any more; "
-                "name an empty folder"
+                f"{there.manifest.fingerprint[:12]} differs from the one now at {origin}; name an "
+                "empty folder"
             )
 
 

@@ -4,9 +4,9 @@ Safe to pickle, and to use after a fork: another process finds what is in the mi
 what is not by itself. Who fetches a file holds a lock of that file's name, so that processes that
 need the same shard fetch it once.
 
-`FetchAhead` brings shards in the background, in the order of first use, while a run is at others.
-Who needs a shard that nobody has begun fetches it there and then. Threads are daemons: a process
-that ends leaves what is under way, as if it were killed.
+`FetchAhead` brings shards in the background, in the order of first use, while a run is at others. A
+reader that needs a shard whose download has not started fetches it at once. Threads are daemons: a
+process that ends leaves what is under way, as if it were killed.
 
 `MirrorSpace` bounds what a mirror keeps: what was not used for longest goes first. Only features
 go: the documents and the keys of all shards stay, a run needs them to know what it needs. When a
@@ -47,7 +47,7 @@ def connection(url: str, process: int) -> RemoteLocation:
 
 
 class MirroredTeacher:
-    """What is at `url` of one teacher, and what has come of it to the mirror at `mirror`."""
+    """A teacher at `url`, and its downloaded part in the mirror at `mirror`."""
 
     def __init__(self, mirror: Path, url: str, origin: TeacherIndex) -> None:
         self.origin = origin
@@ -257,7 +257,7 @@ class MirrorSpace:
         try:
             if not try_lock(self._lock.fileno(), self._folder):
                 raise CacheError(
-                    f"mirror {self._folder}: is full, and another run uses what it holds; wait for "
+                    f"mirror {self._folder}: is full, and another run uses its shards; wait for "
                     "that run, raise mirror_limit, or name another mirror"
                 )
             yield

@@ -8,8 +8,8 @@ Which shards hold the keys of a corpus is read from their `rows` tables, about 1
 that are not in the local cache are fetched to a folder of the caller's, so that a shard that is
 then wanted need not bring its own again.
 
-A pull that was cut goes on where it was: shards that are committed are here, the rest is not. A
-cache that holds a part of a teacher says so in `part.json`, and a later pull fills it up. Commit
+An interrupted pull continues where it stopped: shards that are committed are here, the rest is not.
+A cache that holds a part of a teacher says so in `part.json`, and a later pull fills it up. Commit
 records are copied as they are, so what is wholly here has the digest it has there.
 """
 
@@ -57,7 +57,7 @@ def chosen_teachers(
     """The teachers that prefixes mean, each with those that extend it; all if there are none."""
     manifests = [teacher.manifest for teacher in index.teachers]
     if not manifests:
-        raise CacheError(f"cache {shown}: no teacher has answered yet")
+        raise CacheError(f"cache {shown}: no teacher has committed a shard yet")
     if not prefixes:
         return index.teachers
     names = {choose_teacher(shown, manifests, prefix).fingerprint for prefix in prefixes}
@@ -71,9 +71,9 @@ def chosen_teachers(
 def with_features(
     location: Location, teachers: Sequence[TeacherIndex], features: Sequence[str]
 ) -> tuple[TeacherIndex, ...]:
-    """Those of some teachers that have one of the features there, and those that they extend.
+    """Teachers that have one of the features, and those that they extend.
 
-    All of them if no features are given. Raises MissingFeatureError for one that nobody has."""
+    All of them if no features are given. Raises MissingFeatureError for a feature of no teacher."""
     if not features:
         return tuple(teachers)
     there = [{spec.name for spec in held_features(t.manifest, t.part)} for t in teachers]
@@ -169,9 +169,9 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class TeacherPlan:
-    """What is to come of one teacher. `features` and `tables` are what all its shards will have;
-    `held` is what was here when it was made; `there` counts shards that need nothing; `found`
-    counts keys, if some were looked for."""
+    """Planned download of one teacher. `features` and `tables` are those that all its shards will
+    have; `held` is the local state at planning; `there` counts shards that need nothing; `found`
+    counts requested keys."""
 
     origin: TeacherIndex
     held: Held
@@ -189,7 +189,7 @@ class TeacherPlan:
 
 @dataclass(frozen=True, slots=True)
 class PullPlan:
-    """What is to come; `fetched` are tables by name that were needed to know it."""
+    """Planned download; `fetched` are tables by name that planning needed."""
 
     teachers: tuple[TeacherPlan, ...]
     fetched: Mapping[str, Path] = field(default_factory=dict)
@@ -303,7 +303,7 @@ class _Planner:
         return True
 
     def _refuse_orphans(self, origin: TeacherIndex, held: Held, parts: frozenset[str]) -> None:
-        """What every shard is to have must be there for every shard."""
+        """Check that required features exist for every shard."""
         new = parts - held.features - held.tables
         orphans = held.records.keys() - {record.shard for record in origin.commits}
         if new and orphans:
@@ -318,7 +318,7 @@ def _refuse_without_keys(location: Location, plan: PullPlan, choice: Choice) -> 
     if choice.keys is not None and not any(teacher.found for teacher in plan.teachers):
         raise CacheError(
             f"{location.shown}: holds none of the {len(choice.keys)} texts of the corpus; are "
-            "these the text columns that the teacher was asked about?"
+            "these the text columns the teacher read?"
         )
 
 
@@ -329,8 +329,8 @@ def _refuse_too_large(cache: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StorageError(
-            f"cache {cache}: {needed} bytes are to come, the disk has {free} free; "
-            "pull fewer features or texts"
+            f"cache {cache}: {needed} bytes to download, but the disk has {free} free; pull fewer "
+            "features or texts"
         )
 
 
@@ -340,7 +340,7 @@ JOBS = 8
 
 def pull(location: Location, cache: Path, plan: PullPlan, jobs: int, advance: Advance) -> None:
     """Do what a plan says. Raises DamagedCacheError for files that do not arrive whole, a RunError
-    if location or disk fail; what has arrived stays, and the next pull goes on from there."""
+    if location or disk fail; received files stay, and the next pull continues."""
     for teacher in plan.teachers:
         _pull_teacher(location, cache, teacher, plan.fetched, jobs, advance)
 

@@ -1,4 +1,4 @@
-"""Send shards of a local cache to a location; a cut push goes on where it was.
+"""Send shards of a local cache to a location; an interrupted push continues where it stopped.
 
     claim      armada.json and teacher.json, so that the size of shards is settled
     shards     in parallel: data and table files, then the commit record
@@ -49,8 +49,8 @@ class ShardToSend:
 
 @dataclass(frozen=True, slots=True)
 class TeacherToSend:
-    """What is to be sent of one teacher; `there` counts shards that the location has, `new` says
-    that it has not even heard of the teacher."""
+    """Planned upload of one teacher; `there` counts shards that the location has, `new` is true if
+    it does not know the teacher."""
 
     source: TeacherIndex
     shards: tuple[ShardToSend, ...]
@@ -66,10 +66,9 @@ class TeacherToSend:
 def plan_push(
     cache: Path, teachers: tuple[TeacherIndex, ...], location: RemoteLocation
 ) -> list[TeacherToSend]:
-    """What of some teachers of a local cache a location lacks; writes nothing.
+    """Plan an upload of what a location lacks; writes nothing.
 
-    Raises CacheError if the location is something else, or holds other shards of the same
-    numbers."""
+    Raises CacheError if the location holds something else, or other shards of the same numbers."""
     there = known_documents(location)
     known = {teacher.manifest.fingerprint: teacher for teacher in there.teachers}
     return [
@@ -79,7 +78,7 @@ def plan_push(
 
 
 def known_documents(location: RemoteLocation) -> CacheIndex:
-    """What a location holds that is an armada cache, becomes one, or is empty; else CacheError."""
+    """Documents of a location that is an armada cache or empty; else CacheError."""
     if location.is_new():
         return CacheIndex(teachers=())
     names = location.names("")
@@ -138,7 +137,7 @@ def push(
     """Do what plans say; returns the index of the location as it is then.
 
     Raises DamagedCacheError for a source file that is not as committed, StorageError if the
-    location fails; what was sent stays, and the next push goes on from there."""
+    location fails; sent files stay, and the next push continues."""
     location.write(CACHE_MANIFEST, CacheManifest().to_json())
     for plan in plans:
         _send(cache, plan, location, jobs, advance)
@@ -211,8 +210,8 @@ def _refuse_replaced(location: RemoteLocation, there: TeacherIndex, ours: Teache
         if record.shard not in records:
             raise CacheError(
                 f"{location.shown}: shard {record.shard} of teacher "
-                f"{ours.manifest.fingerprint[:12]} was sent and is gone: another process removes "
-                "what is there; push once more"
+                f"{ours.manifest.fingerprint[:12]} was sent but is gone: another process removes "
+                "files there; push again"
             )
         refuse_other("what was sent", record, location.shown, records[record.shard], ours.manifest)
 

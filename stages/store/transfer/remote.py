@@ -1,9 +1,9 @@
 """Locations that caches come from and go to: a local folder, or a folder at a URL that fsspec
 opens.
 
-What comes in: names of files below the location, made from checked names. What goes out: files on
-this disk, bytes, names; or one line that says what the location refused, or why nothing opens it.
-Passwords in URLs and values of options are in no message and in no file.
+In: names of files below the location, made from checked names. Out: local files, bytes, names; or
+one line that says what the location refused, or why nothing opens it. Passwords in URLs and values
+of options are in no message and in no file.
 """
 
 import re
@@ -87,7 +87,7 @@ class RemoteLocation:
     def require_writable(self) -> None:
         """Raises CacheError if nothing can be written there."""
         if self.shown.startswith(("http://", "https://")):
-            raise CacheError(f"{self.shown}: cannot be pushed to over HTTP; it is for pulling")
+            raise CacheError(f"{self.shown}: cannot be pushed to over HTTP, only pulled from")
 
     def renew(self) -> None:
         """Forget what was listed before."""
@@ -117,7 +117,7 @@ class RemoteLocation:
             except NotThereError:
                 return None
             except TooLargeError as cause:
-                raise DamagedCacheError(f"{cause}; that is no document of a cache") from cause
+                raise DamagedCacheError(f"{cause}; it is not a document of a cache") from cause
             return file.read_bytes()
 
     def upload(self, source: Path, name: str) -> None:
@@ -181,7 +181,7 @@ class RemoteLocation:
                 return CacheError(f"{self.shown}: there is no such bucket; check its name")
             return NotThereError(f"{where}: is not there")
         if getattr(cause, "errno", None) in DISK_FULL:
-            return StorageError(f"{where}: has no room here: {reason}; free some space")
+            return StorageError(f"{where}: no space left: {reason}; free some space")
         denied = status_of(cause) in _DENIED or "Credential" in type(cause).__name__
         if denied or isinstance(cause, PermissionError):
             return RefusedError(f"{where}: access is refused ({reason}); check the credentials")
@@ -206,15 +206,18 @@ def _bucket_is_missing(cause: BaseException) -> bool:
 def _when_again(cause: BaseException) -> str:
     asked = asked_wait_s(cause) or 0.0
     if asked > PATIENCE_S:
-        return f"it asks for {asked / 60:.0f} minutes of rest; run the same command then to go on"
-    return "run the same command again to go on"
+        return (
+            f"the server asks for a pause of {asked / 60:.0f} minutes; run the same command again "
+            "then"
+        )
+    return "run the same command again to continue"
 
 
 Location = LocalLocation | RemoteLocation
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """What may be secret in a value of options: all its texts but short ones."""
+    """Possible secrets in the value of an option: all its strings except short ones."""
     if isinstance(value, str) and len(value) > 5:
         yield value
     elif isinstance(value, Mapping | list | tuple):
@@ -231,7 +234,7 @@ def connect(url: str, shown: str, options: Mapping[str, Any]) -> tuple[Any, str]
 
     Raises CacheError for a URL that no driver opens."""
     if "?" in url or "#" in url:
-        raise CacheError(f"{re.split('[?#]', shown)[0]}: a folder's URL has no ? and no #")
+        raise CacheError(f"{re.split('[?#]', shown)[0]}: a folder's URL must not contain ? or #")
     protocol = split_protocol(url)[0] or ""
     given = {"skip_instance_cache": True, **_timeouts(protocol), **options}
     if protocol in ("s3", "s3a"):

@@ -2,7 +2,7 @@
 
 What decides is the first thing known of an error or of those that caused it: an HTTP status, or the
 class; an OSError of no special kind may pass. A server that says how long to wait (Retry-After,
-RateLimit) is obeyed; one that asks for more than PATIENCE_S ends the call, since people would
+RateLimit) is obeyed; one that requests more than PATIENCE_S ends the call, since people would
 rather know.
 
 A file is fetched with no more bytes than it may have, and no slower than a floor. A server that

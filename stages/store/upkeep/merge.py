@@ -1,8 +1,8 @@
 """Join caches: rows that a cache does not hold yet are copied into it from others.
 
-What comes in: the destination's manifest of one teacher, and caches that hold the same teacher.
-What goes out: full shards of the destination, in the order of the sources, each committed like any
-other; so a merge that was cut goes on where it was, and other writers may work beside it.
+In: the destination's manifest of one teacher, and caches that hold the same teacher. Out: full
+shards of the destination, in the order of the sources, each committed like any other; so an
+interrupted merge continues where it stopped, and other writers may work beside it.
 
 Where two caches answer one key, the destination's answer stays, else the first source's: on a GPU,
 equal teachers answer equally up to rounding only. Memory: 40 bytes a key of the sources, and one
@@ -79,7 +79,7 @@ class SourceShard:
         self.rows = commit.rows
         self.fidelity = commit.fidelity
         self.tables = tuple(sorted(commit.tables.keys() - {ROWS_TABLE}))
-        """Those beside the keys."""
+        """Tables beside the keys."""
 
     def truncated(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Whether the texts of some rows were cut, [B]."""
@@ -153,8 +153,8 @@ Part = tuple[SourceShard, Rows]
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What became of one teacher: rows of the sources; of these, rows copied, to so many new
-    shards, and rows whose key was there already; seconds of the teacher that came with the rows."""
+    """Result for one teacher: rows of the sources; of these, rows copied, new shards, and rows that
+    were already there; teacher seconds of the copied rows."""
 
     fingerprint: str
     kind: str
@@ -275,7 +275,7 @@ def _gather(spec: FeatureSpec, parts: Sequence[Part]) -> Values:
 
 
 def _fidelity(parts: Sequence[Part]) -> dict[str, Fidelity]:
-    """What was measured on the rows; of parts of a shard, nothing is known."""
+    """Fidelity measured on the rows; unknown for parts of a shard."""
     if any(len(inside) < shard.rows for shard, inside in parts):
         return {}
     names = parts[0][0].fidelity.keys()
@@ -293,5 +293,5 @@ def _join(name: str, parts: Sequence[Part]) -> pa.Table:
     except pa.ArrowInvalid as cause:
         raise CacheError(
             f"table {name!r}: its columns differ between the sources "
-            f"({' '.join(str(cause).split()):.200}); merge these into caches of their own"
+            f"({' '.join(str(cause).split()):.200}); merge these into separate caches"
         ) from cause

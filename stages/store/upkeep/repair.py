@@ -2,7 +2,7 @@
 
     drop        a shard: its keys are pending again
     rebuild     zarr.json, armada.json: all they say follows from other documents
-    remove      the record of a run: it tells what the run cost; no reader needs it
+    remove      the record of a run: it has the cost of the run; no reader needs it
     set aside   teacher.json, as teacher.json.damaged, so that the cache's other teachers can be
                 read; `precompute` with that teacher writes it again, and its shards are there
     leave       what only who made the cache, or a copy of it, can tell; what takes the place of a
@@ -55,8 +55,8 @@ SET_ASIDE = ".damaged"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do about one damage; `rows` of it are dropped, None if that cannot be told; `remedy`
-    is for people, where something is left to them; `seen` are the files that were looked at."""
+    """Repair of one damage; `rows` are dropped, None if unknown; `remedy` is for the user, if
+    something is left to do; `seen` are the inspected files."""
 
     action: Action
     damage: Damage
@@ -80,19 +80,18 @@ def _refuse_rewritten(survey: CacheSurvey, damages: Sequence[Damage]) -> None:
         if teacher.foreign and teacher.commits and len(of_it) >= len(teacher.commits):
             file = teacher.folder / teacher.foreign[0] / "zarr.json"
             raise CacheError(
-                f"{file}: another tool re-wrote this feature, so no shard is what was committed; "
-                "nothing is dropped; to have all of it computed again, remove this file and "
-                "repair once more"
+                f"{file}: another tool re-wrote this feature, so no shard is as committed; nothing "
+                "is dropped; to compute all of it again, remove this file and repair again"
             )
 
 
 def _step(survey: CacheSurvey, damage: Damage) -> Step:
     if damage.kind == "folder":
-        return Step("leave", damage, remedy="then repair once more")
+        return Step("leave", damage, remedy="then repair again")
     try:
         _check_reach(survey.path, damage)
     except DamagedCacheError as error:
-        return Step("leave", damage, remedy=f"{error}; remove the link and repair once more")
+        return Step("leave", damage, remedy=f"{error}; remove the link and repair again")
     seen = {file: survey.stamps.get(file) for file in _files(survey.path, damage)}
     if damage.kind == "shard":
         return Step("drop", damage, rows=_rows(survey, damage), seen=seen)
@@ -103,11 +102,11 @@ def _step(survey: CacheSurvey, damage: Damage) -> Step:
     if damage.kind == "teacher" and damage.file.name == TEACHER_MANIFEST:
         action: Action = "set aside" if os.path.lexists(damage.file) else "leave"
         return Step(action, damage, remedy=_ask_again(damage.file), seen=seen)
-    return Step("leave", damage, remedy="`armada cache pull` it once more")
+    return Step("leave", damage, remedy="`armada cache pull` it again")
 
 
 def _files(cache: Path, damage: Damage) -> Iterator[Path]:
-    """What would go: a document, or a shard's record and all of its files."""
+    """Files to drop: a document, or a shard's record and all of its files."""
     yield damage.file
     if damage.shard is not None:
         for path in shard_paths(cache / "teachers" / damage.teacher, damage.shard):
@@ -134,8 +133,8 @@ def _ask_again(file: Path) -> str:
     rows = stored_rows_per_shard(file.parent)
     setting = f" --set rows_per_shard={rows}" if rows else ""
     return (
-        f"run `armada precompute` with this very teacher{setting}, which writes it again, or "
-        "`armada cache pull`; the shards stay as they are"
+        f"run `armada precompute` with the same teacher{setting}, which rewrites it, or `armada "
+        "cache pull`; the shards stay as they are"
     )
 
 
@@ -167,7 +166,7 @@ def _unless_changed(cache: Path, step: Step) -> Step:
     there = {file: stamp_of(file) for file in _files(cache, step.damage)}
     if step.action in ("leave", "rebuild") or there == step.seen:
         return step
-    remedy = "another process has changed it meanwhile; run `armada cache verify` again"
+    remedy = "another process changed it in the meantime; run `armada cache verify` again"
     return Step("leave", step.damage, remedy=remedy)
 
 
@@ -204,7 +203,7 @@ def _count_rows(cache: Path, folder: Path) -> None:
 
 
 def leftovers(cache: Path) -> Iterator[Path]:
-    """Files and folders that belong to nobody.
+    """Files and folders without an owner.
 
     Raises DamagedCacheError where a folder is none: what it held cannot be told from leftovers."""
     yield from partial_documents(cache)

@@ -1,7 +1,7 @@
-"""What a cache says it holds: every document of it, read on its own.
+"""Survey of a cache: every document, read on its own.
 
-Other readers stop at the first document that does not fit. Here it is noted as a `Damage`, and the
-rest is read all the same.
+Other readers stop at the first invalid document. Here it is noted as a `Damage`, and the rest is
+read all the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 Kind = Literal["cache", "teacher", "folder", "shard", "zarr", "run"]
 Subject = tuple[Kind, Path, int | None]
-"""What a document is of, where it is, and of which shard."""
+"""Subject of a document: teacher, path, shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Findings:
         *given: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result | None:
-        """What `read` returns; None, and one damage more, if it raises."""
+        """Result of `read`; None, and one more damage, if it raises."""
         try:
             return read(*given, **named)
         except CacheVersionError:
@@ -102,9 +102,9 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class TeacherSurvey:
-    """What could be read of one teacher. `foreign` are features whose Zarr document says that
-    another tool laid them out; `leftovers` counts files without a commit record, `in_the_making`
-    shards that writers have reserved."""
+    """Readable documents of one teacher. `foreign` are features laid out by another tool, by their
+    Zarr document; `leftovers` counts files without a commit record, `in_the_making` shards that
+    writers have reserved."""
 
     folder: Path
     manifest: TeacherManifest | None
@@ -119,8 +119,7 @@ class TeacherSurvey:
 
 @dataclass(frozen=True, slots=True)
 class CacheSurvey:
-    """What could be read of a cache; `stamps` tell whether a file is still the one that was
-    there."""
+    """Readable documents of a cache; `stamps` show whether a file has changed since."""
 
     path: Path
     damages: tuple[Damage, ...]
@@ -251,5 +250,5 @@ def _check_zarr(
 
 def _refuse_layout(file: Path) -> None:
     raise DamagedCacheError(
-        f"{file}: lays rows out otherwise: another tool wrote it, or it is damaged"
+        f"{file}: has another row layout: another tool wrote it, or it is damaged"
     )

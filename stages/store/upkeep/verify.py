@@ -38,7 +38,7 @@ Arguments = ParamSpec("Arguments")
 
 @dataclass(frozen=True, slots=True)
 class ShardCheck:
-    """What is wrong with a shard, one line a file; its keys [N, 16] if they could be read."""
+    """Problems of a shard, one line per file; its keys [N, 16] if they could be read."""
 
     problems: tuple[str, ...]
     keys: KeyArray | None = None
@@ -146,9 +146,9 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was looked at and what was found. `read_shards` were read in full, of the others only
-    the sizes of their files; `leftovers` are files that no commit record names, `in_the_making`
-    shards that writers have reserved."""
+    """Result of a verification. `read_shards` were read in full, of the others only file sizes were
+    checked; `leftovers` are files that no commit record names, `in_the_making` shards that writers
+    have reserved."""
 
     teachers: int
     shards: int
@@ -221,7 +221,7 @@ def _choose(count: int, sample: int | None, seed: int | str | None) -> set[int]:
 def _check(
     shards: Sequence[CommittedShard], read: set[int], advance: Advance
 ) -> Iterator[ShardCheck]:
-    """In order; a few are checked ahead of the one that is waited for."""
+    """Check shards in order, a few ahead."""
     running: deque[Future[ShardCheck]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="verify") as pool:
         try:
@@ -253,7 +253,7 @@ def _damages(shards: Sequence[CommittedShard], checks: Sequence[ShardCheck]) -> 
 
 
 def _repeated_keys(teacher: list[tuple[CommittedShard, ShardCheck]]) -> dict[int, list[str]]:
-    """Position of a shard -> what is wrong with its keys."""
+    """Position of a shard -> problems of its keys."""
     parts = [(at, check.keys) for at, (_, check) in enumerate(teacher) if check.keys is not None]
     if not parts:
         return {}

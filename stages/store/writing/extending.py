@@ -50,7 +50,7 @@ def plan_extension(
 def _base(
     path: Path, teachers: Sequence[TeacherManifest], asked: TeacherSpec, selecting: frozenset[str]
 ) -> TeacherManifest:
-    """Of several that would do, the one that lacks the fewest features."""
+    """The base teacher; of several, the one that lacks the fewest features."""
     bases = [
         known
         for known in teachers
@@ -122,6 +122,6 @@ def _extension_that_holds(
         for known in added
     )
     raise TeacherMismatchError(
-        f"add_features: {', '.join(sorted(names))} were not added in one step ({told}); ask for "
-        "those of one step at a time"
+        f"add_features: {', '.join(sorted(names))} were not added in one step ({told}); read those "
+        "of one step at a time"
     )

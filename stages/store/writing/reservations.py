@@ -1,4 +1,4 @@
-"""Which writer is at which keys: one folder with one living owner for each shard in the making.
+"""Reservations of keys by writers: one folder with one live owner for each shard in progress.
 
 `reservations/<shard>/` appears with the keys of the shard in it and is its writer's own until the
 commit moves the finished files out of it into their places. All methods of `Reservations` are
@@ -11,7 +11,7 @@ rewritten every few seconds: who finds the lock free on the same host, or the sa
 read, so clocks that differ or go backwards do not matter.
 
 The dead are fenced off by renaming their folder away before it is removed. An owner that was only
-stopped, and goes on later, works in `<name>/<its own random name>/`, which is nowhere any more,
+stopped, and continues later, works in `<name>/<its own random name>/`, which is nowhere any more,
 even if the name has a new owner: it can write nothing and move nothing.
 """
 
@@ -85,7 +85,7 @@ class Staging:
         os.pwrite(self._heartbeat.fileno(), f"{self._line} {self._beats:020d}\n".encode(), 0)
 
     def is_ours(self) -> bool:
-        """Whether nobody has taken the folder away."""
+        """Whether the folder still belongs to this owner."""
         try:
             there = (self.folder / HEARTBEAT).stat()
         except OSError:
@@ -128,8 +128,8 @@ def is_rubbish(folder: Path) -> bool:
 
 
 def _heartbeat(path: Path) -> tuple[str, bool]:
-    """What it says, and whether its lock is free. That is asked on the owner's host only, and by
-    who may write the file: another user goes by what it says."""
+    """Its content, and whether its lock is free. The lock is tested only on the owner's host, and
+    only with permission to write the file: other users rely on the content."""
     try:
         descriptor, writable = _open(path, os.O_RDWR), True
     except PermissionError:
@@ -143,7 +143,7 @@ def _heartbeat(path: Path) -> tuple[str, bool]:
 
 
 def _open(path: Path, mode: int) -> int:
-    """Whatever lies there shall lead nowhere and keep nobody waiting."""
+    """Open without following links and without blocking."""
     return os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
@@ -228,7 +228,7 @@ class Reservations:
         self._watch = Watch(patience_s)
 
     def judged(self) -> tuple[list[Path], list[Path]]:
-        """The folders of living owners, those of pulls too, and what is nobody's any more."""
+        """The folders of living owners, those of pulls too, and those without an owner."""
         there = entries(self._teacher / "reservations")
         folders = [path for path in there if path.is_dir() and not path.is_symlink()]
         dead = [f for f in folders if is_rubbish(f) or self._watch.is_dead(f)]
@@ -259,7 +259,7 @@ class Reservations:
         return np.frombuffer(data[:whole], dtype=np.uint8).reshape(-1, KEY_BYTES)
 
     def make(self, shard: int, keys: KeyArray) -> Reservation:
-        """Reserve a shard number that nobody has, for keys [N, 16]."""
+        """Reserve a free shard number, for keys [N, 16]."""
         folder = reservation_folder(self._teacher, shard)
         make_folder(folder.parent, self._cache)
         try:

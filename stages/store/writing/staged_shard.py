@@ -145,8 +145,8 @@ class StagedShard:
 
     def _lost(self, target: Path) -> ReservationLostError:
         return ReservationLostError(
-            f"{target}: another writer took this process for dead and went on with its shard; "
-            "is the machine overloaded, or was it suspended?"
+            f"{target}: another writer took this process for dead and continued its shard; is the "
+            "machine overloaded, or was it suspended?"
         )
 
 

@@ -49,7 +49,7 @@ def check_teacher(
     add_teacher: bool,
     selecting: frozenset[str] = frozenset(),
 ) -> TeacherManifest | None:
-    """What the cache at `path` knows of this teacher; None if it would be new there.
+    """The cached manifest of this teacher in `path`; None if it is new there.
 
     `selecting`: settings that only choose features. Raises TeacherMismatchError, naming each
     differing field, if the cache holds the same model under other settings and `add_teacher` is not
@@ -73,7 +73,7 @@ def check_rows_per_shard(known: TeacherManifest, asked: int | None) -> None:
     """Refuse another number of rows per shard than a cached teacher has."""
     if asked is not None and asked != known.rows_per_shard:
         raise CacheError(
-            f"rows_per_shard: cached {known.rows_per_shard}, asked {asked}; it is fixed for a "
+            f"rows_per_shard: cached {known.rows_per_shard}, requested {asked}; it is fixed for a "
             "teacher of a cache; leave it out"
         )
 
@@ -106,16 +106,14 @@ def refuse_removed(path: Path, teacher: TeacherManifest) -> None:
     if not (teacher_folder(path, teacher.fingerprint) / TEACHER_MANIFEST).is_file():
         raise OutputError(
             f"cache {path}: teacher {teacher.fingerprint[:12]} was removed by another process; "
-            "nothing more is written; run the same command again to have its answers again"
+            "nothing more is written; run the same command again to compute its features again"
         )
 
 
 def refuse_mirror(path: Path) -> None:
     """Raise CacheError if the folder fills itself from a cache elsewhere."""
     if (path / MIRROR).exists():
-        raise CacheError(
-            f"cache {path}: is a mirror of a cache elsewhere and fills itself; name another folder"
-        )
+        raise CacheError(f"cache {path}: is a mirror of a remote cache; name another folder")
 
 
 def require_writable(path: Path) -> None:
@@ -178,9 +176,9 @@ def _refuse_other_shards(folder: Path, manifest: TeacherManifest) -> None:
     stored = stored_rows_per_shard(folder)
     if stored not in (None, manifest.rows_per_shard):
         raise CacheError(
-            f"rows_per_shard: the shards in {folder} have {stored}, asked "
-            f"{manifest.rows_per_shard}; their {TEACHER_MANIFEST} is lost; to have it written "
-            f"again, say rows_per_shard={stored}"
+            f"rows_per_shard: the shards in {folder} have {stored}, requested "
+            f"{manifest.rows_per_shard}; their {TEACHER_MANIFEST} is lost; to rewrite it, set "
+            f"rows_per_shard={stored}"
         )
 
 
@@ -251,7 +249,7 @@ def drop_teacher(cache: Path, fingerprint: str) -> None:
 
 
 def partial_documents(cache: Path) -> list[Path]:
-    """What dead writers left of documents of the cache itself, sorted."""
+    """Partial documents of the cache left by dead writers, sorted."""
     return sorted(
         partial
         for folder in (cache, cache / "teachers")
@@ -260,7 +258,7 @@ def partial_documents(cache: Path) -> list[Path]:
 
 
 def uncommitted(teacher: Path, *kept: Container[int]) -> list[Path]:
-    """What dead writers left in a teacher's folder, sorted: partial files, and files of shards
+    """Files left by dead writers in a teacher's folder, sorted: partial files, and files of shards
     whose numbers none of `kept` has: those that are committed, those that are reserved.
     Reservations are not looked into."""
     inside = teacher / "reservations"

@@ -13,12 +13,11 @@ What a run wants answered is dealt out between it and all other writers of the s
 
     work = Work(writer, keys)
     while (task := work.reserve()) is not None:
-        ...ask about keys[task.rows]; writer.commit(..., task.reservation)
+        ...compute keys[task.rows]; writer.commit(..., task.reservation)
 
-Each task is the next rows, in the order given, whose keys nobody has committed and nobody else is
-at; so writers of one corpus take turns at it, and what a writer leaves undone (it failed, it died)
-another takes up. A key is dealt out once to a run: what came back without an answer is not asked
-about again.
+Each task is the next rows, in the order given, whose keys are neither committed nor reserved; so
+writers of one corpus take turns at it, and what a writer leaves undone (it failed, it died) another
+takes up. A key is assigned once to a run: keys that came back without features are not tried again.
 """
 
 import time
@@ -90,7 +89,7 @@ class CacheWriter:
 
     @property
     def commits(self) -> list[CommitRecord]:
-        """What is committed, as far as this writer has seen, in shard order."""
+        """Commits seen by this writer, in shard order."""
         return [self._records[shard] for shard in sorted(self._records)]
 
     def pending(self, keys: KeyArray) -> IntArray:
@@ -123,7 +122,7 @@ class CacheWriter:
                 self._seen[shard] = stamp
 
     def reserve(self, keys: KeyArray) -> Reservation:
-        """Reserve a shard for keys [N, 16] that the caller knows to be nobody's."""
+        """Reserve a shard for keys [N, 16] that the caller knows to be free."""
         with self.turn() as turn:
             return turn.reserve(keys)
 
@@ -177,7 +176,7 @@ class CacheWriter:
 
 
 class LockedView:
-    """What a writer sees, and may do, while it holds the lock."""
+    """View and operations of a writer while it holds the lock."""
 
     def __init__(
         self,
@@ -220,7 +219,7 @@ def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> IntArr
     """Positions, ascending, of the first appearance of each key that no commit holds."""
     first = first_occurrences(keys)
     asked, still_open = KeyIndex(keys[first]), np.ones(len(first), dtype=bool)
-    for commit in commits:  # one at a time: a cache may hold far more keys than are asked about
+    for commit in commits:  # one at a time: a cache may hold far more keys than are looked up
         table = table_file(folder, ROWS_TABLE, commit.shard)
         still_open[asked.found(read_keys(table, commit.rows))] = False
     return first[still_open]

@@ -77,10 +77,13 @@ def test_keys_are_of_what_is_said(tmp_path: Path) -> None:
         ([], "has no turns"),
         (None, "has no turns"),
         ([turn("user", "hello")], "has no turn of the assistant"),
-        ([turn("user", "a"), turn("bot", "b")], "turn 2 has role 'bot', which is none of system"),
+        (
+            [turn("user", "a"), turn("bot", "b")],
+            "turn 2 has role 'bot', which is not one of system",
+        ),
         ([turn("user", " "), turn("assistant", "b")], "turn 1 \\(user\\) is empty"),
         ([turn("user", None), turn("assistant", "b")], "turn 1 lacks a role or a content"),
-        ([turn("assistant", "b")], "begins with the assistant"),
+        ([turn("assistant", "b")], "begins with a turn of the assistant"),
     ],
 )
 def test_a_bad_chat_is_named(write: Any, chat: Any, words: str) -> None:
@@ -97,7 +100,7 @@ def test_contents_that_are_no_texts(tmp_path: Path) -> None:
     path = tmp_path / "parts.jsonl"
     parts = [turn("user", [{"type": "text", "text": "a"}]), turn("assistant", [])]
     path.write_text(json.dumps({"messages": parts}) + "\n")
-    with pytest.raises(CorpusError, match="turn 1 \\(user\\) has a content that is no text"):
+    with pytest.raises(CorpusError, match="turn 1 \\(user\\) has content that is not text"):
         read_corpus([str(path)], ["messages"])
 
 

@@ -28,7 +28,7 @@ def test_training_ends_with_a_line_that_says_so(
             for file in files:
                 os.truncate(file, 0)
 
-    with pytest.raises(DamagedCacheError, match="was cut to 0 bytes while it was in use") as caught:
+    with pytest.raises(DamagedCacheError, match="was truncated to 0 bytes while in use") as caught:
         train(replace(run, on_step=cut))
     assert "`armada cache verify`" in str(caught.value)
     assert len(steps) >= 2

@@ -331,8 +331,8 @@ def test_what_the_model_cannot_give_is_refused_before_it_loads(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"top_k": None}, "ask for at least one"),
-        ({"max_new_tokens": 3}, "no prompt to answer"),
+        ({"top_k": None}, "set at least one"),
+        ({"max_new_tokens": 3}, "texts have no prompt"),
         ({"hidden_layers": (1, 1)}, "repeats a layer"),
         ({"prompt_template": "Answer:"}, "all prompts would be the same"),
         ({"top_k_bits": 7}, "5, 6, 8 or 16"),

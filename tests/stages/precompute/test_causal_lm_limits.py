@@ -45,24 +45,26 @@ def test_a_head_narrower_than_the_model(narrow: Path, layers: tuple[int, ...], w
 
 
 def test_layers_of_different_widths(narrow: Path) -> None:
-    told = "^hidden_layers: layer 2, which the head reads, has 16 numbers a token and the others 32"
+    told = (
+        "^hidden_layers: layer 2, which the head reads, has 16 numbers per token and the others 32"
+    )
     with pytest.raises(JobError, match=told):
         teacher_of(narrow, hidden_layers=(1, 2))
 
 
 LONGEST = 2**20
 LIMITS = {
-    "samples": ({"samples": 70000}, "^samples: samples: .* 65536; ask for less$"),
-    "top_k": ({"top_k": 65537}, "^top_k, temperatures: k: .* 65536; ask for less$"),
+    "samples": ({"samples": 70000}, "^samples: samples: .* 65536; use less$"),
+    "top_k": ({"top_k": 65537}, "^top_k, temperatures: k: .* 65536; use less$"),
     "temperatures": (
         {"temperatures": tuple(1.0 + n for n in range(20))},
-        "^top_k, temperatures: temperatures: .*; ask for less$",
+        "^top_k, temperatures: temperatures: .*; use less$",
     ),
-    "max_length": ({}, "^token_ids, max_length: max_length: .* 1048576; ask for less$"),
-    "dense": ({"dense": True, "top_k": None}, "^dense, max_length: shape: .*; ask for less$"),
+    "max_length": ({}, "^token_ids, max_length: max_length: .* 1048576; use less$"),
+    "dense": ({"dense": True, "top_k": None}, "^dense, max_length: shape: .*; use less$"),
     "max_new_tokens": (
         {"max_new_tokens": LONGEST + 1, "text_format": "plain"},
-        "^max_new_tokens: max_length: .* 1048576; ask for less$",
+        "^max_new_tokens: max_length: .* 1048576; use less$",
     ),
 }
 

@@ -41,7 +41,7 @@ def test_a_cut_file_is_named(feature: FeatureArray, folder: Path, left: int) -> 
     os.truncate(file, left)
     with pytest.raises(DamagedCacheError) as caught:
         feature.require_whole(SECOND[-1:])
-    assert str(caught.value).startswith(f"{file}: was cut to {left} bytes while it was in use; ")
+    assert str(caught.value).startswith(f"{file}: was truncated to {left} bytes while in use; ")
     assert "`armada cache verify`" in str(caught.value)
     feature.require_whole(np.setdiff1d(ROWS, SECOND))
 
@@ -50,7 +50,7 @@ def test_rows_that_are_elsewhere_are_looked_for_there(feature: FeatureArray, fol
     joined = JoinedArray(feature, ROWS[::-1].copy(), "")
     os.truncate(folder / "pooled" / "c" / "1" / "0", 0)
     joined.require_whole(np.array([0, 1]))
-    with pytest.raises(DamagedCacheError, match="was cut"):
+    with pytest.raises(DamagedCacheError, match="was truncated"):
         joined.require_whole(np.array([71]))
 
 
@@ -75,5 +75,5 @@ def test_a_feature_along_an_axis(tmp_path: Path) -> None:
     words.gather(np.arange(4))
     os.truncate(folder / "words" / "c" / "1" / "0", 0)
     words.require_whole(np.array([0, 1, 3]))  # that of "d" has no place
-    with pytest.raises(DamagedCacheError, match="was cut"):
+    with pytest.raises(DamagedCacheError, match="was truncated"):
         words.require_whole(np.array([0, 2]))

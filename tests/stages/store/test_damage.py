@@ -127,5 +127,5 @@ def test_a_commit_record_that_does_not_fit_is_named(
 
 def test_a_teacher_in_the_folder_of_another_is_named(folder: Path, tmp_path: Path) -> None:
     folder.rename(folder.with_name("0" * 32))
-    with pytest.raises(DamagedCacheError, match="its folder is named otherwise"):
+    with pytest.raises(DamagedCacheError, match="its folder has another name"):
         open_cache(tmp_path / "cache")

@@ -251,7 +251,7 @@ def test_only_coded_features_have_a_fidelity(cache: Path, folder: Path, name: st
     record = json.loads(file.read_text())
     record["fidelity"] = {name: {"tokens": 1, "entries": 1, "bytes_per_token": 9.0}}
     file.write_text(json.dumps(record))
-    assert "fits neither its name nor the teacher" in refused(cache)
+    assert "matches neither its name nor the teacher" in refused(cache)
 
 
 NESTED = ["[" * 10**5, '{"a":' * 10**5, '{"format":' + "[" * 10**5]
@@ -324,9 +324,9 @@ TABLES: dict[str, tuple[Callable[[], pa.Table], dict[str, Any], str]] = {
     "a column twice": (
         lambda: pa.table([KEYS, KEYS], names=["key", "key"]),
         {},
-        "it holds ['key', 'key']",
+        "found ['key', 'key']",
     ),
-    "another column": (lambda: pa.table({"keys": KEYS}), {}, "it holds []"),
+    "another column": (lambda: pa.table({"keys": KEYS}), {}, "found []"),
     "keys of keys": (lambda: pa.table({"key": pa.array([{"key": b""}] * 128)}), {}, "other types"),
 }
 
@@ -432,7 +432,7 @@ def test_other_numbers_of_the_same_bytes(cache: Path, folder: Path) -> None:
     file = folder / "pooled" / "zarr.json"
     file.write_text(file.read_text().replace('"endian": "little"', '"endian": "big"', 1))
     assert [damage.kind for damage in verify(survey_cache(cache)).damages] == ["zarr"]
-    with pytest.raises(DamagedCacheError, match=r"zarr\.json: lays rows out otherwise"):
+    with pytest.raises(DamagedCacheError, match=r"zarr\.json: has another row layout"):
         open_cache(cache, verify=True)["pooled"][0]
 
 

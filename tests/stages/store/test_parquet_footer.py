@@ -92,5 +92,5 @@ def test_a_claim_that_comes_twice_is_refused(tmp_path: Path) -> None:
     start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     again = b"\x06\x06\x0a"  # field 3 (rows): 5
     path.write_bytes(with_footer(data[start:-9] + again + data[-9:-8]))
-    with pytest.raises(DamagedCacheError, match="field 3 comes twice"):
+    with pytest.raises(DamagedCacheError, match="field 3 is repeated"):
         read_footer(path)

@@ -120,7 +120,7 @@ def test_a_shard_of_examples_without_places(tmp_path: Path) -> None:
 def test_the_two_ways_to_read_are_not_mixed_up(cache: Cache) -> None:
     with pytest.raises(CacheError, match="row for each of an example's tokens"):
         cache["hidden"]
-    with pytest.raises(CacheError, match="has one row an example"):
+    with pytest.raises(CacheError, match="has one row per example"):
         cache.ragged("pooled")
     np.testing.assert_array_equal(cache["pooled"][:], answer(FEATURES[0], TEXTS))
 
@@ -200,7 +200,7 @@ def _rewrite_rows(cache: Cache, change: Any) -> None:
     ("lengths", "told"),
     [
         (lambda old: [n + 1 for n in old], "counts"),
-        (lambda old: [old[0] + LONGEST, *old[1:]], "an example; the commit record"),
+        (lambda old: [old[0] + LONGEST, *old[1:]], "per example; the commit record"),
         (lambda old: [None, *old[1:]], "counts"),
     ],
 )
@@ -222,7 +222,7 @@ def test_a_record_without_its_axes_fits_no_teacher(cache: Cache) -> None:
     assert document["lengths"].keys() == {"tokens", "predictions"}
     for lengths in ({}, {"tokens": 3}, {"tokens": 64 * LONGEST + 1, "predictions": 1}):
         file.write_text(json.dumps(document | {"lengths": lengths}))
-        with pytest.raises(DamagedCacheError, match="fits neither its name nor the teacher"):
+        with pytest.raises(DamagedCacheError, match="matches neither its name nor the teacher"):
             open_cache(cache.path)
 
 
@@ -267,7 +267,7 @@ def test_documents_of_features_of_one_row_are_what_they_were() -> None:
         ({"axis": "tokens"}, "both or neither"),
         ({"max_length": 3}, "both or neither"),
         ({"axis": "key", "max_length": 3}, "column of the table of rows"),
-        ({"axis": "tokens", "max_length": 2**20, "shape": (4096,)}, "bytes an example"),
+        ({"axis": "tokens", "max_length": 2**20, "shape": (4096,)}, "bytes per example"),
         ({"axis": "To/kens", "max_length": 3}, "pattern"),
     ],
 )

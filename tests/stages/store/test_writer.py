@@ -181,7 +181,7 @@ def test_choices_that_leave_a_doubt_are_refused(
 
 def test_a_cache_without_a_teacher_says_so(tmp_path: Path) -> None:
     (tmp_path / "armada.json").write_text('{"format": "armada-cache", "format_version": 1}')
-    with pytest.raises(CacheError, match="no teacher has answered yet"):
+    with pytest.raises(CacheError, match="no teacher has committed a shard yet"):
         open_cache(tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_the_same_model_under_other_settings_is_refused(tmp_path: Path) -> None:
     known, asked = make_manifest(seed=0, steps=4), make_manifest(seed=1, steps=4)
     write_cache(tmp_path / "cache", known, [["a"]])
     check = pickle.loads(pickle.dumps(asked.spec))  # equality of specs is by value
-    with pytest.raises(TeacherMismatchError, match="seed: cached 0, asked 1;") as caught:
+    with pytest.raises(TeacherMismatchError, match="seed: cached 0, requested 1;") as caught:
         check_teacher(tmp_path / "cache", check, None, add_teacher=False)
     assert "steps" not in str(caught.value)
     assert check_teacher(tmp_path / "cache", asked.spec, None, add_teacher=True) is None
@@ -198,5 +198,5 @@ def test_the_same_model_under_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_rows_per_shard_is_fixed(tmp_path: Path) -> None:
     write_cache(tmp_path / "cache", MANIFEST, [["a"]])
-    with pytest.raises(CacheError, match="rows_per_shard: cached 128, asked 64"):
+    with pytest.raises(CacheError, match="rows_per_shard: cached 128, requested 64"):
         check_teacher(tmp_path / "cache", MANIFEST.spec, 64, add_teacher=False)

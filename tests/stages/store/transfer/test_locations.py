@@ -30,8 +30,8 @@ def test_other_urls_are_not() -> None:
     [
         ("gs://bucket/cache", "needs a package that is not installed: .*gcsfs"),
         ("nowhere://bucket", "fsspec knows no protocol 'nowhere'"),
-        ("https://host/cache?token=secret", "https://host/cache: a folder's URL has no"),
-        ("https://u:secret@host/cache#part", "https://host/cache: a folder's URL has no"),
+        ("https://host/cache?token=secret", "https://host/cache: a folder's URL must not"),
+        ("https://u:secret@host/cache#part", "https://host/cache: a folder's URL must not"),
     ],
 )
 def test_urls_that_nothing_opens(url: str, words: str) -> None:

@@ -139,7 +139,7 @@ def test_nothing_is_evicted_while_another_run_uses_the_mirror(shared: Path, tmp_
         opened(first, numbered_texts(0, 1))[0]["pooled"][:]
         now = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
         second = Mirror(server.url, tmp_path, now)
-        with pytest.raises(CacheError, match="is full, and another run uses what it holds"):
+        with pytest.raises(CacheError, match="is full, and another run uses its shards"):
             opened(second, numbered_texts(64, 65))
         del first
         opened(second, numbered_texts(64, 65))[0]["pooled"][:]
@@ -172,7 +172,9 @@ def test_what_is_not_there_any_more_is_not_used(tmp_path: Path) -> None:
         opened(Mirror(server.url, tmp_path / "mirror"), numbered_texts(0, 1))[0]["pooled"][:]
         served.rename(tmp_path / "old")
         (tmp_path / "served-1").rename(served)
-        with pytest.raises(CacheError, match=r"shard 0 of teacher .* is not the one at http.* any"):
+        with pytest.raises(
+            CacheError, match=r"shard 0 of teacher .* differs from the one now at http"
+        ):
             Mirror(server.url, tmp_path / "mirror")
 
 
@@ -204,7 +206,7 @@ def test_nobody_else_works_in_a_mirror(shared: Path, tmp_path: Path) -> None:
             lambda: run_gc(tmp_path, dry_run=False),
             lambda: CacheWriter(tmp_path, MANIFEST),
         ):
-            with pytest.raises(CacheError, match="is a mirror of a cache elsewhere"):
+            with pytest.raises(CacheError, match="is a mirror of a remote cache"):
                 work()
         np.testing.assert_array_equal(
             cache["pooled"][:1], open_cache(shared, MANIFEST.fingerprint)["pooled"][:1]

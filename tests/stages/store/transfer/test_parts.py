@@ -143,7 +143,7 @@ def test_a_feature_is_held_only_when_all_of_it_is_here(shared: Path, tmp_path: P
     bring(shared, tmp_path, features=("score",), **ONE)
     with serving(shared) as server:
         server.faults = {f"{FOLDER}/pooled/c/4/0": "gone"}
-        with pytest.raises(DamagedCacheError, match="pooled/c/4/0: is committed but not there"):
+        with pytest.raises(DamagedCacheError, match="pooled/c/4/0: is committed but missing"):
             bring(server.url, tmp_path, jobs=1, **ONE)
         assert (tmp_path / FOLDER / "pooled/c/0/0").exists()
         assert open_cache(tmp_path).features == ("score",)

@@ -76,7 +76,7 @@ def test_a_transfer_that_fails_once_is_repeated(
     [
         ("flip", DamagedCacheError, "arrived damaged 3 times .its bytes are not those"),
         ("longer", DamagedCacheError, "arrived damaged 3 times .has more than"),
-        ("gone", DamagedCacheError, "is committed but not there; push the shard again"),
+        ("gone", DamagedCacheError, "is committed but missing; push the shard again"),
         ("denied", CacheError, "access is refused .403.*; check the credentials"),
         ("busy", StorageError, "cannot be reached .503.*; run the same command again"),
     ],
@@ -161,7 +161,7 @@ def test_other_shards_under_the_same_numbers_are_refused(source: Path, tmp_path:
 def test_shards_of_another_size_are_refused(source: Path, tmp_path: Path) -> None:
     manifest = MANIFEST.model_copy(update={"rows_per_shard": 128})
     write_cache(tmp_path / "cache", manifest, [])
-    with pytest.raises(CacheError, match=r"has 128 rows a shard, .* 64; join the two with"):
+    with pytest.raises(CacheError, match=r"has 128 rows per shard, .* 64; merge the two with"):
         bring(source, tmp_path / "cache")
 
 
@@ -183,7 +183,9 @@ def test_more_than_the_disk_has_is_refused(source: Path, tmp_path: Path) -> None
     record = commit_file(teacher_folder(there, MANIFEST.fingerprint), 0)
     size = (there / FIRST_SHARD).stat().st_size
     record.write_text(record.read_text().replace(f'"bytes": {size}', f'"bytes": {2**49}', 1))
-    with pytest.raises(StorageError, match=rf"{2**49 // 10**6}\d* bytes are to come, the disk has"):
+    with pytest.raises(
+        StorageError, match=rf"{2**49 // 10**6}\d* bytes to download, but the disk has"
+    ):
         bring(there, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -168,7 +168,7 @@ def test_shards_of_another_size_there_are_refused(
     manifest = MANIFEST.model_copy(update={"rows_per_shard": 128})
     write_cache(tmp_path / "other", manifest, [numbered_texts(500, 600)])
     send(tmp_path / "other", memory)
-    with pytest.raises(CacheError, match=r"has 64 rows a shard, memory://place 128"):
+    with pytest.raises(CacheError, match=r"has 64 rows per shard, memory://place 128"):
         send(source, memory)
 
 
@@ -270,5 +270,5 @@ def test_a_shard_that_vanishes_while_it_is_sent_is_named(source: Path, memory: s
         if f"{FOLDER}/commits/000000.json" in in_memory():
             files.rm(f"/place/{FOLDER}/commits/000000.json")
 
-    with pytest.raises(CacheError, match=r"shard 0 of teacher .* was sent and is gone: another"):
+    with pytest.raises(CacheError, match=r"shard 0 of teacher .* was sent but is gone: another"):
         push(source, plans, location, 1, removed)
