@@ -52,12 +52,14 @@ class TrainedModel(nn.Module):
     ) -> tuple[dict[int, Tensor], Tensor]:
         """The layers that are read, of the hidden states of all, and their mask, both for the whole
         batch."""
-        # Shares are as wide as their own longest texts.
-        lacking = self.processes.widest(mask_BT) - mask_BT.shape[1]
         read = {layer % len(states): states[layer] for layer in self.layers}
-        whole = {n: self._joined(F.pad(each, (0, 0, 0, lacking)), rows) for n, each in read.items()}
-        mask_BT = self._joined(F.pad(mask_BT, (0, lacking)), rows)
-        return {layer: whole[layer % len(states)] for layer in self.layers}, mask_BT
+        if lacking := self.processes.widest(mask_BT) - mask_BT.shape[1]:
+            # Shares are as wide as their own longest texts.
+            read = {number: F.pad(each, (0, 0, 0, lacking)) for number, each in read.items()}
+            mask_BT = F.pad(mask_BT, (0, lacking))
+        whole = {number: self._joined(each, rows) for number, each in read.items()}
+        layers = {layer: whole[layer % len(states)] for layer in self.layers}
+        return layers, self._joined(mask_BT, rows)
 
 
 class DistillModel(TrainedModel):

@@ -48,9 +48,10 @@ class Processes:
 
     def widest(self, part: Tensor) -> int:
         """The largest size along the second axis that a tensor has in any of them."""
+        if self.count == 1:
+            return part.shape[1]
         width = torch.tensor(part.shape[1], device=part.device)
-        if self.count > 1:
-            dist.all_reduce(width, dist.ReduceOp.MAX)
+        dist.all_reduce(width, dist.ReduceOp.MAX)
         return int(width)
 
     def mean(self, value: Tensor) -> Tensor:

@@ -163,8 +163,10 @@ def test_checkpointing_keeps_the_gradients_of_layers(
 def test_hidden_states_are_kept_for_those_who_read_them_alone(
     checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not in an evaluation, not for other objectives; and after a step they are gone."""
+    """Not in an evaluation, not for other objectives; uncopied, and gone after a step."""
     model, batch = made(checkpoint("bert"))
+    first, given = model.student.backbone.encoder.layer[0], []
+    first.register_forward_hook(lambda *told: given.append(told[-1].data_ptr()))
     told = sides(model.train(), monkeypatch)
     asked: list[bool] = []
     model.student.backbone.register_forward_pre_hook(
@@ -172,6 +174,7 @@ def test_hidden_states_are_kept_for_those_who_read_them_alone(
         with_kwargs=True,
     )
     model(**batch)["loss"].backward()
+    assert told[0].layers[1].data_ptr() == given.pop()
     kept = [weakref.ref(states) for states in told.pop().layers.values()]
     gc.collect()
     assert [ref() for ref in kept] == [None, None]
