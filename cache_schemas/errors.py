@@ -126,7 +126,7 @@ class MissingKeysError(CacheError):
         self.positions = positions
 
     def __reduce__(self) -> tuple[type["MissingKeysError"], tuple[str, list[int]]]:
-        # Errors go from worker processes to the one that tells people.
+        # Errors go from worker processes to the one that reports them.
         return type(self), (str(self), self.positions)
 
 

@@ -1,7 +1,7 @@
 """Paths and URLs as people write them: whose home `~` is, and what of a URL may be shown.
 
 A URL may hold a password (`s3://user:password@host`) or a key (`?token=`, `?X-Amz-Signature=`).
-Whatever is written down or said goes through `shown`: job files, reports, cards, error lines.
+Whatever is written or logged goes through `shown`: job files, reports, cards, error lines.
 """
 
 import os

@@ -123,7 +123,7 @@ def differ_in_features_alone(
     """Whether two specs are of one model under the same settings, but for those (`selecting`) that
     only choose features: then the features that both have are the same numbers."""
     if not one.weights and one.name != other.name:
-        return False  # nothing else may tell two models without weights apart
+        return False  # nothing else may distinguish two models without weights
     return _shared(one, other, selecting) == _shared(other, one, selecting)
 
 

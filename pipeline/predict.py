@@ -49,8 +49,8 @@ BLOCK_ROWS = 4096
 
 Examples = list[tuple[str, ...]]
 Columns = dict[str, pa.Array]
-Say = Callable[[Examples], tuple[Columns, int]]
-"""What a student says of examples, and how many of these it could read only in part."""
+Predictor = Callable[[Examples], tuple[Columns, int]]
+"""Predictions for examples, and how many of these were truncated."""
 
 
 class PredictJob(TextFormatKeys):
@@ -108,14 +108,14 @@ def run_predict(job: PredictJob, quiet: bool = False) -> PredictReport:
     corpus.head.require_format("chat" if chats else None, f"student {job.student}")
     if chats and not corpus.head.chats:
         raise JobError(f"student {job.student}: was trained on chats; name a column of turns")
-    say = _saying(job, student)
+    predictor = _predictor_of(job, student)
     truncated = 0
     with (
         new_file(job.output) as write,
         CountProgress("predict", "rows", corpus.rows, quiet) as progress,
     ):
         for block, rows in _blocks(corpus):
-            columns, cut = say(block.examples(rows))
+            columns, cut = predictor(block.examples(rows))
             write(_table(job, block, rows, columns))
             progress.advance(len(rows))
             truncated += cut
@@ -159,7 +159,7 @@ def _text_columns(job: PredictJob, student: SavedStudent) -> tuple[str, ...]:
     return columns
 
 
-def _saying(job: PredictJob, student: SavedStudent) -> Say:
+def _predictor_of(job: PredictJob, student: SavedStudent) -> Predictor:
     if isinstance(student, SavedLanguageModel):
         return partial(_continue, student, job.batch_size, job.max_new_tokens or DEFAULT_NEW_TOKENS)
     return partial(_read, student, job.batch_size)

@@ -100,7 +100,9 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
 def readings_of(terms: Sequence[Term]) -> dict[str, Reading]:
     """Everything that is read, once each, by the name of the source."""
     every = [reading for term in terms for reading in term.readings]
-    every.sort(key=lambda reading: reading.logits_for is not None)  # these say more; order is kept
+    every.sort(
+        key=lambda reading: reading.logits_for is not None
+    )  # these are more specific; order is kept
     found = {reading.source: reading for reading in every}
     return {reading.source: found[reading.source] for term in terms for reading in term.readings}
 

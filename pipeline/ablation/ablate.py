@@ -2,7 +2,7 @@
 
 OUTPUT/
     ablation.yaml       the job                CELL/seed-N/    a run, as `distill` leaves it
-    plan.json           folders of all runs    logs/           what runs said, if they said anything
+    plan.json           folders of all runs    logs/           warnings of runs, if there are any
     ablation.json       the table, last
 
 An interrupted ablation continues run by run, and within a run from its last checkpoint. Its grid

@@ -1,7 +1,7 @@
 """A small visual world: scenes of one object, pictures of them, captions about them.
 
 Words come in families: crimson is a red, a disc is a circle. A caption takes any word of a family;
-a picture shows what all words of a family share. So pictures say which words belong together, and
+a picture shows what all words of a family share. So pictures show which words belong together, and
 captions alone do not: every word of a family stands in the same places of the same sentences.
 
 The demo's corpora are captions only, labelled by the family of one word. A training caption has a

@@ -5,11 +5,12 @@ A text is its prompt, which is given, and the rest, which is predicted token by 
 tokens stand where the tokenizer puts them around a whole text. Prompt and response are tokenized
 separately, as in generation, where the model sees the prompt alone.
 
-Two tokenizers are one if they do the same, whatever files they were saved as: digests tell. Models
-of one family share a tokenizer and differ in how many rows of logits they round it up to (151,936
-and 152,064, say). Only the tokenizer counts: ids beyond its last token have no meaning. They may
-also differ in settings, such as which word ends a text: what is said of a word is of the same word,
-whatever its role is (`vocab_digest`), and whether both split a text alike is seen by its tokens.
+Two tokenizers are one if they do the same, whatever files they were saved as: digests compare them.
+Models of one family share a tokenizer and differ in how many rows of logits they round it up to
+(151,936 and 152,064, say). Only the tokenizer counts: ids beyond its last token have no meaning.
+They may also differ in settings, such as which word ends a text: what is said of a word is of the
+same word, whatever its role is (`vocab_digest`), and whether both split a text alike is seen by its
+tokens.
 """
 
 import json

@@ -85,7 +85,7 @@ class Reads:
 
 def require_fit(name: str, reads: Reads, sizes: "Sizes") -> None:
     """Raises JobError where an objective of some name has no meaning for such a student and such
-    features, as far as what it reads tells."""
+    features, as far as its inputs decide."""
     if sizes.regression and not reads.regression:
         raise JobError(
             f"objective {name} compares class probabilities, but the task is regression; choose "
@@ -147,8 +147,8 @@ class StudentSide:
     answered: Mapping[str, float] = field(default_factory=dict)
     """Number of a step's tokens with a prediction, by source, for a share's means over the step."""
     layers: Mapping[int, Tensor] = field(default_factory=dict)
-    """Hidden states [B, T, width] of the layers that some objective reads, each under the numbers
-    that it was asked for by; whatever stands where `mask_BT` is 0 has no meaning."""
+    """Hidden states [B, T, width] of the layers that some objective reads, each under the indices
+    of the request; whatever stands where `mask_BT` is 0 has no meaning."""
     mask_BT: Tensor | None = None
     """Mask of the layers: 1 for tokens, 0 for padding."""
 
@@ -217,7 +217,7 @@ class Objective(nn.Module, ABC):
     def of_sources(
         self, side: StudentSide, sources: Sources, labels_B: Tensor | None
     ) -> dict[str, Tensor]:
-        """The terms of a batch of which several teachers say something."""
+        """The terms of a batch with features of several teachers."""
         told = self.told(sources)
         terms: dict[str, Tensor] = self(side.pooled_BD, side.output_BK, told, labels_B)
         return terms
@@ -250,7 +250,8 @@ class Objective(nn.Module, ABC):
 
 
 class AlignedObjective(Objective):
-    """One whose aligner can be trained from features alone, and asked ahead of the student.
+    """An objective whose aligner is trained from features alone, with outputs computed ahead of the
+    student.
 
     Others with an aligner train it in `total`, along with the student, whatever the schedule."""
 

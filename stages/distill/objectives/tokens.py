@@ -2,9 +2,9 @@
 
     total = alpha · T² · D(teacher, student) + (1 - alpha) · cross entropy
 
-Both are means over tokens: of those that the teacher answered, and of those that the corpus has.
-Where nothing of the teacher is known (an evaluation, its own responses as the corpus), the cross
-entropy is all there is. The losses are in `../token_loss`.
+Both are means over tokens: of those with a teacher's prediction, and of those of the corpus.
+Without predictions (an evaluation, the teacher's own responses), there is only cross entropy. The
+losses are in `../token_loss`.
 """
 
 from dataclasses import replace

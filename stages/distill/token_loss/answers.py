@@ -100,7 +100,7 @@ class TokenAnswers:
 def check_samples(divergence: Divergence, temperature: float, has_log_probs: bool) -> None:
     """Raises JobError if samples cannot estimate this divergence at this temperature.
 
-    Any job that reads samples can be told before a model loads."""
+    Jobs that read samples are checked by it before a model loads."""
     if divergence != "forward_kl" and temperature != 1:
         raise JobError(
             f"divergence {divergence} at temperature {temperature:g} cannot be estimated from "

@@ -49,7 +49,7 @@ class Tokens:
     labelled_count, answered_count
                     tokens of the whole step, over which means are taken, where these are only part
                     of it (accumulated gradients, other processes); None: as many as are here
-    What is neither labelled nor answered changes no bit of value and gradients.
+    Tokens with neither label nor prediction change no bit of value and gradients.
     """
 
     hidden_PH: Tensor

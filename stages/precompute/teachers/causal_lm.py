@@ -1,10 +1,10 @@
 """Any causal language model as a teacher: its predictions at each token of a text, and its own
 responses.
 
-Of a text (`../../language`), the predicted tokens are answered: by the most probable tokens, by
-tokens drawn from the model's distribution, by the whole distribution, by hidden states, as is
-asked. The logits of all tokens are never in memory at once. Shapes: B examples, T tokens, P
-predicted tokens of all examples, H hidden numbers, V tokens.
+Of a text (`../../language`), the predicted tokens have features: the most probable tokens, tokens
+sampled from the model's distribution, the whole distribution, hidden states, as requested. The
+logits of all tokens are never in memory at once. Shapes: B examples, T tokens, P predicted tokens
+of all examples, H hidden numbers, V tokens.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ CHUNK_BYTES = 64 * 2**20
 
 class CausalLMTeacher(CheckpointTeacher):
     """Answers with `token_ids` and `prompt_tokens`, and with `top_k`, `samples`, `dense`, `hidden`,
-    `generated_ids` and `generated_log_probs` as they are asked for."""
+    `generated_ids` and `generated_log_probs` as requested."""
 
     Options = CausalLMOptions
     kind = "causal_lm"

@@ -14,7 +14,7 @@ from ...language.tokens import INSIDE
 from .base import PrecisionOptions
 
 TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
-"""The axes: tokens of a text, those of them that are predicted, and tokens the model said."""
+"""The axes: tokens of a text, those of them that are predicted, and generated tokens."""
 
 
 class CausalLMOptions(PrecisionOptions, Recipe):

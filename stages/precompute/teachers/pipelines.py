@@ -8,8 +8,8 @@ Opened, a checked `PipelineFolder` becomes pipelines in eval mode, without gradi
 bars, on their device, with a LoRA merged and an image-to-image twin. `check_class` and
 `check_counterpart` refuse before weights are read.
 
-The safety checker is left out: it replaces images it objects to by black ones, and black is not
-what the model answered.
+The safety checker is left out: it replaces images it objects to by black ones, and black is not the
+model's output.
 """
 
 import hashlib

@@ -170,7 +170,7 @@ class TokenAnswers:
 
     def fidelity_of_texts(self, texts: IntArray, count: int) -> dict[str, list[Any]]:
         """Feature -> fidelity of each of `count` texts, None where nothing was measured; `texts`
-        [P] says whose each token is. Text by text: what a text's figures are must not depend on
+        [P] has the text of each token. Text by text: what a text's figures are must not depend on
         those beside it."""
         chosen = texts[self.measured]
         lengths = np.bincount(chosen, minlength=count)

@@ -66,7 +66,7 @@ LEAST_LOG_TAIL = (1 - EVEN_ODDS) / STEPS_PER_NAT
 
 
 def encode_tails(log_tails_NT: Floats, empty_N: npt.NDArray[np.bool_]) -> UInt8:
-    """Bytes [N, 2T]; `empty_N` says which tokens have no entry, so that all is tail."""
+    """Bytes [N, 2T]; `empty_N` marks tokens without entries, which are all tail."""
     tails_NT = np.minimum(log_tails_NT, 0).astype(np.float64)
     with np.errstate(divide="ignore"):
         log_odds_NT = tails_NT - np.log(-np.expm1(tails_NT))

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, with the modes that those who share them need.
+"""Files that are either whole or absent, with the permissions needed for sharing.
 
 A file is written under a temporary name, synced, renamed, and its folder synced. A folder that its
 group may write, and that hands its group down (`chmod g+ws`), is shared: files that are made in it
@@ -86,7 +86,7 @@ def follow_umask(folder: Path) -> None:
 def _allow(path: Path, bits: int) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode | bits != mode:
-        with suppress(PermissionError):  # it is another user's, who knows why
+        with suppress(PermissionError):  # it belongs to another user
             path.chmod(mode | bits)
 
 

@@ -23,7 +23,7 @@ from .own_files import remove_file
 from .plain_files import check_way
 
 PATIENCE_S = 300.0
-"""Far more than any turn takes: who waits longer waits for a process that is stopped."""
+"""Far more than any lock is held: a longer wait is for a stopped process."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.1
 _A_TURN_S = 1.0
@@ -100,7 +100,7 @@ def give_back(file: BinaryIO, folder: Path, name: str) -> None:
 
 
 def is_there(file: BinaryIO, path: Path) -> bool:
-    """Whether it is still the file of that name: who held it before may have removed it."""
+    """True unless the previous holder deleted the lock file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except FileNotFoundError:

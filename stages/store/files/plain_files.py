@@ -1,4 +1,4 @@
-"""Files of a cache: plain files in plain folders, no larger than they may be, as their records say.
+"""Files of a cache: plain files in plain folders, within size limits, as recorded.
 
 A cache may come from strangers. Its paths are made from checked names (`cache_schemas/layout.py`),
 so no document can lead out of it; a symbolic link could, and a pipe or a device could keep a reader
@@ -85,7 +85,7 @@ def is_there(path: Path) -> bool:
 
 
 Stamp = tuple[int, int]
-"""Tells a file from another that took its name: inode and nanoseconds of its last change."""
+"""Distinguishes a file from another of the same name: inode and nanoseconds of its last change."""
 
 
 def stamp_of(path: Path) -> Stamp | None:
@@ -118,7 +118,7 @@ def check_folders(path: Path, cache: Path) -> None:
         try:
             mode = os.lstat(folder).st_mode
         except OSError:
-            return  # whoever opens it says what is wrong
+            return  # opening it raises the error
         if stat.S_ISLNK(mode):
             raise _is_a_link(folder)
         if not stat.S_ISDIR(mode):

@@ -1,10 +1,10 @@
 """The documents of a cache, read from disk and checked against each other and the names of their
 files.
 
-Of a teacher that was pulled in part, `part.json` beside `teacher.json` says which features and
-tables are missing; where there is none, all are held. Every committed shard has all files of what
-is held, so readers look no further. Commit records stay the origin's: they name files that are not
-here, and their digest is the same.
+Of a teacher that was pulled in part, `part.json` beside `teacher.json` lists missing features and
+tables; where there is none, all are held. Every committed shard has all files of what is held, so
+readers look no further. Commit records stay the origin's: they name files that are not here, and
+their digest is the same.
 """
 
 from collections.abc import Container, Iterator, Sequence

@@ -80,8 +80,8 @@ def joined(parts: Sequence[npt.NDArray[Any]], shape: tuple[int, ...], dtype: str
 
 
 def positions_of(rows: Rows, offsets: IntArray) -> Rows:
-    """The positions of examples `rows` [B], one example after another; `offsets` [N + 1] say where
-    each one's begin. No Python per example."""
+    """The positions of examples `rows` [B], one example after another; `offsets` [N + 1] are their
+    starts. No Python per example."""
     lengths = offsets[rows + 1] - offsets[rows]
     return np.repeat(offsets[rows], lengths) + arange_each(lengths)
 

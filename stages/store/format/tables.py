@@ -1,10 +1,10 @@
 """Per-example tables in Parquet: one file per shard and table, rows in shard order.
 
 What a file's footer claims is looked at before a Parquet library acts on it: a library allocates
-what a footer claims, and pyarrow ends the whole process at some damaged footers once Python asks
-for the metadata of a column (it does not when it reads columns). So the few fields that matter are
-read here: rows, row groups, and whether columns are compressed. The footer is one struct in
-Thrift's compact protocol, followed by its length and `PAR1`.
+what a footer claims, and pyarrow ends the whole process at some damaged footers once Python reads
+the metadata of a column (it does not when it reads columns). So the few fields that matter are read
+here: rows, row groups, and whether columns are compressed. The footer is one struct in Thrift's
+compact protocol, followed by its length and `PAR1`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -79,7 +79,7 @@ def read_whole_table(path: Path, rows: int) -> pa.Table:
 
 
 def check_table(path: Path, rows: int) -> None:
-    """Refuse a table file whose footer does not say that it holds so many rows."""
+    """Refuse a table file whose footer has another number of rows."""
     with _opened(path, rows):
         pass
 

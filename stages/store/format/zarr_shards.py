@@ -106,7 +106,7 @@ def array_metadata(spec: FeatureSpec, rows: int, rows_per_shard: int) -> bytes:
                 "configuration": {"chunk_shape": [spec.most_rows(rows_per_shard), *spec.shape]},
             },
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            # An absent row must never pass for zeros, where that can be said.
+            # An absent row must never look like zeros, if the dtype allows.
             "fill_value": 0 if spec.whole else "NaN",
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "attributes": _attributes(spec),
@@ -121,7 +121,7 @@ def _attributes(spec: FeatureSpec) -> dict[str, str]:
 
 
 def same_layout(one: bytes, other: bytes) -> bool:
-    """Whether two `zarr.json` say the same of how rows lie in files; they may differ in the rest.
+    """Whether two `zarr.json` describe the same row layout; they may differ in the rest.
 
     False, too, for what is not JSON."""
     try:

@@ -5,7 +5,7 @@ FeatureArray    [rows, *shape]. Plain shards are mapped: a batch costs one copy 
                 256 and of 32 rows of 2 KiB: within a few per cent). What another Zarr writer left
                 in some other order or layout is read through zarr-python: same values.
 JoinedArray     A feature that was added to a teacher later: rows counted as the teacher's, stored
-                elsewhere, by a teacher that was asked in an order of its own, and maybe about fewer
+                elsewhere, by a teacher that computed them in another order, and maybe about fewer
                 texts. A map from rows to rows, made once from the keys of both; 8 bytes per row.
 RaggedArray     A feature along an axis: any examples' rows, end to end. The values of all examples
                 are one feature array; offsets say which rows are whose, 8 bytes per example. A
@@ -217,7 +217,7 @@ class JoinedArray(FeatureArray):
     def gather(self, rows: Rows, out: DenseArray | None = None) -> DenseArray:
         """Rows [B] as an array [B, *shape], into `out` if given; see FeatureArray.
 
-        Raises MissingKeysError, too, for rows of texts that the feature was not asked for."""
+        Raises MissingKeysError, too, for rows of texts without the feature."""
         return self._stored.gather(self._joined(rows), out)
 
     def will_need(self, rows: Rows) -> None:
@@ -258,7 +258,7 @@ class RaggedArray:
         remedy: str = "",
     ) -> None:
         """`values` [S, *shape] of examples with `lengths`. `rows`: example i is their i-th, -1 for
-        one that is not there, and `remedy` says what to do about such."""
+        one that is not there, and `remedy` is the advice for such."""
         self._values, self._rows, self._remedy = values, rows, remedy
         self._lengths = lengths
         self._offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -289,7 +289,7 @@ class RaggedArray:
 
     def gather(self, rows: Rows) -> Ragged:
         """The values of examples [B], one after another. Raises IndexError for a row outside 0 to
-        len - 1, MissingKeysError for one whose text the feature was not asked for."""
+        len - 1, MissingKeysError for one whose text lacks the feature."""
         stored = self._stored(rows)
         return Ragged(
             self._values.gather(positions_of(stored, self._offsets)), self._lengths[stored]

@@ -1,10 +1,10 @@
 """The shards of one feature, one by one: prepared, proven plain, or read through a Zarr library.
 
 That library is for arrays that another Zarr writer laid out, and they are looked at first. A cache
-may come from strangers, and a Zarr library does what a document says: it takes any codec it knows
-(some run code), allocates chunks of any shape, follows links, and fills in for what is not there.
-So the document must be one of Zarr v3, of the feature's shape and type, with NaN for absent rows,
-codecs from a short list, and chunks that fit into memory; and all files must be plain ones.
+may come from strangers, and a Zarr library follows the document: it takes any codec it knows (some
+run code), allocates chunks of any shape, follows links, and fills in for what is not there. So the
+document must be one of Zarr v3, of the feature's shape and type, with NaN for absent rows, codecs
+from a short list, and chunks that fit into memory; and all files must be plain ones.
 """
 
 import math

@@ -4,9 +4,9 @@
 used, 1 to 2 GB/s a process; those that are not used cost nothing. Damage is met when a batch needs
 it, not before: `armada cache verify` looks ahead.
 
-`StillCommitted` compares records. A number does not tell a shard: it may have been dropped and made
-again, of other texts, while a reader was open. A shard's record goes first and comes last; so who
-opens its file first and finds the same record afterwards has opened the right file.
+`StillCommitted` compares records. A number does not identify a shard: it may have been dropped and
+rewritten, of other texts, while a reader was open. A shard's record goes first and comes last; so a
+reader that opens its file first and finds the same record afterwards has opened the right file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,12 +58,12 @@ class CheckedFiles:
     def table(self, name: str, shard: int) -> None:
         """Check the file of a table; raises DamagedCacheError."""
         tables = self._commits[shard].tables
-        if name in tables:  # else it is missing, and whoever reads it will say so
+        if name in tables:  # else it is missing, which reading reports
             self._check(table_file(self._folder, name, shard), tables[name])
 
     def _check_layout(self, spec: FeatureSpec) -> None:
-        """No checksum covers a Zarr document; one that says something else of how rows lie would
-        make other numbers of the same bytes."""
+        """No checksum covers a Zarr document; one with another row layout would make other numbers
+        of the same bytes."""
         path = self._folder / spec.name / ZARR_METADATA
         if path in self._done or not path.exists():
             return

@@ -2,7 +2,7 @@
 
 warm  The system reads megabytes around each touched page, which soon has all of a feature in
       memory that fits there (a first epoch in random order: 0.9 million rows/s of 2 KiB).
-cold  Only the pages of the rows that are asked for, all of a batch at once. Where memory is short,
+cold  Only the pages of requested rows, all of a batch at once. Where memory is short,
       reading around is fatal: the first random rows come at 8 thousand rows/s with 98 times the
       bytes wanted, this way at 72 thousand with twice the bytes (8 threads of pread: 50 thousand).
       On pages in memory it takes 3 times as long as `warm`, hence the choice by size.
@@ -139,8 +139,8 @@ class AddressRange:
         _map(self._start + at, size, mmap.PROT_READ, flags, descriptor)
 
     def expect(self, at: int, size: int, *, all_of_it: bool) -> None:
-        """Say how mapped bytes will be touched: all of them before long, so that huge pages are
-        read at once, or here and there, so that nothing is read but what is asked for."""
+        """Advise how mapped bytes will be accessed: all of them before long, so that huge pages are
+        read at once, or here and there, so that only requested bytes are read."""
         advice = _READ_HUGE_PAGES if all_of_it else mmap.MADV_RANDOM
         if advice is not None:
             _libc.madvise(self._start + at, size, advice)

@@ -40,7 +40,7 @@ class BlockOrder:
     def windows(self, seed: int, epoch: int, stream: int = 0) -> Iterator[Rows]:
         """The windows of an epoch: positions in `rows`, each one exactly once an epoch.
 
-        A function of (seed, epoch, stream) alone; `stream` tells passes over one epoch apart."""
+        A function of (seed, epoch, stream) alone; `stream` distinguishes passes over one epoch."""
         random = np.random.default_rng([seed, epoch, stream])
         blocks = random.permutation(-(-len(self._rows) // self._block_rows))
         for first in range(0, len(blocks), self._blocks_per_window):
@@ -91,7 +91,7 @@ class ReadAhead:
             return
         self._planned, self._last = [], windows[-1]
         self.wait()
-        # A daemon, so that a download in progress does not keep a process that was told to stop.
+        # A daemon, so that a download in progress does not keep a process from stopping.
         self._thread = threading.Thread(target=self._announce, args=(windows,), daemon=True)
         self._thread.start()
 

@@ -56,8 +56,8 @@ def open_cache(
     `teacher` is a fingerprint or a prefix of one that no other teacher of the cache shares; it may
     be left out if the cache has one teacher. Teachers that extend others, and those without a row,
     do not count, unless it takes one of them to match. With `verify`, the checksum of each file is
-    compared when the file is first opened. `access` says how features are read: `warm` for those
-    that fit into memory, `cold` for larger ones, `auto` by size. Raises CacheError (or
+    compared when the file is first opened. `access` is how features are read: `warm` for those that
+    fit into memory, `cold` for larger ones, `auto` by size. Raises CacheError (or
     CacheVersionError, DamagedCacheError) if there is no such cache or teacher.
     """
     path = Path(expand_home(str(path)))
@@ -116,7 +116,7 @@ class Cache:
 
     def __contains__(self, item: object) -> bool:
         """Whether it is the name of a feature, or an example (a text, a sequence of text segments,
-        a 16-byte key) that the teacher has answered."""
+        a 16-byte key) that is cached."""
         if isinstance(item, str) and item in self.features:
             return True
         return is_example(item) and bool(self.find(keys_of([item]))[0] >= 0)

@@ -100,7 +100,7 @@ TRIES = 3
 def fetch(location: Location, file: ShardFile, target: Path) -> None:
     """Fetch one file to `target`, whole and on the disk.
 
-    Raises DamagedCacheError for one that is not as its commit record says, however often asked."""
+    Raises DamagedCacheError for one that differs from its commit record after all retries."""
 
     def receive() -> None:
         location.download(file.name, target, file.record.bytes)

@@ -5,7 +5,7 @@
 
 Each commit names its parent. If another one came in between, the documents there are read anew,
 shards of the same numbers are compared, and the commit is made again on top of it; so the index
-lists what all who push have sent, and a reader of any commit finds a whole cache there, or none. An
+lists what all pushes have sent, and a reader of any commit finds a whole cache there, or none. An
 interrupted push continues where it stopped: records there are known, and the Hub takes no file
 twice.
 """
@@ -59,7 +59,7 @@ def push_to_hub(
     jobs: int,
     advance: Advance,
 ) -> CacheIndex:
-    """Do what plans say; the page of the cache goes along as `page_files` has it. Returns the index
+    """Carry out plans; the page of the cache goes along as `page_files` has it. Returns the index
     of the location then.
 
     A repository that is not there is made, private unless `public`. Raises DamagedCacheError for a

@@ -126,7 +126,7 @@ def list_documents(location: RemoteLocation, known: CacheIndex | None = None) ->
 
 
 def list_teachers(location: RemoteLocation, known: CacheIndex | None = None) -> CacheIndex:
-    """The same of a location that may not have said yet that it is a cache."""
+    """The same for a location that may not have a cache manifest yet."""
     before = {t.manifest.fingerprint: t for t in (known.teachers if known else ())}
     found = [name for name in _names(location, "teachers") if FINGERPRINT.fullmatch(name)]
     teachers = [_list_teacher(location, name, before.get(name)) for name in found]

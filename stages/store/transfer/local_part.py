@@ -1,7 +1,7 @@
 """State of a teacher in a local cache before a pull, and its documents after it.
 
-The documents are written in an order that a kill cannot break: `part.json` says that something is
-missing before the first shard without it is committed, and that it is here only when all of it is.
+The documents are written in an order that a kill cannot break: `part.json` records what is missing
+before the first shard without it is committed, and that it is here only when all of it is.
 
 One pull at a time works in a cache, so that what one has planned no other changes on the way. The
 lock is a file in the cache's folder, held (flock) from the plan to the last document, and gone
@@ -135,7 +135,7 @@ class LocalTeacher:
             bring_up_to_date(self._folder, self._teacher, held.records, living)
 
     def declare(self, location: Location, features: frozenset[str], tables: frozenset[str]) -> None:
-        """Make the teacher's folder and say that shards there have these features and tables, or
+        """Make the teacher's folder and record that shards there have these features and tables, or
         those that the shards there have already. Removes what dead pulls left."""
         create_cache(self.cache)
         with locked(self.cache):
@@ -161,7 +161,8 @@ class LocalTeacher:
             )
 
     def finish(self, features: frozenset[str], tables: frozenset[str]) -> None:
-        """Say that every shard has these features and tables; bring the other documents along."""
+        """Record that every shard has these features and tables; bring the other documents
+        along."""
         with locked(self.cache):
             refuse_removed(self.cache, self._teacher)
             self._write_part(_held(self.cache, self._teacher), features, tables)

@@ -6,8 +6,8 @@
     mirror.fetch_ahead(cache, feature, keys)         they come, in this order of first use
 
 In the mirror every file lies where a cache has it, moved there when it was whole, and is not
-fetched again. Shards that have the feature first asked for are committed, so that a mirror is a
-cache like any other, of a part of a teacher.
+fetched again. Shards with the first requested feature are committed, so that a mirror is a cache
+like any other, of a part of a teacher.
 
 `mirror.json`, made when the folder is first used as a mirror, says of what. It keeps the documents
 that were there, so that files that came long ago are used only while they are still the ones that
@@ -55,10 +55,10 @@ def open_cache(
 
     `teacher` is a fingerprint or a prefix of one that no other teacher of the cache shares; it may
     be left out if the cache has one teacher. With `verify`, the checksum of each file is compared
-    when the file is first opened. `access` says how features are read: `warm` for those that fit
-    into memory, `cold` for larger ones, `auto` by size. Of a cache at a URL, documents and keys
-    come at once and shards when they are first touched, to the folder `mirror`, by default one in
-    the user's own cache folder, where they stay. Raises CacheError if there is no such cache or
+    when the file is first opened. `access` is how features are read: `warm` for those that fit into
+    memory, `cold` for larger ones, `auto` by size. Of a cache at a URL, documents and keys come at
+    once and shards when they are first touched, to the folder `mirror`, by default one in the
+    user's own cache folder, where they stay. Raises CacheError if there is no such cache or
     teacher, DamagedCacheError, or StorageError if the location cannot be reached.
     """
     if is_local(str(path)):

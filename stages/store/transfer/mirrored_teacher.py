@@ -1,7 +1,7 @@
 """One teacher of a mirror: files of its shards come when they are first needed, or ahead of it.
 
 Safe to pickle, and to use after a fork: another process finds what is in the mirror, and fetches
-what is not by itself. Who fetches a file holds a lock of that file's name, so that processes that
+what is not by itself. A fetching process holds a lock of that file's name, so that processes that
 need the same shard fetch it once.
 
 `FetchAhead` brings shards in the background, in the order of first use, while a run is at others. A
@@ -68,7 +68,7 @@ class MirroredTeacher:
         return connection(self._url, os.getpid())
 
     def declare(self, feature: str) -> None:
-        """Say which feature committed shards have, if none is committed yet."""
+        """Record which feature committed shards have, if none is committed yet."""
         teacher = LocalTeacher(self._mirror, self.origin)
         teacher.declare(self._location, frozenset({feature}), frozenset({ROWS_TABLE}))
 
@@ -120,7 +120,7 @@ class MirroredTeacher:
             with open_lock(path.parent, path.name) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
-                # Who waits for this file, or makes another, finds that the shard has come.
+                # A process that waits for this file, or makes another, finds the shard complete.
                 remove_file(path, self._mirror)
         except OSError as cause:
             raise storage_error(path, cause) from cause
@@ -175,7 +175,7 @@ class FetchAhead:
             try:
                 self._do(number)
             except BaseException:
-                return  # kept for who waits
+                return  # kept for waiting threads
 
     def _begin(self, number: int) -> None:
         del self._waiting[number]

@@ -9,7 +9,7 @@ that are not in the local cache are fetched to a folder of the caller's, so that
 then wanted need not bring its own again.
 
 An interrupted pull continues where it stopped: shards that are committed are here, the rest is not.
-A cache that holds a part of a teacher says so in `part.json`, and a later pull fills it up. Commit
+A cache with a part of a teacher records it in `part.json`, and a later pull fills it up. Commit
 records are copied as they are, so what is wholly here has the digest it has there.
 """
 
@@ -91,10 +91,10 @@ def with_features(
 def wanted_parts(
     location: Location, origin: TeacherIndex, held: Held, features: Sequence[str]
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """Features and tables that all shards here are to have: those asked for and those they have.
+    """Features and tables that all shards here are to have: requested ones and those they have.
 
-    With features asked for, `rows` is the one table that comes along. Raises MissingFeatureError
-    if the location lacks what the shards here have."""
+    With requested features, `rows` is the one table that comes along. Raises MissingFeatureError if
+    the location lacks what the shards here have."""
     missing = origin.part.missing_tables if origin.part else ()
     tables = all_tables(origin.commits) - frozenset(missing)
     there = frozenset(spec.name for spec in held_features(origin.manifest, origin.part))
@@ -160,7 +160,7 @@ def rows_file(origin: TeacherIndex, record: CommitRecord) -> ShardFile:
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """Files of one shard that are to come; `commit` says whether its record comes too."""
+    """Files of one shard that are to come; `commit`: whether its record is fetched too."""
 
     record: CommitRecord
     files: tuple[ShardFile, ...]
@@ -339,8 +339,8 @@ JOBS = 8
 
 
 def pull(location: Location, cache: Path, plan: PullPlan, jobs: int, advance: Advance) -> None:
-    """Do what a plan says. Raises DamagedCacheError for files that do not arrive whole, a RunError
-    if location or disk fail; received files stay, and the next pull continues."""
+    """Carry out a plan. Raises DamagedCacheError for files that do not arrive whole, a RunError if
+    location or disk fail; received files stay, and the next pull continues."""
     for teacher in plan.teachers:
         _pull_teacher(location, cache, teacher, plan.fetched, jobs, advance)
 

@@ -4,11 +4,11 @@
     shards     in parallel: data and table files, then the commit record
     publish    Zarr documents, runs, and at the very end index.json in one write
 
-Readers of the location see what index.json lists, so the last write is the commit. It lists what
-the commit records there say, whoever sent them. Whoever pushes at the same time does the same:
-lists the records, writes the index, and lists again; so the index that is written last lists all
-shards whose records were there before it. Source files are checked against their records before
-they leave, so damage is not passed on.
+Readers of the location see what index.json lists, so the last write is the commit. It lists the
+commit records there, of all writers. Whoever pushes at the same time does the same: lists the
+records, writes the index, and lists again; so the index that is written last lists all shards whose
+records were there before it. Source files are checked against their records before they leave, so
+damage is not passed on.
 
 What is pushed to a folder of this machine is an ordinary cache there, with an index. The page about
 a cache and its pictures go along: for people, no content.
@@ -134,7 +134,7 @@ def _refuse_part(shown: str, teacher: TeacherIndex) -> None:
 def push(
     cache: Path, plans: list[TeacherToSend], location: RemoteLocation, jobs: int, advance: Advance
 ) -> CacheIndex:
-    """Do what plans say; returns the index of the location as it is then.
+    """Carry out plans; returns the index of the location as it is then.
 
     Raises DamagedCacheError for a source file that is not as committed, StorageError if the
     location fails; sent files stay, and the next push continues."""
@@ -245,7 +245,7 @@ def cache_documents(location: RemoteLocation, index: CacheIndex) -> Iterator[Nam
 def push_to_folder(
     source: LocalLocation, target: Path, plan: PullPlan, jobs: int, advance: Advance
 ) -> CacheIndex:
-    """Do what a plan says as a pull does it, then write the index of the target; returns it."""
+    """Carry out a plan as a pull does, then write the index of the target; returns it."""
     pull(source, target, plan, jobs, advance)
     with locked(target):
         index = read_contents(target)

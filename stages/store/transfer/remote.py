@@ -2,8 +2,8 @@
 opens.
 
 In: names of files below the location, made from checked names. Out: local files, bytes, names; or
-one line that says what the location refused, or why nothing opens it. Passwords in URLs and values
-of options are in no message and in no file.
+one line with what the location refused, or why nothing opens it. Passwords in URLs and values of
+options are in no message and in no file.
 """
 
 import re
@@ -197,7 +197,7 @@ class RemoteLocation:
 
 
 def _bucket_is_missing(cause: BaseException) -> bool:
-    """Whether an object store says that the bucket itself is not there (botocore's errors)."""
+    """Whether an object store reports that the bucket does not exist (botocore's errors)."""
     response = getattr(cause.__cause__, "response", None)
     code = response.get("Error", {}).get("Code") if isinstance(response, Mapping) else None
     return code == "NoSuchBucket"
@@ -260,7 +260,7 @@ def _timeouts(protocol: str) -> dict[str, Any]:
     from aiohttp import ClientTimeout
 
     timeout = ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
-    # Options that are passed replace what the environment says (FSSPEC_HTTP), so they repeat it.
+    # Options that are passed replace those of the environment (FSSPEC_HTTP), so they repeat them.
     given = [conf.get(name, {}).get("client_kwargs", {}) for name in _HTTP]
     return {"client_kwargs": {"timeout": timeout, **given[0], **given[1]}}
 

@@ -1,9 +1,8 @@
 """Calls over a network: what may pass is tried again after growing waits, the rest is not.
 
 What decides is the first thing known of an error or of those that caused it: an HTTP status, or the
-class; an OSError of no special kind may pass. A server that says how long to wait (Retry-After,
-RateLimit) is obeyed; one that requests more than PATIENCE_S ends the call, since people would
-rather know.
+class; an OSError of no special kind may pass. A server's waiting time (Retry-After, RateLimit) is
+obeyed; one that requests more than PATIENCE_S ends the call, since people would rather know.
 
 A file is fetched with no more bytes than it may have, and no slower than a floor. A server that
 sends a byte now and then never runs into a timeout of silence, so what arrives is measured: less
@@ -76,7 +75,7 @@ def status_of(cause: BaseException) -> int | None:
 
 
 def asked_wait_s(cause: BaseException) -> float | None:
-    """The seconds for which a server asked to be left alone, if it did."""
+    """The waiting time that a server requested, in seconds, if any."""
     for error in _chain(cause):
         headers = {str(name).lower(): str(value) for name, value in _headers(error).items()}
         limit = _RATE_LIMIT.search(headers.get("ratelimit", ""))
@@ -112,7 +111,7 @@ def _chain(cause: BaseException | None) -> Iterator[BaseException]:
 
 
 def _verdict(error: BaseException) -> bool | None:
-    """Whether an error may pass; None if it does not tell."""
+    """Whether an error is transient; None if unknown."""
     status = _own_status(error)
     if status is not None:
         return status in _MAY_PASS_STATUS or status >= 500

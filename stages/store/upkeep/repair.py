@@ -1,7 +1,7 @@
 """Drop what is damaged, so that a cache is whole again and `precompute` fills the gaps.
 
     drop        a shard: its keys are pending again
-    rebuild     zarr.json, armada.json: all they say follows from other documents
+    rebuild     zarr.json, armada.json: all they hold follows from other documents
     remove      the record of a run: it has the cost of the run; no reader needs it
     set aside   teacher.json, as teacher.json.damaged, so that the cache's other teachers can be
                 read; `precompute` with that teacher writes it again, and its shards are there
@@ -205,7 +205,8 @@ def _count_rows(cache: Path, folder: Path) -> None:
 def leftovers(cache: Path) -> Iterator[Path]:
     """Files and folders without an owner.
 
-    Raises DamagedCacheError where a folder is none: what it held cannot be told from leftovers."""
+    Raises DamagedCacheError where a folder is none: its files cannot be distinguished from
+    leftovers."""
     yield from partial_documents(cache)
     for teacher in teacher_folders(cache):
         yield from _of_teacher(teacher)

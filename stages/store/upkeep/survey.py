@@ -165,7 +165,7 @@ def survey_cache(path: Path) -> CacheSurvey:
 
 def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
     """Read all documents of one teacher; none, where something is no folder that should be one:
-    which of its files belong to it cannot be told then."""
+    then its own files are unknown."""
     found = Findings(cache, folder.name)
     for below in folders_of(folder):
         found.attempt(("folder", below, None), check_folders, below / "anything", cache)
@@ -176,7 +176,7 @@ def survey_teacher(cache: Path, folder: Path) -> TeacherSurvey:
     subject: Subject = ("teacher", folder / TEACHER_PART, None)
     part = found.attempt(subject, read_part, cache, folder.name)
     if found.damages:
-        manifest = None  # which features are here cannot be told
+        manifest = None  # local features are unknown
     commits, foreign = [], []
     if manifest is not None:
         commits = _read_commits(found, folder, manifest, records)

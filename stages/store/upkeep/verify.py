@@ -1,7 +1,7 @@
 """Is a cache what was committed? Every document, every file, every key; damage stops nothing.
 
 Each file is a plain file of the recorded size and hash. A feature's has a whole index (crc32c), all
-rows, and only finite numbers. A table has as many rows as the record says; that of the keys can be
+rows, and only finite numbers. A table has as many rows as in the record; that of the keys can be
 read.
 
 Shards are checked a few at a time in threads: reading and hashing free the interpreter. Keys take
@@ -46,7 +46,7 @@ class ShardCheck:
 
 @dataclass(frozen=True, slots=True)
 class CommittedShard:
-    """The files of one committed shard, as far as this cache holds them. `part` says what was not
+    """The files of one committed shard, as far as this cache holds them. `part` lists what was not
     pulled; `foreign` are features laid out by another tool."""
 
     cache: Path
@@ -115,7 +115,7 @@ class CommittedShard:
             raise DamagedCacheError(f"{path}: holds numbers that are not finite")
 
     def _is_plain(self, spec: FeatureSpec, path: Path) -> bool:
-        """Whatever a Zarr document says: these bytes were committed, so they tell."""
+        """Independent of Zarr documents: the committed bytes decide."""
         try:
             with opened(path, self.cache) as file:
                 rows = self.record.rows_of(spec)

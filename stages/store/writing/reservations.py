@@ -2,13 +2,13 @@
 
 `reservations/<shard>/` appears with the keys of the shard in it and is its writer's own until the
 commit moves the finished files out of it into their places. All methods of `Reservations` are
-called by who holds the cache's lock, so no two writers reserve the same number or the same key.
+called while holding the cache's lock, so no two writers reserve the same number or the same key.
 
 A folder of `Staging` appears under its name in one step (rename), with all that its owner put into
 it, so two owners of one name cannot be. It holds a file `heartbeat`, locked by its owner and
-rewritten every few seconds: who finds the lock free on the same host, or the same heartbeat for
-`patience_s` seconds on any, knows that the owner is dead. Only the watcher's own monotonic clock is
-read, so clocks that differ or go backwards do not matter.
+rewritten every few seconds: a process that finds the lock free on the same host, or the same
+heartbeat for `patience_s` seconds on any, knows that the owner is dead. Only the watcher's own
+monotonic clock is read, so clocks that differ or go backwards do not matter.
 
 The dead are fenced off by renaming their folder away before it is removed. An owner that was only
 stopped, and continues later, works in `<name>/<its own random name>/`, which is nowhere any more,
@@ -46,7 +46,7 @@ _NEW, _DEAD = "new-", "dead-"
 
 
 def host_id() -> str:
-    """Tells running kernels apart: file locks are reliable within one."""
+    """Identifies the running kernel: file locks are reliable within one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -148,7 +148,7 @@ def _open(path: Path, mode: int) -> int:
 
 
 class Watch:
-    """Tells dead owners from living ones."""
+    """Distinguishes dead owners from live ones."""
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
         self._patience_s = patience_s
@@ -204,7 +204,7 @@ class HeartbeatThread:
         while not self._stopped.wait(BEAT_S):
             with self._guard:
                 for staging in self._of:
-                    # A disk that refuses a beat makes us look dead; our next write says why.
+                    # A disk that refuses a beat makes us look dead; our next write reports why.
                     with suppress(OSError):
                         staging.beat()
 

@@ -111,7 +111,7 @@ class CacheWriter:
             yield
 
     def _see_commits(self) -> None:
-        """A number alone does not tell a shard: it may have been dropped and made again."""
+        """A number alone does not identify a shard: it may have been dropped and rewritten."""
         there = numbered(entries(self.folder / "commits", "*.json"))
         for shard in self._records.keys() - there.keys():
             del self._records[shard], self._seen[shard]
