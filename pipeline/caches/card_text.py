@@ -41,7 +41,7 @@ folder:
 {with_armada}
 ```
 
-With Zarr alone; rows that hold no answer are NaN, or 0 among whole numbers:
+With Zarr alone; empty rows are NaN, or 0 for integers:
 
 ```python
 {with_zarr}

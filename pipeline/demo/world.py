@@ -72,7 +72,7 @@ Task = Literal["colour", "shape"]
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word by its family and its place there; 0 is the common word."""
+    """A word by its family and its index there; 0 is the common word."""
 
     family: int
     place: int

@@ -1,5 +1,5 @@
-"""Finished runs of `distill`, read back from their folders, wherever below a path they lie; and
-which keys of a job its student depends on."""
+"""Finished runs of `distill`, read back from their folders, anywhere below a path; and which keys
+of a job its student depends on."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -165,7 +165,7 @@ def task_terms(side: StudentSide, labels_B: Tensor | None, regression: bool) -> 
 
 
 class Objective(nn.Module, ABC):
-    """Turns a student's answers into named loss terms; owns what is trained beside the student."""
+    """Turns a student's outputs into named loss terms; owns what is trained beside the student."""
 
     Options: ClassVar[type[BaseModel]] = ObjectiveOptions
     """Its keys in a job."""
@@ -211,7 +211,7 @@ class Objective(nn.Module, ABC):
 
     @property
     def answers_name(self) -> str:
-        """Under which its aligner's answers, worked out ahead, stand among the sources."""
+        """Name of its aligner's precomputed outputs among the sources."""
         return f"aligner of {self.label}"
 
     def of_sources(

@@ -103,9 +103,9 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, share_of_p: float) -> Tensor:
 
 # --- A chunk's divergence with its gradient, in a form common to all kinds of predictions.
 #
-# The gradient over the vocabulary is a softmax times one number a token, plus a few numbers at
-# listed ids (or, for dense answers, one more matrix): sparse answers and samples take one pass of
-# exponentials and no matrix [C, V] beside the logits and the softmax.
+# The gradient over the vocabulary is a softmax times one number per token, plus a few numbers at
+# listed ids (or, for dense predictions, one more matrix): sparse predictions and samples take one
+# pass of exponentials and no matrix [C, V] beside the logits and the softmax.
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The token-level loss of stage 2: cross entropy, and a divergence from cached answers.
+"""The token-level loss of stage 2: cross entropy, and a divergence from cached predictions.
 
 Shapes: P positions, H width of the student, V rows of its vocabulary.
 """

@@ -28,8 +28,8 @@ def uld_loss(
     temperature 1. The ids of sparse predictions are ignored: their k tokens have to be the most
     probable.
 
-    Everything else is as in `token_loss`. Raises JobError for answers without the mass of all
-    tokens: samples, or sparse answers without a tail."""
+    Everything else is as in `token_loss`. Raises JobError for predictions without the mass of all
+    tokens: samples, or sparse ones without a tail."""
     match answers:
         case DenseAnswers():
             soften = _all_ranks

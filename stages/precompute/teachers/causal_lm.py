@@ -127,7 +127,7 @@ class CausalLMTeacher(CheckpointTeacher):
     def _predict(
         self, output: Any, places_P: Tensor, predicted: IntArray, seeds: Sequence[int]
     ) -> TokenAnswers:
-        """The answers to all predicted tokens, of which each text has so many."""
+        """The predictions of all tokens, of which each text has so many."""
         hidden_PH = _chosen(output.last_hidden_state, places_P)
         places = [np.arange(count) for count in predicted.tolist()]
         answers = TokenAnswers(self._answers, np.concatenate(places) % MEASURED_EVERY == 0)

@@ -127,7 +127,7 @@ def _arrays(*tensors: Tensor) -> Arrays:
 
 @dataclass(slots=True)
 class TokenAnswers:
-    """The answers to the predicted tokens of a batch, gathered chunk by chunk."""
+    """The predictions of a batch's tokens, gathered chunk by chunk."""
 
     answers: Mapping[str, Answer]
     measured: Bools

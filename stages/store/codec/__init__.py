@@ -1,1 +1,2 @@
-"""Rows of bytes for a teacher's answers to tokens; the law of the bytes is in the modules here."""
+"""Rows of bytes for a teacher's predictions of tokens; the law of the bytes is in the modules
+here."""

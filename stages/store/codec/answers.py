@@ -1,4 +1,4 @@
-"""Decoded answers, and what of a teacher's answers is refused before it is written.
+"""Decoded predictions, and checks of predictions before they are written.
 
 Shapes: N tokens, k entries or K samples of each.
 """

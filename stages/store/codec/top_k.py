@@ -125,7 +125,7 @@ def _encoded(
     refuse_ids(present_Nk, coding.vocab_size)
     id_columns, id_planes = split(present_Nk, id_bits(coding.vocab_size))
     level_columns, level_bits = split_sorted(levels_Nk, coding.levels)
-    # Where probable ids were cut off, some mass lies outside.
+    # If probable ids were cut off, some mass is in the tail.
     cut_N1 = (absent_Nk & (log_probs_Nk > -np.inf)).any(axis=1, keepdims=True)
     least_N1 = np.where(cut_N1, LEAST_LOG_TAIL, -np.inf)
     header.append(encode_tails(np.maximum(log_tails_NT, least_N1), empty_N))

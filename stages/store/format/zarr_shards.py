@@ -217,7 +217,7 @@ def opened(path: Path, cache: Path) -> Iterator[int]:
     below the folder `cache`."""
     plain_size(path, cache)
     try:
-        # Neither a link nor a pipe, should one have come in its place since.
+        # Neither a link nor a pipe, should one have come under its name since.
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as cause:
         raise read_error(path, cause) from cause

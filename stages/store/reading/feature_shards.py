@@ -210,8 +210,8 @@ def _check_files(folder: Path, cache: Path) -> None:
 def read_foreign(folder: Path, spec: FeatureSpec, start: int, rows: int) -> DenseArray:
     """Rows `start` to `start + rows - 1` of an array that was checked, [rows, *shape].
 
-    Raises DamagedCacheError if they are not all there: stored answers are finite, and not a number
-    stands where a chunk is absent."""
+    Raises DamagedCacheError if they are not all there: stored features are finite, and NaN stands
+    where a chunk is absent."""
     import zarr
 
     # In pieces: where nothing is there, no memory is filled before that is seen.

@@ -204,7 +204,7 @@ def _advise_in_one_call(there: Pieces) -> bool:
         os.close(process)
 
 
-# The least that common systems read in answer to one hint, however much it names.
+# The least that common systems read per hint, however much it names.
 _PIECE_BYTES = 128 * 2**10
 
 

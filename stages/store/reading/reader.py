@@ -1,12 +1,12 @@
-"""Open a cache and read answers by text, key or row.
+"""Open a cache and read features by text, key or row.
 
     cache = open_cache("cache", teacher="3fa9")
     rows = cache.lookup(["a red bird", "two dogs"])
     cache["embedding"][rows]          # float16 or float32, [2, E]
 
-Rows count committed answers, 0 to len(cache) - 1, in the order of commit; they are stable as long
-as nothing is removed. Only what was committed when the cache was opened is visible. Features that
-were added to a teacher later are offered beside its own; a row may lack them.
+Rows count committed rows, 0 to len(cache) - 1, in the order of commit; they are stable as long as
+nothing is removed. Only what was committed when the cache was opened is visible. Features that were
+added to a teacher later are offered beside its own; a row may lack them.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -51,7 +51,7 @@ Example = str | bytes | Sequence[str]
 def open_cache(
     path: str | Path, teacher: str | None = None, verify: bool = False, access: Access = "auto"
 ) -> "Cache":
-    """Open the answers of one teacher of the cache at `path`.
+    """Open the features of one teacher of the cache at `path`.
 
     `teacher` is a fingerprint or a prefix of one that no other teacher of the cache shares; it may
     be left out if the cache has one teacher. Teachers that extend others, and those without a row,
@@ -73,7 +73,7 @@ def open_cache(
 
 
 class Cache:
-    """The committed answers of one teacher. Cheap to open; shards are mapped when touched."""
+    """The committed features of one teacher. Cheap to open; shards are mapped when touched."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Cache:
         access: Access = "auto",
         elsewhere: TeacherIndex | None = None,
     ) -> None:
-        """`extensions`: the answers of teachers that extend this one, each with its own hook;
+        """`extensions`: the features of teachers that extend this one, each with its own hook;
         `verify`: compare the checksum of each file when it is first opened; `elsewhere`: documents
         of a remote cache, instead of local ones, with a hook that fetches files."""
         self.path = path
@@ -150,7 +150,7 @@ class Cache:
     def __getitem__(self, name: str) -> FeatureArray:
         """The feature as an array-like [len(cache), *shape]; its shards stay mapped.
 
-        Raises CacheError for one that lies along an axis: `ragged` reads that."""
+        Raises CacheError for one along an axis: `ragged` reads that."""
         if (axis := self.feature_spec(name).axis) is not None:
             raise CacheError(
                 f"feature {name!r}: has a row for each of an example's {axis}; name a feature with "
@@ -161,7 +161,7 @@ class Cache:
         return self._arrays[name]
 
     def ragged(self, name: str) -> RaggedArray:
-        """A feature that lies along an axis; raises CacheError for another."""
+        """A feature along an axis; raises CacheError for another."""
         holder, spec = self.holder(name), self.feature_spec(name)
         if spec.axis is None:
             raise CacheError(
@@ -212,8 +212,7 @@ class Cache:
     def table_path(self, name: str, shard: int) -> Path:
         """The file of a shard's table, checked if the cache was opened so.
 
-        Raises CacheError if the shard was committed without it: whatever lies there is not the
-        shard's."""
+        Raises CacheError if the shard was committed without it: a file there is not the shard's."""
         if name not in self._tables_of[shard]:
             raise CacheError(
                 f"table {name!r}: shard {shard} of teacher {self.teacher.fingerprint[:12]} was "

@@ -51,7 +51,7 @@ def open_cache(
     access: Access = "auto",
     mirror: str | Path | None = None,
 ) -> Cache:
-    """Open the answers of one teacher of the cache at `path`, a folder or a URL.
+    """Open the features of one teacher of the cache at `path`, a folder or a URL.
 
     `teacher` is a fingerprint or a prefix of one that no other teacher of the cache shares; it may
     be left out if the cache has one teacher. With `verify`, the checksum of each file is compared
@@ -108,7 +108,7 @@ class Mirror:
         }
 
     def open(self, prefix: str | None, verify: bool = False, access: Access = "auto") -> Cache:
-        """The answers of one teacher as `open_cache` gives them; brings the keys of all shards."""
+        """The features of one teacher as `open_cache` gives them; brings the keys of all shards."""
         manifests = [origin.manifest for origin in self.index.teachers]
         empty = [each.manifest.fingerprint for each in self.index.teachers if not each.commits]
         chosen = choose_teacher(self.shown, manifests, prefix, empty).fingerprint

@@ -4,11 +4,11 @@ In: the destination's manifest of one teacher, and caches that hold the same tea
 shards of the destination, in the order of the sources, each committed like any other; so an
 interrupted merge continues where it stopped, and other writers may work beside it.
 
-Where two caches answer one key, the destination's answer stays, else the first source's: on a GPU,
-equal teachers answer equally up to rounding only. Memory: 40 bytes a key of the sources, and one
-shard of the destination. A source is read as it was when it was opened, and no file of it is used
-before its size and checksum were right, once: keys when the merge begins, a feature or a table when
-rows of it are first wanted.
+If two caches hold one key, the destination's row stays, else the first source's: on a GPU, equal
+teachers agree up to rounding only. Memory: 40 bytes a key of the sources, and one shard of the
+destination. A source is read as it was when it was opened, and no file of it is used before its
+size and checksum were right, once: keys when the merge begins, a feature or a table when rows of it
+are first wanted.
 
 A run says what each shard it wrote cost. A shard of the destination is filled from other shards, so
 each of its rows brings its share, the seconds of its old shard divided by that shard's rows, and
@@ -45,7 +45,7 @@ from ..writing.writer import CacheWriter, Work
 
 
 class SourceCache:
-    """The answers of one teacher in a cache that is merged from."""
+    """The features of one teacher in a cache that is merged from."""
 
     def __init__(self, path: Path, manifest: TeacherManifest) -> None:
         """Raises CacheError if some files were left away on purpose, DamagedCacheError if not."""
@@ -173,7 +173,7 @@ def merge_teacher(
     advance: Advance = lambda rows: None,
     waiting: Advance = lambda rows: None,
 ) -> Merged:
-    """Copy into the cache at `path` what it lacks of a teacher's answers in `sources`.
+    """Copy into the cache at `path` the rows of a teacher that it lacks, from `sources`.
 
     Every cache has a manifest of its own: the rows of a shard may differ. `advance` is called with
     numbers of source rows that are dealt with, `waiting` with the number of keys that are left when

@@ -1,4 +1,4 @@
-"""Features that are added later to a teacher whose answers a cache already holds.
+"""Features that are added later to a cached teacher.
 
 A cache's documents do not change, and a teacher's fingerprint covers its list of features. So the
 added ones belong to a teacher of their own, which extends the first: same model, same settings but

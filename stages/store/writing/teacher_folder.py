@@ -240,7 +240,7 @@ def shard_paths(teacher: Path, shard: int) -> list[Path]:
 
 
 def drop_teacher(cache: Path, fingerprint: str) -> None:
-    """Remove a teacher and all its answers, `teacher.json` first. Raises StorageError."""
+    """Remove a teacher and all its features, `teacher.json` first. Raises StorageError."""
     folder = teacher_folder(cache, fingerprint)
     remove_file(folder / TEACHER_MANIFEST, cache)
     # Should we die on the way, what is left shall not look like a teacher that lost its manifest.

@@ -1,4 +1,4 @@
-"""Write a teacher's answers into a cache, shard by shard; nothing is visible before its commit.
+"""Write a teacher's features into a cache, shard by shard; nothing is visible before its commit.
 
     reserve     a shard number and keys that no other writer is at (`Work` chooses the keys)
     commit      files are written and synced in the reservation's own folder, then moved into
@@ -135,7 +135,7 @@ class CacheWriter:
         reservation: Reservation | None = None,
         fidelity: Mapping[str, Fidelity] | None = None,
     ) -> CommitRecord:
-        """Make the answers to N examples durable and visible: keys [N, 16], features [N, *shape],
+        """Make the features of N examples durable and visible: keys [N, 16], features [N, *shape],
         or ragged along their axes.
 
         They are of a reservation, or of one made for them. It is given back in any case. Raises
