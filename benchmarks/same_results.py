@@ -11,7 +11,7 @@ are read from stores, and of files. `--checkout` is a folder with another versio
 repository, whose code is then what runs, from the same texts and checkpoints.
 
 `compare` prints what is equal of the earlier one and the later, and ends with 1 if anything differs
-or was not to be had from the later. Names that changed stand in `RUNS` and `FEATURES`. Of stores in
+or was not to be had from the later. Names that changed stand in `same_kinds/names.py`. Of stores in
 two versions of the format, rows, values and fingerprints are compared and files are not. Bits
 depend on the machine and on libraries: record both with the same.
 """
@@ -30,23 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from figures import ABSENT, table
-
-RUNS = {
-    "armada and tokens": {
-        "language": "tokens.language",
-        "distillation": "tokens.distillation",
-        "manifold": "armada.manifold",
-        "aligner/aligner.safetensors": "aligner/armada.safetensors",
-        "student/heads.safetensors: objective": "student/heads.safetensors: objective.each.1",
-    }
-}
-"""Kind of run -> the beginning of a name in its log or weights -> what it is today."""
-FEATURES = {"draws": "samples"}
-"""Name of a feature in earlier stores -> its name today."""
+from same_kinds.names import FEATURES, RUNS
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "diffusers", "open_clip_torch", "peft")
 LIBRARIES += ("numpy", "pyarrow", "zarr")
 EQUAL = "equal"
+RENAMED = "equal by earlier names"
+"""Of a fingerprint: names are part of it, and a renamed feature is all that makes it another."""
 NEW = "new"
 Recorded = dict[str, Any]
 
@@ -140,7 +130,7 @@ def _compared(
             cells = [NEW] * len(parts)
         else:
             cells = [part(kind, one, other) for part in parts.values()]
-        differ += any(cell not in (EQUAL, NEW, ABSENT) for cell in cells)
+        differ += any(cell not in (EQUAL, RENAMED, NEW, ABSENT) for cell in cells)
         rows.append([kind, *cells])
     return rows, differ
 
@@ -171,23 +161,29 @@ def _digests(first: Mapping[str, str], second: Mapping[str, str]) -> str:
 
 
 def _contents(_: str, one: Recorded, other: Recorded) -> str:
+    if "columns" in other:
+        columns = other["columns"]
+        return _digests(_renamed(one["columns"], columns, FEATURES), columns)
     # Whatever their fingerprints are, which are compared by themselves.
-    if "teachers" not in other:
-        return ABSENT
-    theirs = list(other["teachers"].values())
+    theirs = [_read(teacher, {}) for teacher in other["teachers"].values()]
     known = {name: None for teacher in theirs for name in teacher["features"]}
-    ours = [
-        teacher | {"features": _renamed(teacher["features"], known, FEATURES)}
-        for teacher in one["teachers"].values()
-    ]
+    ours = [_read(teacher, known) for teacher in one["teachers"].values()]
     all_there = len(ours) == len(theirs) and all(teacher in theirs for teacher in ours)
     return EQUAL if all_there else "differ"
+
+
+def _read(teacher: Recorded, today: Mapping[str, Any]) -> Recorded:
+    features = _renamed(teacher["features"], today, FEATURES) if today else teacher["features"]
+    return {"rows": teacher["rows"], "keys": teacher["keys"], "features": features}
 
 
 def _fingerprints(_: str, one: Recorded, other: Recorded) -> str:
     if "teachers" not in other:
         return ABSENT
-    return EQUAL if one["teachers"].keys() == other["teachers"].keys() else "differ"
+    if one["teachers"].keys() == other["teachers"].keys():
+        return EQUAL
+    by_earlier_names = {teacher["by_earlier_names"] for teacher in other["teachers"].values()}
+    return RENAMED if one["teachers"].keys() == by_earlier_names else "differ"
 
 
 def _renamed(

@@ -133,6 +133,21 @@ def test_stores_in_two_formats_are_compared_by_what_is_read(comparing: Any) -> N
     assert (status, store[1]) == (1, "differ")
 
 
+def test_a_fingerprint_that_differs_by_a_renamed_feature_alone_is_told(comparing: Any) -> None:
+    def today(document: Recorded, earlier: str | None = None) -> None:
+        teachers = document["stores"][STORE]["teachers"]
+        [fingerprint] = teachers
+        assert teachers[fingerprint]["by_earlier_names"] == fingerprint
+        teachers["f" * 32] = teachers.pop(fingerprint) | {
+            "by_earlier_names": earlier or fingerprint
+        }
+
+    status, [_, store] = comparing(later=today)
+    assert (status, store[2]) == (0, "equal by earlier names")
+    status, [_, store] = comparing(later=lambda document: today(document, "e" * 32))
+    assert (status, store[2]) == (1, "differ")
+
+
 def _rename(document: Recorded, feature: str) -> None:
     [teacher] = document["stores"][STORE]["teachers"].values()
     teacher["features"] = {feature: teacher["features"].pop("embedding")}

@@ -1,5 +1,6 @@
 """Kinds of store: what armada reads from each, and the bytes that lie there."""
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -8,11 +9,19 @@ from typing import Any
 
 import armada
 import numpy as np
+import pyarrow.parquet as pq
+from armada.cache_schemas.manifest import FORMAT_VERSION, TeacherManifest
 from armada.cli import main as command_line
 
 from .material import Material, array_digest, file_digests
+from .names import FEATURES, OPTIONS
 
-TOKEN_ANSWERS = {"top_k": 12, "temperatures": [1.0, 2.0], "draws": 5, "draws_log_probs": True} | {
+TOKEN_ANSWERS = {
+    "top_k": 12,
+    "temperatures": [1.0, 2.0],
+    "samples": 5,
+    "samples_log_probs": True,
+} | {
     "hidden_layers": [0, 2],
     "characters": True,
 }
@@ -59,7 +68,7 @@ PRECOMPUTED: dict[str, dict[str, Any]] = {
     | PAIRS
     | SHORT,
     "causal_lm, Llama, sampled tokens alone": {"teacher": "causal_lm:lm_llama", "top_k": None}
-    | {"text_format": "plain", "draws": 7, "max_new_tokens": 4}
+    | {"text_format": "plain", "samples": 7, "max_new_tokens": 4}
     | PAIRS
     | SHORT,
     "causal_lm, chats": {"teacher": "causal_lm:lm_chat", "text_format": "chat", "top_k": 8}
@@ -99,11 +108,14 @@ def record(kind: str, material: Material, folder: Path) -> dict[str, Any]:
         for path, digest in file_digests(cache).items()
         if not NOT_COMPARED & set(Path(path).parts)
     }
-    return {"files": kept} | ({"teachers": dict(_teachers(cache))} if _is_cache(cache) else {})
+    if (cache / "armada.json").exists():
+        return {"files": kept, "teachers": dict(_teachers(cache))}
+    return {"files": kept, "columns": dict(_columns(cache))}
 
 
 def _precompute(settings: dict[str, Any], material: Material, cache: Path, **more: Any) -> None:
-    settings = dict(settings | more)
+    earlier = {today: name for name, today in OPTIONS.items()} if FORMAT_VERSION == 1 else {}
+    settings = {earlier.get(name, name): value for name, value in (settings | more).items()}
     kind, _, source = settings.pop("teacher").partition(":")
     if not kind.startswith("hash"):
         source = material.checkpoint(source)
@@ -120,24 +132,44 @@ def _precompute(settings: dict[str, Any], material: Material, cache: Path, **mor
     )
 
 
-def _is_cache(folder: Path) -> bool:
-    return (folder / "armada.json").exists()
+def _columns(exported: Path) -> Iterator[tuple[str, str]]:
+    """Column, or array, of what was exported to one file or to one for each -> SHA-256 of the
+    values."""
+    for file in sorted(exported.rglob("*.parquet")):
+        table = pq.read_table(file)
+        for name in table.column_names:
+            values = repr(table[name].to_pylist()).encode()
+            yield name, hashlib.sha256(values).hexdigest()
+    for file in sorted(exported.rglob("*.npy")):
+        yield file.stem, array_digest(np.load(file))
 
 
 def _teachers(cache: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Fingerprint -> rows, and SHA-256 of keys and of each feature's values as they are stored, in
-    the order of the rows."""
+    the order of the rows; and what the fingerprint would be if features had their earlier names."""
     for folder in sorted((cache / "teachers").iterdir()):
         if folder.is_dir():
             opened = armada.open_cache(cache, folder.name)
             yield (
                 folder.name,
                 {
+                    "by_earlier_names": _by_earlier_names(opened.teacher),
                     "rows": len(opened),
                     "keys": array_digest(opened.keys),
                     "features": {name: _values(opened, name) for name in opened.features},
                 },
             )
+
+
+def _by_earlier_names(teacher: TeacherManifest) -> str:
+    earlier = {today: name for name, today in FEATURES.items()}
+    features = tuple(
+        feature.model_copy(update={"name": earlier.get(feature.name, feature.name)})
+        for feature in teacher.spec.features
+    )
+    spec = teacher.spec.model_copy(update={"features": features})
+    base = teacher.extends
+    return spec.fingerprint if base is None else spec.fingerprint_extending(base)
 
 
 def _values(cache: Any, name: str) -> str:
@@ -164,7 +196,7 @@ EXPORT += ("--output", "{cache}", "--format")
 
 def _add_features(material: Material, cache: Path) -> None:
     _precompute({"teacher": "causal_lm:lm_llama", "top_k": 12} | SHORT, material, cache)
-    more = {"teacher": "causal_lm:lm_llama", "top_k": 12, "draws": 4, "add_features": True}
+    more = {"teacher": "causal_lm:lm_llama", "top_k": 12, "samples": 4, "add_features": True}
     _precompute(more | SHORT, material, cache)
 
 
