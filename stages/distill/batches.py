@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..corpus.labels import LabelValues
+from ..language.masks import needs_mask
 from ..store.reading.prefetch import (
     BLOCK_ROWS,
     BLOCKS_PER_WINDOW,
@@ -29,8 +30,9 @@ from .placement import to_device
 from .processes import ALONE
 
 Batch = dict[str, Any]
-"""Tensors by name, of this process's share; `places`, the indices of the whole batch's examples, an
-array, which stays on the CPU when tensors move to a device."""
+"""Tensors by name, of this process's share, and `masked`, whether attention needs a mask for them;
+`places`, the indices of the whole batch's examples, an array, which stays on the CPU when tensors
+move to a device."""
 
 _COPIED_BYTES = 64 * 2**20
 
@@ -105,6 +107,7 @@ class DistillDataset(Dataset[Batch]):
     def _batch(self, whole: Places) -> Batch:
         chosen = self.processes.share(whole)
         batch: Batch = {**self.tokens.pad(chosen), "places": whole}
+        batch["masked"] = needs_mask(batch)
         batch |= {"labels": self.labels_of(chosen)} if self.apart else self.aligner_batch(chosen)
         return batch
 

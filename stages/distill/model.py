@@ -76,10 +76,12 @@ class DistillModel(TrainedModel):
         labels: Tensor | None = None,
         features: Mapping[str, Feature] | None = None,
         rows: int = 0,
+        masked: bool | None = None,
     ) -> dict[str, Any]:
         """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `features`
-        are the teachers', `rows` those of the batch in all processes."""
-        inputs = (input_ids, attention_mask, token_type_ids)
+        are the teachers', `rows` those of the batch in all processes; `masked` as the student
+        takes it."""
+        inputs = (input_ids, attention_mask, token_type_ids, masked)
         scored = labels is not None and (self.training or self.student.space.task == "none")
         layers, mask_BT = dict[int, Tensor](), None
         if scored and self.layers:

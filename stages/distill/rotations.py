@@ -61,7 +61,8 @@ def _exp(points_BH: Tensor, skew_HH: Tensor) -> Tensor:
 def _cayley(points_BH: Tensor, skew_HH: Tensor) -> Tensor:
     identity = torch.eye(len(skew_HH), dtype=skew_HH.dtype, device=skew_HH.device)
     ahead_HB = torch.addmm(points_BH.mT, skew_HH, points_BH.mT, alpha=0.5)
-    turned_HB: Tensor = torch.linalg.solve(identity - skew_HH / 2, ahead_HB)
+    # Whether the matrix has an inverse, which it always has, would be read from the device.
+    turned_HB: Tensor = torch.linalg.solve_ex(identity - skew_HH / 2, ahead_HB).result
     return turned_HB.mT
 
 

@@ -187,6 +187,10 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         """Start an epoch, whose batches are requested next; the aligner may have changed."""
         self._coming = self._batches.of(int(state.epoch or 0), self._dataset.streams(self.source))
         self._left = 0
+        # What a frozen aligner works out once and keeps, such as its map, waits for the device.
+        shape, weight = self._objective.sizes.feature_shape, next(self._objective.parameters())
+        assert shape is not None
+        self._objective.read(weight.new_zeros(1, *shape))
 
     def answers(self, places: Places) -> AlignerAnswers:
         """Outputs for one batch; batches before it that were not requested are skipped."""

@@ -20,6 +20,7 @@ from ...cache_schemas.locations import Source
 from ..adapters import without_adapters
 from ..corpus.labels import LabelSpace
 from ..language.classifiers import ClassifierHead
+from ..language.masks import attending
 from ..language.probes import probe, probing, without_memory
 from ..pooling import StatePooling, pool
 from .aligner import WEIGHT_STD, ClassificationHead
@@ -100,19 +101,30 @@ class Student(nn.Module, ABC):
         """The transformer below the head, adapters in its layers if it has any."""
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        masked: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(pooled [B, D], output [B, K])."""
+        """(pooled [B, D], output [B, K]). `masked`: whether something is padded, if that is known
+        without reading it from the device."""
         inputs = self._inputs(input_ids, attention_mask, token_type_ids)
-        pooled_BD, output_BK, _ = self._read(inputs)
+        with attending(masked):
+            pooled_BD, output_BK, _ = self._read(inputs)
         return pooled_BD, output_BK
 
     def with_hidden_states(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        masked: bool | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """(pooled, output, hidden states [B, T, width] of the embeddings and of each layer)."""
         inputs = self._inputs(input_ids, attention_mask, token_type_ids)
-        pooled_BD, output_BK, told = self._read(inputs | {"output_hidden_states": True})
+        with attending(masked):
+            pooled_BD, output_BK, told = self._read(inputs | {"output_hidden_states": True})
         return pooled_BD, output_BK, told.hidden_states
 
     @abstractmethod

@@ -7,12 +7,14 @@ Shapes: B rows, T tokens, H width, V rows of the head.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import StudentSourceError
 from ...adapters import without_adapters
 from ...corpus.labels import LabelSpace
 from ...language.logits import find_transform, is_causal, transformer
+from ...language.masks import attending
 from ...pretrained import refusing
 from ..aligner import ClassificationHead
 
@@ -69,16 +71,26 @@ class LanguageStudent(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        masked: bool | None = None,
     ) -> Tensor:
-        """The last hidden states [B, T, H]. Without a mask, positions separate texts."""
-        states: Tensor = self._read(input_ids, attention_mask, position_ids).last_hidden_state
+        """The last hidden states [B, T, H]. Without a mask, positions separate texts. `masked`:
+        whether something is padded or texts share a row, if that is known without reading it from
+        the device."""
+        states: Tensor = self._read(
+            input_ids, attention_mask, position_ids, masked
+        ).last_hidden_state
         return states
 
     def with_hidden_states(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+        masked: bool | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The same, and the hidden states [B, T, width] of the embeddings and of each layer."""
-        told = self._read(input_ids, attention_mask, position_ids, output_hidden_states=True)
+        more = {"output_hidden_states": True}
+        told = self._read(input_ids, attention_mask, position_ids, masked, **more)
         return told.last_hidden_state, told.hidden_states
 
     def _read(
@@ -86,8 +98,20 @@ class LanguageStudent(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
+        masked: bool | None,
         **more: bool,
     ) -> Any:
+        apart = None
+        if attention_mask is None and masked is not None and self._separable:
+            attention_mask, apart = torch.ones_like(input_ids), position_ids
         given = {"attention_mask": attention_mask, "position_ids": position_ids}
         known = {name: tensor for name, tensor in given.items() if tensor is not None}
-        return self.backbone(input_ids=input_ids, use_cache=False, **known, **more)
+        with attending(masked, apart):
+            return self.backbone(input_ids=input_ids, use_cache=False, **known, **more)
+
+    @property
+    def _separable(self) -> bool:
+        """Whether attention masks alone keep texts in a row apart: one that carries a state from
+        token to token takes that from positions, and a compiled one makes its masks itself."""
+        backbone = self.backbone
+        return not (backbone._is_stateful or backbone._compiled_call_impl)

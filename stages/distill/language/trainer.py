@@ -48,18 +48,21 @@ class LanguageModel(TrainedModel):
         features: Mapping[str, Feature] | None = None,
         rows: int = 0,
         counts: Counts | None = None,
+        masked: bool | None = None,
     ) -> dict[str, Any]:
         """`loss` and, in training, `terms`. `answers` are teachers' predictions of tokens,
         `features` those of whole texts; `counts` are of the whole step, `rows` those of the batch,
-        in all processes."""
+        in all processes; `masked` as the student takes it."""
         layers, mask_BT = dict[int, Tensor](), None
         if self.training and self.layers:
             assert attention_mask is not None
-            states_BTH, states = self.student.with_hidden_states(input_ids, attention_mask)
+            states_BTH, states = self.student.with_hidden_states(
+                input_ids, attention_mask, masked=masked
+            )
             layers, mask_BT = self._layers(states, attention_mask, rows)
             del states
         else:
-            states_BTH = self.student(input_ids, attention_mask, position_ids)
+            states_BTH = self.student(input_ids, attention_mask, position_ids, masked)
         flat_NH = states_BTH.flatten(0, 1)
         hidden_PH = flat_NH.index_select(0, predicted_at)
         tokens = self._tokens(hidden_PH, targets, counts)

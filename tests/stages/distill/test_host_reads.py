@@ -1,0 +1,87 @@
+"""No training step makes the host wait for its device: real runs on a CPU, watched operation by
+operation, as a GPU would run them."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from armada.stages.distill.finite import FiniteLosses
+from armada.stages.distill.training import Run, train
+from host_reads import HostReads
+from tiny_runs import Bench
+from transformers import TrainerCallback
+
+Found = Counter[tuple[str, str]]
+EPOCHS, STEPS = 3, 21
+
+
+class _Watching(TrainerCallback):  # type: ignore[misc]
+    """Sets reads of steps apart from those of what comes before an epoch's first."""
+
+    def __init__(self, reads: HostReads) -> None:
+        self.reads = reads
+        self.before: Found = Counter()
+        self.steps: list[Found] = []
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.reads.found, self.reads.watching = Counter(), True
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.global_step % (STEPS // EPOCHS):
+            self.before += self.reads.found
+        self.reads.found, self.reads.watching = Counter(), True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.steps.append(self.reads.found)
+        self.reads.found, self.reads.watching = Counter(), False
+
+
+def watched(run: Run) -> _Watching:
+    """Train, with losses looked at when they are logged, as on a GPU."""
+    reads = HostReads()
+    watching = _Watching(reads)
+
+    class Trainer(run.trainer):  # type: ignore[name-defined, misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._finite = FiniteLosses(self.train_dataset, deferred=True)
+            self.add_callback(watching)
+
+    with reads:
+        train(replace(run, trainer=Trainer))
+    assert len(watching.steps) == STEPS
+    return watching
+
+
+HOW = {"epochs": EPOCHS, "batch_size": 8, "logging_steps": 1000, "validate": False}
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta", "opt", "llama"])
+def test_no_step_reads_a_number_back(
+    family: str, bench: Bench, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = replace(bench, student=checkpoint(family)).run(tmp_path, **HOW)
+    assert sum(watched(run).steps, Counter()) == {}
+
+
+@pytest.mark.parametrize("objective", ["feature", "kd", "undistilled"])
+@pytest.mark.parametrize("placement", ["mapped", "resident"])
+def test_no_objective_reads_a_number_back(
+    objective: str, placement: str, bench: Bench, tmp_path: Path
+) -> None:
+    run = bench.run(tmp_path, objective=objective, placement=placement, **HOW)
+    assert sum(watched(run).steps, Counter()) == {}
+
+
+@pytest.mark.parametrize("schedule", ["alternate", "joint"])
+def test_an_aligner_of_cayley_maps_trains_without_reading_back(
+    schedule: str, bench: Bench, tmp_path: Path
+) -> None:
+    run = bench.run(tmp_path, schedule=schedule, weights={"orthogonal_map": "cayley"}, **HOW)
+    found = watched(run)
+    assert sum(found.steps, Counter()) == {}
+    inside = {line: count for line, count in found.before.items() if "rotations.py" in line[1]}
+    assert inside == {}
