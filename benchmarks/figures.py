@@ -65,12 +65,12 @@ def table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
     """Rows of cells, the first row a header; the first column to the left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        [cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in cells]
+        [cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in cells]
         for cells in (enumerate(zip(row, widths, strict=True)) for row in rows)
     ]
     if not markdown:
         return "\n".join("  ".join(line) for line in lines)
     rule = [
-        "-" * width if place == 0 else "-" * (width - 1) + ":" for place, width in enumerate(widths)
+        "-" * width if index == 0 else "-" * (width - 1) + ":" for index, width in enumerate(widths)
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))

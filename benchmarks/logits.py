@@ -137,9 +137,9 @@ def row(
     cells = [codec.name, f"{codec.stored_bytes(stored) / len(answers):.1f}"]
     cells += [f"{lost[name]:.1e}" if name in lost else ABSENT for name in ("kl", "ids", "full")]
     cells += [f"{lost[name]:.4f}" if name in lost else ABSENT for name in ("mean", "max")]
-    for place, own in enumerate(times[codec.name]):
+    for index, own in enumerate(times[codec.name]):
         peers = [
-            times[peer.name][place]
+            times[peer.name][index]
             for peer in every
             if peer.peer and not codec.drawn and peer.k == codec.k
         ]

@@ -95,7 +95,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Results:
     source = Source(options.rows, options.dim, options.seed)
     formats = chosen(options.only)
     preload(formats)
-    folders = {format_.name: folder / str(place) for place, format_ in enumerate(formats)}
+    folders = {format_.name: folder / str(index) for index, format_ in enumerate(formats)}
     say("writing")
     results = Results(source.row_bytes, measure_writes(formats, folders, source, protocol))
     results.sizes.update({name: size_of(folders[name]) for name in folders})

@@ -82,19 +82,19 @@ def dry_run(job: PrecomputeJob) -> DryRun:
         unique=plan.unique,
         already_cached=plan.unique - len(todo),
         shards=-(-len(todo) // plan.manifest.rows_per_shard),
-        bytes=_feature_bytes(len(todo), plan.manifest, probe.places),
+        bytes=_feature_bytes(len(todo), plan.manifest, probe.lengths),
         skipped=plan.corpus.skipped,
         expected_seconds=probe.seconds * len(todo),
         settings=teacher.spec.settings,
     )
 
 
-def _feature_bytes(rows: int, manifest: TeacherManifest, places: Mapping[str, float]) -> int:
+def _feature_bytes(rows: int, manifest: TeacherManifest, lengths: Mapping[str, float]) -> int:
     """Bytes of the features of new rows, given the total length on each axis."""
     size = manifest.rows_per_shard
     shards = [min(size, rows - start) for start in range(0, rows, size)]
     return sum(
-        shard_bytes(round(n * places.get(spec.axis or "", 1)), spec, size)
+        shard_bytes(round(n * lengths.get(spec.axis or "", 1)), spec, size)
         for n in shards
         for spec in manifest.spec.features
     )

@@ -16,7 +16,7 @@ from ..cache_schemas.keys import KeyArray
 from ..cache_schemas.teachers import TeacherSpec
 from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.reading import column_name
-from ..stages.distill.controls import Control, other_places
+from ..stages.distill.controls import Control, other_indices
 from ..stages.distill.order import epoch_order
 from ..stages.distill.placement import Placement
 from ..stages.distill.schedules import ALIGNER_STREAM
@@ -47,10 +47,10 @@ class Columns:
         names: dict[str, str] = {}
         for column in (*student, *(column for own in sources for column in own)):
             names.setdefault(column_name(column), column)
-        places = {name: place for place, name in enumerate(names)}
+        indices = {name: index for index, name in enumerate(names)}
 
         def of_one(columns: Sequence[str]) -> tuple[int, ...]:
-            return tuple(places[column_name(column)] for column in columns)
+            return tuple(indices[column_name(column)] for column in columns)
 
         return cls(tuple(names.values()), of_one(student), tuple(map(of_one, sources)))
 
@@ -211,7 +211,7 @@ def rows_by_first_use(
     seed reads them."""
     seed, stream = job.seeds[0], ALIGNER_STREAM if aligner_first else 0
     if source.control.name == "shuffled":
-        train = train[other_places(len(train), seed, own_draw)]
+        train = train[other_indices(len(train), seed, own_draw)]
     order: Rows = epoch_order(len(train), seed, 0, stream)
     if (source.placement or job.placement) == "streamed":
         windows = BlockOrder(source.feature.in_file_order(train)).windows(seed, 0, stream)

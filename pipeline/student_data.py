@@ -116,8 +116,8 @@ class LabelledCorpus:
         """Positions of examples in files, and their keys."""
         segments = self.corpus.examples(rows)
         keys = (example_key(each).hex() for each in segments)
-        places = map(self.corpus.where, rows.tolist())
-        return [f"{place} (key {key})" for place, key in zip(places, keys, strict=True)]
+        origins = map(self.corpus.where, rows.tolist())
+        return [f"{origin} (key {key})" for origin, key in zip(origins, keys, strict=True)]
 
 
 @dataclass(frozen=True)

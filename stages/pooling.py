@@ -26,23 +26,23 @@ def pool(
     `skipped`: how many of a text's first tokens, those of a prompt, were read and do not count."""
     if states_BTH.dtype in (torch.float16, torch.bfloat16):
         states_BTH = states_BTH.float()
-    place_BT = mask_BT.cumsum(dim=1) * mask_BT  # 1 for the first token, on whichever side it is
-    kept_BT = (place_BT > skipped).long()
-    return torch.cat([_pool(states_BTH, place_BT, kept_BT, mode) for mode in modes], dim=-1)
+    position_BT = mask_BT.cumsum(dim=1) * mask_BT  # 1 for the first token, on whichever side it is
+    kept_BT = (position_BT > skipped).long()
+    return torch.cat([_pool(states_BTH, position_BT, kept_BT, mode) for mode in modes], dim=-1)
 
 
-def _pool(states_BTH: Tensor, place_BT: Tensor, kept_BT: Tensor, mode: StatePooling) -> Tensor:
+def _pool(states_BTH: Tensor, position_BT: Tensor, kept_BT: Tensor, mode: StatePooling) -> Tensor:
     if mode == "cls":
         return states_BTH[_rows(kept_BT), kept_BT.argmax(dim=1)]
     if mode == "last":
-        return states_BTH[_rows(kept_BT), (place_BT * kept_BT).argmax(dim=1)]
+        return states_BTH[_rows(kept_BT), (position_BT * kept_BT).argmax(dim=1)]
     # Not a product with the mask: in half precision padding may hold infinities.
     padding_BT1 = kept_BT.unsqueeze(-1) == 0
     if mode == "max":
         return states_BTH.masked_fill(padding_BT1, -torch.inf).amax(dim=1)
     kept_BTH, tokens_B1 = states_BTH.masked_fill(padding_BT1, 0.0), kept_BT.sum(1).unsqueeze(-1)
     if mode == "weightedmean":
-        weights_BT = place_BT * kept_BT
+        weights_BT = position_BT * kept_BT
         total_BH = (kept_BTH * weights_BT.unsqueeze(-1)).sum(dim=1)
         return total_BH / weights_BT.sum(dim=1).unsqueeze(-1)
     return kept_BTH.sum(dim=1) / (tokens_B1 if mode == "mean" else tokens_B1.sqrt())

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .material import Material, Size
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 PARTS = ("data", "aligner", "step")
 
 
@@ -56,22 +56,22 @@ class Loop:
     def begin(self, epoch: int) -> None:
         """Before each epoch."""
 
-    def _batches(self) -> Iterator[Places]:
+    def _batches(self) -> Iterator[Indices]:
         for epoch in count():
             self.begin(epoch)
             batches = self.dataset.batches(self.batch_size, 0, epoch)
             yield from (batch for batch in batches if len(batch) == self.batch_size)
 
-    def data(self, places: Places) -> Batch:
+    def data(self, indices: Indices) -> Batch:
         """The batch, on the device."""
-        batch = self.dataset.__getitems__(places.tolist())
-        del batch["places"]
+        batch = self.dataset.__getitems__(indices.tolist())
+        del batch["indices"]
         return {
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
 
-    def teacher(self, batch: Batch, places: Places) -> None:
+    def teacher(self, batch: Batch, indices: Indices) -> None:
         """The teacher's side of a batch."""
 
     def loss(self, batch: Batch) -> Tensor:
@@ -81,11 +81,11 @@ class Loop:
 
     def step(self) -> float:
         """One step; returns its seconds."""
-        places = next(self._order)
+        indices = next(self._order)
         started = self._now()
-        batch = self.data(places)
+        batch = self.data(indices)
         data = self._now()
-        self.teacher(batch, places)
+        self.teacher(batch, indices)
         aligner = self._now()
         self.loss(batch).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
@@ -118,8 +118,8 @@ class ArmadaLoop(Loop):
     def begin(self, epoch: int) -> None:
         self._replay.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
 
-    def teacher(self, batch: Batch, places: Places) -> None:
-        batch["features"] = {self._replay.name: self._replay.answers(places)}
+    def teacher(self, batch: Batch, indices: Indices) -> None:
+        batch["features"] = {self._replay.name: self._replay.answers(indices)}
 
 
 class StraightforwardLoop(Loop):
@@ -133,12 +133,12 @@ class StraightforwardLoop(Loop):
         self.dataset.features = {}
         self.dataset.apart = True
 
-    def data(self, places: Places) -> Batch:
-        return super().data(places) | {
-            "features": {SOURCE: self.material.from_files(places).to(self.device)}
+    def data(self, indices: Indices) -> Batch:
+        return super().data(indices) | {
+            "features": {SOURCE: self.material.from_files(indices).to(self.device)}
         }
 
-    def teacher(self, batch: Batch, places: Places) -> None:
+    def teacher(self, batch: Batch, indices: Indices) -> None:
         batch["features"] = {SOURCE: _objective(self.model).read(batch["features"][SOURCE])}
 
     def loss(self, batch: Batch) -> Tensor:

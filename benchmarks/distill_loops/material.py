@@ -98,9 +98,9 @@ class Material:
             tokens, self.labels[:count], {SOURCE: gather} if with_features else {}
         )
 
-    def from_files(self, places: npt.NDArray[np.int64]) -> torch.Tensor:
+    def from_files(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
         """Features [B, H], each read from its own file, as the paper's code does."""
-        return torch.from_numpy(np.stack([np.load(self.files / f"{p}.npy") for p in places]))
+        return torch.from_numpy(np.stack([np.load(self.files / f"{p}.npy") for p in indices]))
 
 
 def _write_cache(path: Path, texts: list[str], features: npt.NDArray[np.float16]) -> Cache:

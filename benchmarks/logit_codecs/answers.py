@@ -83,5 +83,5 @@ def _samples(probs: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """[n, MOST_DRAWS] with replacement, by inversion."""
     sums = np.cumsum(probs, axis=1)
     points = draw.random((len(probs), MOST_SAMPLES)) * sums[:, -1:]
-    places = [np.searchsorted(row, at, side="right") for row, at in zip(sums, points, strict=True)]
-    return np.minimum(np.stack(places), probs.shape[1] - 1)
+    indices = [np.searchsorted(row, at, side="right") for row, at in zip(sums, points, strict=True)]
+    return np.minimum(np.stack(indices), probs.shape[1] - 1)

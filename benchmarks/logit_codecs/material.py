@@ -55,7 +55,7 @@ class TinyModel(nn.Module):
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, HIDDEN)
-        self.places = nn.Embedding(CONTEXT, HIDDEN)
+        self.positions = nn.Embedding(CONTEXT, HIDDEN)
         layer = nn.TransformerEncoderLayer(
             HIDDEN, 4, 4 * HIDDEN, dropout=0.0, batch_first=True, norm_first=True
         )
@@ -64,7 +64,7 @@ class TinyModel(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        hidden = self.words(ids) + self.places.weight
+        hidden = self.words(ids) + self.positions.weight
         return self.head(self.layers(hidden, mask=self.mask, is_causal=True))
 
 

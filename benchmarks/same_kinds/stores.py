@@ -212,8 +212,8 @@ def _from_another(settings: dict[str, Any], *words: str) -> Callable[[Material, 
     def make(material: Material, cache: Path) -> None:
         source = cache.with_name(f"{cache.name}, source")
         _precompute(settings, material, source)
-        places = {"source": source, "cache": cache, "corpus": material.corpus}
-        _command(*(word.format(**places) for word in words))
+        paths = {"source": source, "cache": cache, "corpus": material.corpus}
+        _command(*(word.format(**paths) for word in words))
 
     return make
 

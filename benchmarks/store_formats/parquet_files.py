@@ -64,9 +64,9 @@ class Parquet(Reader):
         for file in np.unique(groups * GROUP_ROWS // SHARD_ROWS):
             here = np.flatnonzero(groups * GROUP_ROWS // SHARD_ROWS == file)
             values = self._read(int(file), groups[here])
-            places = np.flatnonzero(np.isin(group_of_row, here))
-            group = np.searchsorted(here, group_of_row[places])
-            out[places] = values[group * GROUP_ROWS + rows[places] % GROUP_ROWS]
+            indices = np.flatnonzero(np.isin(group_of_row, here))
+            group = np.searchsorted(here, group_of_row[indices])
+            out[indices] = values[group * GROUP_ROWS + rows[indices] % GROUP_ROWS]
         return out
 
     def span(self, start: int, stop: int) -> Batch:

@@ -45,8 +45,8 @@ class Source:
 
     def find(self, batch: Any) -> RowNumbers:
         """The numbers of the rows in `batch`, of a reader that shuffles by itself; checked too."""
-        place = np.searchsorted(self._sorted, _words(_bits(batch)))
-        rows = self._order[np.minimum(place, len(self._order) - 1)]
+        index = np.searchsorted(self._sorted, _words(_bits(batch)))
+        rows = self._order[np.minimum(index, len(self._order) - 1)]
         self.check(batch, rows)
         return rows
 

@@ -29,8 +29,8 @@ def measure_cold(lines: Sequence[Line], row_bytes: int, protocol: Protocol, meth
     random = np.random.default_rng(protocol.seed)
     limit_s = PATIENCE * protocol.limit_s
     for repeat in range(protocol.repeats):
-        for place in random.permutation(len(lines)):
-            line = lines[place]
+        for index in random.permutation(len(lines)):
+            line = lines[index]
             disk = _disk(line, method)
             rate = line.run(_blocks, repeat, limit_s)
             line.add({BLOCKS: rate, OF_DISK: rate * row_bytes / disk})

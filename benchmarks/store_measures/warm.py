@@ -34,8 +34,8 @@ def measure_in_turns(lines: Sequence[Line], protocol: Protocol) -> None:
             rows_per_second(reader.sequence(), float("inf"))
         for _ in range(protocol.repeats):
             rows = random.permutation(lines[0].rows)
-            for place in random.permutation(len(lines)):
-                lines[place].add(_measure(readers[place], rows, protocol.limit_s))
+            for index in random.permutation(len(lines)):
+                lines[index].add(_measure(readers[index], rows, protocol.limit_s))
 
 
 def measure_alone(line: Line, protocol: Protocol) -> None:

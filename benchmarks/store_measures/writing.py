@@ -25,8 +25,8 @@ def measure_writes(
     random = np.random.default_rng(protocol.seed)
     rates: dict[str, Repeats] = {format_.name: [] for format_ in formats}
     for _ in range(OFTEN * protocol.repeats):
-        for place in random.permutation(len(formats)):
-            format_ = formats[place]
+        for index in random.permutation(len(formats)):
+            format_ = formats[index]
             spent = sum(source.values.nbytes / rate for rate in rates[format_.name])
             if spent < ENOUGH_S:
                 seconds = _write(format_, folders[format_.name], source)

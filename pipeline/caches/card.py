@@ -203,7 +203,7 @@ def _draw_panel(
     chosen = choose_rows(len(known), feature.spec.values_per_row)
     components = main_components(feature.gather(known[chosen]))
     if colouring is None:
-        dots(panel, components.places, 8, COLOURS[0], alpha=0.6)
+        dots(panel, components.points, 8, COLOURS[0], alpha=0.6)
     elif colouring.labels.dtype.kind == "f":
         draw_numbers(panel, components, colouring.labels[chosen], colouring.title, last)
     else:

@@ -134,10 +134,10 @@ def _head(facts: CardFacts) -> str:
 
 def _size_category(rows: int) -> str:
     steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
-    place = next((n for n in range(len(steps)) if rows < 1000 * 10**n), None)
-    if place is None:
+    index = next((n for n in range(len(steps)) if rows < 1000 * 10**n), None)
+    if index is None:
         return "n>1T"
-    return f"{steps[place - 1]}<n<{steps[place]}" if place else "n<1K"
+    return f"{steps[index - 1]}<n<{steps[index]}" if index else "n<1K"
 
 
 def _folder(teacher: TeacherFacts) -> str:

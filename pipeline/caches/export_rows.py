@@ -12,7 +12,7 @@ top_k                 `top_k_ids`, `top_k_log_probs` of each position's tokens, 
 samples               `samples_ids`, and `samples_log_probs` if they are kept
 generated_ids         the ids, and `generated_text`, where the teacher's tokenizer is at hand
 
-Log-probabilities are natural; where a place has fewer words, they are -inf and the id is 0.
+Log-probabilities are natural; where a row has fewer tokens, they are -inf and the id is 0.
 """
 
 import json
@@ -116,10 +116,10 @@ class AlongAxis:
         return columns
 
     def row_bytes(self, rows: Rows) -> npt.NDArray[np.int64]:
-        place = sum(
+        row_bytes = sum(
             each.itemsize * math.prod(each.shape[1:]) for each in self._decoded_none().values()
         )
-        return self.feature.lengths(rows) * place
+        return self.feature.lengths(rows) * row_bytes
 
     def _decoded_none(self) -> dict[str, Numbers]:
         return _decoded(self.spec, np.empty((0, *self.spec.shape), self.spec.dtype))

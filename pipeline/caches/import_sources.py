@@ -48,7 +48,7 @@ class FeatureSource(ABC):
     position_of_row: Rows
 
     @abstractmethod
-    def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
+    def take(self, indices: Rows) -> tuple[DenseArray, dict[int, str]]:
         """The features at ascending positions [B] as [B, *shape], and problems: position ->
         problem; values there are undefined."""
 
@@ -176,24 +176,24 @@ class NpyPerExample(FeatureSource):
         first = self._first(np.flatnonzero(there))
         self.shape, self.dtype = first.shape, first.dtype
 
-    def _first(self, places: Rows) -> NpyHeader:
-        if not len(places):
+    def _first(self, indices: Rows) -> NpyHeader:
+        if not len(indices):
             raise CorpusError(
                 f"{self._files[0].parent}: none of its {self.count} {SUFFIX} files is named after "
                 f"an id of the corpus, such as {self._files[0].name}"
             )
-        for place in places.tolist():
+        for index in indices.tolist():
             with suppress(CorpusError):
-                return _read_header(self._files[place])
-        return _read_header(self._files[places[0]])  # raises its error
+                return _read_header(self._files[index])
+        return _read_header(self._files[indices[0]])  # raises its error
 
-    def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
+    def take(self, indices: Rows) -> tuple[DenseArray, dict[int, str]]:
         """One file after another."""
-        values = np.zeros((len(places), *self.shape), self.dtype)
+        values = np.zeros((len(indices), *self.shape), self.dtype)
         problems = {}
-        for position, place in enumerate(places.tolist()):
+        for position, index in enumerate(indices.tolist()):
             try:
-                values[position] = self._read(self._files[place])
+                values[position] = self._read(self._files[index])
             except CorpusError as error:
                 problems[position] = str(error)
         return values, problems
@@ -236,9 +236,9 @@ class NpyRows(FeatureSource):
         else:
             self.position_of_row = _find_ids(corpus, _lines(ids, path, self.count), ids)
 
-    def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
+    def take(self, indices: Rows) -> tuple[DenseArray, dict[int, str]]:
         """Mapped rows."""
-        return self._values[places], {}
+        return self._values[indices], {}
 
     @cached_property
     def _values(self) -> DenseArray:
@@ -275,15 +275,15 @@ class ParquetRows(FeatureSource):
         else:
             self.position_of_row = _find_ids(corpus, self._read_ids(id_column), source)
 
-    def take(self, places: Rows) -> tuple[DenseArray, dict[int, str]]:
+    def take(self, indices: Rows) -> tuple[DenseArray, dict[int, str]]:
         """Batches between the first and the last position; back to the start only if needed."""
-        values = np.zeros((len(places), *self.shape), self.dtype)
+        values = np.zeros((len(indices), *self.shape), self.dtype)
         problems: dict[int, str] = {}
         done = 0
-        while done < len(places):
-            self._move_to(int(places[done]))
-            end = int(np.searchsorted(places, self._stop))
-            rows = self._batch.take(pa.array(places[done:end] - self._start))
+        while done < len(indices):
+            self._move_to(int(indices[done]))
+            end = int(np.searchsorted(indices, self._stop))
+            rows = self._batch.take(pa.array(indices[done:end] - self._start))
             wrong = self._fill(values[done:end], rows)
             problems |= {done + position: problem for position, problem in wrong.items()}
             done = end
@@ -329,10 +329,10 @@ class ParquetRows(FeatureSource):
         self._batch = pa.array([], self._kind)
         self._start = self._stop = 0
 
-    def _move_to(self, place: int) -> None:
-        if place < self._start:
+    def _move_to(self, index: int) -> None:
+        if index < self._start:
             self._rewind()
-        while place >= self._stop:
+        while index >= self._stop:
             self._batch = next(self._batches)
             self._start, self._stop = self._stop, self._stop + len(self._batch)
 

@@ -157,11 +157,11 @@ def run_import(job: ImportJob, quiet: bool = False) -> Imported:
     corpus = _read_corpus(job)
     source = _open(job, corpus)
     check_dtype(source.dtype, job.source, job.store_dtype)
-    corpus, places = _with_features(job, corpus, source)
+    corpus, indices = _with_features(job, corpus, source)
     manifest = _manifest(job, source)
     with CacheWriter(job.cache, manifest) as writer:
         waiting = say_that_it_waits(quiet)
-        shards = _ImportedShards(corpus, source, places, writer, job.skip_bad_rows, waiting)
+        shards = _ImportedShards(corpus, source, indices, writer, job.skip_bad_rows, waiting)
         with CountProgress("import", "rows", shards.pending, quiet) as progress:
             shards.write(progress.advance)
     return Imported(
@@ -171,7 +171,7 @@ def run_import(job: ImportJob, quiet: bool = False) -> Imported:
         imported=shards.imported,
         already_cached=shards.unique - shards.pending,
         repeated=len(corpus) - shards.unique,
-        unused=source.count - len(np.unique(places)),
+        unused=source.count - len(np.unique(indices)),
         skipped=(*corpus.skipped, *shards.skipped),
     )
 
@@ -251,15 +251,15 @@ class _ImportedShards:
         self,
         corpus: Corpus,
         source: FeatureSource,
-        places: Rows,
+        indices: Rows,
         writer: CacheWriter,
         skip_bad_rows: bool,
         waiting: Callable[[int], None],
     ) -> None:
-        """`places`: position of each row of the corpus; `waiting`: see `Work`."""
+        """`indices`: position of each row of the corpus; `waiting`: see `Work`."""
         self._corpus, self._source, self._writer = corpus, source, writer
-        self._rows = np.argsort(places, kind="stable")
-        self._places, self._keys = places[self._rows], corpus.keys()[self._rows]
+        self._rows = np.argsort(indices, kind="stable")
+        self._indices, self._keys = indices[self._rows], corpus.keys()[self._rows]
         self._work = Work(writer, self._keys, waiting)
         self._skip = skip_bad_rows
         self._run_id, self._run = new_run_id(), _run_record(corpus)
@@ -282,7 +282,7 @@ class _ImportedShards:
 
     def _take(self, positions: Rows) -> tuple[DenseArray, Rows]:
         """Features in the stored type, and which of them are good."""
-        found, problems = self._source.take(self._places[positions])
+        found, problems = self._source.take(self._indices[positions])
         with np.errstate(over="ignore"):
             values = found.astype(self._feature.dtype, copy=False)
         finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))

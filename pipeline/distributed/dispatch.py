@@ -59,17 +59,17 @@ class Chunks:
 
     def rows(self, number: int) -> int:
         """Number of rows in a chunk."""
-        return len(self._places(number))
+        return len(self._indices(number))
 
-    def _places(self, number: int) -> npt.NDArray[np.int64]:
+    def _indices(self, number: int) -> npt.NDArray[np.int64]:
         return self._pending[number * self._size : (number + 1) * self._size]
 
     def cut(self, number: int, waits: bool) -> Chunk:
         """A chunk with its own copy of its rows."""
-        places = self._places(number)
-        corpus = replace(self._corpus.take(places), skipped=())
+        indices = self._indices(number)
+        corpus = replace(self._corpus.take(indices), skipped=())
         shard = self._shards[number]
-        return Chunk(number, corpus, self._keys[places], shard, self._unrelated, waits)
+        return Chunk(number, corpus, self._keys[indices], shard, self._unrelated, waits)
 
     def finished(self, outcome: Outcome) -> None:
         """The shards of a chunk that is done: they hold no key of another."""

@@ -68,8 +68,8 @@ def conditions(runs: Sequence[FinishedRun]) -> list[Condition]:
     ]
     order = [_ORDER.index(condition.control) for condition in found]
     usual = [_usual(condition, found) for condition in found]
-    places = sorted(range(len(found)), key=lambda i: (order[i], *usual[i]))
-    return [found[i] for i in places]
+    indices = sorted(range(len(found)), key=lambda i: (order[i], *usual[i]))
+    return [found[i] for i in indices]
 
 
 def _usual(condition: Condition, others: Sequence[Condition]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import AheadDataset, PackedTexts, pack
 from ...stages.distill.language.teachers import Answering, CachedAnswers, TeacherTokens
 from ...stages.distill.objectives.tokens import TokensOptions
-from ...stages.distill.order import Places
+from ...stages.distill.order import Indices
 from ...stages.language.recipe import Recipe
 from ...stages.language.tokens import TokenTexts, encode_texts
 from ..distill_job import DistillJob
@@ -150,6 +150,6 @@ def _with_predictions(
     return TeacherTokens(answers, rows)
 
 
-def _names(train: LabelledCorpus, rows: PackedTexts) -> Callable[[Places], list[str]]:
+def _names(train: LabelledCorpus, rows: PackedTexts) -> Callable[[Indices], list[str]]:
     """Names of rows for messages: the first text of each."""
-    return lambda places: train.names(rows.packs.texts[rows.packs.offsets[places]])
+    return lambda indices: train.names(rows.packs.texts[rows.packs.offsets[indices]])

@@ -64,9 +64,9 @@ def _predicted(
     dataset = DistillDataset(rows, np.full(len(rows), MISSING), {})
     device = next(student.parameters()).device
     for start in range(0, len(dataset), batch_size):
-        places = list(range(start, min(start + batch_size, len(dataset))))
-        batch = dataset.__getitems__(places)
-        moved = {n: each if n == "places" else each.to(device) for n, each in batch.items()}
+        indices = list(range(start, min(start + batch_size, len(dataset))))
+        batch = dataset.__getitems__(indices)
+        moved = {n: each if n == "indices" else each.to(device) for n, each in batch.items()}
         sums.add(model, moved, rows)
     return sums.metrics()
 

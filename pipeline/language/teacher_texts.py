@@ -81,23 +81,23 @@ def check_same_tokens(
 def _difference(tokenizer: Any, ours: Ids, theirs: Ids) -> str:
     """Message about the first difference between the tokens of a text, and its remedy."""
 
-    def both(place: int) -> str:
+    def both(index: int) -> str:
         one, other = (
-            repr(tokenizer.convert_ids_to_tokens(int(ids[place])))
-            if len(ids) > place
+            repr(tokenizer.convert_ids_to_tokens(int(ids[index])))
+            if len(ids) > index
             else "nothing"
             for ids in (theirs, ours)
         )
         return f"{one} for the teacher and {other} for the student"
 
     common = min(len(ours), len(theirs))
-    place = int(np.argmax(np.append(ours[:common] != theirs[:common], True)))
-    if place == common - 1 and len(ours) == len(theirs):
-        return f"they end in {both(place)}; make the teacher's the student's eos_token"
+    index = int(np.argmax(np.append(ours[:common] != theirs[:common], True)))
+    if index == common - 1 and len(ours) == len(theirs):
+        return f"they end in {both(index)}; make the teacher's the student's eos_token"
     if any(_alike(ours[a:], theirs[b:]) for a, b in ((1, 0), (0, 1), (1, 1))):
         return f"they begin with {both(0)}; give the student's folder the teacher's tokenizer.json"
     return (
-        f"token {place} is {both(place)}: formatting or tokenization has changed; precompute them "
+        f"token {index} is {both(index)}: formatting or tokenization has changed; precompute them "
         "again into a new cache, or give the student the teacher's tokenizer files"
     )
 

@@ -79,7 +79,7 @@ def plain(name: object, longest: int = 24) -> str:
 class Components:
     """Coordinates [N, 2] of N examples, and the share of the variance along each axis."""
 
-    places: npt.NDArray[np.float64]
+    points: npt.NDArray[np.float64]
     shares: tuple[float, float]
 
 
@@ -92,13 +92,13 @@ def main_components(values: npt.NDArray[Any]) -> Components:
     eigenvalues, vectors = np.linalg.eigh(flat @ flat.T if wide else flat.T @ flat)
     strength = np.maximum(eigenvalues[::-1][:2], 0)
     main = vectors[:, ::-1][:, :2]
-    places = main * np.sqrt(strength) if wide else flat @ main
+    points = main * np.sqrt(strength) if wide else flat @ main
     # An axis may point either way: its largest number shall be positive.
-    places *= np.where(places[np.abs(places).argmax(axis=0), np.arange(places.shape[1])] < 0, -1, 1)
-    missing = 2 - places.shape[1]
+    points *= np.where(points[np.abs(points).argmax(axis=0), np.arange(points.shape[1])] < 0, -1, 1)
+    missing = 2 - points.shape[1]
     total = max(float(np.maximum(eigenvalues, 0).sum()), np.finfo(float).tiny)
     first, second = [*(strength / total).tolist(), 0.0][:2]
-    return Components(np.pad(places, ((0, 0), (0, missing))), (first, second))
+    return Components(np.pad(points, ((0, 0), (0, missing))), (first, second))
 
 
 def label_axes(panel: "Axes", components: Components) -> None:
@@ -113,7 +113,7 @@ def draw_numbers(
     panel: "Axes", components: Components, labels: Labels, title: str, last: bool = True
 ) -> None:
     """Points [N] by numbers [N]; the last panel of a row has the scale."""
-    x, y = components.places.T
+    x, y = components.points.T
     points = panel.scatter(x, y, c=labels, s=10, cmap="cividis", linewidths=0)
     if last:
         bar = panel.figure.colorbar(points, ax=panel, shrink=0.8)
@@ -131,10 +131,10 @@ def draw_classes(
     shown = sorted(common[:most])
     colours = colours_of([str(name) for name in shown])
     for name, colour, marker in zip(shown, colours, MARKERS, strict=False):
-        places = components.places[labels == name]
-        dots(panel, places, 14, colour, 0.7, marker, plain(name))
+        points = components.points[labels == name]
+        dots(panel, points, 14, colour, 0.7, marker, plain(name))
     if len(shown) < len(names):
-        others = components.places[~np.isin(labels, shown)]
+        others = components.points[~np.isin(labels, shown)]
         dots(panel, others, 8, OTHER, 0.5, label=f"{len(names) - len(shown)} others", zorder=0)
     if last:
         panel.legend(
@@ -149,7 +149,7 @@ def draw_classes(
 
 def dots(
     panel: "Axes",
-    places: npt.NDArray[np.float64],
+    points: npt.NDArray[np.float64],
     size: float,
     colour: str,
     alpha: float,
@@ -159,8 +159,8 @@ def dots(
 ) -> None:
     """Points [N, 2] as dots of one kind."""
     panel.scatter(
-        places[:, 0],
-        places[:, 1],
+        points[:, 0],
+        points[:, 1],
         s=size,
         color=colour,
         alpha=alpha,

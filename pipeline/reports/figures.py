@@ -67,8 +67,8 @@ def comparison(study: Study) -> Picture:
     shown = [each for each in study.conditions if each.values]
     figure = new_figure(WIDTH, 0.9 + 0.3 * len(shown), DPI)
     panel = figure.subplots()
-    for place, condition in enumerate(shown):
-        _draw_condition(panel, place, condition)
+    for position, condition in enumerate(shown):
+        _draw_condition(panel, position, condition)
         if not condition.first.distilled:
             panel.axvline(mean(condition.values), color=OTHER, linestyle="--", linewidth=1)
     panel.set_yticks(range(len(shown)), [plain(each.name, 40) for each in shown], fontsize=TEXT)
@@ -84,11 +84,11 @@ def comparison(study: Study) -> Picture:
     )
 
 
-def _draw_condition(panel: "Axes", place: int, condition: Condition) -> None:
+def _draw_condition(panel: "Axes", position: int, condition: Condition) -> None:
     colour = COLOURS[0] if condition.first.distilled else COLOURS[1]
     found = spread(condition.values)
-    panel.errorbar(found["mean"], place, xerr=found["std"], fmt="o", color=colour, capsize=3)
-    beside = [place + 2 * _SPREAD] * len(condition.values)
+    panel.errorbar(found["mean"], position, xerr=found["std"], fmt="o", color=colour, capsize=3)
+    beside = [position + 2 * _SPREAD] * len(condition.values)
     panel.plot(condition.values, beside, linestyle="", marker="|", color="black")
 
 
@@ -213,11 +213,11 @@ def weights(study: Study, factor: str) -> Picture | None:
 def _draw_boxes(panel: "Axes", groups: Sequence[Sequence[float]]) -> None:
     """A box for each group of values, and the values beside each other on it."""
     median = {"color": COLOURS[1], "linewidth": 1.5}
-    places = range(len(groups))
-    panel.boxplot(groups, positions=places, widths=0.45, showfliers=False, medianprops=median)
-    for place, values in zip(places, groups, strict=True):
+    positions = range(len(groups))
+    panel.boxplot(groups, positions=positions, widths=0.45, showfliers=False, medianprops=median)
+    for position, values in zip(positions, groups, strict=True):
         beside = np.linspace(-_SPREAD, _SPREAD, len(values)) if len(values) > 1 else 0
-        panel.plot(place + beside, values, "o", markersize=3.5, color=COLOURS[0])
+        panel.plot(position + beside, values, "o", markersize=3.5, color=COLOURS[0])
 
 
 def _label(panel: "Axes", x: str, y: str) -> None:
@@ -268,8 +268,8 @@ def _tsne(points: Points) -> Components:
     flat = points.reshape(len(points), -1).astype(np.float64)
     perplexity = min(30.0, (len(flat) - 1) / 3)
     made = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(flat)
-    places: npt.NDArray[np.float64] = made.astype(np.float64)
-    return Components(places, (0.0, 0.0))
+    coordinates: npt.NDArray[np.float64] = made.astype(np.float64)
+    return Components(coordinates, (0.0, 0.0))
 
 
 def reliability(looks: Looks) -> Picture | None:

@@ -61,9 +61,9 @@ def _images(job: DistillJob, keys: TeacherKeys) -> list[TextImage]:
         return []
     images = {cache.keys[row].tobytes(): table["png"][i] for i, row in enumerate(rows)}
     corpus = read_data(job, terms_of(job)).train.corpus
-    places = {i: key.tobytes() for i, key in enumerate(corpus.keys()) if key.tobytes() in images}
-    texts = corpus.examples(np.array(list(places), dtype=np.int64))
-    small = [_thumbnail(images[key].as_py()) for key in places.values()]
+    indices = {i: key.tobytes() for i, key in enumerate(corpus.keys()) if key.tobytes() in images}
+    texts = corpus.examples(np.array(list(indices), dtype=np.int64))
+    small = [_thumbnail(images[key].as_py()) for key in indices.values()]
     return [
         TextImage(" / ".join(segments), image)
         for segments, image in zip(texts, small, strict=True)

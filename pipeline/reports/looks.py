@@ -251,7 +251,7 @@ def _colours(
         except CorpusError as error:
             raise UnknownColumn(f"colour_by {colour_by!r}: {error}") from error
         space = read.space
-        sample = read.train.take(_places(read.train.corpus.keys(), sample.corpus.keys()))
+        sample = read.train.take(_indices(read.train.corpus.keys(), sample.corpus.keys()))
     if space.regression:
         return sample.labels
     names: Sequence[str] = space.names or [str(i) for i in range(space.num_labels)]
@@ -259,6 +259,6 @@ def _colours(
     return np.array(named)
 
 
-def _places(keys: KeyArray, wanted: KeyArray) -> Rows:
-    place = {key.tobytes(): i for i, key in enumerate(keys)}
-    return np.array([place[key.tobytes()] for key in wanted], dtype=np.int64)
+def _indices(keys: KeyArray, wanted: KeyArray) -> Rows:
+    index = {key.tobytes(): i for i, key in enumerate(keys)}
+    return np.array([index[key.tobytes()] for key in wanted], dtype=np.int64)

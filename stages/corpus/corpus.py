@@ -96,8 +96,8 @@ class Corpus:
 
     def where(self, row: int) -> str:
         """File, row (from 1) and id of a row, for messages."""
-        place = self.files[self.source_of_row[row]].where(int(self.number_of_row[row]))
-        return place if self.ids is None else f"{place} (id {self.ids[row].as_py()!r})"
+        where = self.files[self.source_of_row[row]].where(int(self.number_of_row[row]))
+        return where if self.ids is None else f"{where} (id {self.ids[row].as_py()!r})"
 
     def take(self, rows: IntArray) -> "Corpus":
         """Only the given rows, in the order given; messages still name their files and rows."""

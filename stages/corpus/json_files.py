@@ -75,20 +75,20 @@ def _lines_of_array(source: str, texts: Iterator[str]) -> Iterator[str]:
 def _elements(source: str, texts: Iterator[str]) -> Iterator[dict[str, Any]]:
     """The elements of an array, which need not fit into memory."""
     decoder = json.JSONDecoder()
-    rest, place, number = next(texts).lstrip()[1:], 0, 0
+    rest, position, number = next(texts).lstrip()[1:], 0, 0
     while True:
-        place = _after_blanks(rest, place)
+        position = _after_blanks(rest, position)
         try:
-            if place == len(rest):
-                raise json.JSONDecodeError("the array has no end", rest, place)
-            if rest[place] == "]":
-                _check_end(source, number, chain([rest[place + 1 :]], texts))
+            if position == len(rest):
+                raise json.JSONDecodeError("the array has no end", rest, position)
+            if rest[position] == "]":
+                _check_end(source, number, chain([rest[position + 1 :]], texts))
                 return
-            start = place
+            start = position
             if number:
-                if rest[place] != ",":
+                if rest[position] != ",":
                     raise json.JSONDecodeError("no comma before it", rest, 0)
-                start = _after_blanks(rest, place + 1)
+                start = _after_blanks(rest, position + 1)
             element, end = decoder.raw_decode(rest, start)
         except json.JSONDecodeError as cause:
             cut = cause.pos >= len(rest) - _TAIL or cause.msg.startswith("Unterminated")
@@ -100,13 +100,13 @@ def _elements(source: str, texts: Iterator[str]) -> Iterator[dict[str, Any]]:
                 raise CorpusError(
                     f"corpus {source} row {number + 1}: cannot be read: {cause.msg}; {remedy}"
                 ) from cause
-            rest, place = rest[place:] + more, 0
+            rest, position = rest[position:] + more, 0
             continue
         number += 1
         if not isinstance(element, dict):
             raise CorpusError(f"corpus {source} row {number}: {_no_object(element)}")
         yield element
-        place = end
+        position = end
 
 
 def _check_end(source: str, number: int, texts: Iterable[str]) -> None:
@@ -127,8 +127,8 @@ def _no_object(row: Any) -> str:
     )
 
 
-def _after_blanks(text: str, place: int) -> int:
-    found = _BETWEEN.match(text, place)
+def _after_blanks(text: str, position: int) -> int:
+    found = _BETWEEN.match(text, position)
     assert found is not None
     return found.end()
 

@@ -54,7 +54,7 @@ def chat_examples(
             segments.append(chat_segment(asking_turns(turns)))
             owners.append(row)
             continue
-        ends = [place for place, turn in enumerate(turns, 1) if turn["role"] == "assistant"]
+        ends = [index for index, turn in enumerate(turns, 1) if turn["role"] == "assistant"]
         for end in ends if each_answer else ends[-1:]:
             segments.append(chat_segment(turns[:end]))
             owners.append(row)

@@ -25,13 +25,13 @@ from ..store.reading.prefetch import (
     batches_of,
 )
 from .controls import Gather
-from .order import GROUPED_BATCHES, Places, epoch_order, grouped_by_length
+from .order import GROUPED_BATCHES, Indices, epoch_order, grouped_by_length
 from .placement import to_device
 from .processes import ALONE
 
 Batch = dict[str, Any]
 """Tensors by name, of this process's share, and `masked`, whether attention needs a mask for them;
-`places`, the indices of the whole batch's examples, an array, which stays on the CPU when tensors
+`indices`, those of the whole batch's examples, an array, which stays on the CPU when tensors
 move to a device."""
 
 _COPIED_BYTES = 64 * 2**20
@@ -50,12 +50,12 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def pad(self, examples: Places) -> Batch:
+    def pad(self, examples: Indices) -> Batch:
         """A batch of some rows."""
 
 
-def _numbers(places: Places) -> list[str]:
-    return [f"example {place}" for place in places]
+def _numbers(indices: Indices) -> list[str]:
+    return [f"example {index}" for index in indices]
 
 
 class DistillDataset(Dataset[Batch]):
@@ -67,7 +67,7 @@ class DistillDataset(Dataset[Batch]):
         tokens: Rows,
         labels: LabelValues,
         features: Mapping[str, Gather],
-        names: Callable[[Places], list[str]] = _numbers,
+        names: Callable[[Indices], list[str]] = _numbers,
     ) -> None:
         """`names` gives descriptions of examples by index."""
         self.tokens, self.names = tokens, names
@@ -92,21 +92,21 @@ class DistillDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, place: int) -> Batch:
-        return self.__getitems__([place])
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
 
-    def __getitems__(self, places: list[int]) -> Batch:
+    def __getitems__(self, indices: list[int]) -> Batch:
         started = time.perf_counter()
-        batch = self._batch(np.asarray(places, dtype=np.int64))
+        batch = self._batch(np.asarray(indices, dtype=np.int64))
         self.seconds += time.perf_counter() - started
         return batch
 
-    def expect(self, places: Places | None) -> None:
+    def expect(self, indices: Indices | None) -> None:
         """Called with the batch after the next one; None: none."""
 
-    def _batch(self, whole: Places) -> Batch:
+    def _batch(self, whole: Indices) -> Batch:
         chosen = self.processes.share(whole)
-        batch: Batch = {**self.tokens.pad(chosen), "places": whole}
+        batch: Batch = {**self.tokens.pad(chosen), "indices": whole}
         batch["masked"] = needs_mask(batch)
         batch |= {"labels": self.labels_of(chosen)} if self.apart else self.aligner_batch(chosen)
         return batch
@@ -121,30 +121,30 @@ class DistillDataset(Dataset[Batch]):
         """Tokens of each example [N]."""
         return np.diff(self.tokens.offsets)
 
-    def aligner_batch(self, places: Places) -> Batch:
+    def aligner_batch(self, indices: Indices) -> Batch:
         """Labels and features alone: all that an aligner sees."""
-        batch: Batch = {"labels": self.labels_of(places)}
+        batch: Batch = {"labels": self.labels_of(indices)}
         if self.features:
-            batch["features"] = self.all_features_of(places)
+            batch["features"] = self.all_features_of(indices)
         return batch
 
-    def all_features_of(self, places: Places) -> dict[str, torch.Tensor]:
+    def all_features_of(self, indices: Indices) -> dict[str, torch.Tensor]:
         """The features of examples from all sources, by name."""
-        return {source: self.features_of(places, source) for source in self.features}
+        return {source: self.features_of(indices, source) for source in self.features}
 
-    def features_of(self, places: Places, source: str) -> torch.Tensor:
+    def features_of(self, indices: Indices, source: str) -> torch.Tensor:
         """The features of examples [B, *shape] from a source, as stored, on their device."""
         resident = self._resident.get(source)
         if resident is not None:
-            chosen = to_device(torch.from_numpy(places), resident.device)
+            chosen = to_device(torch.from_numpy(indices), resident.device)
             return resident.index_select(0, chosen)
         if self._ahead is not None:
             self._ahead.start()
-        return torch.from_numpy(self.features[source](places))
+        return torch.from_numpy(self.features[source](indices))
 
-    def labels_of(self, places: Places) -> torch.Tensor:
+    def labels_of(self, indices: Indices) -> torch.Tensor:
         """The labels of examples [B]."""
-        return self.labels[torch.from_numpy(places)]
+        return self.labels[torch.from_numpy(indices)]
 
     def keep_on(self, device: torch.device, sources: Collection[str]) -> None:
         """Move the features of some sources to a device; from now on all are fetched separately
@@ -154,12 +154,12 @@ class DistillDataset(Dataset[Batch]):
             order = np.argsort(features.file_order())
             step = max(1, _COPIED_BYTES * len(order) // max(1, features.bytes))
             for start in range(0, len(order), step):
-                places = order[start : start + step]
-                rows = torch.from_numpy(features(places))
+                indices = order[start : start + step]
+                rows = torch.from_numpy(features(indices))
                 if source not in self._resident:
                     whole = rows.new_empty(len(order), *rows.shape[1:], device=device)
                     self._resident[source] = whole
-                self._resident[source][torch.from_numpy(places).to(device)] = rows.to(device)
+                self._resident[source][torch.from_numpy(indices).to(device)] = rows.to(device)
             self.apart = True
 
     def follow_shards(self, source: str) -> None:
@@ -184,7 +184,7 @@ class DistillDataset(Dataset[Batch]):
 
     def batches(
         self, batch_size: int, seed: int, epoch: int, stream: int = 0, read_ahead: bool = True
-    ) -> Iterator[Places]:
+    ) -> Iterator[Indices]:
         """Every example of an epoch once: batches of indices, the last one maybe smaller.
 
         `read_ahead` is for the reader of these batches' features."""
@@ -220,12 +220,12 @@ class EpochBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self.of(self._epoch, read_ahead=self._dataset.streams_to_steps)
-        for places, following in pairwise(chain(batches, [None])):
-            assert places is not None
+        for indices, following in pairwise(chain(batches, [None])):
+            assert indices is not None
             self._dataset.expect(following)
-            yield places.tolist()
+            yield indices.tolist()
 
-    def of(self, epoch: int, read_ahead: bool = True) -> Iterator[Places]:
+    def of(self, epoch: int, read_ahead: bool = True) -> Iterator[Indices]:
         """The batches of an epoch; `read_ahead` is for the reader of their features."""
         batches = self._dataset.batches(self.batch_size, self._seed, epoch, read_ahead=read_ahead)
         if not self._group:

@@ -41,11 +41,11 @@ class Gather:
     rows: Rows
     noise: Callable[[Rows, npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None
 
-    def __call__(self, places: Rows) -> npt.NDArray[Any]:
-        rows = self.rows[places]
+    def __call__(self, indices: Rows) -> npt.NDArray[Any]:
+        rows = self.rows[indices]
         self.feature.require_whole(rows)
         clean = self.feature.gather(rows)
-        return clean if self.noise is None else self.noise(places, clean.astype(np.float32))
+        return clean if self.noise is None else self.noise(indices, clean.astype(np.float32))
 
     @property
     def bytes(self) -> int:
@@ -53,9 +53,9 @@ class Gather:
         number = self.feature.dtype.itemsize if self.noise is None else 4
         return len(self.rows) * math.prod(self.feature.spec.shape) * number
 
-    def will_need(self, places: Rows) -> None:
+    def will_need(self, indices: Rows) -> None:
         """Start reading features that are gathered soon."""
-        self.feature.will_need(self.rows[places])
+        self.feature.will_need(self.rows[indices])
 
     def file_order(self) -> Rows:
         """A sort key for each example [N]: contiguous features have close keys."""
@@ -87,14 +87,14 @@ def controlled(
     """A reader of the features of a training set with cache rows `rows` [N], under its control.
     `source`: index of the source, which seeds its noise and shuffling."""
     if control.name == "shuffled":
-        rows = rows[other_places(len(rows), seed, source)]
+        rows = rows[other_indices(len(rows), seed, source)]
     if control.name == "noise" and control.sigma > 0:
         scale = np.float32(control.sigma * _spread(feature, rows))
         return Gather(feature, rows, partial(_with_noise, seed, source, scale))
     return Gather(feature, rows)
 
 
-def other_places(count: int, seed: int, source: str = "") -> Rows:
+def other_indices(count: int, seed: int, source: str = "") -> Rows:
     """A permutation, uniform over the cyclic ones, so that no example keeps its own feature."""
     order = np.random.default_rng([seed, 0, *_entropy(source)]).permutation(count)
     shuffled = np.empty(count, dtype=np.int64)
@@ -109,13 +109,13 @@ def _entropy(source: str) -> list[int]:
 
 
 def _with_noise(
-    seed: int, source: str, scale: np.float32, places: Rows, clean: npt.NDArray[np.float32]
+    seed: int, source: str, scale: np.float32, indices: Rows, clean: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """An example's noise is the same in every epoch: a noisy teacher, not an augmentation."""
     own = _entropy(source)
     noise = [
-        np.random.default_rng([seed, 1, place, *own]).standard_normal(clean.shape[1:], np.float32)
-        for place in places
+        np.random.default_rng([seed, 1, index, *own]).standard_normal(clean.shape[1:], np.float32)
+        for index in indices
     ]
     return clean + scale * np.stack(noise)
 

@@ -169,8 +169,8 @@ def represent(
     parts = []
     with torch.inference_mode():
         for start in range(0, len(dataset), batch_size):
-            places = list(range(start, min(start + batch_size, len(dataset))))
-            batch = dataset.__getitems__(places)
+            indices = list(range(start, min(start + batch_size, len(dataset))))
+            batch = dataset.__getitems__(indices)
             inputs = {name: t.to(device) for name, t in batch.items() if name in INPUTS}
             parts.append([t.float().cpu().numpy() for t in student(**inputs)])
     pooled, outputs = (np.concatenate(part) for part in zip(*parts, strict=True))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...cache_schemas.errors import TrainingError
 from .batches import DistillDataset
-from .order import Places
+from .order import Indices
 
 NAMED = 3
 """Examples of a batch that a message names."""
@@ -33,7 +33,7 @@ class _Seen:
 
     step: int
     terms: Mapping[str, Tensor]
-    places: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
 
 
 class FiniteLosses:
@@ -48,13 +48,13 @@ class FiniteLosses:
         self,
         step: int,
         terms: Mapping[str, Tensor],
-        places: npt.NDArray[np.int64],
+        indices: npt.NDArray[np.int64],
         optimizer: torch.optim.Optimizer,
     ) -> None:
         """Before the backward pass of a batch. Raises TrainingError, or keeps the optimizer, which
         must be a fused one, from changing anything until `check` does."""
         detached = {name: term.detach() for name, term in terms.items()}
-        self._seen.append(_Seen(step, detached, places))
+        self._seen.append(_Seen(step, detached, indices))
         if not self._deferred:
             self.check()
             return
@@ -79,13 +79,13 @@ class FiniteLosses:
         )
         return TrainingError(
             f"the loss is {total} at step {batch.step} ({terms}) on "
-            f"{_named(self._dataset, batch.places)}; no weight was updated; "
-            f"{_remedy(self._dataset, [batch.places], _SLOWER)}"
+            f"{_named(self._dataset, batch.indices)}; no weight was updated; "
+            f"{_remedy(self._dataset, [batch.indices], _SLOWER)}"
         )
 
 
 def aligner_error(
-    loss: float, epoch: int, dataset: DistillDataset, batches: Iterable[Places]
+    loss: float, epoch: int, dataset: DistillDataset, batches: Iterable[Indices]
 ) -> TrainingError:
     """The error for an aligner's non-finite loss over the batches of an epoch, counted from 0."""
     return TrainingError(
@@ -94,20 +94,20 @@ def aligner_error(
     )
 
 
-def _remedy(dataset: DistillDataset, batches: Iterable[Places], otherwise: str) -> str:
-    for places in batches if dataset.features else ():
-        for source, features in dataset.all_features_of(places).items():
+def _remedy(dataset: DistillDataset, batches: Iterable[Indices], otherwise: str) -> str:
+    for indices in batches if dataset.features else ():
+        for source, features in dataset.all_features_of(indices).items():
             finite = torch.isfinite(features).flatten(1).all(dim=1).cpu().numpy()
             if not finite.all():
                 of = f" from {source}" if len(dataset.features) > 1 else ""
                 return (
-                    f"the cached features{of} of {_named(dataset, places[~finite])} are not "
+                    f"the cached features{of} of {_named(dataset, indices[~finite])} are not "
                     f"finite, though teachers store only finite values: {_DAMAGED}"
                 )
     return f"{otherwise}; {_IN_DOUBT}" if dataset.reads_cache else otherwise
 
 
-def _named(dataset: DistillDataset, places: Places) -> str:
-    names = dataset.names(places[:NAMED])
-    more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
+def _named(dataset: DistillDataset, indices: Indices) -> str:
+    names = dataset.names(indices[:NAMED])
+    more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
     return ", ".join(names) + more

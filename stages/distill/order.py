@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 """Numbers of examples in a data set."""
 
 GROUPED_BATCHES = 64
@@ -21,23 +21,23 @@ _GROUPS = 2
 """The stream of random numbers that groups are shuffled by; the aligner's pass has stream 1."""
 
 
-def epoch_order(count: int, seed: int, epoch: int, stream: int = 0) -> Places:
+def epoch_order(count: int, seed: int, epoch: int, stream: int = 0) -> Indices:
     """The order of an epoch; `stream` distinguishes independent passes over the same epoch."""
     return np.random.default_rng([seed, epoch, stream]).permutation(count)
 
 
 def grouped_by_length(
-    batches: Iterator[Places],
+    batches: Iterator[Indices],
     lengths: npt.NDArray[np.int64],
     seed: int,
     epoch: int,
     group: int = GROUPED_BATCHES,
-) -> Iterator[Places]:
+) -> Iterator[Indices]:
     """The same examples in batches of the same sizes, each of texts of similar length; the batches
     of a group come in random order."""
     random = np.random.default_rng([seed, epoch, _GROUPS])
     while chosen := list(islice(batches, group)):
-        places = np.concatenate(chosen)
-        by_length = places[np.argsort(lengths[places], kind="stable")]
+        indices = np.concatenate(chosen)
+        by_length = indices[np.argsort(lengths[indices], kind="stable")]
         parts = np.split(by_length, np.cumsum([len(batch) for batch in chosen])[:-1])
         yield from (parts[number] for number in random.permutation(len(parts)))

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
-from .order import Places
+from .order import Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Processes:
         """Whether this is the one that writes files."""
         return self.rank == 0
 
-    def share(self, batch: Places) -> Places:
+    def share(self, batch: Indices) -> Indices:
         """This process's part of a batch. All parts have one size: the end is filled with the last
         example, and `joined` removes that again."""
         rows = -(-len(batch) // self.count)

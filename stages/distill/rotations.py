@@ -157,8 +157,8 @@ def _nodes(radius: float, dtype: torch.dtype) -> int:
 @cache
 def _gauss_legendre(nodes: int) -> tuple[Times, Times]:
     """Times and weights on [0, 1]."""
-    places, weights = np.polynomial.legendre.leggauss(nodes)
-    return (places + 1) / 2, weights / 2
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    return (points + 1) / 2, weights / 2
 
 
 def _expanded(points_HB: Tensor, skew_HH: Tensor, times: Times, radius: float) -> Tensor:

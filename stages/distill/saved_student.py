@@ -234,7 +234,7 @@ def _read_layers(folder: Path) -> nn.Module | None:
     declared = read_embedding_folder(folder, StudentSourceError)
     if declared is None:
         return _read_projection(folder)
-    dense = [place for place, layer in enumerate(declared.layers) if not layer.normalizes]
+    dense = [index for index, layer in enumerate(declared.layers) if not layer.normalizes]
     return load_layers(declared.layers[dense[-1] :], StudentSourceError)
 
 

@@ -25,7 +25,7 @@ from .aligner import AlignerAnswers
 from .batches import Batch, DistillDataset, EpochBatches
 from .finite import aligner_error
 from .objectives.base import AlignedObjective, freeze
-from .order import Places
+from .order import Indices
 from .placement import to_device
 
 STATE_FILE = "aligner_optimizer.safetensors"
@@ -109,12 +109,12 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         device = next(self._objective.parameters()).device
-        for places in self._order(epoch):
-            feature = self._dataset.features_of(places, self._source)
-            labels = self._dataset.labels_of(places)
+        for indices in self._order(epoch):
+            feature = self._dataset.features_of(indices, self._source)
+            labels = self._dataset.labels_of(indices)
             yield {"feature": to_device(feature, device), "labels": to_device(labels, device)}
 
-    def _order(self, epoch: int) -> Iterator[Places]:
+    def _order(self, epoch: int) -> Iterator[Indices]:
         streams = self._dataset.streams(self._source)
         return self._dataset.batches(self._batch_size, self._seed, epoch, ALIGNER_STREAM, streams)
 
@@ -179,7 +179,7 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         self.name, (self.source,) = objective.answers_name, objective.sources
         dataset.replayed.add(self.source)
         self._objective, self._dataset, self._batches = objective, dataset, batches
-        self._coming: Iterator[Places] = iter(())
+        self._coming: Iterator[Indices] = iter(())
         self._window: Iterator[AlignerAnswers] = iter(())
         self._left = 0
 
@@ -192,20 +192,20 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         assert shape is not None
         self._objective.read(weight.new_zeros(1, *shape))
 
-    def answers(self, places: Places) -> AlignerAnswers:
+    def answers(self, indices: Indices) -> AlignerAnswers:
         """Outputs for one batch; batches before it that were not requested are skipped."""
         if not self._left:
-            self._work_out(places)
+            self._work_out(indices)
         self._left -= 1
         return next(self._window)
 
-    def _work_out(self, places: Places) -> None:
+    def _work_out(self, indices: Indices) -> None:
         """The outputs for this batch and the next ones."""
-        if not any(np.array_equal(batch, places) for batch in self._coming):
+        if not any(np.array_equal(batch, indices) for batch in self._coming):
             raise AssertionError("this is none of the batches that are left of the epoch")
         share = self._dataset.processes.share
-        following = max(1, WINDOW_ROWS // len(share(places))) - 1
-        window = [share(batch) for batch in (places, *islice(self._coming, following))]
+        following = max(1, WINDOW_ROWS // len(share(indices))) - 1
+        window = [share(batch) for batch in (indices, *islice(self._coming, following))]
         sizes = [len(batch) for batch in window]
         started = time.perf_counter()
         features = self._dataset.features_of(np.concatenate(window), self.source)

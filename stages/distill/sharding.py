@@ -114,8 +114,8 @@ def _second_names(weights: dict[str, Tensor]) -> set[str]:
     seen: set[tuple[int, torch.Size]] = set()
     second = set()
     for name, tensor in weights.items():
-        place = (tensor.data_ptr(), tensor.shape) if type(tensor) is Tensor else (0, tensor.shape)
-        if place[0] and place in seen:
+        memory = (tensor.data_ptr(), tensor.shape) if type(tensor) is Tensor else (0, tensor.shape)
+        if memory[0] and memory in seen:
             second.add(name)
-        seen.add(place)
+        seen.add(memory)
     return second

@@ -304,7 +304,7 @@ def keep_layers(backbone: Any, count: int, choice: Literal["first", "every"]) ->
 
 
 def _spaced(total: int, count: int) -> list[int]:
-    return [round(place) for place in torch.linspace(0, total - 1, count).tolist()]
+    return [round(index) for index in torch.linspace(0, total - 1, count).tolist()]
 
 
 def _describe_layers(config: Any, kept: list[int]) -> None:

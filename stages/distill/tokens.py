@@ -71,15 +71,15 @@ def _encode(
     """Name -> one array per example, and the number of truncated examples."""
     pairs = [_text_and_pair(tokenizer, segments, max_length) for segments in examples]
     whole = _tokenize(tokenizer, pairs)
-    long = [place for place, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
+    long = [index for index, ids in enumerate(whole["input_ids"]) if len(ids) > max_length]
     if long:
         # The tokenizer cuts, not we: it keeps the special tokens and shortens the longer segment.
-        chosen = [pairs[place] for place in long]
+        chosen = [pairs[index] for index in long]
         for name, rows in _tokenize(
             tokenizer, chosen, truncation=True, max_length=max_length
         ).items():
-            for place, row in zip(long, rows, strict=True):
-                whole[name][place] = row
+            for index, row in zip(long, rows, strict=True):
+                whole[name][index] = row
     columns = {
         name: [np.asarray(row, dtype=np.int32) for row in rows] for name, rows in whole.items()
     }

@@ -16,7 +16,7 @@ from .evaluation import distinct_predictions, task_metrics
 from .finite import FiniteLosses
 from .model import TrainedModel
 from .objectives.base import Sources
-from .order import Places
+from .order import Indices
 from .placement import to_device
 from .schedules import Replay, adamw, parameter_groups
 from .sharding import frozen_names, load_whole, plain, shard
@@ -177,14 +177,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any
     ) -> Any:
         """The total of the objective's terms; sums each term for the log, on the device."""
-        places = inputs.pop("places")
-        inputs["rows"] = len(places)
+        indices = inputs.pop("indices")
+        inputs["rows"] = len(indices)
         if model.training and self.train_dataset.apart:
-            inputs["features"] = self._sources(places)
+            inputs["features"] = self._sources(indices)
         outputs = model(**inputs)
         terms = outputs.pop("terms", {})
         if model.training:
-            self._finite.look_at(self.state.global_step + 1, terms, places, self._adamw)
+            self._finite.look_at(self.state.global_step + 1, terms, indices, self._adamw)
         for name, value in terms.items():
             if name != "total":
                 self._terms[name] = self._terms.get(name, 0.0) + value.detach()
@@ -195,10 +195,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         """Each term since the last log."""
         return {name: (total / self._averaged).item() for name, total in self._terms.items()}
 
-    def _sources(self, places: Places) -> Sources:
+    def _sources(self, indices: Indices) -> Sources:
         """Teachers' features of a batch, or the outputs of frozen aligners for them."""
-        sources: dict[str, Any] = {each.name: each.answers(places) for each in self._replays}
-        own = self.train_dataset.processes.share(places)
+        sources: dict[str, Any] = {each.name: each.answers(indices) for each in self._replays}
+        own = self.train_dataset.processes.share(indices)
         for name in self._read_in_steps:
             features = self.train_dataset.features_of(own, name)
             sources[name] = to_device(features, self.args.device)

@@ -116,8 +116,8 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
         pooling=modes,
         include_prompt=include_prompt,
         layers=tuple(
-            read_layer(kind, place, _read(place / "config.json", error), error)
-            for kind, place in rest
+            read_layer(kind, index, _read(index / "config.json", error), error)
+            for kind, index in rest
         ),
         max_length=_max_length(transformer, text, error),
         lowercase=bool(text.get("do_lower_case")),
@@ -152,8 +152,8 @@ def _read_modules(folder: Path, error: type[InputError]) -> list[tuple[str, Path
 
 
 def _kind(file: Path, name: str, path: str, error: type[InputError]) -> str:
-    place = PurePosixPath(path)
-    if place.is_absolute() or ".." in place.parts or "\\" in path:
+    index = PurePosixPath(path)
+    if index.is_absolute() or ".." in index.parts or "\\" in path:
         raise error(f"source {file}: path {path!r} is outside the folder")
     package, _, kind = name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers":
@@ -300,9 +300,9 @@ def write_embedding_files(
     old = {key: mode == pooling for key, mode in OLD_POOLINGS.items()}
     _write(folder / "1_Pooling" / POOLING_CONFIG, {"word_embedding_dimension": width} | old)
     names = ["Transformer", "Pooling"]
-    for place, layer in enumerate(layers, start=2):
+    for index, layer in enumerate(layers, start=2):
         names.append(type(layer).__name__)
-        _write_layer(folder / f"{place}_{names[-1]}", layer)
+        _write_layer(folder / f"{index}_{names[-1]}", layer)
     _write(folder / TEXT_CONFIG, {"max_seq_length": max_length, "do_lower_case": False})
     _write(
         folder / MODEL_CONFIG,
@@ -310,12 +310,12 @@ def write_embedding_files(
     )
     modules = [
         {
-            "idx": place,
-            "name": str(place),
-            "path": f"{place}_{name}" if place else "",
+            "idx": index,
+            "name": str(index),
+            "path": f"{index}_{name}" if index else "",
             "type": f"sentence_transformers.models.{name}",
         }
-        for place, name in enumerate(names)
+        for index, name in enumerate(names)
     ]
     _write(folder / MODULES, modules)  # last: with it, the folder is one
 

@@ -98,9 +98,9 @@ def is_causal(model: Any) -> bool:
 
 def isolates_packed_documents(model: Any) -> bool:
     """Whether texts in one row are masked from each other by their positions alone."""
-    places = torch.arange(PROBE_TOKENS, device=model.device).repeat(2)[None]
+    positions = torch.arange(PROBE_TOKENS, device=model.device).repeat(2)[None]
     first, second = slice(0, PROBE_TOKENS), slice(PROBE_TOKENS, None)
-    return not _depends(model, 2 * PROBE_TOKENS, first, second, position_ids=places)
+    return not _depends(model, 2 * PROBE_TOKENS, first, second, position_ids=positions)
 
 
 def _depends(model: Any, tokens: int, changed: slice, seen: slice, **told: Tensor) -> bool:

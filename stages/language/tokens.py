@@ -194,14 +194,14 @@ def _tokenized(
     prompts = _Encoded.of(tokenizer, given[1], False, **how)
     before = () if chat else ends.before
     after = ends.after if recipe.end_token and not chat else ()
-    for place, one in enumerate(written):
-        prompt = [*before, *prompts.ids[place]]
+    for index, one in enumerate(written):
+        prompt = [*before, *prompts.ids[index]]
         read = None
         if with_characters:
             inside = np.full(len(prompt), INSIDE, dtype=np.uint32)
-            counted = _of_content(responses.read(place, len(after)), one)
+            counted = _of_content(responses.read(index, len(after)), one)
             read = np.concatenate([inside, counted])
-        ids = np.array([*prompt, *responses.ids[place], *after], dtype=np.int32)
+        ids = np.array([*prompt, *responses.ids[index], *after], dtype=np.int32)
         yield _Text(ids, len(prompt), len(one.content.encode()), read)
 
 
@@ -236,11 +236,11 @@ class _Encoded:
         found = tokenizer(texts, add_special_tokens=False, verbose=False, **more)
         return cls(found["input_ids"], found.get("offset_mapping"))
 
-    def read(self, place: int, more: int) -> npt.NDArray[np.uint32]:
+    def read(self, index: int, more: int) -> npt.NDArray[np.uint32]:
         """Characters that have been read before each token of a string, and before `more` tokens
         after it. A piece of a character ends where the next piece, or all of it, begins later."""
         assert self.offsets is not None
-        starts, ends = np.array(self.offsets[place], dtype=np.int64).reshape(-1, 2).T
+        starts, ends = np.array(self.offsets[index], dtype=np.int64).reshape(-1, 2).T
         whole = ends[:-1] <= starts[1:]
         inner = np.where(whole, ends[:-1], INSIDE)
         after = [ends[-1] if len(ends) else 0, *[INSIDE] * (more - 1)][:more]

@@ -154,20 +154,20 @@ class Probe:
     """Estimates from a few examples: seconds per example, and its length on each axis."""
 
     seconds: float
-    places: dict[str, float]
+    lengths: dict[str, float]
 
 
 def probe(teacher: Teacher, examples: Sequence[Example]) -> Probe:
     """Time one batch of all `examples`, after an untimed warm-up pass."""
     for _ in range(2):
-        places = dict.fromkeys(teacher.spec.axes, 0)
+        lengths = dict.fromkeys(teacher.spec.axes, 0)
         started = time.perf_counter()
         for _, answers in _encode_batches(teacher, examples, EncodingRun(len(examples))):
             for feature in _one_of_each_axis(teacher):
-                places[feature.axis or ""] += sum(map(len, answers.features[feature.name]))
+                lengths[feature.axis or ""] += sum(map(len, answers.features[feature.name]))
         seconds = time.perf_counter() - started
     count = len(examples)
-    return Probe(seconds / count, {axis: found / count for axis, found in places.items()})
+    return Probe(seconds / count, {axis: found / count for axis, found in lengths.items()})
 
 
 def _one_of_each_axis(teacher: Teacher) -> list[FeatureSpec]:

@@ -253,9 +253,9 @@ class TeacherTests:
     # --- helpers
 
     def _make(self, source: str, options: Mapping[str, Any] = _NONE) -> Teacher:
-        kind, place = _class_of(source), source.partition(":")[2]
+        kind, rest = _class_of(source), source.partition(":")[2]
         made: Teacher = kind(
-            place, kind.Options(**{**self.options, **options}), torch.device(self.device)
+            rest, kind.Options(**{**self.options, **options}), torch.device(self.device)
         )
         return made
 
@@ -385,7 +385,7 @@ def _check(answers: Answers, spec: TeacherSpec, batch: Sequence[Example]) -> Non
     assert (truncated.shape, truncated.dtype) == ((len(batch),), np.dtype(bool)), "truncated"
     assert len(answers.images) in (0, len(batch)), "images: one an example, or none"
     assert answers.fidelity.keys() <= declared
-    places: dict[str, list[int]] = {}
+    lengths: dict[str, list[int]] = {}
     for feature in spec.features:
         rows = answers.features[feature.name]
         assert len(rows) == len(batch), f"{feature.name}: one array an example"
@@ -393,15 +393,15 @@ def _check(answers: Answers, spec: TeacherSpec, batch: Sequence[Example]) -> Non
             _check_row(np.asarray(row), feature)
         if feature.axis is not None:
             counts = [len(row) for row in rows]
-            assert places.setdefault(feature.axis, counts) == counts, (
-                f"{feature.name}: features of the axis {feature.axis} have as many places"
+            assert lengths.setdefault(feature.axis, counts) == counts, (
+                f"{feature.name}: features of the axis {feature.axis} have as many rows"
             )
 
 
 def _check_row(row: npt.NDArray[Any], feature: FeatureSpec) -> None:
     shape = row.shape
     if feature.axis is not None:
-        assert shape[0] <= (feature.max_length or 0), f"{feature.name}: more places than `longest`"
+        assert shape[0] <= (feature.max_length or 0), f"{feature.name}: more rows than `max_length`"
         shape = shape[1:]
     assert shape == feature.shape, f"{feature.name}: is {shape}, the spec says {feature.shape}"
     if feature.whole:

@@ -193,14 +193,14 @@ class _Known:
         """The text, or as much of it as proves to have its first tokens, and one more."""
         size, half = TRIED * max(tokens, 1), len(text) // 2
         while size < half:
-            places = [kind.find(text, size) for kind in self.partings]
-            place = min((place for place in places if place is not None), default=half)
-            if place >= half:
+            positions = [kind.find(text, size) for kind in self.partings]
+            position = min((found for found in positions if found is not None), default=half)
+            if position >= half:
                 break
-            ids = tokenizer(text[:place], add_special_tokens=False, verbose=False, **options)
+            ids = tokenizer(text[:position], add_special_tokens=False, verbose=False, **options)
             if len(ids["input_ids"]) > tokens:
-                return text[:place]
-            size = 4 * place
+                return text[:position]
+            size = 4 * position
         return self._cut_in_stretch(text, tokens, options)
 
     def _cut_in_stretch(self, text: str, tokens: int, options: dict[str, Any]) -> str:

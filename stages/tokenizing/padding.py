@@ -28,8 +28,8 @@ def pad(
 
     `lengths` [B] are those of the rows, `width` is T: that of the longest row, unless given."""
     width = int(lengths.max()) if width is None else width
-    place_T, lengths_B1 = np.arange(width), lengths[:, None]
-    mask_BT = place_T >= width - lengths_B1 if left else place_T < lengths_B1
+    position_T, lengths_B1 = np.arange(width), lengths[:, None]
+    mask_BT = position_T >= width - lengths_B1 if left else position_T < lengths_B1
     batch = {name: np.full(mask_BT.shape, fills.get(name, 0), np.int64) for name in columns}
     for name, values in columns.items():
         batch[name][mask_BT] = values

@@ -3,8 +3,8 @@
 A point is a character of `before` followed by one of `after`, such as a letter and a space. That
 the text splits there is read from the tokenizer, never tried: every step of it, as its own document
 lists them, either works character by character from the left, or is a pattern of which no match can
-look across such a place; and the model sees the two sides apart, or has no token with both. A step
-that is not known to do so has no places, and texts are then not cut.
+look across such a position; and the model sees the two sides apart, or has no token with both. A
+step that is not known to do so has no such positions, and texts are then not cut.
 """
 
 import json
@@ -49,7 +49,7 @@ class Parting:
         """The first point in a text at or after `start` characters."""
         pattern = re.compile(f"(?=[{self.after}])")
         found = (match.start() for match in pattern.finditer(text, max(start, 1)))
-        return next((place for place in found if text[place - 1] in self.before), None)
+        return next((position for position in found if text[position - 1] in self.before), None)
 
 
 _AT_SPACES = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Metaspace"})
@@ -232,27 +232,27 @@ def alternatives(regex: str) -> list[list[Atom]] | None:
     """The atoms of each alternative in order, those of groups among them; None for a pattern of
     which more would have to be known."""
     found: list[list[Atom]] = [[]]
-    groups, place = list[int](), 0
-    while place < len(regex):
-        if regex.startswith(_AT_WORD, place) and found[-1] and found[-1][-1].pattern == r"\s":
-            place += len(_AT_WORD)
-        elif group := _GROUP.match(regex, place):
-            place = group.end()
+    groups, position = list[int](), 0
+    while position < len(regex):
+        if regex.startswith(_AT_WORD, position) and found[-1] and found[-1][-1].pattern == r"\s":
+            position += len(_AT_WORD)
+        elif group := _GROUP.match(regex, position):
+            position = group.end()
             groups.append(len(found[-1]))
-        elif regex[place] == ")" and groups:
-            start, place = groups.pop(), place + 1
-            if regex.startswith(("*", "+", "{"), place):
+        elif regex[position] == ")" and groups:
+            start, position = groups.pop(), position + 1
+            if regex.startswith(("*", "+", "{"), position):
                 return None
-            if regex.startswith("?", place):
-                place += 1
+            if regex.startswith("?", position):
+                position += 1
                 found[-1][start:] = [replace(atom, needed=False) for atom in found[-1][start:]]
-        elif regex[place] == "|":
-            place += 1
+        elif regex[position] == "|":
+            position += 1
             if not groups:
                 found.append([])
-        elif (atom := _ATOM.match(regex, place)) and atom.group() not in _ANCHORS:
+        elif (atom := _ATOM.match(regex, position)) and atom.group() not in _ANCHORS:
             times = _QUANTIFIER.match(regex, atom.end())
-            place = times.end() if times else atom.end()
+            position = times.end() if times else atom.end()
             often = times.group() if times else ""
             many = often[:1] in ("*", "+") or often.endswith(",}")
             found[-1].append(Atom(atom.group(), often[:1] not in ("*", "?"), many))

@@ -250,15 +250,15 @@ def test_main_components_are_those_of_the_covariance() -> None:
         found = main_components(values)
         centred = values - values.mean(axis=0)
         _, strength, axes = np.linalg.svd(centred, full_matrices=False)
-        np.testing.assert_allclose(np.abs(found.places), np.abs(centred @ axes[:2].T), atol=1e-8)
+        np.testing.assert_allclose(np.abs(found.points), np.abs(centred @ axes[:2].T), atol=1e-8)
         np.testing.assert_allclose(found.shares, strength[:2] ** 2 / (strength**2).sum())
-        assert (found.places.max(axis=0) == np.abs(found.places).max(axis=0)).all()
+        assert (found.points.max(axis=0) == np.abs(found.points).max(axis=0)).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 1), (2,), (4, 5)])
 def test_components_of_what_does_not_vary(shape: tuple[int, ...]) -> None:
     found = main_components(np.ones(shape, np.float16))
-    np.testing.assert_allclose(found.places, np.zeros((shape[0], 2)))
+    np.testing.assert_allclose(found.points, np.zeros((shape[0], 2)))
     assert found.shares == (0.0, 0.0)
 
 

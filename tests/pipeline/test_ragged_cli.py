@@ -56,7 +56,7 @@ def test_every_word_is_answered_and_a_cut_run_goes_on(
     armada.done(*asked(corpus, cache))
     check(cache, TEXTS)
     listed = armada.done("cache", "ls", cache)
-    assert "x places" in listed
+    assert "x words" in listed
     assert "300" in armada.done("cache", "verify", cache)
 
 

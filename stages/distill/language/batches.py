@@ -20,7 +20,7 @@ from ...language.tokens import TokenTexts
 from ...store.format.rows import arange_each, positions_of
 from ...tokenizing.padding import pad
 from ..batches import Batch, DistillDataset
-from ..order import Places
+from ..order import Indices
 from ..settings import Packing
 from .teachers import Answering, Tensors
 
@@ -173,8 +173,8 @@ def packed(lengths: Ints, most: int) -> Packs:
     room: list[tuple[int, int]] = []  # (tokens left, row), ascending
     for text in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[text])
-        place = bisect_left(room, (length, -1))
-        left, row = room.pop(place) if place < len(room) else (most, len(rows))
+        index = bisect_left(room, (length, -1))
+        left, row = room.pop(index) if index < len(room) else (most, len(rows))
         if row == len(rows):
             rows.append([])
         rows[row].append(text)
@@ -195,7 +195,7 @@ def packed(lengths: Ints, most: int) -> Packs:
 class _Coming:
     """A batch in the making."""
 
-    places: Places
+    indices: Indices
     batch: Future[Batch]
 
 
@@ -205,7 +205,7 @@ class AheadDataset(DistillDataset):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
-        self._expected: Places | None = None
+        self._expected: Indices | None = None
         self._coming: _Coming | None = None
 
     @property
@@ -214,13 +214,13 @@ class AheadDataset(DistillDataset):
         rows = self.tokens
         return super().reads_cache or (isinstance(rows, PackedTexts) and bool(rows.teachers))
 
-    def expect(self, places: Places | None) -> None:
+    def expect(self, indices: Indices | None) -> None:
         """Started when the batch before it is requested: skipped ones cost nothing."""
-        self._expected = places
+        self._expected = indices
 
-    def _batch(self, whole: Places) -> Batch:
+    def _batch(self, whole: Indices) -> Batch:
         coming, self._coming = self._coming, None
-        if coming is not None and np.array_equal(coming.places, whole):
+        if coming is not None and np.array_equal(coming.indices, whole):
             batch = coming.batch.result()
         else:
             batch = super()._batch(whole)

@@ -42,11 +42,11 @@ class TokenSums:
     @torch.no_grad()
     def add(self, model: Any, batch: Batch, texts: PackedTexts) -> None:
         """Add a batch, as a model in eval mode sees it."""
-        places = batch.pop("places")
-        count = texts.counts(places).labelled
+        indices = batch.pop("indices")
+        count = texts.counts(indices).labelled
         self.nats += float(model(**batch)["loss"]) * count
         self.tokens += count
-        self.bytes += texts.bytes_of(places)
+        self.bytes += texts.bytes_of(indices)
 
     def metrics(self) -> dict[str, float]:
         """All of `METRICS`."""
@@ -103,15 +103,15 @@ def respond(
     said = [""] * len(prompts)
     limit = token_limit(tokenizer, model)
     room = [min(most, limit - len(each)) for each in prompts]
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for tokens, group in groupby(order, key=room.__getitem__):
-        places = list(group) if tokens > 0 else []
-        for start in range(0, len(places), batch_size):
-            chosen = places[start : start + batch_size]
+        indices = list(group) if tokens > 0 else []
+        for start in range(0, len(indices), batch_size):
+            chosen = indices[start : start + batch_size]
             with _greedy(model, tokenizer, tokens, ends):
-                found = _continued(model, tokenizer, [prompts[place] for place in chosen])
-            for place, text in zip(chosen, found, strict=True):
-                said[place] = text
+                found = _continued(model, tokenizer, [prompts[index] for index in chosen])
+            for index, text in zip(chosen, found, strict=True):
+                said[index] = text
     return said
 
 

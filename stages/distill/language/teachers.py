@@ -72,11 +72,11 @@ class CachedAnswers:
             )
         check_samples(divergence, self.temperature, bool(coding.log_prob_bits))
 
-    def read(self, rows: Rows, places: Rows, counts: Rows) -> Tensors:
-        """The predictions of cache rows `rows[i]`, `counts[i]` each, text after text; `places` are
-        their indices within the text."""
+    def read(self, rows: Rows, positions: Rows, counts: Rows) -> Tensors:
+        """The predictions of cache rows `rows[i]`, `counts[i]` each, text after text; `positions`
+        are theirs within the text."""
         self.feature.require_whole(rows)
-        values = self.feature.gather_at(rows, places, counts)
+        values = self.feature.gather_at(rows, positions, counts)
         coding = self.feature.spec.coding
         if isinstance(coding, TopKCoding):
             renormalised = self.tail == "renormalised"

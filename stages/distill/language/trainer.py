@@ -134,7 +134,8 @@ class LanguageTrainer(DistillTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Counts:
         """Counts of a step: of all its batches, in all processes."""
         texts = packed_texts(self.train_dataset)
-        return sum((texts.counts(batch["places"]) for batch in batch_samples), Counts(0, batches=0))
+        counts = (texts.counts(batch["indices"]) for batch in batch_samples)
+        return sum(counts, Counts(0, batches=0))
 
     def compute_loss(
         self,
@@ -159,7 +160,7 @@ class LanguageTrainer(DistillTrainer):
     def _own_rows(self, inputs: Batch) -> int:
         """Number of rows in this process's share, without repetitions of the last one."""
         share = len(inputs["input_ids"])
-        left = len(inputs["places"]) - int(self.train_dataset.processes.rank) * share
+        left = len(inputs["indices"]) - int(self.train_dataset.processes.rank) * share
         return min(share, max(0, left))
 
     def evaluation_loop(

@@ -54,16 +54,16 @@ def find_clip(source: str, weights: str | None, revision: str | None) -> ClipSou
 
 
 def _from_folder(source: str, revision: str | None) -> ClipSource:
-    place = source.removeprefix(HUB_PREFIX)
-    if place == source and not Path(expand_home(source)).is_dir():
+    index = source.removeprefix(HUB_PREFIX)
+    if index == source and not Path(expand_home(source)).is_dir():
         raise TeacherSourceError(
             f"source {source}: is neither a folder, nor {HUB_PREFIX}org/name, nor an architecture "
             "of open_clip; name only one"
         )
-    folder = resolve(place, revision, TeacherSourceError)
+    folder = resolve(index, revision, TeacherSourceError)
     config = _read_config(folder)
     weights = _choose(require_safetensors(folder, TeacherSourceError), folder)
-    return ClipSource(source_name(place, revision), f"local-dir:{folder}", config, weights, folder)
+    return ClipSource(source_name(index, revision), f"local-dir:{folder}", config, weights, folder)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

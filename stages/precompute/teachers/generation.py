@@ -45,8 +45,8 @@ class Sampling:
         kept_B1 = ((summed_BV - probs_BV) < self.top_p).sum(1, keepdim=True)
         mass_B1 = summed_BV.gather(1, kept_B1 - 1)
         wanted_B1 = torch.from_numpy(uniform_B)[:, None].to(mass_B1.device) * mass_B1
-        place_B1 = torch.searchsorted(summed_BV, wanted_B1, right=True)
-        return ids_BV.gather(1, torch.minimum(place_B1, kept_B1 - 1))[:, 0]
+        position_B1 = torch.searchsorted(summed_BV, wanted_B1, right=True)
+        return ids_BV.gather(1, torch.minimum(position_B1, kept_B1 - 1))[:, 0]
 
 
 @dataclass(slots=True)
@@ -133,9 +133,9 @@ def _note(
     log_probs: list[float],
     ends: Collection[int],
 ) -> None:
-    for place in np.flatnonzero(saying).tolist():
-        one = found[place]
-        one.broken = not np.isfinite(log_probs[place])
-        one.ids.append(ids[place])
-        one.log_probs.append(log_probs[place])
-        saying[place] = not one.broken and ids[place] not in ends
+    for index in np.flatnonzero(saying).tolist():
+        one = found[index]
+        one.broken = not np.isfinite(log_probs[index])
+        one.ids.append(ids[index])
+        one.log_probs.append(log_probs[index])
+        saying[index] = not one.broken and ids[index] not in ends

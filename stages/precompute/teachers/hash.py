@@ -66,7 +66,7 @@ class HashWordsTeacher(Teacher):
 
     def __init__(self, source: str, options: HashWordsOptions, device: torch.device) -> None:
         self._options = options
-        along: dict[str, Any] = {"axis": "places", "max_length": options.max_words}
+        along: dict[str, Any] = {"axis": "words", "max_length": options.max_words}
         words = FeatureSpec(
             name="words",
             shape=(_width("hash_words", source),),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from armada.stages.distill import batches as batches_module
 from armada.stages.distill.batches import DistillDataset, EpochBatches, as_batch
-from armada.stages.distill.controls import Control, Gather, controlled, other_places
+from armada.stages.distill.controls import Control, Gather, controlled, other_indices
 from armada.stages.distill.objectives.base import SOURCE
 from armada.stages.distill.order import epoch_order
 from armada.stages.distill.student_models import load_tokenizer
@@ -124,7 +124,7 @@ def test_blocks_are_examples_whose_features_lie_together(make_dataset, cache):
 
 def test_blocks_follow_what_a_control_reads(make_dataset, cache):
     dataset = make_dataset(TEXTS, "block", "shuffled")
-    read = cache.lookup(TEXTS)[other_places(len(TEXTS), 0)]
+    read = cache.lookup(TEXTS)[other_indices(len(TEXTS), 0)]
     order = np.concatenate(list(dataset.batches(8, 0, 0)))
     expected = BlockOrder(read, 8, 3).windows(0, 0)
     assert order.tolist() == np.concatenate(list(expected)).tolist()
@@ -208,8 +208,8 @@ def test_the_order_of_the_corpus_does_not_matter(dataset, cache, checkpoint):
     gather = controlled(cache["embedding"], cache.lookup(texts), Control("none"), 0)
     other = DistillDataset(tokens, LABELS[half], {SOURCE: gather})
     batch, expected = other.__getitems__([0, 9]), dataset.__getitems__(half[[0, 9]].tolist())
-    assert batch.pop("places").tolist() == [0, 9]
-    assert expected.pop("places").tolist() == half[[0, 9]].tolist()
+    assert batch.pop("indices").tolist() == [0, 9]
+    assert expected.pop("indices").tolist() == half[[0, 9]].tolist()
     torch.testing.assert_close(batch, expected)
 
 
@@ -233,7 +233,7 @@ def test_without_features_a_batch_has_none(dataset, checkpoint):
     tokens = encode(load_tokenizer(checkpoint("bert")), [(t,) for t in TEXTS], MAX_LENGTH)
     plain = DistillDataset(tokens, LABELS, {})
     tensors = {"input_ids", "token_type_ids", "attention_mask", "labels"}
-    assert set(plain[0]) == {*tensors, "places", "masked"}
+    assert set(plain[0]) == {*tensors, "indices", "masked"}
 
 
 @pytest.mark.parametrize(

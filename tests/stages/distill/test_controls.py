@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import JobError
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.distill.controls import Control, controlled, other_places, parse_control
+from armada.stages.distill.controls import Control, controlled, other_indices, parse_control
 from armada.stages.store.reading.feature_array import FeatureArray
 from armada.stages.store.reading.reader import open_cache
 from small_caches import make_manifest, numbered_texts, write_cache
@@ -64,7 +64,7 @@ def test_none_reads_what_is_cached(feature):
 @pytest.mark.parametrize("count", [2, 3, 10, 1000])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_shuffled_is_a_permutation_that_moves_all(count, seed):
-    places = other_places(count, seed)
+    places = other_indices(count, seed)
     assert sorted(places) == list(range(count))
     assert (places != np.arange(count)).all()
 
@@ -90,7 +90,7 @@ def test_shuffled_reads_the_features_of_others(feature):
 def test_every_place_is_as_likely():
     """Of 3 places there are two cyclic orders; over many seeds each comes half of the time."""
     seeds = 1000
-    first = sum(other_places(3, seed)[0] == 1 for seed in range(seeds))
+    first = sum(other_indices(3, seed)[0] == 1 for seed in range(seeds))
     # Binomial: five standard deviations.
     assert abs(first - seeds / 2) < 5 * math.sqrt(seeds) / 2
 

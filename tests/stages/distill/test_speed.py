@@ -48,7 +48,7 @@ def test_checkpointing_works_layers_out_again(bench, tmp_path):
     layer.register_forward_hook(lambda *_: calls.append(1))
     run.model.train()
     batch = run.train.__getitems__([0, 1, 2])
-    del batch["places"]
+    del batch["indices"]
     run.model(**batch)["loss"].backward()
     assert len(calls) == 2
 

@@ -102,7 +102,7 @@ def test_an_evaluation_is_that_of_the_model(bench, tmp_path):
     with torch.no_grad():
         batches = [run.validation[i] for i in range(len(run.validation))]
         outputs = [
-            run.model(**{name: t for name, t in batch.items() if name != "places"})
+            run.model(**{name: t for name, t in batch.items() if name != "indices"})
             for batch in batches
         ]
     hits = [

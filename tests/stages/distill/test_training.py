@@ -178,7 +178,7 @@ def test_a_missing_label_has_no_gradient_in_the_task(bench, tmp_path, space):
         run.model.training = True  # terms, but no dropout in the student
         run.model.student.eval()
         batch = run.train.__getitems__(places)
-        del batch["places"]
+        del batch["indices"]
         run.model(**batch)["loss"].backward()
         return embeddings.weight.grad
 

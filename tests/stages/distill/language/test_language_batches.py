@@ -59,7 +59,7 @@ def test_every_text_is_in_one_row_that_holds_it(lengths: list[int], most: int) -
 
 
 def _plain(texts: TokenTexts, rows: list[list[int]]) -> dict[str, list[Any]]:
-    """Places and words of a batch, token by token."""
+    """Indices and words of a batch, token by token."""
     width = -(-max(sum(len(texts.of(t)) for t in row) for row in rows) // 8) * 8
     ids, at, words, mask, positions = [], [], [], [], []
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Places: what opens them, what to install, what is said when they refuse, and what never is."""
+"""Indices: what opens them, what to install, what is said when they refuse, and what never is."""
 
 from pathlib import Path
 
