@@ -82,7 +82,7 @@ def test_pushed_pulled_merged_and_described(
     armada.done("cache", "merge", tmp_path / "all", cache)
     check(tmp_path / "all", TEXTS)
     card = armada.done("cache", "card", cache) + (cache / "README.md").read_text()
-    assert "4, for each of its places" in card
+    assert "4, for each of its words" in card
     assert 'cache.ragged("words")' in card
 
 

@@ -96,7 +96,7 @@ def test_features_along_an_axis(tmp_path: Path) -> None:
     dataset = CacheDataset(tmp_path / "c", texts)
     (batch,) = DataLoader(dataset, batch_size=3, collate_fn=dataset.collate)
     assert batch["words"].shape == (3, 3, 2)
-    assert batch["places_lengths"].tolist() == [1, 3, 3]
+    assert batch["words_lengths"].tolist() == [1, 3, 3]
     assert batch["word_bytes"].dtype == torch.int64
     assert batch["word_bytes"].tolist() == [[3, 0, 0], [3, 2, 4], [6, 6, 5]]
     stored = open_cache(tmp_path / "c")

@@ -183,5 +183,5 @@ def test_dropout_in_training_is_that_of_the_job(family):
 def test_families_without_a_classifier_are_pooled(tmp_path):
     student, _ = make("scratch:cohere")  # a decoder that the library has no class for
     assert student.pooling == "last"
-    with pytest.raises(StudentSourceError, match=r"pooling 'own': .* a cohere"):
+    with pytest.raises(StudentSourceError, match=r"pooling 'own': .* for cohere"):
         make("scratch:cohere", pooling="own")
