@@ -2,7 +2,7 @@
 
     CACHE/
       armada.json                       CacheManifest
-      writer.lock                       held by one writer at a time, for moments
+      writer.lock                       held by one writer at a time, for moments; notes of commits
       pull.lock                         held by one pull at a time; gone afterwards
       zarr.json                         Zarr group, so that any Zarr tool can walk the cache
       teachers/zarr.json                Zarr group

@@ -70,9 +70,12 @@ def write_cache(path: Path, manifest: TeacherManifest, shards: Iterable[Sequence
 
 
 def stored_bytes(cache: Path) -> dict[str, bytes]:
-    """Every file of a cache but the provenance of its runs, which holds dates and times."""
+    """Every file of a cache but the provenance of its runs, which holds dates and times, and the
+    lock, which holds who changed what in which order."""
     return {
         file.relative_to(cache).as_posix(): file.read_bytes()
         for file in sorted(cache.rglob("*"))
-        if file.is_file() and "runs" not in file.relative_to(cache).parts
+        if file.is_file()
+        and "runs" not in file.relative_to(cache).parts
+        and file != cache / "writer.lock"
     }

@@ -5,11 +5,18 @@ process dies. It is a `flock` on `writer.lock`, which local file systems and NFS
 processes that see the file. Where a file system only pretends, two writers may compute the same
 text; no shard is ever torn, because files are moved into place out of folders that have one owner
 (`../writing/reservations.py`).
+
+The file tells, too, what was changed under its lock: a line for each commit record that was made or
+removed, the number of its shard, or `all`. So a writer looks at new records only, however many
+there are (`../writing/commits.py`). The lines are read under the lock, when a network file system
+gives no stale ones, and only by writers that were open before: nothing depends on older lines, nor
+on the file's being the same for ever.
 """
 
 import fcntl
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +25,7 @@ from typing import BinaryIO
 
 from ....cache_schemas.errors import OutputError, StorageError
 from ....cache_schemas.layout import WRITER_LOCK
-from .atomic import access_error, open_to_lock
+from .atomic import access_error, open_to_lock, storage_error
 from .own_files import remove_file
 from .plain_files import check_way
 
@@ -36,8 +43,8 @@ _LOGGER = logging.getLogger("armada")
 
 
 @contextmanager
-def locked(cache: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Hold the lock of the cache at `cache`, whose folder must exist. Not reentrant.
+def locked(cache: Path, patience_s: float = PATIENCE_S) -> Iterator[BinaryIO]:
+    """Hold the lock of the cache at `cache`, whose folder must exist: its file. Not reentrant.
 
     Raises OutputError if the folder cannot be written, StorageError if the lock is not free for
     `patience_s` seconds."""
@@ -45,9 +52,43 @@ def locked(cache: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
         _wait(file, cache, patience_s)
         _OURS.add(cache)
         try:
-            yield  # closing the file frees the lock
+            yield file  # closing it frees the lock
         finally:
             _OURS.discard(cache)
+
+
+def note_change(cache: Path, shard: int | None = None) -> None:
+    """Note, under the lock, that the commit record of a shard, or any, is made or removed.
+
+    A record is noted before it is made: who dies in between has noted what did not happen. Raises
+    StorageError if the disk refuses."""
+    line = "all\n" if shard is None else f"{shard:06d}\n"
+    with open_lock(cache, WRITER_LOCK) as file:
+        try:
+            file.seek(0, os.SEEK_END)
+            file.write(line.encode())
+        except OSError as cause:
+            raise storage_error(cache / WRITER_LOCK, cause) from cause
+
+
+Mark = tuple[int, int]
+"""How far the notes were read: the inode of the lock's file, and bytes."""
+
+_NOTES = re.compile(rb"(\d{6}\n)*")
+_MOST_NOTES_BYTES = 2**20
+
+
+def noted_changes(lock: BinaryIO, since: Mark | None) -> tuple[set[int] | None, Mark]:
+    """The shards that were noted since a mark, and the mark to go on from.
+
+    None, for all shards, if there is no mark, or if what was written since is anything else."""
+    found = os.fstat(lock.fileno())
+    mark = found.st_ino, found.st_size
+    inode, start = since or (0, 0)
+    if since is None or inode != found.st_ino or not 0 <= mark[1] - start <= _MOST_NOTES_BYTES:
+        return None, mark
+    notes = os.pread(lock.fileno(), mark[1] - start, start)
+    return set(map(int, notes.split())) if _NOTES.fullmatch(notes) else None, mark
 
 
 def open_lock(folder: Path, name: str) -> BinaryIO:

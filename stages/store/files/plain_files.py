@@ -97,6 +97,22 @@ def stamp_of(path: Path) -> Stamp | None:
     return found.st_ino, found.st_mtime_ns
 
 
+def folder_stamp(folder: Path) -> Stamp | None:
+    """Stamp of a folder, None if there is none; it changes with the names in it.
+
+    The folder is opened: a network file system then asks its server, and forgets the names that it
+    knew if they have changed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return found.st_ino, found.st_mtime_ns
+
+
 def check_way(path: Path, cache: Path) -> None:
     """Refuse a path below the folder `cache` that is a symbolic link, or as `check_folders`."""
     check_folders(path, cache)

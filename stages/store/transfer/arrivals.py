@@ -28,7 +28,7 @@ from ....cache_schemas.errors import (
 from ....cache_schemas.layout import commit_file, shard_file, table_file, teacher_folder
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
 from ..files.atomic import storage_error, sync_file, sync_folder
-from ..files.lock import locked
+from ..files.lock import locked, note_change
 from ..files.own_files import make_folder, move_file, write_file
 from ..files.plain_files import check_file, check_way, read_document
 from ..writing.reservations import HeartbeatThread, Staging
@@ -223,4 +223,5 @@ class Arrivals:
         except OSError as cause:
             raise storage_error(at, cause) from cause
         if record is not None:
+            note_change(self._cache, record.shard)
             write_file(commit_file(self._folder, record.shard), [record.to_json()], self._cache)

@@ -19,6 +19,7 @@ from ....cache_schemas.layout import ROWS_TABLE, commit_file, shard_file, table_
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
 from ....cache_schemas.teachers import TeacherSpec
 from ..files.atomic import Buffer, file_record, open_new, storage_error, sync_file, sync_folder
+from ..files.lock import note_change
 from ..files.own_files import move_file, remove_file, remove_tree
 from ..format.rows import Ragged
 from ..format.tables import rows_table, table_bytes
@@ -108,6 +109,7 @@ class StagedShard:
         try:
             self._clear_the_place()
             self._move(files)
+            note_change(self._cache, self._shard)
             self._move([record])
         except BaseException:
             self._take_back()

@@ -28,7 +28,7 @@ from ....cache_schemas.layout import (
 )
 from ....cache_schemas.manifest import CacheManifest, CommitRecord, TeacherManifest
 from ....cache_schemas.teachers import TeacherSpec, differ_in_features_alone, differences
-from ..files.lock import locked
+from ..files.lock import locked, note_change
 from ..files.own_files import make_folder, remove_file, remove_tree, write_file
 from ..files.plain_files import check_teacher_folders, check_way, refuse_linked_folders
 from ..format.manifests import (
@@ -232,6 +232,8 @@ def drop_shard(cache: Path, fingerprint: str, shard: int) -> None:
     remove_file(commit_file(folder, shard), cache)
     for path in shard_paths(folder, shard):
         remove_tree(path, cache)
+    # After it, as a full disk takes no note; who dies before has only left keys to another run.
+    note_change(cache, shard)
 
 
 def shard_paths(teacher: Path, shard: int) -> list[Path]:
@@ -246,6 +248,7 @@ def drop_teacher(cache: Path, fingerprint: str) -> None:
     # Should we die on the way, what is left shall not look like a teacher that lost its manifest.
     remove_tree(folder / "commits", cache)
     remove_tree(folder, cache)
+    note_change(cache)
 
 
 def partial_documents(cache: Path) -> list[Path]:

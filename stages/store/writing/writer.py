@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -37,17 +38,17 @@ from ....cache_schemas.keys import IntArray, KeyArray, first_occurrences
 from ....cache_schemas.layout import (
     ROWS_TABLE,
     commit_file,
-    numbered,
     table_file,
     teacher_folder,
 )
 from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
 from ..files.lock import locked
 from ..files.own_files import write_file
-from ..files.plain_files import entries, read_document, stamp_of
-from ..format.manifests import first_own_shard, read_commit, read_commits, refuse_part
+from ..files.plain_files import is_there, read_document
+from ..format.manifests import first_own_shard, refuse_part
 from ..format.rows import KeyIndex, Rows
 from ..format.tables import read_keys
+from .commits import KnownCommits
 from .reservations import PATIENCE_S, HeartbeatThread, Reservation, Reservations
 from .staged_shard import StagedShard, Values
 from .teacher_folder import (
@@ -72,13 +73,13 @@ class CacheWriter:
         self._reservations = Reservations(self.folder, patience_s)
         create_cache(path)
         refuse_mirror(path)
-        with locked(path):
+        with locked(path) as lock:
             create_teacher(path, manifest)
             refuse_part(path, manifest.fingerprint, "nothing can be added")
-            self._records = {record.shard: record for record in read_commits(path, manifest)}
-            self._seen = {n: stamp_of(commit_file(self.folder, n)) for n in self._records}
+            self.known = KnownCommits(self.folder, manifest)
+            self.known.see(lock)
             living = self._reservations.living()
-            bring_up_to_date(self.folder, manifest, self._records, living)
+            bring_up_to_date(self.folder, manifest, self.known.records, living)
         self._heart = HeartbeatThread()
 
     def __enter__(self) -> "CacheWriter":
@@ -90,7 +91,7 @@ class CacheWriter:
     @property
     def commits(self) -> list[CommitRecord]:
         """Commits seen by this writer, in shard order."""
-        return [self._records[shard] for shard in sorted(self._records)]
+        return [record for _, record in sorted(self.known.records.items())]
 
     def pending(self, keys: KeyArray) -> IntArray:
         """Positions, ascending, of the first appearance of each key that is not committed."""
@@ -99,27 +100,16 @@ class CacheWriter:
     @contextmanager
     def turn(self) -> Iterator["LockedView"]:
         """Hold the cache's lock, with all that others have done until now in sight."""
-        with self._locked():
-            self._see_commits()
+        with self._locked() as lock:
+            self.known.see(lock)
             first = first_own_shard(self.path, self.manifest.fingerprint)
-            yield LockedView(self._records, self._reservations, self._heart, first)
+            yield LockedView(self.folder, self.known, self._reservations, self._heart, first, lock)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locked(self.path):
+    def _locked(self) -> Iterator[BinaryIO]:
+        with locked(self.path) as lock:
             refuse_removed(self.path, self.manifest)
-            yield
-
-    def _see_commits(self) -> None:
-        """A number alone does not identify a shard: it may have been dropped and rewritten."""
-        there = numbered(entries(self.folder / "commits", "*.json"))
-        for shard in self._records.keys() - there.keys():
-            del self._records[shard], self._seen[shard]
-        for shard, file in there.items():
-            stamp = stamp_of(file)
-            if self._seen.get(shard) != stamp:
-                self._records[shard] = read_commit(self.folder, file, self.manifest)
-                self._seen[shard] = stamp
+            yield lock
 
     def reserve(self, keys: KeyArray) -> Reservation:
         """Reserve a shard for keys [N, 16] that the caller knows to be free."""
@@ -146,10 +136,10 @@ class CacheWriter:
         try:
             shard = StagedShard(self.folder, self.manifest, reservation)
             record = shard.write(keys, truncated, features, tables or {}, fidelity or {})
-            with self.turn():
+            with self.turn() as turn:
                 shard.move_into_place()
-                self._see_commits()
-                write_zarr_metadata(self.folder, self.manifest, self._records)
+                turn.see()
+                write_zarr_metadata(self.folder, self.manifest, turn.commits)
         finally:
             self.release(reservation)
         return record
@@ -180,14 +170,21 @@ class LockedView:
 
     def __init__(
         self,
-        commits: Mapping[int, CommitRecord],
+        teacher: Path,
+        known: KnownCommits,
         reservations: Reservations,
         heart: HeartbeatThread,
         first_own: int,
+        lock: BinaryIO,
     ) -> None:
         """`first_own` is the lowest number that a new shard may have."""
-        self.commits = commits
+        self.commits: Mapping[int, CommitRecord] = known.records
+        self._teacher, self._known, self._lock = teacher, known, lock
         self._reservations, self._heart, self._first_own = reservations, heart, first_own
+
+    def see(self) -> None:
+        """Bring `commits` up to date with what was done in this turn."""
+        self._known.see(self._lock)
 
     @cached_property
     def reserved(self) -> dict[int, Path]:
@@ -206,13 +203,17 @@ class LockedView:
 
     def reserve(self, keys: KeyArray, preferred: int | None = None) -> Reservation:
         """Reserve keys [N, 16] and the preferred shard number, or the lowest that is free."""
-        taken = self.commits.keys() | self.reserved.keys() | self._reservations.numbers()
-        first = self._first_own
-        numbers = chain([first if preferred is None else max(preferred, first)], count(first))
-        shard = next(number for number in numbers if number not in taken)
+        first, reserved = self._first_own, self.reserved.keys() | self._reservations.numbers()
+        lowest = self._known.lowest_free(first)
+        numbers = chain([] if preferred is None else [max(preferred, first)], count(lowest))
+        shard = next(n for n in numbers if n not in reserved and self._is_free(n))
         reservation = self._reservations.make(shard, keys)
         self._heart.add(reservation.staging)
         return reservation
+
+    def _is_free(self, number: int) -> bool:
+        """Looked at on the disk too: nothing that was copied there is written over."""
+        return number not in self.commits and not is_there(commit_file(self._teacher, number))
 
 
 def pending(folder: Path, commits: list[CommitRecord], keys: KeyArray) -> IntArray:
@@ -251,9 +252,8 @@ class Work:
         self._index = KeyIndex(keys[self._rows])
         self._open = np.ones(len(self._rows), dtype=bool)
         self._dealt = np.zeros(len(self._rows), dtype=bool)
-        self._counted: dict[int, CommitRecord] = {}
-        for commit in writer.commits:
-            self._count(commit)
+        self._counted = 0
+        self._count_commits()
         self.pending = int(self._open.sum())
         """Keys that were not committed when the work began."""
 
@@ -286,15 +286,18 @@ class Work:
 
     def _see(self, turn: LockedView) -> npt.NDArray[np.bool_]:
         """Take note of new commits; returns which keys are reserved."""
-        for shard, record in turn.commits.items():
-            if self._counted.get(shard) != record:
-                self._count(record)
+        self._count_commits()
         taken = np.zeros(len(self._rows), dtype=bool)
         for keys in turn.reserved_keys():
             taken[self._index.found(keys)] = True
         return taken
 
+    def _count_commits(self) -> None:
+        known = self._writer.known
+        for record in known.since(self._counted):
+            self._count(record)
+        self._counted = len(known.history)
+
     def _count(self, record: CommitRecord) -> None:
         path = table_file(self._writer.folder, ROWS_TABLE, record.shard)
         self._open[self._index.found(read_keys(path, record.rows))] = False
-        self._counted[record.shard] = record
