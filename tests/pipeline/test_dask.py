@@ -249,7 +249,7 @@ def test_a_scheduler_file_leads_to_the_scheduler(
     file = tmp_path / "scheduler.json"
     file.write_text(json.dumps({"address": cluster.scheduler_address}))
     few = ["--set", "limit=3", "--dask", file]
-    assert "3 asked" in armada.done(*words(corpus, tmp_path / "cache", *few))
+    assert "3 computed" in armada.done(*words(corpus, tmp_path / "cache", *few))
 
 
 def test_the_shard_of_a_killed_worker_is_made_by_another(
