@@ -55,9 +55,12 @@ def first_occurrences(keys: KeyArray) -> IntArray:
     if len(keys) == 0:
         return np.empty(0, dtype=np.int64)
     high, low = key_words(keys)
-    order = np.lexsort((low, high))  # stable: equal keys stay in order of appearance
+    order = np.argsort(high, kind="stable")  # equal keys stay in order of appearance
     new = np.ones(len(order), dtype=bool)
-    new[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0)
+    new[1:] = np.diff(high[order]) != 0
+    if (np.diff(low[order])[~new[1:]] != 0).any():  # never of hashes: sort by both words, slower
+        order = np.lexsort((low, high))
+        new[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0)
     return np.sort(order[new])
 
 

@@ -1,9 +1,11 @@
 """From texts and keys to rows."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -139,6 +141,43 @@ def test_index_finds_a_thousand_keys_of_one_upper_word() -> None:
         np.random.default_rng(0).permutation(1000).astype(">u8").view(np.uint8).reshape(-1, 8)
     )
     assert KeyIndex(keys).find(keys).tolist() == list(range(1000))
+
+
+def many_keys(count: int) -> npt.NDArray[np.uint8]:
+    """Random keys, of which some start alike, some share a whole word, and some are given twice."""
+    keys = np.random.default_rng(0).integers(0, 256, (count, 16), dtype=np.uint8)
+    keys[::7, :2] = keys[0, :2]
+    keys[::11, :8] = keys[0, :8]
+    keys[-50:] = keys[:50]
+    return keys
+
+
+@pytest.mark.parametrize("asked", [1, 20, 3000, 6000])
+def test_index_of_many_keys_is_a_dictionary_however_few_or_often_it_is_asked(asked: int) -> None:
+    keys = many_keys(5000)
+    rows: dict[bytes, int] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key.tobytes(), row)
+    index = KeyIndex(keys)
+    for seed in range(20):
+        drawn = np.random.default_rng(seed)
+        wanted = keys[drawn.integers(0, len(keys), asked)].copy()
+        wanted[::3, drawn.integers(16)] ^= 1
+        expected = [rows.get(key.tobytes(), -1) for key in wanted]
+        assert index.find(wanted).tolist() == expected
+        assert index.found(wanted).tolist() == [row for row in expected if row >= 0]
+
+
+def test_a_few_keys_are_found_without_sorting_all() -> None:
+    """Sorted, a key takes 24 bytes."""
+    keys = np.random.default_rng(0).integers(0, 256, (200_000, 16), dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        assert KeyIndex(keys).find(keys[100:1100]).tolist() == list(range(100, 1100))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(keys)
 
 
 def test_a_cache_can_be_asked_for_its_features(cache: Cache) -> None:
