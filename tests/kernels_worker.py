@@ -15,6 +15,8 @@ from torch import Tensor
 
 SIZES = [(1, 2, 6), (5, 3, 64), (16, 2, 130), (37, 7, 1100), (20, 1, 70)]
 """Rows, classes, numbers of a projection: within a block, just a block, more than one."""
+ODD_SIZES = [(1, 1, 1), (1, 3, 1), (1, 1, 1000), (33, 64, 129), (2, 2, 16384)]
+"""One row, one class, one number; the most classes; the widest projection."""
 
 
 TERMS = ("total", "task", "output", "manifold")
@@ -57,9 +59,11 @@ def loss(
 def main(device: str) -> None:
     torch.manual_seed(0)
     worst: dict[str, float] = defaultdict(float)
-    cases = itertools.product(
-        SIZES, ("cosine", "euclid", "pointwise"), (torch.float32, torch.bfloat16)
-    )
+    manifolds = ("cosine", "euclid", "pointwise")
+    cases = [
+        *itertools.product(SIZES, manifolds, (torch.float32, torch.bfloat16)),
+        *itertools.product(ODD_SIZES, ("cosine", "pointwise"), (torch.float16,)),
+    ]
     for (rows, classes, width), manifold, dtype in cases:
         inputs = {n: t.to(device) for n, t in drawn(rows, classes, width, dtype).items()}
         how = {

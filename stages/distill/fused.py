@@ -22,6 +22,10 @@ the inputs where they repeat along the rows."""
 Kernels = Callable[..., tuple[Tensor, Tensor]]
 """Maps inputs to terms and gradients of the total, as one row of numbers each."""
 
+MOST_CLASSES = 64
+"""The most classes that kernels take: a row of logits is worked on at once, and with more a thread
+needs all 255 registers or, from 128, the stack as well; at 1,000 a kernel compiles for 14 s."""
+
 _LOGGER = logging.getLogger(__name__)
 
 _broken: list[str] = []
@@ -54,8 +58,9 @@ def differentiable(formula: Formula, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 def by_kernels(*inputs: Tensor, **others: Any) -> tuple[Tensor, ...] | None:
     """Terms of `kernels.armada`; None if kernels do not apply or do not work, with one warning:
-    they sum in float32 and need Triton and a C compiler."""
-    if not inputs[0].is_cuda or any(part.dtype == torch.float64 for part in inputs):
+    they sum in float32, take up to `MOST_CLASSES` and need Triton and a C compiler."""
+    apply = inputs[0].is_cuda and inputs[0].shape[1] <= MOST_CLASSES
+    if not apply or any(part.dtype == torch.float64 for part in inputs):
         return None
     return _tried(inputs, others)
 

@@ -34,6 +34,8 @@ def test_terms_and_gradients_are_those_of_the_closed_forms(device: str) -> None:
     # The inputs are the same rounded numbers; only the gradients are rounded once more.
     assert worst["term torch.bfloat16"] < 5e-6
     assert worst["gradient torch.bfloat16"] < 2**-8
+    assert worst["term torch.float16"] < 5e-6
+    assert worst["gradient torch.float16"] < 2**-10
 
 
 @pytest.fixture
