@@ -1,6 +1,7 @@
 """The command line: parses, calls `pipeline`, prints results, maps errors to exit codes.
 
-Nothing heavy is imported before a command runs. Results go to standard output, everything else to
+Nothing heavy is imported before a command runs, and what its run needs only when its job was found
+right: mistyped keys are refused at once. Results go to standard output, everything else to
 standard error. Exit codes: 0 done, 1 the run failed, 2 the input was wrong.
 """
 
@@ -83,7 +84,6 @@ def precompute(
     """Compute a teacher's features once for every text of a corpus, and keep them in a cache.
 
     --keys lists all job keys; with --teacher KIND, the options of that kind too."""
-    from .pipeline import precompute as stage
     from .pipeline.console import show_dry_run, show_keys, show_precompute
     from .pipeline.jobs import collect_keys
     from .pipeline.precompute_job import PrecomputeJob, make_precompute_job, teacher_options
@@ -102,6 +102,8 @@ def precompute(
         "dask": dask,
     }
     made = make_precompute_job(collect_keys(job, options, settings or []))
+    from .pipeline import precompute as stage
+
     if dry_run:
         show_dry_run(stage.dry_run(made), as_json)
     else:
@@ -139,11 +141,9 @@ def distill(
 
     --keys lists all job keys; with --objective NAME, the options of that objective too."""
     from .pipeline.console import show_distill, show_keys
-    from .pipeline.distill import push_student, run_distill
     from .pipeline.distill_job import DistillJob
     from .pipeline.jobs import collect_keys, make
     from .pipeline.objective_keys import objective_options
-    from .stages.distill.processes import processes
 
     if keys:
         chosen = objective or "armada"
@@ -164,6 +164,9 @@ def distill(
         "push_to_hub": push_to_hub,
     }
     made = make(DistillJob, collect_keys(job, options, settings or []))
+    from .pipeline.distill import push_student, run_distill
+    from .stages.distill.processes import processes
+
     metrics = run_distill(made, quiet)
     if processes().first:
         show_distill(metrics, made.output, as_json)
@@ -183,11 +186,9 @@ def ablate(
     as_json: AsJson = False,
 ) -> None:
     """Train the students of a grid of job keys against one cache, in parallel, and compare them."""
-    from .pipeline.ablation.ablate import plan, run_ablate
     from .pipeline.ablation.job import AblateJob, make_ablation
     from .pipeline.console import show_json, show_keys, show_plan
     from .pipeline.distill_job import DistillJob
-    from .pipeline.findings.table import show_findings
     from .pipeline.jobs import collect_keys
     from .pipeline.objective_keys import objective_options
 
@@ -201,6 +202,9 @@ def ablate(
         "resume": resume or None,
     }
     ablation = make_ablation(collect_keys(job, options, settings or []))
+    from .pipeline.ablation.ablate import plan, run_ablate
+    from .pipeline.findings.table import show_findings
+
     if dry_run:
         show_plan(plan(ablation), ablation.repeated, as_json)
         return
@@ -225,9 +229,8 @@ def evaluate(
 ) -> None:
     """Measure a trained student on a corpus."""
     from .pipeline.console import show_evaluation, show_keys
-    from .pipeline.evaluate import run_evaluate
-    from .pipeline.evaluate_job import EvaluateJob
     from .pipeline.jobs import collect_keys, make
+    from .pipeline.student_jobs import EvaluateJob
 
     if keys:
         show_keys(EvaluateJob)
@@ -241,6 +244,8 @@ def evaluate(
         "teacher": teacher,
     }
     made = make(EvaluateJob, collect_keys(None, options, settings or []))
+    from .pipeline.evaluate import run_evaluate
+
     show_evaluation(run_evaluate(made), as_json)
 
 
@@ -260,7 +265,7 @@ def predict(
     """Write a trained student's predictions for each row of a corpus, which needs no labels."""
     from .pipeline.console import show_keys, show_predicted
     from .pipeline.jobs import collect_keys, make
-    from .pipeline.predict import PredictJob, run_predict
+    from .pipeline.student_jobs import PredictJob
 
     if keys:
         show_keys(PredictJob)
@@ -274,6 +279,8 @@ def predict(
         "skip_bad_rows": skip_bad_rows or None,
     }
     made = make(PredictJob, collect_keys(None, options, settings or []))
+    from .pipeline.predict import run_predict
+
     show_predicted(run_predict(made, quiet), as_json)
 
 

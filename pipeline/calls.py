@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..stages.corpus.hub_datasets import in_memory
 from .distill_job import DistillJob
-from .evaluate_job import EvaluateJob
 from .jobs import make
 from .messages import in_a_notebook
 from .precompute import run_precompute
 from .precompute_job import make_precompute_job
 from .precompute_plan import PrecomputeReport
+from .student_jobs import EvaluateJob
 
 if TYPE_CHECKING:
     from .predict import PredictReport
@@ -171,7 +171,8 @@ def predict(*, quiet: bool | None = None, **keys: Any) -> "PredictReport":
     `load_student(...).predict(...)`.
 
     Raises InputError for invalid keys."""
-    from .predict import PredictJob, run_predict
+    from .predict import run_predict
+    from .student_jobs import PredictJob
 
     return run_predict(make(PredictJob, _with_tables(keys)), _is_quiet(quiet))
 

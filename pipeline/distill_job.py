@@ -9,13 +9,15 @@ from pydantic import Field, field_validator, model_validator
 
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import Task
-from ..stages.distill.adapters import LoraSettings
 from ..stages.distill.controls import Control, parse_control
-from ..stages.distill.objectives.base import SOURCE
-from ..stages.distill.objectives.tokens import TokensOptions
-from ..stages.distill.settings import SCRATCH_LEARNING_RATE, TrainingSettings
-from ..stages.distill.student import StudentSettings
-from ..stages.distill.student_source import SCRATCH
+from ..stages.distill.objectives.options import SOURCE, TokensOptions
+from ..stages.distill.settings import (
+    SCRATCH,
+    SCRATCH_LEARNING_RATE,
+    LoraSettings,
+    StudentSettings,
+    TrainingSettings,
+)
 from .jobs import Corpora, Job, Names, TextFormatKeys, make, unknown_key
 from .language.keys import LanguageKeys, with_token_teacher
 from .objective_keys import (

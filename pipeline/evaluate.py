@@ -14,13 +14,13 @@ from ..stages.distill.saved_student import load_embedder
 from .answers import missing_keys, open_answers
 from .distill_job import CorpusKeys
 from .environment import choose_device
-from .evaluate_job import EvaluateJob
 from .jobs import make
 from .language.evaluate import evaluate_language
 from .objective_keys import CacheKeys
 from .run_folder import spread
 from .signals import telling_what_is_kept
 from .student_data import read_labelled
+from .student_jobs import EvaluateJob
 
 
 @telling_what_is_kept(lambda: "nothing was written; run the same command again")

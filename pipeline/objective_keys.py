@@ -29,9 +29,8 @@ from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import shown
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives import OBJECTIVES
-from ..stages.distill.objectives.sum import WeightSchedule
-from ..stages.distill.objectives.tokens import TokensOptions
-from ..stages.distill.placement import Placement
+from ..stages.distill.objectives.options import BUILT_IN, TokensOptions, WeightSchedule
+from ..stages.distill.settings import Placement
 from ..stages.store.transfer.location import is_local, local_path
 from .jobs import ByteCount, Job, Names, make, unknown_key
 from .messages import LOGGER
@@ -230,6 +229,8 @@ def _no_option(name: str, key: str, options: type[BaseModel], beside: Iterable[s
 
 def objective_options(name: str) -> type[BaseModel]:
     """The options of an objective. Raises JobError for one that is not installed."""
+    if OBJECTIVES.is_built_in(name):
+        return BUILT_IN[name]
     options: type[BaseModel] = OBJECTIVES.load(name).Options
     return options
 

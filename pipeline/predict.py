@@ -16,14 +16,11 @@ by block. Memory: the model and a block of rows, however many there are.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import Field
 from scipy.special import softmax
 
 from ..cache_schemas.errors import JobError
@@ -32,18 +29,18 @@ from ..stages.corpus.reading import CorpusRequest
 from ..stages.distill.evaluation import require_finite
 from ..stages.distill.export import StudentCard
 from ..stages.distill.saved_student import (
-    DEFAULT_NEW_TOKENS,
     SavedLanguageModel,
     SavedStudent,
     load_student,
 )
+from ..stages.distill.settings import DEFAULT_NEW_TOKENS
 from ..stages.distill.tokens import encode
 from ..stages.store.format.rows import Rows
 from .environment import choose_device
-from .jobs import Corpora, Names, TextFormatKeys
 from .messages import CountProgress
 from .outputs import check_new_file, new_file
 from .signals import telling_what_is_kept
+from .student_jobs import PredictJob
 
 BLOCK_ROWS = 4096
 
@@ -51,31 +48,6 @@ Examples = list[tuple[str, ...]]
 Columns = dict[str, pa.Array]
 Predictor = Callable[[Examples], tuple[Columns, int]]
 """Predictions for examples, and how many of these were truncated."""
-
-
-class PredictJob(TextFormatKeys):
-    """Predictions of a student."""
-
-    student: Path = Field(description="folder that `distill` wrote")
-    corpus: Corpora = Field(min_length=1, description="files or folders of texts")
-    output: Path = Field(description="new .parquet or .jsonl file to write to")
-    text_column: Names = Field(
-        default=(),
-        description="columns of the text segments; default those of training; for a language model "
-        "that responds to prompts, the column of responses is not read and may be left out",
-    )
-    id_column: str | Literal[False] | None = Field(
-        default=None, description="column of unique ids; default `id` if there is one; false: none"
-    )
-    limit: int | None = Field(default=None, ge=1, description="maximum rows to read from each file")
-    skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
-    batch_size: int = Field(default=64, ge=1, description="examples per batch")
-    max_new_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description=f"maximum tokens a language model generates; default {DEFAULT_NEW_TOKENS}",
-    )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,9 @@ from ..stages.distill.objectives import OBJECTIVES
 from ..stages.precompute.teachers import TEACHERS
 from .ablation.job import NAME, AblateJob
 from .distill_job import DistillJob
-from .evaluate_job import EvaluateJob
 from .objective_keys import ObjectiveKeys, objective_options
 from .precompute_job import PrecomputeJob, teacher_options
-from .predict import PredictJob
+from .student_jobs import EvaluateJob, PredictJob
 
 Schema = dict[str, Any]
 Options = Mapping[str, Schema]

@@ -18,8 +18,8 @@ from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.reading import column_name
 from ..stages.distill.controls import Control, other_indices
 from ..stages.distill.order import epoch_order
-from ..stages.distill.placement import Placement
 from ..stages.distill.schedules import ALIGNER_STREAM
+from ..stages.distill.settings import Placement
 from ..stages.store.format.rows import Rows
 from ..stages.store.reading.feature_array import FeatureArray, RaggedArray
 from ..stages.store.reading.prefetch import BlockOrder

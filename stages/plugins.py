@@ -30,6 +30,12 @@ class Registry:
         """All known names, sorted."""
         return sorted({*self.built_in, *(entry.name for entry in entry_points(group=self.group))})
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether a name is ours, and no other package claims it."""
+        return name in self.built_in and not any(
+            entry.name == name for entry in entry_points(group=self.group)
+        )
+
     def load(self, name: str) -> Any:
         """The plug-in of that name. Raises JobError for an unknown or doubly claimed name."""
         candidates = [entry for entry in entry_points(group=self.group) if entry.name == name]

@@ -4,10 +4,11 @@ Shapes: B texts, T tokens, H hidden numbers, M modes.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from math import inf
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 StatePooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len_tokens", "weightedmean"]
 """mean: of all tokens; cls: the first; last: the last, which in a decoder has seen all others; max:
@@ -18,12 +19,14 @@ STATE_POOLINGS: tuple[StatePooling, ...] = get_args(StatePooling)
 
 
 def pool(
-    states_BTH: Tensor, mask_BT: Tensor, modes: Sequence[StatePooling], skipped: int = 0
-) -> Tensor:
+    states_BTH: "Tensor", mask_BT: "Tensor", modes: Sequence[StatePooling], skipped: int = 0
+) -> "Tensor":
     """One vector [B, M * H] a text, of its real tokens alone (mask 1): each has at least one.
     Several modes are laid side by side. Half precision is pooled in float32.
 
     `skipped`: how many of a text's first tokens, those of a prompt, were read and do not count."""
+    import torch
+
     if states_BTH.dtype in (torch.float16, torch.bfloat16):
         states_BTH = states_BTH.float()
     position_BT = mask_BT.cumsum(dim=1) * mask_BT  # 1 for the first token, on whichever side it is
@@ -31,7 +34,9 @@ def pool(
     return torch.cat([_pool(states_BTH, position_BT, kept_BT, mode) for mode in modes], dim=-1)
 
 
-def _pool(states_BTH: Tensor, position_BT: Tensor, kept_BT: Tensor, mode: StatePooling) -> Tensor:
+def _pool(
+    states_BTH: "Tensor", position_BT: "Tensor", kept_BT: "Tensor", mode: StatePooling
+) -> "Tensor":
     if mode == "cls":
         return states_BTH[_rows(kept_BT), kept_BT.argmax(dim=1)]
     if mode == "last":
@@ -39,7 +44,7 @@ def _pool(states_BTH: Tensor, position_BT: Tensor, kept_BT: Tensor, mode: StateP
     # Not a product with the mask: in half precision padding may hold infinities.
     padding_BT1 = kept_BT.unsqueeze(-1) == 0
     if mode == "max":
-        return states_BTH.masked_fill(padding_BT1, -torch.inf).amax(dim=1)
+        return states_BTH.masked_fill(padding_BT1, -inf).amax(dim=1)
     kept_BTH, tokens_B1 = states_BTH.masked_fill(padding_BT1, 0.0), kept_BT.sum(1).unsqueeze(-1)
     if mode == "weightedmean":
         weights_BT = position_BT * kept_BT
@@ -48,5 +53,7 @@ def _pool(states_BTH: Tensor, position_BT: Tensor, kept_BT: Tensor, mode: StateP
     return kept_BTH.sum(dim=1) / (tokens_B1 if mode == "mean" else tokens_B1.sqrt())
 
 
-def _rows(mask_BT: Tensor) -> Tensor:
+def _rows(mask_BT: "Tensor") -> "Tensor":
+    import torch
+
     return torch.arange(len(mask_BT), device=mask_BT.device)

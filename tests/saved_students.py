@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from armada.stages.distill.export import StudentCard, save_student
-from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
+from armada.stages.distill.objectives.base import Sizes
+from armada.stages.distill.objectives.options import ObjectiveOptions
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.student import Student
 

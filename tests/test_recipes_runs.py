@@ -15,7 +15,7 @@ import pytest
 import yaml
 from armada.pipeline.ablation.job import make_ablation
 from armada.stages.corpus.labels import LabelSpace
-from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.settings import StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.store.reading.reader import open_cache
 from command_line import CommandLine

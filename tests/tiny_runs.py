@@ -11,15 +11,15 @@ import numpy.typing as npt
 import torch
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.corpus.labels import LabelSpace
-from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.controls import Gather, controlled, parse_control
 from armada.stages.distill.model import DistillModel, layer_dims
 from armada.stages.distill.objectives import OBJECTIVES
-from armada.stages.distill.objectives.base import SOURCE, Sizes
+from armada.stages.distill.objectives.base import Sizes
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.objectives.sum import SummedObjective, Weight
-from armada.stages.distill.settings import TrainingSettings
-from armada.stages.distill.student import Student, StudentSettings
+from armada.stages.distill.settings import LoraSettings, StudentSettings, TrainingSettings
+from armada.stages.distill.student import Student
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
 from armada.stages.distill.training import Run, Training, train

@@ -21,7 +21,7 @@ from armada.stages.distill import closed_forms, losses
 from armada.stages.distill.batches import Batch, DistillDataset, EpochBatches
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives.armada import ArmadaObjective
-from armada.stages.distill.objectives.base import SOURCE
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.schedules import Replay, adamw, freeze, parameter_groups
 from torch import Tensor
 

@@ -16,8 +16,9 @@ from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.controls import Control, controlled
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives import OBJECTIVES
-from armada.stages.distill.objectives.base import SOURCE, Sizes
-from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.objectives.base import Sizes
+from armada.stages.distill.objectives.options import SOURCE
+from armada.stages.distill.settings import StudentSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import Tokens, encode
 from armada.stages.store.reading.reader import Cache, open_cache

@@ -21,12 +21,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ...cache_schemas.errors import JobError
-from ...stages.distill.reporting import check_reporters
 from ..distill_job import DistillJob
 from ..findings.runs import PLAN, student_settings
 from ..jobs import Job, make, unknown_key, with_key
 from ..objective_keys import options_class
-from ..terms import terms_of
 
 ABLATION = "ablation.yaml"
 TABLE = "ablation.json"
@@ -119,6 +117,9 @@ def _options(beside: Mapping[str, Any], cell: Cell) -> Collection[str]:
 def _job(
     job: AblateJob, beside: Mapping[str, Any], cell: Cell, options: Collection[str]
 ) -> DistillJob:
+    from ...stages.distill.reporting import check_reporters
+    from ..terms import terms_of
+
     # What stands beside the grid may be for the objectives of other cells.
     known = {key: value for key, value in beside.items() if key in _DISTILL_KEYS or key in options}
     keys = {**known, NAME: cell.name, "output": job.output / _folder(cell.name)}

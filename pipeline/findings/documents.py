@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...cache_schemas.errors import InputError, JobError
 from ...cache_schemas.locations import shown
-from ...stages.distill.objectives.base import SOURCE
+from ...stages.distill.objectives.options import SOURCE
 from ..distill_job import DistillJob
 from ..jobs import make
 from ..objective_keys import without_once_shared

@@ -10,7 +10,6 @@ from typing import Any
 
 from ...cache_schemas.errors import JobError, shown_url
 from ...stages.corpus.hub_datasets import HUB_DATASET
-from ...stages.distill.evaluation import lower_is_better
 from ...stages.store.transfer.location import is_local
 from ..distill_job import DistillJob
 from ..objective_keys import CacheKeys
@@ -132,6 +131,8 @@ class FinishedRun:
     @property
     def better_by(self) -> int:
         """1 if a larger value is better, else -1."""
+        from ...stages.distill.evaluation import lower_is_better
+
         return -1 if lower_is_better(self.metric) else 1
 
     @property

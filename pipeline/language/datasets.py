@@ -11,7 +11,7 @@ from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import AheadDataset, PackedTexts, pack
 from ...stages.distill.language.teachers import Answering, CachedAnswers, TeacherTokens
-from ...stages.distill.objectives.tokens import TokensOptions
+from ...stages.distill.objectives.options import TokensOptions
 from ...stages.distill.order import Indices
 from ...stages.language.recipe import Recipe
 from ...stages.language.tokens import TokenTexts, encode_texts

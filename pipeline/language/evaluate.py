@@ -15,12 +15,13 @@ from ...stages.distill.language.evaluation import TokenSums, respond, response_m
 from ...stages.distill.language.export import LanguageCard, load_language_folder
 from ...stages.distill.language.student import LanguageStudent
 from ...stages.distill.language.trainer import LanguageModel
-from ...stages.distill.objectives.base import ObjectiveOptions, Sizes
+from ...stages.distill.objectives.base import Sizes
+from ...stages.distill.objectives.options import ObjectiveOptions
 from ...stages.distill.objectives.undistilled import UndistilledObjective
 from ...stages.language.recipe import response_of
 from ...stages.language.tokens import TokenTexts, encode_texts, end_ids
 from ..environment import choose_device
-from ..evaluate_job import EvaluateJob
+from ..student_jobs import EvaluateJob
 
 
 def evaluate_language(job: EvaluateJob, folder: Path) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from pydantic import Field
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
-from ...stages.distill.objectives.base import SOURCE
-from ...stages.distill.objectives.tokens import TokensOptions
+from ...stages.distill.objectives.options import SOURCE, TokensOptions
 from ...stages.distill.settings import LanguageSettings
 from ...stages.language.recipe import LATER, Recipe
 from ..jobs import make

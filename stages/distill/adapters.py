@@ -3,43 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.extras import require_extra
 from ..adapters import quiet_peft, trained_whole
 from ..pretrained import one_line
+from .settings import LoraSettings
 
 ALL_LINEAR = "all-linear"
 
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
-
-
-class LoraSettings(BaseModel):
-    """Low-rank adapters instead of all weights (LoRA, arXiv 2106.09685)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lora_rank: int | None = Field(
-        default=None,
-        ge=1,
-        description="train LoRA adapters of this rank and freeze all other weights",
-    )
-    lora_alpha: float | None = Field(
-        default=None, gt=0, description="adapters are scaled by lora_alpha / lora_rank; default 1"
-    )
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before adapters")
-    lora_targets: tuple[str, ...] = Field(
-        default=(),
-        description="names of layers with adapters; default: all linear layers except the head",
-    )
-
-    @model_validator(mode="after")
-    def _describes_adapters(self) -> "LoraSettings":
-        if self.lora_rank is None and (self.lora_targets or self.lora_alpha or self.lora_dropout):
-            raise ValueError("lora_targets, lora_alpha, lora_dropout: need lora_rank; set it too")
-        return self
 
 
 def with_adapters(

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal as make_orthogonal
 
-from .rotations import OrthogonalMap, rotate
+from .objectives.options import OrthogonalMap
+from .rotations import rotate
 
 WEIGHT_STD = 0.02
 

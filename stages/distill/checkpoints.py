@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
 from ..store.files.atomic import follow_umask, make_folders, write_atomic
 from .evaluation import better
+from .settings import Keep
 from .sharding import frozen_names, load_whole, plain
 
 CHECKPOINTS = "checkpoints"
@@ -51,8 +52,6 @@ def _step_of(checkpoint: Path) -> int:
 # --- Keeps the best weights by validation, or the last ones, and restores them at the end.
 
 BEST = "best"
-
-Keep = Literal["best", "last"]
 
 Weights = dict[str, Tensor]
 

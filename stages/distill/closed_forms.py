@@ -23,7 +23,8 @@ from torch import Tensor
 
 from . import fused, losses
 from .fused import Gradients, differentiable
-from .losses import MISSING_LABEL, ArmadaTerms, Distance, FeatureTerms, KDTerms, Manifold
+from .losses import MISSING_LABEL, ArmadaTerms, FeatureTerms, KDTerms
+from .objectives.options import Distance, Manifold
 
 _LEAST_NORM = 1e-8
 """Epsilon of torch's cosine_similarity."""

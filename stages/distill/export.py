@@ -33,7 +33,8 @@ from .embedding_student import embedding_layers, state_pooling
 from .objectives.base import Objective
 from .objectives.feature import FeatureObjective
 from .own_classifier import read_classifier
-from .student import AnyPooling, ClassifierStudent, PooledStudent, Student
+from .settings import AnyPooling
+from .student import ClassifierStudent, PooledStudent, Student
 from .student_models import load_backbone, load_config, load_tokenizer, match_tokenizer
 
 CARD = "armada_student.json"

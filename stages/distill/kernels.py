@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .losses import MISSING_LABEL, Manifold
+from .losses import MISSING_LABEL
+from .objectives.options import Manifold
 
 _BLOCK_B, _BLOCK_H = 16, 64
 _PARTS = 4

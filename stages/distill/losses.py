@@ -11,16 +11,14 @@ back from the device, so no loss makes a GPU wait.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...cache_schemas.errors import JobError
-
-Manifold = Literal["cosine", "euclid", "pointwise"]
-Distance = Literal["mse", "mae", "cosine"]
+from .objectives.options import Distance, Manifold
 
 MISSING_LABEL = -100
 """The label of a row that has none, in classification; in regression it is NaN."""

@@ -20,8 +20,9 @@ from ..adapters import TASK, as_plain, not_brought, read_adapters
 from ..corpus.labels import LabelSpace
 from ..language.classifiers import ClassifierHead, find_head
 from ..language.probes import probing
-from .adapters import LoraSettings, with_adapters
-from .student import AnyPooling, ClassifierStudent, Pooler, Pooling
+from .adapters import with_adapters
+from .settings import AnyPooling, LoraSettings, Pooling
+from .student import ClassifierStudent, Pooler
 from .student_models import Source, load_classifier, load_config, refuse_random
 from .student_probe import PROBE, TOLERANCE, Side, padding_effect, probe_inputs
 

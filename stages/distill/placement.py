@@ -17,10 +17,9 @@ import torch
 
 from ...cache_schemas.errors import JobError
 from ..store.reading.memory import available_memory
+from .settings import Placement
 
 Where = Literal["resident", "mapped", "streamed"]
-Placement = Literal["auto", "resident", "mapped", "streamed"]
-
 RESIDENT_SHARE, MOST_OF_IT = 0.25, 0.9
 """Share of a device's free memory for features with `auto`, and with `resident`: the rest is for
 the student."""

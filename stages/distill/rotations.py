@@ -20,7 +20,7 @@ by Gauss and Legendre to the last digit too.
 
 import math
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,8 @@ import torch
 from scipy.special import jv
 from torch import Tensor
 
-OrthogonalMap = Literal["matrix_exp", "cayley"]
+from .objectives.options import OrthogonalMap
+
 """Not torch's householder, its choice for maps that are not square: it keeps the signs of Q as ones
 on the diagonal of a parameter and reads them as integers, so that a single step with weight decay
 turns 1 into 0.99, reads 0, and Q is zero from then on."""

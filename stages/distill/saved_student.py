@@ -27,6 +27,7 @@ from ..pretrained import refusing
 from .export import HEADS, StudentCard, load_saved_student, student_folder
 from .language.evaluation import padded_prompts, respond
 from .language.export import LanguageCard, is_language_student, load_language_folder
+from .settings import DEFAULT_NEW_TOKENS
 from .student import Student
 from .tokens import encode
 
@@ -38,7 +39,6 @@ Prediction = dict[str, Any]
 """Prediction for one text. classification: `class`, a name or a number, and `probabilities`, one
 per class; regression: `score`; embedding: `embedding`, float32 [H]; language: `generated_text`."""
 
-DEFAULT_NEW_TOKENS = 128
 _PROJECTION = re.compile(r"objective\.(each\.\d+\.)?projection\.")
 
 

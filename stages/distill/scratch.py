@@ -5,7 +5,8 @@ from contextlib import suppress
 from typing import Any
 
 from ...cache_schemas.errors import StudentSourceError
-from .student import StudentSettings, check_kind
+from .settings import StudentSettings
+from .student import check_kind
 
 POSITIONS = 512
 DEFAULT_LAYERS = 2

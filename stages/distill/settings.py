@@ -3,10 +3,22 @@
 import logging
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .checkpoints import Keep
-from .placement import Placement
+from ...cache_schemas.locations import Source
+from ..pooling import StatePooling
+
+SCRATCH = "scratch:"
+"""Begins the name of a student that starts from random weights."""
+
+DEFAULT_NEW_TOKENS = 128
+"""The most tokens that a trained language model generates, unless a job says otherwise."""
+
+Keep = Literal["best", "last"]
+"""Which checkpoint of a run is its student."""
+
+Placement = Literal["auto", "resident", "mapped", "streamed"]
+"""Where features are kept; see `placement.py`."""
 
 Reporter = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 """Trackers of experiments, by the names of their packages."""
@@ -24,6 +36,86 @@ Rotten Tomatoes, by rate, of a BERT of 2 layers and width 128 after four epochs:
 class for all), 1e-4 0.624, 3e-4 0.670, 5e-4 0.666, 1e-3 0.662, 2e-3 0.482; of 6 layers and width
 256 after three: 1e-4 0.630, 3e-4 0.630, 5e-4 0.480 (one class for all). Loss of a Llama of 2 layers
 and width 128 on 400 texts of WikiText-2 after three epochs: 2e-5 6.80, 3e-4 5.90, 1e-3 5.25."""
+
+
+Pooling = Literal["pooler", "context"] | StatePooling
+"""How a text becomes one vector [B, D]: `pooler` is the model's own (BERT), `context` a dense layer
+over the first token with the model's activation (as DeBERTa's and DistilBERT's classifiers have;
+trained with the student); the others pool token states, as embedding models do
+(`../pooling.py`)."""
+
+AnyPooling = Literal["own"] | Pooling
+"""Or `own`, the input of the last layer of the family's own sequence classifier."""
+
+
+class StudentSettings(BaseModel):
+    """Student and pooling."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    student: Source = Field(
+        description="folder, hub id, or scratch:TYPE (scratch:bert, scratch:opt, ...) for random "
+        "weights"
+    )
+    student_revision: str | None = Field(default=None, description="revision of a hub id")
+    student_from_scratch: bool = Field(
+        default=False,
+        description="start from random weights, with the source's configuration and tokenizer",
+    )
+    student_layers: int | None = Field(default=None, ge=1, description="number of layers to keep")
+    student_layer_choice: Literal["first", "every"] = Field(
+        default="first",
+        description="layers of a checkpoint to keep: the first, or evenly spaced ones",
+    )
+    student_hidden_size: int = Field(default=128, ge=1, description="hidden size (scratch:TYPE)")
+    student_heads: int = Field(default=2, ge=1, description="attention heads (scratch:TYPE)")
+    student_vocab_size: int = Field(
+        default=8192, ge=16, description="size of the vocabulary trained on the corpus (scratch)"
+    )
+    student_tokenizer: Source | None = Field(
+        default=None, description="folder or hub id of a tokenizer for scratch:TYPE"
+    )
+    pooling: Literal["auto"] | AnyPooling = Field(
+        default="auto",
+        description="how a text becomes one vector: own (input of the last layer of the family's "
+        "sequence classifier), pooler, context, cls, mean, last, max, mean_sqrt_len_tokens or "
+        "weightedmean; auto: own if the task has labels and such a classifier exists, else as a "
+        "sentence-transformers folder declares",
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=2,
+        description="maximum tokens per text; default 128, or the model's maximum if that is less",
+    )
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="dropout of the student's head and of the aligner"
+    )
+
+
+class LoraSettings(BaseModel):
+    """Low-rank adapters instead of all weights (LoRA, arXiv 2106.09685)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora_rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="train LoRA adapters of this rank and freeze all other weights",
+    )
+    lora_alpha: float | None = Field(
+        default=None, gt=0, description="adapters are scaled by lora_alpha / lora_rank; default 1"
+    )
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before adapters")
+    lora_targets: tuple[str, ...] = Field(
+        default=(),
+        description="names of layers with adapters; default: all linear layers except the head",
+    )
+
+    @model_validator(mode="after")
+    def _describes_adapters(self) -> "LoraSettings":
+        if self.lora_rank is None and (self.lora_targets or self.lora_alpha or self.lora_dropout):
+            raise ValueError("lora_targets, lora_alpha, lora_dropout: need lora_rank; set it too")
+        return self
 
 
 class TrainingSettings(BaseModel):

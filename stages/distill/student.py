@@ -13,73 +13,19 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ...cache_schemas.locations import Source
 from ..adapters import without_adapters
 from ..corpus.labels import LabelSpace
 from ..language.classifiers import ClassifierHead
 from ..language.masks import attending
 from ..language.probes import probe, probing, without_memory
-from ..pooling import StatePooling, pool
+from ..pooling import pool
 from .aligner import WEIGHT_STD, ClassificationHead
+from .settings import AnyPooling, Pooling
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Names of a student's inputs in a batch."""
-
-Pooling = Literal["pooler", "context"] | StatePooling
-"""How a text becomes one vector [B, D]: `pooler` is the model's own (BERT), `context` a dense layer
-over the first token with the model's activation (as DeBERTa's and DistilBERT's classifiers have;
-trained with the student); the others pool token states, as embedding models do
-(`../pooling.py`)."""
-
-AnyPooling = Literal["own"] | Pooling
-"""Or `own`, the input of the last layer of the family's own sequence classifier."""
-
-
-class StudentSettings(BaseModel):
-    """Student and pooling."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    student: Source = Field(
-        description="folder, hub id, or scratch:TYPE (scratch:bert, scratch:opt, ...) for random "
-        "weights"
-    )
-    student_revision: str | None = Field(default=None, description="revision of a hub id")
-    student_from_scratch: bool = Field(
-        default=False,
-        description="start from random weights, with the source's configuration and tokenizer",
-    )
-    student_layers: int | None = Field(default=None, ge=1, description="number of layers to keep")
-    student_layer_choice: Literal["first", "every"] = Field(
-        default="first",
-        description="layers of a checkpoint to keep: the first, or evenly spaced ones",
-    )
-    student_hidden_size: int = Field(default=128, ge=1, description="hidden size (scratch:TYPE)")
-    student_heads: int = Field(default=2, ge=1, description="attention heads (scratch:TYPE)")
-    student_vocab_size: int = Field(
-        default=8192, ge=16, description="size of the vocabulary trained on the corpus (scratch)"
-    )
-    student_tokenizer: Source | None = Field(
-        default=None, description="folder or hub id of a tokenizer for scratch:TYPE"
-    )
-    pooling: Literal["auto"] | AnyPooling = Field(
-        default="auto",
-        description="how a text becomes one vector: own (input of the last layer of the family's "
-        "sequence classifier), pooler, context, cls, mean, last, max, mean_sqrt_len_tokens or "
-        "weightedmean; auto: own if the task has labels and such a classifier exists, else as a "
-        "sentence-transformers folder declares",
-    )
-    max_length: int | None = Field(
-        default=None,
-        ge=2,
-        description="maximum tokens per text; default 128, or the model's maximum if that is less",
-    )
-    dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="dropout of the student's head and of the aligner"
-    )
 
 
 class Student(nn.Module, ABC):

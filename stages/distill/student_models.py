@@ -23,7 +23,8 @@ from ..pretrained import (
     refusing,
 )
 from ..sources import require_safetensors
-from .student import StudentSettings, check_kind, keep_layers
+from .settings import StudentSettings
+from .student import check_kind, keep_layers
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 

@@ -14,10 +14,11 @@ from ..corpus.labels import LabelSpace
 from ..embeddings.folders import MODULES, EmbeddingFolder, read_embedding_folder, transformer_folder
 from ..pretrained import DEFAULT_MAX_LENGTH, refusing
 from ..sources import require_safetensors, resolve
-from .adapters import LoraSettings, with_adapters
+from .adapters import with_adapters
 from .own_classifier import make_classifier
 from .scratch import make_config, plain_config, train_tokenizer
-from .student import PooledStudent, Pooling, Student, StudentSettings, check_pooling, choose_pooling
+from .settings import SCRATCH, LoraSettings, Pooling, StudentSettings
+from .student import PooledStudent, Student, check_pooling, choose_pooling
 from .student_models import (
     Source,
     check_vocab_size,
@@ -27,7 +28,6 @@ from .student_models import (
 )
 from .student_probe import warn_of_padding
 
-SCRATCH = "scratch:"
 NO_ADAPTERS = LoraSettings()
 _LOGGER = logging.getLogger(__name__)
 

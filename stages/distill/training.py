@@ -24,11 +24,11 @@ from .evaluation import DISTINCT
 from .model import TrainedModel
 from .objectives.base import Objective, aligned_parts, freeze
 from .objectives.sum import SummedObjective
-from .placement import Placement, Where, choose_placements
+from .placement import Where, choose_placements
 from .processes import ALONE, Processes
 from .reporting import reporters
 from .schedules import AlternateSchedule, Replay
-from .settings import TrainingSettings
+from .settings import Placement, TrainingSettings
 from .sharding import UnshardedCopy, fsdp_arguments
 from .student import Student
 from .timing import StepTimes

@@ -3,10 +3,9 @@
 import pytest
 from armada.pipeline.ablation.job import AblateJob
 from armada.pipeline.distill_job import DistillJob
-from armada.pipeline.evaluate_job import EvaluateJob
 from armada.pipeline.jobs import Job
 from armada.pipeline.precompute_job import PrecomputeJob
-from armada.pipeline.predict import PredictJob
+from armada.pipeline.student_jobs import EvaluateJob, PredictJob
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.precompute.teachers import TEACHERS
 from command_line import CommandLine

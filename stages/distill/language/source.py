@@ -11,9 +11,10 @@ from ...corpus.labels import LabelSpace
 from ...language.logits import isolates_packed_documents, transformer
 from ...pretrained import choose_length, token_limit
 from ...sources import resolve
-from ..adapters import LoraSettings, with_adapters
+from ..adapters import with_adapters
 from ..scratch import make_config, train_byte_tokenizer
-from ..student import StudentSettings, is_decoder, keep_layers
+from ..settings import SCRATCH, LoraSettings, StudentSettings
+from ..student import is_decoder, keep_layers
 from ..student_models import (
     check_vocab_size,
     load_backbone,
@@ -21,7 +22,6 @@ from ..student_models import (
     load_tokenizer,
     random_model,
 )
-from ..student_source import SCRATCH
 from .student import LanguageStudent
 
 AUTO_CLASS = "AutoModelForCausalLM"

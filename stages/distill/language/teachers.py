@@ -22,7 +22,7 @@ from ...store.codec.samples import decode_samples
 from ...store.codec.top_k import decode_top_k
 from ...store.format.rows import Rows, arange_each, positions_of
 from ...store.reading.feature_array import RaggedArray
-from ..objectives.tokens import Tail
+from ..objectives.options import Tail
 from ..token_loss.answers import Answers, DenseAnswers, SampledAnswers, SparseAnswers, check_samples
 from ..token_loss.settings import Divergence
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import JobError, MissingFeatureError
@@ -25,6 +25,8 @@ from ..aligner import AlignerAnswers
 from ..losses import task_loss
 from ..token_loss.answers import TokenAnswers
 from ..token_loss.loss import Tokens, cross_entropy
+from .options import SOURCE
+from .options import ObjectiveOptions as ObjectiveOptions  # for objectives of other packages
 
 Feature = Tensor | AlignerAnswers
 """A batch's features [B, *shape]; or, for an objective whose aligner is frozen, what that reads out
@@ -40,17 +42,8 @@ StudentTensor = Literal["pooled", "output", "layers", "tokens"]
 """Student tensors that an objective may read: the text vector, the head's output, hidden states of
 layers, or a language model's predicted tokens."""
 
-SOURCE = "teacher"
-"""The name of the source in a run that has one."""
-
 Shape = tuple[int, ...]
 """Shape of the feature of one example."""
-
-
-class ObjectiveOptions(BaseModel):
-    """Base of the options of an objective: keys of a job, each with one line of description."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,11 @@
 """Regression onto a cached feature: the student's pooled text, mapped linearly, has to meet it."""
 
-from pydantic import Field
 from torch import Tensor
 
 from .. import closed_forms
 from ..aligner import ProjectionHead
-from ..losses import Distance
-from ..rotations import OrthogonalMap
-from .base import Objective, ObjectiveOptions, Reads, Sizes, TeacherSide, named_terms
-
-
-class FeatureOptions(ObjectiveOptions):
-    """Options of the objective feature."""
-
-    beta: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="weight of the feature term"
-    )
-    distance: Distance = Field(
-        default="mse", description="distance to the feature: mse, mae or cosine"
-    )
-    orthogonal_map: OrthogonalMap = Field(
-        default="matrix_exp",
-        description="parametrization of an orthogonal projection: matrix_exp or cayley",
-    )
-    orthogonal_projection: bool = Field(
-        default=False, description="keep the student's projection orthogonal"
-    )
+from .base import Objective, Reads, Sizes, TeacherSide, named_terms
+from .options import FeatureOptions
 
 
 class FeatureObjective(Objective):

@@ -1,30 +1,14 @@
 """Distillation of cached class logits, with a fixed or a learned temperature."""
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from .. import closed_forms
-from .base import Objective, ObjectiveOptions, Reads, Sizes, TeacherSide, named_terms
+from .base import Objective, Reads, Sizes, TeacherSide, named_terms
+from .options import KDOptions
 
 LOWEST_TEMPERATURE = 1.0
 TEMPERATURE_RANGE = 20.0
-
-
-class KDOptions(ObjectiveOptions):
-    """Options of the objective kd."""
-
-    alpha: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="weight of the teacher's logits; the task loss has 1 - alpha",
-    )
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"] = Field(
-        default=5.0, description="softmax temperature of the logits, or 'learned'"
-    )
 
 
 class KDObjective(Objective):

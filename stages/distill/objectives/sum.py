@@ -8,51 +8,21 @@ Weights are numbers, or functions of the progress of training: of the share of i
 made, so that a run that is cut and resumed has the losses of one that was not.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_serializer
 from torch import Tensor, nn
 
 from .base import (
     Objective,
-    ObjectiveOptions,
     Sizes,
     Sources,
     StudentSide,
     named_terms,
     task_terms,
 )
-
-
-class WeightSchedule(BaseModel):
-    """A weight that changes from one value to another during a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    begin: float = Field(alias="from", ge=0, allow_inf_nan=False, description="weight at the start")
-    end: float = Field(alias="to", ge=0, allow_inf_nan=False, description="weight at the end")
-    until: float = Field(
-        default=1.0, gt=0, le=1, description="share of the steps after which `to` is reached"
-    )
-    shape: Literal["linear", "cosine"] = Field(
-        default="linear", description="course: linear, or cosine (slow at both ends)"
-    )
-
-    @model_serializer
-    def _as_written(self) -> dict[str, float | str]:
-        return {"from": self.begin, "to": self.end, "until": self.until, "shape": self.shape}
-
-    def at(self, progress: float) -> float:
-        """The weight when a share of the steps, 0 to 1, is made."""
-        passed = min(progress / self.until, 1.0)
-        if self.shape == "cosine":
-            passed = (1 - math.cos(math.pi * passed)) / 2
-        return self.begin + passed * (self.end - self.begin)
-
+from .options import ObjectiveOptions, WeightSchedule
 
 Weight = float | WeightSchedule
 

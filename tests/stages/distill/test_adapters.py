@@ -18,8 +18,9 @@ from armada.cache_schemas.keys import example_key
 from armada.stages import adapters
 from armada.stages.adapters import quiet_peft
 from armada.stages.corpus.labels import LabelSpace
-from armada.stages.distill.adapters import LoraSettings, with_adapters
-from armada.stages.distill.student import ClassifierStudent, PooledStudent, Student, StudentSettings
+from armada.stages.distill.adapters import with_adapters
+from armada.stages.distill.settings import LoraSettings, StudentSettings
+from armada.stages.distill.student import ClassifierStudent, PooledStudent, Student
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.training import train
 from armada.stages.precompute.teachers.base import Example

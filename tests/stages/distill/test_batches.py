@@ -13,7 +13,7 @@ import torch
 from armada.stages.distill import batches as batches_module
 from armada.stages.distill.batches import DistillDataset, EpochBatches, as_batch
 from armada.stages.distill.controls import Control, Gather, controlled, other_indices
-from armada.stages.distill.objectives.base import SOURCE
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.order import epoch_order
 from armada.stages.distill.student_models import load_tokenizer
 from armada.stages.distill.tokens import encode

@@ -13,13 +13,13 @@ from armada.cache_schemas.errors import StudentSourceError
 from armada.cache_schemas.keys import example_key
 from armada.stages.adapters import named_base
 from armada.stages.corpus.labels import NO_LABELS, LabelSpace
-from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.embedding_student import has_length_1
 from armada.stages.distill.export import StudentCard, save_student
 from armada.stages.distill.objectives.base import Sizes
-from armada.stages.distill.objectives.feature import FeatureObjective, FeatureOptions
+from armada.stages.distill.objectives.feature import FeatureObjective
+from armada.stages.distill.objectives.options import FeatureOptions
 from armada.stages.distill.rotations import OrthogonalMap
-from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.settings import LoraSettings, StudentSettings
 from armada.stages.distill.student_source import default_max_length, load_student
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.classifier import ClassifierOptions, ClassifierTeacher

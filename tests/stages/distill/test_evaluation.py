@@ -15,7 +15,7 @@ from armada.stages.distill.evaluation import (
     predict,
     task_metrics,
 )
-from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.settings import StudentSettings
 from armada.stages.distill.student_source import load_student
 from tiny_runs import NUMBERS, TEXTS, THREE_CLASSES, TWO_CLASSES, class_labels, dataset
 

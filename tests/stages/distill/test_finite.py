@@ -11,7 +11,7 @@ import torch
 from armada.cache_schemas.errors import TrainingError
 from armada.stages.distill import trainer
 from armada.stages.distill.finite import FiniteLosses
-from armada.stages.distill.objectives.base import SOURCE
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.training import Run, train
 from tiny_runs import Bench, Changed, train_logged, weights
 

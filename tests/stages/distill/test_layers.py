@@ -12,7 +12,6 @@ import pytest
 import torch
 from armada.cache_schemas.errors import JobError
 from armada.stages.corpus.labels import NO_LABELS
-from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.language.batches import pack
 from armada.stages.distill.language.source import load_language_student
 from armada.stages.distill.language.trainer import LanguageModel
@@ -20,8 +19,7 @@ from armada.stages.distill.model import DistillModel, TrainedModel, layer_dims
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import Objective, Sizes, StudentSide
 from armada.stages.distill.objectives.sum import SummedObjective
-from armada.stages.distill.settings import TrainingSettings
-from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.settings import LoraSettings, StudentSettings, TrainingSettings
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
 from armada.stages.distill.training import speed_up

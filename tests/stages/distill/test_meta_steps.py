@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from armada.stages.corpus.labels import NO_LABELS
-from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.finite import FiniteLosses
 from armada.stages.distill.language.batches import Counts, pack
 from armada.stages.distill.language.source import load_language_student
@@ -21,8 +20,7 @@ from armada.stages.distill.model import TrainedModel, layer_dims
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import Sizes, aligned_parts, freeze
 from armada.stages.distill.schedules import parameter_groups
-from armada.stages.distill.settings import TrainingSettings
-from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.settings import LoraSettings, StudentSettings, TrainingSettings
 from armada.stages.distill.training import Run, speed_up
 from armada.stages.language.masks import needs_mask
 from armada.stages.language.recipe import Recipe

@@ -10,9 +10,10 @@ from armada.cache_schemas.errors import JobError, MissingFeatureError
 from armada.stages.distill import closed_forms, losses
 from armada.stages.distill.aligner import ClassificationHead
 from armada.stages.distill.objectives import OBJECTIVES
-from armada.stages.distill.objectives.armada import ArmadaObjective, ArmadaOptions
+from armada.stages.distill.objectives.armada import ArmadaObjective
 from armada.stages.distill.objectives.base import Objective, Sizes
 from armada.stages.distill.objectives.kd import KDObjective, LearnedTemperature
+from armada.stages.distill.objectives.options import ArmadaOptions
 from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor

@@ -11,7 +11,8 @@ import torch
 from armada.cache_schemas.errors import StudentSourceError
 from armada.stages.corpus.labels import LabelSpace
 from armada.stages.distill.own_classifier import ADDED_PADDING
-from armada.stages.distill.student import Student, StudentSettings
+from armada.stages.distill.settings import StudentSettings
+from armada.stages.distill.student import Student
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode
 from saved_students import save_untrained

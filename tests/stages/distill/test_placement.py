@@ -7,7 +7,7 @@ import pytest
 import torch
 from armada.cache_schemas.errors import JobError
 from armada.stages.distill import placement
-from armada.stages.distill.objectives.base import SOURCE
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.placement import choose_placement
 from tiny_runs import TEXTS, Bench, Changed, train_logged, weights
 

@@ -11,7 +11,7 @@ from armada.stages.distill import schedules as replay_module
 from armada.stages.distill import training
 from armada.stages.distill.batches import DistillDataset, EpochBatches
 from armada.stages.distill.objectives.armada import ArmadaObjective
-from armada.stages.distill.objectives.base import SOURCE
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.schedules import Replay
 from tiny_runs import TEXTS, Bench, train_logged, weights
 

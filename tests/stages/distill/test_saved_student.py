@@ -10,10 +10,12 @@ import torch
 from armada.cache_schemas.errors import InputError, StudentSourceError
 from armada.stages.corpus.labels import NO_LABELS, LabelSpace
 from armada.stages.distill.export import StudentCard, save_student
-from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
-from armada.stages.distill.objectives.feature import FeatureObjective, FeatureOptions
+from armada.stages.distill.objectives.base import Sizes
+from armada.stages.distill.objectives.feature import FeatureObjective
+from armada.stages.distill.objectives.options import FeatureOptions, ObjectiveOptions
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
-from armada.stages.distill.student import PooledStudent, Student, StudentSettings
+from armada.stages.distill.settings import StudentSettings
+from armada.stages.distill.student import PooledStudent, Student
 from armada.stages.distill.student_models import load_backbone
 from armada.stages.distill.student_source import load_student
 from armada.stages.distill.tokens import encode

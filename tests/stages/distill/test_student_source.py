@@ -7,7 +7,8 @@ import pytest
 import torch
 from armada.cache_schemas.errors import StudentSourceError
 from armada.stages.corpus.labels import NO_LABELS
-from armada.stages.distill.student import StudentSettings, is_decoder
+from armada.stages.distill.settings import StudentSettings
+from armada.stages.distill.student import is_decoder
 from armada.stages.distill.student_models import load_backbone
 from armada.stages.distill.student_source import load_student
 from safetensors.torch import load_file, save_file

@@ -12,7 +12,8 @@ from armada.stages.distill.losses import feature_loss, task_loss
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import Objective, Sizes, StudentSide
-from armada.stages.distill.objectives.sum import SummedObjective, WeightSchedule
+from armada.stages.distill.objectives.options import WeightSchedule
+from armada.stages.distill.objectives.sum import SummedObjective
 from armada.stages.distill.training import Run, train
 from pydantic import ValidationError
 from tiny_runs import Bench, changed, freeze_dropout, make_cache, train_logged, weights

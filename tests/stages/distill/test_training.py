@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from armada.cache_schemas.errors import TrainingError
-from armada.stages.distill.objectives.base import SOURCE
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.training import train
 from tiny_runs import (
     NUMBERS,

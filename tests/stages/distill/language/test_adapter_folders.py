@@ -9,16 +9,16 @@ from armada.cache_schemas.errors import StudentSourceError
 from armada.cache_schemas.keys import example_key
 from armada.stages import adapters
 from armada.stages.corpus.labels import NO_LABELS
-from armada.stages.distill.adapters import LoraSettings
 from armada.stages.distill.language.export import (
     LanguageCard,
     load_language_folder,
     save_language_student,
 )
 from armada.stages.distill.language.source import load_language_student
-from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
+from armada.stages.distill.objectives.base import Sizes
+from armada.stages.distill.objectives.options import ObjectiveOptions
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
-from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.settings import LoraSettings, StudentSettings
 from armada.stages.language.recipe import Recipe
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher

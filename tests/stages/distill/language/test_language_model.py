@@ -10,17 +10,18 @@ import torch
 import torch.nn.functional as F
 from armada.cache_schemas.errors import JobError, StudentSourceError
 from armada.stages.corpus.labels import MISSING, NO_LABELS
-from armada.stages.distill.adapters import LoraSettings, with_adapters
+from armada.stages.distill.adapters import with_adapters
 from armada.stages.distill.batches import DistillDataset
 from armada.stages.distill.language.batches import Counts, pack
 from armada.stages.distill.language.evaluation import TokenSums, respond, response_metrics
 from armada.stages.distill.language.source import check_vocab_size, load_language_student
 from armada.stages.distill.language.student import LanguageStudent
 from armada.stages.distill.language.trainer import LanguageModel, only_rows
-from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
+from armada.stages.distill.objectives.base import Sizes
+from armada.stages.distill.objectives.options import ObjectiveOptions
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.processes import Processes
-from armada.stages.distill.student import StudentSettings
+from armada.stages.distill.settings import LoraSettings, StudentSettings
 from armada.stages.language.recipe import Recipe
 from armada.stages.language.tokens import encode_texts
 from tiny_language_models import FAMILIES, TEXTS, make_causal_lm

@@ -1,11 +1,13 @@
-"""The keys of an `evaluate` job."""
+"""The keys of `evaluate` and `predict` jobs, about a student that was trained."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from ..cache_schemas.locations import Source
-from .jobs import TextFormatKeys
+from ..stages.distill.settings import DEFAULT_NEW_TOKENS
+from .jobs import Corpora, Names, TextFormatKeys
 
 
 class EvaluateJob(TextFormatKeys):
@@ -35,5 +37,30 @@ class EvaluateJob(TextFormatKeys):
         ge=1,
         description="generate up to this many tokens for each prompt with a language model, and "
         "compare with the corpus's responses",
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+
+
+class PredictJob(TextFormatKeys):
+    """Predictions of a student."""
+
+    student: Path = Field(description="folder that `distill` wrote")
+    corpus: Corpora = Field(min_length=1, description="files or folders of texts")
+    output: Path = Field(description="new .parquet or .jsonl file to write to")
+    text_column: Names = Field(
+        default=(),
+        description="columns of the text segments; default those of training; for a language model "
+        "that responds to prompts, the column of responses is not read and may be left out",
+    )
+    id_column: str | Literal[False] | None = Field(
+        default=None, description="column of unique ids; default `id` if there is one; false: none"
+    )
+    limit: int | None = Field(default=None, ge=1, description="maximum rows to read from each file")
+    skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
+    batch_size: int = Field(default=64, ge=1, description="examples per batch")
+    max_new_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"maximum tokens a language model generates; default {DEFAULT_NEW_TOKENS}",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
