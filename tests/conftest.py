@@ -20,6 +20,22 @@ settings.register_profile("armada", deadline=None, derandomize=True, max_example
 settings.load_profile("armada")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs, whose last digits differ, from all tests but those of `pytest -m gpu`."""
+    asked = str(config.option.markexpr)
+    if Path("/proc/driver/nvidia").exists() and ("gpu" not in asked or "not gpu" in asked):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("there is no GPU")
+
+
 def pytest_collection_finish() -> None:
     """Keeps what was imported so far out of garbage collections: the trainer asks for one whenever
     it starts, and a search through torch and transformers takes 0.3 s."""

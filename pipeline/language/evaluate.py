@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...cache_schemas.errors import JobError
 from ...stages.corpus.corpus import Corpus, read_corpus
@@ -67,7 +68,8 @@ def _predicted(
     for start in range(0, len(dataset), batch_size):
         indices = list(range(start, min(start + batch_size, len(dataset))))
         batch = dataset.__getitems__(indices)
-        moved = {n: each if n == "indices" else each.to(device) for n, each in batch.items()}
+        tensors = {n: each for n, each in batch.items() if isinstance(each, torch.Tensor)}
+        moved = batch | {name: tensor.to(device) for name, tensor in tensors.items()}
         sums.add(model, moved, rows)
     return sums.metrics()
 

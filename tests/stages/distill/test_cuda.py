@@ -1,6 +1,7 @@
 """What holds on a GPU only; skipped where there is none."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,17 @@ import torch
 from armada.stages.distill.timing import StepTimes
 from tiny_runs import Bench, freeze_dropout, train_logged
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.gpu
 
 WARM = 8
 """Steps in which kernels are compiled and memory is set aside."""
+
+
+@pytest.fixture(autouse=True)
+def _waiting_is_allowed_again() -> Iterator[None]:
+    """After a step that waited, too: it ends before its end is noted."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("placement", ["mapped", "resident"])

@@ -12,10 +12,8 @@ import torch
 from armada.stages.distill import closed_forms, fused, kernels, losses
 from hangs import HANG_S
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_terms_and_gradients_are_those_of_the_closed_forms(device: str) -> None:
     tests = Path(kernels_worker.__file__).parent
     path = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
@@ -73,7 +71,7 @@ def test_on_a_cpu_no_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused.by_kernels(*inputs.values()) is None
 
 
-@CUDA
+@pytest.mark.gpu
 def test_a_loss_takes_three_kernels() -> None:
     inputs = {n: t.cuda() for n, t in kernels_worker.drawn(32, 2, 1024, torch.bfloat16).items()}
     how = {"labels": kernels_worker.labels_of(32, 2).cuda(), "temperature": 5.0}

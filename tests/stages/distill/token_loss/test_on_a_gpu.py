@@ -11,10 +11,7 @@ from armada.stages.distill.token_loss.answers import (
 from armada.stages.distill.token_loss.loss import Tokens, token_loss
 from token_loss_reference import KINDS, SETTINGS, Case
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def on(device: str, answers: Answers) -> Answers:
