@@ -59,7 +59,7 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         found = _evaluate_embeddings(job, keys, folder)["metrics"]
         beside = {f"embedding_{name}": value for name, value in found.items()}
     labelled = read_labelled(keys, job.corpus, card.space)
-    dataset = labelled.dataset(tokenizer, card.max_length, {})
+    dataset = labelled.dataset(labelled.tokens(tokenizer, card.max_length), {})
     missing = count_missing(labelled.labels)
     if missing == len(dataset):
         raise JobError(f"corpus {job.corpus[0]}: no row has a label; nothing to evaluate")
@@ -128,7 +128,7 @@ def _evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> di
         )
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     cosine = (found * wanted).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    dataset = labelled.dataset(student.tokenizer, student.card.max_length, {})
+    dataset = labelled.dataset(labelled.tokens(student.tokenizer, student.card.max_length), {})
     return {
         "examples": len(texts),
         "truncated_examples": dataset.truncated,

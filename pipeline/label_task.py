@@ -12,7 +12,7 @@ from ..stages.distill.export import StudentCard, save_student
 from ..stages.distill.model import DistillModel, TrainedModel
 from ..stages.distill.objectives.feature import FeatureObjective
 from ..stages.distill.student_source import default_max_length, load_student
-from ..stages.distill.tokens import choose_max_length
+from ..stages.distill.tokens import Tokens, choose_max_length
 from .distill_job import DistillJob
 from .student_data import LabelledCorpus
 from .task import Built, MakeObjective, Plan, Task
@@ -63,14 +63,21 @@ class LabelTask(Task):
         usual = default_max_length(job, data.space)
         max_length = choose_max_length(job.max_length, tokenizer, student.backbone, usual)
         model = DistillModel(student, objective(student))
+
+        def tokens(what: str, labelled: LabelledCorpus) -> Tokens:
+            return data.encoded_once(
+                what, tokenizer, max_length, lambda: labelled.tokens(tokenizer, max_length)
+            )
+
         validation = None
         if data.validation is not None:
-            validation = data.validation.dataset(tokenizer, max_length, data.validation_gathers())
+            read = tokens("validation", data.validation)
+            validation = data.validation.dataset(read, data.validation_gathers())
         return Built(
             model=model,
             tokenizer=tokenizer,
             max_length=max_length,
-            train=data.train.dataset(tokenizer, max_length, data.gathers(plan.seed)),
+            train=data.train.dataset(tokens("train", data.train), data.gathers(plan.seed)),
             validation=validation,
             data=data,
         )

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from ..stages.corpus.labels import (
 from ..stages.distill.batches import DistillDataset
 from ..stages.distill.controls import Control, Gather, controlled
 from ..stages.distill.objectives.base import Shape
-from ..stages.distill.tokens import encode
+from ..stages.distill.tokens import Tokens, encode
+from ..stages.language.tokens import tokenizer_digest
 from ..stages.store.format.rows import Rows
 from ..stages.store.transfer.mirror import ToCome
 from ..stages.tokenizing.unknown import SAMPLE, mostly_unknown
@@ -32,6 +33,8 @@ from .sources import (
     rows_by_first_use,
     sum_to_come,
 )
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +101,13 @@ class LabelledCorpus:
         if unknown is not None:
             LOGGER.warning(unknown.of("student"))
 
-    def dataset(
-        self, tokenizer: Any, max_length: int, gathers: Mapping[str, Gather]
-    ) -> DistillDataset:
-        """Token ids and labels of all examples, with `gathers` for their features."""
+    def tokens(self, tokenizer: Any, max_length: int) -> Tokens:
+        """Token ids of all examples."""
         examples = [segments for batch in self.corpus.batches() for segments in batch]
-        tokens = encode(tokenizer, examples, max_length)
+        return encode(tokenizer, examples, max_length)
+
+    def dataset(self, tokens: Tokens, gathers: Mapping[str, Gather]) -> DistillDataset:
+        """Token ids and labels of all examples, with `gathers` for their features."""
         return DistillDataset(tokens, self.labels, gathers, self.names)
 
     def digest(self) -> str:
@@ -132,6 +136,19 @@ class StudentData:
     sources: Mapping[str, Source] = field(default_factory=dict)
     read_digests: Mapping[str, str] = field(default_factory=dict)
     """Digests of training texts that sources read, if they differ from the student's."""
+    _encoded: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def encoded_once(
+        self, what: str, tokenizer: Any, most: int, encode: Callable[[], Made]
+    ) -> Made:
+        """What `encode` makes of some texts, to at most so many tokens: once for all seeds whose
+        students have the same tokenizer. Not to be changed."""
+        kind = type(tokenizer).__name__, tokenizer.padding_side, tokenizer_digest(tokenizer)
+        key = (what, most, *kind)
+        if key not in self._encoded:
+            self._encoded[key] = encode()
+        made: Made = self._encoded[key]
+        return made
 
     @cached_property
     def of_texts(self) -> dict[str, Source]:

@@ -122,7 +122,11 @@ def validation_set(data: StudentData, encoding: Encoding) -> DistillDataset | No
     """Validation set: a row for each text."""
     if data.validation is None:
         return None
-    rows = pack(encoding.texts(data.validation), "none", encoding.most, encoding.pad_id)
+    validation, tokenizer = data.validation, encoding.tokenizer
+    texts = data.encoded_once(
+        "validation", tokenizer, encoding.most, lambda: encoding.texts(validation)
+    )
+    rows = pack(texts, "none", encoding.most, encoding.pad_id)
     return DistillDataset(rows, np.full(len(rows), MISSING), {})
 
 

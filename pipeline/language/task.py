@@ -61,7 +61,9 @@ class LanguageTask(Task):
             check_document_mask(student)
         teachers = token_teachers(plan, tokenizer)
         encoding = Encoding(tokenizer, recipe, most)
-        data, texts = learnable(job, data, teachers, encoding)
+        data, texts = data.encoded_once(
+            "train", tokenizer, most, lambda: learnable(job, plan.data, teachers, encoding)
+        )
         return Built(
             model=LanguageModel(student, objective(student)),
             tokenizer=tokenizer,

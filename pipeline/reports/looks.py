@@ -170,12 +170,12 @@ def _sample(labelled: LabelledCorpus, most: int) -> LabelledCorpus:
 def _answers(loaded: tuple[Student, Any, StudentCard], texts: _Texts) -> _Answers:
     student, tokenizer, card = loaded
     student.to(texts.device)
-    dataset = texts.sample.dataset(tokenizer, card.max_length, {})
+    dataset = texts.sample.dataset(texts.sample.tokens(tokenizer, card.max_length), {})
     pooled, outputs = represent(student, dataset, _BATCH)
     if texts.validation is None or texts.space.task != "classification":
         return _Answers(pooled, outputs, None)
     labels = texts.validation.labels
-    held_out = texts.validation.dataset(tokenizer, card.max_length, {})
+    held_out = texts.validation.dataset(texts.validation.tokens(tokenizer, card.max_length), {})
     predicted = represent(student, held_out, _BATCH)[1]
     given = labels != MISSING
     if not given.any():

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from armada.pipeline import student_data
+from armada.stages.distill import tokens
 from armada.stages.distill.evaluation import metric_names
 from armada.stages.distill.export import load_saved_student
 from armada.stages.sources import PICKLE_SUFFIXES
@@ -141,9 +143,16 @@ def test_a_job_file_gives_way_to_options_and_settings(armada, distill_bench, tmp
     assert card.space.names == ("high", "low", "middle")
 
 
-def test_several_seeds_have_a_mean_and_a_spread(armada, distill_bench, tmp_path):
-    output = tmp_path / "runs"
+def test_several_seeds_have_a_mean_and_a_spread(armada, distill_bench, tmp_path, monkeypatch):
+    output, encoded = tmp_path / "runs", []
+
+    def encode(tokenizer, examples, max_length):
+        encoded.append(len(examples))
+        return tokens.encode(tokenizer, examples, max_length)
+
+    monkeypatch.setattr(student_data, "encode", encode)
     out = armada.done(*distill_bench.words(output), "--set", "seed=[3, 1, 8]")
+    assert len(encoded) == 2  # training and validation texts, once for all seeds
     summary = read(output / "metrics.json")
     runs = [read(output / f"seed-{seed}" / "metrics.json") for seed in (3, 1, 8)]
     assert summary["seeds"] == [run["seed"] for run in runs] == [3, 1, 8]

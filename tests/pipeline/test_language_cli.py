@@ -15,6 +15,9 @@ import pytest
 import torch
 from armada import open_cache
 from armada.pipeline import run_folder, seed_run
+from armada.pipeline.language import datasets
+from armada.stages.language import tokens
+from armada.stages.language.tokens import TokenTexts
 from command_line import CommandLine
 from file_server import serving
 from safetensors.torch import load_file, save_file
@@ -164,6 +167,27 @@ def test_a_student_of_each_kind_learns_and_opens(
     told = armada(*words, "--cache", bench.cache)
     assert told.code == 2
     assert "this one is a language model" in told.error
+
+
+def test_several_seeds_read_texts_once_and_learn_as_each_alone(
+    armada: CommandLine, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+
+    def encode_texts(*given: Any) -> TokenTexts:
+        encoded.append(len(given[2]))
+        return tokens.encode_texts(*given)
+
+    monkeypatch.setattr(datasets, "encode_texts", encode_texts)
+    short: dict[str, object] = {"epochs": 1, "dropout": 0.1}
+    armada.done(*bench.words(tmp_path / "runs", seed="[0, 1, 2]", **short))
+    assert sorted(encoded) == [12, COUNT]
+    armada.done(*bench.words(tmp_path / "alone", seed=2, **short))
+    weights = [
+        (folder / "student/model.safetensors").read_bytes()
+        for folder in (tmp_path / "runs/seed-2", tmp_path / "alone")
+    ]
+    assert weights[0] == weights[1]
 
 
 def test_names_of_an_earlier_release_mean_those_of_today(
