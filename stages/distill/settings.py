@@ -178,6 +178,12 @@ class TrainingSettings(BaseModel):
         description="recompute activations of the student's layers in the backward pass: less "
         "memory, more time",
     )
+    deterministic: bool = Field(
+        default=False,
+        description="on a GPU, only kernels that add in a fixed order, and plain attention: a "
+        "resumed run has exactly the losses of an uninterrupted one, as on a CPU; slower, with "
+        "more memory for long texts",
+    )
     shard_student: bool = Field(
         default=False,
         description="shard the student's weights and optimizer state over the processes (FSDP)",

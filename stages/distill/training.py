@@ -7,13 +7,16 @@ Everything is a function of the seed: initial weights, order of batches, dropout
 and resumed run ends like an uninterrupted one.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ...cache_schemas.errors import JobError, StorageError, StudentSourceError
@@ -103,8 +106,9 @@ def train(run: Run) -> Training:
     trainer = _make_trainer(run, [times, best], _schedules(run, checkpoint))
     best.weights_of = whole_weights = trainer.accelerator.get_state_dict
     run.processes.draw_apart(run.seed)
+    fixed = deterministic_kernels(run.device) if run.settings.deterministic else nullcontext()
     try:
-        with quiet_transformers():
+        with quiet_transformers(), fixed:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (OSError, SafetensorError) as cause:
         raise StorageError(
@@ -343,6 +347,30 @@ def _checkpoint(student: Student) -> None:
     # The newer name of the two; transformers warns of the older one.
     newer = getattr(backbone, "activation_checkpointing_enable", None)
     (newer or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+@contextmanager
+def deterministic_kernels(device: torch.device) -> Iterator[None]:
+    """Kernels of a GPU that add in a fixed order; those of a CPU do anyway. Fused attention adds
+    gradients in the order in which blocks end, so it is made of single operations.
+
+    Raises JobError for an operation that has no such kernel."""
+    if device.type == "cpu":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads at first use
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    except RuntimeError as cause:
+        reason = str(cause).partition(",")[0]
+        if "deterministic implementation" not in reason:
+            raise
+        raise JobError(f"deterministic: {reason}; leave it out") from cause
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _check_compiler(device: torch.device) -> None:

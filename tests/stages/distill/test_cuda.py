@@ -59,3 +59,14 @@ def test_losses_are_those_of_the_cpu(bench: Bench, tmp_path: Path) -> None:
     run = still.run(tmp_path / "cuda", **how)
     found = train_logged(replace(run, device=torch.device("cuda")))[1]
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(bench: Bench, tmp_path: Path) -> None:
+    """Deterministic attention and products, so to the last bit."""
+    on_gpu = {"device": torch.device("cuda")}
+    how = {"epochs": 2, "batch_size": 8, "validate": False, "deterministic": True}
+    whole = train_logged(replace(bench.run(tmp_path / "whole", **how), **on_gpu))[1]
+    half = bench.run(tmp_path / "half", **how | {"epochs": 1})
+    begun = train_logged(replace(half, **on_gpu))[1]
+    resumed = train_logged(replace(bench.run(tmp_path / "half", **how), **on_gpu))[1]
+    assert begun + resumed == whole

@@ -1,5 +1,6 @@
 """Compiled students and students without kept activations: the same numbers up to rounding."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from armada.cache_schemas.errors import JobError, StudentSourceError
 from armada.stages.distill.settings import TrainingSettings
-from armada.stages.distill.training import speed_up
+from armada.stages.distill.training import deterministic_kernels, speed_up
 from tiny_runs import Bench, freeze_dropout, train_logged
 
 CPU = torch.device("cpu")
@@ -85,3 +86,38 @@ def test_a_student_that_cannot_be_checkpointed(bench, tmp_path, monkeypatch):
         StudentSourceError, match="gradient_checkpointing: a bert does not support it"
     ):
         speed_up(run.model.student, TrainingSettings(gradient_checkpointing=True), CPU)
+
+
+def test_deterministic_kernels_are_asked_for_on_a_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def asked() -> tuple[object, ...]:
+        attention = torch.backends.cuda
+        fused = (attention.flash_sdp_enabled(), attention.mem_efficient_sdp_enabled())
+        workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+        return torch.are_deterministic_algorithms_enabled(), *fused, workspace
+
+    before = asked()
+    assert before == (False, True, True, None)
+    with deterministic_kernels(CPU):
+        assert asked() == before
+    with deterministic_kernels(torch.device("cuda")):
+        assert asked() == (True, False, False, ":4096:8")
+        assert torch.backends.cuda.math_sdp_enabled()
+    assert asked()[:3] == before[:3]
+
+
+def test_an_operation_without_a_deterministic_kernel_is_named() -> None:
+    one, at = torch.zeros(3), torch.tensor([1])
+    with (
+        pytest.raises(JobError, match=r"^deterministic: put_.* does not have a deterministic"),
+        deterministic_kernels(torch.device("cuda")),
+    ):
+        one.put_(at, torch.ones(1))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_on_a_cpu_a_deterministic_run_is_any_run(bench, tmp_path, expected):
+    assert losses(bench, tmp_path, deterministic=True) == expected
