@@ -3,10 +3,11 @@
 import traceback
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import armada
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _ATEN = torch.ops.aten
@@ -26,6 +27,12 @@ WAITING = {
 """What reads a number of its input, or whose result is as long as the numbers say."""
 _INDEXING = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default}
 
+_METHODS = {
+    method: f"Tensor.{method.__name__}"
+    for method in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
+}
+"""What reads a tensor of a CPU without any operation."""
+
 _PRODUCT = str(Path(armada.__file__).parent)
 
 
@@ -38,11 +45,38 @@ class HostReads(TorchDispatchMode):
         self.watching = False
         self.found: Counter[tuple[str, str]] = Counter()
 
+    def __enter__(self) -> Self:
+        self._methods = _Methods(self)
+        self._methods.__enter__()
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._methods.__exit__(*raised)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if self.watching and (func in WAITING or _chooses_by_truth(func, args)):
-            self.found[str(func), _asked_at()] += 1
+        if func in WAITING or _chooses_by_truth(func, args):
+            self.note(str(func))
+        return func(*args, **(kwargs or {}))
+
+    def note(self, name: str) -> None:
+        """Count a read of that name."""
+        if self.watching:
+            self.found[name, _asked_at()] += 1
+
+
+class _Methods(TorchFunctionMode):
+    def __init__(self, reads: HostReads) -> None:
+        super().__init__()
+        self._reads = reads
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _METHODS:
+            self._reads.note(_METHODS[func])
         return func(*args, **(kwargs or {}))
 
 

@@ -193,10 +193,12 @@ def _estimated_radius(skew_HH: Tensor) -> float:
     vectors = numbers.sin().view(_VECTORS, size)
     for _ in range(_POWER_STEPS):
         vectors = torch.nn.functional.normalize(vectors, dim=1) @ skew_HH
-    found = float(torch.linalg.vector_norm(vectors, dim=1).max())
-    bound = _bound(skew_HH)
+    largest = torch.linalg.vector_norm(vectors, dim=1).max()
+    # Read at once: the host waits for its device each time.
+    found, norm = torch.stack((largest, torch.linalg.vector_norm(skew_HH))).tolist()
+    bound = norm / math.sqrt(2)
     # Nor less than the root of their mean square.
-    return min(max(_MARGIN * found, bound * math.sqrt(2 / size)), bound)
+    return float(min(max(_MARGIN * found, bound * math.sqrt(2 / size)), bound))
 
 
 def _bound(skew_HH: Tensor) -> float:

@@ -85,3 +85,16 @@ def test_an_aligner_of_cayley_maps_trains_without_reading_back(
     assert sum(found.steps, Counter()) == {}
     inside = {line: count for line, count in found.before.items() if "rotations.py" in line[1]}
     assert inside == {}
+
+
+@pytest.mark.parametrize(("schedule", "in_steps"), [("alternate", 0), ("joint", 5 * STEPS)])
+def test_maps_by_exponentials_read_no_more_than_they_did(
+    schedule: str, in_steps: int, bench: Bench, tmp_path: Path
+) -> None:
+    """How many terms a product takes depends on numbers: one read for those, and one forward and
+    one backward for whether they were enough."""
+    found = watched(bench.run(tmp_path, schedule=schedule, **HOW))
+    steps = sum(found.steps, Counter())
+    assert sum(steps.values()) == in_steps
+    inside = [count for line, count in found.before.items() if "rotations.py" in line[1]]
+    assert sum(inside) == (3 * STEPS if schedule == "alternate" else 0)
