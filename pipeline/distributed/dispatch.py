@@ -3,7 +3,8 @@
 In: the pending rows of a corpus, split into chunks. Out: an outcome for each chunk, as it
 completes. A few chunks per worker are in flight at a time, so that memory stays bounded; a chunk
 that other processes are computing is tried again when all others are done. Dask gives the chunk of
-a lost worker to another. When the run ends early for any reason, the workers are told to stop,
+a lost worker to another; a worker whose device fails commits what it has, and the rest of its chunk
+is sent again. When the run ends early for any reason, the workers are told to stop,
 commit what they have computed, and are waited for. All events come through one queue, signals too
 (`../signals.py`).
 """
@@ -29,6 +30,9 @@ from .workers import TOPIC, Chunk, JobSpec, Outcome, answer, keys_table, load, r
 
 CHUNKS_PER_WORKER = 2
 """One being computed and one waiting at the worker."""
+
+MOST_DEVICE_ERRORS = 3
+"""For the same rows: as many as Dask allows workers to die."""
 
 LOOK_S = 5.0
 """Seconds between checks for lost workers."""
@@ -103,6 +107,8 @@ class Dispatch:
         self._finished, self._advance, self._waiting = finished, advance, waiting
         self._to_send = deque((number, False) for number in range(len(chunks)))
         self._sent: dict[str, _Sent] = {}
+        self._tries = [0] * len(chunks)
+        self._device_errors = [0] * len(chunks)
         self._news: SimpleQueue[Any] = SimpleQueue()
         self._rows = [0] * len(chunks)
         self._alone = False
@@ -127,7 +133,8 @@ class Dispatch:
         for _ in range(min(room, len(self._to_send))):
             number, waits = self._to_send.popleft()
             chunk = self._chunks.cut(number, waits)
-            key = f"armada-{self._job_spec.run_id}-{number}-{'again' if waits else 'first'}"
+            self._tries[number] += 1
+            key = f"armada-{self._job_spec.run_id}-{number}-{self._tries[number]}"
             future = self._client.submit(answer, self._job_spec, chunk, key=key, pure=False)
             self._sent[key] = _Sent(number, waits, future)
             future.add_done_callback(self._news.put)
@@ -158,11 +165,24 @@ class Dispatch:
         self._finished(outcome)
         if outcome.error is not None:
             raise outcome.error
-        if outcome.unfinished:
+        if outcome.device_error is not None:
+            self._send_again(sent, outcome.device_error)
+        elif outcome.unfinished:
             self._to_send.append((sent.number, True))
         else:
             self._chunks.finished(outcome)
             self._advance_to(sent.number, self._chunks.rows(sent.number))
+
+    def _send_again(self, sent: _Sent, device_error: str) -> None:
+        """After a device failed; raises RunError if one did so too often for the same rows."""
+        self._device_errors[sent.number] += 1
+        if self._device_errors[sent.number] > MOST_DEVICE_ERRORS:
+            raise RunError(
+                f"{device_error}; the devices of {self._device_errors[sent.number]} workers failed "
+                "on the same rows; all committed shards are kept"
+            )
+        warn(f"{device_error}; the worker is started again, and its rows are computed by another")
+        self._to_send.append((sent.number, sent.waits))
 
     def _advance_to(self, number: int, rows: int) -> None:
         """A chunk that is computed again, after its worker was lost, does not count twice."""
@@ -201,6 +221,8 @@ def load_on_one(client: Any, job_spec: JobSpec) -> None:
     outcome = _outcome(client.submit(load, job_spec, key=key, pure=False))
     if outcome.error is not None:
         raise outcome.error
+    if outcome.device_error is not None:
+        raise RunError(outcome.device_error)
 
 
 def _outcome(future: Any) -> Outcome:

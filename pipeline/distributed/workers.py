@@ -6,12 +6,18 @@ A worker process keeps one loaded teacher between chunks and computes one chunk 
 go from the worker to the cache; only counts go back to the client. Reservations of a dead worker
 are taken over by the one that gets the chunk next, with the same shard number
 (`store/writing/reservations.py`): so a lost worker changes no byte of the cache.
+
+After an illegal access, a failed assertion or an uncorrectable memory error, a process cannot use
+its device again. Its worker commits what it has computed, says so and ends, so that its nanny
+starts another in its place; the rest of its chunk is sent anew.
 """
 
 import gc
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -31,6 +37,9 @@ TOPIC = "armada"
 """Dask's name for the stream of progress of all runs on a scheduler."""
 
 REPORT_EVERY_S = 1.0
+
+LEAVE_S = 1.0
+"""Time for a last outcome to reach the scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +72,13 @@ class Chunk:
 @dataclass(slots=True)
 class Outcome:
     """Result of a chunk. shards: record, teacher seconds and truncated texts of each committed
-    shard. Unfinished: other processes are computing the rest, or the run was stopped."""
+    shard. Unfinished: other processes are computing the rest, or the run was stopped. device_error:
+    what made the worker's device unusable; the worker leaves."""
 
     shards: list[tuple[CommitRecord, float, int]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     unfinished: bool = False
+    device_error: str | None = None
     error: ArmadaError | None = None
 
     @property
@@ -106,25 +117,52 @@ def sees_run(job_spec: JobSpec) -> bool:
 def answer(job_spec: JobSpec, chunk: Chunk) -> Outcome:
     """Compute a chunk, unless that is done, and commit its features."""
     outcome = Outcome()
-    with _state.lock:
+    with _state.lock, _told_in(outcome):
         try:
             _answer(job_spec, chunk, outcome)
         except _Unfinished:
             outcome.unfinished = True
-        except ArmadaError as error:
-            outcome.error = error
     return outcome
 
 
 def load(job_spec: JobSpec) -> Outcome:
     """Load the teacher of a run; the outcome has the reason if that fails."""
     outcome = Outcome()
-    with _state.lock:
-        try:
-            _state.teacher(job_spec)
-        except ArmadaError as error:
-            outcome.error = error
+    with _state.lock, _told_in(outcome):
+        _state.teacher(job_spec)
     return outcome
+
+
+@contextmanager
+def _told_in(outcome: Outcome) -> Iterator[None]:
+    """Errors of input or run become the outcome's; a lost device, too, and ends the process."""
+    _state.wait_for_the_end()
+    try:
+        yield
+    except Exception as error:
+        if _device_is_lost(error):
+            outcome.device_error = f"{_me()}: {str(error).splitlines()[0]}"
+            _state.leave()
+        elif isinstance(error, ArmadaError):
+            outcome.error = error
+        else:
+            raise
+
+
+def _device_is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, has made the device unusable for this process."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    try:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def stop(run_id: str) -> None:
@@ -244,6 +282,7 @@ class _WorkerState:
         """Held while the teacher is used; a worker may have several threads."""
         self.stopped: set[str] = set()
         self._held: _Held | None = None
+        self._leaves = False
 
     def teacher(self, job_spec: JobSpec) -> _Held:
         """The teacher of a run, made and loaded unless it is here already."""
@@ -258,6 +297,16 @@ class _WorkerState:
             held.run_id = job_spec.run_id
             held.batch_size = job_spec.job.batch_size or held.teacher.default_batch_size
         return held
+
+    def leave(self) -> None:
+        """End this process as soon as its last outcome is told."""
+        self._leaves = True
+        threading.Timer(LEAVE_S, os._exit, [1]).start()
+
+    def wait_for_the_end(self) -> None:
+        """Begin nothing more in a process that is about to end: Dask gives it to another."""
+        while self._leaves:
+            time.sleep(LEAVE_S)
 
     def release(self, run_id: str) -> None:
         """Release the teacher, unless another run uses it, or is about to."""

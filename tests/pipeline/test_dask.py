@@ -271,6 +271,33 @@ def test_the_shard_of_a_killed_worker_is_made_by_another(
     assert again <= {text for process, text in journal.asked() if process == killed}
 
 
+def test_a_worker_whose_device_fails_is_started_again(
+    tmp_path: Path, armada: CommandLine, journal: Journal, cluster: LocalCluster
+) -> None:
+    """Every later call of its process would fail too."""
+    corpus = write_texts(tmp_path / "texts.jsonl", [*TEXTS[:100], "faulty once", *TEXTS[100:]])
+    given = words(corpus, tmp_path / "cache", "--dask", cluster.scheduler_address)
+    result = armada(*given)
+    assert result.code == 0
+    assert "CUDA error: uncorrectable ECC error encountered; the worker is started" in result.err
+    assert len(open_cache(tmp_path / "cache")) == 301
+    faulty = [process for process, text in journal.asked() if text == "faulty once"]
+    assert len(set(faulty)) == 2
+    until(lambda: is_gone(str(faulty[0])))
+    asked = Counter(text for process, text in journal.asked())
+    assert max(asked.values()) == 2  # nothing went to the faulty process again
+
+
+@pytest.mark.slow
+def test_rows_at_which_every_device_fails_end_the_run(tmp_path: Path, journal: Journal) -> None:
+    corpus = write_texts(tmp_path / "texts.jsonl", [*TEXTS[:100], "faulty"])
+    run = start(*words(corpus, tmp_path / "cache", "--workers", 2))
+    out, err = run.communicate(timeout=HANG_S)
+    assert (run.returncode, out) == (1, "")
+    assert "the devices of 4 workers failed on the same rows" in err.splitlines()[-1]
+    assert committed(tmp_path / "cache") >= 64
+
+
 def test_an_answer_that_is_not_finite_ends_the_run(
     tmp_path: Path, armada: CommandLine, journal: Journal, cluster: LocalCluster
 ) -> None:

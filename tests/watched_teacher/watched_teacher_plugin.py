@@ -3,7 +3,8 @@
 It answers as the hash teacher does, at two milliseconds a text. In the folder named by
 WATCHED_TEACHER_JOURNAL the file `loads` gets a line for each process that loads it, `asked` a line
 for each text before it is answered: the process, and the text. A text that contains 'unspeakable'
-has no finite answer, one that contains 'broken' breaks the teacher, 'deadly' its process.
+has no finite answer, one that contains 'broken' breaks the teacher, 'deadly' its process. At
+'faulty', the device of the process fails and stays so; at 'faulty once', that of the first alone.
 """
 
 import os
@@ -23,6 +24,7 @@ class WatchedTeacher(HashTeacher):
     """`watched:8` answers with 8 numbers, in time."""
 
     kind = "watched"
+    _lost = False
 
     def __init__(self, source: str, options: HashOptions, device: torch.device) -> None:
         super().__init__(source, options, device)
@@ -41,9 +43,21 @@ class WatchedTeacher(HashTeacher):
                 answers.features["embedding"][row] = float("nan")
             if "broken" in text:
                 raise ValueError("the teacher broke")
+            if "faulty" in text and ("once" not in text or _is_first()):
+                self._lost = True
             if "deadly" in text:
                 os.kill(os.getpid(), signal.SIGKILL)
+        if self._lost:
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         return answers
+
+
+def _is_first() -> bool:
+    try:
+        Path(os.environ["WATCHED_TEACHER_JOURNAL"], "faults").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _write(name: str, lines: list[str]) -> None:
