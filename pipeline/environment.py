@@ -34,7 +34,8 @@ LIBRARIES = (
 
 def choose_device(name: str, local_rank: int = 0) -> "torch.device":
     """The torch device called `name`; 'auto' is an accelerator, else the processor. Of several
-    accelerators, each process of a node has its own.
+    accelerators, each process of a node has its own; a launcher that shows each process one alone
+    gives all of them the number 0.
 
     Raises JobError for a device that is not there."""
     import torch
@@ -42,7 +43,7 @@ def choose_device(name: str, local_rank: int = 0) -> "torch.device":
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and local_rank:
-        name = f"cuda:{local_rank}"
+        name = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -52,14 +53,20 @@ def choose_device(name: str, local_rank: int = 0) -> "torch.device":
     return device
 
 
+def _visible_devices() -> str:
+    """The variable that chooses GPUs: ROCm's own, where it is set, goes before CUDA's."""
+    own = "HIP_VISIBLE_DEVICES"
+    return own if own in os.environ else "CUDA_VISIBLE_DEVICES"
+
+
 def visible_gpus(device: str) -> list[str]:
-    """Names in CUDA_VISIBLE_DEVICES of the GPUs for workers; none if the job names one device for
-    all. No device is initialised."""
+    """Names in CUDA_VISIBLE_DEVICES, or HIP_VISIBLE_DEVICES, of the GPUs for workers; none if the
+    job names one device for all. No device is initialised."""
     import torch
 
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = os.environ.get(_visible_devices())
     count = torch.cuda.device_count()
     return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
@@ -73,7 +80,7 @@ def environments(workers: int, gpus: Sequence[str]) -> Iterator[dict[str, str]]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     for number in range(workers):
         yield dict.fromkeys(names, threads) | (
-            {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+            {_visible_devices(): gpus[number % len(gpus)]} if gpus else {}
         )
 
 

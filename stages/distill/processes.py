@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ from accelerate import PartialState
 from torch import Tensor
 
 from .order import Indices
+
+PATIENCE = timedelta(hours=12)
+"""Processes wait so long for each other: one of a node reads the corpus and fills a mirror first,
+which takes longer than the 10 minutes that are usual. A launcher ends the others of one that
+died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class Processes:
     def meet(self, device: torch.device) -> None:
         """Find the others."""
         if self.count > 1:
-            PartialState(cpu=device.type == "cpu")
+            PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
             self.wait()
 
     @contextmanager
