@@ -166,12 +166,14 @@ class DiffusersTeacher(Teacher):
         options = self._options
         if options.source == "txt2img" and self._encoder is None:
             if options.keep_images:
-                return latents.text_to_both(self._pipeline, options, request)
+                drawn, pictures, finite = latents.text_to_both(self._pipeline, options, request)
+                return _only(drawn, finite), pictures
             return latents.text_to_latents(self._pipeline, options, request), []
-        pictures = latents.text_to_pictures(self._pipeline, options, request)
+        pictures, finite = latents.text_to_pictures(self._pipeline, options, request)
         if self._encoder is not None:
-            return self._encoder(pictures), pictures
-        return latents.pictures_to_latents(self._second, options, request, pictures), pictures
+            return _only(self._encoder(pictures), finite), pictures
+        drawn = latents.pictures_to_latents(self._second, options, request, pictures)
+        return _only(drawn, finite), pictures
 
     def _truncated(self, prompts: list[str]) -> npt.NDArray[np.bool_]:
         """Prompts of more tokens than the pipeline's (first) tokenizer takes."""
@@ -182,6 +184,13 @@ class DiffusersTeacher(Teacher):
         prompts = shortened(tokenizer, prompts, most)
         tokens = tokenizer(prompts, truncation=False, verbose=False).input_ids
         return np.array([len(row) > most for row in tokens])
+
+
+def _only(answer: torch.Tensor, finite_B: torch.Tensor) -> torch.Tensor:
+    """NaN in place of what was read out of a picture that was not finite, so that it is reported:
+    the picture itself is black."""
+    invalid = ~finite_B.to(answer.device).view(-1, *[1] * (answer.dim() - 1))
+    return answer.masked_fill(invalid, torch.nan)
 
 
 def _check_steps(options: DiffusersOptions) -> None:

@@ -110,9 +110,14 @@ def second_pass_arguments(options: GenerationOptions) -> set[str]:
     return {*_BOTH_PASSES, *_both_passes(options, Request([], [])), "image", "strength"}
 
 
-def text_to_pictures(pipeline: Any, options: GenerationOptions, request: Request) -> list[Any]:
-    """First pass, decoded: B pictures of `width` x `height`."""
-    return list(_first_pass(pipeline, options, request, output_type="pil"))
+def text_to_pictures(
+    pipeline: Any, options: GenerationOptions, request: Request
+) -> tuple[list[Any], torch.Tensor]:
+    """First pass, decoded: B pictures of `width` x `height`, and which [B] were finite before they
+    were rounded."""
+    with _watched(pipeline.vae) as decoded:
+        pictures = list(_first_pass(pipeline, options, request, output_type="pil"))
+    return pictures, _finite(decoded, len(pictures))
 
 
 def text_to_latents(pipeline: Any, options: GenerationOptions, request: Request) -> torch.Tensor:
@@ -123,11 +128,37 @@ def text_to_latents(pipeline: Any, options: GenerationOptions, request: Request)
 
 def text_to_both(
     pipeline: Any, options: GenerationOptions, request: Request
-) -> tuple[torch.Tensor, list[Any]]:
-    """First pass: the latents of `text_to_latents`, bit for bit, and their pictures."""
-    last = _LastLatents()
-    pictures = _first_pass(pipeline, options, request, output_type="pil", callback_on_step_end=last)
-    return last.latents, list(pictures)
+) -> tuple[torch.Tensor, list[Any], torch.Tensor]:
+    """First pass: the latents of `text_to_latents`, bit for bit, their pictures, and which [B] of
+    these were finite before they were rounded."""
+    last, more = _LastLatents(), {"output_type": "pil"}
+    with _watched(pipeline.vae) as decoded:
+        pictures = list(_first_pass(pipeline, options, request, callback_on_step_end=last, **more))
+    return last.latents, pictures, _finite(decoded, len(pictures))
+
+
+@contextmanager
+def _watched(vae: Any) -> Iterator[list[torch.Tensor]]:
+    """Which pictures of each call of the VAE are finite. As 8 bits, NaN is black: a picture like
+    any other."""
+    decode, finite = vae.decode, []
+
+    def watched(*given: Any, **more: Any) -> Any:
+        decoded = decode(*given, **more)
+        finite.append(decoded[0].isfinite().flatten(1).all(dim=1))
+        return decoded
+
+    vae.decode = watched
+    try:
+        yield finite
+    finally:
+        vae.decode = decode
+
+
+def _finite(decoded: Sequence[torch.Tensor], pictures: int) -> torch.Tensor:
+    """For each picture; if they were decoded in other numbers, for all together."""
+    finite = torch.cat([*decoded])
+    return finite if len(finite) == pictures else finite.all().expand(pictures)
 
 
 def _first_pass(pipeline: Any, options: GenerationOptions, request: Request, **more: Any) -> Any:

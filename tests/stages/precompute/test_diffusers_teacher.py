@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,27 @@ def test_kept_images_are_png_and_change_nothing(
     assert kept.format == "PNG"
     assert kept.size == (32, 64)
     np.testing.assert_array_equal(kept, by_hand(models / "sd", EXAMPLES[0])[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"source": "txt2img", "keep_images": True}, {"image_encoder": "transformers:CLIP"}],
+    ids=["two passes", "kept images", "embedded"],
+)
+def test_a_picture_that_is_not_finite_is_no_black_one(
+    models: Path, make: MakeTeacher, options: dict[str, Any]
+) -> None:
+    """A VAE that overflows in half precision decodes to NaN, which 8 bits show as black."""
+    if "image_encoder" in options:
+        options = {"image_encoder": f"transformers:{models / 'clip_vision'}"}
+    teacher = make(**options)
+    asked = [example("a red kite"), example("two dogs")]
+    assert np.isfinite(rows(teacher, asked)).all()
+    with torch.no_grad():
+        teacher._pipeline.vae.decoder.conv_out.weight.fill_(float("nan"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "invalid value encountered in cast", RuntimeWarning)
+        assert np.isnan(rows(teacher, asked)).all()
 
 
 def test_lora_changes_answers_and_fingerprint(models: Path, make: MakeTeacher) -> None:
