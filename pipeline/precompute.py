@@ -122,6 +122,7 @@ def _compute(
     writer: CacheWriter,
     quiet: bool,
 ) -> PrecomputeReport:
+    from ..stages.precompute.batching import BatchSizes
     from ..stages.precompute.precompute import EncodingRun, precompute
 
     run = RunProvenance(
@@ -133,9 +134,9 @@ def _compute(
         if not loaded:  # somebody has just removed what was there
             teacher.load()
         with CountProgress("precompute", "rows", work.pending, quiet) as progress:
-            batch_size = job.batch_size or teacher.default_batch_size
+            sizes = BatchSizes.of(teacher, job.batch_size)
             encoding = EncodingRun(
-                batch_size, job.skip_bad_rows, progress.advance, run.committed, skipped
+                sizes, job.skip_bad_rows, progress.advance, run.committed, skipped
             )
             precompute(plan.corpus, plan.keys, work, teacher, writer, encoding)
     return PrecomputeReport(

@@ -52,7 +52,10 @@ class PrecomputeJob(TextFormatKeys):
         description="seconds without heartbeat after which a writer on another host counts as dead",
     )
     batch_size: int | None = Field(
-        default=None, ge=1, description="texts per batch; halved when device memory runs out"
+        default=None,
+        ge=1,
+        description="texts per batch; default as many as have 8,192 padded tokens, or what suits "
+        "the teacher; halved for texts of that length where memory runs out",
     )
     rows_per_shard: RowsPerShard | None = Field(
         default=None, description="maximum rows of a shard, which a kill can lose; a multiple of 64"

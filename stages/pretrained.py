@@ -13,11 +13,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from ..cache_schemas.errors import ArmadaError, InputError
 from ..cache_schemas.locations import expand_home
+from .memory import is_out_of_memory
 
 DEFAULT_MAX_LENGTH = 128
 """Default maximum tokens of an encoder, as teacher and as student."""
@@ -33,9 +33,11 @@ def refusing(error: type[ArmadaError], what: str) -> Iterator[None]:
     pass."""
     try:
         yield
-    except (ArmadaError, torch.OutOfMemoryError):
+    except ArmadaError:
         raise
     except Exception as cause:
+        if is_out_of_memory(cause):
+            raise
         raise error(f"{what}: {_told(cause)}") from cause
 
 

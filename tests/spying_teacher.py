@@ -11,6 +11,7 @@ import torch
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.manifest import TeacherManifest
 from armada.stages.corpus.corpus import read_corpus
+from armada.stages.precompute.batching import BatchSizes
 from armada.stages.precompute.precompute import EncodingRun, precompute
 from armada.stages.precompute.teachers.base import (
     Answers,
@@ -98,7 +99,7 @@ class Bench:
         keys = corpus.keys()
         spec = teacher.spec
         manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
-        encoding = EncodingRun(batch_size, **how, skipped=self.skipped)
+        encoding = EncodingRun(BatchSizes(batch_size), **how, skipped=self.skipped)
         encoding.advance = self._advance
         encoding.committed = lambda record, seconds, cut: self.commits.append((record.shard, cut))
         with CacheWriter(self.path, manifest) as writer:

@@ -16,7 +16,7 @@ FILES = sorted(
 
 FLOORS = (
     ("cache_schemas",),
-    ("stages.tokenizing", "stages.pooling"),
+    ("stages.memory", "stages.pooling", "stages.ragged", "stages.tokenizing"),
     (
         "stages.plugins",
         "stages.sources",

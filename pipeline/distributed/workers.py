@@ -27,6 +27,7 @@ from ...cache_schemas.layout import ROWS_TABLE, teacher_folder
 from ...cache_schemas.manifest import CommitRecord, TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec, differences
 from ...stages.corpus.corpus import Corpus
+from ...stages.precompute.batching import BatchSizes
 from ...stages.precompute.precompute import EncodingRun, precompute
 from ...stages.precompute.teachers.base import Teacher
 from ...stages.store.writing.writer import CacheWriter, Task, Work
@@ -192,12 +193,9 @@ def _answer(job_spec: JobSpec, chunk: Chunk, outcome: Outcome) -> None:
             outcome.shards.append((record, seconds, truncated))
 
         encoding = EncodingRun(
-            held.batch_size, job.skip_bad_rows, signals.advance, committed, outcome.skipped
+            held.sizes, job.skip_bad_rows, signals.advance, committed, outcome.skipped
         )
-        try:
-            precompute(chunk.corpus, chunk.keys, work, held.teacher, writer, encoding)
-        finally:
-            held.batch_size = encoding.batch_size
+        precompute(chunk.corpus, chunk.keys, work, held.teacher, writer, encoding)
 
 
 def unseen(job_spec: JobSpec) -> str:
@@ -265,13 +263,13 @@ class _Signals:
 
 @dataclass(slots=True)
 class _Held:
-    """A loaded teacher, the run that used it last, and the batch size that fits into its device's
+    """A loaded teacher, the run that used it last, and the batch sizes that fit into its device's
     memory."""
 
     key: tuple[str, str]
     run_id: str
     teacher: Teacher
-    batch_size: int
+    sizes: BatchSizes
 
 
 class _WorkerState:
@@ -292,10 +290,10 @@ class _WorkerState:
             self._held = held = None  # two teachers may not fit into the device's memory
             teacher = _make(job_spec)
             teacher.load()
-            held = self._held = _Held(key, "", teacher, 1)
+            held = self._held = _Held(key, "", teacher, BatchSizes.of(teacher, None))
         if held.run_id != job_spec.run_id:
             held.run_id = job_spec.run_id
-            held.batch_size = job_spec.job.batch_size or held.teacher.default_batch_size
+            held.sizes = BatchSizes.of(held.teacher, job_spec.job.batch_size)
         return held
 
     def leave(self) -> None:

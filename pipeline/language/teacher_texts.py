@@ -9,7 +9,8 @@ from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus
 from ...stages.distill.language.teachers import CachedAnswers, MatchedTokens, match
 from ...stages.language.tokens import Ids, TokenTexts, tokenizer_digest, vocab_digest
-from ...stages.store.format.rows import Rows, arange_each
+from ...stages.ragged import arange_each
+from ...stages.store.format.rows import Rows
 from ...stages.store.reading.feature_array import RaggedArray
 from ...stages.store.reading.reader import Cache
 from .keys import GENERATED

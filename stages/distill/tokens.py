@@ -20,7 +20,7 @@ from ..pretrained import (
     padding_id,
     token_limit,
 )
-from ..store.format.rows import positions_of
+from ..ragged import positions_of
 from ..tokenizing.long_texts import shortened, shortened_pair, text_and_pair
 from ..tokenizing.padding import pad
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import IntArray, digest
+from ..ragged import positions_of
 from ..tokenizing.long_texts import shortened
 from .recipe import Recipe, Written
 
@@ -69,6 +70,18 @@ class TokenTexts:
     def of(self, text: int) -> Ids:
         """The ids of one text."""
         return self.ids[self.offsets[text] : self.offsets[text + 1]]
+
+    def take(self, rows: IntArray) -> "TokenTexts":
+        """Some of the texts, in the order of `rows` [B]."""
+        positions = positions_of(rows, self.offsets)
+        return TokenTexts(
+            ids=self.ids[positions],
+            offsets=np.concatenate([[0], np.cumsum(self.lengths[rows])]),
+            prompts=self.prompts[rows],
+            truncated=self.truncated[rows],
+            bytes=self.bytes[rows],
+            read=None if self.read is None else self.read[positions],
+        )
 
 
 @dataclass(frozen=True, slots=True)

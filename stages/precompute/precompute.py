@@ -1,31 +1,36 @@
 """Stage 1: unique examples that are not cached yet -> shards -> teacher batches -> commits.
 
-    precompute -> _ask_shard -> _ask_batches -> _ask
+    precompute -> _encode_shard -> _start
 
 In: a corpus, its pending rows, a loaded teacher, a writer. Out: committed shards. Shards are cut
 from the pending rows in corpus order, batches inside a shard from examples of one bucket; so
 neither the batch size nor an interruption changes what is stored. If the computation stops for any
-reason, rows computed so far are committed before the error is raised. A thread writes one shard
-while the teacher computes the next. Other processes may do the same to the same cache: each shard
-is reserved before it is computed (`store/writing/writer.py`).
+reason, rows computed so far are committed before the error is raised.
+
+The device waits for none of the rest. Beside the thread that gives it batches, one prepares the
+next shard (`_Ahead`), one takes outputs into the shard's buffer (`_Storing`), and one writes the
+shard before (`_Committer`). Other processes may do the same to the same cache: each shard is
+reserved before it is computed (`store/writing/writer.py`).
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from ...cache_schemas.errors import ReservationLostError, RunError, TeacherOutputError
+from ...cache_schemas.errors import ReservationLostError, TeacherOutputError
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import IntArray, KeyArray
 from ...cache_schemas.manifest import CommitRecord
 from ..corpus.corpus import Corpus
+from ..memory import free_cached_memory, is_out_of_memory
 from ..store.writing.writer import CacheWriter, Task, Work
+from .batching import BatchSizes
 from .shard_buffer import FinishedRows, ShardBuffer
-from .teachers.base import Answers, Example, Teacher
+from .teachers.base import Answers, Example, Outputs, Prepared, Teacher
 
 Advance = Callable[[int], None]
 Committed = Callable[[CommitRecord, float, int], None]
@@ -36,7 +41,7 @@ Committed = Callable[[CommitRecord, float, int], None]
 class EncodingRun:
     """Settings that may change between runs without changing an output."""
 
-    batch_size: int
+    sizes: BatchSizes
     skip_bad_rows: bool = False
     advance: Advance = lambda rows: None
     committed: Committed = lambda record, seconds, truncated: None
@@ -55,21 +60,71 @@ def precompute(
 
     Raises TeacherOutputError for a non-finite output (unless bad rows are skipped), StorageError if
     the disk fails, RunError when one example does not fit into memory."""
-    with _Committer(writer, work, encoding.committed) as committer:
-        for task in _tasks(work, committer):
-            examples = make_examples(corpus, keys, task.rows)
-            _encode_shard(corpus, task, examples, teacher, encoding, committer)
+    with (
+        _Committer(writer, work, encoding.committed) as committer,
+        _Ahead(corpus, keys, work, teacher, writer) as ahead,
+        _Storing() as storing,
+    ):
+        while (shard := ahead.take(committer.wait)) is not None:
+            _encode_shard(corpus, shard, ahead.look, teacher, encoding, storing, committer)
 
 
-def _tasks(work: Work, committer: "_Committer") -> Iterator[Task]:
-    while True:
-        task = work.reserve()
-        if task is None:
-            committer.wait()  # a shard that another writer took over from us is put back
-            task = work.reserve()
-        if task is None:
-            return
-        yield task
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard's task, and its examples as the teacher's model reads them."""
+
+    task: Task
+    prepared: Prepared
+
+
+class _Ahead:
+    """The shards of a run, each prepared in a thread while the one before it is computed.
+
+    The next one is reserved no sooner than half of the present one is done, so that writers who
+    share a corpus end together."""
+
+    def __init__(
+        self, corpus: Corpus, keys: KeyArray, work: Work, teacher: Teacher, writer: CacheWriter
+    ) -> None:
+        self._corpus, self._keys, self._work = corpus, keys, work
+        self._teacher, self._writer = teacher, writer
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._next: tuple[Task, Future[Prepared]] | None = None
+
+    def __enter__(self) -> "_Ahead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        if self._next is not None:
+            self._writer.release(self._next[0].reservation)
+
+    def look(self) -> None:
+        """Reserve the next shard, if there is one at this moment, and begin to prepare it."""
+        if self._next is None and (task := self._work.reserve_now()) is not None:
+            self._begin(task)
+
+    def take(self, wait: Callable[[], None]) -> _Shard | None:
+        """The next shard, or None; `wait` is called where nothing seems left: a shard that another
+        writer took over from us is put back when its commit is refused."""
+        if self._next is None and (task := self._work.reserve()) is not None:
+            self._begin(task)
+        if self._next is None:
+            wait()
+            if (task := self._work.reserve()) is not None:
+                self._begin(task)
+        if self._next is None:
+            return None
+        task, preparing = self._next
+        prepared = preparing.result()  # if it fails, the reservation is given back at the end
+        self._next = None
+        return _Shard(task, prepared)
+
+    def _begin(self, task: Task) -> None:
+        self._next = task, self._pool.submit(self._prepare, task)
+
+    def _prepare(self, task: Task) -> Prepared:
+        return self._teacher.prepare(make_examples(self._corpus, self._keys, task.rows))
 
 
 def make_examples(corpus: Corpus, keys: KeyArray, rows: IntArray) -> list[Example]:
@@ -82,23 +137,60 @@ def make_examples(corpus: Corpus, keys: KeyArray, rows: IntArray) -> list[Exampl
 
 def _encode_shard(
     corpus: Corpus,
-    task: Task,
-    examples: Sequence[Example],
+    shard: _Shard,
+    look_ahead: Callable[[], None],
     teacher: Teacher,
     encoding: EncodingRun,
+    storing: "_Storing",
     committer: "_Committer",
 ) -> None:
-    buffer = ShardBuffer(examples, committer.features)
+    task, prepared = shard.task, shard.prepared
+    buffer = ShardBuffer(prepared.examples, committer.features)
+    left = len(prepared)
+
+    def stored(batches: Iterator[_Stored]) -> None:
+        nonlocal left
+        for batch in batches:
+            for row, feature in batch.bad.items():
+                where = corpus.where(int(task.rows[row]))
+                _refuse_or_skip(where, feature, prepared.examples[row], encoding)
+            encoding.advance(len(batch.rows))
+            left -= len(batch.rows)
+            if 2 * left <= len(prepared):
+                look_ahead()
+
     started = time.perf_counter()
     try:
-        for places, answers in _encode_batches(teacher, examples, encoding):
-            for place, feature in buffer.put(places, answers).items():
-                _refuse_or_skip(
-                    corpus.where(int(task.rows[place])), feature, examples[place], encoding
-                )
-            encoding.advance(len(places))
+        for rows, outputs in _started(teacher, prepared, encoding.sizes):
+            stored(storing.put(buffer, rows, outputs))
+        stored(storing.rest())
     finally:
+        storing.drop_errors()
         committer.commit(task, buffer.finished(), time.perf_counter() - started)
+
+
+def _started(
+    teacher: Teacher, prepared: Prepared, sizes: BatchSizes
+) -> Iterator[tuple[IntArray, Outputs]]:
+    """Batches that the device has begun, and the rows of each."""
+    for rows in sizes.batches_of(prepared.buckets):
+        outputs = _start(teacher, prepared.take(rows))
+        if outputs is None:
+            sizes.refused += 1
+        else:
+            yield rows, outputs
+
+
+def _start(teacher: Teacher, batch: Prepared) -> Outputs | None:
+    """The outputs to come, or None if the batch did not fit into memory."""
+    try:
+        with torch.inference_mode():
+            return teacher.start(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    free_cached_memory()  # outside the handler the failed call's tensors are free
+    return None
 
 
 def _refuse_or_skip(where: str, feature: str, example: Example, encoding: EncodingRun) -> None:
@@ -112,41 +204,52 @@ def _refuse_or_skip(where: str, feature: str, example: Example, encoding: Encodi
     encoding.skipped.append(problem)
 
 
-def _encode_batches(
-    teacher: Teacher, examples: Sequence[Example], encoding: EncodingRun
-) -> Iterator[tuple[IntArray, Answers]]:
-    """Batches of one bucket each, the longest first, so that memory runs out early or never."""
-    buckets = np.asarray(teacher.buckets(examples))
-    for bucket in np.unique(buckets)[::-1]:
-        waiting = np.flatnonzero(buckets == bucket)
-        while len(waiting):
-            places = waiting[: encoding.batch_size]
-            answers = _encode(teacher, [examples[place] for place in places])
-            if answers is None:
-                encoding.batch_size = _halved(len(places))
-                continue
-            yield places, answers
-            waiting = waiting[len(places) :]
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Rows of a shard whose outputs have been kept, and row -> feature that was not finite."""
+
+    rows: IntArray
+    bad: dict[int, str]
 
 
-def _halved(batch_size: int) -> int:
-    if batch_size == 1:
-        raise RunError(
-            "device memory: a single example does not fit; use a device with more memory, a "
-            "smaller dtype, or a smaller input size of the teacher"
-        )
-    return batch_size // 2
+class _Storing:
+    """Takes outputs into a shard's buffer, in a thread, in order: to wait for the device, to copy
+    and to code what it computed are no matter of the one that gives it batches. Two batches are
+    on their way at most."""
 
+    _MOST = 2
 
-def _encode(teacher: Teacher, examples: Sequence[Example]) -> Answers | None:
-    """The outputs, or None if the batch did not fit into device memory."""
-    try:
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._running: deque[Future[_Stored]] = deque()
+
+    def __enter__(self) -> "_Storing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def put(self, buffer: ShardBuffer, rows: IntArray, outputs: Outputs) -> Iterator[_Stored]:
+        """Take a batch; yields those that have been stored by now, raises what went wrong."""
+        self._running.append(self._pool.submit(self._store, buffer, rows, outputs))
+        while self._running and (len(self._running) > self._MOST or self._running[0].done()):
+            yield self._running.popleft().result()
+
+    def rest(self) -> Iterator[_Stored]:
+        """Wait for all batches."""
+        while self._running:
+            yield self._running.popleft().result()
+
+    def drop_errors(self) -> None:
+        """Wait for all batches, after an error: what is whole of them is kept."""
+        while self._running:
+            self._running.popleft().exception()
+
+    @staticmethod
+    def _store(buffer: ShardBuffer, rows: IntArray, outputs: Outputs) -> _Stored:
         with torch.inference_mode():
-            return teacher.encode(examples)
-    except torch.OutOfMemoryError:
-        pass  # outside the handler the failed call's tensors are free
-    torch.cuda.empty_cache()
-    return None
+            answers = outputs()
+        return _Stored(rows, buffer.put(rows, answers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +262,12 @@ class Probe:
 
 def probe(teacher: Teacher, examples: Sequence[Example]) -> Probe:
     """Time one batch of all `examples`, after an untimed warm-up pass."""
+    sizes = BatchSizes(len(examples))
     for _ in range(2):
         lengths = dict.fromkeys(teacher.spec.axes, 0)
         started = time.perf_counter()
-        for _, answers in _encode_batches(teacher, examples, EncodingRun(len(examples))):
+        for _, outputs in _started(teacher, teacher.prepare(examples), sizes):
+            answers: Answers = outputs()
             for feature in _one_of_each_axis(teacher):
                 lengths[feature.axis or ""] += sum(map(len, answers.features[feature.name]))
         seconds = time.perf_counter() - started

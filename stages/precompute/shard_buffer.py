@@ -12,7 +12,7 @@ import pyarrow as pa
 from ...cache_schemas.codings import Fidelity, combined
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import IntArray, KeyArray, keys_to_array
-from ..store.format.rows import joined
+from ..ragged import joined
 from ..store.format.zarr_shards import fill_value
 from ..store.writing.staged_shard import Values
 from .teachers.base import Answers, Example

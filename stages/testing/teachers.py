@@ -26,6 +26,7 @@ from ...cache_schemas.manifest import TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec
 from ..corpus.corpus import read_corpus
 from ..corpus.hub_datasets import in_memory
+from ..precompute.batching import BatchSizes
 from ..precompute.precompute import EncodingRun, precompute
 from ..precompute.teachers import TEACHERS
 from ..precompute.teachers.base import Answers, Example, Teacher
@@ -247,7 +248,7 @@ class TeacherTests:
         spec = teacher.spec
         manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
         with CacheWriter(path, manifest) as writer:
-            encoding = EncodingRun(batch_size=2, advance=stop)
+            encoding = EncodingRun(BatchSizes(1), advance=stop)
             precompute(corpus, keys, Work(writer, keys), teacher, writer, encoding)
 
     # --- helpers

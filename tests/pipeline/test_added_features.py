@@ -18,6 +18,7 @@ from armada.pipeline.precompute import DryRun, dry_run, run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job
 from armada.pipeline.precompute_plan import PrecomputeReport
 from armada.stages.corpus.corpus import read_corpus
+from armada.stages.precompute.batching import BatchSizes
 from armada.stages.precompute.precompute import EncodingRun, precompute
 from armada.stages.precompute.teachers.base import Example, Teacher
 from armada.stages.precompute.teachers.classifier import ClassifierOptions, ClassifierTeacher
@@ -269,5 +270,5 @@ def test_a_feature_that_is_not_added_may_be_anything(
     manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
     with CacheWriter(tmp_path / "cache", manifest) as writer:
         work = Work(writer, corpus.keys())
-        precompute(corpus, corpus.keys(), work, teacher, writer, EncodingRun(batch_size=8))
+        precompute(corpus, corpus.keys(), work, teacher, writer, EncodingRun(BatchSizes(8)))
     assert open_cache(tmp_path / "cache")["words"][:].tolist() == [2.0, 1.0]

@@ -167,7 +167,7 @@ def test_a_parameter_that_a_hub_does_not_know_is_not_quoted(
     words = ("precompute", "--corpus", source, "--text-column", "text", "--teacher", "hash:4")
     result = armada(*words, "--cache", tmp_path / "cache")
     assert result.code == 2
-    assert "'token' is no parameter" in result.err
+    assert "'token' is not a parameter" in result.err
     assert SECRET not in result.err
 
 

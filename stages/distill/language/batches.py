@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from ...language.tokens import TokenTexts
-from ...store.format.rows import arange_each, positions_of
+from ...ragged import arange_each, positions_of
 from ...tokenizing.padding import pad
 from ..batches import Batch, DistillDataset
 from ..order import Indices

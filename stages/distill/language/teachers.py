@@ -18,9 +18,10 @@ import torch
 from ....cache_schemas.codings import SamplesCoding, TopKCoding
 from ....cache_schemas.errors import CacheError, JobError
 from ...language.tokens import INSIDE, TokenTexts, read_before_predicted
+from ...ragged import arange_each, positions_of
 from ...store.codec.samples import decode_samples
 from ...store.codec.top_k import decode_top_k
-from ...store.format.rows import Rows, arange_each, positions_of
+from ...store.format.rows import Rows
 from ...store.reading.feature_array import RaggedArray
 from ..objectives.options import Tail
 from ..token_loss.answers import Answers, DenseAnswers, SampledAnswers, SparseAnswers, check_samples

@@ -1,4 +1,4 @@
-"""Options of the objectives, and what else a job says of them.
+"""Options of the objectives, and other keys of an objective.
 
 Nothing here imports torch: a job is parsed, and refused, before a run loads anything heavy.
 """

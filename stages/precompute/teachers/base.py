@@ -14,7 +14,7 @@ is resolved before the spec is made, so a fingerprint names the type that was us
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal
@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ....cache_schemas.codings import Fidelity
 from ....cache_schemas.features import FeatureSpec, StoredDtype
+from ....cache_schemas.keys import IntArray
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...tokenizing.unknown import Unknown
@@ -100,6 +101,31 @@ class Answers:
     fidelity: Mapping[str, Sequence[Fidelity | None]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """N examples as a teacher's model reads them.
+
+    buckets: the padded length of each, [N]; inputs: whatever the teacher's `prepare` made of the
+    examples, with a method `take` if `Prepared.take` is to be used."""
+
+    examples: Sequence[Example]
+    buckets: IntArray
+    inputs: Any = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def take(self, rows: IntArray) -> "Prepared":
+        """Some of the examples, in the order of `rows` [B]."""
+        inputs = None if self.inputs is None else self.inputs.take(rows)
+        examples = [self.examples[row] for row in rows.tolist()]
+        return Prepared(examples, self.buckets[rows], inputs)
+
+
+Outputs = Callable[[], Answers]
+"""The outputs of a batch whose computation has begun; waits for them. For any thread."""
+
+
 class Teacher(ABC):
     """A frozen black box. Subclasses: `Options`, `settings`-relevant parts, `load`, `encode`."""
 
@@ -109,6 +135,9 @@ class Teacher(ABC):
     """Options that only choose which features there are. Features can be added by them later,
     without computing the others again."""
     default_batch_size: ClassVar[int] = 64
+    default_batch_tokens: ClassVar[int | None] = None
+    """Padded tokens of a batch, where buckets are lengths in tokens: so many rows as have them.
+    None: `default_batch_size` rows of any length."""
     default_rows_per_shard: ClassVar[int] = DEFAULT_ROWS_PER_SHARD
 
     spec: TeacherSpec
@@ -137,6 +166,19 @@ class Teacher(ABC):
         bucket.
         """
         return [0] * len(examples)
+
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        """What is done once for each example before the model: its tokens, say. Called after
+        `load`, on the CPU, in a thread beside `start`. Default: nothing but `buckets`."""
+        return Prepared(examples, np.asarray(self.buckets(examples), dtype=np.int64))
+
+    def start(self, batch: Prepared) -> Outputs:
+        """Begin to compute prepared examples of one bucket; called under `torch.inference_mode`.
+
+        On a GPU the next batch is begun before the outputs of this one are asked for, in another
+        thread: nothing here should wait for the device. Default: `encode`."""
+        answers = self.encode(batch.examples)
+        return lambda: answers
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """The share of unknown tokens in these texts, if it is most of them; may be called before
@@ -191,10 +233,14 @@ class Precision:
         dtype: torch.dtype = getattr(torch, self.compute)
         return dtype
 
+    def cast(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` as they are kept, on their device. A number too large for float16 becomes
+        infinite."""
+        return values.to(torch.float16 if self.stored == "float16" else torch.float32)
+
     def store(self, values: torch.Tensor) -> npt.NDArray[Any]:
-        """`values` as the array that is kept. A number too large for float16 becomes infinite."""
-        dtype = torch.float16 if self.stored == "float16" else torch.float32
-        return values.to(dtype).cpu().numpy()
+        """The same as an array."""
+        return self.cast(values).cpu().numpy()
 
 
 def in_row_groups(rows_BT: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -204,8 +250,32 @@ def in_row_groups(rows_BT: torch.Tensor, device: torch.device) -> torch.Tensor:
     of any size. A GPU chooses its kernels by size anyway, and is spared the rows."""
     if device.type == "cpu":
         lacking = -len(rows_BT) % ROW_GROUP
-        rows_BT = torch.cat([rows_BT, rows_BT[-1:].expand(lacking, -1)])
-    return rows_BT.to(device)
+        return torch.cat([rows_BT, rows_BT[-1:].expand(lacking, -1)])
+    return to_device(rows_BT, device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; the copy to a GPU goes on beside what comes next."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def to_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[npt.NDArray[Any]]]:
+    """Begin to copy tensors to this machine's memory; the result waits for them, in any thread."""
+    if not any(tensor.is_cuda for tensor in tensors):
+        return lambda: [tensor.cpu().numpy() for tensor in tensors]
+    copies = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def wait() -> list[npt.NDArray[Any]]:
+        arrived.synchronize()
+        return [copy.numpy() for copy in copies]
+
+    return wait
 
 
 class PrecisionOptions(TeacherOptions):

@@ -7,7 +7,8 @@ logits of all tokens are never in memory at once. Shapes: B examples, T tokens, 
 of all examples, H hidden numbers, V tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,27 @@ from ...language.tokens import (
     vocab_size_of,
 )
 from ...pretrained import choose_length, padding_id, read_tokenizer, token_limit
+from ...ragged import arange_each
+from ...tokenizing.padding import pad
 from ...tokenizing.unknown import Unknown, mostly_unknown
-from .base import ROW_GROUP, Answers, Example, example_seed, in_row_groups
+from .base import (
+    ROW_GROUP,
+    Answers,
+    Example,
+    Outputs,
+    Prepared,
+    example_seed,
+    in_row_groups,
+    to_device,
+    to_host,
+)
 from .causal_options import CausalLMOptions
 from .checkpoint_teacher import CheckpointTeacher
 from .generation import Continuation, Sampling, continue_prompts, find_cache_name, next_states
 from .token_answers import MEASURED_EVERY, Answer, Dense, Samples, TokenAnswers, TopK
+from .tokenized import padded_lengths
 
 DEFAULT_TEXT_LENGTH = 1024
-PAD_MULTIPLE = 16
 CHUNK_BYTES = 64 * 2**20
 """Bytes of float32 logits at once."""
 
@@ -55,6 +68,7 @@ class CausalLMTeacher(CheckpointTeacher):
         | {"characters", "hidden_layers", "max_new_tokens"}
     )
     default_batch_size = 8
+    default_batch_tokens = 8 * DEFAULT_TEXT_LENGTH
     default_rows_per_shard = 1024
     auto_class = "AutoModelForCausalLM"
 
@@ -80,42 +94,68 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """Rows of each example for each of its tokens, predicted tokens, and generated ones."""
+        return self.start(self.prepare(examples))()
+
+    def buckets(self, examples: Sequence[Example]) -> Sequence[int]:
+        """The padded length of each example, in tokens."""
+        buckets: list[int] = self.prepare(examples).buckets.tolist()
+        return buckets
+
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        """Their tokens."""
         texts = self._texts(examples)
-        seeds = [example_seed(self._options.seed, example.key) for example in examples]
+        return Prepared(examples, self._buckets(texts.lengths), texts)
+
+    def start(self, batch: Prepared) -> Outputs:
+        """See Teacher. Responses are generated here, token by token, as the device answers."""
+        texts: TokenTexts = batch.inputs
+        seeds = [example_seed(self._options.seed, example.key) for example in batch.examples]
+        with self._answering():
+            output, positions_P = self._run(texts)
+            answers = self._predict(output, positions_P, texts.predicted, seeds)
+        layers = [
+            _chosen(output.hidden_states[n], positions_P) for n in self._options.hidden_layers
+        ]
+        hidden = to_host([self._precision.cast(torch.stack(layers, dim=1))] if layers else [])
+        said = []
+        if self._options.max_new_tokens:
+            with self._answering():
+                said = self._generate(texts, seeds)
+        return partial(self._outputs, texts, answers, hidden, said)
+
+    def _outputs(
+        self,
+        texts: TokenTexts,
+        answers: TokenAnswers,
+        hidden: Callable[[], list[npt.NDArray[Any]]],
+        said: Sequence[Continuation],
+    ) -> Answers:
         features: dict[str, Any] = {
             "token_ids": [texts.of(text) for text in range(len(texts))],
             "prompt_tokens": np.minimum(texts.prompts, texts.lengths),
         }
         if texts.read is not None:
             features["characters_read"] = read_before_predicted(texts)
-        with self._answering():
-            output, places_P = self._run(texts)
-            answers = self._predict(output, places_P, texts.predicted, seeds)
+        answers.wait()
         features |= answers.rows_of_texts(texts.predicted)
         invalid = dict.fromkeys(answers.broken(texts.predicted), "logits")
-        if self._options.hidden_layers:
-            features["hidden"] = self._hidden(output, places_P, texts.predicted)
+        for rows in hidden():
+            features["hidden"] = by_text(rows, texts.predicted)
         if self._options.max_new_tokens:
-            with self._answering():
-                said = self._generate(texts, seeds)
             features["generated_ids"] = [np.array(one.ids, dtype=np.uint32) for one in said]
             features["generated_log_probs"] = [np.array(one.log_probs, "f4") for one in said]
-            invalid |= {place: "generated_ids" for place, one in enumerate(said) if one.broken}
+            invalid |= {row: "generated_ids" for row, one in enumerate(said) if one.broken}
         owners_P = np.repeat(np.arange(len(texts)), texts.predicted)
         fidelity = answers.fidelity_of_texts(owners_P, len(texts))
         return Answers(features, texts.truncated, invalid=invalid, fidelity=fidelity)
-
-    def buckets(self, examples: Sequence[Example]) -> list[int]:
-        """The padded length of each example, in tokens."""
-        return [self._bucket(length) for length in self._texts(examples).lengths.tolist()]
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher."""
         texts = [text for example in examples for text in self._options.said(example.segments)]
         return mostly_unknown(self._tokenizer, texts)
 
-    def _bucket(self, tokens: int) -> int:
-        return min(-(-max(tokens, 1) // PAD_MULTIPLE) * PAD_MULTIPLE, self._positions)
+    def _buckets(self, lengths: IntArray) -> IntArray:
+        return padded_lengths(lengths, self._positions)
 
     def _texts(self, examples: Sequence[Example]) -> TokenTexts:
         segments = [example.segments for example in examples]
@@ -125,12 +165,11 @@ class CausalLMTeacher(CheckpointTeacher):
         )
 
     def _predict(
-        self, output: Any, places_P: Tensor, predicted: IntArray, seeds: Sequence[int]
+        self, output: Any, positions_P: Tensor, predicted: IntArray, seeds: Sequence[int]
     ) -> TokenAnswers:
         """The predictions of all tokens, of which each text has so many."""
-        hidden_PH = _chosen(output.last_hidden_state, places_P)
-        places = [np.arange(count) for count in predicted.tolist()]
-        answers = TokenAnswers(self._answers, np.concatenate(places) % MEASURED_EVERY == 0)
+        hidden_PH = _chosen(output.last_hidden_state, positions_P)
+        answers = TokenAnswers(self._answers, arange_each(predicted) % MEASURED_EVERY == 0)
         answers.gather(
             lambda start, stop: self._logits(hidden_PH[start:stop]),
             self._chunk,
@@ -138,29 +177,21 @@ class CausalLMTeacher(CheckpointTeacher):
         )
         return answers
 
-    def _hidden(self, output: Any, places_P: Tensor, predicted: IntArray) -> list[npt.NDArray[Any]]:
-        layers = [_chosen(output.hidden_states[n], places_P) for n in self._options.hidden_layers]
-        rows = self._precision.store(torch.stack(layers, dim=1))
-        return by_text(rows, predicted)
-
     def _run(self, texts: TokenTexts) -> tuple[Any, Tensor]:
         """The transformer's output, and where in it, counted over all [B, T], predictions are made:
         at the token before the predicted one."""
-        width = self._bucket(int(texts.lengths.max()))
-        ids_BT = torch.full((len(texts), width), self._fill)
-        mask_BT = torch.zeros_like(ids_BT)
-        places = [np.empty(0, dtype=np.int64)]
-        for row, length in enumerate(texts.lengths.tolist()):
-            ids_BT[row, :length] = torch.from_numpy(texts.of(row).astype(np.int64))
-            mask_BT[row, :length] = 1
-            places.append(row * width + np.arange(texts.prompts[row] - 1, length - 1))
+        width = int(self._buckets(texts.lengths.max(keepdims=True))[0])
+        fills = {"input_ids": self._fill}
+        batch = pad({"input_ids": texts.ids}, texts.lengths, fills, width=width)
+        begins = np.arange(len(texts)) * width + texts.prompts - 1
+        positions = np.repeat(begins, texts.predicted) + arange_each(texts.predicted)
         output = hidden_states(
             self._model,
-            in_row_groups(ids_BT, self._device),
-            in_row_groups(mask_BT, self._device),
+            in_row_groups(batch["input_ids"], self._device),
+            in_row_groups(batch["attention_mask"], self._device),
             output_hidden_states=bool(self._options.hidden_layers),
         )
-        return output, torch.from_numpy(np.concatenate(places)).to(self._device)
+        return output, to_device(torch.from_numpy(positions), self._device)
 
     def _logits(self, hidden_CH: Tensor) -> Tensor:
         """Logits of the tokenizer's tokens [C, V]: what a model has beyond them stands for none."""
@@ -190,8 +221,8 @@ class CausalLMTeacher(CheckpointTeacher):
                 Sampling(self._options.generation_temperature, self._options.generation_top_p),
                 _repeated(np.stack(uniforms), self._device),
             )
-            for place, one in zip(group, found, strict=False):
-                said[place] = one
+            for text, one in zip(group, found, strict=False):
+                said[text] = one
         return said
 
     def _prepare(self) -> None:
@@ -278,8 +309,8 @@ class CausalLMTeacher(CheckpointTeacher):
             raise JobError(f"hidden_layers: {beyond[0]} is beyond the model's; from 0 to {deepest}")
 
 
-def _chosen(states_BTH: Tensor, places_P: Tensor) -> Tensor:
-    return states_BTH.flatten(0, 1).index_select(0, places_P)
+def _chosen(states_BTH: Tensor, positions_P: Tensor) -> Tensor:
+    return states_BTH.flatten(0, 1).index_select(0, positions_P)
 
 
 def _uniforms(predicted: IntArray, seeds: Sequence[int], samples: int) -> npt.NDArray[np.float64]:

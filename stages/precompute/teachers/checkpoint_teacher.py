@@ -18,6 +18,7 @@ from ....cache_schemas.errors import JobError, RunError, TeacherOutputError, Tea
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...adapters import TASK, adapter_digests, base_of, not_brought, read_adapters
+from ...memory import is_out_of_memory
 from ...pretrained import (
     DEFAULT_MAX_LENGTH,
     LOCAL_ONLY,
@@ -34,8 +35,18 @@ from ...pretrained import (
 )
 from ...sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors, resolve
 from ...tokenizing.unknown import Unknown
-from .base import Answers, Example, Precision, Teacher, TeacherOptions, make_spec
-from .tokenized import TextTokenizer, TokenBatch, TokenizedOptions
+from .base import (
+    Answers,
+    Example,
+    Outputs,
+    Precision,
+    Prepared,
+    Teacher,
+    TeacherOptions,
+    make_spec,
+    to_host,
+)
+from .tokenized import Inputs, TextTokenizer, TokenizedOptions, TokenRows
 
 _CAREFULLY = {
     "use_safetensors": True,
@@ -93,7 +104,9 @@ class CheckpointTeacher(Teacher):
                 with refusing(TeacherSourceError, f"source {self._folder}: {name} does not run"):
                     self._prepare()
                     self._probe()
-        except torch.OutOfMemoryError as cause:
+        except (RuntimeError, MemoryError) as cause:
+            if not is_out_of_memory(cause):
+                raise
             raise RunError(
                 f"device memory: the model of {self._folder} does not fit; use a device with more "
                 "memory, or a smaller dtype"
@@ -211,6 +224,8 @@ class LanguageModelTeacher(CheckpointTeacher):
 
     Subclasses: `auto_class`, `_features`, `_answer`, and where needed `_prepare` and `_unused`."""
 
+    default_batch_tokens = 64 * DEFAULT_MAX_LENGTH
+
     def __init__(self, source: str, options: TokenizedOptions, device: torch.device) -> None:
         super().__init__(source, options.revision, options.precision(), device)
         tokenizer = read_tokenizer(self._folder, TeacherSourceError)
@@ -232,17 +247,27 @@ class LanguageModelTeacher(CheckpointTeacher):
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """One array [B, *shape] a feature."""
-        batch = self._texts.batch(examples)
-        with self._answering():
-            answers = self._answer(batch)
-        stored = {
-            name: self._precision.store(values[: len(examples)]) for name, values in answers.items()
-        }
-        return Answers(stored, batch.truncated)
+        return self.start(self.prepare(examples))()
 
-    def buckets(self, examples: Sequence[Example]) -> list[int]:
+    def buckets(self, examples: Sequence[Example]) -> Sequence[int]:
         """The padded length of each example, in tokens."""
-        return self._texts.buckets(examples)
+        buckets: list[int] = self.prepare(examples).buckets.tolist()
+        return buckets
+
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        """Their tokens."""
+        rows = self._texts.read(examples)
+        return Prepared(examples, self._texts.buckets(rows.lengths), rows)
+
+    def start(self, batch: Prepared) -> Outputs:
+        """See Teacher."""
+        rows: TokenRows = batch.inputs
+        self._texts.check(rows, batch.examples)
+        with self._answering():
+            answers = self._answer(self._texts.inputs(rows, self._device))
+        stored = [self._precision.cast(values[: len(batch)]) for values in answers.values()]
+        arriving = to_host(stored)
+        return lambda: Answers(dict(zip(answers, arriving(), strict=True)), rows.truncated)
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher."""
@@ -269,14 +294,15 @@ class LanguageModelTeacher(CheckpointTeacher):
         return {}
 
     @abstractmethod
-    def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
+    def _answer(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         """Feature -> [B or more, *shape], rows beyond B being repeated ones."""
 
     @torch.inference_mode()
     def _probe(self) -> None:
         # Not every model heeds a mask (FNet), or finds a text's end before padding (XLNet's head).
-        bare = self._answer(self._texts.batch([PROBE], padded=False))
-        padded = self._answer(self._texts.batch([PROBE]))
+        rows = self._texts.read([PROBE])
+        bare = self._answer(self._texts.inputs(rows, self._device, padded=False))
+        padded = self._answer(self._texts.inputs(rows, self._device))
         tolerance = PADDING_TOLERANCE[self._precision.torch_dtype]
         for name, expected in bare.items():
             feature = self.spec.feature(name)

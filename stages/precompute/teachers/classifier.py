@@ -12,7 +12,7 @@ from ....cache_schemas.teachers import SettingValue
 from ...language.classifiers import NO_TOKEN, find_head, last_linear
 from .base import Example
 from .checkpoint_teacher import LanguageModelTeacher
-from .tokenized import TokenBatch, TokenizedOptions
+from .tokenized import Inputs, TokenizedOptions
 
 SEVERAL_TOKENS = Example(b"", ("a b c d e",))
 
@@ -45,7 +45,8 @@ class ClassifierTeacher(LanguageModelTeacher):
         if getattr(config, "pad_token_id", None) is None:
             # Decoders refuse to look for the end of several texts without it; it is not read.
             config.pad_token_id = NO_TOKEN
-        inputs = self._texts.batch([SEVERAL_TOKENS], padded=False).on(self._device)
+        rows = self._texts.read([SEVERAL_TOKENS])
+        inputs = self._texts.inputs(rows, self._device, padded=False)
         with torch.inference_mode():
             self._read_out = find_head(self._model, self._config.num_labels, inputs)
         if self._options.pooled and self._read_out is None:
@@ -61,8 +62,7 @@ class ClassifierTeacher(LanguageModelTeacher):
             self._texts.pad_left = True  # XLNet reads the last position of a row
             super()._probe()
 
-    def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
-        inputs = batch.on(self._device)
+    def _answer(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         if not self._config.is_encoder_decoder:
             return self._forward(inputs)
         # transformers reads these at their last end of sequence, and wants as many in each row.

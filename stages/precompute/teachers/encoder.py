@@ -29,7 +29,7 @@ from ...pretrained import quiet_transformers, refusing, token_limit
 from ...sources import digest_files
 from .checkpoint_teacher import LanguageModelTeacher
 from .encoder_options import EncoderOptions, Pooling, resolve_options
-from .tokenized import TokenBatch, TokenizedOptions
+from .tokenized import Inputs, TokenizedOptions
 
 
 class EncoderTeacher(LanguageModelTeacher):
@@ -122,8 +122,7 @@ class EncoderTeacher(LanguageModelTeacher):
         layers = load_layers(self._layer_folders, TeacherSourceError)
         self._layers = layers.eval().requires_grad_(False).to(self._device)
 
-    def _answer(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
-        inputs = batch.on(self._device)
+    def _answer(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         if self._options.pooling == "features":
             told = {name: inputs[name] for name in inputs.keys() & self._texts.names}
             pooled = {"pooled": text_features(self._model, told).float()}

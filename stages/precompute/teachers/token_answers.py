@@ -19,12 +19,13 @@ from ...language.tokens import by_text
 from ...store.codec.fidelity import measure_samples, measure_top_k
 from ...store.codec.samples import encode_samples
 from ...store.codec.top_k import encode_top_k
-from .base import Precision
+from .base import Precision, to_host
 
 MEASURED_EVERY = 16
 """Interval of predicted tokens at which the written row is compared with the exact one."""
 
 Arrays = tuple[npt.NDArray[Any], ...]
+Tensors = tuple[Tensor, ...]
 Bools = npt.NDArray[np.bool_]
 Uniforms = npt.NDArray[np.float64]
 """Numbers from 0 to 1, some for each token [P, K]."""
@@ -33,8 +34,8 @@ Uniforms = npt.NDArray[np.float64]
 class Answer(Protocol):
     """One feature of predicted tokens."""
 
-    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
-        """The predictions, arrays [C, ...]."""
+    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Tensors:
+        """The predictions, tensors [C, ...] on the device."""
 
     def rows(self, said: Arrays) -> npt.NDArray[Any]:
         """The stored rows [C, *shape]."""
@@ -49,12 +50,12 @@ class TopK:
 
     coding: TopKCoding
 
-    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
+    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Tensors:
         """Ids and log-probabilities [C, K], log-masses of all others [C, T]."""
         found = torch.topk(logits_CV, self.coding.k)
         log_probs_CK = found.values - logits_CV.logsumexp(1, keepdim=True)
         tails_CT = self._log_tails(logits_CV, found.indices)
-        return _arrays(found.indices, log_probs_CK, tails_CT)
+        return found.indices, log_probs_CK, tails_CT
 
     def rows(self, said: Arrays) -> npt.NDArray[Any]:
         """Coded, [C, W]."""
@@ -81,7 +82,7 @@ class Samples:
 
     coding: SamplesCoding
 
-    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
+    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Tensors:
         """Ids and log-probabilities [C, K]."""
         # In double precision: in single, the sum over a large vocabulary forgets rare tokens.
         summed_CV = logits_CV.double().softmax(1).cumsum(1)
@@ -89,7 +90,7 @@ class Samples:
         ids_CK = torch.searchsorted(summed_CV, wanted_CK, right=True)
         ids_CK = ids_CK.clamp(max=logits_CV.shape[1] - 1)
         log_probs_CK = logits_CV.gather(1, ids_CK) - logits_CV.logsumexp(1, keepdim=True)
-        return _arrays(ids_CK, log_probs_CK)
+        return ids_CK, log_probs_CK
 
     def rows(self, said: Arrays) -> npt.NDArray[Any]:
         """Coded, [C, W]."""
@@ -107,11 +108,11 @@ class Dense:
 
     precision: Precision
 
-    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Arrays:
+    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Tensors:
         """Log-probabilities [C, V]; a token that is ruled out has the lowest number there is."""
         log_probs_CV = logits_CV.log_softmax(1)
         lowest = float(np.finfo(self.precision.stored).min)
-        return (self.precision.store(log_probs_CV.clamp(min=lowest)),)
+        return (self.precision.cast(log_probs_CV.clamp(min=lowest)),)
 
     def rows(self, said: Arrays) -> npt.NDArray[Any]:
         """The same."""
@@ -121,8 +122,8 @@ class Dense:
         """Nothing is lost but the rounding to the stored type."""
 
 
-def _arrays(*tensors: Tensor) -> Arrays:
-    return tuple(tensor.cpu().numpy() for tensor in tensors)
+_Arriving = Callable[[], list[npt.NDArray[Any]]]
+_Chunk = tuple[slice, _Arriving, Mapping[str, _Arriving]]
 
 
 @dataclass(slots=True)
@@ -135,11 +136,13 @@ class TokenAnswers:
     _rows: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     _samples: dict[str, list[tuple[Arrays, npt.NDArray[Any]]]] = field(default_factory=dict)
     _numbers: list[Bools] = field(default_factory=list)
+    _coming: list[_Chunk] = field(default_factory=list)
 
     def gather(
         self, logits: Callable[[int, int], Tensor], chunk: int, uniform_PK: Uniforms
     ) -> None:
-        """Compute all of them; `logits` gives those of tokens `start` to `stop - 1` [C, V]."""
+        """Begin to compute all of them; `logits` gives those of tokens `start` to `stop - 1`
+        [C, V]."""
         # Run once even for zero tokens, to get empty arrays of the right shape.
         for start in range(0, max(len(self.measured), 1), chunk):
             part = slice(start, min(start + chunk, len(self.measured)))
@@ -147,10 +150,21 @@ class TokenAnswers:
             # A token that is ruled out has minus infinity; other logits that are no numbers are
             # broken, and so is all that follows from them.
             numbers_C = logits_CV.logsumexp(1).isfinite()
-            self._numbers.append(numbers_C.cpu().numpy())
             logits_CV = torch.where(numbers_C[:, None], logits_CV, 0.0)
+            said = {
+                name: to_host(answer.read(logits_CV, uniform_PK[part]))
+                for name, answer in self.answers.items()
+            }
+            self._coming.append((part, to_host([numbers_C]), said))
+
+    def wait(self) -> "TokenAnswers":
+        """Take what was computed from the device, and code it; before anything below."""
+        for part, numbers, said in self._coming:
+            self._numbers.extend(numbers())
             for name, answer in self.answers.items():
-                self._add(name, answer, answer.read(logits_CV, uniform_PK[part]), part)
+                self._add(name, answer, tuple(said[name]()), part)
+        self._coming.clear()
+        return self
 
     def _add(self, name: str, answer: Answer, said: Arrays, part: slice) -> None:
         rows = answer.rows(said)

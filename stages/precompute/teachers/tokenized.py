@@ -8,7 +8,8 @@ for a model that can be read only so (XLNet's classifier).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,18 @@ import torch
 from pydantic import Field
 
 from ....cache_schemas.errors import TeacherOutputError
+from ....cache_schemas.keys import IntArray
 from ...pretrained import padding_id
+from ...ragged import positions_of
 from ...tokenizing.long_texts import shortened, shortened_pair, text_and_pair
-from ...tokenizing.padding import pad_rows
+from ...tokenizing.padding import pad
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import Example, PrecisionOptions, TextOptions, in_row_groups
 
 PAD_MULTIPLE = 16
 """Most padding an example can get, plus one; few lengths, so that batches fill up."""
 
-TokenRow = dict[str, list[int]]
-"""A tokenizer's outputs for one text: `input_ids`, `attention_mask` and so on, each [T]."""
+_Ints = npt.NDArray[np.int64]
 
 
 class TokenizedOptions(PrecisionOptions, TextOptions):
@@ -55,18 +57,32 @@ class TokenizedOptions(PrecisionOptions, TextOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """B examples as a model takes them.
+class TokenRows:
+    """The tokens of N texts, S in all, laid end to end.
 
-    inputs: name -> [B, T] integers, `input_ids` and `attention_mask` (1 for real tokens) among
-    them; truncated: bool [B]."""
+    columns: name -> whole numbers [S], `input_ids` among them; lengths: [N]; truncated: bool [N],
+    texts that had more tokens."""
 
-    inputs: dict[str, torch.Tensor]
+    columns: dict[str, _Ints]
+    lengths: _Ints
     truncated: npt.NDArray[np.bool_]
 
-    def on(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """The inputs on the device; on a CPU with repeated rows behind the B."""
-        return {name: in_row_groups(rows, device) for name, rows in self.inputs.items()}
+    def take(self, rows: IntArray) -> "TokenRows":
+        """Some of the texts, in the order of `rows` [B]."""
+        positions = positions_of(rows, np.concatenate([[0], np.cumsum(self.lengths)]))
+        columns = {name: values[positions] for name, values in self.columns.items()}
+        return TokenRows(columns, self.lengths[rows], self.truncated[rows])
+
+
+Inputs = dict[str, torch.Tensor]
+"""Name -> [B, T] integers, `input_ids` and `attention_mask` (1 for real tokens) among them; on a
+CPU with repeated rows behind the B (`in_row_groups`)."""
+
+
+def padded_lengths(lengths: IntArray, most: int) -> IntArray:
+    """What texts of so many tokens [N] are padded to, at most what a model takes."""
+    padded: IntArray = -(-np.maximum(lengths, 1) // PAD_MULTIPLE) * PAD_MULTIPLE
+    return np.minimum(padded, min(most, int(padded.max(initial=1))))  # `most` may be any number
 
 
 class TextTokenizer:
@@ -91,7 +107,7 @@ class TextTokenizer:
         self._max_length = max_length
         self._positions, self._fixed = positions, fixed
         self.names = names & set(tokenizer.model_input_names)
-        self._names = self.names | {"input_ids", "attention_mask"}
+        self._names = (self.names | {"input_ids"}) - {"attention_mask"}
         self._vocabulary = vocabulary
         self.pad_id = padding_id(tokenizer, vocabulary)
         self._fills = {"input_ids": self.pad_id, "token_type_ids": tokenizer.pad_token_type_id}
@@ -101,62 +117,84 @@ class TextTokenizer:
     @property
     def ends_with_padding(self) -> bool:
         """Whether texts end with the token that rows are filled up with."""
-        return bool(self._rows(["a"], None)[0]["input_ids"][-1:] == [self.pad_id])
+        return bool(self._tokenize([("a", None)]).columns["input_ids"][-1:] == [self.pad_id])
 
-    def buckets(self, examples: Sequence[Example]) -> list[int]:
-        """The padded length of each example, in tokens."""
-        return [self._bucket(len(row["input_ids"])) for row in self._tokenize(examples)]
+    def buckets(self, lengths: IntArray) -> IntArray:
+        """The padded length of texts of so many tokens [N]."""
+        if self._fixed:
+            return np.full(len(lengths), self._positions)
+        return padded_lengths(lengths, self._positions)
 
-    def batch(self, examples: Sequence[Example], *, padded: bool = True) -> TokenBatch:
-        """The examples as one batch, padded to the longest of their buckets, or of themselves.
+    def read(self, examples: Sequence[Example]) -> TokenRows:
+        """The tokens of N examples, each at most `max_length`; tokenized once."""
+        texts = [self._text_and_pair(example.segments) for example in examples]
+        paired = np.array([pair is not None for _, pair in texts], dtype=bool)
+        if paired.all() or not paired.any():
+            return self._tokenize(texts)
+        # Two calls where single texts and pairs meet.
+        groups = [np.flatnonzero(paired == which) for which in (False, True)]
+        parts = [self._tokenize([texts[row] for row in group.tolist()]) for group in groups]
+        return _joined(parts).take(np.argsort(np.concatenate(groups)))
 
-        Raises TeacherOutputError for an example without a token."""
-        rows = self._tokenize(examples)
-        truncated = np.array([len(row["input_ids"]) > self._max_length for row in rows])
-        for position in np.flatnonzero(truncated).tolist():
-            rows[position] = self._cut(examples[position])
-        self._check(rows, examples)
-        longest = max(len(row["input_ids"]) for row in rows)
-        width = self._bucket(longest) if padded or self._fixed else longest
-        return TokenBatch(pad_rows(rows, self._fills, width=width, left=self.pad_left), truncated)
+    def inputs(self, rows: TokenRows, device: torch.device, *, padded: bool = True) -> Inputs:
+        """Texts as one batch on the device, padded to the longest of their buckets, or of
+        themselves. Raises TeacherOutputError for a text without a token."""
+        longest = rows.lengths.max(keepdims=True)
+        width = int((self.buckets(longest) if padded or self._fixed else longest)[0])
+        batch = pad(rows.columns, rows.lengths, self._fills, width=width, left=self.pad_left)
+        return {name: in_row_groups(values, device) for name, values in batch.items()}
+
+    def check(self, rows: TokenRows, examples: Sequence[Example]) -> None:
+        """Raise TeacherOutputError for a text without a token, or with one that the model lacks."""
+        if not rows.lengths.all():
+            text = examples[int(np.argmin(rows.lengths))]
+            raise TeacherOutputError(
+                f"text {text.segments!r:.80}: has no tokens; remove it from the corpus"
+            )
+        ids = rows.columns["input_ids"]
+        if ids.max() >= self._vocabulary:
+            first = int(np.argmax(ids >= self._vocabulary))
+            text = examples[int(np.searchsorted(np.cumsum(rows.lengths), first, side="right"))]
+            raise TeacherOutputError(
+                f"text {text.segments!r:.80}: token {ids[first]} is beyond the model's vocabulary "
+                f"of {self._vocabulary}; the tokenizer is not the model's own"
+            )
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """The share of unknown tokens in these texts, if it is most of them."""
         split = [self._text_and_pair(example.segments) for example in examples]
         return mostly_unknown(self._tokenizer, [text for pair in split for text in pair if text])
 
-    def _bucket(self, tokens: int) -> int:
-        if self._fixed:
-            return self._positions
-        kept = max(min(tokens, self._max_length), 1)
-        return min(-(-kept // PAD_MULTIPLE) * PAD_MULTIPLE, self._positions)
-
-    def _tokenize(self, examples: Sequence[Example]) -> list[TokenRow]:
-        split = [self._text_and_pair(example.segments) for example in examples]
-        rows: list[TokenRow] = [{}] * len(split)
-        for paired in (False, True):  # two calls only where single texts and pairs meet in a batch
-            places = [at for at, (_, pair) in enumerate(split) if (pair is not None) == paired]
-            if places:
-                texts = [split[at][0] for at in places]
-                pairs = [split[at][1] for at in places] if paired else None
-                for at, row in zip(places, self._rows(texts, pairs), strict=True):
-                    rows[at] = row
-        return rows
-
-    def _rows(
-        self, texts: list[str], pairs: Sequence[str | None] | None, **cut: object
-    ) -> list[TokenRow]:
-        encoded = self._tokenizer(texts, pairs, return_attention_mask=True, verbose=False, **cut)
-        return [
-            {name: encoded[name][at] for name in self._names if name in encoded}
-            for at in range(len(texts))
-        ]
-
-    def _cut(self, example: Example) -> TokenRow:
+    def _tokenize(self, texts: Sequence[tuple[str, str | None]]) -> TokenRows:
+        rows = self._rows(texts)
+        truncated = rows.lengths > self._max_length
+        if not truncated.any():
+            return rows
         # The tokenizer cuts, not we: it keeps the special tokens and shortens the longer segment.
-        text, pair = self._text_and_pair(example.segments)
-        pairs = None if pair is None else [pair]
-        return self._rows([text], pairs, truncation=True, max_length=self._max_length)[0]
+        longer = np.flatnonzero(truncated)
+        cut = self._rows(
+            [texts[row] for row in longer.tolist()], truncation=True, max_length=self._max_length
+        )
+        order = np.arange(len(texts))
+        order[longer] = len(texts) + np.arange(len(longer))
+        whole = _joined([rows, cut]).take(order)
+        return replace(whole, truncated=truncated)
+
+    def _rows(self, texts: Sequence[tuple[str, str | None]], **cut: object) -> TokenRows:
+        first, second = zip(*texts, strict=True)
+        pairs = None if second[0] is None else list(second)
+        encoded = self._tokenizer(
+            list(first), pairs, return_attention_mask=False, verbose=False, **cut
+        )
+        ids = encoded["input_ids"]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        total = int(lengths.sum())
+        columns = {
+            name: np.fromiter(chain.from_iterable(encoded[name]), np.int64, total)
+            for name in self._names
+            if name in encoded
+        }
+        return TokenRows(columns, lengths, np.zeros(len(ids), dtype=bool))
 
     def _text_and_pair(self, segments: Sequence[str]) -> tuple[str, str | None]:
         options, tokenizer, most = self._options, self._tokenizer, self._max_length
@@ -168,15 +206,10 @@ class TextTokenizer:
         assert pair is not None
         return shortened_pair(tokenizer, options.prefix + text, pair, most)
 
-    def _check(self, rows: list[TokenRow], examples: Sequence[Example]) -> None:
-        for row, example in zip(rows, examples, strict=True):
-            if not row["input_ids"]:
-                raise TeacherOutputError(
-                    f"text {example.segments!r:.80}: has no tokens; remove it from the corpus"
-                )
-            if max(row["input_ids"]) >= self._vocabulary:
-                raise TeacherOutputError(
-                    f"text {example.segments!r:.80}: token {max(row['input_ids'])} is beyond the "
-                    f"model's vocabulary of {self._vocabulary}; the tokenizer is not the model's "
-                    "own"
-                )
+
+def _joined(parts: Sequence[TokenRows]) -> TokenRows:
+    return TokenRows(
+        {name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns},
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.truncated for part in parts]),
+    )

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from ....cache_schemas.errors import MissingKeysError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
-from ..format.rows import Ragged, Rows, positions_of
+from ...ragged import Ragged, positions_of
+from ..format.rows import Rows
 from ..format.zarr_shards import DenseArray
 from .feature_shards import Check, FeatureShards, Prepare
 from .memory import Access, choose_access

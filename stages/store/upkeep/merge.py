@@ -33,8 +33,9 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.layout import ROWS_TABLE
 from ....cache_schemas.manifest import CommitRecord, RunRecord, TeacherManifest
+from ...ragged import Ragged
 from ..format.manifests import refuse_part
-from ..format.rows import Ragged, Rows
+from ..format.rows import Rows
 from ..format.tables import read_table, read_whole_table
 from ..format.zarr_shards import DenseArray
 from ..reading.feature_array import RaggedArray

@@ -18,10 +18,10 @@ from ....cache_schemas.keys import IntArray, KeyArray
 from ....cache_schemas.layout import ROWS_TABLE, commit_file, shard_file, table_file
 from ....cache_schemas.manifest import CommitRecord, FileRecord, TeacherManifest
 from ....cache_schemas.teachers import TeacherSpec
+from ...ragged import Ragged
 from ..files.atomic import Buffer, file_record, open_new, storage_error, sync_file, sync_folder
 from ..files.lock import note_change
 from ..files.own_files import move_file, remove_file, remove_tree
-from ..format.rows import Ragged
 from ..format.tables import rows_table, table_bytes
 from ..format.zarr_shards import shard_parts
 from .reservations import Reservation

@@ -266,19 +266,25 @@ class Work:
         """The next task, of at most `rows_per_shard` keys; None when there is none left.
 
         `preferred`: the shard number to take, if it is free."""
-        while True:
-            with self._writer.turn() as turn:
-                taken = self._see(turn)
-                mine = self._open & ~self._dealt
-                free = np.flatnonzero(mine & ~taken)[: self._writer.manifest.rows_per_shard]
-                if len(free):
-                    self._dealt[free] = True
-                    rows = self._rows[free]
-                    return Task(rows, turn.reserve(self._keys[rows], preferred))
+        while (task := self.reserve_now(preferred)) is None:
+            mine = self._open & ~self._dealt
             if not mine.any():
                 return None
             self._waiting(int(mine.sum()))
             time.sleep(POLL_S)
+        return task
+
+    def reserve_now(self, preferred: int | None = None) -> Task | None:
+        """The same, without waiting for what other writers are computing."""
+        with self._writer.turn() as turn:
+            taken = self._see(turn)
+            mine = self._open & ~self._dealt & ~taken
+            free = np.flatnonzero(mine)[: self._writer.manifest.rows_per_shard]
+            if not len(free):
+                return None
+            self._dealt[free] = True
+            rows = self._rows[free]
+            return Task(rows, turn.reserve(self._keys[rows], preferred))
 
     def put_back(self, task: Task) -> None:
         """Deal out again what another writer took over from us, unless that commits it."""

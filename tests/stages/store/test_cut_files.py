@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import DamagedCacheError
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store.format.rows import Ragged
+from armada.stages.ragged import Ragged
 from armada.stages.store.reading.feature_array import FeatureArray, JoinedArray
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.writer import CacheWriter

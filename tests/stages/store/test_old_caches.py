@@ -31,9 +31,9 @@ from armada.cache_schemas.manifest import (
 from armada.cache_schemas.teachers import TeacherSpec
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.hash import HashOptions, HashTeacher
+from armada.stages.ragged import Ragged
 from armada.stages.store.codec.samples import decode_samples, encode_samples
 from armada.stages.store.codec.top_k import decode_top_k, encode_top_k
-from armada.stages.store.format.rows import Ragged
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.upkeep.survey import survey_cache
 from armada.stages.store.upkeep.verify import verify

@@ -18,7 +18,7 @@ from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.layout import commit_file, table_file
 from armada.cache_schemas.manifest import CommitRecord, TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
-from armada.stages.store.format.rows import Ragged, joined
+from armada.stages.ragged import Ragged, joined
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.upkeep.merge import merge_teacher
 from armada.stages.store.upkeep.repair import carry_out, plan_repair

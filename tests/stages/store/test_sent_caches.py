@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from armada.cache_schemas.features import FeatureSpec
-from armada.stages.store.format.rows import Ragged
+from armada.stages.ragged import Ragged
 from armada.stages.store.reading.reader import Cache, open_cache
 from armada.stages.store.writing.writer import CacheWriter
 from small_caches import THREE_SHARDS, keys_of, make_manifest, write_cache

@@ -117,9 +117,9 @@ def test_teachers_and_students_read_the_same_as_without(text: str, most: int) ->
         vocabulary=len(tokenizer),
         positions=64,
     )
-    batch = teacher.batch([Example(b"", (text,))], padded=False)
-    assert batch.inputs["input_ids"][0].tolist() == expected
-    assert batch.truncated.tolist() == [len(whole) > most]
+    rows = teacher.read([Example(b"", (text,))])
+    assert rows.columns["input_ids"].tolist() == expected
+    assert rows.truncated.tolist() == [len(whole) > most]
 
 
 CHAT = make_chat_tokenizer()

@@ -19,9 +19,9 @@ from armada.stages.distill.language.teachers import (
 )
 from armada.stages.distill.token_loss.answers import DenseAnswers, SampledAnswers, SparseAnswers
 from armada.stages.language.tokens import INSIDE, TokenTexts
+from armada.stages.ragged import Ragged, joined
 from armada.stages.store.codec.samples import encode_samples
 from armada.stages.store.codec.top_k import encode_top_k
-from armada.stages.store.format.rows import Ragged, joined
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.writer import CacheWriter
 from hypothesis import given, settings

@@ -1,0 +1,101 @@
+"""Which examples share a batch: those of one bucket, as many as fit.
+
+The longest come first, so that memory runs out early or never. How many fit is a number of padded
+tokens, or of rows where a job says so. Where the device refuses, that bucket's limit is halved, and
+doubled again after batches that fit: memory that somebody else held for a while, or one freak of a
+text, does not slow down the days after it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...cache_schemas.errors import RunError
+from ...cache_schemas.keys import IntArray
+from .teachers.base import ROW_GROUP, Teacher
+
+PATIENCE, MOST_PATIENCE = 16, 4096
+"""Batches that fit before a limit is doubled again; four times as many after each refusal."""
+
+
+@dataclass(slots=True)
+class _Limit:
+    """The rows of one bucket's batches."""
+
+    most: int
+    rows: int
+    patience: int = PATIENCE
+    fitted: int = 0
+
+    def fit(self) -> None:
+        self.fitted += 1
+        if self.rows < self.most and self.fitted >= self.patience:
+            self.rows, self.fitted = min(2 * self.rows, self.most), 0
+
+    def refuse(self, rows: int) -> None:
+        if rows == 1:
+            raise RunError(
+                "device memory: a single example does not fit; use a device with more memory, a "
+                "smaller dtype, or a smaller input size of the teacher"
+            )
+        self.rows, self.fitted = rows // 2, 0
+        self.patience = min(4 * self.patience, MOST_PATIENCE)
+
+
+@dataclass(slots=True)
+class BatchSizes:
+    """How large batches are, of one teacher on one device, for as long as it runs.
+
+    rows: as a job says; else as many as have `tokens` padded tokens, or `default_rows` where a
+    teacher knows no lengths. Counts what was computed."""
+
+    default_rows: int
+    tokens: int | None = None
+    rows: int | None = None
+    batches: int = 0
+    examples: int = 0
+    padded_tokens: int = 0
+    refused: int = 0
+    _limits: dict[int, _Limit] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, teacher: Teacher, rows: int | None) -> "BatchSizes":
+        """The sizes of a teacher's batches, `rows` being those that a job asks for."""
+        return cls(teacher.default_batch_size, teacher.default_batch_tokens, rows)
+
+    def limit(self, bucket: int) -> _Limit:
+        """The limit of a bucket."""
+        if bucket not in self._limits:
+            most = self._most(bucket)
+            self._limits[bucket] = _Limit(most, most)
+        return self._limits[bucket]
+
+    def _most(self, bucket: int) -> int:
+        if self.rows is not None:
+            return self.rows
+        if self.tokens is None or not bucket:
+            return self.default_rows
+        rows = max(self.tokens // bucket, 1)
+        return rows - rows % ROW_GROUP if rows > ROW_GROUP else rows
+
+    def batches_of(self, buckets: IntArray) -> Iterator[IntArray]:
+        """Indices [B] of the examples of each batch, of examples with so long buckets [N].
+
+        After each, `fitted` or `refused_by_device` says how it went: what was refused comes again
+        in smaller batches."""
+        for bucket in np.unique(buckets)[::-1].tolist():
+            waiting = np.flatnonzero(buckets == bucket)
+            limit = self.limit(bucket)
+            while len(waiting):
+                batch = waiting[: limit.rows]
+                before = self.refused
+                yield batch
+                if self.refused != before:
+                    limit.refuse(len(batch))
+                    continue
+                limit.fit()
+                self.batches += 1
+                self.examples += len(batch)
+                self.padded_tokens += len(batch) * bucket
+                waiting = waiting[len(batch) :]

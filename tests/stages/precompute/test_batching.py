@@ -1,0 +1,215 @@
+"""How large batches are: a token budget, memory that runs out, and memory that comes back; and what
+is done beside the device."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from armada.cache_schemas.errors import RunError
+from armada.stages.memory import is_out_of_memory
+from armada.stages.precompute.batching import PATIENCE, BatchSizes
+from armada.stages.precompute.teachers.base import Example, Outputs, Prepared
+from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
+from spying_teacher import Bench, SpyingTeacher, WriteParquet
+from tiny_checkpoints import make_bert
+
+
+def rows_of(sizes: BatchSizes, buckets: Sequence[int], fits: dict[int, int]) -> list[int]:
+    """Rows of each batch that is begun, where so many of a bucket fit; 0 is one of them each."""
+    begun, computed = [], []
+    for rows in sizes.batches_of(np.array(buckets)):
+        begun.append(len(rows))
+        if len(rows) > fits.get(buckets[rows[0]], 1000):
+            sizes.refused += 1
+        else:
+            computed.extend(rows.tolist())
+    assert sorted(computed) == list(range(len(buckets)))
+    return begun
+
+
+def test_a_batch_has_as_many_tokens_as_the_budget() -> None:
+    sizes = BatchSizes(64, tokens=64 * 128)
+    assert rows_of(sizes, [128] * 64 + [16] * 512 + [8192, 16384], {}) == [1, 1, 64, 512]
+    assert (sizes.batches, sizes.examples) == (4, 578)
+    assert sizes.padded_tokens == 8192 + 16384 + 64 * 128 + 512 * 16
+
+
+def test_rows_that_a_job_asks_for_are_those_of_every_batch() -> None:
+    assert rows_of(BatchSizes(64, tokens=8192, rows=100), [16] * 150 + [512] * 100, {}) == [
+        *(100, 100, 50)
+    ]
+    assert rows_of(BatchSizes(64), [0] * 100, {}) == [64, 36]
+
+
+def test_a_refusal_is_of_its_bucket_alone() -> None:
+    sizes = BatchSizes(64)
+    assert rows_of(sizes, [512] * 64 + [16] * 64, {512: 16}) == [64, 32, 16, 16, 16, 16, 64]
+
+
+def test_a_limit_grows_again_where_memory_has_come_back() -> None:
+    sizes = BatchSizes(64)
+    rows_of(sizes, [16] * 64, {16: 16})
+    begun = rows_of(sizes, [16] * (64 * 3 * PATIENCE * 16), {})
+    assert begun[0] == 16
+    assert begun[-1] == 64
+    tried = [rows for rows, before in zip(begun[1:], begun, strict=False) if rows != before]
+    assert tried == [32, 64]
+
+
+def test_a_limit_that_stays_is_tried_ever_less_often() -> None:
+    sizes = BatchSizes(64)
+    begun = rows_of(sizes, [16] * 100_000, {16: 16})
+    wasted = sum(rows > 16 for rows in begun)
+    assert 3 <= wasted <= 8
+    assert len(begun) < 100_000 / 16 + 10
+
+
+def test_one_example_that_does_not_fit_ends_it() -> None:
+    with pytest.raises(RunError, match="a single example does not fit"):
+        rows_of(BatchSizes(4), [16] * 4, {16: 0})
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1 GB)"),
+    RuntimeError(
+        "Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"
+    ),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"
+    ),
+    RuntimeError("HIP out of memory. Tried to allocate 1.00 GiB"),
+    MemoryError("Unable to allocate 4.00 GiB for an array"),
+]
+
+
+class _Narrow(SpyingTeacher):
+    """Three examples fit; more raise what a library raises then."""
+
+    error: BaseException
+
+    def encode(self, examples):
+        if len(examples) > 3:
+            raise self.error
+        return super().encode(examples)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:40])
+def test_every_way_to_say_that_memory_ran_out_is_understood(
+    error: BaseException, write_parquet: WriteParquet, tmp_path: Path
+) -> None:
+    assert is_out_of_memory(error)
+    teacher = _Narrow()
+    teacher.error = error
+    bench = Bench(write_parquet, tmp_path / "cache")
+    bench.ask(teacher, [f"text {n}" for n in range(20)], batch_size=16)
+    assert len(bench.cache) == 20
+    assert max(map(len, teacher.asked)) <= 3
+
+
+def test_other_errors_of_a_device_are_not_taken_for_it(
+    write_parquet: WriteParquet, tmp_path: Path
+) -> None:
+    teacher = _Narrow()
+    teacher.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    bench = Bench(write_parquet, tmp_path / "cache")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        bench.ask(teacher, [f"text {n}" for n in range(20)], batch_size=16)
+
+
+class _Late(SpyingTeacher):
+    """Its outputs come once the next batch has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Semaphore(0)
+        self.waited: list[bool] = []
+
+    def start(self, batch: Prepared) -> Outputs:
+        self.begun.release()
+        answers, main = self.encode(batch.examples), threading.get_ident()
+
+        def outputs():
+            assert threading.get_ident() != main
+            assert torch.is_inference_mode_enabled()
+            self.waited.append(self.begun.acquire(timeout=30) and self.begun.acquire(timeout=0.2))
+            return answers
+
+        return outputs
+
+
+def test_the_next_batch_begins_before_the_outputs_of_one_are_there(
+    write_parquet: WriteParquet, tmp_path: Path
+) -> None:
+    teacher = _Late()
+    bench = Bench(write_parquet, tmp_path / "cache")
+    bench.ask(teacher, [f"text {n}" for n in range(20)], batch_size=4)
+    assert len(bench.cache) == bench.advanced == 20
+    assert teacher.waited[0]
+
+
+class _Preparing(SpyingTeacher):
+    """Notes what is prepared, and in which thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepared: list[int] = []
+        self.threads: set[int] = set()
+
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        self.prepared.append(len(examples))
+        self.threads.add(threading.get_ident())
+        return super().prepare(examples)
+
+
+def test_each_example_is_prepared_once_and_beside_the_model(
+    write_parquet: WriteParquet, tmp_path: Path
+) -> None:
+    teacher = _Preparing()
+    bench = Bench(write_parquet, tmp_path / "cache")
+    bench.ask(teacher, [f"text {n}" for n in range(150)], batch_size=4)
+    assert teacher.prepared == [64, 64, 22]
+    assert threading.get_ident() not in teacher.threads
+
+
+def test_a_shard_that_was_prepared_in_vain_is_given_back(
+    write_parquet: WriteParquet, tmp_path: Path
+) -> None:
+    """The second shard is reserved and prepared while the first is computed, which fails."""
+    teacher = _Preparing()
+    teacher.breaks_at = "text 3"
+    bench = Bench(write_parquet, tmp_path / "cache")
+    texts = [f"text {n}" for n in range(150)]
+    with pytest.raises(ValueError, match="the teacher broke"):
+        bench.ask(teacher, [*texts[4:64], texts[3], *texts[64:]], batch_size=4)
+    assert not list((tmp_path / "cache").glob("teachers/*/reservations/*/*"))
+    bench.ask(SpyingTeacher(), texts)
+    assert len(bench.cache) == 150
+
+
+def test_texts_are_tokenized_once(
+    write_parquet: WriteParquet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = EncoderTeacher(
+        str(make_bert(tmp_path / "model", ["a text on and on"])),
+        EncoderOptions(),
+        torch.device("cpu"),
+    )
+    teacher.load()
+    read: list[str] = []
+    tokenize = teacher._texts._rows
+
+    def counting(texts, **cut):
+        read.extend(text for text, _ in texts)
+        return tokenize(texts, **cut)
+
+    monkeypatch.setattr(teacher._texts, "_rows", counting)
+    texts = [f"a text {n} " + "on and on " * (n % 7) for n in range(100)]
+    Bench(write_parquet, tmp_path / "cache").ask(teacher, texts)
+    assert sorted(read) == sorted(texts)
