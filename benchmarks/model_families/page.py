@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from .roles import ABSENT, NOT_BUILT, ROLES, YES, Outcomes
 
-READS_NO_TEXT, NOT_TRIED = "reads no text", "?"
+READS_NO_TEXT, NOT_TRIED = "not text; use a text model", "?"
 
 _PAGE = """# Models
 
