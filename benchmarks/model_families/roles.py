@@ -17,10 +17,10 @@ from armada.cache_schemas.keys import example_key
 from armada.pipeline.distill import run_distill
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.evaluate import run_evaluate
-from armada.pipeline.student_jobs import EvaluateJob
 from armada.pipeline.jobs import make
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import make_precompute_job
+from armada.pipeline.student_jobs import EvaluateJob
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
