@@ -46,6 +46,7 @@ part() {
 part tests "$python" -m pytest -m gpu -rs
 part distill "$python" benchmarks/distill.py --device cuda --markdown
 part fused_loss "$python" benchmarks/fused_loss.py --device cuda --markdown
+part precompute "$python" benchmarks/precompute.py --device cuda --markdown
 
 cat "$table"
 exit "$failed"

@@ -21,6 +21,7 @@ from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ...language.logits import find_transform, hidden_states, is_causal
+from ...language.masks import attending
 from ...language.tokens import (
     TokenTexts,
     by_text,
@@ -185,12 +186,13 @@ class CausalLMTeacher(CheckpointTeacher):
         batch = pad({"input_ids": texts.ids}, texts.lengths, fills, width=width)
         begins = np.arange(len(texts)) * width + texts.prompts - 1
         positions = np.repeat(begins, texts.predicted) + arange_each(texts.predicted)
-        output = hidden_states(
-            self._model,
-            in_row_groups(batch["input_ids"], self._device),
-            in_row_groups(batch["attention_mask"], self._device),
-            output_hidden_states=bool(self._options.hidden_layers),
-        )
+        with attending(bool((texts.lengths < width).any())):
+            output = hidden_states(
+                self._model,
+                in_row_groups(batch["input_ids"], self._device),
+                in_row_groups(batch["attention_mask"], self._device),
+                output_hidden_states=bool(self._options.hidden_layers),
+            )
         return output, to_device(torch.from_numpy(positions), self._device)
 
     def _logits(self, hidden_CH: Tensor) -> Tensor:

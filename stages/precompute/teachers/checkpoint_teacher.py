@@ -18,6 +18,7 @@ from ....cache_schemas.errors import JobError, RunError, TeacherOutputError, Tea
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...adapters import TASK, adapter_digests, base_of, not_brought, read_adapters
+from ...language.masks import attending
 from ...memory import is_out_of_memory
 from ...pretrained import (
     DEFAULT_MAX_LENGTH,
@@ -263,7 +264,7 @@ class LanguageModelTeacher(CheckpointTeacher):
         """See Teacher."""
         rows: TokenRows = batch.inputs
         self._texts.check(rows, batch.examples)
-        with self._answering():
+        with self._answering(), attending(self._texts.needs_mask(rows)):
             answers = self._answer(self._texts.inputs(rows, self._device))
         stored = [self._precision.cast(values[: len(batch)]) for values in answers.values()]
         arriving = to_host(stored)

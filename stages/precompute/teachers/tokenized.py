@@ -144,6 +144,11 @@ class TextTokenizer:
         batch = pad(rows.columns, rows.lengths, self._fills, width=width, left=self.pad_left)
         return {name: in_row_groups(values, device) for name, values in batch.items()}
 
+    def needs_mask(self, rows: TokenRows) -> bool:
+        """Whether a batch of these texts has padding."""
+        longest = rows.lengths.max(keepdims=True)
+        return bool((rows.lengths < self.buckets(longest)).any())
+
     def check(self, rows: TokenRows, examples: Sequence[Example]) -> None:
         """Raise TeacherOutputError for a text without a token, or with one that the model lacks."""
         if not rows.lengths.all():

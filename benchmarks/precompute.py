@@ -1,0 +1,204 @@
+"""What stage 1 takes beside a plain loop and beside other tools, and beside the model at all.
+
+One command, three tables:
+
+    python benchmarks/precompute.py [--encoder FOLDER] [--causal-lm FOLDER] [--texts FILE]
+
+Teachers: each way computes the same features of the same texts, sorted by length, in batches of
+as many padded tokens; ways take turns, in an order drawn anew for each round. Times are medians,
+ratios to the plain loop are of the same round. Without folders, tiny models are made.
+
+Beside the model: a real tokenizer and a device that is only pretended, which takes a set time a
+text. Processor time a text, of that the tokenizer's own, and the share of time in which the device
+had work, with texts tokenized in the run and with a tokenizer of no cost.
+
+Caches: one commit with so many shards there, and the first look-up of 1,000 keys.
+"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+from armada.cache_schemas.features import FeatureSpec
+from armada.cache_schemas.keys import example_key, keys_to_array
+from armada.cache_schemas.manifest import TeacherManifest
+from armada.cache_schemas.teachers import TeacherSpec
+from armada.pipeline.environment import choose_device, hardware, library_versions, now
+from armada.stages.store.format.rows import KeyIndex
+from armada.stages.store.writing.writer import CacheWriter
+from figures import ABSENT, shown_ratio, table
+from model_families.tiny import make_model, make_tokenizer, tiny_config
+from precompute_ways.stub import cost
+from precompute_ways.ways import (
+    Armada,
+    BareEncoder,
+    BareTopK,
+    SentenceTransformers,
+    Way,
+    made_up_texts,
+    seconds,
+)
+
+GPU_RATE_S = 4e-6
+"""A text of MiniLM on a large GPU, reckoned."""
+
+
+def main() -> None:
+    """Print the tables."""
+    options = parse()
+    device = choose_device(options.device)
+    torch.set_num_threads(options.threads)
+    told = {**hardware(str(device)), **library_versions()}
+    print(f"{now()}; " + ", ".join(f"{name} {value}" for name, value in told.items()))
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = options.encoder or tiny(Path(folder) / "encoder", "bert", "AutoModel")
+        causal_lm = options.causal_lm or tiny(
+            Path(folder) / "causal_lm", "llama", "AutoModelForCausalLM"
+        )
+        texts = read_texts(options)
+        few = texts[: options.few]
+        kinds = {
+            f"encoder, {len(texts)} texts": (encoder_ways(encoder, device), texts),
+            f"causal_lm top_k, {len(few)} texts": (causal_lm_ways(causal_lm, device), few),
+        }
+        rows = [("teacher", "way", "seconds", "of the plain loop")]
+        for name, (ways, read) in kinds.items():
+            print(f"... {name}", file=sys.stderr)
+            rows += [(name, *cells) for cells in compared(ways, read, options.rounds)]
+        print(f"\n{table(rows, options.markdown)}")
+        print("... beside the model", file=sys.stderr)
+        print(f"\n{table(beside_the_model(encoder, texts), options.markdown)}")
+    print("... caches", file=sys.stderr)
+    print(f"\n{table(caches(options.shards, options.keys), options.markdown)}")
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--encoder", help="folder of a sentence encoder (mean pooling)")
+    parser.add_argument("--causal-lm", help="folder of a causal language model")
+    parser.add_argument("--texts", help="Parquet file with a column 'text'; default made-up texts")
+    parser.add_argument("--count", type=int, default=2048, help="texts")
+    parser.add_argument("--few", type=int, default=128, help="texts of the language model")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shards", type=int, nargs="+", default=[100, 1000, 2500])
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on a processor")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all runs")
+    options = parser.parse_args()
+    if options.quick:
+        options.count, options.few, options.rounds = 64, 8, 1
+        options.shards, options.keys = [3], 10_000
+    return options
+
+
+def tiny(folder: Path, family: str, auto_class: str) -> str:
+    """A tiny model with random weights."""
+    make_model(tiny_config(family), auto_class).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def read_texts(options: argparse.Namespace) -> list[str]:
+    """So many texts, each another."""
+    if options.texts is None:
+        return made_up_texts(options.count)
+    import pyarrow.parquet as pq
+
+    read = pq.read_table(options.texts, columns=["text"])["text"].to_pylist()
+    return list(dict.fromkeys(read))[: options.count]
+
+
+def encoder_ways(folder: str, device: torch.device) -> dict[str, Way]:
+    """The mean of the last states, without what a folder declares beside."""
+    ways: dict[str, Way] = {"plain loop": BareEncoder(folder, device, 128)}
+    settings = {"pooling": "mean", "normalize": False, "max_length": 128}
+    ways["armada"] = Armada(f"encoder:{folder}", device, **settings)
+    if find_spec("sentence_transformers"):
+        ways["sentence-transformers"] = SentenceTransformers(folder, device, 128)
+    return ways
+
+
+def causal_lm_ways(folder: str, device: torch.device) -> dict[str, Way]:
+    """The 64 most probable tokens at each position."""
+    return {
+        "plain loop": BareTopK(folder, device, 128),
+        "armada": Armada(f"causal_lm:{folder}", device, max_length=128, top_k=64),
+    }
+
+
+def compared(ways: dict[str, Way], texts: list[str], rounds: int) -> list[tuple[str, str, str]]:
+    """Name, median seconds and ratio of each way."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        seconds(way, texts[:8])
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample([*ways], len(ways)):
+            times[name].append(seconds(ways[name], texts))
+    plain = times["plain loop"]
+    return [
+        (
+            name,
+            f"{median(found):.2f}",
+            shown_ratio([a / b for a, b in zip(found, plain, strict=True)]),
+        )
+        for name, found in times.items()
+    ]
+
+
+def beside_the_model(folder: str, texts: list[str]) -> list[tuple[str, ...]]:
+    """Rows of the second table."""
+    rows: list[tuple[str, ...]] = [
+        ("a text takes the device", "tokenized", "CPU us a text", "of that, tokenizer", "busy")
+    ]
+    for text_s in (0.0, GPU_RATE_S, 100e-6):
+        for before in (False, True):
+            found = cost(folder, texts, text_s, before)
+            cells = [seconds_ * 1e6 / len(texts) for seconds_ in (found.cpu_s, found.tokenizing_s)]
+            busy = f"{found.busy:.0%}" if text_s else ABSENT
+            how = "before" if before else "in the run"
+            tokenizing = ABSENT if before else f"{cells[1]:.0f}"
+            rows.append((f"{text_s * 1e6:.0f} us", how, f"{cells[0]:.0f}", tokenizing, busy))
+    return rows
+
+
+def caches(shard_counts: list[int], keys: int) -> list[tuple[str, ...]]:
+    """Rows of the third table."""
+    rows: list[tuple[str, ...]] = [("cache", "ms", "CPU ms")]
+    with tempfile.TemporaryDirectory() as folder:
+        feature = FeatureSpec(name="pooled", shape=(4,), dtype="float32")
+        spec = TeacherSpec(kind="made_up", name="b", weights={}, settings={}, features=(feature,))
+        manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
+        with CacheWriter(Path(folder) / "cache", manifest) as writer:
+            for count in range(max(shard_counts) + 5):
+                wall, cpu = time.perf_counter(), time.process_time()
+                key = keys_to_array([example_key((str(count),))])
+                writer.commit(key, {"pooled": np.zeros((1, 4), "f4")}, np.zeros(1, dtype=bool))
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                if count in shard_counts:
+                    cells = (f"{wall * 1e3:.1f}", f"{cpu * 1e3:.1f}")
+                    rows.append((f"commit, {count:,} shards there", *cells))
+    there = np.random.default_rng(0).integers(0, 256, (keys, 16), dtype=np.uint8)
+    wall, cpu = time.perf_counter(), time.process_time()
+    KeyIndex(there).find(there[:1000])
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    name = f"first look-up of 1,000 of {keys:,} keys"
+    rows.append((name, f"{wall * 1e3:.1f}", f"{cpu * 1e3:.1f}"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

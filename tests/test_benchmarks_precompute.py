@@ -1,0 +1,65 @@
+"""The benchmark of stage 1: it runs, and what it compares is the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hangs import HANG_S
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_a_quick_run_prints_three_tables() -> None:
+    command = [sys.executable, str(BENCHMARKS / "precompute.py"), "--quick", "--markdown"]
+    run = subprocess.run(
+        [*command, "--device", "cpu"], capture_output=True, text=True, timeout=2 * HANG_S
+    )
+    assert run.returncode == 0, run.stderr
+    rows = [line.strip("|").split("|") for line in run.stdout.splitlines() if "|" in line]
+    lines = [[cell.strip() for cell in row] for row in rows]
+    ways = {(row[0].partition(",")[0], row[1]): row[2:] for row in lines if len(row) == 4}
+    for kind in ("encoder", "causal_lm top_k"):
+        assert ways[kind, "plain loop"][1] == "1.00x"
+        assert float(ways[kind, "armada"][0]) > 0
+    stub = [row for row in lines if row[0].endswith(" us")]
+    assert len(stub) == 6
+    assert any("first look-up of 1,000 of 10,000 keys" in row[0] for row in lines)
+    assert any("3 shards there" in row[0] for row in lines)
+
+
+def test_the_ways_compute_the_same(tmp_path: Path) -> None:
+    import armada
+    from model_families.tiny import make_model, make_tokenizer, tiny_config
+    from precompute_ways.ways import BareEncoder, BareTopK, batches, made_up_texts
+
+    texts = made_up_texts(40)
+    assert len(set(texts)) == 40
+    assert sorted(row for rows in batches([5, 9000, 7, 100]) for row in rows) == [0, 1, 2, 3]
+    for family, auto in (("bert", "AutoModel"), ("llama", "AutoModelForCausalLM")):
+        make_model(tiny_config(family), auto).save_pretrained(tmp_path / family)
+        make_tokenizer().save_pretrained(tmp_path / family)
+    device = torch.device("cpu")
+    given = {"corpus": pa.table({"text": texts}), "text_column": "text", "max_length": 64}
+    armada.precompute(
+        teacher=f"encoder:{tmp_path / 'bert'}", cache=tmp_path / "one", pooling="mean", **given
+    )
+    plain = np.stack(BareEncoder(str(tmp_path / "bert"), device, 64)(texts))
+    cache = armada.open_cache(tmp_path / "one")
+    np.testing.assert_allclose(cache["pooled"][cache.lookup(texts)], plain, atol=1e-5)
+    armada.precompute(
+        teacher=f"causal_lm:{tmp_path / 'llama'}", cache=tmp_path / "two", top_k=8, **given
+    )
+    top = BareTopK(str(tmp_path / "llama"), device, 64)(texts)
+    cache = armada.open_cache(tmp_path / "two")
+    lengths = cache.ragged("top_k").lengths(cache.lookup(texts))
+    # armada ends a text with the end-of-sequence token, the plain loop does not.
+    assert (lengths - [len(ids) for ids, _ in top] <= 1).all()
