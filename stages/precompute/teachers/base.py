@@ -214,6 +214,10 @@ threads): the rows of a matrix product that are left over beyond a multiple of 4
 last bits from what they are in a larger batch; with none left over no row ever differed."""
 
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
+_HALF_PRECISION: dict[torch.dtype | None, ComputeDtype] = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +286,9 @@ class PrecisionOptions(TeacherOptions):
     """Options of teachers that compute with torch."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="dtype the model computes in; auto is float32"
+        default="auto",
+        description="dtype the model computes in; auto is float32 on a CPU, elsewhere the dtype "
+        "that a transformers checkpoint was saved in",
     )
     store_dtype: Literal["auto", "float32", "float16"] = Field(
         default="auto",
@@ -290,9 +296,15 @@ class PrecisionOptions(TeacherOptions):
         "precision, else float32",
     )
 
-    def precision(self) -> Precision:
-        """The types with 'auto' resolved."""
+    def precision(
+        self, device: torch.device | None = None, saved: torch.dtype | None = None
+    ) -> Precision:
+        """The types with 'auto' resolved, of weights `saved` in a dtype. A large model in float32
+        neither fits a GPU nor is what its authors run; a CPU computes in float32 fastest."""
         compute: ComputeDtype = "float32" if self.dtype == "auto" else self.dtype
+        on_cpu = device is None or device.type == "cpu"
+        if self.dtype == "auto" and not on_cpu and saved in _HALF_PRECISION:
+            compute = _HALF_PRECISION[saved]
         if self.store_dtype != "auto":
             return Precision(compute, self.store_dtype)
         return Precision(compute, "float32" if compute == "float32" else "float16")

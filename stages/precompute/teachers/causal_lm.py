@@ -74,7 +74,7 @@ class CausalLMTeacher(CheckpointTeacher):
     auto_class = "AutoModelForCausalLM"
 
     def __init__(self, source: str, options: CausalLMOptions, device: torch.device) -> None:
-        super().__init__(source, options.revision, options.precision(), device)
+        super().__init__(source, options.revision, options, device)
         self._options = options
         self._tokenizer = read_tokenizer(self._folder, TeacherSourceError)
         self._vocab_size, self._rows = vocab_size_of(self._tokenizer), self._head_rows()

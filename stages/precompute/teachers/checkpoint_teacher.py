@@ -40,7 +40,7 @@ from .base import (
     Answers,
     Example,
     Outputs,
-    Precision,
+    PrecisionOptions,
     Prepared,
     Teacher,
     TeacherOptions,
@@ -65,13 +65,13 @@ class CheckpointTeacher(Teacher):
     auto_class: ClassVar[str]
 
     def __init__(
-        self, source: str, revision: str | None, precision: Precision, device: torch.device
+        self, source: str, revision: str | None, options: PrecisionOptions, device: torch.device
     ) -> None:
-        self._source, self._revision = source, revision
-        self._device, self._precision = device, precision
+        self._source, self._revision, self._device = source, revision, device
         self._folder = self._find_model(resolve(source, revision, TeacherSourceError))
         self._base = base_of(self._folder, TeacherSourceError)
         self._config = read_config(self._config_folder(), TeacherSourceError)
+        self._precision = options.precision(device, saved_dtype(self._config))
         require_safetensors(self._folder, TeacherSourceError)
         self._skeleton = self._build_skeleton()
         self._refuse_without_text()
@@ -208,6 +208,13 @@ class CheckpointTeacher(Teacher):
             )
 
 
+def saved_dtype(config: Any) -> torch.dtype | None:
+    """The dtype that a checkpoint was saved in, if its configuration says so."""
+    text = config.get_text_config()
+    told = getattr(text, "dtype", None) or getattr(config, "dtype", None)
+    return getattr(torch, told, None) if isinstance(told, str) else told
+
+
 def _own_files(folder: Path) -> list[Path]:
     # Not those of sub-folders: a training folder keeps checkpoints there that are not used.
     return [path for pattern in MODEL_FILE_PATTERNS for path in folder.glob(pattern)]
@@ -228,7 +235,7 @@ class LanguageModelTeacher(CheckpointTeacher):
     default_batch_tokens = 64 * DEFAULT_MAX_LENGTH
 
     def __init__(self, source: str, options: TokenizedOptions, device: torch.device) -> None:
-        super().__init__(source, options.revision, options.precision(), device)
+        super().__init__(source, options.revision, options, device)
         tokenizer = read_tokenizer(self._folder, TeacherSourceError)
         options = self._resolve(options, tokenizer)
         positions = token_limit(tokenizer, self._reader())
