@@ -109,13 +109,13 @@ def count_questions(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[tup
 
     def count(kind: str) -> list[tuple[str, ...]]:
         teacher, asked = TEACHERS.load(kind), []
-        encode = teacher.encode
+        start = teacher.start
 
-        def counted(self: Any, examples: Any) -> Any:
-            asked.extend(example.segments for example in examples)
-            return encode(self, examples)
+        def counted(self: Any, batch: Any) -> Any:
+            asked.extend(example.segments for example in batch.examples)
+            return start(self, batch)
 
-        monkeypatch.setattr(teacher, "encode", counted)
+        monkeypatch.setattr(teacher, "start", counted)
         return asked
 
     return count
