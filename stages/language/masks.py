@@ -79,12 +79,10 @@ def _make(usual: Callable[..., Tensor | None], **given: Any) -> Tensor | None:
 
 def _apart(mask_function: Callable[..., Any], positions_BT: Tensor) -> Callable[..., Any]:
     """A family's own mask, counted from the start of each text and limited to it."""
-    from transformers.masking_utils import (
-        and_masks,
-        packed_sequence_mask_function,
-        remap_positions_for_packed_sequence,
-    )
+    from transformers.masking_utils import and_masks, packed_sequence_mask_function
+
+    def own(row: Any, head: Any, query: Any, key: Any) -> Any:
+        return mask_function(row, head, positions_BT[row, query], positions_BT[row, key])
 
     begins_BT = torch.diff(positions_BT, prepend=positions_BT[:, :1] - 1, dim=1) != 1
-    own = remap_positions_for_packed_sequence(mask_function, positions_BT)
     return and_masks(own, packed_sequence_mask_function(begins_BT.cumsum(1)))  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """No training step makes the host wait for its device: real runs on a CPU, watched operation by
 operation, as a GPU would run them."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from host_reads import HostReads
 from tiny_language_models import make_causal_lm
 from tiny_runs import TEXTS, Bench, make_settings
 from transformers import TrainerCallback
+from transformers.models.opt.modeling_opt import OPTDecoder
 
 Found = Counter[tuple[str, str]]
 EPOCHS, STEPS = 3, 21
@@ -75,6 +77,8 @@ HOW = {"epochs": EPOCHS, "batch_size": 8, "logging_steps": 1000, "validate": Fal
 def test_no_step_reads_a_number_back(
     family: str, bench: Bench, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    if family == "opt" and "self.layerdrop >" not in inspect.getsource(OPTDecoder.forward):
+        pytest.skip("this version of transformers reads a number to leave out layers of OPT")
     run = replace(bench, student=checkpoint(family)).run(tmp_path, **HOW)
     assert sum(watched(run).steps, Counter()) == {}
 
