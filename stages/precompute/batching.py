@@ -82,8 +82,8 @@ class BatchSizes:
     def batches_of(self, buckets: IntArray) -> Iterator[IntArray]:
         """Indices [B] of the examples of each batch, of examples with so long buckets [N].
 
-        After each, `fitted` or `refused_by_device` says how it went: what was refused comes again
-        in smaller batches."""
+        Whoever takes a batch counts it in `refused` if it did not fit: it comes again in smaller
+        ones."""
         for bucket in np.unique(buckets)[::-1].tolist():
             waiting = np.flatnonzero(buckets == bucket)
             limit = self.limit(bucket)

@@ -90,6 +90,7 @@ class _Ahead:
         self._teacher, self._writer = teacher, writer
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._next: tuple[Task, Future[Prepared]] | None = None
+        self._looked = False
 
     def __enter__(self) -> "_Ahead":
         return self
@@ -100,9 +101,11 @@ class _Ahead:
             self._writer.release(self._next[0].reservation)
 
     def look(self) -> None:
-        """Reserve the next shard, if there is one at this moment, and begin to prepare it."""
-        if self._next is None and (task := self._work.reserve_now()) is not None:
+        """Reserve the next shard, if there is one at this moment, and begin to prepare it: once a
+        shard, for each look takes the cache's lock."""
+        if not self._looked and (task := self._work.reserve_now()) is not None:
             self._begin(task)
+        self._looked = True
 
     def take(self, wait: Callable[[], None]) -> _Shard | None:
         """The next shard, or None; `wait` is called where nothing seems left: a shard that another
@@ -117,7 +120,7 @@ class _Ahead:
             return None
         task, preparing = self._next
         prepared = preparing.result()  # if it fails, the reservation is given back at the end
-        self._next = None
+        self._next, self._looked = None, False
         return _Shard(task, prepared)
 
     def _begin(self, task: Task) -> None:
