@@ -70,12 +70,12 @@ def show_precompute(report: "PrecomputeReport", as_json: bool) -> None:
     if report.truncated:
         warn(f"{report.truncated} texts are longer than the teacher takes and were truncated")
     if as_json:
-        show_json(report)
+        show_json(dataclasses.asdict(report) | {"asked": report.computed})  # its earlier name
         return
     elsewhere = f", {report.done_elsewhere} by other processes" if report.done_elsewhere else ""
     print(
         f"{report.rows} rows, {report.unique} unique; {report.already_cached} already cached, "
-        f"{report.asked} computed in {report.teacher_seconds:.1f} s{elsewhere}"
+        f"{report.computed} computed in {report.teacher_seconds:.1f} s{elsewhere}"
     )
     for name, measured in report.fidelity.items():
         print(f"{name}: {fidelity_in_words(measured)}")
@@ -88,10 +88,10 @@ def show_dry_run(plan: "DryRun", as_json: bool) -> None:
     if as_json:
         show_json(plan)
         return
-    asked = plan.unique - plan.already_cached
+    missing = plan.unique - plan.already_cached
     print(
-        f"{plan.rows} rows, {plan.unique} unique; {plan.already_cached} already cached, {asked} to "
-        "compute"
+        f"{plan.rows} rows, {plan.unique} unique; {plan.already_cached} already cached, "
+        f"{missing} to compute"
     )
     print(
         f"{counted(plan.shards, 'shard')}, {size(plan.bytes)}, about "

@@ -144,7 +144,7 @@ def _compute(
         rows=len(plan.corpus),
         unique=plan.unique,
         already_cached=plan.unique - work.pending,
-        asked=work.pending - work.done_elsewhere - len(skipped),
+        computed=work.pending - work.done_elsewhere - len(skipped),
         done_elsewhere=work.done_elsewhere,
         truncated=run.record.truncated_examples,
         skipped=(*plan.corpus.skipped, *skipped),

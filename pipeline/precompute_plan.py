@@ -139,13 +139,18 @@ class PrecomputeReport:
     rows: int
     unique: int
     already_cached: int
-    asked: int
+    computed: int
     done_elsewhere: int
     truncated: int
     skipped: tuple[str, ...]
     teacher_seconds: float
     fidelity: Mapping[str, Fidelity]
     """Fidelity of each coded feature, measured in the shards of this run."""
+
+    @property
+    def asked(self) -> int:
+        """Deprecated name of `computed`."""
+        return self.computed
 
 
 class RunProvenance:

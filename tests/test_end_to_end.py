@@ -141,7 +141,7 @@ def test_one_cache_holds_the_answers_of_every_teacher(place, cached, texts):
     assert known == {report.fingerprint for report in cached.values()}
     unique = list(dict.fromkeys(texts["text"][FIRST]))
     for report in cached.values():
-        assert (report.asked, report.already_cached, report.skipped) == (len(unique), 0, ())
+        assert (report.computed, report.already_cached, report.skipped) == (len(unique), 0, ())
         cache = open_cache(place.folder / "cache", report.fingerprint[:10])
         rows = cache.lookup(unique)
         assert sorted(rows) == list(range(len(unique)))
@@ -160,10 +160,10 @@ def test_a_corpus_that_shares_texts_asks_for_the_others_only(
     report = place.precompute(kind, file, place.folder / "cache")
     known, unique = set(texts["text"][FIRST]), set(texts["text"][SECOND])
     assert set(asked) == {(text,) for text in unique - known}
-    assert len(asked) == report.asked == len(unique - known) < 0.6 * len(unique)
+    assert len(asked) == report.computed == len(unique - known) < 0.6 * len(unique)
     assert report.already_cached == len(unique & known)
     asked.clear()
-    assert place.precompute(kind, file, place.folder / "cache").asked == 0
+    assert place.precompute(kind, file, place.folder / "cache").computed == 0
     assert asked == []
 
 
@@ -204,7 +204,7 @@ def test_pairs(armada, place, pairs, tmp_path):
     held_out = place.part("other_pairs", pairs, slice(90, 150))
     columns = ("text_a", "text_b")
     report = place.precompute("encoder", train, tmp_path / "cache", *columns)
-    assert report.asked == len(set(zip(*(pairs[name][:90] for name in columns), strict=True)))
+    assert report.computed == len(set(zip(*(pairs[name][:90] for name in columns), strict=True)))
     armada.done(
         *("distill", "--train", train, "--validation", held_out, "--label-column", "label"),
         *("--text-column", "text_a", "--text-column", "text_b"),

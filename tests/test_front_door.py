@@ -41,7 +41,7 @@ def test_from_rows_to_predictions(checkpoint: Any, tmp_path: Path) -> None:
     cached = armada.precompute(
         corpus=rows(TEXTS), text_column="text", teacher="hash:6", cache=tmp_path / "cache"
     )
-    assert cached.asked == len(TEXTS)
+    assert cached.computed == len(TEXTS)
     armada.distill(
         **{"train": rows(TEXTS), "text_column": "text", "label_column": "label"},
         **{"cache": tmp_path / "cache", "student": checkpoint("bert"), "epochs": 1},
@@ -111,7 +111,7 @@ def test_calls_from_threads_and_event_loops(cached: dict[str, Any], tmp_path: Pa
         learned = armada.distill(**{**cached, "cache": tmp_path / f"{name} cache"}, output=output)
         at = {"student": output, "corpus": rows(TEXTS), "device": "cpu"}
         told = armada.predict(**at, output=tmp_path / f"{name}.jsonl")
-        return asked.asked, (learned.validation, armada.evaluate(**at).metrics, told.rows)
+        return asked.computed, (learned.validation, armada.evaluate(**at).metrics, told.rows)
 
     async def called() -> list[tuple[Any, Any]]:
         return [call("in a loop"), await asyncio.to_thread(call, "in a thread")]

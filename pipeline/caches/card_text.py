@@ -256,7 +256,7 @@ def _corpora_table(teachers: Sequence[TeacherFacts]) -> str:
         )
         for corpus, by in corpora.items()
     )
-    return _table(("corpus", "rows", "unique texts", "licence, as declared", "asked"), rows)
+    return _table(("corpus", "rows", "unique texts", "licence, as declared", "teachers"), rows)
 
 
 def _with_armada(facts: CardFacts, teacher: TeacherFacts) -> str:

@@ -106,7 +106,7 @@ def _report(plan: Plan, pending: int, outcomes: "_Outcomes | None") -> Precomput
         rows=len(plan.corpus),
         unique=plan.unique,
         already_cached=plan.unique - pending,
-        asked=rows,
+        computed=rows,
         done_elsewhere=pending - rows - len(skipped),
         truncated=outcomes.run.record.truncated_examples if outcomes else 0,
         skipped=(*plan.corpus.skipped, *skipped),

@@ -97,8 +97,8 @@ def test_repaired_and_asked_again_it_is_the_same_to_the_byte(
     assert report.repaired
     assert report.dropped_rows == dropped
     assert run_repair(cache, quiet=True).steps == ()
-    asked = run_precompute(job(corpus, cache), quiet=True).asked
-    assert asked == (dropped if name[:7] != "commits" else 64)
+    computed = run_precompute(job(corpus, cache), quiet=True).computed
+    assert computed == (dropped if name[:7] != "commits" else 64)
     assert stored_bytes(cache) == stored_bytes(made)
 
 
@@ -113,7 +113,7 @@ def test_several_damaged_shards_come_back_as_they_were(
         *[("rebuild", None), ("drop", 0), ("drop", 2)]
     ]
     assert len(open_cache(cache, folder.name)) == 64
-    assert run_precompute(job(corpus, cache), quiet=True).asked == 64 + 22
+    assert run_precompute(job(corpus, cache), quiet=True).computed == 64 + 22
     assert stored_bytes(cache) == stored_bytes(made)
 
 
@@ -145,7 +145,7 @@ def test_a_lost_manifest_comes_back_with_its_teacher(
     other = job(corpus, cache, rows_per_shard=128)
     with pytest.raises(Exception, match="set rows_per_shard=64"):
         run_precompute(other, quiet=True)
-    assert run_precompute(job(corpus, cache), quiet=True).asked == 0
+    assert run_precompute(job(corpus, cache), quiet=True).computed == 0
     (folder / "teacher.json.damaged").unlink(missing_ok=True)
     assert stored_bytes(cache) == stored_bytes(made)
 

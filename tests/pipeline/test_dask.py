@@ -150,7 +150,7 @@ def test_from_where_an_event_loop_runs(cluster: LocalCluster, corpus: Path, tmp_
         this = job(corpus, tmp_path / "cache", dask=cluster.scheduler_address)
         return run_precompute(this, quiet=True)
 
-    assert asyncio.run(called()).asked == len(TEXTS)
+    assert asyncio.run(called()).computed == len(TEXTS)
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def test_workers_leave_what_one_process_does(
     result = armada(*words(corpus, Path("cache"), "--workers", 2, "--json"))
     assert (result.code, result.err) == (0, "")
     report = json.loads(result.out)
-    assert (report["asked"], report["done_elsewhere"], report["truncated"]) == (300, 0, 0)
+    assert (report["computed"], report["done_elsewhere"], report["truncated"]) == (300, 0, 0)
     assert stored_bytes(tmp_path / "cache") == undisturbed
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "cache"])
     assert set(journal.loads().values()) == {1}
@@ -262,7 +262,7 @@ def test_the_shard_of_a_killed_worker_is_made_by_another(
     with in_background(job(corpus, tmp_path / "cache", dask=cluster.scheduler_address)) as run:
         killed = journal.wait(100)
         os.kill(killed, signal.SIGKILL)
-        assert run.result().asked == 300
+        assert run.result().computed == 300
     assert stored_bytes(tmp_path / "cache") == undisturbed
     times = Counter(text for _, text in journal.asked())
     assert set(times) == set(TEXTS)
@@ -317,7 +317,7 @@ def test_an_answer_that_is_not_finite_ends_the_run(
     skipping = [*there, "--set", "skip_bad_rows=true", "--json"]
     result = armada(*words(corpus, tmp_path / "cache", *skipping))
     report = json.loads(result.out)
-    assert report["asked"] == 300 - len(cache)
+    assert report["computed"] == 300 - len(cache)
     assert [line.partition(":")[0] for line in report["skipped"]] == [f"{corpus} row 251"]
     assert len(open_cache(tmp_path / "cache")) == 300
 
@@ -356,7 +356,7 @@ def test_what_another_writer_is_at_comes_last(
             writer.commit(keys[first.rows], {"embedding": values}, never, None, first.reservation)
             writer.release(second.reservation)
             report = run.result()
-    assert (report.asked, report.done_elsewhere) == (300 - SIZE, SIZE)
+    assert (report.computed, report.done_elsewhere) == (300 - SIZE, SIZE)
     assert stored_bytes(this.cache) == undisturbed
     assert not {text for _, text in journal.asked()} & set(TEXTS[:SIZE])
 
@@ -469,9 +469,9 @@ def test_runs_with_workers_share_a_cache(
         (0, ""),
     ]
     reports = [json.loads(out) for out, _ in ended]
-    assert sum(report["asked"] for report in reports) == len(journal.asked()) == 300
+    assert sum(report["computed"] for report in reports) == len(journal.asked()) == 300
     for report in reports:
-        assert report["already_cached"] + report["asked"] + report["done_elsewhere"] == 300
+        assert report["already_cached"] + report["computed"] + report["done_elsewhere"] == 300
     assert stored_bytes(tmp_path / "cache") == undisturbed
 
 

@@ -164,7 +164,8 @@ def test_results_are_printed_as_json(armada: CommandLine, words: list[Any], tmp_
         "rows": 100,
         "unique": 100,
         "already_cached": 0,
-        "asked": 100,
+        "computed": 100,
+        "asked": 100,  # the earlier name
         "done_elsewhere": 0,
         "truncated": 0,
         "skipped": [],
