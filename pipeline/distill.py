@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from ..cache_schemas.errors import ArmadaError, InputError, JobError, StorageError
+from ..cache_schemas.errors import ArmadaError, InputError, JobError, StorageError, TrainingError
 from ..stages.distill.checkpoints import steps_done
 from ..stages.distill.processes import Processes, processes
 from ..stages.distill.reporting import check_reporters
+from ..stages.memory import out_of_memory_as
 from ..stages.store.reading.memory import COLD_SHARE
 from ..stages.store.transfer.hub import HubLocation
 from .distill_job import DistillJob
@@ -73,10 +74,11 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
         _fetch_ahead(job, data, terms, quiet)
     if group.first:
         _warn_of_random_reads(job, data)
-    if len(job.seeds) == 1:
-        run = SeedRun(job, job.output, job.seeds[0], data, terms, task_of(job), group, quiet)
-        return run.run()
-    summary = summarise(_run_seeds(job, data, terms, group, quiet))
+    with out_of_memory_as(lambda: _too_large(job)):
+        if len(job.seeds) == 1:
+            run = SeedRun(job, job.output, job.seeds[0], data, terms, task_of(job), group, quiet)
+            return run.run()
+        summary = summarise(_run_seeds(job, data, terms, group, quiet))
     if group.first:
         write_json(job.output / METRICS, summary)
     return summary
@@ -96,6 +98,15 @@ def _kept(job: DistillJob) -> str:
     if not kept:
         return "no checkpoint yet (save_steps); --resume starts over"
     return f"kept: {', '.join(kept)}; --resume continues from there"
+
+
+def _too_large(job: DistillJob) -> TrainingError:
+    return TrainingError(
+        f"device memory: a step of {job.batch_size} examples does not fit beside the student; set "
+        "gradient_checkpointing=true, which --resume may add, or begin anew with a smaller "
+        "batch_size and more gradient_accumulation, precision=bf16 or a smaller max_length; "
+        f"{_kept(job)}"
+    )
 
 
 def _check_processes(job: DistillJob, group: Processes) -> None:

@@ -11,6 +11,7 @@ from ..stages.distill.evaluation import predict, task_metrics
 from ..stages.distill.export import StudentCard, load_saved_student
 from ..stages.distill.language.export import is_language_student
 from ..stages.distill.saved_student import load_embedder
+from ..stages.memory import out_of_memory_as
 from .answers import missing_keys, open_answers
 from .distill_job import CorpusKeys
 from .environment import choose_device
@@ -20,7 +21,7 @@ from .objective_keys import CacheKeys
 from .run_folder import spread
 from .signals import telling_what_is_kept
 from .student_data import read_labelled
-from .student_jobs import EvaluateJob
+from .student_jobs import EvaluateJob, batch_too_large
 
 
 @telling_what_is_kept(lambda: "nothing was written; run the same command again")
@@ -31,9 +32,10 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
     if job.cache is None and (job.teacher or job.feature):
         raise JobError("teacher, feature: need a cache; name it, or leave them out")
     folders = sorted(job.student.glob("seed-*/student"), key=lambda folder: folder.parent.name)
-    if not folders:
-        return _evaluate(job, job.student)
-    runs = [_evaluate(job, folder) for folder in folders]
+    with out_of_memory_as(lambda: batch_too_large(job.batch_size)):
+        if not folders:
+            return _evaluate(job, job.student)
+        runs = [_evaluate(job, folder) for folder in folders]
     metrics = {name: spread([run["metrics"][name] for run in runs]) for name in runs[0]["metrics"]}
     return runs[0] | {"metrics": metrics}
 

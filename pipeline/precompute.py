@@ -65,9 +65,15 @@ def _run(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
         # First: a teacher that cannot be loaded leaves nothing in the cache.
         loaded = bool(len(not_cached(job, plan)))
         if loaded:
-            teacher.load()
+            _load(teacher)
         with CacheWriter(job.cache, plan.manifest, job.takeover_seconds) as writer:
             return _compute(job, plan, teacher, loaded, writer, quiet)
+
+
+def _load(teacher: "Teacher") -> None:
+    from ..stages.precompute.teachers.base import load_teacher
+
+    load_teacher(teacher)
 
 
 def dry_run(job: PrecomputeJob) -> DryRun:
@@ -110,7 +116,7 @@ def _probe(
         return Probe(0.0, {})
     size = min(job.batch_size or teacher.default_batch_size, PROBE_ROWS, len(todo))
     sample = todo[np.linspace(0, len(todo) - 1, size).astype(np.int64)]
-    teacher.load()
+    _load(teacher)
     return probe(teacher, make_examples(plan.corpus, plan.keys, sample))
 
 
@@ -132,7 +138,7 @@ def _compute(
     work = Work(writer, plan.keys, say_that_it_waits(quiet))
     if work.pending:
         if not loaded:  # somebody has just removed what was there
-            teacher.load()
+            _load(teacher)
         with CountProgress("precompute", "rows", work.pending, quiet) as progress:
             sizes = BatchSizes.of(teacher, job.batch_size)
             encoding = EncodingRun(

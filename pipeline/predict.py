@@ -35,12 +35,13 @@ from ..stages.distill.saved_student import (
 )
 from ..stages.distill.settings import DEFAULT_NEW_TOKENS
 from ..stages.distill.tokens import encode
+from ..stages.memory import out_of_memory_as
 from ..stages.store.format.rows import Rows
 from .environment import choose_device
 from .messages import CountProgress
 from .outputs import check_new_file, new_file
 from .signals import telling_what_is_kept
-from .student_jobs import PredictJob
+from .student_jobs import PredictJob, batch_too_large
 
 BLOCK_ROWS = 4096
 
@@ -64,6 +65,11 @@ class PredictReport:
 @telling_what_is_kept(lambda: "nothing was written; run the same command again")
 def run_predict(job: PredictJob, quiet: bool = False) -> PredictReport:
     """Write a student's predictions for a corpus; raises an InputError for invalid input."""
+    with out_of_memory_as(lambda: batch_too_large(job.batch_size)):
+        return _predict(job, quiet)
+
+
+def _predict(job: PredictJob, quiet: bool) -> PredictReport:
     check_new_file(job.output)
     student = _open(job)
     request = CorpusRequest(

@@ -46,7 +46,9 @@ _MAY_DIFFER = {
     "report_to",
     "run_name",
     "push_to_hub",
+    "gradient_checkpointing",
 }
+"""Keys that change nothing of what a run leaves."""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..cache_schemas.errors import RunError
 from ..cache_schemas.locations import Source
 from ..stages.distill.settings import DEFAULT_NEW_TOKENS
 from .jobs import Corpora, Names, TextFormatKeys
@@ -64,3 +65,11 @@ class PredictJob(TextFormatKeys):
         description=f"maximum tokens a language model generates; default {DEFAULT_NEW_TOKENS}",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+
+
+def batch_too_large(batch_size: int) -> RunError:
+    """The error where memory does not suffice for a student and a batch."""
+    return RunError(
+        f"device memory: a batch of {batch_size} examples does not fit beside the student; use a "
+        "smaller batch_size, or a device with more memory"
+    )

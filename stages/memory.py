@@ -1,6 +1,11 @@
 """Memory that does not suffice, of a device or of this machine: how to tell, and what to free."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
+
+from ..cache_schemas.errors import ArmadaError
 
 _NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -27,6 +32,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(told in str(error) for told in _NO_MEMORY)
+
+
+@contextmanager
+def out_of_memory_as(told: Callable[[], ArmadaError]) -> Iterator[None]:
+    """Turns errors of memory that did not suffice into the one that `told` makes."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as cause:
+        if not is_out_of_memory(cause):
+            raise
+        raise told() from cause
 
 
 def free_cached_memory() -> None:

@@ -29,7 +29,7 @@ from ...cache_schemas.teachers import TeacherSpec, differences
 from ...stages.corpus.corpus import Corpus
 from ...stages.precompute.batching import BatchSizes
 from ...stages.precompute.precompute import EncodingRun, precompute
-from ...stages.precompute.teachers.base import Teacher
+from ...stages.precompute.teachers.base import Teacher, load_teacher
 from ...stages.store.writing.writer import CacheWriter, Task, Work
 from ..environment import choose_device, hardware, library_versions
 from ..precompute_job import PrecomputeJob, make_teacher
@@ -289,7 +289,7 @@ class _WorkerState:
         if held is None or held.key != key:
             self._held = held = None  # two teachers may not fit into the device's memory
             teacher = _make(job_spec)
-            teacher.load()
+            load_teacher(teacher)
             held = self._held = _Held(key, "", teacher, BatchSizes.of(teacher, None))
         if held.run_id != job_spec.run_id:
             held.run_id = job_spec.run_id

@@ -25,10 +25,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ....cache_schemas.codings import Fidelity
+from ....cache_schemas.errors import RunError
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
+from ...memory import out_of_memory_as
 from ...tokenizing.unknown import Unknown
 
 _LOGGER = logging.getLogger("armada")
@@ -184,6 +186,16 @@ class Teacher(ABC):
         """The share of unknown tokens in these texts, if it is most of them; may be called before
         `load`. Default: None, not known."""
         return None
+
+
+def load_teacher(teacher: Teacher) -> None:
+    """Load a teacher's model. Raises RunError where it does not fit into memory."""
+    too_large = RunError(
+        f"device memory: the model of teacher {teacher.spec.kind}:{teacher.spec.name} does not "
+        "fit; use a device with more memory, a smaller dtype, or a smaller model"
+    )
+    with out_of_memory_as(lambda: too_large):
+        teacher.load()
 
 
 def make_spec(

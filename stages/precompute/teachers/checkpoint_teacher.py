@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....cache_schemas.errors import JobError, RunError, TeacherOutputError, TeacherSourceError
+from ....cache_schemas.errors import JobError, TeacherOutputError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...adapters import TASK, adapter_digests, base_of, not_brought, read_adapters
 from ...language.masks import attending
-from ...memory import is_out_of_memory
 from ...pretrained import (
     DEFAULT_MAX_LENGTH,
     LOCAL_ONLY,
@@ -94,24 +93,16 @@ class CheckpointTeacher(Teacher):
         """Read the weights and put them on the device.
 
         Raises TeacherSourceError if the checkpoint cannot be read, lacks a used weight, or fails a
-        probe; RunError if it does not fit into memory."""
-        try:
-            with quiet_transformers():
-                with refusing(TeacherSourceError, f"source {self._folder}"):
-                    model = self._read()
-                    model.config.use_cache = False  # no keys and values to remember
-                    self._model: Any = model.eval().requires_grad_(False).to(self._device)
-                name = type(self._model).__name__
-                with refusing(TeacherSourceError, f"source {self._folder}: {name} does not run"):
-                    self._prepare()
-                    self._probe()
-        except (RuntimeError, MemoryError) as cause:
-            if not is_out_of_memory(cause):
-                raise
-            raise RunError(
-                f"device memory: the model of {self._folder} does not fit; use a device with more "
-                "memory, or a smaller dtype"
-            ) from cause
+        probe."""
+        with quiet_transformers():
+            with refusing(TeacherSourceError, f"source {self._folder}"):
+                model = self._read()
+                model.config.use_cache = False  # no keys and values to remember
+                self._model: Any = model.eval().requires_grad_(False).to(self._device)
+            name = type(self._model).__name__
+            with refusing(TeacherSourceError, f"source {self._folder}: {name} does not run"):
+                self._prepare()
+                self._probe()
 
     def _answering(self) -> AbstractContextManager[None]:
         """Turns exceptions of the model into one line; out-of-memory errors pass."""
