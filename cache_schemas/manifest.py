@@ -18,7 +18,7 @@ Documents may come from strangers: what they claim is bounded here, before anybo
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -204,6 +204,28 @@ class PartRecord(Document):
         return self
 
 
+class BatchFigures(Document):
+    """What the batches of a run were like, on all its devices; of the whole run, whichever of its
+    shards are here."""
+
+    batches: int = Field(default=0, ge=0)
+    rows: int = Field(default=0, ge=0, description="examples in these batches")
+    tokens: int = Field(default=0, ge=0, description="tokens of these examples, if known")
+    padded_tokens: int = Field(default=0, ge=0, description="the same with padding")
+    refused: int = Field(default=0, ge=0, description="batches that did not fit into memory")
+    seconds: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="seconds of devices of this run"
+    )
+    busy_seconds: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="of these, at work on a batch"
+    )
+
+    @classmethod
+    def together(cls, figures: Sequence["BatchFigures"]) -> "BatchFigures":
+        """Those of several runs."""
+        return cls(**{name: sum(getattr(f, name) for f in figures) for name in cls.model_fields})
+
+
 class RunRecord(Document):
     """Provenance and cost of one run of `precompute`; `runs/<id>.json`."""
 
@@ -217,6 +239,12 @@ class RunRecord(Document):
         default_factory=dict, description="shard -> seconds of the teacher"
     )
     truncated_examples: int = Field(default=0, ge=0, description="truncated texts")
+    batches: BatchFigures | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = dump(self)
+        return {k: v for k, v in document.items() if (k, v) != ("batches", None)}
 
 
 DocumentT = TypeVar("DocumentT", bound=Document)

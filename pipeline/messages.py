@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..cache_schemas.codings import Fidelity
+    from ..cache_schemas.manifest import BatchFigures
 
 LOGGER = logging.getLogger("armada")
 
@@ -108,6 +109,23 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def batches_in_words(figures: "BatchFigures") -> str:
+    """One line of a run's batches."""
+    each = figures.rows / max(figures.batches, 1)
+    parts = [f"{figures.batches:,} of {each:.1f} rows"]
+    if figures.tokens:
+        parts.append(f"{figures.padded_tokens / figures.tokens:.2f} padded tokens a token")
+    if figures.refused:
+        parts.append(f"{figures.refused:,} more did not fit into memory")
+    return ", ".join([*parts, device_in_words(figures)])
+
+
+def device_in_words(figures: "BatchFigures") -> str:
+    """The seconds of a run's devices, and the share in which they were at work."""
+    busy = f", {figures.busy_seconds / figures.seconds:.0%} busy" if figures.busy_seconds else ""
+    return f"{duration(figures.seconds)} of the device{busy}"
+
+
 def fidelity_in_words(fidelity: "Fidelity") -> str:
     """One line of fidelity; divergences and errors are in nats."""
     parts = [f"{fidelity.bytes_per_token:g} bytes per token"]
@@ -146,10 +164,18 @@ def say_that_a_pull_waits(quiet: bool) -> Callable[[], None]:
 
 class CountProgress:
     """Counts rows, steps or `bytes` up to a total, on standard error; standard output is for
-    results."""
+    results. `details` says what else there is to be told at a moment, or nothing."""
 
-    def __init__(self, label: str, unit: str, total: int, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        label: str,
+        unit: str,
+        total: int,
+        quiet: bool = False,
+        details: Callable[[], str] = lambda: "",
+    ) -> None:
         self._label, self._unit, self._total, self._quiet = label, unit, total, quiet
+        self._details = details
         self._done, self._guard = 0, threading.Lock()
         self._started = self._logged = time.monotonic()
         self._bar = _live_bar(unit) if _shows_progress() and not quiet else None
@@ -172,7 +198,7 @@ class CountProgress:
         with self._guard:
             self._done += count
         if self._bar:
-            self._bar.update(self._task, advance=count, rate=f"{self._amount(self._rate())}/s")
+            self._bar.update(self._task, advance=count, rate=self._told())
         elif not self._quiet and time.monotonic() - self._logged > LOG_EVERY_S:
             self._log()
 
@@ -185,12 +211,22 @@ class CountProgress:
         done = f"{self._done}/{self._total} {self._unit}"
         if self._unit == "bytes":
             done = f"{_decimal(self._done)} of {_decimal(self._total)}"
+        until = f", until {_clock(left)}" if left > LOG_EVERY_S else ""
+        LOGGER.info(f"{self._label}: {done}, {self._told()}, {duration(left)} left{until}")
+
+    def _told(self) -> str:
         rate = f"{self._amount(self._rate())}/s"
-        line = f"{self._label}: {done}, {rate}, {left:.0f} s left"
-        LOGGER.info(line)
+        return ", ".join(filter(None, (rate, self._details())))
 
     def _amount(self, number: float) -> str:
         return _decimal(int(number)) if self._unit == "bytes" else f"{number:.1f} {self._unit}"
+
+
+def _clock(seconds: float) -> str:
+    """Local time so many seconds from now, with its day if that is not today."""
+    now, then = time.localtime(), time.localtime(time.time() + seconds)
+    today = now[:3] == then[:3]
+    return time.strftime("%H:%M" if today else "%a %d %b, %H:%M", then)
 
 
 def in_a_notebook() -> bool:

@@ -139,10 +139,15 @@ def _compute(
     if work.pending:
         if not loaded:  # somebody has just removed what was there
             _load(teacher)
-        with CountProgress("precompute", "rows", work.pending, quiet) as progress:
-            sizes = BatchSizes.of(teacher, job.batch_size)
+        with CountProgress("precompute", "rows", work.pending, quiet, run.progress) as progress:
             encoding = EncodingRun(
-                sizes, job.skip_bad_rows, progress.advance, run.committed, skipped
+                BatchSizes.of(teacher, job.batch_size),
+                choose_device(job.device),
+                run.counts,
+                job.skip_bad_rows,
+                progress.advance,
+                run.committed,
+                skipped,
             )
             precompute(plan.corpus, plan.keys, work, teacher, writer, encoding)
     return PrecomputeReport(

@@ -24,7 +24,7 @@ from ..stages.store.writing.teacher_folder import check_teacher
 from ..stages.store.writing.writer import CacheWriter, pending
 from ..stages.tokenizing.unknown import SAMPLE
 from .environment import new_run_id, now
-from .messages import LOGGER
+from .messages import LOGGER, device_in_words
 from .precompute_job import PrecomputeJob, part_of
 
 if TYPE_CHECKING:
@@ -173,6 +173,10 @@ class RunProvenance:
             corpora=tuple(_corpus_records(job, plan)),
         )
         self.commits: list[CommitRecord] = []
+        from ..stages.precompute.batching import BatchCounts
+
+        self.counts = BatchCounts()
+        """Of the batches so far; whoever computes them counts here."""
 
     def committed(self, record: CommitRecord, seconds: float, truncated: int) -> None:
         """Note what a shard cost."""
@@ -183,9 +187,14 @@ class RunProvenance:
             update={
                 "teacher_seconds": old.teacher_seconds | {record.shard: round(seconds, 3)},
                 "truncated_examples": old.truncated_examples + truncated,
+                "batches": self.counts.figures(),
             }
         )
         self.write()
+
+    def progress(self) -> str:
+        """What the device has been doing, in words; nothing before the first batch."""
+        return device_in_words(self.counts.figures()) if self.counts.batches else ""
 
     def write(self) -> None:
         """Write the record as it is now."""

@@ -63,6 +63,7 @@ class _Outcomes:
     def add(self, outcome: Outcome) -> None:
         self.rows += outcome.rows
         self.skipped |= dict.fromkeys(outcome.skipped)
+        self.run.counts.add(outcome.counts)
         for record, seconds, truncated in outcome.shards:
             self.run.committed(record, seconds, truncated)
 
@@ -172,7 +173,7 @@ def _compute(
         first_own_shard(job_spec.job.cache, plan.manifest.fingerprint),
         writer.commits,
     )
-    with CountProgress("precompute", "rows", len(pending), quiet) as progress:
+    with CountProgress("precompute", "rows", len(pending), quiet, run.progress) as progress:
         waiting = say_that_it_waits(quiet)
         Dispatch(pool.client, job_spec, chunks, outcomes.add, progress.advance, waiting).run()
     return outcomes

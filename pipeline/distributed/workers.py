@@ -27,7 +27,7 @@ from ...cache_schemas.layout import ROWS_TABLE, teacher_folder
 from ...cache_schemas.manifest import CommitRecord, TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec, differences
 from ...stages.corpus.corpus import Corpus
-from ...stages.precompute.batching import BatchSizes
+from ...stages.precompute.batching import BatchCounts, BatchSizes
 from ...stages.precompute.precompute import EncodingRun, precompute
 from ...stages.precompute.teachers.base import Teacher, load_teacher
 from ...stages.store.writing.writer import CacheWriter, Task, Work
@@ -73,11 +73,12 @@ class Chunk:
 @dataclass(slots=True)
 class Outcome:
     """Result of a chunk. shards: record, teacher seconds and truncated texts of each committed
-    shard. Unfinished: other processes are computing the rest, or the run was stopped. device_error:
-    what made the worker's device unusable; the worker leaves."""
+    shard; counts: of its batches. Unfinished: other processes are computing the rest, or the run
+    was stopped. device_error: what made the worker's device unusable; the worker leaves."""
 
     shards: list[tuple[CommitRecord, float, int]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    counts: BatchCounts = field(default_factory=BatchCounts)
     unfinished: bool = False
     device_error: str | None = None
     error: ArmadaError | None = None
@@ -193,7 +194,13 @@ def _answer(job_spec: JobSpec, chunk: Chunk, outcome: Outcome) -> None:
             outcome.shards.append((record, seconds, truncated))
 
         encoding = EncodingRun(
-            held.sizes, job.skip_bad_rows, signals.advance, committed, outcome.skipped
+            held.sizes,
+            choose_device(job.device),
+            outcome.counts,
+            job.skip_bad_rows,
+            signals.advance,
+            committed,
+            outcome.skipped,
         )
         precompute(chunk.corpus, chunk.keys, work, held.teacher, writer, encoding)
 

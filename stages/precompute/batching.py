@@ -7,13 +7,14 @@ text, does not slow down the days after it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from ...cache_schemas.errors import RunError
 from ...cache_schemas.keys import IntArray
-from .teachers.base import ROW_GROUP, Teacher
+from ...cache_schemas.manifest import BatchFigures
+from .teachers.base import ROW_GROUP, Prepared, Teacher
 
 PATIENCE, MOST_PATIENCE = 16, 4096
 """Batches that fit before a limit is doubled again; four times as many after each refusal."""
@@ -44,19 +45,45 @@ class _Limit:
 
 
 @dataclass(slots=True)
+class BatchCounts:
+    """The batches of a run so far, counted on: the fields of `BatchFigures`.
+
+    seconds: wall time of `precompute`; busy_seconds: the part in which the device was at work on a
+    batch. On a CPU that is from the start of a batch until `Teacher.start` returns; on a CUDA
+    device between the same two moments of its own queue, by its own clock. Elsewhere it is not
+    measured, and 0."""
+
+    batches: int = 0
+    rows: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    busy_seconds: float = 0.0
+
+    def add(self, more: "BatchCounts") -> None:
+        """Count another device's, or another chunk's, with these."""
+        for name, value in asdict(more).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def figures(self) -> BatchFigures:
+        """As they are now."""
+        return BatchFigures(
+            **asdict(self)
+            | {"seconds": round(self.seconds, 6), "busy_seconds": round(self.busy_seconds, 6)}
+        )
+
+
+@dataclass(slots=True)
 class BatchSizes:
     """How large batches are, of one teacher on one device, for as long as it runs.
 
     rows: as a job says; else as many as have `tokens` padded tokens, or `default_rows` where a
-    teacher knows no lengths. Counts what was computed."""
+    teacher knows no lengths."""
 
     default_rows: int
     tokens: int | None = None
     rows: int | None = None
-    batches: int = 0
-    examples: int = 0
-    padded_tokens: int = 0
-    refused: int = 0
     _limits: dict[int, _Limit] = field(default_factory=dict)
 
     @classmethod
@@ -79,23 +106,25 @@ class BatchSizes:
         rows = max(self.tokens // bucket, 1)
         return rows - rows % ROW_GROUP if rows > ROW_GROUP else rows
 
-    def batches_of(self, buckets: IntArray) -> Iterator[IntArray]:
-        """Indices [B] of the examples of each batch, of examples with so long buckets [N].
+    def batches_of(self, prepared: Prepared, counts: BatchCounts) -> Iterator[IntArray]:
+        """Indices [B] of the examples of each batch.
 
-        Whoever takes a batch counts it in `refused` if it did not fit: it comes again in smaller
-        ones."""
-        for bucket in np.unique(buckets)[::-1].tolist():
-            waiting = np.flatnonzero(buckets == bucket)
+        Whoever takes a batch counts it in `counts.refused` if it did not fit: it comes again in
+        smaller ones."""
+        for bucket in np.unique(prepared.buckets)[::-1].tolist():
+            waiting = np.flatnonzero(prepared.buckets == bucket)
             limit = self.limit(bucket)
             while len(waiting):
                 batch = waiting[: limit.rows]
-                before = self.refused
+                before = counts.refused
                 yield batch
-                if self.refused != before:
+                if counts.refused != before:
                     limit.refuse(len(batch))
                     continue
                 limit.fit()
-                self.batches += 1
-                self.examples += len(batch)
-                self.padded_tokens += len(batch) * bucket
+                counts.batches += 1
+                counts.rows += len(batch)
+                if prepared.lengths is not None:
+                    counts.tokens += int(prepared.lengths[batch].sum())
+                    counts.padded_tokens += len(batch) * bucket
                 waiting = waiting[len(batch) :]

@@ -28,7 +28,7 @@ from ...cache_schemas.manifest import CommitRecord
 from ..corpus.corpus import Corpus
 from ..memory import free_cached_memory, is_out_of_memory
 from ..store.writing.writer import CacheWriter, Task, Work
-from .batching import BatchSizes
+from .batching import BatchCounts, BatchSizes
 from .shard_buffer import FinishedRows, ShardBuffer
 from .teachers.base import Answers, Example, Outputs, Prepared, Teacher
 
@@ -39,9 +39,13 @@ Committed = Callable[[CommitRecord, float, int], None]
 
 @dataclass(slots=True)
 class EncodingRun:
-    """Settings that may change between runs without changing an output."""
+    """Settings that may change between runs without changing an output, and what is counted.
+
+    `device`: where the teacher computes."""
 
     sizes: BatchSizes
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    counts: BatchCounts = field(default_factory=BatchCounts)
     skip_bad_rows: bool = False
     advance: Advance = lambda rows: None
     committed: Committed = lambda record, seconds, truncated: None
@@ -60,13 +64,47 @@ def precompute(
 
     Raises TeacherOutputError for a non-finite output (unless bad rows are skipped), StorageError if
     the disk fails, RunError when one example does not fit into memory."""
+    clock = _Clock(encoding.counts)
     with (
         _Committer(writer, work, encoding.committed) as committer,
         _Ahead(corpus, keys, work, teacher, writer) as ahead,
         _Storing() as storing,
     ):
         while (shard := ahead.take(committer.wait)) is not None:
-            _encode_shard(corpus, shard, ahead.look, teacher, encoding, storing, committer)
+            _encode_shard(corpus, shard, ahead.look, teacher, encoding, clock, storing, committer)
+        clock.read()
+
+
+class _Clock:
+    """Counts the seconds of a run, up to each time it is read."""
+
+    def __init__(self, counts: BatchCounts) -> None:
+        self._counts, self._read = counts, time.perf_counter()
+
+    def read(self) -> None:
+        """Count those that have passed since."""
+        before, self._read = self._read, time.perf_counter()
+        self._counts.seconds += self._read - before
+
+
+class _Moment:
+    """A point in the work of a device: now on a CPU; on a CUDA device, when it is done with what
+    it was given by now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._time, self._event = time.perf_counter(), None
+        self._known = device.type in ("cpu", "cuda")
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(device))
+
+    def until(self, end: "_Moment") -> float:
+        """Seconds up to a later one; waits for it. 0 on a device of another kind."""
+        if self._event is None or end._event is None:
+            return end._time - self._time if self._known else 0.0
+        end._event.synchronize()
+        milliseconds: float = self._event.elapsed_time(end._event)
+        return milliseconds / 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +182,7 @@ def _encode_shard(
     look_ahead: Callable[[], None],
     teacher: Teacher,
     encoding: EncodingRun,
+    clock: _Clock,
     storing: "_Storing",
     committer: "_Committer",
 ) -> None:
@@ -157,6 +196,8 @@ def _encode_shard(
             for row, feature in batch.bad.items():
                 where = corpus.where(int(task.rows[row]))
                 _refuse_or_skip(where, feature, prepared.examples[row], encoding)
+            encoding.counts.busy_seconds += batch.busy_s
+            clock.read()
             encoding.advance(len(batch.rows))
             left -= len(batch.rows)
             if 2 * left <= len(prepared):
@@ -164,24 +205,35 @@ def _encode_shard(
 
     started = time.perf_counter()
     try:
-        for rows, outputs in _started(teacher, prepared, encoding.sizes):
-            stored(storing.put(buffer, rows, outputs))
+        for batch in _started(teacher, prepared, encoding):
+            stored(storing.put(buffer, batch))
         stored(storing.rest())
     finally:
         storing.drop_errors()
         committer.commit(task, buffer.finished(), time.perf_counter() - started)
 
 
-def _started(
-    teacher: Teacher, prepared: Prepared, sizes: BatchSizes
-) -> Iterator[tuple[IntArray, Outputs]]:
-    """Batches that the device has begun, and the rows of each."""
-    for rows in sizes.batches_of(prepared.buckets):
-        outputs = _start(teacher, prepared.take(rows))
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A batch that the device has begun: rows of the shard, its outputs to come, and the points
+    before and behind it."""
+
+    rows: IntArray
+    outputs: Outputs
+    begin: _Moment
+    end: _Moment
+
+
+def _started(teacher: Teacher, prepared: Prepared, encoding: EncodingRun) -> Iterator[_Started]:
+    """All batches, each as soon as the device has begun it."""
+    for rows in encoding.sizes.batches_of(prepared, encoding.counts):
+        batch = prepared.take(rows)
+        begin = _Moment(encoding.device)
+        outputs = _start(teacher, batch)
         if outputs is None:
-            sizes.refused += 1
+            encoding.counts.refused += 1
         else:
-            yield rows, outputs
+            yield _Started(rows, outputs, begin, _Moment(encoding.device))
 
 
 def _start(teacher: Teacher, batch: Prepared) -> Outputs | None:
@@ -209,10 +261,12 @@ def _refuse_or_skip(where: str, feature: str, example: Example, encoding: Encodi
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Rows of a shard whose outputs have been kept, and row -> feature that was not finite."""
+    """Rows of a shard whose outputs have been kept, row -> feature that was not finite, and the
+    seconds of the device."""
 
     rows: IntArray
     bad: dict[int, str]
+    busy_s: float
 
 
 class _Storing:
@@ -232,9 +286,9 @@ class _Storing:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def put(self, buffer: ShardBuffer, rows: IntArray, outputs: Outputs) -> Iterator[_Stored]:
+    def put(self, buffer: ShardBuffer, batch: _Started) -> Iterator[_Stored]:
         """Take a batch; yields those that have been stored by now, raises what went wrong."""
-        self._running.append(self._pool.submit(self._store, buffer, rows, outputs))
+        self._running.append(self._pool.submit(self._store, buffer, batch))
         while self._running and (len(self._running) > self._MOST or self._running[0].done()):
             yield self._running.popleft().result()
 
@@ -249,10 +303,11 @@ class _Storing:
             self._running.popleft().exception()
 
     @staticmethod
-    def _store(buffer: ShardBuffer, rows: IntArray, outputs: Outputs) -> _Stored:
+    def _store(buffer: ShardBuffer, batch: _Started) -> _Stored:
         with torch.inference_mode():
-            answers = outputs()
-        return _Stored(rows, buffer.put(rows, answers))
+            answers = batch.outputs()
+        busy_s = batch.begin.until(batch.end)
+        return _Stored(batch.rows, buffer.put(batch.rows, answers), busy_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,12 +320,12 @@ class Probe:
 
 def probe(teacher: Teacher, examples: Sequence[Example]) -> Probe:
     """Time one batch of all `examples`, after an untimed warm-up pass."""
-    sizes = BatchSizes(len(examples))
+    encoding = EncodingRun(BatchSizes(len(examples)))
     for _ in range(2):
         lengths = dict.fromkeys(teacher.spec.axes, 0)
         started = time.perf_counter()
-        for _, outputs in _started(teacher, teacher.prepare(examples), sizes):
-            answers: Answers = outputs()
+        for batch in _started(teacher, teacher.prepare(examples), encoding):
+            answers: Answers = batch.outputs()
             for feature in _one_of_each_axis(teacher):
                 lengths[feature.axis or ""] += sum(map(len, answers.features[feature.name]))
         seconds = time.perf_counter() - started

@@ -8,6 +8,7 @@ import pytest
 from armada.cache_schemas import manifest
 from armada.cache_schemas.errors import CacheError, CacheVersionError, DamagedCacheError
 from armada.cache_schemas.manifest import (
+    BatchFigures,
     CacheManifest,
     CommitRecord,
     CorpusRecord,
@@ -32,6 +33,13 @@ DOCUMENTS = (
         teacher_seconds={0: 0.25, 12: 3.0},
         truncated_examples=1,
     ),
+    RunRecord(
+        started="2026-01-01T00:00:00+00:00",
+        versions={},
+        hardware={},
+        corpora=(),
+        batches=BatchFigures(batches=2, rows=9, tokens=70, padded_tokens=96, seconds=0.5),
+    ),
 )
 PATH = Path("cache/some.json")
 CASES = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: type(d).__name__)
@@ -43,6 +51,21 @@ def test_documents_round_trip(document: Any) -> None:
     assert parse_document(type(document), written, PATH) == document
     assert written.endswith(b"\n")
     assert parse_document(type(document), written, PATH).to_json() == written
+
+
+def test_a_run_of_an_earlier_release_has_no_batches_and_gets_none() -> None:
+    written = DOCUMENTS[3].to_json()
+    assert b"batches" not in written
+    assert parse_document(RunRecord, written, PATH).to_json() == written
+
+
+def test_batches_of_several_runs_are_added_up() -> None:
+    one = BatchFigures(batches=2, rows=9, refused=1, seconds=0.5)
+    two = BatchFigures(batches=1, rows=1, tokens=7, padded_tokens=8, busy_seconds=0.25)
+    assert BatchFigures.together([one, two]).model_dump() == {
+        **{"batches": 3, "rows": 10, "tokens": 7, "padded_tokens": 8, "refused": 1},
+        **{"seconds": 0.5, "busy_seconds": 0.25},
+    }
 
 
 @CASES

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from armada.cache_schemas.features import FeatureSpec
-from armada.cache_schemas.manifest import CorpusRecord, RunRecord, TeacherManifest
+from armada.cache_schemas.manifest import BatchFigures, CorpusRecord, RunRecord, TeacherManifest
 from armada.cache_schemas.teachers import TeacherSpec
 from armada.pipeline.caches.card import CardJob, choose_rows, run_card
 from armada.pipeline.reports.drawing import main_components
@@ -31,6 +31,15 @@ OTHER = make_manifest([FeatureSpec(name="score", shape=(), dtype="float32")])
 TEXTS = numbered_texts(0, 198)
 GPU = {"device": "cuda", "gpu": "Some GPU"}
 CPU = {"device": "cpu", "processor": "Some CPU"}
+BATCHES = BatchFigures(
+    batches=10,
+    rows=625,
+    tokens=8000,
+    padded_tokens=10_000,
+    refused=1,
+    seconds=2000.0,
+    busy_seconds=1900.0,
+)
 
 
 def run(hardware: dict[str, str], seconds: float, *corpora: CorpusRecord) -> RunRecord:
@@ -40,6 +49,7 @@ def run(hardware: dict[str, str], seconds: float, *corpora: CorpusRecord) -> Run
         hardware=hardware,
         corpora=corpora,
         teacher_seconds={0: seconds},
+        batches=BATCHES if hardware is GPU else None,
     )
 
 
@@ -129,6 +139,9 @@ def test_the_card_says_what_the_cache_holds(carded: Path) -> None:
     assert r"| settings | channel\_order = bgr; steps = 30 |" in card
     assert "| cost | 1.50 hours on one GPU (Some GPU) |" in card
     assert "| cost | 0.5 s on cpu (Some CPU) |" in card
+    batches = "20 of 62.5 rows, 1.25 padded tokens a token, 2 more did not fit into memory"
+    assert f"| batches | {batches}, 66.7 min of the device, 95% busy |" in card
+    assert card.count("| batches |") == 1
     assert "# Some \\*answers\\*\n" in card
 
 

@@ -212,6 +212,9 @@ def test_workers_leave_what_one_process_does(
     (run,) = open_cache(tmp_path / "cache").runs()
     assert set(run.teacher_seconds) == {0, 1, 2, 3, 4}
     assert report["teacher_seconds"] == pytest.approx(sum(run.teacher_seconds.values()))
+    assert run.batches is not None
+    assert (run.batches.rows, run.batches.refused) == (300, 0)
+    assert 0 < run.batches.busy_seconds <= run.batches.seconds
     assert (run.hardware["workers"], run.hardware["device"]) == ("2", "cpu")
     assert run.versions["torch"]
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from armada import open_cache
 from armada.cache_schemas.errors import JobError
 from armada.cache_schemas.keys import example_key
 from armada.cli import main
+from armada.pipeline.messages import CountProgress
 from command_line import SLOW_TEACHER, CommandLine, start, wait_until_asked
 from hangs import HANG_S
 from small_caches import stored_bytes
@@ -172,6 +174,19 @@ def test_results_are_printed_as_json(armada: CommandLine, words: list[Any], tmp_
     }
 
 
+def test_progress_says_what_the_device_does(armada: CommandLine, words: list[Any]) -> None:
+    device = r"[\d.]+ s of the device, \d+% busy"
+    told = rf"precompute: 100/100 rows, [\d.]+ rows/s, {device}, 0\.0 s left\n"
+    assert re.fullmatch(told, armada(*words).err)
+
+
+def test_the_expected_end_is_told_where_it_is_not_near(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "armada"), CountProgress("some", "rows", 10**12) as progress:
+        progress.advance(1)
+    ends = r"until \w{3} \d\d \w{3}, \d\d:\d\d"
+    assert re.search(rf"rows/s, \d+\.\d h left, {ends}$", caplog.messages[-1])
+
+
 def test_caches_can_be_looked_into(armada: CommandLine, words: list[Any], tmp_path: Path) -> None:
     armada.done(*words, "--set", "corpus_licence=CC0")
     cache = open_cache(tmp_path / "cache")
@@ -187,6 +202,8 @@ def test_caches_can_be_looked_into(armada: CommandLine, words: list[Any], tmp_pa
     (run,) = inspected["runs"]
     corpus = {"rows": 100, "unique_examples": 100, "licence": "CC0"}
     assert run["corpora"] == [{"name": "train.csv", **corpus}]
+    batches = run["batches"]
+    assert [batches[name] for name in ("batches", "rows", "tokens", "refused")] == [2, 100, 0, 0]
     assert str(tmp_path) not in json.dumps(inspected)
     by_prefix = armada.done(
         "cache", "inspect", tmp_path / "cache", "--teacher", summary[0]["fingerprint"][:6]

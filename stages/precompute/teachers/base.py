@@ -108,11 +108,13 @@ class Prepared:
     """N examples as a teacher's model reads them.
 
     buckets: the padded length of each, [N]; inputs: whatever the teacher's `prepare` made of the
-    examples, with a method `take` if `Prepared.take` is to be used."""
+    examples, with a method `take` if `Prepared.take` is to be used; lengths: without padding, [N],
+    where buckets are lengths in tokens, to be counted."""
 
     examples: Sequence[Example]
     buckets: IntArray
     inputs: Any = None
+    lengths: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -121,7 +123,8 @@ class Prepared:
         """Some of the examples, in the order of `rows` [B]."""
         inputs = None if self.inputs is None else self.inputs.take(rows)
         examples = [self.examples[row] for row in rows.tolist()]
-        return Prepared(examples, self.buckets[rows], inputs)
+        lengths = None if self.lengths is None else self.lengths[rows]
+        return Prepared(examples, self.buckets[rows], inputs, lengths)
 
 
 Outputs = Callable[[], Answers]

@@ -105,7 +105,7 @@ class CausalLMTeacher(CheckpointTeacher):
     def prepare(self, examples: Sequence[Example]) -> Prepared:
         """Their tokens."""
         texts = self._texts(examples)
-        return Prepared(examples, self._buckets(texts.lengths), texts)
+        return Prepared(examples, self._buckets(texts.lengths), texts, texts.lengths)
 
     def start(self, batch: Prepared) -> Outputs:
         """See Teacher. Responses are generated here, token by token, as the device answers."""

@@ -256,7 +256,7 @@ class LanguageModelTeacher(CheckpointTeacher):
     def prepare(self, examples: Sequence[Example]) -> Prepared:
         """Their tokens."""
         rows = self._texts.read(examples)
-        return Prepared(examples, self._texts.buckets(rows.lengths), rows)
+        return Prepared(examples, self._texts.buckets(rows.lengths), rows, rows.lengths)
 
     def start(self, batch: Prepared) -> Outputs:
         """See Teacher."""

@@ -2,6 +2,7 @@
 is done beside the device."""
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,20 +11,28 @@ import pytest
 import torch
 from armada.cache_schemas.errors import RunError
 from armada.stages.memory import is_out_of_memory
-from armada.stages.precompute.batching import PATIENCE, BatchSizes
+from armada.stages.precompute.batching import PATIENCE, BatchCounts, BatchSizes
+from armada.stages.precompute.precompute import _Moment
 from armada.stages.precompute.teachers.base import Example, Outputs, Prepared
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
 from spying_teacher import Bench, SpyingTeacher, WriteParquet
 from tiny_checkpoints import make_bert
 
 
-def rows_of(sizes: BatchSizes, buckets: Sequence[int], fits: dict[int, int]) -> list[int]:
+def rows_of(
+    sizes: BatchSizes,
+    buckets: Sequence[int],
+    fits: dict[int, int],
+    counts: BatchCounts | None = None,
+) -> list[int]:
     """Rows of each batch that is begun, where so many of a bucket fit; 0 is one of them each."""
-    begun, computed = [], []
-    for rows in sizes.batches_of(np.array(buckets)):
+    begun, computed, counts = [], [], counts or BatchCounts()
+    padded = np.array(buckets)
+    prepared = Prepared([Example(b"", ())] * len(padded), padded, lengths=padded - 1)
+    for rows in sizes.batches_of(prepared, counts):
         begun.append(len(rows))
         if len(rows) > fits.get(buckets[rows[0]], 1000):
-            sizes.refused += 1
+            counts.refused += 1
         else:
             computed.extend(rows.tolist())
     assert sorted(computed) == list(range(len(buckets)))
@@ -31,10 +40,11 @@ def rows_of(sizes: BatchSizes, buckets: Sequence[int], fits: dict[int, int]) -> 
 
 
 def test_a_batch_has_as_many_tokens_as_the_budget() -> None:
-    sizes = BatchSizes(64, tokens=64 * 128)
-    assert rows_of(sizes, [128] * 64 + [16] * 512 + [8192, 16384], {}) == [1, 1, 64, 512]
-    assert (sizes.batches, sizes.examples) == (4, 578)
-    assert sizes.padded_tokens == 8192 + 16384 + 64 * 128 + 512 * 16
+    sizes, counts = BatchSizes(64, tokens=64 * 128), BatchCounts()
+    assert rows_of(sizes, [128] * 64 + [16] * 512 + [8192, 16384], {}, counts) == [1, 1, 64, 512]
+    assert (counts.batches, counts.rows) == (4, 578)
+    assert counts.padded_tokens == 8192 + 16384 + 64 * 128 + 512 * 16
+    assert counts.tokens == counts.padded_tokens - 578
 
 
 def test_rows_that_a_job_asks_for_are_those_of_every_batch() -> None:
@@ -45,8 +55,10 @@ def test_rows_that_a_job_asks_for_are_those_of_every_batch() -> None:
 
 
 def test_a_refusal_is_of_its_bucket_alone() -> None:
-    sizes = BatchSizes(64)
-    assert rows_of(sizes, [512] * 64 + [16] * 64, {512: 16}) == [64, 32, 16, 16, 16, 16, 64]
+    sizes, counts = BatchSizes(64), BatchCounts()
+    begun = rows_of(sizes, [512] * 64 + [16] * 64, {512: 16}, counts)
+    assert begun == [64, 32, 16, 16, 16, 16, 64]
+    assert (counts.batches, counts.rows, counts.refused) == (5, 128, 2)
 
 
 def test_a_limit_grows_again_where_memory_has_come_back() -> None:
@@ -213,3 +225,40 @@ def test_texts_are_tokenized_once(
     texts = [f"a text {n} " + "on and on " * (n % 7) for n in range(100)]
     Bench(write_parquet, tmp_path / "cache").ask(teacher, texts)
     assert sorted(read) == sorted(texts)
+
+
+class _Slow(SpyingTeacher):
+    """At work for a set time, and longer to give its outputs."""
+
+    def start(self, batch: Prepared) -> Outputs:
+        time.sleep(0.02)
+        answers = self.encode(batch.examples)
+
+        def outputs():
+            time.sleep(0.05)
+            return answers
+
+        return outputs
+
+
+def test_batches_of_a_run_are_counted(write_parquet: WriteParquet, tmp_path: Path) -> None:
+    counts = BatchCounts()
+    bench = Bench(write_parquet, tmp_path / "cache")
+    texts = [f"text {n}" for n in range(80)]
+    bench.ask(_Slow(fits=8), texts, batch_size=16, counts=counts)
+    assert (counts.batches, counts.rows, counts.refused) == (10, 80, 1)
+    assert counts.busy_seconds >= 10 * 0.02
+    assert counts.busy_seconds + 0.05 <= counts.seconds
+
+
+@pytest.mark.gpu
+def test_a_device_is_timed_by_its_own_clock() -> None:
+    device = torch.device("cuda")
+    square = torch.ones(4096, 4096, device=device)
+    torch.cuda.synchronize()
+    begin = _Moment(device)
+    for _ in range(20):
+        square = square @ square
+    end = _Moment(device)
+    given = end._time - begin._time
+    assert begin.until(end) > given
