@@ -103,8 +103,9 @@ def _kept(job: DistillJob) -> str:
 def _too_large(job: DistillJob) -> TrainingError:
     return TrainingError(
         f"device memory: a step of {job.batch_size} examples does not fit beside the student; set "
-        "gradient_checkpointing=true, which --resume may add, or begin anew with a smaller "
-        "batch_size and more gradient_accumulation, precision=bf16 or a smaller max_length; "
+        "auto_batch_size=true or gradient_checkpointing=true, which --resume may add, or begin "
+        "anew with a smaller batch_size and more gradient_accumulation, precision=bf16 or a "
+        "smaller max_length; "
         f"{_kept(job)}"
     )
 
@@ -114,6 +115,11 @@ def _check_processes(job: DistillJob, group: Processes) -> None:
         raise JobError(
             f"job key 'batch_size': {job.batch_size} examples cannot be shared by {group.count} "
             "processes; start fewer, or use larger batches"
+        )
+    if job.auto_batch_size and group.count > 1:
+        raise JobError(
+            "auto_batch_size: is for one process: one of several that runs out of memory leaves "
+            "the others waiting; use a smaller batch_size, or gradient_checkpointing"
         )
     if job.shard_student and group.count == 1:
         raise JobError(

@@ -47,6 +47,7 @@ _MAY_DIFFER = {
     "run_name",
     "push_to_hub",
     "gradient_checkpointing",
+    "auto_batch_size",
 }
 """Keys that change nothing of what a run leaves."""
 

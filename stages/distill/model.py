@@ -16,6 +16,7 @@ from ..pretrained import refusing
 from .aligner import AlignerAnswers
 from .losses import task_loss
 from .objectives.base import Feature, Objective, Sources, StudentSide
+from .parts import Parts
 from .processes import ALONE, Processes
 from .student import Student
 
@@ -35,6 +36,7 @@ class TrainedModel(nn.Module):
         self.student = student
         self.objective = objective
         self.processes = ALONE
+        self.parts = Parts()
         self.layers = sorted({layer for part in objective.parts for layer in part.layers})
         """Layers that some objective reads; hidden states are kept for no others."""
 
@@ -81,15 +83,16 @@ class DistillModel(TrainedModel):
         """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `features`
         are the teachers', `rows` those of the batch in all processes; `masked` as the student
         takes it."""
-        inputs = (input_ids, attention_mask, token_type_ids, masked)
+        inputs = (input_ids, attention_mask, token_type_ids)
         scored = labels is not None and (self.training or self.student.space.task == "none")
         layers, mask_BT = dict[int, Tensor](), None
         if scored and self.layers:
-            pooled_BD, output_BK, states = self.student.with_hidden_states(*inputs)
+            read = self.student.with_hidden_states
+            pooled_BD, output_BK, states = self.parts.read(read, *inputs, masked=masked)
             layers, mask_BT = self._layers(states, attention_mask, rows)
             del states
         else:
-            pooled_BD, output_BK = self.student(*inputs)
+            pooled_BD, output_BK = self.parts.read(self.student, *inputs, masked=masked)
         if labels is None:
             return {"logits": output_BK}
         if not scored:

@@ -178,6 +178,11 @@ class TrainingSettings(BaseModel):
         description="recompute activations of the student's layers in the backward pass: less "
         "memory, more time",
     )
+    auto_batch_size: bool = Field(
+        default=False,
+        description="where memory runs out, let the student read a batch in parts, halved as often "
+        "as it takes: the same losses, in more time; for one process",
+    )
     deterministic: bool = Field(
         default=False,
         description="on a GPU, only kernels that add in a fixed order, and plain attention: a "

@@ -1,6 +1,7 @@
 """Hugging Face Trainer as stage 2 uses it: joined batches, a rate for the aligner, all terms."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._finite = FiniteLosses(train, deferred)
         self._terms: dict[str, torch.Tensor] = {}
         self._averaged = 0
+        self._latest_terms: dict[str, torch.Tensor] = {}
+        self._of_step: list[tuple[Batch, Any]] = []
+        self._step = -1
         self._evaluated: list[tuple[float, int]] = []
         super().__init__(
             model=model,
@@ -111,9 +115,12 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         found.metrics[f"{metric_key_prefix}_loss"] = float(total / rows.sum())
         return found
 
-    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(self, model: Any, inputs: Batch, *more: Any, **kwargs: Any) -> Any:
         """As in the trainer; records the loss, and the number of its examples."""
-        loss, outputs, labels = super().prediction_step(*args, **kwargs)
+        loss, outputs, labels = self.model.parts.fitted(
+            lambda _: super(DistillTrainer, self).prediction_step(model, inputs, *more, **kwargs),
+            inputs["input_ids"],
+        )
         rows = len(labels)
         if self.model.student.space.task != "none":
             rows -= count_missing(labels.cpu().numpy())
@@ -176,20 +183,46 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any
     ) -> Any:
-        """The total of the objective's terms; sums each term for the log, on the device."""
-        indices = inputs.pop("indices")
+        """The total of the objective's terms."""
+        indices, sources = inputs.pop("indices"), inputs.pop("sources", None)
         inputs["rows"] = len(indices)
         if model.training and self.train_dataset.apart:
-            inputs["features"] = self._sources(indices)
+            inputs["features"] = sources() if sources else self._sources(indices)
         outputs = model(**inputs)
         terms = outputs.pop("terms", {})
         if model.training:
             self._finite.look_at(self.state.global_step + 1, terms, indices, self._adamw)
-        for name, value in terms.items():
-            if name != "total":
-                self._terms[name] = self._terms.get(name, 0.0) + value.detach()
-        self._averaged += model.training
+            self._latest_terms = {name: value.detach() for name, value in terms.items()}
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Any:
+        """As in the trainer; sums each term for the log, on the device."""
+        if self.model.parts.halves:
+            loss = self._step_that_fits(model, inputs, num_items_in_batch)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        for name, value in self._latest_terms.items():
+            if name != "total":
+                self._terms[name] = self._terms.get(name, 0.0) + value
+        self._averaged += 1
+        return loss
+
+    def _step_that_fits(self, model: Any, inputs: Batch, count: Any) -> Any:
+        """Where memory runs out, all batches of this step are computed once more: gradients of some
+        weights may be there already."""
+        if self.state.global_step != self._step:
+            self._step, self._of_step = self.state.global_step, []
+        sources = cache(partial(self._sources, inputs["indices"]))
+        self._of_step.append((inputs | {"sources": sources}, count))
+
+        def compute(again: bool) -> Any:
+            if again:
+                model.zero_grad()
+            for batch, items in self._of_step if again else self._of_step[-1:]:
+                loss = super(DistillTrainer, self).training_step(model, dict(batch), items)
+            return loss
+
+        return self.model.parts.fitted(compute, inputs["input_ids"])
 
     def _mean_terms(self) -> dict[str, float]:
         """Each term since the last log."""

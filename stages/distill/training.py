@@ -101,6 +101,7 @@ def train(run: Run) -> Training:
     times = StepTimes(run.device, lambda: run.train.seconds)
     best = BestStudent(run.folder, run.metric, run.settings.keep)
     run.train.processes = run.model.processes = run.processes
+    run.model.parts.halves = run.settings.auto_batch_size
     _place(run)
     twin = UnshardedCopy(run.model) if run.sharded and run.processes.first else None
     trainer = _make_trainer(run, [times, best], _schedules(run, checkpoint))

@@ -5,8 +5,10 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from armada.cache_schemas.errors import JobError
 from armada.pipeline.distill import run_distill
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
@@ -57,8 +59,19 @@ def test_what_is_wrong_is_said_once(launch, distill_bench, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_cannot_be_shared_by_more_processes_than_it_has_examples(
-    distill_bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "'batch_size': 32 examples cannot be shared by 64 proc"),
+        ({"batch_size": 64, "auto_batch_size": True}, "auto_batch_size: is for one process"),
+    ],
+)
+def test_what_many_processes_cannot_do(
+    distill_bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    words: str,
 ) -> None:
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "64"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
@@ -70,8 +83,8 @@ def test_a_batch_cannot_be_shared_by_more_processes_than_it_has_examples(
         "student": str(distill_bench.student),
         "output": str(tmp_path / "run"),
     }
-    with pytest.raises(Exception, match="'batch_size': 32 examples cannot be shared by 64 proc"):
-        run_distill(make(DistillJob, keys))
+    with pytest.raises(JobError, match=words):
+        run_distill(make(DistillJob, keys | settings))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from armada.pipeline.terms import terms_of
 from cuts import cut_at
 from language_processes import PLUG_INS, losses, run, run_in_two_processes, weights
 from safetensors.torch import load_file
+from scarce_memory import room_for
 from tiny_language_models import make_causal_lm
 from tiny_runs import TEXTS
 
@@ -108,6 +109,21 @@ def test_two_processes_are_one(root: Path, tmp_path: Path, torchrun: Sequence[st
         one, other = weights(tmp_path / name), weights(tmp_path / f"two {name}")
         for key, tensor in one.items():
             torch.testing.assert_close(other[key], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_that_is_read_in_parts_is_one_that_is_not(root: Path, tmp_path: Path) -> None:
+    keys = of_many(root) | {"batch_size": 4, "gradient_accumulation": 2}
+    keys["objectives"].pop()  # a hint maps the states of all tokens at once, here as there
+    run(job(root, tmp_path / "whole", **keys))
+    with room_for(1, begins=200) as refused:
+        run(job(root, tmp_path / "parts", **keys, auto_batch_size=True))
+    assert refused[-1] == 2
+    for term in TERMS[:-1]:
+        expected = losses(tmp_path / "whole", term)
+        assert losses(tmp_path / "parts", term) == pytest.approx(expected, rel=4e-7), term
+    found = weights(tmp_path / "parts")
+    for key, tensor in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-12)
 
 
 def test_a_cut_run_ends_as_one_that_was_not(

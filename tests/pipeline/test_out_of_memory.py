@@ -9,6 +9,7 @@ from command_line import CommandLine
 from scarce_memory import room_for
 
 FEW = 3
+LOGGED = ("--set", "logging_steps=1")
 
 
 def failed(armada: CommandLine, *words: object) -> str:
@@ -30,14 +31,14 @@ def test_a_step_that_does_not_fit(armada: CommandLine, distill_bench: Any, tmp_p
 def test_a_run_goes_on_from_its_checkpoint_with_what_helps(
     armada: CommandLine, distill_bench: Any, tmp_path: Path
 ) -> None:
-    words = distill_bench.words(tmp_path / "run")
+    words = distill_bench.words(tmp_path / "run", *LOGGED)
     with room_for(FEW, begins=100):
         line = failed(armada, *words, "--set", "save_steps=1")
     assert "the checkpoint of step " in line
     assert line.endswith("--resume continues from there")
     more = ("--set", "save_steps=1", "--set", "gradient_checkpointing=true", "--resume")
     armada.done(*words, *more)
-    armada.done(*distill_bench.words(tmp_path / "whole"))
+    armada.done(*distill_bench.words(tmp_path / "whole", *LOGGED))
     told = [json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("run", "whole")]
     assert told[0]["train_losses"] == pytest.approx(told[1]["train_losses"], rel=1e-5)
 

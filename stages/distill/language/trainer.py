@@ -7,6 +7,7 @@ Shapes: B rows, T tokens, P predicted tokens, H width.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,13 +57,14 @@ class LanguageModel(TrainedModel):
         layers, mask_BT = dict[int, Tensor](), None
         if self.training and self.layers:
             assert attention_mask is not None
-            states_BTH, states = self.student.with_hidden_states(
-                input_ids, attention_mask, masked=masked
+            states_BTH, states = self.parts.read(
+                self.student.with_hidden_states, input_ids, attention_mask, masked=masked
             )
             layers, mask_BT = self._layers(states, attention_mask, rows)
             del states
         else:
-            states_BTH = self.student(input_ids, attention_mask, position_ids, masked)
+            inputs = (input_ids, attention_mask, position_ids)
+            states_BTH = self.parts.read(self.student, *inputs, masked=masked)
         flat_NH = states_BTH.flatten(0, 1)
         hidden_PH = flat_NH.index_select(0, predicted_at)
         tokens = self._tokens(hidden_PH, targets, counts)
@@ -167,9 +169,14 @@ class LanguageTrainer(DistillTrainer):
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **_: Any
     ) -> EvalLoopOutput:
         """Cross entropy over all tokens, summed batch by batch."""
-        model, sums = self.model.eval(), TokenSums()
+        self.model.eval()
+        sums = TokenSums()
         for batch in dataloader:
             with self.compute_loss_context_manager():
-                sums.add(model, self._prepare_inputs(batch), packed_texts(dataloader.dataset))
+                add = partial(self._add, sums, batch, packed_texts(dataloader.dataset))
+                self.model.parts.fitted(add, batch["input_ids"])
         metrics = {f"{metric_key_prefix}_{name}": v for name, v in sums.metrics().items()}
         return EvalLoopOutput(None, None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def _add(self, sums: TokenSums, batch: Batch, texts: PackedTexts, _: bool) -> None:
+        sums.add(self.model, self._prepare_inputs(batch), texts)
