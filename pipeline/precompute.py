@@ -18,8 +18,15 @@ from ..stages.store.writing.teacher_folder import require_writable
 from ..stages.store.writing.writer import CacheWriter, Work
 from .environment import choose_device, hardware, library_versions
 from .messages import CountProgress, say_that_it_waits
-from .precompute_job import PrecomputeJob, make_teacher
-from .precompute_plan import Plan, PrecomputeReport, RunProvenance, make_plan, not_cached
+from .precompute_job import PrecomputeJob
+from .precompute_plan import (
+    Plan,
+    PrecomputeReport,
+    RunProvenance,
+    make_plan,
+    make_settled,
+    not_cached,
+)
 from .signals import telling_what_is_kept, terminable
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ def _run(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
         from .distributed.precompute_cluster import run_on_cluster
 
         return run_on_cluster(job, quiet)
-    teacher = make_teacher(job)
+    job, teacher = make_settled(job)
     plan = make_plan(job, teacher)
     require_writable(job.cache)
     with terminable():
@@ -78,7 +85,7 @@ def _load(teacher: "Teacher") -> None:
 
 def dry_run(job: PrecomputeJob) -> DryRun:
     """Plan of `run_precompute`; runs the teacher on one probe batch, writes nothing."""
-    teacher = make_teacher(job)
+    job, teacher = make_settled(job)
     plan = make_plan(job, teacher)
     todo = not_cached(job, plan)
     probe = _probe(job, plan, teacher, todo)

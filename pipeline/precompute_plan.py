@@ -20,14 +20,16 @@ from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
 from ..stages.store.format.manifests import read_commits
 from ..stages.store.reading.reader import Cache
 from ..stages.store.writing.extending import plan_extension
-from ..stages.store.writing.teacher_folder import check_teacher
+from ..stages.store.writing.teacher_folder import begun_without, check_teacher
 from ..stages.store.writing.writer import CacheWriter, pending
 from ..stages.tokenizing.unknown import SAMPLE
 from .environment import new_run_id, now
 from .messages import LOGGER, device_in_words
-from .precompute_job import PrecomputeJob, part_of
+from .precompute_job import PrecomputeJob, make_teacher, part_of
 
 if TYPE_CHECKING:
+    import torch
+
     from ..stages.precompute.teachers.base import Teacher
 
 
@@ -39,6 +41,28 @@ class Plan:
     keys: KeyArray
     unique: int
     manifest: TeacherManifest
+
+
+def make_settled(
+    job: PrecomputeJob, device: "torch.device | None" = None
+) -> tuple[PrecomputeJob, "Teacher"]:
+    """The job's teacher, not loaded yet, and the job with all options that it has.
+
+    Options that are not named and that earlier releases did not have are as they were then, if the
+    cache was begun so. `device`: its device, if not that of the job. Raises what `make_teacher`
+    raises, CacheError if there is something else."""
+    teacher = make_teacher(job, device)
+    earlier = {
+        name: value
+        for name, value in teacher.Options.earlier.items()
+        if name not in job.options and name in teacher.spec.settings
+    }
+    if not begun_without(job.cache, teacher.spec, frozenset(earlier), teacher.selecting):
+        return job, teacher
+    told = ", ".join(f"{name}={value}" for name, value in earlier.items())
+    LOGGER.info(f"cache {job.cache}: was begun with {told} by an earlier release; goes on so")
+    job = job.model_copy(update={"options": {**job.options, **earlier}})
+    return job, make_teacher(job, device)
 
 
 def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:

@@ -24,8 +24,15 @@ from ...stages.store.writing.teacher_folder import require_writable
 from ...stages.store.writing.writer import CacheWriter
 from ..environment import new_run_id, visible_gpus
 from ..messages import CountProgress, say_that_it_waits
-from ..precompute_job import PrecomputeJob, make_teacher
-from ..precompute_plan import Plan, PrecomputeReport, RunProvenance, make_plan, not_cached
+from ..precompute_job import PrecomputeJob
+from ..precompute_plan import (
+    Plan,
+    PrecomputeReport,
+    RunProvenance,
+    make_plan,
+    make_settled,
+    not_cached,
+)
 from ..signals import terminable
 from .cluster import connected, device_of, number_of_workers, own_cluster
 from .dispatch import Chunks, Dispatch, load_on_one
@@ -79,7 +86,7 @@ def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
         else:
             gpus = visible_gpus(job.device)
             device = device_of(job.device, gpus)
-        teacher = make_teacher(job, device)
+        job, teacher = make_settled(job, device)
         plan = make_plan(job, teacher)
         require_writable(job.cache)
         if not len(not_cached(job, plan)):

@@ -43,6 +43,9 @@ class TeacherOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     renamed: ClassVar[Mapping[str, str]] = {}
     """Options of an earlier release, and what they are called now: taken, with a warning."""
+    earlier: ClassVar[Mapping[str, SettingValue]] = {}
+    """Options that earlier releases did not have -> the value with which features are as they were
+    then. With that value an option is in no fingerprint, and a cache of theirs goes on with it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +63,8 @@ class TeacherOptions(BaseModel):
 
     def settings(self) -> dict[str, SettingValue]:
         """The settings in the fingerprint."""
-        return self.model_dump(mode="python")
+        settings = self.model_dump(mode="python")
+        return {k: v for k, v in settings.items() if (k, v) not in self.earlier.items()}
 
 
 class TextOptions(TeacherOptions):

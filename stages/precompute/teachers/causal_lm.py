@@ -50,8 +50,8 @@ from .base import (
 from .causal_options import CausalLMOptions
 from .checkpoint_teacher import CheckpointTeacher
 from .generation import Continuation, Sampling, continue_prompts, find_cache_name, next_states
+from .padded_lengths import padded_lengths
 from .token_answers import MEASURED_EVERY, Answer, Dense, Samples, TokenAnswers, TopK
-from .tokenized import padded_lengths
 
 DEFAULT_TEXT_LENGTH = 1024
 CHUNK_BYTES = 64 * 2**20
@@ -156,7 +156,7 @@ class CausalLMTeacher(CheckpointTeacher):
         return mostly_unknown(self._tokenizer, texts)
 
     def _buckets(self, lengths: IntArray) -> IntArray:
-        return padded_lengths(lengths, self._positions)
+        return padded_lengths(lengths, self._positions, self._options.padding)
 
     def _texts(self, examples: Sequence[Example]) -> TokenTexts:
         segments = [example.segments for example in examples]

@@ -11,13 +11,13 @@ from ....cache_schemas.errors import JobError
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ...language.recipe import Recipe
 from ...language.tokens import INSIDE
-from .base import PrecisionOptions
+from .padded_lengths import PaddingOptions
 
 TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
 """The axes: tokens of a text, those of them that are predicted, and generated tokens."""
 
 
-class CausalLMOptions(PrecisionOptions, Recipe):
+class CausalLMOptions(PaddingOptions, Recipe):
     """Options of the teacher `causal_lm`."""
 
     renamed: ClassVar[Mapping[str, str]] = {

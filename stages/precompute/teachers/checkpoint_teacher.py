@@ -242,6 +242,8 @@ class LanguageModelTeacher(CheckpointTeacher):
             positions=positions,
             fixed=self._pads_to_its_limit(),
         )
+        if self._pads_to_its_limit():  # then nothing else does, as before there was this option
+            options = options.model_copy(update=options.earlier)
         self.spec = self._make_spec(options, max_length=max_length, **self._declared_settings())
 
     def encode(self, examples: Sequence[Example]) -> Answers:

@@ -1,8 +1,8 @@
 """Texts in, padded batches of token ids out: the same for every transformers teacher.
 
 Shapes: B examples, T tokens. The padded length T of an example is its own number of tokens, at most
-`max_length`, rounded up to a multiple of 16, at most what the model takes; so an example looks the
-same to the model in any batch. Padding is on the right and masked, whatever side the tokenizer
+`max_length`, rounded up (`padded_lengths.py`), at most what the model takes; so an example looks
+the same to the model in any batch. Padding is on the right and masked, whatever side the tokenizer
 would have chosen: then the positions of real tokens do not depend on it either. It is on the left
 for a model that can be read only so (XLNet's classifier).
 """
@@ -24,15 +24,13 @@ from ...ragged import positions_of
 from ...tokenizing.long_texts import shortened, shortened_pair, text_and_pair
 from ...tokenizing.padding import pad
 from ...tokenizing.unknown import Unknown, mostly_unknown
-from .base import Example, PrecisionOptions, TextOptions, in_row_groups
-
-PAD_MULTIPLE = 16
-"""Most padding an example can get, plus one; few lengths, so that batches fill up."""
+from .base import Example, TextOptions, in_row_groups
+from .padded_lengths import PaddingOptions, padded_lengths
 
 _Ints = npt.NDArray[np.int64]
 
 
-class TokenizedOptions(PrecisionOptions, TextOptions):
+class TokenizedOptions(PaddingOptions, TextOptions):
     """Options of teachers that read tokens.
 
     With the default template an example of one segment is a text, of two a text and its pair, of
@@ -79,12 +77,6 @@ Inputs = dict[str, torch.Tensor]
 CPU with repeated rows behind the B (`in_row_groups`)."""
 
 
-def padded_lengths(lengths: IntArray, most: int) -> IntArray:
-    """What texts of so many tokens [N] are padded to, at most what a model takes."""
-    padded: IntArray = -(-np.maximum(lengths, 1) // PAD_MULTIPLE) * PAD_MULTIPLE
-    return np.minimum(padded, min(most, int(padded.max(initial=1))))  # `most` may be any number
-
-
 class TextTokenizer:
     """A model's tokenizer, with the model's limits."""
 
@@ -123,7 +115,7 @@ class TextTokenizer:
         """The padded length of texts of so many tokens [N]."""
         if self._fixed:
             return np.full(len(lengths), self._positions)
-        return padded_lengths(lengths, self._positions)
+        return padded_lengths(lengths, self._positions, self._options.padding)
 
     def read(self, examples: Sequence[Example]) -> TokenRows:
         """The tokens of N examples, each at most `max_length`; tokenized once."""

@@ -27,7 +27,12 @@ from ....cache_schemas.layout import (
     teacher_folder,
 )
 from ....cache_schemas.manifest import CacheManifest, CommitRecord, TeacherManifest
-from ....cache_schemas.teachers import TeacherSpec, differ_in_features_alone, differences
+from ....cache_schemas.teachers import (
+    TeacherSpec,
+    differ_in_features_alone,
+    differences,
+    without_settings,
+)
 from ..files.lock import locked, note_change
 from ..files.own_files import make_folder, remove_file, remove_tree, write_file
 from ..files.plain_files import check_teacher_folders, check_way, refuse_linked_folders
@@ -67,6 +72,26 @@ def check_teacher(
     if not add_teacher:
         _refuse_same_model(path, teachers, spec, selecting)
     return None
+
+
+def begun_without(
+    path: Path,
+    spec: TeacherSpec,
+    settings: frozenset[str],
+    selecting: frozenset[str] = frozenset(),
+) -> bool:
+    """Whether the cache at `path` holds this teacher without these settings, which earlier releases
+    did not have, and not with them; it may have other features, by `selecting`."""
+    if is_new(path) or not settings:
+        return False
+    refuse_mirror(path)
+    known = [each.spec for each in list_teachers(path)]
+    before = spec.model_copy(update={"settings": without_settings(spec, settings)})
+    then, now = (
+        any(differ_in_features_alone(each, one, selecting) for each in known)
+        for one in (before, spec)
+    )
+    return then and not now
 
 
 def check_rows_per_shard(known: TeacherManifest, asked: int | None) -> None:

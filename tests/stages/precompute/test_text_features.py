@@ -107,6 +107,7 @@ def test_features_of_length_1(model: Callable[[str], Path]) -> None:
 
 def test_no_bit_depends_on_the_batch(model: Callable[[str], Path]) -> None:
     asked = teacher(model("siglip"))
+    assert "padding" not in asked.spec.settings  # every text is as long as the model takes
     alone = answers(asked)
     with torch.inference_mode():
         examples = [Example(example_key((text,)), (text,)) for text in TEXTS]

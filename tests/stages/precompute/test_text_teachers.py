@@ -192,14 +192,15 @@ def _in_buckets(teacher: Teacher, examples: list[Example], size: int) -> dict[by
 
 
 @pytest.mark.parametrize(
-    ("words", "bucket"), [(0, 16), (1, 16), (14, 16), (15, 32), (30, 32), (31, 48), (90, 48)]
+    ("words", "bucket"),
+    [(0, 8), (6, 8), (7, 16), (14, 16), (15, 24), (23, 32), (30, 32), (31, 48), (90, 48)],
 )
 def test_buckets_are_the_texts_own_length(
     checkpoint: Callable[[str], Path], words: int, bucket: int
 ) -> None:
-    """Two special tokens, rounded up to 16; past `max_length` what is left of the text is."""
+    """Two special tokens, rounded up; past `max_length` what is left of the text is."""
     teacher = encoder(checkpoint("bert"), max_length=40)
-    assert teacher.buckets([example("gulls " * words), example("rain")]) == [bucket, 16]
+    assert teacher.buckets([example("gulls " * words), example("rain")]) == [bucket, 8]
 
 
 def test_buckets_end_where_the_model_does(
