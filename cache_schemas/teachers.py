@@ -27,7 +27,7 @@ from .names import either, of_today, of_version_1
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """128 bits in hexadecimal; also the name of the teacher's folder."""
 
-_MOST_TOLD = 4
+_MOST_LISTED = 4
 
 SettingValue = (
     str | int | float | bool | None | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
@@ -144,7 +144,7 @@ def without_settings(spec: TeacherSpec, left_out: frozenset[str]) -> dict[str, S
     return {name: value for name, value in spec.settings.items() if name not in left_out}
 
 
-def told_apart(specs: Mapping[Fingerprint, TeacherSpec]) -> dict[Fingerprint, str]:
+def distinctions(specs: Mapping[Fingerprint, TeacherSpec]) -> dict[Fingerprint, str]:
     """The differences of each teacher from others of its kind and name, 'weights 3fa9c1d2, pooling
     cls'; empty if there are no others."""
     return {
@@ -159,12 +159,12 @@ def _apart(spec: TeacherSpec, alike: Sequence[TeacherSpec]) -> str:
     own, *others = (
         {"weights": digest(each.weights)[:8], **each.settings} for each in (spec, *alike)
     )
-    told = [
+    listed = [
         f"{name} {value!s:.40}"
         for name, value in own.items()
         if any(other.get(name) != value for other in others)
     ]
-    return ", ".join(told[:_MOST_TOLD])
+    return ", ".join(listed[:_MOST_LISTED])
 
 
 def differences(cached: TeacherSpec, asked: TeacherSpec) -> list[str]:

@@ -50,13 +50,13 @@ def _key_groups(
     seen: set[str] = set()
     for job in jobs:
         for owner in job.__mro__:
-            told = re.split(r"\.(?:\s|$)|\n", owner.__doc__ or owner.__name__)[0]
+            title = re.split(r"\.(?:\s|$)|\n", owner.__doc__ or owner.__name__)[0]
             for name in get_annotations(owner):
                 field = job.model_fields.get(name)
                 if field is None or name in seen:
                     continue
                 seen.add(name)
-                groups.setdefault("Required" if field.is_required() else told, {})[name] = field
+                groups.setdefault("Required" if field.is_required() else title, {})[name] = field
     return groups | {f"Options of {name}": own.model_fields for name, own in options.items()}
 
 
@@ -132,8 +132,8 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
         show_json(result)
         return
     unlabelled = result.get("unlabelled_examples")  # language models need no labels
-    told = "" if unlabelled is None else f", {unlabelled} without a label"
-    print(f"{result['examples']} examples{told}")
+    note = "" if unlabelled is None else f", {unlabelled} without a label"
+    print(f"{result['examples']} examples{note}")
     for name, value in result["metrics"].items():
         print(f"{name:12} {_figure(value)}")
 

@@ -121,8 +121,8 @@ def _evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> di
     wanted = cache[feature].gather(labelled.cache_rows[feature]).astype(np.float64)
     wanted = wanted.reshape(len(wanted), -1)
     texts = [segments for batch in labelled.corpus.batches() for segments in batch]
-    said = student.predict(texts, job.batch_size)
-    found = np.stack([each["embedding"] for each in said]).astype(np.float64)
+    outputs = student.predict(texts, job.batch_size)
+    found = np.stack([each["embedding"] for each in outputs]).astype(np.float64)
     if found.shape != wanted.shape:
         raise JobError(
             f"feature {feature!r}: has {wanted.shape[1]} numbers, and the student's embeddings "

@@ -43,13 +43,13 @@ def refuse_url(path: Path, what: str = "cache") -> Path:
     """A path of this machine; one that looks like a URL was meant as one."""
     path = Path(expand_home(str(path)))
     if url := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.*)", str(path)):
-        told = "looks like a URL; name a local file or folder"
+        message = "looks like a URL; name a local file or folder"
         if what == "cache":
-            told = (
+            message = (
                 "looks like a URL; name a local folder (`armada cache pull` and `push` copy caches "
                 "from and to a URL)"
             )
-        raise JobError(f"{what} {url[1]}://{url[2]}: {told}")
+        raise JobError(f"{what} {url[1]}://{url[2]}: {message}")
     return path
 
 
@@ -237,12 +237,12 @@ def _explain(model: type[BaseModel], error: ValidationError, what: str) -> str:
     if first["type"] == "extra_forbidden":
         return unknown_key(what, key, model.model_fields)
     meaning = model.model_fields[key].description if key in model.model_fields else None
-    told = f" ({meaning})" if meaning else ""
+    about = f" ({meaning})" if meaning else ""
     if first["type"] == "missing":
-        return f"{what} key {key!r} is missing{told}"
+        return f"{what} key {key!r} is missing{about}"
     message = first["msg"].removeprefix("Value error, ")
     value = f" {first['input']!r}:" if first["loc"] else ""
-    return f"{what} key {key!r}:{value} {message}{told}" if first["loc"] else message
+    return f"{what} key {key!r}:{value} {message}{about}" if first["loc"] else message
 
 
 def unknown_key(what: str, key: str, known: Iterable[str]) -> str:

@@ -141,12 +141,12 @@ def fidelity_in_words(fidelity: "Fidelity") -> str:
 
 def say_that_it_waits(quiet: bool) -> Callable[[int], None]:
     """Log once that all remaining rows are being computed by other processes."""
-    said = quiet
+    logged = quiet
 
     def say(rows: int) -> None:
-        nonlocal said
-        if not said:
-            said = True
+        nonlocal logged
+        if not logged:
+            logged = True
             LOGGER.info(f"waiting: other processes are computing the last {rows} rows")
 
     return say

@@ -204,8 +204,8 @@ class _Card:
     def _examples(self) -> str:
         unlabelled = self.metrics["unlabelled_examples"]
         labelled = self._task in ("classification", "regression") and unlabelled
-        told = f" ({unlabelled} without a label)" if labelled else ""
-        return f"{self.metrics['train_examples']} examples{told}"
+        without = f" ({unlabelled} without a label)" if labelled else ""
+        return f"{self.metrics['train_examples']} examples{without}"
 
     def _learned(self) -> str:
         if self._task == "language":
@@ -242,12 +242,12 @@ class _Card:
 
     def _teachers(self) -> list[str]:
         """A sentence about each teacher, if there are any."""
-        told = self.data.provenance()
-        several = [(found, "") for found in told.get("teachers", {}).values()]
+        provenance = self.data.provenance()
+        several = [(found, "") for found in provenance.get("teachers", {}).values()]
         return [
             f"Teacher `{teacher['kind']}:{teacher['name']}`, feature `{found[f'{of}feature']}`, "
             f"fingerprint `{found[f'{of}teacher_fingerprint']}`."
-            for found, of in [*several, (told, ""), (told, "token_")]
+            for found, of in [*several, (provenance, ""), (provenance, "token_")]
             if (teacher := found.get(f"{of}teacher"))
         ]
 

@@ -146,8 +146,8 @@ def _predictor_of(job: PredictJob, student: SavedStudent) -> Predictor:
 def _continue(
     student: SavedLanguageModel, batch_size: int, most: int, examples: Examples
 ) -> tuple[Columns, int]:
-    said, cut = student.respond(examples, batch_size, most)
-    return {"generated_text": pa.array(said, pa.string())}, cut
+    responses, cut = student.respond(examples, batch_size, most)
+    return {"generated_text": pa.array(responses, pa.string())}, cut
 
 
 @torch.inference_mode()

@@ -176,10 +176,10 @@ def check_same_data(folder: Path, provenance: Mapping[str, Any]) -> None:
 
 def _of_data(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's provenance about its data; of several teachers, with the name of each."""
-    told = {key: provenance[key] for key in _DATA if key in provenance}
+    data = {key: provenance[key] for key in _DATA if key in provenance}
     for name, teacher in provenance.get("teachers", {}).items():
-        told |= {f"{name} {key}": teacher[key] for key in _DATA if key in teacher}
-    return told
+        data |= {f"{name} {key}": teacher[key] for key in _DATA if key in teacher}
+    return data
 
 
 def _both_sides(

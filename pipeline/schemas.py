@@ -138,8 +138,8 @@ def _merged(options: Mapping[str, Options]) -> Options:
 
 def _one_of_them(of_each: Mapping[str, Schema]) -> Schema:
     different = {str(schema): schema for schema in of_each.values()}
-    told = {schema.get("description", ""): None for schema in different.values()}
-    description = f"{' / '.join(told)} ({', '.join(of_each)})"
+    descriptions = {schema.get("description", ""): None for schema in different.values()}
+    description = f"{' / '.join(descriptions)} ({', '.join(of_each)})"
     if len(different) == 1:
         return {**next(iter(different.values())), "description": description}
     return {"anyOf": list(different.values()), "description": description}

@@ -128,9 +128,9 @@ def open_sources(
 
 def _feature(cache: Cache, reading: Reading, of_several: bool) -> str:
     if reading.feature is None and len(cache.features) > 1:
-        told = f"{reading.teacher}: " if of_several else ""
+        prefix = f"{reading.teacher}: " if of_several else ""
         raise MissingFeatureError(
-            f"{told}job key 'feature' is missing; the teacher has {', '.join(cache.features)}"
+            f"{prefix}job key 'feature' is missing; the teacher has {', '.join(cache.features)}"
         )
     name = reading.feature or cache.features[0]
     if reading.logits_for is not None and name not in cache:
@@ -166,12 +166,12 @@ def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
         return _RENAMED[str(reading.feature)]
     if reading.feature is None and len(known) == 1:
         return known[0]
-    told = f"{reading.teacher}: " if of_several else ""
+    prefix = f"{reading.teacher}: " if of_several else ""
     what = (
         "is missing" if reading.feature is None else f"{reading.feature!r} is not a token feature"
     )
     raise JobError(
-        f"{told}job key 'feature': {what}; the teacher has {', '.join(known) or 'none that does'}"
+        f"{prefix}job key 'feature': {what}; the teacher has {', '.join(known) or 'none that does'}"
     )
 
 

@@ -175,15 +175,15 @@ class StudentData:
 
     def provenance(self) -> dict[str, Any]:
         """Provenance of the teachers' features, for the record of a run."""
-        told = {
+        by_teacher = {
             name: source.provenance()
             | ({"read_digest": self.read_digests[name]} if name in self.read_digests else {})
             for name, source in self.sources.items()
         }
-        if len(told) > 1:
-            return {"teachers": told}
+        if len(by_teacher) > 1:
+            return {"teachers": by_teacher}
         nothing = dict.fromkeys(("cache_digest", "teacher_fingerprint", "teacher", "feature"))
-        return next(iter(told.values()), nothing)
+        return next(iter(by_teacher.values()), nothing)
 
     def gathers(self, seed: int) -> dict[str, Gather]:
         """Readers of the training features, each source under its control."""

@@ -75,8 +75,8 @@ def base_of(folder: Path, error: type[InputError]) -> Path | None:
     if card is None or not (folder / ADAPTER_CONFIG).is_file():
         return None
     try:
-        said = json.loads(card.read_bytes())
-        known = AdapterBase(**{name: said.get(name) for name in AdapterBase.model_fields})
+        document = json.loads(card.read_bytes())
+        known = AdapterBase(**{name: document.get(name) for name in AdapterBase.model_fields})
     except (ValueError, AttributeError) as cause:
         raise error(f"{card}: {one_line(cause)}") from cause
     return None if known.base is None else find_base(known, folder, error)

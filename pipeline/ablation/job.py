@@ -234,11 +234,11 @@ def _check_beside(grids: Sequence[Values], beside: Values) -> None:
 def _cells(grid: Values) -> Iterator[Cell]:
     axes = {str(key): _axis(values) for key, values in grid.items() if key != NAME}
     title = grid.get(NAME)
-    told = [key for key, values in axes.items() if title is None or len(values) > 1]
+    varied = [key for key, values in axes.items() if title is None or len(values) > 1]
     for point in product(*axes.values()):
         values = dict(zip(axes, point, strict=True))
         parts = [str(title)] if title is not None else []
-        yield Cell(", ".join([*parts, *(shown(key, values[key]) for key in told)]), values)
+        yield Cell(", ".join([*parts, *(shown(key, values[key]) for key in varied)]), values)
 
 
 def _axis(values: Any) -> list[Any]:

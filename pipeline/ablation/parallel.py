@@ -120,12 +120,12 @@ class _WorkerPool:
     def _ended(self, process: BaseProcess, run: PlannedRun) -> None:
         process.join()
         log = self._log(run)
-        said = log.read_text(encoding="utf-8", errors="replace").strip() if log.exists() else ""
+        output = log.read_text(encoding="utf-8", errors="replace").strip() if log.exists() else ""
         if process.exitcode:
-            reason = _reason(process.exitcode, said)
-            log.write_text(said or reason, encoding="utf-8")
+            reason = _reason(process.exitcode, output)
+            log.write_text(output or reason, encoding="utf-8")
             self.failures.append(Failure(run, reason))
-        elif not said:
+        elif not output:
             log.unlink(missing_ok=True)
         self._finished()
 
@@ -182,8 +182,8 @@ def _limit_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _reason(code: int, said: str) -> str:
+def _reason(code: int, output: str) -> str:
     if code < 0:
         killed = " (out of memory? try fewer workers)" if code == -signal.SIGKILL else ""
         return f"was killed by signal {-code}{killed}"
-    return said.splitlines()[-1].removeprefix("error: ") if said else f"exited with code {code}"
+    return output.splitlines()[-1].removeprefix("error: ") if output else f"exited with code {code}"

@@ -144,8 +144,8 @@ def _decoded(spec: FeatureSpec, values: Numbers) -> dict[str, Numbers]:
 def _field(name: str, values: Numbers) -> pa.Field:
     """Arrow field of values [S, *shape]; a shape of several dimensions is in its metadata."""
     shape = values.shape[1:]
-    told = {"shape": json.dumps(shape)} if len(shape) > 1 else None
-    return pa.field(name, _array(values).type, metadata=told)
+    metadata = {"shape": json.dumps(shape)} if len(shape) > 1 else None
+    return pa.field(name, _array(values).type, metadata=metadata)
 
 
 def _array(values: Numbers) -> pa.Array:

@@ -361,8 +361,8 @@ class ParquetRows(FeatureSource):
                 raise CorpusError(f"{file}: no column {column!r}; it has {', '.join(schema.names)}")
             kinds[schema.field(column).type] = file
         if len(kinds) > 1:
-            told = ", ".join(f"{kind} in {file.name}" for kind, file in kinds.items())
-            raise CorpusError(f"{self._name}: column {column!r} is {told}; make it one type")
+            listed = ", ".join(f"{kind} in {file.name}" for kind, file in kinds.items())
+            raise CorpusError(f"{self._name}: column {column!r} is {listed}; make it one type")
         return next(iter(kinds))
 
     @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...cache_schemas.manifest import CommitRecord, PartRecord, TeacherIndex, fidelity_of
-from ...cache_schemas.teachers import told_apart
+from ...cache_schemas.teachers import distinctions
 from ...stages.store.format.manifests import choose_teacher, held_features, read_part
 from ...stages.store.reading.reader import Cache
 from ...stages.store.transfer.index import read_origin
@@ -36,7 +36,7 @@ class TeacherSummary:
 def summarise(location: str) -> list[TeacherSummary]:
     """All teachers of the cache at a path or URL."""
     teachers = read_origin(open_location(location)).teachers
-    apart = told_apart({t.manifest.fingerprint: t.manifest.spec for t in teachers})
+    apart = distinctions({t.manifest.fingerprint: t.manifest.spec for t in teachers})
     return [_summary(teacher, apart[teacher.manifest.fingerprint]) for teacher in teachers]
 
 

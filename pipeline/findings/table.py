@@ -29,7 +29,7 @@ def show_findings(findings: Findings, console: Console | None = None) -> None:
             console.print(_effects(study.anova))
         elif len(study.sweep) > 1:
             console.print(f"no analysis of variance: {study.anova}")
-    for line in [*map(told, findings.costs), *findings.unknown_costs]:
+    for line in [*map(cost_line, findings.costs), *findings.unknown_costs]:
         console.print(escape(one_line(line)))
 
 
@@ -90,7 +90,7 @@ def _effects(found: Anova) -> Table:
     return table
 
 
-def told(cost: TeacherCost) -> str:
+def cost_line(cost: TeacherCost) -> str:
     """One line about the cost of a teacher."""
     return (
         f"teacher {cost.teacher} ({cost.fingerprint[:12]}): {duration(cost.seconds)} paid once for "

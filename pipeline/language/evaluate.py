@@ -95,8 +95,8 @@ def _responded(
     responses = respond(
         student.causal, tokenizer, prompts, job.max_new_tokens, job.batch_size, ends
     )
-    said = [""] * len(texts)
+    of_texts = [""] * len(texts)
     for text, response in zip(whole.tolist(), responses, strict=True):
-        said[text] = response
+        of_texts[text] = response
     references = [response_of(segments) for segments in _examples(corpus)]
-    return response_metrics(said, references)
+    return response_metrics(of_texts, references)

@@ -67,8 +67,8 @@ class LanguageKeys(LanguageSettings):
         return recipes[0] if recipes else self._recipe_of(None)
 
     def _recipe_of(self, teacher: TeacherSpec | None) -> Recipe:
-        told = {name: getattr(self, name) for name in Recipe.model_fields}
-        chosen = {name: value for name, value in told.items() if value is not None}
+        own = {name: getattr(self, name) for name in Recipe.model_fields}
+        chosen = {name: value for name, value in own.items() if value is not None}
         if teacher is None:
             return make(Recipe, chosen)
         lacking = Recipe.model_fields.keys() - LATER.keys() - teacher.settings.keys()
@@ -98,26 +98,26 @@ def with_token_teacher(keys: Mapping[str, Any], known: Collection[str]) -> dict[
     """Keys of a job in which a teacher of tokens beside that of a feature, which earlier releases
     named by `token_cache`, `token_teacher` and `token_feature`, is one of several teachers. `known`
     are the keys of jobs; others are options of objectives. Raises JobError."""
-    told = {key: keys[key] for key in _TOKEN_KEYS if keys.get(key) is not None}
+    given = {key: keys[key] for key in _TOKEN_KEYS if keys.get(key) is not None}
     rest = {key: value for key, value in keys.items() if key not in _TOKEN_KEYS}
-    if not told:
+    if not given:
         return rest
     if rest.get("teachers") or rest.get("objectives") or rest.get("objective") == "tokens":
         raise JobError(
-            f"{', '.join(told)}: named a teacher of tokens beside that of a feature; name both in"
+            f"{', '.join(given)}: named a teacher of tokens beside that of a feature; name both in"
             " `teachers`, and what is learned from each in `objectives`"
         )
     LOGGER.warning(
-        f"{', '.join(told)}: deprecated, removed in the next release; name both teachers in "
+        f"{', '.join(given)}: deprecated, removed in the next release; name both teachers in "
         "`teachers`, and what is learned from each in `objectives`"
     )
     own = {key: rest.pop(key) for key in CacheKeys.model_fields if key in rest}
     options = {**(rest.pop("options", None) or {})}
     options |= {key: rest.pop(key) for key in [*rest] if key not in known}
     tokens = {key: value for key, value in own.items() if key not in ("teacher", "feature")}
-    if "token_cache" in told:
+    if "token_cache" in given:
         tokens.pop("expect_digest", None)
-    tokens |= {key.removeprefix("token_"): value for key, value in told.items()}
+    tokens |= {key.removeprefix("token_"): value for key, value in given.items()}
     return {
         **rest,
         "teachers": {SOURCE: own, "tokens": {**tokens, "control": "none"}},

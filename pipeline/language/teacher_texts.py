@@ -140,9 +140,9 @@ def with_generated(
     texts: TokenTexts, cache: Cache, rows: Rows, tokenizer: Any, most: int
 ) -> TokenTexts:
     """The same prompts with the teacher's own responses, truncated to `most` tokens in all."""
-    said = cache.ragged(GENERATED).gather(rows).parts()
+    generated = cache.ragged(GENERATED).gather(rows).parts()
     parts, sizes, cut = [], [], []
-    for text, response in enumerate(said):
+    for text, response in enumerate(generated):
         prompt = texts.of(text)[: texts.prompts[text]]
         whole = np.concatenate([prompt, response.astype(np.int32)])
         parts.append(whole[:most])

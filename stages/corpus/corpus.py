@@ -294,9 +294,9 @@ def _without_repeated(blocks: Iterable[Corpus], repeated: Mapping[int, str]) -> 
     bad = list(repeated)
     for block in blocks:
         here = np.isin(block.number_of_row, bad)
-        told = [repeated[number] for number in np.unique(block.number_of_row[here]).tolist()]
-        good = block.take(np.flatnonzero(~here)) if told else block
-        yield replace(good, skipped=(*block.skipped, *told))
+        messages = [repeated[number] for number in np.unique(block.number_of_row[here]).tolist()]
+        good = block.take(np.flatnonzero(~here)) if messages else block
+        yield replace(good, skipped=(*block.skipped, *messages))
 
 
 def _join(sources: Sequence[str], parts: list[Corpus]) -> Corpus:

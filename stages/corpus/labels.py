@@ -243,7 +243,7 @@ def _refuse(
         value = _labels(corpus)[int(rows[0])].as_py()
         more = f" ({len(rows)} such rows)" if len(rows) > 1 else ""
         alike = [name for name in names if name.split() == value.split()]
-        told = f"; it differs from {alike[0]!r} only in spaces; make them equal" if alike else ""
+        hint = f"; it differs from {alike[0]!r} only in spaces; make them equal" if alike else ""
         raise CorpusError(
-            f"{corpus.where(int(rows[0]))}: label {value!r} is not {limit}{more}{told}"
+            f"{corpus.where(int(rows[0]))}: label {value!r} is not {limit}{more}{hint}"
         )

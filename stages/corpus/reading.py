@@ -101,8 +101,8 @@ def _not_utf8(source: str, name: str, column: pa.ChunkedArray, first: int) -> st
     plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     values = (value for chunk in plain.cast(pa.large_binary()).chunks for value in chunk)
     for row, value in enumerate(values, first + 1):
-        if value.is_valid and (told := not_utf8(value.as_py(), remedy)):
-            return f"corpus {source} row {row}: column {name!r} {told}"
+        if value.is_valid and (problem := not_utf8(value.as_py(), remedy)):
+            return f"corpus {source} row {row}: column {name!r} {problem}"
     return f"corpus {source}: column {name!r} is not UTF-8; {remedy}"
 
 
@@ -278,8 +278,8 @@ def _problems(texts: dict[str, pa.Array], required: Sequence[bool]) -> dict[int,
                 what = "null" if null[row] else "empty"
                 problems[row] = f"column {name!r} is {what}"
     for row in np.flatnonzero(np.logical_and.reduce(list(blanks.values()))).tolist():
-        told = f"all of its columns are empty ({', '.join(texts)})"
-        problems.setdefault(row, told)
+        problem = f"all of its columns are empty ({', '.join(texts)})"
+        problems.setdefault(row, problem)
     return problems
 
 

@@ -209,9 +209,11 @@ def _texts(source: str, blocks: Iterable[bytes], encoding: str) -> Iterator[str]
 
 def refusal(source: str, cause: Exception, fault: Callable[[], str | None]) -> CorpusError:
     """Arrow's message, and the row that caused it."""
-    said = str(cause).splitlines()[0]
-    told = fault()
-    return CorpusError(f"corpus {source}: cannot be read: {said}" + (f"; {told}" if told else ""))
+    message = str(cause).splitlines()[0]
+    detail = fault()
+    return CorpusError(
+        f"corpus {source}: cannot be read: {message}" + (f"; {detail}" if detail else "")
+    )
 
 
 def _csv_fault(file: pa.NativeFile, parse: pyarrow.csv.ParseOptions) -> str | None:
@@ -224,8 +226,8 @@ def _csv_fault(file: pa.NativeFile, parse: pyarrow.csv.ParseOptions) -> str | No
     header = next(rows, [])
     for number, fields in enumerate(rows, 1):
         for name, field in zip(header, fields, strict=False):
-            if (told := not_utf8(field.encode("latin-1"))) is not None:
-                return f"row {number}: column {name!r} {told}"
+            if (detail := not_utf8(field.encode("latin-1"))) is not None:
+                return f"row {number}: column {name!r} {detail}"
         if fields and len(fields) != len(header):
             remedy = several_in_one(header) or (
                 f"quote fields that hold a {parse.delimiter!r}, or name another delimiter, such as "

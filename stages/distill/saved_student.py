@@ -164,8 +164,8 @@ class SavedLanguageModel(SavedStudent):
     ) -> list[Prediction]:
         """Its greedy response to each prompt, or its continuation of a text."""
         self._require_several(texts)
-        said, _ = self.respond(texts, batch_size, max_new_tokens)
-        return [{"generated_text": text} for text in said]
+        responses, _ = self.respond(texts, batch_size, max_new_tokens)
+        return [{"generated_text": text} for text in responses]
 
     def respond(
         self, texts: Sequence[Text], batch_size: int, max_new_tokens: int

@@ -70,8 +70,8 @@ class Student(nn.Module, ABC):
         """(pooled, output, hidden states [B, T, width] of the embeddings and of each layer)."""
         inputs = self._inputs(input_ids, attention_mask, token_type_ids)
         with attending(masked):
-            pooled_BD, output_BK, told = self._read(inputs | {"output_hidden_states": True})
-        return pooled_BD, output_BK, told.hidden_states
+            pooled_BD, output_BK, output = self._read(inputs | {"output_hidden_states": True})
+        return pooled_BD, output_BK, output.hidden_states
 
     @abstractmethod
     def _read(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
@@ -185,10 +185,10 @@ class ClassifierStudent(Student):
             nn.init.zeros_(self.last_layer.bias)
 
     def _read(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
-        pooled_BD, output_BK, told = self.own_head.read(self.classifier, inputs)
+        pooled_BD, output_BK, output = self.own_head.read(self.classifier, inputs)
         if self.training and self.own_head.dropout is None:
             output_BK = self.last_layer(F.dropout(pooled_BD, self.dropout))
-        return pooled_BD, F.relu(output_BK) if self.space.regression else output_BK, told
+        return pooled_BD, F.relu(output_BK) if self.space.regression else output_BK, output
 
 
 def check_kind(config: Any) -> str | None:

@@ -103,7 +103,7 @@ def isolates_packed_documents(model: Any) -> bool:
     return not _depends(model, 2 * PROBE_TOKENS, first, second, position_ids=positions)
 
 
-def _depends(model: Any, tokens: int, changed: slice, seen: slice, **told: Tensor) -> bool:
+def _depends(model: Any, tokens: int, changed: slice, seen: slice, **inputs: Tensor) -> bool:
     """Whether the hidden states of the tokens `seen` differ where others are `changed`."""
     words = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(tokens, device=model.device)[None] % words
@@ -112,7 +112,7 @@ def _depends(model: Any, tokens: int, changed: slice, seen: slice, **told: Tenso
     body = transformer(model)
     with probing(model):
         states, found = (
-            body(input_ids=each, use_cache=False, **told).last_hidden_state
+            body(input_ids=each, use_cache=False, **inputs).last_hidden_state
             for each in (ids, others)
         )
     return not same_states(states[:, seen], found[:, seen])

@@ -26,7 +26,7 @@ class _Attention:
     positions_BT: Tensor | None
 
 
-_SAID: ContextVar[_Attention | None] = ContextVar("_SAID", default=None)
+_DECLARED: ContextVar[_Attention | None] = ContextVar("_DECLARED", default=None)
 
 
 def needs_mask(batch: Mapping[str, Any]) -> bool:
@@ -46,11 +46,11 @@ def attending(masked: bool | None, positions_BT: Tensor | None = None) -> Iterat
         yield
         return
     _register()
-    token = _SAID.set(_Attention(masked, positions_BT))
+    token = _DECLARED.set(_Attention(masked, positions_BT))
     try:
         yield
     finally:
-        _SAID.reset(token)
+        _DECLARED.reset(token)
 
 
 @cache
@@ -65,14 +65,14 @@ def _register() -> None:
 
 def _make(usual: Callable[..., Tensor | None], **given: Any) -> Tensor | None:
     # A compiled model reads nothing, and always has a mask.
-    said = None if torch.compiler.is_compiling() else _SAID.get()
-    if said is None:
+    declared = None if torch.compiler.is_compiling() else _DECLARED.get()
+    if declared is None:
         return usual(**given)
-    if not said.masked:
+    if not declared.masked:
         return usual(**given | {"attention_mask": None})
     given |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    if said.positions_BT is not None:
-        apart = _apart(given["mask_function"], said.positions_BT)
+    if declared.positions_BT is not None:
+        apart = _apart(given["mask_function"], declared.positions_BT)
         given |= {"attention_mask": None, "mask_function": apart}
     return usual(**given)
 

@@ -316,8 +316,8 @@ class Recipe(BaseModel):
             )
         return Written(prompt, rendered, content, rendered.index(content))
 
-    def said(self, segments: Sequence[str]) -> list[str]:
-        """The example's own text, without additions of a template."""
+    def own_texts(self, segments: Sequence[str]) -> list[str]:
+        """The example's own texts, without additions of a template."""
         if self.text_format == "chat" and len(segments) == 1:
             return [str(turn["content"]) for turn in _turns(segments[0])]
         return [segment for segment in segments if segment]
@@ -349,8 +349,8 @@ def _turn(role: str, content: str) -> dict[str, Any]:
 
 def _content_start(template: ChatTemplate, turns: Turns, whole: str) -> int:
     """Start of the last turn's content: where renderings of different contents diverge."""
-    said = turns[-1]["content"].strip()
-    other = template.render([*turns[:-1], _turn("assistant", "y" if said[:1] == "x" else "x")])
+    reply = turns[-1]["content"].strip()
+    other = template.render([*turns[:-1], _turn("assistant", "y" if reply[:1] == "x" else "x")])
     differ = (at for at, (one, two) in enumerate(zip(whole, other, strict=False)) if one != two)
     return next(differ, min(len(whole), len(other)))
 

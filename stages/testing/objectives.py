@@ -66,8 +66,8 @@ class Batch:
             return self
         mask = F.pad(self.mask, (1, 2))
         layers = (F.pad(each, (0, 0, 1, 2)) for each in self.layers)
-        told = tuple(each.masked_fill(mask.unsqueeze(-1) == 0, 1e3) for each in layers)
-        return replace(self, layers=told, mask=mask)
+        changed = tuple(each.masked_fill(mask.unsqueeze(-1) == 0, 1e3) for each in layers)
+        return replace(self, layers=changed, mask=mask)
 
 
 class ObjectiveTests:
@@ -179,8 +179,8 @@ class ObjectiveTests:
         batch = self._batch(sizes).map(torch.Tensor.double)
 
         def total(pooled: Tensor, output: Tensor, *layers: Tensor) -> Tensor:
-            told = replace(batch, pooled=pooled, output=output, layers=layers)
-            return self._terms(objective, told)["total"]
+            changed = replace(batch, pooled=pooled, output=output, layers=layers)
+            return self._terms(objective, changed)["total"]
 
         student = (batch.pooled, batch.output, *batch.layers)
         inputs = tuple(part.requires_grad_() for part in student)
@@ -345,15 +345,15 @@ class ObjectiveTests:
         return side, sources, batch.labels
 
     def _require_finite(self, objective: Objective, batch: Batch) -> None:
-        told = batch.map(lambda each: each.detach().clone())
-        student = (told.pooled, told.output, *told.layers)
+        changed = batch.map(lambda each: each.detach().clone())
+        student = (changed.pooled, changed.output, *changed.layers)
         for part in student:
             part.requires_grad_()
-        terms = self._terms(objective, told)
+        terms = self._terms(objective, changed)
         for name, term in terms.items():
             assert term.isfinite(), f"{name} is not finite"
         torch.autograd.backward(terms["total"])
-        names = ("pooled", "output", *(f"layer {n}" for n in range(len(told.layers))))
+        names = ("pooled", "output", *(f"layer {n}" for n in range(len(changed.layers))))
         inputs = dict(zip(names, student, strict=True)) | dict(objective.named_parameters())
         for name, each in inputs.items():
             assert each.grad is None or each.grad.isfinite().all(), f"gradient of {name}"
@@ -408,8 +408,8 @@ class TokenObjectiveTests(ObjectiveTests):
         padded.features[0][self.rows :] = math.nan
         side, sources, _ = self._of_sources(objective, padded)
         asked = torch.arange(self.rows + 2) < self.rows
-        told = {name: replace(each, answered_P=asked) for name, each in sources.items()}
-        for name, term in objective.of_sources(side, told, None).items():
+        changed = {name: replace(each, answered_P=asked) for name, each in sources.items()}
+        for name, term in objective.of_sources(side, changed, None).items():
             torch.testing.assert_close(term, self._terms(objective, batch)[name])
 
     def _of_sources(self, objective: Objective, batch: Batch) -> tuple[Any, ...]:

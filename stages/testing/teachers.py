@@ -181,14 +181,14 @@ class TeacherTests:
         assert set(self.refused) <= set(self.texts), "refused are some of the texts"
         teacher = self._loaded(source)
         for text in self.refused:
-            with _refusing() as told:
+            with _refusing() as messages:
                 answers = _encode(teacher, [_example(text)])
                 numbers = [np.asarray(rows[0]) for rows in answers.features.values()]
                 finite = all(np.isfinite(each).all() for each in numbers)
                 assert answers.invalid or not finite, (
                     f"{text!r:.80} has finite outputs: it is not refused"
                 )
-            assert not any("\n" in line for line in told)
+            assert not any("\n" in line for line in messages)
 
     # --- fingerprints
 
@@ -310,11 +310,11 @@ def _all(texts: Sequence[str | tuple[str, ...]]) -> list[Example]:
 @contextmanager
 def _refusing() -> Iterator[list[str]]:
     """A teacher's error for a text that it refuses."""
-    told: list[str] = []
+    messages: list[str] = []
     try:
-        yield told
+        yield messages
     except TeacherOutputError as error:
-        told.append(str(error))
+        messages.append(str(error))
 
 
 def _encode(teacher: Teacher, batch: Sequence[Example]) -> Answers:

@@ -48,7 +48,7 @@ class HintObjective(Objective):
     def of_sources(
         self, side: StudentSide, sources: Sources, labels_B: Tensor | None
     ) -> dict[str, Tensor]:
-        feature_BH = accumulated(self._feature(self.told(sources)))
+        feature_BH = accumulated(self._feature(self.teacher_side(sources)))
         assert side.mask_BT is not None
         hints = []
         for layer, mapped in zip(self.layers, self.maps, strict=True):

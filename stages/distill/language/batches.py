@@ -117,8 +117,10 @@ class PackedTexts:
 
     def _answers(self, texts: Ints) -> dict[str, Any]:
         predicted = self.texts.predicted[texts]
-        said = {name: _said(each, texts, predicted) for name, each in self.teachers.items()}
-        return {"answers": said} if said else {}
+        answers = {
+            name: _answers_of(each, texts, predicted) for name, each in self.teachers.items()
+        }
+        return {"answers": answers} if answers else {}
 
 
 def pack(
@@ -134,7 +136,7 @@ def pack(
     return PackedTexts(texts, packs, packing, pad_id, teachers or {}, prompted)
 
 
-def _said(teacher: Answering, texts: Ints, predicted: Ints) -> Tensors:
+def _answers_of(teacher: Answering, texts: Ints, predicted: Ints) -> Tensors:
     found, answered = teacher.read(texts, predicted)
     return found if answered is None else found | {"answered": answered}
 

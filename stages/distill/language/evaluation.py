@@ -59,12 +59,12 @@ class TokenSums:
         }
 
 
-def response_metrics(said: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def response_metrics(responses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Metrics of responses against one reference each."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
-    pairs = list(zip(said, references, strict=True))
+    pairs = list(zip(responses, references, strict=True))
     rouge = [scorer.score(reference, one)["rougeL"].fmeasure for one, reference in pairs]
     exact = [_plain(one) == _plain(reference) for one, reference in pairs]
     return {"rouge_l": sum(rouge) / len(pairs), "exact_match": sum(exact) / len(pairs)}
@@ -100,7 +100,7 @@ def respond(
 ) -> list[str]:
     """A model's greedy responses to prompts of token ids, at most so many tokens each, and no more
     than the model has positions for: none for a prompt that fills them all."""
-    said = [""] * len(prompts)
+    responses = [""] * len(prompts)
     limit = token_limit(tokenizer, model)
     room = [min(most, limit - len(each)) for each in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -111,8 +111,8 @@ def respond(
             with _greedy(model, tokenizer, tokens, ends):
                 found = _continued(model, tokenizer, [prompts[index] for index in chosen])
             for index, text in zip(chosen, found, strict=True):
-                said[index] = text
-    return said
+                responses[index] = text
+    return responses
 
 
 @contextmanager

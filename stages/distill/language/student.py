@@ -90,8 +90,8 @@ class LanguageStudent(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The same, and the hidden states [B, T, width] of the embeddings and of each layer."""
         more = {"output_hidden_states": True}
-        told = self._read(input_ids, attention_mask, position_ids, masked, **more)
-        return told.last_hidden_state, told.hidden_states
+        output = self._read(input_ids, attention_mask, position_ids, masked, **more)
+        return output.last_hidden_state, output.hidden_states
 
     def _read(
         self,

@@ -47,10 +47,10 @@ class CachedAnswers:
         """Raise an InputError for predictions that cannot be compared this way, or have another
         vocabulary size: caches may come from strangers."""
         spec, coding = self.feature.spec, self.feature.spec.coding
-        said = coding.vocab_size if coding is not None else math.prod(spec.shape)
-        if spec.axis != "predictions" or said != vocab_size or (coding is None and spec.whole):
+        width = coding.vocab_size if coding is not None else math.prod(spec.shape)
+        if spec.axis != "predictions" or width != vocab_size or (coding is None and spec.whole):
             raise CacheError(
-                f"feature {spec.name!r}: {spec.shown} of {said} tokens is not what a teacher of "
+                f"feature {spec.name!r}: {spec.shown} of {width} tokens is not what a teacher of "
                 f"{vocab_size} tokens says of predictions; use another cache"
             )
         if isinstance(coding, SamplesCoding):

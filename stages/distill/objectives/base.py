@@ -211,11 +211,15 @@ class Objective(nn.Module, ABC):
         self, side: StudentSide, sources: Sources, labels_B: Tensor | None
     ) -> dict[str, Tensor]:
         """The terms of a batch with features of several teachers."""
-        told = self.told(sources)
-        terms: dict[str, Tensor] = self(side.pooled_BD, side.output_BK, told, labels_B)
+        teacher = self.teacher_side(sources)
+        terms: dict[str, Tensor] = self(side.pooled_BD, side.output_BK, teacher, labels_B)
         return terms
 
     def told(self, sources: Sources) -> TeacherSide:
+        """Deprecated name of `teacher_side`."""
+        return self.teacher_side(sources)
+
+    def teacher_side(self, sources: Sources) -> TeacherSide:
         """The inputs of this objective among those of all sources."""
         ahead = sources.get(self.answers_name)
         if isinstance(ahead, AlignerAnswers):

@@ -38,19 +38,19 @@ class TokensObjective(Objective):
         """total, language (cross entropy) and, where a teacher is known, distillation."""
         assert side.tokens is not None
         (source,) = self.sources
-        said = sources.get(source)
-        if not isinstance(said, TokenAnswers):
+        teacher = sources.get(source)
+        if not isinstance(teacher, TokenAnswers):
             return task_terms(side, labels_B, self.sizes.regression)
         tokens = replace(
-            side.tokens, answered_P=said.answered_P, answered_count=side.answered.get(source)
+            side.tokens, answered_P=teacher.answered_P, answered_count=side.answered.get(source)
         )
         options = self.options
         if options.cross_tokenizer:
-            terms = uld_loss(tokens, said.answers, alpha=options.alpha)
+            terms = uld_loss(tokens, teacher.answers, alpha=options.alpha)
         else:
             terms = token_loss(
                 tokens,
-                said.answers,
+                teacher.answers,
                 options,
                 alpha=options.alpha,
                 temperature=options.token_temperature,

@@ -152,7 +152,7 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher."""
-        texts = [text for example in examples for text in self._options.said(example.segments)]
+        texts = [text for example in examples for text in self._options.own_texts(example.segments)]
         return mostly_unknown(self._tokenizer, texts)
 
     def _buckets(self, lengths: IntArray) -> IntArray:

@@ -74,9 +74,9 @@ class HashWordsTeacher(Teacher):
             description="standard normal numbers seeded by the word",
             **along,
         )
-        told = "UTF-8 bytes of the word"
+        description = "UTF-8 bytes of the word"
         lengths = FeatureSpec(
-            name="word_bytes", shape=(), dtype="uint32", description=told, **along
+            name="word_bytes", shape=(), dtype="uint32", description=description, **along
         )
         self.spec = make_spec("hash_words", source, {}, options, [words, lengths])
 

@@ -37,10 +37,10 @@ class Answer(Protocol):
     def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Tensors:
         """The predictions, tensors [C, ...] on the device."""
 
-    def rows(self, said: Arrays) -> npt.NDArray[Any]:
+    def rows(self, outputs: Arrays) -> npt.NDArray[Any]:
         """The stored rows [C, *shape]."""
 
-    def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity | None:
+    def measure(self, outputs: Arrays, rows: npt.NDArray[Any]) -> Fidelity | None:
         """Errors of the stored rows; None if they are exact."""
 
 
@@ -57,13 +57,13 @@ class TopK:
         tails_CT = self._log_tails(logits_CV, found.indices)
         return found.indices, log_probs_CK, tails_CT
 
-    def rows(self, said: Arrays) -> npt.NDArray[Any]:
+    def rows(self, outputs: Arrays) -> npt.NDArray[Any]:
         """Coded, [C, W]."""
-        return encode_top_k(self.coding, *said)
+        return encode_top_k(self.coding, *outputs)
 
-    def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity:
+    def measure(self, outputs: Arrays, rows: npt.NDArray[Any]) -> Fidelity:
         """Errors of coded rows."""
-        ids_CK, log_probs_CK, log_tails_CT = said
+        ids_CK, log_probs_CK, log_tails_CT = outputs
         return measure_top_k(self.coding, ids_CK, log_probs_CK, log_tails_CT, rows)
 
     def _log_tails(self, logits_CV: Tensor, ids_CK: Tensor) -> Tensor:
@@ -92,13 +92,15 @@ class Samples:
         log_probs_CK = logits_CV.gather(1, ids_CK) - logits_CV.logsumexp(1, keepdim=True)
         return ids_CK, log_probs_CK
 
-    def rows(self, said: Arrays) -> npt.NDArray[Any]:
+    def rows(self, outputs: Arrays) -> npt.NDArray[Any]:
         """Coded, [C, W]."""
-        return encode_samples(self.coding, said[0], said[1] if self.coding.log_prob_bits else None)
+        return encode_samples(
+            self.coding, outputs[0], outputs[1] if self.coding.log_prob_bits else None
+        )
 
-    def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> Fidelity:
+    def measure(self, outputs: Arrays, rows: npt.NDArray[Any]) -> Fidelity:
         """Errors of coded rows."""
-        ids_CK, log_probs_CK = said
+        ids_CK, log_probs_CK = outputs
         return measure_samples(self.coding, ids_CK, log_probs_CK, rows)
 
 
@@ -114,11 +116,11 @@ class Dense:
         lowest = float(np.finfo(self.precision.stored).min)
         return (self.precision.cast(log_probs_CV.clamp(min=lowest)),)
 
-    def rows(self, said: Arrays) -> npt.NDArray[Any]:
+    def rows(self, outputs: Arrays) -> npt.NDArray[Any]:
         """The same."""
-        return said[0]
+        return outputs[0]
 
-    def measure(self, said: Arrays, rows: npt.NDArray[Any]) -> None:
+    def measure(self, outputs: Arrays, rows: npt.NDArray[Any]) -> None:
         """Nothing is lost but the rounding to the stored type."""
 
 
@@ -151,26 +153,26 @@ class TokenAnswers:
             # broken, and so is all that follows from them.
             numbers_C = logits_CV.logsumexp(1).isfinite()
             logits_CV = torch.where(numbers_C[:, None], logits_CV, 0.0)
-            said = {
+            outputs = {
                 name: to_host(answer.read(logits_CV, uniform_PK[part]))
                 for name, answer in self.answers.items()
             }
-            self._coming.append((part, to_host([numbers_C]), said))
+            self._coming.append((part, to_host([numbers_C]), outputs))
 
     def wait(self) -> "TokenAnswers":
         """Take what was computed from the device, and code it; before anything below."""
-        for part, numbers, said in self._coming:
+        for part, numbers, outputs in self._coming:
             self._numbers.extend(numbers())
             for name, answer in self.answers.items():
-                self._add(name, answer, tuple(said[name]()), part)
+                self._add(name, answer, tuple(outputs[name]()), part)
         self._coming.clear()
         return self
 
-    def _add(self, name: str, answer: Answer, said: Arrays, part: slice) -> None:
-        rows = answer.rows(said)
+    def _add(self, name: str, answer: Answer, outputs: Arrays, part: slice) -> None:
+        rows = answer.rows(outputs)
         self._rows.setdefault(name, []).append(rows)
         chosen = self.measured[part]
-        sample = tuple(array[chosen] for array in said), rows[chosen]
+        sample = tuple(array[chosen] for array in outputs), rows[chosen]
         self._samples.setdefault(name, []).append(sample)
 
     def broken(self, lengths: IntArray) -> list[int]:
@@ -190,8 +192,8 @@ class TokenAnswers:
         lengths = np.bincount(chosen, minlength=count)
         return {
             name: [
-                self.answers[name].measure(said, rows) if len(rows) else None
-                for said, rows in _samples_of_texts(samples, lengths)
+                self.answers[name].measure(outputs, rows) if len(rows) else None
+                for outputs, rows in _samples_of_texts(samples, lengths)
             ]
             for name, samples in self._samples.items()
         }
@@ -200,7 +202,7 @@ class TokenAnswers:
 def _samples_of_texts(
     samples: list[tuple[Arrays, npt.NDArray[Any]]], lengths: IntArray
 ) -> list[tuple[Arrays, npt.NDArray[Any]]]:
-    said = zip(*(arrays for arrays, _ in samples), strict=True)
-    columns = [by_text(np.concatenate(each), lengths) for each in said]
+    outputs = zip(*(arrays for arrays, _ in samples), strict=True)
+    columns = [by_text(np.concatenate(each), lengths) for each in outputs]
     rows = by_text(np.concatenate([rows for _, rows in samples]), lengths)
     return list(zip(zip(*columns, strict=True), rows, strict=True))

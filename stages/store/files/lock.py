@@ -105,7 +105,7 @@ def open_lock(folder: Path, name: str) -> BinaryIO:
 
 
 def _wait(file: BinaryIO, cache: Path, patience_s: float) -> None:
-    started, pause, told = time.monotonic(), _FIRST_PAUSE_S, False
+    started, pause, warned = time.monotonic(), _FIRST_PAUSE_S, False
     while not try_lock(file.fileno(), cache):
         waited = time.monotonic() - started
         if waited > patience_s:
@@ -113,8 +113,8 @@ def _wait(file: BinaryIO, cache: Path, patience_s: float) -> None:
                 f"cache {cache}: another process has held {WRITER_LOCK} for minutes; it may be "
                 "stopped; end it and run the same command again"
             )
-        if waited > _A_TURN_S and not told and cache not in _OURS:
-            told = True
+        if waited > _A_TURN_S and not warned and cache not in _OURS:
+            warned = True
             _LOGGER.info(f"cache {cache}: waiting for another process, which holds {WRITER_LOCK}")
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -27,7 +27,7 @@ from ....cache_schemas.manifest import (
     TeacherManifest,
     check_cache_manifest,
 )
-from ....cache_schemas.teachers import told_apart
+from ....cache_schemas.teachers import distinctions
 from ..files.plain_files import (
     check_folders,
     check_way,
@@ -113,7 +113,7 @@ def choose_teacher(
 
 
 def _shown(teachers: Sequence[TeacherManifest]) -> Iterator[str]:
-    apart = told_apart({t.fingerprint: t.spec for t in teachers})
+    apart = distinctions({t.fingerprint: t.spec for t in teachers})
     for teacher in teachers:
         names = (f"{teacher.spec.kind}:{teacher.spec.name}", apart[teacher.fingerprint])
         yield f"{teacher.fingerprint[:12]} ({', '.join(filter(None, names))})"

@@ -216,8 +216,8 @@ class HubLocation(RemoteLocation):
         return super()._refusal(where, cause)
 
     def _reason(self, cause: Exception) -> str:
-        said = getattr(cause, "server_message", None) or str(cause)
-        return self._cleaned(" ".join(said.split())) or type(cause).__name__
+        message = getattr(cause, "server_message", None) or str(cause)
+        return self._cleaned(" ".join(message.split())) or type(cause).__name__
 
     def _nobody_there(self) -> str:
         if self._token:

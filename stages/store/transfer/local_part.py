@@ -222,15 +222,15 @@ def one_pull(cache: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
 
 
 def _held_lock(cache: Path, waiting: Callable[[], None]) -> BinaryIO:
-    told = False
+    warned = False
     while True:
         make_folder(cache, cache)
         file = _locked(cache)
         if file is not None:
             return file
-        if not told:
+        if not warned:
             waiting()
-            told = True
+            warned = True
         time.sleep(POLL_S)
 
 

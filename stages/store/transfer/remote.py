@@ -242,8 +242,8 @@ def connect(url: str, shown: str, options: Mapping[str, Any]) -> tuple[Any, str]
     try:
         files, root = url_to_fs(url, **given)
     except ImportError as cause:
-        told = str(cause).partition("\n")[0]
-        raise CacheError(f"{shown}: needs a package that is not installed: {told}") from cause
+        message = str(cause).partition("\n")[0]
+        raise CacheError(f"{shown}: needs a package that is not installed: {message}") from cause
     except (ValueError, TypeError, KeyError) as cause:
         if protocol not in fsspec.available_protocols():
             raise CacheError(f"{shown}: fsspec knows no protocol {protocol!r}") from cause

@@ -117,11 +117,11 @@ def _extension_that_holds(
             check_rows_per_shard(known, rows_per_shard)
             refuse_part(path, known.fingerprint, "nothing can be added")
             return known
-    told = "; ".join(
+    listed = "; ".join(
         f"{known.fingerprint[:12]} has {', '.join(spec.name for spec in known.spec.features)}"
         for known in added
     )
     raise TeacherMismatchError(
-        f"add_features: {', '.join(sorted(names))} were not added in one step ({told}); read those "
-        "of one step at a time"
+        f"add_features: {', '.join(sorted(names))} were not added in one step ({listed}); read "
+        "those of one step at a time"
     )
