@@ -261,10 +261,6 @@ class Precision:
         infinite."""
         return values.to(torch.float16 if self.stored == "float16" else torch.float32)
 
-    def store(self, values: torch.Tensor) -> npt.NDArray[Any]:
-        """The same as an array."""
-        return self.cast(values).cpu().numpy()
-
 
 def in_row_groups(rows_BT: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`rows_BT` on the device; on a CPU the last row is repeated until B is a multiple of 4.

@@ -9,17 +9,19 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 
 from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.extras import require_extra
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.keys import digest
+from ....cache_schemas.keys import IntArray, digest
 from ...pretrained import one_line, quiet_transformers, refusing, require_vocabulary
 from ...sources import MODEL_FILE_PATTERNS, digest_files
 from ...tokenizing.long_texts import LONG, shortened
@@ -27,11 +29,14 @@ from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import (
     Answers,
     Example,
+    Outputs,
     PrecisionOptions,
+    Prepared,
     Teacher,
     TextOptions,
     in_row_groups,
     make_spec,
+    to_host,
 )
 from .clip_source import CONFIG_FILE, ClipSource, find_clip
 
@@ -46,6 +51,17 @@ class OpenClipOptions(PrecisionOptions, TextOptions):
         "open_clip",
     )
     normalize: bool = Field(default=True, description="scale the embedding to length 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Texts as the tower reads them: token ids [N, T], and which [N] were truncated."""
+
+    ids_NT: torch.Tensor
+    truncated: npt.NDArray[np.bool_]
+
+    def take(self, rows: IntArray) -> "_Rows":
+        return _Rows(self.ids_NT[torch.from_numpy(rows)], self.truncated[rows])
 
 
 class OpenClipTeacher(Teacher):
@@ -100,13 +116,23 @@ class OpenClipTeacher(Teacher):
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """[B, E] numbers."""
+        return self.start(self.prepare(examples))()
+
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        """Their tokens."""
         texts = self._texts(examples)
-        ids_BT = self._reads_clean(texts)
-        embedding_BE = self._model.encode_text(in_row_groups(ids_BT, self._device)).float()
+        ids_NT = self._reads_clean(texts)
+        truncated = np.array(self._counts(texts, ids_NT)) > ids_NT.shape[1]
+        return Prepared(examples, np.zeros(len(texts), dtype=np.int64), _Rows(ids_NT, truncated))
+
+    def start(self, batch: Prepared) -> Outputs:
+        """See Teacher."""
+        rows: _Rows = batch.inputs
+        embedding_BE = self._model.encode_text(in_row_groups(rows.ids_NT, self._device)).float()
         if self._options.normalize:
             embedding_BE = torch.nn.functional.normalize(embedding_BE, dim=-1)
-        truncated = np.array(self._counts(texts, ids_BT)) > ids_BT.shape[1]
-        return Answers({"embedding": self._precision.store(embedding_BE[: len(texts)])}, truncated)
+        arriving = to_host([self._precision.cast(embedding_BE[: len(batch)])])
+        return lambda: Answers({"embedding": arriving()[0]}, rows.truncated)
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher; open_clip's own tokenizer reads bytes."""

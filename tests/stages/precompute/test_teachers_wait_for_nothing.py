@@ -12,8 +12,15 @@ from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from armada.stages.precompute.teachers.classifier import ClassifierOptions, ClassifierTeacher
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
+from armada.stages.precompute.teachers.open_clip import OpenClipOptions, OpenClipTeacher
 from host_reads import HostReads
-from tiny_checkpoints import make_bert, make_bert_classifier, make_distilbert, make_roberta
+from tiny_checkpoints import (
+    make_bert,
+    make_bert_classifier,
+    make_distilbert,
+    make_open_clip,
+    make_roberta,
+)
 from tiny_language_models import make_causal_lm
 
 TEXTS = ["a red bird", "two dogs play in the rain and run", "a cat sleeps on the warm stone wall"]
@@ -29,13 +36,15 @@ def teacher_of(kind: str, folder: Path) -> Any:
     if kind == "classifier":
         made = make_bert_classifier(folder, TEXTS, ["no", "yes"])
         return ClassifierTeacher(str(made), ClassifierOptions(max_length=16), device)
+    if kind == "clip":
+        return OpenClipTeacher(str(make_open_clip(folder / "clip")), OpenClipOptions(), device)
     make = {"bert": make_bert, "roberta": make_roberta, "distilbert": make_distilbert}[kind]
     options = EncoderOptions(pooling="mean", normalize=True, max_length=16)
     return EncoderTeacher(str(make(folder, TEXTS)), options, device)
 
 
 @pytest.mark.parametrize(
-    "kind", ["bert", "roberta", "distilbert", "classifier", "llama", "opt", "gpt2"]
+    "kind", ["bert", "roberta", "distilbert", "classifier", "llama", "opt", "gpt2", "clip"]
 )
 @pytest.mark.parametrize("texts", [TEXTS, FULL], ids=["padded", "full"])
 def test_a_batch_begins_without_a_read(kind: str, texts: list[str], tmp_path: Path) -> None:

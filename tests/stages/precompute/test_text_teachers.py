@@ -295,7 +295,7 @@ def test_types_are_resolved_in_the_spec(
 
 
 def test_what_float16_cannot_hold_is_infinite() -> None:
-    values = PrecisionOptions(store_dtype="float16").precision().store(torch.tensor([1e5, 1.0]))
+    values = PrecisionOptions(store_dtype="float16").precision().cast(torch.tensor([1e5, 1.0]))
     assert values.tolist() == [np.inf, 1.0]
 
 
