@@ -5,8 +5,9 @@ One command, three tables:
     python benchmarks/precompute.py [--encoder FOLDER] [--causal-lm FOLDER] [--texts FILE]
 
 Teachers: each way computes the same features of the same texts, sorted by length, in batches of
-as many padded tokens; ways take turns, in an order drawn anew for each round. Times are medians,
-ratios to the plain loop are of the same round. Without folders, tiny models are made.
+as many padded tokens, or of as many rows where all are equally long; ways take turns, in an order
+drawn anew for each round. Times are medians, ratios to the plain loop are of the same round.
+Without folders, tiny models are made; those of open_clip and diffusers have random weights.
 
 Beside the model: a real tokenizer and a device that is only pretended, which takes a set time a
 text. Processor time a text, of that the tokenizer's own, and the share of time in which the device
@@ -38,6 +39,7 @@ from armada.stages.store.format.rows import KeyIndex
 from armada.stages.store.writing.writer import CacheWriter
 from figures import ABSENT, shown_ratio, table
 from model_families.tiny import make_model, make_tokenizer, tiny_config
+from precompute_ways.other_teachers import classifier_ways, clip_ways, diffusion_ways
 from precompute_ways.stub import cost
 from precompute_ways.ways import (
     Armada,
@@ -70,6 +72,18 @@ def main() -> None:
         kinds = {
             f"encoder, {len(texts)} texts": (encoder_ways(encoder, device), texts),
             f"causal_lm top_k, {len(few)} texts": (causal_lm_ways(causal_lm, device), few),
+            f"classifier, {len(texts)} texts": (
+                classifier_ways(encoder, Path(folder) / "classifier", device),
+                texts,
+            ),
+            f"open_clip, {len(few)} texts": (
+                clip_ways(Path(folder) / "clip", device, options.quick),
+                few,
+            ),
+            f"diffusers latents, {len(few)} texts": (
+                diffusion_ways(Path(folder) / "diffusion", device),
+                few,
+            ),
         }
         rows = [("teacher", "way", "seconds", "of the plain loop")]
         for name, (ways, read) in kinds.items():

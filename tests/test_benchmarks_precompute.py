@@ -27,7 +27,7 @@ def test_a_quick_run_prints_three_tables() -> None:
     rows = [line.strip("|").split("|") for line in run.stdout.splitlines() if "|" in line]
     lines = [[cell.strip() for cell in row] for row in rows]
     ways = {(row[0].partition(",")[0], row[1]): row[2:] for row in lines if len(row) == 4}
-    for kind in ("encoder", "causal_lm top_k"):
+    for kind in ("encoder", "causal_lm top_k", "classifier", "open_clip", "diffusers latents"):
         assert ways[kind, "plain loop"][1] == "1.00x"
         assert float(ways[kind, "armada"][0]) > 0
     stub = [row for row in lines if row[0].endswith(" us")]
@@ -63,3 +63,23 @@ def test_the_ways_compute_the_same(tmp_path: Path) -> None:
     lengths = cache.ragged("top_k").lengths(cache.lookup(texts))
     # armada ends a text with the end-of-sequence token, the plain loop does not.
     assert (lengths - [len(ids) for ids, _ in top] <= 1).all()
+
+
+def test_so_do_those_of_classifiers_and_clip(tmp_path: Path) -> None:
+    import armada
+    from model_families.tiny import make_model, make_tokenizer, tiny_config
+    from precompute_ways.other_teachers import classifier_ways, clip_ways
+    from precompute_ways.ways import made_up_texts
+
+    texts, cpu = made_up_texts(20), torch.device("cpu")
+    make_model(tiny_config("bert"), "AutoModel").save_pretrained(tmp_path / "bert")
+    make_tokenizer().save_pretrained(tmp_path / "bert")
+    classified = classifier_ways(str(tmp_path / "bert"), tmp_path / "classifier", cpu)
+    embedded = clip_ways(tmp_path / "clip", cpu, tiny=True)
+    given = {"corpus": pa.table({"text": texts}), "text_column": "text"}
+    for ways, feature in ((classified, "logits"), (embedded, "embedding")):
+        ours = ways["armada"]
+        armada.precompute(teacher=ours.teacher, cache=tmp_path / feature, **given, **ours.settings)
+        cache = armada.open_cache(tmp_path / feature)
+        plain = np.stack(ways["plain loop"](texts))
+        np.testing.assert_allclose(cache[feature][cache.lookup(texts)], plain, atol=1e-5)
