@@ -27,7 +27,7 @@ from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
 from .answers import SHOWN_MISSING, Answers, missing_keys, open_answers
 from .distill_job import DistillJob
-from .language.keys import GENERATED
+from .language.keys import GENERATED, GENERATED_LENGTHS
 from .objective_keys import TeacherKeys
 from .terms import Reading
 
@@ -157,6 +157,11 @@ def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
             raise JobError(
                 "responses=generated: none in the cache; precompute with max_new_tokens, and "
                 "add_features=true to keep what is cached"
+            )
+        if GENERATED_LENGTHS in cache.features:
+            raise JobError(
+                "responses=generated: the cache has several responses to each prompt, and a "
+                "student reads one; export them to a corpus, or precompute one response a prompt"
             )
         return GENERATED
     known = [name for name in cache.features if _teaches_tokens(cache.feature_spec(name))]

@@ -35,6 +35,7 @@ from ..signals import telling_what_is_kept
 from .export_formats import WRITERS
 from .export_rows import (
     GENERATED,
+    GENERATED_LENGTHS,
     AlongAxis,
     ExportRows,
     FeatureColumns,
@@ -141,7 +142,8 @@ def _columns(job: ExportJob, cache: Cache, name: str) -> FeatureColumns:
     if cache.feature_spec(name).axis is None:
         return OneRow(cache[name])
     tokenizer = _tokenizer(job, cache.holder(name).teacher.spec) if name == GENERATED else None
-    return AlongAxis(cache.ragged(name), tokenizer)
+    several = name == GENERATED and GENERATED_LENGTHS in cache.features
+    return AlongAxis(cache.ragged(name), tokenizer, cache[GENERATED_LENGTHS] if several else None)
 
 
 def _tokenizer(job: ExportJob, teacher: TeacherSpec) -> Any:

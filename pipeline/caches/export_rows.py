@@ -10,7 +10,8 @@ along an axis         `<name>`: a list with one of these for each position of th
 top_k                 `top_k_ids`, `top_k_log_probs` of each position's tokens, most probable first,
                       and `top_k_log_tail` of all other tokens together, at temperature 1
 samples               `samples_ids`, and `samples_log_probs` if they are kept
-generated_ids         the ids, and `generated_text`, where the teacher's tokenizer is at hand
+generated_ids         the ids, and `generated_text`, where the teacher's tokenizer is at hand; of
+                      several responses, a list of texts
 
 Log-probabilities are natural; where a row has fewer tokens, they are -inf and the id is 0.
 """
@@ -39,8 +40,8 @@ BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20
 KEY_COLUMN = "key"
 
-GENERATED = "generated_ids"
-"""The feature that is decoded to a text."""
+GENERATED, GENERATED_LENGTHS = "generated_ids", "generated_lengths"
+"""The feature that is decoded to a text, and the tokens of each text where there are several."""
 
 _TEXT = "generated_text"
 
@@ -88,10 +89,12 @@ class OneRow:
 
 @dataclass(frozen=True, slots=True)
 class AlongAxis:
-    """A feature along an axis; `tokenizer` decodes ids to a text."""
+    """A feature along an axis; `tokenizer` decodes ids to a text, or to several, of which each
+    has so many tokens (`lengths`)."""
 
     feature: RaggedArray
     tokenizer: Any = None
+    lengths: FeatureArray | None = None
 
     @property
     def spec(self) -> FeatureSpec:
@@ -101,7 +104,8 @@ class AlongAxis:
     def fields(self) -> list[pa.Field]:
         parts = [_field(name, values) for name, values in self._decoded_none().items()]
         lists = [pa.field(each.name, pa.list_(each.type), metadata=each.metadata) for each in parts]
-        return [*lists, *([pa.field(_TEXT, pa.string())] if self.tokenizer else [])]
+        text = pa.string() if self.lengths is None else pa.list_(pa.string())
+        return [*lists, *([pa.field(_TEXT, text)] if self.tokenizer else [])]
 
     def read(self, rows: Rows) -> list[pa.Array]:
         found = self.feature.gather(rows)
@@ -110,10 +114,20 @@ class AlongAxis:
             pa.ListArray.from_arrays(offsets, _array(values))
             for values in _decoded(self.spec, found.values).values()
         ]
-        if self.tokenizer:
-            texts = self.tokenizer.batch_decode(found.parts(), skip_special_tokens=True)
-            columns.append(pa.array(texts, pa.string()))
+        if self.tokenizer and self.lengths is not None:
+            columns.append(self._several_texts(found.values, self.lengths.gather(rows)))
+        elif self.tokenizer:
+            columns.append(self._texts(found.parts()))
         return columns
+
+    def _texts(self, ids: Sequence[Numbers]) -> pa.Array:
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return pa.array(texts, pa.string())
+
+    def _several_texts(self, ids: Numbers, lengths_BN: Numbers) -> pa.Array:
+        texts = self._texts(np.split(ids, np.cumsum(lengths_BN)[:-1]))
+        offsets = np.arange(0, lengths_BN.size + 1, lengths_BN.shape[1])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts)
 
     def row_bytes(self, rows: Rows) -> npt.NDArray[np.int64]:
         row_bytes = sum(

@@ -102,6 +102,40 @@ def test_what_was_generated_has_its_ids_and_its_text(made: Path, table: pa.Table
         assert len(row["generated_log_probs"]) == len(row["generated_ids"])
 
 
+def test_each_of_several_responses_is_a_text(
+    armada: CommandLine, refused: Callable[..., str], made: Path, tmp_path: Path
+) -> None:
+    asked = {"text_format": "plain", "top_k": "null", "max_new_tokens": 5}
+    asked |= {"generation_temperature": 1.0, "responses_per_prompt": 3}
+    settings = [word for key, value in asked.items() for word in ("--set", f"{key}={value}")]
+    teacher = ["--teacher", f"causal_lm:{made / 'teacher'}", "--cache", tmp_path / "cache"]
+    armada.done("precompute", *corpus(made), *teacher, *settings, "--quiet")
+    words = ["cache", "export", tmp_path / "cache", *corpus(made), "--output", tmp_path / "out"]
+    armada.done(*words, "--quiet", "--format", "parquet", "--tokenizer", made / "teacher")
+    table = pq.read_table(tmp_path / "out")
+    assert table.schema.field("generated_text").type == pa.list_(pa.string())
+    tokenizer = AutoTokenizer.from_pretrained(made / "teacher")
+    for row in table.to_pylist():
+        ends = np.cumsum(row["generated_lengths"])
+        assert ends[-1] == len(row["generated_ids"]) == len(row["generated_log_probs"])
+        responses = np.split(row["generated_ids"], ends[:-1])
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in responses]
+        assert row["generated_text"] == texts
+    assert len({text for texts in table["generated_text"].to_pylist() for text in texts}) > 30
+    student = [
+        "distill",
+        "--train",
+        made / "corpus.parquet",
+        "--validation",
+        made / "corpus.parquet",
+    ]
+    student += ["--text-column", "question", "--text-column", "answer", "--output", tmp_path / "s"]
+    student += ["--cache", tmp_path / "cache", "--student", made / "teacher"]
+    keys = ("task=language", "objective=tokens", "responses=generated")
+    told = refused(*student, *(word for key in keys for word in ("--set", key)))
+    assert "has several responses to each prompt, and a student reads one" in told
+
+
 def test_columns_are_lists_of_an_example(table: pa.Table) -> None:
     types = {field.name: field.type for field in table.schema}
     assert types["token_ids"] == pa.list_(pa.uint32())

@@ -7,7 +7,7 @@ logits of all tokens are never in memory at once. Shapes: B examples, T tokens, 
 of all examples, H hidden numbers, V tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
-from ...language.logits import find_transform, hidden_states, is_causal
+from ...language.logits import NOISE, PADDED_NOISE, find_transform, hidden_states, is_causal
 from ...language.masks import attending
 from ...language.tokens import (
     TokenTexts,
@@ -49,7 +49,15 @@ from .base import (
 )
 from .causal_options import CausalLMOptions
 from .checkpoint_teacher import CheckpointTeacher
-from .generation import Continuation, Sampling, continue_prompts, find_cache_name, next_states
+from .generation import (
+    Continuation,
+    Reader,
+    SameLengths,
+    Sampling,
+    continue_prompts,
+    filled,
+    find_cache_name,
+)
 from .padded_lengths import padded_lengths
 from .token_answers import MEASURED_EVERY, Answer, Dense, Samples, TokenAnswers, TopK
 
@@ -57,16 +65,19 @@ DEFAULT_TEXT_LENGTH = 1024
 CHUNK_BYTES = 64 * 2**20
 """Bytes of float32 logits at once."""
 
+_Coming = tuple[list[int], Callable[[], list[Continuation]]]
+"""Texts of a batch, and the responses to their prompts, which are waited for."""
+
 
 class CausalLMTeacher(CheckpointTeacher):
     """Answers with `token_ids` and `prompt_tokens`, and with `top_k`, `samples`, `dense`, `hidden`,
-    `generated_ids` and `generated_log_probs` as requested."""
+    `generated_ids`, `generated_log_probs` and `generated_lengths` as requested."""
 
     Options = CausalLMOptions
     kind = "causal_lm"
     selecting = frozenset(
         {"top_k", "top_k_bits", "temperatures", "samples", "samples_log_probs", "dense"}
-        | {"characters", "hidden_layers", "max_new_tokens"}
+        | {"characters", "hidden_layers", "max_new_tokens", "responses_per_prompt"}
     )
     default_batch_size = 8
     default_batch_tokens = 8 * DEFAULT_TEXT_LENGTH
@@ -83,9 +94,11 @@ class CausalLMTeacher(CheckpointTeacher):
             options.max_length, self._positions, DEFAULT_TEXT_LENGTH, 1, JobError
         )
         self._check()
+        self._batches_prompts = options.batches_prompts(device)
         spec = self._make_spec(
             options,
             **self._of_template(),
+            **({"generation": "batched"} if self._batches_prompts else {}),
             max_length=self._max_length,
             tokenizer=tokenizer_digest(self._tokenizer),
             vocab_size=self._vocab_size,
@@ -105,31 +118,38 @@ class CausalLMTeacher(CheckpointTeacher):
     def prepare(self, examples: Sequence[Example]) -> Prepared:
         """Their tokens."""
         texts = self._texts(examples)
+        if self._batches_prompts and not self._options.reads_texts:
+            tokens = texts.prompts + (self._options.max_new_tokens or 0)
+            tokens = np.minimum(tokens, min(self._positions, int(tokens.max(initial=1))))
+            tokens *= self._options.responses_per_prompt
+            return Prepared(examples, filled(tokens), texts, tokens)
         return Prepared(examples, self._buckets(texts.lengths), texts, texts.lengths)
 
     def start(self, batch: Prepared) -> Outputs:
         """See Teacher. Responses are generated here, token by token, as the device answers."""
         texts: TokenTexts = batch.inputs
         seeds = [example_seed(self._options.seed, example.key) for example in batch.examples]
-        with self._answering():
-            output, positions_P = self._run(texts)
-            answers = self._predict(output, positions_P, texts.predicted, seeds)
-        layers = [
-            _chosen(output.hidden_states[n], positions_P) for n in self._options.hidden_layers
-        ]
-        hidden = to_host([self._precision.cast(torch.stack(layers, dim=1))] if layers else [])
-        said = []
-        if self._options.max_new_tokens:
+        answers = TokenAnswers(self._answers, arange_each(texts.predicted) % MEASURED_EVERY == 0)
+        layers = []
+        if self._options.reads_texts:
             with self._answering():
-                said = self._generate(texts, seeds)
-        return partial(self._outputs, texts, answers, hidden, said)
+                output, positions_P = self._run(texts)
+                hidden_PH = _chosen(output.last_hidden_state, positions_P)
+                self._gather(answers, hidden_PH, texts.predicted, seeds)
+            layers = [
+                _chosen(output.hidden_states[n], positions_P) for n in self._options.hidden_layers
+            ]
+        hidden = to_host([self._precision.cast(torch.stack(layers, dim=1))] if layers else [])
+        with self._answering():
+            coming = self._generate(texts, seeds) if self._options.max_new_tokens else []
+        return partial(self._outputs, texts, answers, hidden, coming)
 
     def _outputs(
         self,
         texts: TokenTexts,
         answers: TokenAnswers,
         hidden: Callable[[], list[npt.NDArray[Any]]],
-        said: Sequence[Continuation],
+        coming: Sequence[_Coming],
     ) -> Answers:
         features: dict[str, Any] = {
             "token_ids": [texts.of(text) for text in range(len(texts))],
@@ -143,12 +163,28 @@ class CausalLMTeacher(CheckpointTeacher):
         for rows in hidden():
             features["hidden"] = by_text(rows, texts.predicted)
         if self._options.max_new_tokens:
-            features["generated_ids"] = [np.array(one.ids, dtype=np.uint32) for one in said]
-            features["generated_log_probs"] = [np.array(one.log_probs, "f4") for one in said]
-            invalid |= {row: "generated_ids" for row, one in enumerate(said) if one.broken}
+            responses = _responses(coming, len(texts))
+            features |= self._of_responses(responses)
+            broken = [any(each.broken for each in said) for said in responses]
+            invalid |= dict.fromkeys(np.flatnonzero(broken).tolist(), "generated_ids")
         owners_P = np.repeat(np.arange(len(texts)), texts.predicted)
         fidelity = answers.fidelity_of_texts(owners_P, len(texts))
         return Answers(features, texts.truncated, invalid=invalid, fidelity=fidelity)
+
+    def _of_responses(self, responses: Sequence[Sequence[Continuation]]) -> dict[str, Any]:
+        """Features of the responses to each prompt, of which there are none without room."""
+        ids = [[each.ids for each in said] for said in responses]
+        log_probs = [[each.log_probs for each in said] for said in responses]
+        features: dict[str, Any] = {
+            "generated_ids": [np.concatenate([np.empty(0, "u4"), *each]) for each in ids],
+            "generated_log_probs": [
+                np.concatenate([np.empty(0, "f4"), *each]) for each in log_probs
+            ],
+        }
+        if (count := self._options.responses_per_prompt) > 1:
+            lengths = [[*map(len, each), *[0] * (count - len(each))] for each in ids]
+            features["generated_lengths"] = np.array(lengths, dtype=np.uint32)
+        return features
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher."""
@@ -165,18 +201,15 @@ class CausalLMTeacher(CheckpointTeacher):
             self._tokenizer, options, segments, self._max_length, options.characters
         )
 
-    def _predict(
-        self, output: Any, positions_P: Tensor, predicted: IntArray, seeds: Sequence[int]
-    ) -> TokenAnswers:
-        """The predictions of all tokens, of which each text has so many."""
-        hidden_PH = _chosen(output.last_hidden_state, positions_P)
-        answers = TokenAnswers(self._answers, arange_each(predicted) % MEASURED_EVERY == 0)
+    def _gather(
+        self, answers: TokenAnswers, hidden_PH: Tensor, predicted: IntArray, seeds: Sequence[int]
+    ) -> None:
+        """Begin the predictions of all tokens, of which each text has so many."""
         answers.gather(
             lambda start, stop: self._logits(hidden_PH[start:stop]),
             self._chunk,
             _uniforms(predicted, seeds, self._options.samples or 0),
         )
-        return answers
 
     def _run(self, texts: TokenTexts) -> tuple[Any, Tensor]:
         """The transformer's output, and where in it, counted over all [B, T], predictions are made:
@@ -201,31 +234,50 @@ class CausalLMTeacher(CheckpointTeacher):
         logits_CV = self._transform.apply_(self._head(rows_CH))
         return logits_CV[: len(hidden_CH), : self._vocab_size].float()
 
-    def _next_logits(self, ids_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
-        """Logits [B, V] of what comes after rows of tokens, and what is kept of them: never the
-        logits of all tokens of a prompt."""
-        states_BH, past = next_states(self._model, self._cache_name, ids_BT, past)
-        return self._logits(states_BH), past
-
-    def _generate(self, texts: TokenTexts, seeds: Sequence[int]) -> list[Continuation]:
-        most = self._options.max_new_tokens or 0
-        said = [Continuation() for _ in seeds]
-        whole = np.flatnonzero(texts.lengths >= texts.prompts)
-        for length in np.unique(texts.prompts[whole]).tolist():
-            group = whole[texts.prompts[whole] == length].tolist()
-            prompts_BT = torch.from_numpy(np.stack([texts.of(g)[:length] for g in group])).long()
-            uniforms = [np.random.default_rng([seeds[g], 1]).random(most) for g in group]
+    def _generate(self, texts: TokenTexts, seeds: Sequence[int]) -> list[_Coming]:
+        """Begin to continue the prompts."""
+        coming = []
+        for rows, room in self._together(texts):
+            reader = self._make_reader()
+            prompts = [texts.of(row)[: texts.prompts[row]] for row in rows]
+            states_AH = reader.begin(prompts, self._options.responses_per_prompt, room)
+            uniforms = self._response_uniforms([seeds[row] for row in rows], len(states_AH))
             found = continue_prompts(
-                self._next_logits,
-                in_row_groups(prompts_BT, self._device),
-                min(most, self._positions - length),
+                reader,
+                states_AH,
+                self._logits,
+                room,
                 self._ends,
                 Sampling(self._options.generation_temperature, self._options.generation_top_p),
-                _repeated(np.stack(uniforms), self._device),
+                to_device(torch.from_numpy(uniforms), self._device),
             )
-            for text, one in zip(group, found, strict=False):
-                said[text] = one
-        return said
+            coming.append((rows, found.arrive(len(rows) * self._options.responses_per_prompt)))
+        return coming
+
+    def _together(self, texts: TokenTexts) -> Iterator[tuple[list[int], int]]:
+        """Texts whose prompts are continued together, the longest first, and by how many tokens at
+        most: all that have room for as many as are asked for, or those of one length."""
+        most = self._options.max_new_tokens or 0
+        whole = np.flatnonzero(texts.lengths >= texts.prompts)
+        lengths = texts.prompts[whole]
+        padded = (lengths <= self._positions - most) & self._pads_prompts
+        if padded.any():
+            yield whole[padded][np.argsort(-lengths[padded], kind="stable")].tolist(), most
+        for length in np.unique(lengths[~padded]).tolist():
+            if (room := min(most, self._positions - length)) > 0:
+                yield whole[~padded & (lengths == length)].tolist(), room
+
+    def _response_uniforms(self, seeds: Sequence[int], rows: int) -> npt.NDArray[np.float64]:
+        """Numbers from 0 to 1 [N, A], those of a response from its example's seed and its place;
+        the last one's once more for each further row."""
+        most = self._options.max_new_tokens
+        of_each = [
+            np.random.default_rng([seed, 1 + place]).random(most)
+            for seed in seeds
+            for place in range(self._options.responses_per_prompt)
+        ]
+        of_each += [of_each[-1]] * (rows - len(of_each))
+        return np.stack(of_each, axis=1)
 
     def _prepare(self) -> None:
         transform = find_transform(self._model)
@@ -243,9 +295,23 @@ class CausalLMTeacher(CheckpointTeacher):
         logit_bytes = 4 * self._head.weight.shape[0]
         self._chunk = max(CHUNK_BYTES // logit_bytes // ROW_GROUP, 1) * ROW_GROUP
         self._answers = self._make_answers()
-        self._ends = end_ids(self._tokenizer, self._options, self._model)
-        self._cache_name = find_cache_name(self._model) if self._options.max_new_tokens else None
+        if self._options.max_new_tokens:
+            self._prepare_generation()
         self._fill = padding_id(self._tokenizer, self._rows)
+
+    def _prepare_generation(self) -> None:
+        ends = sorted(end_ids(self._tokenizer, self._options, self._model))
+        self._ends = torch.tensor(ends, dtype=torch.int64, device=self._device)
+        noise = PADDED_NOISE if self._batches_prompts else NOISE
+        name = find_cache_name(self._model, noise)
+        self._make_reader: Callable[[], Reader] = partial(SameLengths, self._model, name)
+        self._pads_prompts = False
+        if self._batches_prompts and name is not None:
+            from .key_values import PaddedReader, reads_padded
+
+            if reads_padded(self._model, name):
+                self._make_reader = partial(PaddedReader, self._model, name)
+                self._pads_prompts = True
 
     def _make_answers(self) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
@@ -324,5 +390,12 @@ def _uniforms(predicted: IntArray, seeds: Sequence[int], samples: int) -> npt.ND
     return np.concatenate([np.empty((0, samples)), *parts])
 
 
-def _repeated(rows: npt.NDArray[np.float64], device: torch.device) -> npt.NDArray[np.float64]:
-    return in_row_groups(torch.from_numpy(rows), device).cpu().numpy()
+def _responses(coming: Sequence[_Coming], count: int) -> list[list[Continuation]]:
+    """The responses to each of so many prompts."""
+    found: list[list[Continuation]] = [[] for _ in range(count)]
+    for rows, arriving in coming:
+        responses = arriving()
+        each = len(responses) // len(rows)
+        for place, row in enumerate(rows):
+            found[row] = responses[place * each : (place + 1) * each]
+    return found

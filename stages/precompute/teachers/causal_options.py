@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ....cache_schemas.codings import Coding, SamplesCoding, Temperature, TopKCoding
 from ....cache_schemas.errors import JobError
 from ....cache_schemas.features import FeatureSpec, StoredDtype
+from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import Recipe
 from ...language.tokens import INSIDE
 from .padded_lengths import PaddingOptions
@@ -89,6 +91,18 @@ class CausalLMOptions(PaddingOptions, Recipe):
         le=1,
         description="sample from the tokens with this much of the mass (nucleus)",
     )
+    responses_per_prompt: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="responses to each prompt, one after another; several have to be sampled",
+    )
+    generation: Literal["auto", "exact", "batched"] = Field(
+        default="auto",
+        description="exact: prompts of one length share a batch, so a response is the same in any; "
+        "batched: prompts of all lengths, padded: faster, numbers differ by rounding, and with "
+        "them a token now and then; auto: exact on a CPU, batched elsewhere",
+    )
 
     @field_validator("hidden_layers")
     @classmethod
@@ -107,6 +121,38 @@ class CausalLMOptions(PaddingOptions, Recipe):
         if self.max_new_tokens and not self.has_prompt:
             raise ValueError("max_new_tokens: texts have no prompt; use text_format plain or chat")
         return self
+
+    @model_validator(mode="after")
+    def _responses_differ(self) -> "CausalLMOptions":
+        count = self.responses_per_prompt
+        if count > 1 and not self.max_new_tokens:
+            raise ValueError(f"responses_per_prompt: {count} of no tokens; set max_new_tokens")
+        if count > 1 and self.generation_temperature == 0:
+            raise ValueError(
+                f"responses_per_prompt: {count} greedy ones would be the same; set "
+                "generation_temperature above 0, or leave it out"
+            )
+        return self
+
+    def settings(self) -> dict[str, SettingValue]:
+        """The settings in the fingerprint: `responses_per_prompt` where there are several, and of
+        `generation` what a teacher has resolved it to. So earlier caches keep their fingerprint."""
+        settings = super().settings()
+        del settings["generation"]
+        if self.responses_per_prompt == 1:
+            del settings["responses_per_prompt"]
+        return settings
+
+    def batches_prompts(self, device: torch.device) -> bool:
+        """Whether prompts of different lengths are continued together."""
+        if not self.max_new_tokens or self.generation == "exact":
+            return False
+        return self.generation == "batched" or device.type != "cpu"
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether anything is asked of a text but responses to its prompt."""
+        return bool(self.top_k or self.samples or self.dense or self.hidden_layers)
 
     @property
     def known_temperatures(self) -> tuple[float, ...]:
@@ -162,11 +208,17 @@ class CausalLMOptions(PaddingOptions, Recipe):
             told = f"hidden states that predict the token, of layers {list(self.hidden_layers)}"
             found.append(_spec("hidden", shape, stored, told, **of_predictions))
         if self.max_new_tokens:
-            of_generated: dict[str, Any] = {"axis": GENERATED, "max_length": self.max_new_tokens}
+            most = self.max_new_tokens * self.responses_per_prompt
+            of_generated: dict[str, Any] = {"axis": GENERATED, "max_length": most}
             told = "the model's own response, its end token included"
+            if self.responses_per_prompt > 1:
+                told = f"the model's own {self.responses_per_prompt} responses, one after another"
             found.append(_spec("generated_ids", (), "uint32", told, **of_generated))
             told = "log-probabilities of its tokens, at temperature 1"
             found.append(_spec("generated_log_probs", (), "float32", told, **of_generated))
+        if self.responses_per_prompt > 1:
+            told = "tokens of each response"
+            found.append(_spec("generated_lengths", (self.responses_per_prompt,), "uint32", told))
         return found
 
 
@@ -177,7 +229,11 @@ _TOLD = {
 
 
 def _spec(name: str, shape: tuple[int, ...], dtype: Any, told: str, **more: Any) -> FeatureSpec:
-    option = "max_new_tokens" if more.get("axis") == GENERATED else f"{name}, max_length"
+    option = (
+        "max_new_tokens, responses_per_prompt"
+        if more.get("axis") == GENERATED
+        else f"{name}, max_length"
+    )
     with _within_limits(option):
         return FeatureSpec(name=name, shape=shape, dtype=dtype, description=told, **more)
 

@@ -1,21 +1,31 @@
 """A language model's own continuations of prompts, greedy or sampled, one seed per example.
 
-Prompts of one length are continued together, so that nothing is padded and a response depends on
-its example alone. Shapes: B prompts of one length, V tokens.
+    reader = SameLengths(...)                 or PaddedReader, of prompts of different lengths
+    continued = continue_prompts(...)         on the device
+    continued.arrive()()                      here
+
+Prompts of one length are continued without any padding, so that a response depends on its example
+alone, to the last bit on a CPU. The loop reads nothing from the device but, now and then, which
+texts have ended, and that without waiting for it. Shapes: B prompts of a batch, A rows that are
+still continued, N tokens, V tokens of the vocabulary, H hidden numbers.
 """
 
 import inspect
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...language.logits import hidden_states, same_states, transformer
+from ....cache_schemas.keys import IntArray
+from ...language.logits import NOISE, hidden_states, same_states, transformer
+from ...language.masks import attending
 from ...language.probes import probing
+from ...language.tokens import Ids
+from .base import in_row_groups, to_device, to_host
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
 """Names of the key-value cache (or states), as an argument and in the output: the first since
@@ -23,7 +33,19 @@ transformers 5.24, the second until 5.40."""
 
 PROBE_TOKENS = 6
 
-Uniforms = npt.NDArray[np.float64]
+LOOK_EVERY = 8
+"""Tokens after which a loop looks which texts have ended, on a device other than the CPU. It sees
+what was so at the look before, which has arrived by then: the device is never without work."""
+
+CPU_LOOK_EVERY = 1
+"""There it costs nothing to look, and what is so now is seen."""
+
+FULL = 256
+"""Prompts of a bucket that make it full."""
+
+FEWER = 3 / 4
+"""Rows that have ended are dropped where at most so many of all go on: to drop some copies the keys
+and values of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +57,7 @@ class Sampling:
     temperature: float
     top_p: float
 
-    def choose(self, logits_BV: Tensor, uniform_B: Uniforms) -> Tensor:
+    def choose(self, logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
         """The next token of each text [B]; `uniform_B` are numbers from 0 to 1."""
         if self.temperature == 0:
             return logits_BV.argmax(1)
@@ -44,8 +66,7 @@ class Sampling:
         # The tokens before the one at which the mass is reached, and that one.
         kept_B1 = ((summed_BV - probs_BV) < self.top_p).sum(1, keepdim=True)
         mass_B1 = summed_BV.gather(1, kept_B1 - 1)
-        wanted_B1 = torch.from_numpy(uniform_B)[:, None].to(mass_B1.device) * mass_B1
-        position_B1 = torch.searchsorted(summed_BV, wanted_B1, right=True)
+        position_B1 = torch.searchsorted(summed_BV, uniform_B[:, None] * mass_B1, right=True)
         return ids_BV.gather(1, torch.minimum(position_B1, kept_B1 - 1))[:, 0]
 
 
@@ -54,19 +75,137 @@ class Continuation:
     """Generated tokens, and their log-probabilities at temperature 1; `broken` if logits were not
     finite."""
 
-    ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    broken: bool = False
+    ids: npt.NDArray[np.uint32]
+    log_probs: npt.NDArray[np.float32]
+    broken: bool
 
 
-NextLogits = Callable[[Tensor, Any], tuple[Tensor, Any]]
-"""Maps new tokens [B, T] and the cache of earlier ones (None: empty) to logits [B, V] of the next
-token, and the new cache."""
+class Reader(Protocol):
+    """A model that reads prompts and then one token of each at a time."""
+
+    drops: ClassVar[bool]
+    """Whether rows can be dropped on the way."""
+
+    def begin(self, prompts: Sequence[Ids], repeats: int, room: int) -> Tensor:
+        """Read prompts, the longest first. Hidden states [A, H] at their last tokens, each
+        `repeats` times; `room` more tokens may follow."""
+
+    def go_on(self, ids_A: Tensor) -> Tensor:
+        """Read a token of each row. Hidden states [A, H]."""
+
+    def keep(self, rows_C: Tensor) -> None:
+        """Drop all rows but these [C]."""
 
 
-def find_cache_name(model: Any) -> str | None:
+class SameLengths:
+    """See Reader: prompts of one length, which are read as they are. On a CPU rows come in groups
+    of four, and none is dropped, so that the bits of a row do not depend on the others."""
+
+    drops: ClassVar[bool] = False
+
+    def __init__(self, model: Any, cache_name: str | None) -> None:
+        self._model, self._cache_name = model, cache_name
+
+    def begin(self, prompts: Sequence[Ids], repeats: int, room: int) -> Tensor:
+        """See Reader; also of rows that fill a group."""
+        ids_BT = torch.from_numpy(np.stack(prompts)).long()
+        ids_BT = in_row_groups(ids_BT, self._model.device)
+        states_BH, self._past = self._next(ids_BT, None)
+        if repeats == 1:
+            return states_BH
+        if _repeat(self._past, repeats):
+            return states_BH.repeat_interleave(repeats, 0)
+        states_BH, self._past = self._next(ids_BT.repeat_interleave(repeats, 0), None)
+        return states_BH
+
+    def go_on(self, ids_A: Tensor) -> Tensor:
+        """See Reader."""
+        states_AH, self._past = self._next(ids_A[:, None], self._past)
+        return states_AH
+
+    def keep(self, rows_C: Tensor) -> None:
+        """All rows stay."""
+
+    def _next(self, ids_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
+        with attending(False):
+            return next_states(self._model, self._cache_name, ids_BT, past)
+
+
+def _repeat(cache: Any, repeats: int) -> bool:
+    """Repeat each row of a cache, if it is one of keys and values."""
+    layers = getattr(cache, "layers", ())
+    if not layers or not all(hasattr(layer, "batch_repeat_interleave") for layer in layers):
+        return False
+    cache.batch_repeat_interleave(repeats)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """Continuations of texts on the device: ids and log-probabilities [N, B], of which each text
+    has so many [B]; whether logits were not finite [B]."""
+
+    ids_NB: Tensor
+    log_probs_NB: Tensor
+    counts_B: Tensor
+    broken_B: Tensor
+
+    @classmethod
+    def empty(cls, most: int, rows: int, device: torch.device) -> "Continued":
+        """Of texts that have no token yet, and may have so many."""
+        zeros = torch.zeros(most, rows, dtype=torch.int64, device=device)
+        broken = torch.zeros(rows, dtype=torch.bool, device=device)
+        return cls(zeros, zeros.float(), torch.zeros_like(broken, dtype=torch.int64), broken)
+
+    def note(
+        self,
+        step: int,
+        rows_A: Tensor,
+        ids_A: Tensor,
+        log_probs_A: Tensor,
+        going_on_A: Tensor,
+        broken_A: Tensor,
+    ) -> None:
+        """Add a token of some texts; of those that have ended it does not count."""
+        self.ids_NB[step, rows_A] = ids_A
+        self.log_probs_NB[step, rows_A] = log_probs_A
+        self.counts_B[rows_A] += going_on_A
+        self.broken_B[rows_A] |= broken_A
+
+    def arrive(self, count: int) -> Callable[[], list[Continuation]]:
+        """Begin to copy the first texts here; the result waits for them."""
+        copied = to_host([self.ids_NB, self.log_probs_NB, self.counts_B, self.broken_B])
+
+        def wait() -> list[Continuation]:
+            ids, log_probs, counts, broken = copied()
+            return [
+                Continuation(
+                    ids[: counts[text], text].astype(np.uint32),
+                    log_probs[: counts[text], text].astype(np.float32),
+                    bool(broken[text]),
+                )
+                for text in range(count)
+            ]
+
+        return wait
+
+
+def filled(tokens_N: IntArray) -> IntArray:
+    """Buckets [N] of prompts that take so many tokens each, with their responses: wide enough for
+    full batches, as prompts of a bucket need not be of one length, but no padding beyond half."""
+    buckets_N, longest, rows = np.empty_like(tokens_N), 0, 0
+    for tokens in np.unique(tokens_N)[::-1].tolist():
+        if rows >= FULL or 2 * tokens < longest or not longest:
+            longest, rows = tokens, 0
+        alike_N = tokens_N == tokens
+        buckets_N[alike_N] = longest
+        rows += int(alike_N.sum())
+    return buckets_N
+
+
+def find_cache_name(model: Any, noise: float = NOISE) -> str | None:
     """Name by which a causal model takes and returns its cache; None if it has none, or if
-    continuing from it differs from reading the whole text, which is tested."""
+    continuing from it differs from reading the whole text by more than `noise`, which is tested."""
     taken = inspect.signature(transformer(model).forward).parameters
     name = next((name for name in CACHE_NAMES if name in taken), None)
     if name is None:
@@ -82,7 +221,7 @@ def find_cache_name(model: Any) -> str | None:
             continued_BH, _ = next_states(model, name, ids_BT[:, -1:], past)
         except Exception:  # whatever a family raises that cannot continue so: it reads all again
             return None
-    return name if same_states(continued_BH, whole_BH) else None
+    return name if same_states(continued_BH, whole_BH, noise) else None
 
 
 def next_states(
@@ -102,40 +241,53 @@ def next_states(
 
 
 def continue_prompts(
-    next_logits: NextLogits,
-    prompts_BT: Tensor,
+    reader: Reader,
+    states_AH: Tensor,
+    logits_of: Callable[[Tensor], Tensor],
     most: int,
-    ends: Collection[int],
+    ends_E: Tensor,
     sampling: Sampling,
-    uniforms_BN: Uniforms,
-) -> list[Continuation]:
-    """Continuations of prompts of one length, at most `most` tokens each, up to and with one of
-    `ends`."""
-    found = [Continuation() for _ in prompts_BT]
-    saying = np.ones(len(found), dtype=bool)
-    past, ids_BT = None, prompts_BT
+    uniforms_NB: Tensor,
+) -> Continued:
+    """Continuations of prompts that a reader has begun with, at most `most` tokens each, up to and
+    with one of `ends_E`. `logits_of` maps hidden states to logits [A, V]."""
+    device, rows = states_AH.device, len(states_AH)
+    found, ends = Continued.empty(most, rows, device), _Ends()
+    rows_A = torch.arange(rows, device=device)
+    ended_A = torch.zeros(rows, dtype=torch.bool, device=device)
     for step in range(most):
-        logits_BV, past = next_logits(ids_BT, past)
-        log_probs_BV = logits_BV.log_softmax(1)
-        next_B = sampling.choose(logits_BV.nan_to_num(), uniforms_BN[:, step])
-        chosen_B = log_probs_BV.gather(1, next_B[:, None])[:, 0]
-        _note(found, saying, next_B.tolist(), chosen_B.tolist(), ends)
-        if not saying.any():
+        logits_AV = logits_of(states_AH)
+        log_probs_AV = logits_AV.log_softmax(1)
+        next_A = sampling.choose(logits_AV.nan_to_num(), uniforms_NB[step, rows_A])
+        chosen_A = log_probs_AV.gather(1, next_A[:, None])[:, 0]
+        broken_A = ~(chosen_A.isfinite() | ended_A)
+        found.note(step, rows_A, next_A, chosen_A, ~ended_A, broken_A)
+        ended_A = ended_A | broken_A | (next_A[:, None] == ends_E).any(1)
+        if step + 1 == most:
             break
-        ids_BT = next_B[:, None]
+        going_on = ends.look(step, ended_A)
+        if going_on is not None and not len(going_on):
+            break
+        if going_on is not None and reader.drops and len(going_on) <= FEWER * len(rows_A):
+            kept_C = to_device(torch.from_numpy(going_on), device)
+            reader.keep(kept_C)
+            rows_A, ended_A, next_A = (each[kept_C] for each in (rows_A, ended_A, next_A))
+            ends = _Ends()
+        states_AH = reader.go_on(next_A)
     return found
 
 
-def _note(
-    found: list[Continuation],
-    saying: npt.NDArray[np.bool_],
-    ids: list[int],
-    log_probs: list[float],
-    ends: Collection[int],
-) -> None:
-    for index in np.flatnonzero(saying).tolist():
-        one = found[index]
-        one.broken = not np.isfinite(log_probs[index])
-        one.ids.append(ids[index])
-        one.log_probs.append(log_probs[index])
-        saying[index] = not one.broken and ids[index] not in ends
+@dataclass(slots=True)
+class _Ends:
+    """Looks which rows have ended, without waiting for the device."""
+
+    _coming: Callable[[], list[npt.NDArray[Any]]] | None = None
+
+    def look(self, step: int, ended_A: Tensor) -> IntArray | None:
+        """The rows that go on, as of this look, or the one before it; None: not known now."""
+        every = CPU_LOOK_EVERY if ended_A.device.type == "cpu" else LOOK_EVERY
+        if (step + 1) % every:
+            return None
+        before, self._coming = self._coming, to_host([ended_A])
+        arrived = self._coming if every == 1 else before
+        return None if arrived is None else np.flatnonzero(~arrived()[0])

@@ -238,10 +238,10 @@ def test_drawn_responses_depend_on_their_example_alone(folders: dict[str, Path])
 def test_the_nucleus_holds_the_mass_and_no_more() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(2000, 1)
     uniform = (np.arange(2000) + 0.5) / 2000
-    chosen = Sampling(1.0, 0.75).choose(logits, uniform)
+    chosen = Sampling(1.0, 0.75).choose(logits, torch.from_numpy(uniform))
     counts = np.bincount(chosen.numpy(), minlength=4)
     np.testing.assert_allclose(counts / 2000, [0.625, 0.375, 0, 0], atol=1e-3)
-    assert Sampling(0.0, 1.0).choose(logits[:1], uniform[:1]).tolist() == [0]
+    assert Sampling(0.0, 1.0).choose(logits[:1], torch.zeros(1)).tolist() == [0]
 
 
 class Largest(TorchDispatchMode):

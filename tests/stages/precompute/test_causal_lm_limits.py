@@ -64,7 +64,7 @@ LIMITS = {
     "dense": ({"dense": True, "top_k": None}, "^dense, max_length: shape: .*; use less$"),
     "max_new_tokens": (
         {"max_new_tokens": LONGEST + 1, "text_format": "plain"},
-        "^max_new_tokens: max_length: .* 1048576; use less$",
+        "^max_new_tokens, responses_per_prompt: max_length: .* 1048576; use less$",
     ),
 }
 

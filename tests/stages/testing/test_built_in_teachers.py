@@ -101,6 +101,7 @@ class TestCausalLM(TeacherTests):
     }
     untried = (
         *("revision", "max_new_tokens", "generation_temperature", "generation_top_p"),
+        *("responses_per_prompt", "generation"),
         *("text_format", "prompt_template"),  # of prompts, see below
         *("system_prompt", "template_date", "template_options", "chat_prompt"),  # of chats
     )
@@ -120,6 +121,7 @@ class TestCausalLMThatResponds(TestCausalLM):
         **TestCausalLM.changing,
         **{"text_format": "chat", "prompt_template": "{text}: ", "max_new_tokens": 2},
         **{"generation_temperature": 0.0, "generation_top_p": 0.1},
+        **{"responses_per_prompt": 2, "generation": "batched"},
     }
     untried = tuple(set(TestCausalLM.untried) - changing.keys())
     texts = ()
