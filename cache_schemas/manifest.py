@@ -219,11 +219,19 @@ class BatchFigures(Document):
     busy_seconds: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="of these, at work on a batch"
     )
+    auto_limit: int = Field(
+        default=0,
+        ge=0,
+        description="padded tokens of a batch, or rows, that batch_size=auto found; of several "
+        "devices the largest",
+    )
 
     @classmethod
     def together(cls, figures: Sequence["BatchFigures"]) -> "BatchFigures":
         """Those of several runs."""
-        return cls(**{name: sum(getattr(f, name) for f in figures) for name in cls.model_fields})
+        fields = [each.model_dump() for each in figures]
+        joined = {name: sum(each[name] for each in fields) for name in cls.model_fields}
+        return cls(**joined | {"auto_limit": max(each["auto_limit"] for each in fields)})
 
 
 class RunRecord(Document):

@@ -117,6 +117,8 @@ def batches_in_words(figures: "BatchFigures") -> str:
         parts.append(f"{figures.padded_tokens / figures.tokens:.2f} padded tokens a token")
     if figures.refused:
         parts.append(f"{figures.refused:,} more did not fit into memory")
+    if figures.auto_limit:
+        parts.append(f"batch_size=auto found {figures.auto_limit:,}")
     return ", ".join([*parts, device_in_words(figures)])
 
 

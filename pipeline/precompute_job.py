@@ -51,11 +51,11 @@ class PrecomputeJob(TextFormatKeys):
         ge=1,
         description="seconds without heartbeat after which a writer on another host counts as dead",
     )
-    batch_size: int | None = Field(
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None,
-        ge=1,
         description="texts per batch; default as many as have 8,192 padded tokens, or what suits "
-        "the teacher; halved for texts of that length where memory runs out",
+        "the teacher; auto doubles that as long as more texts a second come out; halved for texts "
+        "of that length where memory runs out",
     )
     rows_per_shard: RowsPerShard | None = Field(
         default=None, description="maximum rows of a shard, which a kill can lose; a multiple of 64"

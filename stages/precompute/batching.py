@@ -4,10 +4,16 @@ The longest come first, so that memory runs out early or never. How many fit is 
 tokens, or of rows where a job says so. Where the device refuses, that bucket's limit is halved, and
 doubled again after batches that fit: memory that somebody else held for a while, or one freak of a
 text, does not slow down the days after it.
+
+With `batch_size=auto` the number is found on the device, in the first batches of a run: it is
+doubled as long as that computes noticeably more examples a second, and fits. What is tried is what
+is to be computed anyway.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +24,14 @@ from .teachers.base import ROW_GROUP, Prepared, Teacher
 
 PATIENCE, MOST_PATIENCE = 16, 4096
 """Batches that fit before a limit is doubled again; four times as many after each refusal."""
+
+AUTO = "auto"
+MEASURED = 2
+"""Batches of each size that are timed; the fastest counts, for the first of a shape may be slow."""
+RISE = 1.05
+"""By how much more examples a second larger batches have to compute."""
+
+_LOGGER = logging.getLogger("armada")
 
 
 @dataclass(slots=True)
@@ -60,11 +74,13 @@ class BatchCounts:
     refused: int = 0
     seconds: float = 0.0
     busy_seconds: float = 0.0
+    auto_limit: int = 0
 
     def add(self, more: "BatchCounts") -> None:
         """Count another device's, or another chunk's, with these."""
         for name, value in asdict(more).items():
-            setattr(self, name, getattr(self, name) + value)
+            before = getattr(self, name)
+            setattr(self, name, max(before, value) if name == "auto_limit" else before + value)
 
     def figures(self) -> BatchFigures:
         """As they are now."""
@@ -79,24 +95,36 @@ class BatchSizes:
     """How large batches are, of one teacher on one device, for as long as it runs.
 
     rows: as a job says; else as many as have `tokens` padded tokens, or `default_rows` where a
-    teacher knows no lengths."""
+    teacher knows no lengths. auto: whether to look for a better number than those two."""
 
     default_rows: int
     tokens: int | None = None
     rows: int | None = None
+    auto: bool = False
+    _settled: bool = False
     _limits: dict[int, _Limit] = field(default_factory=dict)
+    _rates: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    """Bucket and rows of a batch -> examples a second."""
 
     @classmethod
-    def of(cls, teacher: Teacher, rows: int | None) -> "BatchSizes":
-        """The sizes of a teacher's batches, `rows` being those that a job asks for."""
-        return cls(teacher.default_batch_size, teacher.default_batch_tokens, rows)
+    def of(cls, teacher: Teacher, asked: int | Literal["auto"] | None) -> "BatchSizes":
+        """The sizes of a teacher's batches, `asked` being the rows that a job asks for."""
+        rows = asked if isinstance(asked, int) else None
+        return cls(teacher.default_batch_size, teacher.default_batch_tokens, rows, asked == AUTO)
+
+    @property
+    def budget(self) -> int:
+        """Padded tokens of a batch, or rows."""
+        return self.rows or self.tokens or self.default_rows
 
     def limit(self, bucket: int) -> _Limit:
         """The limit of a bucket."""
-        if bucket not in self._limits:
-            most = self._most(bucket)
-            self._limits[bucket] = _Limit(most, most)
-        return self._limits[bucket]
+        most = self._most(bucket)
+        limit = self._limits.setdefault(bucket, _Limit(most, most))
+        if limit.most != most:  # larger ones were found to be better
+            limit.rows = most if limit.rows == limit.most else limit.rows
+            limit.most = most
+        return limit
 
     def _most(self, bucket: int) -> int:
         if self.rows is not None:
@@ -106,6 +134,44 @@ class BatchSizes:
         rows = max(self.tokens // bucket, 1)
         return rows - rows % ROW_GROUP if rows > ROW_GROUP else rows
 
+    def _next(self, bucket: int, waiting: int) -> int:
+        """Rows of the next batch of a bucket: the limit's, or twice as many to be timed."""
+        limit = self.limit(bucket)
+        twice = 2 * limit.rows
+        tried = self._searches and limit.rows == limit.most and waiting >= twice
+        return twice if tried and len(self._timed(bucket, limit.rows)) >= MEASURED else limit.rows
+
+    @property
+    def _searches(self) -> bool:
+        return self.auto and not self._settled
+
+    def _timed(self, bucket: int, rows: int) -> list[float]:
+        return self._rates.setdefault((bucket, rows), [])
+
+    def measured(self, bucket: int, rows: int, seconds: float) -> None:
+        """A batch took the device so long; 0: not known."""
+        if not self._searches:
+            return
+        if not seconds:
+            self._settle("this device is not timed")
+            return
+        self._timed(bucket, rows).append(rows / seconds)
+        most = self._most(bucket)
+        now, twice = self._timed(bucket, most), self._timed(bucket, 2 * most)
+        if min(len(now), len(twice)) < MEASURED:
+            return
+        if max(twice) < RISE * max(now):
+            self._settle("larger ones are no faster")
+        elif self.tokens is None:
+            self.default_rows *= 2
+        else:
+            self.tokens *= 2
+
+    def _settle(self, reason: str) -> None:
+        self._settled = True
+        unit = "rows" if self.tokens is None else "padded tokens"
+        _LOGGER.info(f"batch_size=auto: {self.budget:,} {unit} a batch; {reason}")
+
     def batches_of(self, prepared: Prepared, counts: BatchCounts) -> Iterator[IntArray]:
         """Indices [B] of the examples of each batch.
 
@@ -113,17 +179,21 @@ class BatchSizes:
         smaller ones."""
         for bucket in np.unique(prepared.buckets)[::-1].tolist():
             waiting = np.flatnonzero(prepared.buckets == bucket)
-            limit = self.limit(bucket)
             while len(waiting):
-                batch = waiting[: limit.rows]
+                limit = self.limit(bucket)
+                batch = waiting[: self._next(bucket, len(waiting))]
                 before = counts.refused
                 yield batch
+                if counts.refused != before and len(batch) > limit.rows:
+                    self._settle("larger ones do not fit into memory")
+                    continue
                 if counts.refused != before:
                     limit.refuse(len(batch))
                     continue
                 limit.fit()
                 counts.batches += 1
                 counts.rows += len(batch)
+                counts.auto_limit = self.budget if self.auto else 0
                 if prepared.lengths is not None:
                     counts.tokens += int(prepared.lengths[batch].sum())
                     counts.padded_tokens += len(batch) * bucket

@@ -197,6 +197,8 @@ def _encode_shard(
                 where = corpus.where(int(task.rows[row]))
                 _refuse_or_skip(where, feature, prepared.examples[row], encoding)
             encoding.counts.busy_seconds += batch.busy_s
+            bucket = int(prepared.buckets[batch.rows[0]])
+            encoding.sizes.measured(bucket, len(batch.rows), batch.busy_s)
             clock.read()
             encoding.advance(len(batch.rows))
             left -= len(batch.rows)

@@ -61,10 +61,12 @@ def test_a_run_of_an_earlier_release_has_no_batches_and_gets_none() -> None:
 
 def test_batches_of_several_runs_are_added_up() -> None:
     one = BatchFigures(batches=2, rows=9, refused=1, seconds=0.5)
-    two = BatchFigures(batches=1, rows=1, tokens=7, padded_tokens=8, busy_seconds=0.25)
+    two = BatchFigures(
+        batches=1, rows=1, tokens=7, padded_tokens=8, busy_seconds=0.25, auto_limit=8
+    )
     assert BatchFigures.together([one, two]).model_dump() == {
         **{"batches": 3, "rows": 10, "tokens": 7, "padded_tokens": 8, "refused": 1},
-        **{"seconds": 0.5, "busy_seconds": 0.25},
+        **{"seconds": 0.5, "busy_seconds": 0.25, "auto_limit": 8},
     }
 
 

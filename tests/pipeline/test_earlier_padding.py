@@ -88,5 +88,9 @@ def test_a_new_cache_has_the_steps_of_today(
 ) -> None:
     assert "padding" not in armada(*words(TEXTS)).err
     assert open_cache(tmp_path / "cache").teacher.spec.settings["padding"] == "growing_steps"
-    armada.done(*words(TEXTS, "--set", "batch_size=3", cache="small-batches"))
-    assert stored_bytes(tmp_path / "small-batches") == stored_bytes(tmp_path / "cache")
+    for size in ("3", "auto"):
+        armada.done(*words(TEXTS, "--set", f"batch_size={size}", cache=size))
+        assert stored_bytes(tmp_path / size) == stored_bytes(tmp_path / "cache")
+    (run,) = open_cache(tmp_path / "auto").runs()
+    assert run.batches is not None
+    assert run.batches.auto_limit >= 8192

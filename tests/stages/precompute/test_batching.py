@@ -1,9 +1,10 @@
 """How large batches are: a token budget, memory that runs out, and memory that comes back; and what
 is done beside the device."""
 
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,65 @@ def test_a_limit_that_stays_is_tried_ever_less_often() -> None:
 def test_one_example_that_does_not_fit_ends_it() -> None:
     with pytest.raises(RunError, match="a single example does not fit"):
         rows_of(BatchSizes(4), [16] * 4, {16: 0})
+
+
+def found(
+    rates: Callable[[int], float], buckets: Sequence[int], fits: int = 10**9, **sizes: int
+) -> tuple[BatchSizes, list[int]]:
+    """What `batch_size=auto` comes to where so many rows compute at such a rate, and the rows of
+    each batch; a batch is timed when two more have begun."""
+    searching, counts, begun = BatchSizes(8, **sizes, auto=True), BatchCounts(), []
+    padded = np.array(buckets)
+    for rows in searching.batches_of(Prepared([Example(b"", ())] * len(padded), padded), counts):
+        begun.append(len(rows))
+        if len(rows) > fits:
+            counts.refused += 1
+        for late in begun[-3:-2]:
+            searching.measured(buckets[rows[0]], late, late / rates(late))
+    assert counts.rows == len(buckets)
+    assert counts.auto_limit == searching.budget
+    return searching, begun
+
+
+def test_auto_doubles_while_more_examples_a_second_come_out() -> None:
+    sizes, begun = found(lambda rows: min(rows, 100), [0] * 5000)
+    assert sizes.budget == 128
+    assert sorted(set(begun[:-1])) == [8, 16, 32, 64, 128, 256]
+    assert begun.count(256) <= 4
+    assert set(begun[-10:-1]) == {128}
+
+
+def test_auto_settles_at_once_where_more_rows_are_no_faster(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", "armada"):
+        sizes, begun = found(lambda rows: 100.0, [16] * 4000, tokens=16 * 64)
+    assert sizes.budget == 16 * 64
+    assert set(begun[10:-1]) == {64}
+    told = "batch_size=auto: 1,024 padded tokens a batch; larger ones are no faster"
+    assert caplog.messages == [told]
+
+
+def test_auto_ends_where_memory_does(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "armada"):
+        sizes, begun = found(lambda rows: float(rows), [0] * 5000, fits=50)
+    assert sizes.budget == 32
+    assert begun.count(64) == 1
+    assert caplog.messages == [
+        "batch_size=auto: 32 rows a batch; larger ones do not fit into memory"
+    ]
+
+
+def test_what_auto_finds_for_one_length_holds_for_others() -> None:
+    sizes, begun = found(lambda rows: min(rows, 16), [64] * 1000 + [32] * 1000, tokens=8 * 64)
+    assert sizes.budget == 16 * 64
+    assert set(begun[-9:-1]) == {32}
+    assert sum(begun) == 2000
+
+
+def test_auto_keeps_what_it_has_on_a_device_that_is_not_timed() -> None:
+    sizes, begun = found(lambda rows: math.inf, [0] * 100)
+    assert (sizes.budget, set(begun[:-1])) == (8, {8})
 
 
 OUT_OF_MEMORY = [
