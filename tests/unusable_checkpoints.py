@@ -89,6 +89,9 @@ def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+QUANTISED = ("bitsandbytes", "gptq", "awq", "compressed-tensors", "hqq", "quanto", "torchao")
+"""Changes to checkpoints that need a package as teachers, and are no students at all."""
+
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "bitsandbytes": (quantised(quant_method="bitsandbytes", load_in_4bit=True), "bitsandbytes"),
     "gptq": (quantised(quant_method="gptq", bits=4, group_size=128), "requires optimum"),

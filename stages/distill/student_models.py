@@ -117,8 +117,14 @@ def refuse_random(folder: Path, missing: Iterable[str]) -> None:
 
 
 def load_config(folder: Path) -> Any:
-    """The configuration of a checkpoint folder; refuses encoder-decoders."""
+    """The configuration of a checkpoint folder; refuses encoder-decoders, and weights that do not
+    train."""
     config = read_config(folder, StudentSourceError)
+    if getattr(config, "quantization_config", None):
+        raise StudentSourceError(
+            f"student {folder}: its weights are quantised, and do not train; use the checkpoint "
+            "without quantisation"
+        )
     if reason := check_kind(config):
         raise StudentSourceError(f"student {folder}: {reason}")
     return config

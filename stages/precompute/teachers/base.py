@@ -37,8 +37,8 @@ _LOGGER = logging.getLogger("armada")
 
 
 class TeacherOptions(BaseModel):
-    """Options of one kind of teacher. All of them enter the fingerprint unless `settings` is
-    overridden. Every field has a default and a description."""
+    """Options of one kind of teacher. All of them enter the fingerprint, but for those `of_a_run`
+    or where `settings` is overridden. Every field has a default and a description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -46,6 +46,8 @@ class TeacherOptions(BaseModel):
     earlier: ClassVar[Mapping[str, SettingValue]] = {}
     """Options that earlier releases did not have -> the value with which features are as they were
     then. With that value an option is in no fingerprint, and a cache of theirs goes on with it."""
+    of_a_run: ClassVar[frozenset[str]] = frozenset()
+    """Options that choose how a run computes, not what: they are no settings."""
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +65,7 @@ class TeacherOptions(BaseModel):
 
     def settings(self) -> dict[str, SettingValue]:
         """The settings in the fingerprint."""
-        settings = self.model_dump(mode="python")
+        settings = self.model_dump(mode="python", exclude=set(self.of_a_run))
         return {k: v for k, v in settings.items() if (k, v) not in self.earlier.items()}
 
 
@@ -312,14 +314,30 @@ class PrecisionOptions(TeacherOptions):
     )
 
     def precision(
-        self, device: torch.device | None = None, saved: torch.dtype | None = None
+        self,
+        device: torch.device | None = None,
+        saved: torch.dtype | None = None,
+        quantised: bool = False,
     ) -> Precision:
         """The types with 'auto' resolved, of weights `saved` in a dtype. A large model in float32
-        neither fits a GPU nor is what its authors run; a CPU computes in float32 fastest."""
+        neither fits a GPU nor is what its authors run; a CPU computes in float32 fastest. Quantised
+        weights are for the dtype that they were saved with, on any device."""
         compute: ComputeDtype = "float32" if self.dtype == "auto" else self.dtype
-        on_cpu = device is None or device.type == "cpu"
-        if self.dtype == "auto" and not on_cpu and saved in _HALF_PRECISION:
+        as_saved = quantised or not (device is None or device.type == "cpu")
+        if self.dtype == "auto" and as_saved and saved in _HALF_PRECISION:
             compute = _HALF_PRECISION[saved]
         if self.store_dtype != "auto":
             return Precision(compute, self.store_dtype)
         return Precision(compute, "float32" if compute == "float32" else "float16")
+
+
+class CheckpointOptions(PrecisionOptions):
+    """Options of teachers that are checkpoints of transformers."""
+
+    of_a_run: ClassVar[frozenset[str]] = frozenset({"device_map"})
+
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
+        default=None,
+        description="for a model that is larger than one GPU: spread its layers over all visible "
+        "GPUs as accelerate does, and over this machine's memory what is left; changes no setting",
+    )

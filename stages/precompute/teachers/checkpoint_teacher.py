@@ -6,6 +6,7 @@ classifiers: texts in, one row of numbers for each, which does not depend on pad
 """
 
 import inspect
+import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....cache_schemas.errors import JobError, TeacherOutputError, TeacherSourceError
+from ....cache_schemas.errors import JobError, RunError, TeacherOutputError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...adapters import TASK, adapter_digests, base_of, not_brought, read_adapters
@@ -37,9 +38,9 @@ from ...sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors, r
 from ...tokenizing.unknown import Unknown
 from .base import (
     Answers,
+    CheckpointOptions,
     Example,
     Outputs,
-    PrecisionOptions,
     Prepared,
     Teacher,
     TeacherOptions,
@@ -47,6 +48,8 @@ from .base import (
     to_host,
 )
 from .tokenized import Inputs, TextTokenizer, TokenizedOptions, TokenRows
+
+_LOGGER = logging.getLogger("armada")
 
 _CAREFULLY = {
     "use_safetensors": True,
@@ -64,13 +67,17 @@ class CheckpointTeacher(Teacher):
     auto_class: ClassVar[str]
 
     def __init__(
-        self, source: str, revision: str | None, options: PrecisionOptions, device: torch.device
+        self, source: str, revision: str | None, options: CheckpointOptions, device: torch.device
     ) -> None:
         self._source, self._revision, self._device = source, revision, device
         self._folder = self._find_model(resolve(source, revision, TeacherSourceError))
         self._base = base_of(self._folder, TeacherSourceError)
         self._config = read_config(self._config_folder(), TeacherSourceError)
-        self._precision = options.precision(device, saved_dtype(self._config))
+        self._quantised = bool(getattr(self._config, "quantization_config", None))
+        saved = saved_dtype(self._config)
+        self._precision = options.precision(device, saved, self._quantised)
+        self._device_map = options.device_map
+        self._refuse_quantised_base()
         require_safetensors(self._folder, TeacherSourceError)
         self._skeleton = self._build_skeleton()
         self._refuse_without_text()
@@ -93,12 +100,13 @@ class CheckpointTeacher(Teacher):
         """Read the weights and put them on the device.
 
         Raises TeacherSourceError if the checkpoint cannot be read, lacks a used weight, or fails a
-        probe."""
+        probe; RunError if a part of it would stay on the disk."""
         with quiet_transformers():
             with refusing(TeacherSourceError, f"source {self._folder}"):
                 model = self._read()
                 model.config.use_cache = False  # no keys and values to remember
-                self._model: Any = model.eval().requires_grad_(False).to(self._device)
+                self._model: Any = model.eval().requires_grad_(False)
+                self._device = spread_over(model, self._device, self._folder)
             name = type(self._model).__name__
             with refusing(TeacherSourceError, f"source {self._folder}: {name} does not run"):
                 self._prepare()
@@ -165,13 +173,33 @@ class CheckpointTeacher(Teacher):
 
     def _read(self) -> Any:
         if self._base is not None:
-            return self._read_adapted(self._base).to(self._precision.torch_dtype)
+            return self._read_adapted(self._base).to(self._device, self._precision.torch_dtype)
+        dtype = self._precision.torch_dtype
         model, report = self._auto().from_pretrained(
-            self._folder, dtype=self._precision.torch_dtype, **_CAREFULLY
+            self._folder, dtype=dtype, device_map=self._places(), **_CAREFULLY
         )
         refuse_other_shapes(report["mismatched_keys"], self._folder, TeacherSourceError)
         self._refuse_random(report["missing_keys"])
+        if self._quantised and model.dtype != dtype:
+            own = str(model.dtype).removeprefix("torch.")
+            raise TeacherSourceError(
+                f"source {self._folder}: its quantised weights compute in {own}, not in "
+                f"{self._precision.compute}; set dtype={own}"
+            )
         return model
+
+    def _places(self) -> str | dict[str, torch.device]:
+        """Where weights are read to: each straight to its device."""
+        on_cpu = self._device.type == "cpu"
+        return {"": self._device} if on_cpu or not self._device_map else self._device_map
+
+    def _refuse_quantised_base(self) -> None:
+        if self._base is not None and (self._quantised or self._device_map):
+            what = "a quantised base" if self._quantised else "a device_map"
+            raise TeacherSourceError(
+                f"source {self._folder}: its adapters cannot be merged with {what}; merge them "
+                "into the base in full precision, and save that"
+            )
 
     def _read_adapted(self, base: Path) -> Any:
         """The base with adapters in its weights, in float32; of a classifier, only its transformer
@@ -204,6 +232,34 @@ def saved_dtype(config: Any) -> torch.dtype | None:
     text = config.get_text_config()
     told = getattr(text, "dtype", None) or getattr(config, "dtype", None)
     return getattr(torch, told, None) if isinstance(told, str) else told
+
+
+def spread_over(model: Any, device: torch.device, folder: Path) -> torch.device:
+    """The device that a model takes its inputs on, and its parts return their outputs to: `device`,
+    unless the model's layers were spread over several.
+
+    Raises RunError for a layer that would be read from the disk for each batch."""
+    places = dict.fromkeys(getattr(model, "hf_device_map", {}).values())
+    if len(places) < 2:
+        return device
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    if "disk" in places:
+        raise RunError(
+            f"device memory: the model of {folder} fits neither the GPUs nor this machine's "
+            "memory; use more GPUs, or a quantised checkpoint"
+        )
+    if "cpu" in places:
+        _LOGGER.warning(
+            f"source {folder}: the GPUs do not hold all of the model; layers that stay in this "
+            "machine's memory are many times as slow"
+        )
+    first = next(torch.device(place) for place in places if place != "cpu")
+    # As accelerate does for the model itself: parts of it are called as well.
+    for part in {model.base_model, getattr(model.base_model, "encoder", None)} - {None, model}:
+        together = AlignDevicesHook(first, io_same_device=True)
+        add_hook_to_module(part, together, append=True)
+    return first
 
 
 def _own_files(folder: Path) -> list[Path]:

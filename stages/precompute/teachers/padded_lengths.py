@@ -19,12 +19,12 @@ from pydantic import Field
 
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
-from .base import PrecisionOptions
+from .base import CheckpointOptions
 
 Padding = Literal["growing_steps", "multiples_of_16"]
 
 
-class PaddingOptions(PrecisionOptions):
+class PaddingOptions(CheckpointOptions):
     """Options of teachers that pad texts."""
 
     earlier: ClassVar[Mapping[str, SettingValue]] = {"padding": "multiples_of_16"}

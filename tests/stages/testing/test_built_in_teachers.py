@@ -48,6 +48,7 @@ class TestHashWords(TeacherTests):
 
 TEXT_OPTIONS = {"template": "say {text}", "lowercase": True}
 PRECISION = {"dtype": "bfloat16", "store_dtype": "float16"}
+PLACE = {"device_map": "auto"}
 
 
 class TestEncoder(TeacherTests):
@@ -57,7 +58,7 @@ class TestEncoder(TeacherTests):
         **{"max_length": 5, "pooling": "cls", "layers": (0,), "normalize": True, "dim": 3},
         "prompt": "query: ",
     }
-    unchanging = {"include_prompt": False}  # where there is none
+    unchanging = {"include_prompt": False, **PLACE}  # where there is none
     untried = ("revision", "prompt_name")  # of hubs, and of folders that have prompts
 
     @pytest.fixture
@@ -68,7 +69,7 @@ class TestEncoder(TeacherTests):
 class TestEncoderWithPrompt(TestEncoder):
     options = {"prompt": "query: ", "pooling": ("mean", "max")}
     changing = {**TestEncoder.changing, "prompt": "a ", "include_prompt": False}
-    unchanging = {}
+    unchanging = PLACE
 
 
 class TestDecoderAsEncoder(TestEncoder):
@@ -81,6 +82,7 @@ class TestDecoderAsEncoder(TestEncoder):
 
 class TestClassifier(TeacherTests):
     changing = {**TEXT_OPTIONS, **PRECISION, "max_length": 5, "pooled": True}
+    unchanging = PLACE
     untried = ("revision",)
 
     @pytest.fixture
@@ -99,6 +101,7 @@ class TestCausalLM(TeacherTests):
         **{"top_k": 3, "top_k_bits": 16, "temperatures": (2.0,), "samples": 4, "dense": True},
         **{"samples_log_probs": False, "characters": False, "hidden_layers": (0, 1)},
     }
+    unchanging = PLACE
     untried = (
         *("revision", "max_new_tokens", "generation_temperature", "generation_top_p"),
         *("responses_per_prompt", "generation"),
