@@ -59,7 +59,7 @@ class TestEncoder(TeacherTests):
         "prompt": "query: ",
     }
     unchanging = {"include_prompt": False, **PLACE}  # where there is none
-    untried = ("revision", "prompt_name")  # of hubs, and of folders that have prompts
+    untried = ("revision", "prompt_name", "padding")  # of hubs; of folders with prompts; of bits
 
     @pytest.fixture
     def source(self, model: Any) -> str:
@@ -83,7 +83,7 @@ class TestDecoderAsEncoder(TestEncoder):
 class TestClassifier(TeacherTests):
     changing = {**TEXT_OPTIONS, **PRECISION, "max_length": 5, "pooled": True}
     unchanging = PLACE
-    untried = ("revision",)
+    untried = ("revision", "padding")
 
     @pytest.fixture
     def source(self, model: Any) -> str:
@@ -103,7 +103,7 @@ class TestCausalLM(TeacherTests):
     }
     unchanging = PLACE
     untried = (
-        *("revision", "max_new_tokens", "generation_temperature", "generation_top_p"),
+        *("revision", "padding", "max_new_tokens", "generation_temperature", "generation_top_p"),
         *("responses_per_prompt", "generation"),
         *("text_format", "prompt_template"),  # of prompts, see below
         *("system_prompt", "template_date", "template_options", "chat_prompt"),  # of chats
