@@ -16,7 +16,13 @@ FILES = sorted(
 
 FLOORS = (
     ("cache_schemas",),
-    ("stages.memory", "stages.pooling", "stages.ragged", "stages.tokenizing"),
+    (
+        "stages.memory",
+        "stages.known_digests",
+        "stages.pooling",
+        "stages.ragged",
+        "stages.tokenizing",
+    ),
     (
         "stages.plugins",
         "stages.sources",

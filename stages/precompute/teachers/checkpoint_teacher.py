@@ -84,7 +84,7 @@ class CheckpointTeacher(Teacher):
 
     def _make_spec(self, options: TeacherOptions, **resolved: SettingValue) -> TeacherSpec:
         """The spec of the checkpoint under these options."""
-        features = self._features()  # before the digest, which reads every weight
+        features = self._features()  # before the digest, which may read every weight
         return make_spec(
             self.kind,
             source_name(self._source, self._revision),

@@ -2,7 +2,7 @@
 
 Saved, a pipeline is a local folder with `model_index.json` and one sub-folder a component, and a
 LoRA is a file beside. `read_folder` refuses unsafe or incomplete ones; nothing heavy is imported.
-Digests cost a read of the weights (about 1 GB/s).
+Digests cost a read of the weights the first time (about 1 GB/s).
 
 Opened, a checked `PipelineFolder` becomes pipelines in eval mode, without gradients or progress
 bars, on their device, with a LoRA merged and an image-to-image twin. `check_class` and
@@ -12,7 +12,6 @@ The safety checker is left out: it replaces images it objects to by black ones, 
 model's output.
 """
 
-import hashlib
 import inspect
 import json
 import re
@@ -28,6 +27,7 @@ import torch
 from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.extras import require_extra
 from ....cache_schemas.locations import expand_home
+from ...known_digests import sha256_of
 from ...pretrained import LOCAL_ONLY, quiet_transformers, refusing
 from ...sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors
 from ...tokenizing.long_texts import shortened
@@ -174,8 +174,7 @@ def lora_file(source: str) -> Path:
 
 def file_digest(file: Path) -> str:
     """128-bit digest of one file's content; its name does not enter."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+    return sha256_of(file)[:32]
 
 
 PROMPTS_AS_THEY_ARE = frozenset(
