@@ -29,7 +29,7 @@ from ..corpus.corpus import Corpus
 from ..memory import free_cached_memory, is_out_of_memory
 from ..store.writing.writer import CacheWriter, Task, Work
 from .batching import BatchCounts, BatchSizes
-from .shard_buffer import FinishedRows, ShardBuffer
+from .shard_buffer import ShardBuffer
 from .teachers.base import Answers, Example, Outputs, Prepared, Teacher
 
 Advance = Callable[[int], None]
@@ -127,52 +127,59 @@ class _Ahead:
         self._corpus, self._keys, self._work = corpus, keys, work
         self._teacher, self._writer = teacher, writer
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
-        self._next: tuple[Task, Future[Prepared]] | None = None
-        self._looked = False
+        self._next: Future[_Shard | None] | None = None
 
     def __enter__(self) -> "_Ahead":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        if self._next is not None:
-            self._writer.release(self._next[0].reservation)
+        self._pool.shutdown()
+        if self._next is None or self._next.exception() is not None:
+            return
+        if (shard := self._next.result()) is not None:
+            self._writer.release(shard.task.reservation)
 
     def look(self) -> None:
-        """Reserve the next shard, if there is one at this moment, and begin to prepare it: once a
-        shard, for each look takes the cache's lock."""
-        if not self._looked and (task := self._work.reserve_now()) is not None:
-            self._begin(task)
-        self._looked = True
+        """Begin to reserve the next shard, if there is one at this moment, and to prepare it: once
+        a shard, for each look takes the cache's lock."""
+        if self._next is None:
+            self._next = self._pool.submit(self._look)
 
     def take(self, wait: Callable[[], None]) -> _Shard | None:
         """The next shard, or None; `wait` is called where nothing seems left: a shard that another
         writer took over from us is put back when its commit is refused."""
-        if self._next is None and (task := self._work.reserve()) is not None:
-            self._begin(task)
-        if self._next is None:
+        shard = self._result()
+        if shard is None:
             wait()
             if (task := self._work.reserve()) is not None:
-                self._begin(task)
-        if self._next is None:
-            return None
-        task, preparing = self._next
-        prepared = preparing.result()  # if it fails, the reservation is given back at the end
-        self._next, self._looked = None, False
-        return _Shard(task, prepared)
+                self._next = self._pool.submit(self._prepare, task)
+                shard = self._result()
+        return shard
 
-    def _begin(self, task: Task) -> None:
-        self._next = task, self._pool.submit(self._prepare, task)
+    def _result(self) -> _Shard | None:
+        shard = None if self._next is None else self._next.result()
+        self._next = None
+        return shard
 
-    def _prepare(self, task: Task) -> Prepared:
-        return self._teacher.prepare(make_examples(self._corpus, self._keys, task.rows))
+    def _look(self) -> _Shard | None:
+        task = self._work.reserve_now()
+        return None if task is None else self._prepare(task)
+
+    def _prepare(self, task: Task) -> _Shard | None:
+        try:
+            examples = make_examples(self._corpus, self._keys, task.rows)
+            return _Shard(task, self._teacher.prepare(examples))
+        except BaseException:
+            self._writer.release(task.reservation)
+            raise
 
 
 def make_examples(corpus: Corpus, keys: KeyArray, rows: IntArray) -> list[Example]:
     """The examples of the given corpus rows."""
+    together, size = keys[rows].tobytes(), keys.shape[1]
     return [
-        Example(keys[row].tobytes(), segments)
-        for row, segments in zip(rows, corpus.examples(rows), strict=True)
+        Example(together[number * size : (number + 1) * size], segments)
+        for number, segments in enumerate(corpus.examples(rows))
     ]
 
 
@@ -212,7 +219,7 @@ def _encode_shard(
         stored(storing.rest())
     finally:
         storing.drop_errors()
-        committer.commit(task, buffer.finished(), time.perf_counter() - started)
+        committer.commit(task, buffer, time.perf_counter() - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,15 +370,16 @@ class _Committer:
         """Features that are written: all of them, or those that the cache lacked."""
         return self._writer.manifest.spec.features
 
-    def commit(self, task: Task, finished: FinishedRows, seconds: float) -> None:
+    def commit(self, task: Task, buffer: ShardBuffer, seconds: float) -> None:
         """Hand over the finished rows of a task; waits for the task before it."""
         self.wait()
-        if len(finished.keys):
-            self._running = self._pool.submit(self._write, task, finished, seconds)
+        if len(buffer):
+            self._running = self._pool.submit(self._write, task, buffer, seconds)
         else:
             self._writer.release(task.reservation)
 
-    def _write(self, task: Task, finished: FinishedRows, seconds: float) -> None:
+    def _write(self, task: Task, buffer: ShardBuffer, seconds: float) -> None:
+        finished = buffer.finished()
         try:
             record = self._writer.commit(
                 finished.keys,

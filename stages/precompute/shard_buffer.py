@@ -13,7 +13,6 @@ from ...cache_schemas.codings import Fidelity, combined
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import IntArray, KeyArray, keys_to_array
 from ..ragged import joined
-from ..store.format.zarr_shards import fill_value
 from ..store.writing.staged_shard import Values
 from .teachers.base import Answers, Example
 
@@ -30,7 +29,7 @@ class FinishedRows:
 
 
 class ShardBuffer:
-    """Buffer for N examples. Missing rows are NaN."""
+    """Buffer for N examples, of which those that were put are finished."""
 
     def __init__(self, examples: Sequence[Example], specs: Sequence[FeatureSpec]) -> None:
         self._examples = examples
@@ -57,6 +56,9 @@ class ShardBuffer:
             measured = zip(places.tolist(), answers.fidelity[name], strict=True)
             self._fidelity.setdefault(name, {}).update(measured)
         return bad
+
+    def __len__(self) -> int:
+        return int(self._answered.sum())
 
     def finished(self) -> FinishedRows:
         """The computed rows."""
@@ -86,7 +88,7 @@ class _Rows:
     """A feature of one row an example."""
 
     def __init__(self, spec: FeatureSpec, examples: int) -> None:
-        self._stored = np.full((examples, *spec.shape), fill_value(spec), dtype=spec.dtype)
+        self._stored: npt.NDArray[Any] = np.empty((examples, *spec.shape), dtype=spec.dtype)
 
     def put(self, places: IntArray, values: Any) -> npt.NDArray[np.bool_]:
         """Keep values [B, *shape]; returns which examples' are finite, [B]."""
@@ -97,7 +99,7 @@ class _Rows:
         return finite
 
     def take(self, rows: IntArray) -> Values:
-        return self._stored[rows]
+        return self._stored if len(rows) == len(self._stored) else self._stored[rows]
 
 
 class _Places:

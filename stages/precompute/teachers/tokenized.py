@@ -9,6 +9,7 @@ for a model that can be read only so (XLNet's classifier).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -25,7 +26,7 @@ from ...tokenizing.long_texts import shortened, shortened_pair, text_and_pair
 from ...tokenizing.padding import pad
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import Example, TextOptions, in_row_groups
-from .padded_lengths import PaddingOptions, padded_lengths
+from .padded_lengths import Padding, PaddingOptions, padded_lengths
 
 _Ints = npt.NDArray[np.int64]
 
@@ -54,7 +55,7 @@ class TokenizedOptions(PaddingOptions, TextOptions):
         return ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TokenRows:
     """The tokens of N texts, S in all, laid end to end.
 
@@ -65,9 +66,14 @@ class TokenRows:
     lengths: _Ints
     truncated: npt.NDArray[np.bool_]
 
+    @cached_property
+    def _offsets(self) -> _Ints:
+        offsets: _Ints = np.concatenate([[0], np.cumsum(self.lengths)])
+        return offsets
+
     def take(self, rows: IntArray) -> "TokenRows":
         """Some of the texts, in the order of `rows` [B]."""
-        positions = positions_of(rows, np.concatenate([[0], np.cumsum(self.lengths)]))
+        positions = positions_of(rows, self._offsets)
         columns = {name: values[positions] for name, values in self.columns.items()}
         return TokenRows(columns, self.lengths[rows], self.truncated[rows])
 
@@ -111,11 +117,12 @@ class TextTokenizer:
         """Whether texts end with the token that rows are filled up with."""
         return bool(self._tokenize([("a", None)]).columns["input_ids"][-1:] == [self.pad_id])
 
-    def buckets(self, lengths: IntArray) -> IntArray:
-        """The padded length of texts of so many tokens [N]."""
+    def buckets(self, lengths: IntArray, padding: Padding | None = None) -> IntArray:
+        """The padded length of texts of so many tokens [N], by the rule of the options unless
+        another is named."""
         if self._fixed:
             return np.full(len(lengths), self._positions)
-        return padded_lengths(lengths, self._positions, self._options.padding)
+        return padded_lengths(lengths, self._positions, padding or self._options.padding)
 
     def read(self, examples: Sequence[Example]) -> TokenRows:
         """The tokens of N examples, each at most `max_length`; tokenized once."""
@@ -128,11 +135,19 @@ class TextTokenizer:
         parts = [self._tokenize([texts[row] for row in group.tolist()]) for group in groups]
         return _joined(parts).take(np.argsort(np.concatenate(groups)))
 
-    def inputs(self, rows: TokenRows, device: torch.device, *, padded: bool = True) -> Inputs:
-        """Texts as one batch on the device, padded to the longest of their buckets, or of
-        themselves. Raises TeacherOutputError for a text without a token."""
+    def inputs(
+        self,
+        rows: TokenRows,
+        device: torch.device,
+        *,
+        padded: bool = True,
+        padding: Padding | None = None,
+    ) -> Inputs:
+        """Texts as one batch on the device, padded to the longest of their buckets (by another rule
+        if `padding` names one), or of themselves. Raises TeacherOutputError for a text without a
+        token."""
         longest = rows.lengths.max(keepdims=True)
-        width = int((self.buckets(longest) if padded or self._fixed else longest)[0])
+        width = int((self.buckets(longest, padding) if padded or self._fixed else longest)[0])
         batch = pad(rows.columns, rows.lengths, self._fills, width=width, left=self.pad_left)
         return {name: in_row_groups(values, device) for name, values in batch.items()}
 

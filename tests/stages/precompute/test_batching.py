@@ -16,6 +16,7 @@ from armada.stages.precompute.batching import PATIENCE, BatchCounts, BatchSizes
 from armada.stages.precompute.precompute import _Moment
 from armada.stages.precompute.teachers.base import Example, Outputs, Prepared
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
+from armada.stages.store.writing.writer import LockedView
 from spying_teacher import Bench, SpyingTeacher, WriteParquet
 from tiny_checkpoints import make_bert
 
@@ -248,6 +249,24 @@ def test_each_example_is_prepared_once_and_beside_the_model(
     bench.ask(teacher, [f"text {n}" for n in range(150)], batch_size=4)
     assert teacher.prepared == [64, 64, 22]
     assert threading.get_ident() not in teacher.threads
+
+
+def test_the_next_shard_is_reserved_beside_the_model(
+    write_parquet: WriteParquet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To take the cache's lock is no matter of the thread that gives the device batches."""
+    threads: list[int] = []
+    turn = LockedView.reserve
+
+    def noted(view, *given):
+        threads.append(threading.get_ident())
+        return turn(view, *given)
+
+    monkeypatch.setattr(LockedView, "reserve", noted)
+    bench = Bench(write_parquet, tmp_path / "cache")
+    bench.ask(SpyingTeacher(), [f"text {n}" for n in range(150)], batch_size=4)
+    main = threading.get_ident()
+    assert [thread == main for thread in threads] == [True, False, False]
 
 
 def test_a_shard_that_was_prepared_in_vain_is_given_back(

@@ -13,6 +13,7 @@ import tiny_checkpoints
 import torch
 from armada.cache_schemas.errors import InputError, JobError, TeacherOutputError, TeacherSourceError
 from armada.cache_schemas.keys import example_key
+from armada.stages.precompute.teachers import checkpoint_teacher
 from armada.stages.precompute.teachers.base import Answers, Example, PrecisionOptions, Teacher
 from armada.stages.precompute.teachers.classifier import ClassifierOptions, ClassifierTeacher
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
@@ -397,7 +398,11 @@ def test_refuses_weights_that_would_be_random(
         encoder(folder, pooling="pooler").load()
 
 
-def test_refuses_models_that_do_not_heed_a_mask(checkpoint: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("words", [1, 6], ids=["5 tokens of padding", "none by its own bucket"])
+def test_refuses_models_that_do_not_heed_a_mask(
+    checkpoint: Callable[[str], Path], words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_teacher, "PROBE", example("gulls " * words))
     with pytest.raises(TeacherSourceError, match=r"FNetModel gives other outputs .* \(pooled"):
         encoder(checkpoint("fnet")).load()
 
