@@ -108,7 +108,9 @@ class DistillJob(
         default=0, description="one seed, or a list of seeds: one run each, and their spread"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto, cpu or cuda; CUDA_VISIBLE_DEVICES selects one of several"
+        default="auto",
+        description="auto, cpu or cuda; CUDA_VISIBLE_DEVICES selects one of several; students are "
+        "not trained on mps and xpu",
     )
     resume: bool = Field(default=False, description="continue an unfinished run in `output`")
     push_to_hub: str | None = Field(

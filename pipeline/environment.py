@@ -32,6 +32,10 @@ LIBRARIES = (
 )
 
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Types of devices that teachers, and finished students, compute on."""
+
+
 def choose_device(name: str, local_rank: int = 0) -> "torch.device":
     """The torch device called `name`; 'auto' is an accelerator, else the processor. Of several
     accelerators, each process of a node has its own; a launcher that shows each process one alone
@@ -46,6 +50,8 @@ def choose_device(name: str, local_rank: int = 0) -> "torch.device":
         name = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
     try:
         device = torch.device(name)
+        if device.type not in DEVICES:
+            raise JobError(f"job key 'device': {name!r} is none of {', '.join(DEVICES)}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as cause:
         reason = str(cause).splitlines()[0]

@@ -60,7 +60,7 @@ class PrecomputeJob(TextFormatKeys):
     rows_per_shard: RowsPerShard | None = Field(
         default=None, description="maximum rows of a shard, which a kill can lose; a multiple of 64"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, xpu")
     add_teacher: bool = Field(
         default=False, description="allow the same model under other settings in the cache"
     )

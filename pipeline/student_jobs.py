@@ -39,7 +39,7 @@ class EvaluateJob(TextFormatKeys):
         description="generate up to this many tokens for each prompt with a language model, and "
         "compare with the corpus's responses",
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, xpu")
 
 
 class PredictJob(TextFormatKeys):
@@ -64,7 +64,7 @@ class PredictJob(TextFormatKeys):
         ge=1,
         description=f"maximum tokens a language model generates; default {DEFAULT_NEW_TOKENS}",
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, xpu")
 
 
 def batch_too_large(batch_size: int) -> RunError:

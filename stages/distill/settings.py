@@ -20,6 +20,9 @@ Keep = Literal["best", "last"]
 Placement = Literal["auto", "resident", "mapped", "streamed"]
 """Where features are kept; see `placement.py`."""
 
+MatmulPrecision = Literal["highest", "high", "medium"]
+"""Precisions of float32 matrix products, as torch names them."""
+
 Reporter = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 """Trackers of experiments, by the names of their packages."""
 
@@ -169,6 +172,11 @@ class TrainingSettings(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0, description="maximum gradient norm")
     precision: Literal["float32", "bf16", "fp16"] = Field(
         default="float32", description="autocast dtype of the student"
+    )
+    matmul_precision: MatmulPrecision = Field(
+        default="highest",
+        description="of float32 matrix products: highest is float32; high and medium are faster on "
+        "some GPUs, with fewer bits (TF32, bfloat16)",
     )
     compile_student: bool = Field(
         default=False, description="compile the student with torch.compile"

@@ -31,7 +31,7 @@ from .placement import Where, choose_placements
 from .processes import ALONE, Processes
 from .reporting import reporters
 from .schedules import AlternateSchedule, Replay
-from .settings import Placement, TrainingSettings
+from .settings import MatmulPrecision, Placement, TrainingSettings
 from .sharding import UnshardedCopy, fsdp_arguments
 from .student import Student
 from .timing import StepTimes
@@ -109,7 +109,7 @@ def train(run: Run) -> Training:
     run.processes.draw_apart(run.seed)
     fixed = deterministic_kernels(run.device) if run.settings.deterministic else nullcontext()
     try:
-        with quiet_transformers(), fixed:
+        with quiet_transformers(), fixed, matrix_products(run.settings.matmul_precision):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (OSError, SafetensorError) as cause:
         raise StorageError(
@@ -372,6 +372,17 @@ def deterministic_kernels(device: torch.device) -> Iterator[None]:
         raise JobError(f"deterministic: {reason}; leave it out") from cause
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def matrix_products(precision: MatmulPrecision) -> Iterator[None]:
+    """Float32 matrix products of some precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _check_compiler(device: torch.device) -> None:

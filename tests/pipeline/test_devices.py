@@ -24,6 +24,12 @@ def test_a_process_chooses_its_own_gpu_among_the_visible(
         choose_device("cuda", local_rank)
 
 
+@pytest.mark.parametrize("name", ["meta", "hpu", "vulkan"])
+def test_devices_that_nothing_is_computed_on_are_refused(name: str) -> None:
+    with pytest.raises(JobError, match=f"'{name}' is none of cpu, cuda, mps, xpu"):
+        choose_device(name)
+
+
 def _no_device(*_: object, **__: object) -> None:
     raise RuntimeError("no NVIDIA driver")
 

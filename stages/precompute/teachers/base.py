@@ -197,8 +197,13 @@ class Teacher(ABC):
         return None
 
 
+_MATMUL = "matmul_precision"
+
+
 def load_teacher(teacher: Teacher) -> None:
-    """Load a teacher's model. Raises RunError where it does not fit into memory."""
+    """Load a teacher's model, and set the precision of this process's matrix products to that of
+    the teacher. Raises RunError where it does not fit into memory."""
+    torch.set_float32_matmul_precision(str(teacher.spec.settings.get(_MATMUL, "highest")))
     too_large = RunError(
         f"device memory: the model of teacher {teacher.spec.kind}:{teacher.spec.name} does not "
         "fit; use a device with more memory, a smaller dtype, or a smaller model"
@@ -235,6 +240,7 @@ threads): the rows of a matrix product that are left over beyond a multiple of 4
 last bits from what they are in a larger batch; with none left over no row ever differed."""
 
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
+MatmulPrecision = Literal["highest", "high", "medium"]
 _HALF_PRECISION: dict[torch.dtype | None, ComputeDtype] = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
@@ -302,6 +308,12 @@ def to_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[npt.NDArray[An
 class PrecisionOptions(TeacherOptions):
     """Options of teachers that compute with torch."""
 
+    matmul_precision: MatmulPrecision = Field(
+        default="highest",
+        description="of float32 matrix products: highest is float32; high and medium are faster on "
+        "some GPUs, with fewer bits (TF32, bfloat16), and give other features",
+    )
+
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto",
         description="dtype the model computes in; auto is float32 on a CPU, elsewhere the dtype "
@@ -312,6 +324,14 @@ class PrecisionOptions(TeacherOptions):
         description="dtype of stored features; auto is float16 if the model computes in half "
         "precision, else float32",
     )
+
+    def settings(self) -> dict[str, SettingValue]:
+        """The settings in the fingerprint: `matmul_precision` where it is not that of releases
+        without it."""
+        settings = super().settings()
+        if self.matmul_precision == "highest":
+            del settings["matmul_precision"]
+        return settings
 
     def precision(
         self,

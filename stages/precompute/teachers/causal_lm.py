@@ -362,6 +362,11 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def _check(self) -> None:
         self._options.check(self._tokenizer)
+        if self._device.type == "mps" and (self._options.samples or self._options.max_new_tokens):
+            raise JobError(
+                "samples, max_new_tokens: tokens are sampled in float64, which an mps device does "
+                "not have; leave them out, or use device=cpu"
+            )
         if self._vocab_size > self._rows:
             raise TeacherSourceError(
                 f"source {self._folder}: its tokenizer has {self._vocab_size} tokens, the model "

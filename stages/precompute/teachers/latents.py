@@ -223,6 +223,8 @@ def own_randomness(device: torch.device) -> Iterator[None]:
 
 def _shared_states(device: torch.device) -> list[torch.Tensor]:
     states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
+    if device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    elif device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device))
     return states

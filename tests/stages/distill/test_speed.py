@@ -2,13 +2,14 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from armada.cache_schemas.errors import JobError, StudentSourceError
 from armada.stages.distill.settings import TrainingSettings
-from armada.stages.distill.training import deterministic_kernels, speed_up
+from armada.stages.distill.training import deterministic_kernels, speed_up, train
 from tiny_runs import Bench, freeze_dropout, train_logged
 
 CPU = torch.device("cpu")
@@ -121,3 +122,13 @@ def test_an_operation_without_a_deterministic_kernel_is_named() -> None:
 
 def test_on_a_cpu_a_deterministic_run_is_any_run(bench, tmp_path, expected):
     assert losses(bench, tmp_path, deterministic=True) == expected
+
+
+def test_matrix_products_are_of_the_precision_of_the_run_alone(bench, tmp_path) -> None:
+    seen: set[str] = set()
+    for precision in ("high", "highest"):
+        run = bench.run(tmp_path / precision, epochs=1, matmul_precision=precision)
+        train(replace(run, on_step=lambda _: seen.add(torch.get_float32_matmul_precision())))
+        assert seen == {precision}
+        assert torch.get_float32_matmul_precision() == "highest"
+        seen.clear()

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from armada.stages.precompute.teachers.base import PrecisionOptions
+from armada.cache_schemas.errors import JobError
+from armada.stages.precompute.teachers.base import PrecisionOptions, load_teacher
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
@@ -42,3 +43,23 @@ def test_what_a_job_says_goes_before() -> None:
     options = PrecisionOptions(dtype="float32", store_dtype="float16")
     precision = options.precision(torch.device("cuda"), torch.bfloat16)
     assert (precision.compute, precision.stored) == ("float32", "float16")
+
+
+def test_coarser_products_are_another_teacher(checkpoint: Any) -> None:
+    folder, device = str(checkpoint("bert")), torch.device("cpu")
+    plain = EncoderTeacher(folder, EncoderOptions(), device)
+    assert "matmul_precision" not in plain.spec.settings  # nor was it in earlier releases
+    coarse = EncoderTeacher(folder, EncoderOptions(matmul_precision="high"), device)
+    assert coarse.spec.settings["matmul_precision"] == "high"
+    assert coarse.spec.fingerprint != plain.spec.fingerprint
+    for teacher, precision in ((coarse, "high"), (plain, "highest")):
+        load_teacher(teacher)
+        assert torch.get_float32_matmul_precision() == precision
+
+
+@pytest.mark.parametrize("asked", [{"samples": 2}, {"max_new_tokens": 2, "text_format": "plain"}])
+def test_samples_need_a_device_that_has_float64(asked: dict[str, Any], tmp_path: Path) -> None:
+    folder = str(make_causal_lm(tmp_path / "model"))
+    CausalLMTeacher(folder, CausalLMOptions(**asked), torch.device("xpu"))
+    with pytest.raises(JobError, match="float64, which an mps device does not have"):
+        CausalLMTeacher(folder, CausalLMOptions(**asked), torch.device("mps"))

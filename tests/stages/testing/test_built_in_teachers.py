@@ -49,6 +49,8 @@ class TestHashWords(TeacherTests):
 TEXT_OPTIONS = {"template": "say {text}", "lowercase": True}
 PRECISION = {"dtype": "bfloat16", "store_dtype": "float16"}
 PLACE = {"device_map": "auto"}
+OF_GPUS = ("matmul_precision",)
+"""Options that change nothing on a CPU, or not always."""
 
 
 class TestEncoder(TeacherTests):
@@ -59,7 +61,7 @@ class TestEncoder(TeacherTests):
         "prompt": "query: ",
     }
     unchanging = {"include_prompt": False, **PLACE}  # where there is none
-    untried = ("revision", "prompt_name", "padding")  # of hubs; of folders with prompts; of bits
+    untried = ("revision", "prompt_name", "padding", *OF_GPUS)  # of hubs, prompts, last bits
 
     @pytest.fixture
     def source(self, model: Any) -> str:
@@ -83,7 +85,7 @@ class TestDecoderAsEncoder(TestEncoder):
 class TestClassifier(TeacherTests):
     changing = {**TEXT_OPTIONS, **PRECISION, "max_length": 5, "pooled": True}
     unchanging = PLACE
-    untried = ("revision", "padding")
+    untried = ("revision", "padding", *OF_GPUS)
 
     @pytest.fixture
     def source(self, model: Any) -> str:
@@ -104,7 +106,7 @@ class TestCausalLM(TeacherTests):
     unchanging = PLACE
     untried = (
         *("revision", "padding", "max_new_tokens", "generation_temperature", "generation_top_p"),
-        *("responses_per_prompt", "generation"),
+        *("responses_per_prompt", "generation", *OF_GPUS),
         *("text_format", "prompt_template"),  # of prompts, see below
         *("system_prompt", "template_date", "template_options", "chat_prompt"),  # of chats
     )
@@ -133,7 +135,12 @@ class TestCausalLMThatResponds(TestCausalLM):
 
 class TestOpenClip(TeacherTests):
     changing = {"template": "say {text}", **PRECISION, "normalize": False}
-    untried = ("revision", "weights", "lowercase")  # of hubs; and its tokenizer has no capitals
+    untried = (
+        "revision",
+        "weights",
+        "lowercase",
+        *OF_GPUS,
+    )  # of hubs; and its tokenizer has no capitals
 
     @pytest.fixture
     def source(self, model: Any) -> str:
@@ -151,7 +158,7 @@ class TestDiffusers(TeacherTests):
     unchanging = {"keep_images": True}
     untried = (
         *("revision", "lora", "lora_scale", "image_encoder"),  # of other models
-        "lowercase",  # its tokenizer has no capitals
+        *("lowercase", *OF_GPUS),  # its tokenizer has no capitals
     )
     texts = (TEXTS[0], "", TEXTS[4], TEXTS[-1])
     pairs = (("a red bird", "sings"),)
