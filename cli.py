@@ -302,7 +302,8 @@ def report(
     """Make a page about finished runs: one file that opens anywhere, and its pictures."""
     from .pipeline.console import show_json
     from .pipeline.jobs import collect_keys, make
-    from .pipeline.reports.report import ReportJob, run_report
+    from .pipeline.reports.job import ReportJob
+    from .pipeline.reports.report import run_report
 
     options = {
         "runs": runs,

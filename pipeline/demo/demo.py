@@ -26,7 +26,8 @@ from ..jobs import Job
 from ..precompute import run_precompute
 from ..precompute_job import make_precompute_job
 from ..reports.gallery import Gallery, TextImage
-from ..reports.report import ReportJob, run_report
+from ..reports.job import ReportJob
+from ..reports.report import run_report
 from ..run_folder import make_folder, require_free, write_json
 from .teacher import Teachers, train_teachers
 from .world import DemoCorpus, Task, picture, write_corpus

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from .drawing import (
     plain,
     png,
 )
+from .job import Method
 from .looks import Looks, Points, StudentLook
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ _HALF_A_LINE = 30
 """Characters of a legend."""
 _SPREAD = 0.12
 """Offset of single runs, so that they do not overlap."""
-
-Method = Literal["pca", "tsne"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,8 @@ from ..messages import counted, duration, size
 from ..run_folder import spread
 from .figures import Picture
 from .gallery import Gallery
+from .job import MARK
 from .looks import Looks, StudentLook
-
-MARK = '<meta name="generator" content="armada report">'
-"""Mark of a page that may be replaced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from armada.pipeline.findings.findings import find
 from armada.pipeline.findings.runs import find_runs
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import make_precompute_job
-from armada.pipeline.reports.report import ReportJob, run_report
+from armada.pipeline.reports.job import ReportJob
+from armada.pipeline.reports.report import run_report
 from armada.stages.distill.aligner import TSAligner
 from armada.stages.distill.export import load_saved_student
 from armada.stages.store.reading.reader import open_cache

@@ -37,6 +37,8 @@ DISTILL = "distill --train a --text-column text --student s --cache c --output o
         (f"{DISTILL} --set pooling=men", "job key 'pooling': 'men':"),
         ("precompute --corpus a --text-column t --teacher x --cache c", "is not KIND:SOURCE"),
         ("evaluate --set batch=1", "student"),
+        ("report nowhere", "run nowhere: does not exist"),
+        ("report a --set tets=3", "'tets' is unknown"),
         ("predict s --corpus c --output o.parquet --set btch=1", "'btch' is unknown"),
     ],
 )
