@@ -13,7 +13,7 @@ seed and key alone, not on the batch or the device.
 Shapes: B examples, C latent channels, h x w latent cells. Pictures are PIL images, RGB.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 
 from ....cache_schemas.errors import TeacherOutputError
+from ...memory import free_cached_memory, is_out_of_memory
 from .base import TextOptions, example_seed
 from .pipelines import takes
 
@@ -140,12 +141,18 @@ def text_to_both(
 @contextmanager
 def _watched(vae: Any) -> Iterator[list[torch.Tensor]]:
     """Which pictures of each call of the VAE are finite. As 8 bits, NaN is black: a picture like
-    any other."""
+    any other. Those that overflowed in half precision are decoded again in float32, whether or not
+    the pipeline knows that its VAE needs that."""
     decode, finite = vae.decode, []
 
-    def watched(*given: Any, **more: Any) -> Any:
-        decoded = decode(*given, **more)
-        finite.append(decoded[0].isfinite().flatten(1).all(dim=1))
+    def watched(latents: torch.Tensor, *given: Any, **more: Any) -> Any:
+        decoded = _decoded(vae, lambda: decode(latents, *given, **more), len(latents))
+        sound = _are_finite(decoded[0])
+        if len(sound) == len(latents) and vae.dtype in _HALVES and not sound.all():
+            again = _in_float32(vae, lambda: decode(latents[~sound].float(), *given, **more))
+            decoded[0][~sound] = again[0].to(decoded[0].dtype)
+            sound = _are_finite(decoded[0])
+        finite.append(sound)
         return decoded
 
     vae.decode = watched
@@ -153,6 +160,38 @@ def _watched(vae: Any) -> Iterator[list[torch.Tensor]]:
         yield finite
     finally:
         vae.decode = decode
+
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _are_finite(pictures: torch.Tensor) -> torch.Tensor:
+    return pictures.isfinite().flatten(1).all(dim=1)
+
+
+def _decoded(vae: Any, decode: Callable[[], Any], count: int) -> Any:
+    """Pictures; where memory does not suffice for all of a batch, one after another from then
+    on."""
+    try:
+        return decode()
+    except (RuntimeError, MemoryError) as error:
+        slices = hasattr(vae, "enable_slicing") and not getattr(vae, "use_slicing", True)
+        if not is_out_of_memory(error) or not slices or count == 1:
+            raise
+    free_cached_memory()  # outside the handler the failed call's tensors are free
+    vae.enable_slicing()
+    return decode()
+
+
+def _in_float32(vae: Any, decode: Callable[[], Any]) -> Any:
+    weights = [*vae.parameters(), *vae.buffers()]
+    halves = [weight.data for weight in weights]
+    vae.float()
+    try:
+        return decode()
+    finally:
+        for weight, half in zip(weights, halves, strict=True):
+            weight.data = half
 
 
 def _finite(decoded: Sequence[torch.Tensor], pictures: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from armada.cache_schemas.errors import (
 from armada.cache_schemas.keys import example_key
 from armada.stages.precompute.teachers.base import Answers, Example, example_seed
 from armada.stages.precompute.teachers.diffusers import DiffusersOptions, DiffusersTeacher
+from armada.stages.precompute.teachers.latents import _watched as watched
 from armada.stages.precompute.teachers.pipelines import shortened_prompts
 from armada.stages.tokenizing import long_texts
 from PIL import Image
@@ -274,6 +275,76 @@ def test_a_picture_that_is_not_finite_is_no_black_one(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "invalid value encountered in cast", RuntimeWarning)
         assert np.isnan(rows(teacher, asked)).all()
+
+
+@pytest.fixture
+def decoded(models: Path) -> Callable[..., Any]:
+    """Decodes latents [3, 4, 8, 8] in half precision as the first pass does."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(models / "sd" / "vae", torch_dtype=torch.float16).eval()
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+
+    @torch.inference_mode()
+    def decode(hook: Callable[..., Any] | None = None) -> tuple[Any, list[bool], Any]:
+        handle = hook and vae.decoder.register_forward_hook(hook)
+        with watched(vae) as finite:
+            pictures = vae.decode(latents, return_dict=False)[0]
+        if handle:
+            handle.remove()
+        return pictures, torch.cat(finite).tolist(), vae
+
+    return decode
+
+
+def test_only_what_overflows_is_decoded_in_float32(decoded: Callable[..., Any]) -> None:
+    expected, _, _ = decoded()
+
+    def overflow(decoder: Any, given: Any, pictures: torch.Tensor) -> torch.Tensor:
+        first = torch.zeros(len(pictures), 1, 1, 1)
+        first[0] = torch.inf if pictures.dtype == torch.float16 else 0
+        return pictures + first.to(pictures.dtype)
+
+    pictures, finite, vae = decoded(overflow)
+    assert {weight.dtype for weight in vae.parameters()} == {torch.float16}
+    assert finite == [True] * 3
+    assert vae.dtype == pictures.dtype == torch.float16
+    assert torch.equal(pictures[1:], expected[1:])
+    torch.testing.assert_close(pictures[0], expected[0], rtol=0, atol=0.1)
+    assert not torch.equal(pictures[0], expected[0]), "nothing was decoded again"
+
+
+def test_pictures_are_decoded_one_by_one_where_memory_runs_out(decoded: Callable[..., Any]) -> None:
+    expected, _, _ = decoded()
+    rows = []
+
+    def narrow(decoder: Any, given: Any, pictures: torch.Tensor) -> None:
+        rows.append(len(pictures))
+        if len(pictures) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    pictures, finite, _ = decoded(narrow)
+    assert rows == [3, 1, 1, 1]
+    assert finite == [True] * 3
+    torch.testing.assert_close(pictures, expected, rtol=0, atol=0.1)
+
+
+def test_a_vae_that_overflows_in_half_precision_is_read_in_float32(
+    models: Path, make: MakeTeacher, tmp_path: Path
+) -> None:
+    """Its first layer gives numbers that float16 lacks, and a norm makes them small again."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(models / "sd", tmp_path / "sd")
+    (file,) = (folder / "vae").glob("*.safetensors")
+    weights = load_file(file)
+    weights["decoder.conv_in.weight"] *= 2e5
+    assert weights["decoder.conv_in.weight"].abs().max() < 65504
+    save_file(weights, file, metadata={"format": "pt"})
+    told = rows(make(folder, dtype="float16"), EXAMPLES[:2])
+    assert np.isfinite(told).all()
+    whole = rows(make(folder, dtype="float32"), EXAMPLES[:2])
+    np.testing.assert_allclose(told, whole, atol=0.1)
 
 
 def test_lora_changes_answers_and_fingerprint(models: Path, make: MakeTeacher) -> None:
