@@ -110,7 +110,7 @@ class DistillJob(
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="auto, cpu or cuda; CUDA_VISIBLE_DEVICES selects one of several; students are "
-        "not trained on mps and xpu",
+        "not trained on mps or xpu",
     )
     resume: bool = Field(default=False, description="continue an unfinished run in `output`")
     push_to_hub: str | None = Field(

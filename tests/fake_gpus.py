@@ -55,5 +55,5 @@ def placed(model: nn.Module, parts: Mapping[str, torch.device]) -> Any:
 def _move(tensors: dict[str, Any], device: torch.device, as_weight: bool) -> None:
     for name, tensor in tensors.items():
         if tensor is not None:
-            moved = tensor.to(device)
+            moved = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             tensors[name] = nn.Parameter(moved, requires_grad=False) if as_weight else moved
