@@ -1,6 +1,6 @@
 """What stage 1 takes beside a plain loop and beside other tools, and beside the model at all.
 
-One command, three tables:
+One command, four tables:
 
     python benchmarks/precompute.py [--encoder FOLDER] [--causal-lm FOLDER] [--texts FILE]
 
@@ -8,6 +8,10 @@ Teachers: each way computes the same features of the same texts, sorted by lengt
 as many padded tokens, or of as many rows where all are equally long; ways take turns, in an order
 drawn anew for each round. Times are medians, ratios to the plain loop are of the same round.
 Without folders, tiny models are made; those of open_clip and diffusers have random weights.
+
+Generation: greedy responses to the same prompts, of at most so many tokens, beside
+`transformers.generate` in batches sorted by length and vLLM (`--vllm PYTHON`: that of an
+environment which has it).
 
 Beside the model: a real tokenizer and a device that is only pretended, which takes a set time a
 text. Processor time a text, of that the tokenizer's own, and the share of time in which the device
@@ -25,6 +29,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -39,6 +44,7 @@ from armada.stages.store.format.rows import KeyIndex
 from armada.stages.store.writing.writer import CacheWriter
 from figures import ABSENT, shown_ratio, table
 from model_families.tiny import make_model, make_tokenizer, tiny_config
+from precompute_ways.generation import VLLM, ArmadaResponses, Prompts, TransformersGenerate
 from precompute_ways.other_teachers import classifier_ways, clip_ways, diffusion_ways
 from precompute_ways.stub import cost
 from precompute_ways.ways import (
@@ -90,6 +96,9 @@ def main() -> None:
             print(f"... {name}", file=sys.stderr)
             rows += [(name, *cells) for cells in compared(ways, read, options.rounds)]
         print(f"\n{table(rows, options.markdown)}")
+        print("... generation", file=sys.stderr)
+        found = generation(causal_lm, texts, device, options)
+        print(f"\n{table(found, options.markdown)}")
         print("... beside the model", file=sys.stderr)
         print(f"\n{table(beside_the_model(encoder, texts), options.markdown)}")
     print("... caches", file=sys.stderr)
@@ -104,6 +113,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--texts", help="Parquet file with a column 'text'; default made-up texts")
     parser.add_argument("--count", type=int, default=2048, help="texts")
     parser.add_argument("--few", type=int, default=128, help="texts of the language model")
+    parser.add_argument("--prompts", type=int, default=32, help="texts that are responded to")
+    parser.add_argument("--new-tokens", type=int, default=32, help="of each response, at most")
+    parser.add_argument("--without-exact", action="store_true", help="generation=exact is slow")
+    parser.add_argument("--vllm", metavar="PYTHON", help="that of an environment with vLLM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shards", type=int, nargs="+", default=[100, 1000, 2500])
     parser.add_argument("--keys", type=int, default=1_000_000)
@@ -114,6 +127,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.count, options.few, options.rounds = 64, 8, 1
+        options.prompts, options.new_tokens = 8, 4
         options.shards, options.keys = [3], 10_000
     return options
 
@@ -153,8 +167,28 @@ def causal_lm_ways(folder: str, device: torch.device) -> dict[str, Way]:
     }
 
 
+def generation(
+    folder: str, texts: list[str], device: torch.device, options: argparse.Namespace
+) -> list[tuple[str, ...]]:
+    """Rows of the second table."""
+    prompts = Prompts(folder, options.new_tokens)
+    texts = prompts.fitting(texts)[: options.prompts]
+    modes = ("batched",) if options.without_exact else ("batched", "exact")
+    ways: dict[str, Any] = {"transformers.generate": TransformersGenerate(prompts, device)}
+    for mode in modes:
+        ways[f"armada, {mode}"] = ArmadaResponses(folder, device, options.new_tokens, mode)
+    if options.vllm:
+        ways["vLLM"] = VLLM(options.vllm, folder, prompts, options.threads)
+    found = compared(ways, texts, options.rounds)
+    if options.vllm:
+        ways["vLLM"].close()
+    title = f"{len(texts)} prompts, at most {options.new_tokens} tokens"
+    rows = [(*cells, str(ways[cells[0]].tokens)) for cells in found]
+    return [(title, "seconds", "of transformers.generate", "tokens"), *rows]
+
+
 def compared(ways: dict[str, Way], texts: list[str], rounds: int) -> list[tuple[str, str, str]]:
-    """Name, median seconds and ratio of each way."""
+    """Name, median seconds, and ratio to the first, of each way."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         seconds(way, texts[:8])
@@ -162,7 +196,7 @@ def compared(ways: dict[str, Way], texts: list[str], rounds: int) -> list[tuple[
     for _ in range(rounds):
         for name in order.sample([*ways], len(ways)):
             times[name].append(seconds(ways[name], texts))
-    plain = times["plain loop"]
+    plain = times[next(iter(ways))]
     return [
         (
             name,
@@ -174,7 +208,7 @@ def compared(ways: dict[str, Way], texts: list[str], rounds: int) -> list[tuple[
 
 
 def beside_the_model(folder: str, texts: list[str]) -> list[tuple[str, ...]]:
-    """Rows of the second table."""
+    """Rows of the third table."""
     rows: list[tuple[str, ...]] = [
         ("a text takes the device", "tokenized", "CPU us a text", "of that, tokenizer", "busy")
     ]
@@ -190,7 +224,7 @@ def beside_the_model(folder: str, texts: list[str]) -> list[tuple[str, ...]]:
 
 
 def caches(shard_counts: list[int], keys: int) -> list[tuple[str, ...]]:
-    """Rows of the third table."""
+    """Rows of the fourth table."""
     rows: list[tuple[str, ...]] = [("cache", "ms", "CPU ms")]
     with tempfile.TemporaryDirectory() as folder:
         feature = FeatureSpec(name="pooled", shape=(4,), dtype="float32")

@@ -18,7 +18,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def test_a_quick_run_prints_three_tables() -> None:
+def test_a_quick_run_prints_four_tables() -> None:
     command = [sys.executable, str(BENCHMARKS / "precompute.py"), "--quick", "--markdown"]
     run = subprocess.run(
         [*command, "--device", "cpu"], capture_output=True, text=True, timeout=2 * HANG_S
@@ -30,6 +30,9 @@ def test_a_quick_run_prints_three_tables() -> None:
     for kind in ("encoder", "causal_lm top_k", "classifier", "open_clip", "diffusers latents"):
         assert ways[kind, "plain loop"][1] == "1.00x"
         assert float(ways[kind, "armada"][0]) > 0
+    said = {row[0]: row[1:] for row in lines if len(row) == 4}
+    for way in ("transformers.generate", "armada, batched", "armada, exact"):
+        assert int(said[way][2]) == int(said["transformers.generate"][2]) > 8
     stub = [row for row in lines if row[0].endswith(" us")]
     assert len(stub) == 6
     assert any("first look-up of 1,000 of 10,000 keys" in row[0] for row in lines)
@@ -63,6 +66,27 @@ def test_the_ways_compute_the_same(tmp_path: Path) -> None:
     lengths = cache.ragged("top_k").lengths(cache.lookup(texts))
     # armada ends a text with the end-of-sequence token, the plain loop does not.
     assert (lengths - [len(ids) for ids, _ in top] <= 1).all()
+
+
+def test_responses_have_as_many_tokens_whoever_generates_them(tmp_path: Path) -> None:
+    from model_families.tiny import make_model, make_tokenizer, tiny_config
+    from precompute_ways.generation import ArmadaResponses, Prompts, TransformersGenerate
+    from precompute_ways.ways import made_up_texts
+
+    folder = str(tmp_path / "llama")
+    make_model(tiny_config("llama"), "AutoModelForCausalLM").save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    device, prompts = torch.device("cpu"), Prompts(folder, 12)
+    texts = prompts.fitting(made_up_texts(40))
+    assert len(texts) > 8
+    ways = [
+        TransformersGenerate(prompts, device),
+        *(ArmadaResponses(folder, device, 12, mode) for mode in ("exact", "batched")),
+    ]
+    for way in ways:
+        way(texts)
+    assert len({way.tokens for way in ways}) == 1
+    assert ways[0].tokens > len(texts)
 
 
 def test_so_do_those_of_classifiers_and_clip(tmp_path: Path) -> None:

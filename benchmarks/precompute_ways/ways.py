@@ -124,15 +124,24 @@ class Armada:
             stage.precompute = noting
             try:
                 armada.precompute(
-                    corpus=pa.table({"text": list(texts)}),
-                    text_column="text",
+                    corpus=pa.table(self.columns(texts)),
+                    text_column=list(self.columns(texts)),
                     teacher=self.teacher,
                     cache=folder / "cache",
                     **self.settings,
                 )
             finally:
                 stage.precompute = whole
-            return time.perf_counter() - begun[0]
+            taken = time.perf_counter() - begun[0]
+            self.look(folder / "cache")
+            return taken
+
+    def columns(self, texts: Sequence[str]) -> dict[str, list[str]]:
+        """The corpus."""
+        return {"text": list(texts)}
+
+    def look(self, cache: Path) -> None:
+        """See what was computed."""
 
 
 @contextmanager
