@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ....cache_schemas.keys import IntArray
 from ...language.logits import PADDED_NOISE, hidden_states, same_states, transformer
 from ...language.masks import attending
 from ...language.probes import probing
@@ -23,11 +24,12 @@ from ...language.tokens import Ids
 from ...tokenizing.padding import pad
 from .base import to_device
 
-PROBE_TOKENS = (18, 17, 9)
+PROBE_TOKENS = (48, 47, 9)
 """Tokens of the texts that a model is tried with: two are read together, one alone."""
 
-LEAST_FILLED = 7 / 8
-"""Of a row of prompts that are read together: shorter ones are read in the next part."""
+MOST_PADDING = 32
+"""Tokens of padding, or an eighth of all if that is more, among prompts that are read together: to
+read the model's weights once more, for a part of its own, costs about as much."""
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -147,13 +149,15 @@ class PaddedReader:
         return output.last_hidden_state, output[self._cache_name]
 
 
-def _parts(lengths: Any) -> Iterator[slice]:
+def _parts(lengths: IntArray) -> Iterator[slice]:
     """Falling lengths [B], in parts of about one length."""
-    start = 0
-    while start < len(lengths):
-        stop = int(np.searchsorted(-lengths, -LEAST_FILLED * lengths[start], side="right"))
-        yield slice(start, stop)
-        start = stop
+    start = padding = 0
+    for at, length in enumerate(lengths.tolist()):
+        padding += int(lengths[start]) - length
+        if padding > max(MOST_PADDING, int(lengths[start]) * (at - start) // 8):
+            yield slice(start, at)
+            start, padding = at, 0
+    yield slice(start, len(lengths))
 
 
 def reads_padded(model: Any, cache_name: str) -> bool:
