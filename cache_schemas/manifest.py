@@ -217,7 +217,7 @@ class BatchFigures(Document):
         default=0.0, ge=0, allow_inf_nan=False, description="seconds of devices of this run"
     )
     busy_seconds: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="of these, at work on a batch"
+        default=0.0, ge=0, allow_inf_nan=False, description="of these, running a batch"
     )
     auto_limit: int = Field(
         default=0,
@@ -228,7 +228,7 @@ class BatchFigures(Document):
 
     @classmethod
     def together(cls, figures: Sequence["BatchFigures"]) -> "BatchFigures":
-        """Those of several runs."""
+        """The figures of several runs, added up."""
         fields = [each.model_dump() for each in figures]
         joined = {name: sum(each[name] for each in fields) for name in cls.model_fields}
         return cls(**joined | {"auto_limit": max(each["auto_limit"] for each in fields)})

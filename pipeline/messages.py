@@ -123,7 +123,7 @@ def batches_in_words(figures: "BatchFigures") -> str:
 
 
 def device_in_words(figures: "BatchFigures") -> str:
-    """The seconds of a run's devices, and the share in which they were at work."""
+    """The seconds of a run's devices, and the share in which they were running."""
     busy = f", {figures.busy_seconds / figures.seconds:.0%} busy" if figures.busy_seconds else ""
     return f"{duration(figures.seconds)} of the device{busy}"
 
@@ -166,7 +166,7 @@ def say_that_a_pull_waits(quiet: bool) -> Callable[[], None]:
 
 class CountProgress:
     """Counts rows, steps or `bytes` up to a total, on standard error; standard output is for
-    results. `details` says what else there is to be told at a moment, or nothing."""
+    results. `details` gives further words for a moment, or none."""
 
     def __init__(
         self,

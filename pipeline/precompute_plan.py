@@ -200,7 +200,7 @@ class RunProvenance:
         from ..stages.precompute.batching import BatchCounts
 
         self.counts = BatchCounts()
-        """Of the batches so far; whoever computes them counts here."""
+        """Counts of the batches so far; whoever computes them adds to it."""
 
     def committed(self, record: CommitRecord, seconds: float, truncated: int) -> None:
         """Note what a shard cost."""

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from ..jobs import Job
 
 MARK = '<meta name="generator" content="armada report">'
-"""Of a page that may be replaced."""
+"""Mark of a page that may be replaced."""
 
 Method = Literal["pca", "tsne"]
 

@@ -62,7 +62,7 @@ class _Limit:
 class BatchCounts:
     """The batches of a run so far, counted on: the fields of `BatchFigures`.
 
-    seconds: wall time of `precompute`; busy_seconds: the part in which the device was at work on a
+    seconds: wall time of `precompute`; busy_seconds: the part in which the device was running a
     batch. On a CPU that is from the start of a batch until `Teacher.start` returns; on a CUDA
     device between the same two moments of its own queue, by its own clock. Elsewhere it is not
     measured, and 0."""
