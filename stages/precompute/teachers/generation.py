@@ -152,7 +152,7 @@ class Continued:
 
     @classmethod
     def empty(cls, most: int, rows: int, device: torch.device) -> "Continued":
-        """Of texts that have no token yet, and may have so many."""
+        """State of texts that have no token yet, and may have so many."""
         zeros = torch.zeros(most, rows, dtype=torch.int64, device=device)
         broken = torch.zeros(rows, dtype=torch.bool, device=device)
         return cls(zeros, zeros.float(), torch.zeros_like(broken, dtype=torch.int64), broken)
