@@ -170,6 +170,17 @@ def test_sampled_responses_have_their_examples_own_numbers(llama: Path) -> None:
     assert said(other) != said(together)
 
 
+def test_what_is_asked_of_texts_is_the_same_beside_responses_to_their_prompts(llama: Path) -> None:
+    exact, batched = (
+        ask(loaded(llama, top_k=8, hidden_layers=(1,), generation=mode))
+        for mode in ("exact", "batched")
+    )
+    assert said(batched) == said(exact)
+    for name in ("token_ids", "top_k", "hidden"):
+        for one, other in zip(exact.features[name], batched.features[name], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("mode", ["exact", "batched"])
 def test_several_responses_to_a_prompt_follow_the_model(llama: Path, mode: str) -> None:
     count = 1000
