@@ -19,6 +19,7 @@ FLOORS = (
     (
         "stages.memory",
         "stages.known_digests",
+        "stages.matrix_products",
         "stages.pooling",
         "stages.ragged",
         "stages.tokenizing",

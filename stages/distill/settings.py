@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ...cache_schemas.locations import Source
+from ..matrix_products import MatmulPrecision
 from ..pooling import StatePooling
 
 SCRATCH = "scratch:"
@@ -19,9 +20,6 @@ Keep = Literal["best", "last"]
 
 Placement = Literal["auto", "resident", "mapped", "streamed"]
 """Where features are kept; see `placement.py`."""
-
-MatmulPrecision = Literal["highest", "high", "medium"]
-"""Precisions of float32 matrix products, as torch names them."""
 
 Reporter = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 """Trackers of experiments, by the names of their packages."""

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ...cache_schemas.errors import JobError, StorageError, StudentSourceError
+from ..matrix_products import matrix_products
 from ..pretrained import quiet_transformers
 from .batches import DistillDataset, EpochBatches
 from .checkpoints import CHECKPOINTS, BestStudent, is_of_a_whole_student, last_checkpoint
@@ -31,7 +32,7 @@ from .placement import Where, choose_placements
 from .processes import ALONE, Processes
 from .reporting import reporters
 from .schedules import AlternateSchedule, Replay
-from .settings import MatmulPrecision, Placement, TrainingSettings
+from .settings import Placement, TrainingSettings
 from .sharding import UnshardedCopy, fsdp_arguments
 from .student import Student
 from .timing import StepTimes
@@ -372,17 +373,6 @@ def deterministic_kernels(device: torch.device) -> Iterator[None]:
         raise JobError(f"deterministic: {reason}; leave it out") from cause
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def matrix_products(precision: MatmulPrecision) -> Iterator[None]:
-    """Float32 matrix products of some precision."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -17,7 +17,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -26,6 +28,7 @@ from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import IntArray, KeyArray
 from ...cache_schemas.manifest import CommitRecord
 from ..corpus.corpus import Corpus
+from ..matrix_products import matrix_products
 from ..memory import free_cached_memory, is_out_of_memory
 from ..store.writing.writer import CacheWriter, Task, Work
 from .batching import BatchCounts, BatchSizes
@@ -66,6 +69,7 @@ def precompute(
     the disk fails, RunError when one example does not fit into memory."""
     clock = _Clock(encoding.counts)
     with (
+        _matrix_products_of(teacher),
         _Committer(writer, work, encoding.committed) as committer,
         _Ahead(corpus, keys, work, teacher, writer) as ahead,
         _Storing() as storing,
@@ -73,6 +77,11 @@ def precompute(
         while (shard := ahead.take(committer.wait)) is not None:
             _encode_shard(corpus, shard, ahead.look, teacher, encoding, clock, storing, committer)
         clock.read()
+
+
+def _matrix_products_of(teacher: Teacher) -> AbstractContextManager[None]:
+    precision: Any = teacher.spec.settings.get("matmul_precision", "highest")
+    return matrix_products(precision)
 
 
 class _Clock:
@@ -330,14 +339,15 @@ class Probe:
 def probe(teacher: Teacher, examples: Sequence[Example]) -> Probe:
     """Time one batch of all `examples`, after an untimed warm-up pass."""
     encoding = EncodingRun(BatchSizes(len(examples)))
-    for _ in range(2):
-        lengths = dict.fromkeys(teacher.spec.axes, 0)
-        started = time.perf_counter()
-        for batch in _started(teacher, teacher.prepare(examples), encoding):
-            answers: Answers = batch.outputs()
-            for feature in _one_of_each_axis(teacher):
-                lengths[feature.axis or ""] += sum(map(len, answers.features[feature.name]))
-        seconds = time.perf_counter() - started
+    with _matrix_products_of(teacher):
+        for _ in range(2):
+            lengths = dict.fromkeys(teacher.spec.axes, 0)
+            started = time.perf_counter()
+            for batch in _started(teacher, teacher.prepare(examples), encoding):
+                answers: Answers = batch.outputs()
+                for feature in _one_of_each_axis(teacher):
+                    lengths[feature.axis or ""] += sum(map(len, answers.features[feature.name]))
+            seconds = time.perf_counter() - started
     count = len(examples)
     return Probe(seconds / count, {axis: found / count for axis, found in lengths.items()})
 

@@ -30,6 +30,7 @@ from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
+from ...matrix_products import MatmulPrecision
 from ...memory import out_of_memory_as
 from ...tokenizing.unknown import Unknown
 
@@ -197,13 +198,8 @@ class Teacher(ABC):
         return None
 
 
-_MATMUL = "matmul_precision"
-
-
 def load_teacher(teacher: Teacher) -> None:
-    """Load a teacher's model, and set the precision of this process's matrix products to that of
-    the teacher. Raises RunError where it does not fit into memory."""
-    torch.set_float32_matmul_precision(str(teacher.spec.settings.get(_MATMUL, "highest")))
+    """Load a teacher's model. Raises RunError where it does not fit into memory."""
     too_large = RunError(
         f"device memory: the model of teacher {teacher.spec.kind}:{teacher.spec.name} does not "
         "fit; use a device with more memory, a smaller dtype, or a smaller model"
@@ -240,7 +236,6 @@ threads): the rows of a matrix product that are left over beyond a multiple of 4
 last bits from what they are in a larger batch; with none left over no row ever differed."""
 
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
-MatmulPrecision = Literal["highest", "high", "medium"]
 _HALF_PRECISION: dict[torch.dtype | None, ComputeDtype] = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",

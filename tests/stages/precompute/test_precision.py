@@ -4,10 +4,12 @@ which asks no device for anything, and not loaded."""
 from pathlib import Path
 from typing import Any
 
+import armada
+import pyarrow as pa
 import pytest
 import torch
 from armada.cache_schemas.errors import JobError
-from armada.stages.precompute.teachers.base import PrecisionOptions, load_teacher
+from armada.stages.precompute.teachers.base import PrecisionOptions
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
@@ -52,9 +54,35 @@ def test_coarser_products_are_another_teacher(checkpoint: Any) -> None:
     coarse = EncoderTeacher(folder, EncoderOptions(matmul_precision="high"), device)
     assert coarse.spec.settings["matmul_precision"] == "high"
     assert coarse.spec.fingerprint != plain.spec.fingerprint
-    for teacher, precision in ((coarse, "high"), (plain, "highest")):
-        load_teacher(teacher)
-        assert torch.get_float32_matmul_precision() == precision
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_products_are_of_the_precision_of_the_run_alone(
+    checkpoint: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str
+) -> None:
+    seen = set()
+    answer = EncoderTeacher._answer
+
+    def noted(teacher: EncoderTeacher, inputs: Any) -> Any:
+        seen.add(torch.get_float32_matmul_precision())
+        return answer(teacher, inputs)
+
+    monkeypatch.setattr(EncoderTeacher, "_probe", lambda teacher: None)  # it is of loading
+    monkeypatch.setattr(EncoderTeacher, "_answer", noted)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        armada.precompute(
+            corpus=pa.table({"text": ["a red bird"]}),
+            text_column="text",
+            teacher=f"encoder:{checkpoint('bert')}",
+            cache=tmp_path / "cache",
+            device="cpu",
+            matmul_precision=precision,
+        )
+        assert seen == {precision}
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("asked", [{"samples": 2}, {"max_new_tokens": 2, "text_format": "plain"}])
