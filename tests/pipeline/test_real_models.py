@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import armada
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import CommandLine
@@ -92,3 +94,33 @@ def test_a_llama_with_adapters_is_in_pipelines_what_it_is_here(
     sizes = [file.stat().st_size for file in (output / "student").glob("*.safetensors")]
     base = (Path(MODELS or "") / "smollm2" / "model.safetensors").stat().st_size
     assert sum(sizes) < base / 20
+
+
+def test_an_earlier_cache_goes_on_with_its_responses_and_new_ones_differ_by_rounding(
+    tmp_path: Path,
+) -> None:
+    """Releases before the option `padding` read all of a text again for each token of this model,
+    as continuing from keys and values differs by 2e-5 of the largest number."""
+    prompts = ["What is the capital of France?", "Name three colours of the rainbow."]
+    found = {}
+    for padding in ("multiples_of_16", "growing_steps"):
+        armada.precompute(
+            corpus=pa.table({"prompt": prompts, "response": ["x", "x"]}),
+            text_column=["prompt", "response"],
+            teacher=f"causal_lm:{MODELS}/smollm2",
+            cache=tmp_path / padding,
+            text_format="plain",
+            top_k=None,
+            max_new_tokens=12,
+            padding=padding,
+            device="cpu",
+        )
+        cache = armada.open_cache(tmp_path / padding)
+        found[padding] = [
+            cache.ragged(name).gather(np.arange(2)).values
+            for name in ("generated_ids", "generated_log_probs")
+        ]
+    (ids, log_probs), (new_ids, new_log_probs) = found.values()
+    np.testing.assert_array_equal(ids, new_ids)
+    np.testing.assert_allclose(log_probs, new_log_probs, atol=1e-4)
+    assert (log_probs != new_log_probs).any()

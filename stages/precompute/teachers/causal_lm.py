@@ -302,7 +302,9 @@ class CausalLMTeacher(CheckpointTeacher):
     def _prepare_generation(self) -> None:
         ends = sorted(end_ids(self._tokenizer, self._options, self._model))
         self._ends = torch.tensor(ends, dtype=torch.int64, device=self._device)
-        noise = PADDED_NOISE if self._batches_prompts else NOISE
+        # Earlier releases took less for rounding, and a cache of theirs goes on with its bits.
+        as_begun = self._options.padding == self._options.earlier["padding"]
+        noise = NOISE if as_begun and not self._batches_prompts else PADDED_NOISE
         name = find_cache_name(self._model, noise)
         self._make_reader: Callable[[], Reader] = partial(SameLengths, self._model, name)
         self._pads_prompts = False
