@@ -119,6 +119,8 @@ def _precompute(settings: dict[str, Any], material: Material, cache: Path, **mor
     kind, _, source = settings.pop("teacher").partition(":")
     if not kind.startswith("hash"):
         source = material.checkpoint(source)
+    if kind in ("encoder", "classifier", "causal_lm"):
+        settings = _earlier_options() | settings
     if "image_encoder" in settings:
         library, _, encoder = settings["image_encoder"].partition(":")
         settings["image_encoder"] = f"{library}:{material.checkpoint(encoder)}"
@@ -130,6 +132,15 @@ def _precompute(settings: dict[str, Any], material: Material, cache: Path, **mor
         cache=cache,
         device="cpu",
     )
+
+
+def _earlier_options() -> dict[str, Any]:
+    """Options of text teachers that this version has and earlier ones lack, as it was there."""
+    try:
+        from armada.stages.precompute.teachers.padded_lengths import PaddingOptions
+    except ModuleNotFoundError:
+        return {}
+    return dict(PaddingOptions.earlier)
 
 
 def _columns(exported: Path) -> Iterator[tuple[str, str]]:
