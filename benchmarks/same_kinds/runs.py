@@ -9,6 +9,7 @@ import armada
 from safetensors.numpy import load_file
 
 from .material import Material, array_digest
+from .stores import earlier_options
 
 CLASSES = {"label_column": "label", "student": "scratch:bert"} | {
     "student_layers": 2,
@@ -99,6 +100,6 @@ def _cached(name: str, material: Material, caches: Path, prefix: str) -> dict[st
                 teacher=kind if ":" in kind else f"{kind}:{material.checkpoint(name)}",
                 cache=cache,
                 device="cpu",
-                **options,
+                **earlier_options(kind) | options,
             )
     return {f"{prefix}cache": cache}

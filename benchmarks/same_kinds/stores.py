@@ -119,8 +119,7 @@ def _precompute(settings: dict[str, Any], material: Material, cache: Path, **mor
     kind, _, source = settings.pop("teacher").partition(":")
     if not kind.startswith("hash"):
         source = material.checkpoint(source)
-    if kind in ("encoder", "classifier", "causal_lm"):
-        settings = _earlier_options() | settings
+    settings = earlier_options(kind) | settings
     if "image_encoder" in settings:
         library, _, encoder = settings["image_encoder"].partition(":")
         settings["image_encoder"] = f"{library}:{material.checkpoint(encoder)}"
@@ -134,13 +133,13 @@ def _precompute(settings: dict[str, Any], material: Material, cache: Path, **mor
     )
 
 
-def _earlier_options() -> dict[str, Any]:
-    """Options of text teachers that this version has and earlier ones lack, as it was there."""
+def earlier_options(kind: str) -> dict[str, Any]:
+    """Options of a teacher that this version has and earlier ones lack, as it was there."""
     try:
         from armada.stages.precompute.teachers.padded_lengths import PaddingOptions
-    except ModuleNotFoundError:
+    except ImportError:
         return {}
-    return dict(PaddingOptions.earlier)
+    return dict(PaddingOptions.earlier) if kind in ("encoder", "classifier", "causal_lm") else {}
 
 
 def _columns(exported: Path) -> Iterator[tuple[str, str]]:

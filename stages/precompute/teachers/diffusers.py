@@ -126,7 +126,8 @@ class DiffusersTeacher(Teacher):
             "second_steps": options.steps_of_second,
             "image_encoder": self._encoder.form if self._encoder else "",
         }
-        return options.model_dump(exclude=NOT_SETTINGS) | self._precision.settings() | resolved
+        own = {k: v for k, v in options.settings().items() if k not in NOT_SETTINGS}
+        return own | self._precision.settings() | resolved
 
     def load(self) -> None:
         """Open the pipeline, its image-to-image counterpart on the same weights, the encoder."""

@@ -432,6 +432,15 @@ def test_image_encoder_enters_the_fingerprint_by_its_weights(
     assert specs[0].fingerprint == specs[1].fingerprint != specs[2].fingerprint
 
 
+def test_the_settings_are_those_of_earlier_releases(make: MakeTeacher) -> None:
+    """One more, and no cache of theirs could be continued."""
+    names = "template lowercase source seed steps guidance height width resize strength"
+    names += " second_steps negative_prompt channel_order lora_scale dtype store_dtype"
+    assert set(make(load=False).spec.settings) == {*names.split(), "image_encoder"}
+    coarse = make(load=False, matmul_precision="high").spec
+    assert coarse.settings["matmul_precision"] == "high"
+
+
 def test_fingerprint_follows_weights_and_settings(
     make: MakeTeacher, tmp_path: Path, broken: Path
 ) -> None:
