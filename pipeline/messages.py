@@ -200,7 +200,7 @@ class CountProgress:
         with self._guard:
             self._done += count
         if self._bar:
-            self._bar.update(self._task, advance=count, rate=self._told())
+            self._bar.update(self._task, advance=count, rate=self._rate_and_details())
         elif not self._quiet and time.monotonic() - self._logged > LOG_EVERY_S:
             self._log()
 
@@ -214,9 +214,11 @@ class CountProgress:
         if self._unit == "bytes":
             done = f"{_decimal(self._done)} of {_decimal(self._total)}"
         until = f", until {_clock(left)}" if left > LOG_EVERY_S else ""
-        LOGGER.info(f"{self._label}: {done}, {self._told()}, {duration(left)} left{until}")
+        LOGGER.info(
+            f"{self._label}: {done}, {self._rate_and_details()}, {duration(left)} left{until}"
+        )
 
-    def _told(self) -> str:
+    def _rate_and_details(self) -> str:
         rate = f"{self._amount(self._rate())}/s"
         return ", ".join(filter(None, (rate, self._details())))
 

@@ -121,8 +121,8 @@ def _probe(
 
     if not len(todo):
         return Probe(0.0, {})
-    asked = job.batch_size if isinstance(job.batch_size, int) else teacher.default_batch_size
-    size = min(asked, PROBE_ROWS, len(todo))
+    rows = job.batch_size if isinstance(job.batch_size, int) else teacher.default_batch_size
+    size = min(rows, PROBE_ROWS, len(todo))
     sample = todo[np.linspace(0, len(todo) - 1, size).astype(np.int64)]
     _load(teacher)
     return probe(teacher, make_examples(plan.corpus, plan.keys, sample))

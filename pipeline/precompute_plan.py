@@ -59,8 +59,8 @@ def make_settled(
     }
     if not begun_without(job.cache, teacher.spec, frozenset(earlier), teacher.selecting):
         return job, teacher
-    told = ", ".join(f"{name}={value}" for name, value in earlier.items())
-    LOGGER.info(f"cache {job.cache}: was begun with {told} by an earlier release; goes on so")
+    listed = ", ".join(f"{name}={value}" for name, value in earlier.items())
+    LOGGER.info(f"cache {job.cache}: was begun with {listed} by an earlier release; goes on so")
     job = job.model_copy(update={"options": {**job.options, **earlier}})
     return job, make_teacher(job, device)
 

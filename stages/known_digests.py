@@ -42,10 +42,10 @@ def sha256_of(path: Path) -> str:
 
 
 def _state(file: BinaryIO) -> dict[str, int | str]:
-    told = os.fstat(file.fileno())
+    status = os.fstat(file.fileno())
     return {
-        **{"device": told.st_dev, "inode": told.st_ino, "size": told.st_size},
-        **{"written_ns": told.st_mtime_ns, "changed_ns": told.st_ctime_ns},
+        **{"device": status.st_dev, "inode": status.st_ino, "size": status.st_size},
+        **{"written_ns": status.st_mtime_ns, "changed_ns": status.st_ctime_ns},
     }
 
 
@@ -68,8 +68,8 @@ def _record(state: dict[str, int | str]) -> Path | None:
 
 def _read(record: Path, state: dict[str, int | str]) -> str | None:
     try:
-        told = record.lstat()
-        if told.st_uid != os.getuid() or told.st_mode & 0o022:
+        status = record.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
             return None  # somebody else may have written it
         known = json.loads(record.read_bytes())
     except (OSError, ValueError):

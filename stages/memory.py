@@ -31,18 +31,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory of a device, or of this machine, did not suffice."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(told in str(error) for told in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _NO_MEMORY)
 
 
 @contextmanager
-def out_of_memory_as(told: Callable[[], ArmadaError]) -> Iterator[None]:
-    """Turns errors of memory that did not suffice into the one that `told` makes."""
+def out_of_memory_as(make_error: Callable[[], ArmadaError]) -> Iterator[None]:
+    """Turns errors of memory that did not suffice into the one that `make_error` makes."""
     try:
         yield
     except (RuntimeError, MemoryError) as cause:
         if not is_out_of_memory(cause):
             raise
-        raise told() from cause
+        raise make_error() from cause
 
 
 def free_cached_memory() -> None:

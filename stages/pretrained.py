@@ -38,21 +38,21 @@ def refusing(error: type[ArmadaError], what: str) -> Iterator[None]:
     except Exception as cause:
         if is_out_of_memory(cause):
             raise
-        raise error(f"{what}: {_told(cause)}") from cause
+        raise error(f"{what}: {_with_remedy(cause)}") from cause
 
 
-def _told(cause: Exception) -> str:
+def _with_remedy(cause: Exception) -> str:
     """A library's message, and the remedy."""
-    said = one_line(cause)
+    message = one_line(cause)
     if "trust_remote_code" in str(cause):
         return "needs custom code, which is never run; use a model supported by transformers itself"
     if isinstance(cause, ImportError):
-        return f"needs a missing package; install it: {said}"
+        return f"needs a missing package; install it: {message}"
     if isinstance(cause, SafetensorError):
-        return f"the weights are damaged or incomplete ({said}); download them again"
-    if isinstance(cause, OSError | ValueError | RuntimeError) and " " in said:
-        return said
-    return f"{type(cause).__name__}: {said}; use another model, or see --debug"
+        return f"the weights are damaged or incomplete ({message}); download them again"
+    if isinstance(cause, OSError | ValueError | RuntimeError) and " " in message:
+        return message
+    return f"{type(cause).__name__}: {message}; use another model, or see --debug"
 
 
 def read_config(folder: Path, error: type[InputError]) -> Any:

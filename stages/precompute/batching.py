@@ -107,10 +107,12 @@ class BatchSizes:
     """Bucket and rows of a batch -> examples a second."""
 
     @classmethod
-    def of(cls, teacher: Teacher, asked: int | Literal["auto"] | None) -> "BatchSizes":
-        """The sizes of a teacher's batches, `asked` being the rows that a job asks for."""
-        rows = asked if isinstance(asked, int) else None
-        return cls(teacher.default_batch_size, teacher.default_batch_tokens, rows, asked == AUTO)
+    def of(cls, teacher: Teacher, requested: int | Literal["auto"] | None) -> "BatchSizes":
+        """The sizes of a teacher's batches, `requested` being the rows that a job asks for."""
+        rows = requested if isinstance(requested, int) else None
+        return cls(
+            teacher.default_batch_size, teacher.default_batch_tokens, rows, requested == AUTO
+        )
 
     @property
     def budget(self) -> int:

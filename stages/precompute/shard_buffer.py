@@ -34,7 +34,7 @@ class ShardBuffer:
     def __init__(self, examples: Sequence[Example], specs: Sequence[FeatureSpec]) -> None:
         self._examples = examples
         self._columns = {
-            spec.name: (_Rows if spec.axis is None else _Places)(spec, len(examples))
+            spec.name: (_Rows if spec.axis is None else _AlongAxis)(spec, len(examples))
             for spec in specs
         }
         self._answered = np.zeros(len(examples), dtype=bool)
@@ -42,18 +42,18 @@ class ShardBuffer:
         self._images: dict[int, bytes] = {}
         self._fidelity: dict[str, dict[int, Fidelity | None]] = {}
 
-    def put(self, places: IntArray, answers: Answers) -> dict[int, str]:
-        """Keep the outputs of the examples at rows `places`, except non-finite ones; returns row ->
-        feature of these. Overflow in half precision is not finite."""
-        bad = {int(places[position]): name for position, name in answers.invalid.items()}
+    def put(self, positions: IntArray, answers: Answers) -> dict[int, str]:
+        """Keep the outputs of the examples at rows `positions`, except non-finite ones; returns
+        row -> feature of these. Overflow in half precision is not finite."""
+        bad = {int(positions[position]): name for position, name in answers.invalid.items()}
         for name, column in self._columns.items():
-            finite = column.put(places, answers.features[name])
-            bad |= {int(place): name for place in places[~finite]}
-        self._answered[np.setdiff1d(places, list(bad))] = True
-        self._truncated[places] = answers.truncated
-        self._images.update(zip(places.tolist(), answers.images, strict=False))
+            finite = column.put(positions, answers.features[name])
+            bad |= {int(position): name for position in positions[~finite]}
+        self._answered[np.setdiff1d(positions, list(bad))] = True
+        self._truncated[positions] = answers.truncated
+        self._images.update(zip(positions.tolist(), answers.images, strict=False))
         for name in answers.fidelity.keys() & self._columns.keys():
-            measured = zip(places.tolist(), answers.fidelity[name], strict=True)
+            measured = zip(positions.tolist(), answers.fidelity[name], strict=True)
             self._fidelity.setdefault(name, {}).update(measured)
         return bad
 
@@ -63,22 +63,22 @@ class ShardBuffer:
     def finished(self) -> FinishedRows:
         """The computed rows."""
         rows = np.flatnonzero(self._answered)
-        places = rows.tolist()
+        positions = rows.tolist()
         tables = {}
         if self._images:
-            png = pa.array([self._images[row] for row in places], pa.binary())
+            png = pa.array([self._images[row] for row in positions], pa.binary())
             tables["images"] = pa.table({"png": png})
         return FinishedRows(
-            keys=keys_to_array(self._examples[row].key for row in places),
+            keys=keys_to_array(self._examples[row].key for row in positions),
             features={name: column.take(rows) for name, column in self._columns.items()},
             truncated=self._truncated[rows],
             tables=tables,
-            fidelity=self._measured(places),
+            fidelity=self._measured(positions),
         )
 
-    def _measured(self, places: list[int]) -> dict[str, Fidelity]:
+    def _measured(self, positions: list[int]) -> dict[str, Fidelity]:
         of_rows = {
-            name: [found for place in places if (found := each[place]) is not None]
+            name: [found for position in positions if (found := each[position]) is not None]
             for name, each in sorted(self._fidelity.items())
         }
         return {name: combined(samples) for name, samples in of_rows.items() if samples}
@@ -90,31 +90,31 @@ class _Rows:
     def __init__(self, spec: FeatureSpec, examples: int) -> None:
         self._stored: npt.NDArray[Any] = np.empty((examples, *spec.shape), dtype=spec.dtype)
 
-    def put(self, places: IntArray, values: Any) -> npt.NDArray[np.bool_]:
+    def put(self, positions: IntArray, values: Any) -> npt.NDArray[np.bool_]:
         """Keep values [B, *shape]; returns which examples' are finite, [B]."""
         with np.errstate(over="ignore"):
-            self._stored[places] = values
+            self._stored[positions] = values
         axes = tuple(range(1, self._stored.ndim))
-        finite: npt.NDArray[np.bool_] = np.isfinite(self._stored[places]).all(axis=axes)
+        finite: npt.NDArray[np.bool_] = np.isfinite(self._stored[positions]).all(axis=axes)
         return finite
 
     def take(self, rows: IntArray) -> Values:
         return self._stored if len(rows) == len(self._stored) else self._stored[rows]
 
 
-class _Places:
+class _AlongAxis:
     """A feature along an axis."""
 
     def __init__(self, spec: FeatureSpec, examples: int) -> None:
         self._spec = spec
         self._parts: list[npt.NDArray[Any]] = [np.empty((0, *spec.shape), spec.dtype)] * examples
 
-    def put(self, places: IntArray, values: Any) -> npt.NDArray[np.bool_]:
+    def put(self, positions: IntArray, values: Any) -> npt.NDArray[np.bool_]:
         """Keep the values [n, *shape] of each example; returns which examples' are finite, [B]."""
         with np.errstate(over="ignore"):
             parts = [part.astype(self._spec.dtype) for part in values]
-        for place, part in zip(places.tolist(), parts, strict=True):
-            self._parts[place] = part
+        for position, part in zip(positions.tolist(), parts, strict=True):
+            self._parts[position] = part
         return np.array([bool(np.isfinite(part).all()) for part in parts], dtype=bool)
 
     def take(self, rows: IntArray) -> Values:

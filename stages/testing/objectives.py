@@ -407,8 +407,8 @@ class TokenObjectiveTests(ObjectiveTests):
         padded.labels[self.rows :] = MISSING_LABEL
         padded.features[0][self.rows :] = math.nan
         side, sources, _ = self._of_sources(objective, padded)
-        asked = torch.arange(self.rows + 2) < self.rows
-        changed = {name: replace(each, answered_P=asked) for name, each in sources.items()}
+        answered = torch.arange(self.rows + 2) < self.rows
+        changed = {name: replace(each, answered_P=answered) for name, each in sources.items()}
         for name, term in objective.of_sources(side, changed, None).items():
             torch.testing.assert_close(term, self._terms(objective, batch)[name])
 

@@ -165,7 +165,7 @@ class CausalLMTeacher(CheckpointTeacher):
         if self._options.max_new_tokens:
             responses = _responses(coming, len(texts))
             features |= self._of_responses(responses)
-            broken = [any(each.broken for each in said) for said in responses]
+            broken = [any(each.broken for each in of_prompt) for of_prompt in responses]
             invalid |= dict.fromkeys(np.flatnonzero(broken).tolist(), "generated_ids")
         owners_P = np.repeat(np.arange(len(texts)), texts.predicted)
         fidelity = answers.fidelity_of_texts(owners_P, len(texts))
@@ -173,8 +173,8 @@ class CausalLMTeacher(CheckpointTeacher):
 
     def _of_responses(self, responses: Sequence[Sequence[Continuation]]) -> dict[str, Any]:
         """Features of the responses to each prompt, of which there are none without room."""
-        ids = [[each.ids for each in said] for said in responses]
-        log_probs = [[each.log_probs for each in said] for said in responses]
+        ids = [[each.ids for each in of_prompt] for of_prompt in responses]
+        log_probs = [[each.log_probs for each in of_prompt] for of_prompt in responses]
         features: dict[str, Any] = {
             "generated_ids": [np.concatenate([np.empty(0, "u4"), *each]) for each in ids],
             "generated_log_probs": [
@@ -272,9 +272,9 @@ class CausalLMTeacher(CheckpointTeacher):
         the last one's once more for each further row."""
         most = self._options.max_new_tokens
         of_each = [
-            np.random.default_rng([seed, 1 + place]).random(most)
+            np.random.default_rng([seed, 1 + number]).random(most)
             for seed in seeds
-            for place in range(self._options.responses_per_prompt)
+            for number in range(self._options.responses_per_prompt)
         ]
         of_each += [of_each[-1]] * (rows - len(of_each))
         return np.stack(of_each, axis=1)
@@ -403,6 +403,6 @@ def _responses(coming: Sequence[_Coming], count: int) -> list[list[Continuation]
     for rows, arriving in coming:
         responses = arriving()
         each = len(responses) // len(rows)
-        for place, row in enumerate(rows):
-            found[row] = responses[place * each : (place + 1) * each]
+        for number, row in enumerate(rows):
+            found[row] = responses[number * each : (number + 1) * each]
     return found

@@ -113,8 +113,8 @@ class CausalLMOptions(PaddingOptions, Recipe):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "CausalLMOptions":
-        asked = (self.top_k, self.samples, self.dense, self.hidden_layers, self.max_new_tokens)
-        if not any(asked):
+        requested = (self.top_k, self.samples, self.dense, self.hidden_layers, self.max_new_tokens)
+        if not any(requested):
             raise ValueError(
                 "top_k, samples, dense, hidden_layers, max_new_tokens: set at least one of them"
             )
@@ -194,48 +194,58 @@ class CausalLMOptions(PaddingOptions, Recipe):
             _spec("prompt_tokens", (), "uint32", "tokens at its start that are not predicted"),
         ]
         for name, coding in self.codings(vocab_size).items():
-            told = _TOLD[coding.kind].format(self.top_k, self.samples)
+            description = _DESCRIPTIONS[coding.kind].format(self.top_k, self.samples)
             width_of_row = (coding.row_bytes,)
-            found.append(_spec(name, width_of_row, "uint8", told, coding=coding, **of_predictions))
+            found.append(
+                _spec(name, width_of_row, "uint8", description, coding=coding, **of_predictions)
+            )
         if self.dense:
-            told = "log-probabilities of all tokens"
-            found.append(_spec("dense", (vocab_size,), stored, told, **of_predictions))
+            description = "log-probabilities of all tokens"
+            found.append(_spec("dense", (vocab_size,), stored, description, **of_predictions))
         if self.characters:
-            told = f"characters of the response read before the token; {INSIDE}: within one"
-            found.append(_spec("characters_read", (), "uint32", told, **of_predictions))
+            description = f"characters of the response read before the token; {INSIDE}: within one"
+            found.append(_spec("characters_read", (), "uint32", description, **of_predictions))
         if self.hidden_layers:
             shape = (len(self.hidden_layers), width)
-            told = f"hidden states that predict the token, of layers {list(self.hidden_layers)}"
-            found.append(_spec("hidden", shape, stored, told, **of_predictions))
+            description = (
+                f"hidden states that predict the token, of layers {list(self.hidden_layers)}"
+            )
+            found.append(_spec("hidden", shape, stored, description, **of_predictions))
         if self.max_new_tokens:
             most = self.max_new_tokens * self.responses_per_prompt
             of_generated: dict[str, Any] = {"axis": GENERATED, "max_length": most}
-            told = "the model's own response, its end token included"
+            description = "the model's own response, its end token included"
             if self.responses_per_prompt > 1:
-                told = f"the model's own {self.responses_per_prompt} responses, one after another"
-            found.append(_spec("generated_ids", (), "uint32", told, **of_generated))
-            told = "log-probabilities of its tokens, at temperature 1"
-            found.append(_spec("generated_log_probs", (), "float32", told, **of_generated))
+                description = (
+                    f"the model's own {self.responses_per_prompt} responses, one after another"
+                )
+            found.append(_spec("generated_ids", (), "uint32", description, **of_generated))
+            description = "log-probabilities of its tokens, at temperature 1"
+            found.append(_spec("generated_log_probs", (), "float32", description, **of_generated))
         if self.responses_per_prompt > 1:
-            told = "tokens of each response"
-            found.append(_spec("generated_lengths", (self.responses_per_prompt,), "uint32", told))
+            description = "tokens of each response"
+            found.append(
+                _spec("generated_lengths", (self.responses_per_prompt,), "uint32", description)
+            )
         return found
 
 
-_TOLD = {
+_DESCRIPTIONS = {
     "topk": "the {0} most probable tokens, their log-probabilities, the mass of all others",
     "samples": "{1} tokens sampled from the model's distribution",
 }
 
 
-def _spec(name: str, shape: tuple[int, ...], dtype: Any, told: str, **more: Any) -> FeatureSpec:
+def _spec(
+    name: str, shape: tuple[int, ...], dtype: Any, description: str, **more: Any
+) -> FeatureSpec:
     option = (
         "max_new_tokens, responses_per_prompt"
         if more.get("axis") == GENERATED
         else f"{name}, max_length"
     )
     with _within_limits(option):
-        return FeatureSpec(name=name, shape=shape, dtype=dtype, description=told, **more)
+        return FeatureSpec(name=name, shape=shape, dtype=dtype, description=description, **more)
 
 
 @contextmanager
@@ -246,5 +256,5 @@ def _within_limits(options: str) -> Iterator[None]:
     except ValidationError as cause:
         problem = cause.errors()[0]
         field = "".join(f"{part}: " for part in problem["loc"][:1])
-        told = problem["msg"].removeprefix("Value error, ")
-        raise JobError(f"{options}: {field}{told}; use less") from cause
+        message = problem["msg"].removeprefix("Value error, ")
+        raise JobError(f"{options}: {field}{message}; use less") from cause

@@ -176,7 +176,7 @@ class CheckpointTeacher(Teacher):
             return self._read_adapted(self._base).to(self._device, self._precision.torch_dtype)
         dtype = self._precision.torch_dtype
         model, report = self._auto().from_pretrained(
-            self._folder, dtype=dtype, device_map=self._places(), **_CAREFULLY
+            self._folder, dtype=dtype, device_map=self._placement(), **_CAREFULLY
         )
         refuse_other_shapes(report["mismatched_keys"], self._folder, TeacherSourceError)
         self._refuse_random(report["missing_keys"])
@@ -188,7 +188,7 @@ class CheckpointTeacher(Teacher):
             )
         return model
 
-    def _places(self) -> str | dict[str, torch.device]:
+    def _placement(self) -> str | dict[str, torch.device]:
         """Where weights are read to: each straight to its device."""
         on_cpu = self._device.type == "cpu"
         return {"": self._device} if on_cpu or not self._device_map else self._device_map
@@ -230,8 +230,8 @@ class CheckpointTeacher(Teacher):
 def saved_dtype(config: Any) -> torch.dtype | None:
     """The dtype that a checkpoint was saved in, if its configuration says so."""
     text = config.get_text_config()
-    told = getattr(text, "dtype", None) or getattr(config, "dtype", None)
-    return getattr(torch, told, None) if isinstance(told, str) else told
+    saved = getattr(text, "dtype", None) or getattr(config, "dtype", None)
+    return getattr(torch, saved, None) if isinstance(saved, str) else saved
 
 
 def spread_over(model: Any, device: torch.device, folder: Path) -> torch.device:
@@ -239,22 +239,22 @@ def spread_over(model: Any, device: torch.device, folder: Path) -> torch.device:
     unless the model's layers were spread over several.
 
     Raises RunError for a layer that would be read from the disk for each batch."""
-    places = dict.fromkeys(getattr(model, "hf_device_map", {}).values())
-    if len(places) < 2:
+    devices = dict.fromkeys(getattr(model, "hf_device_map", {}).values())
+    if len(devices) < 2:
         return device
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
-    if "disk" in places:
+    if "disk" in devices:
         raise RunError(
             f"device memory: the model of {folder} fits neither the GPUs nor this machine's "
             "memory; use more GPUs, or a quantised checkpoint"
         )
-    if "cpu" in places:
+    if "cpu" in devices:
         _LOGGER.warning(
             f"source {folder}: the GPUs do not hold all of the model; layers that stay in this "
             "machine's memory are many times as slow"
         )
-    first = next(torch.device(place) for place in places if place != "cpu")
+    first = next(torch.device(each) for each in devices if each != "cpu")
     # As accelerate does for the model itself: parts of it are called as well.
     for part in {model.base_model, getattr(model.base_model, "encoder", None)} - {None, model}:
         together = AlignDevicesHook(first, io_same_device=True)

@@ -233,10 +233,10 @@ def next_states(
         ids_BT = ids_BT if past is None else torch.cat([past, ids_BT], dim=1)
         output = hidden_states(model, ids_BT, torch.ones_like(ids_BT))
         return output.last_hidden_state[:, -1], ids_BT
-    told: dict[str, Any] = {cache_name: past}
+    inputs: dict[str, Any] = {cache_name: past}
     if past is None:
-        told = {"attention_mask": torch.ones_like(ids_BT)}
-    output = transformer(model)(input_ids=ids_BT, use_cache=True, **told)
+        inputs = {"attention_mask": torch.ones_like(ids_BT)}
+    output = transformer(model)(input_ids=ids_BT, use_cache=True, **inputs)
     return output.last_hidden_state[:, -1], output[cache_name]
 
 

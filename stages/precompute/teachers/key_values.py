@@ -82,7 +82,7 @@ class PaddedReader:
     def __init__(self, model: Any, cache_name: str) -> None:
         self._model, self._cache_name = model, cache_name
         self._body = transformer(model)
-        self._told_positions = "position_ids" in inspect.signature(self._body.forward).parameters
+        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
 
     def begin(self, prompts: Sequence[Ids], repeats: int, room: int) -> Tensor:
         """Read prompts, the longest first."""
@@ -110,10 +110,10 @@ class PaddedReader:
     def go_on(self, ids_A: Tensor) -> Tensor:
         """See `generation.Reader`."""
         self._columns += 1
-        told: dict[str, Any] = {self._cache_name: self._cache}
+        inputs: dict[str, Any] = {self._cache_name: self._cache}
         if self._masked:
-            told["attention_mask"] = self._mask_AT[:, : self._columns]
-        states_A1H, _ = self._forward(ids_A[:, None], self._positions_A1, self._masked, told)
+            inputs["attention_mask"] = self._mask_AT[:, : self._columns]
+        states_A1H, _ = self._forward(ids_A[:, None], self._positions_A1, self._masked, inputs)
         self._positions_A1 = self._positions_A1 + 1
         return states_A1H[:, -1]
 
@@ -130,22 +130,22 @@ class PaddedReader:
         batch = pad(ids, lengths, {"input_ids": int(prompts[0][0])}, left=True)
         mask_BT = batch["attention_mask"]
         positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
-        told = {self._cache_name: DynamicCache(), "attention_mask": to_device(mask_BT, device)}
+        inputs = {self._cache_name: DynamicCache(), "attention_mask": to_device(mask_BT, device)}
         states_BTH, cache = self._forward(
             to_device(batch["input_ids"], device),
             to_device(positions_BT, device),
             bool((lengths < lengths[0]).any()),
-            told,
+            inputs,
         )
         return states_BTH[:, -1], cache
 
     def _forward(
-        self, ids_BT: Tensor, positions_BT: Tensor, masked: bool, told: dict[str, Any]
+        self, ids_BT: Tensor, positions_BT: Tensor, masked: bool, inputs: dict[str, Any]
     ) -> tuple[Tensor, Any]:
-        if self._told_positions:
-            told["position_ids"] = positions_BT
+        if self._takes_positions:
+            inputs["position_ids"] = positions_BT
         with attending(masked):
-            output = self._body(input_ids=ids_BT, use_cache=True, **told)
+            output = self._body(input_ids=ids_BT, use_cache=True, **inputs)
         return output.last_hidden_state, output[self._cache_name]
 
 

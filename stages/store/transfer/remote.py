@@ -204,10 +204,10 @@ def _bucket_is_missing(cause: BaseException) -> bool:
 
 
 def _when_again(cause: BaseException) -> str:
-    asked = asked_wait_s(cause) or 0.0
-    if asked > PATIENCE_S:
+    wait_s = asked_wait_s(cause) or 0.0
+    if wait_s > PATIENCE_S:
         return (
-            f"the server asks for a pause of {asked / 60:.0f} minutes; run the same command again "
+            f"the server asks for a pause of {wait_s / 60:.0f} minutes; run the same command again "
             "then"
         )
     return "run the same command again to continue"

@@ -92,8 +92,8 @@ def _wait(state: RetryCallState) -> float:
 
 
 def _stop(state: RetryCallState) -> bool:
-    asked = asked_wait_s(_error(state)) or 0.0
-    return state.attempt_number >= TRIES or asked > PATIENCE_S
+    wait_s = asked_wait_s(_error(state)) or 0.0
+    return state.attempt_number >= TRIES or wait_s > PATIENCE_S
 
 
 def _error(state: RetryCallState) -> BaseException:
