@@ -20,6 +20,10 @@ from .codings import Coding
 from .layout import INNER_CHUNK_ROWS, RESERVED_NAMES, ROW_COLUMNS
 from .names import either, of_version_1
 
+GENERATED_IDS, GENERATED_LENGTHS = "generated_ids", "generated_lengths"
+"""Features of a teacher's own responses: their tokens, and how many each has where a prompt has
+several."""
+
 
 def _not_reserved(name: str) -> str:
     if name in RESERVED_NAMES:

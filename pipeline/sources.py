@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..cache_schemas.errors import JobError, MissingFeatureError, MissingKeysError
-from ..cache_schemas.features import FeatureSpec
+from ..cache_schemas.features import GENERATED_IDS, GENERATED_LENGTHS, FeatureSpec
 from ..cache_schemas.keys import KeyArray
 from ..cache_schemas.teachers import TeacherSpec
 from ..stages.corpus.corpus import Corpus
@@ -27,7 +27,6 @@ from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
 from .answers import SHOWN_MISSING, Answers, missing_keys, open_answers
 from .distill_job import DistillJob
-from .language.keys import GENERATED, GENERATED_LENGTHS
 from .objective_keys import TeacherKeys
 from .terms import Reading
 
@@ -152,8 +151,8 @@ def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
         raise JobError(
             f"job key 'teacher': a {teacher.kind} has no token features; name a causal_lm teacher"
         )
-    if reading.feature == GENERATED:
-        if GENERATED not in cache.features:
+    if reading.feature == GENERATED_IDS:
+        if GENERATED_IDS not in cache.features:
             raise JobError(
                 "responses=generated: none in the cache; precompute with max_new_tokens, and "
                 "add_features=true to keep what is cached"
@@ -163,7 +162,7 @@ def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
                 "responses=generated: the cache has several responses to each prompt, and a "
                 "student reads one; export them to a corpus, or precompute one response a prompt"
             )
-        return GENERATED
+        return GENERATED_IDS
     known = [name for name in cache.features if _teaches_tokens(cache.feature_spec(name))]
     if reading.feature in known:
         return str(reading.feature)

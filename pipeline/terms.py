@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..cache_schemas.errors import JobError
-from ..cache_schemas.features import AxisName
+from ..cache_schemas.features import GENERATED_IDS, AxisName
 from ..stages.corpus.labels import LabelSpace
 from ..stages.distill.model import layer_dims
 from ..stages.distill.objectives import OBJECTIVES
@@ -18,7 +18,7 @@ from ..stages.distill.objectives.base import (
 )
 from ..stages.distill.objectives.sum import SummedObjective
 from .distill_job import DistillJob
-from .language.keys import GENERATED, LanguageKeys
+from .language.keys import LanguageKeys
 from .objective_keys import ObjectiveKeys, TeacherKeys
 
 UNDISTILLED = ObjectiveKeys(name="undistilled")
@@ -223,7 +223,7 @@ def _features(
 ) -> tuple[str | None, ...]:
     reads = objective.reads
     if reads.axis is not None and responses == "generated":
-        return (GENERATED,)
+        return (GENERATED_IDS,)
     found = keys.asked_features or (teacher.feature or reads.default_feature,)
     if reads.features is not None and len(found) != reads.features:
         raise JobError(

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.features import GENERATED_IDS, GENERATED_LENGTHS
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.reading import column_name
@@ -34,8 +35,6 @@ from ..outputs import check_new_folder, new_folder
 from ..signals import telling_what_is_kept
 from .export_formats import WRITERS
 from .export_rows import (
-    GENERATED,
-    GENERATED_LENGTHS,
     AlongAxis,
     ExportRows,
     FeatureColumns,
@@ -141,8 +140,8 @@ def _features(job: ExportJob, cache: Cache) -> tuple[tuple[str, ...], tuple[str,
 def _columns(job: ExportJob, cache: Cache, name: str) -> FeatureColumns:
     if cache.feature_spec(name).axis is None:
         return OneRow(cache[name])
-    tokenizer = _tokenizer(job, cache.holder(name).teacher.spec) if name == GENERATED else None
-    several = name == GENERATED and GENERATED_LENGTHS in cache.features
+    tokenizer = _tokenizer(job, cache.holder(name).teacher.spec) if name == GENERATED_IDS else None
+    several = name == GENERATED_IDS and GENERATED_LENGTHS in cache.features
     return AlongAxis(cache.ragged(name), tokenizer, cache[GENERATED_LENGTHS] if several else None)
 
 
@@ -161,7 +160,7 @@ def _tokenizer(job: ExportJob, teacher: TeacherSpec) -> Any:
     except JobError as error:
         if job.tokenizer is not None:
             raise
-        warn(f"{GENERATED}: exported as token ids without text: {error}; --tokenizer names it")
+        warn(f"{GENERATED_IDS}: exported as token ids without text: {error}; --tokenizer names it")
         return None
     return tokenizer
 

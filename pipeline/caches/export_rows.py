@@ -40,9 +40,6 @@ BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20
 KEY_COLUMN = "key"
 
-GENERATED, GENERATED_LENGTHS = "generated_ids", "generated_lengths"
-"""The feature that is decoded to a text, and the tokens of each text where there are several."""
-
 _TEXT = "generated_text"
 
 Numbers = npt.NDArray[Any]

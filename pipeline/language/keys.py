@@ -14,12 +14,6 @@ from ..jobs import make
 from ..messages import LOGGER
 from ..objective_keys import CacheKeys
 
-GENERATED = "generated_ids"
-"""The feature that holds a teacher's own responses."""
-
-GENERATED_LENGTHS = "generated_lengths"
-"""The tokens of each, where a prompt has several."""
-
 _TOKEN_KEYS = ("token_cache", "token_teacher", "token_feature")
 
 

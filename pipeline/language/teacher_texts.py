@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ...cache_schemas.errors import CacheError, JobError
+from ...cache_schemas.features import GENERATED_IDS
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus
 from ...stages.distill.language.teachers import CachedAnswers, MatchedTokens, match
@@ -13,7 +14,6 @@ from ...stages.ragged import arange_each
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.feature_array import RaggedArray
 from ...stages.store.reading.reader import Cache
-from .keys import GENERATED
 
 _BLOCK = 4096
 """Texts whose tokens are compared at once."""
@@ -140,7 +140,7 @@ def with_generated(
     texts: TokenTexts, cache: Cache, rows: Rows, tokenizer: Any, most: int
 ) -> TokenTexts:
     """The same prompts with the teacher's own responses, truncated to `most` tokens in all."""
-    generated = cache.ragged(GENERATED).gather(rows).parts()
+    generated = cache.ragged(GENERATED_IDS).gather(rows).parts()
     parts, sizes, cut = [], [], []
     for text, response in enumerate(generated):
         prompt = texts.of(text)[: texts.prompts[text]]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
-from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.features import GENERATED_IDS, GENERATED_LENGTHS, FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ...language.logits import NOISE, PADDED_NOISE, find_transform, hidden_states, is_causal
 from ...language.masks import attending
@@ -166,7 +166,7 @@ class CausalLMTeacher(CheckpointTeacher):
             responses = _responses(coming, len(texts))
             features |= self._of_responses(responses)
             broken = [any(each.broken for each in of_prompt) for of_prompt in responses]
-            invalid |= dict.fromkeys(np.flatnonzero(broken).tolist(), "generated_ids")
+            invalid |= dict.fromkeys(np.flatnonzero(broken).tolist(), GENERATED_IDS)
         owners_P = np.repeat(np.arange(len(texts)), texts.predicted)
         fidelity = answers.fidelity_of_texts(owners_P, len(texts))
         return Answers(features, texts.truncated, invalid=invalid, fidelity=fidelity)
@@ -176,14 +176,14 @@ class CausalLMTeacher(CheckpointTeacher):
         ids = [[each.ids for each in of_prompt] for of_prompt in responses]
         log_probs = [[each.log_probs for each in of_prompt] for of_prompt in responses]
         features: dict[str, Any] = {
-            "generated_ids": [np.concatenate([np.empty(0, "u4"), *each]) for each in ids],
+            GENERATED_IDS: [np.concatenate([np.empty(0, "u4"), *each]) for each in ids],
             "generated_log_probs": [
                 np.concatenate([np.empty(0, "f4"), *each]) for each in log_probs
             ],
         }
         if (count := self._options.responses_per_prompt) > 1:
             lengths = [[*map(len, each), *[0] * (count - len(each))] for each in ids]
-            features["generated_lengths"] = np.array(lengths, dtype=np.uint32)
+            features[GENERATED_LENGTHS] = np.array(lengths, dtype=np.uint32)
         return features
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:

@@ -9,7 +9,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ....cache_schemas.codings import Coding, SamplesCoding, Temperature, TopKCoding
 from ....cache_schemas.errors import JobError
-from ....cache_schemas.features import FeatureSpec, StoredDtype
+from ....cache_schemas.features import (
+    GENERATED_IDS,
+    GENERATED_LENGTHS,
+    FeatureSpec,
+    StoredDtype,
+)
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import Recipe
 from ...language.tokens import INSIDE
@@ -219,13 +224,13 @@ class CausalLMOptions(PaddingOptions, Recipe):
                 description = (
                     f"the model's own {self.responses_per_prompt} responses, one after another"
                 )
-            found.append(_spec("generated_ids", (), "uint32", description, **of_generated))
+            found.append(_spec(GENERATED_IDS, (), "uint32", description, **of_generated))
             description = "log-probabilities of its tokens, at temperature 1"
             found.append(_spec("generated_log_probs", (), "float32", description, **of_generated))
         if self.responses_per_prompt > 1:
             description = "tokens of each response"
             found.append(
-                _spec("generated_lengths", (self.responses_per_prompt,), "uint32", description)
+                _spec(GENERATED_LENGTHS, (self.responses_per_prompt,), "uint32", description)
             )
         return found
 
