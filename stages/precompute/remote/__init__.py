@@ -1,0 +1,2 @@
+"""Teachers behind an OpenAI-compatible endpoint: what is sent, what a reply means, and how it is
+asked."""
