@@ -29,7 +29,7 @@ from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import shown
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives import OBJECTIVES
-from ..stages.distill.objectives.options import BUILT_IN, TokensOptions, WeightSchedule
+from ..stages.distill.objectives.options import TokensOptions, WeightSchedule
 from ..stages.distill.settings import Placement
 from ..stages.store.transfer.location import is_local, local_path
 from .jobs import ByteCount, Job, Names, make, unknown_key
@@ -229,9 +229,7 @@ def _no_option(name: str, key: str, options: type[BaseModel], beside: Iterable[s
 
 def objective_options(name: str) -> type[BaseModel]:
     """The options of an objective. Raises JobError for one that is not installed."""
-    if OBJECTIVES.is_built_in(name):
-        return BUILT_IN[name]
-    options: type[BaseModel] = OBJECTIVES.load(name).Options
+    options: type[BaseModel] = OBJECTIVES.options(name)
     return options
 
 

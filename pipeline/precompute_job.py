@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source, expand_home
 from ..cache_schemas.manifest import RowsPerShard
+from ..stages.precompute.teachers import TEACHERS
 from .environment import choose_device
 from .jobs import Corpora, LocalFolder, Names, TextFormatKeys, make, unknown_key
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..stages.precompute.teachers.base import Teacher
+    from ..stages.precompute.teachers.options import TeacherOptions
 
 
 class PrecomputeJob(TextFormatKeys):
@@ -106,34 +108,42 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def make_precompute_job(keys: Mapping[str, Any]) -> PrecomputeJob:
-    """A job of flat keys; a key that is no job key is an option of the job's teacher."""
+    """A job of flat keys; a key that is no job key is an option of the job's teacher.
+
+    Raises JobError for what is neither, for a wrong value, and for an unknown kind of teacher."""
     known = PrecomputeJob.model_fields
     job_keys = {key: value for key, value in keys.items() if key in known}
     extra = {key: value for key, value in keys.items() if key not in known}
     options = job_keys.get("options") or {}
     # What is no mapping is left for the job to refuse.
     job_keys["options"] = {**options, **extra} if isinstance(options, Mapping) else options
-    return make(PrecomputeJob, job_keys)
+    job = make(PrecomputeJob, job_keys)
+    renamed = _parse_options(job).renamed
+    present = {renamed.get(name, name): value for name, value in job.options.items()}
+    return job.model_copy(update={"options": present})
 
 
-def teacher_options(teacher: str) -> type[BaseModel]:
-    """The options of a kind of teacher; `teacher` is KIND or KIND:SOURCE."""
-    return _teacher_class(teacher.partition(":")[0]).Options
-
-
-def _teacher_class(kind: str) -> "type[Teacher]":
-    """The teacher of a kind; raises JobError for an unknown one, and for a plug-in's that a job
-    could not give its options to."""
-    from ..stages.precompute.teachers import TEACHERS
-
-    found: type[Teacher] = TEACHERS.load(kind)
-    taken = sorted(found.Options.model_fields.keys() & PrecomputeJob.model_fields.keys())
+def teacher_options(teacher: str) -> "type[TeacherOptions]":
+    """The options of a kind of teacher; `teacher` is KIND or KIND:SOURCE. Raises JobError for an
+    unknown kind, and for a plug-in that a job could not give its options to."""
+    kind = teacher.partition(":")[0]
+    options: type[TeacherOptions] = TEACHERS.options(kind)
+    taken = sorted(options.model_fields.keys() & PrecomputeJob.model_fields.keys())
     if taken:
         raise JobError(
             f"teacher {kind}: its options {', '.join(taken)} clash with job keys; rename them in "
-            f"{found.__module__}"
+            f"{options.__module__}"
         )
-    return found
+    return options
+
+
+def _parse_options(job: PrecomputeJob) -> "TeacherOptions":
+    kind, options = job.teacher.partition(":")[0], teacher_options(job.teacher)
+    for key in job.options:
+        if key not in options.model_fields and key not in options.renamed:
+            known = [*options.model_fields, *PrecomputeJob.model_fields]
+            raise JobError(unknown_key(f"teacher {kind}", key, known))
+    return make(options, job.options, f"teacher {kind}")
 
 
 def make_teacher(job: PrecomputeJob, device: "torch.device | None" = None) -> "Teacher":
@@ -141,12 +151,6 @@ def make_teacher(job: PrecomputeJob, device: "torch.device | None" = None) -> "T
 
     `device`: its device, if not that of the job."""
     kind, _, source = job.teacher.partition(":")
-    teacher_class = _teacher_class(kind)
-    known = teacher_class.Options.model_fields
-    for key in job.options:
-        if key not in known and key not in teacher_class.Options.renamed:
-            raise JobError(
-                unknown_key(f"teacher {kind}", key, [*known, *PrecomputeJob.model_fields])
-            )
-    options = make(teacher_class.Options, job.options, f"teacher {kind}")
+    options = _parse_options(job)
+    teacher_class: type[Teacher] = TEACHERS.load(kind)
     return teacher_class(source, options, device or choose_device(job.device))

@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from ..cache_schemas.errors import JobError
@@ -20,37 +20,49 @@ from ..cache_schemas.errors import JobError
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Names of one kind of plug-in: `group` for entry points, `built_in` name -> reference."""
+    """Names of one kind of plug-in: `group` for entry points, `built_in` name -> reference, and
+    `built_in_options` that of its options, in modules that import nothing heavy."""
 
     group: str
     kind: str
     built_in: Mapping[str, str]
+    built_in_options: Mapping[str, str]
 
     def names(self) -> list[str]:
         """All known names, sorted."""
         return sorted({*self.built_in, *(entry.name for entry in entry_points(group=self.group))})
 
-    def is_built_in(self, name: str) -> bool:
-        """Whether a name is ours, and no other package claims it."""
-        return name in self.built_in and not any(
-            entry.name == name for entry in entry_points(group=self.group)
-        )
-
     def load(self, name: str) -> Any:
         """The plug-in of that name. Raises JobError for an unknown or doubly claimed name."""
-        candidates = [entry for entry in entry_points(group=self.group) if entry.name == name]
+        return _imported(self._reference(name))
+
+    def options(self, name: str) -> Any:
+        """The options of the plug-in of that name; one of ours is not imported for them. Raises
+        what `load` raises."""
+        reference = self._reference(name)
+        if reference == self.built_in.get(name):
+            return _imported(self.built_in_options[name])
+        return _imported(reference).Options
+
+    def _reference(self, name: str) -> str:
+        claims = [entry.value for entry in entry_points(group=self.group) if entry.name == name]
         if name in self.built_in:
-            candidates.insert(0, EntryPoint(name, self.built_in[name], self.group))
-        if not candidates:
+            claims.insert(0, self.built_in[name])
+        if not claims:
             raise JobError(self._unknown(name))
-        if len(candidates) > 1:
-            claims = ", ".join(entry.value for entry in candidates)
-            raise JobError(f"{self.kind} {name!r} is claimed by {claims}; uninstall all but one")
-        module, _, attribute = candidates[0].value.partition(":")
-        package = __package__ if module.startswith(".") else None
-        return getattr(import_module(module, package), attribute)
+        if len(claims) > 1:
+            raise JobError(
+                f"{self.kind} {name!r} is claimed by {', '.join(claims)}; uninstall all but one"
+            )
+        return claims[0]
 
     def _unknown(self, name: str) -> str:
         near = difflib.get_close_matches(name, self.names(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ";"
         return f"{self.kind} {name!r} is unknown{hint} known are {', '.join(self.names())}"
+
+
+def _imported(reference: str) -> Any:
+    module, _, attribute = reference.partition(":")
+    package = __package__ if module.startswith(".") else None
+    return getattr(import_module(module, package), attribute)

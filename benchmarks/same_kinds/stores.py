@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from armada.cache_schemas.manifest import FORMAT_VERSION, TeacherManifest
 from armada.cli import main as command_line
+from armada.stages.precompute.teachers import TEACHERS
 
 from .material import Material, array_digest, file_digests
 from .names import FEATURES, OPTIONS
@@ -135,11 +136,7 @@ def _precompute(settings: dict[str, Any], material: Material, cache: Path, **mor
 
 def earlier_options(kind: str) -> dict[str, Any]:
     """Options of a teacher that this version has and earlier ones lack, as it was there."""
-    try:
-        from armada.stages.precompute.teachers.padded_lengths import PaddingOptions
-    except ImportError:
-        return {}
-    return dict(PaddingOptions.earlier) if kind in ("encoder", "classifier", "causal_lm") else {}
+    return dict(getattr(TEACHERS.load(kind).Options, "earlier", {}))
 
 
 def _columns(exported: Path) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 from armada.stages.distill.objectives import OBJECTIVES
-from armada.stages.distill.objectives.options import BUILT_IN
+from armada.stages.plugins import Registry
+from armada.stages.precompute.teachers import TEACHERS
 
 HEAVY = {"torch", "transformers", "accelerate", "peft", "diffusers", "datasets", "scipy", "pandas"}
 
@@ -17,6 +18,7 @@ main(sys.argv[1:])
 """
 
 DISTILL = "distill --train a --text-column text --student s --cache c --output o"
+PRECOMPUTE = "precompute --corpus a --text-column t --cache c --teacher"
 
 
 @pytest.mark.parametrize(
@@ -25,9 +27,12 @@ DISTILL = "distill --train a --text-column text --student s --cache c --output o
         ("distill --keys", "learning_rate"),
         ("distill --keys --objective tokens", "token_temperature"),
         ("precompute --keys", "rows_per_shard"),
+        ("precompute --keys --teacher encoder", "include_prompt"),
+        ("precompute --keys --teacher causal_lm", "top_k_bits"),
         ("ablate --keys", "grid"),
         ("evaluate --keys", "label_column"),
         ("predict --keys", "max_new_tokens"),
+        ("schema precompute", "keep_images"),
         ("schema distill", "orthogonal_projection"),
         ("schema ablate", "orthogonal_projection"),
         (f"{DISTILL} --set lerning_rate=1", "did you mean 'learning_rate'?"),
@@ -35,7 +40,12 @@ DISTILL = "distill --train a --text-column text --student s --cache c --output o
         (f"{DISTILL} --set lora_rank=0", "job key 'lora_rank': 0:"),
         (f"{DISTILL} --control shufled", "shufled"),
         (f"{DISTILL} --set pooling=men", "job key 'pooling': 'men':"),
-        ("precompute --corpus a --text-column t --teacher x --cache c", "is not KIND:SOURCE"),
+        (f"{PRECOMPUTE} x", "is not KIND:SOURCE"),
+        (f"{PRECOMPUTE} encodr:x", "did you mean 'encoder'?"),
+        (f"{PRECOMPUTE} encoder:x --set nosuch=1", "teacher encoder key 'nosuch' is unknown"),
+        (f"{PRECOMPUTE} encoder:x --set pooling=men", "teacher encoder key 'pooling': 'men':"),
+        (f"{PRECOMPUTE} causal_lm:x --workers 2 --set top_k=0", "causal_lm key 'top_k': 0:"),
+        (f"{PRECOMPUTE} diffusers:x --dry-run --set steps=0", "diffusers key 'steps': 0:"),
         ("evaluate --set batch=1", "student"),
         ("report nowhere", "run nowhere: does not exist"),
         ("report a --set tets=3", "'tets' is unknown"),
@@ -52,7 +62,8 @@ def test_nothing_heavy_is_imported_to_list_or_refuse_keys(command: str, says: st
     assert HEAVY.intersection(imported.split()) == set()
 
 
-def test_options_are_those_of_the_objectives() -> None:
-    assert set(OBJECTIVES.built_in) == set(BUILT_IN)
-    for name, options in BUILT_IN.items():
-        assert OBJECTIVES.load(name).Options is options
+@pytest.mark.parametrize("registry", [TEACHERS, OBJECTIVES], ids=["teachers", "objectives"])
+def test_options_are_those_of_the_plug_in(registry: Registry) -> None:
+    assert set(registry.built_in_options) == set(registry.built_in)
+    for name in registry.built_in:
+        assert registry.options(name) is registry.load(name).Options

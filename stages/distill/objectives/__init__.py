@@ -12,4 +12,11 @@ OBJECTIVES = Registry(
         "tokens": ".distill.objectives.tokens:TokensObjective",
         "undistilled": ".distill.objectives.undistilled:UndistilledObjective",
     },
+    built_in_options={
+        "armada": ".distill.objectives.options:ArmadaOptions",
+        "kd": ".distill.objectives.options:KDOptions",
+        "feature": ".distill.objectives.options:FeatureOptions",
+        "tokens": ".distill.objectives.options:TokensOptions",
+        "undistilled": ".distill.objectives.options:ObjectiveOptions",
+    },
 )

@@ -4,7 +4,6 @@ Nothing here imports torch: a job is parsed, and refused, before a run loads any
 """
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
@@ -147,16 +146,6 @@ class TokensOptions(ObjectiveOptions, TokenLossSettings):
         if self.tail != "bucket":
             raise ValueError("tail=renormalised: cross_tokenizer compares tails too; leave it out")
         return self
-
-
-BUILT_IN: Mapping[str, type[ObjectiveOptions]] = {
-    "armada": ArmadaOptions,
-    "kd": KDOptions,
-    "feature": FeatureOptions,
-    "tokens": TokensOptions,
-    "undistilled": ObjectiveOptions,
-}
-"""The options of the objectives that come with armada, by name."""
 
 
 class WeightSchedule(BaseModel):

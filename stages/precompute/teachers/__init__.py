@@ -14,4 +14,13 @@ TEACHERS = Registry(
         "open_clip": ".precompute.teachers.open_clip:OpenClipTeacher",
         "diffusers": ".precompute.teachers.diffusers:DiffusersTeacher",
     },
+    built_in_options={
+        "hash": ".precompute.teachers.options:HashOptions",
+        "hash_words": ".precompute.teachers.options:HashWordsOptions",
+        "encoder": ".precompute.teachers.encoder_options:EncoderOptions",
+        "causal_lm": ".precompute.teachers.causal_options:CausalLMOptions",
+        "classifier": ".precompute.teachers.options:ClassifierOptions",
+        "open_clip": ".precompute.teachers.options:OpenClipOptions",
+        "diffusers": ".precompute.teachers.diffusers_options:DiffusersOptions",
+    },
 )

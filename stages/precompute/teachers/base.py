@@ -7,81 +7,31 @@ knows its `spec` afterwards; so a job with the wrong settings is refused before 
 A feature depends on the example alone: not on the batch, its order or its size. Randomness comes
 from `Example.key` and the teacher's seed (`example_seed`), never from a shared generator; padding
 comes from the example's own length (`buckets`).
-
-`Precision` has the dtypes in which a teacher computes and in which its features are stored. 'auto'
-is resolved before the spec is made, so a fingerprint names the type that was used.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ....cache_schemas.codings import Fidelity
 from ....cache_schemas.errors import RunError
-from ....cache_schemas.features import FeatureSpec, StoredDtype
+from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
-from ...matrix_products import MatmulPrecision
 from ...memory import out_of_memory_as
 from ...tokenizing.unknown import Unknown
-
-_LOGGER = logging.getLogger("armada")
-
-
-class TeacherOptions(BaseModel):
-    """Options of one kind of teacher. All of them enter the fingerprint, but for those `of_a_run`
-    or where `settings` is overridden. Every field has a default and a description."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    renamed: ClassVar[Mapping[str, str]] = {}
-    """Options of an earlier release, and what they are called now: taken, with a warning."""
-    earlier: ClassVar[Mapping[str, SettingValue]] = {}
-    """Options that earlier releases did not have -> the value with which features are as they were
-    then. With that value an option is in no fingerprint, and a cache of theirs goes on with it."""
-    of_a_run: ClassVar[frozenset[str]] = frozenset()
-    """Options that choose how a run computes, not what: they are no settings."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_an_earlier_release(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        for old, new in cls.renamed.items():
-            if old in given and new in given:
-                raise ValueError(
-                    f"{old}: deprecated name of {new}, and both are given; leave it out"
-                )
-            if old in given:
-                _LOGGER.warning(f"{old}: deprecated, removed in the next release; use {new}")
-        return {cls.renamed.get(name, name): value for name, value in given.items()}
-
-    def settings(self) -> dict[str, SettingValue]:
-        """The settings in the fingerprint."""
-        settings = self.model_dump(mode="python", exclude=set(self.of_a_run))
-        return {k: v for k, v in settings.items() if (k, v) not in self.earlier.items()}
-
-
-class TextOptions(TeacherOptions):
-    """How the segments of an example become one text."""
-
-    template: str = Field(
-        default="{text}", description="prompt; {text} is the segments joined by a space"
-    )
-    lowercase: bool = Field(default=False, description="lower-case the segments")
-
-    def text(self, segments: Sequence[str]) -> str:
-        """The text of one example."""
-        text = " ".join(segment for segment in segments if segment)
-        return self.template.replace("{text}", text.lower() if self.lowercase else text)
+from .options import CheckpointOptions as CheckpointOptions  # for teachers of other packages
+from .options import Precision as Precision
+from .options import PrecisionOptions as PrecisionOptions
+from .options import TeacherOptions as TeacherOptions
+from .options import TextOptions as TextOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,35 +185,6 @@ ROW_GROUP = 4
 threads): the rows of a matrix product that are left over beyond a multiple of 4 may differ in the
 last bits from what they are in a larger batch; with none left over no row ever differed."""
 
-ComputeDtype = Literal["float32", "float16", "bfloat16"]
-_HALF_PRECISION: dict[torch.dtype | None, ComputeDtype] = {
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """The types of one teacher, nothing left to choose."""
-
-    compute: ComputeDtype
-    stored: StoredDtype
-
-    def settings(self) -> dict[str, str]:
-        """The resolved values of 'auto', for the spec."""
-        return {"dtype": self.compute, "store_dtype": self.stored}
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The type of the model's weights and activations."""
-        dtype: torch.dtype = getattr(torch, self.compute)
-        return dtype
-
-    def cast(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` as they are kept, on their device. A number too large for float16 becomes
-        infinite."""
-        return values.to(torch.float16 if self.stored == "float16" else torch.float32)
-
 
 def in_row_groups(rows_BT: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`rows_BT` on the device; on a CPU the last row is repeated until B is a multiple of 4.
@@ -298,61 +219,3 @@ def to_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[npt.NDArray[An
         return [copy.numpy() for copy in copies]
 
     return wait
-
-
-class PrecisionOptions(TeacherOptions):
-    """Options of teachers that compute with torch."""
-
-    matmul_precision: MatmulPrecision = Field(
-        default="highest",
-        description="of float32 matrix products: highest is float32; high and medium are faster on "
-        "some GPUs, with fewer bits (TF32, bfloat16), and give other features",
-    )
-
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto",
-        description="dtype the model computes in; auto is float32 on a CPU, elsewhere the dtype "
-        "that a transformers checkpoint was saved in",
-    )
-    store_dtype: Literal["auto", "float32", "float16"] = Field(
-        default="auto",
-        description="dtype of stored features; auto is float16 if the model computes in half "
-        "precision, else float32",
-    )
-
-    def settings(self) -> dict[str, SettingValue]:
-        """The settings in the fingerprint: `matmul_precision` where it is not that of releases
-        without it."""
-        settings = super().settings()
-        if self.matmul_precision == "highest":
-            del settings["matmul_precision"]
-        return settings
-
-    def precision(
-        self,
-        device: torch.device | None = None,
-        saved: torch.dtype | None = None,
-        quantised: bool = False,
-    ) -> Precision:
-        """The types with 'auto' resolved, of weights `saved` in a dtype. A large model in float32
-        neither fits a GPU nor is what its authors run; a CPU computes in float32 fastest. Quantised
-        weights are for the dtype that they were saved with, on any device."""
-        compute: ComputeDtype = "float32" if self.dtype == "auto" else self.dtype
-        as_saved = quantised or not (device is None or device.type == "cpu")
-        if self.dtype == "auto" and as_saved and saved in _HALF_PRECISION:
-            compute = _HALF_PRECISION[saved]
-        if self.store_dtype != "auto":
-            return Precision(compute, self.store_dtype)
-        return Precision(compute, "float32" if compute == "float32" else "float16")
-
-
-class CheckpointOptions(PrecisionOptions):
-    """Options of teachers that are checkpoints of transformers."""
-
-    of_a_run: ClassVar[frozenset[str]] = frozenset({"device_map"})
-
-    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
-        default=None,
-        description="for a model that is larger than one GPU: spread its layers over all visible "
-        "GPUs as accelerate does, and over this machine's memory what is left; changes no setting",
-    )

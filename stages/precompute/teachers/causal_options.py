@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ....cache_schemas.codings import Coding, SamplesCoding, Temperature, TopKCoding
@@ -18,7 +17,10 @@ from ....cache_schemas.features import (
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import Recipe
 from ...language.tokens import INSIDE
-from .padded_lengths import PaddingOptions
+from .options import PaddingOptions
+
+if TYPE_CHECKING:
+    import torch
 
 TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
 """The axes: tokens of a text, those of them that are predicted, and generated tokens."""
@@ -148,7 +150,7 @@ class CausalLMOptions(PaddingOptions, Recipe):
             del settings["responses_per_prompt"]
         return settings
 
-    def batches_prompts(self, device: torch.device) -> bool:
+    def batches_prompts(self, device: "torch.device") -> bool:
         """Whether prompts of different lengths are continued together."""
         if not self.max_new_tokens or self.generation == "exact":
             return False

@@ -38,16 +38,15 @@ from ...sources import MODEL_FILE_PATTERNS, digest_files, require_safetensors, r
 from ...tokenizing.unknown import Unknown
 from .base import (
     Answers,
-    CheckpointOptions,
     Example,
     Outputs,
     Prepared,
     Teacher,
-    TeacherOptions,
     make_spec,
     to_host,
 )
-from .tokenized import Inputs, TextTokenizer, TokenizedOptions, TokenRows
+from .options import CheckpointOptions, TeacherOptions, TokenizedOptions
+from .tokenized import Inputs, TextTokenizer, TokenRows
 
 _LOGGER = logging.getLogger("armada")
 

@@ -4,7 +4,6 @@ Shapes: B examples, T tokens, H hidden numbers, K classes.
 """
 
 import torch
-from pydantic import Field
 
 from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
@@ -12,16 +11,10 @@ from ....cache_schemas.teachers import SettingValue
 from ...language.classifiers import NO_TOKEN, find_head, last_linear
 from .base import Example
 from .checkpoint_teacher import LanguageModelTeacher
-from .tokenized import Inputs, TokenizedOptions
+from .options import ClassifierOptions
+from .tokenized import Inputs
 
 SEVERAL_TOKENS = Example(b"", ("a b c d e",))
-
-
-class ClassifierOptions(TokenizedOptions):
-    pooled: bool = Field(
-        default=False,
-        description="also store the input of the last linear layer, as feature pooled",
-    )
 
 
 class ClassifierTeacher(LanguageModelTeacher):

@@ -16,12 +16,11 @@ rows as with 16).
 from collections.abc import Sequence
 from io import BytesIO
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 
 from ....cache_schemas.errors import JobError, TeacherOutputError, TeacherSourceError
 from ....cache_schemas.extras import require_extra
@@ -31,45 +30,13 @@ from ...pretrained import source_name
 from ...sources import PIPELINE_FILE_PATTERNS, resolve
 from ...tokenizing.long_texts import shortened
 from . import latents, pipelines
-from .base import Answers, Example, Precision, PrecisionOptions, Teacher
+from .base import Answers, Example, Teacher
+from .diffusers_options import DiffusersOptions
 from .image_encoders import image_encoder
 
 NOT_SETTINGS = {"revision", "lora", "image_encoder", "keep_images"}
 """Outside the fingerprint: the location of weights (their digests are inside), and options that do
 not change features."""
-
-
-class DiffusersOptions(PrecisionOptions, latents.GenerationOptions):
-    """Options of the diffusers teacher."""
-
-    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id")
-    lora: str = Field(
-        default="", description="LoRA weights: a safetensors file, or a folder with one; needs peft"
-    )
-    lora_scale: float = Field(default=1.0, description="weight of the LoRA")
-    image_encoder: str = Field(
-        default="",
-        description="cache an embedding of the first image instead of latents: "
-        "transformers:PATH_OR_ID or open_clip:FOLDER",
-    )
-    keep_images: bool = Field(
-        default=False, description="keep the first image of each example as PNG"
-    )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto",
-        description="dtype the model computes in; auto is float16 on CUDA, else float32",
-    )
-
-    @property
-    def two_passes(self) -> bool:
-        """Whether the second pass runs."""
-        return self.source == "img2img" and not self.image_encoder
-
-    def precision_on(self, device: torch.device) -> Precision:
-        """The types with 'auto' resolved for a device."""
-        if self.dtype == "auto" and device.type == "cuda":
-            return self.model_copy(update={"dtype": "float16"}).precision()
-        return self.precision()
 
 
 class DiffusersTeacher(Teacher):

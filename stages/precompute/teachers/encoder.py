@@ -29,7 +29,8 @@ from ...pretrained import quiet_transformers, refusing, token_limit
 from ...sources import digest_files
 from .checkpoint_teacher import LanguageModelTeacher
 from .encoder_options import EncoderOptions, Pooling, resolve_options
-from .tokenized import Inputs, TokenizedOptions
+from .options import TokenizedOptions
+from .tokenized import Inputs
 
 
 class EncoderTeacher(LanguageModelTeacher):

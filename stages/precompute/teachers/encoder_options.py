@@ -2,16 +2,18 @@
 the mean of the last hidden states."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from ....cache_schemas.errors import JobError
 from ....cache_schemas.teachers import SettingValue
-from ...embeddings.folders import EmbeddingFolder
-from ...embeddings.layers import Layer
 from ...pooling import StatePooling
-from .tokenized import TokenizedOptions
+from .options import TokenizedOptions
+
+if TYPE_CHECKING:
+    from ...embeddings.folders import EmbeddingFolder
+    from ...embeddings.layers import Layer
 
 Pooling = StatePooling | Literal["pooler", "features"]
 
@@ -89,12 +91,12 @@ class Resolved:
     job differs from the folder."""
 
     options: EncoderOptions
-    layers: tuple[Layer, ...]
+    layers: "tuple[Layer, ...]"
     notes: tuple[str, ...]
 
 
 def resolve_options(
-    options: EncoderOptions, folder: EmbeddingFolder | None, longest: int | None = None
+    options: EncoderOptions, folder: "EmbeddingFolder | None", longest: int | None = None
 ) -> Resolved:
     """The options with what a folder declares; `longest`: the tokens of a text that it reads.
 
@@ -129,13 +131,13 @@ def resolve_options(
     return Resolved(found, layers, tuple(notes))
 
 
-def _pooling(folder: EmbeddingFolder) -> Pooling | tuple[StatePooling, ...]:
+def _pooling(folder: "EmbeddingFolder") -> Pooling | tuple[StatePooling, ...]:
     if folder.pooling is None:
         return "features"
     return folder.pooling[0] if len(folder.pooling) == 1 else folder.pooling
 
 
-def _named_prompt(options: EncoderOptions, folder: EmbeddingFolder | None) -> dict[str, str]:
+def _named_prompt(options: EncoderOptions, folder: "EmbeddingFolder | None") -> dict[str, str]:
     name = options.prompt_name
     if name is None:
         return {}

@@ -11,19 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 
 from ....cache_schemas.errors import TeacherSourceError
-from ....cache_schemas.features import FeatureSpec, StoredDtype
+from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import example_key
-from .base import Answers, Example, Teacher, TeacherOptions, example_seed, make_spec
+from .base import Answers, Example, Teacher, example_seed, make_spec
+from .options import HashOptions, HashWordsOptions
 
 MAX_DIM = 65_536
-
-
-class HashOptions(TeacherOptions):
-    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the outputs")
-    store_dtype: StoredDtype = Field(default="float32", description="dtype of stored features")
 
 
 class HashTeacher(Teacher):
@@ -51,10 +46,6 @@ class HashTeacher(Teacher):
         seeds = [example_seed(self._options.seed, example.key) for example in examples]
         rows = [np.random.default_rng(seed).standard_normal(shape) for seed in seeds]
         return Answers({"embedding": np.stack(rows)}, np.zeros(len(examples), dtype=bool))
-
-
-class HashWordsOptions(HashOptions):
-    max_words: int = Field(default=512, ge=1, le=65_536, description="maximum words per text")
 
 
 class HashWordsTeacher(Teacher):

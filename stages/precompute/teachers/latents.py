@@ -16,56 +16,21 @@ Shapes: B examples, C latent channels, h x w latent cells. Pictures are PIL imag
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from ....cache_schemas.errors import TeacherOutputError
 from ...memory import free_cached_memory, is_out_of_memory
-from .base import TextOptions, example_seed
+from .base import example_seed
+from .diffusers_options import GenerationOptions
 from .pipelines import takes
 
 SECOND_PASS = b"second pass"
 """Appended to the key, which is 16 bytes: no key and no other use gives the same seed."""
 
 _BOTH_PASSES = ("num_inference_steps", "generator", "output_type")
-
-
-class GenerationOptions(TextOptions):
-    """Settings of the two passes; the defaults are the paper's."""
-
-    lowercase: bool = Field(default=True, description="lower-case the segments, as the paper does")
-    source: Literal["img2img", "txt2img"] = Field(
-        default="img2img",
-        description="pass whose latents are the feature; txt2img leaves the second pass out",
-    )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the noise")
-    steps: int = Field(default=20, ge=1, description="denoising steps of the first pass")
-    guidance: float = Field(default=7.5, ge=0, description="classifier-free guidance, both passes")
-    height: int = Field(default=512, ge=8, description="height of the first image, in pixels")
-    width: int = Field(default=512, ge=8, description="width of the first image, in pixels")
-    resize: int = Field(
-        default=128, ge=8, description="height and width the second pass starts from, in pixels"
-    )
-    strength: float = Field(
-        default=0.75, gt=0, le=1, description="share of the second pass's steps that are done"
-    )
-    second_steps: int | None = Field(
-        default=None, ge=1, description="denoising steps of the second pass; null: as in the first"
-    )
-    negative_prompt: str = Field(
-        default="", description="negative prompt; empty: the pipeline's default"
-    )
-    channel_order: Literal["rgb", "bgr"] = Field(
-        default="rgb", description="channel order of the second pass; bgr as in the paper's code"
-    )
-
-    @property
-    def steps_of_second(self) -> int:
-        """Steps of the second pass, before `strength` cuts them."""
-        return self.second_steps or self.steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 
 from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.extras import require_extra
@@ -30,27 +29,14 @@ from .base import (
     Answers,
     Example,
     Outputs,
-    PrecisionOptions,
     Prepared,
     Teacher,
-    TextOptions,
     in_row_groups,
     make_spec,
     to_host,
 )
 from .clip_source import CONFIG_FILE, ClipSource, find_clip
-
-
-class OpenClipOptions(PrecisionOptions, TextOptions):
-    revision: str | None = Field(
-        default=None, description="branch, tag or commit of a hub id; none is the main branch"
-    )
-    weights: str | None = Field(
-        default=None,
-        description="with the name of an architecture: a safetensors file, or a pretrained tag of "
-        "open_clip",
-    )
-    normalize: bool = Field(default=True, description="scale the embedding to length 1")
+from .options import OpenClipOptions
 
 
 @dataclass(frozen=True, slots=True)

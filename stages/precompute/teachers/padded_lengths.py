@@ -11,31 +11,10 @@ fewer batches, with 1.06 times the tokens in place of 1.04. Steps of a quarter m
 fewer still, with 1.10 times the tokens.
 """
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
-
 import numpy as np
-from pydantic import Field
 
 from ....cache_schemas.keys import IntArray
-from ....cache_schemas.teachers import SettingValue
-from .base import CheckpointOptions
-
-Padding = Literal["growing_steps", "multiples_of_16"]
-
-
-class PaddingOptions(CheckpointOptions):
-    """Options of teachers that pad texts."""
-
-    earlier: ClassVar[Mapping[str, SettingValue]] = {"padding": "multiples_of_16"}
-
-    padding: Padding = Field(
-        default="growing_steps",
-        description="lengths that texts are padded to, of which the last bits of features depend: "
-        "growing_steps are multiples of 8 up to 32 tokens, of 16 up to 128, and eighths of the "
-        "power of two below beyond; multiples_of_16 is what earlier releases had, and what a cache "
-        "of theirs is continued with",
-    )
+from .options import Padding
 
 
 def padded_lengths(lengths: IntArray, most: int, padding: Padding) -> IntArray:

@@ -19,7 +19,8 @@ from ...language.tokens import by_text
 from ...store.codec.fidelity import measure_samples, measure_top_k
 from ...store.codec.samples import encode_samples
 from ...store.codec.top_k import encode_top_k
-from .base import Precision, to_host
+from .base import to_host
+from .options import Precision
 
 MEASURED_EVERY = 16
 """Interval of predicted tokens at which the written row is compared with the exact one."""

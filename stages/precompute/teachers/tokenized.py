@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 
 from ....cache_schemas.errors import TeacherOutputError
 from ....cache_schemas.keys import IntArray
@@ -25,34 +24,11 @@ from ...ragged import positions_of
 from ...tokenizing.long_texts import shortened, shortened_pair, text_and_pair
 from ...tokenizing.padding import pad
 from ...tokenizing.unknown import Unknown, mostly_unknown
-from .base import Example, TextOptions, in_row_groups
-from .padded_lengths import Padding, PaddingOptions, padded_lengths
+from .base import Example, in_row_groups
+from .options import Padding, TokenizedOptions
+from .padded_lengths import padded_lengths
 
 _Ints = npt.NDArray[np.int64]
-
-
-class TokenizedOptions(PaddingOptions, TextOptions):
-    """Options of teachers that read tokens.
-
-    With the default template an example of one segment is a text, of two a text and its pair, of
-    more a text and, as its pair, the others joined by the separator token. Any other template
-    makes one text of all segments. `lowercase` applies to the segments, not to the template.
-    """
-
-    revision: str | None = Field(
-        default=None, description="branch, tag or commit of a hub id; none is the main branch"
-    )
-    max_length: int | None = Field(
-        default=None,
-        ge=1,
-        description="maximum tokens per example, longer ones are truncated; default 128, or the "
-        "model's maximum if that is less",
-    )
-
-    @property
-    def prefix(self) -> str:
-        """Prefix of every text, or of the first one of a pair."""
-        return ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from armada.stages.precompute.teachers.padded_lengths import PaddingOptions, padded_lengths
+from armada.stages.precompute.teachers.options import PaddingOptions
+from armada.stages.precompute.teachers.padded_lengths import padded_lengths
 
 
 def growing(tokens: int) -> int:
