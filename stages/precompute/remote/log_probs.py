@@ -1,7 +1,7 @@
 """Log-probabilities of tokens in a reply, in each form that servers have for them.
 
 - Chat: a list of tokens, each with its string, its bytes and its alternatives. llama.cpp adds the
-  id, and uses this form for /completions too.
+  id (Fireworks as `token_id`), and uses this form for /completions too.
 - Legacy /completions: parallel lists; alternatives are an object from string to log-probability.
 - vLLM's `prompt_logprobs`: for each token of the prompt an object from id to log-probability, the
   prompt's own token first, then the most probable ones.
@@ -174,7 +174,7 @@ def _chat(value: object, name: str) -> Predictions:
 
 def _token(fields: dict[str, Any], name: str) -> tuple[str | None, bytes | None, int | None]:
     string = a_text(fields.get("token"), f"{name}.token")
-    token = optional(fields.get("id"), f"{name}.id", a_whole_number)
+    token = optional(fields.get("id", fields.get("token_id")), f"{name}.id", a_whole_number)
     if token is None and (found := _ID.fullmatch(string)):
         return None, None, int(found[1])
     spelled = optional(fields.get("bytes"), f"{name}.bytes", _spelled)
