@@ -1,6 +1,6 @@
 """POST /chat/completions and POST /completions: generated text, log-probabilities of its tokens.
 
-One `Asking` says what is wanted of either; what a server calls it is decided here:
+One `GenerationRequest` says what is wanted of either; what a server calls it is decided here:
 
 - Log-probabilities: chat has `logprobs` (true) and `top_logprobs`, the legacy call `logprobs=K`.
 - The limit of tokens: `max_tokens`, which every server knows. Hosted models that think demand
@@ -36,7 +36,7 @@ _UNFINISHED = frozenset({"abort", "error"})
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class GenerationRequest:
     """What is wanted of generated text; None leaves the choice to the server."""
 
     max_tokens: int
@@ -59,41 +59,45 @@ class Asking:
     """Fields that the user adds."""
 
 
-def chat_body(model: str, messages: Sequence[Mapping[str, str]], asking: Asking) -> dict[str, Any]:
+def chat_body(
+    model: str, messages: Sequence[Mapping[str, str]], request: GenerationRequest
+) -> dict[str, Any]:
     """The request of a chat completion. Raises JobError for an extra field that is set already."""
     body: dict[str, Any] = {"model": model, "messages": [dict(message) for message in messages]}
-    body |= _sampling(asking)
-    if asking.alternatives is not None:
+    body |= _sampling(request)
+    if request.alternatives is not None:
         body["logprobs"] = True
-        body["top_logprobs"] = asking.alternatives
-    return with_extra(body, asking.extra)
+        body["top_logprobs"] = request.alternatives
+    return with_extra(body, request.extra)
 
 
-def completion_body(model: str, prompt: str | Sequence[int], asking: Asking) -> dict[str, Any]:
+def completion_body(
+    model: str, prompt: str | Sequence[int], request: GenerationRequest
+) -> dict[str, Any]:
     """The request of a completion of a text, or of token ids. Raises JobError for an extra field
     that is set already."""
     written = prompt if isinstance(prompt, str) else list(prompt)
-    body: dict[str, Any] = {"model": model, "prompt": written, **_sampling(asking)}
-    if asking.alternatives is not None:
-        body["logprobs"] = asking.alternatives
-    if asking.echo:
+    body: dict[str, Any] = {"model": model, "prompt": written, **_sampling(request)}
+    if request.alternatives is not None:
+        body["logprobs"] = request.alternatives
+    if request.echo:
         body["echo"] = True
-    return with_extra(body, asking.extra)
+    return with_extra(body, request.extra)
 
 
-def _sampling(asking: Asking) -> dict[str, Any]:
-    fields: dict[str, Any] = {asking.limit_name: asking.max_tokens}
-    if asking.samples != 1:
-        fields["n"] = asking.samples
-    if asking.stop:
-        fields["stop"] = list(asking.stop)
-    if asking.token_ids:
+def _sampling(request: GenerationRequest) -> dict[str, Any]:
+    fields: dict[str, Any] = {request.limit_name: request.max_tokens}
+    if request.samples != 1:
+        fields["n"] = request.samples
+    if request.stop:
+        fields["stop"] = list(request.stop)
+    if request.token_ids:
         fields |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
     named = {
-        "temperature": asking.temperature,
-        "top_p": asking.top_p,
-        "seed": asking.seed,
-        "prompt_logprobs": asking.prompt_alternatives,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed,
+        "prompt_logprobs": request.prompt_alternatives,
     }
     return fields | {name: value for name, value in named.items() if value is not None}
 
@@ -108,10 +112,10 @@ class Choice:
     """What the model thought, where the server keeps it apart from the text."""
     refusal: str | None
     predictions: Predictions | None
-    """Of the tokens that were generated, also those that are not in the text: of thinking, special
-    ones, and of a stop string. After `echo`, the prompt's tokens come first."""
+    """All generated tokens, also those that are not in the text: of thinking, special ones, and of
+    a stop string. After `echo`, the prompt's tokens come first."""
     prompt: Predictions | None
-    """Of the prompt's tokens: `prompt_logprobs`."""
+    """The prompt's tokens: `prompt_logprobs`."""
 
     @property
     def declined(self) -> bool:

@@ -1,6 +1,6 @@
 """Tokens of the wire as the ids of a named tokenizer: exactly, or not at all.
 
-A wrong id would teach a student another token without anybody's noticing, so nothing is guessed:
+A wrong id would teach a student another token without any sign of it, so nothing is guessed:
 
 - A token that has an id on the wire has that id, if the tokenizer has it and spells by it the
   bytes that the server says. llama.cpp writes a character of several tokens as one entry, with

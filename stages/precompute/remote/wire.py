@@ -28,7 +28,8 @@ def malformed(name: str, value: object, expected: str) -> MalformedReplyError:
 
 def shown(value: object) -> str:
     """A value on one line, cut to some length."""
-    text = one_line(repr(value) if isinstance(value, str) else str(value))
+    cut = repr(value[: _SHOWN_CHARACTERS + 1]) if isinstance(value, str) else str(value)
+    text = one_line(cut)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
@@ -42,7 +43,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Who answered, as the server says; a model of '' is one that it doesn't name."""
+    """The model behind a reply, as the server says; a model of '' is one that it doesn't name."""
 
     model: str
     system_fingerprint: str | None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import JobError
 from armada.stages.precompute.remote.responses import (
-    Asking,
+    GenerationRequest,
     chat_body,
     completion_body,
     read_chat,
@@ -248,12 +248,12 @@ def test_parallel_lists_of_different_lengths_are_refused(missing: str) -> None:
 
 def test_asks_for_what_is_wanted_and_no_more() -> None:
     messages = [{"role": "user", "content": "Hi"}]
-    assert chat_body("m", messages, Asking(16)) == {
+    assert chat_body("m", messages, GenerationRequest(16)) == {
         "model": "m",
         "messages": messages,
         "max_tokens": 16,
     }
-    asking = Asking(
+    request = GenerationRequest(
         16,
         limit_name="max_completion_tokens",
         temperature=0.0,
@@ -264,7 +264,7 @@ def test_asks_for_what_is_wanted_and_no_more() -> None:
         alternatives=5,
         extra={"top_k": 40},
     )
-    assert chat_body("m", messages, asking) == {
+    assert chat_body("m", messages, request) == {
         "model": "m",
         "messages": messages,
         "max_completion_tokens": 16,
@@ -277,8 +277,8 @@ def test_asks_for_what_is_wanted_and_no_more() -> None:
         "top_logprobs": 5,
         "top_k": 40,
     }
-    asking = Asking(1, alternatives=5, prompt_alternatives=5, token_ids=True, echo=True)
-    assert completion_body("m", (1, 2), asking) == {
+    request = GenerationRequest(1, alternatives=5, prompt_alternatives=5, token_ids=True, echo=True)
+    assert completion_body("m", (1, 2), request) == {
         "model": "m",
         "prompt": [1, 2],
         "max_tokens": 1,
@@ -289,7 +289,7 @@ def test_asks_for_what_is_wanted_and_no_more() -> None:
         "return_tokens_as_token_ids": True,
     }
     with pytest.raises(JobError, match="'max_tokens'"):
-        completion_body("m", "Hi", Asking(1, extra={"max_tokens": 5}))
+        completion_body("m", "Hi", GenerationRequest(1, extra={"max_tokens": 5}))
 
 
 def test_reads_what_was_billed_and_who_answered() -> None:

@@ -10,7 +10,7 @@ from armada.cache_schemas.errors import JobError
 from armada.stages.precompute.remote.log_probs import Predictions, Tokens
 from armada.stages.precompute.remote.responses import read_chat
 from armada.stages.precompute.remote.token_ids import UnmappedTokenError, Vocabulary
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_tokenizers import KINDS, SENTENCES, make_kind
 
@@ -72,7 +72,6 @@ def encoded(kind: str, text: str) -> list[int]:
     return list(tokenizer_of(kind)(text, add_special_tokens=False)["input_ids"])
 
 
-@settings(deadline=None)
 @pytest.mark.parametrize("kind", [*BYTE_LEVEL, GEMMA])
 @given(text=st.one_of(st.text(), st.sampled_from(SENTENCES)))
 def test_bytes_become_the_ids_that_encoding_gives(kind: str, text: str) -> None:
@@ -103,7 +102,6 @@ def test_every_token_spells_what_decoding_makes_of_it(kind: str) -> None:
 VISIBLE = st.characters(categories=["L", "N", "P", "S"], exclude_characters="\ufffd")
 
 
-@settings(deadline=None)
 @given(text=st.text(VISIBLE, min_size=1), drop=st.integers(0, 30))
 def test_a_reply_that_lacks_a_token_is_refused(text: str, drop: int) -> None:
     ids = encoded("gpt2", text)
