@@ -18,6 +18,7 @@ import typer
 from .cache_schemas.errors import AccessError, ArmadaError, InputError, shown_url
 from .pipeline.caches.commands import AsJson, Quiet, Settings, SkipBadRows, TextColumn
 from .pipeline.caches.commands import app as cache_commands
+from .pipeline.imports import end_without_search, kept_imports
 from .pipeline.messages import LOGGER, LogLevel, set_level, shown
 
 app = typer.Typer(
@@ -102,7 +103,8 @@ def precompute(
         "dask": dask,
     }
     made = make_precompute_job(collect_keys(job, options, settings or []))
-    from .pipeline import precompute as stage
+    with kept_imports():
+        from .pipeline import precompute as stage
 
     if dry_run:
         show_dry_run(stage.dry_run(made), as_json)
@@ -164,8 +166,9 @@ def distill(
         "push_to_hub": push_to_hub,
     }
     made = make(DistillJob, collect_keys(job, options, settings or []))
-    from .pipeline.distill import push_student, run_distill
-    from .stages.distill.processes import processes
+    with kept_imports():
+        from .pipeline.distill import push_student, run_distill
+        from .stages.distill.processes import processes
 
     metrics = run_distill(made, quiet)
     if processes().first:
@@ -202,8 +205,9 @@ def ablate(
         "resume": resume or None,
     }
     ablation = make_ablation(collect_keys(job, options, settings or []))
-    from .pipeline.ablation.ablate import plan, run_ablate
-    from .pipeline.findings.table import show_findings
+    with kept_imports():
+        from .pipeline.ablation.ablate import plan, run_ablate
+        from .pipeline.findings.table import show_findings
 
     if dry_run:
         show_plan(plan(ablation), ablation.repeated, as_json)
@@ -244,7 +248,8 @@ def evaluate(
         "teacher": teacher,
     }
     made = make(EvaluateJob, collect_keys(None, options, settings or []))
-    from .pipeline.evaluate import run_evaluate
+    with kept_imports():
+        from .pipeline.evaluate import run_evaluate
 
     show_evaluation(run_evaluate(made), as_json)
 
@@ -279,7 +284,8 @@ def predict(
         "skip_bad_rows": skip_bad_rows or None,
     }
     made = make(PredictJob, collect_keys(None, options, settings or []))
-    from .pipeline.predict import run_predict
+    with kept_imports():
+        from .pipeline.predict import run_predict
 
     show_predicted(run_predict(made, quiet), as_json)
 
@@ -357,7 +363,10 @@ def _show_traceback(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the console script; exits with 0, 1 or 2."""
+    """Entry point of the console script; exits with 0, 1 or 2. Without `arguments`, this process is
+    the command's own."""
+    if arguments is None:
+        end_without_search()
     try:
         with shown():
             _run(sys.argv[1:] if arguments is None else arguments)

@@ -68,7 +68,7 @@ CHANGES_ITS_OWN = {
 WITHOUT_TORCH = ("cache_schemas", "stages.corpus", "stages.store", "stages.plugins")
 LIGHT = {
     *("typer", "json", "logging", "os", "sys", "time", "pathlib", "typing", "__future__"),
-    *("collections", "contextlib", "enum", "threading", "traceback", "types"),
+    *("atexit", "gc", "collections", "contextlib", "enum", "threading", "traceback", "types"),
 }
 
 
@@ -216,8 +216,17 @@ def test_these_never_import_torch(unit: str) -> None:
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("cli.py", {"cache_schemas.errors", "pipeline.caches.commands", "pipeline.messages"}),
+        (
+            "cli.py",
+            {
+                "cache_schemas.errors",
+                "pipeline.caches.commands",
+                "pipeline.imports",
+                "pipeline.messages",
+            },
+        ),
         ("pipeline/caches/commands.py", set()),
+        ("pipeline/imports.py", set()),
         ("pipeline/messages.py", {"cache_schemas.errors"}),
     ],
 )

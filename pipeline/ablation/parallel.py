@@ -2,10 +2,10 @@
 
     run_all(runs) -> _WorkerPool.start -> _work -> run_distill
 
-Processes come from a server that has torch and transformers imported already, where the system can
-fork: a run starts in a tenth of a second, not in six. A process that is killed, such as for lack of
-memory, is one failed run; the others continue. When this process ends, for whatever reason, the
-runs end.
+Processes come from a server that has imported all that a run needs (`imported.py`), where the
+system can fork: a run starts in a tenth of a second, not in six. A process that is killed, such as
+for lack of memory, is one failed run; the others continue. When this process ends, for whatever
+reason, the runs end.
 """
 
 import multiprocessing
@@ -138,7 +138,7 @@ def _processes() -> Any:
     if sys.platform != "linux":  # forking after Apple's libraries have started threads is not safe
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([f"{__package__}.imported"])
     return context
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from armada.stages.distill.objectives import OBJECTIVES
@@ -60,6 +61,46 @@ def test_nothing_heavy_is_imported_to_list_or_refuse_keys(command: str, says: st
     assert says in out + done.stderr
     assert done.returncode == (0 if "--keys" in command or "schema" in command else 2)
     assert HEAVY.intersection(imported.split()) == set()
+
+
+IMPORTING = """
+import gc, sys
+from armada.cli import main
+searches = []
+gc.callbacks.append(lambda phase, info: searches.append(info) if "torch" in sys.modules else None)
+try:
+    main(sys.argv[1:])
+finally:
+    print("ended", sum(each["generation"] == 2 for each in searches), gc.isenabled())
+    print(gc.get_freeze_count())
+"""
+
+ENDING = """
+import atexit, gc
+from armada.cli import main
+atexit.register(lambda: print(len(gc.get_objects()), gc.get_freeze_count()))
+main()
+"""
+
+
+def test_no_search_for_garbage_goes_through_what_is_imported(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, *DISTILL.split(), "--set", "label_column=l"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr[:7]) == (2, "error: "), done.stderr
+    searches, collecting, kept = done.stdout.split()[-3:]
+    assert (int(searches), collecting) == (0, "True")
+    assert int(kept) > 100_000
+
+
+def test_the_last_search_for_garbage_finds_nothing_to_go_through() -> None:
+    words = [sys.executable, "-c", ENDING, "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    searched, kept = done.stdout.split()[-2:]
+    assert int(searched) < 1000 < int(kept)
 
 
 @pytest.mark.parametrize("registry", [TEACHERS, OBJECTIVES], ids=["teachers", "objectives"])
