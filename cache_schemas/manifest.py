@@ -234,6 +234,20 @@ class BatchFigures(Document):
         return cls(**joined | {"auto_limit": max(each["auto_limit"] for each in fields)})
 
 
+class RequestFigures(Document):
+    """The requests of a run to a server, and who answered them."""
+
+    requests: int = Field(default=0, ge=0)
+    repeated: int = Field(default=0, ge=0, description="of them, again after a failure")
+    kept: int = Field(default=0, ge=0, description="examples answered by an earlier run's requests")
+    refused: int = Field(default=0, ge=0, description="examples that the server refused")
+    input_tokens: int = Field(default=0, ge=0, description="as the server says")
+    output_tokens: int = Field(default=0, ge=0, description="as the server says")
+    cost: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="by the job's prices")
+    model: str = Field(default="", description="model that the server names")
+    system_fingerprint: str | None = Field(default=None, description="of the server")
+
+
 class RunRecord(Document):
     """Provenance and cost of one run of `precompute`; `runs/<id>.json`."""
 
@@ -248,11 +262,13 @@ class RunRecord(Document):
     )
     truncated_examples: int = Field(default=0, ge=0, description="truncated texts")
     batches: BatchFigures | None = None
+    requests: RequestFigures | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = dump(self)
-        return {k: v for k, v in document.items() if (k, v) != ("batches", None)}
+        absent = {name for name in ("batches", "requests") if document[name] is None}
+        return {k: v for k, v in document.items() if k not in absent}
 
 
 DocumentT = TypeVar("DocumentT", bound=Document)

@@ -2,6 +2,7 @@
 computed."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from ..cache_schemas.manifest import (
 )
 from ..cache_schemas.teachers import SettingValue
 from ..stages.store.format.zarr_shards import shard_bytes
+from ..stages.store.reading.reader import Cache
+from ..stages.store.writing.replies import KeptReplies
 from ..stages.store.writing.teacher_folder import require_writable
 from ..stages.store.writing.writer import CacheWriter, Work
 from .environment import choose_device, hardware, library_versions
@@ -32,8 +35,6 @@ from .signals import telling_what_is_kept, terminable
 if TYPE_CHECKING:
     from ..stages.precompute.precompute import Probe
     from ..stages.precompute.teachers.base import Teacher
-
-PROBE_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ def _run(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
 
         return run_on_cluster(job, quiet)
     job, teacher = make_settled(job)
+    with closing(teacher):
+        return _run_here(job, teacher, quiet)
+
+
+def _run_here(job: PrecomputeJob, teacher: "Teacher", quiet: bool) -> PrecomputeReport:
     plan = make_plan(job, teacher)
     require_writable(job.cache)
     with terminable():
@@ -86,6 +92,11 @@ def _load(teacher: "Teacher") -> None:
 def dry_run(job: PrecomputeJob) -> DryRun:
     """Plan of `run_precompute`; runs the teacher on one probe batch, writes nothing."""
     job, teacher = make_settled(job)
+    with closing(teacher):
+        return _dry_run(job, teacher)
+
+
+def _dry_run(job: PrecomputeJob, teacher: "Teacher") -> DryRun:
     plan = make_plan(job, teacher)
     todo = not_cached(job, plan)
     probe = _probe(job, plan, teacher, todo)
@@ -122,10 +133,15 @@ def _probe(
     if not len(todo):
         return Probe(0.0, {})
     rows = job.batch_size if isinstance(job.batch_size, int) else teacher.default_batch_size
-    size = min(rows, PROBE_ROWS, len(todo))
+    size = min(rows, teacher.probe_rows, len(todo))
     sample = todo[np.linspace(0, len(todo) - 1, size).astype(np.int64)]
     _load(teacher)
     return probe(teacher, make_examples(plan.corpus, plan.keys, sample))
+
+
+def _begin_to_ask(teacher: "Teacher", writer: CacheWriter) -> None:
+    replies = KeptReplies(writer.path, writer.manifest.fingerprint, writer.pending)
+    teacher.begin(replies, Cache(writer.path, writer.manifest).runs())
 
 
 def _compute(
@@ -140,13 +156,20 @@ def _compute(
     from ..stages.precompute.precompute import EncodingRun, precompute
 
     run = RunProvenance(
-        job, plan, writer, library_versions(), hardware(str(choose_device(job.device)))
+        job,
+        plan,
+        writer,
+        library_versions(),
+        hardware(str(choose_device(job.device))),
+        requests=teacher.requests,
     )
     skipped: list[str] = []
     work = Work(writer, plan.keys, say_that_it_waits(quiet))
     if work.pending:
         if not loaded:  # somebody has just removed what was there
             _load(teacher)
+        if teacher.asks_a_server:
+            _begin_to_ask(teacher, writer)
         with CountProgress("precompute", "rows", work.pending, quiet, run.progress) as progress:
             encoding = EncodingRun(
                 BatchSizes.of(teacher, job.batch_size),

@@ -4,7 +4,7 @@ job, teacher -> Plan: a corpus, its keys, and the teacher whose features are wri
 what it adds to a cached one. Commits -> the provenance record of the run, and its report.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,18 @@ from ..cache_schemas.codings import Fidelity
 from ..cache_schemas.errors import MissingKeysError
 from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
-from ..cache_schemas.manifest import CommitRecord, CorpusRecord, RunRecord, TeacherManifest
+from ..cache_schemas.manifest import (
+    CommitRecord,
+    CorpusRecord,
+    RequestFigures,
+    RunRecord,
+    TeacherManifest,
+)
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
-from ..stages.store.format.manifests import read_commits
+from ..stages.store.format.manifests import list_teachers, read_commits
 from ..stages.store.reading.reader import Cache
 from ..stages.store.writing.extending import plan_extension
-from ..stages.store.writing.teacher_folder import begun_without, check_teacher
+from ..stages.store.writing.teacher_folder import begun_without, check_teacher, is_new
 from ..stages.store.writing.writer import CacheWriter, pending
 from ..stages.tokenizing.unknown import SAMPLE
 from .environment import new_run_id, now
@@ -52,6 +58,8 @@ def make_settled(
     cache was begun so. `device`: its device, if not that of the job. Raises what `make_teacher`
     raises, CacheError if there is something else."""
     teacher = make_teacher(job, device)
+    cached = [] if is_new(job.cache) else [known.spec for known in list_teachers(job.cache)]
+    teacher.settle(cached)
     earlier = {
         name: value
         for name, value in teacher.Options.earlier.items()
@@ -62,7 +70,9 @@ def make_settled(
     listed = ", ".join(f"{name}={value}" for name, value in earlier.items())
     LOGGER.info(f"cache {job.cache}: was begun with {listed} by an earlier release; goes on so")
     job = job.model_copy(update={"options": {**job.options, **earlier}})
-    return job, make_teacher(job, device)
+    teacher = make_teacher(job, device)
+    teacher.settle(cached)
+    return job, teacher
 
 
 def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
@@ -188,8 +198,9 @@ class RunProvenance:
         versions: dict[str, str],
         machine: dict[str, str],
         run_id: str | None = None,
+        requests: Callable[[], RequestFigures | None] = lambda: None,
     ) -> None:
-        self._writer, self.id = writer, run_id or new_run_id()
+        self._writer, self.id, self._requests = writer, run_id or new_run_id(), requests
         self.record = RunRecord(
             started=now(),
             versions=versions,
@@ -212,6 +223,7 @@ class RunProvenance:
                 "teacher_seconds": old.teacher_seconds | {record.shard: round(seconds, 3)},
                 "truncated_examples": old.truncated_examples + truncated,
                 "batches": self.counts.figures(),
+                "requests": self._requests(),
             }
         )
         self.write()

@@ -70,7 +70,7 @@ def precompute(
     clock = _Clock(encoding.counts)
     with (
         _matrix_products_of(teacher),
-        _Committer(writer, work, encoding.committed) as committer,
+        _Committer(writer, work, teacher, encoding.committed) as committer,
         _Ahead(corpus, keys, work, teacher, writer) as ahead,
         _Storing() as storing,
     ):
@@ -209,9 +209,9 @@ def _encode_shard(
     def stored(batches: Iterator[_Stored]) -> None:
         nonlocal left
         for batch in batches:
-            for row, feature in batch.bad.items():
+            for row, problem in batch.bad.items():
                 where = corpus.where(int(task.rows[row]))
-                _refuse_or_skip(where, feature, prepared.examples[row], encoding)
+                _refuse_or_skip(where, problem, prepared.examples[row], encoding)
             encoding.counts.busy_seconds += batch.busy_s
             bucket = int(prepared.buckets[batch.rows[0]])
             encoding.sizes.measured(bucket, len(batch.rows), batch.busy_s)
@@ -266,21 +266,22 @@ def _start(teacher: Teacher, batch: Prepared) -> Outputs | None:
     return None
 
 
-def _refuse_or_skip(where: str, feature: str, example: Example, encoding: EncodingRun) -> None:
+def _refuse_or_skip(where: str, problem: str, example: Example, encoding: EncodingRun) -> None:
     text = " | ".join(example.segments)
-    problem = f"{where}: the teacher's {feature!r} is not finite for {text[:80]!r}"
+    problem = f"{where}: {problem} for {text[:80]!r}"
+    remedy = "try dtype=float32 or store_dtype=float32, or " if "is not finite" in problem else ""
     if not encoding.skip_bad_rows:
         raise TeacherOutputError(
-            f"{problem}; committed shards are kept; try dtype=float32 or store_dtype=float32, or "
-            "set skip_bad_rows=true to skip such examples"
+            f"{problem}; committed shards are kept; {remedy}set skip_bad_rows=true to skip such "
+            "examples"
         )
     encoding.skipped.append(problem)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Rows of a shard whose outputs have been kept, row -> feature that was not finite, and the
-    seconds of the device."""
+    """Rows of a shard whose outputs have been kept, row -> what is wrong with one that was not, and
+    the seconds of the device."""
 
     rows: IntArray
     bad: dict[int, str]
@@ -360,9 +361,11 @@ class _Committer:
     """Commits in a thread, one shard at a time; an error of the thread surfaces at the next
     commit or at the end."""
 
-    def __init__(self, writer: CacheWriter, work: Work, committed: Committed) -> None:
+    def __init__(
+        self, writer: CacheWriter, work: Work, teacher: Teacher, committed: Committed
+    ) -> None:
         self._writer, self._work = writer, work
-        self._committed = committed
+        self._teacher, self._committed = teacher, committed
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._running: Future[None] | None = None
 
@@ -402,6 +405,7 @@ class _Committer:
         except ReservationLostError:
             self._work.put_back(task)
         else:
+            self._teacher.committed(finished.keys)
             self._committed(record, seconds, int(finished.truncated.sum()))
 
     def wait(self) -> None:

@@ -28,6 +28,9 @@ class FinishedRows:
     fidelity: Mapping[str, Fidelity]
 
 
+NOT_FINITE = "the teacher's {!r} is not finite"
+
+
 class ShardBuffer:
     """Buffer for N examples, of which those that were put are finished."""
 
@@ -43,12 +46,13 @@ class ShardBuffer:
         self._fidelity: dict[str, dict[int, Fidelity | None]] = {}
 
     def put(self, positions: IntArray, answers: Answers) -> dict[int, str]:
-        """Keep the outputs of the examples at rows `positions`, except non-finite ones; returns
-        row -> feature of these. Overflow in half precision is not finite."""
-        bad = {int(positions[position]): name for position, name in answers.invalid.items()}
+        """Keep the outputs of the examples at rows `positions`, except refused and non-finite ones;
+        returns row -> what is wrong with these. Overflow in half precision is not finite."""
+        bad = {int(positions[at]): NOT_FINITE.format(name) for at, name in answers.invalid.items()}
         for name, column in self._columns.items():
             finite = column.put(positions, answers.features[name])
-            bad |= {int(position): name for position in positions[~finite]}
+            bad |= {int(position): NOT_FINITE.format(name) for position in positions[~finite]}
+        bad |= {int(positions[at]): reason for at, reason in answers.refused.items()}
         self._answered[np.setdiff1d(positions, list(bad))] = True
         self._truncated[positions] = answers.truncated
         self._images.update(zip(positions.tolist(), answers.images, strict=False))

@@ -12,6 +12,7 @@ TEACHERS = Registry(
         "causal_lm": ".precompute.teachers.causal_lm:CausalLMTeacher",
         "classifier": ".precompute.teachers.classifier:ClassifierTeacher",
         "open_clip": ".precompute.teachers.open_clip:OpenClipTeacher",
+        "openai": ".precompute.remote.teacher:OpenAITeacher",
         "diffusers": ".precompute.teachers.diffusers:DiffusersTeacher",
     },
     built_in_options={
@@ -21,6 +22,7 @@ TEACHERS = Registry(
         "causal_lm": ".precompute.teachers.causal_options:CausalLMOptions",
         "classifier": ".precompute.teachers.options:ClassifierOptions",
         "open_clip": ".precompute.teachers.options:OpenClipOptions",
+        "openai": ".precompute.remote.options:OpenAIOptions",
         "diffusers": ".precompute.teachers.diffusers_options:DiffusersOptions",
     },
 )

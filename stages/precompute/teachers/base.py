@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,9 @@ import torch
 from ....cache_schemas.codings import Fidelity
 from ....cache_schemas.errors import RunError
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.keys import IntArray
+from ....cache_schemas.keys import IntArray, KeyArray
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
+from ....cache_schemas.manifest import RequestFigures, RunRecord
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...memory import out_of_memory_as
 from ...tokenizing.unknown import Unknown
@@ -32,6 +33,9 @@ from .options import Precision as Precision
 from .options import PrecisionOptions as PrecisionOptions
 from .options import TeacherOptions as TeacherOptions
 from .options import TextOptions as TextOptions
+
+if TYPE_CHECKING:
+    from ...store.writing.replies import KeptReplies
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,16 @@ class Answers:
     features: name -> array [B, *shape], or, of a feature along an axis, one array [n, *shape] for
     each example; truncated: bool [B], texts longer than the teacher takes; images: PNG files, one
     per example, of a teacher that generates images and keeps them; invalid: example -> the
-    feature whose outputs were not finite, where stored integers would not show it; fidelity: name
-    -> error of the stored feature for each example, None where it was not measured.
+    feature whose outputs were not finite, where stored integers would not show it; refused: example
+    -> why there is no answer to it, whatever stands in its place; fidelity: name -> error of the
+    stored feature for each example, None where it was not measured.
     """
 
     features: Mapping[str, npt.NDArray[Any] | Sequence[npt.NDArray[Any]]]
     truncated: npt.NDArray[np.bool_]
     images: Sequence[bytes] = field(default=())
     invalid: Mapping[int, str] = field(default_factory=dict)
+    refused: Mapping[int, str] = field(default_factory=dict)
     fidelity: Mapping[str, Sequence[Fidelity | None]] = field(default_factory=dict)
 
 
@@ -101,9 +107,14 @@ class Teacher(ABC):
     """Padded tokens of a batch, where buckets are lengths in tokens: so many rows as have them.
     None: `default_batch_size` rows of any length."""
     default_rows_per_shard: ClassVar[int] = DEFAULT_ROWS_PER_SHARD
+    probe_rows: ClassVar[int] = 64
+    """Examples, at most, by which a dry run estimates the cost."""
+    asks_a_server: ClassVar[bool] = False
+    """Whether what it computes is computed elsewhere, by requests that may have to be paid: then
+    `begin`, `committed`, `requests` and `close` are its, too, and one process asks."""
 
     spec: TeacherSpec
-    """Set by the constructor, before anything heavy is loaded."""
+    """Set by the constructor, before anything heavy is loaded; or by `settle`."""
     notes: tuple[str, ...] = ()
     """Warnings before it runs: options that differ from what its source declares."""
 
@@ -146,6 +157,26 @@ class Teacher(ABC):
         """The share of unknown tokens in these texts, if it is most of them; may be called before
         `load`. Default: None, not known."""
         return None
+
+    def settle(self, cached: Sequence[TeacherSpec]) -> None:  # noqa: B027 (most have nothing to do)
+        """Set the `spec`, if settings alone don't tell it, from the teachers of a cache or by
+        asking. Called once, before anything but `spec` is used. Default: it is set."""
+
+    def begin(  # noqa: B027
+        self, replies: "KeptReplies", earlier: Sequence[RunRecord]
+    ) -> None:
+        """A run begins to ask a server, after `load`: `replies` keeps what it says until that is in
+        a shard; earlier: the records of the cache's runs. Default: nothing."""
+
+    def committed(self, keys: KeyArray) -> None:  # noqa: B027
+        """The features of these examples [N, 16] are in the cache. Default: nothing."""
+
+    def requests(self) -> RequestFigures | None:
+        """The requests of this run so far. Default: None, it makes none."""
+        return None
+
+    def close(self) -> None:  # noqa: B027
+        """A run has ended, in whatever way. Default: nothing."""
 
 
 def load_teacher(teacher: Teacher) -> None:

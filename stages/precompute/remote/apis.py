@@ -1,0 +1,92 @@
+"""What may be asked of an endpoint, and which features the answers are."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ....cache_schemas.features import FeatureSpec
+from ..teachers.base import Answers, Example
+from . import embeddings
+from .options import OpenAIOptions
+from .requests import Api, Asked
+from .wire import MalformedReplyError, Usage
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, about; only to expect costs by, before a server has said what they are."""
+
+
+class FeatureApi(Api, Protocol):
+    """An API whose answers are features."""
+
+    def content(self, example: Example) -> Any:
+        """What is asked about an example."""
+
+    def features(self, answer: Any) -> list[FeatureSpec]:
+        """The features, whose shape may be known from an answer alone."""
+
+    def answers(self, found: Sequence[Any]) -> Answers:
+        """The features of some examples, from their answers; None: there is none, and whatever
+        stands for it is not kept."""
+
+    def distance(self, one: Any, other: Any) -> float:
+        """How far two answers about one text are apart: 0 alike, 1 nothing in common."""
+
+
+class EmbeddingApi:
+    """`POST /embeddings` -> feature `embedding` [D]."""
+
+    path = "/embeddings"
+
+    def __init__(self, model: str, options: OpenAIOptions) -> None:
+        self._model, self._options = model, options
+        self.together = options.texts_per_request
+        self._width: int | None = options.dimensions
+
+    def content(self, example: Example) -> str:
+        """The text."""
+        return self._options.text(example.segments)
+
+    def body(self, asked: Sequence[Asked]) -> dict[str, Any]:
+        """See Api."""
+        texts = [each.content for each in asked]
+        return embeddings.body(self._model, texts, self._options.dimensions)
+
+    def read(self, document: Any, count: int) -> Sequence[npt.NDArray[np.float32]]:
+        """One vector for each text."""
+        found = embeddings.read(document, count)
+        if self._width is not None and found.shape[1] != self._width:
+            raise MalformedReplyError(
+                f"embeddings have {found.shape[1]} numbers, not {self._width}"
+            )
+        return list(found)
+
+    def expected(self, asked: Sequence[Asked]) -> Usage:
+        """See Api."""
+        return Usage(sum(len(each.content) for each in asked) // CHARACTERS_PER_TOKEN, 0)
+
+    def features(self, answer: npt.NDArray[np.float32] | None) -> list[FeatureSpec]:
+        """The embedding, as wide as this one."""
+        if answer is not None:
+            self._width = len(answer)
+        assert self._width is not None
+        return [
+            FeatureSpec(
+                name="embedding",
+                shape=(self._width,),
+                dtype=self._options.store_dtype,
+                description="embedding of the text",
+            )
+        ]
+
+    def answers(self, found: Sequence[npt.NDArray[np.float32] | None]) -> Answers:
+        """[B, D]."""
+        none = np.zeros(self._width or 0, dtype=np.float32)
+        rows = np.stack([none if each is None else each for each in found])
+        return Answers({"embedding": rows}, np.zeros(len(found), dtype=bool))
+
+    def distance(self, one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+        """Half of one minus their cosine."""
+        product = float(one @ other) / (float(np.linalg.norm(one) * np.linalg.norm(other)) or 1.0)
+        return (1 - product) / 2

@@ -1,0 +1,78 @@
+"""A thread that keeps requests in flight (`requests.py`), for whoever waits for their answers."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from ....cache_schemas.errors import RunError
+from .requests import Asked, Request, Requests
+from .wire import MalformedReplyError
+
+GRACE_S = 20.0
+"""For how long requests in flight are waited for when a run ends."""
+
+
+class Asking:
+    """Asks a server about examples. What a future has is what `Api.read` makes of a reply; it
+    raises TextRefusedError for a text that is not answered, an ArmadaError where the run ends."""
+
+    def __init__(self, requests: Requests) -> None:
+        self.requests = requests
+        self._loop = asyncio.new_event_loop()
+        self._thread: threading.Thread | None = None
+
+    def ask(self, asked: Sequence[Asked]) -> "list[Future[Any]]":
+        """Begin to ask; replies that were kept are answers at once. From one thread at a time."""
+        futures: list[Future[Any]] = [Future() for _ in asked]
+        pairs = [
+            (one, future)
+            for one, future in zip(asked, futures, strict=True)
+            if not self._was_kept(one, future)
+        ]
+        size = self.requests.api.together
+        parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        made = [Request([one for one, _ in part], [future for _, future in part]) for part in parts]
+        if made:
+            self._start()
+            self._loop.call_soon_threadsafe(self.requests.put, made)
+        return futures
+
+    def close(self) -> None:
+        """Begin no request any more; wait for those in flight, and keep their replies."""
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._thread = None
+        self._loop.close()
+
+    def _was_kept(self, asked: Asked, future: "Future[Any]") -> bool:
+        replies = self.requests.replies
+        kept = None if replies is None else replies.get(asked.key)
+        if kept is None:
+            return False
+        try:
+            answers = self.requests.api.read(json.loads(kept.body), kept.count)
+        except (ValueError, MalformedReplyError):
+            return False  # kept by a release that read replies otherwise
+        self.requests.counts.kept += 1
+        future.set_result(answers[kept.index])
+        return True
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="asking", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        running = self._loop.create_task(self.requests.run())
+        self._loop.run_forever()
+        running.cancel()
+        self.requests.end(RunError("requests: the run has ended"))
+        self._loop.run_until_complete(self._settle(running))
+
+    async def _settle(self, running: "asyncio.Task[None]") -> None:
+        await asyncio.gather(running, return_exceptions=True)
+        await self.requests.settle(GRACE_S)

@@ -1,0 +1,130 @@
+"""One server's HTTP: a request with a deadline, and what kind of failure a failure is.
+
+Failures are of four kinds. `BusyError` and `FailingError` may pass: the same request is sent again
+later. `TextRefusedError` is about the texts of this request, and no other. Everything else is an
+ArmadaError, and ends the run. No header, no key and no password is in any message.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from ....cache_schemas.errors import JobError, RunError
+from ...store.transfer.retries import asked_wait_s, may_pass
+from .error_bodies import about_the_text, is_final, reason_of
+
+MOST_REPLY_BYTES = 2**28
+
+_BUSY = {429, 503, 529}
+
+
+class FailureError(Exception):
+    """A request that failed and may be sent again; `wait_s`: as the server asked."""
+
+    def __init__(self, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class BusyError(FailureError):
+    """Too many requests for this server, for now."""
+
+
+class FailingError(FailureError):
+    """The server, or the way to it, does not work, for now."""
+
+
+class TextRefusedError(Exception):
+    """The server answers no request with this text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A reply: its bytes, and the JSON document that they are."""
+
+    body: bytes
+    document: Any
+
+
+class Endpoint:
+    """A server under a base URL, such as `http://localhost:8000/v1`; belongs to one event loop."""
+
+    def __init__(self, base_url: str, key_variable: str, deadline_s: float, most: int) -> None:
+        """`base_url`: as `check_base_url` gives it; `key_variable`: the environment variable that
+        has the key, if one is needed; `most`: connections at once."""
+        self._base = base_url
+        self.host = urlsplit(self._base).netloc
+        self._key_variable, self._deadline_s = key_variable, deadline_s
+        key = os.environ.get(key_variable, "").strip()
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            http2=find_spec("h2") is not None,
+            timeout=httpx.Timeout(None, connect=min(30.0, deadline_s)),
+            limits=limits,
+        )
+        self._has_key = bool(key)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Received:
+        """The server's reply to a document. Raises BusyError, FailingError or TextRefusedError;
+        RunError or JobError for what asking again does not mend."""
+        try:
+            # Of the whole request: a reply that drips in never runs into a timeout of silence.
+            async with asyncio.timeout(self._deadline_s):
+                status, headers, received = await self._send(path, body)
+        except TimeoutError as cause:
+            raise FailingError(f"no reply within timeout={self._deadline_s:g} seconds") from cause
+        except httpx.HTTPError as cause:
+            if not may_pass(cause):
+                raise RunError(f"{self.host}: {type(cause).__name__}: {cause}") from cause
+            raise FailingError(
+                f"{type(cause).__name__}: {cause}" if str(cause) else "broken"
+            ) from cause
+        if status != 200:
+            raise self._failure(status, headers, received, path)
+        try:
+            return Received(received, json.loads(received))
+        except ValueError as cause:
+            raise FailingError(f"the reply is no JSON ({len(received)} bytes)") from cause
+
+    async def _send(self, path: str, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+        async with self._client.stream("POST", self._base + path, json=body) as response:
+            parts, size = [], 0
+            async for part in response.aiter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > MOST_REPLY_BYTES:
+                    raise RunError(f"{self.host}: a reply has more than {MOST_REPLY_BYTES} bytes")
+            return response.status_code, response.headers, b"".join(parts)
+
+    def _failure(
+        self, status: int, headers: httpx.Headers, received: bytes, path: str
+    ) -> Exception:
+        reason = f"{status}: {reason_of(received)}"
+        request = httpx.Request("POST", self._base)
+        response = httpx.Response(status, headers=headers, request=request)
+        error = httpx.HTTPStatusError(reason, request=request, response=response)
+        if status in _BUSY and not is_final(status, received):
+            return BusyError(reason, asked_wait_s(error))
+        if status in (401, 403):
+            key = "the key in" if self._has_key else "no key is in"
+            return JobError(
+                f"base_url: {self.host} answers {reason}; {key} the environment variable "
+                f"{self._key_variable}: set it to one that the server takes"
+            )
+        if about_the_text(status, received):
+            return TextRefusedError(reason)
+        if may_pass(error) and not is_final(status, received):
+            return FailingError(reason, asked_wait_s(error))
+        return RunError(f"{self.host}{path}: {reason}")

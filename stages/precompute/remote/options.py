@@ -1,0 +1,152 @@
+"""Options of the teacher `openai`: what is asked of an endpoint, and how a run may ask it."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from ....cache_schemas.features import StoredDtype
+from ....cache_schemas.teachers import SettingValue
+from ..teachers.options import TextOptions
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run may take. Prices are of a million tokens, and of one request."""
+
+    patience_s: float = 600.0
+    requests: int | None = None
+    cost: float | None = None
+    input_price: float = 0.0
+    output_price: float = 0.0
+    request_price: float = 0.0
+
+    def cost_of(self, input_tokens: int, output_tokens: int) -> float:
+        """The price of a request that takes so many tokens."""
+        tokens = input_tokens * self.input_price + output_tokens * self.output_price
+        return tokens / 1e6 + self.request_price
+
+
+ApiName = Literal["embeddings"]
+
+
+class OpenAIOptions(TextOptions):
+    """Options of the teacher `openai`. Those `of_a_run` say where and how fast it is asked."""
+
+    of_a_run: ClassVar[frozenset[str]] = frozenset(
+        {"base_url", "key_variable", "concurrency", "requests_per_minute", "tokens_per_minute"}
+        | {"timeout", "patience", "texts_per_request", "probes", "accept_change"}
+        | {"max_requests", "max_cost", "input_price", "output_price", "request_price"}
+    )
+
+    api: ApiName = Field(default="embeddings", description="what is asked for: embeddings")
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        description="numbers of an embedding that the server is to shorten it to; default: as many "
+        "as the model has",
+    )
+    store_dtype: StoredDtype = Field(default="float32", description="dtype of stored features")
+
+    base_url: str = Field(
+        default="https://api.openai.com/v1",
+        description="URL of the server, up to the part that all of its endpoints begin with",
+    )
+    key_variable: str = Field(
+        default="OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="environment variable that has the key; the key itself is never written down",
+    )
+    concurrency: int | Literal["auto"] = Field(
+        default="auto",
+        description="requests in flight; auto: as many as bring more replies a second, up to 256",
+    )
+    requests_per_minute: int | None = Field(default=None, ge=1, description="limit of the server")
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="limit of the server")
+    timeout: float = Field(
+        default=120.0, gt=0, description="seconds after which a request has failed"
+    )
+    patience: float = Field(
+        default=600.0,
+        ge=0,
+        description="seconds for which a request that fails is sent again, before the run ends",
+    )
+    texts_per_request: int = Field(
+        default=32, ge=1, le=2048, description="texts of one request (embeddings)"
+    )
+    probes: int = Field(
+        default=3,
+        ge=1,
+        le=64,
+        description="how often one text is asked about at first, to see whether all replicas of "
+        "the server answer alike",
+    )
+    accept_change: bool = Field(
+        default=False,
+        description="go on although the server names another model or system fingerprint than it "
+        "did before",
+    )
+    max_requests: int | None = Field(
+        default=None, ge=1, description="requests after which a run ends"
+    )
+    max_cost: float | None = Field(
+        default=None, gt=0, description="cost at which a run ends, by the prices"
+    )
+    input_price: float = Field(default=0.0, ge=0, description="price of a million input tokens")
+    output_price: float = Field(default=0.0, ge=0, description="price of a million output tokens")
+    request_price: float = Field(default=0.0, ge=0, description="price of a request")
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_a_server(cls, url: str) -> str:
+        return check_base_url(url)
+
+    @field_validator("concurrency")
+    @classmethod
+    def _is_some(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 1 <= value <= 65_536:
+            raise ValueError("is not from 1 to 65,536")
+        return value
+
+    @model_validator(mode="after")
+    def _cost_has_prices(self) -> "OpenAIOptions":
+        if self.max_cost and not (self.input_price or self.output_price or self.request_price):
+            raise ValueError(
+                "max_cost: there are no prices; set input_price, output_price or request_price"
+            )
+        return self
+
+    def settings(self) -> dict[str, SettingValue]:
+        """The settings in the fingerprint: those of the API that is asked."""
+        settings = super().settings()
+        return {name: value for name, value in settings.items() if value is not None}
+
+    @property
+    def most_in_flight(self) -> int:
+        """The highest number of requests in flight."""
+        return 256 if self.concurrency == "auto" else int(self.concurrency)
+
+    @property
+    def limits(self) -> Limits:
+        """What a run may take."""
+        return Limits(
+            self.patience,
+            self.max_requests,
+            self.max_cost,
+            self.input_price,
+            self.output_price,
+            self.request_price,
+        )
+
+
+def check_base_url(url: str) -> str:
+    """The URL without a slash at its end. Raises ValueError for what is no URL of a server."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("is no URL of a server, such as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "has more than scheme, host and path; a key belongs into the environment variable that "
+            "key_variable names"
+        )
+    return url.rstrip("/")

@@ -1,0 +1,212 @@
+"""A model behind an OpenAI-compatible endpoint: text in, answer out, perhaps with a bill.
+
+The settings in the fingerprint are what is asked for; where it is asked, how fast and at what price
+is the run's. Who answered, the model's name and the server's fingerprint, is in the run's record,
+and a teacher that is frozen stays the same: another one ends the run.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ....cache_schemas.errors import RunError
+from ....cache_schemas.keys import KeyArray
+from ....cache_schemas.manifest import RequestFigures, RunRecord
+from ....cache_schemas.teachers import TeacherSpec
+from ...store.writing.replies import KeptReplies
+from ..teachers.base import Answers, Example, Outputs, Prepared, Teacher, make_spec
+from .apis import EmbeddingApi, FeatureApi
+from .asking import Asking
+from .endpoint import Endpoint, TextRefusedError
+from .options import OpenAIOptions
+from .pacing import Level, PerMinute
+from .requests import Asked, RequestCounts, Requests
+from .wire import Served
+
+PROBE = "The quick brown fox jumps over the lazy dog."
+APART = 0.01
+"""Distance of two answers to one text above which two servers are two teachers: rounding, in half
+precision and in batches of other sizes, is a hundred times less."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """The answers to some examples, which are waited for."""
+
+    futures: Sequence["Future[Any]"]
+
+    def take(self, rows: Any) -> "_Coming":
+        return _Coming([self.futures[row] for row in rows.tolist()])
+
+
+class OpenAITeacher(Teacher):
+    """`openai:MODEL` at `base_url`."""
+
+    Options = OpenAIOptions
+    kind = "openai"
+    asks_a_server = True
+    default_rows_per_shard = 1024
+    probe_rows = 4
+
+    def __init__(self, source: str, options: OpenAIOptions, device: torch.device) -> None:
+        self._source, self._options = source, options
+        self._api: FeatureApi = EmbeddingApi(source, options)
+        self._counts = RequestCounts()
+        self._served: Served | None = None
+        self._probed: Any = None
+        """An answer to the probe, once it was asked."""
+        self._asking = self._make_asking(None)
+        if options.dimensions is not None:
+            self.spec = self._make_spec(None)
+
+    def _make_spec(self, answer: Any) -> TeacherSpec:
+        features = self._api.features(answer)
+        return make_spec(self.kind, self._source, {}, self._options, features, model=self._source)
+
+    def settle(self, cached: Sequence[TeacherSpec]) -> None:
+        """See Teacher: the width of embeddings is that of a cached teacher, or is asked for."""
+        if hasattr(self, "spec"):
+            return
+        settings = self._options.settings() | {"model": self._source}
+        for spec in cached:
+            if spec.kind == self.kind and spec.settings == settings:
+                self.spec = spec
+                return
+        self.spec = self._make_spec(self._probe())
+
+    def load(self) -> None:
+        """Ask about one text, several times."""
+        answer = self._probe()
+        for wanted, found in zip(self.spec.features, self._api.features(answer), strict=True):
+            if wanted.shape != found.shape:
+                raise RunError(
+                    f"{self._options.base_url}: {found.name} is of shape {list(found.shape)}, the "
+                    f"cached teacher's of {list(wanted.shape)}; ask the same model, or use another "
+                    "cache"
+                )
+
+    def begin(self, replies: KeptReplies, earlier: Sequence[RunRecord]) -> None:
+        """See Teacher."""
+        replies.see()
+        self._asking.close()
+        self._asking = self._make_asking(replies)
+        for record in earlier:
+            if record.requests is not None and self._served is not None:
+                self._compare(Served(record.requests.model, record.requests.system_fingerprint))
+
+    def committed(self, keys: KeyArray) -> None:
+        """See Teacher: their replies need not be kept."""
+        if (replies := self._asking.requests.replies) is not None:
+            replies.forget(keys)
+
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        """Begin to ask: the next shard's answers come in while this one's are taken."""
+        buckets = np.zeros(len(examples), dtype=np.int64)
+        return Prepared(examples, buckets, _Coming(self._ask(self._asking, examples)))
+
+    def start(self, batch: Prepared) -> Outputs:
+        """See Teacher."""
+        coming: _Coming = batch.inputs
+        return lambda: self._answers(coming.futures)
+
+    def encode(self, examples: Sequence[Example]) -> Answers:
+        """Ask, and wait."""
+        return self._answers(self._ask(self._asking, examples))
+
+    def requests(self) -> RequestFigures:
+        """See Teacher."""
+        served = self._served or Served("", None)
+        return RequestFigures(
+            requests=self._counts.requests,
+            repeated=self._counts.repeated,
+            kept=self._counts.kept,
+            refused=self._counts.refused,
+            input_tokens=self._counts.input_tokens,
+            output_tokens=self._counts.output_tokens,
+            cost=self._counts.cost,
+            model=served.model,
+            system_fingerprint=served.system_fingerprint,
+        )
+
+    def close(self) -> None:
+        """See Teacher."""
+        self._asking.close()
+        if (replies := self._asking.requests.replies) is not None:
+            replies.close()
+
+    def _make_asking(self, replies: KeptReplies | None) -> Asking:
+        options = self._options
+        most = options.most_in_flight
+        return Asking(
+            Requests(
+                api=self._api,
+                endpoint=Endpoint(options.base_url, options.key_variable, options.timeout, most),
+                level=Level(most, None if options.concurrency == "auto" else most),
+                requests_per_minute=PerMinute(options.requests_per_minute),
+                tokens_per_minute=PerMinute(options.tokens_per_minute),
+                limits=options.limits,
+                counts=self._counts,
+                replies=replies,
+                served=self._compare,
+            )
+        )
+
+    def _ask(self, asking: Asking, examples: Sequence[Example]) -> "list[Future[Any]]":
+        return asking.ask([Asked(each.key, self._api.content(each)) for each in examples])
+
+    def _answers(self, futures: Sequence["Future[Any]"]) -> Answers:
+        found: list[Any] = []
+        refused: dict[int, str] = {}
+        for row, future in enumerate(futures):
+            try:
+                found.append(future.result())
+            except TextRefusedError as refusal:
+                found.append(None)
+                refused[row] = f"the server refuses it ({refusal})"
+        return replace(self._api.answers(found), refused=refused)
+
+    def _probe(self) -> Any:
+        """An answer to a text of our own; raises RunError if others to it are not alike."""
+        if self._probed is not None:
+            return self._probed
+        content = self._api.content(Example(b"", (PROBE,)))
+        asked = [Asked(b"%d" % number, content) for number in range(self._options.probes)]
+        asking = self._make_asking(None)
+        asking.requests.api.together, together = 1, asking.requests.api.together
+        try:
+            answers = [future.result() for future in asking.ask(asked)]
+        except TextRefusedError as refusal:
+            raise RunError(f"{asking.requests.endpoint.host}: {refusal}") from refusal
+        finally:
+            asking.requests.api.together = together
+            asking.close()
+        apart = max(self._api.distance(answers[0], other) for other in answers)
+        if apart > APART:
+            raise RunError(
+                f"{asking.requests.endpoint.host}: answers one text in different ways (distance "
+                f"{apart:.3f} of {len(answers)} answers): its replicas are not one model; ask one "
+                "of them alone"
+            )
+        self._probed = answers[0]
+        return self._probed
+
+    def _compare(self, served: Served) -> None:
+        """Who answers is who has answered before."""
+        before, self._served = self._served, served
+        if before is None or before == served or self._options.accept_change:
+            return
+        self._served = before
+        raise RunError(
+            f"{self._options.base_url}: was served by {_shown(before)}, is now by "
+            f"{_shown(served)}: no frozen teacher; use another cache, or accept_change=true to go "
+            "on with it"
+        )
+
+
+def _shown(served: Served) -> str:
+    of_system = f" ({served.system_fingerprint})" if served.system_fingerprint else ""
+    return f"{served.model or 'a model without a name'}{of_system}"

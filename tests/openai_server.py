@@ -1,0 +1,130 @@
+"""An OpenAI-compatible server on loopback: counts what it is asked, and fails as it is told.
+
+An ASGI application under uvicorn. Its embeddings are of no model: normal numbers seeded by the
+text.
+"""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+Body = dict[str, Any]
+Fault = Callable[[Body, Body], tuple[int, Mapping[str, str], bytes | None]]
+"""Request and proper reply -> status, headers, body; no body: the connection is cut."""
+
+WIDTH = 16
+
+
+def embedding(text: str) -> np.ndarray:
+    """The embedding of a text, [16]."""
+    seed = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    return np.random.default_rng(seed).standard_normal(WIDTH).astype(np.float32)
+
+
+def embeddings_reply(body: Body) -> Body:
+    """The reply to `POST /embeddings`."""
+    texts = body["input"]
+    width = body.get("dimensions", WIDTH)
+    data = [
+        {"object": "embedding", "index": at, "embedding": embedding(text)[:width].tolist()}
+        for at, text in enumerate(texts)
+    ]
+    usage = {"prompt_tokens": sum(len(text.split()) for text in texts)}
+    return {"object": "list", "model": body["model"], "data": data, "usage": usage}
+
+
+@dataclass
+class OpenAIServer:
+    """What was asked, and what is to be done. `paid`: text -> how often it was answered with 200;
+    `faults`: the next replies that go wrong; `fault`: chosen for each request, None: none."""
+
+    url: str = ""
+    pause_s: float = 0.0
+    keys: set[str] | None = None
+    """Keys that are taken; None: no key is needed."""
+    requests: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
+    paid: Counter[str] = field(default_factory=Counter)
+    authorizations: set[str] = field(default_factory=set)
+    faults: list[Fault] = field(default_factory=list)
+    fault: Callable[[int, Body], Fault | None] = lambda number, body: None
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of every reply, such as `model`."""
+
+    async def __call__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[dict[str, Any]]],
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+    ) -> None:
+        """One request (ASGI 3)."""
+        assert scope["type"] == "http"
+        received = b""
+        while (message := await receive()).get("more_body"):
+            received += message["body"]
+        body: Body = json.loads(received + message.get("body", b""))
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        self.requests += 1
+        number = self.requests
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.pause_s)
+            status, more, reply = self._reply(number, scope["path"], headers, body)
+        finally:
+            self.in_flight -= 1
+        if reply is None:
+            length = [(b"content-length", b"1000")]
+            await send({"type": "http.response.start", "status": status, "headers": length})
+            await send({"type": "http.response.body", "body": b"{", "more_body": True})
+            raise ConnectionResetError
+        sent = [(name.encode(), value.encode()) for name, value in more.items()]
+        sent.append((b"content-length", str(len(reply)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": sent})
+        await send({"type": "http.response.body", "body": reply})
+
+    def _reply(
+        self, number: int, path: str, headers: Mapping[str, str], body: Body
+    ) -> tuple[int, Mapping[str, str], bytes | None]:
+        authorization = headers.get("authorization", "")
+        self.authorizations.add(authorization)
+        if self.keys is not None and authorization.removeprefix("Bearer ") not in self.keys:
+            return 401, {}, b'{"error": {"message": "Incorrect API key", "type": "auth"}}'
+        if not path.endswith("/embeddings"):
+            return 404, {}, b'{"detail": "Not Found"}'
+        reply = embeddings_reply(body) | dict(self.changed)
+        fault = self.faults.pop(0) if self.faults else self.fault(number, body)
+        if fault is not None:
+            return fault(body, reply)
+        self.paid.update(body["input"])
+        return 200, {"content-type": "application/json"}, json.dumps(reply).encode()
+
+
+@contextmanager
+def serving(server: OpenAIServer | None = None) -> Iterator[OpenAIServer]:
+    """Serves on a free port; `server.url` is the base URL."""
+    state = server or OpenAIServer()
+    config = uvicorn.Config(state, port=0, log_level="critical", lifespan="off", access_log=False)
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        assert thread.is_alive()
+        threading.Event().wait(0.01)
+    port = running.servers[0].sockets[0].getsockname()[1]
+    state.url = f"http://127.0.0.1:{port}/v1"
+    try:
+        yield state
+    finally:
+        running.should_exit = running.force_exit = True
+        thread.join()
