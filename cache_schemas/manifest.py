@@ -235,7 +235,7 @@ class BatchFigures(Document):
 
 
 class RequestFigures(Document):
-    """The requests of a run to a server, and who answered them."""
+    """The requests of a run to a server, and the model that it names."""
 
     requests: int = Field(default=0, ge=0)
     repeated: int = Field(default=0, ge=0, description="of them, again after a failure")

@@ -87,6 +87,12 @@ def run_on_cluster(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
             gpus = visible_gpus(job.device)
             device = device_of(job.device, gpus)
         job, teacher = make_settled(job, device)
+        stack.callback(teacher.close)
+        if teacher.asks_a_server:
+            raise JobError(
+                f"workers, dask: one process sends as many requests to {job.teacher} as its server "
+                "takes; leave them out"
+            )
         plan = make_plan(job, teacher)
         require_writable(job.cache)
         if not len(not_cached(job, plan)):

@@ -280,8 +280,8 @@ def _refuse_or_skip(where: str, problem: str, example: Example, encoding: Encodi
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Rows of a shard whose outputs have been kept, row -> what is wrong with one that was not, and
-    the seconds of the device."""
+    """Rows of a shard whose outputs have been kept, row -> the problem of one that was not, and the
+    seconds of the device."""
 
     rows: IntArray
     bad: dict[int, str]

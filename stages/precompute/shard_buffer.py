@@ -47,7 +47,7 @@ class ShardBuffer:
 
     def put(self, positions: IntArray, answers: Answers) -> dict[int, str]:
         """Keep the outputs of the examples at rows `positions`, except refused and non-finite ones;
-        returns row -> what is wrong with these. Overflow in half precision is not finite."""
+        returns row -> the problem of these. Overflow in half precision is not finite."""
         bad = {int(positions[at]): NOT_FINITE.format(name) for at, name in answers.invalid.items()}
         for name, column in self._columns.items():
             finite = column.put(positions, answers.features[name])

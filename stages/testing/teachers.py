@@ -96,6 +96,13 @@ class TeacherTests:
         """KIND:SOURCE of the teacher."""
         return self.teacher
 
+    @pytest.fixture(autouse=True)
+    def _closed(self, source: str) -> Iterator[None]:
+        self._made: list[Teacher] = []
+        yield
+        for teacher in self._made:
+            teacher.close()
+
     # --- spec and options
 
     def test_its_spec_is_known_before_it_is_loaded(self, source: str) -> None:
@@ -258,6 +265,8 @@ class TeacherTests:
         made: Teacher = kind(
             rest, kind.Options(**{**self.options, **options}), torch.device(self.device)
         )
+        made.settle([])
+        self._made.append(made)
         return made
 
     def _loaded(self, source: str, options: Mapping[str, Any] = _NONE) -> Teacher:

@@ -1,4 +1,4 @@
-"""What may be asked of an endpoint, and which features the answers are."""
+"""The APIs of an endpoint, and the features that their answers are."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,18 +10,18 @@ from ....cache_schemas.features import FeatureSpec
 from ..teachers.base import Answers, Example
 from . import embeddings
 from .options import OpenAIOptions
-from .requests import Api, Asked
+from .requests import Api, Query
 from .wire import MalformedReplyError, Usage
 
 CHARACTERS_PER_TOKEN = 4
-"""Of English text, about; only to expect costs by, before a server has said what they are."""
+"""About as many as English has; for the expected cost of a request, not for what it was."""
 
 
 class FeatureApi(Api, Protocol):
     """An API whose answers are features."""
 
     def content(self, example: Example) -> Any:
-        """What is asked about an example."""
+        """The content of an example's query."""
 
     def features(self, answer: Any) -> list[FeatureSpec]:
         """The features, whose shape may be known from an answer alone."""
@@ -31,7 +31,7 @@ class FeatureApi(Api, Protocol):
         stands for it is not kept."""
 
     def distance(self, one: Any, other: Any) -> float:
-        """How far two answers about one text are apart: 0 alike, 1 nothing in common."""
+        """Distance of two answers to one text: 0 alike, 1 nothing in common."""
 
 
 class EmbeddingApi:
@@ -48,9 +48,9 @@ class EmbeddingApi:
         """The text."""
         return self._options.text(example.segments)
 
-    def body(self, asked: Sequence[Asked]) -> dict[str, Any]:
+    def body(self, queries: Sequence[Query]) -> dict[str, Any]:
         """See Api."""
-        texts = [each.content for each in asked]
+        texts = [each.content for each in queries]
         return embeddings.body(self._model, texts, self._options.dimensions)
 
     def read(self, document: Any, count: int) -> Sequence[npt.NDArray[np.float32]]:
@@ -62,9 +62,9 @@ class EmbeddingApi:
             )
         return list(found)
 
-    def expected(self, asked: Sequence[Asked]) -> Usage:
+    def expected(self, queries: Sequence[Query]) -> Usage:
         """See Api."""
-        return Usage(sum(len(each.content) for each in asked) // CHARACTERS_PER_TOKEN, 0)
+        return Usage(sum(len(each.content) for each in queries) // CHARACTERS_PER_TOKEN, 0)
 
     def features(self, answer: npt.NDArray[np.float32] | None) -> list[FeatureSpec]:
         """The embedding, as wide as this one."""

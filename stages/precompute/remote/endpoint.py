@@ -26,7 +26,7 @@ _BUSY = {429, 503, 529}
 
 
 class FailureError(Exception):
-    """A request that failed and may be sent again; `wait_s`: as the server asked."""
+    """A request that failed and may be sent again; `wait_s`: as the server says."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
@@ -78,7 +78,7 @@ class Endpoint:
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Received:
         """The server's reply to a document. Raises BusyError, FailingError or TextRefusedError;
-        RunError or JobError for what asking again does not mend."""
+        RunError or JobError for what does not pass."""
         try:
             # Of the whole request: a reply that drips in never runs into a timeout of silence.
             async with asyncio.timeout(self._deadline_s):

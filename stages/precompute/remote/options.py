@@ -1,4 +1,4 @@
-"""Options of the teacher `openai`: what is asked of an endpoint, and how a run may ask it."""
+"""Options of the teacher `openai`: what is requested of an endpoint, and how fast."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ....cache_schemas.features import StoredDtype
 from ....cache_schemas.teachers import SettingValue
 from ..teachers.options import TextOptions
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -31,7 +32,7 @@ ApiName = Literal["embeddings"]
 
 
 class OpenAIOptions(TextOptions):
-    """Options of the teacher `openai`. Those `of_a_run` say where and how fast it is asked."""
+    """Options of the teacher `openai`. Those `of_a_run` are the server's place, pace and price."""
 
     of_a_run: ClassVar[frozenset[str]] = frozenset(
         {"base_url", "key_variable", "concurrency", "requests_per_minute", "tokens_per_minute"}
@@ -39,7 +40,7 @@ class OpenAIOptions(TextOptions):
         | {"max_requests", "max_cost", "input_price", "output_price", "request_price"}
     )
 
-    api: ApiName = Field(default="embeddings", description="what is asked for: embeddings")
+    api: ApiName = Field(default="embeddings", description="the API: embeddings")
     dimensions: int | None = Field(
         default=None,
         ge=1,
@@ -78,8 +79,8 @@ class OpenAIOptions(TextOptions):
         default=3,
         ge=1,
         le=64,
-        description="how often one text is asked about at first, to see whether all replicas of "
-        "the server answer alike",
+        description="requests for one text at first, to see whether all replicas of the server "
+        "answer alike",
     )
     accept_change: bool = Field(
         default=False,
@@ -117,7 +118,7 @@ class OpenAIOptions(TextOptions):
         return self
 
     def settings(self) -> dict[str, SettingValue]:
-        """The settings in the fingerprint: those of the API that is asked."""
+        """The settings in the fingerprint: those that are set."""
         settings = super().settings()
         return {name: value for name, value in settings.items() if value is not None}
 

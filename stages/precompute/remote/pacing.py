@@ -1,4 +1,4 @@
-"""How fast a server is asked: requests in flight, requests and tokens a minute.
+"""The pace of requests to a server: how many in flight, how many and how many tokens a minute.
 
 What is in flight finds its own level, as TCP's window does (RFC 5681): it is doubled as long as
 that brings noticeably more replies a second, halved where the server says that it is too much, and

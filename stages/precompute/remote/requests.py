@@ -2,16 +2,17 @@
 
     put -> level -> rates, budget -> endpoint -> read -> kept on the disk -> future
 
-A reply counts when it is on the disk (`store/writing/replies.py`): nothing that was told is asked
+A reply counts when it is on the disk (`store/writing/replies.py`): none that was used is requested
 again, whenever the process is killed. A failure that may pass is tried again, by exponential waits
 with full jitter, for `patience_s`; the request keeps its place in flight meanwhile, so that a
-server that is down is asked no more often for it. What ends the run ends it once: requests in
+server that is down gets no more requests for it. What ends the run ends it once: requests in
 flight are waited for and kept, for they are paid, and no other is begun.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -28,9 +29,9 @@ MALFORMED_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a server is asked about one example: `key` is the example's, followed by whatever tells
-    several requests about it apart."""
+class Query:
+    """The query for one example: `key` is the example's, followed by whatever tells several
+    queries for it apart."""
 
     key: bytes
     content: Any
@@ -41,15 +42,15 @@ class Api(Protocol):
 
     path: str
     together: int
-    """How many examples one request may ask about."""
+    """The most queries of one request."""
 
-    def body(self, asked: Sequence[Asked]) -> dict[str, Any]:
+    def body(self, queries: Sequence[Query]) -> dict[str, Any]:
         """The document that is sent."""
 
     def read(self, document: Any, count: int) -> Sequence[Any]:
-        """What a reply says about each of `count` examples. Raises MalformedReplyError."""
+        """The answers to `count` queries in a reply. Raises MalformedReplyError."""
 
-    def expected(self, asked: Sequence[Asked]) -> Usage:
+    def expected(self, queries: Sequence[Query]) -> Usage:
         """About how many tokens a request takes."""
 
 
@@ -69,18 +70,18 @@ class RequestCounts:
 
 @dataclass(slots=True)
 class Request:
-    """A request about some examples, and who waits for each of them."""
+    """The queries of one request, and the future of each answer."""
 
-    asked: Sequence[Asked]
+    queries: Sequence[Query]
     futures: Sequence["Future[Any]"]
 
     def each_alone(self) -> "list[Request]":
-        """A request for each example."""
-        pairs = zip(self.asked, self.futures, strict=True)
-        return [Request([asked], [future]) for asked, future in pairs]
+        """A request for each query."""
+        pairs = zip(self.queries, self.futures, strict=True)
+        return [Request([query], [future]) for query, future in pairs]
 
     def fail(self, error: BaseException) -> None:
-        """Nobody waits any longer."""
+        """There will be no answers."""
         for future in self.futures:
             if not future.done():
                 future.set_exception(error)
@@ -99,17 +100,17 @@ class Requests:
     counts: RequestCounts
     replies: KeptReplies | None
     served: Callable[[Served], None]
-    """Is told who has answered; raises RunError where a teacher must not go on with it."""
+    """Takes note of the model that answered; raises RunError if it must not be that one."""
     _queue: "asyncio.Queue[Request]" = field(default_factory=asyncio.Queue)
     _running: set["asyncio.Task[None]"] = field(default_factory=set)
     _over: BaseException | None = None
     _is_over: asyncio.Event = field(default_factory=asyncio.Event)
     _quiet_until: float = 0.0
     _expected_cost: float = 0.0
-    """Of the requests in flight."""
+    """Cost of the requests in flight, as expected."""
 
     def put(self, requests: Sequence[Request]) -> None:
-        """Ask as soon as there is room."""
+        """Send them as soon as there is room."""
         for request in requests:
             if self._over is None:
                 self._queue.put_nowait(request)
@@ -141,15 +142,14 @@ class Requests:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await self.endpoint.close()
 
     async def _serve(self, request: Request) -> None:
-        """Ask until there is an answer, or there will be none. Has a place in flight."""
+        """Send a request, which has a place in flight, until it is answered or cannot be."""
         try:
             received, found = await self._answered(request)
             self.level.replied()
         except TextRefusedError as refused:
-            if len(request.asked) > 1:
+            if len(request.queries) > 1:
                 self.put(request.each_alone())  # the server does not say which of them it was
             else:
                 self.counts.refused += 1
@@ -168,7 +168,7 @@ class Requests:
     async def _keep(self, request: Request, received: Received, found: Sequence[Any]) -> None:
         try:
             if self.replies is not None:
-                kept = self.replies.keep([each.key for each in request.asked], received.body)
+                kept = self.replies.keep([each.key for each in request.queries], received.body)
                 await asyncio.wrap_future(kept)
         except BaseException as error:
             self.end(error)
@@ -205,24 +205,22 @@ class Requests:
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep; raises what ends the run as soon as it ends."""
-        try:
-            await asyncio.wait_for(self._is_over.wait(), seconds)
-        except TimeoutError:
-            return
-        assert self._over is not None
-        raise self._over
+        if self._over is None and seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_over.wait(), seconds)
+        if self._over is not None:
+            raise self._over
 
     async def _attempt(self, request: Request) -> tuple[Received, Sequence[Any]]:
         clock = asyncio.get_running_loop().time
-        while self._over is not None or clock() < self._quiet_until:
-            await self._sleep(self._quiet_until - clock())
-        usage = self.api.expected(request.asked)
+        await self._sleep(self._quiet_until - clock())
+        usage = self.api.expected(request.queries)
         expected_tokens = float(usage.input_tokens + usage.output_tokens)
         await self.requests_per_minute.take(1)
         await self.tokens_per_minute.take(expected_tokens)
         expected_cost = self._admit(usage)
         try:
-            received = await self.endpoint.post(self.api.path, self.api.body(request.asked))
+            received = await self.endpoint.post(self.api.path, self.api.body(request.queries))
         finally:
             self._expected_cost -= expected_cost
         used = read_usage(received.document)
@@ -231,7 +229,7 @@ class Requests:
         self.counts.output_tokens += used.output_tokens
         self.counts.cost += self.limits.cost_of(used.input_tokens, used.output_tokens)
         self.served(read_served(received.document))
-        return received, self.api.read(received.document, len(request.asked))
+        return received, self.api.read(received.document, len(request.queries))
 
     def _admit(self, expected: Usage) -> float:
         """Count a request, unless it is more than the run may take; what it will cost."""

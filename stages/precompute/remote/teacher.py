@@ -1,8 +1,8 @@
 """A model behind an OpenAI-compatible endpoint: text in, answer out, perhaps with a bill.
 
-The settings in the fingerprint are what is asked for; where it is asked, how fast and at what price
-is the run's. Who answered, the model's name and the server's fingerprint, is in the run's record,
-and a teacher that is frozen stays the same: another one ends the run.
+The settings in the fingerprint are those of the answers; the server's place, pace and price are the
+run's. The model that the server names, and its system fingerprint, are in the run's record, and a
+teacher that is frozen stays the same: another one ends the run.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from ....cache_schemas.teachers import TeacherSpec
 from ...store.writing.replies import KeptReplies
 from ..teachers.base import Answers, Example, Outputs, Prepared, Teacher, make_spec
 from .apis import EmbeddingApi, FeatureApi
-from .asking import Asking
 from .endpoint import Endpoint, TextRefusedError
 from .options import OpenAIOptions
 from .pacing import Level, PerMinute
-from .requests import Asked, RequestCounts, Requests
+from .requester import Requester
+from .requests import Query, RequestCounts, Requests
 from .wire import Served
 
 PROBE = "The quick brown fox jumps over the lazy dog."
@@ -35,7 +35,7 @@ precision and in batches of other sizes, is a hundred times less."""
 
 @dataclass(frozen=True, slots=True)
 class _Coming:
-    """The answers to some examples, which are waited for."""
+    """The coming answers to some examples."""
 
     futures: Sequence["Future[Any]"]
 
@@ -58,8 +58,8 @@ class OpenAITeacher(Teacher):
         self._counts = RequestCounts()
         self._served: Served | None = None
         self._probed: Any = None
-        """An answer to the probe, once it was asked."""
-        self._asking = self._make_asking(None)
+        """An answer to the probe, once there is one."""
+        self._requester = self._make_requester(None)
         if options.dimensions is not None:
             self.spec = self._make_spec(None)
 
@@ -68,7 +68,7 @@ class OpenAITeacher(Teacher):
         return make_spec(self.kind, self._source, {}, self._options, features, model=self._source)
 
     def settle(self, cached: Sequence[TeacherSpec]) -> None:
-        """See Teacher: the width of embeddings is that of a cached teacher, or is asked for."""
+        """See Teacher: the width of embeddings is that of a cached teacher, or of a probe."""
         if hasattr(self, "spec"):
             return
         settings = self._options.settings() | {"model": self._source}
@@ -79,34 +79,34 @@ class OpenAITeacher(Teacher):
         self.spec = self._make_spec(self._probe())
 
     def load(self) -> None:
-        """Ask about one text, several times."""
+        """Send a probe, several times."""
         answer = self._probe()
         for wanted, found in zip(self.spec.features, self._api.features(answer), strict=True):
             if wanted.shape != found.shape:
                 raise RunError(
                     f"{self._options.base_url}: {found.name} is of shape {list(found.shape)}, the "
-                    f"cached teacher's of {list(wanted.shape)}; ask the same model, or use another "
+                    f"cached teacher's of {list(wanted.shape)}; use the same model, or another "
                     "cache"
                 )
 
     def begin(self, replies: KeptReplies, earlier: Sequence[RunRecord]) -> None:
         """See Teacher."""
         replies.see()
-        self._asking.close()
-        self._asking = self._make_asking(replies)
+        self._requester.close()
+        self._requester = self._make_requester(replies)
         for record in earlier:
             if record.requests is not None and self._served is not None:
                 self._compare(Served(record.requests.model, record.requests.system_fingerprint))
 
     def committed(self, keys: KeyArray) -> None:
         """See Teacher: their replies need not be kept."""
-        if (replies := self._asking.requests.replies) is not None:
+        if (replies := self._requester.requests.replies) is not None:
             replies.forget(keys)
 
     def prepare(self, examples: Sequence[Example]) -> Prepared:
-        """Begin to ask: the next shard's answers come in while this one's are taken."""
+        """Send the queries: the next shard's answers come in while this one's are taken."""
         buckets = np.zeros(len(examples), dtype=np.int64)
-        return Prepared(examples, buckets, _Coming(self._ask(self._asking, examples)))
+        return Prepared(examples, buckets, _Coming(self._ask(self._requester, examples)))
 
     def start(self, batch: Prepared) -> Outputs:
         """See Teacher."""
@@ -114,8 +114,8 @@ class OpenAITeacher(Teacher):
         return lambda: self._answers(coming.futures)
 
     def encode(self, examples: Sequence[Example]) -> Answers:
-        """Ask, and wait."""
-        return self._answers(self._ask(self._asking, examples))
+        """Send the queries, and wait."""
+        return self._answers(self._ask(self._requester, examples))
 
     def requests(self) -> RequestFigures:
         """See Teacher."""
@@ -134,14 +134,14 @@ class OpenAITeacher(Teacher):
 
     def close(self) -> None:
         """See Teacher."""
-        self._asking.close()
-        if (replies := self._asking.requests.replies) is not None:
+        self._requester.close()
+        if (replies := self._requester.requests.replies) is not None:
             replies.close()
 
-    def _make_asking(self, replies: KeptReplies | None) -> Asking:
+    def _make_requester(self, replies: KeptReplies | None) -> Requester:
         options = self._options
         most = options.most_in_flight
-        return Asking(
+        return Requester(
             Requests(
                 api=self._api,
                 endpoint=Endpoint(options.base_url, options.key_variable, options.timeout, most),
@@ -155,8 +155,8 @@ class OpenAITeacher(Teacher):
             )
         )
 
-    def _ask(self, asking: Asking, examples: Sequence[Example]) -> "list[Future[Any]]":
-        return asking.ask([Asked(each.key, self._api.content(each)) for each in examples])
+    def _ask(self, requester: Requester, examples: Sequence[Example]) -> "list[Future[Any]]":
+        return requester.send([Query(each.key, self._api.content(each)) for each in examples])
 
     def _answers(self, futures: Sequence["Future[Any]"]) -> Answers:
         found: list[Any] = []
@@ -174,28 +174,28 @@ class OpenAITeacher(Teacher):
         if self._probed is not None:
             return self._probed
         content = self._api.content(Example(b"", (PROBE,)))
-        asked = [Asked(b"%d" % number, content) for number in range(self._options.probes)]
-        asking = self._make_asking(None)
-        asking.requests.api.together, together = 1, asking.requests.api.together
+        queries = [Query(b"%d" % number, content) for number in range(self._options.probes)]
+        requester = self._make_requester(None)
+        requester.requests.api.together, together = 1, requester.requests.api.together
         try:
-            answers = [future.result() for future in asking.ask(asked)]
+            answers = [future.result() for future in requester.send(queries)]
         except TextRefusedError as refusal:
-            raise RunError(f"{asking.requests.endpoint.host}: {refusal}") from refusal
+            raise RunError(f"{requester.requests.endpoint.host}: {refusal}") from refusal
         finally:
-            asking.requests.api.together = together
-            asking.close()
+            requester.requests.api.together = together
+            requester.close()
         apart = max(self._api.distance(answers[0], other) for other in answers)
         if apart > APART:
             raise RunError(
-                f"{asking.requests.endpoint.host}: answers one text in different ways (distance "
-                f"{apart:.3f} of {len(answers)} answers): its replicas are not one model; ask one "
-                "of them alone"
+                f"{requester.requests.endpoint.host}: answers one text in different ways (distance "
+                f"{apart:.3f} of {len(answers)} answers): its replicas are not one model; name one "
+                "of them"
             )
         self._probed = answers[0]
         return self._probed
 
     def _compare(self, served: Served) -> None:
-        """Who answers is who has answered before."""
+        """The model that answers must be the one that answered before."""
         before, self._served = self._served, served
         if before is None or before == served or self._options.accept_change:
             return

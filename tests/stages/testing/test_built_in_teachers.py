@@ -1,10 +1,11 @@
 """armada's own teachers promise what it asks of others', on tiny checkpoints of real formats."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import armada.testing
+import openai_server
 import pytest
 import tiny_checkpoints
 import tiny_diffusion
@@ -166,6 +167,23 @@ class TestDiffusers(TeacherTests):
     @pytest.fixture
     def source(self, model: Any) -> str:
         return f"diffusers:{model('diffusion')}"
+
+
+class TestOpenAI(TeacherTests):
+    changing = {"dimensions": 8, "store_dtype": "float16", **TEXT_OPTIONS}
+    unchanging = {
+        **{"texts_per_request": 3, "concurrency": 2, "probes": 2, "timeout": 100.0},
+        **{"patience": 10.0, "requests_per_minute": 10**6, "tokens_per_minute": 10**7},
+        **{"accept_change": True, "max_requests": 1000, "key_variable": "ANOTHER_KEY"},
+        **{"input_price": 1.0, "output_price": 1.0, "request_price": 1.0, "max_cost": 10**6},
+    }
+    untried = ("api", "base_url")  # there is one of each
+
+    @pytest.fixture
+    def source(self) -> Iterator[str]:
+        with openai_server.serving() as server:
+            self.options = {"base_url": server.url, "request_price": 0.1}
+            yield "openai:toy"
 
 
 def test_none_is_left_out() -> None:

@@ -8,28 +8,28 @@ from concurrent.futures import Future
 from typing import Any
 
 from ....cache_schemas.errors import RunError
-from .requests import Asked, Request, Requests
+from .requests import Query, Request, Requests
 from .wire import MalformedReplyError
 
 GRACE_S = 20.0
 """For how long requests in flight are waited for when a run ends."""
 
 
-class Asking:
-    """Asks a server about examples. What a future has is what `Api.read` makes of a reply; it
-    raises TextRefusedError for a text that is not answered, an ArmadaError where the run ends."""
+class Requester:
+    """Sends queries to a server. A future has what `Api.read` makes of a reply; it raises
+    TextRefusedError for a text that is not answered, an ArmadaError where the run ends."""
 
     def __init__(self, requests: Requests) -> None:
         self.requests = requests
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
 
-    def ask(self, asked: Sequence[Asked]) -> "list[Future[Any]]":
-        """Begin to ask; replies that were kept are answers at once. From one thread at a time."""
-        futures: list[Future[Any]] = [Future() for _ in asked]
+    def send(self, queries: Sequence[Query]) -> "list[Future[Any]]":
+        """Send queries, from one thread at a time. Kept replies are answers at once."""
+        futures: list[Future[Any]] = [Future() for _ in queries]
         pairs = [
             (one, future)
-            for one, future in zip(asked, futures, strict=True)
+            for one, future in zip(queries, futures, strict=True)
             if not self._was_kept(one, future)
         ]
         size = self.requests.api.together
@@ -46,11 +46,13 @@ class Asking:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._thread = None
-        self._loop.close()
+        if not self._loop.is_closed():
+            self._loop.run_until_complete(self.requests.endpoint.close())
+            self._loop.close()
 
-    def _was_kept(self, asked: Asked, future: "Future[Any]") -> bool:
+    def _was_kept(self, query: Query, future: "Future[Any]") -> bool:
         replies = self.requests.replies
-        kept = None if replies is None else replies.get(asked.key)
+        kept = None if replies is None else replies.get(query.key)
         if kept is None:
             return False
         try:
@@ -63,7 +65,7 @@ class Asking:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="asking", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="requests", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
