@@ -33,7 +33,15 @@ def words(server: OpenAIServer, corpus: Path, **options: Any) -> list[str]:
     more = {"base_url": server.url, "texts_per_request": 8, "rows_per_shard": 64} | options
     given = [f"{name}={value}" for name, value in more.items()]
     return [
-        *("precompute", "--corpus", str(corpus), "--text-column", "text", "--teacher", "openai:toy"),
+        *(
+            "precompute",
+            "--corpus",
+            str(corpus),
+            "--text-column",
+            "text",
+            "--teacher",
+            "openai:toy",
+        ),
         *("--cache", str(corpus.parent / "cache")),
         *(word for each in given for word in ("--set", each)),
     ]
@@ -83,7 +91,9 @@ def test_the_key_is_sent_and_written_nowhere(
         assert result.code == 0
         assert server.authorizations == {"Bearer sk-very-secret"}
         server.keys = {"another"}
-        refused = armada(*words(server, corpus, key_variable="SOME_KEY", dimensions=4, add_teacher=1))
+        refused = armada(
+            *words(server, corpus, key_variable="SOME_KEY", dimensions=4, add_teacher=1)
+        )
     assert "401" in refused.error
     assert "SOME_KEY" in refused.error
     for said in (result.out, result.err, refused.out, refused.err):

@@ -18,7 +18,7 @@ import httpx
 
 from ....cache_schemas.errors import JobError, RunError
 from ...store.transfer.retries import asked_wait_s, may_pass
-from .error_bodies import about_the_text, is_final, reason_of
+from .error_replies import read_error
 
 MOST_REPLY_BYTES = 2**28
 
@@ -62,7 +62,7 @@ class Endpoint:
         self._base = base_url
         self.host = urlsplit(self._base).netloc
         self._key_variable, self._deadline_s = key_variable, deadline_s
-        key = os.environ.get(key_variable, "").strip()
+        self._key = key = os.environ.get(key_variable, "").strip()
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -70,7 +70,6 @@ class Endpoint:
             timeout=httpx.Timeout(None, connect=min(30.0, deadline_s)),
             limits=limits,
         )
-        self._has_key = bool(key)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -111,20 +110,19 @@ class Endpoint:
     def _failure(
         self, status: int, headers: httpx.Headers, received: bytes, path: str
     ) -> Exception:
-        reason = f"{status}: {reason_of(received)}"
+        found = read_error(status, received, [self._key] if self._key else [])
+        said = f"{status}: {found.message}"
         request = httpx.Request("POST", self._base)
         response = httpx.Response(status, headers=headers, request=request)
-        error = httpx.HTTPStatusError(reason, request=request, response=response)
-        if status in _BUSY and not is_final(status, received):
-            return BusyError(reason, asked_wait_s(error))
+        wait_s = asked_wait_s(httpx.HTTPStatusError(said, request=request, response=response))
+        if found.outcome == "text":
+            return TextRefusedError(said)
+        if found.outcome == "again":
+            return (BusyError if status in _BUSY else FailingError)(said, wait_s)
         if status in (401, 403):
-            key = "the key in" if self._has_key else "no key is in"
+            key = "the key in" if self._key else "no key is in"
             return JobError(
-                f"base_url: {self.host} answers {reason}; {key} the environment variable "
+                f"base_url: {self.host} answers {said}; {key} the environment variable "
                 f"{self._key_variable}: set it to one that the server takes"
             )
-        if about_the_text(status, received):
-            return TextRefusedError(reason)
-        if may_pass(error) and not is_final(status, received):
-            return FailingError(reason, asked_wait_s(error))
-        return RunError(f"{self.host}{path}: {reason}")
+        return RunError(f"{self.host}{path}: {said}")

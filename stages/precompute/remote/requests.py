@@ -12,8 +12,8 @@ flight are waited for and kept, for they are paid, and no other is begun.
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
