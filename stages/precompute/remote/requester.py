@@ -21,7 +21,7 @@ class Requester:
 
     def __init__(self, requests: Requests) -> None:
         self.requests = requests
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
     def send(self, queries: Sequence[Query]) -> "list[Future[Any]]":
@@ -36,19 +36,16 @@ class Requester:
         parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
         made = [Request([one for one, _ in part], [future for _, future in part]) for part in parts]
         if made:
-            self._start()
-            self._loop.call_soon_threadsafe(self.requests.put, made)
+            self._started().call_soon_threadsafe(self.requests.put, made)
         return futures
 
     def close(self) -> None:
         """Begin no request any more; wait for those in flight, and keep their replies."""
-        if self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._thread = None
-        if not self._loop.is_closed():
-            self._loop.run_until_complete(self.requests.endpoint.close())
-            self._loop.close()
+        if self._loop is None or self._thread is None:
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop = self._thread = None
 
     def _was_kept(self, query: Query, future: "Future[Any]") -> bool:
         replies = self.requests.replies
@@ -63,18 +60,24 @@ class Requester:
         future.set_result(answers[kept.index])
         return True
 
-    def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="requests", daemon=True)
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._loop,), name="requests", daemon=True
+            )
             self._thread.start()
+        return self._loop
 
-    def _run(self) -> None:
-        running = self._loop.create_task(self.requests.run())
-        self._loop.run_forever()
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        running = loop.create_task(self.requests.run())
+        loop.run_forever()
         running.cancel()
         self.requests.end(RunError("requests: the run has ended"))
-        self._loop.run_until_complete(self._settle(running))
+        loop.run_until_complete(self._settle(running))
+        loop.close()
 
     async def _settle(self, running: "asyncio.Task[None]") -> None:
         await asyncio.gather(running, return_exceptions=True)
         await self.requests.settle(GRACE_S)
+        await self.requests.endpoint.close()
