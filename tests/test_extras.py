@@ -25,6 +25,7 @@ EXTRAS = {
     "cluster": {"dask", "distributed"},
     "report": {"matplotlib", "statsmodels", "patsy", "pandas", "PIL"},
     "lora": {"peft"},
+    "api": {"h2"},
     "s3": {"s3fs"},
     "datasets": {"datasets"},
 }
