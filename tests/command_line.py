@@ -51,14 +51,19 @@ class CommandLine:
         return result.out
 
 
-def start(*words: object, journal: Path | None = None, code: str = RUN) -> subprocess.Popen[str]:
+def start(
+    *words: object,
+    journal: Path | None = None,
+    code: str = RUN,
+    python: str | Path = sys.executable,
+) -> subprocess.Popen[str]:
     """Start `armada` as a process of its own, which knows the teacher `slow`."""
     path = os.pathsep.join([str(SLOW_TEACHER), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path.strip(os.pathsep)}
     if journal is not None:
         environment["SLOW_TEACHER_JOURNAL"] = str(journal)
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)],
+        [python, "-c", code, *map(str, words)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

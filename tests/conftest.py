@@ -2,17 +2,22 @@
 
 import gc
 import os
+import subprocess
 
 # Small tensors on shared cores: threads cost more than they bring. Child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from docs_material import REPOSITORIES
+from hub_server import hub
 from hypothesis import settings
 from warm_python import warm_python
 
@@ -59,10 +64,34 @@ def write_parquet(tmp_path: Path) -> Callable[[str, Mapping[str, Any]], str]:
 
 
 @pytest.fixture(scope="session")
-def torchrun() -> Iterator[tuple[str, ...]]:
-    """The words that start two processes, whose libraries are imported already."""
-    with warm_python({}) as commands:
-        yield str(commands / "torchrun"), "--standalone", "--nproc-per-node=2"
+def hub_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the models of the hub that `commands` see, OWNER/NAME each; empty at first."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def commands(hub_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for PATH, of commands whose libraries are imported already."""
+    with hub({name: hub_models / name for name in REPOSITORIES}, "main") as (address, _):
+        environment = {
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path_factory.mktemp("home")),
+            "DASK_TEMPORARY_DIRECTORY": str(tmp_path_factory.mktemp("dask")),
+        }
+        with warm_python(environment) as folder:
+            yield folder
+
+
+@pytest.fixture(scope="session")
+def torchrun(commands: Path) -> tuple[str, ...]:
+    """The words that start two processes."""
+    return str(commands / "torchrun"), "--standalone", "--nproc-per-node=2"
+
+
+@pytest.fixture
+def start(commands: Path) -> Callable[..., subprocess.Popen[str]]:
+    """As `command_line.start`, without the seconds of imports."""
+    return partial(command_line.start, python=commands / "python")
 
 
 @pytest.fixture(scope="session")

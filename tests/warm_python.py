@@ -3,19 +3,23 @@
     with warm_python(environment) as bin:      # a folder for the front of PATH
         subprocess.run(["armada", ...])        # also torchrun, accelerate, dask, python
 
-Each command in `bin` hands its words, its folder, its environment and its three streams to the
-process of this file (`python warm_python.py SOCKET`), which forks one for it, and ends as that one
-ends. What is saved are the nine seconds that torch, transformers and diffusers take to import;
-everything else is as in a process of its own. `environment` is added to that of all commands, also
-where libraries read it when they are imported, such as HF_ENDPOINT.
+Each command in `bin` hands its words, its folder, its environment and its open files to the process
+of this file (`python warm_python.py SOCKET`), which forks one for it, and ends as that one ends;
+where the command is killed, that one is killed too. What is saved are the nine seconds that torch,
+transformers and diffusers take to import; everything else is as in a process of its own. What a
+command starts by `multiprocessing`, and Dask's nannies, is forked like it. `environment` is added
+to that of all commands, also where libraries read it when they are imported, such as HF_ENDPOINT.
 """
 
 import atexit
+import fcntl
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -31,8 +35,10 @@ from typing import Any
 IMPORTED = (
     *("torch", "transformers", "diffusers", "open_clip", "distributed", "zarr", "dask.array"),
     *("pyarrow.dataset", "sklearn.metrics", "scipy.stats", "tensorboard", "matplotlib.pyplot"),
-    *("armada.stages.distill.training", "armada.stages.store.reading.reader"),
-    *("torch._dynamo", "peft"),
+    *("statsmodels.formula.api", "statsmodels.stats.anova", "statsmodels.stats.multitest"),
+    *("armada.pipeline.distill", "armada.pipeline.evaluate", "armada.pipeline.precompute"),
+    *("armada.stages.precompute.precompute", "armada.pipeline.ablation.ablate"),
+    *("torch._dynamo", "torch.utils.tensorboard", "peft", "tenacity", "typer.main"),
 )
 CLASSES = {
     "transformers": ("AutoModel", "AutoTokenizer", "BertModel", "DistilBertModel", "Trainer"),
@@ -47,6 +53,9 @@ COMMANDS = {
     "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
     "dask": ["-m", "dask"],
 }
+MOST_FILES = 64
+"""That a command may hand over."""
+
 CLIENT = Path(__file__).with_name("warm_client.py")
 
 
@@ -81,7 +90,8 @@ def _write_commands(folder: Path, socket_file: Path, environment: Mapping[str, s
     folder.mkdir()
     client = CLIENT.read_text(encoding="utf-8")
     for name, words in COMMANDS.items():
-        given = f"SOCKET, WORDS = {str(socket_file)!r}, {words!r}\nENVIRONMENT = {environment!r}\n"
+        given = f"SOCKET, WORDS, MOST_FILES = {str(socket_file)!r}, {words!r}, {MOST_FILES}\n"
+        given += f"ENVIRONMENT = {environment!r}\n"
         (folder / name).write_text(f"#!{sys.executable} -IS\n{given}{client}", encoding="utf-8")
         (folder / name).chmod(0o755)
 
@@ -99,18 +109,19 @@ def serve(path: str) -> Any:
         print("ready", flush=True)
         while True:
             connection, _ = listener.accept()
-            request, streams = _receive(connection)
+            request, files = _receive(connection)
             if os.fork() == 0:
                 listener.close()
                 if _is_the_command(connection):
                     connection.close()
-                    return request, streams
+                    return request, files
             connection.close()
-            for stream in streams:
-                os.close(stream)
+            for file in files:
+                os.close(file)
 
 
 def _import_all() -> None:
+    gc.disable()  # what is imported stays: nothing in it is to be searched for
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch.jit, of itself
         for name in IMPORTED:
             module = importlib.import_module(name)
@@ -118,42 +129,50 @@ def _import_all() -> None:
                 getattr(module, attribute)
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    head, streams, *_ = socket.recv_fds(connection, 8, 3)
+    head, files, *_ = socket.recv_fds(connection, 8, MOST_FILES)
     with connection.makefile("rb") as file:
-        return json.loads(file.read(int.from_bytes(head, "little"))), streams
+        return json.loads(file.read(int.from_bytes(head, "little"))), files
 
 
 def _is_the_command(connection: socket.socket) -> bool:
-    """Fork once more: True in the child; the parent tells how that ended, and ends."""
+    """Fork once more: True in the child; the parent tells how that ended, and ends. It kills the
+    child if the command, which never says a second word, is killed."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
         return True
     with suppress(OSError):  # nobody may be there any more to be told
         connection.sendall(f"{child}\n".encode())
+        if connection in select.select([os.pidfd_open(child), connection], [], [])[0]:
+            os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         connection.sendall(f"{status}\n".encode())
     os._exit(0)
 
 
-def run(request: dict[str, Any], streams: list[int]) -> None:
+def run(request: dict[str, Any], files: list[int]) -> None:
     """Become the command: `-m MODULE`, `-c CODE` or a file, and its words; `-P`, as Python's own,
     keeps the folder out of the path."""
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    apart = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 1000) for file in files]
+    for file in files:
+        os.close(file)
+    for number, copy in zip(request["files"], apart, strict=True):
+        os.dup2(copy, number)
+        os.close(copy)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
     importlib.invalidate_caches()
     words = request["words"]
     sys.path[0:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    while words[0] in ("-u", "-P"):
-        request["folder"] = request["folder"] if words[0] == "-u" else None
+    while words[0] in ("-u", "-B", "-P"):
+        request["folder"] = None if words[0] == "-P" else request["folder"]
         words = words[1:]
+    multiprocessing.set_executable(os.environ["PYTHON_EXEC"])
     _start(words, request["folder"])
 
 
@@ -183,8 +202,9 @@ def end(error: BaseException | None) -> None:
         status = 1
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError):  # a server of multiprocessing has closed them
+            stream.flush()
     os._exit(status)
 
 

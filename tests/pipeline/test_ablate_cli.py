@@ -17,7 +17,7 @@ from armada.pipeline.ablation.ablate import LOCK
 from armada.pipeline.ablation.parallel import room
 from armada.pipeline.run_folder import is_free
 from armada.stages.store.files.lock import open_lock, try_lock
-from command_line import CommandLine, start
+from command_line import CommandLine
 from hangs import HANG_S
 
 SMALL = {"epochs": 1, "batch_size": 16, "aligner_hidden_size": 8, "learning_rate": 1e-3}
@@ -210,7 +210,7 @@ def test_auto_makes_all_runs(armada: CommandLine, job, tmp_path: Path):
     assert len(made(tmp_path / "out")) == 3
 
 
-def test_runs_end_with_their_parent_and_go_on(armada: CommandLine, job, tmp_path: Path):
+def test_runs_end_with_their_parent_and_go_on(armada: CommandLine, start, job, tmp_path: Path):
     file = job(epochs=12, save_steps=4, seed=0, grid={"control": ["none", "undistilled"]})
     process = start("ablate", file, "--quiet")
     out = tmp_path / "out"

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from command_line import start
 from hangs import HANG_S
 
 EPOCHS, SAVE_EVERY = 20, 3
@@ -44,7 +43,7 @@ def kept(output: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files if file.name != "README.md"}
 
 
-def test_a_killed_run_goes_on(armada, distill_bench, tmp_path):
+def test_a_killed_run_goes_on(armada, start, distill_bench, tmp_path):
     settings = (f"epochs={EPOCHS}", f"save_steps={SAVE_EVERY}", "logging_steps=1", "device=cpu")
     more = [word for setting in settings for word in ("--set", setting)]
     armada.done(*distill_bench.words(tmp_path / "whole", *more))

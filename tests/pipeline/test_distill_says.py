@@ -12,7 +12,7 @@ import pytest
 import yaml
 from armada.pipeline import seed_run
 from armada.stages.distill.settings import SCRATCH_LEARNING_RATE
-from command_line import start, wait_until_asked
+from command_line import wait_until_asked
 from hangs import HANG_S
 
 SCRATCH = ("--set", "student_layers=1", "--set", "student_hidden_size=16")
@@ -125,7 +125,7 @@ def test_ctrl_c_says_what_is_kept(armada, distill_bench, tmp_path, monkeypatch, 
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_of_a_teacher(tmp_path: Path, armada) -> None:
+def test_ctrl_c_of_a_teacher(tmp_path: Path, armada, start) -> None:
     corpus, journal = tmp_path / "texts.csv", tmp_path / "journal"
     corpus.write_text("text\n" + "".join(f"text {number}\n" for number in range(3000)))
     words = ["precompute", "--corpus", corpus, "--text-column", "text", "--teacher", "slow:4"]

@@ -5,10 +5,11 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from armada.stages.store.reading.reader import open_cache
-from command_line import SLOW_TEACHER, CommandLine, start, wait_until_asked
+from command_line import SLOW_TEACHER, CommandLine, wait_until_asked
 from hangs import HANG_S
 from small_caches import stored_bytes
 
@@ -66,6 +67,7 @@ def test_killed_runs_go_on(
     corpus: Path,
     tmp_path: Path,
     armada: CommandLine,
+    start: Any,
     undisturbed: dict[str, bytes],
     seed: int,
     batch_sizes: list[int],
@@ -97,7 +99,7 @@ def test_killed_runs_go_on(
 
 
 def test_a_kill_before_the_commit_record(
-    corpus: Path, tmp_path: Path, armada: CommandLine, undisturbed: dict[str, bytes]
+    corpus: Path, tmp_path: Path, armada: CommandLine, start: Any, undisturbed: dict[str, bytes]
 ) -> None:
     cache = tmp_path / "cache"
     process = start(*words(corpus, cache, 16), code=DIE_BEFORE_COMMIT)

@@ -3,10 +3,12 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
+import command_line
 import pytest
 from armada.stages.store.reading.reader import open_cache
-from command_line import SLOW_TEACHER, CommandLine, start, wait_until_asked
+from command_line import SLOW_TEACHER, CommandLine, wait_until_asked
 from hangs import HANG_S
 from small_caches import stored_bytes
 
@@ -35,7 +37,9 @@ def words(corpus: Path, cache: Path, *more: object) -> list[object]:
     ]
 
 
-def test_two_runs_share_the_work(corpus: Path, tmp_path: Path, armada: CommandLine) -> None:
+def test_two_runs_share_the_work(
+    corpus: Path, tmp_path: Path, armada: CommandLine, start: Any
+) -> None:
     armada.done(*words(corpus, tmp_path / "one"))
     journals = [tmp_path / "journal 0", tmp_path / "journal 1"]
     runs = [start(*words(corpus, tmp_path / "cache"), journal=journal) for journal in journals]
@@ -51,11 +55,12 @@ def test_two_runs_share_the_work(corpus: Path, tmp_path: Path, armada: CommandLi
 
 
 def test_a_run_takes_over_from_a_killed_one(
-    corpus: Path, tmp_path: Path, armada: CommandLine
+    corpus: Path, tmp_path: Path, armada: CommandLine, start: Any
 ) -> None:
     armada.done(*words(corpus, tmp_path / "one"))
     journals = [tmp_path / "journal 0", tmp_path / "journal 1"]
-    killed = start(*words(corpus, tmp_path / "cache"), journal=journals[0])
+    # Of a forked process, only the command that waits for it would stop.
+    killed = command_line.start(*words(corpus, tmp_path / "cache"), journal=journals[0])
     wait_until_asked(20, journals[0], killed)
     killed.send_signal(signal.SIGSTOP)  # in its first shard, until the other has begun
     living = start(*words(corpus, tmp_path / "cache"), journal=journals[1])

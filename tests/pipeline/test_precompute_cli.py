@@ -18,7 +18,7 @@ from armada.cache_schemas.errors import JobError
 from armada.cache_schemas.keys import example_key
 from armada.cli import main
 from armada.pipeline.messages import CountProgress
-from command_line import SLOW_TEACHER, CommandLine, start, wait_until_asked
+from command_line import SLOW_TEACHER, CommandLine, wait_until_asked
 from hangs import HANG_S
 from small_caches import stored_bytes
 from tiny_checkpoints import make_bert
@@ -285,7 +285,9 @@ def test_help_waits_for_no_library() -> None:
     assert "precompute" in run.stdout
 
 
-def test_sigterm_keeps_the_answers_that_are_there(words: list[Any], tmp_path: Path) -> None:
+def test_sigterm_keeps_the_answers_that_are_there(
+    words: list[Any], start: Any, tmp_path: Path
+) -> None:
     journal = tmp_path / "journal"
     rest = ["--set", "teacher=slow:16", "--set", "rows_per_shard=64", "--set", "batch_size=8"]
     process = start(*words, *rest, "--quiet", journal=journal)

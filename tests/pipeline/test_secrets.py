@@ -1,7 +1,6 @@
 """What is secret of a URL is in no file that is left behind and in no line that is said."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 from armada.cache_schemas.errors import CorpusError, shown_url
 from armada.pipeline.precompute_job import make_precompute_job
 from armada.stages.store.transfer import retries
-from command_line import RUN, CommandLine
+from command_line import CommandLine
 from file_server import serving
 from hangs import HANG_S
 from tenacity import wait_none
@@ -127,7 +126,7 @@ def test_a_cache_and_its_card_name_no_password(
     "what", ["no such file", "no Parquet", "no server", "no protocol", "no bucket"]
 )
 def test_what_fails_is_told_without_the_password(
-    url: str, tmp_path: Path, what: str, more: tuple[str, ...]
+    url: str, commands: Path, tmp_path: Path, what: str, more: tuple[str, ...]
 ) -> None:
     source = {
         "no such file": f"{url}/absent.csv?token={SECRET}",
@@ -138,7 +137,7 @@ def test_what_fails_is_told_without_the_password(
     }[what]
     words = ["precompute", "--corpus", source, "--text-column", "text", "--teacher", "hash:4"]
     done = subprocess.run(
-        [sys.executable, "-c", RUN, *more, *words, "--cache", str(tmp_path / "cache")],
+        [commands / "armada", *more, *words, "--cache", str(tmp_path / "cache")],
         capture_output=True,
         text=True,
         timeout=HANG_S,
