@@ -63,7 +63,7 @@ _WORDS: dict[Reason, re.Pattern[str]] = {
         r"content (management )?polic|content filter|safety system|inappropriate content|flagged",
         re.IGNORECASE,
     ),
-    "empty": re.compile(r"(cannot|must not|can't) be empty", re.IGNORECASE),
+    "empty": re.compile(r"(cannot|must not|can't) be empty|non-empty", re.IGNORECASE),
     "credit": re.compile(
         r"insufficient (balance|credit|fund)|credit balance is too low|more credits", re.IGNORECASE
     ),

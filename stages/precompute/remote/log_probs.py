@@ -231,7 +231,8 @@ def _written(string: str) -> tuple[str | None, bytes | None, int | None]:
 
 
 def read_prompt(value: object, own: object, name: str) -> Predictions | None:
-    """The `prompt_logprobs` of vLLM; None if there are none. The first token has no prediction.
+    """The `prompt_logprobs` of vLLM, token by token as predicted from those before it; None if
+    there are none. The first token has no prediction.
 
     `own`: the `prompt_token_ids` of the same reply; None: the first id of each object is the
     prompt's own."""

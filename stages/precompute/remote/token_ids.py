@@ -162,9 +162,11 @@ class Vocabulary:
         return token in self._added and bool(self._added[token].special)
 
     def _refuse_twice(self, rows: IntArray, ids: IntArray) -> None:
-        pairs, counts = np.unique(np.stack([rows, ids]), axis=1, return_counts=True)
-        if (counts > 1).any():
-            row, token = pairs[:, counts > 1][:, 0]
+        size = max(self.spellings) + 1
+        pairs = np.sort(rows * size + ids)
+        twice = pairs[1:][pairs[1:] == pairs[:-1]]
+        if len(twice):
+            row, token = divmod(int(twice[0]), size)
             raise UnmappedTokenError(f"two alternatives of token {row} have the id {token}")
 
 

@@ -74,7 +74,8 @@ def read_served(reply: object) -> Served:
     """The model and the fingerprint that a reply names."""
     named = reply if isinstance(reply, dict) else {}
     model = optional(named.get("model"), "model", a_text)
-    return Served(model or "", optional(named.get("system_fingerprint"), "fingerprint", a_text))
+    fingerprint = optional(named.get("system_fingerprint"), "system_fingerprint", a_text)
+    return Served(model or "", fingerprint)
 
 
 def an_object(value: object, name: str) -> dict[str, Any]:
