@@ -228,7 +228,7 @@ class BatchFigures(Document):
 
     @classmethod
     def together(cls, figures: Sequence["BatchFigures"]) -> "BatchFigures":
-        """The figures of several runs, added up."""
+        """The figures of several runs, devices or chunks, added up."""
         fields = [each.model_dump() for each in figures]
         joined = {name: sum(each[name] for each in fields) for name in cls.model_fields}
         return cls(**joined | {"auto_limit": max(each["auto_limit"] for each in fields)})

@@ -152,15 +152,17 @@ def _compute(
     writer: CacheWriter,
     quiet: bool,
 ) -> PrecomputeReport:
-    from ..stages.precompute.batching import BatchSizes
+    from ..stages.precompute.batching import BatchCounts, BatchSizes
     from ..stages.precompute.precompute import EncodingRun, precompute
 
+    device, counts = choose_device(job.device), BatchCounts()
     run = RunProvenance(
         job,
         plan,
         writer,
         library_versions(),
-        hardware(str(choose_device(job.device))),
+        hardware(str(device)),
+        counts.figures,
         requests=teacher.requests,
     )
     skipped: list[str] = []
@@ -173,8 +175,8 @@ def _compute(
         with CountProgress("precompute", "rows", work.pending, quiet, run.progress) as progress:
             encoding = EncodingRun(
                 BatchSizes.of(teacher, job.batch_size),
-                choose_device(job.device),
-                run.counts,
+                device,
+                counts,
                 job.skip_bad_rows,
                 progress.advance,
                 run.committed,

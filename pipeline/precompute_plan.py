@@ -16,6 +16,7 @@ from ..cache_schemas.errors import MissingKeysError
 from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import (
+    BatchFigures,
     CommitRecord,
     CorpusRecord,
     RequestFigures,
@@ -197,10 +198,13 @@ class RunProvenance:
         writer: CacheWriter,
         versions: dict[str, str],
         machine: dict[str, str],
+        batches: Callable[[], BatchFigures],
         run_id: str | None = None,
         requests: Callable[[], RequestFigures | None] = lambda: None,
     ) -> None:
-        self._writer, self.id, self._requests = writer, run_id or new_run_id(), requests
+        """`batches`, `requests`: the figures of its batches and requests so far."""
+        self._writer, self.id = writer, run_id or new_run_id()
+        self._batches, self._requests = batches, requests
         self.record = RunRecord(
             started=now(),
             versions=versions,
@@ -208,10 +212,6 @@ class RunProvenance:
             corpora=tuple(_corpus_records(job, plan)),
         )
         self.commits: list[CommitRecord] = []
-        from ..stages.precompute.batching import BatchCounts
-
-        self.counts = BatchCounts()
-        """Counts of the batches so far; whoever computes them adds to it."""
 
     def committed(self, record: CommitRecord, seconds: float, truncated: int) -> None:
         """Note what a shard cost."""
@@ -222,7 +222,7 @@ class RunProvenance:
             update={
                 "teacher_seconds": old.teacher_seconds | {record.shard: round(seconds, 3)},
                 "truncated_examples": old.truncated_examples + truncated,
-                "batches": self.counts.figures(),
+                "batches": self._batches(),
                 "requests": self._requests(),
             }
         )
@@ -230,7 +230,8 @@ class RunProvenance:
 
     def progress(self) -> str:
         """What the device has been doing, in words; nothing before the first batch."""
-        return device_in_words(self.counts.figures()) if self.counts.batches else ""
+        figures = self._batches()
+        return device_in_words(figures) if figures.batches else ""
 
     def write(self) -> None:
         """Write the record as it is now."""

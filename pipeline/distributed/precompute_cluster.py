@@ -9,7 +9,7 @@ ordinary run: so an undisturbed run leaves the same bytes as one process.
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ...cache_schemas.errors import ArmadaError, JobError, RunError
 from ...cache_schemas.extras import require_extra
-from ...cache_schemas.manifest import fidelity_of
+from ...cache_schemas.manifest import BatchFigures, fidelity_of
 from ...stages.store.format.manifests import first_own_shard
 from ...stages.store.writing.teacher_folder import require_writable
 from ...stages.store.writing.writer import CacheWriter
@@ -59,18 +59,27 @@ class _WorkerPool:
         return {name: ", ".join(sorted(values)) for name, values in found.items()}
 
 
-@dataclass(slots=True)
 class _Outcomes:
-    """The outcomes so far; skipped rows are named once, however often they were computed."""
+    """The outcomes so far, and the run's record; skipped rows are named once, however often they
+    were computed."""
 
-    run: RunProvenance
-    rows: int = 0
-    skipped: dict[str, None] = field(default_factory=dict)
+    def __init__(
+        self, job_spec: JobSpec, plan: Plan, writer: CacheWriter, pool: _WorkerPool
+    ) -> None:
+        machine = pool.together(lambda one: one.hardware) | {"workers": str(len(pool.equipment))}
+        versions = pool.together(lambda one: one.versions)
+        self.rows = 0
+        self.skipped: dict[str, None] = {}
+        self._batches = BatchFigures()
+        self.run = RunProvenance(
+            job_spec.job, plan, writer, versions, machine, lambda: self._batches, job_spec.run_id
+        )
 
     def add(self, outcome: Outcome) -> None:
+        """Count what a chunk came to."""
         self.rows += outcome.rows
         self.skipped |= dict.fromkeys(outcome.skipped)
-        self.run.counts.add(outcome.counts)
+        self._batches = BatchFigures.together([self._batches, outcome.counts.figures()])
         for record, seconds, truncated in outcome.shards:
             self.run.committed(record, seconds, truncated)
 
@@ -172,12 +181,9 @@ def _compute(
     pool: _WorkerPool,
     quiet: bool,
 ) -> _Outcomes:
-    machine = pool.together(lambda one: one.hardware) | {"workers": str(len(pool.equipment))}
-    versions = pool.together(lambda one: one.versions)
-    run = RunProvenance(job_spec.job, plan, writer, versions, machine, job_spec.run_id)
-    run.write()
+    outcomes = _Outcomes(job_spec, plan, writer, pool)
+    outcomes.run.write()
     _refuse_blind(pool.client.run(sees_run, job_spec), job_spec)
-    outcomes = _Outcomes(run)
     chunks = Chunks(
         plan.corpus,
         plan.keys,
@@ -186,7 +192,8 @@ def _compute(
         first_own_shard(job_spec.job.cache, plan.manifest.fingerprint),
         writer.commits,
     )
-    with CountProgress("precompute", "rows", len(pending), quiet, run.progress) as progress:
+    in_words = outcomes.run.progress
+    with CountProgress("precompute", "rows", len(pending), quiet, in_words) as progress:
         waiting = say_that_it_waits(quiet)
         Dispatch(pool.client, job_spec, chunks, outcomes.add, progress.advance, waiting).run()
     return outcomes

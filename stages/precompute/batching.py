@@ -60,7 +60,7 @@ class _Limit:
 
 @dataclass(slots=True)
 class BatchCounts:
-    """The batches of a run so far, counted on: the fields of `BatchFigures`.
+    """The batches of a run so far, on one device, counted on: the fields of `BatchFigures`.
 
     seconds: wall time of `precompute`; busy_seconds: the part in which the device was running a
     batch. On a CPU that is from the start of a batch until `Teacher.start` returns; on a CUDA
@@ -75,12 +75,6 @@ class BatchCounts:
     seconds: float = 0.0
     busy_seconds: float = 0.0
     auto_limit: int = 0
-
-    def add(self, more: "BatchCounts") -> None:
-        """Count another device's, or another chunk's, with these."""
-        for name, value in asdict(more).items():
-            before = getattr(self, name)
-            setattr(self, name, max(before, value) if name == "auto_limit" else before + value)
 
     def figures(self) -> BatchFigures:
         """As they are now."""
