@@ -28,8 +28,8 @@ from ..messages import LOGGER, warn
 from ..signals import Signal, heard_by
 from .workers import TOPIC, Chunk, JobSpec, Outcome, answer, keys_table, load, release, stop
 
-CHUNKS_PER_WORKER = 2
-"""One being computed and one waiting at the worker."""
+CHUNKS_PER_WORKER = 3
+"""One being written, one being computed, and one being prepared."""
 
 MOST_DEVICE_ERRORS = 3
 """For the same rows: as many as Dask allows workers to die."""

@@ -2,9 +2,13 @@
 
     answer -> _answer -> stages.precompute
 
-A worker process keeps one loaded teacher between chunks and computes one chunk at a time. Features
-go from the worker to the cache; only counts go back to the client. Reservations of a dead worker
-are taken over by the one that gets the chunk next, with the same shard number
+A worker process keeps one loaded teacher, and one writer of its cache, between the chunks of a run.
+Its device computes one chunk at a time; meanwhile the next one is prepared, in another thread, and
+the one before is written: a chunk that gets the device leaves Dask's pool of threads, so that the
+worker begins another, however few threads it has.
+
+Features go from the worker to the cache; only counts go back to the client. Reservations of a dead
+worker are taken over by the one that gets the chunk next, with the same shard number
 (`store/writing/reservations.py`): so a lost worker changes no byte of the cache.
 
 After an illegal access, a failed assertion or an uncorrectable memory error, a process cannot use
@@ -28,7 +32,7 @@ from ...cache_schemas.manifest import CommitRecord, TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec, differences
 from ...stages.corpus.corpus import Corpus
 from ...stages.precompute.batching import BatchCounts, BatchSizes
-from ...stages.precompute.precompute import EncodingRun, precompute
+from ...stages.precompute.precompute import Clock, EncodingRun, precompute
 from ...stages.precompute.teachers.base import Teacher, load_teacher
 from ...stages.store.writing.writer import CacheWriter, Task, Work
 from ..environment import choose_device, hardware, library_versions
@@ -119,7 +123,7 @@ def sees_run(job_spec: JobSpec) -> bool:
 def answer(job_spec: JobSpec, chunk: Chunk) -> Outcome:
     """Compute a chunk, unless that is done, and commit its features."""
     outcome = Outcome()
-    with _state.lock, _told_in(outcome):
+    with _told_in(outcome):
         try:
             _answer(job_spec, chunk, outcome)
         except _Unfinished:
@@ -130,8 +134,8 @@ def answer(job_spec: JobSpec, chunk: Chunk) -> Outcome:
 def load(job_spec: JobSpec) -> Outcome:
     """Load the teacher of a run; the outcome has the reason if that fails."""
     outcome = Outcome()
-    with _state.lock, _told_in(outcome):
-        _state.teacher(job_spec)
+    with _told_in(outcome):
+        _state.load(job_spec)
     return outcome
 
 
@@ -182,27 +186,26 @@ def _answer(job_spec: JobSpec, chunk: Chunk, outcome: Outcome) -> None:
         raise _Unfinished
     if not sees_run(job_spec):
         raise JobError(f"{_me()}: {unseen(job_spec)}")
-    job = job_spec.job
     signals = _Signals(job_spec.run_id, chunk)
-    with CacheWriter(job.cache, job_spec.manifest, job.takeover_seconds) as writer:
-        work = _ChunkWork(writer, chunk, signals.wait)
-        if not work.pending:
-            return
-        held = _state.teacher(job_spec)
+    with _state.run(job_spec) as run:
 
         def committed(record: CommitRecord, seconds: float, truncated: int) -> None:
             outcome.shards.append((record, seconds, truncated))
 
         encoding = EncodingRun(
-            held.sizes,
-            choose_device(job.device),
+            run.sizes,
+            choose_device(job_spec.job.device),
             outcome.counts,
-            job.skip_bad_rows,
+            job_spec.job.skip_bad_rows,
             signals.advance,
             committed,
             outcome.skipped,
+            _state.preparing,
+            signals.turn,
+            run.clock,
         )
-        precompute(chunk.corpus, chunk.keys, work, held.teacher, writer, encoding)
+        work = _ChunkWork(run.writer, chunk, signals.wait)
+        precompute(chunk.corpus, chunk.keys, work, run.teacher, run.writer, encoding)
 
 
 def unseen(job_spec: JobSpec) -> str:
@@ -240,17 +243,40 @@ class _ChunkWork(Work):
 
 
 class _Signals:
-    """Between batches: reports the progress of a chunk, and checks whether its run has stopped."""
+    """Gives a chunk its turns at the device. Between batches: reports its progress, and checks
+    whether its run has stopped."""
 
     def __init__(self, run_id: str, chunk: Chunk) -> None:
         self._run_id, self._chunk = run_id, chunk
         self._rows, self._reported = 0, time.monotonic()
+        self._in_pool = True
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The device is this chunk's; the worker may begin another one."""
+        from distributed import secede
+
+        with _state.device:
+            _state.wait_for_the_end()
+            self._stop_if_told()
+            if self._in_pool:
+                self._in_pool = False
+                secede()
+            try:
+                yield
+            except Exception as error:
+                # Before another chunk gets the device.
+                _state.leaves = _state.leaves or _device_is_lost(error)
+                raise
+
+    def _stop_if_told(self) -> None:
+        if self._run_id in _state.stopped:
+            raise _Unfinished
 
     def advance(self, rows: int) -> None:
         """Count rows just computed; stops the computation if the run has stopped."""
         self._rows += rows
-        if self._run_id in _state.stopped:
-            raise _Unfinished
+        self._stop_if_told()
         if time.monotonic() - self._reported > REPORT_EVERY_S:
             self._reported = time.monotonic()
             self._report()
@@ -268,61 +294,111 @@ class _Signals:
             raise _Unfinished
 
 
-@dataclass(slots=True)
-class _Held:
-    """A loaded teacher, the run that used it last, and the batch sizes that fit into its device's
-    memory."""
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A loaded teacher, and the device and fingerprint that tell it from others."""
 
     key: tuple[str, str]
+    teacher: Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a worker keeps between the chunks of a run: `sizes` are those of batches that fit into
+    its device's memory."""
+
     run_id: str
     teacher: Teacher
+    writer: CacheWriter
     sizes: BatchSizes
+    clock: Clock = field(default_factory=Clock)
 
 
 class _WorkerState:
-    """State of a worker process between chunks."""
+    """State of a worker process between chunks, for chunks in several threads."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        """Held while the teacher is used; a worker may have several threads."""
+        self.device, self.preparing = threading.Lock(), threading.Lock()
+        """Each held by one chunk at a time."""
         self.stopped: set[str] = set()
-        self._held: _Held | None = None
-        self._leaves = False
+        self.leaves = False
+        """Whether this process is about to end."""
+        self._entry = threading.Lock()
+        self._chunks, self._fewer = 0, threading.Condition()
+        self._loaded: _Loaded | None = None
+        self._run: _Run | None = None
+        self._last_run = ""
 
-    def teacher(self, job_spec: JobSpec) -> _Held:
-        """The teacher of a run, made and loaded unless it is here already."""
+    @contextmanager
+    def run(self, job_spec: JobSpec) -> Iterator[_Run]:
+        """What is kept of a run, for one of its chunks; waits until those of another are done."""
+        with self._entry:  # in turn, so that no run waits for all of another
+            run = self._run
+            if run is None or run.run_id != job_spec.run_id:
+                self._wait_for_chunks()
+                teacher = self._teacher(job_spec)
+                run = self._run = self._begin(job_spec, teacher)
+            with self._fewer:
+                self._chunks += 1
+        try:
+            yield run
+        finally:
+            with self._fewer:
+                self._chunks -= 1
+                self._fewer.notify_all()
+
+    def load(self, job_spec: JobSpec) -> None:
+        """Load the teacher of a run, unless it is here already."""
+        with self._entry:
+            self._wait_for_chunks()
+            self._teacher(job_spec)
+
+    def _wait_for_chunks(self) -> None:
+        with self._fewer:
+            self._fewer.wait_for(lambda: not self._chunks)
+
+    def _teacher(self, job_spec: JobSpec) -> Teacher:
+        self._end_run()
         key = (job_spec.spec.fingerprint, job_spec.job.device)
-        held = self._held
-        if held is None or held.key != key:
-            self._held = held = None  # two teachers may not fit into the device's memory
+        self._last_run = job_spec.run_id
+        if self._loaded is None or self._loaded.key != key:
+            self._loaded = None  # two teachers may not fit into the device's memory
             teacher = _make(job_spec)
             load_teacher(teacher)
-            held = self._held = _Held(key, "", teacher, BatchSizes.of(teacher, None))
-        if held.run_id != job_spec.run_id:
-            held.run_id = job_spec.run_id
-            held.sizes = BatchSizes.of(held.teacher, job_spec.job.batch_size)
-        return held
+            self._loaded = _Loaded(key, teacher)
+        return self._loaded.teacher
+
+    def _begin(self, job_spec: JobSpec, teacher: Teacher) -> _Run:
+        job = job_spec.job
+        writer = CacheWriter(job.cache, job_spec.manifest, job.takeover_seconds)
+        return _Run(job_spec.run_id, teacher, writer, BatchSizes.of(teacher, job.batch_size))
+
+    def _end_run(self) -> None:
+        if self._run is not None:
+            self._run.writer.close()
+        self._run = None
 
     def leave(self) -> None:
         """End this process as soon as its last outcome is told."""
-        self._leaves = True
+        self.leaves = True
         threading.Timer(LEAVE_S, os._exit, [1]).start()
 
     def wait_for_the_end(self) -> None:
         """Begin nothing more in a process that is about to end: Dask gives it to another."""
-        while self._leaves:
+        while self.leaves:
             time.sleep(LEAVE_S)
 
     def release(self, run_id: str) -> None:
         """Release the teacher, unless another run uses it, or is about to."""
-        if not self.lock.acquire(blocking=False):
+        if not self._entry.acquire(blocking=False):
             return
         try:
-            if self._held is not None and self._held.run_id == run_id:
-                self._held = None
+            if self._last_run == run_id and not self._chunks:
+                self._end_run()
+                self._loaded = None
                 _empty_caches()
         finally:
-            self.lock.release()
+            self._entry.release()
 
 
 _state = _WorkerState()

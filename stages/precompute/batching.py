@@ -62,10 +62,10 @@ class _Limit:
 class BatchCounts:
     """The batches of a run so far, on one device, counted on: the fields of `BatchFigures`.
 
-    seconds: wall time of `precompute`; busy_seconds: the part in which the device was running a
-    batch. On a CPU that is from the start of a batch until `Teacher.start` returns; on a CUDA
-    device between the same two moments of its own queue, by its own clock. Elsewhere it is not
-    measured, and 0."""
+    seconds: wall time of `precompute`, or of a worker since it began the run; busy_seconds: the
+    part in which the device was running a batch. On a CPU that is from the start of a batch until
+    `Teacher.start` returns; on a CUDA device between the same two moments of its own queue, by its
+    own clock. Elsewhere it is not measured, and 0."""
 
     batches: int = 0
     rows: int = 0

@@ -1,6 +1,6 @@
 """Stage 1: unique examples that are not cached yet -> shards -> teacher batches -> commits.
 
-    precompute -> _encode_shard -> _start
+    precompute -> _encode_shard -> _compute_shard -> _start
 
 In: a corpus, its pending rows, a loaded teacher, a writer. Out: committed shards. Shards are cut
 from the pending rows in corpus order, batches inside a shard from examples of one bucket; so
@@ -10,14 +10,17 @@ reason, rows computed so far are committed before the error is raised.
 The device waits for none of the rest. Beside the thread that gives it batches, one prepares the
 next shard (`_Ahead`), one takes outputs into the shard's buffer (`_Storing`), and one writes the
 shard before (`_Committer`). Other processes may do the same to the same cache: each shard is
-reserved before it is computed (`store/writing/writer.py`).
+reserved before it is computed (`store/writing/writer.py`). Several threads of a process may do it
+with one teacher: then the shard of one is prepared, and that of another written, while a third has
+the device (`EncodingRun.turn`).
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +47,8 @@ Committed = Callable[[CommitRecord, float, int], None]
 class EncodingRun:
     """Settings that may change between runs without changing an output, and what is counted.
 
-    `device`: where the teacher computes."""
+    device: where the teacher computes; preparing, turn: held while examples are prepared, and while
+    a shard is computed, by threads that share a teacher; clock: one for all of them."""
 
     sizes: BatchSizes
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -53,6 +57,9 @@ class EncodingRun:
     advance: Advance = lambda rows: None
     committed: Committed = lambda record, seconds, truncated: None
     skipped: list[str] = field(default_factory=list)
+    preparing: AbstractContextManager[object] = field(default_factory=nullcontext)
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext
+    clock: "Clock" = field(default_factory=lambda: Clock())
 
 
 def precompute(
@@ -67,16 +74,14 @@ def precompute(
 
     Raises TeacherOutputError for a non-finite output (unless bad rows are skipped), StorageError if
     the disk fails, RunError when one example does not fit into memory."""
-    clock = _Clock(encoding.counts)
     with (
-        _matrix_products_of(teacher),
         _Committer(writer, work, teacher, encoding.committed) as committer,
-        _Ahead(corpus, keys, work, teacher, writer) as ahead,
+        _Ahead(corpus, keys, work, teacher, writer, encoding.preparing) as ahead,
         _Storing() as storing,
     ):
         while (shard := ahead.take(committer.wait)) is not None:
-            _encode_shard(corpus, shard, ahead.look, teacher, encoding, clock, storing, committer)
-        clock.read()
+            _encode_shard(corpus, shard, ahead.look, teacher, encoding, storing, committer)
+        encoding.clock.count(encoding.counts)
 
 
 def _matrix_products_of(teacher: Teacher) -> AbstractContextManager[None]:
@@ -84,16 +89,17 @@ def _matrix_products_of(teacher: Teacher) -> AbstractContextManager[None]:
     return matrix_products(precision)
 
 
-class _Clock:
-    """Counts the seconds of a run, up to each time it is read."""
+class Clock:
+    """Counts the seconds of a device, each once, whoever counts them."""
 
-    def __init__(self, counts: BatchCounts) -> None:
-        self._counts, self._read = counts, time.perf_counter()
+    def __init__(self) -> None:
+        self._counted, self._guard = time.perf_counter(), threading.Lock()
 
-    def read(self) -> None:
-        """Count those that have passed since."""
-        before, self._read = self._read, time.perf_counter()
-        self._counts.seconds += self._read - before
+    def count(self, counts: BatchCounts) -> None:
+        """Add those that have passed since the last call, or since it was made."""
+        with self._guard:
+            before, self._counted = self._counted, time.perf_counter()
+            counts.seconds += self._counted - before
 
 
 class _Moment:
@@ -118,10 +124,11 @@ class _Moment:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A shard's task, and its examples as the teacher's model reads them."""
+    """A shard's task, its examples as the teacher's model reads them, and room for its features."""
 
     task: Task
     prepared: Prepared
+    buffer: ShardBuffer
 
 
 class _Ahead:
@@ -131,10 +138,16 @@ class _Ahead:
     share a corpus end together."""
 
     def __init__(
-        self, corpus: Corpus, keys: KeyArray, work: Work, teacher: Teacher, writer: CacheWriter
+        self,
+        corpus: Corpus,
+        keys: KeyArray,
+        work: Work,
+        teacher: Teacher,
+        writer: CacheWriter,
+        preparing: AbstractContextManager[object],
     ) -> None:
         self._corpus, self._keys, self._work = corpus, keys, work
-        self._teacher, self._writer = teacher, writer
+        self._teacher, self._writer, self._preparing = teacher, writer, preparing
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._next: Future[_Shard | None] | None = None
 
@@ -177,7 +190,10 @@ class _Ahead:
     def _prepare(self, task: Task) -> _Shard | None:
         try:
             examples = make_examples(self._corpus, self._keys, task.rows)
-            return _Shard(task, self._teacher.prepare(examples))
+            # Those that are written: all of the teacher's, or those that the cache lacked.
+            buffer = ShardBuffer(examples, self._writer.manifest.spec.features)
+            with self._preparing:
+                return _Shard(task, self._teacher.prepare(examples), buffer)
         except BaseException:
             self._writer.release(task.reservation)
             raise
@@ -198,12 +214,31 @@ def _encode_shard(
     look_ahead: Callable[[], None],
     teacher: Teacher,
     encoding: EncodingRun,
-    clock: _Clock,
     storing: "_Storing",
     committer: "_Committer",
 ) -> None:
+    seconds = 0.0
+    try:
+        with encoding.turn(), _matrix_products_of(teacher):
+            started = time.perf_counter()
+            try:
+                _compute_shard(corpus, shard, look_ahead, teacher, encoding, storing)
+            finally:
+                storing.drop_errors()
+                seconds = time.perf_counter() - started
+    finally:
+        committer.commit(shard, seconds)
+
+
+def _compute_shard(
+    corpus: Corpus,
+    shard: _Shard,
+    look_ahead: Callable[[], None],
+    teacher: Teacher,
+    encoding: EncodingRun,
+    storing: "_Storing",
+) -> None:
     task, prepared = shard.task, shard.prepared
-    buffer = ShardBuffer(prepared.examples, committer.features)
     left = len(prepared)
 
     def stored(batches: Iterator[_Stored]) -> None:
@@ -215,20 +250,15 @@ def _encode_shard(
             encoding.counts.busy_seconds += batch.busy_s
             bucket = int(prepared.buckets[batch.rows[0]])
             encoding.sizes.measured(bucket, len(batch.rows), batch.busy_s)
-            clock.read()
+            encoding.clock.count(encoding.counts)
             encoding.advance(len(batch.rows))
             left -= len(batch.rows)
             if 2 * left <= len(prepared):
                 look_ahead()
 
-    started = time.perf_counter()
-    try:
-        for batch in _started(teacher, prepared, encoding):
-            stored(storing.put(buffer, batch))
-        stored(storing.rest())
-    finally:
-        storing.drop_errors()
-        committer.commit(task, buffer, time.perf_counter() - started)
+    for batch in _started(teacher, prepared, encoding):
+        stored(storing.put(shard.buffer, batch))
+    stored(storing.rest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,32 +408,31 @@ class _Committer:
         finally:
             self._pool.shutdown()
 
-    @property
-    def features(self) -> tuple[FeatureSpec, ...]:
-        """Features that are written: all of them, or those that the cache lacked."""
-        return self._writer.manifest.spec.features
-
-    def commit(self, task: Task, buffer: ShardBuffer, seconds: float) -> None:
-        """Hand over the finished rows of a task; waits for the task before it."""
-        self.wait()
-        if len(buffer):
-            self._running = self._pool.submit(self._write, task, buffer, seconds)
+    def commit(self, shard: _Shard, seconds: float) -> None:
+        """Hand over the finished rows of a shard; waits for the shard before it."""
+        try:
+            self.wait()
+        except BaseException:
+            self._writer.release(shard.task.reservation)
+            raise
+        if len(shard.buffer):
+            self._running = self._pool.submit(self._write, shard, seconds)
         else:
-            self._writer.release(task.reservation)
+            self._writer.release(shard.task.reservation)
 
-    def _write(self, task: Task, buffer: ShardBuffer, seconds: float) -> None:
-        finished = buffer.finished()
+    def _write(self, shard: _Shard, seconds: float) -> None:
+        finished = shard.buffer.finished()
         try:
             record = self._writer.commit(
                 finished.keys,
                 finished.features,
                 finished.truncated,
                 tables=finished.tables,
-                reservation=task.reservation,
+                reservation=shard.task.reservation,
                 fidelity=finished.fidelity,
             )
         except ReservationLostError:
-            self._work.put_back(task)
+            self._work.put_back(shard.task)
         else:
             self._teacher.committed(finished.keys)
             self._committed(record, seconds, int(finished.truncated.sum()))

@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +27,15 @@ from armada.cache_schemas import errors
 from armada.cache_schemas.manifest import CommitRecord, FileRecord, RunRecord, TeacherManifest
 from armada.pipeline.distributed import cluster as cluster_module
 from armada.pipeline.distributed.dispatch import Chunks
-from armada.pipeline.distributed.workers import Chunk, JobSpec, Outcome, answer, keys_table, stop
+from armada.pipeline.distributed.workers import (
+    Chunk,
+    JobSpec,
+    Outcome,
+    answer,
+    keys_table,
+    release,
+    stop,
+)
 from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import PrecomputeJob, make_precompute_job, make_teacher
 from armada.pipeline.precompute_plan import PrecomputeReport
@@ -56,7 +65,18 @@ class Journal:
 
     def asked(self) -> list[tuple[int, str]]:
         """Process and text, in order."""
-        pairs = (line.partition(" ") for line in self._lines("asked"))
+        return self._texts("asked")
+
+    def prepared(self) -> list[tuple[int, str]]:
+        """The same of texts that were prepared."""
+        return self._texts("prepared")
+
+    def open_gate(self) -> None:
+        """Let 'patient' texts be answered."""
+        (self.folder / "gate").touch()
+
+    def _texts(self, name: str) -> list[tuple[int, str]]:
+        pairs = (line.partition(" ") for line in self._lines(name))
         return [(int(process), text) for process, _, text in pairs]
 
     def _lines(self, name: str) -> list[str]:
@@ -621,11 +641,11 @@ def test_workers_must_see_the_cache(
     assert committed(tmp_path / "cache") == 0
 
 
-def ordered(this: PrecomputeJob, run_id: str) -> tuple[JobSpec, Chunk]:
-    """What a run sends to a worker: the third chunk of its corpus."""
+def ordered(this: PrecomputeJob, run_id: str, number: int = 2) -> tuple[JobSpec, Chunk]:
+    """What a run sends to a worker: a chunk of its corpus, the third."""
     manifest = manifest_of(this)
     read = read_corpus(this.corpus, this.text_column)
-    chunk = Chunks(read, read.keys(), np.arange(300), SIZE, 0, ()).cut(2, waits=False)
+    chunk = Chunks(read, read.keys(), np.arange(300), SIZE, 0, ()).cut(number, waits=False)
     return JobSpec(run_id, this, manifest, manifest.spec), chunk
 
 
@@ -649,6 +669,67 @@ def test_a_chunk_takes_its_own_shard_number_once(
     assert [outcome.rows for outcome in outcomes] == [SIZE, 0]
     assert [record.shard for record, _, _ in outcomes[0].shards] == [2]
     assert [commit.shard for commit in open_cache(begun[0].job.cache).commits] == [2]
+
+
+def heartbeats() -> int:
+    """Writers that this process has open."""
+    return [thread.name for thread in threading.enumerate()].count("heartbeat")
+
+
+@dataclass(frozen=True, slots=True)
+class TwoChunks:
+    """Two chunks at one worker, the first of which has the device until the gate is opened."""
+
+    cache: Path
+    run_id: str
+    client: Client
+    worker: str
+    outcomes: tuple[Any, Any]
+
+    def call(self, function: Callable[..., Any], *given: object) -> Any:
+        """What a function returns in the worker."""
+        return self.client.run(function, *given, workers=[self.worker])[self.worker]
+
+
+@pytest.fixture
+def two_chunks(tmp_path: Path, cluster: LocalCluster, journal: Journal) -> Iterator[TwoChunks]:
+    corpus = write_texts(tmp_path / "texts.jsonl", ["patient", *TEXTS])
+    this, run_id = job(corpus, tmp_path / "cache"), tmp_path.name
+    sent = [ordered(this, run_id, number) for number in range(2)]
+    with CacheWriter(this.cache, sent[0][0].manifest) as writer:
+        writer.record_run(run_id, RunRecord(started="", versions={}, hardware={}, corpora=()))
+    with Client(cluster, set_as_default=False) as client:
+        worker = min(client.nthreads())
+        first, second = (client.submit(answer, *each, workers=[worker]) for each in sent)
+        until(lambda: len(journal.prepared()) == 2 * SIZE)
+        yield TwoChunks(this.cache, run_id, client, worker, (first, second))
+        client.run(release, run_id)
+
+
+def test_a_worker_prepares_the_next_chunk_and_keeps_its_writer(
+    two_chunks: TwoChunks, journal: Journal
+) -> None:
+    assert {text for _, text in journal.asked()} == {"patient", *TEXTS[:7]}
+    journal.open_gate()
+    outcomes = two_chunks.client.gather(two_chunks.outcomes)
+    assert [record.shard for each in outcomes for record, _, _ in each.shards] == [0, 1]
+    assert two_chunks.call(heartbeats) == 1
+    two_chunks.call(release, two_chunks.run_id)
+    assert two_chunks.call(heartbeats) == 0
+
+
+def test_a_chunk_that_is_prepared_when_its_run_stops_gives_its_keys_back(
+    two_chunks: TwoChunks, journal: Journal
+) -> None:
+    two_chunks.call(stop, two_chunks.run_id)
+    journal.open_gate()
+    first, second = two_chunks.client.gather(two_chunks.outcomes)
+    assert first.unfinished
+    assert second.unfinished
+    assert 0 < first.rows < SIZE
+    assert second.rows == 0
+    assert two_chunks.call(heartbeats) == 1
+    assert not list(two_chunks.cache.glob("teachers/*/reservations/*"))
 
 
 def test_a_run_that_is_stopped_begins_no_chunk(

@@ -1,10 +1,11 @@
 """A teacher of another package that writes down who loads it and what it is asked.
 
 It answers as the hash teacher does, at two milliseconds a text. In the folder named by
-WATCHED_TEACHER_JOURNAL the file `loads` gets a line for each process that loads it, `asked` a line
-for each text before it is answered: the process, and the text. A text that contains 'unspeakable'
-has no finite answer, one that contains 'broken' breaks the teacher, 'deadly' its process. At
-'faulty', the device of the process fails and stays so; at 'faulty once', that of the first alone.
+WATCHED_TEACHER_JOURNAL the file `loads` gets a line for each process that loads it, `prepared` and
+`asked` a line for each text before it is prepared or answered: the process, and the text. A text
+that contains 'unspeakable' has no finite answer, one that contains 'broken' breaks the teacher,
+'deadly' its process. At 'faulty', the device of the process fails and stays so; at 'faulty once',
+that of the first alone. At 'patient', the answer waits for a file `gate` in the folder.
 """
 
 import os
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from armada.stages.precompute.teachers.base import Answers, Example
+from armada.stages.precompute.teachers.base import Answers, Example, Prepared
 from armada.stages.precompute.teachers.hash import HashOptions, HashTeacher
 
 SECONDS_PER_TEXT = 0.002
@@ -33,6 +34,10 @@ class WatchedTeacher(HashTeacher):
     def load(self) -> None:
         _write("loads", [f"{os.getpid()}"])
 
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        _write("prepared", [f"{os.getpid()} {' '.join(example.segments)}" for example in examples])
+        return super().prepare(examples)
+
     def encode(self, examples: Sequence[Example]) -> Answers:
         texts = [" ".join(example.segments) for example in examples]
         _write("asked", [f"{os.getpid()} {text}" for text in texts])
@@ -45,6 +50,8 @@ class WatchedTeacher(HashTeacher):
                 raise ValueError("the teacher broke")
             if "faulty" in text and ("once" not in text or _is_first()):
                 self._lost = True
+            if "patient" in text:
+                _wait_for_gate()
             if "deadly" in text:
                 os.kill(os.getpid(), signal.SIGKILL)
         if self._lost:
@@ -58,6 +65,11 @@ def _is_first() -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _wait_for_gate() -> None:
+    while not Path(os.environ["WATCHED_TEACHER_JOURNAL"], "gate").exists():
+        time.sleep(0.01)
 
 
 def _write(name: str, lines: list[str]) -> None:

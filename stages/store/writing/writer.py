@@ -86,6 +86,10 @@ class CacheWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back every reservation that is left."""
         self._heart.stop()
 
     @property
@@ -276,6 +280,8 @@ class Work:
 
     def reserve_now(self, preferred: int | None = None) -> Task | None:
         """The same, without waiting for what other writers are computing."""
+        if not (self._open & ~self._dealt).any():
+            return None
         with self._writer.turn() as turn:
             taken = self._see(turn)
             mine = self._open & ~self._dealt & ~taken
@@ -300,9 +306,10 @@ class Work:
 
     def _count_commits(self) -> None:
         known = self._writer.known
+        seen = len(known.history)  # first: another thread's turn may add to it
         for record in known.since(self._counted):
             self._count(record)
-        self._counted = len(known.history)
+        self._counted = seen
 
     def _count(self, record: CommitRecord) -> None:
         path = table_file(self._writer.folder, ROWS_TABLE, record.shard)
