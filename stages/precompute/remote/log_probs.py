@@ -47,7 +47,8 @@ ROUNDING = 1e-4
 MOST_MASS = 1.01
 """Sum of the probabilities of one token's alternatives, with their rounding."""
 
-_ID = re.compile(r"token_id:(\d{1,9})")
+_ID = re.compile(r"token_id:([0-9]{1,9})")
+_DIGITS = re.compile(r"[0-9]{1,9}")
 _ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 
 
@@ -207,7 +208,7 @@ def _legacy(fields: dict[str, Any], name: str) -> Predictions:
         here = f"{name}.top_logprobs[{at}]"
         alternatives = optional(others, here, an_object) or {}
         for other, its in alternatives.items():
-            gathered.alternatives.add(*_written(other))
+            gathered.alternatives.add(*_written(a_text(other, here)))
             gathered.alternative_log_probs.append(_log_prob(its, here, -np.inf))
         gathered.counts.append(len(alternatives))
     return gathered.read()
@@ -264,7 +265,7 @@ def read_prompt(value: object, own: object, name: str) -> Predictions | None:
 
 
 def _id(key: str, name: str) -> int:
-    if not (key.isascii() and key.isdecimal()):
+    if not _DIGITS.fullmatch(key):
         raise malformed(name, key, "a token id")
     return int(key)
 

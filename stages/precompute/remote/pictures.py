@@ -5,7 +5,6 @@ a request to a machine that the user did not name, and what it leads to may chan
 """
 
 import base64
-import binascii
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
@@ -63,7 +62,7 @@ def _picture(value: object, name: str) -> bytes:
         raise MalformedReplyError(f"{name}.b64_json is a picture of more than {MAX_BYTES} bytes")
     try:
         picture = base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise malformed(f"{name}.b64_json", text, "base64") from None
     _refuse_broken(picture, f"{name}.b64_json")
     return picture

@@ -6,6 +6,7 @@ servers add their own.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from ....cache_schemas.errors import JobError, one_line
 
 _SHOWN_CHARACTERS = 60
+_HALF = re.compile("[\ud800-\udfff]")
 
 Value = TypeVar("Value")
 
@@ -93,24 +95,30 @@ def a_list(value: object, name: str) -> list[Any]:
 
 
 def a_text(value: object, name: str) -> str:
-    """A string."""
+    """A string of whole characters: JSON can write a half of one, which has no bytes."""
     if not isinstance(value, str):
         raise malformed(name, value, "a string")
+    if not value.isascii() and _HALF.search(value):
+        raise malformed(name, value, "a string of whole characters")
     return value
 
 
 def a_whole_number(value: object, name: str) -> int:
-    """An integer; true and 1.0 are none."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    """An integer of 64 bits; true and 1.0 are none."""
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
         raise malformed(name, value, "a whole number")
     return value
 
 
 def a_number(value: object, name: str) -> float:
     """A finite number; Python reads NaN and Infinity in JSON, which has neither."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise malformed(name, value, "a finite number")
-    return float(value)
+    return number
 
 
 def optional(
