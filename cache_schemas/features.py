@@ -23,6 +23,8 @@ from .names import either, of_version_1
 GENERATED_IDS, GENERATED_LENGTHS = "generated_ids", "generated_lengths"
 """Features of a teacher's own responses: their tokens, and how many each has where a prompt has
 several."""
+GENERATED_TEXT, GENERATED_TEXT_LENGTHS = "generated_text", "generated_text_lengths"
+"""The same responses as text: bytes of UTF-8, and how many each has where there are several."""
 
 
 def _not_reserved(name: str) -> str:

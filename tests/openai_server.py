@@ -1,7 +1,7 @@
 """An OpenAI-compatible server on loopback: counts what it is asked, and fails as it is told.
 
 An ASGI application under uvicorn. Its embeddings are of no model: normal numbers seeded by the
-text.
+text. Its responses are of a causal language model that transformers loads from a folder.
 """
 
 import asyncio
@@ -12,10 +12,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import uvicorn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Body = dict[str, Any]
 Fault = Callable[[Body, Body], tuple[int, Mapping[str, str], bytes | None]]
@@ -42,12 +45,87 @@ def embeddings_reply(body: Body) -> Body:
     return {"object": "list", "model": body["model"], "data": data, "usage": usage}
 
 
+class Model:
+    """Greedy responses of a causal language model, one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self._lock = threading.Lock()
+
+    def chat_reply(self, body: Body) -> Body:
+        """The reply to `POST /chat/completions`."""
+        text = self._tokenizer.apply_chat_template(
+            body["messages"], tokenize=False, add_generation_prompt=True
+        )
+        given = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids, log_probs, finish = self._generate(given, body["max_tokens"])
+        choice: Body = {"index": 0, "finish_reason": finish}
+        choice["message"] = {"role": "assistant", "content": self._text(ids)}
+        if body.get("logprobs"):
+            content = [
+                self._token(token, row, body["top_logprobs"])
+                for token, row in zip(ids, log_probs, strict=True)
+            ]
+            choice["logprobs"] = {"content": content}
+        return self._reply(body, choice, len(given), len(ids))
+
+    def completion_reply(self, body: Body) -> Body:
+        """The reply to `POST /completions`."""
+        given = self._tokenizer(body["prompt"])["input_ids"]
+        ids, log_probs, finish = self._generate(given, body["max_tokens"])
+        choice: Body = {"index": 0, "finish_reason": finish, "text": self._text(ids)}
+        if body.get("logprobs") is not None:
+            content = [
+                self._token(token, row, body["logprobs"])
+                for token, row in zip(ids, log_probs, strict=True)
+            ]
+            choice["logprobs"] = {"content": content}
+        return self._reply(body, choice, len(given), len(ids))
+
+    @staticmethod
+    def _reply(body: Body, choice: Body, given: int, generated: int) -> Body:
+        usage = {"prompt_tokens": given, "completion_tokens": generated}
+        return {"model": body["model"], "choices": [choice], "usage": usage}
+
+    def _generate(self, given: list[int], most: int) -> tuple[list[int], torch.Tensor, str]:
+        end = self._tokenizer.eos_token_id
+        with self._lock, torch.inference_mode():
+            found = self._model.generate(
+                torch.tensor([given]),
+                max_new_tokens=most,
+                do_sample=False,
+                eos_token_id=end,
+                pad_token_id=end,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        ids = found.sequences[0, len(given) :].tolist()
+        log_probs = torch.cat(found.logits).float().log_softmax(-1)
+        return ids, log_probs, "stop" if ids[-1] == end else "length"
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _token(self, token: int, row: torch.Tensor, most: int) -> Body:
+        top = row.topk(most) if most else row[:0].topk(0)
+        others = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return {
+            **self._named(token, float(row[token])),
+            "top_logprobs": [self._named(each, value) for each, value in others],
+        }
+
+    def _named(self, token: int, log_prob: float) -> Body:
+        return {"id": token, "token": self._tokenizer.decode([token]), "logprob": log_prob}
+
+
 @dataclass
 class OpenAIServer:
     """What was asked, and what is to be done. `paid`: text -> how often it was answered with 200;
     `faults`: the next replies that go wrong; `fault`: chosen for each request, None: none."""
 
     url: str = ""
+    model: Model | None = None
     pause_s: float = 0.0
     keys: set[str] | None = None
     """Keys that are taken; None: no key is needed."""
@@ -100,13 +178,20 @@ class OpenAIServer:
         self.authorizations.add(authorization)
         if self.keys is not None and authorization.removeprefix("Bearer ") not in self.keys:
             return 401, {}, b'{"error": {"message": "Incorrect API key", "type": "auth"}}'
-        if not path.endswith("/embeddings"):
+        replies = {"/v1/embeddings": embeddings_reply}
+        if self.model is not None:
+            replies |= {
+                "/v1/chat/completions": self.model.chat_reply,
+                "/v1/completions": self.model.completion_reply,
+            }
+        if path not in replies:
             return 404, {}, b'{"detail": "Not Found"}'
-        reply = embeddings_reply(body) | dict(self.changed)
+        reply = replies[path](body) | dict(self.changed)
         fault = self.faults.pop(0) if self.faults else self.fault(number, body)
         if fault is not None:
             return fault(body, reply)
-        self.paid.update(body["input"])
+        said = body.get("messages", [{"content": body.get("prompt")}])[-1]["content"]
+        self.paid.update(body.get("input", [said]))
         return 200, {"content-type": "application/json"}, json.dumps(reply).encode()
 
 

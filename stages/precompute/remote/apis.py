@@ -1,12 +1,14 @@
 """The APIs of an endpoint, and the features that their answers are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.teachers import SettingValue
 from ..teachers.base import Answers, Example
 from . import embeddings
 from .options import OpenAIOptions
@@ -19,6 +21,14 @@ CHARACTERS_PER_TOKEN = 4
 
 class FeatureApi(Api, Protocol):
     """An API whose answers are features."""
+
+    @property
+    def settings(self) -> Mapping[str, SettingValue]:
+        """Settings of the fingerprint beside the options."""
+
+    @property
+    def vocab_digest(self) -> str | None:
+        """Digest of the tokens of a tokenizer that features are in."""
 
     def content(self, example: Example) -> Any:
         """The content of an example's query."""
@@ -43,6 +53,9 @@ class EmbeddingApi:
         self._model, self._options = model, options
         self.together = options.texts_per_request
         self._width: int | None = options.dimensions
+
+    settings: Mapping[str, SettingValue] = MappingProxyType({})
+    vocab_digest = None
 
     def content(self, example: Example) -> str:
         """The text."""
@@ -90,3 +103,12 @@ class EmbeddingApi:
         """Half of one minus their cosine."""
         product = float(one @ other) / (float(np.linalg.norm(one) * np.linalg.norm(other)) or 1.0)
         return (1 - product) / 2
+
+
+def make_api(model: str, options: OpenAIOptions) -> FeatureApi:
+    """The API of some options. Raises TeacherSourceError or JobError for a tokenizer."""
+    if options.api == "embeddings":
+        return EmbeddingApi(model, options)
+    from .generation_api import GenerationApi
+
+    return GenerationApi(model, options)

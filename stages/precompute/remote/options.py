@@ -28,7 +28,19 @@ class Limits:
         return tokens / 1e6 + self.request_price
 
 
-ApiName = Literal["embeddings"]
+ApiName = Literal["embeddings", "chat", "completions"]
+
+_OF_ALL = frozenset({"api"})
+_OF_GENERATION = _OF_ALL | frozenset(
+    {"text_format", "response_column", "max_new_tokens", "limit_name", "temperature", "top_p"}
+    | {"responses_per_prompt", "seed", "stop", "thinking", "tokenizer", "top_k", "token_ids"}
+)
+OF_API: dict[str, frozenset[str]] = {
+    "embeddings": _OF_ALL | {"dimensions", "store_dtype", "template", "lowercase"},
+    "chat": _OF_GENERATION | {"system_prompt"},
+    "completions": _OF_GENERATION | {"prompt_template"},
+}
+"""API -> the options that are its settings."""
 
 
 class OpenAIOptions(TextOptions):
@@ -40,7 +52,10 @@ class OpenAIOptions(TextOptions):
         | {"max_requests", "max_cost", "input_price", "output_price", "request_price"}
     )
 
-    api: ApiName = Field(default="embeddings", description="the API: embeddings")
+    api: ApiName = Field(
+        default="embeddings",
+        description="the API: embeddings, or responses to prompts by chat or completions",
+    )
     dimensions: int | None = Field(
         default=None,
         ge=1,
@@ -48,6 +63,58 @@ class OpenAIOptions(TextOptions):
         "as the model has",
     )
     store_dtype: StoredDtype = Field(default="float32", description="dtype of stored features")
+
+    text_format: Literal["plain", "chat"] = Field(
+        default="plain",
+        description="text format of students that learn from responses: plain or chat; api=chat "
+        "has chat",
+    )
+    response_column: bool = Field(
+        default=False,
+        description="the last text column is a given response, of which nothing is sent (chat, "
+        "completions)",
+    )
+    prompt_template: str = Field(
+        default="{text}\n",
+        description="prompt of api=completions; {text} is the segments, with blank lines between "
+        "them",
+    )
+    system_prompt: str | None = Field(default=None, description="system message of api=chat")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="maximum tokens of a response (chat, completions)"
+    )
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="the server's name of that maximum"
+    )
+    temperature: float = Field(
+        default=0.0, ge=0, le=100, description="0: greedy; else tokens are sampled"
+    )
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="sample from the tokens with this much of the mass"
+    )
+    responses_per_prompt: int = Field(
+        default=1, ge=1, le=1024, description="responses to each prompt; several have to be sampled"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of sampled responses")
+    stop: tuple[str, ...] = Field(default=(), description="strings that end a response")
+    thinking: Literal["cut", "keep"] = Field(
+        default="cut", description="thoughts before a response: cut, or kept in <think> marks"
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="folder or hub id of the server's tokenizer: keep the responses' tokens, as "
+        "its ids, and their log-probabilities",
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="most probable tokens to keep in the place of each token of a response; needs "
+        "tokenizer",
+    )
+    token_ids: bool = Field(
+        default=False,
+        description="ask for tokens by their ids, which vLLM and SGLang can give",
+    )
 
     base_url: str = Field(
         default="https://api.openai.com/v1",
@@ -117,10 +184,36 @@ class OpenAIOptions(TextOptions):
             )
         return self
 
+    @model_validator(mode="after")
+    def _is_of_its_api(self) -> "OpenAIOptions":
+        settings = type(self).model_fields.keys() - self.of_a_run
+        for name in sorted(self.model_fields_set & settings - OF_API[self.api]):
+            known = ", ".join(api for api, own in OF_API.items() if name in own)
+            raise ValueError(f"{name}: is for api={known}; leave it out, or set api")
+        return self
+
+    @model_validator(mode="after")
+    def _generates(self) -> "OpenAIOptions":
+        if self.api == "embeddings":
+            return self
+        if self.max_new_tokens is None:
+            raise ValueError(f"max_new_tokens: is not set; api={self.api} needs it")
+        if self.responses_per_prompt > 1 and not self.temperature:
+            raise ValueError(
+                f"responses_per_prompt: {self.responses_per_prompt} greedy ones would be the same; "
+                "set temperature above 0, or leave it out"
+            )
+        if self.tokenizer is None and (self.top_k or self.token_ids):
+            raise ValueError("top_k, token_ids: need tokenizer; set it to the server's")
+        if self.api == "completions" and "{text}" not in self.prompt_template:
+            raise ValueError("prompt_template: has no {text}, so all prompts would be the same")
+        return self
+
     def settings(self) -> dict[str, SettingValue]:
-        """The settings in the fingerprint: those that are set."""
-        settings = super().settings()
-        return {name: value for name, value in settings.items() if value is not None}
+        """The settings in the fingerprint: those of the API that are set."""
+        settings = super().settings() | ({"text_format": "chat"} if self.api == "chat" else {})
+        own = OF_API[self.api]
+        return {k: v for k, v in settings.items() if k in own and v is not None}
 
     @property
     def most_in_flight(self) -> int:

@@ -19,7 +19,7 @@ from ....cache_schemas.manifest import RequestFigures, RunRecord
 from ....cache_schemas.teachers import TeacherSpec
 from ...store.writing.replies import KeptReplies
 from ..teachers.base import Answers, Example, Outputs, Prepared, Teacher, make_spec
-from .apis import EmbeddingApi, FeatureApi
+from .apis import FeatureApi, make_api
 from .endpoint import Endpoint, TextRefusedError
 from .options import OpenAIOptions
 from .pacing import Level, PerMinute
@@ -54,24 +54,26 @@ class OpenAITeacher(Teacher):
 
     def __init__(self, source: str, options: OpenAIOptions, device: torch.device) -> None:
         self._source, self._options = source, options
-        self._api: FeatureApi = EmbeddingApi(source, options)
+        self._api: FeatureApi = make_api(source, options)
         self._counts = RequestCounts()
         self._served: Served | None = None
         self._probed: Any = None
         """An answer to the probe, once there is one."""
         self._requester = self._make_requester(None)
-        if options.dimensions is not None:
+        if options.dimensions is not None or options.api != "embeddings":
             self.spec = self._make_spec(None)
 
     def _make_spec(self, answer: Any) -> TeacherSpec:
         features = self._api.features(answer)
-        return make_spec(self.kind, self._source, {}, self._options, features, model=self._source)
+        settings = {"model": self._source, **self._api.settings}
+        spec = make_spec(self.kind, self._source, {}, self._options, features, **settings)
+        return spec.model_copy(update={"vocab_digest": self._api.vocab_digest})
 
     def settle(self, cached: Sequence[TeacherSpec]) -> None:
         """See Teacher: the width of embeddings is that of a cached teacher, or of a probe."""
         if hasattr(self, "spec"):
             return
-        settings = self._options.settings() | {"model": self._source}
+        settings = self._options.settings() | {"model": self._source, **self._api.settings}
         for spec in cached:
             if spec.kind == self.kind and spec.settings == settings:
                 self.spec = spec
@@ -167,7 +169,8 @@ class OpenAITeacher(Teacher):
             except TextRefusedError as refusal:
                 found.append(None)
                 refused[row] = f"the server refuses it ({refusal})"
-        return replace(self._api.answers(found), refused=refused)
+        answers = self._api.answers(found)
+        return replace(answers, refused={**answers.refused, **refused})
 
     def _probe(self) -> Any:
         """An answer to a text of our own; raises RunError if others to it are not alike."""

@@ -177,12 +177,40 @@ class TestOpenAI(TeacherTests):
         **{"accept_change": True, "max_requests": 1000, "key_variable": "ANOTHER_KEY"},
         **{"input_price": 1.0, "output_price": 1.0, "request_price": 1.0, "max_cost": 10**6},
     }
-    untried = ("api", "base_url")  # there is one of each
+    untried = (
+        *("api", "base_url"),  # of another server
+        *("text_format", "response_column", "prompt_template", "system_prompt", "max_new_tokens"),
+        *("limit_name", "temperature", "top_p", "responses_per_prompt", "seed", "stop"),
+        *("thinking", "tokenizer", "top_k", "token_ids"),  # of another API
+    )
 
     @pytest.fixture
     def source(self) -> Iterator[str]:
         with openai_server.serving() as server:
             self.options = {"base_url": server.url, "request_price": 0.1}
+            yield "openai:toy"
+
+
+class TestOpenAIChat(TeacherTests):
+    changing = {"max_new_tokens": 2, "system_prompt": "Be brief.", "top_k": 3}
+    unchanging = {
+        name: value for name, value in TestOpenAI.unchanging.items() if name != "texts_per_request"
+    }
+    untried = (
+        *("api", "base_url", "texts_per_request", "tokenizer"),  # of another server
+        *("dimensions", "store_dtype", "template", "lowercase", "prompt_template"),  # another API
+        *("text_format", "response_column", "limit_name"),  # nothing of them is sent
+        *("temperature", "top_p", "responses_per_prompt", "seed"),  # this server does not sample
+        *("stop", "token_ids", "thinking"),  # which this server does not know
+    )
+    texts = tuple(text for text in TEXTS if len(text) < 100)
+
+    @pytest.fixture
+    def source(self, model: Any) -> Iterator[str]:
+        state = openai_server.OpenAIServer(model=openai_server.Model(model("llama")))
+        with openai_server.serving(state) as server:
+            own = {"api": "chat", "max_new_tokens": 5, "tokenizer": str(model("llama"))}
+            self.options = {"base_url": server.url, "request_price": 0.1, **own}
             yield "openai:toy"
 
 

@@ -1,0 +1,334 @@
+"""Responses of a server's model: their text, and their tokens where a tokenizer is named.
+
+Of each prompt, `POST /chat/completions` or `POST /completions` gives one response or several. Text
+is kept as it came, in UTF-8. Tokens, their log-probabilities and those of the most probable others
+are kept where they are ids of the named tokenizer, exactly; a response with a token that is none of
+its ids is refused (`token_ids.py`).
+
+Shapes: B examples, N responses of each, T tokens of a response, W bytes of a row.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ....cache_schemas.chats import asking_turns
+from ....cache_schemas.codings import TopKCoding
+from ....cache_schemas.errors import JobError, TeacherSourceError
+from ....cache_schemas.features import (
+    GENERATED_IDS,
+    GENERATED_LENGTHS,
+    GENERATED_TEXT,
+    GENERATED_TEXT_LENGTHS,
+    MAX_LENGTH,
+    FeatureSpec,
+)
+from ....cache_schemas.keys import IntArray
+from ....cache_schemas.teachers import SettingValue
+from ...language.recipe import JOINT, TEXT
+from ...language.tokens import tokenizer_digest, vocab_digest, vocab_size_of
+from ...pretrained import read_tokenizer
+from ...sources import resolve
+from ...store.codec.top_k import encode_top_k
+from ..teachers.base import Answers, Example, example_seed
+from .endpoint import TextRefusedError
+from .options import OpenAIOptions
+from .requests import Query
+from .responses import (
+    Choice,
+    GenerationRequest,
+    chat_body,
+    completion_body,
+    read_chat,
+    read_completion,
+)
+from .token_ids import UnmappedTokenError, Vocabulary
+from .wire import Usage
+
+CHARACTERS_PER_TOKEN = 4
+"""About as many as English has; for the expected cost of a request, not for what it was."""
+BYTES_PER_TOKEN = 16
+"""More than the tokens of a whole response have on average, in any script."""
+
+FINISHED = {"stop": 1, "length": 2}
+"""Codes of the feature `finish`; 0: there is no response, 3: for another reason."""
+OTHERWISE = 3
+END_OF_THINKING = "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one request sends: messages of a chat, or a text; and the seed of sampled responses."""
+
+    content: Sequence[Mapping[str, str]] | str
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """One response: its text, and its tokens' ids [T], log-probabilities [T] and coded others
+    [T, W]."""
+
+    text: bytes
+    finish: int
+    ids: IntArray | None = None
+    log_probs: npt.NDArray[np.float32] | None = None
+    top_k: npt.NDArray[np.uint8] | None = None
+
+
+class GenerationApi:
+    """Features `generated_text`, `finish`, and with a tokenizer `generated_ids`,
+    `generated_log_probs`, `generated_top_k`."""
+
+    together = 1
+
+    def __init__(self, model: str, options: OpenAIOptions) -> None:
+        """Raises TeacherSourceError or JobError for the tokenizer."""
+        self._model, self._options = model, options
+        self.path = "/chat/completions" if options.api == "chat" else "/completions"
+        self._tokenizer = self._vocabulary = self._coding = None
+        if options.tokenizer is not None:
+            folder = resolve(options.tokenizer, None, TeacherSourceError)
+            self._tokenizer = read_tokenizer(folder, TeacherSourceError)
+            self._vocabulary = Vocabulary(self._tokenizer)
+            if options.top_k:
+                size = vocab_size_of(self._tokenizer)
+                if options.top_k > size:
+                    raise JobError(
+                        f"top_k: {options.top_k} is above the tokenizer's vocabulary of {size}; "
+                        f"use at most {size}"
+                    )
+                self._coding = TopKCoding(k=options.top_k, vocab_size=size)
+
+    @property
+    def settings(self) -> dict[str, SettingValue]:
+        """Settings of the fingerprint beside the options."""
+        if self._tokenizer is None:
+            return {}
+        digest, size = tokenizer_digest(self._tokenizer), vocab_size_of(self._tokenizer)
+        return {"tokenizer": digest, "vocab_size": size}
+
+    @property
+    def vocab_digest(self) -> str | None:
+        """Digest of the tokenizer's tokens, if there is one."""
+        return None if self._tokenizer is None else vocab_digest(self._tokenizer)
+
+    def content(self, example: Example) -> Prompt:
+        """The prompt of an example."""
+        seed = None
+        if self._options.temperature:
+            seed = example_seed(self._options.seed, example.key) & (2**31 - 1)
+        return Prompt(self._prompt(example.segments), seed)
+
+    def _prompt(self, segments: Sequence[str]) -> Sequence[Mapping[str, str]] | str:
+        options = self._options
+        turns = _turns(segments) if options.api == "chat" and len(segments) == 1 else None
+        given = segments[:-1] if options.response_column else segments
+        text = JOINT.join(part for part in given if part.strip())
+        if options.api == "completions":
+            return options.prompt_template.replace(TEXT, text)
+        turns = turns or [{"role": "user", "content": text}]
+        if options.system_prompt and turns[0]["role"] not in ("system", "developer"):
+            turns = [{"role": "system", "content": options.system_prompt}, *turns]
+        return turns
+
+    def body(self, queries: Sequence[Query]) -> dict[str, Any]:
+        """See Api."""
+        (query,) = queries
+        prompt: Prompt = query.content
+        options = self._options
+        assert options.max_new_tokens is not None
+        alternatives = None if self._vocabulary is None else options.top_k or 0
+        request = GenerationRequest(
+            max_tokens=options.max_new_tokens,
+            limit_name=options.limit_name,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            samples=options.responses_per_prompt,
+            seed=prompt.seed,
+            stop=options.stop,
+            alternatives=alternatives,
+            token_ids=options.token_ids,
+        )
+        if isinstance(prompt.content, str):
+            return completion_body(self._model, prompt.content, request)
+        return chat_body(self._model, prompt.content, request)
+
+    def read(self, document: Any, count: int) -> Sequence[list[Choice]]:
+        """The responses to one prompt."""
+        read = read_chat if self._options.api == "chat" else read_completion
+        return [read(document, self._options.responses_per_prompt)]
+
+    def expected(self, queries: Sequence[Query]) -> Usage:
+        """See Api."""
+        sizes = sum(len(str(query.content.content)) for query in queries)
+        most = (self._options.max_new_tokens or 0) * self._options.responses_per_prompt
+        return Usage(sizes // CHARACTERS_PER_TOKEN, most)
+
+    def features(self, answer: Any) -> list[FeatureSpec]:
+        """The features, which the options tell alone."""
+        options, count = self._options, self._options.responses_per_prompt
+        tokens = (options.max_new_tokens or 0) * count
+        of_text = {
+            "axis": "generated_bytes",
+            "max_length": min(tokens * BYTES_PER_TOKEN, MAX_LENGTH),
+        }
+        of_tokens = {"axis": "generated_tokens", "max_length": tokens}
+        text = "responses in UTF-8, one after another" if count > 1 else "response in UTF-8"
+        found = [
+            _spec(GENERATED_TEXT, (), "uint8", text, **of_text),
+            _spec(
+                "finish", (count,), "uint8", "1: stopped, 2: cut at max_new_tokens, 3: otherwise"
+            ),
+        ]
+        if count > 1:
+            found.append(
+                _spec(GENERATED_TEXT_LENGTHS, (count,), "uint32", "bytes of each response")
+            )
+        if self._vocabulary is None:
+            return found
+        found.append(_spec(GENERATED_IDS, (), "uint32", "tokens of the responses", **of_tokens))
+        if count > 1:
+            found.append(_spec(GENERATED_LENGTHS, (count,), "uint32", "tokens of each response"))
+        description = "log-probabilities of its tokens, as the server says"
+        found.append(_spec("generated_log_probs", (), "float32", description, **of_tokens))
+        if self._coding is not None:
+            description = f"the {options.top_k} most probable tokens in the place of each"
+            shape, coding = (self._coding.row_bytes,), self._coding
+            found.append(
+                _spec("generated_top_k", shape, "uint8", description, coding=coding, **of_tokens)
+            )
+        return found
+
+    def answers(self, found: Sequence[list[Choice] | None]) -> Answers:
+        """See FeatureApi; what has a token that is none of the tokenizer's is refused."""
+        refused: dict[int, str] = {}
+        rows: list[list[_Response]] = []
+        for row, choices in enumerate(found):
+            try:
+                rows.append([self._response(choice) for choice in choices or ()])
+            except (TextRefusedError, UnmappedTokenError) as problem:
+                rows.append([])
+                refused[row] = str(problem)
+        features = self._text_features(rows)
+        if self._vocabulary is not None:
+            features |= self._token_features(rows)
+        return Answers(features, np.zeros(len(found), dtype=bool), refused=refused)
+
+    def _response(self, choice: Choice) -> _Response:
+        if choice.declined:
+            raise TextRefusedError(
+                f"the server declines to respond: {choice.refusal or 'filtered'}"
+            )
+        text = choice.text
+        if self._options.thinking == "cut":
+            text = text.partition(END_OF_THINKING)[2].lstrip("\n") or text
+        elif choice.reasoning:
+            text = f"<think>\n{choice.reasoning}\n{END_OF_THINKING}\n\n{text}"
+        most = (self._options.max_new_tokens or 0) * BYTES_PER_TOKEN
+        if len(text.encode()) > most:
+            raise TextRefusedError(f"its response has {len(text.encode())} bytes; at most {most}")
+        finish = FINISHED.get(choice.finish_reason or "", OTHERWISE)
+        if self._vocabulary is None:
+            return _Response(text.encode(), finish)
+        predictions = choice.predictions
+        if predictions is None:
+            raise UnmappedTokenError("the server gives no log-probabilities; leave tokenizer out")
+        ids = self._vocabulary.response_ids(predictions, choice.text)
+        start = self._start(ids, text) if self._options.thinking == "cut" else 0
+        top_k = None
+        if self._coding is not None:
+            top_k = _coded(self._coding, *self._vocabulary.top_k(predictions, self._coding.k))
+        return _Response(
+            text.encode(),
+            finish,
+            ids[start:],
+            predictions.log_probs[start:],
+            None if top_k is None else top_k[start:],
+        )
+
+    def _start(self, ids: IntArray, text: str) -> int:
+        """The token at which the text begins, where others stand before it."""
+        assert self._vocabulary is not None
+        spelled = [self._vocabulary.spellings[token] for token in ids.tolist()]
+        before = b"".join(spelled).rfind(text.encode().rstrip())
+        if before <= 0:
+            return 0
+        ends = np.cumsum([len(each) for each in spelled])
+        return int(np.searchsorted(ends, before, side="right"))
+
+    def _text_features(self, rows: Sequence[Sequence[_Response]]) -> dict[str, Any]:
+        count = self._options.responses_per_prompt
+        joined = [b"".join(each.text for each in row) for row in rows]
+        features: dict[str, Any] = {
+            GENERATED_TEXT: [np.frombuffer(text, dtype=np.uint8) for text in joined],
+            "finish": np.array(
+                [[e.finish for e in row] or [0] * count for row in rows], dtype="u1"
+            ),
+        }
+        if count > 1:
+            lengths = [[len(each.text) for each in row] or [0] * count for row in rows]
+            features[GENERATED_TEXT_LENGTHS] = np.array(lengths, dtype=np.uint32)
+        return features
+
+    def _token_features(self, rows: Sequence[Sequence[_Response]]) -> dict[str, Any]:
+        count = self._options.responses_per_prompt
+        none_u4, none_f4 = np.empty(0, np.uint32), np.empty(0, np.float32)
+        ids = [np.concatenate([none_u4, *(_of(e.ids) for e in row)]) for row in rows]
+        log_probs = [np.concatenate([none_f4, *(_of(e.log_probs) for e in row)]) for row in rows]
+        features: dict[str, Any] = {GENERATED_IDS: ids, "generated_log_probs": log_probs}
+        if count > 1:
+            lengths = [[len(_of(each.ids)) for each in row] or [0] * count for row in rows]
+            features[GENERATED_LENGTHS] = np.array(lengths, dtype=np.uint32)
+        if self._coding is not None:
+            empty = np.empty((0, self._coding.row_bytes), np.uint8)
+            features["generated_top_k"] = [
+                np.concatenate([empty, *(_of(each.top_k) for each in row)]) for row in rows
+            ]
+        return features
+
+    def distance(self, one: list[Choice], other: list[Choice]) -> float:
+        """The difference of the first tokens' probabilities, if both have the same first token:
+        sampled texts differ, and greedy ones do by rounding."""
+        mine, theirs = one[0].predictions, other[0].predictions
+        if mine is None or theirs is None or not (len(mine) and len(theirs)):
+            return 0.0
+        if mine.tokens.named(0) != theirs.tokens.named(0):
+            return 0.0
+        return float(abs(np.exp(mine.log_probs[0]) - np.exp(theirs.log_probs[0])))
+
+
+def _turns(segments: Sequence[str]) -> list[Mapping[str, str]] | None:
+    """The turns of a chat up to the response, if the segment is one."""
+    try:
+        turns = json.loads(segments[0])
+    except ValueError:
+        return None
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
+        return None
+    return list(asking_turns(turns))
+
+
+def _coded(
+    coding: TopKCoding, ids_TK: IntArray, log_probs_TK: npt.NDArray[np.float32]
+) -> npt.NDArray[np.uint8]:
+    """Rows of top_k [T, W]: all that the entries lack of the mass is tail."""
+    mass_T = np.exp(log_probs_TK.astype(np.float64)).sum(axis=1)
+    with np.errstate(divide="ignore"):
+        tails_T1 = np.log(np.maximum(1 - mass_T, 0))[:, None]
+    return encode_top_k(coding, ids_TK, log_probs_TK, tails_T1)
+
+
+def _of(values: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    assert values is not None
+    return values
+
+
+def _spec(
+    name: str, shape: tuple[int, ...], dtype: Any, description: str, **more: Any
+) -> FeatureSpec:
+    return FeatureSpec(name=name, shape=shape, dtype=dtype, description=description, **more)
