@@ -26,6 +26,7 @@ from .precompute_plan import (
     Plan,
     PrecomputeReport,
     RunProvenance,
+    look_at_corpus,
     make_plan,
     make_settled,
     not_cached,
@@ -55,6 +56,7 @@ class DryRun:
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
     """Compute every text of the corpus that is not cached yet."""
+    look_at_corpus(job)
     with telling_what_is_kept(
         lambda: "committed shards are kept; run the same command to continue"
     ):
@@ -91,6 +93,7 @@ def _load(teacher: "Teacher") -> None:
 
 def dry_run(job: PrecomputeJob) -> DryRun:
     """Plan of `run_precompute`; runs the teacher on one probe batch, writes nothing."""
+    look_at_corpus(job)
     job, teacher = make_settled(job)
     with closing(teacher):
         return _dry_run(job, teacher)

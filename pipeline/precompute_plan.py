@@ -23,7 +23,7 @@ from ..cache_schemas.manifest import (
     RunRecord,
     TeacherManifest,
 )
-from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
+from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus, refuse_unreadable
 from ..stages.store.format.manifests import list_teachers, read_commits
 from ..stages.store.reading.reader import Cache
 from ..stages.store.writing.extending import plan_extension
@@ -48,6 +48,11 @@ class Plan:
     keys: KeyArray
     unique: int
     manifest: TeacherManifest
+
+
+def look_at_corpus(job: PrecomputeJob) -> None:
+    """Refuse a mistyped file or column before a teacher is made, which takes seconds."""
+    refuse_unreadable(job.corpus, job.text_column, id_column=job.id_column, form=job.file_format)
 
 
 def make_settled(

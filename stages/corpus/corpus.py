@@ -22,6 +22,7 @@ from ...cache_schemas.chats import chat_turns
 from ...cache_schemas.errors import CorpusError
 from ...cache_schemas.keys import IntArray, KeyArray, example_key, keys_to_array
 from ...cache_schemas.locations import shown_url
+from .files import is_at_hand
 from .reading import CorpusRequest, column_name, first_of, read_source
 from .text_files import TextFormat
 
@@ -162,6 +163,25 @@ def read_corpus(
     corpus = _join([shown_url(source) for source in sources], parts)
     _require_rows(len(corpus), sources)
     return corpus
+
+
+def refuse_unreadable(
+    sources: Sequence[str],
+    text_columns: Sequence[str],
+    *,
+    id_column: str | Literal[False] | None = None,
+    form: TextFormat = PLAIN,
+) -> None:
+    """Refuse, before anything else is made ready, what the first rows of each source show: files
+    that are not there or cannot be read, columns that they lack. What would be fetched, or can be
+    read only once, is left to `read_corpus`. Raises CorpusError."""
+    request = CorpusRequest(
+        tuple(text_columns), None, id_column, True, limit=None, prompts_only=False, form=form
+    )
+    _require_names(sources, text_columns)
+    for source in sources:
+        if is_at_hand(source):
+            next(read_source(source, request))
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,6 +179,16 @@ def _kinds(source: str) -> set[str]:
     return {"a saved data set" if Path(file).is_dir() else kind_of(file) for file in files}
 
 
+def is_at_hand(source: str) -> bool:
+    """Whether a source is a table in memory, or its first file one of this machine that can be read
+    again. Raises CorpusError if it means no file."""
+    if isinstance(source, InMemory):
+        return True
+    if "://" in source or source.startswith(HUB_DATASET):
+        return False
+    return Path(located(source, KINDS)[0]).is_file()
+
+
 def read_blocks(source: str, wanted: Wanted, form: TextFormat) -> Iterator[tuple[str, pa.Table]]:
     """The rows of the files of a source, block by block, each with its file's name and its wanted
     columns; of each file at least one.

@@ -15,7 +15,15 @@ import pyarrow as pa
 import pyarrow.json
 
 from ...cache_schemas.errors import CorpusError
-from .text_files import BLOCK_BYTES, READ_BYTES, TextFormat, mapped, not_utf8, refusal
+from .text_files import (
+    BLOCK_BYTES,
+    READ_BYTES,
+    TextFormat,
+    mapped,
+    not_utf8,
+    refusal,
+    without_rows,
+)
 
 _TAIL = 16
 """The end of a block may split a word or number of so many characters."""
@@ -37,7 +45,7 @@ def read_json(
                     f"corpus {source}: cannot be read: Empty JSON file; name one with one object "
                     "per row"
                 )
-            yield schema.empty_table()
+            yield without_rows(schema)
             yield from _json_blocks(lines, schema)
         except pa.ArrowException as cause:
             raise refusal(source, cause, lambda: _json_fault(lines)) from cause

@@ -103,7 +103,7 @@ def _csv(
                 yield pyarrow.csv.read_csv(file, read, parse, convert)
                 return
             batches = pyarrow.csv.open_csv(file, read, parse, convert)
-            yield batches.schema.empty_table()
+            yield without_rows(batches.schema)
             yield from map(_as_table, batches)
         except pa.ArrowException as cause:
             raise refusal(source, cause, lambda: _csv_fault(file, parse)) from cause
@@ -251,6 +251,11 @@ def several_in_one(header: Sequence[str]) -> str | None:
     """Remedy for a CSV whose only column looks like several; None if it does not."""
     found = [each for each in _SEPARATORS if len(header) == 1 and each in header[0]]
     return f"its only column looks like several: set delimiter={found[0]!r}" if found else None
+
+
+def without_rows(schema: pa.Schema) -> pa.Table:
+    """A table of no rows; `schema.empty_table` imports pandas for it."""
+    return pa.Table.from_batches([], schema)
 
 
 def is_plain_file(source: str) -> bool:

@@ -47,6 +47,7 @@ PRECOMPUTE = "precompute --corpus a --text-column t --cache c --teacher"
         (f"{PRECOMPUTE} encoder:x --set pooling=men", "teacher encoder key 'pooling': 'men':"),
         (f"{PRECOMPUTE} causal_lm:x --workers 2 --set top_k=0", "causal_lm key 'top_k': 0:"),
         (f"{PRECOMPUTE} diffusers:x --dry-run --set steps=0", "diffusers key 'steps': 0:"),
+        (f"{PRECOMPUTE} encoder:x --corpus no.csv", "a: cannot be read: there is no such file"),
         ("evaluate --set batch=1", "student"),
         ("report nowhere", "run nowhere: does not exist"),
         ("report a --set tets=3", "'tets' is unknown"),
@@ -54,13 +55,29 @@ PRECOMPUTE = "precompute --corpus a --text-column t --cache c --teacher"
     ],
 )
 def test_nothing_heavy_is_imported_to_list_or_refuse_keys(command: str, says: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *command.split()], capture_output=True, text=True
-    )
+    code, output = run_lightly(*command.split())
+    assert says in output
+    assert code == (0 if "--keys" in command or "schema" in command else 2)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--workers", "2")])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_nor_to_refuse_a_column(kind: str, more: tuple[str, ...], tmp_path: Path) -> None:
+    corpus, cache = tmp_path / f"texts.{kind}", tmp_path / "cache"
+    corpus.write_text({"csv": "text\na\n", "jsonl": '{"text": "a"}\n'}[kind])
+    words = ("precompute", "--corpus", corpus, "--text-column", "txt", "--teacher", "encoder:x")
+    code, output = run_lightly(*words, "--cache", cache, *more)
+    assert (code, "did you mean 'text'?" in output) == (2, True)
+    assert not cache.exists()
+
+
+def run_lightly(*words: object) -> tuple[int, str]:
+    """Exit code and output of a command, which imports nothing heavy."""
+    command = [sys.executable, "-c", PROGRAM, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
     out, _, imported = done.stdout.rpartition("imported ")
-    assert says in out + done.stderr
-    assert done.returncode == (0 if "--keys" in command or "schema" in command else 2)
     assert HEAVY.intersection(imported.split()) == set()
+    return done.returncode, out + done.stderr
 
 
 IMPORTING = """
