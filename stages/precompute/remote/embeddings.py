@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .wire import MalformedReplyError, a_list, an_object, in_order, malformed, with_extra
+from .wire import MalformedReplyError, a_list, a_reply, in_order, malformed, with_extra
 
 Float32 = npt.NDArray[np.float32]
 Encoding = Literal["float", "base64"]
@@ -54,9 +54,7 @@ def read(reply: object, count: int) -> Float32:
 
 def _values(reply: object, count: int) -> list[Any]:
     """The embeddings as the wire has them, in order."""
-    items = a_list(
-        reply if isinstance(reply, list) else an_object(reply, "reply").get("data"), "data"
-    )
+    items = a_list(reply if isinstance(reply, list) else a_reply(reply).get("data"), "data")
     if items and all(isinstance(item, list) for item in items):
         if len(items) != count:
             raise MalformedReplyError(f"reply has {len(items)} of {count} embeddings")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
-from .wire import MalformedReplyError, a_list, a_text, an_object, malformed, with_extra
+from .wire import MalformedReplyError, a_list, a_reply, a_text, an_object, malformed, with_extra
 
 MAX_BYTES = 64 * 1024**2
 """Limit of one picture as it is sent."""
@@ -43,7 +43,7 @@ def read(reply: object, count: int = 1) -> list[bytes]:
 
     Raises MalformedReplyError for another number of them, and for what is no whole picture of such
     a format, or too large."""
-    items = a_list(an_object(reply, "reply").get("data"), "data")
+    items = a_list(a_reply(reply).get("data"), "data")
     if len(items) != count:
         raise MalformedReplyError(f"data has {len(items)} of {count} pictures")
     return [

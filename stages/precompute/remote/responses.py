@@ -20,6 +20,7 @@ from .log_probs import Predictions, Tokens, read_log_probs, read_prompt
 from .wire import (
     MalformedReplyError,
     a_list,
+    a_reply,
     a_text,
     a_whole_number,
     an_object,
@@ -128,7 +129,7 @@ def read_chat(reply: object, count: int = 1) -> list[Choice]:
 
     Raises MalformedReplyError for missing, duplicated and unfinished ones, for text without tokens
     where there are log-probabilities, and for what are no log-probabilities."""
-    fields = an_object(reply, "reply")
+    fields = a_reply(reply)
     prompt = read_prompt(
         fields.get("prompt_logprobs"), fields.get("prompt_token_ids"), "prompt_logprobs"
     )
@@ -142,7 +143,7 @@ def read_completion(reply: object, count: int = 1) -> list[Choice]:
     """The `count` responses of a legacy completion. Raises MalformedReplyError as `read_chat`."""
     return [
         _completion_choice(item, f"choices[{index}]")
-        for index, item in enumerate(_choices(an_object(reply, "reply"), count))
+        for index, item in enumerate(_choices(a_reply(reply), count))
     ]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .embeddings import Float32
-from .wire import MalformedReplyError, a_list, a_number, an_object, in_order, malformed, with_extra
+from .wire import MalformedReplyError, a_list, a_number, a_reply, in_order, malformed, with_extra
 
 
 def rerank_body(
@@ -73,7 +73,7 @@ def read(reply: object, count: int) -> Float32:
 def _items(reply: object) -> tuple[str, list[Any]]:
     if isinstance(reply, list):
         return "reply", reply
-    fields = an_object(reply, "reply")
+    fields = a_reply(reply)
     name = "results" if "results" in fields else "data"
     return name, a_list(fields.get(name), name)
 

@@ -87,6 +87,14 @@ def an_object(value: object, name: str) -> dict[str, Any]:
     return value
 
 
+def a_reply(value: object) -> dict[str, Any]:
+    """The object that a reply is; some routers report an error with the status of success."""
+    fields = an_object(value, "reply")
+    if fields.get("error"):
+        raise MalformedReplyError(f"reply is an error: {shown(fields['error'])}")
+    return fields
+
+
 def a_list(value: object, name: str) -> list[Any]:
     """A JSON array."""
     if not isinstance(value, list):

@@ -75,7 +75,7 @@ def test_one_embedding_need_not_say_its_index() -> None:
         (reply_of([[1], None]), "not a list"),
         ([[1.0]], "1 of 2 embeddings"),
         ({"data": None}, "data is None"),
-        ({"error": "x"}, "data is None"),
+        ({"error": "Busy"}, "reply is an error: 'Busy'"),
         ("<html>", "reply is '<html>'"),
         (None, "reply is None"),
     ],

@@ -57,6 +57,7 @@ def test_reads_pictures_byte_for_byte(kind: str) -> None:
         (reply_of(drawn("GIF")), "not a whole picture"),
         (reply_of(huge()), "100000000 pixels, more than 67108864"),
         (None, "reply is None"),
+        ({"error": "Busy"}, "reply is an error: 'Busy'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

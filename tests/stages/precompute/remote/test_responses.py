@@ -226,6 +226,7 @@ def test_thinking_and_refusals_are_kept_apart_from_the_text() -> None:
             "alternatives of token 0, is 1.8097, not 1 or less",
         ),
         ({"choices": "a"}, "choices is 'a'"),
+        ({"error": {"message": "Busy", "code": 429}}, "reply is an error: .*Busy"),
         ([], r"reply is \[\]"),
     ],
 )

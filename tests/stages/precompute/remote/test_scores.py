@@ -45,6 +45,7 @@ def test_scores_are_in_the_order_of_the_documents(dialect: str, scores: list[flo
         ([{"index": 0, "score": 1}, {"index": 1, "score": [1, 2]}], "several classes"),
         ([{"index": 0, "score": 1}, {"index": 1, "score": "1"}], "'1', not a finite number"),
         ({"data": None}, "data is None"),
+        ({"error": "Busy"}, "reply is an error: 'Busy'"),
         ("x", "reply is 'x'"),
     ],
 )
