@@ -1,7 +1,6 @@
 """The benchmark of language models as students: it runs, and its rows are what they say."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,14 +20,14 @@ STUDENTS = (
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def rows(commands: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The cells of a quick run, by the names of rows."""
     folder = tmp_path_factory.mktemp("texts")
     files = [folder / "train.parquet", folder / "validation.parquet"]
     for file, texts in zip(files, (TEXTS, VALIDATION_TEXTS), strict=True):
         pq.write_table(pa.table({"line": texts}), file)
     options = ("--text-column=line", "--rows=40", f"--vocabulary={WORDS}", "--quick", "--markdown")
-    command = [sys.executable, str(BENCHMARK), *map(str, files), *options]
+    command = [str(commands / "python"), str(BENCHMARK), *map(str, files), *options]
     run = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert run.returncode == 0, run.stderr
     lines = [[cell.strip() for cell in row.strip("| ").split("|")] for row in _table(run.stdout)]

@@ -4,7 +4,6 @@ traceback."""
 import json
 import re
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,9 +29,9 @@ def rows_of(page: str) -> Rows:
     }
 
 
-def tried(folder: Path, *families: str) -> tuple[list[dict[str, str]], Rows, str]:
+def tried(python: Path, folder: Path, *families: str) -> tuple[list[dict[str, str]], Rows, str]:
     results, page = folder / "results.jsonl", folder / "page.md"
-    command = [sys.executable, str(ROOT / "benchmarks" / "models.py"), *families]
+    command = [str(python), str(ROOT / "benchmarks" / "models.py"), *families]
     given = ["--results", str(results), "--page", str(page)]
     subprocess.run([*command, *given], check=True, capture_output=True, timeout=20 * HANG_S)
     lines = [json.loads(line) for line in results.read_text().splitlines()]
@@ -40,8 +39,8 @@ def tried(folder: Path, *families: str) -> tuple[list[dict[str, str]], Rows, str
     return lines, rows_of(written), written
 
 
-def test_a_sample_is_as_the_page_says(tmp_path: Path) -> None:
-    outcomes, rows, written = tried(tmp_path, *SAMPLE)
+def test_a_sample_is_as_the_page_says(commands: Path, tmp_path: Path) -> None:
+    outcomes, rows, written = tried(commands / "python", tmp_path, *SAMPLE)
     assert "TRACEBACK" not in str(outcomes)
     assert rows.keys() == set(SAMPLE) - {"vit"}
     assert "`vit`" in written.partition("## Families that read no text")[2]
@@ -63,9 +62,9 @@ def test_the_page_tells_of_no_traceback() -> None:
 
 
 @pytest.mark.slow
-def test_no_family_ends_in_a_traceback(tmp_path: Path) -> None:
+def test_no_family_ends_in_a_traceback(commands: Path, tmp_path: Path) -> None:
     """An hour on one core; all families."""
-    outcomes, rows, _ = tried(tmp_path)
+    outcomes, rows, _ = tried(commands / "python", tmp_path)
     assert [each for each in outcomes if "TRACEBACK" in str(each)] == []
     if f"transformers {version('transformers')}:" in PAGE:
         assert rows == rows_of(PAGE)

@@ -34,10 +34,13 @@ def port() -> int:
         return int(free.getsockname()[1])
 
 
-def shell(code: str, folder: Path) -> subprocess.Popen[str]:
+SCRIPTS = Path(sys.executable).parent
+"""With `armada` as it is installed."""
+
+
+def shell(code: str, folder: Path, scripts: Path = SCRIPTS) -> subprocess.Popen[str]:
     """A terminal in a folder of its own that stops at the first error."""
     folder.mkdir()
-    scripts = Path(sys.executable).parent
     environment = os.environ | {
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(folder / "home"),
@@ -71,8 +74,10 @@ def serving(tmp_path: Path, port: int) -> Iterator[Path]:
     first.communicate()
 
 
-def test_two_terminals_share_a_cache(tmp_path: Path, port: int, serving: Path) -> None:
-    second = shell(terminals()[1].replace("8000", str(port)), tmp_path / "second")
+def test_two_terminals_share_a_cache(
+    tmp_path: Path, port: int, serving: Path, commands: Path
+) -> None:
+    second = shell(terminals()[1].replace("8000", str(port)), tmp_path / "second", commands)
     printed, _ = second.communicate(timeout=HANG_S)
     assert second.returncode == 0, printed
     theirs, ours = open_cache(tmp_path / "second" / "pulled"), open_cache(serving / "cache")
