@@ -1,6 +1,9 @@
 """What `dtype=auto` means: the checkpoint's own on a GPU, float32 on a CPU. Teachers are made,
 which asks no device for anything, and not loaded."""
 
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,19 @@ import pyarrow as pa
 import pytest
 import torch
 from armada.cache_schemas.errors import JobError
-from armada.stages.precompute.teachers.base import PrecisionOptions
+from armada.cache_schemas.manifest import TeacherManifest
+from armada.stages.corpus.corpus import read_corpus
+from armada.stages.corpus.hub_datasets import in_memory
+from armada.stages.precompute.batching import BatchSizes
+from armada.stages.precompute.precompute import EncodingRun, precompute
+from armada.stages.precompute.teachers.base import Answers, Example, PrecisionOptions, Prepared
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.writer import CacheWriter, Work
+from hangs import HANG_S
+from spying_teacher import SpyingTeacher
 from tiny_checkpoints import make_bert
 from tiny_language_models import make_causal_lm
 from transformers import AutoModel, AutoModelForCausalLM
@@ -83,6 +95,44 @@ def test_products_are_of_the_precision_of_the_run_alone(
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_a_thread_that_ends_leaves_the_precision_to_the_next(tmp_path: Path) -> None:
+    """Two threads with one teacher: the second prepares its text while the first has the device."""
+    device, begun, prepared = threading.Lock(), threading.Event(), threading.Event()
+    seen = []
+
+    class Noted(SpyingTeacher):
+        def prepare(self, examples: Sequence[Example]) -> Prepared:
+            if begun.is_set():
+                prepared.set()
+            return super().prepare(examples)
+
+        def encode(self, examples: Sequence[Example]) -> Answers:
+            begun.set()
+            assert prepared.wait(HANG_S)
+            seen.append(torch.get_float32_matmul_precision())
+            return super().encode(examples)
+
+    teacher = Noted(options=PrecisionOptions(matmul_precision="high"))
+    spec = teacher.spec
+    manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
+
+    def run(text: str) -> None:
+        corpus = read_corpus((in_memory(pa.table({"text": [text]})),), ("text",))
+        encoding = EncodingRun(BatchSizes(8), turn=lambda: device)
+        work = Work(writer, corpus.keys())
+        precompute(corpus, corpus.keys(), work, teacher, writer, encoding)
+
+    with CacheWriter(tmp_path / "cache", manifest) as writer, ThreadPoolExecutor(2) as threads:
+        first = threads.submit(run, "first")
+        assert begun.wait(HANG_S)
+        second = threads.submit(run, "second")
+        first.result()
+        second.result()
+    assert seen == ["high", "high"]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert len(open_cache(tmp_path / "cache")) == 2
 
 
 @pytest.mark.parametrize("asked", [{"samples": 2}, {"max_new_tokens": 2, "text_format": "plain"}])
