@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,15 @@ def commands(hub_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         }
         with warm_python(environment) as folder:
             yield folder
+
+
+@pytest.fixture
+def forked_workers(commands: Path) -> Iterator[None]:
+    """What this process starts by multiprocessing has imported its libraries already."""
+    before = spawn.get_executable()
+    spawn.set_executable(str(commands / "python"))
+    yield
+    spawn.set_executable(before)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ with socket.socket(socket.AF_UNIX) as connection:
         process = int(answers.readline())
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: os.kill(process, number))
-        status = int(answers.readline())
+        status = int(answers.readline() or 1)  # nothing if all were ended
 if status < 0:
     if -status != signal.SIGKILL:  # which cannot be ignored
         signal.signal(-status, signal.SIG_DFL)

@@ -31,7 +31,7 @@ RUNS = [
 
 
 @pytest.fixture
-def job(distill_bench: Any, tmp_path: Path) -> Callable[..., Path]:
+def job(distill_bench: Any, forked_workers: None, tmp_path: Path) -> Callable[..., Path]:
     """Writes a job file; keys replace those of a small ablation."""
 
     def write(**changes: Any) -> Path:

@@ -45,6 +45,7 @@ def begun(words: Callable[..., list[Any]], armada: CommandLine, tmp_path: Path) 
     return tmp_path / "cache"
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("more", [(), ("--workers", 1)], ids=["one process", "workers"])
 def test_it_is_gone_on_with(
     more: tuple[object, ...],

@@ -88,6 +88,7 @@ def test_a_run_leaves_no_password_behind(
     assert not any(SECRET in each.out + each.err for each in said)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_an_ablation_and_its_workers_leave_no_password_behind(
     distill_bench: Any, url: str, armada: CommandLine, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows(run)]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_by_yaml_by_python_and_by_a_grid_they_are_the_same(
     armada: CommandLine, job: Job, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def test_no_teacher(
     assert str(folder) in told
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_no_teacher_of_worker_processes(
     refused: Callable[..., str], whole: Path, corpus: Path
 ) -> None:
