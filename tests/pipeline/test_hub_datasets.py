@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from armada.cache_schemas.errors import OutputError
-from command_line import RUN
 from hub_server import hub
 from tiny_runs import TEXTS, VALIDATION_TEXTS, class_labels
 
 NAME = "team/texts"
+CORE_ONLY, NOTHING_HIDDEN = Path(__file__).parents[1] / "core_only.py", ""
 
 
 def table(texts: list[str]) -> pa.Table:
@@ -38,21 +38,27 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def asked(address: str, home: Path, source: str) -> subprocess.CompletedProcess[str]:
-    words = ["precompute", "--corpus", source, "--text-column", "text", "--teacher", "hash:4"]
-    return subprocess.run(
-        [sys.executable, "-c", RUN, *words, "--cache", str(home / "cache"), "--json", "--quiet"],
+def asked(address: str, home: Path, *sources: str) -> list[dict[str, Any]]:
+    """How `precompute` of each source ended, one after another in a process that sees this hub."""
+    words = ["precompute", "--text-column", "text", "--teacher", "hash:4", "--json", "--quiet"]
+    words += ["--cache", str(home / "cache")]
+    done = subprocess.run(
+        [sys.executable, CORE_ONLY, NOTHING_HIDDEN],
+        input=json.dumps([[*words, "--corpus", source] for source in sources]),
         env=os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home / "hf")},
         capture_output=True,
         text=True,
         timeout=300,
     )
+    assert (done.returncode, done.stderr) == (0, "")
+    results: list[dict[str, Any]] = json.loads(done.stdout)
+    return results
 
 
 def test_a_split_of_a_data_set_of_the_hub(address: str, tmp_path: Path) -> None:
-    done = asked(address, tmp_path, f"hf-dataset:{NAME}?split=test")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["rows"] == len(VALIDATION_TEXTS)
+    (done,) = asked(address, tmp_path, f"hf-dataset:{NAME}?split=test")
+    assert done["code"] == 0, done["err"]
+    assert json.loads(done["out"])["rows"] == len(VALIDATION_TEXTS)
     cache = armada.open_cache(tmp_path / "cache")
     assert len(cache.lookup(VALIDATION_TEXTS)) == len(VALIDATION_TEXTS)
 
@@ -65,16 +71,23 @@ REFUSED = {
 }
 
 
+@pytest.fixture(scope="module")
+def refusals(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    sources = [f"hf-dataset:{NAME}{query}" for query in REFUSED]
+    ended = asked(address, tmp_path_factory.mktemp("refused"), *sources)
+    return dict(zip(REFUSED, ended, strict=True))
+
+
 @pytest.mark.parametrize(("query", "message"), REFUSED.items(), ids=REFUSED)
 def test_what_the_hub_does_not_have_is_one_line(
-    address: str, tmp_path: Path, query: str, message: str
+    refusals: dict[str, Any], query: str, message: str
 ) -> None:
-    done = asked(address, tmp_path, f"hf-dataset:{NAME}{query}")
-    assert done.returncode == 2
+    done = refusals[query]
+    assert (done["code"], done["out"]) == (2, "")
     shown = query.replace("config=x", "config=***")  # what is not known to be harmless is a secret
-    assert done.stderr.startswith(f"error: corpus hf-dataset:{NAME}{shown}: ")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done["err"].startswith(f"error: corpus hf-dataset:{NAME}{shown}: ")
+    assert message in done["err"]
+    assert done["err"].count("\n") == 1
 
 
 def test_tables_in_memory_teach_as_files_do(distill_bench: Any, tmp_path: Path) -> None:
