@@ -29,8 +29,8 @@ class PretendedDevice(EncoderTeacher):
     """An encoder whose model takes `text_s` a text, on a device of its own, and gives zeros."""
 
     text_s = 0.0
-    prepared: dict[tuple[bytes, ...], Prepared] | None = None
-    """Where texts were tokenized before: a tokenizer of no cost."""
+    prepared: dict[bytes, Prepared] | None = None
+    """By the key of its first text, a shard that was tokenized before: a tokenizer of no cost."""
 
     def load(self) -> None:
         self._busy_until = self.busy_s = 0.0
@@ -39,7 +39,7 @@ class PretendedDevice(EncoderTeacher):
         self._lock = threading.Lock()
 
     def prepare(self, examples: Sequence[Example]) -> Prepared:
-        key = tuple(example.key for example in examples)
+        key = examples[0].key
         if self.prepared is not None and key in self.prepared:
             return self.prepared[key]
         started = time.thread_time()

@@ -1,6 +1,6 @@
 """Stage 1: unique examples that are not cached yet -> shards -> teacher batches -> commits.
 
-    precompute -> _encode_shard -> _compute_shard -> _start
+    precompute -> _encode_shards -> _start_shard -> _start
 
 In: a corpus, its pending rows, a loaded teacher, a writer. Out: committed shards. Shards are cut
 from the pending rows in corpus order, batches inside a shard from examples of one bucket; so
@@ -19,9 +19,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from ..memory import free_cached_memory, is_out_of_memory
 from ..store.writing.writer import CacheWriter, Task, Work
 from .batching import BatchCounts, BatchSizes
 from .shard_buffer import ShardBuffer
-from .teachers.base import Answers, Example, Outputs, Prepared, Teacher
+from .teachers.base import Answers, Example, Examples, Outputs, Prepared, Teacher
 
 Advance = Callable[[int], None]
 Committed = Callable[[CommitRecord, float, int], None]
@@ -77,10 +78,11 @@ def precompute(
     with (
         _Committer(writer, work, teacher, encoding.committed) as committer,
         _Ahead(corpus, keys, work, teacher, writer, encoding.preparing) as ahead,
-        _Storing() as storing,
+        _Storing(encoding.advance) as storing,
     ):
+        feeding = _Feeding(corpus, teacher, encoding, ahead, storing, committer)
         while (shard := ahead.take(committer.wait)) is not None:
-            _encode_shard(corpus, shard, ahead.look, teacher, encoding, storing, committer)
+            feeding.encode_shards(shard)
         encoding.clock.count(encoding.counts)
 
 
@@ -122,20 +124,22 @@ class _Moment:
         return milliseconds / 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Shard:
-    """A shard's task, its examples as the teacher's model reads them, and room for its features."""
+    """A shard's task, its examples as the teacher's model reads them, and room for its features, of
+    which those of `left` examples are not stored yet."""
 
     task: Task
     prepared: Prepared
     buffer: ShardBuffer
+    left: int
+    started: float = 0.0
+    looked: bool = False
+    """Whether the next one has been looked for."""
 
 
 class _Ahead:
-    """The shards of a run, each prepared in a thread while the one before it is computed.
-
-    The next one is reserved no sooner than half of the present one is done, so that writers who
-    share a corpus end together."""
+    """The shards of a run, each prepared in a thread while the one before it is computed."""
 
     def __init__(
         self,
@@ -150,6 +154,7 @@ class _Ahead:
         self._teacher, self._writer, self._preparing = teacher, writer, preparing
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._next: Future[_Shard | None] | None = None
+        self._seconds = 0.0
 
     def __enter__(self) -> "_Ahead":
         return self
@@ -161,20 +166,33 @@ class _Ahead:
         if (shard := self._next.result()) is not None:
             self._writer.release(shard.task.reservation)
 
-    def look(self) -> None:
-        """Begin to reserve the next shard, if there is one at this moment, and to prepare it: once
-        a shard, for each look takes the cache's lock."""
-        if self._next is None:
-            self._next = self._pool.submit(self._look)
+    def look(self, shard: _Shard) -> None:
+        """Begin to reserve the shard after this one, if there is one at this moment, and to prepare
+        it: once a shard, for each look takes the cache's lock.
 
-    def take(self, wait: Callable[[], None]) -> _Shard | None:
-        """The next shard, or None; `wait` is called where nothing seems left: a shard that another
-        writer took over from us is put back when its commit is refused."""
+        Not before half of this one is done, so that writers who share a corpus end together, unless
+        the rest of it takes less than twice the time that this one took to prepare."""
+        done = len(shard.prepared) - shard.left
+        rest = (time.perf_counter() - shard.started) * shard.left / max(done, 1)
+        if not shard.looked and (shard.left <= done or rest < 2 * self._seconds):
+            shard.looked = True
+            self._next = self._pool.submit(self._make)
+
+    def ready_before(self, other: Future[Any]) -> _Shard | None:
+        """The next shard, if it is there before `other`; waits for one of them."""
+        if self._next is None:
+            return None
+        wait((self._next, other), return_when=FIRST_COMPLETED)
+        return self._result() if self._next.done() else None
+
+    def take(self, finish: Callable[[], None]) -> _Shard | None:
+        """The next shard, or None; `finish` is called where nothing seems left: a shard that
+        another writer took over from us is put back when its commit is refused."""
         shard = self._result()
         if shard is None:
-            wait()
+            finish()
             if (task := self._work.reserve()) is not None:
-                self._next = self._pool.submit(self._prepare, task)
+                self._next = self._pool.submit(self._make, task)
                 shard = self._result()
         return shard
 
@@ -183,82 +201,103 @@ class _Ahead:
         self._next = None
         return shard
 
-    def _look(self) -> _Shard | None:
-        task = self._work.reserve_now()
-        return None if task is None else self._prepare(task)
-
-    def _prepare(self, task: Task) -> _Shard | None:
+    def _make(self, task: Task | None = None) -> _Shard | None:
+        started = time.perf_counter()
+        task = task or self._work.reserve_now()
+        if task is None:
+            return None
         try:
             examples = make_examples(self._corpus, self._keys, task.rows)
             # Those that are written: all of the teacher's, or those that the cache lacked.
-            buffer = ShardBuffer(examples, self._writer.manifest.spec.features)
+            buffer = ShardBuffer(self._keys[task.rows], self._writer.manifest.spec.features)
             with self._preparing:
-                return _Shard(task, self._teacher.prepare(examples), buffer)
+                prepared = self._teacher.prepare(examples)
         except BaseException:
             self._writer.release(task.reservation)
             raise
+        self._seconds = time.perf_counter() - started
+        return _Shard(task, prepared, buffer, len(prepared))
 
 
-def make_examples(corpus: Corpus, keys: KeyArray, rows: IntArray) -> list[Example]:
+def make_examples(corpus: Corpus, keys: KeyArray, rows: IntArray) -> Examples:
     """The examples of the given corpus rows."""
-    together, size = keys[rows].tobytes(), keys.shape[1]
-    return [
-        Example(together[number * size : (number + 1) * size], segments)
-        for number, segments in enumerate(corpus.examples(rows))
-    ]
+    return Examples(keys[rows], corpus.examples(rows))
 
 
-def _encode_shard(
-    corpus: Corpus,
-    shard: _Shard,
-    look_ahead: Callable[[], None],
-    teacher: Teacher,
-    encoding: EncodingRun,
-    storing: "_Storing",
-    committer: "_Committer",
-) -> None:
-    seconds = 0.0
-    try:
-        with encoding.turn(), _matrix_products_of(teacher):
-            started = time.perf_counter()
-            try:
-                _compute_shard(corpus, shard, look_ahead, teacher, encoding, storing)
-            finally:
-                storing.drop_errors()
-                seconds = time.perf_counter() - started
-    finally:
-        committer.commit(shard, seconds)
+class _Feeding:
+    """Gives the device batches: those of the next shard, if it is ready, while the last ones of a
+    shard are still on their way. Each shard is committed when all of its outputs are stored."""
 
+    def __init__(
+        self,
+        corpus: Corpus,
+        teacher: Teacher,
+        encoding: EncodingRun,
+        ahead: _Ahead,
+        storing: "_Storing",
+        committer: "_Committer",
+    ) -> None:
+        self._corpus, self._teacher, self._encoding = corpus, teacher, encoding
+        self._ahead, self._storing, self._committer = ahead, storing, committer
+        self._begun: deque[_Shard] = deque()
+        """Shards that are not handed to the committer yet, in order."""
+        self._committed = 0.0
 
-def _compute_shard(
-    corpus: Corpus,
-    shard: _Shard,
-    look_ahead: Callable[[], None],
-    teacher: Teacher,
-    encoding: EncodingRun,
-    storing: "_Storing",
-) -> None:
-    task, prepared = shard.task, shard.prepared
-    left = len(prepared)
+    def encode_shards(self, first: _Shard) -> None:
+        """Compute a shard, and those that are ready before the device is done. Whatever ends it,
+        rows computed so far are committed."""
+        shard: _Shard | None = first
+        self._begun.append(first)
+        try:
+            with self._encoding.turn(), _matrix_products_of(self._teacher):
+                try:
+                    while shard is not None:
+                        self._start_shard(shard)
+                        if (shard := self._next()) is not None:
+                            self._begun.append(shard)
+                finally:
+                    self._storing.drop_errors()
+        finally:
+            while self._begun:
+                self._commit()
 
-    def stored(batches: Iterator[_Stored]) -> None:
-        nonlocal left
-        for batch in batches:
-            for row, problem in batch.bad.items():
-                where = corpus.where(int(task.rows[row]))
-                _refuse_or_skip(where, problem, prepared.examples[row], encoding)
-            encoding.counts.busy_seconds += batch.busy_s
-            bucket = int(prepared.buckets[batch.rows[0]])
-            encoding.sizes.measured(bucket, len(batch.rows), batch.busy_s)
-            encoding.clock.count(encoding.counts)
-            encoding.advance(len(batch.rows))
-            left -= len(batch.rows)
-            if 2 * left <= len(prepared):
-                look_ahead()
+    def _next(self) -> _Shard | None:
+        while self._storing.running:
+            if (shard := self._ahead.ready_before(self._storing.running[0])) is not None:
+                return shard
+            self._storing.wait()
+        return None
 
-    for batch in _started(teacher, prepared, encoding):
-        stored(storing.put(shard.buffer, batch))
-    stored(storing.rest())
+    def _start_shard(self, shard: _Shard) -> None:
+        shard.started = time.perf_counter()
+        for batch in _started(self._teacher, shard.prepared, self._encoding):
+            self._storing.put(partial(self._store, shard, batch))
+
+    def _store(self, shard: _Shard, batch: "_Started") -> int:
+        """Store a batch; returns how many rows it has."""
+        with torch.inference_mode():
+            answers = batch.outputs()
+        busy_s = batch.begin.until(batch.end)
+        for row, problem in shard.buffer.put(batch.rows, answers).items():
+            where = self._corpus.where(int(shard.task.rows[row]))
+            _refuse_or_skip(where, problem, shard.prepared.examples[row], self._encoding)
+        counts = self._encoding.counts
+        counts.busy_seconds += busy_s
+        bucket = int(shard.prepared.buckets[batch.rows[0]])
+        self._encoding.sizes.measured(bucket, len(batch.rows), busy_s)
+        self._encoding.clock.count(counts)
+        shard.left -= len(batch.rows)
+        if shard is self._begun[-1]:
+            self._ahead.look(shard)
+        if not shard.left:
+            self._commit()
+        return len(batch.rows)
+
+    def _commit(self) -> None:
+        """Hand the first shard that was begun over to the committer."""
+        shard, now = self._begun.popleft(), time.perf_counter()
+        began, self._committed = max(shard.started, self._committed), now
+        self._committer.commit(shard, now - began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,26 +347,19 @@ def _refuse_or_skip(where: str, problem: str, example: Example, encoding: Encodi
     encoding.skipped.append(problem)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """Rows of a shard whose outputs have been kept, row -> the problem of one that was not, and the
-    seconds of the device."""
-
-    rows: IntArray
-    bad: dict[int, str]
-    busy_s: float
-
-
 class _Storing:
-    """Takes outputs into a shard's buffer, in a thread, in order: to wait for the device, to copy
-    and to code what it computed are no matter of the one that gives it batches. Two batches are
-    on their way at most."""
+    """Stores batches in a thread, in order: to wait for the device, to copy and to code what it
+    computed, and to take note of it, are no matter of the one that gives it batches."""
 
-    _MOST = 2
+    _MOST = 4
+    """Batches on their way: a fast device takes some 2 ms for each, and a thread of Python that
+    is held up waits for 5 ms or more."""
 
-    def __init__(self) -> None:
+    def __init__(self, advance: Advance) -> None:
+        """`advance` is called with the rows of each batch, in the thread that waits."""
+        self._advance = advance
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
-        self._running: deque[Future[_Stored]] = deque()
+        self.running: deque[Future[int]] = deque()
 
     def __enter__(self) -> "_Storing":
         return self
@@ -335,28 +367,20 @@ class _Storing:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def put(self, buffer: ShardBuffer, batch: _Started) -> Iterator[_Stored]:
-        """Take a batch; yields those that have been stored by now, raises what went wrong."""
-        self._running.append(self._pool.submit(self._store, buffer, batch))
-        while self._running and (len(self._running) > self._MOST or self._running[0].done()):
-            yield self._running.popleft().result()
+    def put(self, store: Callable[[], int]) -> None:
+        """Take a batch, and wait while there are too many; raises what went wrong with one."""
+        self.running.append(self._pool.submit(store))
+        while self.running and (len(self.running) > self._MOST or self.running[0].done()):
+            self.wait()
 
-    def rest(self) -> Iterator[_Stored]:
-        """Wait for all batches."""
-        while self._running:
-            yield self._running.popleft().result()
+    def wait(self) -> None:
+        """Wait for the first of those that are on their way; raises what went wrong with it."""
+        self._advance(self.running.popleft().result())
 
     def drop_errors(self) -> None:
         """Wait for all batches, after an error: what is whole of them is kept."""
-        while self._running:
-            self._running.popleft().exception()
-
-    @staticmethod
-    def _store(buffer: ShardBuffer, batch: _Started) -> _Stored:
-        with torch.inference_mode():
-            answers = batch.outputs()
-        busy_s = batch.begin.until(batch.end)
-        return _Stored(batch.rows, buffer.put(batch.rows, answers), busy_s)
+        while self.running:
+            self.running.popleft().exception()
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,8 +412,10 @@ def _one_of_each_axis(teacher: Teacher) -> list[FeatureSpec]:
 
 
 class _Committer:
-    """Commits in a thread, one shard at a time; an error of the thread surfaces at the next
-    commit or at the end."""
+    """Commits in a thread, in order; one more shard may wait for its turn. An error of the thread
+    surfaces at a later commit or at the end."""
+
+    _MOST = 2
 
     def __init__(
         self, writer: CacheWriter, work: Work, teacher: Teacher, committed: Committed
@@ -397,7 +423,7 @@ class _Committer:
         self._writer, self._work = writer, work
         self._teacher, self._committed = teacher, committed
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
-        self._running: Future[None] | None = None
+        self._running: deque[Future[None]] = deque()
 
     def __enter__(self) -> "_Committer":
         return self
@@ -409,14 +435,15 @@ class _Committer:
             self._pool.shutdown()
 
     def commit(self, shard: _Shard, seconds: float) -> None:
-        """Hand over the finished rows of a shard; waits for the shard before it."""
+        """Hand over the finished rows of a shard; waits while two are not written yet."""
         try:
-            self.wait()
+            while self._running and (len(self._running) >= self._MOST or self._running[0].done()):
+                self._running.popleft().result()
         except BaseException:
             self._writer.release(shard.task.reservation)
             raise
         if len(shard.buffer):
-            self._running = self._pool.submit(self._write, shard, seconds)
+            self._running.append(self._pool.submit(self._write, shard, seconds))
         else:
             self._writer.release(shard.task.reservation)
 
@@ -438,7 +465,6 @@ class _Committer:
             self._committed(record, seconds, int(finished.truncated.sum()))
 
     def wait(self) -> None:
-        """Wait for the last commit; raises its error."""
-        if self._running is not None:
-            running, self._running = self._running, None
-            running.result()
+        """Wait for all commits; raises their first error."""
+        while self._running:
+            self._running.popleft().result()

@@ -10,10 +10,10 @@ comes from the example's own length (`buckets`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ import torch
 from ....cache_schemas.codings import Fidelity
 from ....cache_schemas.errors import RunError
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.keys import IntArray, KeyArray
+from ....cache_schemas.keys import KEY_BYTES, IntArray, KeyArray
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.manifest import RequestFigures, RunRecord
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
@@ -44,6 +44,40 @@ class Example:
 
     key: bytes
     segments: tuple[str, ...]
+
+
+class Examples(Sequence[Example]):
+    """N examples, each made when it is asked for: once a text is tokenized, few teachers ask."""
+
+    def __init__(
+        self, keys: KeyArray, segments: Sequence[tuple[str, ...]], rows: IntArray | None = None
+    ) -> None:
+        """Keys [M, 16] and text segments of M examples, of which these are `rows` [N], or all."""
+        self._keys, self._segments = keys, segments
+        self._rows = np.arange(len(keys)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Examples": ...
+
+    def __getitem__(self, index: int | slice) -> "Example | Examples":
+        if isinstance(index, slice):
+            return Examples(self._keys, self._segments, self._rows[index])
+        row = int(self._rows[index])
+        return Example(self._keys[row].tobytes(), self._segments[row])
+
+    def __iter__(self) -> Iterator[Example]:
+        keys = self._keys[self._rows].view(f"V{KEY_BYTES}")[:, 0].tolist()
+        return map(Example, keys, map(self._segments.__getitem__, self._rows.tolist()))
+
+    def take(self, rows: IntArray) -> "Examples":
+        """Some of the examples, in the order of `rows` [B]."""
+        return Examples(self._keys, self._segments, self._rows[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +119,11 @@ class Prepared:
     def take(self, rows: IntArray) -> "Prepared":
         """Some of the examples, in the order of `rows` [B]."""
         inputs = None if self.inputs is None else self.inputs.take(rows)
-        examples = [self.examples[row] for row in rows.tolist()]
+        examples: Sequence[Example]
+        if isinstance(self.examples, Examples):
+            examples = self.examples.take(rows)
+        else:
+            examples = [self.examples[row] for row in rows.tolist()]
         lengths = None if self.lengths is None else self.lengths[rows]
         return Prepared(examples, self.buckets[rows], inputs, lengths)
 
@@ -150,7 +188,7 @@ class Teacher(ABC):
 
         On a GPU the next batch is begun before the outputs of this one are asked for, in another
         thread: nothing here should wait for the device. Default: `encode`."""
-        answers = self.encode(batch.examples)
+        answers = self.encode(list(batch.examples))
         return lambda: answers
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
@@ -224,7 +262,7 @@ def in_row_groups(rows_BT: torch.Tensor, device: torch.device) -> torch.Tensor:
     of any size. A GPU chooses its kernels by size anyway, and is spared the rows."""
     if device.type == "cpu":
         lacking = -len(rows_BT) % ROW_GROUP
-        return torch.cat([rows_BT, rows_BT[-1:].expand(lacking, -1)])
+        return torch.cat([rows_BT, rows_BT[-1:].expand(lacking, -1)]) if lacking else rows_BT
     return to_device(rows_BT, device)
 
 

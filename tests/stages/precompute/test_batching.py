@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -227,6 +228,72 @@ def test_the_next_batch_begins_before_the_outputs_of_one_are_there(
     bench.ask(teacher, [f"text {n}" for n in range(20)], batch_size=4)
     assert len(bench.cache) == bench.advanced == 20
     assert teacher.waited == [True]
+
+
+class _Joined(SpyingTeacher):
+    """The outputs of the last batch of a shard of 64 come once the next shard has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next_begun = threading.Event()
+        self.waited: list[bool] = []
+
+    def start(self, batch: Prepared) -> Outputs:
+        answers, begun = self.encode(batch.examples), len(self.texts)
+        if begun > 64:
+            self.next_begun.set()
+
+        def outputs():
+            if begun == 64:
+                self.waited.append(self.next_begun.wait(HANG_S))
+            return answers
+
+        return outputs
+
+
+def test_the_next_shard_begins_before_the_outputs_of_one_are_there(
+    write_parquet: WriteParquet, tmp_path: Path
+) -> None:
+    teacher = _Joined()
+    bench = Bench(write_parquet, tmp_path / "cache")
+    bench.ask(teacher, [f"text {n}" for n in range(150)], batch_size=4)
+    assert teacher.waited == [True]
+    assert len(bench.cache) == bench.advanced == 150
+
+
+class _LongPreparing(SpyingTeacher):
+    """Takes a minute to prepare a shard, and a second a batch; with the fifth it waits until the
+    next shard is being prepared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = 0.0
+        self.preparing = threading.Semaphore(0)
+        self.waited: list[bool] = []
+
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        self.clock += 60
+        self.preparing.release()
+        return super().prepare(examples)
+
+    def start(self, batch: Prepared) -> Outputs:
+        self.clock += 1
+        if len(self.asked) == 5:
+            self.waited.append(all(self.preparing.acquire(timeout=HANG_S) for _ in range(2)))
+        return super().start(batch)
+
+
+def test_what_takes_long_to_prepare_is_begun_sooner(
+    write_parquet: WriteParquet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five batches of sixteen are less than half of a shard."""
+    teacher = _LongPreparing()
+    clock = SimpleNamespace(perf_counter=lambda: teacher.clock)
+    monkeypatch.setattr("armada.stages.precompute.precompute.time", clock)
+    bench = Bench(write_parquet, tmp_path / "cache")
+    bench.ask(teacher, [f"text {n}" for n in range(100)], batch_size=4)
+    assert teacher.waited == [True]
+    assert len(bench.cache) == 100
 
 
 class _Preparing(SpyingTeacher):

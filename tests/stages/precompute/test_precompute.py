@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from armada.cache_schemas.errors import RunError, StorageError, TeacherOutputError
+from armada.cache_schemas.features import FeatureSpec
 from armada.stages.corpus.corpus import read_corpus
-from armada.stages.precompute.precompute import make_examples, probe
-from armada.stages.precompute.teachers.base import Answers, Example
+from armada.stages.precompute.precompute import _Storing, make_examples, probe
+from armada.stages.precompute.shard_buffer import ShardBuffer
+from armada.stages.precompute.teachers.base import Answers, Example, Examples
 from armada.stages.store.reading.reader import Cache
 from small_caches import stored_bytes
 from spying_teacher import HUGE, NAN, Bench, SpyingTeacher, WriteParquet, code
@@ -120,7 +122,7 @@ def test_answers_that_are_not_finite_end_the_run(bench: Bench, bad: str, feature
     # Whatever else was computed is kept: all of the first shard, the others of the batch, and those
     # that the teacher had begun when its outputs came.
     kept = bench.cache
-    assert 64 < bench.advanced + 3 <= len(kept) <= bench.advanced + 3 + 2 * 4
+    assert 64 < bench.advanced + 3 <= len(kept) <= bench.advanced + 3 + _Storing._MOST * 4
     rest = SpyingTeacher()
     texts[70] = "mended"
     bench.ask(rest, texts)
@@ -205,6 +207,43 @@ def test_segments_are_asked_as_they_are(write_parquet: WriteParquet) -> None:
     examples = make_examples(corpus, corpus.keys(), np.array([1, 0]))
     assert [example.segments for example in examples] == [("a", "bc"), ("ab", "c")]
     assert [example.key for example in examples] == [corpus.keys()[row].tobytes() for row in (1, 0)]
+
+
+def test_examples_are_made_as_they_are_asked_for() -> None:
+    keys = np.random.default_rng(0).integers(0, 256, (5, 16), dtype=np.uint8)
+    texts = [(f"text {number}", "more") for number in range(5)]
+    plain = [Example(key.tobytes(), text) for key, text in zip(keys, texts, strict=True)]
+    examples = Examples(keys, texts)
+    assert list(examples) == [examples[number] for number in range(5)] == plain
+    assert list(examples[1:4][::-1]) == plain[3:0:-1]
+    assert examples[-1] == plain[-1]
+    assert plain[2] in examples
+    some = examples.take(np.array([4, 0, 3])).take(np.array([2, 0]))
+    assert len(some) == 2
+    assert list(some) == [plain[3], plain[4]]
+    with pytest.raises(IndexError):
+        examples[5]
+
+
+def test_what_is_not_finite_is_found_in_any_type() -> None:
+    """All numbers of half precision; in float32 and integers, some."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    cases = {
+        "float16": (halves, np.isfinite(halves)),
+        "float32": (
+            np.float32([1, np.inf, -np.inf, np.nan]),
+            np.array([True, False, False, False]),
+        ),
+        "uint8": (np.uint8([0, 255]), np.array([True, True])),
+    }
+    for dtype, (values, finite) in cases.items():
+        rows = np.arange(len(values))
+        spec = FeatureSpec(name="code", shape=(1,), dtype=dtype)
+        buffer = ShardBuffer(np.zeros((len(values), 16), np.uint8), [spec])
+        answers = Answers({"code": values[:, None]}, np.zeros(len(values), dtype=bool))
+        assert sorted(buffer.put(rows, answers)) == rows[~finite].tolist()
+        kept = buffer.finished().features["code"]
+        assert np.array_equal(kept[:, 0], values[finite])
 
 
 def test_a_probe_warms_up_and_measures() -> None:
