@@ -209,17 +209,17 @@ def compared(ways: dict[str, Way], texts: list[str], rounds: int) -> list[tuple[
 
 def beside_the_model(folder: str, texts: list[str]) -> list[tuple[str, ...]]:
     """Rows of the third table."""
-    rows: list[tuple[str, ...]] = [
-        ("a text takes the device", "tokenized", "CPU us a text", "of that, tokenizer", "busy")
-    ]
+    title = ("a text takes the device", "tokenized", "CPU us a text", "of that, tokenizer")
+    rows: list[tuple[str, ...]] = [(*title, "feeding thread", "busy")]
     for text_s in (0.0, GPU_RATE_S, 100e-6):
         for before in (False, True):
             found = cost(folder, texts, text_s, before)
-            cells = [seconds_ * 1e6 / len(texts) for seconds_ in (found.cpu_s, found.tokenizing_s)]
-            busy = f"{found.busy:.0%}" if text_s else ABSENT
+            parts = (found.cpu_s, found.tokenizing_s, found.feeding_s)
+            cpu, tokenizing, feeding = (f"{part * 1e6 / len(texts):.1f}" for part in parts)
             how = "before" if before else "in the run"
-            tokenizing = ABSENT if before else f"{cells[1]:.0f}"
-            rows.append((f"{text_s * 1e6:.0f} us", how, f"{cells[0]:.0f}", tokenizing, busy))
+            tokenizing = ABSENT if before else tokenizing
+            busy = f"{found.busy:.0%}" if text_s else ABSENT
+            rows.append((f"{text_s * 1e6:.0f} us", how, cpu, tokenizing, feeding, busy))
     return rows
 
 

@@ -34,6 +34,7 @@ def test_a_quick_run_prints_four_tables(commands: Path) -> None:
         assert int(said[way][2]) == int(said["transformers.generate"][2]) > 8
     stub = [row for row in lines if row[0].endswith(" us")]
     assert len(stub) == 6
+    assert all(0 < float(row[4]) <= float(row[2]) for row in stub)
     assert any("first look-up of 1,000 of 10,000 keys" in row[0] for row in lines)
     assert any("3 shards there" in row[0] for row in lines)
 

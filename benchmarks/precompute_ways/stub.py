@@ -71,11 +71,13 @@ class PretendedDevice(EncoderTeacher):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a run without a model: processor seconds in all, of them in the tokenizer; the share of
-    the time, from the first batch to the last outputs, in which the device had work."""
+    """Of a run without a model: processor seconds in all, of them in the tokenizer, and in the
+    thread that gives the device its batches; the share of the time, from the first batch to the
+    last outputs, in which the device had work."""
 
     cpu_s: float
     tokenizing_s: float
+    feeding_s: float
     busy: float
 
 
@@ -97,6 +99,9 @@ def cost(folder: str, texts: Sequence[str], text_s: float, tokenized_before: boo
             with CacheWriter(Path(cache), manifest) as writer:
                 work = Work(writer, keys)
                 sizes = BatchSizes.of(teacher, None)
+                feeding = time.thread_time()
                 precompute(corpus, keys, work, teacher, writer, EncodingRun(sizes))
+                feeding_s = time.thread_time() - feeding
             cpu_s = time.process_time() - started
-    return Cost(cpu_s, teacher.tokenizing_s, teacher.busy_s / (teacher.last - teacher.first))
+    busy = teacher.busy_s / (teacher.last - teacher.first)
+    return Cost(cpu_s, teacher.tokenizing_s, feeding_s, busy)
