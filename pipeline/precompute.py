@@ -131,7 +131,8 @@ def _probe(
     job: PrecomputeJob, plan: Plan, teacher: "Teacher", todo: npt.NDArray[np.int64]
 ) -> "Probe":
     """Expected time and lengths per row of `todo`, from one batch spread evenly over it."""
-    from ..stages.precompute.precompute import Probe, make_examples, probe
+    from ..stages.precompute.ahead import make_examples
+    from ..stages.precompute.precompute import Probe, probe
 
     if not len(todo):
         return Probe(0.0, {})

@@ -106,7 +106,7 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
 
 
 def _warn_of_unknown(corpus: Corpus, keys: KeyArray, teacher: "Teacher") -> None:
-    from ..stages.precompute.precompute import make_examples
+    from ..stages.precompute.ahead import make_examples
 
     sample = np.unique(np.linspace(0, len(corpus) - 1, SAMPLE).astype(np.int64))
     unknown = teacher.unknown(make_examples(corpus, keys, sample))

@@ -1,6 +1,6 @@
 """Stage 1: unique examples that are not cached yet -> shards -> teacher batches -> commits.
 
-    precompute -> _encode_shards -> _start_shard -> _start
+    precompute -> encode_shards -> _start_shard -> _start
 
 In: a corpus, its pending rows, a loaded teacher, a writer. Out: committed shards. Shards are cut
 from the pending rows in corpus order, batches inside a shard from examples of one bucket; so
@@ -8,18 +8,19 @@ neither the batch size nor an interruption changes what is stored. If the comput
 reason, rows computed so far are committed before the error is raised.
 
 The device waits for none of the rest. Beside the thread that gives it batches, one prepares the
-next shard (`_Ahead`), one takes outputs into the shard's buffer (`_Storing`), and one writes the
-shard before (`_Committer`). Other processes may do the same to the same cache: each shard is
-reserved before it is computed (`store/writing/writer.py`). Several threads of a process may do it
-with one teacher: then the shard of one is prepared, and that of another written, while a third has
-the device (`EncodingRun.turn`).
+next shard (`ahead.py`), whose batches follow those of a shard without a gap; one takes outputs into
+the shard's buffer (`_Storing`), and one writes the shard before (`_Committer`). Other processes may
+do the same to the same cache: each shard is reserved before it is computed
+(`store/writing/writer.py`). Several threads of a process may do it with one teacher: then the shard
+of one is prepared, and that of another written, while a third has the device
+(`EncodingRun.turn`).
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,10 +35,10 @@ from ...cache_schemas.manifest import CommitRecord
 from ..corpus.corpus import Corpus
 from ..matrix_products import matrix_products
 from ..memory import free_cached_memory, is_out_of_memory
-from ..store.writing.writer import CacheWriter, Task, Work
+from ..store.writing.writer import CacheWriter, Work
+from .ahead import Ahead, Shard
 from .batching import BatchCounts, BatchSizes
-from .shard_buffer import ShardBuffer
-from .teachers.base import Answers, Example, Examples, Outputs, Prepared, Teacher
+from .teachers.base import Answers, Example, Outputs, Prepared, Teacher
 
 Advance = Callable[[int], None]
 Committed = Callable[[CommitRecord, float, int], None]
@@ -49,7 +50,7 @@ class EncodingRun:
     """Settings that may change between runs without changing an output, and what is counted.
 
     device: where the teacher computes; preparing, turn: held while examples are prepared, and while
-    a shard is computed, by threads that share a teacher; clock: one for all of them."""
+    shards are computed, by threads that share a teacher; clock: one for all of them."""
 
     sizes: BatchSizes
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -77,7 +78,7 @@ def precompute(
     the disk fails, RunError when one example does not fit into memory."""
     with (
         _Committer(writer, work, teacher, encoding.committed) as committer,
-        _Ahead(corpus, keys, work, teacher, writer, encoding.preparing) as ahead,
+        Ahead(corpus, keys, work, teacher, writer, encoding.preparing) as ahead,
         _Storing(encoding.advance) as storing,
     ):
         feeding = _Feeding(corpus, teacher, encoding, ahead, storing, committer)
@@ -124,106 +125,6 @@ class _Moment:
         return milliseconds / 1000
 
 
-@dataclass(slots=True)
-class _Shard:
-    """A shard's task, its examples as the teacher's model reads them, and room for its features, of
-    which those of `left` examples are not stored yet."""
-
-    task: Task
-    prepared: Prepared
-    buffer: ShardBuffer
-    left: int
-    started: float = 0.0
-    looked: bool = False
-    """Whether the next one has been looked for."""
-
-
-class _Ahead:
-    """The shards of a run, each prepared in a thread while the one before it is computed."""
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        keys: KeyArray,
-        work: Work,
-        teacher: Teacher,
-        writer: CacheWriter,
-        preparing: AbstractContextManager[object],
-    ) -> None:
-        self._corpus, self._keys, self._work = corpus, keys, work
-        self._teacher, self._writer, self._preparing = teacher, writer, preparing
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
-        self._next: Future[_Shard | None] | None = None
-        self._seconds = 0.0
-
-    def __enter__(self) -> "_Ahead":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        if self._next is None or self._next.exception() is not None:
-            return
-        if (shard := self._next.result()) is not None:
-            self._writer.release(shard.task.reservation)
-
-    def look(self, shard: _Shard) -> None:
-        """Begin to reserve the shard after this one, if there is one at this moment, and to prepare
-        it: once a shard, for each look takes the cache's lock.
-
-        Not before half of this one is done, so that writers who share a corpus end together, unless
-        the rest of it takes less than twice the time that this one took to prepare."""
-        done = len(shard.prepared) - shard.left
-        rest = (time.perf_counter() - shard.started) * shard.left / max(done, 1)
-        if not shard.looked and (shard.left <= done or rest < 2 * self._seconds):
-            shard.looked = True
-            self._next = self._pool.submit(self._make)
-
-    def ready_before(self, other: Future[Any]) -> _Shard | None:
-        """The next shard, if it is there before `other`; waits for one of them."""
-        if self._next is None:
-            return None
-        wait((self._next, other), return_when=FIRST_COMPLETED)
-        return self._result() if self._next.done() else None
-
-    def take(self, finish: Callable[[], None]) -> _Shard | None:
-        """The next shard, or None; `finish` is called where nothing seems left: a shard that
-        another writer took over from us is put back when its commit is refused."""
-        shard = self._result()
-        if shard is None:
-            finish()
-            if (task := self._work.reserve()) is not None:
-                self._next = self._pool.submit(self._make, task)
-                shard = self._result()
-        return shard
-
-    def _result(self) -> _Shard | None:
-        shard = None if self._next is None else self._next.result()
-        self._next = None
-        return shard
-
-    def _make(self, task: Task | None = None) -> _Shard | None:
-        started = time.perf_counter()
-        task = task or self._work.reserve_now()
-        if task is None:
-            return None
-        try:
-            examples = make_examples(self._corpus, self._keys, task.rows)
-            # Those that are written: all of the teacher's, or those that the cache lacked.
-            buffer = ShardBuffer(self._keys[task.rows], self._writer.manifest.spec.features)
-            with self._preparing:
-                prepared = self._teacher.prepare(examples)
-        except BaseException:
-            self._writer.release(task.reservation)
-            raise
-        self._seconds = time.perf_counter() - started
-        return _Shard(task, prepared, buffer, len(prepared))
-
-
-def make_examples(corpus: Corpus, keys: KeyArray, rows: IntArray) -> Examples:
-    """The examples of the given corpus rows."""
-    return Examples(keys[rows], corpus.examples(rows))
-
-
 class _Feeding:
     """Gives the device batches: those of the next shard, if it is ready, while the last ones of a
     shard are still on their way. Each shard is committed when all of its outputs are stored."""
@@ -233,20 +134,20 @@ class _Feeding:
         corpus: Corpus,
         teacher: Teacher,
         encoding: EncodingRun,
-        ahead: _Ahead,
+        ahead: Ahead,
         storing: "_Storing",
         committer: "_Committer",
     ) -> None:
         self._corpus, self._teacher, self._encoding = corpus, teacher, encoding
         self._ahead, self._storing, self._committer = ahead, storing, committer
-        self._begun: deque[_Shard] = deque()
+        self._begun: deque[Shard] = deque()
         """Shards that are not handed to the committer yet, in order."""
         self._committed = 0.0
 
-    def encode_shards(self, first: _Shard) -> None:
+    def encode_shards(self, first: Shard) -> None:
         """Compute a shard, and those that are ready before the device is done. Whatever ends it,
         rows computed so far are committed."""
-        shard: _Shard | None = first
+        shard: Shard | None = first
         self._begun.append(first)
         try:
             with self._encoding.turn(), _matrix_products_of(self._teacher):
@@ -261,19 +162,19 @@ class _Feeding:
             while self._begun:
                 self._commit()
 
-    def _next(self) -> _Shard | None:
+    def _next(self) -> Shard | None:
         while self._storing.running:
             if (shard := self._ahead.ready_before(self._storing.running[0])) is not None:
                 return shard
             self._storing.wait()
         return None
 
-    def _start_shard(self, shard: _Shard) -> None:
+    def _start_shard(self, shard: Shard) -> None:
         shard.started = time.perf_counter()
         for batch in _started(self._teacher, shard.prepared, self._encoding):
             self._storing.put(partial(self._store, shard, batch))
 
-    def _store(self, shard: _Shard, batch: "_Started") -> int:
+    def _store(self, shard: Shard, batch: "_Started") -> int:
         """Store a batch; returns how many rows it has."""
         with torch.inference_mode():
             answers = batch.outputs()
@@ -434,7 +335,7 @@ class _Committer:
         finally:
             self._pool.shutdown()
 
-    def commit(self, shard: _Shard, seconds: float) -> None:
+    def commit(self, shard: Shard, seconds: float) -> None:
         """Hand over the finished rows of a shard; waits while two are not written yet."""
         try:
             while self._running and (len(self._running) >= self._MOST or self._running[0].done()):
@@ -447,7 +348,7 @@ class _Committer:
         else:
             self._writer.release(shard.task.reservation)
 
-    def _write(self, shard: _Shard, seconds: float) -> None:
+    def _write(self, shard: Shard, seconds: float) -> None:
         finished = shard.buffer.finished()
         try:
             record = self._writer.commit(

@@ -289,7 +289,8 @@ def test_what_takes_long_to_prepare_is_begun_sooner(
     """Five batches of sixteen are less than half of a shard."""
     teacher = _LongPreparing()
     clock = SimpleNamespace(perf_counter=lambda: teacher.clock)
-    monkeypatch.setattr("armada.stages.precompute.precompute.time", clock)
+    for module in ("ahead", "precompute"):
+        monkeypatch.setattr(f"armada.stages.precompute.{module}.time", clock)
     bench = Bench(write_parquet, tmp_path / "cache")
     bench.ask(teacher, [f"text {n}" for n in range(100)], batch_size=4)
     assert teacher.waited == [True]

@@ -11,7 +11,8 @@ import pytest
 from armada.cache_schemas.errors import RunError, StorageError, TeacherOutputError
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.corpus.corpus import read_corpus
-from armada.stages.precompute.precompute import _Storing, make_examples, probe
+from armada.stages.precompute.ahead import make_examples
+from armada.stages.precompute.precompute import _Storing, probe
 from armada.stages.precompute.shard_buffer import ShardBuffer
 from armada.stages.precompute.teachers.base import Answers, Example, Examples
 from armada.stages.store.reading.reader import Cache
