@@ -94,7 +94,7 @@ class Endpoint:
             raise self._failure(status, headers, received, path)
         try:
             return Received(received, json.loads(received))
-        except ValueError as cause:
+        except (ValueError, RecursionError) as cause:
             raise FailingError(f"the reply is no JSON ({len(received)} bytes)") from cause
 
     async def _send(self, path: str, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, bytes]:

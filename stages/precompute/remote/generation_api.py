@@ -143,6 +143,8 @@ class GenerationApi:
         options = self._options
         assert options.max_new_tokens is not None
         alternatives = None if self._vocabulary is None else options.top_k or 0
+        if options.top_k and options.temperature and options.api == "chat":
+            alternatives = options.top_k + 1  # vLLM puts the sampled token in place of the last
         request = GenerationRequest(
             max_tokens=options.max_new_tokens,
             limit_name=options.limit_name,

@@ -1,0 +1,235 @@
+"""`openai` teachers and a server that fails: nothing is wrong, nothing lost, nothing paid twice."""
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai_server
+import pytest
+from armada.cache_schemas.keys import example_key, keys_to_array
+from armada.stages.precompute.remote import requests
+from armada.stages.store.reading.reader import open_cache
+from armada.stages.store.writing.replies import KeptReplies
+from command_line import CommandLine, start
+from openai_server import Body, Fault, OpenAIServer, serving
+
+COUNT = 400
+TEXTS = [f"text number {number}" for number in range(COUNT)]
+
+
+@pytest.fixture
+def armada(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return path
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits of a hundredth of what they are."""
+    monkeypatch.setattr(requests, "FIRST_WAIT_S", requests.FIRST_WAIT_S / 100)
+
+
+def words(server: OpenAIServer, corpus: Path, **options: Any) -> list[str]:
+    more = {"base_url": server.url, "texts_per_request": 4, "rows_per_shard": 64, "probes": 1}
+    more["patience"] = 30
+    given = [f"{name}={value}" for name, value in (more | options).items()]
+    return [
+        *(
+            "precompute",
+            "--corpus",
+            str(corpus),
+            "--text-column",
+            "text",
+            "--teacher",
+            "openai:toy",
+        ),
+        *("--cache", str(corpus.parent / "cache"), "--quiet"),
+        *(word for each in given for word in ("--set", each)),
+    ]
+
+
+def check_whole(corpus: Path) -> None:
+    cache = open_cache(corpus.parent / "cache")
+    rows = cache.find(keys_to_array([example_key(text) for text in TEXTS]))
+    expected = np.stack([openai_server.embedding(text) for text in TEXTS])
+    np.testing.assert_array_equal(cache["embedding"].gather(rows), expected)
+
+
+def status(code: int, message: str = "", kind: str = "error", **headers: str) -> Fault:
+    body = json.dumps({"error": {"message": message, "code": kind}}).encode()
+    return lambda asked, reply: (code, headers, body)
+
+
+def changed(change: Any) -> Fault:
+    """A reply whose items are something else."""
+
+    def reply_of(asked: Body, reply: Body) -> tuple[int, dict[str, str], bytes]:
+        return 200, {}, json.dumps(reply | {"data": change(reply["data"])}).encode()
+
+    return reply_of
+
+
+def _numbered(items: list[Body], change: Any) -> list[Body]:
+    return [{**items[0], "embedding": change(items[0]["embedding"])}, *items[1:]]
+
+
+PASSING: dict[str, Fault] = {
+    "429": status(429, "slow down"),
+    "429 with a wait": status(429, "slow down", **{"retry-after": "0"}),
+    "500": status(500, "oops"),
+    "502": lambda asked, reply: (502, {}, b"<html><title>Bad gateway</title></html>"),
+    "503": status(503, "loading model"),
+    "cut": lambda asked, reply: (200, {}, None),
+    "truncated": lambda asked, reply: (200, {}, json.dumps(reply).encode()[:-40]),
+    "empty": lambda asked, reply: (200, {}, b""),
+    "not a number": changed(lambda items: _numbered(items, lambda v: [float("nan"), *v[1:]])),
+    "missing": changed(lambda items: items[1:]),
+    "duplicated": changed(lambda items: [items[0], *items[:-1]]),
+    "other width": changed(lambda items: _numbered(items, lambda v: v[:5])),
+    "no items": lambda asked, reply: (200, {}, b'{"model": "toy", "data": null}'),
+}
+"""Replies that are followed by proper ones when the same is sent again."""
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_passes_is_sent_again(
+    armada: CommandLine, corpus: Path, server: OpenAIServer, fault: str
+) -> None:
+    server.fault = lambda number, body: PASSING[fault] if number in (3, 9, 11) else None
+    armada.done(*words(server, corpus))
+    check_whole(corpus)
+    assert {server.paid[text] for text in TEXTS} == {1}
+    assert server.requests == 1 + COUNT // 4 + 3
+
+
+def test_items_in_another_order_are_put_in_order(
+    armada: CommandLine, corpus: Path, server: OpenAIServer
+) -> None:
+    server.fault = lambda number, body: changed(lambda items: items[::-1])
+    armada.done(*words(server, corpus))
+    check_whole(corpus)
+
+
+def test_a_mixture_of_failures(armada: CommandLine, corpus: Path, server: OpenAIServer) -> None:
+    generator = random.Random(0)
+
+    def some(number: int, body: Body) -> Fault | None:
+        chosen = generator.random() < 0.2 and number > 1
+        return PASSING[generator.choice(sorted(PASSING))] if chosen else None
+
+    server.fault = some
+    armada.done(*words(server, corpus))
+    check_whole(corpus)
+    assert {server.paid[text] for text in TEXTS} == {1}
+
+
+def test_a_request_that_hangs_is_sent_again(
+    armada: CommandLine, corpus: Path, server: OpenAIServer
+) -> None:
+    def hang(number: int, body: Body) -> None:
+        server.pause_s = 5.0 if number == 6 else 0.0  # of the next
+
+    server.fault = hang
+    armada.done(*words(server, corpus, timeout=1.0, concurrency=1))
+    check_whole(corpus)
+    assert server.requests >= 1 + COUNT // 4 + 1
+
+
+ENDING: dict[str, tuple[Fault, str]] = {
+    "expired key": (status(401, "key has expired"), "OPENAI_API_KEY"),
+    "no money": (status(429, "you exceeded your quota", "insufficient_quota"), "quota"),
+    "no such model": (status(404, "model toy does not exist"), "toy does not exist"),
+    "another model": (
+        lambda asked, reply: (200, {}, json.dumps(reply | {"model": "toy-2"}).encode()),
+        "was served by toy, is now by toy-2",
+    ),
+    "another fingerprint": (
+        lambda asked, reply: (200, {}, json.dumps(reply | {"system_fingerprint": "b"}).encode()),
+        "is now by toy (b)",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", ENDING)
+def test_what_does_not_pass_ends_the_run_and_it_continues_later(
+    armada: CommandLine, corpus: Path, server: OpenAIServer, fault: str
+) -> None:
+    failing, message = ENDING[fault]
+    server.fault = lambda number, body: failing if number > 30 else None
+    ended = armada(*words(server, corpus))
+    assert ended.code in (1, 2)
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+    paid = dict(server.paid)
+    assert sum(paid[text] for text in paid) >= 29 * 4
+    server.fault = lambda number, body: None
+    armada.done(*words(server, corpus))
+    check_whole(corpus)
+    assert {server.paid[text] for text in TEXTS} == {1}
+
+
+def test_a_server_that_stays_down_ends_the_run(
+    armada: CommandLine, corpus: Path, server: OpenAIServer
+) -> None:
+    server.fault = lambda number, body: status(503, "loading model") if number > 1 else None
+    ended = armada(*words(server, corpus, patience=0.5))
+    assert ended.code == 1
+    assert "503: loading model" in ended.err
+    assert "run the same command again" in ended.err
+
+
+def known(corpus: Path) -> set[bytes]:
+    """The keys of all texts whose replies are on the disk."""
+    found: set[bytes] = set()
+    for folder in (corpus.parent / "cache").glob("teachers/*/"):
+        if not (folder / "teacher.json").exists():
+            continue
+        kept = KeptReplies(corpus.parent / "cache", folder.name, lambda keys: range(len(keys)))
+        kept.see()
+        found |= {key for key in map(example_key, TEXTS) if kept.get(key) is not None}
+        kept.close()
+        cache = open_cache(corpus.parent / "cache")
+        keys = keys_to_array([example_key(text) for text in TEXTS])
+        found |= {bytes(keys[at]) for at in np.flatnonzero(cache.find(keys) >= 0)}
+    return found
+
+
+def test_a_kill_at_any_moment_pays_nothing_twice(corpus: Path, server: OpenAIServer) -> None:
+    generator = random.Random(1)
+    server.pause_s = 0.02
+    given = words(server, corpus, texts_per_request=1, concurrency=8)
+    kills, on_disk = 0, set[bytes]()
+    while len(on_disk) < COUNT and kills < 30:
+        with start(*given) as process:
+            target = sum(server.paid.values()) + generator.randrange(20, 90)
+            while sum(server.paid.values()) < target and process.poll() is None:
+                time.sleep(0.002)
+            process.kill()
+            process.communicate()
+        kills += 1
+        time.sleep(0.1)  # the server is done with what it was sent
+        before, on_disk = on_disk, known(corpus)
+        assert before <= on_disk, "lost"
+    assert kills > 3
+    with start(*given) as process:
+        process.communicate()
+        assert process.returncode == 0
+    check_whole(corpus)
+    twice = sum(server.paid[text] - 1 for text in TEXTS)
+    assert 0 <= twice <= kills * 8, "more than were in flight"
