@@ -21,6 +21,8 @@ from ...store.transfer.retries import asked_wait_s, may_pass
 from .error_replies import read_error
 
 MOST_REPLY_BYTES = 2**28
+POOL = 8
+"""Connections of one client."""
 
 _BUSY = {429, 503, 529}
 
@@ -56,24 +58,27 @@ class Received:
 class Endpoint:
     """A server under a base URL, such as `http://localhost:8000/v1`; belongs to one event loop."""
 
-    def __init__(self, base_url: str, key_variable: str, deadline_s: float, most: int) -> None:
+    def __init__(self, base_url: str, key_variable: str, deadline_s: float) -> None:
         """`base_url`: as `check_base_url` gives it; `key_variable`: the environment variable that
-        has the key, if one is needed; `most`: connections at once."""
+        has the key, if one is needed."""
         self._base = base_url
         self.host = urlsplit(self._base).netloc
         self._key_variable, self._deadline_s = key_variable, deadline_s
         self._key = key = os.environ.get(key_variable, "").strip()
-        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            http2=find_spec("h2") is not None,
-            timeout=httpx.Timeout(None, connect=min(30.0, deadline_s)),
-            limits=limits,
-        )
+        self._settings: dict[str, Any] = {
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "http2": find_spec("h2") is not None,
+            "timeout": httpx.Timeout(None, connect=min(30.0, deadline_s)),
+            "limits": httpx.Limits(max_keepalive_connections=POOL),
+        }
+        self._clients: list[httpx.AsyncClient] = []
+        self._free: list[httpx.AsyncClient] = []
+        """A client for each request that it has room for; the last used is used next."""
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Received:
         """The server's reply to a document. Raises BusyError, FailingError or TextRefusedError;
@@ -98,14 +103,28 @@ class Endpoint:
             raise FailingError(f"the reply is no JSON ({len(received)} bytes)") from cause
 
     async def _send(self, path: str, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, bytes]:
-        async with self._client.stream("POST", self._base + path, json=body) as response:
-            parts, size = [], 0
-            async for part in response.aiter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > MOST_REPLY_BYTES:
-                    raise RunError(f"{self.host}: a reply has more than {MOST_REPLY_BYTES} bytes")
-            return response.status_code, response.headers, b"".join(parts)
+        client = self._client()
+        try:
+            async with client.stream("POST", self._base + path, json=body) as response:
+                parts, size = [], 0
+                async for part in response.aiter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > MOST_REPLY_BYTES:
+                        raise RunError(f"{self.host}: a reply exceeds {MOST_REPLY_BYTES} bytes")
+                return response.status_code, response.headers, b"".join(parts)
+        finally:
+            self._free.append(client)
+
+    def _client(self) -> httpx.AsyncClient:
+        """A client with room for a request. Of few connections each: what a pool does for a request
+        grows with all that it has."""
+        if not self._free:
+            if not self._clients:
+                self._settings["verify"] = httpx.create_ssl_context()
+            self._clients.append(httpx.AsyncClient(**self._settings))
+            self._free = [self._clients[-1]] * POOL
+        return self._free.pop()
 
     def _failure(
         self, status: int, headers: httpx.Headers, received: bytes, path: str

@@ -146,7 +146,7 @@ class OpenAITeacher(Teacher):
         return Requester(
             Requests(
                 api=self._api,
-                endpoint=Endpoint(options.base_url, options.key_variable, options.timeout, most),
+                endpoint=Endpoint(options.base_url, options.key_variable, options.timeout),
                 level=Level(most, None if options.concurrency == "auto" else most),
                 requests_per_minute=PerMinute(options.requests_per_minute),
                 tokens_per_minute=PerMinute(options.tokens_per_minute),
