@@ -112,7 +112,6 @@ def test_a_run_ends_at_its_budget_and_goes_on(armada: CommandLine, corpus: Path)
         armada.done(*words(server, corpus, probes=1))
         check_whole(corpus)
         assert {server.paid[text] for text in TEXTS} == {1}
-        assert record(corpus)["kept"] > 0
 
 
 def test_costs_end_a_run(armada: CommandLine, corpus: Path) -> None:
