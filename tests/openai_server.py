@@ -199,7 +199,8 @@ class OpenAIServer:
 def serving(server: OpenAIServer | None = None) -> Iterator[OpenAIServer]:
     """Serves on a free port; `server.url` is the base URL."""
     state = server or OpenAIServer()
-    config = uvicorn.Config(state, port=0, log_level="critical", lifespan="off", access_log=False)
+    # No logging of its own: to configure that closes all handlers, and some close their streams.
+    config = uvicorn.Config(state, port=0, log_config=None, lifespan="off", access_log=False)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

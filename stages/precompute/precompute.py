@@ -238,12 +238,16 @@ def _start(teacher: Teacher, batch: Prepared) -> Outputs | None:
 
 def _refuse_or_skip(where: str, problem: str, example: Example, encoding: EncodingRun) -> None:
     text = " | ".join(example.segments)
+    refused = not problem.endswith("is not finite")
     problem = f"{where}: {problem} for {text[:80]!r}"
-    remedy = "try dtype=float32 or store_dtype=float32, or " if "is not finite" in problem else ""
+    if not encoding.skip_bad_rows and not refused:
+        raise TeacherOutputError(
+            f"{problem}; committed shards are kept; try dtype=float32 or store_dtype=float32, or "
+            "set skip_bad_rows=true to skip such examples"
+        )
     if not encoding.skip_bad_rows:
         raise TeacherOutputError(
-            f"{problem}; committed shards are kept; {remedy}set skip_bad_rows=true to skip such "
-            "examples"
+            f"{problem}; committed shards are kept; set skip_bad_rows=true to skip such examples"
         )
     encoding.skipped.append(problem)
 

@@ -96,9 +96,10 @@ class TeacherTests:
         """KIND:SOURCE of the teacher."""
         return self.teacher
 
+    _made: tuple[Teacher, ...] = ()
+
     @pytest.fixture(autouse=True)
     def _closed(self, source: str) -> Iterator[None]:
-        self._made: list[Teacher] = []
         yield
         for teacher in self._made:
             teacher.close()
@@ -266,7 +267,7 @@ class TeacherTests:
             rest, kind.Options(**{**self.options, **options}), torch.device(self.device)
         )
         made.settle([])
-        self._made.append(made)
+        self._made = (*self._made, made)
         return made
 
     def _loaded(self, source: str, options: Mapping[str, Any] = _NONE) -> Teacher:

@@ -8,6 +8,8 @@ import pytest
 from armada.stages.store.reading.reader import open_cache
 from docs_material import write_chats, write_instructions, write_table
 from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
+from openai_server import Model, OpenAIServer, serving
+from tiny_language_models import TEXTS, make_causal_lm
 
 INSTALL = Instead(
     "pip install -e .",
@@ -71,6 +73,7 @@ RUN_BELOW = {
     "adding-a-teacher",
     "adding-an-objective",
     "several-teachers",
+    "servers",
 }
 
 
@@ -139,6 +142,24 @@ def _check_students(runs: Path, printed: str) -> None:
     assert json.loads((runs / "sst2-kd" / "metrics.json").read_bytes())["objective"] == "kd"
     assert len(re.findall(r"^10 examples, 0 without a label$", printed, re.MULTILINE)) == 4
     assert (runs / "rte-lora" / "student" / "adapter_model.safetensors").is_file()
+
+
+def test_servers(place: Workplace, tmp_path: Path) -> None:
+    model = make_causal_lm(tmp_path / "model")
+    for name, column in (("corpus", "text"), ("prompts", "prompt")):
+        lines = [json.dumps({column: text}) for text in TEXTS]
+        (place.folder / f"{name}.jsonl").write_text("\n".join(lines))
+    with serving(OpenAIServer(model=Model(model))) as server:
+        run(
+            place,
+            "servers.md",
+            Instead("http://localhost:8000/v1", server.url, "a free port"),
+            Instead("http://localhost:8080/v1", server.url, "a free port"),
+            Instead("HuggingFaceTB/SmolLM2-135M-Instruct", str(model), "a tiny model"),
+            Instead("max_new_tokens=256", "max_new_tokens=5", "a tiny model"),
+        )
+    assert rows(place.folder / "cache") == rows(place.folder / "responses") == len(TEXTS)
+    assert "generated_top_k" in open_cache(place.folder / "responses").features
 
 
 def test_cache_format(place: Workplace) -> None:
