@@ -127,7 +127,7 @@ def test_ctrl_c_says_what_is_kept(armada, distill_bench, tmp_path, monkeypatch, 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_of_a_teacher(tmp_path: Path, armada, start) -> None:
     corpus, journal = tmp_path / "texts.csv", tmp_path / "journal"
-    corpus.write_text("text\n" + "".join(f"text {number}\n" for number in range(3000)))
+    corpus.write_text("text\n" + "".join(f"text {number}\n" for number in range(30_000)))
     words = ["precompute", "--corpus", corpus, "--text-column", "text", "--teacher", "slow:4"]
     words += ["--cache", tmp_path / "cache", "--quiet", "--set", "rows_per_shard=64"]
     process: subprocess.Popen[str] = start(*words, journal=journal)
