@@ -19,7 +19,12 @@ import numpy as np
 from pydantic import Field
 
 from ...cache_schemas.errors import JobError
-from ...cache_schemas.features import GENERATED_IDS, GENERATED_LENGTHS
+from ...cache_schemas.features import (
+    GENERATED_IDS,
+    GENERATED_LENGTHS,
+    GENERATED_TEXT,
+    GENERATED_TEXT_LENGTHS,
+)
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.reading import column_name
@@ -36,6 +41,7 @@ from ..signals import telling_what_is_kept
 from .export_formats import WRITERS
 from .export_rows import (
     AlongAxis,
+    ByteText,
     ExportRows,
     FeatureColumns,
     OneRow,
@@ -140,7 +146,12 @@ def _features(job: ExportJob, cache: Cache) -> tuple[tuple[str, ...], tuple[str,
 def _columns(job: ExportJob, cache: Cache, name: str) -> FeatureColumns:
     if cache.feature_spec(name).axis is None:
         return OneRow(cache[name])
-    tokenizer = _tokenizer(job, cache.holder(name).teacher.spec) if name == GENERATED_IDS else None
+    if name == GENERATED_TEXT:
+        several = GENERATED_TEXT_LENGTHS in cache.features
+        lengths = cache[GENERATED_TEXT_LENGTHS] if several else None
+        return ByteText(cache.ragged(name), lengths)
+    decodes = name == GENERATED_IDS and GENERATED_TEXT not in cache.features
+    tokenizer = _tokenizer(job, cache.holder(name).teacher.spec) if decodes else None
     several = name == GENERATED_IDS and GENERATED_LENGTHS in cache.features
     return AlongAxis(cache.ragged(name), tokenizer, cache[GENERATED_LENGTHS] if several else None)
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from ...cache_schemas.codings import SamplesCoding, TopKCoding
 from ...cache_schemas.errors import JobError
-from ...cache_schemas.features import FeatureSpec
+from ...cache_schemas.features import GENERATED_TEXT, FeatureSpec
 from ...cache_schemas.keys import KEY_BYTES, KeyArray
 from ...stages.corpus.corpus import Corpus
 from ...stages.store.codec.samples import decode_samples
@@ -39,8 +39,6 @@ from ...stages.store.reading.feature_array import FeatureArray, RaggedArray
 BATCH_ROWS = 2048
 BATCH_BYTES = 64 * 2**20
 KEY_COLUMN = "key"
-
-_TEXT = "generated_text"
 
 Numbers = npt.NDArray[Any]
 
@@ -102,7 +100,7 @@ class AlongAxis:
         parts = [_field(name, values) for name, values in self._decoded_none().items()]
         lists = [pa.field(each.name, pa.list_(each.type), metadata=each.metadata) for each in parts]
         text = pa.string() if self.lengths is None else pa.list_(pa.string())
-        return [*lists, *([pa.field(_TEXT, text)] if self.tokenizer else [])]
+        return [*lists, *([pa.field(GENERATED_TEXT, text)] if self.tokenizer else [])]
 
     def read(self, rows: Rows) -> list[pa.Array]:
         found = self.feature.gather(rows)
@@ -122,9 +120,7 @@ class AlongAxis:
         return pa.array(texts, pa.string())
 
     def _several_texts(self, ids: Numbers, lengths_BN: Numbers) -> pa.Array:
-        texts = self._texts(np.split(ids, np.cumsum(lengths_BN)[:-1]))
-        offsets = np.arange(0, lengths_BN.size + 1, lengths_BN.shape[1])
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts)
+        return _of_each(self._texts(_split(ids, lengths_BN)), lengths_BN)
 
     def row_bytes(self, rows: Rows) -> npt.NDArray[np.int64]:
         row_bytes = sum(
@@ -134,6 +130,49 @@ class AlongAxis:
 
     def _decoded_none(self) -> dict[str, Numbers]:
         return _decoded(self.spec, np.empty((0, *self.spec.shape), self.spec.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class ByteText:
+    """Text that is kept as bytes of UTF-8: one, or several, of which each has so many (`lengths`).
+    What is no UTF-8 is replaced."""
+
+    feature: RaggedArray
+    lengths: FeatureArray | None = None
+
+    @property
+    def spec(self) -> FeatureSpec:
+        return self.feature.spec
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        text = pa.string() if self.lengths is None else pa.list_(pa.string())
+        return [pa.field(self.spec.name, text)]
+
+    def read(self, rows: Rows) -> list[pa.Array]:
+        found = self.feature.gather(rows)
+        if self.lengths is None:
+            return [self._texts(found.parts())]
+        lengths_BN = self.lengths.gather(rows)
+        return [_of_each(self._texts(_split(found.values, lengths_BN)), lengths_BN)]
+
+    def row_bytes(self, rows: Rows) -> npt.NDArray[np.int64]:
+        return self.feature.lengths(rows)
+
+    @staticmethod
+    def _texts(parts: Sequence[Numbers]) -> pa.Array:
+        return pa.array([bytes(part).decode(errors="replace") for part in parts], pa.string())
+
+
+def _split(values: Numbers, lengths_BN: Numbers) -> list[Numbers]:
+    """The parts of so many values each, one example's after another's."""
+    return np.split(values, np.cumsum(lengths_BN)[:-1])
+
+
+def _of_each(texts: pa.Array, lengths_BN: Numbers) -> pa.Array:
+    """The texts [B * N] as a list of N for each example."""
+    offsets = np.arange(0, lengths_BN.size + 1, lengths_BN.shape[1])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts)
 
 
 def _decoded(spec: FeatureSpec, values: Numbers) -> dict[str, Numbers]:
