@@ -43,13 +43,18 @@ def asking_turns(turns: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, An
 def answered(segment: str, answer: str) -> str:
     """The segment of a chat that is a prompt, followed by an answer. Plain text is a user's
     turn."""
+    turns = turns_of(segment) or [{"role": "user", "content": segment}]
+    return chat_segment([*turns, {"role": "assistant", "content": answer}])
+
+
+def turns_of(segment: str) -> Turns | None:
+    """The turns of a segment that is a chat, with or without an answer at its end; None for a plain
+    text."""
     try:
         turns = json.loads(segment)
     except ValueError:
-        turns = None
-    if not isinstance(turns, list) or chat_problem(turns, asks=True):
-        turns = [{"role": "user", "content": segment}]
-    return chat_segment([*turns, {"role": "assistant", "content": answer}])
+        return None
+    return None if not isinstance(turns, list) or chat_problem(turns, asks=True) else turns
 
 
 def chat_problem(turns: Sequence[Any] | None, asks: bool = False) -> str | None:

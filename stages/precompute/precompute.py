@@ -38,6 +38,7 @@ from ..memory import free_cached_memory, is_out_of_memory
 from ..store.writing.writer import CacheWriter, Work
 from .ahead import Ahead, Shard
 from .batching import BatchCounts, BatchSizes
+from .shard_buffer import BadRow
 from .teachers.base import Answers, Example, Outputs, Prepared, Teacher
 
 Advance = Callable[[int], None]
@@ -179,9 +180,9 @@ class _Feeding:
         with torch.inference_mode():
             answers = batch.outputs()
         busy_s = batch.begin.until(batch.end)
-        for row, problem in shard.buffer.put(batch.rows, answers).items():
+        for row, bad in shard.buffer.put(batch.rows, answers).items():
             where = self._corpus.where(int(shard.task.rows[row]))
-            _refuse_or_skip(where, problem, shard.prepared.examples[row], self._encoding)
+            _refuse_or_skip(where, bad, shard.prepared.examples[row], self._encoding)
         counts = self._encoding.counts
         counts.busy_seconds += busy_s
         bucket = int(shard.prepared.buckets[batch.rows[0]])
@@ -236,20 +237,20 @@ def _start(teacher: Teacher, batch: Prepared) -> Outputs | None:
     return None
 
 
-def _refuse_or_skip(where: str, problem: str, example: Example, encoding: EncodingRun) -> None:
+def _refuse_or_skip(where: str, bad: BadRow, example: Example, encoding: EncodingRun) -> None:
     text = " | ".join(example.segments)
-    refused = not problem.endswith("is not finite")
-    problem = f"{where}: {problem} for {text[:80]!r}"
-    if not encoding.skip_bad_rows and not refused:
-        raise TeacherOutputError(
-            f"{problem}; committed shards are kept; try dtype=float32 or store_dtype=float32, or "
-            "set skip_bad_rows=true to skip such examples"
-        )
-    if not encoding.skip_bad_rows:
+    problem = f"{where}: {bad.problem} for {text[:80]!r}"
+    if encoding.skip_bad_rows:
+        encoding.skipped.append(problem)
+        return
+    if bad.refused:
         raise TeacherOutputError(
             f"{problem}; committed shards are kept; set skip_bad_rows=true to skip such examples"
         )
-    encoding.skipped.append(problem)
+    raise TeacherOutputError(
+        f"{problem}; committed shards are kept; try dtype=float32 or store_dtype=float32, or "
+        "set skip_bad_rows=true to skip such examples"
+    )
 
 
 class _Storing:
@@ -297,10 +298,11 @@ class Probe:
 
 
 def probe(teacher: Teacher, examples: Sequence[Example]) -> Probe:
-    """Time one batch of all `examples`, after an untimed warm-up pass."""
+    """Time one batch of all `examples`, after an untimed warm-up pass: of a server none, for each
+    pass may have to be paid."""
     encoding = EncodingRun(BatchSizes(len(examples)))
     with _matrix_products_of(teacher):
-        for _ in range(2):
+        for _ in range(1 if teacher.asks_a_server else 2):
             lengths = dict.fromkeys(teacher.spec.axes, 0)
             started = time.perf_counter()
             for batch in _started(teacher, teacher.prepare(examples), encoding):

@@ -28,7 +28,18 @@ class FinishedRows:
     fidelity: Mapping[str, Fidelity]
 
 
-NOT_FINITE = "the teacher's {!r} is not finite"
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """The problem of a row that is not kept. refused: the teacher has no answer; else its numbers
+    are not finite."""
+
+    problem: str
+    refused: bool = False
+
+    @classmethod
+    def not_finite(cls, feature: str) -> "BadRow":
+        """A row whose feature has numbers that are not finite."""
+        return cls(f"the teacher's {feature!r} is not finite")
 
 
 class ShardBuffer:
@@ -46,14 +57,17 @@ class ShardBuffer:
         self._images: dict[int, bytes] = {}
         self._fidelity: dict[str, dict[int, Fidelity | None]] = {}
 
-    def put(self, positions: IntArray, answers: Answers) -> dict[int, str]:
+    def put(self, positions: IntArray, answers: Answers) -> dict[int, BadRow]:
         """Keep the outputs of the examples at rows `positions`, except refused and non-finite ones;
-        returns row -> the problem of these. Overflow in half precision is not finite."""
-        bad = {int(positions[at]): NOT_FINITE.format(name) for at, name in answers.invalid.items()}
+        returns these. Overflow in half precision is not finite."""
+        invalid = answers.invalid.items()
+        bad = {int(positions[at]): BadRow.not_finite(name) for at, name in invalid}
         for name, column in self._columns.items():
             finite = column.put(positions, answers.features[name])
-            bad |= {int(position): NOT_FINITE.format(name) for position in positions[~finite]}
-        bad |= {int(positions[at]): reason for at, reason in answers.refused.items()}
+            bad |= {int(position): BadRow.not_finite(name) for position in positions[~finite]}
+        bad |= {
+            int(positions[at]): BadRow(why, refused=True) for at, why in answers.refused.items()
+        }
         self._answered[np.setdiff1d(positions, list(bad)) if bad else positions] = True
         self._truncated[positions] = answers.truncated
         self._images.update(zip(positions.tolist(), answers.images, strict=False))

@@ -4,12 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import openai_server
 import pytest
-from armada.cache_schemas.keys import example_key, keys_to_array
-from armada.stages.store.reading.reader import open_cache
 from command_line import CommandLine
+from openai_runs import check_whole, words, write_corpus
 from openai_server import OpenAIServer, serving
 
 COUNT = 300
@@ -17,42 +14,8 @@ TEXTS = [f"text number {number} of a corpus" for number in range(COUNT)]
 
 
 @pytest.fixture
-def armada(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
-@pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return path
-
-
-def words(server: OpenAIServer, corpus: Path, **options: Any) -> list[str]:
-    """The command that computes a cache beside the corpus."""
-    more = {"base_url": server.url, "texts_per_request": 8, "rows_per_shard": 64} | options
-    given = [f"{name}={value}" for name, value in more.items()]
-    return [
-        *(
-            "precompute",
-            "--corpus",
-            str(corpus),
-            "--text-column",
-            "text",
-            "--teacher",
-            "openai:toy",
-        ),
-        *("--cache", str(corpus.parent / "cache")),
-        *(word for each in given for word in ("--set", each)),
-    ]
-
-
-def check_whole(corpus: Path, texts: list[str] = TEXTS) -> None:
-    """The cache has the embedding of each text."""
-    cache = open_cache(corpus.parent / "cache")
-    rows = cache.find(keys_to_array([example_key(text) for text in texts]))
-    expected = np.stack([openai_server.embedding(text) for text in texts])
-    np.testing.assert_array_equal(cache["embedding"].gather(rows), expected)
+    return write_corpus(tmp_path, TEXTS)
 
 
 def record(corpus: Path) -> dict[str, Any]:
@@ -65,7 +28,7 @@ def record(corpus: Path) -> dict[str, Any]:
 def test_each_text_is_paid_once(armada: CommandLine, corpus: Path) -> None:
     with serving() as server:
         armada.done(*words(server, corpus, input_price=2.0, probes=2))
-        check_whole(corpus)
+        check_whole(corpus, TEXTS)
         assert {server.paid[text] for text in TEXTS} == {1}
         tokens = sum(len(text.split()) for text in [*TEXTS, *[PROBE] * 2])
         found = record(corpus)
@@ -92,7 +55,14 @@ def test_the_key_is_sent_and_written_nowhere(
         assert server.authorizations == {"Bearer sk-very-secret"}
         server.keys = {"another"}
         refused = armada(
-            *words(server, corpus, key_variable="SOME_KEY", dimensions=4, add_teacher=1)
+            *words(
+                server,
+                corpus,
+                texts_per_request=8,
+                key_variable="SOME_KEY",
+                dimensions=4,
+                add_teacher=1,
+            )
         )
     assert "401" in refused.error
     assert "SOME_KEY" in refused.error
@@ -110,7 +80,7 @@ def test_a_run_ends_at_its_budget_and_goes_on(armada: CommandLine, corpus: Path)
         assert stopped.code == 1
         assert server.requests == 12
         armada.done(*words(server, corpus, probes=1))
-        check_whole(corpus)
+        check_whole(corpus, TEXTS)
         assert {server.paid[text] for text in TEXTS} == {1}
 
 
@@ -139,7 +109,7 @@ def test_a_changed_model_ends_the_run(armada: CommandLine, corpus: Path) -> None
         again = armada(*words(server, corpus))
         assert "was served by toy" in again.err
         armada.done(*words(server, corpus, accept_change=True))
-        check_whole(corpus)
+        check_whole(corpus, TEXTS)
 
 
 def test_replicas_that_differ_are_found_before_a_run(armada: CommandLine, corpus: Path) -> None:
@@ -179,3 +149,11 @@ def test_many_processes_are_refused(armada: CommandLine, corpus: Path) -> None:
     with serving() as server:
         refused = armada(*words(server, corpus, workers=2))
     assert "workers" in refused.error
+
+
+def test_a_dry_run_pays_for_a_few_texts_once(armada: CommandLine, corpus: Path) -> None:
+    with serving() as server:
+        armada.done(*words(server, corpus), "--dry-run")
+        assert sum(server.paid[text] for text in TEXTS) == 4
+        assert set(server.paid.values()) <= {1, 3}
+    assert not list(corpus.parent.glob("cache/teachers/*/commits/*"))

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openai_server
+import openai_runs
 import pytest
 from armada.cache_schemas.keys import example_key, keys_to_array
 from armada.stages.precompute.remote import requests
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.replies import KeptReplies
 from command_line import CommandLine, start
+from openai_runs import check_whole, write_corpus
 from openai_server import Body, Fault, OpenAIServer, serving
 
 COUNT = 400
@@ -22,15 +23,8 @@ TEXTS = [f"text number {number}" for number in range(COUNT)]
 
 
 @pytest.fixture
-def armada(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
-
-
-@pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return path
+    return write_corpus(tmp_path, TEXTS)
 
 
 @pytest.fixture
@@ -46,29 +40,9 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(server: OpenAIServer, corpus: Path, **options: Any) -> list[str]:
-    more = {"base_url": server.url, "texts_per_request": 4, "rows_per_shard": 64, "probes": 1}
-    more["patience"] = 30
-    given = [f"{name}={value}" for name, value in (more | options).items()]
-    return [
-        *(
-            "precompute",
-            "--corpus",
-            str(corpus),
-            "--text-column",
-            "text",
-            "--teacher",
-            "openai:toy",
-        ),
-        *("--cache", str(corpus.parent / "cache"), "--quiet"),
-        *(word for each in given for word in ("--set", each)),
-    ]
-
-
-def check_whole(corpus: Path) -> None:
-    cache = open_cache(corpus.parent / "cache")
-    rows = cache.find(keys_to_array([example_key(text) for text in TEXTS]))
-    expected = np.stack([openai_server.embedding(text) for text in TEXTS])
-    np.testing.assert_array_equal(cache["embedding"].gather(rows), expected)
+    """Small requests, one probe, and failures for half a minute at most."""
+    given = {"texts_per_request": 4, "probes": 1, "patience": 30} | options
+    return openai_runs.words(server, corpus, **given)
 
 
 def status(code: int, message: str = "", kind: str = "error", **headers: str) -> Fault:
@@ -113,7 +87,7 @@ def test_what_passes_is_sent_again(
 ) -> None:
     server.fault = lambda number, body: PASSING[fault] if number in (3, 9, 11) else None
     armada.done(*words(server, corpus))
-    check_whole(corpus)
+    check_whole(corpus, TEXTS)
     assert {server.paid[text] for text in TEXTS} == {1}
     assert server.requests == 1 + COUNT // 4 + 3
 
@@ -123,7 +97,7 @@ def test_items_in_another_order_are_put_in_order(
 ) -> None:
     server.fault = lambda number, body: changed(lambda items: items[::-1])
     armada.done(*words(server, corpus))
-    check_whole(corpus)
+    check_whole(corpus, TEXTS)
 
 
 def test_a_mixture_of_failures(armada: CommandLine, corpus: Path, server: OpenAIServer) -> None:
@@ -135,7 +109,7 @@ def test_a_mixture_of_failures(armada: CommandLine, corpus: Path, server: OpenAI
 
     server.fault = some
     armada.done(*words(server, corpus))
-    check_whole(corpus)
+    check_whole(corpus, TEXTS)
     assert {server.paid[text] for text in TEXTS} == {1}
 
 
@@ -147,7 +121,7 @@ def test_a_request_that_hangs_is_sent_again(
 
     server.fault = hang
     armada.done(*words(server, corpus, timeout=1.0, concurrency=1))
-    check_whole(corpus)
+    check_whole(corpus, TEXTS)
     assert server.requests >= 1 + COUNT // 4 + 1
 
 
@@ -180,7 +154,7 @@ def test_what_does_not_pass_ends_the_run_and_it_continues_later(
     assert sum(paid[text] for text in paid) >= 29 * 4
     server.fault = lambda number, body: None
     armada.done(*words(server, corpus))
-    check_whole(corpus)
+    check_whole(corpus, TEXTS)
     assert {server.paid[text] for text in TEXTS} == {1}
 
 
@@ -230,6 +204,6 @@ def test_a_kill_at_any_moment_pays_nothing_twice(corpus: Path, server: OpenAISer
     with start(*given) as process:
         process.communicate()
         assert process.returncode == 0
-    check_whole(corpus)
+    check_whole(corpus, TEXTS)
     twice = sum(server.paid[text] - 1 for text in TEXTS)
     assert 0 <= twice <= kills * 8, "more than were in flight"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from armada.cache_schemas.keys import example_key, keys_to_array
 from armada.stages.store.codec.top_k import decode_top_k
@@ -16,11 +17,6 @@ from tiny_language_models import TEXTS, make_causal_lm
 MOST, K = 7, 5
 CHAT = {"api": "chat", "max_new_tokens": 3}
 PROMPTS = [*TEXTS, "a b", "why"]
-
-
-@pytest.fixture
-def armada(capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +96,37 @@ def test_prompts_alone_are_answered(armada: CommandLine, corpus: Path, folder: P
             assert text == reply["message"]["content"]
     rows = cache.find(keys_to_array([example_key(prompt) for prompt in PROMPTS]))
     assert set(cache["finish"].gather(rows).ravel().tolist()) <= {1, 2}
+
+
+def test_a_text_that_looks_like_json_is_a_text(
+    armada: CommandLine, tmp_path: Path, folder: Path
+) -> None:
+    corpus, prompt = tmp_path / "c.jsonl", '[{"a": 1}]'
+    corpus.write_text(json.dumps({"prompt": prompt}) + "\n")
+    with serving(OpenAIServer(model=Model(folder))) as server:
+        options = {"base_url": server.url, "api": "chat", "max_new_tokens": MOST}
+        compute(armada, corpus, "openai:tiny", "c", response_column=False, **options)
+        assert server.paid[prompt] == 1
+
+
+def test_an_export_has_the_text_once(armada: CommandLine, corpus: Path, folder: Path) -> None:
+    with serving(OpenAIServer(model=Model(folder))) as server:
+        options = {"base_url": server.url, "api": "chat", "max_new_tokens": MOST}
+        cache = compute(
+            *(armada, corpus, "openai:tiny", "remote"),
+            **options,
+            tokenizer=folder,
+            response_column=False,
+        )
+    output = corpus.parent / "exported"
+    words = ["--corpus", corpus, "--text-column", "prompt", "--format", "parquet"]
+    armada.done("cache", "export", cache.path, *words, "--output", output)
+    (file,) = output.rglob("*.parquet")
+    table = pq.read_table(file)
+    assert table.column_names.count("generated_text") == 1
+    kept = of_rows(cache, "generated_text", with_response=False)
+    texts = {bytes(part).decode() for part in kept}
+    assert set(table["generated_text"].to_pylist()) == texts
 
 
 def test_another_tokenizer_is_noticed(

@@ -12,11 +12,8 @@ from ....cache_schemas.teachers import SettingValue
 from ..teachers.base import Answers, Example
 from . import embeddings
 from .options import OpenAIOptions
-from .requests import Api, Query
+from .requests import CHARACTERS_PER_TOKEN, Api, Query
 from .wire import MalformedReplyError, Usage
-
-CHARACTERS_PER_TOKEN = 4
-"""About as many as English has; for the expected cost of a request, not for what it was."""
 
 
 class FeatureApi(Api, Protocol):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from ....cache_schemas.errors import JobError, RunError
-from ...store.transfer.retries import asked_wait_s, may_pass
+from ...store.transfer.retries import may_pass, wait_of
 from .error_replies import read_error
 
 MOST_REPLY_BYTES = 2**28
@@ -131,13 +131,11 @@ class Endpoint:
     ) -> Exception:
         found = read_error(status, received, [self._key] if self._key else [])
         said = f"{status}: {found.message}"
-        request = httpx.Request("POST", self._base)
-        response = httpx.Response(status, headers=headers, request=request)
-        wait_s = asked_wait_s(httpx.HTTPStatusError(said, request=request, response=response))
         if found.outcome == "text":
             return TextRefusedError(said)
         if found.outcome == "again":
-            return (BusyError if status in _BUSY else FailingError)(said, wait_s)
+            failure = BusyError if status in _BUSY else FailingError
+            return failure(said, wait_of(status, headers))
         if status in (401, 403):
             key = "the key in" if self._key else "no key is in"
             return JobError(

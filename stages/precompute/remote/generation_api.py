@@ -8,15 +8,14 @@ its ids is refused (`token_ids.py`).
 Shapes: B examples, N responses of each, T tokens of a response, W bytes of a row.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ....cache_schemas.chats import asking_turns
+from ....cache_schemas.chats import asking_turns, turns_of
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import (
@@ -35,9 +34,10 @@ from ...pretrained import read_tokenizer
 from ...sources import resolve
 from ...store.codec.top_k import encode_top_k
 from ..teachers.base import Answers, Example, example_seed
+from ..teachers.causal_options import GENERATED
 from .endpoint import TextRefusedError
 from .options import OpenAIOptions
-from .requests import Query
+from .requests import CHARACTERS_PER_TOKEN, Query
 from .responses import (
     Choice,
     GenerationRequest,
@@ -49,8 +49,6 @@ from .responses import (
 from .token_ids import UnmappedTokenError, Vocabulary
 from .wire import Usage
 
-CHARACTERS_PER_TOKEN = 4
-"""About as many as English has; for the expected cost of a request, not for what it was."""
 BYTES_PER_TOKEN = 16
 """More than the tokens of a whole response have on average, in any script."""
 
@@ -126,12 +124,12 @@ class GenerationApi:
 
     def _prompt(self, segments: Sequence[str]) -> Sequence[Mapping[str, str]] | str:
         options = self._options
-        turns = _turns(segments) if options.api == "chat" and len(segments) == 1 else None
+        chat = turns_of(segments[0]) if options.api == "chat" and len(segments) == 1 else None
         given = segments[:-1] if options.response_column else segments
         text = JOINT.join(part for part in given if part.strip())
         if options.api == "completions":
             return options.prompt_template.replace(TEXT, text)
-        turns = turns or [{"role": "user", "content": text}]
+        turns = list(asking_turns(chat)) if chat else [{"role": "user", "content": text}]
         if options.system_prompt and turns[0]["role"] not in ("system", "developer"):
             turns = [{"role": "system", "content": options.system_prompt}, *turns]
         return turns
@@ -175,36 +173,62 @@ class GenerationApi:
         """The features, which the options tell alone."""
         options, count = self._options, self._options.responses_per_prompt
         tokens = (options.max_new_tokens or 0) * count
-        of_text = {
-            "axis": "generated_bytes",
-            "max_length": min(tokens * BYTES_PER_TOKEN, MAX_LENGTH),
-        }
-        of_tokens = {"axis": "generated_tokens", "max_length": tokens}
-        text = "responses in UTF-8, one after another" if count > 1 else "response in UTF-8"
+        of_each: dict[str, Any] = {"shape": (count,), "dtype": "uint32"}
         found = [
-            _spec(GENERATED_TEXT, (), "uint8", text, **of_text),
-            _spec(
-                "finish", (count,), "uint8", "1: stopped, 2: cut at max_new_tokens, 3: otherwise"
+            FeatureSpec(
+                name=GENERATED_TEXT,
+                shape=(),
+                dtype="uint8",
+                axis="generated_bytes",
+                max_length=min(tokens * BYTES_PER_TOKEN, MAX_LENGTH),
+                description=f"{'responses' if count > 1 else 'response'} in UTF-8"
+                + (", one after another" if count > 1 else ""),
+            ),
+            FeatureSpec(
+                name="finish",
+                shape=(count,),
+                dtype="uint8",
+                description="1: stopped, 2: cut at max_new_tokens, 3: otherwise",
             ),
         ]
         if count > 1:
             found.append(
-                _spec(GENERATED_TEXT_LENGTHS, (count,), "uint32", "bytes of each response")
+                FeatureSpec(
+                    name=GENERATED_TEXT_LENGTHS, description="bytes of each response", **of_each
+                )
             )
-        if self._vocabulary is None:
-            return found
-        found.append(_spec(GENERATED_IDS, (), "uint32", "tokens of the responses", **of_tokens))
-        if count > 1:
-            found.append(_spec(GENERATED_LENGTHS, (count,), "uint32", "tokens of each response"))
-        description = "log-probabilities of its tokens, as the server says"
-        found.append(_spec("generated_log_probs", (), "float32", description, **of_tokens))
+        return found if self._vocabulary is None else [*found, *self._of_tokens(tokens, of_each)]
+
+    def _of_tokens(self, tokens: int, of_each: Mapping[str, Any]) -> Iterator[FeatureSpec]:
+        """The features of at most so many tokens."""
+        along: dict[str, Any] = {"axis": GENERATED, "max_length": tokens}
+        yield FeatureSpec(
+            name=GENERATED_IDS,
+            shape=(),
+            dtype="uint32",
+            description="tokens of the responses",
+            **along,
+        )
+        if self._options.responses_per_prompt > 1:
+            yield FeatureSpec(
+                name=GENERATED_LENGTHS, description="tokens of each response", **of_each
+            )
+        yield FeatureSpec(
+            name="generated_log_probs",
+            shape=(),
+            dtype="float32",
+            description="log-probabilities of its tokens, as the server says",
+            **along,
+        )
         if self._coding is not None:
-            description = f"the {options.top_k} most probable tokens in the place of each"
-            shape, coding = (self._coding.row_bytes,), self._coding
-            found.append(
-                _spec("generated_top_k", shape, "uint8", description, coding=coding, **of_tokens)
+            yield FeatureSpec(
+                name="generated_top_k",
+                shape=(self._coding.row_bytes,),
+                dtype="uint8",
+                coding=self._coding,
+                description=f"the {self._coding.k} most probable tokens in the place of each",
+                **along,
             )
-        return found
 
     def answers(self, found: Sequence[list[Choice] | None]) -> Answers:
         """See FeatureApi; what has a token that is none of the tokenizer's is refused."""
@@ -304,17 +328,6 @@ class GenerationApi:
         return float(abs(np.exp(mine.log_probs[0]) - np.exp(theirs.log_probs[0])))
 
 
-def _turns(segments: Sequence[str]) -> list[Mapping[str, str]] | None:
-    """The turns of a chat up to the response, if the segment is one."""
-    try:
-        turns = json.loads(segments[0])
-    except ValueError:
-        return None
-    if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
-        return None
-    return list(asking_turns(turns))
-
-
 def _coded(
     coding: TopKCoding, ids_TK: IntArray, log_probs_TK: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.uint8]:
@@ -328,9 +341,3 @@ def _coded(
 def _of(values: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
     assert values is not None
     return values
-
-
-def _spec(
-    name: str, shape: tuple[int, ...], dtype: Any, description: str, **more: Any
-) -> FeatureSpec:
-    return FeatureSpec(name=name, shape=shape, dtype=dtype, description=description, **more)

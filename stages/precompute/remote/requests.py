@@ -14,16 +14,19 @@ import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from ....cache_schemas.errors import ArmadaError, RunError
+from ....cache_schemas.manifest import RequestFigures
 from ...store.writing.replies import KeptReplies
 from .endpoint import BusyError, Endpoint, FailureError, Received, TextRefusedError
 from .options import Limits
 from .pacing import Level, PerMinute
 from .wire import MalformedReplyError, Served, Usage, read_served, read_usage
 
+CHARACTERS_PER_TOKEN = 4
+"""About as many as English has; for the expected cost of a request, not for what it was."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 MALFORMED_TRIES = 3
 
@@ -56,8 +59,8 @@ class Api(Protocol):
 
 @dataclass(slots=True)
 class RequestCounts:
-    """The requests of a run so far. kept: examples whose reply had been kept by an earlier one;
-    cost: by the prices of the job."""
+    """The requests of a run so far: fields of `RequestFigures`. kept: examples whose reply had been
+    kept by an earlier one; cost: by the prices of the job."""
 
     requests: int = 0
     repeated: int = 0
@@ -66,6 +69,12 @@ class RequestCounts:
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0
+
+    def figures(self, served: Served) -> RequestFigures:
+        """As they are now, of the model that answers."""
+        return RequestFigures(
+            **asdict(self), model=served.model, system_fingerprint=served.system_fingerprint
+        )
 
 
 @dataclass(slots=True)
@@ -197,10 +206,8 @@ class Requests:
             highest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10))
             wait_s += random.uniform(0, highest)
             if malformed >= MALFORMED_TRIES or clock() + wait_s > until:
-                raise RunError(
-                    f"{self.endpoint.host}{self.api.path}: {problem}, {failures} times; what was "
-                    "answered is kept; run the same command again to go on"
-                ) from problem
+                where = f"{self.endpoint.host}{self.api.path}"
+                raise RunError(f"{where}: {problem}, {failures} times; {_GOES_ON}") from problem
             await self._sleep(wait_s)
 
     async def _sleep(self, seconds: float) -> None:

@@ -121,18 +121,7 @@ class OpenAITeacher(Teacher):
 
     def requests(self) -> RequestFigures:
         """See Teacher."""
-        served = self._served or Served("", None)
-        return RequestFigures(
-            requests=self._counts.requests,
-            repeated=self._counts.repeated,
-            kept=self._counts.kept,
-            refused=self._counts.refused,
-            input_tokens=self._counts.input_tokens,
-            output_tokens=self._counts.output_tokens,
-            cost=self._counts.cost,
-            model=served.model,
-            system_fingerprint=served.system_fingerprint,
-        )
+        return self._counts.figures(self._served or Served("", None))
 
     def close(self) -> None:
         """See Teacher."""
@@ -179,13 +168,12 @@ class OpenAITeacher(Teacher):
         content = self._api.content(Example(b"", (PROBE,)))
         queries = [Query(b"%d" % number, content) for number in range(self._options.probes)]
         requester = self._make_requester(None)
-        requester.requests.api.together, together = 1, requester.requests.api.together
         try:
-            answers = [future.result() for future in requester.send(queries)]
+            futures = [future for query in queries for future in requester.send([query])]
+            answers = [future.result() for future in futures]
         except TextRefusedError as refusal:
             raise RunError(f"{requester.requests.endpoint.host}: {refusal}") from refusal
         finally:
-            requester.requests.api.together = together
             requester.close()
         apart = max(self._api.distance(answers[0], other) for other in answers)
         if apart > APART:

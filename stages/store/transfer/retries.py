@@ -76,14 +76,17 @@ def status_of(cause: BaseException) -> int | None:
 
 def asked_wait_s(cause: BaseException) -> float | None:
     """The waiting time that a server requested, in seconds, if any."""
-    for error in _chain(cause):
-        headers = {str(name).lower(): str(value) for name, value in _headers(error).items()}
-        limit = _RATE_LIMIT.search(headers.get("ratelimit", ""))
-        if _own_status(error) == 429 and limit:
-            return float(limit.group(1))
-        if "retry-after" in headers:
-            return _seconds(headers["retry-after"])
-    return None
+    waits = (wait_of(_own_status(error), _headers(error)) for error in _chain(cause))
+    return next((wait_s for wait_s in waits if wait_s is not None), None)
+
+
+def wait_of(status: int | None, headers: Mapping[Any, Any]) -> float | None:
+    """The waiting time of one response, in seconds, if any."""
+    values = {str(name).lower(): str(value) for name, value in headers.items()}
+    limit = _RATE_LIMIT.search(values.get("ratelimit", ""))
+    if status == 429 and limit:
+        return float(limit.group(1))
+    return _seconds(values["retry-after"]) if "retry-after" in values else None
 
 
 def _wait(state: RetryCallState) -> float:
