@@ -30,7 +30,7 @@ from ....cache_schemas.errors import ArmadaError, DamagedCacheError
 from ....cache_schemas.keys import KEY_BYTES, KeyArray, keys_to_array
 from ....cache_schemas.layout import teacher_folder
 from ..files.atomic import open_new, storage_error, sync_folder
-from ..files.lock import open_lock, try_lock
+from ..files.lock import is_there, open_lock, try_lock
 from ..files.own_files import make_folder, remove_file
 from ..files.plain_files import entries, plain_size
 
@@ -244,15 +244,23 @@ class KeptReplies:
         if file is not None and file.known < FILE_BYTES:
             return file
         make_folder(self._folder, self._cache)
-        file = _File(self._folder / f"{secrets.token_hex(8)}.log")
-        file.held = open_new(file.path)
-        try_lock(file.held.fileno(), file.path)
-        file.held.write(_MAGIC)
-        file.held.flush()
+        file = self._new_file()
         sync_folder(self._folder)
         with self._lock:
             self._files[file.path] = self._current = file
         return file
+
+    def _new_file(self) -> _File:
+        """A file that is ours. Until it is locked, another process may take it for that of one that
+        died, and remove it: then the next."""
+        while True:
+            path = self._folder / f"{secrets.token_hex(8)}.log"
+            held = open_new(path)
+            if try_lock(held.fileno(), path) and is_there(held, path):
+                held.write(_MAGIC)
+                held.flush()
+                return _File(path, held=held)
+            held.close()
 
 
 def _append(file: _File, batch: Sequence[_Entry]) -> None:

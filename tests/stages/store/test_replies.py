@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from armada.cache_schemas.errors import DamagedCacheError, LinkedPathError, StorageError
 from armada.cache_schemas.keys import KeyArray, example_key, keys_to_array
+from armada.stages.store.files.atomic import open_new
 from armada.stages.store.writing import replies as replies_module
 from armada.stages.store.writing.replies import FOLDER, KeptReplies, Reply
 
@@ -156,6 +158,32 @@ def test_a_living_process_s_file_stays(cache: Path) -> None:
     other.close()
     assert living.get(key(0)) == Reply(b"zero", 1, 0)
     living.close()
+
+
+def test_a_file_that_is_not_locked_yet_may_be_removed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks between the making of a file and its lock takes it for a dead process's."""
+    other = KeptReplies(cache, TEACHER, all_pending)
+    made: list[Path] = []
+
+    def open_and_be_seen(path: Path) -> BinaryIO:
+        file = open_new(path)
+        made.append(path)
+        if len(made) == 1:
+            other.see()
+            assert not path.exists()
+        return file
+
+    monkeypatch.setattr(replies_module, "open_new", open_and_be_seen)
+    kept = KeptReplies(cache, TEACHER, all_pending)
+    kept.keep([key(0)], b"zero").result(10)
+    assert len(made) == 2
+    assert files(cache) == made[1:]
+    other.see()
+    assert other.get(key(0)) == Reply(b"zero", 1, 0)
+    other.close()
+    kept.close()
 
 
 def test_files_are_of_limited_size(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
