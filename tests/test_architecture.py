@@ -20,6 +20,7 @@ FLOORS = (
         "stages.memory",
         "stages.known_digests",
         "stages.matrix_products",
+        "stages.pictures",
         "stages.pooling",
         "stages.ragged",
         "stages.tokenizing",

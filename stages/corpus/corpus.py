@@ -146,8 +146,9 @@ def read_corpus(
     chats, the prompt of the last answer only.
 
     A source is a file, a folder, a glob, a URL, a data set of the hub, or a table `in_memory`;
-    `form` has the format options of text files. Columns may be fields of nested ones. A text column
-    whose name ends in a question mark may be blank, if not all of a row are; a column of chats
+    `form` has the format options of text files. Columns may be fields of nested ones. A column
+    named `picture:NAME` holds pictures, whose bytes are the segments. A text column whose name ends
+    in a question mark may be blank, if not all of a row are; a column of chats
     whose name ends in a star makes an example of every answer. Ids are checked for repetition:
     those of `id_column`, which every source must have; of a column `id` where there is one, if
     `id_column` is None; none if it is False. Raises CorpusError naming file, row and column."""

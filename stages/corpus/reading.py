@@ -9,6 +9,7 @@ in its file, or is skipped and listed with `skip_bad_rows`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from ...cache_schemas.chats import Turns, asking_turns, chat_problem, chat_segment
 from ...cache_schemas.errors import CorpusError
 from ...cache_schemas.keys import IntArray
+from ..pictures import PictureError, picture_segment
 from .files import KINDS, Wanted, fields_of, read_blocks
 from .located import kind_of
 from .text_files import NAME_ENCODING, TextFormat, not_utf8
@@ -155,6 +157,48 @@ def _with_known_words(column: pa.ChunkedArray) -> pa.ChunkedArray:
 OPTIONAL = "?"
 """Behind the name of a text column that may be blank."""
 
+PICTURES = "picture:"
+"""Before the name of a column of pictures, which become segments with their content."""
+
+
+def picture_values(
+    source: str, name: str, column: pa.ChunkedArray
+) -> tuple[pa.Array, dict[int, str]]:
+    """Segments (`stages/pictures.py`) of a column of files (bytes), of data sets' pictures (a
+    struct of bytes and path) or of names of files in the corpus's own folder; and row -> problem.
+
+    Raises CorpusError for other types."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_struct(kind) and any(field.name == "bytes" for field in kind):
+        column = pc.struct_field(column, "bytes")
+    elif kind in _TEXT_TYPES and "://" not in source:
+        column = pa.chunked_array([text_values(source, name, column, 0)])
+    elif kind not in _BYTES_TYPES:
+        raise CorpusError(
+            f"corpus {source}: column {name!r} holds {column.type}; pictures are files as bytes, "
+            "or names of files in the folder of a local corpus"
+        )
+    segments, problems = list[str | None](), dict[int, str]()
+    for row, value in enumerate(column.to_pylist()):
+        try:
+            file = _named_file(source, value) if isinstance(value, str) else value
+            segments.append(None if file is None else picture_segment(file))
+        except (PictureError, OSError) as error:
+            segments.append(None)
+            told = error.strerror if isinstance(error, OSError) else str(error)
+            problems[row] = f"the picture of column {name!r} {told}"
+    return pa.array(segments, pa.large_string()), problems
+
+
+def _named_file(source: str, name: str) -> bytes:
+    folder = Path(source).parent.resolve() if Path(source).exists() else Path.cwd()
+    file = (folder / name).resolve()
+    if not file.is_relative_to(folder):
+        raise PictureError(f"({name}) is outside of the corpus's folder")
+    if not file.is_file():
+        raise PictureError(f"({name}) is no file in the corpus's folder")
+    return file.read_bytes()
+
 
 @dataclass(frozen=True, slots=True)
 class CorpusRequest:
@@ -230,16 +274,25 @@ def _checked(source: str, first: int, table: pa.Table, request: CorpusRequest) -
     labels = (
         plain_labels(source, label_column, table[label_column], first) if label_column else None
     )
-    chats = holds_chats(table[names[0]].type) and len(names) == 1
+    plain = not text_columns[0].startswith(PICTURES)
+    chats = plain and holds_chats(table[names[0]].type) and len(names) == 1
     if chats:
         turns, problems = read_chats(table[names[0]], request.prompts_only)
         problems = {
             row: f"the chat of column {names[0]!r} {problem}" for row, problem in problems.items()
         }
     else:
-        segments = tuple(text_values(source, name, table[name], first) for name in names)
+        unread, read = dict[int, str](), list[pa.Array]()
+        for column, name in zip(text_columns, names, strict=True):
+            if column.startswith(PICTURES):
+                pictures, found = picture_values(source, name, table[name])
+                unread |= found
+                read.append(pictures)
+            else:
+                read.append(text_values(source, name, table[name], first))
+        segments = tuple(read)
         required = [not column.endswith(OPTIONAL) for column in text_columns]
-        problems = _problems(dict(zip(names, segments, strict=True)), required)
+        problems = _problems(dict(zip(names, segments, strict=True)), required) | unread
     keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
     if chats:
         each_answer = text_columns[0].endswith(EACH_ANSWER)
@@ -262,9 +315,9 @@ def _checked(source: str, first: int, table: pa.Table, request: CorpusRequest) -
 
 
 def column_name(text_column: str) -> str:
-    """The name of a text column, without the suffix for optional columns or for all answers of
-    chats."""
-    return text_column.removesuffix(OPTIONAL).removesuffix(EACH_ANSWER)
+    """The name of a text column, without the prefix for pictures, and the suffix for optional
+    columns or for all answers of chats."""
+    return text_column.removeprefix(PICTURES).removesuffix(OPTIONAL).removesuffix(EACH_ANSWER)
 
 
 def _problems(texts: dict[str, pa.Array], required: Sequence[bool]) -> dict[int, str]:

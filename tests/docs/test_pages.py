@@ -4,12 +4,16 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from armada.stages.store.reading.reader import open_cache
 from docs_material import write_chats, write_instructions, write_table
 from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
 from openai_server import Model, OpenAIServer, serving
+from PIL import Image
 from tiny_language_models import TEXTS, make_causal_lm
+from tiny_vlms import make_vlm
 
 INSTALL = Instead(
     "pip install -e .",
@@ -74,6 +78,7 @@ RUN_BELOW = {
     "adding-an-objective",
     "several-teachers",
     "servers",
+    "images-and-sounds",
 }
 
 
@@ -160,6 +165,22 @@ def test_servers(place: Workplace, tmp_path: Path) -> None:
         )
     assert rows(place.folder / "cache") == rows(place.folder / "responses") == len(TEXTS)
     assert "generated_top_k" in open_cache(place.folder / "responses").features
+
+
+def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
+    seeing = make_vlm(tmp_path / "vlm", "llava", TEXTS)
+    write_table(place.folder / "rte.parquet")
+    pictures = [{"photo": f"{n}.png", "caption": text} for n, text in enumerate(TEXTS)]
+    pq.write_table(pa.Table.from_pylist(pictures), place.folder / "birds.parquet")
+    for number in range(len(TEXTS)):
+        Image.new("RGB", (20, 30), (number, 99, 9)).save(place.folder / f"{number}.png")
+    run(
+        place,
+        "images-and-sounds.md",
+        Instead("llava-hf/llava-1.5-7b-hf", str(seeing), "a tiny model"),
+    )
+    assert open_cache(place.folder / "vlm").features == ("pooled", "layer_1")
+    assert rows(place.folder / "birds") == len(TEXTS)
 
 
 def test_cache_format(place: Workplace) -> None:

@@ -13,6 +13,7 @@ TEACHERS = Registry(
         "classifier": ".precompute.teachers.classifier:ClassifierTeacher",
         "open_clip": ".precompute.teachers.open_clip:OpenClipTeacher",
         "openai": ".precompute.remote.teacher:OpenAITeacher",
+        "vlm": ".precompute.teachers.vlm:VlmTeacher",
         "diffusers": ".precompute.teachers.diffusers:DiffusersTeacher",
     },
     built_in_options={
@@ -23,6 +24,7 @@ TEACHERS = Registry(
         "classifier": ".precompute.teachers.options:ClassifierOptions",
         "open_clip": ".precompute.teachers.options:OpenClipOptions",
         "openai": ".precompute.remote.options:OpenAIOptions",
+        "vlm": ".precompute.teachers.vlm_options:VlmOptions",
         "diffusers": ".precompute.teachers.diffusers_options:DiffusersOptions",
     },
 )

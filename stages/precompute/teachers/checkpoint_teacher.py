@@ -288,7 +288,7 @@ class LanguageModelTeacher(CheckpointTeacher):
         max_length = choose_length(
             options.max_length, positions, DEFAULT_MAX_LENGTH, least_length(tokenizer), JobError
         )
-        self._texts = TextTokenizer(
+        self._texts = self._text_tokenizer(
             tokenizer,
             options,
             max_length=max_length,
@@ -332,6 +332,10 @@ class LanguageModelTeacher(CheckpointTeacher):
     def _resolve(self, options: TokenizedOptions, tokenizer: Any) -> TokenizedOptions:
         """The options, completed by what the source declares."""
         return options
+
+    def _text_tokenizer(self, *given: Any, **limits: Any) -> TextTokenizer:
+        """What makes tokens of the texts, of the same arguments."""
+        return TextTokenizer(*given, **limits)
 
     def _reader(self) -> Any:
         """The part of the skeleton that reads tokens."""

@@ -79,7 +79,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._options = options
         self._max_length = max_length
-        self._positions, self._fixed = positions, fixed
+        self.positions, self._fixed = positions, fixed
         self.names = names & set(tokenizer.model_input_names)
         self._names = (self.names | {"input_ids"}) - {"attention_mask"}
         self._vocabulary = vocabulary
@@ -97,8 +97,8 @@ class TextTokenizer:
         """The padded length of texts of so many tokens [N], by the rule of the options unless
         another is named."""
         if self._fixed:
-            return np.full(len(lengths), self._positions)
-        return padded_lengths(lengths, self._positions, padding or self._options.padding)
+            return np.full(len(lengths), self.positions)
+        return padded_lengths(lengths, self.positions, padding or self._options.padding)
 
     def read(self, examples: Sequence[Example]) -> TokenRows:
         """The tokens of N examples, each at most `max_length`; tokenized once."""

@@ -1,6 +1,7 @@
 """armada's own teachers promise what it asks of others', on tiny checkpoints of real formats."""
 
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import openai_server
 import pytest
 import tiny_checkpoints
 import tiny_diffusion
+import tiny_vlms
+from armada.stages.pictures import picture_segment
 from armada.stages.precompute.teachers import TEACHERS
 from armada.stages.testing.teachers import TEXTS
 from armada.testing import TeacherTests
+from PIL import Image
 from tiny_language_models import make_causal_lm
 
 LABELS = ("calm", "busy", "stormy")
@@ -21,6 +25,8 @@ MAKE: dict[str, Callable[[Path], object]] = {
     "llama": lambda folder: make_causal_lm(folder, texts=TEXTS),
     "clip": tiny_checkpoints.make_open_clip,
     "diffusion": tiny_diffusion.make_stable_diffusion,
+    "llava": lambda folder: tiny_vlms.make_vlm(folder, "llava", TEXTS),
+    "idefics3": lambda folder: tiny_vlms.make_vlm(folder, "idefics3", TEXTS),
 }
 
 
@@ -146,6 +152,41 @@ class TestOpenClip(TeacherTests):
     @pytest.fixture
     def source(self, model: Any) -> str:
         return f"open_clip:{model('clip')}"
+
+
+def _picture(colour: str, width: int) -> str:
+    file = BytesIO()
+    Image.new("RGB", (width, 20), colour).save(file, format="PNG")
+    return picture_segment(file.getvalue())
+
+
+PICTURES = (_picture("red", 20), _picture("blue", 40))
+
+
+class TestVlm(TeacherTests):
+    options = {"picture": "given"}
+    changing = {
+        **{**TEXT_OPTIONS, **PRECISION, "template": "say {text}"},
+        **{"pooling": ["last", "mean"], "layers": [1], "normalize": True, "max_length": 4},
+    }
+    unchanging = {"device_map": None}
+    untried = ("revision", "padding", "picture", "text_format", *OF_GPUS)  # below, in part
+    texts = ()
+    pairs = tuple((picture, text) for picture in PICTURES for text in (TEXTS[0], "", TEXTS[-1]))
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"vlm:{model('llava')}"
+
+
+class TestVlmOfTexts(TeacherTests):
+    changing = {**TestVlm.changing, "text_format": "plain"}
+    unchanging = TestVlm.unchanging
+    untried = ("revision", "padding", "picture", *OF_GPUS)
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"vlm:{model('idefics3')}"
 
 
 class TestDiffusers(TeacherTests):

@@ -1,0 +1,64 @@
+"""Options of models of images and text."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from ...pooling import StatePooling
+from .options import TokenizedOptions
+
+
+class VlmOptions(TokenizedOptions):
+    """Options of the teacher `vlm`."""
+
+    picture: Literal["none", "given"] = Field(
+        default="none",
+        description="given: the first segment of an example is a picture, the others its text",
+    )
+    text_format: Literal["chat", "plain"] = Field(
+        default="chat",
+        description="chat: a user's turn, and the start of the answer, by the model's own chat "
+        "template; plain: the text; with a picture, template then says where that stands",
+    )
+    pooling: StatePooling | tuple[StatePooling, ...] = Field(
+        default="last",
+        description="how token states become one vector: last (in a decoder it has seen all "
+        "others), mean, cls (the first), max, mean_sqrt_len_tokens or weightedmean, a picture's "
+        "tokens included; a list is concatenated",
+    )
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="hidden layers to keep as well, as features layer_0 (embeddings), layer_1, "
+        "..., pooled the same way",
+    )
+    normalize: bool = Field(default=False, description="scale every feature to length 1")
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="maximum tokens of a text, longer ones are truncated; those of the chat "
+        "template and of a picture come on top; default 128",
+    )
+
+    @field_validator("pooling")
+    @classmethod
+    def _one_is_no_list(cls, pooling: Any) -> Any:
+        if pooling == ():
+            raise ValueError("is empty; name one")
+        return pooling[0] if isinstance(pooling, tuple) and len(pooling) == 1 else pooling
+
+    @field_validator("layers")
+    @classmethod
+    def _differ(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) != len(layers):
+            raise ValueError(f"{list(layers)} repeats a layer; name each once")
+        return layers
+
+    @property
+    def modes(self) -> tuple[StatePooling, ...]:
+        """The ways of pooling, side by side."""
+        return self.pooling if isinstance(self.pooling, tuple) else (self.pooling,)
+
+    def own_text(self, segments: tuple[str, ...]) -> str:
+        """The text of an example, outside of any template."""
+        text = " ".join(segment for segment in segments if segment)
+        return text.lower() if self.lowercase else text
