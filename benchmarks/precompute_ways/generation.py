@@ -48,7 +48,7 @@ class Prompts:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         self.recipe = CausalLMOptions(text_format="plain", max_new_tokens=most)
-        self.ends = sorted(end_ids(self.tokenizer, self.recipe, self.model))
+        self.ends = sorted(end_ids(self.tokenizer, self.recipe, self.model.generation_config))
         self.most = most
 
     def fitting(self, texts: Sequence[str]) -> list[str]:

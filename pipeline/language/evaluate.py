@@ -91,7 +91,7 @@ def _responded(
         texts.of(text)[: texts.prompts[text]].tolist() for text in whole.tolist()
     ]
     assert job.max_new_tokens is not None
-    ends = end_ids(tokenizer, card.recipe, student.causal)
+    ends = end_ids(tokenizer, card.recipe, student.causal.generation_config)
     responses = respond(
         student.causal, tokenizer, prompts, job.max_new_tokens, job.batch_size, ends
     )

@@ -172,7 +172,7 @@ class SavedLanguageModel(SavedStudent):
     ) -> tuple[list[str], int]:
         """Responses, and how many of the texts were truncated at the student's max_length."""
         causal = without_adapters(self.model)
-        ends = end_ids(self.tokenizer, self.card.recipe, causal)
+        ends = end_ids(self.tokenizer, self.card.recipe, causal.generation_config)
         prompts, cut = self._prompts(texts)
         return respond(causal, self.tokenizer, prompts, max_new_tokens, batch_size, ends), cut
 

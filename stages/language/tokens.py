@@ -105,10 +105,10 @@ def special_ends(tokenizer: Any) -> Ends:
     return Ends(tuple(whole[:start]), tuple(after))
 
 
-def end_ids(tokenizer: Any, recipe: Recipe, model: Any) -> frozenset[int]:
-    """The tokens that end a generated response: those of the model's configuration, those that end
-    texts, and the special token that a chat template writes after a response."""
-    configured = model.generation_config.eos_token_id
+def end_ids(tokenizer: Any, recipe: Recipe, generation_config: Any) -> frozenset[int]:
+    """The tokens that end a generated response: those of a model's `generation_config`, those that
+    end texts, and the special token that a chat template writes after a response."""
+    configured = generation_config.eos_token_id
     known = {*(configured if isinstance(configured, list) else [configured])}
     known |= {tokenizer.eos_token_id, *special_ends(tokenizer).after}
     if recipe.text_format == "chat":

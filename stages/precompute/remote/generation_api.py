@@ -5,36 +5,27 @@ is kept as it came, in UTF-8. Tokens, their log-probabilities and those of the m
 are kept where they are ids of the named tokenizer, exactly; a response with a token that is none of
 its ids is refused (`token_ids.py`).
 
-Shapes: B examples, N responses of each, T tokens of a response, W bytes of a row.
+Shapes: T tokens of a response.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ....cache_schemas.chats import asking_turns, turns_of
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import JobError, TeacherSourceError
-from ....cache_schemas.features import (
-    GENERATED_IDS,
-    GENERATED_LENGTHS,
-    GENERATED_TEXT,
-    GENERATED_TEXT_LENGTHS,
-    MAX_LENGTH,
-    FeatureSpec,
-)
+from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import JOINT, TEXT
 from ...language.tokens import tokenizer_digest, vocab_digest, vocab_size_of
 from ...pretrained import read_tokenizer
 from ...sources import resolve
-from ...store.codec.top_k import encode_top_k
 from ..teachers.base import Answers, Example, example_seed
-from ..teachers.causal_options import GENERATED
+from ..teachers.generated import FINISHED, OTHERWISE, Response, ResponseFeatures, coded
 from .endpoint import TextRefusedError
 from .options import OpenAIOptions
 from .requests import CHARACTERS_PER_TOKEN, Query
@@ -49,12 +40,6 @@ from .responses import (
 from .token_ids import UnmappedTokenError, Vocabulary
 from .wire import Usage
 
-BYTES_PER_TOKEN = 16
-"""More than the tokens of a whole response have on average, in any script."""
-
-FINISHED = {"stop": 1, "length": 2}
-"""Codes of the feature `finish`; 0: there is no response, 3: for another reason."""
-OTHERWISE = 3
 END_OF_THINKING = "</think>"
 
 
@@ -64,18 +49,6 @@ class Prompt:
 
     content: Sequence[Mapping[str, str]] | str
     seed: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Response:
-    """One response: its text, and its tokens' ids [T], log-probabilities [T] and coded others
-    [T, W]."""
-
-    text: bytes
-    finish: int
-    ids: IntArray | None = None
-    log_probs: npt.NDArray[np.float32] | None = None
-    top_k: npt.NDArray[np.uint8] | None = None
 
 
 class GenerationApi:
@@ -101,6 +74,12 @@ class GenerationApi:
                         f"use at most {size}"
                     )
                 self._coding = TopKCoding(k=options.top_k, vocab_size=size)
+        self._features = ResponseFeatures(
+            options.responses_per_prompt,
+            options.max_new_tokens or 0,
+            None if self._tokenizer is None else "as the server says",
+            self._coding,
+        )
 
     @property
     def settings(self) -> dict[str, SettingValue]:
@@ -171,81 +150,23 @@ class GenerationApi:
 
     def features(self, answer: Any) -> list[FeatureSpec]:
         """The features, which the options tell alone."""
-        options, count = self._options, self._options.responses_per_prompt
-        tokens = (options.max_new_tokens or 0) * count
-        of_each: dict[str, Any] = {"shape": (count,), "dtype": "uint32"}
-        found = [
-            FeatureSpec(
-                name=GENERATED_TEXT,
-                shape=(),
-                dtype="uint8",
-                axis="generated_bytes",
-                max_length=min(tokens * BYTES_PER_TOKEN, MAX_LENGTH),
-                description=f"{'responses' if count > 1 else 'response'} in UTF-8"
-                + (", one after another" if count > 1 else ""),
-            ),
-            FeatureSpec(
-                name="finish",
-                shape=(count,),
-                dtype="uint8",
-                description="1: stopped, 2: cut at max_new_tokens, 3: otherwise",
-            ),
-        ]
-        if count > 1:
-            found.append(
-                FeatureSpec(
-                    name=GENERATED_TEXT_LENGTHS, description="bytes of each response", **of_each
-                )
-            )
-        return found if self._vocabulary is None else [*found, *self._of_tokens(tokens, of_each)]
-
-    def _of_tokens(self, tokens: int, of_each: Mapping[str, Any]) -> Iterator[FeatureSpec]:
-        """The features of at most so many tokens."""
-        along: dict[str, Any] = {"axis": GENERATED, "max_length": tokens}
-        yield FeatureSpec(
-            name=GENERATED_IDS,
-            shape=(),
-            dtype="uint32",
-            description="tokens of the responses",
-            **along,
-        )
-        if self._options.responses_per_prompt > 1:
-            yield FeatureSpec(
-                name=GENERATED_LENGTHS, description="tokens of each response", **of_each
-            )
-        yield FeatureSpec(
-            name="generated_log_probs",
-            shape=(),
-            dtype="float32",
-            description="log-probabilities of its tokens, as the server says",
-            **along,
-        )
-        if self._coding is not None:
-            yield FeatureSpec(
-                name="generated_top_k",
-                shape=(self._coding.row_bytes,),
-                dtype="uint8",
-                coding=self._coding,
-                description=f"the {self._coding.k} most probable tokens in the place of each",
-                **along,
-            )
+        return self._features.specs()
 
     def answers(self, found: Sequence[list[Choice] | None]) -> Answers:
         """See FeatureApi; what has a token that is none of the tokenizer's is refused."""
         refused: dict[int, str] = {}
-        rows: list[list[_Response]] = []
+        rows: list[list[Response]] = []
         for row, choices in enumerate(found):
             try:
                 rows.append([self._response(choice) for choice in choices or ()])
             except (TextRefusedError, UnmappedTokenError) as problem:
                 rows.append([])
                 refused[row] = str(problem)
-        features = self._text_features(rows)
-        if self._vocabulary is not None:
-            features |= self._token_features(rows)
-        return Answers(features, np.zeros(len(found), dtype=bool), refused=refused)
+        return Answers(
+            self._features.values(rows), np.zeros(len(found), dtype=bool), refused=refused
+        )
 
-    def _response(self, choice: Choice) -> _Response:
+    def _response(self, choice: Choice) -> Response:
         if choice.declined:
             raise TextRefusedError(
                 f"the server declines to respond: {choice.refusal or 'filtered'}"
@@ -255,12 +176,12 @@ class GenerationApi:
             text = text.partition(END_OF_THINKING)[2].lstrip("\n") or text
         elif choice.reasoning:
             text = f"<think>\n{choice.reasoning}\n{END_OF_THINKING}\n\n{text}"
-        most = (self._options.max_new_tokens or 0) * BYTES_PER_TOKEN
+        most = self._features.most_bytes
         if len(text.encode()) > most:
             raise TextRefusedError(f"its response has {len(text.encode())} bytes; at most {most}")
         finish = FINISHED.get(choice.finish_reason or "", OTHERWISE)
         if self._vocabulary is None:
-            return _Response(text.encode(), finish)
+            return Response(text.encode(), finish)
         predictions = choice.predictions
         if predictions is None:
             raise UnmappedTokenError("the server gives no log-probabilities; leave tokenizer out")
@@ -268,8 +189,8 @@ class GenerationApi:
         start = self._start(ids, text) if self._options.thinking == "cut" else 0
         top_k = None
         if self._coding is not None:
-            top_k = _coded(self._coding, *self._vocabulary.top_k(predictions, self._coding.k))
-        return _Response(
+            top_k = coded(self._coding, *self._vocabulary.top_k(predictions, self._coding.k))
+        return Response(
             text.encode(),
             finish,
             ids[start:],
@@ -287,36 +208,6 @@ class GenerationApi:
         ends = np.cumsum([len(each) for each in spelled])
         return int(np.searchsorted(ends, before, side="right"))
 
-    def _text_features(self, rows: Sequence[Sequence[_Response]]) -> dict[str, Any]:
-        count = self._options.responses_per_prompt
-        joined = [b"".join(each.text for each in row) for row in rows]
-        features: dict[str, Any] = {
-            GENERATED_TEXT: [np.frombuffer(text, dtype=np.uint8) for text in joined],
-            "finish": np.array(
-                [[e.finish for e in row] or [0] * count for row in rows], dtype="u1"
-            ),
-        }
-        if count > 1:
-            lengths = [[len(each.text) for each in row] or [0] * count for row in rows]
-            features[GENERATED_TEXT_LENGTHS] = np.array(lengths, dtype=np.uint32)
-        return features
-
-    def _token_features(self, rows: Sequence[Sequence[_Response]]) -> dict[str, Any]:
-        count = self._options.responses_per_prompt
-        none_u4, none_f4 = np.empty(0, np.uint32), np.empty(0, np.float32)
-        ids = [np.concatenate([none_u4, *(_of(e.ids) for e in row)]) for row in rows]
-        log_probs = [np.concatenate([none_f4, *(_of(e.log_probs) for e in row)]) for row in rows]
-        features: dict[str, Any] = {GENERATED_IDS: ids, "generated_log_probs": log_probs}
-        if count > 1:
-            lengths = [[len(_of(each.ids)) for each in row] or [0] * count for row in rows]
-            features[GENERATED_LENGTHS] = np.array(lengths, dtype=np.uint32)
-        if self._coding is not None:
-            empty = np.empty((0, self._coding.row_bytes), np.uint8)
-            features["generated_top_k"] = [
-                np.concatenate([empty, *(_of(each.top_k) for each in row)]) for row in rows
-            ]
-        return features
-
     def distance(self, one: list[Choice], other: list[Choice]) -> float:
         """The difference of the first tokens' probabilities, if both have the same first token:
         sampled texts differ, and greedy ones do by rounding."""
@@ -326,18 +217,3 @@ class GenerationApi:
         if mine.tokens.named(0) != theirs.tokens.named(0):
             return 0.0
         return float(abs(np.exp(mine.log_probs[0]) - np.exp(theirs.log_probs[0])))
-
-
-def _coded(
-    coding: TopKCoding, ids_TK: IntArray, log_probs_TK: npt.NDArray[np.float32]
-) -> npt.NDArray[np.uint8]:
-    """Rows of top_k [T, W]: all that the entries lack of the mass is tail."""
-    mass_T = np.exp(log_probs_TK.astype(np.float64)).sum(axis=1)
-    with np.errstate(divide="ignore"):
-        tails_T1 = np.log(np.maximum(1 - mass_T, 0))[:, None]
-    return encode_top_k(coding, ids_TK, log_probs_TK, tails_T1)
-
-
-def _of(values: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
-    assert values is not None
-    return values

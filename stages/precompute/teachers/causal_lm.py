@@ -97,7 +97,7 @@ class CausalLMTeacher(CheckpointTeacher):
         self._batches_prompts = options.batches_prompts(device)
         spec = self._make_spec(
             options,
-            **self._of_template(),
+            **options.of_template(self._tokenizer),
             **({"generation": "batched"} if self._batches_prompts else {}),
             max_length=self._max_length,
             tokenizer=tokenizer_digest(self._tokenizer),
@@ -300,7 +300,7 @@ class CausalLMTeacher(CheckpointTeacher):
         self._fill = padding_id(self._tokenizer, self._rows)
 
     def _prepare_generation(self) -> None:
-        ends = sorted(end_ids(self._tokenizer, self._options, self._model))
+        ends = sorted(end_ids(self._tokenizer, self._options, self._model.generation_config))
         self._ends = torch.tensor(ends, dtype=torch.int64, device=self._device)
         # Earlier releases took less for rounding, and a cache of theirs goes on with its bits.
         as_begun = self._options.padding == self._options.earlier["padding"]
@@ -353,14 +353,6 @@ class CausalLMTeacher(CheckpointTeacher):
                 f"per token and the others {width}; keep it alone, or the others"
             )
         return read_by_head
-
-    def _of_template(self) -> dict[str, str]:
-        """The date of texts that depend on it."""
-        options = self._options
-        clock = options.text_format == "chat" and options.template(self._tokenizer).reads_clock
-        if options.template_date is not None and not clock:
-            raise JobError("template_date: the chat template uses no date; leave it out")
-        return {"template_date": options.date} if clock else {}
 
     def _check(self) -> None:
         self._options.check(self._tokenizer)

@@ -1,4 +1,5 @@
-"""Options of a causal language model, and their features."""
+"""Options of language models: what is requested of the tokens of a text, and of responses to its
+prompt; and the features of both."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from ....cache_schemas.features import (
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import Recipe
 from ...language.tokens import INSIDE
-from .options import PaddingOptions
+from .options import PaddingOptions, TeacherOptions
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +27,8 @@ TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
 """The axes: tokens of a text, those of them that are predicted, and generated tokens."""
 
 
-class CausalLMOptions(PaddingOptions, Recipe):
-    """Options of the teacher `causal_lm`."""
-
-    renamed: ClassVar[Mapping[str, str]] = {
-        "draws": "samples",
-        "draws_log_probs": "samples_log_probs",
-    }
+class TokenOptions(TeacherOptions, Recipe):
+    """Options of every teacher that predicts tokens, whatever computes it."""
 
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub id; none is the main branch"
@@ -54,30 +50,6 @@ class CausalLMOptions(PaddingOptions, Recipe):
     )
     top_k_bits: Literal[5, 6, 8, 16] = Field(
         default=8, description="bits per log-probability of top_k: 5, 6, 8 or 16"
-    )
-    temperatures: tuple[Temperature, ...] = Field(
-        default=(1.0,),
-        description="temperatures at which the mass outside of top_k is kept: those that students "
-        "will be trained at, and 1",
-    )
-    samples: int | None = Field(
-        default=None,
-        ge=1,
-        description="tokens to sample from the model's distribution for each predicted token, with "
-        "replacement: unbiased where top_k is not (arXiv 2503.16870)",
-    )
-    samples_log_probs: bool = Field(
-        default=False,
-        description="keep the log-probability of each sample: for temperatures and divergences "
-        "beside forward KL; 2 bytes a sample",
-    )
-    dense: bool = Field(
-        default=False, description="keep the log-probabilities of all tokens (small vocabularies)"
-    )
-    hidden_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(),
-        description="layers whose hidden states to keep for each predicted token: 0 (embeddings), "
-        "1, ...; the last one is the input of the head",
     )
     characters: bool = Field(
         default=False,
@@ -104,6 +76,111 @@ class CausalLMOptions(PaddingOptions, Recipe):
         le=1024,
         description="responses to each prompt, one after another; several have to be sampled",
     )
+
+    @model_validator(mode="after")
+    def _responses_differ(self) -> "TokenOptions":
+        count = self.responses_per_prompt
+        if self.max_new_tokens and not self.has_prompt:
+            raise ValueError("max_new_tokens: texts have no prompt; use text_format plain or chat")
+        if count > 1 and not self.max_new_tokens:
+            raise ValueError(f"responses_per_prompt: {count} of no tokens; set max_new_tokens")
+        if count > 1 and self.generation_temperature == 0:
+            raise ValueError(
+                f"responses_per_prompt: {count} greedy ones would be the same; set "
+                "generation_temperature above 0, or leave it out"
+            )
+        return self
+
+    def settings(self) -> dict[str, SettingValue]:
+        """The settings in the fingerprint: `responses_per_prompt` where there are several. So
+        earlier caches keep their fingerprint."""
+        settings = super().settings()
+        if self.responses_per_prompt == 1:
+            del settings["responses_per_prompt"]
+        return settings
+
+    def of_template(self, tokenizer: Any) -> dict[str, SettingValue]:
+        """The date of texts that depend on it. Raises JobError for one that none depends on."""
+        reads_clock = self.text_format == "chat" and self.template(tokenizer).reads_clock
+        if self.template_date is not None and not reads_clock:
+            raise JobError("template_date: the chat template uses no date; leave it out")
+        return {"template_date": self.date} if reads_clock else {}
+
+    @property
+    def known_temperatures(self) -> tuple[float, ...]:
+        """Temperatures at which the tail is kept, ascending: 1 is always among them."""
+        return (1.0,)
+
+    def codings(self, vocab_size: int) -> dict[str, Coding]:
+        """Codings of the features for a vocabulary size. Raises JobError."""
+        if self.top_k is None:
+            return {}
+        return {"top_k": self.top_k_coding("top_k", self.top_k, vocab_size)}
+
+    def top_k_coding(self, option: str, k: int, vocab_size: int) -> TopKCoding:
+        """The coding of the `k` most probable tokens, which `option` asks for. Raises JobError."""
+        if k > vocab_size:
+            raise JobError(
+                f"{option}: {k} is above the tokenizer's vocabulary of {vocab_size}; use "
+                f"at most {vocab_size}"
+            )
+        with _within_limits(f"{option}, temperatures"):
+            return TopKCoding(
+                k=k,
+                vocab_size=vocab_size,
+                bits=self.top_k_bits,
+                temperatures=self.known_temperatures,
+            )
+
+    def text_features(self, vocab_size: int, max_length: int) -> list[FeatureSpec]:
+        """The features of a text's tokens, and of those that are predicted."""
+        of_tokens = {"axis": TOKENS, "max_length": max_length}
+        of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "max_length": max_length}
+        found = [
+            _spec("token_ids", (), "uint32", "token ids of the text", **of_tokens),
+            _spec("prompt_tokens", (), "uint32", "tokens at its start that are not predicted"),
+        ]
+        for name, coding in self.codings(vocab_size).items():
+            description = _described(coding)
+            width_of_row = (coding.row_bytes,)
+            found.append(
+                _spec(name, width_of_row, "uint8", description, coding=coding, **of_predictions)
+            )
+        return found
+
+
+class CausalLMOptions(PaddingOptions, TokenOptions):
+    """Options of the teacher `causal_lm`."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "draws": "samples",
+        "draws_log_probs": "samples_log_probs",
+    }
+
+    temperatures: tuple[Temperature, ...] = Field(
+        default=(1.0,),
+        description="temperatures at which the mass outside of top_k is kept: those that students "
+        "will be trained at, and 1",
+    )
+    samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens to sample from the model's distribution for each predicted token, with "
+        "replacement: unbiased where top_k is not (arXiv 2503.16870)",
+    )
+    samples_log_probs: bool = Field(
+        default=False,
+        description="keep the log-probability of each sample: for temperatures and divergences "
+        "beside forward KL; 2 bytes a sample",
+    )
+    dense: bool = Field(
+        default=False, description="keep the log-probabilities of all tokens (small vocabularies)"
+    )
+    hidden_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="layers whose hidden states to keep for each predicted token: 0 (embeddings), "
+        "1, ...; the last one is the input of the head",
+    )
     generation: Literal["auto", "exact", "batched"] = Field(
         default="auto",
         description="exact: prompts of one length share a batch, so a response is the same in any; "
@@ -125,29 +202,13 @@ class CausalLMOptions(PaddingOptions, Recipe):
             raise ValueError(
                 "top_k, samples, dense, hidden_layers, max_new_tokens: set at least one of them"
             )
-        if self.max_new_tokens and not self.has_prompt:
-            raise ValueError("max_new_tokens: texts have no prompt; use text_format plain or chat")
-        return self
-
-    @model_validator(mode="after")
-    def _responses_differ(self) -> "CausalLMOptions":
-        count = self.responses_per_prompt
-        if count > 1 and not self.max_new_tokens:
-            raise ValueError(f"responses_per_prompt: {count} of no tokens; set max_new_tokens")
-        if count > 1 and self.generation_temperature == 0:
-            raise ValueError(
-                f"responses_per_prompt: {count} greedy ones would be the same; set "
-                "generation_temperature above 0, or leave it out"
-            )
         return self
 
     def settings(self) -> dict[str, SettingValue]:
-        """The settings in the fingerprint: `responses_per_prompt` where there are several, and of
-        `generation` what a teacher has resolved it to. So earlier caches keep their fingerprint."""
+        """The settings in the fingerprint: of `generation` what a teacher has resolved it to. So
+        earlier caches keep their fingerprint."""
         settings = super().settings()
         del settings["generation"]
-        if self.responses_per_prompt == 1:
-            del settings["responses_per_prompt"]
         return settings
 
     def batches_prompts(self, device: "torch.device") -> bool:
@@ -168,20 +229,7 @@ class CausalLMOptions(PaddingOptions, Recipe):
 
     def codings(self, vocab_size: int) -> dict[str, Coding]:
         """Codings of the features for a vocabulary size. Raises JobError."""
-        codings: dict[str, Coding] = {}
-        if self.top_k is not None:
-            if self.top_k > vocab_size:
-                raise JobError(
-                    f"top_k: {self.top_k} is above the tokenizer's vocabulary of {vocab_size}; use "
-                    f"at most {vocab_size}"
-                )
-            with _within_limits("top_k, temperatures"):
-                codings["top_k"] = TopKCoding(
-                    k=self.top_k,
-                    vocab_size=vocab_size,
-                    bits=self.top_k_bits,
-                    temperatures=self.known_temperatures,
-                )
+        codings = super().codings(vocab_size)
         if self.samples is not None:
             bits: Literal[0, 16] = 16 if self.samples_log_probs else 0
             with _within_limits("samples"):
@@ -194,24 +242,13 @@ class CausalLMOptions(PaddingOptions, Recipe):
         self, vocab_size: int, width: int, max_length: int, stored: StoredDtype
     ) -> list[FeatureSpec]:
         """The requested features, for a vocabulary size and hidden size."""
-        of_tokens = {"axis": TOKENS, "max_length": max_length}
         of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "max_length": max_length}
-        found = [
-            _spec("token_ids", (), "uint32", "token ids of the text", **of_tokens),
-            _spec("prompt_tokens", (), "uint32", "tokens at its start that are not predicted"),
-        ]
-        for name, coding in self.codings(vocab_size).items():
-            description = _DESCRIPTIONS[coding.kind].format(self.top_k, self.samples)
-            width_of_row = (coding.row_bytes,)
-            found.append(
-                _spec(name, width_of_row, "uint8", description, coding=coding, **of_predictions)
-            )
+        found = self.text_features(vocab_size, max_length)
         if self.dense:
             description = "log-probabilities of all tokens"
             found.append(_spec("dense", (vocab_size,), stored, description, **of_predictions))
         if self.characters:
-            description = f"characters of the response read before the token; {INSIDE}: within one"
-            found.append(_spec("characters_read", (), "uint32", description, **of_predictions))
+            found.append(characters_feature(max_length))
         if self.hidden_layers:
             shape = (len(self.hidden_layers), width)
             description = (
@@ -237,10 +274,20 @@ class CausalLMOptions(PaddingOptions, Recipe):
         return found
 
 
-_DESCRIPTIONS = {
-    "topk": "the {0} most probable tokens, their log-probabilities, the mass of all others",
-    "samples": "{1} tokens sampled from the model's distribution",
-}
+def characters_feature(max_length: int) -> FeatureSpec:
+    """The feature of `characters`."""
+    description = f"characters of the response read before the token; {INSIDE}: within one"
+    return _spec(
+        "characters_read", (), "uint32", description, axis=PREDICTIONS, max_length=max_length
+    )
+
+
+def _described(coding: Coding) -> str:
+    if isinstance(coding, TopKCoding):
+        return (
+            f"the {coding.k} most probable tokens, their log-probabilities, the mass of all others"
+        )
+    return f"{coding.samples} tokens sampled from the model's distribution"
 
 
 def _spec(

@@ -128,7 +128,7 @@ class CheckpointTeacher(Teacher):
         """Part of the model -> digest of its files."""
         if self._base is not None:
             return adapter_digests(self._folder, self._base)
-        return {"model": digest_files(self._folder, _own_files(self._folder))}
+        return {"model": digest_files(self._folder, own_files(self._folder))}
 
     def _config_folder(self) -> Path:
         if self._base is None:
@@ -261,7 +261,8 @@ def spread_over(model: Any, device: torch.device, folder: Path) -> torch.device:
     return first
 
 
-def _own_files(folder: Path) -> list[Path]:
+def own_files(folder: Path) -> list[Path]:
+    """The files of a model folder that are digested."""
     # Not those of sub-folders: a training folder keeps checkpoints there that are not used.
     return [path for pattern in MODEL_FILE_PATTERNS for path in folder.glob(pattern)]
 

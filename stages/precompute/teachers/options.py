@@ -72,10 +72,11 @@ class TextOptions(TeacherOptions):
 
 
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
-_HALF_PRECISION: Mapping[str, ComputeDtype] = {
+HALF_PRECISION: Mapping[str, ComputeDtype] = {
     "torch.float16": "float16",
     "torch.bfloat16": "bfloat16",
 }
+"""A dtype of saved weights -> the one to compute in; of all others it is float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class PrecisionOptions(TeacherOptions):
         compute: ComputeDtype = "float32" if self.dtype == "auto" else self.dtype
         as_saved = quantised or not (device is None or device.type == "cpu")
         if self.dtype == "auto" and as_saved:
-            compute = _HALF_PRECISION.get(str(saved), compute)
+            compute = HALF_PRECISION.get(str(saved), compute)
         if self.store_dtype != "auto":
             return Precision(compute, self.store_dtype)
         return Precision(compute, "float32" if compute == "float32" else "float16")

@@ -12,6 +12,7 @@ from armada.stages.language.tokens import encode_texts, end_ids
 from pydantic import ValidationError
 from tiny_chat_templates import TEMPLATES
 from tiny_language_models import make_chat_tokenizer
+from transformers import GenerationConfig
 
 TOKENIZERS = {
     name: make_chat_tokenizer(chat_template=template) for name, template in TEMPLATES.items()
@@ -154,12 +155,8 @@ def test_a_text_is_no_chat() -> None:
 
 
 def test_what_ends_a_response_is_behind_it() -> None:
-    class Model:
-        class generation_config:
-            eos_token_id = None
-
     tokenizer = make_chat_tokenizer(chat_template=TEMPLATES["prefilled"])
-    assert end_ids(tokenizer, chats(), Model) == {tokenizer.eos_token_id}
+    assert end_ids(tokenizer, chats(), GenerationConfig()) == {tokenizer.eos_token_id}
 
 
 def test_settings_are_written_only_where_they_are_used() -> None:
