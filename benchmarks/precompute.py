@@ -1,6 +1,6 @@
 """What stage 1 takes beside a plain loop and beside other tools, and beside the model at all.
 
-One command, four tables:
+One command, four tables (or those that are named: `--tables teachers generation beside caches`):
 
     python benchmarks/precompute.py [--encoder FOLDER] [--causal-lm FOLDER] [--texts FILE]
 
@@ -15,7 +15,8 @@ environment which has it).
 
 Beside the model: a real tokenizer and a device that is only pretended, which takes a set time a
 text. Processor time a text, of that the tokenizer's own, and the share of time in which the device
-had work, with texts tokenized in the run and with a tokenizer of no cost.
+had work, with texts tokenized in the run and with a tokenizer of no cost; medians, of the share the
+least and the most as well. Each text is taken as often as `--many` texts need, with a number.
 
 Caches: one commit with so many shards there, and the first look-up of 1,000 keys.
 """
@@ -60,6 +61,8 @@ from precompute_ways.ways import (
 GPU_RATE_S = 4e-6
 """A text of MiniLM on a large GPU, reckoned."""
 
+TABLES = ("teachers", "generation", "beside", "caches")
+
 
 def main() -> None:
     """Print the tables."""
@@ -74,44 +77,26 @@ def main() -> None:
             Path(folder) / "causal_lm", "llama", "AutoModelForCausalLM"
         )
         texts = read_texts(options)
-        few = texts[: options.few]
-        kinds = {
-            f"encoder, {len(texts)} texts": (encoder_ways(encoder, device), texts),
-            f"causal_lm top_k, {len(few)} texts": (causal_lm_ways(causal_lm, device), few),
-            f"classifier, {len(texts)} texts": (
-                classifier_ways(encoder, Path(folder) / "classifier", device),
-                texts,
-            ),
-            f"open_clip, {len(few)} texts": (
-                clip_ways(Path(folder) / "clip", device, options.quick),
-                few,
-            ),
-            f"diffusers latents, {len(few)} texts": (
-                diffusion_ways(Path(folder) / "diffusion", device),
-                few,
-            ),
+        tables = {
+            "teachers": lambda: teachers(encoder, causal_lm, Path(folder), texts, device, options),
+            "generation": lambda: generation(causal_lm, texts, device, options),
+            "beside": lambda: beside_the_model(encoder, texts, options),
+            "caches": lambda: caches(options.shards, options.keys),
         }
-        rows = [("teacher", "way", "seconds", "of the plain loop")]
-        for name, (ways, read) in kinds.items():
+        for name in options.tables or tables:
             print(f"... {name}", file=sys.stderr)
-            rows += [(name, *cells) for cells in compared(ways, read, options.rounds)]
-        print(f"\n{table(rows, options.markdown)}")
-        print("... generation", file=sys.stderr)
-        found = generation(causal_lm, texts, device, options)
-        print(f"\n{table(found, options.markdown)}")
-        print("... beside the model", file=sys.stderr)
-        print(f"\n{table(beside_the_model(encoder, texts), options.markdown)}")
-    print("... caches", file=sys.stderr)
-    print(f"\n{table(caches(options.shards, options.keys), options.markdown)}")
+            print(f"\n{table(tables[name](), options.markdown)}")
 
 
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tables", nargs="+", choices=TABLES, help="by default all")
     parser.add_argument("--encoder", help="folder of a sentence encoder (mean pooling)")
     parser.add_argument("--causal-lm", help="folder of a causal language model")
     parser.add_argument("--texts", help="Parquet file with a column 'text'; default made-up texts")
     parser.add_argument("--count", type=int, default=2048, help="texts")
+    parser.add_argument("--many", type=int, default=100_000, help="texts beside the model")
     parser.add_argument("--few", type=int, default=128, help="texts of the language model")
     parser.add_argument("--prompts", type=int, default=32, help="texts that are responded to")
     parser.add_argument("--new-tokens", type=int, default=32, help="of each response, at most")
@@ -126,7 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all runs")
     options = parser.parse_args()
     if options.quick:
-        options.count, options.few, options.rounds = 64, 8, 1
+        options.count, options.many, options.few, options.rounds = 64, 128, 8, 1
         options.prompts, options.new_tokens = 8, 4
         options.shards, options.keys = [3], 10_000
     return options
@@ -165,6 +150,33 @@ def causal_lm_ways(folder: str, device: torch.device) -> dict[str, Way]:
         "plain loop": BareTopK(folder, device, 128),
         "armada": Armada(f"causal_lm:{folder}", device, max_length=128, top_k=64),
     }
+
+
+def teachers(
+    encoder: str,
+    causal_lm: str,
+    folder: Path,
+    texts: list[str],
+    device: torch.device,
+    options: argparse.Namespace,
+) -> list[tuple[str, ...]]:
+    """Rows of the first table."""
+    few = texts[: options.few]
+    kinds = {
+        f"encoder, {len(texts)} texts": (encoder_ways(encoder, device), texts),
+        f"causal_lm top_k, {len(few)} texts": (causal_lm_ways(causal_lm, device), few),
+        f"classifier, {len(texts)} texts": (
+            classifier_ways(encoder, folder / "classifier", device),
+            texts,
+        ),
+        f"open_clip, {len(few)} texts": (clip_ways(folder / "clip", device, options.quick), few),
+        f"diffusers latents, {len(few)} texts": (diffusion_ways(folder / "diffusion", device), few),
+    }
+    rows: list[tuple[str, ...]] = [("teacher", "way", "seconds", "of the plain loop")]
+    for name, (ways, read) in kinds.items():
+        print(f"... {name}", file=sys.stderr)
+        rows += [(name, *cells) for cells in compared(ways, read, options.rounds)]
+    return rows
 
 
 def generation(
@@ -207,19 +219,30 @@ def compared(ways: dict[str, Way], texts: list[str], rounds: int) -> list[tuple[
     ]
 
 
-def beside_the_model(folder: str, texts: list[str]) -> list[tuple[str, ...]]:
+def beside_the_model(
+    folder: str, texts: list[str], options: argparse.Namespace
+) -> list[tuple[str, ...]]:
     """Rows of the third table."""
+    times = -(-options.many // len(texts))
+    many = [f"{text} {time}" for time in range(times) for text in texts][: options.many]
     title = ("a text takes the device", "tokenized", "CPU us a text", "of that, tokenizer")
-    rows: list[tuple[str, ...]] = [(*title, "feeding thread", "busy")]
+    rows: list[tuple[str, ...]] = [(*title, "feeding thread", "busy", "least to most")]
     for text_s in (0.0, GPU_RATE_S, 100e-6):
         for before in (False, True):
-            found = cost(folder, texts, text_s, before)
-            parts = (found.cpu_s, found.tokenizing_s, found.feeding_s)
-            cpu, tokenizing, feeding = (f"{part * 1e6 / len(texts):.1f}" for part in parts)
+            costs = [cost(folder, many, text_s, before) for _ in range(options.rounds)]
+            cpu, tokenizing, feeding = (
+                f"{median(parts) * 1e6 / len(many):.1f}"
+                for parts in zip(
+                    *((each.cpu_s, each.tokenizing_s, each.feeding_s) for each in costs),
+                    strict=True,
+                )
+            )
+            busy = [each.busy for each in costs]
+            shares = (f"{median(busy):.0%}", f"{min(busy):.0%} to {max(busy):.0%}")
             how = "before" if before else "in the run"
             tokenizing = ABSENT if before else tokenizing
-            busy = f"{found.busy:.0%}" if text_s else ABSENT
-            rows.append((f"{text_s * 1e6:.0f} us", how, cpu, tokenizing, feeding, busy))
+            shares = shares if text_s else (ABSENT, ABSENT)
+            rows.append((f"{text_s * 1e6:.0f} us", how, cpu, tokenizing, feeding, *shares))
     return rows
 
 
