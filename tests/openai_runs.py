@@ -18,13 +18,16 @@ def write_corpus(folder: Path, texts: Sequence[str]) -> Path:
     return path
 
 
-def words(server: OpenAIServer, corpus: Path, **options: Any) -> list[str]:
-    """The command that computes a cache of embeddings beside the corpus."""
+def words(
+    server: OpenAIServer, corpus: Path, columns: Sequence[str] = ("text",), **options: Any
+) -> list[str]:
+    """The command that computes a cache beside the corpus: by default of embeddings."""
     more = {"base_url": server.url, "texts_per_request": 8, "rows_per_shard": 64} | options
     given = [word for name, value in more.items() for word in ("--set", f"{name}={value}")]
     cache = str(corpus.parent / "cache")
     return [
-        *("precompute", "--corpus", str(corpus), "--text-column", "text", "--quiet"),
+        *("precompute", "--corpus", str(corpus), "--quiet"),
+        *(word for column in columns for word in ("--text-column", column)),
         *("--teacher", "openai:toy", "--cache", cache, *given),
     ]
 

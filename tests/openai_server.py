@@ -1,23 +1,27 @@
 """An OpenAI-compatible server on loopback: counts what it is asked, and fails as it is told.
 
 An ASGI application under uvicorn. Its embeddings are of no model: normal numbers seeded by the
-text. Its responses are of a causal language model that transformers loads from a folder.
+text, scores are their products, and pictures noise. Its responses are of a causal language model
+that transformers loads from a folder.
 """
 
 import asyncio
 import json
 import threading
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import uvicorn
+from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Body = dict[str, Any]
@@ -43,6 +47,43 @@ def embeddings_reply(body: Body) -> Body:
     ]
     usage = {"prompt_tokens": sum(len(text.split()) for text in texts)}
     return {"object": "list", "model": body["model"], "data": data, "usage": usage}
+
+
+def score(query: str, document: str) -> float:
+    """The score of a pair."""
+    return float(embedding(query) @ embedding(document))
+
+
+def rerank_reply(body: Body) -> Body:
+    """The reply to `POST /rerank`: by descending score."""
+    documents = body.get("documents", body.get("texts"))
+    scores = [score(body["query"], each) for each in documents]
+    order = sorted(range(len(scores)), key=lambda at: -scores[at])
+    return {"results": [{"index": at, "relevance_score": scores[at]} for at in order]}
+
+
+def score_reply(body: Body) -> Body:
+    """The reply to `POST /score`."""
+    data = [
+        {"index": at, "score": score(body["text_1"], each)}
+        for at, each in enumerate(body["text_2"])
+    ]
+    return {"model": body["model"], "data": data}
+
+
+def picture(prompt: str, width: int = 32, height: int = 32) -> Image.Image:
+    """The picture of a text: noise."""
+    seed = int.from_bytes(blake2b(prompt.encode(), digest_size=8).digest(), "little")
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def images_reply(body: Body) -> Body:
+    """The reply to `POST /images/generations`."""
+    width, height = map(int, body.get("size", "32x32").split("x"))
+    file = BytesIO()
+    picture(body["prompt"], width, height).save(file, format="PNG")
+    return {"created": 0, "data": [{"b64_json": b64encode(file.getvalue()).decode()}]}
 
 
 class Model:
@@ -178,7 +219,12 @@ class OpenAIServer:
         self.authorizations.add(authorization)
         if self.keys is not None and authorization.removeprefix("Bearer ") not in self.keys:
             return 401, {}, b'{"error": {"message": "Incorrect API key", "type": "auth"}}'
-        replies = {"/v1/embeddings": embeddings_reply}
+        replies = {
+            "/v1/embeddings": embeddings_reply,
+            "/v1/rerank": rerank_reply,
+            "/v1/score": score_reply,
+            "/v1/images/generations": images_reply,
+        }
         if self.model is not None:
             replies |= {
                 "/v1/chat/completions": self.model.chat_reply,
@@ -190,9 +236,17 @@ class OpenAIServer:
         fault = self.faults.pop(0) if self.faults else self.fault(number, body)
         if fault is not None:
             return fault(body, reply)
-        said = body.get("messages", [{"content": body.get("prompt")}])[-1]["content"]
-        self.paid.update(body.get("input", [said]))
+        self.paid.update(_texts(body))
         return 200, {"content-type": "application/json"}, json.dumps(reply).encode()
+
+
+def _texts(body: Body) -> list[str]:
+    """The texts of a request."""
+    if (query := body.get("query", body.get("text_1"))) is not None:
+        documents = body.get("documents", body.get("texts", body.get("text_2")))
+        return [f"{query} | {each}" for each in documents]
+    said = body.get("messages", [{"content": body.get("prompt")}])[-1]["content"]
+    return list(body.get("input", [said]))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
@@ -13,7 +14,10 @@ from ..teachers.base import Answers, Example
 from . import embeddings
 from .options import OpenAIOptions
 from .requests import CHARACTERS_PER_TOKEN, Api, Query
+from .score_api import ScoreApi
 from .wire import MalformedReplyError, Usage
+
+PROBE = "The quick brown fox jumps over the lazy dog."
 
 
 class FeatureApi(Api, Protocol):
@@ -24,8 +28,20 @@ class FeatureApi(Api, Protocol):
         """Settings of the fingerprint beside the options."""
 
     @property
+    def weights(self) -> Mapping[str, str]:
+        """Digests of weights that answers go through here."""
+
+    @property
     def vocab_digest(self) -> str | None:
         """Digest of the tokens of a tokenizer that features are in."""
+
+    probe: tuple[str, ...]
+    """Segments of an example of our own."""
+    most_probes: int
+    """How often it is worth asking for them at most."""
+
+    def load(self) -> None:
+        """Build what answers go through here."""
 
     def content(self, example: Example) -> Any:
         """The content of an example's query."""
@@ -52,7 +68,17 @@ class EmbeddingApi:
         self._width: int | None = options.dimensions
 
     settings: Mapping[str, SettingValue] = MappingProxyType({})
+    weights: Mapping[str, str] = MappingProxyType({})
     vocab_digest = None
+    probe: tuple[str, ...] = (PROBE,)
+    most_probes: int = 64
+
+    def load(self) -> None:
+        """See FeatureApi: nothing."""
+
+    def fit(self, one: Query, other: Query) -> bool:
+        """See Api: any."""
+        return True
 
     def content(self, example: Example) -> str:
         """The text."""
@@ -102,10 +128,17 @@ class EmbeddingApi:
         return (1 - product) / 2
 
 
-def make_api(model: str, options: OpenAIOptions) -> FeatureApi:
-    """The API of some options. Raises TeacherSourceError or JobError for a tokenizer."""
+def make_api(model: str, options: OpenAIOptions, device: torch.device) -> FeatureApi:
+    """The API of some options; `device`: of what answers go through here. Raises TeacherSourceError
+    or JobError for a tokenizer or an image encoder."""
     if options.api == "embeddings":
         return EmbeddingApi(model, options)
+    if options.api == "images":
+        from .image_api import ImageApi
+
+        return ImageApi(model, options, device)
+    if options.api in ("rerank", "score"):
+        return ScoreApi(model, options)
     from .generation_api import GenerationApi
 
     return GenerationApi(model, options)

@@ -10,6 +10,7 @@ Shapes: T tokens of a response.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,9 @@ class GenerationApi:
     `generated_log_probs`, `generated_top_k`."""
 
     together = 1
+    weights: Mapping[str, str] = MappingProxyType({})
+    probe: tuple[str, ...] = ("The quick brown fox jumps over the lazy dog.",)
+    most_probes: int = 64
 
     def __init__(self, model: str, options: OpenAIOptions) -> None:
         """Raises TeacherSourceError or JobError for the tokenizer."""
@@ -80,6 +84,13 @@ class GenerationApi:
             None if self._tokenizer is None else "as the server says",
             self._coding,
         )
+
+    def load(self) -> None:
+        """See FeatureApi: nothing."""
+
+    def fit(self, one: Query, other: Query) -> bool:
+        """See Api."""
+        return False
 
     @property
     def settings(self) -> dict[str, SettingValue]:

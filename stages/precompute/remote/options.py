@@ -28,7 +28,7 @@ class Limits:
         return tokens / 1e6 + self.request_price
 
 
-ApiName = Literal["embeddings", "chat", "completions"]
+ApiName = Literal["embeddings", "chat", "completions", "images", "rerank", "score"]
 
 _OF_ALL = frozenset({"api"})
 _OF_GENERATION = _OF_ALL | frozenset(
@@ -39,6 +39,9 @@ OF_API: dict[str, frozenset[str]] = {
     "embeddings": _OF_ALL | {"dimensions", "store_dtype", "template", "lowercase"},
     "chat": _OF_GENERATION | {"system_prompt"},
     "completions": _OF_GENERATION | {"prompt_template"},
+    "images": _OF_ALL | {"size", "store_dtype", "template", "lowercase"},
+    "rerank": _OF_ALL | {"store_dtype"},
+    "score": _OF_ALL | {"store_dtype"},
 }
 """API -> the options that are its settings."""
 
@@ -49,12 +52,14 @@ class OpenAIOptions(TextOptions):
     of_a_run: ClassVar[frozenset[str]] = frozenset(
         {"base_url", "key_variable", "concurrency", "requests_per_minute", "tokens_per_minute"}
         | {"timeout", "patience", "texts_per_request", "probes", "accept_change"}
+        | {"image_encoder", "keep_images", "documents_name"}
         | {"max_requests", "max_cost", "input_price", "output_price", "request_price"}
     )
 
     api: ApiName = Field(
         default="embeddings",
-        description="the API: embeddings, or responses to prompts by chat or completions",
+        description="the API: embeddings; responses to prompts by chat or completions; pictures "
+        "by images; scores of pairs, of a query and a document, by rerank or score",
     )
     dimensions: int | None = Field(
         default=None,
@@ -116,6 +121,22 @@ class OpenAIOptions(TextOptions):
         description="ask for tokens by their ids, which vLLM and SGLang can give",
     )
 
+    size: str | None = Field(
+        default=None,
+        pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$",
+        description="size of the pictures, such as 512x512; default: the server's",
+    )
+    image_encoder: str | None = Field(
+        default=None,
+        description="embeds the pictures of api=images: transformers:PATH_OR_ID or "
+        "open_clip:FOLDER",
+    )
+    keep_images: bool = Field(default=False, description="keep the pictures too, as PNG files")
+    documents_name: Literal["documents", "texts"] = Field(
+        default="documents",
+        description="the server's name for documents of api=rerank; TEI's is texts",
+    )
+
     base_url: str = Field(
         default="https://api.openai.com/v1",
         description="URL of the server, up to the part that all of its endpoints begin with",
@@ -140,7 +161,10 @@ class OpenAIOptions(TextOptions):
         description="seconds for which a request that fails is sent again, before the run ends",
     )
     texts_per_request: int = Field(
-        default=32, ge=1, le=2048, description="texts of one request (embeddings)"
+        default=32,
+        ge=1,
+        le=2048,
+        description="texts of one request (embeddings), or documents of a query (rerank, score)",
     )
     probes: int = Field(
         default=3,
@@ -193,8 +217,19 @@ class OpenAIOptions(TextOptions):
         return self
 
     @model_validator(mode="after")
+    def _embeds_pictures(self) -> "OpenAIOptions":
+        if self.api == "images" and self.image_encoder is None:
+            raise ValueError(
+                "image_encoder: is not set; api=images needs one: transformers:PATH_OR_ID or "
+                "open_clip:FOLDER"
+            )
+        if self.api != "images" and (self.image_encoder or self.keep_images):
+            raise ValueError("image_encoder, keep_images: are for api=images; leave them out")
+        return self
+
+    @model_validator(mode="after")
     def _generates(self) -> "OpenAIOptions":
-        if self.api == "embeddings":
+        if self.api not in ("chat", "completions"):
             return self
         if self.max_new_tokens is None:
             raise ValueError(f"max_new_tokens: is not set; api={self.api} needs it")

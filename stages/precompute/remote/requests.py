@@ -47,6 +47,9 @@ class Api(Protocol):
     together: int
     """The most queries of one request."""
 
+    def fit(self, one: Query, other: Query) -> bool:
+        """Whether one request may have both."""
+
     def body(self, queries: Sequence[Query]) -> dict[str, Any]:
         """The document that is sent."""
 

@@ -27,7 +27,6 @@ from .requester import Requester
 from .requests import Query, RequestCounts, Requests
 from .wire import Served
 
-PROBE = "The quick brown fox jumps over the lazy dog."
 APART = 0.01
 """Distance of two answers to one text above which two servers are two teachers: rounding, in half
 precision and in batches of other sizes, is a hundred times less."""
@@ -54,7 +53,7 @@ class OpenAITeacher(Teacher):
 
     def __init__(self, source: str, options: OpenAIOptions, device: torch.device) -> None:
         self._source, self._options = source, options
-        self._api: FeatureApi = make_api(source, options)
+        self._api: FeatureApi = make_api(source, options, device)
         self._counts = RequestCounts()
         self._served: Served | None = None
         self._probed: Any = None
@@ -66,7 +65,8 @@ class OpenAITeacher(Teacher):
     def _make_spec(self, answer: Any) -> TeacherSpec:
         features = self._api.features(answer)
         settings = {"model": self._source, **self._api.settings}
-        spec = make_spec(self.kind, self._source, {}, self._options, features, **settings)
+        weights = dict(self._api.weights)
+        spec = make_spec(self.kind, self._source, weights, self._options, features, **settings)
         return spec.model_copy(update={"vocab_digest": self._api.vocab_digest})
 
     def settle(self, cached: Sequence[TeacherSpec]) -> None:
@@ -82,6 +82,7 @@ class OpenAITeacher(Teacher):
 
     def load(self) -> None:
         """Send a probe, several times."""
+        self._api.load()
         answer = self._probe()
         for wanted, found in zip(self.spec.features, self._api.features(answer), strict=True):
             if wanted.shape != found.shape:
@@ -165,8 +166,9 @@ class OpenAITeacher(Teacher):
         """An answer to a text of our own; raises RunError if others to it are not alike."""
         if self._probed is not None:
             return self._probed
-        content = self._api.content(Example(b"", (PROBE,)))
-        queries = [Query(b"%d" % number, content) for number in range(self._options.probes)]
+        content = self._api.content(Example(b"", self._api.probe))
+        count = min(self._options.probes, self._api.most_probes)
+        queries = [Query(b"%d" % number, content) for number in range(count)]
         requester = self._make_requester(None)
         try:
             futures = [future for query in queries for future in requester.send([query])]
