@@ -74,6 +74,12 @@ def precompute(
         str | None, typer.Option(help="number of processes here, or auto: one for each GPU")
     ] = None,
     dask: Annotated[str | None, typer.Option(help="address of a Dask scheduler")] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(help="requests to a server after which the run ends")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="cost of requests at which the run ends, by the prices")
+    ] = None,
     settings: Settings = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="only show what would be done")
@@ -101,6 +107,8 @@ def precompute(
         "part": part,
         "workers": workers,
         "dask": dask,
+        "max_requests": max_requests,
+        "max_cost": max_cost,
     }
     made = make_precompute_job(collect_keys(job, options, settings or []))
     with kept_imports():

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .messages import counted, duration, fidelity_in_words, size, warn, warn_skipped
+from .messages import (
+    counted,
+    duration,
+    fidelity_in_words,
+    requests_in_words,
+    size,
+    warn,
+    warn_skipped,
+)
 
 if TYPE_CHECKING:
     from .ablation.ablate import PlannedCell
@@ -77,6 +85,8 @@ def show_precompute(report: "PrecomputeReport", as_json: bool) -> None:
         f"{report.rows} rows, {report.unique} unique; {report.already_cached} already cached, "
         f"{report.computed} computed in {report.teacher_seconds:.1f} s{elsewhere}"
     )
+    if report.requests is not None:
+        print(requests_in_words(report.requests))
     for name, measured in report.fidelity.items():
         print(f"{name}: {fidelity_in_words(measured)}")
     print(f"teacher {report.fingerprint}")
@@ -97,6 +107,8 @@ def show_dry_run(plan: "DryRun", as_json: bool) -> None:
         f"{counted(plan.shards, 'shard')}, {size(plan.bytes)}, about "
         f"{duration(plan.expected_seconds)} of teacher time"
     )
+    if plan.requests is not None and missing:
+        print(f"about {requests_in_words(plan.requests)}")
     settings = (f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in plan.settings.items())
     print(f"settings: {'; '.join(settings) or 'none'}")
     print(f"teacher {plan.fingerprint}")

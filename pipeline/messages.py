@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..cache_schemas.codings import Fidelity
-    from ..cache_schemas.manifest import BatchFigures
+    from ..cache_schemas.manifest import BatchFigures, RequestFigures
 
 LOGGER = logging.getLogger("armada")
 
@@ -126,6 +126,19 @@ def device_in_words(figures: "BatchFigures") -> str:
     """The seconds of a run's devices, and the share in which they were running."""
     busy = f", {figures.busy_seconds / figures.seconds:.0%} busy" if figures.busy_seconds else ""
     return f"{duration(figures.seconds)} of the device{busy}"
+
+
+def requests_in_words(*figures: "RequestFigures") -> str:
+    """How many requests, and what they took."""
+    requests, paid = (sum(each.requests for each in figures), sum(each.cost for each in figures))
+    given = sum(each.input_tokens for each in figures)
+    generated = sum(each.output_tokens for each in figures)
+    parts = [counted(requests, "request")]
+    if given or generated:
+        parts.append(f"{given:,} tokens in, {generated:,} out")
+    if paid:
+        parts.append(f"cost {paid:.4g}")
+    return ", ".join(parts)
 
 
 def fidelity_in_words(fidelity: "Fidelity") -> str:

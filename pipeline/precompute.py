@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..cache_schemas.manifest import (
-    TeacherManifest,
-    fidelity_of,
-)
+from ..cache_schemas.manifest import RequestFigures, TeacherManifest, fidelity_of
 from ..cache_schemas.teachers import SettingValue
 from ..stages.store.format.zarr_shards import shard_bytes
 from ..stages.store.reading.reader import Cache
@@ -52,6 +49,8 @@ class DryRun:
     expected_seconds: float
     settings: Mapping[str, SettingValue]
     """All settings of the teacher, defaults and those of the source included."""
+    requests: RequestFigures | None = None
+    """Those that are expected, of a teacher behind a server."""
 
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
@@ -113,6 +112,7 @@ def _dry_run(job: PrecomputeJob, teacher: "Teacher") -> DryRun:
         skipped=plan.corpus.skipped,
         expected_seconds=probe.seconds * len(todo),
         settings=teacher.spec.settings,
+        requests=teacher.forecast(len(todo)),
     )
 
 
@@ -198,4 +198,5 @@ def _compute(
         skipped=(*plan.corpus.skipped, *skipped),
         teacher_seconds=sum(run.record.teacher_seconds.values()),
         fidelity=fidelity_of(run.commits),
+        requests=teacher.requests(),
     )

@@ -31,7 +31,7 @@ from ..stages.store.writing.teacher_folder import begun_without, check_teacher, 
 from ..stages.store.writing.writer import CacheWriter, pending
 from ..stages.tokenizing.unknown import SAMPLE
 from .environment import new_run_id, now
-from .messages import LOGGER, device_in_words
+from .messages import LOGGER, device_in_words, requests_in_words
 from .precompute_job import PrecomputeJob, make_teacher, part_of
 
 if TYPE_CHECKING:
@@ -186,6 +186,8 @@ class PrecomputeReport:
     teacher_seconds: float
     fidelity: Mapping[str, Fidelity]
     """Fidelity of each coded feature, measured in the shards of this run."""
+    requests: RequestFigures | None = None
+    """Those of this run, of a teacher behind a server."""
 
     @property
     def asked(self) -> int:
@@ -234,7 +236,10 @@ class RunProvenance:
         self.write()
 
     def progress(self) -> str:
-        """What the device has been doing, in words; nothing before the first batch."""
+        """What the device has been doing, or what requests took, in words; nothing before the
+        first."""
+        if (requests := self._requests()) is not None:
+            return requests_in_words(requests) if requests.requests else ""
         figures = self._batches()
         return device_in_words(figures) if figures.batches else ""
 

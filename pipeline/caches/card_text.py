@@ -15,7 +15,7 @@ from ...cache_schemas.codings import Fidelity
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.layout import ROWS_TABLE
 from ...cache_schemas.manifest import BatchFigures, CorpusRecord, RunRecord, TeacherManifest
-from ..messages import batches_in_words, counted, fidelity_in_words, size
+from ..messages import batches_in_words, counted, fidelity_in_words, requests_in_words, size
 
 MARK = "<!-- made by `armada cache card`; the next run replaces this file -->"
 
@@ -172,10 +172,13 @@ def _overview(facts: CardFacts) -> Iterator[tuple[str, str]]:
 def cost(runs: Iterable[RunRecord]) -> str:
     """Hours of teacher time on each kind of hardware."""
     seconds: dict[str, float] = {}
+    runs = list(runs)
     for run in runs:
         on = _hardware(run)
         seconds[on] = seconds.get(on, 0.0) + sum(run.teacher_seconds.values())
     parts = [f"{_hours(total)} on {on}" for on, total in seconds.items() if total]
+    if requests := [run.requests for run in runs if run.requests is not None]:
+        parts.append(requests_in_words(*requests))
     return "; ".join(parts) or "not recorded"
 
 

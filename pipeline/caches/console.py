@@ -48,7 +48,8 @@ def show_teachers(teachers: "Sequence[TeacherSummary]", as_json: bool) -> None:
             str(teacher.rows),
             str(teacher.shards),
             size(teacher.bytes),
-            duration(teacher.teacher_seconds),
+            duration(teacher.teacher_seconds)
+            + (f", {teacher.request_cost:.4g} paid" if teacher.request_cost else ""),
         )
     # A pipe has no width: a fingerprint must never be truncated.
     Console(width=None if sys.stdout.isatty() else 200).print(table)

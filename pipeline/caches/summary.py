@@ -31,6 +31,8 @@ class TeacherSummary:
     shards: int
     bytes: int
     teacher_seconds: float
+    request_cost: float
+    """By the prices of the jobs, of a teacher behind a server."""
 
 
 def summarise(location: str) -> list[TeacherSummary]:
@@ -54,6 +56,7 @@ def _summary(teacher: TeacherIndex, apart: str = "") -> TeacherSummary:
         shards=len(teacher.commits),
         bytes=_held_bytes(teacher.commits, part),
         teacher_seconds=sum(sum(run.teacher_seconds.values()) for run in teacher.runs.values()),
+        request_cost=sum(run.requests.cost for run in teacher.runs.values() if run.requests),
     )
 
 

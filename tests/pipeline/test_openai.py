@@ -157,3 +157,53 @@ def test_a_dry_run_pays_for_a_few_texts_once(armada: CommandLine, corpus: Path) 
         assert sum(server.paid[text] for text in TEXTS) == 4
         assert set(server.paid.values()) <= {1, 3}
     assert not list(corpus.parent.glob("cache/teachers/*/commits/*"))
+
+
+def test_a_dry_run_says_what_the_run_will_cost(armada: CommandLine, corpus: Path) -> None:
+    prices = {"input_price": 3.0, "request_price": 0.01, "probes": 1}
+    with serving() as server:
+        planned = json.loads(armada.done(*words(server, corpus, **prices), "--dry-run", "--json"))
+        shown = armada.done(*words(server, corpus, **prices), "--dry-run")
+        done = json.loads(armada.done(*words(server, corpus, **prices), "--json"))
+        again = json.loads(armada.done(*words(server, corpus, **prices), "--json"))
+    expected, made = planned["requests"], done["requests"]
+    assert expected["requests"] == made["requests"] - 1 == -(-COUNT // 8)  # and the probe
+    # All texts but the probe are of six words.
+    assert expected["input_tokens"] == made["input_tokens"] - len(PROBE.split()) == 6 * COUNT
+    cost = expected["requests"] * 0.01 + 6 * COUNT * 3 / 1e6
+    assert expected["cost"] == pytest.approx(cost)
+    assert made["cost"] == pytest.approx(cost + 0.01 + len(PROBE.split()) * 3 / 1e6)
+    assert f"about 38 requests, 1,800 tokens in, 0 out, cost {cost:.4g}" in shown
+    assert again["requests"]["requests"] == 0
+
+
+def test_what_was_paid_is_in_the_list_and_on_the_card(armada: CommandLine, corpus: Path) -> None:
+    with serving() as server:
+        armada.done(*words(server, corpus, request_price=0.5, probes=1))
+    cache = corpus.parent / "cache"
+    listed = json.loads(armada.done("cache", "ls", cache, "--json"))
+    assert listed[0]["request_cost"] == 0.5 * 39
+    assert "19.5 paid" in armada.done("cache", "ls", cache)
+    armada.done("cache", "card", cache)
+    card = (cache / "README.md").read_text()
+    assert "39 requests" in card
+    assert "cost 19.5" in card
+
+
+def test_budgets_are_options_of_the_command(armada: CommandLine, corpus: Path) -> None:
+    with serving() as server:
+        stopped = armada(*words(server, corpus, probes=1), "--max-requests", 12)
+        assert stopped.code == 1
+        assert "max_requests=12" in stopped.err
+        assert server.requests == 12
+        stopped = armada(*words(server, corpus, probes=1, request_price=1), "--max-cost", 5)
+        assert stopped.code == 1
+        assert "max_cost=5" in stopped.err
+        assert server.requests == 17
+        armada.done(*words(server, corpus))
+    check_whole(corpus, TEXTS)
+    other = ("--teacher", "hash:16", "--cache", corpus.parent / "other")
+    given = ("--corpus", corpus, "--text-column", "text", "--max-cost", 5)
+    refused = armada("precompute", *given, *other)
+    assert refused.code == 2
+    assert "max_cost" in refused.err

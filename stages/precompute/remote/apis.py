@@ -98,6 +98,10 @@ class EmbeddingApi:
             )
         return list(found)
 
+    def requests(self, queries: int) -> int:
+        """See Api."""
+        return -(-queries // self.together)
+
     def expected(self, queries: Sequence[Query]) -> Usage:
         """See Api."""
         return Usage(sum(len(each.content) for each in queries) // CHARACTERS_PER_TOKEN, 0)

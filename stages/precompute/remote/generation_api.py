@@ -153,6 +153,10 @@ class GenerationApi:
         read = read_chat if self._options.api == "chat" else read_completion
         return [read(document, self._options.responses_per_prompt)]
 
+    def requests(self, queries: int) -> int:
+        """See Api: one each."""
+        return queries
+
     def expected(self, queries: Sequence[Query]) -> Usage:
         """See Api."""
         sizes = sum(len(str(query.content.content)) for query in queries)

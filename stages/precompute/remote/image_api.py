@@ -61,6 +61,10 @@ class ImageApi:
         """The picture."""
         return pictures.read(document, count)
 
+    def requests(self, queries: int) -> int:
+        """See Api: one each."""
+        return queries
+
     def expected(self, queries: Sequence[Query]) -> Usage:
         """Pictures are paid by the piece: `request_price`."""
         return Usage(0, 0)

@@ -56,6 +56,9 @@ class Api(Protocol):
     def read(self, document: Any, count: int) -> Sequence[Any]:
         """The answers to `count` queries in a reply. Raises MalformedReplyError."""
 
+    def requests(self, queries: int) -> int:
+        """How many requests so many queries are, at most."""
+
     def expected(self, queries: Sequence[Query]) -> Usage:
         """About how many tokens a request takes."""
 

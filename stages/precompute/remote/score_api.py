@@ -66,6 +66,10 @@ class ScoreApi:
         """One score for each document."""
         return list(scores.read(document, count))
 
+    def requests(self, queries: int) -> int:
+        """See Api: neighbours may have different queries."""
+        return queries
+
     def expected(self, queries: Sequence[Query]) -> Usage:
         """See Api: a reranker reads the query with each document."""
         characters = sum(len(text) for each in queries for text in each.content)

@@ -58,6 +58,7 @@ class OpenAITeacher(Teacher):
         self._served: Served | None = None
         self._probed: Any = None
         """An answer to the probe, once there is one."""
+        self._sent, self._at_load = 0, replace(self._counts)
         self._requester = self._make_requester(None)
         if options.dimensions is not None or options.api != "embeddings":
             self.spec = self._make_spec(None)
@@ -91,6 +92,7 @@ class OpenAITeacher(Teacher):
                     f"cached teacher's of {list(wanted.shape)}; use the same model, or another "
                     "cache"
                 )
+        self._sent, self._at_load = 0, replace(self._counts)
 
     def begin(self, replies: KeptReplies, earlier: Sequence[RunRecord]) -> None:
         """See Teacher."""
@@ -124,6 +126,26 @@ class OpenAITeacher(Teacher):
         """See Teacher."""
         return self._counts.figures(self._served or Served("", None))
 
+    def forecast(self, rows: int) -> RequestFigures | None:
+        """See Teacher: by the tokens that an example took so far."""
+        share = rows / max(self._sent, 1)
+        before, now = self._at_load, self._counts
+        tokens = (
+            round((now.input_tokens - before.input_tokens) * share),
+            round((now.output_tokens - before.output_tokens) * share),
+        )
+        requests, limits = self._api.requests(rows), self._options.limits
+        cost = limits.cost_of(*tokens) + limits.request_price * (requests - 1)
+        served = self._served or Served("", None)
+        return RequestFigures(
+            requests=requests,
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
+            cost=cost,
+            model=served.model,
+            system_fingerprint=served.system_fingerprint,
+        )
+
     def close(self) -> None:
         """See Teacher."""
         self._requester.close()
@@ -148,6 +170,7 @@ class OpenAITeacher(Teacher):
         )
 
     def _ask(self, requester: Requester, examples: Sequence[Example]) -> "list[Future[Any]]":
+        self._sent += len(examples)
         return requester.send([Query(each.key, self._api.content(each)) for each in examples])
 
     def _answers(self, futures: Sequence["Future[Any]"]) -> Answers:

@@ -213,6 +213,11 @@ class Teacher(ABC):
         """The requests of this run so far. Default: None, it makes none."""
         return None
 
+    def forecast(self, rows: int) -> RequestFigures | None:
+        """The requests that so many more examples will take, as far as those that were computed
+        since `load` tell. Default: None, it makes none."""
+        return None
+
     def close(self) -> None:  # noqa: B027
         """A run has ended, in whatever way. Default: nothing."""
 
