@@ -50,7 +50,7 @@ class DryRun:
     settings: Mapping[str, SettingValue]
     """All settings of the teacher, defaults and those of the source included."""
     requests: RequestFigures | None = None
-    """Those that are expected, of a teacher behind a server."""
+    """Requests that are expected, of a teacher behind a server."""
 
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:

@@ -187,7 +187,7 @@ class PrecomputeReport:
     fidelity: Mapping[str, Fidelity]
     """Fidelity of each coded feature, measured in the shards of this run."""
     requests: RequestFigures | None = None
-    """Those of this run, of a teacher behind a server."""
+    """Requests of this run, of a teacher behind a server."""
 
     @property
     def asked(self) -> int:
