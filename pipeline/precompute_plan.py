@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache_schemas.codings import Fidelity
-from ..cache_schemas.errors import MissingKeysError
+from ..cache_schemas.errors import JobError, MissingKeysError
 from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import (
@@ -23,6 +23,7 @@ from ..cache_schemas.manifest import (
     RunRecord,
     TeacherManifest,
 )
+from ..cache_schemas.teachers import TeacherSpec
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus, refuse_unreadable
 from ..stages.store.format.manifests import list_teachers, read_commits
 from ..stages.store.reading.reader import Cache
@@ -92,9 +93,11 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
         limit=job.limit,
+        prompts_only=asks_prompts(teacher.spec),
         form=job.file_format,
     )
     corpus.require_format(teacher.spec.settings.get("text_format"), f"teacher {job.teacher}")
+    _require_response(job, corpus, teacher.spec)
     keys = corpus.keys()
     if job.part is not None:
         rows = _rows_of_part(keys, job.part)
@@ -103,6 +106,22 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
         corpus, keys = _only_cached(job, admission.base, corpus, keys)
     _warn_of_unknown(corpus, keys, teacher)
     return Plan(corpus, keys, len(first_occurrences(keys)), admission.manifest)
+
+
+def asks_prompts(spec: TeacherSpec) -> bool:
+    """Whether a teacher's examples are prompts alone: a chat is one without its last answer."""
+    return spec.settings.get("response_column") is False
+
+
+def _require_response(job: PrecomputeJob, corpus: Corpus, spec: TeacherSpec) -> None:
+    text_format = spec.settings.get("text_format")
+    if text_format not in ("plain", "chat") or asks_prompts(spec):
+        return
+    if len(corpus.segments) == 1 and not corpus.chats:
+        raise JobError(
+            f"text_format {text_format}: examples have one segment; name the columns of prompt and "
+            "response, the response last; prompts alone are answered with response_column=false"
+        )
 
 
 def _warn_of_unknown(corpus: Corpus, keys: KeyArray, teacher: "Teacher") -> None:

@@ -31,6 +31,10 @@ class LanguageKeys(LanguageSettings):
         default=None,
         description="prompt of text_format=plain; {text} is the segments before the last one",
     )
+    user_template: str | None = Field(
+        default=None,
+        description="user's turn that text_format=chat makes of the segments before the last one",
+    )
     system_prompt: str | None = Field(default=None, description="system message (text_format=chat)")
     end_token: bool | None = Field(
         default=None, description="end every text with the tokenizer's end-of-sequence token"

@@ -16,13 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...cache_schemas.chats import answered
 from ...cache_schemas.errors import InputError, StudentSourceError
 from ...cache_schemas.locations import expand_home, shown_url
 from ..adapters import without_adapters
 from ..embeddings.folders import MODULES, read_embedding_folder
 from ..embeddings.layers import load_layers
-from ..language.tokens import encode_texts, end_ids
+from ..language.tokens import encode_prompts, encode_texts, end_ids
 from ..pretrained import refusing
 from .export import HEADS, StudentCard, load_saved_student, student_folder
 from .language.evaluation import padded_prompts, respond
@@ -184,18 +183,14 @@ class SavedLanguageModel(SavedStudent):
     def _prompts(self, texts: Sequence[Text]) -> tuple[list[list[int]], int]:
         """Tokens of texts, and how many of these were truncated."""
         recipe = self.card.recipe
-        examples = self._segments(texts)
-        if self.reads_chats:  # whose prompts do not depend on the response
-            examples = [(answered(segments[0], "x"),) for segments in examples]
-        elif recipe.has_prompt:  # the response is generated
-            examples = [(*segments, "") for segments in examples]
+        examples, most = self._segments(texts), self.card.max_length
+        if recipe.has_prompt:  # the response is generated
+            found = encode_prompts(self.tokenizer, recipe, examples, most)
         else:
             recipe = recipe.model_copy(update={"end_token": False})
-        found = encode_texts(self.tokenizer, recipe, examples, self.card.max_length)
-        kept = found.prompts if recipe.has_prompt else found.lengths
-        prompts = [found.of(text)[: kept[text]].tolist() for text in range(len(found))]
-        cut = found.prompts > self.card.max_length if recipe.has_prompt else found.truncated
-        return prompts, int(cut.sum())
+            found = encode_texts(self.tokenizer, recipe, examples, most)
+        prompts = [found.of(text).tolist() for text in range(len(found))]
+        return prompts, int(found.truncated.sum())
 
 
 def load_student(folder: str | Path) -> SavedStudent:

@@ -12,6 +12,7 @@ fixed date, a random one is refused, and so are variables that it does not have.
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from ...cache_schemas.chats import Turns, chat_turns
+from ...cache_schemas.chats import Turns, chat_turns, turns_of
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import canonical_json
 
@@ -147,8 +148,38 @@ TEXT = "{text}"
 JOINT = "\n\n"
 """Between segments of one text; those that are blank are left out."""
 
-LATER: dict[str, Any] = {"template_date": None, "template_options": {}, "chat_prompt": "template"}
+_NUMBER = re.compile(r"\{([1-9]\d?)\}")
+
+LATER: dict[str, Any] = {
+    **{"template_date": None, "template_options": {}, "chat_prompt": "template"},
+    "user_template": TEXT,
+}
 """Settings of chats, which earlier caches and cards do not have, and their defaults."""
+
+
+def check_template(template: str) -> str:
+    """The template of a prompt. Raises ValueError for one without a text."""
+    if TEXT not in template and not _NUMBER.search(template):
+        raise ValueError(f"has no {TEXT}, so all prompts would be the same")
+    return template
+
+
+def fill_template(template: str, segments: Sequence[str]) -> str:
+    """The prompt that a template makes of segments: of all together as {text}, or of single ones as
+    {1}, {2}, ... Raises JobError for a number that is above theirs."""
+    if TEXT in template:
+        return template.replace(TEXT, JOINT.join(part for part in segments if part.strip()))
+    if (highest := _columns(template)) > len(segments):
+        raise JobError(
+            f"template {template!r}: has {{{highest}}}, and a prompt has {len(segments)} text "
+            f"columns; use {{1}} to {{{len(segments)}}}"
+        )
+    return _NUMBER.sub(lambda found: segments[int(found[1]) - 1], template)
+
+
+def _columns(template: str) -> int:
+    """The least number of segments that a template takes."""
+    return 1 if TEXT in template else max(map(int, _NUMBER.findall(template)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +211,11 @@ class Recipe(BaseModel):
     prompt_template: str = Field(
         default="{text}\n",
         description="prompt of text_format=plain; {text} is the segments before the last one, with "
-        "blank lines between them",
+        "blank lines between them; or {1}, {2}, ... are single ones",
+    )
+    user_template: str = Field(
+        default=TEXT,
+        description="user's turn that text_format=chat makes of the segments, as prompt_template",
     )
     system_prompt: str | None = Field(default=None, description="system message (text_format=chat)")
     end_token: bool = Field(
@@ -237,12 +272,10 @@ class Recipe(BaseModel):
             document["template_options"] = canonical_json(document["template_options"]).decode()
         return document
 
-    @field_validator("prompt_template")
+    @field_validator("prompt_template", "user_template")
     @classmethod
     def _holds_the_text(cls, template: str) -> str:
-        if TEXT not in template:
-            raise ValueError(f"has no {TEXT}, so all prompts would be the same")
-        return template
+        return check_template(template)
 
     @property
     def has_prompt(self) -> bool:
@@ -262,7 +295,7 @@ class Recipe(BaseModel):
         """Raises JobError for a tokenizer that cannot write so, before anything else is done."""
         if self.text_format == "chat":
             self.template(tokenizer).check()
-            self.write(tokenizer, ("?", "x"))
+            self.write(tokenizer, ("?",) * _columns(self.user_template) + ("x",))
 
     def write(self, tokenizer: Any, segments: Sequence[str]) -> Written:
         """The strings of one example. Raises JobError for segments or a tokenizer that cannot be
@@ -277,10 +310,10 @@ class Recipe(BaseModel):
                 f"text_format {self.text_format}: examples have one segment; name the columns of "
                 "prompt and response, the response last"
             )
-        chosen = JOINT.join(part for part in given if part.strip())
         if self.text_format == "plain":
-            return Written.plainly(self.prompt_template.replace(TEXT, chosen), response)
-        turns = [_turn("user", chosen), _turn("assistant", response)]
+            return Written.plainly(fill_template(self.prompt_template, given), response)
+        asked = fill_template(self.user_template, given)
+        turns = [_turn("user", asked), _turn("assistant", response)]
         return self._chat(tokenizer, self._with_system(turns))
 
     def _with_system(self, turns: Turns) -> Turns:
@@ -319,7 +352,8 @@ class Recipe(BaseModel):
     def own_texts(self, segments: Sequence[str]) -> list[str]:
         """The example's own texts, without additions of a template."""
         if self.text_format == "chat" and len(segments) == 1:
-            return [str(turn["content"]) for turn in _turns(segments[0])]
+            turns = turns_of(segments[0])
+            return [str(turn["content"]) for turn in turns] if turns else [segments[0]]
         return [segment for segment in segments if segment]
 
     def after_response(self, tokenizer: Any) -> str:

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...cache_schemas.chats import answered, turns_of
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import IntArray, digest
-from ..ragged import positions_of
+from ..ragged import arange_each, positions_of
 from ..tokenizing.long_texts import shortened
 from .recipe import Recipe, Written
 
@@ -144,6 +145,30 @@ def encode_texts(
         texts = list(_tokenized(tokenizer, recipe, ends, written, max_length, with_characters))
         blocks.append(_together(tokenizer, texts, max_length, with_characters))
     return _end_to_end(blocks)
+
+
+def encode_prompts(
+    tokenizer: Any, recipe: Recipe, examples: Sequence[Sequence[str]], max_length: int
+) -> TokenTexts:
+    """The tokens of prompts alone, with nothing to predict: all segments are the prompt, or the
+    turns of a chat that ends before an answer. One longer than `max_length` is truncated."""
+    chats = recipe.text_format == "chat"
+    given = [
+        (answered(segments[0], "x"),)
+        if chats and len(segments) == 1 and turns_of(segments[0])
+        else (*segments, "x" if chats else "")
+        for segments in examples
+    ]
+    texts = encode_texts(tokenizer, recipe, given, max_length)
+    lengths = np.minimum(texts.prompts, texts.lengths)
+    positions = np.repeat(texts.offsets[:-1], lengths) + arange_each(lengths)
+    return TokenTexts(
+        ids=texts.ids[positions],
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        prompts=texts.prompts,
+        truncated=texts.prompts > max_length,
+        bytes=np.zeros_like(texts.bytes),
+    )
 
 
 def _together(

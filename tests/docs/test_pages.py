@@ -209,7 +209,10 @@ def test_language_models(place: Workplace) -> None:
     write_table(place.folder / "held-out.parquet", first=12)
     write_chats(place.folder / "chats.parquet")
     write_instructions(place.folder / "dolly")
+    prompts = (json.dumps({"prompt": f"why {number}"}) + "\n" for number in range(3))
+    (place.folder / "prompts.jsonl").write_text("".join(prompts))
     printed = run(place, "language-models.md")
+    assert open_cache(place.folder / "responses")["finish"].shape == (3, 4)
     assert "12 rows, 12 unique; 0 already cached, 12 computed" in printed
     held = {name: set(open_cache(place.folder / name).features) for name in ("text-words", "words")}
     assert held["text-words"] >= {"top_k", "samples", "hidden", "token_ids"}

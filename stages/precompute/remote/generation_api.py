@@ -21,12 +21,13 @@ from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
-from ...language.recipe import JOINT, TEXT
+from ...language.recipe import TEXT, fill_template
 from ...language.tokens import tokenizer_digest, vocab_digest, vocab_size_of
 from ...pretrained import read_tokenizer
 from ...sources import resolve
 from ..teachers.base import Answers, Example, example_seed
 from ..teachers.generated import FINISHED, OTHERWISE, Response, ResponseFeatures, coded
+from ..teachers.response_parts import END_OF_THINKING
 from .endpoint import TextRefusedError
 from .options import OpenAIOptions
 from .requests import CHARACTERS_PER_TOKEN, Query
@@ -40,8 +41,6 @@ from .responses import (
 )
 from .token_ids import UnmappedTokenError, Vocabulary
 from .wire import Usage
-
-END_OF_THINKING = "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +115,13 @@ class GenerationApi:
         options = self._options
         chat = turns_of(segments[0]) if options.api == "chat" and len(segments) == 1 else None
         given = segments[:-1] if options.response_column else segments
-        text = JOINT.join(part for part in given if part.strip())
         if options.api == "completions":
-            return options.prompt_template.replace(TEXT, text)
-        turns = list(asking_turns(chat)) if chat else [{"role": "user", "content": text}]
+            return fill_template(options.prompt_template, given)
+        if chat:
+            turns = list(asking_turns(chat))
+        else:
+            asked = fill_template(options.user_template or TEXT, given)
+            turns = [{"role": "user", "content": asked}]
         if options.system_prompt and turns[0]["role"] not in ("system", "developer"):
             turns = [{"role": "system", "content": options.system_prompt}, *turns]
         return turns

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ....cache_schemas.features import StoredDtype
 from ....cache_schemas.teachers import SettingValue
+from ...language.recipe import check_template
 from ..teachers.options import TextOptions
 
 
@@ -37,7 +38,7 @@ _OF_GENERATION = _OF_ALL | frozenset(
 )
 OF_API: dict[str, frozenset[str]] = {
     "embeddings": _OF_ALL | {"dimensions", "store_dtype", "template", "lowercase"},
-    "chat": _OF_GENERATION | {"system_prompt"},
+    "chat": _OF_GENERATION | {"system_prompt", "user_template"},
     "completions": _OF_GENERATION | {"prompt_template"},
     "images": _OF_ALL | {"size", "store_dtype", "template", "lowercase"},
     "rerank": _OF_ALL | {"store_dtype"},
@@ -82,7 +83,12 @@ class OpenAIOptions(TextOptions):
     prompt_template: str = Field(
         default="{text}\n",
         description="prompt of api=completions; {text} is the segments, with blank lines between "
-        "them",
+        "them; or {1}, {2}, ... are single ones",
+    )
+    user_template: str | None = Field(
+        default=None,
+        description="user's turn that api=chat makes of the segments, as prompt_template; default "
+        "{text}",
     )
     system_prompt: str | None = Field(default=None, description="system message of api=chat")
     max_new_tokens: int | None = Field(
@@ -188,6 +194,11 @@ class OpenAIOptions(TextOptions):
     output_price: float = Field(default=0.0, ge=0, description="price of a million output tokens")
     request_price: float = Field(default=0.0, ge=0, description="price of a request")
 
+    @field_validator("prompt_template", "user_template")
+    @classmethod
+    def _holds_the_text(cls, template: str | None) -> str | None:
+        return template and check_template(template)
+
     @field_validator("base_url")
     @classmethod
     def _is_a_server(cls, url: str) -> str:
@@ -240,8 +251,6 @@ class OpenAIOptions(TextOptions):
             )
         if self.tokenizer is None and (self.top_k or self.token_ids):
             raise ValueError("top_k, token_ids: need tokenizer; set it to the server's")
-        if self.api == "completions" and "{text}" not in self.prompt_template:
-            raise ValueError("prompt_template: has no {text}, so all prompts would be the same")
         return self
 
     def settings(self) -> dict[str, SettingValue]:

@@ -25,6 +25,7 @@ from ...language.masks import attending
 from ...language.tokens import (
     TokenTexts,
     by_text,
+    encode_prompts,
     encode_texts,
     end_ids,
     read_before_predicted,
@@ -49,6 +50,7 @@ from .base import (
 )
 from .causal_options import CausalLMOptions
 from .checkpoint_teacher import CheckpointTeacher
+from .generated import FINISHED, Response, ResponseFeatures
 from .generation import (
     Continuation,
     Reader,
@@ -57,8 +59,10 @@ from .generation import (
     continue_prompts,
     filled,
     find_cache_name,
+    stop_strings,
 )
 from .padded_lengths import padded_lengths
+from .response_parts import Part, part_of_response
 from .token_answers import MEASURED_EVERY, Answer, Dense, Samples, TokenAnswers, TopK
 
 DEFAULT_TEXT_LENGTH = 1024
@@ -71,7 +75,8 @@ _Coming = tuple[list[int], Callable[[], list[Continuation]]]
 
 class CausalLMTeacher(CheckpointTeacher):
     """Answers with `token_ids` and `prompt_tokens`, and with `top_k`, `samples`, `dense`, `hidden`,
-    `generated_ids`, `generated_log_probs` and `generated_lengths` as requested."""
+    `generated_ids`, `generated_log_probs` and `generated_lengths` as requested; of prompts alone
+    also with `generated_text`, `generated_text_lengths` and `finish`."""
 
     Options = CausalLMOptions
     kind = "causal_lm"
@@ -95,6 +100,9 @@ class CausalLMTeacher(CheckpointTeacher):
         )
         self._check()
         self._batches_prompts = options.batches_prompts(device)
+        self._of_text = None
+        if not options.response_column and options.max_new_tokens:
+            self._of_text = ResponseFeatures(options.responses_per_prompt, options.max_new_tokens)
         spec = self._make_spec(
             options,
             **options.of_template(self._tokenizer),
@@ -160,21 +168,29 @@ class CausalLMTeacher(CheckpointTeacher):
         answers.wait()
         features |= answers.rows_of_texts(texts.predicted)
         invalid = dict.fromkeys(answers.broken(texts.predicted), "logits")
+        refused: dict[int, str] = {}
         for rows in hidden():
             features["hidden"] = by_text(rows, texts.predicted)
         if self._options.max_new_tokens:
             responses = _responses(coming, len(texts))
-            features |= self._of_responses(responses)
+            features |= self._of_responses(responses, refused)
             broken = [any(each.broken for each in of_prompt) for of_prompt in responses]
             invalid |= dict.fromkeys(np.flatnonzero(broken).tolist(), GENERATED_IDS)
         owners_P = np.repeat(np.arange(len(texts)), texts.predicted)
         fidelity = answers.fidelity_of_texts(owners_P, len(texts))
-        return Answers(features, texts.truncated, invalid=invalid, fidelity=fidelity)
+        return Answers(
+            features, texts.truncated, invalid=invalid, refused=refused, fidelity=fidelity
+        )
 
-    def _of_responses(self, responses: Sequence[Sequence[Continuation]]) -> dict[str, Any]:
-        """Features of the responses to each prompt, of which there are none without room."""
-        ids = [[each.ids for each in of_prompt] for of_prompt in responses]
-        log_probs = [[each.log_probs for each in of_prompt] for of_prompt in responses]
+    def _of_responses(
+        self, responses: Sequence[Sequence[Continuation]], refused: dict[int, str]
+    ) -> dict[str, Any]:
+        """Features of the responses to each prompt, of which there are none without room; a text of
+        too many bytes is `refused`."""
+        parts = [[self._part(each) for each in of_prompt] for of_prompt in responses]
+        both = [list(zip(*row, strict=True)) for row in zip(responses, parts, strict=True)]
+        ids = [[each.ids[part.tokens] for each, part in row] for row in both]
+        log_probs = [[each.log_probs[part.tokens] for each, part in row] for row in both]
         features: dict[str, Any] = {
             GENERATED_IDS: [np.concatenate([np.empty(0, "u4"), *each]) for each in ids],
             "generated_log_probs": [
@@ -184,7 +200,29 @@ class CausalLMTeacher(CheckpointTeacher):
         if (count := self._options.responses_per_prompt) > 1:
             lengths = [[*map(len, each), *[0] * (count - len(each))] for each in ids]
             features[GENERATED_LENGTHS] = np.array(lengths, dtype=np.uint32)
+        if (kept := self._of_text) is not None:
+            rows = [[self._text_of(each, part) for each, part in row] for row in both]
+            for row, texts in enumerate(rows):
+                size, most = max((len(each.text) for each in texts), default=0), kept.most_bytes
+                if size > most:
+                    refused[row] = f"its response has {size} bytes; at most {most}"
+            features |= kept.values(
+                [[] if row in refused else rows[row] for row in range(len(rows))]
+            )
         return features
+
+    def _part(self, response: Continuation) -> Part:
+        options = self._options
+        if not (options.stop or self._of_text or options.thinking == "cut"):
+            return Part(0, len(response.ids), "", ended=False)
+        return part_of_response(self._decode, response.ids, options.stop, options.thinking == "cut")
+
+    def _decode(self, ids: npt.NDArray[np.uint32]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _text_of(self, response: Continuation, part: Part) -> Response:
+        ended = part.ended or response.ids[-1] in self._ends_of_texts
+        return Response(part.text.encode(), FINISHED["stop" if ended else "length"])
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher."""
@@ -197,6 +235,8 @@ class CausalLMTeacher(CheckpointTeacher):
     def _texts(self, examples: Sequence[Example]) -> TokenTexts:
         segments = [example.segments for example in examples]
         options = self._options
+        if not options.response_column:
+            return encode_prompts(self._tokenizer, options, segments, self._max_length)
         return encode_texts(
             self._tokenizer, options, segments, self._max_length, options.characters
         )
@@ -248,6 +288,7 @@ class CausalLMTeacher(CheckpointTeacher):
                 self._logits,
                 room,
                 self._ends,
+                self._stops,
                 Sampling(self._options.generation_temperature, self._options.generation_top_p),
                 to_device(torch.from_numpy(uniforms), self._device),
             )
@@ -302,6 +343,8 @@ class CausalLMTeacher(CheckpointTeacher):
     def _prepare_generation(self) -> None:
         ends = sorted(end_ids(self._tokenizer, self._options, self._model.generation_config))
         self._ends = torch.tensor(ends, dtype=torch.int64, device=self._device)
+        self._ends_of_texts = self._ends.tolist()
+        self._stops = stop_strings(self._tokenizer, self._options.stop)
         # Earlier releases took less for rounding, and a cache of theirs goes on with its bits.
         as_begun = self._options.padding == self._options.earlier["padding"]
         noise = NOISE if as_begun and not self._batches_prompts else PADDED_NOISE
@@ -324,9 +367,10 @@ class CausalLMTeacher(CheckpointTeacher):
         return answers
 
     def _features(self) -> list[FeatureSpec]:
-        return self._options.features(
+        found = self._options.features(
             self._vocab_size, self._hidden_width(), self._max_length, self._precision.stored
         )
+        return found if self._of_text is None else [*found, *self._of_text.specs()]
 
     def _head_rows(self) -> int:
         head = self._skeleton.get_output_embeddings()

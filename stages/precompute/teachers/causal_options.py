@@ -157,6 +157,11 @@ class CausalLMOptions(PaddingOptions, TokenOptions):
         "draws_log_probs": "samples_log_probs",
     }
 
+    response_column: bool = Field(
+        default=True,
+        description="the last text column is a given response; false: there are prompts alone, to "
+        "be answered, and top_k is null",
+    )
     temperatures: tuple[Temperature, ...] = Field(
         default=(1.0,),
         description="temperatures at which the mass outside of top_k is kept: those that students "
@@ -181,6 +186,13 @@ class CausalLMOptions(PaddingOptions, TokenOptions):
         description="layers whose hidden states to keep for each predicted token: 0 (embeddings), "
         "1, ...; the last one is the input of the head",
     )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="strings that end a generated response"
+    )
+    thinking: Literal["keep", "cut"] = Field(
+        default="keep",
+        description="thoughts before a generated response, up to </think>: kept, or cut",
+    )
     generation: Literal["auto", "exact", "batched"] = Field(
         default="auto",
         description="exact: prompts of one length share a batch, so a response is the same in any; "
@@ -195,6 +207,24 @@ class CausalLMOptions(PaddingOptions, TokenOptions):
             raise ValueError(f"{list(layers)} repeats a layer; name each once")
         return layers
 
+    @model_validator(mode="before")
+    @classmethod
+    def _prompts_alone_predict_nothing(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("response_column") is False:
+            return {"top_k": None, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _prompts_alone_are_answered(self) -> "CausalLMOptions":
+        if not self.response_column and (self.reads_texts or not self.max_new_tokens):
+            raise ValueError(
+                "response_column: without one there is nothing to predict; set max_new_tokens, and "
+                "none of top_k, samples, dense, hidden_layers; or name a column of responses"
+            )
+        if not self.max_new_tokens and (self.stop or self.thinking == "cut"):
+            raise ValueError("stop, thinking: of no generated response; set max_new_tokens")
+        return self
+
     @model_validator(mode="after")
     def _asks_for_something(self) -> "CausalLMOptions":
         requested = (self.top_k, self.samples, self.dense, self.hidden_layers, self.max_new_tokens)
@@ -205,11 +235,11 @@ class CausalLMOptions(PaddingOptions, TokenOptions):
         return self
 
     def settings(self) -> dict[str, SettingValue]:
-        """The settings in the fingerprint: of `generation` what a teacher has resolved it to. So
-        earlier caches keep their fingerprint."""
+        """The settings in the fingerprint: of `generation` what a teacher has resolved it to, and
+        some only where they are not as ever. So earlier caches keep their fingerprint."""
         settings = super().settings()
         del settings["generation"]
-        return settings
+        return {k: v for k, v in settings.items() if (k, v) not in _LATER.items()}
 
     def batches_prompts(self, device: "torch.device") -> bool:
         """Whether prompts of different lengths are continued together."""
@@ -272,6 +302,10 @@ class CausalLMOptions(PaddingOptions, TokenOptions):
                 _spec(GENERATED_LENGTHS, (self.responses_per_prompt,), "uint32", description)
             )
         return found
+
+
+_LATER: Mapping[str, SettingValue] = {"response_column": True, "stop": (), "thinking": "keep"}
+"""Settings that caches of earlier releases do not have, and what they are there."""
 
 
 def characters_feature(max_length: int) -> FeatureSpec:

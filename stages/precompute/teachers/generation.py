@@ -190,6 +190,21 @@ class Continued:
         return wait
 
 
+Stops = Callable[[Tensor], Tensor]
+"""Whether each row of ids [A, N] ends with a string, [A]."""
+
+
+def stop_strings(tokenizer: Any, strings: Sequence[str]) -> Stops | None:
+    """For strings that end a response; None if there are none."""
+    if not strings:
+        return None
+    from transformers.generation.stopping_criteria import StopStringCriteria
+
+    criteria = StopStringCriteria(tokenizer, list(strings))
+    # It would take scores, too, and does not read them.
+    return lambda ids_AN: criteria(ids_AN.contiguous(), None)
+
+
 def filled(tokens_N: IntArray) -> IntArray:
     """Buckets [N] of prompts that take so many tokens each, with their responses: wide enough for
     full batches, as prompts of a bucket need not be of one length, but no padding beyond half."""
@@ -246,11 +261,13 @@ def continue_prompts(
     logits_of: Callable[[Tensor], Tensor],
     most: int,
     ends_E: Tensor,
+    stops: Stops | None,
     sampling: Sampling,
     uniforms_NB: Tensor,
 ) -> Continued:
     """Continuations of prompts that a reader has begun with, at most `most` tokens each, up to and
-    with one of `ends_E`. `logits_of` maps hidden states to logits [A, V]."""
+    with one of `ends_E`, or until a string of `stops`. `logits_of` maps hidden states to logits
+    [A, V]."""
     device, rows = states_AH.device, len(states_AH)
     found, ends = Continued.empty(most, rows, device), _Ends()
     rows_A = torch.arange(rows, device=device)
@@ -263,6 +280,8 @@ def continue_prompts(
         broken_A = ~(chosen_A.isfinite() | ended_A)
         found.note(step, rows_A, next_A, chosen_A, ~ended_A, broken_A)
         ended_A = ended_A | broken_A | (next_A[:, None] == ends_E).any(1)
+        if stops is not None:
+            ended_A = ended_A | stops(found.ids_NB[: step + 1, rows_A].T)
         if step + 1 == most:
             break
         going_on = ends.look(step, ended_A)

@@ -13,6 +13,7 @@ import tiny_diffusion
 import tiny_vlms
 from armada.stages.pictures import picture_segment
 from armada.stages.precompute.teachers import TEACHERS
+from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from armada.stages.testing.teachers import TEXTS
 from armada.testing import TeacherTests
 from PIL import Image
@@ -116,6 +117,7 @@ class TestCausalLM(TeacherTests):
         *("responses_per_prompt", "generation", *OF_GPUS),
         *("text_format", "prompt_template"),  # of prompts, see below
         *("system_prompt", "template_date", "template_options", "chat_prompt"),  # of chats
+        *("user_template", "response_column", "stop", "thinking"),
     )
 
     @pytest.fixture
@@ -138,6 +140,21 @@ class TestCausalLMThatResponds(TestCausalLM):
     untried = tuple(set(TestCausalLM.untried) - changing.keys())
     texts = ()
     pairs = tuple((prompt, text) for prompt, text in zip(TEXTS[::-1], TEXTS, strict=True) if text)
+
+
+class TestCausalLMOfPromptsAlone(TestCausalLM):
+    options = {
+        **{"text_format": "chat", "response_column": False, "max_new_tokens": 4},
+        **{"generation_temperature": 1.0, "max_length": 48},
+    }
+    changing = {
+        **{"max_length": 40, "seed": 1, "max_new_tokens": 2, "generation_temperature": 0.0},
+        **{"user_template": "say {1}", "responses_per_prompt": 2, "stop": ("e",)},
+        **{"dtype": "bfloat16", "generation_top_p": 0.1},
+    }
+    untried = tuple(set(CausalLMOptions.model_fields) - changing.keys() - PLACE.keys())
+    texts = tuple(text for text in TEXTS if text)
+    pairs = ()
 
 
 class TestOpenClip(TeacherTests):
@@ -221,6 +238,7 @@ class TestOpenAI(TeacherTests):
     untried = (
         *("api", "base_url"),  # of another server
         *("text_format", "response_column", "prompt_template", "system_prompt", "max_new_tokens"),
+        "user_template",
         *("limit_name", "temperature", "top_p", "responses_per_prompt", "seed", "stop"),
         *("thinking", "tokenizer", "top_k", "token_ids"),  # of another API
     )
@@ -233,7 +251,10 @@ class TestOpenAI(TeacherTests):
 
 
 class TestOpenAIChat(TeacherTests):
-    changing = {"max_new_tokens": 2, "system_prompt": "Be brief.", "top_k": 3}
+    changing = {
+        **{"max_new_tokens": 2, "system_prompt": "Be brief.", "top_k": 3},
+        "user_template": "Say {1}.",
+    }
     unchanging = {
         name: value for name, value in TestOpenAI.unchanging.items() if name != "texts_per_request"
     }
