@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .cache_schemas.errors import AccessError, ArmadaError, InputError, shown_url
+from .cache_schemas.errors import AccessError, ArmadaError, FollowerError, InputError, shown_url
 from .pipeline.caches.commands import AsJson, Quiet, Settings, SkipBadRows, TextColumn
 from .pipeline.caches.commands import app as cache_commands
 from .pipeline.imports import end_without_search, kept_imports
@@ -115,9 +115,13 @@ def precompute(
         from .pipeline import precompute as stage
 
     if dry_run:
-        show_dry_run(stage.dry_run(made), as_json)
+        expected = stage.dry_run(made)
+        if stage.tells(made):
+            show_dry_run(expected, as_json)
     else:
-        show_precompute(stage.run_precompute(made, quiet), as_json)
+        report = stage.run_precompute(made, quiet)
+        if stage.tells(made):
+            show_precompute(report, as_json)
 
 
 @app.command()
@@ -357,8 +361,9 @@ def demo(
 
 def _let_the_first_speak(error: ArmadaError) -> None:
     """Wrong input is mostly wrong for all processes of a launcher: one per node prints the error,
-    and the launcher ends the others, unless only theirs was wrong."""
-    if isinstance(error, InputError) and os.environ.get("LOCAL_RANK", "0") != "0":
+    and the launcher ends the others, unless only theirs was wrong. So with one that fails because
+    another has."""
+    if isinstance(error, InputError | FollowerError) and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(_PATIENCE_S)
 
 

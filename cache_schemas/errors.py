@@ -20,6 +20,7 @@
         ├── DamagedCacheError   bytes that are not what the commit record says
         ├── StorageError        the disk refused
         ├── ReservationLostError  another writer took a shard over
+        ├── FollowerError       a process that only computes along; the first says more, if it can
         └── TrainingError       training cannot continue
 
 A message is one line: what field, which value, what limit, what to do; nothing secret of a URL is
@@ -143,6 +144,10 @@ class TeacherOutputError(RunError):
 
 
 class DamagedCacheError(RunError):
+    pass
+
+
+class FollowerError(RunError):
     pass
 
 

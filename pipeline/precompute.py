@@ -1,13 +1,15 @@
 """A run of `precompute`: its job becomes a corpus, a teacher and a writer; missing rows are
 computed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from ..cache_schemas.manifest import RequestFigures, TeacherManifest, fidelity_of
 from ..cache_schemas.teachers import SettingValue
@@ -18,7 +20,7 @@ from ..stages.store.writing.teacher_folder import require_writable
 from ..stages.store.writing.writer import CacheWriter, Work
 from .environment import choose_device, hardware, library_versions
 from .messages import CountProgress, say_that_it_waits
-from .precompute_job import PrecomputeJob
+from .precompute_job import PrecomputeJob, parse_options
 from .precompute_plan import (
     Plan,
     PrecomputeReport,
@@ -32,7 +34,10 @@ from .signals import telling_what_is_kept, terminable
 
 if TYPE_CHECKING:
     from ..stages.precompute.precompute import Probe
+    from ..stages.precompute.ranks import Ranks
     from ..stages.precompute.teachers.base import Teacher
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,9 @@ class DryRun:
 
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
-    """Compute every text of the corpus that is not cached yet."""
+    """Compute every text of the corpus that is not cached yet.
+
+    Of processes that hold the teacher together, the first writes, and each returns the report."""
     look_at_corpus(job)
     with telling_what_is_kept(
         lambda: "committed shards are kept; run the same command to continue"
@@ -67,41 +74,81 @@ def _run(job: PrecomputeJob, quiet: bool) -> PrecomputeReport:
         from .distributed.precompute_cluster import run_on_cluster
 
         return run_on_cluster(job, quiet)
-    job, teacher = make_settled(job)
+    return _with_teacher(job, PrecomputeReport, partial(_run_here, quiet=quiet))
+
+
+def tells(job: PrecomputeJob) -> bool:
+    """Whether this process tells of the run: the first of those that hold a teacher together."""
+    if not parse_options(job).is_divided:
+        return True
+    from ..stages.distill.processes import processes
+
+    return processes().first
+
+
+def _with_teacher(
+    job: PrecomputeJob,
+    report: type[R],
+    run: "Callable[[PrecomputeJob, Teacher, Ranks], R]",
+) -> R:
+    """What `run` returns with the job's teacher. Of processes that hold it together, the first
+    runs, and the others compute along."""
+    from ..stages.precompute.ranks import ALONE, END, MADE, Ranks, follow
+
+    if not parse_options(job).is_divided:
+        job, teacher = make_settled(job)
+        with closing(teacher):
+            return run(job, teacher, ALONE)
+    from ..stages.distill.processes import processes
+
+    group = processes()
+    device = choose_device(job.device, group.local_rank)
+    group.meet(device)
+    ranks, document = Ranks.of(group.first, group.count), TypeAdapter(report)
+    if not ranks.first:
+        ranks.hear()  # that the first has made it: what is wrong is said once, digests are known
+    job, teacher = make_settled(job, device)
     with closing(teacher):
-        return _run_here(job, teacher, quiet)
+        if not ranks.first:
+            return document.validate_python(follow(teacher, ranks))
+        ranks.say(MADE)
+        found = run(job, teacher, ranks)
+        ranks.say(END, document.dump_python(found, mode="json"))
+        return found
 
 
-def _run_here(job: PrecomputeJob, teacher: "Teacher", quiet: bool) -> PrecomputeReport:
+def _run_here(
+    job: PrecomputeJob, teacher: "Teacher", ranks: "Ranks", quiet: bool
+) -> PrecomputeReport:
     plan = make_plan(job, teacher)
     require_writable(job.cache)
     with terminable():
         # First: a teacher that cannot be loaded leaves nothing in the cache.
         loaded = bool(len(not_cached(job, plan)))
         if loaded:
-            _load(teacher)
+            _load(teacher, ranks)
         with CacheWriter(job.cache, plan.manifest, job.takeover_seconds) as writer:
-            return _compute(job, plan, teacher, loaded, writer, quiet)
+            return _compute(job, plan, teacher, ranks, loaded, writer, quiet)
 
 
-def _load(teacher: "Teacher") -> None:
+def _load(teacher: "Teacher", ranks: "Ranks") -> None:
+    from ..stages.precompute.ranks import LOAD
     from ..stages.precompute.teachers.base import load_teacher
 
+    ranks.say(LOAD)
     load_teacher(teacher)
 
 
 def dry_run(job: PrecomputeJob) -> DryRun:
     """Plan of `run_precompute`; runs the teacher on one probe batch, writes nothing."""
     look_at_corpus(job)
-    job, teacher = make_settled(job)
-    with closing(teacher):
-        return _dry_run(job, teacher)
+    return _with_teacher(job, DryRun, _dry_run)
 
 
-def _dry_run(job: PrecomputeJob, teacher: "Teacher") -> DryRun:
+def _dry_run(job: PrecomputeJob, teacher: "Teacher", ranks: "Ranks") -> DryRun:
     plan = make_plan(job, teacher)
     todo = not_cached(job, plan)
-    probe = _probe(job, plan, teacher, todo)
+    probe = _probe(job, plan, teacher, ranks, todo)
     return DryRun(
         fingerprint=plan.manifest.fingerprint,
         rows=len(plan.corpus),
@@ -128,7 +175,11 @@ def _feature_bytes(rows: int, manifest: TeacherManifest, lengths: Mapping[str, f
 
 
 def _probe(
-    job: PrecomputeJob, plan: Plan, teacher: "Teacher", todo: npt.NDArray[np.int64]
+    job: PrecomputeJob,
+    plan: Plan,
+    teacher: "Teacher",
+    ranks: "Ranks",
+    todo: npt.NDArray[np.int64],
 ) -> "Probe":
     """Expected time and lengths per row of `todo`, from one batch spread evenly over it."""
     from ..stages.precompute.ahead import make_examples
@@ -139,8 +190,8 @@ def _probe(
     rows = job.batch_size if isinstance(job.batch_size, int) else teacher.default_batch_size
     size = min(rows, teacher.probe_rows, len(todo))
     sample = todo[np.linspace(0, len(todo) - 1, size).astype(np.int64)]
-    _load(teacher)
-    return probe(teacher, make_examples(plan.corpus, plan.keys, sample))
+    _load(teacher, ranks)
+    return probe(teacher, make_examples(plan.corpus, plan.keys, sample), ranks)
 
 
 def _begin_to_ask(teacher: "Teacher", writer: CacheWriter) -> None:
@@ -152,6 +203,7 @@ def _compute(
     job: PrecomputeJob,
     plan: Plan,
     teacher: "Teacher",
+    ranks: "Ranks",
     loaded: bool,
     writer: CacheWriter,
     quiet: bool,
@@ -173,7 +225,7 @@ def _compute(
     work = Work(writer, plan.keys, say_that_it_waits(quiet))
     if work.pending:
         if not loaded:  # somebody has just removed what was there
-            _load(teacher)
+            _load(teacher, ranks)
         if teacher.asks_a_server:
             _begin_to_ask(teacher, writer)
         with CountProgress("precompute", "rows", work.pending, quiet, run.progress) as progress:
@@ -185,6 +237,7 @@ def _compute(
                 progress.advance,
                 run.committed,
                 skipped,
+                ranks=ranks,
             )
             precompute(plan.corpus, plan.keys, work, teacher, writer, encoding)
     return PrecomputeReport(

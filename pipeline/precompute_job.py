@@ -118,9 +118,26 @@ def make_precompute_job(keys: Mapping[str, Any]) -> PrecomputeJob:
     # What is no mapping is left for the job to refuse.
     job_keys["options"] = {**options, **extra} if isinstance(options, Mapping) else options
     job = make(PrecomputeJob, job_keys)
-    renamed = _parse_options(job).renamed
+    options = parse_options(job)
+    if options.is_divided:
+        _refuse_other_processes(job)
+    renamed = options.renamed
     present = {renamed.get(name, name): value for name, value in job.options.items()}
     return job.model_copy(update={"options": present})
+
+
+def _refuse_other_processes(job: PrecomputeJob) -> None:
+    for key in ("workers", "dask", "part"):
+        if getattr(job, key) is not None:
+            raise JobError(
+                f"job key {key!r} and option 'tensor_parallel': name only one; the processes of "
+                "torchrun compute each batch together"
+            )
+    if ":" in job.device:
+        raise JobError(
+            f"job key 'device': {job.device!r} is one device, and with tensor_parallel each "
+            "process has its own; leave it out"
+        )
 
 
 def teacher_options(teacher: str) -> "type[TeacherOptions]":
@@ -137,7 +154,8 @@ def teacher_options(teacher: str) -> "type[TeacherOptions]":
     return options
 
 
-def _parse_options(job: PrecomputeJob) -> "TeacherOptions":
+def parse_options(job: PrecomputeJob) -> "TeacherOptions":
+    """The options of the job's teacher; raises JobError for unknown ones and wrong values."""
     kind, options = job.teacher.partition(":")[0], teacher_options(job.teacher)
     for key in job.options:
         if key not in options.model_fields and key not in options.renamed:
@@ -151,6 +169,6 @@ def make_teacher(job: PrecomputeJob, device: "torch.device | None" = None) -> "T
 
     `device`: its device, if not that of the job."""
     kind, _, source = job.teacher.partition(":")
-    options = _parse_options(job)
+    options = parse_options(job)
     teacher_class: type[Teacher] = TEACHERS.load(kind)
     return teacher_class(source, options, device or choose_device(job.device))

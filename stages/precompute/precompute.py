@@ -24,7 +24,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -33,13 +32,13 @@ from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import IntArray, KeyArray
 from ...cache_schemas.manifest import CommitRecord
 from ..corpus.corpus import Corpus
-from ..matrix_products import matrix_products
 from ..memory import free_cached_memory, is_out_of_memory
 from ..store.writing.writer import CacheWriter, Work
 from .ahead import Ahead, Shard
 from .batching import BatchCounts, BatchSizes
+from .ranks import ALONE, Ranks, too_large
 from .shard_buffer import BadRow
-from .teachers.base import Answers, Example, Outputs, Prepared, Teacher
+from .teachers.base import Answers, Example, Outputs, Prepared, Teacher, matrix_products_of
 
 Advance = Callable[[int], None]
 Committed = Callable[[CommitRecord, float, int], None]
@@ -51,7 +50,8 @@ class EncodingRun:
     """Settings that may change between runs without changing an output, and what is counted.
 
     device: where the teacher computes; preparing, turn: held while examples are prepared, and while
-    shards are computed, by threads that share a teacher; clock: one for all of them."""
+    shards are computed, by threads that share a teacher; clock: one for all of them; ranks: the
+    processes that compute each batch together."""
 
     sizes: BatchSizes
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -63,6 +63,7 @@ class EncodingRun:
     preparing: AbstractContextManager[object] = field(default_factory=nullcontext)
     turn: Callable[[], AbstractContextManager[object]] = nullcontext
     clock: "Clock" = field(default_factory=lambda: Clock())
+    ranks: Ranks = ALONE
 
 
 def precompute(
@@ -86,11 +87,6 @@ def precompute(
         while (shard := ahead.take(committer.wait)) is not None:
             feeding.encode_shards(shard)
         encoding.clock.count(encoding.counts)
-
-
-def _matrix_products_of(teacher: Teacher) -> AbstractContextManager[None]:
-    precision: Any = teacher.spec.settings.get("matmul_precision", "highest")
-    return matrix_products(precision)
 
 
 class Clock:
@@ -151,7 +147,7 @@ class _Feeding:
         shard: Shard | None = first
         self._begun.append(first)
         try:
-            with self._encoding.turn(), _matrix_products_of(self._teacher):
+            with self._encoding.turn(), matrix_products_of(self._teacher):
                 try:
                     while shard is not None:
                         self._start_shard(shard)
@@ -218,21 +214,24 @@ def _started(teacher: Teacher, prepared: Prepared, encoding: EncodingRun) -> Ite
     for rows in encoding.sizes.batches_of(prepared, encoding.counts):
         batch = prepared.take(rows)
         begin = _Moment(encoding.device)
-        outputs = _start(teacher, batch)
+        outputs = _start(teacher, batch, encoding.ranks)
         if outputs is None:
             encoding.counts.refused += 1
         else:
             yield _Started(rows, outputs, begin, _Moment(encoding.device))
 
 
-def _start(teacher: Teacher, batch: Prepared) -> Outputs | None:
+def _start(teacher: Teacher, batch: Prepared, ranks: Ranks) -> Outputs | None:
     """The outputs to come, or None if the batch did not fit into memory."""
+    ranks.say_batch(batch.examples)
     try:
         with torch.inference_mode():
             return teacher.start(batch)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        if ranks.count > 1:
+            raise too_large(len(batch)) from error
     free_cached_memory()  # outside the handler the failed call's tensors are free
     return None
 
@@ -297,11 +296,11 @@ class Probe:
     lengths: dict[str, float]
 
 
-def probe(teacher: Teacher, examples: Sequence[Example]) -> Probe:
+def probe(teacher: Teacher, examples: Sequence[Example], ranks: Ranks = ALONE) -> Probe:
     """Time one batch of all `examples`, after an untimed warm-up pass: of a server none, for each
     pass may have to be paid."""
-    encoding = EncodingRun(BatchSizes(len(examples)))
-    with _matrix_products_of(teacher):
+    encoding = EncodingRun(BatchSizes(len(examples)), ranks=ranks)
+    with matrix_products_of(teacher):
         for _ in range(1 if teacher.asks_a_server else 2):
             lengths = dict.fromkeys(teacher.spec.axes, 0)
             started = time.perf_counter()

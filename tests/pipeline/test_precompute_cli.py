@@ -168,6 +168,7 @@ def test_results_are_printed_as_json(armada: CommandLine, words: list[Any], tmp_
         "already_cached": 0,
         "computed": 100,
         "asked": 100,  # the earlier name
+        "requests": None,
         "done_elsewhere": 0,
         "truncated": 0,
         "skipped": [],

@@ -11,6 +11,7 @@ comes from the example's own length (`buckets`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, overload
@@ -26,6 +27,7 @@ from ....cache_schemas.keys import KEY_BYTES, IntArray, KeyArray
 from ....cache_schemas.layout import DEFAULT_ROWS_PER_SHARD
 from ....cache_schemas.manifest import RequestFigures, RunRecord
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
+from ...matrix_products import matrix_products
 from ...memory import out_of_memory_as
 from ...tokenizing.unknown import Unknown
 from .options import CheckpointOptions as CheckpointOptions  # for teachers of other packages
@@ -230,6 +232,12 @@ def load_teacher(teacher: Teacher) -> None:
     )
     with out_of_memory_as(lambda: too_large):
         teacher.load()
+
+
+def matrix_products_of(teacher: Teacher) -> AbstractContextManager[None]:
+    """The precision of float32 matrix products that the teacher's settings name."""
+    precision: Any = teacher.spec.settings.get("matmul_precision", "highest")
+    return matrix_products(precision)
 
 
 def make_spec(

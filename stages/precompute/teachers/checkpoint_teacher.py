@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 
 from ....cache_schemas.errors import JobError, RunError, TeacherOutputError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
@@ -75,10 +76,12 @@ class CheckpointTeacher(Teacher):
         self._quantised = bool(getattr(self._config, "quantization_config", None))
         saved = saved_dtype(self._config)
         self._precision = options.precision(device, saved, self._quantised)
-        self._device_map = options.device_map
+        self._device_map, self._is_divided = options.device_map, options.tensor_parallel
         self._refuse_quantised_base()
         require_safetensors(self._folder, TeacherSourceError)
         self._skeleton = self._build_skeleton()
+        if self._is_divided:
+            refuse_undivided(self._skeleton, self._device, self._folder)
         self._refuse_without_text()
 
     def _make_spec(self, options: TeacherOptions, **resolved: SettingValue) -> TeacherSpec:
@@ -175,7 +178,7 @@ class CheckpointTeacher(Teacher):
             return self._read_adapted(self._base).to(self._device, self._precision.torch_dtype)
         dtype = self._precision.torch_dtype
         model, report = self._auto().from_pretrained(
-            self._folder, dtype=dtype, device_map=self._placement(), **_CAREFULLY
+            self._folder, dtype=dtype, **self._placement(), **_CAREFULLY
         )
         refuse_other_shapes(report["mismatched_keys"], self._folder, TeacherSourceError)
         self._refuse_random(report["missing_keys"])
@@ -187,14 +190,21 @@ class CheckpointTeacher(Teacher):
             )
         return model
 
-    def _placement(self) -> str | dict[str, torch.device]:
-        """Where weights are read to: each straight to its device."""
+    def _placement(self) -> dict[str, Any]:
+        """Where weights are read to: each, or this process's part of it, straight to its device."""
+        if self._is_divided:
+            from transformers.distributed import DistributedConfig
+
+            return {"distributed_config": DistributedConfig(tp_size=world_size())}
         on_cpu = self._device.type == "cpu"
-        return {"": self._device} if on_cpu or not self._device_map else self._device_map
+        return {
+            "device_map": {"": self._device} if on_cpu or not self._device_map else self._device_map
+        }
 
     def _refuse_quantised_base(self) -> None:
-        if self._base is not None and (self._quantised or self._device_map):
-            what = "a quantised base" if self._quantised else "a device_map"
+        placed = "a device_map" if self._device_map else "tensor_parallel"
+        if self._base is not None and (self._quantised or self._device_map or self._is_divided):
+            what = "a quantised base" if self._quantised else placed
             raise TeacherSourceError(
                 f"source {self._folder}: its adapters cannot be merged with {what}; merge them "
                 "into the base in full precision, and save that"
@@ -231,6 +241,41 @@ def saved_dtype(config: Any) -> torch.dtype | None:
     text = config.get_text_config()
     saved = getattr(text, "dtype", None) or getattr(config, "dtype", None)
     return getattr(torch, saved, None) if isinstance(saved, str) else saved
+
+
+def world_size() -> int:
+    """The processes that have met (`torch.distributed`); 1 where they have not."""
+    together = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if together else 1
+
+
+def refuse_undivided(skeleton: Any, device: torch.device, folder: Path) -> None:
+    """Raises JobError where there is one process, or not one for each accelerator;
+    TeacherSourceError for a model that cannot be divided among as many as there are."""
+    count = world_size()
+    if count < 2:
+        raise JobError(
+            "tensor_parallel: needs several processes, each with its part of the model; start them "
+            "with `torchrun --nproc-per-node N -m armada.cli precompute ...`"
+        )
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kind = "cpu" if accelerator is None else accelerator.type
+    if device.type != kind:
+        raise JobError(f"tensor_parallel: computes on {kind} here, not on {device.type}")
+    model = type(skeleton).__name__
+    if not skeleton.supports_tp_plan:
+        raise TeacherSourceError(
+            f"source {folder}: transformers has no plan to divide a {model} among processes; use "
+            "device_map=auto instead of tensor_parallel"
+        )
+    config = skeleton.config.get_text_config()
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, name, None)
+        if isinstance(heads, int) and heads % count:
+            raise TeacherSourceError(
+                f"source {folder}: its {heads} {name} cannot be divided among {count} processes; "
+                "start as many as divide it"
+            )
 
 
 def spread_over(model: Any, device: torch.device, folder: Path) -> torch.device:

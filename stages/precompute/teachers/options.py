@@ -10,7 +10,7 @@ is resolved before the spec is made, so a fingerprint names the type that was us
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -55,6 +55,11 @@ class TeacherOptions(BaseModel):
         """The settings in the fingerprint."""
         settings = self.model_dump(mode="python", exclude=set(self.of_a_run))
         return {k: v for k, v in settings.items() if (k, v) not in self.earlier.items()}
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether several processes compute each batch together."""
+        return False
 
 
 class TextOptions(TeacherOptions):
@@ -153,13 +158,29 @@ class PrecisionOptions(TeacherOptions):
 class CheckpointOptions(PrecisionOptions):
     """Options of teachers that are checkpoints of transformers."""
 
-    of_a_run: ClassVar[frozenset[str]] = frozenset({"device_map"})
+    of_a_run: ClassVar[frozenset[str]] = frozenset({"device_map", "tensor_parallel"})
 
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
         default=None,
         description="for a model that is larger than one GPU: spread its layers over all visible "
         "GPUs as accelerate does, and over this machine's memory what is left; changes no setting",
     )
+    tensor_parallel: bool = Field(
+        default=False,
+        description="for a model that is larger than one GPU: divide its weights among the "
+        "processes of torchrun, which compute each batch together; changes no setting",
+    )
+
+    @model_validator(mode="after")
+    def _is_placed_in_one_way(self) -> Self:
+        if self.device_map and self.tensor_parallel:
+            raise ValueError("device_map and tensor_parallel: name only one")
+        return self
+
+    @property
+    def is_divided(self) -> bool:
+        """See TeacherOptions."""
+        return self.tensor_parallel
 
 
 Padding = Literal["growing_steps", "multiples_of_16"]

@@ -13,6 +13,7 @@ from armada.cache_schemas.features import FeatureSpec
 from armada.stages.corpus.corpus import read_corpus
 from armada.stages.precompute.ahead import make_examples
 from armada.stages.precompute.precompute import _Storing, probe
+from armada.stages.precompute.ranks import Ranks
 from armada.stages.precompute.shard_buffer import ShardBuffer
 from armada.stages.precompute.teachers.base import Answers, Example, Examples
 from armada.stages.store.reading.reader import Cache
@@ -107,6 +108,18 @@ def test_an_example_that_does_not_fit_alone_ends_the_run(bench: Bench) -> None:
     with pytest.raises(RunError, match="a single example does not fit"):
         bench.ask(SpyingTeacher(fits=0), texts_of(0, 10))
     assert len(bench.cache) == 0
+
+
+class Unheard(Ranks):
+    """The first of two processes, of which the other is not there."""
+
+    def say_batch(self, examples: Sequence[Example]) -> None:
+        pass
+
+
+def test_no_smaller_batch_is_tried_while_other_processes_wait_for_one(bench: Bench) -> None:
+    with pytest.raises(RunError, match=r"a batch of 8 texts does not fit.*smaller batch_size"):
+        bench.ask(SpyingTeacher(fits=3), texts_of(0, 64 * 5), ranks=Unheard(count=2))
 
 
 BAD = pytest.mark.parametrize(("bad", "feature"), [(NAN, "words"), (HUGE, "code")])
