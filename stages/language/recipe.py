@@ -169,7 +169,7 @@ def fill_template(template: str, segments: Sequence[str]) -> str:
     {1}, {2}, ... Raises JobError for a number that is above theirs."""
     if TEXT in template:
         return template.replace(TEXT, JOINT.join(part for part in segments if part.strip()))
-    if (highest := _columns(template)) > len(segments):
+    if (highest := columns_of(template)) > len(segments):
         raise JobError(
             f"template {template!r}: has {{{highest}}}, and a prompt has {len(segments)} text "
             f"columns; use {{1}} to {{{len(segments)}}}"
@@ -177,7 +177,7 @@ def fill_template(template: str, segments: Sequence[str]) -> str:
     return _NUMBER.sub(lambda found: segments[int(found[1]) - 1], template)
 
 
-def _columns(template: str) -> int:
+def columns_of(template: str) -> int:
     """The least number of segments that a template takes."""
     return 1 if TEXT in template else max(map(int, _NUMBER.findall(template)))
 
@@ -295,7 +295,7 @@ class Recipe(BaseModel):
         """Raises JobError for a tokenizer that cannot write so, before anything else is done."""
         if self.text_format == "chat":
             self.template(tokenizer).check()
-            self.write(tokenizer, ("?",) * _columns(self.user_template) + ("x",))
+            self.write(tokenizer, ("?",) * columns_of(self.user_template) + ("x",))
 
     def write(self, tokenizer: Any, segments: Sequence[str]) -> Written:
         """The strings of one example. Raises JobError for segments or a tokenizer that cannot be

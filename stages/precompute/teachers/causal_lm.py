@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ....cache_schemas.codings import TopKCoding
-from ....cache_schemas.errors import JobError, TeacherSourceError
+from ....cache_schemas.errors import JobError
 from ....cache_schemas.features import GENERATED_IDS, GENERATED_LENGTHS, FeatureSpec
 from ....cache_schemas.keys import IntArray
-from ...language.logits import NOISE, PADDED_NOISE, find_transform, hidden_states, is_causal
+from ...language.logits import NOISE, PADDED_NOISE, hidden_states
 from ...language.masks import attending
 from ...language.tokens import (
     TokenTexts,
@@ -31,14 +31,11 @@ from ...language.tokens import (
     read_before_predicted,
     tokenizer_digest,
     vocab_digest,
-    vocab_size_of,
 )
-from ...pretrained import choose_length, padding_id, read_tokenizer, token_limit
 from ...ragged import arange_each
 from ...tokenizing.padding import pad
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import (
-    ROW_GROUP,
     Answers,
     Example,
     Outputs,
@@ -48,32 +45,25 @@ from .base import (
     to_device,
     to_host,
 )
+from .causal_checkpoint import CausalCheckpointTeacher
 from .causal_options import CausalLMOptions
-from .checkpoint_teacher import CheckpointTeacher
 from .generated import FINISHED, Response, ResponseFeatures
 from .generation import (
     Continuation,
-    Reader,
-    SameLengths,
     Sampling,
     continue_prompts,
     filled,
-    find_cache_name,
     stop_strings,
 )
 from .padded_lengths import padded_lengths
 from .response_parts import Part, part_of_response
 from .token_answers import MEASURED_EVERY, Answer, Dense, Samples, TokenAnswers, TopK
 
-DEFAULT_TEXT_LENGTH = 1024
-CHUNK_BYTES = 64 * 2**20
-"""Bytes of float32 logits at once."""
-
 _Coming = tuple[list[int], Callable[[], list[Continuation]]]
 """Texts of a batch, and the responses to their prompts, which are waited for."""
 
 
-class CausalLMTeacher(CheckpointTeacher):
+class CausalLMTeacher(CausalCheckpointTeacher):
     """Answers with `token_ids` and `prompt_tokens`, and with `top_k`, `samples`, `dense`, `hidden`,
     `generated_ids`, `generated_log_probs` and `generated_lengths` as requested; of prompts alone
     also with `generated_text`, `generated_text_lengths` and `finish`."""
@@ -84,20 +74,10 @@ class CausalLMTeacher(CheckpointTeacher):
         {"top_k", "top_k_bits", "temperatures", "samples", "samples_log_probs", "dense"}
         | {"characters", "hidden_layers", "max_new_tokens", "responses_per_prompt"}
     )
-    default_batch_size = 8
-    default_batch_tokens = 8 * DEFAULT_TEXT_LENGTH
-    default_rows_per_shard = 1024
-    auto_class = "AutoModelForCausalLM"
 
     def __init__(self, source: str, options: CausalLMOptions, device: torch.device) -> None:
-        super().__init__(source, options.revision, options, device)
+        super().__init__(source, options, device)
         self._options = options
-        self._tokenizer = read_tokenizer(self._folder, TeacherSourceError)
-        self._vocab_size, self._rows = vocab_size_of(self._tokenizer), self._head_rows()
-        self._positions = token_limit(self._tokenizer, self._skeleton)
-        self._max_length = choose_length(
-            options.max_length, self._positions, DEFAULT_TEXT_LENGTH, 1, JobError
-        )
         self._check()
         self._batches_prompts = options.batches_prompts(device)
         self._of_text = None
@@ -268,12 +248,6 @@ class CausalLMTeacher(CheckpointTeacher):
             )
         return output, to_device(torch.from_numpy(positions), self._device)
 
-    def _logits(self, hidden_CH: Tensor) -> Tensor:
-        """Logits of the tokenizer's tokens [C, V]: what a model has beyond them stands for none."""
-        rows_CH = in_row_groups(hidden_CH, self._device)
-        logits_CV = self._transform.apply_(self._head(rows_CH))
-        return logits_CV[: len(hidden_CH), : self._vocab_size].float()
-
     def _generate(self, texts: TokenTexts, seeds: Sequence[int]) -> list[_Coming]:
         """Begin to continue the prompts."""
         coming = []
@@ -321,24 +295,10 @@ class CausalLMTeacher(CheckpointTeacher):
         return np.stack(of_each, axis=1)
 
     def _prepare(self) -> None:
-        transform = find_transform(self._model)
-        if transform is None:
-            raise TeacherSourceError(
-                f"source {self._folder}: {type(self._model).__name__} does not compute its logits "
-                "as head(last hidden state); use another model"
-            )
-        if not is_causal(self._model):
-            raise TeacherSourceError(
-                f"source {self._folder}: a {type(self._model).__name__} attends to later tokens; "
-                "use a causal language model"
-            )
-        self._transform, self._head = transform, self._model.get_output_embeddings()
-        logit_bytes = 4 * self._head.weight.shape[0]
-        self._chunk = max(CHUNK_BYTES // logit_bytes // ROW_GROUP, 1) * ROW_GROUP
+        super()._prepare()
         self._answers = self._make_answers()
         if self._options.max_new_tokens:
             self._prepare_generation()
-        self._fill = padding_id(self._tokenizer, self._rows)
 
     def _prepare_generation(self) -> None:
         ends = sorted(end_ids(self._tokenizer, self._options, self._model.generation_config))
@@ -348,15 +308,7 @@ class CausalLMTeacher(CheckpointTeacher):
         # Earlier releases took less for rounding, and a cache of theirs goes on with its bits.
         as_begun = self._options.padding == self._options.earlier["padding"]
         noise = NOISE if as_begun and not self._batches_prompts else PADDED_NOISE
-        name = find_cache_name(self._model, noise)
-        self._make_reader: Callable[[], Reader] = partial(SameLengths, self._model, name)
-        self._pads_prompts = False
-        if self._batches_prompts and name is not None:
-            from .key_values import PaddedReader, reads_padded
-
-            if reads_padded(self._model, name):
-                self._make_reader = partial(PaddedReader, self._model, name)
-                self._pads_prompts = True
+        self._find_reader(self._batches_prompts, noise)
 
     def _make_answers(self) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
@@ -371,15 +323,6 @@ class CausalLMTeacher(CheckpointTeacher):
             self._vocab_size, self._hidden_width(), self._max_length, self._precision.stored
         )
         return found if self._of_text is None else [*found, *self._of_text.specs()]
-
-    def _head_rows(self) -> int:
-        head = self._skeleton.get_output_embeddings()
-        if head is None:
-            raise TeacherSourceError(
-                f"source {self._folder}: {type(self._skeleton).__name__} has no head that makes "
-                "logits; use another model"
-            )
-        return int(head.weight.shape[0])
 
     def _hidden_width(self) -> int:
         """H of the layers that are kept: what the head reads may be narrower than the others."""
@@ -399,16 +342,10 @@ class CausalLMTeacher(CheckpointTeacher):
         return read_by_head
 
     def _check(self) -> None:
-        self._options.check(self._tokenizer)
         if self._device.type == "mps" and (self._options.samples or self._options.max_new_tokens):
             raise JobError(
                 "samples, max_new_tokens: tokens are sampled in float64, which an mps device does "
                 "not have; leave them out, or use device=cpu"
-            )
-        if self._vocab_size > self._rows:
-            raise TeacherSourceError(
-                f"source {self._folder}: its tokenizer has {self._vocab_size} tokens, the model "
-                f"{self._rows}; use the model's own tokenizer, or resize the model's embeddings"
             )
         if self._options.hidden_layers:
             self._check_layers()

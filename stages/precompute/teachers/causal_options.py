@@ -18,7 +18,7 @@ from ....cache_schemas.features import (
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import Recipe
 from ...language.tokens import INSIDE
-from .options import PaddingOptions, TeacherOptions
+from .options import CheckpointOptions, PaddingOptions, TeacherOptions
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,8 @@ TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
 """The axes: tokens of a text, those of them that are predicted, and generated tokens."""
 
 
-class TokenOptions(TeacherOptions, Recipe):
-    """Options of every teacher that predicts tokens, whatever computes it."""
+class CausalOptions(TeacherOptions, Recipe):
+    """Options of every teacher that is a language model, whatever computes it."""
 
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub id; none is the main branch"
@@ -39,6 +39,22 @@ class TokenOptions(TeacherOptions, Recipe):
         description="maximum tokens per text, longer ones are truncated; default 1024, or the "
         "model's maximum if that is less",
     )
+
+    def of_template(self, tokenizer: Any) -> dict[str, SettingValue]:
+        """The date of texts that depend on it. Raises JobError for one that none depends on."""
+        reads_clock = self.text_format == "chat" and self.template(tokenizer).reads_clock
+        if self.template_date is not None and not reads_clock:
+            raise JobError("template_date: the chat template uses no date; leave it out")
+        return {"template_date": self.date} if reads_clock else {}
+
+
+class CausalCheckpointOptions(CheckpointOptions, CausalOptions):
+    """Options of one that is a checkpoint of transformers."""
+
+
+class TokenOptions(CausalOptions):
+    """Options of every teacher that predicts tokens, whatever computes it."""
+
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="of samples, and of responses that are sampled"
     )
@@ -99,13 +115,6 @@ class TokenOptions(TeacherOptions, Recipe):
             del settings["responses_per_prompt"]
         return settings
 
-    def of_template(self, tokenizer: Any) -> dict[str, SettingValue]:
-        """The date of texts that depend on it. Raises JobError for one that none depends on."""
-        reads_clock = self.text_format == "chat" and self.template(tokenizer).reads_clock
-        if self.template_date is not None and not reads_clock:
-            raise JobError("template_date: the chat template uses no date; leave it out")
-        return {"template_date": self.date} if reads_clock else {}
-
     @property
     def known_temperatures(self) -> tuple[float, ...]:
         """Temperatures at which the tail is kept, ascending: 1 is always among them."""
@@ -149,7 +158,7 @@ class TokenOptions(TeacherOptions, Recipe):
         return found
 
 
-class CausalLMOptions(PaddingOptions, TokenOptions):
+class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
     """Options of the teacher `causal_lm`."""
 
     renamed: ClassVar[Mapping[str, str]] = {

@@ -11,7 +11,7 @@ import torch
 from armada.cache_schemas.errors import ArmadaError, JobError, TeacherSourceError
 from armada.cache_schemas.keys import example_key
 from armada.stages.language.logits import is_causal
-from armada.stages.precompute.teachers import causal_lm
+from armada.stages.precompute.teachers import causal_checkpoint
 from armada.stages.precompute.teachers.base import Answers, Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
@@ -262,7 +262,7 @@ class Largest(TorchDispatchMode):
 def test_logits_of_all_tokens_are_never_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal_lm, "CHUNK_BYTES", 4 * 4320 * 4)
+    monkeypatch.setattr(causal_checkpoint, "CHUNK_BYTES", 4 * 4320 * 4)
     teacher = loaded(make_causal_lm(tmp_path / "model", padding=4000), top_k=5, samples=3)
     with Largest() as largest:
         answers = ask(teacher)

@@ -157,6 +157,44 @@ class TestCausalLMOfPromptsAlone(TestCausalLM):
     pairs = ()
 
 
+class TestChoices(TeacherTests):
+    options = {"answers": ("rain", "red bird", "two dogs that sing")}
+    changing = {
+        **PRECISION,
+        **{"max_length": 40, "prompt_template": "{text} is ", "text_format": "chat"},
+        **{"answers": ("rain", "bird", "dogs"), "names": LABELS, "score": (1, 2, 3)},
+        **{"end_token": True, "per": "token", "content_free": ("N/A",), "premise": "It is "},
+    }
+    unchanging = PLACE
+    untried = (
+        *("revision", *OF_GPUS),
+        "questions",  # in the template, see below
+        # of chats
+        *("user_template", "system_prompt", "template_date", "template_options", "chat_prompt"),
+    )
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"choices:{model('llama')}"
+
+
+class TestChoicesOfAspects(TestChoices):
+    options = {
+        **{"answers": ("n", "y"), "questions": ("Dogs?", "Does a bird sing?")},
+        "prompt_template": "{text} {question} ",
+    }
+    changing = {
+        **{name: TestChoices.changing[name] for name in ("max_length", "end_token")},
+        **{"questions": ("Dogs?",), "content_free": ("N/A",), "premise": "{question} "},
+        **{"answers": ("no", "yes"), "score": (0, 1), "prompt_template": "{question} {text} "},
+    }
+    untried = (
+        *(set(TestChoices.untried) - {"questions"}),
+        "text_format",  # has a template of its own
+        *("names", "per", "dtype", "store_dtype"),  # as above, or of no effect on one token
+    )
+
+
 class TestOpenClip(TeacherTests):
     changing = {"template": "say {text}", **PRECISION, "normalize": False}
     untried = (

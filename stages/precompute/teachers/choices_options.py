@@ -1,0 +1,210 @@
+"""Options of scored choices: the prompts of a row, the answers, and the features that follow."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from ....cache_schemas.features import FeatureSpec, StoredDtype
+from ....cache_schemas.teachers import SettingValue
+from ...language.recipe import TEXT, Recipe, columns_of, fill_template
+from .causal_options import CausalCheckpointOptions
+
+QUESTION = "{question}"
+
+Shown = Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class ChoicesOptions(CausalCheckpointOptions):
+    """Options of the teacher `choices`."""
+
+    text_format: Literal["plain", "chat"] = Field(
+        default="plain",
+        description="plain: answers follow the prompt; chat: prompt and answer are turns, written "
+        "by the tokenizer's chat template",
+    )
+    prompt_template: str = Field(
+        default="{text}\n",
+        description="prompt of text_format=plain; {text} is all segments, with blank lines between "
+        "them, or {1}, {2}, ... are single ones; {question} is one of the questions",
+    )
+    user_template: str = Field(
+        default=TEXT,
+        description="user's turn of text_format=chat, as prompt_template",
+    )
+    end_token: bool = Field(
+        default=False,
+        description="score the token that ends a response, too: for answers that begin as others "
+        "do, such as 1 and 10",
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=2,
+        description="maximum tokens of a prompt with its longest answer; of longer ones the "
+        "segments are cut, the template never; default 1024, or the model's maximum if less",
+    )
+    answers: tuple[Shown, ...] = Field(
+        default=("no", "yes"),
+        min_length=2,
+        max_length=4096,
+        description="the answers, as they follow the prompt (a space in front, where one belongs "
+        "there), in the order of the classes",
+    )
+    names: tuple[Shown, ...] = Field(
+        default=(),
+        description="names of the classes, as labels have them, in the order of the answers; "
+        "default: the answers",
+    )
+    questions: tuple[Shown, ...] = Field(
+        default=(),
+        max_length=4096,
+        description="questions that are asked of each text, by {question} in the template; of two "
+        "answers the log-odds of the second are kept for each, as feature aspects",
+    )
+    score: bool | tuple[float, ...] = Field(
+        default=False,
+        description="keep the expected value of the answers, as feature score: true, if they are "
+        "numbers, or the number that each stands for",
+    )
+    per: Literal["answer", "token", "byte"] = Field(
+        default="answer",
+        description="log-probability of an answer: of the whole, or the mean of its tokens or "
+        "bytes, for answers of different lengths",
+    )
+    content_free: tuple[str, ...] = Field(
+        default=(),
+        description="calibration (arXiv 2102.09690): texts without content, such as N/A, in place "
+        "of each segment; the log of the answers' mean probabilities there is subtracted",
+    )
+    premise: str | None = Field(
+        default=None,
+        description="PMI_DC (arXiv 2104.08315): a prompt without the text, such as its last line; "
+        "the answers' log-probabilities there are subtracted",
+    )
+
+    @field_validator("answers", "names", mode="before")
+    @classmethod
+    def _are_words(cls, given: Any) -> Any:
+        if not isinstance(given, list | tuple):
+            return given
+        if any(isinstance(each, bool) for each in given):
+            raise ValueError('yes and no are not words in YAML; put them in quotes: "yes"')
+        return [str(each) if isinstance(each, int | float) else each for each in given]
+
+    @model_validator(mode="after")
+    def _names_each(self) -> "ChoicesOptions":
+        for name in ("answers", "names", "questions"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name}: {list(given)} repeats one; name each once")
+        if self.names and len(self.names) != len(self.answers):
+            raise ValueError(f"names: are {len(self.names)}, the answers {len(self.answers)}")
+        if bool(self.questions) != (QUESTION in self._template):
+            raise ValueError(
+                f"questions: {QUESTION} of prompt_template, or user_template of a chat, stands for "
+                "one of them; give both or neither"
+            )
+        if self.content_free and self.premise is not None:
+            raise ValueError("content_free, premise: subtract the same twice; name one")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_are_numbers(self) -> "ChoicesOptions":
+        values = self.values
+        if values is not None and len(values) != len(self.answers):
+            raise ValueError(f"score: has {len(values)} numbers for {len(self.answers)} answers")
+        if values is not None and not all(map(math.isfinite, values)):
+            raise ValueError(f"score: {list(values)} are not all finite")
+        if self.questions and values is None and len(self.answers) != 2:
+            raise ValueError(
+                f"questions: {len(self.answers)} answers have no log-odds; name two, or set score"
+            )
+        return self
+
+    @property
+    def values(self) -> tuple[float, ...] | None:
+        """The number that each answer stands for, or None. Raises ValueError for words."""
+        if isinstance(self.score, tuple):
+            return self.score
+        if not self.score:
+            return None
+        try:
+            return tuple(map(float, self.answers))
+        except ValueError as cause:
+            raise ValueError(
+                f"score: {cause}; give the numbers that the answers stand for"
+            ) from cause
+
+    def settings(self) -> dict[str, SettingValue]:
+        """The settings in the fingerprint."""
+        settings = super().settings()
+        # Elsewhere a text_format is one of prompts with their responses.
+        settings["prompt_format"] = settings.pop("text_format")
+        return settings
+
+    def prompts(self, segments: Sequence[str]) -> list[str]:
+        """The prompt of a row, or one for each question. Raises JobError for a template that names
+        more segments than there are."""
+        return [fill_template(template, segments) for template in self._templates]
+
+    def prompts_without_text(self) -> list[str]:
+        """Prompts that show what a model prefers whatever the text is: as many for each question,
+        one question after the other."""
+        if self.premise is not None:
+            return [self.premise.replace(QUESTION, question) for question in self._asked]
+        return [
+            fill_template(template, (text,) * columns_of(template))
+            for template in self._templates
+            for text in self.content_free
+        ]
+
+    def recipe(self) -> Recipe:
+        """How a prompt that is already made is written."""
+        return self.model_copy(update={"prompt_template": TEXT, "user_template": TEXT})
+
+    @property
+    def _template(self) -> str:
+        return self.user_template if self.text_format == "chat" else self.prompt_template
+
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        return self.questions or ("",)
+
+    @property
+    def _templates(self) -> list[str]:
+        return [self._template.replace(QUESTION, question) for question in self._asked]
+
+    def features(self, stored: StoredDtype) -> list[FeatureSpec]:
+        """The features that follow from the answers."""
+        return list(self._features(stored))
+
+    def _features(self, stored: StoredDtype) -> Iterator[FeatureSpec]:
+        read = "log-probabilities" + (f" a {self.per}" if self.per != "answer" else "")
+        if self.content_free or self.premise is not None:
+            read += ", less those without the text"
+        if not self.questions:
+            names = self.names or tuple(answer.strip() for answer in self.answers)
+            yield FeatureSpec(
+                name="logits",
+                shape=(len(names),),
+                dtype=stored,
+                description=f"{read} of the answers",
+                labels=names,
+            )
+        elif len(self.answers) == 2:
+            first, second = self.answers
+            yield FeatureSpec(
+                name="aspects",
+                shape=(len(self.questions),),
+                dtype=stored,
+                description=f"{read} of {second!r} less those of {first!r}, for each question",
+                labels=self.questions,
+            )
+        if self.values is not None:
+            yield FeatureSpec(
+                name="score",
+                shape=(len(self._asked),),
+                dtype=stored,
+                description=f"expected value of the answers, {list(self.values)}",
+            )
