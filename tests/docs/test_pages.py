@@ -12,6 +12,8 @@ from docs_material import write_chats, write_instructions, write_table
 from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
 from openai_server import Model, OpenAIServer, serving
 from PIL import Image
+from tiny_diffusion import make_clip_vision
+from tiny_generators import make_audioldm2, make_text_to_video, make_wav2vec2
 from tiny_language_models import TEXTS, make_causal_lm
 from tiny_vlms import make_vlm
 
@@ -167,20 +169,35 @@ def test_servers(place: Workplace, tmp_path: Path) -> None:
     assert "generated_top_k" in open_cache(place.folder / "responses").features
 
 
+TINY_VIDEO = "num_frames=2 --set height=32 --set width=32 --set steps=2"
+
+
 def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
-    seeing = make_vlm(tmp_path / "vlm", "llava", TEXTS)
+    models = tmp_path / "models"
+    seeing = make_vlm(models / "llava", "llava", TEXTS)
     write_table(place.folder / "rte.parquet")
     pictures = [{"photo": f"{n}.png", "caption": text} for n, text in enumerate(TEXTS)]
     pq.write_table(pa.Table.from_pylist(pictures), place.folder / "birds.parquet")
     for number in range(len(TEXTS)):
         Image.new("RGB", (20, 30), (number, 99, 9)).save(place.folder / f"{number}.png")
+    made = {
+        "llava-hf/llava-1.5-7b-hf": seeing,
+        "damo-vilab/text-to-video-ms-1.7b": make_text_to_video(models / "video"),
+        "openai/clip-vit-large-patch14": make_clip_vision(models / "clip"),
+        "cvssp/audioldm2": make_audioldm2(models / "sound"),
+        "facebook/wav2vec2-base-960h": make_wav2vec2(models / "wav2vec2"),
+    }
     run(
         place,
         "images-and-sounds.md",
-        Instead("llava-hf/llava-1.5-7b-hf", str(seeing), "a tiny model"),
+        *(Instead(name, str(folder), "a tiny model") for name, folder in made.items()),
+        Instead("num_frames=64 --set height=256 --set width=256", TINY_VIDEO, "tiny"),
+        Instead("audio_seconds=5", "audio_seconds=0.1 --set steps=2", "shorter"),
     )
     assert open_cache(place.folder / "vlm").features == ("pooled", "layer_1")
     assert rows(place.folder / "birds") == len(TEXTS)
+    assert open_cache(place.folder / "video").features == ("video_embedding",)
+    assert open_cache(place.folder / "audio").features == ("audio_embedding",)
 
 
 def test_cache_format(place: Workplace) -> None:

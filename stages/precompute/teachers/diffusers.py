@@ -1,10 +1,12 @@
-"""Text-to-image teachers: the image a diffusion model generates for a text, as latents or as an
-embedding.
+"""Teachers that generate an image, a video or a sound for a text: what a diffusion model made of
+it, as latents or as an embedding.
 
 In: the texts of examples. Out, one feature a teacher: `latent` [C * h * w]: the final latents of
 the second pass (`source: img2img`, the paper's feature, [1024] for Stable Diffusion v1-4) or of the
 first (`txt2img`), flattened; see `latents.py`. `image_embedding` [E]: with an `image_encoder`, its
-embedding of the first pass's image.
+embedding of the first pass's image. `video_embedding` [E]: with `num_frames` and an
+`image_encoder`, that of a frame of a text-to-video pipeline's video, or the mean of all.
+`audio_embedding` [E]: with an `audio_encoder`, that of a text-to-audio pipeline's sound.
 
 Cost with the defaults, per example: 20 steps at 512 x 512, 15 at 128 x 128. On a GPU features agree
 in any batch up to rounding. On a CPU they are equal bit for bit, since a batch is computed one
@@ -29,18 +31,20 @@ from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...pretrained import source_name
 from ...sources import PIPELINE_FILE_PATTERNS, resolve
 from ...tokenizing.long_texts import shortened
-from . import latents, pipelines
+from . import latents, pipelines, videos_and_sounds
+from .audio_encoders import audio_encoder
 from .base import Answers, Example, Teacher
-from .diffusers_options import DiffusersOptions
+from .diffusers_options import OF_PICTURES, DiffusersOptions
 from .image_encoders import image_encoder
 
-NOT_SETTINGS = {"revision", "lora", "image_encoder", "keep_images"}
+NOT_SETTINGS = {"revision", "lora", "image_encoder", "audio_encoder", "keep_images"}
 """Outside the fingerprint: the location of weights (their digests are inside), and options that do
 not change features."""
 
 
 class DiffusersTeacher(Teacher):
-    """Any text-to-image pipeline that diffusers opens from a folder or a hub id."""
+    """Any text-to-image, text-to-video or text-to-audio pipeline that diffusers opens from a folder
+    or a hub id."""
 
     Options = DiffusersOptions
     kind = "diffusers"
@@ -56,6 +60,7 @@ class DiffusersTeacher(Teacher):
             resolve(source, options.revision, TeacherSourceError, PIPELINE_FILE_PATTERNS)
         )
         self._encoder = image_encoder(options.image_encoder) if options.image_encoder else None
+        self._hearing = audio_encoder(options.audio_encoder) if options.audio_encoder else None
         self._lora = pipelines.lora_file(options.lora) if options.lora else None
         self.spec = TeacherSpec(
             kind=self.kind,
@@ -66,10 +71,14 @@ class DiffusersTeacher(Teacher):
         )
 
     def _feature_spec(self, dtype: StoredDtype) -> FeatureSpec:
-        if self._encoder is not None:
-            text = "embedding of the image generated for the text"
-            shape = (self._encoder.dim,)
-            return FeatureSpec(name="image_embedding", shape=shape, dtype=dtype, description=text)
+        medium = self._options.medium
+        if encoder := self._encoder or self._hearing:
+            frames = {"mean": "all frames of the", "first": "the first frame of the"}
+            frame = frames.get(self._options.frame, "the middle frame of the")
+            what = f"{frame} video" if medium == "video" else f"the {medium}"
+            text = f"embedding of {what} generated for the text"
+            name, shape = f"{medium}_embedding", (encoder.dim,)
+            return FeatureSpec(name=name, shape=shape, dtype=dtype, description=text)
         options, grid = self._options, pipelines.latent_grid(self._folder)
         _check_sizes(options, grid.factor)
         second = options.two_passes
@@ -84,6 +93,8 @@ class DiffusersTeacher(Teacher):
             digests["lora"] = pipelines.file_digest(self._lora)
         if self._encoder is not None:
             digests["image_encoder"] = self._encoder.digest()
+        if self._hearing is not None:
+            digests["audio_encoder"] = self._hearing.digest()
         return digests
 
     def _settings(self) -> dict[str, SettingValue]:
@@ -94,6 +105,9 @@ class DiffusersTeacher(Teacher):
             "image_encoder": self._encoder.form if self._encoder else "",
         }
         own = {k: v for k, v in options.settings().items() if k not in NOT_SETTINGS}
+        if self._hearing is not None:
+            own = {k: v for k, v in own.items() if k not in OF_PICTURES}
+            resolved = {"audio_encoder": self._hearing.form}
         return own | self._precision.settings() | resolved
 
     def load(self) -> None:
@@ -106,23 +120,33 @@ class DiffusersTeacher(Teacher):
             pipelines.merge_lora(pipeline, self._lora, self._options.lora_scale)
         if self._options.two_passes:
             self._second = pipelines.image_to_image(pipeline)
-        if self._encoder is not None:
-            self._encoder.load(dtype, device)
+        for encoder in filter(None, (self._encoder, self._hearing)):
+            encoder.load(dtype, device)
+        if self._hearing is not None:
+            self._rate = videos_and_sounds.sampling_rate(pipeline)
+            self._hearing.check_length(self._options.audio_seconds)
         self._pipeline = pipeline
 
     def _check_calls(self) -> None:
         # Here, not in the constructor: importing diffusers takes seconds.
         options, name = self._options, self._folder.class_name
-        pipelines.check_class(name, latents.first_pass_arguments(options))
+        needed = latents.first_pass_arguments(options)
+        if options.medium == "video":
+            needed = videos_and_sounds.video_arguments(options)
+        elif options.medium == "audio":
+            taken = pipelines.arguments_of(name)
+            needed = videos_and_sounds.audio_arguments(options, taken)
+        pipelines.check_class(name, needed, options.medium)
         if options.two_passes:
             pipelines.check_counterpart(name, latents.second_pass_arguments(options))
 
     def encode(self, examples: Sequence[Example]) -> Answers:
-        """Draw B pictures: `latent` [B, C * h * w] or `image_embedding` [B, E]."""
+        """Generate for B texts: `latent` [B, C * h * w], or an embedding [B, E]."""
         prompts = [self._options.text(example.segments) for example in examples]
         prompts = pipelines.shortened_prompts(self._pipeline, prompts)
         request = latents.Request(prompts, [example.key for example in examples])
-        parts = request.singly() if self._device.type == "cpu" else [request]
+        alone = self._folder.class_name in pipelines.ONE_BY_ONE or self._device.type == "cpu"
+        parts = request.singly() if alone else [request]
         with pipelines.quiet(), latents.own_randomness(self._device):
             answers, pictures = zip(*map(self._answer, parts), strict=True)
         answer = _checked(torch.cat(answers).flatten(1), self.spec.features[0])
@@ -132,6 +156,10 @@ class DiffusersTeacher(Teacher):
 
     def _answer(self, request: latents.Request) -> tuple[torch.Tensor, list[Any]]:
         options = self._options
+        if options.medium == "audio":
+            return self._heard(request), []
+        if options.medium == "video":
+            return self._seen(request)
         if options.source == "txt2img" and self._encoder is None:
             if options.keep_images:
                 drawn, pictures, finite = latents.text_to_both(self._pipeline, options, request)
@@ -143,12 +171,27 @@ class DiffusersTeacher(Teacher):
         drawn = latents.pictures_to_latents(self._second, options, request, pictures)
         return _only(drawn, finite), pictures
 
+    def _heard(self, request: latents.Request) -> torch.Tensor:
+        sounds = videos_and_sounds.text_to_sounds(self._pipeline, self._options, request)
+        finite = torch.from_numpy(np.isfinite(sounds).all(axis=1))
+        assert self._hearing is not None
+        return _only(self._hearing(np.nan_to_num(sounds), self._rate), finite)
+
+    def _seen(self, request: latents.Request) -> tuple[torch.Tensor, list[Any]]:
+        videos, finite = videos_and_sounds.text_to_frames(self._pipeline, self._options, request)
+        assert self._encoder is not None
+        kept = [video[0 if self._options.frame == "first" else len(video) // 2] for video in videos]
+        if self._options.frame != "mean":
+            return _only(self._encoder(kept), finite), kept
+        means = [self._encoder(video).float().mean(dim=0) for video in videos]
+        return _only(torch.stack(means), finite), kept
+
     def _truncated(self, prompts: list[str]) -> npt.NDArray[np.bool_]:
         """Prompts of more tokens than the pipeline's (first) tokenizer takes."""
         tokenizer = getattr(self._pipeline, "tokenizer", None)
         if tokenizer is None:
             return np.zeros(len(prompts), dtype=bool)
-        most = tokenizer.model_max_length
+        most = pipelines.prompt_tokens(self._pipeline)
         prompts = shortened(tokenizer, prompts, most)
         tokens = tokenizer(prompts, truncation=False, verbose=False).input_ids
         return np.array([len(row) > most for row in tokens])

@@ -1,9 +1,11 @@
-"""Options of a text-to-image teacher."""
+"""Options of a teacher that generates pictures, videos or sounds from texts."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from ....cache_schemas.teachers import SettingValue
 from .options import Precision, PrecisionOptions, TextOptions
 
 if TYPE_CHECKING:
@@ -45,9 +47,33 @@ class GenerationOptions(TextOptions):
         return self.second_steps or self.steps
 
 
+OF_PICTURES = ("source", "height", "width", "resize", "strength", "second_steps", "channel_order")
+"""Options of pictures, of which a sound has none."""
+
+
 class DiffusersOptions(PrecisionOptions, GenerationOptions):
     """Options of the diffusers teacher."""
 
+    earlier: ClassVar[Mapping[str, SettingValue]] = {
+        **{"num_frames": None, "frame": "first", "audio_encoder": "", "audio_seconds": 5.0},
+    }
+
+    num_frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="frames of the video that a text-to-video pipeline generates; needs an "
+        "image_encoder",
+    )
+    frame: Literal["first", "middle", "mean"] = Field(
+        default="first",
+        description="which frame of a video is embedded, or the mean of the embeddings of all",
+    )
+    audio_encoder: str = Field(
+        default="",
+        description="cache an embedding of the sound that a text-to-audio pipeline generates: "
+        "transformers:PATH_OR_ID of a Wav2Vec2, HuBERT, WavLM or CLAP model",
+    )
+    audio_seconds: float = Field(default=5.0, gt=0, description="length of the sound")
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id")
     lora: str = Field(
         default="", description="LoRA weights: a safetensors file, or a folder with one; needs peft"
@@ -55,7 +81,7 @@ class DiffusersOptions(PrecisionOptions, GenerationOptions):
     lora_scale: float = Field(default=1.0, description="weight of the LoRA")
     image_encoder: str = Field(
         default="",
-        description="cache an embedding of the first image instead of latents: "
+        description="cache an embedding of the first image, or of a video, instead of latents: "
         "transformers:PATH_OR_ID or open_clip:FOLDER",
     )
     keep_images: bool = Field(
@@ -69,7 +95,30 @@ class DiffusersOptions(PrecisionOptions, GenerationOptions):
     @property
     def two_passes(self) -> bool:
         """Whether the second pass runs."""
-        return self.source == "img2img" and not self.image_encoder
+        return self.source == "img2img" and not (self.image_encoder or self.audio_encoder)
+
+    @property
+    def medium(self) -> Literal["image", "video", "audio"]:
+        """What is generated."""
+        return "audio" if self.audio_encoder else "video" if self.num_frames else "image"
+
+    @model_validator(mode="after")
+    def _of_one_medium(self) -> "DiffusersOptions":
+        given = self.model_fields_set
+        if self.num_frames and not self.image_encoder:
+            raise ValueError("num_frames: of a video, frames are embedded; set image_encoder")
+        if "frame" in given and not self.num_frames:
+            raise ValueError("frame: a picture has none; set num_frames for a video")
+        if self.audio_encoder and (self.image_encoder or self.num_frames or self.keep_images):
+            raise ValueError(
+                "audio_encoder: a sound has no pictures; leave image_encoder, num_frames and "
+                "keep_images out"
+            )
+        if "audio_seconds" in given and not self.audio_encoder:
+            raise ValueError("audio_seconds: of a sound; set audio_encoder")
+        if self.audio_encoder and (wrong := [name for name in OF_PICTURES if name in given]):
+            raise ValueError(f"{wrong[0]}: a sound has none; leave it out")
+        return self
 
     def precision_on(self, device: "torch.device") -> Precision:
         """The types with 'auto' resolved for a device."""

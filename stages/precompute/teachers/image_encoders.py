@@ -1,4 +1,4 @@
-"""Vision towers that embed the pictures of a text-to-image teacher.
+"""Vision towers that embed the pictures, or the frames of videos, that a teacher generated.
 
 `transformers:PATH_OR_ID` is a CLIP, SigLIP, ViT, DINO or other vision model with its image
 processor; `open_clip:FOLDER` is a folder that open_clip published. In: B pictures (PIL, RGB); out:
@@ -18,8 +18,8 @@ from ...sources import digest_files, require_safetensors, resolve
 from .clip_source import CONFIG_FILE, PREFERRED_WEIGHTS
 
 
-class ImageEncoder(ABC):
-    """Pictures in, embeddings [B, dim] out; made in two steps, as teachers are."""
+class MediaEncoder(ABC):
+    """A model that embeds what was generated, [B, dim]; made in two steps, as teachers are."""
 
     form: ClassVar[str]
     dim: int
@@ -36,13 +36,17 @@ class ImageEncoder(ABC):
     def load(self, dtype: torch.dtype, device: torch.device) -> None:
         """Build the model, frozen."""
 
-    @abstractmethod
-    def __call__(self, pictures: Sequence[Any]) -> torch.Tensor:
-        """Embed B pictures: [B, dim]."""
-
     def _frozen(self, model: Any, dtype: torch.dtype, device: torch.device) -> Any:
         self._dtype, self._device = dtype, device
         return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+class ImageEncoder(MediaEncoder):
+    """Pictures in, embeddings [B, dim] out."""
+
+    @abstractmethod
+    def __call__(self, pictures: Sequence[Any]) -> torch.Tensor:
+        """Embed B pictures: [B, dim]."""
 
 
 class TransformersEncoder(ImageEncoder):

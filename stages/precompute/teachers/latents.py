@@ -68,12 +68,12 @@ class _LastLatents:
 
 def first_pass_arguments(options: GenerationOptions) -> set[str]:
     """Arguments that the text-to-image pipeline must take."""
-    return {*_BOTH_PASSES, *_both_passes(options, Request([], [])), "height", "width"}
+    return {*_BOTH_PASSES, *both_passes(options, Request([], [])), "height", "width"}
 
 
 def second_pass_arguments(options: GenerationOptions) -> set[str]:
     """Arguments that the image-to-image pipeline must take."""
-    return {*_BOTH_PASSES, *_both_passes(options, Request([], [])), "image", "strength"}
+    return {*_BOTH_PASSES, *both_passes(options, Request([], [])), "image", "strength"}
 
 
 def text_to_pictures(
@@ -81,14 +81,14 @@ def text_to_pictures(
 ) -> tuple[list[Any], torch.Tensor]:
     """First pass, decoded: B pictures of `width` x `height`, and which [B] were finite before they
     were rounded."""
-    with _watched(pipeline.vae) as decoded:
-        pictures = list(_first_pass(pipeline, options, request, output_type="pil"))
-    return pictures, _finite(decoded, len(pictures))
+    with watched(pipeline.vae) as decoded:
+        pictures = list(first_pass(pipeline, options, request, output_type="pil").images)
+    return pictures, finite_of(decoded, len(pictures))
 
 
 def text_to_latents(pipeline: Any, options: GenerationOptions, request: Request) -> torch.Tensor:
     """First pass, not decoded: latents [B, C, h, w], or as the pipeline packs them."""
-    latents: torch.Tensor = _first_pass(pipeline, options, request, output_type="latent")
+    latents: torch.Tensor = first_pass(pipeline, options, request, output_type="latent").images
     return latents
 
 
@@ -98,19 +98,21 @@ def text_to_both(
     """First pass: the latents of `text_to_latents`, bit for bit, their pictures, and which [B] of
     these were finite before they were rounded."""
     last, more = _LastLatents(), {"output_type": "pil"}
-    with _watched(pipeline.vae) as decoded:
-        pictures = list(_first_pass(pipeline, options, request, callback_on_step_end=last, **more))
-    return last.latents, pictures, _finite(decoded, len(pictures))
+    with watched(pipeline.vae) as decoded:
+        pictures = list(
+            first_pass(pipeline, options, request, callback_on_step_end=last, **more).images
+        )
+    return last.latents, pictures, finite_of(decoded, len(pictures))
 
 
 @contextmanager
-def _watched(vae: Any) -> Iterator[list[torch.Tensor]]:
+def watched(vae: Any) -> Iterator[list[torch.Tensor]]:
     """Which pictures of each call of the VAE are finite. As 8 bits, NaN is black: a picture like
     any other. Those that overflowed in half precision are decoded again in float32, whether or not
     the pipeline knows that its VAE needs that."""
     decode, finite = vae.decode, []
 
-    def watched(latents: torch.Tensor, *given: Any, **more: Any) -> Any:
+    def decoding(latents: torch.Tensor, *given: Any, **more: Any) -> Any:
         decoded = _decoded(vae, lambda: decode(latents, *given, **more), len(latents))
         sound = _are_finite(decoded[0])
         if len(sound) == len(latents) and vae.dtype in _HALVES and not sound.all():
@@ -120,7 +122,7 @@ def _watched(vae: Any) -> Iterator[list[torch.Tensor]]:
         finite.append(sound)
         return decoded
 
-    vae.decode = watched
+    vae.decode = decoding
     try:
         yield finite
     finally:
@@ -159,21 +161,25 @@ def _in_float32(vae: Any, decode: Callable[[], Any]) -> Any:
             weight.data = half
 
 
-def _finite(decoded: Sequence[torch.Tensor], pictures: int) -> torch.Tensor:
-    """For each picture; if they were decoded in other numbers, for all together."""
+def finite_of(decoded: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+    """For each of `count` pictures or videos, whose frames may have been decoded one by one; if
+    they were decoded in other numbers, for all together."""
     finite = torch.cat([*decoded])
-    return finite if len(finite) == pictures else finite.all().expand(pictures)
+    if len(finite) % count:
+        return finite.all().expand(count)
+    return finite.view(count, -1).all(dim=1)
 
 
-def _first_pass(pipeline: Any, options: GenerationOptions, request: Request, **more: Any) -> Any:
+def first_pass(pipeline: Any, options: GenerationOptions, request: Request, **more: Any) -> Any:
+    """The output of a pipeline that generates from texts alone."""
     return pipeline(
-        **_both_passes(options, request),
+        **both_passes(options, request),
         num_inference_steps=options.steps,
         height=options.height,
         width=options.width,
         generator=request.generators(options.seed, b""),
         **more,
-    ).images
+    )
 
 
 def pictures_to_latents(
@@ -182,7 +188,7 @@ def pictures_to_latents(
     """Second pass: B pictures of any size -> final latents [B, C, h, w], or as packed."""
     size = {"height": options.resize, "width": options.resize}
     latents: torch.Tensor = pipeline(
-        **_both_passes(options, request),
+        **both_passes(options, request),
         image=[smaller(picture, options) for picture in pictures],
         strength=options.strength,
         num_inference_steps=options.steps_of_second,
@@ -194,7 +200,8 @@ def pictures_to_latents(
     return latents
 
 
-def _both_passes(options: GenerationOptions, request: Request) -> dict[str, Any]:
+def both_passes(options: GenerationOptions, request: Request) -> dict[str, Any]:
+    """What a pipeline is told of the texts."""
     arguments = {"prompt": request.prompts, "guidance_scale": options.guidance}
     # Absent and empty differ for some pipelines: SDXL puts zeros for an absent one.
     if options.negative_prompt:

@@ -189,15 +189,31 @@ PROMPTS_AS_THEY_ARE = frozenset(
 """Pipelines that give a prompt as it is to each of their tokenizers. Others clean it first, or
 write more around it."""
 
+ONE_BY_ONE = frozenset({"AudioLDM2Pipeline"})
+"""Pipelines that pad prompts to the longest of a batch, and count positions over that padding."""
+
 _MOST_OF_T5 = 512
 """Maximum tokens of a pipeline if its tokenizer takes fewer, or declares none."""
 
 
-def check_class(class_name: str, arguments: set[str]) -> None:
-    """Refuse a class that is no pipeline, or whose call takes not all of `arguments`."""
+def check_class(class_name: str, arguments: set[str], medium: str = "image") -> None:
+    """Refuse a class that is no pipeline, or whose call takes not all of `arguments`; `medium`:
+    what it is to generate."""
     import diffusers
 
-    _check_call(class_name, getattr(diffusers, class_name, None), arguments)
+    _check_call(class_name, getattr(diffusers, class_name, None), arguments, medium)
+    if medium == "image" and "num_frames" in takes(getattr(diffusers, class_name)):
+        raise TeacherSourceError(
+            f"source: {class_name} generates videos; set num_frames and image_encoder"
+        )
+
+
+def arguments_of(class_name: str) -> set[str]:
+    """Arguments of the call of a class of diffusers; none if there is no such class."""
+    import diffusers
+
+    found = getattr(diffusers, class_name, None)
+    return set() if found is None else takes(found)
 
 
 def check_counterpart(class_name: str, arguments: set[str]) -> None:
@@ -210,7 +226,7 @@ def check_counterpart(class_name: str, arguments: set[str]) -> None:
     _check_call(class_name, counterpart, arguments)
 
 
-def _check_call(class_name: str, pipeline: Any, arguments: set[str]) -> None:
+def _check_call(class_name: str, pipeline: Any, arguments: set[str], medium: str = "image") -> None:
     from diffusers import DiffusionPipeline
 
     if not (isinstance(pipeline, type) and issubclass(pipeline, DiffusionPipeline)):
@@ -221,7 +237,7 @@ def _check_call(class_name: str, pipeline: Any, arguments: set[str]) -> None:
     if missing:
         raise TeacherSourceError(
             f"source: {pipeline.__name__} takes no {', '.join(sorted(missing))}; "
-            "choose a text-to-image pipeline, or leave that option out"
+            f"choose a text-to-{medium} pipeline, or leave that option out"
         )
 
 
@@ -355,6 +371,14 @@ def _shortened(tokenizers: Sequence[Any], prompt: str) -> str:
 def _first(tokenizer: Any, text: str) -> list[int]:
     found = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return list(found[: _most(tokenizer) + 1])
+
+
+def prompt_tokens(pipeline: Any) -> int:
+    """Tokens of a prompt that a pipeline reads, by its (first) tokenizer."""
+    parameter = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
+    longest = getattr(parameter, "default", None)
+    own = int(pipeline.tokenizer.model_max_length)
+    return min(own, longest) if isinstance(longest, int) else own
 
 
 def _most(tokenizer: Any) -> int:

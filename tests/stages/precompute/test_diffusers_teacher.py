@@ -27,8 +27,8 @@ from armada.stages.precompute.teachers.latents import (
     Request,
     text_to_latents,
     text_to_pictures,
+    watched,
 )
-from armada.stages.precompute.teachers.latents import _watched as watched
 from armada.stages.precompute.teachers.pipelines import shortened_prompts
 from armada.stages.tokenizing import long_texts
 from PIL import Image

@@ -10,10 +10,12 @@ import openai_server
 import pytest
 import tiny_checkpoints
 import tiny_diffusion
+import tiny_generators
 import tiny_vlms
 from armada.stages.pictures import picture_segment
 from armada.stages.precompute.teachers import TEACHERS
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
+from armada.stages.precompute.teachers.diffusers_options import OF_PICTURES
 from armada.stages.testing.teachers import TEXTS
 from armada.testing import TeacherTests
 from PIL import Image
@@ -26,6 +28,10 @@ MAKE: dict[str, Callable[[Path], object]] = {
     "llama": lambda folder: make_causal_lm(folder, texts=TEXTS),
     "clip": tiny_checkpoints.make_open_clip,
     "diffusion": tiny_diffusion.make_stable_diffusion,
+    "video": tiny_generators.make_text_to_video,
+    "sound": tiny_generators.make_audioldm,
+    "clip_vision": tiny_diffusion.make_clip_vision,
+    "wav2vec2": tiny_generators.make_wav2vec2,
     "llava": lambda folder: tiny_vlms.make_vlm(folder, "llava", TEXTS),
     "idefics3": lambda folder: tiny_vlms.make_vlm(folder, "idefics3", TEXTS),
 }
@@ -255,6 +261,7 @@ class TestDiffusers(TeacherTests):
     unchanging = {"keep_images": True}
     untried = (
         *("revision", "lora", "lora_scale", "image_encoder"),  # of other models
+        *("num_frames", "frame", "audio_encoder", "audio_seconds"),  # below
         *("lowercase", *OF_GPUS),  # its tokenizer has no capitals
     )
     texts = (TEXTS[0], "", TEXTS[4], TEXTS[-1])
@@ -263,6 +270,43 @@ class TestDiffusers(TeacherTests):
     @pytest.fixture
     def source(self, model: Any) -> str:
         return f"diffusers:{model('diffusion')}"
+
+
+class TestDiffusersVideo(TestDiffusers):
+    changing = {
+        **{"num_frames": 2, "frame": "middle", "seed": 1, "steps": 3, "guidance": 2.0},
+        **{"height": 64, "width": 64, "template": "say {text}", "negative_prompt": "dogs"},
+    }
+    untried = (
+        *("revision", "lora", "lora_scale", "image_encoder", "audio_encoder", "audio_seconds"),
+        *("lowercase", *OF_GPUS, *PRECISION),
+        *("source", "resize", "strength", "second_steps", "channel_order"),  # of two passes
+    )
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        self.options = {"steps": 2, "height": 32, "width": 32, "num_frames": 3}
+        self.options |= {"image_encoder": f"transformers:{model('clip_vision')}"}
+        return f"diffusers:{model('video')}"
+
+
+class TestDiffusersAudio(TestDiffusers):
+    changing = {
+        **{"audio_seconds": 0.2, "seed": 1, "steps": 2, "guidance": 2.0},
+        **{"template": "say {text}", "negative_prompt": "dogs"},
+    }
+    unchanging = {}
+    untried = (
+        *("revision", "lora", "lora_scale", "image_encoder", "audio_encoder", "keep_images"),
+        *("lowercase", *OF_GPUS, *PRECISION, "num_frames", "frame"),
+        *OF_PICTURES,
+    )
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        self.options = {"steps": 1, "audio_seconds": 0.1}
+        self.options |= {"audio_encoder": f"transformers:{model('wav2vec2')}"}
+        return f"diffusers:{model('sound')}"
 
 
 class TestOpenAI(TeacherTests):
