@@ -194,9 +194,12 @@ def _probe(
     return probe(teacher, make_examples(plan.corpus, plan.keys, sample), ranks)
 
 
-def _begin_to_ask(teacher: "Teacher", writer: CacheWriter) -> None:
+def _begin_to_ask(plan: Plan, teacher: "Teacher", writer: CacheWriter) -> None:
+    from ..stages.precompute.ahead import make_examples
+
     replies = KeptReplies(writer.path, writer.manifest.fingerprint, writer.pending)
-    teacher.begin(replies, Cache(writer.path, writer.manifest).runs())
+    examples = make_examples(plan.corpus, plan.keys, writer.pending(plan.keys))
+    teacher.begin(replies, Cache(writer.path, writer.manifest).runs(), examples)
 
 
 def _compute(
@@ -227,7 +230,7 @@ def _compute(
         if not loaded:  # somebody has just removed what was there
             _load(teacher, ranks)
         if teacher.asks_a_server:
-            _begin_to_ask(teacher, writer)
+            _begin_to_ask(plan, teacher, writer)
         with CountProgress("precompute", "rows", work.pending, quiet, run.progress) as progress:
             encoding = EncodingRun(
                 BatchSizes.of(teacher, job.batch_size),

@@ -25,8 +25,10 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Body = dict[str, Any]
-Fault = Callable[[Body, Body], tuple[int, Mapping[str, str], bytes | None]]
-"""Request and proper reply -> status, headers, body; no body: the connection is cut."""
+Reply = tuple[int, Mapping[str, str], bytes | None]
+"""Status, headers, body; no body: the connection is cut."""
+Fault = Callable[[Body, Body], Reply]
+"""Of a request and its proper reply."""
 
 WIDTH = 16
 
@@ -191,7 +193,7 @@ class OpenAIServer:
         received = b""
         while (message := await receive()).get("more_body"):
             received += message["body"]
-        body: Body = json.loads(received + message.get("body", b""))
+        received += message.get("body", b"")
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.requests += 1
         number = self.requests
@@ -199,7 +201,8 @@ class OpenAIServer:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await asyncio.sleep(self.pause_s)
-            status, more, reply = self._reply(number, scope["path"], headers, body)
+            target = scope["path"] + "?" + scope["query_string"].decode()
+            status, more, reply = self._reply(number, scope["method"], target, headers, received)
         finally:
             self.in_flight -= 1
         if reply is None:
@@ -213,12 +216,33 @@ class OpenAIServer:
         await send({"type": "http.response.body", "body": reply})
 
     def _reply(
-        self, number: int, path: str, headers: Mapping[str, str], body: Body
-    ) -> tuple[int, Mapping[str, str], bytes | None]:
+        self, number: int, method: str, target: str, headers: Mapping[str, str], raw: bytes
+    ) -> Reply:
         authorization = headers.get("authorization", "")
         self.authorizations.add(authorization)
         if self.keys is not None and authorization.removeprefix("Bearer ") not in self.keys:
             return 401, {}, b'{"error": {"message": "Incorrect API key", "type": "auth"}}'
+        path = target.partition("?")[0]
+        if path not in self._apis() or method != "POST":
+            return self.other(method, target, headers, raw)
+        body: Body = json.loads(raw)
+        reply = self._apis()[path](body) | dict(self.changed)
+        fault = self.faults.pop(0) if self.faults else self.fault(number, body)
+        if fault is not None:
+            return fault(body, reply)
+        self.paid.update(_texts(body))
+        return 200, {"content-type": "application/json"}, json.dumps(reply).encode()
+
+    def answer(self, path: str, body: Body) -> Body:
+        """The proper reply to a request, which counts as paid."""
+        self.paid.update(_texts(body))
+        return self._apis()[path](body) | dict(self.changed)
+
+    def other(self, method: str, target: str, headers: Mapping[str, str], raw: bytes) -> Reply:
+        """The reply to what is no API of this server."""
+        return 404, {}, b'{"detail": "Not Found"}'
+
+    def _apis(self) -> dict[str, Callable[[Body], Body]]:
         replies = {
             "/v1/embeddings": embeddings_reply,
             "/v1/rerank": rerank_reply,
@@ -230,14 +254,7 @@ class OpenAIServer:
                 "/v1/chat/completions": self.model.chat_reply,
                 "/v1/completions": self.model.completion_reply,
             }
-        if path not in replies:
-            return 404, {}, b'{"detail": "Not Found"}'
-        reply = replies[path](body) | dict(self.changed)
-        fault = self.faults.pop(0) if self.faults else self.fault(number, body)
-        if fault is not None:
-            return fault(body, reply)
-        self.paid.update(_texts(body))
-        return 200, {"content-type": "application/json"}, json.dumps(reply).encode()
+        return replies
 
 
 def _texts(body: Body) -> list[str]:

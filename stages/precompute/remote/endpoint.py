@@ -8,7 +8,8 @@ ArmadaError, and ends the run. No header, no key and no password is in any messa
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -24,6 +25,7 @@ MOST_REPLY_BYTES = 2**28
 POOL = 8
 """Connections of one client."""
 
+_SLOWEST_BYTES_A_SECOND = 100_000
 _BUSY = {429, 503, 529}
 
 
@@ -82,11 +84,44 @@ class Endpoint:
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Received:
         """The server's reply to a document. Raises BusyError, FailingError or TextRefusedError;
-        RunError or JobError for what does not pass."""
+        RunError or JobError for what does not pass. So do all below."""
+        return await self._request("POST", path, json=body)
+
+    async def get(self, path: str) -> Received:
+        """A document of the server."""
+        return await self._request("GET", path)
+
+    async def upload(self, path: str, content: bytes, purpose: str) -> Received:
+        """The server's reply to a file of JSON lines."""
+        files = {"file": ("requests.jsonl", content, "application/jsonl")}
+        deadline_s = self._deadline_s + len(content) / _SLOWEST_BYTES_A_SECOND
+        return await self._request("POST", path, deadline_s, data={"purpose": purpose}, files=files)
+
+    async def lines(self, path: str) -> AsyncIterator[bytes]:
+        """The lines of a file, which may be large; each within the deadline."""
+        client = self._client()
         try:
-            # Of the whole request: a reply that drips in never runs into a timeout of silence.
-            async with asyncio.timeout(self._deadline_s):
-                status, headers, received = await self._send(path, body)
+            with self._failing():
+                async with client.stream("GET", self._base + path) as response:
+                    if response.status_code != 200:
+                        body = await response.aread()
+                        raise self._failure(response.status_code, response.headers, body, path)
+                    lines = response.aiter_lines()
+                    while True:
+                        async with asyncio.timeout(self._deadline_s):
+                            line = await anext(lines, None)
+                        if line is None:
+                            return
+                        if line:
+                            yield line.encode()
+        finally:
+            self._free.append(client)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """What goes wrong on the way, as failures of ours."""
+        try:
+            yield
         except TimeoutError as cause:
             raise FailingError(f"no reply within timeout={self._deadline_s:g} seconds") from cause
         except httpx.HTTPError as cause:
@@ -95,6 +130,14 @@ class Endpoint:
             raise FailingError(
                 f"{type(cause).__name__}: {cause}" if str(cause) else "broken"
             ) from cause
+
+    async def _request(
+        self, method: str, path: str, deadline_s: float | None = None, **content: Any
+    ) -> Received:
+        with self._failing():
+            # Of the whole request: a reply that drips in never runs into a timeout of silence.
+            async with asyncio.timeout(deadline_s or self._deadline_s):
+                status, headers, received = await self._send(method, path, content)
         if status != 200:
             raise self._failure(status, headers, received, path)
         try:
@@ -102,10 +145,12 @@ class Endpoint:
         except (ValueError, RecursionError) as cause:
             raise FailingError(f"the reply is no JSON ({len(received)} bytes)") from cause
 
-    async def _send(self, path: str, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+    async def _send(
+        self, method: str, path: str, content: Mapping[str, Any]
+    ) -> tuple[int, httpx.Headers, bytes]:
         client = self._client()
         try:
-            async with client.stream("POST", self._base + path, json=body) as response:
+            async with client.stream(method, self._base + path, **content) as response:
                 parts, size = [], 0
                 async for part in response.aiter_bytes():
                     parts.append(part)

@@ -53,7 +53,7 @@ class OpenAIOptions(TextOptions):
     of_a_run: ClassVar[frozenset[str]] = frozenset(
         {"base_url", "key_variable", "concurrency", "requests_per_minute", "tokens_per_minute"}
         | {"timeout", "patience", "texts_per_request", "probes", "accept_change"}
-        | {"image_encoder", "keep_images", "documents_name"}
+        | {"image_encoder", "keep_images", "documents_name", "batch"}
         | {"max_requests", "max_cost", "input_price", "output_price", "request_price"}
     )
 
@@ -158,6 +158,11 @@ class OpenAIOptions(TextOptions):
     )
     requests_per_minute: int | None = Field(default=None, ge=1, description="limit of the server")
     tokens_per_minute: int | None = Field(default=None, ge=1, description="limit of the server")
+    batch: bool = Field(
+        default=False,
+        description="send requests by the provider's batch service, which answers within a day "
+        "for less (embeddings, chat, completions)",
+    )
     timeout: float = Field(
         default=120.0, gt=0, description="seconds after which a request has failed"
     )
@@ -225,6 +230,12 @@ class OpenAIOptions(TextOptions):
         for name in sorted(self.model_fields_set & settings - OF_API[self.api]):
             known = ", ".join(api for api, own in OF_API.items() if name in own)
             raise ValueError(f"{name}: is for api={known}; leave it out, or set api")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_batch_service(self) -> "OpenAIOptions":
+        if self.batch and self.api not in ("embeddings", "chat", "completions"):
+            raise ValueError(f"batch: api={self.api} has no batch service; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ run's. The model that the server names, and its system fingerprint, are in the r
 teacher that is frozen stays the same: another one ends the run.
 """
 
+import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from ....cache_schemas.teachers import TeacherSpec
 from ...store.writing.replies import KeptReplies
 from ..teachers.base import Answers, Example, Outputs, Prepared, Teacher, make_spec
 from .apis import FeatureApi, make_api
+from .batches import Batches
 from .endpoint import Endpoint, TextRefusedError
 from .options import OpenAIOptions
 from .pacing import Level, PerMinute
@@ -94,14 +96,36 @@ class OpenAITeacher(Teacher):
                 )
         self._sent, self._at_load = 0, replace(self._counts)
 
-    def begin(self, replies: KeptReplies, earlier: Sequence[RunRecord]) -> None:
-        """See Teacher."""
+    def begin(
+        self, replies: KeptReplies, earlier: Sequence[RunRecord], pending: Sequence[Example]
+    ) -> None:
+        """See Teacher. Where batches are to answer, waits for them."""
         replies.see()
         self._requester.close()
         self._requester = self._make_requester(replies)
         for record in earlier:
             if record.requests is not None and self._served is not None:
                 self._compare(Served(record.requests.model, record.requests.system_fingerprint))
+        if self._options.batch:
+            self._have_answered(replies, pending)
+
+    def _have_answered(self, replies: KeptReplies, pending: Sequence[Example]) -> None:
+        if not replies.claim():
+            raise RunError(
+                "batch: another process waits for batches of this teacher; wait for it, and run "
+                "the same command again"
+            )
+        batches = Batches(
+            api=self._api,
+            endpoint=self._make_endpoint(),
+            limits=self._options.limits,
+            counts=self._counts,
+            replies=replies,
+            served=self._compare,
+        )
+        asyncio.run(
+            batches.run(lambda: (Query(each.key, self._api.content(each)) for each in pending))
+        )
 
     def committed(self, keys: KeyArray) -> None:
         """See Teacher: their replies need not be kept."""
@@ -158,7 +182,7 @@ class OpenAITeacher(Teacher):
         return Requester(
             Requests(
                 api=self._api,
-                endpoint=Endpoint(options.base_url, options.key_variable, options.timeout),
+                endpoint=self._make_endpoint(),
                 level=Level(most, None if options.concurrency == "auto" else most),
                 requests_per_minute=PerMinute(options.requests_per_minute),
                 tokens_per_minute=PerMinute(options.tokens_per_minute),
@@ -168,6 +192,10 @@ class OpenAITeacher(Teacher):
                 served=self._compare,
             )
         )
+
+    def _make_endpoint(self) -> Endpoint:
+        options = self._options
+        return Endpoint(options.base_url, options.key_variable, options.timeout)
 
     def _ask(self, requester: Requester, examples: Sequence[Example]) -> "list[Future[Any]]":
         self._sent += len(examples)

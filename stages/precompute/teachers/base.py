@@ -203,10 +203,11 @@ class Teacher(ABC):
         asking. Called once, before anything but `spec` is used. Default: it is set."""
 
     def begin(  # noqa: B027
-        self, replies: "KeptReplies", earlier: Sequence[RunRecord]
+        self, replies: "KeptReplies", earlier: Sequence[RunRecord], pending: Sequence[Example]
     ) -> None:
         """A run begins to ask a server, after `load`: `replies` keeps what it says until that is in
-        a shard; earlier: the records of the cache's runs. Default: nothing."""
+        a shard; earlier: the records of the cache's runs; pending: the examples that no shard has
+        now, of which other processes may compute some. Default: nothing."""
 
     def committed(self, keys: KeyArray) -> None:  # noqa: B027
         """The features of these examples [N, 16] are in the cache. Default: nothing."""

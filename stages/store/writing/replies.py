@@ -30,13 +30,14 @@ from ....cache_schemas.errors import ArmadaError, DamagedCacheError
 from ....cache_schemas.keys import KEY_BYTES, KeyArray, keys_to_array
 from ....cache_schemas.layout import teacher_folder
 from ..files.atomic import open_new, storage_error, sync_folder
-from ..files.lock import is_there, open_lock, try_lock
-from ..files.own_files import make_folder, remove_file
+from ..files.lock import give_back, is_there, open_lock, take, try_lock
+from ..files.own_files import make_folder, remove_file, write_file
 from ..files.plain_files import entries, plain_size
 
 FOLDER = "kept-replies"
 """No name of a feature has a hyphen."""
 
+NOTE, CLAIM = "note.json", "note.lock"
 FILE_BYTES = 64 * 2**20
 _MAGIC = b"armada replies 1\n"
 _FRAME = struct.Struct("<IQ")
@@ -98,6 +99,7 @@ class KeptReplies:
         self._files: dict[Path, _File] = {}
         self._places: dict[bytes, _Place] = {}
         self._current: _File | None = None
+        self._claimed: BinaryIO | None = None
         self._waiting: SimpleQueue[_Entry | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="replies", daemon=True)
         self._thread.start()
@@ -105,6 +107,39 @@ class KeptReplies:
     def __len__(self) -> int:
         """How many keys have a reply."""
         return len(self._places)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a key has a reply."""
+        return key in self._places
+
+    @property
+    def note_file(self) -> Path:
+        """The file of the note."""
+        return self._folder / NOTE
+
+    def noted(self) -> bytes | None:
+        """The note that was left beside the replies, by whichever process; None: there is none."""
+        try:
+            plain_size(self.note_file, self._cache)
+            return self.note_file.read_bytes()
+        except (DamagedCacheError, FileNotFoundError):
+            if os.path.lexists(self.note_file):
+                raise
+            return None
+
+    def note(self, content: bytes | None) -> None:
+        """Leave a note in place of the one before, durably; None: remove it."""
+        if content is None:
+            remove_file(self.note_file, self._cache)
+        else:
+            make_folder(self._folder, self._cache)
+            write_file(self.note_file, [content], self._cache)
+
+    def claim(self) -> bool:
+        """Be the one process that leaves notes, until `close`; False while another is."""
+        make_folder(self._folder, self._cache)
+        self._claimed = self._claimed or take(self._folder, CLAIM)
+        return self._claimed is not None
 
     def see(self) -> None:
         """Take note of what others have kept by now."""
@@ -149,6 +184,9 @@ class KeptReplies:
         """Write what waits to be written; remove own files of which nothing is needed."""
         self._waiting.put(None)
         self._thread.join()
+        if self._claimed is not None:
+            give_back(self._claimed, self._folder, CLAIM)
+            self._claimed = None
         with self._lock:
             self._current = None
             for file in [each for each in self._files.values() if each.held is not None]:
