@@ -118,3 +118,22 @@ def quiet_sentence_transformers() -> Iterator[None]:
     finally:
         if bars:
             logging.enable_progress_bar()
+
+
+def make_cross_encoder(folder: Path, checkpoint: Path, activation: Any = None) -> Path:
+    """A sequence classifier as that library saves a cross-encoder."""
+    with quiet_sentence_transformers():
+        from sentence_transformers import CrossEncoder
+
+        model = CrossEncoder(str(checkpoint), device="cpu", activation_fn=activation)
+        model.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+def predict(folder: Path, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> Any:
+    """That library's scores of pairs, [N] or [N, K]."""
+    with quiet_sentence_transformers():
+        from sentence_transformers import CrossEncoder
+
+        model = CrossEncoder(str(folder), device="cpu", max_length=max_length)
+        return model.predict(list(pairs))

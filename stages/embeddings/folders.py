@@ -126,6 +126,50 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CrossEncoderFolder:
+    """A transformer with a head that scores pairs, and what is declared of its scores."""
+
+    transformer: Path
+    activation: str | None
+    """Name of the activation behind its logits; None: not declared."""
+    max_length: int | None
+    lowercase: bool
+
+
+def read_cross_encoder(folder: Path, error: type[InputError]) -> CrossEncoderFolder:
+    """Declarations of a cross-encoder's folder, in the words of any release; of a folder of
+    transformers alone there are none. Raises `error` for what is not a sequence classifier."""
+    document = _read(folder / MODEL_CONFIG, error)
+    if (kind := document.get("model_type", "CrossEncoder")) != "CrossEncoder":
+        raise error(f"source {folder}: is a {kind}, not a cross-encoder; use encoder:{folder.name}")
+    modules = _read_modules(folder, error) if (folder / MODULES).is_file() else []
+    kinds = [kind for kind, _ in modules] or ["Transformer"]
+    transformer = modules[0][1] if modules else folder
+    text = _read_text_config(transformer, error)
+    way = (text.get("modality_config") or {}).get("text", {}).get("method_output_name", "logits")
+    if kinds != ["Transformer"] or way != "logits":
+        raise error(
+            f"source {folder}: its scores are not the logits of a sequence classifier "
+            f"({', '.join(kinds)}, {way}), which is not supported"
+        )
+    prompts = {str(k): str(v or "") for k, v in (document.get("prompts") or {}).items()}
+    if _default_prompt(folder, document, prompts, error):
+        raise error(f"source {folder}: declares a prompt for its pairs, which is not supported")
+    config = _read(transformer / "config.json", error)
+    declared = (
+        document.get("activation_fn"),
+        (config.get("sentence_transformers") or {}).get("activation_fn"),
+        config.get("sbert_ce_default_activation_function"),
+    )
+    return CrossEncoderFolder(
+        transformer=transformer,
+        activation=next((str(name) for name in declared if name is not None), None),
+        max_length=_max_length(transformer, text, error),
+        lowercase=bool(text.get("do_lower_case")),
+    )
+
+
 def transformer_folder(folder: Path, error: type[InputError]) -> Path:
     """Folder of the transformer: the top, or as declared."""
     if (folder / "config.json").is_file() or not (folder / MODULES).is_file():

@@ -233,6 +233,22 @@ class ClassifierOptions(TokenizedOptions):
     )
 
 
+class CrossEncoderOptions(ClassifierOptions):
+    """Options of the teacher `cross_encoder`."""
+
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="maximum tokens of a pair, longer ones are truncated; default: as declared, or "
+        "the model's maximum, 512 if it has none",
+    )
+    activation: str | None = Field(
+        default=None,
+        description="activation of torch.nn behind the score: Identity, Sigmoid, ...; default: as "
+        "declared, else Sigmoid for one score and Identity for several classes",
+    )
+
+
 class OpenClipOptions(PrecisionOptions, TextOptions):
     """Options of the teacher `open_clip`."""
 

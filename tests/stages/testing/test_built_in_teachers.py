@@ -16,7 +16,7 @@ from armada.stages.pictures import picture_segment
 from armada.stages.precompute.teachers import TEACHERS
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from armada.stages.precompute.teachers.diffusers_options import OF_PICTURES
-from armada.stages.testing.teachers import TEXTS
+from armada.stages.testing.teachers import PAIRS, TEXTS
 from armada.testing import TeacherTests
 from PIL import Image
 from tiny_language_models import make_causal_lm
@@ -25,6 +25,7 @@ LABELS = ("calm", "busy", "stormy")
 MAKE: dict[str, Callable[[Path], object]] = {
     "bert": lambda folder: tiny_checkpoints.make_bert(folder, TEXTS),
     "classifier": lambda folder: tiny_checkpoints.make_bert_classifier(folder, TEXTS, LABELS),
+    "scorer": lambda folder: tiny_checkpoints.make_bert_classifier(folder, TEXTS, ("score",)),
     "llama": lambda folder: make_causal_lm(folder, texts=TEXTS),
     "clip": tiny_checkpoints.make_open_clip,
     "diffusion": tiny_diffusion.make_stable_diffusion,
@@ -65,6 +66,7 @@ PRECISION = {"dtype": "bfloat16", "store_dtype": "float16"}
 PLACE = {"device_map": "auto"}
 OF_GPUS = ("matmul_precision",)
 """Options that change nothing on a CPU, or not always."""
+OF_MANY_GPUS = (*OF_GPUS, "tensor_parallel")
 
 
 class TestEncoder(TeacherTests):
@@ -75,7 +77,7 @@ class TestEncoder(TeacherTests):
         "prompt": "query: ",
     }
     unchanging = {"include_prompt": False, **PLACE}  # where there is none
-    untried = ("revision", "prompt_name", "padding", *OF_GPUS)  # of hubs, prompts, last bits
+    untried = ("revision", "prompt_name", "padding", *OF_MANY_GPUS)  # of hubs, prompts, last bits
 
     @pytest.fixture
     def source(self, model: Any) -> str:
@@ -99,11 +101,21 @@ class TestDecoderAsEncoder(TestEncoder):
 class TestClassifier(TeacherTests):
     changing = {**TEXT_OPTIONS, **PRECISION, "max_length": 5, "pooled": True}
     unchanging = PLACE
-    untried = ("revision", "padding", *OF_GPUS)
+    untried = ("revision", "padding", *OF_MANY_GPUS)
 
     @pytest.fixture
     def source(self, model: Any) -> str:
         return f"classifier:{model('classifier')}"
+
+
+class TestCrossEncoder(TestClassifier):
+    changing = {**TestClassifier.changing, "activation": "Identity"}
+    texts = ()
+    pairs = (*PAIRS, ("A Red Bird", "sings"))
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"cross_encoder:{model('scorer')}"
 
 
 class TestCausalLM(TeacherTests):
@@ -120,7 +132,7 @@ class TestCausalLM(TeacherTests):
     unchanging = PLACE
     untried = (
         *("revision", "padding", "max_new_tokens", "generation_temperature", "generation_top_p"),
-        *("responses_per_prompt", "generation", *OF_GPUS),
+        *("responses_per_prompt", "generation", *OF_MANY_GPUS),
         *("text_format", "prompt_template"),  # of prompts, see below
         *("system_prompt", "template_date", "template_options", "chat_prompt"),  # of chats
         *("user_template", "response_column", "stop", "thinking"),
@@ -173,7 +185,7 @@ class TestChoices(TeacherTests):
     }
     unchanging = PLACE
     untried = (
-        *("revision", *OF_GPUS),
+        *("revision", *OF_MANY_GPUS),
         "questions",  # in the template, see below
         # of chats
         *("user_template", "system_prompt", "template_date", "template_options", "chat_prompt"),
@@ -231,7 +243,7 @@ class TestVlm(TeacherTests):
         **{"pooling": ["last", "mean"], "layers": [1], "normalize": True, "max_length": 4},
     }
     unchanging = {"device_map": None}
-    untried = ("revision", "padding", "picture", "text_format", *OF_GPUS)  # below, in part
+    untried = ("revision", "padding", "picture", "text_format", *OF_MANY_GPUS)  # below, in part
     texts = ()
     pairs = tuple((picture, text) for picture in PICTURES for text in (TEXTS[0], "", TEXTS[-1]))
 
@@ -243,7 +255,7 @@ class TestVlm(TeacherTests):
 class TestVlmOfTexts(TeacherTests):
     changing = {**TestVlm.changing, "text_format": "plain"}
     unchanging = TestVlm.unchanging
-    untried = ("revision", "padding", "picture", *OF_GPUS)
+    untried = ("revision", "padding", "picture", *OF_MANY_GPUS)
 
     @pytest.fixture
     def source(self, model: Any) -> str:
