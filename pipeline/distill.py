@@ -74,6 +74,11 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
         _fetch_ahead(job, data, terms, quiet)
     if group.first:
         _warn_of_random_reads(job, data)
+        for name, answered in data.answered.items():
+            LOGGER.info(
+                f"teacher {name}: {answered:,} of {len(data.train.labels):,} training rows have "
+                "its answers; the others are trained without it"
+            )
     with out_of_memory_as(lambda: _too_large(job)):
         if len(job.seeds) == 1:
             run = SeedRun(job, job.output, job.seeds[0], data, terms, task_of(job), group, quiet)

@@ -200,8 +200,8 @@ class DistillJob(
     @model_validator(mode="after")
     def _needs_cache(self) -> "DistillJob":
         if self.teachers is not None:
-            for key in ("cache", "teacher", "feature", "expect_digest"):
-                if getattr(self, key) is not None:
+            for key in ("cache", "teacher", "feature", "expect_digest", "missing"):
+                if getattr(self, key) != CacheKeys.model_fields[key].default:
                     raise ValueError(
                         f"job keys 'teachers' and {key!r}: set {key} inside the teacher it belongs "
                         "to"

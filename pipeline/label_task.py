@@ -110,4 +110,5 @@ def _has_length_1(plan: Plan) -> bool:
         return False
     (reading,) = learned[0].readings
     rows = plan.data.train.cache_rows[reading.source]
+    rows = rows[rows >= 0]
     return has_length_1(plan.data.sources[reading.source].feature.gather(rows[:LENGTH_ROWS]))

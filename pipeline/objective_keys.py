@@ -14,7 +14,7 @@ A job with one of each may set `cache`, `teacher`, `feature`, `objective` and it
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -58,6 +58,11 @@ class CacheKeys(Job):
     )
     feature: str | None = Field(
         default=None, description="feature to learn from; may be left out if there is one"
+    )
+    missing: Literal["refuse", "without_teacher"] = Field(
+        default="refuse",
+        description="training rows that are not in the cache: refuse (or skip them with "
+        "skip_bad_rows), or without_teacher: they are trained by the other losses alone",
     )
     expect_digest: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="expected digest of the cache"

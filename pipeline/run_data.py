@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.features import FeatureSpec
 from ..stages.corpus.labels import LabelSpace, label_values
@@ -24,6 +26,12 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
     task = task_of(job)
     readings, teachers = readings_of(terms), job.all_teachers
+    for teacher in {each.teacher for each in readings.values()} if job.task == "language" else ():
+        if teachers[teacher].missing != "refuse":
+            raise JobError(
+                "missing=without_teacher: is for students of labels and features; train a language "
+                "model on the rows that have answers, with skip_bad_rows=true"
+            )
     own = [teachers[each.teacher].text_column or job.text_column for each in readings.values()]
     columns = Columns.of(job.text_column, own)
     for reading, read in zip(readings.values(), columns.sources, strict=True):
@@ -46,7 +54,9 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     sources = open_sources(readings, teachers, columns, [each.corpus for each in corpora])
     _check_features(terms, space, sources)
     if sources:
-        joined = [each.joined(sources, job.skip_bad_rows) for each in corpora]
+        joined = [
+            each.joined(sources, job.skip_bad_rows, may_lack=each is train) for each in corpora
+        ]
         train, validation = joined[0], joined[1] if joined[1:] else validation
     read_digests = {
         name: train.of_columns(source.columns).digest()
@@ -68,6 +78,12 @@ def _check_features(
             spec = sources[reading.source].spec
             shape = Sizes(0, space.num_labels, space.regression, spec.shape)
             require_fit(term.keys.name, term.objective.reads, shape)
+            if sources[reading.source].may_lack and np.dtype(spec.dtype).kind != "f":
+                raise JobError(
+                    f"missing=without_teacher: feature {spec.name!r} holds whole numbers "
+                    f"({spec.dtype}), which have no value for a missing one; skip such rows with "
+                    "skip_bad_rows=true"
+                )
             if term.objective.reads.classes:
                 _check_class_names(space, spec)
 

@@ -185,6 +185,7 @@ def _metrics(
         "distinct_predictions": training.distinct_predictions,
         "train_examples": len(run.train),
         "unlabelled_examples": count_missing(data.train.labels),
+        **({"answered_examples": data.answered} if data.answered else {}),
         "truncated_examples": run.train.truncated,
         "skipped_rows": _skipped(data),
         "steps": training.steps,

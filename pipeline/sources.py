@@ -16,7 +16,7 @@ from ..cache_schemas.keys import KeyArray
 from ..cache_schemas.teachers import TeacherSpec
 from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.reading import column_name
-from ..stages.distill.controls import Control, other_indices
+from ..stages.distill.controls import Control, among_others, shuffled
 from ..stages.distill.order import epoch_order
 from ..stages.distill.schedules import ALIGNER_STREAM
 from ..stages.distill.settings import Placement
@@ -64,6 +64,8 @@ class Source:
     columns: tuple[int, ...]
     control: Control
     placement: Placement | None
+    may_lack: bool = False
+    """Whether training rows may be missing in the cache."""
 
     @property
     def cache(self) -> Cache:
@@ -121,7 +123,8 @@ def open_sources(
         cache = answers.cache
         spec = (cache[name] if reading.axis is None else cache.ragged(name)).spec
         control, placement = keys.parsed_control, keys.placement
-        sources[reading.source] = Source(answers, spec, own, control, placement)
+        may_lack = keys.missing != "refuse"
+        sources[reading.source] = Source(answers, spec, own, control, placement, may_lack)
     return sources
 
 
@@ -215,12 +218,15 @@ def rows_by_first_use(
     seed reads them."""
     seed, stream = job.seeds[0], ALIGNER_STREAM if aligner_first else 0
     if source.control.name == "shuffled":
-        train = train[other_indices(len(train), seed, own_draw)]
+        train = shuffled(train, seed, own_draw)
     order: Rows = epoch_order(len(train), seed, 0, stream)
     if (source.placement or job.placement) == "streamed":
-        windows = BlockOrder(source.feature.in_file_order(train)).windows(seed, 0, stream)
+        windows = BlockOrder(source.feature.in_file_order(among_others(train))).windows(
+            seed, 0, stream
+        )
         order = np.concatenate(list(windows))
-    return train[order]
+    first = train[order]
+    return first[first >= 0]
 
 
 def sum_to_come(found: Sequence[ToCome | None]) -> ToCome | None:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ..cache_schemas.errors import MissingKeysError
 from ..cache_schemas.keys import example_key
@@ -15,6 +16,7 @@ from ..stages.corpus.labels import (
     LabelSpace,
     LabelValues,
     count_missing,
+    is_missing,
     label_values,
 )
 from ..stages.distill.batches import DistillDataset
@@ -46,22 +48,37 @@ class LabelledCorpus:
     labels: LabelValues
     cache_rows: Mapping[str, Rows] = field(default_factory=dict)
 
-    def joined(self, sources: "Mapping[str, Source]", skip_missing: bool) -> "LabelledCorpus":
+    def joined(
+        self, sources: "Mapping[str, Source]", skip_missing: bool, may_lack: bool = False
+    ) -> "LabelledCorpus":
         """The same with the cache rows of every example; those that some source lacks are skipped
-        and listed, or raise MissingKeysError."""
+        and listed, or raise MissingKeysError. `may_lack`: sources that may lack rows do, -1, as
+        long as they have one and each example has a label or some source's answer."""
         read = {source.columns for source in sources.values()}
         keys = {columns: self.corpus.of_columns(columns).keys() for columns in read}
         rows = {name: source.find(keys[source.columns]) for name, source in sources.items()}
+        lacking = {
+            name
+            for name, source in sources.items()
+            if may_lack and source.may_lack and (rows[name] >= 0).any()
+        }
         return self.with_rows(
-            rows, skip_missing, lambda: missing_of_sources(sources, self.corpus, rows)
+            rows, skip_missing, lambda: missing_of_sources(sources, self.corpus, rows), lacking
         )
 
     def with_rows(
-        self, rows: Mapping[str, Rows], skip_missing: bool, error: Callable[[], MissingKeysError]
+        self,
+        rows: Mapping[str, Rows],
+        skip_missing: bool,
+        error: Callable[[], MissingKeysError],
+        lacking: Collection[str] = (),
     ) -> "LabelledCorpus":
         """The same with cache rows, -1 where there is none: such examples are left out and listed,
-        or raise `error`."""
-        kept = np.logical_and.reduce([found >= 0 for found in rows.values()])
+        or raise `error`; but those that only the sources `lacking` have none of, if something is
+        left to learn."""
+        learned = np.logical_or.reduce([self._has_label, *(found >= 0 for found in rows.values())])
+        needed = [found >= 0 for name, found in rows.items() if name not in lacking]
+        kept = np.logical_and.reduce([learned, *needed])
         if not kept.all() and not (skip_missing and kept.any()):
             raise error()
         joined = replace(self, cache_rows=rows)
@@ -84,6 +101,10 @@ class LabelledCorpus:
     def of_columns(self, columns: Sequence[int]) -> "LabelledCorpus":
         """The same examples with some of their text columns."""
         return replace(self, corpus=self.corpus.of_columns(columns))
+
+    @property
+    def _has_label(self) -> npt.NDArray[np.bool_]:
+        return ~is_missing(self.labels)
 
     @property
     def labelled(self) -> int:
@@ -164,6 +185,15 @@ class StudentData:
     def from_afar(self) -> list[str]:
         """Sources whose shards are downloaded during the run."""
         return [name for name, source in self.of_texts.items() if source.answers.mirror is not None]
+
+    @cached_property
+    def answered(self) -> dict[str, int]:
+        """Training examples that have an answer, of each source that may lack some."""
+        return {
+            name: int((self.train.cache_rows[name] >= 0).sum())
+            for name, source in self.sources.items()
+            if source.may_lack
+        }
 
     @cached_property
     def digests(self) -> dict[str, str | None]:

@@ -149,7 +149,9 @@ def _student(
 
 def _texts(data: StudentData, most: int, device: str) -> _Texts:
     validation = None if data.validation is None else _sample(data.validation, most)
-    return _Texts(_sample(data.train, most), validation, data.space, choose_device(device))
+    rows = next(iter(data.train.cache_rows.values()))
+    train = data.train if (rows >= 0).all() else data.train.take(np.flatnonzero(rows >= 0))
+    return _Texts(_sample(train, most), validation, data.space, choose_device(device))
 
 
 def _chosen(study: Study, first: Row) -> list[Condition]:

@@ -153,9 +153,14 @@ def _check_count(corpus: Corpus, names: tuple[str, ...], num_labels: int | None)
         )
 
 
+def is_missing(values: LabelValues) -> npt.NDArray[np.bool_]:
+    """Which labels [N] are missing in the result of `label_values`."""
+    return np.isnan(values) if values.dtype.kind == "f" else values == MISSING
+
+
 def count_missing(values: LabelValues) -> int:
     """Number of missing labels among the result of `label_values`."""
-    return int((np.isnan(values) if values.dtype.kind == "f" else values == MISSING).sum())
+    return int(is_missing(values).sum())
 
 
 def _labels(corpus: Corpus) -> pa.Array:

@@ -142,6 +142,11 @@ class DistillDataset(Dataset[Batch]):
             self._ahead.start()
         return torch.from_numpy(self.features[source](indices))
 
+    def has_answers(self, indices: Indices) -> dict[str, npt.NDArray[np.bool_]]:
+        """Which examples [B] have features, of those sources that lack some of them."""
+        found = {source: features.has(indices) for source, features in self.features.items()}
+        return {source: each for source, each in found.items() if not each.all()}
+
     def labels_of(self, indices: Indices) -> torch.Tensor:
         """The labels of examples [B]."""
         return self.labels[torch.from_numpy(indices)]
@@ -183,15 +188,27 @@ class DistillDataset(Dataset[Batch]):
         return None if self._blocks is None else BLOCK_ROWS * BLOCKS_PER_WINDOW
 
     def batches(
-        self, batch_size: int, seed: int, epoch: int, stream: int = 0, read_ahead: bool = True
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        stream: int = 0,
+        read_ahead: bool = True,
+        source: str | None = None,
     ) -> Iterator[Indices]:
-        """Every example of an epoch once: batches of indices, the last one maybe smaller.
+        """Every example of an epoch once, or those with a feature of `source`: batches of indices,
+        the last one maybe smaller.
 
         `read_ahead` is for the reader of these batches' features."""
         if self._blocks is None or self._ahead is None:
-            return batches_of(iter([epoch_order(len(self), seed, epoch, stream)]), batch_size)
-        windows = self._blocks.windows(seed, epoch, stream)
-        return batches_of(self._ahead.planned(windows) if read_ahead else windows, batch_size)
+            windows = iter([epoch_order(len(self), seed, epoch, stream)])
+        else:
+            windows = self._blocks.windows(seed, epoch, stream)
+            windows = self._ahead.planned(windows) if read_ahead else windows
+        if source is not None:
+            has = self.features[source].has
+            windows = (window[has(window)] for window in windows)
+        return batches_of(windows, batch_size)
 
 
 def as_batch(batch: Any) -> Batch:

@@ -35,7 +35,8 @@ class Control:
 class Gather:
     """Maps indices into the training set [B] to their features [B, *shape].
 
-    `rows` are the cache rows of all examples; `noise` is added to cached features, if given."""
+    `rows` are the cache rows of all examples, -1 of those that are not in the cache: they have
+    NaN for a feature, which nothing may read. `noise` is added to cached features, if given."""
 
     feature: FeatureArray
     rows: Rows
@@ -43,9 +44,23 @@ class Gather:
 
     def __call__(self, indices: Rows) -> npt.NDArray[Any]:
         rows = self.rows[indices]
+        answered = rows >= 0
+        if answered.all():
+            return self._of(indices, rows)
+        shape = (len(rows), *self.feature.spec.shape)
+        dtype = self.feature.dtype if self.noise is None else np.float32
+        found = np.full(shape, np.nan, dtype)
+        found[answered] = self._of(indices[answered], rows[answered])
+        return found
+
+    def _of(self, indices: Rows, rows: Rows) -> npt.NDArray[Any]:
         self.feature.require_whole(rows)
         clean = self.feature.gather(rows)
         return clean if self.noise is None else self.noise(indices, clean.astype(np.float32))
+
+    def has(self, indices: Rows) -> npt.NDArray[np.bool_]:
+        """Which examples [B] have a feature."""
+        return self.rows[indices] >= 0
 
     @property
     def bytes(self) -> int:
@@ -55,11 +70,20 @@ class Gather:
 
     def will_need(self, indices: Rows) -> None:
         """Start reading features that are gathered soon."""
-        self.feature.will_need(self.rows[indices])
+        rows = self.rows[indices]
+        self.feature.will_need(rows[rows >= 0])
 
     def file_order(self) -> Rows:
         """A sort key for each example [N]: contiguous features have close keys."""
-        return self.feature.in_file_order(self.rows)
+        return self.feature.in_file_order(among_others(self.rows))
+
+
+def among_others(rows: Rows) -> Rows:
+    """Cache rows by which to order examples: those without one come in turn among the others."""
+    answered = rows[rows >= 0]
+    ordered = rows.copy()
+    ordered[rows < 0] = np.resize(answered, len(rows) - len(answered))
+    return ordered
 
 
 def parse_control(text: str) -> Control:
@@ -87,11 +111,19 @@ def controlled(
     """A reader of the features of a training set with cache rows `rows` [N], under its control.
     `source`: index of the source, which seeds its noise and shuffling."""
     if control.name == "shuffled":
-        rows = rows[other_indices(len(rows), seed, source)]
+        rows = shuffled(rows, seed, source)
     if control.name == "noise" and control.sigma > 0:
         scale = np.float32(control.sigma * _spread(feature, rows))
         return Gather(feature, rows, partial(_with_noise, seed, source, scale))
     return Gather(feature, rows)
+
+
+def shuffled(rows: Rows, seed: int, source: str = "") -> Rows:
+    """Every example has the cache row of another one, if it has one at all."""
+    answered = np.flatnonzero(rows >= 0)
+    moved = rows.copy()
+    moved[answered] = rows[answered][other_indices(len(answered), seed, source)]
+    return moved
 
 
 def other_indices(count: int, seed: int, source: str = "") -> Rows:
@@ -122,5 +154,5 @@ def _with_noise(
 
 def _spread(feature: FeatureArray, rows: Rows) -> np.float32:
     """Standard deviation of single numbers around their mean over examples."""
-    sample = feature.gather(rows[:_SPREAD_ROWS]).astype(np.float64)
+    sample = feature.gather(rows[rows >= 0][:_SPREAD_ROWS]).astype(np.float64)
     return np.float32(np.sqrt(sample.var(axis=0).mean()))

@@ -6,6 +6,8 @@ Shapes: B rows, T tokens, D pooled student text, K classes (1 for regression).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,10 +81,11 @@ class DistillModel(TrainedModel):
         features: Mapping[str, Feature] | None = None,
         rows: int = 0,
         masked: bool | None = None,
+        has_answers: Mapping[str, npt.NDArray[np.bool_]] | None = None,
     ) -> dict[str, Any]:
         """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `features`
         are the teachers', `rows` those of the batch in all processes; `masked` as the student
-        takes it."""
+        takes it; `has_answers` as in `StudentSide`."""
         inputs = (input_ids, attention_mask, token_type_ids)
         scored = labels is not None and (self.training or self.student.space.task == "none")
         layers, mask_BT = dict[int, Tensor](), None
@@ -104,8 +107,9 @@ class DistillModel(TrainedModel):
             output_BK=self._joined(output_BK, rows),
             layers=layers,
             mask_BT=mask_BT,
+            has_answers=has_answers or {},
         )
-        terms = self.objective.of_sources(side, sources, self._joined(labels, rows))
+        terms = self.objective.of_batch(side, sources, self._joined(labels, rows))
         return {"loss": terms["total"], "logits": output_BK, "terms": terms}
 
 

@@ -116,7 +116,9 @@ class AlternateSchedule(TrainerCallback):  # type: ignore[misc]
 
     def _order(self, epoch: int) -> Iterator[Indices]:
         streams = self._dataset.streams(self._source)
-        return self._dataset.batches(self._batch_size, self._seed, epoch, ALIGNER_STREAM, streams)
+        return self._dataset.batches(
+            self._batch_size, self._seed, epoch, ALIGNER_STREAM, streams, self._source
+        )
 
     def _step(self, aligner: nn.Module, batch: Batch) -> torch.Tensor:
         self._optimizer.zero_grad()

@@ -1,5 +1,6 @@
 """Hugging Face Trainer as stage 2 uses it: joined batches, a rate for the aligner, all terms."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -61,6 +62,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._finite = FiniteLosses(train, deferred)
         self._terms: dict[str, torch.Tensor] = {}
         self._averaged = 0
+        self._batches_with = Counter[str]()
         self._latest_terms: dict[str, torch.Tensor] = {}
         self._of_step: list[tuple[Batch, Any]] = []
         self._step = -1
@@ -188,6 +190,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         inputs["rows"] = len(indices)
         if model.training and self.train_dataset.apart:
             inputs["features"] = sources() if sources else self._sources(indices)
+        if model.training and (lacking := self.train_dataset.has_answers(indices)):
+            inputs["has_answers"] = lacking
         outputs = model(**inputs)
         terms = outputs.pop("terms", {})
         if model.training:
@@ -204,6 +208,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         for name, value in self._latest_terms.items():
             if name != "total":
                 self._terms[name] = self._terms.get(name, 0.0) + value
+                self._batches_with[name] += 1
         self._averaged += 1
         return loss
 
@@ -225,8 +230,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return self.model.parts.fitted(compute, inputs["input_ids"])
 
     def _mean_terms(self) -> dict[str, float]:
-        """Each term since the last log."""
-        return {name: (total / self._averaged).item() for name, total in self._terms.items()}
+        """Each term since the last log, of the batches that have it."""
+        counts = self._batches_with
+        return {name: (total / counts[name]).item() for name, total in self._terms.items()}
 
     def _sources(self, indices: Indices) -> Sources:
         """Teachers' features of a batch, or the outputs of frozen aligners for them."""
@@ -242,7 +248,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._finite.check()
         if "loss" in logs and self._averaged:
             logs |= self._mean_terms()
-            self._terms, self._averaged = {}, 0
+            self._terms, self._averaged, self._batches_with = {}, 0, Counter()
             logs |= self._aligner_losses()
         super().log({k: v for k, v in logs.items() if k not in _OF_ONE_PROCESS}, start_time)
 

@@ -51,6 +51,49 @@ def test_missing_rows_are_left_out_and_listed_when_asked(
     assert len(metrics["skipped_rows"]) == 6
 
 
+def test_missing_rows_are_trained_without_the_teacher_when_asked(
+    job: list[object], armada: CommandLine, tmp_path: Path
+) -> None:
+    result = armada(*job, "--set", "missing=without_teacher")
+    assert result.code == 0, result.err
+    assert "14 of 20 training rows have its answers" in result.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["train_examples"] == 20
+    assert metrics["answered_examples"] == {"teacher": 14}
+    assert metrics["skipped_rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        # Without labels nothing is left to learn from such a row.
+        (["--objective", "feature", "--label-column", ""], "6 of 20 rows are not in the cache"),
+        (["--train", "none.jsonl"], "20 of 20 rows are not in the cache"),
+        (["--set", "missing=zeros"], "missing"),
+    ],
+)
+def test_rows_with_nothing_to_learn(
+    job: list[object],
+    armada: CommandLine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[object],
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "none.jsonl", [f"not {text}" for text in TEXTS])
+    given = [*job, "--set", "missing=without_teacher", *words]
+    if "--label-column" in words:
+        for _ in range(2):
+            at = given.index("--label-column")
+            del given[at : at + 2]
+    if "none.jsonl" in words:
+        del given[given.index("--train") : given.index("--train") + 2]
+    result = armada(*given)
+    assert result.code == 2
+    assert reason in result.error
+
+
 def test_a_control_of_the_aligner_needs_one(job: list[object], armada: CommandLine) -> None:
     result = armada(*job, "--objective", "feature", "--control", "random-aligner")
     assert result.code == 2

@@ -16,6 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -23,6 +26,7 @@ from ....cache_schemas.errors import JobError, MissingFeatureError
 from ....cache_schemas.features import AxisName
 from ..aligner import AlignerAnswers
 from ..losses import task_loss
+from ..placement import to_device
 from ..token_loss.answers import TokenAnswers
 from ..token_loss.loss import Tokens, cross_entropy
 from .options import SOURCE
@@ -144,6 +148,28 @@ class StudentSide:
     of the request; whatever stands where `mask_BT` is 0 has no meaning."""
     mask_BT: Tensor | None = None
     """Mask of the layers: 1 for tokens, 0 for padding."""
+    has_answers: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    """Which rows [B] have a feature, of sources that lack some."""
+
+    def take(self, rows: Tensor) -> "StudentSide":
+        """The same for some rows, which all have features; of a student of whole texts."""
+        return StudentSide(
+            pooled_BD=_taken(self.pooled_BD, rows),
+            output_BK=_taken(self.output_BK, rows),
+            layers={name: each.index_select(0, rows) for name, each in self.layers.items()},
+            mask_BT=_taken(self.mask_BT, rows),
+        )
+
+
+def _taken(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.index_select(0, rows)
+
+
+def _of_rows(feature: Any, rows: Tensor) -> Any:
+    """Some rows of a feature, or of what an aligner reads out of it."""
+    if isinstance(feature, AlignerAnswers):
+        return AlignerAnswers(*(each.index_select(0, rows) for each in feature))
+    return feature.index_select(0, rows)
 
 
 def task_terms(side: StudentSide, labels_B: Tensor | None, regression: bool) -> dict[str, Tensor]:
@@ -206,6 +232,41 @@ class Objective(nn.Module, ABC):
     def answers_name(self) -> str:
         """Name of its aligner's precomputed outputs among the sources."""
         return f"aligner of {self.label}"
+
+    def of_batch(
+        self, side: StudentSide, sources: Sources, labels_B: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The terms of a batch in which teachers may lack rows (`StudentSide.has_answers`).
+
+        total = (S · total of the S rows that have all features + R · task loss of the R others)
+        / (S + R), the second where it is for this objective to score the task. A term of a teacher
+        is the mean over the S rows, and left out where there are none, or too few to compare."""
+        lacking = [side.has_answers[name] for name in self.sources if name in side.has_answers]
+        answered = np.logical_and.reduce(lacking) if lacking else np.ones(1, np.bool_)
+        if answered.all():
+            return self.of_sources(side, sources, labels_B)
+        assert side.pooled_BD is not None
+        if answered.sum() < max(1, self.reads.least_rows):
+            answered = np.zeros_like(answered)
+        share = float(answered.mean())
+        own, rest = (
+            to_device(torch.from_numpy(np.flatnonzero(rows)), side.pooled_BD.device)
+            for rows in (answered, ~answered)
+        )
+        terms: dict[str, Tensor] = {}
+        total = side.pooled_BD.new_zeros(())
+        if share:
+            read = sources.keys() & {*self.sources, self.answers_name}
+            taken = {name: _of_rows(sources[name], own) for name in read}
+            terms = self.of_sources(side.take(own), taken, _taken(labels_B, own))
+            total = share * terms.pop("total")
+        if side.output_BK is not None and labels_B is not None:
+            task = task_terms(side.take(rest), _taken(labels_B, rest), self.sizes.regression)
+            total = total + (1 - share) * task["total"]
+            terms["task"] = share * terms.get("task", 0.0) + (1 - share) * task["task"]
+        elif not share:
+            total = 0 * side.pooled_BD.sum()  # which depends on the student as any loss does
+        return named_terms(total, **terms)
 
     def of_sources(
         self, side: StudentSide, sources: Sources, labels_B: Tensor | None

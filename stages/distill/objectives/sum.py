@@ -61,9 +61,9 @@ class SummedObjective(Objective):
         progress = self.progress if self.training else 1.0
         for part, weight in zip(self.parts, self.weights, strict=True):
             if part.reads.task:
-                terms = part.of_sources(side, sources, labels_B)
+                terms = part.of_batch(side, sources, labels_B)
             else:
-                terms = part.of_sources(replace(side, output_BK=None), sources, None)
+                terms = part.of_batch(replace(side, output_BK=None), sources, None)
             scored = terms.pop("total")
             prefix = f"{part.label}." if part.label else ""
             if isinstance(weight, WeightSchedule):
@@ -73,6 +73,12 @@ class SummedObjective(Objective):
             reported |= {f"{prefix}{name}": term for name, term in terms.items()}
         assert total is not None
         return named_terms(total, **reported)
+
+    def of_batch(
+        self, side: StudentSide, sources: Sources, labels_B: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The same: each part has rows of its own."""
+        return self.of_sources(side, sources, labels_B)
 
     def _tasks(self, side: StudentSide, labels_B: Tensor | None) -> Iterator[StudentSide]:
         """Student tensors with a task that no part scores."""
