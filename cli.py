@@ -303,6 +303,64 @@ def predict(
 
 
 @app.command()
+def corpus(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CACHE]",
+            help="folder of a cache of responses, or YAML file of job keys",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="new .parquet file")] = None,
+    corpus: Annotated[list[str] | None, typer.Option(help="file or folder of the prompts")] = None,
+    text_column: TextColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="column of labels; kept")] = None,
+    teacher: Annotated[str | None, typer.Option(help="fingerprint or unique prefix")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="instead of a cache: file that predict wrote")
+    ] = None,
+    rejected: Annotated[
+        Path | None, typer.Option(help="new file of the responses that are not kept")
+    ] = None,
+    skip_bad_rows: SkipBadRows = False,
+    settings: Settings = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only count what each rule rejects")
+    ] = False,
+    keys: Keys = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the responses of a cache as a corpus: those that declared rules keep."""
+    from .pipeline.console import show_corpus, show_keys
+    from .pipeline.corpora.job import CorpusJob
+    from .pipeline.corpora.rules import RULES
+    from .pipeline.jobs import collect_keys, make
+
+    if keys:
+        show_keys(CorpusJob, **{f"the rule {name}": kind for name, kind in RULES.items()})
+        return
+    job_file = source if source is not None and source.suffix in (".yaml", ".yml") else None
+    options = {
+        "cache": str(source) if source and not job_file else None,
+        "output": str(output) if output else None,
+        "corpus": corpus,
+        "text_column": text_column,
+        "label_column": label_column,
+        "teacher": teacher,
+        "predictions": str(predictions) if predictions else None,
+        "rejected": str(rejected) if rejected else None,
+        "skip_bad_rows": skip_bad_rows or None,
+    }
+    made = make(CorpusJob, collect_keys(job_file, options, settings or []))
+    with kept_imports():
+        from .pipeline.corpora.corpus import run_corpus
+
+    show_corpus(run_corpus(made, dry_run, quiet), as_json)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders that distill or ablate wrote")],
     out: Annotated[Path, typer.Option(help="file of the page")] = Path("report.html"),
@@ -336,7 +394,9 @@ def report(
 
 @app.command()
 def schema(
-    command: Annotated[str, typer.Argument(help="precompute, distill, ablate, evaluate, predict")],
+    command: Annotated[
+        str, typer.Argument(help="precompute, distill, ablate, evaluate, predict, corpus")
+    ],
 ) -> None:
     """Print the JSON Schema of a command's job files, for editors."""
     from .pipeline.console import show_json

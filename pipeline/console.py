@@ -23,6 +23,7 @@ from .messages import (
 
 if TYPE_CHECKING:
     from .ablation.ablate import PlannedCell
+    from .corpora.corpus import CorpusReport
     from .precompute import DryRun
     from .precompute_plan import PrecomputeReport
     from .predict import PredictReport
@@ -160,6 +161,23 @@ def show_predicted(predicted: "PredictReport", as_json: bool) -> None:
         return
     print(f"{counted(predicted.rows, 'row')}, {predicted.kind}")
     print(f"written to {predicted.output}")
+
+
+def show_corpus(report: "CorpusReport", as_json: bool) -> None:
+    """Print the result of `corpus`: what each rule did, and what is kept."""
+    warn_skipped(report.skipped)
+    if as_json:
+        show_json(report)
+        return
+    print(f"{counted(report.prompts, 'prompt')}, {counted(report.responses, 'response')}")
+    for rule in report.rules:
+        print(f"  {rule.name:24} {rule.rejected:>9,} rejected, {rule.left:>9,} left")
+    if len(report.generators) > 1:
+        for each in report.generators:
+            print(f"  {each.name:24} {each.kept:>9,} of {each.responses:,} kept")
+    print(f"kept {counted(report.kept, 'response')} to {counted(report.kept_prompts, 'prompt')}")
+    if report.written is not None:
+        print(f"written to {report.output}: {counted(report.written, 'row')}")
 
 
 def _figure(value: float | dict[str, float]) -> str:

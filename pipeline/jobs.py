@@ -234,6 +234,10 @@ def make(model: type[ModelT], keys: Mapping[str, Any], what: str = "job") -> Mod
 def _explain(model: type[BaseModel], error: ValidationError, what: str) -> str:
     first = error.errors(include_url=False)[0]
     key = str(first["loc"][0]) if first["loc"] else what
+    inside = ".".join(map(str, first["loc"]))
+    if len(first["loc"]) > 1 and first["type"] in ("extra_forbidden", "missing"):
+        problem = "missing" if first["type"] == "missing" else "unknown"
+        return f"{what} key {inside!r} is {problem}"
     if first["type"] == "extra_forbidden":
         return unknown_key(what, key, model.model_fields)
     meaning = model.model_fields[key].description if key in model.model_fields else None

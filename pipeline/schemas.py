@@ -20,6 +20,7 @@ from ..cache_schemas.errors import JobError
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.precompute.teachers import TEACHERS
 from .ablation.job import NAME, AblateJob
+from .corpora.job import CorpusJob
 from .distill_job import DistillJob
 from .objective_keys import ObjectiveKeys, objective_options
 from .precompute_job import PrecomputeJob, teacher_options
@@ -35,6 +36,7 @@ _JOBS: Mapping[str, type[BaseModel]] = {
     "ablate": DistillJob,
     "evaluate": EvaluateJob,
     "predict": PredictJob,
+    "corpus": CorpusJob,
 }
 _DEFINED = "#/$defs/"
 _ITEMS = r"^\w+\."

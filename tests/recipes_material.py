@@ -27,6 +27,8 @@ def keys_of(file: Path) -> dict[str, Any]:
 
 def command_of(keys: dict[str, Any]) -> str:
     """The command that takes a job of such keys."""
+    if {"rules", "generators"} & keys.keys():
+        return "corpus"
     return "precompute" if "corpus" in keys else "ablate" if "grid" in keys else "distill"
 
 

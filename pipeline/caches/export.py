@@ -157,22 +157,28 @@ def _columns(job: ExportJob, cache: Cache, name: str) -> FeatureColumns:
 
 
 def _tokenizer(job: ExportJob, teacher: TeacherSpec) -> Any:
-    """The tokenizer of a teacher's generated ids: as named, or from the teacher's hub id. None if
-    it is not available; raises JobError for another one than the teacher's."""
-    name, _, revision = teacher.name.partition("@")
-    source = job.tokenizer or (name if "/" in name else None)
+    """The tokenizer of a teacher's generated ids; None if it is not available. Raises JobError for
+    a named one that is not the teacher's."""
     try:
-        if source is None:
-            raise JobError("the cache records no path to the model folder")
-        folder = resolve(source, revision or None, JobError, _TOKENIZER_FILES)
-        tokenizer = read_tokenizer(folder, JobError)
-        if tokenizer_digest(tokenizer) != teacher.settings.get("tokenizer"):
-            raise JobError(f"source {source}: its tokenizer is not that of teacher {teacher.name}")
+        return tokenizer_of(job.tokenizer, teacher)
     except JobError as error:
         if job.tokenizer is not None:
             raise
         warn(f"{GENERATED_IDS}: exported as token ids without text: {error}; --tokenizer names it")
         return None
+
+
+def tokenizer_of(named: str | None, teacher: TeacherSpec) -> Any:
+    """The tokenizer of a teacher: as named, or from the teacher's hub id. Raises JobError if it is
+    not available, or another than the teacher's."""
+    name, _, revision = teacher.name.partition("@")
+    source = named or (name if "/" in name else None)
+    if source is None:
+        raise JobError("the cache records no path to the model folder")
+    folder = resolve(source, revision or None, JobError, _TOKENIZER_FILES)
+    tokenizer = read_tokenizer(folder, JobError)
+    if tokenizer_digest(tokenizer) != teacher.settings.get("tokenizer"):
+        raise JobError(f"source {source}: its tokenizer is not that of teacher {teacher.name}")
     return tokenizer
 
 

@@ -8,7 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from armada.stages.store.reading.reader import open_cache
-from docs_material import write_chats, write_instructions, write_table
+from docs_material import (
+    CLASSIFIER,
+    WORDS_STUDENT,
+    WORDS_TEACHER,
+    write_chats,
+    write_instructions,
+    write_table,
+)
 from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
 from openai_server import Model, OpenAIServer, serving
 from PIL import Image
@@ -80,6 +87,7 @@ RUN_BELOW = {
     "adding-an-objective",
     "several-teachers",
     "servers",
+    "responses",
     "images-and-sounds",
 }
 
@@ -241,6 +249,33 @@ def test_language_models(place: Workplace) -> None:
     assert (place.folder / "runs/other/metrics.json").is_file()
     assert (place.folder / "merged" / "model.safetensors").is_file()
     assert open_cache(place.folder / "next-words").teacher.spec.kind == "causal_lm"
+
+
+def test_responses(place: Workplace) -> None:
+    write_instructions(place.folder / "dolly")
+    printed = run(
+        place,
+        "responses.md",
+        Instead("HuggingFaceTB/SmolLM2-360M-Instruct", WORDS_TEACHER, "the tiny teacher"),
+        Instead("HuggingFaceTB/SmolLM2-135M-Instruct", WORDS_STUDENT, "the tiny student"),
+        Instead(
+            "distilbert/distilbert-base-uncased-finetuned-sst-2-english",
+            CLASSIFIER,
+            "a tiny classifier",
+        ),
+        Instead("{rule: finish}", "{rule: finish, among: [stop, length]}", "few end by themselves"),
+        Instead("max_new_tokens=64", "max_new_tokens=4", "shorter"),
+        Instead("max_length=512", "max_length=128", "the tiny models take 128"),
+        Instead("--set lora_rank=8", "--set lora_rank=8 --set epochs=1", "shorter"),
+    )
+    assert printed.count("10 prompts, 28 responses") == 4, "three prompts are too long"
+    assert "disclaimers" in printed
+    assert rows(place.folder / "tokens") == 7
+    rejected = pq.read_table(place.folder / "rejected.parquet")["rule"].to_pylist()
+    assert "best" in rejected
+    assert len(pq.read_table(place.folder / "good.parquet")) == 7
+    assert len(pq.read_table(place.folder / "next.parquet")) > 0
+    assert "rouge_l" in printed
 
 
 def test_adding_a_teacher(place: Workplace) -> None:

@@ -1,0 +1,72 @@
+"""What the metadata of a file says about where its rows come from: key `armada` of its schema, as
+JSON. Neither dates nor paths of a machine are in it, so that the same job writes the same file."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...stages.corpus.corpus import CorpusStream, corpus_name
+from ..environment import library_versions
+from .generators import Generator
+from .job import CorpusJob
+from .judges import Judge
+
+if TYPE_CHECKING:
+    from .corpus import CorpusReport
+
+KEY = b"armada"
+
+
+def provenance(
+    job: CorpusJob,
+    stream: CorpusStream,
+    generators: Sequence[Generator],
+    shares: Sequence[float],
+    judges: Sequence[Judge],
+    report: "CorpusReport",
+) -> str:
+    """The document. `parents` are those of the corpora of prompts that have one."""
+    parents = list(filter(None, map(parent_of, job.corpus)))
+    counts = {each.name: each for each in report.generators}
+    document = {
+        "command": "corpus",
+        "version": library_versions()["armada-kd"],
+        "corpora": [corpus_name(source) for source in job.corpus],
+        "corpus_rows": stream.rows,
+        "parents": parents,
+        "round": 1 + max((parent["round"] for parent in parents), default=0),
+        "text_columns": list(job.text_column),
+        "generators": [
+            {"name": each.name, **each.document()}
+            | ({"share": shares[at]} if shares else {})
+            | {"responses": counts[each.name].responses, "kept": counts[each.name].kept}
+            for at, each in enumerate(generators)
+        ],
+        "rules": [
+            judge.document() | {"rejected": count.rejected, "left": count.left}
+            for judge, count in zip(judges, report.rules, strict=False)
+        ],
+        "shares_rejected": report.rules[-1].rejected if shares else 0,
+        "write": job.write,
+        "seed": job.seed,
+    }
+    return json.dumps(document, ensure_ascii=False, sort_keys=True)
+
+
+def parent_of(source: str) -> dict[str, Any] | None:
+    """Name, digest and round of a file that was written by `corpus`; None for any other."""
+    if not source.endswith(".parquet"):
+        return None
+    try:
+        found = (pq.read_schema(source).metadata or {}).get(KEY, b"null")
+        document = json.loads(found)
+    except (OSError, ValueError, pa.ArrowException):  # of a URL, say, which is read as a corpus
+        return None
+    if not isinstance(document, dict) or not isinstance(document.get("round"), int):
+        return None
+    digest = hashlib.blake2b(found, digest_size=16).hexdigest()
+    return {"name": corpus_name(source), "digest": digest, "round": document["round"]}
