@@ -9,7 +9,9 @@ from typing import Literal
 
 from .errors import MissingExtraError
 
-Extra = Literal["teachers", "cluster", "report", "lora", "api", "s3", "datasets", "test", "all"]
+Extra = Literal[
+    "teachers", "cluster", "report", "lora", "api", "s3", "datasets", "vllm", "test", "all"
+]
 
 
 def require_extra(what: str, extra: Extra, *packages: str) -> None:

@@ -31,7 +31,7 @@ EXTRAS = {
 }
 """What each brings, by the names that are imported, and what comes with it alone."""
 
-HIDDEN = sorted({*set().union(*EXTRAS.values()), "pytest"})
+HIDDEN = sorted({*set().union(*EXTRAS.values()), "pytest", "vllm"})
 
 
 PRECOMPUTE = ["precompute", "--corpus", "texts.csv", "--text-column", "text", "--cache"]
@@ -77,6 +77,7 @@ CORE = [
 LACKING: list[tuple[list[str], str, str]] = [
     ([*PRECOMPUTE, "c", "--teacher", "open_clip:there"], "open_clip", "teachers"),
     ([*PRECOMPUTE, "c", "--teacher", "diffusers:there"], "diffusers and PIL", "teachers"),
+    ([*PRECOMPUTE, "c", "--teacher", "vllm:there"], "vllm", "vllm"),
     ([*PRECOMPUTE, "c", *HASH, "--workers", "2"], "distributed", "cluster"),
     ([*PRECOMPUTE, "c", *HASH, "--dask", "tcp://h:1"], "distributed", "cluster"),
     (["ablate", "grid.yaml"], "statsmodels", "report"),
@@ -145,7 +146,7 @@ def test_what_is_missing_is_named(ended: list[dict[str, Any]], at: int, place: P
 
 def test_packages_of_extras_are_hidden_here() -> None:
     owners = packages_distributions()
-    listed = {name for name in OPTIONAL if name not in ("all", "docs", "test", "lm-eval")}
+    listed = {name for name in OPTIONAL if name not in ("all", "docs", "test", "lm-eval", "vllm")}
     assert listed == EXTRAS.keys()
     for extra in listed:
         hidden = {canonicalize_name(own) for name in EXTRAS[extra] for own in owners.get(name, ())}

@@ -169,12 +169,16 @@ def test_servers(place: Workplace, tmp_path: Path) -> None:
             place,
             "servers.md",
             Instead("http://localhost:8000/v1", server.url, "a free port"),
+            Instead(
+                "vllm:HuggingFaceTB/SmolLM2-1.7B-Instruct", f"causal_lm:{model}", "it has no vLLM"
+            ),
             Instead("http://localhost:8080/v1", server.url, "a free port"),
             Instead("HuggingFaceTB/SmolLM2-135M-Instruct", str(model), "a tiny model"),
             Instead("max_new_tokens=256", "max_new_tokens=5", "a tiny model"),
         )
     assert rows(place.folder / "cache") == rows(place.folder / "responses") == len(TEXTS)
     assert "generated_top_k" in open_cache(place.folder / "responses").features
+    assert "generated_text" in open_cache(place.folder / "engine").features
 
 
 TINY_VIDEO = "num_frames=2 --set height=32 --set width=32 --set steps=2"

@@ -16,6 +16,7 @@ TEACHERS = Registry(
         "open_clip": ".precompute.teachers.open_clip:OpenClipTeacher",
         "openai": ".precompute.remote.teacher:OpenAITeacher",
         "vlm": ".precompute.teachers.vlm:VlmTeacher",
+        "vllm": ".precompute.engine.teacher:VLLMTeacher",
         "diffusers": ".precompute.teachers.diffusers:DiffusersTeacher",
     },
     built_in_options={
@@ -29,6 +30,7 @@ TEACHERS = Registry(
         "open_clip": ".precompute.teachers.options:OpenClipOptions",
         "openai": ".precompute.remote.options:OpenAIOptions",
         "vlm": ".precompute.teachers.vlm_options:VlmOptions",
+        "vllm": ".precompute.engine.options:VLLMOptions",
         "diffusers": ".precompute.teachers.diffusers_options:DiffusersOptions",
     },
 )

@@ -52,11 +52,22 @@ class CausalCheckpointOptions(CheckpointOptions, CausalOptions):
     """Options of one that is a checkpoint of transformers."""
 
 
+_LATER: Mapping[str, SettingValue] = {
+    **{"response_column": True, "stop": (), "thinking": "keep", "responses_per_prompt": 1}
+}
+"""Settings that caches of earlier releases do not have, and what they are there."""
+
+
 class TokenOptions(CausalOptions):
     """Options of every teacher that predicts tokens, whatever computes it."""
 
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="of samples, and of responses that are sampled"
+    )
+    response_column: bool = Field(
+        default=True,
+        description="the last text column is a given response; false: there are prompts alone, to "
+        "be answered, and top_k is null",
     )
     top_k: int | None = Field(
         default=64,
@@ -92,6 +103,31 @@ class TokenOptions(CausalOptions):
         le=1024,
         description="responses to each prompt, one after another; several have to be sampled",
     )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="strings that end a generated response"
+    )
+    thinking: Literal["keep", "cut"] = Field(
+        default="keep",
+        description="thoughts before a generated response, up to </think>: kept, or cut",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompts_alone_predict_nothing(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("response_column") is False:
+            return {"top_k": None, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _prompts_alone_are_answered(self) -> "TokenOptions":
+        if not self.response_column and (self.reads_texts or not self.max_new_tokens):
+            raise ValueError(
+                "response_column: without one there is nothing to predict; set max_new_tokens, and "
+                "none of top_k, samples, dense, hidden_layers; or name a column of responses"
+            )
+        if not self.max_new_tokens and (self.stop or self.thinking == "cut"):
+            raise ValueError("stop, thinking: of no generated response; set max_new_tokens")
+        return self
 
     @model_validator(mode="after")
     def _responses_differ(self) -> "TokenOptions":
@@ -108,12 +144,15 @@ class TokenOptions(CausalOptions):
         return self
 
     def settings(self) -> dict[str, SettingValue]:
-        """The settings in the fingerprint: `responses_per_prompt` where there are several. So
-        earlier caches keep their fingerprint."""
+        """The settings in the fingerprint: some only where they are not as ever. So earlier caches
+        keep their fingerprint."""
         settings = super().settings()
-        if self.responses_per_prompt == 1:
-            del settings["responses_per_prompt"]
-        return settings
+        return {k: v for k, v in settings.items() if (k, v) not in _LATER.items()}
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether anything is asked of a text but responses to its prompt."""
+        return bool(self.top_k)
 
     @property
     def known_temperatures(self) -> tuple[float, ...]:
@@ -166,11 +205,6 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
         "draws_log_probs": "samples_log_probs",
     }
 
-    response_column: bool = Field(
-        default=True,
-        description="the last text column is a given response; false: there are prompts alone, to "
-        "be answered, and top_k is null",
-    )
     temperatures: tuple[Temperature, ...] = Field(
         default=(1.0,),
         description="temperatures at which the mass outside of top_k is kept: those that students "
@@ -195,13 +229,6 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
         description="layers whose hidden states to keep for each predicted token: 0 (embeddings), "
         "1, ...; the last one is the input of the head",
     )
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(), description="strings that end a generated response"
-    )
-    thinking: Literal["keep", "cut"] = Field(
-        default="keep",
-        description="thoughts before a generated response, up to </think>: kept, or cut",
-    )
     generation: Literal["auto", "exact", "batched"] = Field(
         default="auto",
         description="exact: prompts of one length share a batch, so a response is the same in any; "
@@ -216,24 +243,6 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
             raise ValueError(f"{list(layers)} repeats a layer; name each once")
         return layers
 
-    @model_validator(mode="before")
-    @classmethod
-    def _prompts_alone_predict_nothing(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("response_column") is False:
-            return {"top_k": None, **given}
-        return given
-
-    @model_validator(mode="after")
-    def _prompts_alone_are_answered(self) -> "CausalLMOptions":
-        if not self.response_column and (self.reads_texts or not self.max_new_tokens):
-            raise ValueError(
-                "response_column: without one there is nothing to predict; set max_new_tokens, and "
-                "none of top_k, samples, dense, hidden_layers; or name a column of responses"
-            )
-        if not self.max_new_tokens and (self.stop or self.thinking == "cut"):
-            raise ValueError("stop, thinking: of no generated response; set max_new_tokens")
-        return self
-
     @model_validator(mode="after")
     def _asks_for_something(self) -> "CausalLMOptions":
         requested = (self.top_k, self.samples, self.dense, self.hidden_layers, self.max_new_tokens)
@@ -244,11 +253,10 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
         return self
 
     def settings(self) -> dict[str, SettingValue]:
-        """The settings in the fingerprint: of `generation` what a teacher has resolved it to, and
-        some only where they are not as ever. So earlier caches keep their fingerprint."""
+        """The settings in the fingerprint: of `generation` what a teacher has resolved it to."""
         settings = super().settings()
         del settings["generation"]
-        return {k: v for k, v in settings.items() if (k, v) not in _LATER.items()}
+        return settings
 
     def batches_prompts(self, device: "torch.device") -> bool:
         """Whether prompts of different lengths are continued together."""
@@ -311,10 +319,6 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
                 _spec(GENERATED_LENGTHS, (self.responses_per_prompt,), "uint32", description)
             )
         return found
-
-
-_LATER: Mapping[str, SettingValue] = {"response_column": True, "stop": (), "thinking": "keep"}
-"""Settings that caches of earlier releases do not have, and what they are there."""
 
 
 def characters_feature(max_length: int) -> FeatureSpec:

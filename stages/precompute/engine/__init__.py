@@ -1,0 +1,1 @@
+"""Teachers in an engine: a process of its own beside armada's."""

@@ -1,0 +1,244 @@
+"""Predictions of given texts' tokens, and responses to their prompts, as an engine gives them.
+
+Of a text there is at most one request to read it, whose answer has the log-probabilities of the
+predicted tokens' places, and one to continue its prompt.
+
+Shapes: T tokens of a text, P predicted ones, K most probable ones, N responses.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ....cache_schemas.codings import Fidelity, TopKCoding
+from ....cache_schemas.errors import JobError, TeacherSourceError
+from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.keys import IntArray
+from ....cache_schemas.teachers import SettingValue
+from ...language.tokens import (
+    TokenTexts,
+    encode_prompts,
+    encode_texts,
+    end_ids,
+    read_before_predicted,
+    tokenizer_digest,
+    vocab_digest,
+    vocab_size_of,
+)
+from ...pretrained import choose_length
+from ..teachers.base import Answers, Example, example_seed
+from ..teachers.causal_checkpoint import DEFAULT_TEXT_LENGTH
+from ..teachers.generated import FINISHED, OTHERWISE, Float32, Response, coded, log_tails
+from ..teachers.response_parts import part_of_response
+from ..teachers.token_answers import MEASURED_EVERY, TopK
+from .options import VLLMOptions
+from .source import EngineSource, Found, Request
+
+SEEDS = 2**62
+"""Seeds are below: the engine adds a response's number to its prompt's."""
+
+
+class TokenTask:
+    """`runner=generate`: features `token_ids`, `prompt_tokens`, `top_k`, `characters_read`, and
+    those of `ResponseFeatures`."""
+
+    def __init__(self, source: EngineSource, options: VLLMOptions) -> None:
+        """Raises TeacherSourceError or JobError for a model or options that do not fit."""
+        self._source, self._options = source, options
+        self._tokenizer = tokenizer = source.tokenizer
+        self._vocab_size = vocab_size_of(tokenizer)
+        options.check(tokenizer)
+        rows = source.vocabulary
+        if self._vocab_size > rows:
+            raise TeacherSourceError(
+                f"source {source.folder}: its tokenizer has {self._vocab_size} tokens, the model "
+                f"{rows}; use the model's own tokenizer, or resize the model's embeddings"
+            )
+        # The engine generates a token behind each text that it reads.
+        self._positions = source.positions
+        self._max_length = choose_length(
+            options.max_length, self._positions - 1, DEFAULT_TEXT_LENGTH, 1, JobError
+        )
+        self._top_k: TopK | None = None
+        coding = options.codings(self._vocab_size).get("top_k")
+        if isinstance(coding, TopKCoding):
+            self._top_k = TopK(coding)
+        self._responses = options.responses(self._vocab_size)
+        self._ends = sorted(end_ids(tokenizer, options, source.generation_config()))
+        self.vocab_digest: str | None = vocab_digest(tokenizer)
+
+    def settings(self) -> dict[str, SettingValue]:
+        """Settings of the fingerprint beside the options."""
+        return {
+            **self._options.of_template(self._tokenizer),
+            "max_length": self._max_length,
+            "tokenizer": tokenizer_digest(self._tokenizer),
+            "vocab_size": self._vocab_size,
+        }
+
+    def features(self) -> list[FeatureSpec]:
+        """The requested features."""
+        return self._options.features(self._vocab_size, self._max_length)
+
+    def engine(self) -> dict[str, Any]:
+        """Arguments of the engine."""
+        most = self._max_length + (self._options.max_new_tokens or 1)
+        step = self._options.tokens_per_step or (2048 if self._top_k else None)
+        return {
+            "runner": "generate",
+            "skip_tokenizer_init": not self._options.stop,
+            "max_model_len": min(most, self._positions),
+            "max_logprobs": self._options.most_log_probs,
+            "logprobs_mode": "raw_logprobs",  # of temperature 1, whatever samples are drawn at
+            **({} if step is None else {"max_num_batched_tokens": step}),
+        }
+
+    def own_texts(self, example: Example) -> list[str]:
+        """The example's own texts."""
+        return self._options.own_texts(example.segments)
+
+    def read(self, examples: Sequence[Example]) -> TokenTexts:
+        """Their tokens."""
+        segments = [example.segments for example in examples]
+        options = self._options
+        if not options.response_column:
+            return encode_prompts(self._tokenizer, options, segments, self._max_length)
+        return encode_texts(
+            self._tokenizer, options, segments, self._max_length, options.characters
+        )
+
+    def requests(self, texts: TokenTexts, examples: Sequence[Example]) -> list[list[Request]]:
+        """The requests for each text."""
+        return [
+            [*self._reading(texts, row), *self._continuing(texts, row, example)]
+            for row, example in enumerate(examples)
+        ]
+
+    def _reading(self, texts: TokenTexts, row: int) -> list[Request]:
+        if self._top_k is None or not texts.predicted[row]:
+            return []
+        sampling = {"prompt_logprobs": self._top_k.coding.k, "max_tokens": 1, "temperature": 0.0}
+        first = int(texts.prompts[row])
+        return [Request("read", {"first": first, "sampling": sampling}, texts.of(row))]
+
+    def _continuing(self, texts: TokenTexts, row: int, example: Example) -> list[Request]:
+        options, length = self._options, int(texts.prompts[row])
+        room = min(options.max_new_tokens or 0, self._positions - length)
+        if room <= 0 or texts.lengths[row] < length:
+            return []
+        sampling = {
+            "n": options.responses_per_prompt,
+            "max_tokens": room,
+            "temperature": options.generation_temperature,
+            "top_p": options.generation_top_p,
+            "seed": example_seed(options.seed, example.key) % SEEDS,
+            "logprobs": options.generated_top_k or 0,
+            "stop_token_ids": self._ends,
+            "stop": list(options.stop),
+        }
+        return [Request("continue", {"sampling": sampling}, texts.of(row)[:length])]
+
+    def answers(self, texts: TokenTexts, found: Sequence[Found]) -> Answers:
+        """The features of some texts; a refused one has none."""
+        features: dict[str, Any] = {
+            "token_ids": [texts.of(row) for row in range(len(texts))],
+            "prompt_tokens": np.minimum(texts.prompts, texts.lengths),
+        }
+        if texts.read is not None:
+            features["characters_read"] = read_before_predicted(texts)
+        invalid: dict[int, str] = {}
+        refused = {row: each.refused for row, each in enumerate(found) if each.refused}
+        fidelity: dict[str, list[Fidelity | None]] = {}
+        if self._top_k is not None:
+            read = [_Read.of(self._top_k, each.arrays.get("read")) for each in found]
+            features["top_k"] = [each.rows for each in read]
+            fidelity["top_k"] = [each.fidelity for each in read]
+            invalid |= {row: "logits" for row, each in enumerate(read) if each.broken}
+        if self._options.max_new_tokens:
+            responses: list[list[Response]] = []
+            for row, each in enumerate(found):
+                responses.append(self._made(each))
+                if problem := self._problem(responses[-1]):
+                    refused[row] = problem
+            features |= self._responses.values(responses)
+        return Answers(
+            features, texts.truncated, invalid=invalid, refused=refused, fidelity=fidelity
+        )
+
+    def _problem(self, responses: Sequence[Response]) -> str:
+        """Why responses cannot be kept; empty if they can."""
+        most = self._responses.most_bytes
+        if any(len(each.text) > most for each in responses):
+            return f"its response has more than {most} bytes"
+        ids = [each.ids for each in responses if each.ids is not None]
+        highest = max((int(each.max(initial=0)) for each in ids), default=0)
+        if highest >= self._vocab_size:
+            return f"its response has token {highest}, which the tokenizer does not have"
+        return ""
+
+    def _made(self, found: Found) -> list[Response]:
+        """The responses in an answer."""
+        arrays = found.arrays.get("continue")
+        if arrays is None:
+            return []
+        ends = np.cumsum(arrays["counts"])[:-1]
+        ids = np.split(arrays["ids"], ends)
+        log_probs = np.split(arrays["log_probs"], ends)
+        return [self._response(*each) for each in zip(ids, log_probs, found.finish, strict=True)]
+
+    def _response(self, ids: IntArray, log_probs: Float32, finish: str | None) -> Response:
+        """A response, from the table of its tokens (`worker.response_arrays`)."""
+        options, coding = self._options, self._responses.coding
+        cuts = options.thinking == "cut"
+        part = part_of_response(self._decode, ids[:, 0].astype(np.uint32), options.stop, cuts)
+        ids, log_probs = ids[part.tokens], log_probs[part.tokens]
+        top_k = None
+        if coding is not None:
+            top_k = coded(coding, *_within(ids[:, 1:], log_probs[:, 1:], coding.vocab_size))
+        return Response(
+            part.text.encode(errors="replace"),
+            FINISHED.get(finish or "", OTHERWISE),
+            ids[:, 0],
+            log_probs[:, 0],
+            top_k,
+        )
+
+    def _decode(self, ids: npt.NDArray[np.uint32]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Coded rows [P, W] of one text, their errors, and whether logits were not finite."""
+
+    rows: npt.NDArray[Any]
+    fidelity: Fidelity | None
+    broken: bool
+
+    @classmethod
+    def of(cls, top_k: TopK, table: Mapping[str, npt.NDArray[Any]] | None) -> "_Read":
+        """From a table of tokens (`worker.prompt_arrays`); None: none are predicted."""
+        k = top_k.coding.k
+        table = table or {name: np.empty((0, 1 + k), "i4") for name in ("ids", "log_probs")}
+        ids, log_probs = table["ids"][:, 1:], table["log_probs"][:, 1:]
+        broken = bool(np.isnan(log_probs).any())
+        ids, log_probs = _within(ids, np.nan_to_num(log_probs, nan=0.0), top_k.coding.vocab_size)
+        outputs = ids, log_probs, log_tails(log_probs)
+        rows = top_k.rows(outputs)
+        chosen = tuple(each[::MEASURED_EVERY] for each in outputs)
+        measured = top_k.measure(chosen, rows[::MEASURED_EVERY]) if len(rows) else None
+        return cls(rows, measured, broken)
+
+
+def _within(ids: IntArray, log_probs: Float32, vocab_size: int) -> tuple[IntArray, Float32]:
+    """Most probable tokens [P, K] of the tokenizer's: what a model has beyond them stands for none,
+    and is absent (id 0, -inf)."""
+    known = ids < vocab_size
+    if known.all():
+        return ids, log_probs
+    ids, log_probs = np.where(known, ids, 0), np.where(known, log_probs, -np.float32(np.inf))
+    order = np.argsort(-log_probs, axis=1, kind="stable")
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(log_probs, order, 1)
