@@ -56,23 +56,39 @@ def _is_settled(state: dict[str, int | str]) -> bool:
 
 def _record(state: dict[str, int | str]) -> Path | None:
     """The file of a record, or None where there is to be none."""
-    wanted = os.environ.get("ARMADA_REMEMBER_DIGESTS", "1") != "0"
-    if not wanted or int(state["size"]) < LEAST_BYTES:
+    if int(state["size"]) < LEAST_BYTES:
+        return None
+    return in_user_cache("digests", f"{state['device']:x}-{state['inode']:x}.json")
+
+
+def in_user_cache(kind: str, name: str) -> Path | None:
+    """Where the user's folder for caches has a file of that kind and name, there or not; None where
+    nothing is to be kept."""
+    if os.environ.get("ARMADA_REMEMBER_DIGESTS", "1") == "0":
         return None
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a user without a home
         return None
-    return folder / "armada" / "digests" / f"{state['device']:x}-{state['inode']:x}.json"
+    return folder / "armada" / kind / name
+
+
+def read_kept(file: Path) -> bytes | None:
+    """The content of a file of the user's folder; None if there is none, or if another user may
+    have written it."""
+    try:
+        status = file.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            return None
+        return file.read_bytes()
+    except OSError:
+        return None
 
 
 def _read(record: Path, state: dict[str, int | str]) -> str | None:
     try:
-        status = record.lstat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            return None  # somebody else may have written it
-        known = json.loads(record.read_bytes())
-    except (OSError, ValueError):
+        known = json.loads(read_kept(record) or b"")
+    except ValueError:
         return None
     if not isinstance(known, dict) or {**known, "sha256": ""} != {**state, "sha256": ""}:
         return None
@@ -80,14 +96,19 @@ def _read(record: Path, state: dict[str, int | str]) -> str | None:
 
 
 def _write(record: Path, known: dict[str, int | str]) -> None:
-    """Without a record, the file is read again the next time: no reason to end a run."""
+    keep(record, json.dumps(known).encode())
+
+
+def keep(file: Path, content: bytes) -> None:
+    """Write a file of the user's folder in one step. Where that fails it is made again the next
+    time: no reason to end a run."""
     with suppress(OSError):
-        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=record.parent)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=file.parent)
         try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(known, file)
-            os.replace(name, record)
+            with os.fdopen(descriptor, "wb") as partial:
+                partial.write(content)
+            os.replace(name, file)
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise

@@ -35,8 +35,6 @@ def picture_segment(file: bytes) -> str:
 
 def read_picture(segment: str) -> "Image":
     """The picture of a segment: RGB, upright. Raises PictureError."""
-    from PIL import Image, ImageOps
-
     head, comma, encoded = segment.partition(";base64,")
     if not (comma and head.startswith(PREFIX)):
         raise PictureError(
@@ -44,8 +42,18 @@ def read_picture(segment: str) -> "Image":
             "name the column as picture:COLUMN"
         )
     try:
-        file = BytesIO(base64.b64decode(encoded, validate=True))
-        with Image.open(file, formats=FORMATS) as image:
+        file = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        raise PictureError("is no base64") from None
+    return open_picture(file)
+
+
+def open_picture(file: bytes) -> "Image":
+    """The picture of a PNG, JPEG or WebP file: RGB, upright. Raises PictureError."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(BytesIO(file), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise PictureError(f"has more than {MAX_PIXELS} pixels")
             return ImageOps.exif_transpose(image).convert("RGB")

@@ -24,6 +24,16 @@ def make_text_tower(folder: Path, name: str, texts: Sequence[str]) -> Path:
     return folder
 
 
+def make_clip_of_pictures(folder: Path, texts: Sequence[str] = ("a red bird", "two dogs")) -> Path:
+    """A whole CLIP with its image processor."""
+    from transformers import CLIPImageProcessor
+
+    size = {"height": 8, "width": 8}
+    make_text_tower(folder, "clip", texts)
+    CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
 def _tokenizer(name: str, texts: Sequence[str]) -> Any:
     from tokenizers import processors
 
@@ -44,7 +54,7 @@ def _tokenizer(name: str, texts: Sequence[str]) -> Any:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{opening}$A {end}", pair=f"{opening}$A $B {end}", special_tokens=tokens
     )
-    if name == "siglip":
+    if name in ("siglip", "siglip_pair"):
         tokenizer.model_input_names = ["input_ids"]
     return tokenizer
 
@@ -90,6 +100,9 @@ def _models(tokenizer: Any) -> dict[str, Any]:
         "clip": lambda: tf.CLIPModel(tf.CLIPConfig(**both, **projected)),
         "clip_text": lambda: tf.CLIPTextModelWithProjection(tf.CLIPTextConfig(**text, **projected)),
         "siglip": lambda: tf.SiglipModel(tf.SiglipConfig(**both | {"text_config": siglip})),
+        "siglip_pair": lambda: tf.SiglipModel(  # of texts and pictures that can be compared
+            tf.SiglipConfig(**both | {"text_config": siglip | {"projection_size": 12}})
+        ),
         "siglip_text": lambda: tf.SiglipTextModel(tf.SiglipTextConfig(**siglip)),
         "siglip2": lambda: tf.Siglip2Model(
             tf.Siglip2Config(text_config=siglip, vision_config=picture | {"num_patches": 4})

@@ -19,9 +19,9 @@ from docs_material import (
 from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
 from openai_server import Model, OpenAIServer, serving
 from PIL import Image
-from tiny_diffusion import make_clip_vision
 from tiny_generators import make_audioldm2, make_text_to_video, make_wav2vec2
 from tiny_language_models import TEXTS, make_causal_lm
+from tiny_text_towers import make_clip_of_pictures
 from tiny_vlms import make_vlm
 
 INSTALL = Instead(
@@ -188,14 +188,15 @@ def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
     models = tmp_path / "models"
     seeing = make_vlm(models / "llava", "llava", TEXTS)
     write_table(place.folder / "rte.parquet")
-    pictures = [{"photo": f"{n}.png", "caption": text} for n, text in enumerate(TEXTS)]
+    pictures = [{"photo": f"photos/{n}.png", "caption": text} for n, text in enumerate(TEXTS)]
     pq.write_table(pa.Table.from_pylist(pictures), place.folder / "birds.parquet")
+    (place.folder / "photos").mkdir()
     for number in range(len(TEXTS)):
-        Image.new("RGB", (20, 30), (number, 99, 9)).save(place.folder / f"{number}.png")
+        Image.new("RGB", (20, 30), (number, 99, 9)).save(place.folder / f"photos/{number}.png")
     made = {
         "llava-hf/llava-1.5-7b-hf": seeing,
         "damo-vilab/text-to-video-ms-1.7b": make_text_to_video(models / "video"),
-        "openai/clip-vit-large-patch14": make_clip_vision(models / "clip"),
+        "openai/clip-vit-large-patch14": make_clip_of_pictures(models / "clip", TEXTS),
         "cvssp/audioldm2": make_audioldm2(models / "sound"),
         "facebook/wav2vec2-base-960h": make_wav2vec2(models / "wav2vec2"),
     }
@@ -208,6 +209,7 @@ def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
     )
     assert open_cache(place.folder / "vlm").features == ("pooled", "layer_1")
     assert rows(place.folder / "birds") == len(TEXTS)
+    assert open_cache(place.folder / "retrieved")["picture_ids"][:].shape == (10, 3, 16)
     assert open_cache(place.folder / "video").features == ("video_embedding",)
     assert open_cache(place.folder / "audio").features == ("audio_embedding",)
 

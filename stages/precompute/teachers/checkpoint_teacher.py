@@ -84,6 +84,11 @@ class CheckpointTeacher(Teacher):
             refuse_undivided(self._skeleton, self._device, self._folder)
         self._refuse_without_text()
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the model."""
+        return self._folder
+
     def _make_spec(self, options: TeacherOptions, **resolved: SettingValue) -> TeacherSpec:
         """The spec of the checkpoint under these options."""
         features = self._features()  # before the digest, which may read every weight

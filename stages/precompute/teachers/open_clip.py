@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,11 @@ class OpenClipTeacher(Teacher):
             [feature],
             **self._precision.settings(),
         )
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the model, both towers; None for an architecture with weights apart."""
+        return self._source.folder
 
     def load(self) -> None:
         """Read the weights and keep the text tower."""

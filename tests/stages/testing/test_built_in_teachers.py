@@ -11,6 +11,7 @@ import pytest
 import tiny_checkpoints
 import tiny_diffusion
 import tiny_generators
+import tiny_text_towers
 import tiny_vlms
 from armada.stages.pictures import picture_segment
 from armada.stages.precompute.teachers import TEACHERS
@@ -33,6 +34,7 @@ MAKE: dict[str, Callable[[Path], object]] = {
     "sound": tiny_generators.make_audioldm,
     "clip_vision": tiny_diffusion.make_clip_vision,
     "wav2vec2": tiny_generators.make_wav2vec2,
+    "clip_of_pictures": tiny_text_towers.make_clip_of_pictures,
     "llava": lambda folder: tiny_vlms.make_vlm(folder, "llava", TEXTS),
     "idefics3": lambda folder: tiny_vlms.make_vlm(folder, "idefics3", TEXTS),
 }
@@ -260,6 +262,21 @@ class TestVlmOfTexts(TeacherTests):
     @pytest.fixture
     def source(self, model: Any) -> str:
         return f"vlm:{model('idefics3')}"
+
+
+class TestClipImage(TeacherTests):
+    changing = {**TEXT_OPTIONS, **PRECISION, "neighbours": 2, "normalize": False, "max_length": 4}
+    untried = ("revision", "pictures", *OF_GPUS)  # of hubs, of another folder
+
+    @pytest.fixture
+    def source(self, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+        self.options = {"pictures": str(tmp_path / "pictures")}
+        (tmp_path / "pictures").mkdir()
+        colours = [(r, g, b) for r in (0, 120, 255) for g in (0, 120, 255) for b in (0, 255)]
+        for at, colour in enumerate(colours):
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "pictures" / f"{at}.png")
+        return f"clip_image:{model('clip_of_pictures')}"
 
 
 class TestDiffusers(TeacherTests):
