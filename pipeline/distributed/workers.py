@@ -362,11 +362,16 @@ class _WorkerState:
         key = (job_spec.spec.fingerprint, job_spec.job.device)
         self._last_run = job_spec.run_id
         if self._loaded is None or self._loaded.key != key:
-            self._loaded = None  # two teachers may not fit into the device's memory
+            self._unload()  # two teachers may not fit into the device's memory
             teacher = _make(job_spec)
             load_teacher(teacher)
             self._loaded = _Loaded(key, teacher)
         return self._loaded.teacher
+
+    def _unload(self) -> None:
+        if self._loaded is not None:
+            self._loaded.teacher.close()
+        self._loaded = None
 
     def _begin(self, job_spec: JobSpec, teacher: Teacher) -> _Run:
         job = job_spec.job
@@ -395,7 +400,7 @@ class _WorkerState:
         try:
             if self._last_run == run_id and not self._chunks:
                 self._end_run()
-                self._loaded = None
+                self._unload()
                 _empty_caches()
         finally:
             self._entry.release()

@@ -63,6 +63,10 @@ class Journal:
         """Process -> how often it loaded the teacher."""
         return Counter(self._lines("loads"))
 
+    def closed(self) -> Counter[str]:
+        """Process -> how often it closed the teacher."""
+        return Counter(self._lines("closed"))
+
     def asked(self) -> list[tuple[int, str]]:
         """Process and text, in order."""
         return self._texts("asked")
@@ -254,6 +258,7 @@ def test_a_cluster_that_is_there_already(
     assert result.err.startswith("precompute: 300/300 rows, ")
     assert stored_bytes(tmp_path / "cache") == undisturbed
     assert set(journal.loads().values()) == {1}
+    assert journal.closed() >= journal.loads()  # what a teacher has started does not stay
     loaded = sum(journal.loads().values())
     out = armada.done(*words(corpus, tmp_path / "cache", *there))
     assert out.startswith("300 rows, 300 unique; 300 already cached, 0 computed in ")

@@ -1,11 +1,12 @@
 """A teacher of another package that writes down who loads it and what it is asked.
 
 It answers as the hash teacher does, at two milliseconds a text. In the folder named by
-WATCHED_TEACHER_JOURNAL the file `loads` gets a line for each process that loads it, `prepared` and
-`asked` a line for each text before it is prepared or answered: the process, and the text. A text
-that contains 'unspeakable' has no finite answer, one that contains 'broken' breaks the teacher,
-'deadly' its process. At 'faulty', the device of the process fails and stays so; at 'faulty once',
-that of the first alone. At 'patient', the answer waits for a file `gate` in the folder.
+WATCHED_TEACHER_JOURNAL the files `loads` and `closed` get a line for each process that loads or
+closes it, `prepared` and `asked` a line for each text before it is prepared or answered: the
+process, and the text. A text that contains 'unspeakable' has no finite answer, one that contains
+'broken' breaks the teacher, 'deadly' its process. At 'faulty', the device of the process fails and
+stays so; at 'faulty once', that of the first alone. At 'patient', the answer waits for a file
+`gate` in the folder.
 """
 
 import os
@@ -33,6 +34,9 @@ class WatchedTeacher(HashTeacher):
 
     def load(self) -> None:
         _write("loads", [f"{os.getpid()}"])
+
+    def close(self) -> None:
+        _write("closed", [f"{os.getpid()}"])
 
     def prepare(self, examples: Sequence[Example]) -> Prepared:
         _write("prepared", [f"{os.getpid()} {' '.join(example.segments)}" for example in examples])

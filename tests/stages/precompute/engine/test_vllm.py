@@ -150,6 +150,26 @@ def test_sampled_responses_depend_on_seed_and_example(folder: Path) -> None:
     assert lengths.sum() == len(ids) == len(together.features["generated_log_probs"][3])
 
 
+def test_a_stop_string_ends_a_response(folder: Path, engine: VLLMTeacher, answers: Answers) -> None:
+    """The text before it is kept, and the tokens up to it."""
+    whole = bytes(answers.features["generated_text"][0]).decode()
+    stop = whole[len(whole) // 2 :][:2]
+    prompt = Example(EXAMPLES[0].key, PAIRS[0][:1])
+    teacher = made(folder, max_new_tokens=NEW, top_k=None, stop=(stop,), response_column=False)
+    teacher.load()
+    try:
+        found = teacher.encode([prompt]).features
+    finally:
+        teacher.close()
+    assert bytes(found["generated_text"][0]).decode() == whole.partition(stop)[0]
+    count = len(found["generated_ids"][0])
+    np.testing.assert_array_equal(
+        found["generated_ids"][0], answers.features["generated_ids"][0][:count]
+    )
+    assert stop in engine._source.tokenizer.decode(found["generated_ids"][0])
+    assert found["finish"][0] == 1
+
+
 def test_a_student_reads_it_as_any_other_teacher(
     folder: Path, tmp_path: Path, engine: VLLMTeacher
 ) -> None:
