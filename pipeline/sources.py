@@ -184,7 +184,8 @@ def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
 
 def _teaches_tokens(spec: FeatureSpec) -> bool:
     """Whether a feature holds probabilities of predicted tokens."""
-    return spec.axis == "predictions" and (spec.coding is not None or not spec.whole)
+    several = spec.coding is not None or not spec.whole
+    return spec.axis == "predictions" and several and spec.shape != ()
 
 
 def missing_of_sources(

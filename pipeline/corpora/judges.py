@@ -20,6 +20,7 @@ from ...cache_schemas.chats import answered
 from ...cache_schemas.errors import JobError, MissingKeysError
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import IntArray, example_key, keys_to_array
+from ...stages.store.format.rows import Rows
 from ...stages.store.reading.reader import open_cache
 from .answers import answer_in, answer_of_label, most_common
 from .generators import CachedResponses, Float64, Prompts, Responses
@@ -230,12 +231,13 @@ class Critic:
                 f"rule {name}: feature {feature or 'is missing'}: name one with a number, or "
                 f"several, for each text; the critic has {', '.join(known) or 'none'}"
             )
-        self._feature = self._cache[feature]
-        self._column = self._column_of(self._feature.spec)
+        self._spec = self._cache.feature_spec(feature)
+        self._column = self._column_of(self._spec)
 
     def _is_score(self, feature: str) -> bool:
         spec = self._cache.feature_spec(feature)
-        return spec.axis is None and len(spec.shape) <= 1 and spec.coding is None
+        most = 1 if spec.axis is None else 0
+        return len(spec.shape) <= most and spec.coding is None and not spec.whole
 
     def _column_of(self, spec: FeatureSpec) -> int:
         column, count = self._keys.column, spec.values_per_row
@@ -264,12 +266,24 @@ class Critic:
                 "and those behind it, and run `armada precompute` on that file",
                 missing.tolist(),
             )
-        values = self._feature.gather(rows).astype(np.float64).reshape(len(rows), -1)
+        if self._spec.axis is not None:
+            return self._of_tokens(rows)
+        values = self._cache[self._spec.name].gather(rows).astype(np.float64)
+        values = values.reshape(len(rows), -1)
         if self._keys.probability:
             values = values - np.logaddexp.reduce(values, axis=1, keepdims=True)
             values = np.exp(values)
         scores: Float64 = values[:, self._column]
         return scores
+
+    def _of_tokens(self, rows: Rows) -> Float64:
+        """The mean or sum over the tokens of each row."""
+        found = self._cache.ragged(self._spec.name).gather(rows)
+        sums: Float64 = np.zeros(len(rows))
+        np.add.at(sums, np.repeat(np.arange(len(rows)), found.lengths), found.values)
+        if self._keys.each == "token":
+            sums /= np.maximum(found.lengths, 1)
+        return sums
 
     def _examples(self, prompts: Prompts, responses: Responses) -> list[tuple[str, ...]]:
         if self._keys.reads == "response":

@@ -45,6 +45,11 @@ class CriticKeys(CachedTeacher):
     probability: bool = Field(
         default=False, description="the numbers are logits: take the number's probability"
     )
+    each: Literal["token", "response"] = Field(
+        default="token",
+        description="of a feature with a number for each token, such as own_log_probs: mean, or "
+        "sum",
+    )
     reads: Literal["prompt_and_response", "response"] = Field(
         default="prompt_and_response", description="the text segments that the critic was given"
     )

@@ -57,7 +57,15 @@ from .generation import (
 )
 from .padded_lengths import padded_lengths
 from .response_parts import Part, part_of_response
-from .token_answers import MEASURED_EVERY, Answer, Dense, Samples, TokenAnswers, TopK
+from .token_answers import (
+    MEASURED_EVERY,
+    Answer,
+    Dense,
+    OwnLogProbs,
+    Samples,
+    TokenAnswers,
+    TopK,
+)
 
 _Coming = tuple[list[int], Callable[[], list[Continuation]]]
 """Texts of a batch, and the responses to their prompts, which are waited for."""
@@ -72,6 +80,7 @@ class CausalLMTeacher(CausalCheckpointTeacher):
     kind = "causal_lm"
     selecting = frozenset(
         {"top_k", "top_k_bits", "temperatures", "samples", "samples_log_probs", "dense"}
+        | {"own_log_probs"}
         | {"characters", "hidden_layers", "max_new_tokens", "responses_per_prompt"}
     )
 
@@ -123,7 +132,7 @@ class CausalLMTeacher(CausalCheckpointTeacher):
             with self._answering():
                 output, positions_P = self._run(texts)
                 hidden_PH = _chosen(output.last_hidden_state, positions_P)
-                self._gather(answers, hidden_PH, texts.predicted, seeds)
+                self._gather(answers, hidden_PH, texts, seeds)
             layers = [
                 _chosen(output.hidden_states[n], positions_P) for n in self._options.hidden_layers
             ]
@@ -222,13 +231,16 @@ class CausalLMTeacher(CausalCheckpointTeacher):
         )
 
     def _gather(
-        self, answers: TokenAnswers, hidden_PH: Tensor, predicted: IntArray, seeds: Sequence[int]
+        self, answers: TokenAnswers, hidden_PH: Tensor, texts: TokenTexts, seeds: Sequence[int]
     ) -> None:
-        """Begin the predictions of all tokens, of which each text has so many."""
+        """Begin the predictions of all tokens of texts."""
+        predicted = texts.predicted
+        starts = np.repeat(texts.offsets[:-1] + texts.prompts, predicted)
         answers.gather(
             lambda start, stop: self._logits(hidden_PH[start:stop]),
             self._chunk,
             _uniforms(predicted, seeds, self._options.samples or 0),
+            texts.ids[starts + arange_each(predicted)].astype(np.int64),
         )
 
     def _run(self, texts: TokenTexts) -> tuple[Any, Tensor]:
@@ -316,6 +328,8 @@ class CausalLMTeacher(CausalCheckpointTeacher):
             answers[name] = TopK(coding) if isinstance(coding, TopKCoding) else Samples(coding)
         if self._options.dense:
             answers["dense"] = Dense(self._precision)
+        if self._options.own_log_probs:
+            answers["own_log_probs"] = OwnLogProbs()
         return answers
 
     def _features(self) -> list[FeatureSpec]:

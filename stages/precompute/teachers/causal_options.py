@@ -53,7 +53,8 @@ class CausalCheckpointOptions(CheckpointOptions, CausalOptions):
 
 
 _LATER: Mapping[str, SettingValue] = {
-    **{"response_column": True, "stop": (), "thinking": "keep", "responses_per_prompt": 1}
+    **{"response_column": True, "stop": (), "thinking": "keep", "responses_per_prompt": 1},
+    "own_log_probs": False,
 }
 """Settings that caches of earlier releases do not have, and what they are there."""
 
@@ -123,7 +124,7 @@ class TokenOptions(CausalOptions):
         if not self.response_column and (self.reads_texts or not self.max_new_tokens):
             raise ValueError(
                 "response_column: without one there is nothing to predict; set max_new_tokens, and "
-                "none of top_k, samples, dense, hidden_layers; or name a column of responses"
+                "nothing but responses; or name a column of responses"
             )
         if not self.max_new_tokens and (self.stop or self.thinking == "cut"):
             raise ValueError("stop, thinking: of no generated response; set max_new_tokens")
@@ -224,6 +225,11 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
     dense: bool = Field(
         default=False, description="keep the log-probabilities of all tokens (small vocabularies)"
     )
+    own_log_probs: bool = Field(
+        default=False,
+        description="keep the log-probability of the text's own token at each predicted one; 2 "
+        "bytes per token",
+    )
     hidden_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
         description="layers whose hidden states to keep for each predicted token: 0 (embeddings), "
@@ -245,10 +251,10 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "CausalLMOptions":
-        requested = (self.top_k, self.samples, self.dense, self.hidden_layers, self.max_new_tokens)
-        if not any(requested):
+        if not (self.reads_texts or self.max_new_tokens):
             raise ValueError(
-                "top_k, samples, dense, hidden_layers, max_new_tokens: set at least one of them"
+                "top_k, samples, dense, own_log_probs, hidden_layers, max_new_tokens: set at least "
+                "one of them"
             )
         return self
 
@@ -267,7 +273,8 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
     @property
     def reads_texts(self) -> bool:
         """Whether anything is asked of a text but responses to its prompt."""
-        return bool(self.top_k or self.samples or self.dense or self.hidden_layers)
+        requested = (self.top_k, self.samples, self.dense, self.own_log_probs, self.hidden_layers)
+        return any(requested)
 
     @property
     def known_temperatures(self) -> tuple[float, ...]:
@@ -294,6 +301,9 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
         if self.dense:
             description = "log-probabilities of all tokens"
             found.append(_spec("dense", (vocab_size,), stored, description, **of_predictions))
+        if self.own_log_probs:
+            description = "log-probability of the text's own token"
+            found.append(_spec("own_log_probs", (), "float16", description, **of_predictions))
         if self.characters:
             found.append(characters_feature(max_length))
         if self.hidden_layers:

@@ -32,10 +32,20 @@ Uniforms = npt.NDArray[np.float64]
 """Numbers from 0 to 1, some for each token [P, K]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Logits of C tokens; uniform_CK: numbers from 0 to 1; own_C: the ids that the text has there,
+    which were predicted."""
+
+    logits_CV: Tensor
+    uniform_CK: Uniforms
+    own_C: IntArray
+
+
 class Answer(Protocol):
     """One feature of predicted tokens."""
 
-    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Tensors:
+    def read(self, chunk: Chunk) -> Tensors:
         """The predictions, tensors [C, ...] on the device."""
 
     def rows(self, outputs: Arrays) -> npt.NDArray[Any]:
@@ -51,8 +61,9 @@ class TopK:
 
     coding: TopKCoding
 
-    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Tensors:
+    def read(self, chunk: Chunk) -> Tensors:
         """Ids and log-probabilities [C, K], log-masses of all others [C, T]."""
+        logits_CV = chunk.logits_CV
         found = torch.topk(logits_CV, self.coding.k)
         log_probs_CK = found.values - logits_CV.logsumexp(1, keepdim=True)
         tails_CT = self._log_tails(logits_CV, found.indices)
@@ -83,11 +94,12 @@ class Samples:
 
     coding: SamplesCoding
 
-    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Tensors:
+    def read(self, chunk: Chunk) -> Tensors:
         """Ids and log-probabilities [C, K]."""
+        logits_CV = chunk.logits_CV
         # In double precision: in single, the sum over a large vocabulary forgets rare tokens.
         summed_CV = logits_CV.double().softmax(1).cumsum(1)
-        wanted_CK = torch.from_numpy(uniform_CK).to(logits_CV.device) * summed_CV[:, -1:]
+        wanted_CK = torch.from_numpy(chunk.uniform_CK).to(logits_CV.device) * summed_CV[:, -1:]
         ids_CK = torch.searchsorted(summed_CV, wanted_CK, right=True)
         ids_CK = ids_CK.clamp(max=logits_CV.shape[1] - 1)
         log_probs_CK = logits_CV.gather(1, ids_CK) - logits_CV.logsumexp(1, keepdim=True)
@@ -111,11 +123,28 @@ class Dense:
 
     precision: Precision
 
-    def read(self, logits_CV: Tensor, uniform_CK: Uniforms) -> Tensors:
+    def read(self, chunk: Chunk) -> Tensors:
         """Log-probabilities [C, V]; a token that is ruled out has the lowest number there is."""
-        log_probs_CV = logits_CV.log_softmax(1)
+        log_probs_CV = chunk.logits_CV.log_softmax(1)
         lowest = float(np.finfo(self.precision.stored).min)
         return (self.precision.cast(log_probs_CV.clamp(min=lowest)),)
+
+    def rows(self, outputs: Arrays) -> npt.NDArray[Any]:
+        """The same."""
+        return outputs[0]
+
+    def measure(self, outputs: Arrays, rows: npt.NDArray[Any]) -> None:
+        """Nothing is lost but the rounding to the stored type."""
+
+
+class OwnLogProbs:
+    """The log-probability of the text's own token, in float16."""
+
+    def read(self, chunk: Chunk) -> Tensors:
+        """Log-probabilities [C]; a token that is ruled out has the lowest number there is."""
+        own_C1 = torch.from_numpy(chunk.own_C).to(chunk.logits_CV.device)[:, None]
+        log_probs_C1 = chunk.logits_CV.gather(1, own_C1) - chunk.logits_CV.logsumexp(1, True)
+        return (log_probs_C1[:, 0].clamp(min=float(np.finfo(np.float16).min)).half(),)
 
     def rows(self, outputs: Arrays) -> npt.NDArray[Any]:
         """The same."""
@@ -142,10 +171,14 @@ class TokenAnswers:
     _coming: list[_Chunk] = field(default_factory=list)
 
     def gather(
-        self, logits: Callable[[int, int], Tensor], chunk: int, uniform_PK: Uniforms
+        self,
+        logits: Callable[[int, int], Tensor],
+        chunk: int,
+        uniform_PK: Uniforms,
+        own_P: IntArray,
     ) -> None:
         """Begin to compute all of them; `logits` gives those of tokens `start` to `stop - 1`
-        [C, V]."""
+        [C, V], the text's own of which are `own_P`."""
         # Run once even for zero tokens, to get empty arrays of the right shape.
         for start in range(0, max(len(self.measured), 1), chunk):
             part = slice(start, min(start + chunk, len(self.measured)))
@@ -154,10 +187,8 @@ class TokenAnswers:
             # broken, and so is all that follows from them.
             numbers_C = logits_CV.logsumexp(1).isfinite()
             logits_CV = torch.where(numbers_C[:, None], logits_CV, 0.0)
-            outputs = {
-                name: to_host(answer.read(logits_CV, uniform_PK[part]))
-                for name, answer in self.answers.items()
-            }
+            read = Chunk(logits_CV, uniform_PK[part], own_P[part])
+            outputs = {name: to_host(answer.read(read)) for name, answer in self.answers.items()}
             self._coming.append((part, to_host([numbers_C]), outputs))
 
     def wait(self) -> "TokenAnswers":

@@ -75,6 +75,7 @@ def test_answers_are_those_of_the_model(folders: dict[str, Path], family: str) -
         top_k_bits=16,
         temperatures=(2.5,),
         dense=True,
+        own_log_probs=True,
         hidden_layers=(0, 2),
     )
     answers = ask(teacher)
@@ -85,6 +86,10 @@ def test_answers_are_those_of_the_model(folders: dict[str, Path], family: str) -
         expected = log_softmax(textbook(folders[family], ids, words))[:-1]
         dense = answers.features["dense"][place]
         np.testing.assert_allclose(dense, expected, atol=2e-5)
+        own = np.take_along_axis(expected, ids[1:, None].astype(np.int64), axis=1)[:, 0]
+        found_own = answers.features["own_log_probs"][place]
+        assert found_own.dtype == np.float16
+        np.testing.assert_allclose(found_own, own, rtol=1e-3)
         for temperature in (1.0, 2.5):
             found = decode_top_k(coding, answers.features["top_k"][place], temperature)
             tempered = log_softmax(expected, temperature)

@@ -118,7 +118,7 @@ def test_thoughts_are_cut() -> None:
 def test_options_that_do_not_go_together_are_refused() -> None:
     for options, told in (
         ({"response_column": False}, "set max_new_tokens"),
-        ({"response_column": False, "max_new_tokens": 3, "top_k": 8}, "none of top_k"),
+        ({"response_column": False, "max_new_tokens": 3, "top_k": 8}, "nothing but responses"),
         ({"stop": ("x",)}, "of no generated response"),
     ):
         with pytest.raises(ValidationError, match=told):

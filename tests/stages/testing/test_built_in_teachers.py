@@ -130,6 +130,7 @@ class TestCausalLM(TeacherTests):
         **{"max_length": 40, "seed": 1, "end_token": False},
         **{"top_k": 3, "top_k_bits": 16, "temperatures": (2.0,), "samples": 4, "dense": True},
         **{"samples_log_probs": False, "characters": False, "hidden_layers": (0, 1)},
+        "own_log_probs": True,
     }
     unchanging = PLACE
     untried = (
