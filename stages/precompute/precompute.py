@@ -102,6 +102,10 @@ class Clock:
             counts.seconds += self._counted - before
 
 
+_ELSEWHERE = torch.device("meta")
+"""Stands for a device of another process, which is not timed."""
+
+
 class _Moment:
     """A point in the work of a device: now on a CPU; on a CUDA device, when it is done with what
     it was given by now."""
@@ -211,14 +215,15 @@ class _Started:
 
 def _started(teacher: Teacher, prepared: Prepared, encoding: EncodingRun) -> Iterator[_Started]:
     """All batches, each as soon as the device has begun it."""
+    device = _ELSEWHERE if teacher.computes_elsewhere else encoding.device
     for rows in encoding.sizes.batches_of(prepared, encoding.counts):
         batch = prepared.take(rows)
-        begin = _Moment(encoding.device)
+        begin = _Moment(device)
         outputs = _start(teacher, batch, encoding.ranks)
         if outputs is None:
             encoding.counts.refused += 1
         else:
-            yield _Started(rows, outputs, begin, _Moment(encoding.device))
+            yield _Started(rows, outputs, begin, _Moment(device))
 
 
 def _start(teacher: Teacher, batch: Prepared, ranks: Ranks) -> Outputs | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from armada.stages.store.reading.reader import open_cache
 from command_line import CommandLine
 from openai_runs import check_whole, words, write_corpus
 from openai_server import OpenAIServer, serving
@@ -23,6 +24,14 @@ def record(corpus: Path) -> dict[str, Any]:
     runs = sorted(corpus.parent.glob("cache/teachers/*/runs/*.json"))
     found: dict[str, Any] = json.loads(runs[-1].read_text())["requests"]
     return found
+
+
+def test_how_long_a_servers_device_is_busy_is_not_known(armada: CommandLine, corpus: Path) -> None:
+    with serving() as server:
+        armada.done(*words(server, corpus))
+    (run,) = open_cache(corpus.parent / "cache").runs()
+    assert run.batches is not None
+    assert (run.batches.rows, run.batches.busy_seconds) == (len(TEXTS), 0)
 
 
 def test_each_text_is_paid_once(armada: CommandLine, corpus: Path) -> None:

@@ -52,6 +52,7 @@ class VLLMTeacher(Teacher):
         {"top_k", "top_k_bits", "characters", "max_new_tokens", "responses_per_prompt"}
         | {"generated_top_k"}
     )
+    computes_elsewhere = True
     default_batch_size = 32
     """Examples whose answers are taken up together; batches are the engine's own matter."""
     default_rows_per_shard = 1024

