@@ -248,6 +248,19 @@ class RequestFigures(Document):
     system_fingerprint: str | None = Field(default=None, description="of the server")
 
 
+class BudgetRecord(Document):
+    """Which texts of its corpora a run was to compute, if not all."""
+
+    rule: str = Field(description="how they were chosen")
+    seed: int = Field(ge=0)
+    based_on: str = Field(
+        default="", description="column, feature or predictions that it looked at"
+    )
+    chosen: int = Field(ge=1, description="distinct texts")
+    of: int = Field(ge=1, description="distinct texts that there were")
+    keys_digest: str = Field(description="BLAKE2b, 128 bits, of the chosen keys in byte order")
+
+
 class RunRecord(Document):
     """Provenance and cost of one run of `precompute`; `runs/<id>.json`."""
 
@@ -263,11 +276,12 @@ class RunRecord(Document):
     truncated_examples: int = Field(default=0, ge=0, description="truncated texts")
     batches: BatchFigures | None = None
     requests: RequestFigures | None = None
+    budget: BudgetRecord | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = dump(self)
-        absent = {name for name in ("batches", "requests") if document[name] is None}
+        absent = {name for name in ("batches", "requests", "budget") if document[name] is None}
         return {k: v for k, v in document.items() if k not in absent}
 
 

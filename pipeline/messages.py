@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..cache_schemas.codings import Fidelity
-    from ..cache_schemas.manifest import BatchFigures, RequestFigures
+    from ..cache_schemas.manifest import BatchFigures, BudgetRecord, RequestFigures
 
 LOGGER = logging.getLogger("armada")
 
@@ -126,6 +126,13 @@ def device_in_words(figures: "BatchFigures") -> str:
     """The seconds of a run's devices, and the share in which they were running."""
     busy = f", {figures.busy_seconds / figures.seconds:.0%} busy" if figures.busy_seconds else ""
     return f"{duration(figures.seconds)} of the device{busy}"
+
+
+def budget_in_words(record: "BudgetRecord") -> str:
+    """How many texts of a corpus were chosen, and how."""
+    by = f" by {record.based_on}" if record.based_on else ""
+    chosen = f"{record.chosen:,} of {record.of:,} distinct texts"
+    return f"{chosen}, {record.rule}{by}, seed {record.seed}"
 
 
 def requests_in_words(*figures: "RequestFigures") -> str:

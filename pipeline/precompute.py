@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from ..cache_schemas.manifest import RequestFigures, TeacherManifest, fidelity_of
+from ..cache_schemas.manifest import BudgetRecord, RequestFigures, TeacherManifest, fidelity_of
 from ..cache_schemas.teachers import SettingValue
 from ..stages.store.format.zarr_shards import shard_bytes
 from ..stages.store.reading.reader import Cache
@@ -56,6 +56,8 @@ class DryRun:
     """All settings of the teacher, defaults and those of the source included."""
     requests: RequestFigures | None = None
     """Requests that are expected, of a teacher behind a server."""
+    budget: BudgetRecord | None = None
+    """The texts that were chosen, where a budget is set."""
 
 
 def run_precompute(job: PrecomputeJob, quiet: bool = False) -> PrecomputeReport:
@@ -160,6 +162,7 @@ def _dry_run(job: PrecomputeJob, teacher: "Teacher", ranks: "Ranks") -> DryRun:
         expected_seconds=probe.seconds * len(todo),
         settings=teacher.spec.settings,
         requests=teacher.forecast(len(todo)),
+        budget=plan.budget,
     )
 
 

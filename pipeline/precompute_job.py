@@ -10,6 +10,7 @@ from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source, expand_home
 from ..cache_schemas.manifest import RowsPerShard
 from ..stages.precompute.teachers import TEACHERS
+from .budget_keys import BudgetKeys
 from .environment import choose_device
 from .jobs import Corpora, LocalFolder, Names, TextFormatKeys, make, unknown_key
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..stages.precompute.teachers.options import TeacherOptions
 
 
-class PrecomputeJob(TextFormatKeys):
+class PrecomputeJob(BudgetKeys, TextFormatKeys):
     """Computation. Other keys are options of the teacher."""
 
     corpus: Corpora = Field(min_length=1, description="files or folders of texts")

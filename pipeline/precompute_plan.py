@@ -17,6 +17,7 @@ from ..cache_schemas.keys import KeyArray, first_occurrences
 from ..cache_schemas.layout import teacher_folder
 from ..cache_schemas.manifest import (
     BatchFigures,
+    BudgetRecord,
     CommitRecord,
     CorpusRecord,
     RequestFigures,
@@ -32,7 +33,7 @@ from ..stages.store.writing.teacher_folder import begun_without, check_teacher, 
 from ..stages.store.writing.writer import CacheWriter, pending
 from ..stages.tokenizing.unknown import SAMPLE
 from .environment import new_run_id, now
-from .messages import LOGGER, device_in_words, requests_in_words
+from .messages import LOGGER, budget_in_words, device_in_words, requests_in_words
 from .precompute_job import PrecomputeJob, make_teacher, part_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Plan:
     keys: KeyArray
     unique: int
     manifest: TeacherManifest
+    budget: BudgetRecord | None = None
 
 
 def look_at_corpus(job: PrecomputeJob) -> None:
@@ -90,6 +92,7 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
     corpus = read_corpus(
         job.corpus,
         job.text_column,
+        label_column=job.label_column,
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
         limit=job.limit,
@@ -98,14 +101,20 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
     )
     corpus.require_format(teacher.spec.settings.get("text_format"), f"teacher {job.teacher}")
     _require_response(job, corpus, teacher.spec)
-    keys = corpus.keys()
+    keys, budget = corpus.keys(), None
+    if job.budget is not None:
+        from .budget import choose_rows
+
+        rows, budget = choose_rows(job, corpus, keys)
+        LOGGER.info(f"budget: {budget_in_words(budget)}")
+        corpus, keys = corpus.take(rows), keys[rows]
     if job.part is not None:
         rows = _rows_of_part(keys, job.part)
         corpus, keys = corpus.take(rows), keys[rows]
     if admission.base is not None:
         corpus, keys = _only_cached(job, admission.base, corpus, keys)
     _warn_of_unknown(corpus, keys, teacher)
-    return Plan(corpus, keys, len(first_occurrences(keys)), admission.manifest)
+    return Plan(corpus, keys, len(first_occurrences(keys)), admission.manifest, budget)
 
 
 def asks_prompts(spec: TeacherSpec) -> bool:
@@ -236,6 +245,7 @@ class RunProvenance:
             versions=versions,
             hardware=machine,
             corpora=tuple(_corpus_records(job, plan)),
+            budget=plan.budget,
         )
         self.commits: list[CommitRecord] = []
 

@@ -15,7 +15,14 @@ from ...cache_schemas.codings import Fidelity
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.layout import ROWS_TABLE
 from ...cache_schemas.manifest import BatchFigures, CorpusRecord, RunRecord, TeacherManifest
-from ..messages import batches_in_words, counted, fidelity_in_words, requests_in_words, size
+from ..messages import (
+    batches_in_words,
+    budget_in_words,
+    counted,
+    fidelity_in_words,
+    requests_in_words,
+    size,
+)
 
 MARK = "<!-- made by `armada cache card`; the next run replaces this file -->"
 
@@ -224,6 +231,8 @@ def _teacher_rows(teacher: TeacherFacts) -> Iterator[tuple[str, str]]:
     for name, measured in teacher.fidelity.items():
         yield f"fidelity of {name}", fidelity_in_words(measured)
     yield "cost", cost(teacher.runs)
+    if budgets := [run.budget for run in teacher.runs if run.budget is not None]:
+        yield "budget", "; ".join(dict.fromkeys(map(budget_in_words, budgets)))
     if batches := [run.batches for run in teacher.runs if run.batches is not None]:
         yield "batches", batches_in_words(BatchFigures.together(batches))
 
