@@ -33,10 +33,15 @@ def command_of(keys: dict[str, Any]) -> str:
 
 
 COMMANDS = {file: command_of(keys_of(file)) for file in FILES}
+OTHER_TEACHERS = ("vlm", "video", "audio", "served")
+"""Files of each task of NLU, for teachers beside Stable Diffusion."""
+
 PRECOMPUTE, ABLATE, DISTILL = (
     [file for file in FILES if COMMANDS[file] == command]
     for command in ("precompute", "ablate", "distill")
 )
+OTHERS = [file for file in PRECOMPUTE if file.stem in OTHER_TEACHERS]
+PRECOMPUTE = [file for file in PRECOMPUTE if file not in OTHERS]
 
 # --- tables
 

@@ -21,7 +21,14 @@ DEBERTA = "microsoft/deberta-v2-xxlarge"
 OPT = "facebook/opt-1.3b"
 LLAMAS = ("meta-llama/Llama-3.2-3B", "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B")
 SPEAKER = "meta-llama/Llama-3.1-8B"
-REPOSITORIES = (DIFFUSION, CLIP, CLIP_OF_PICTURES, BERT, DEBERTA, OPT, *LLAMAS, SPEAKER)
+LLAVA = "llava-hf/llava-1.5-7b-hf"
+VIDEOS = "damo-vilab/text-to-video-ms-1.7b"
+SOUNDS = "cvssp/audioldm2"
+WAV2VEC2 = "facebook/wav2vec2-base-960h"
+REPOSITORIES = (
+    *(DIFFUSION, CLIP, CLIP_OF_PICTURES, BERT, DEBERTA, OPT, *LLAMAS, SPEAKER),
+    *(LLAVA, VIDEOS, SOUNDS, WAV2VEC2),
+)
 LORA = "style-lora.safetensors"
 
 MOST_TOKENS = 128
@@ -34,12 +41,18 @@ def make_models(folder: Path) -> None:
     """A checkpoint for each of `REPOSITORIES`, and the LoRA."""
     import tiny_checkpoints
     import tiny_diffusion
+    import tiny_generators
+    import tiny_vlms
 
     tiny_checkpoints.POSITIONS = MOST_TOKENS
     tiny_diffusion.make_stable_diffusion(folder / DIFFUSION)
     tiny_diffusion.make_lora(folder / "lora").rename(folder / LORA)
     tiny_checkpoints.make_open_clip(folder / CLIP)
     _make_clip(folder / CLIP_OF_PICTURES)
+    tiny_vlms.make_vlm(folder / LLAVA, "llava", TEXTS)
+    tiny_generators.make_text_to_video(folder / VIDEOS)
+    tiny_generators.make_audioldm2(folder / SOUNDS)
+    tiny_generators.make_wav2vec2(folder / WAV2VEC2)
     tiny_checkpoints.make_bert(folder / BERT, TEXTS, layers=12, hidden=16)
     _make_deberta(folder / DEBERTA)
     _make_writers(folder)

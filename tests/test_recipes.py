@@ -19,6 +19,7 @@ from recipes_material import (
     DISTILL,
     FILES,
     METRICS,
+    OTHER_TEACHERS,
     PRECOMPUTE,
     REASONING,
     RECIPES,
@@ -55,9 +56,9 @@ def test_every_task_has_its_files() -> None:
     assert (len(TASKS), len(REASONING)) == (13, 8)
     folders = {Path("recipes", "instructions"), *of_kind("nlu", TASKS), *of_kind("reasoning")}
     for folder in folders:
+        others = OTHER_TEACHERS if folder.parent.name == "nlu" else ()
         assert {f for f in FILES if f.parent == folder} == {
-            folder / "students.yaml",
-            folder / "teacher.yaml",
+            folder / f"{name}.yaml" for name in ("students", "teacher", *others)
         }
     assert {f.parent for f in PRECOMPUTE if f.name == "teacher.yaml"} == folders
     words = {f.name for f in FILES if f.parent.name == "words"}
@@ -95,6 +96,19 @@ def test_students_and_teacher_belong_together(task: str) -> None:
     assert students["output"] == f"runs/{task}"
     assert students["metric"] == METRICS.get(task, "accuracy")
     assert students.get("num_labels", 0) == TABLES[task].classes
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_other_teachers_read_the_same_texts(task: str) -> None:
+    teacher, *others = (
+        keys_of(Path("recipes", "nlu", task, f"{name}.yaml"))
+        for name in ("teacher", *OTHER_TEACHERS)
+    )
+    for name, other in zip(OTHER_TEACHERS, others, strict=True):
+        assert {key: other[key] for key in ("corpus", "text_column")} == {
+            key: teacher[key] for key in ("corpus", "text_column")
+        }
+        assert other["cache"] == f"caches/{task}-{name}"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -138,8 +152,17 @@ OF_A_TASK = {"train", "validation", "corpus", "text_column", "cache", "output", 
 OF_A_TASK |= {"task", "num_labels", "metric"}
 
 
-@pytest.mark.parametrize("name", ["teacher.yaml", "students.yaml"])
-@pytest.mark.parametrize(("kind", "count"), [("nlu", 13), ("reasoning", 8)])
+@pytest.mark.parametrize(
+    ("kind", "count", "name"),
+    [
+        *(
+            (kind, count, f"{name}.yaml")
+            for kind, count in (("nlu", 13), ("reasoning", 8))
+            for name in ("teacher", "students")
+        ),
+        *(("nlu", 13, f"{name}.yaml") for name in OTHER_TEACHERS),
+    ],
+)
 def test_tasks_differ_in_nothing_else(kind: str, count: int, name: str) -> None:
     """So a run of one stands for all."""
     alike = [

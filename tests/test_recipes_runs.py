@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny_generators
+import tiny_vlms
 import yaml
 from armada.pipeline.ablation.job import make_ablation
 from armada.stages.corpus.labels import LabelSpace
@@ -20,10 +22,12 @@ from armada.stages.distill.student_source import load_student
 from armada.stages.store.reading.reader import open_cache
 from command_line import CommandLine
 from docs_pages import Block, Workplace, blocks
+from openai_server import serving
 from recipes_material import (
     ABLATE,
     DISTILL,
     METRICS,
+    OTHERS,
     PRECOMPUTE,
     RECIPES,
     ROWS,
@@ -123,6 +127,51 @@ def test_teachers_say_what_they_would_do(place: Workplace) -> None:
     printed = ask_all(place, "--dry-run", "--cache elsewhere")
     assert printed.count("4 rows, 4 unique; 0 already cached, 4 to compute") == len(PRECOMPUTE)
     assert not (place.folder / "elsewhere").exists()
+
+
+SMALL = {
+    "vlm": "",
+    "video": "--set num_frames=2 --set height=32 --set width=32 --set steps=2",
+    "audio": "--set audio_seconds=0.1 --set steps=2",
+    "served": "--set size=32x32",
+}
+
+
+def ask_others(place: Workplace, more: str, files: Iterable[Path]) -> str:
+    """The same for teachers beside Stable Diffusion; a server on loopback draws."""
+    with serving() as server:
+        address = {"served": f"--set base_url={server.url}"}
+        words = [
+            f"precompute {file} {SMALL[file.stem]} {address.get(file.stem, '')} {more}"
+            for file in files
+        ]
+        return place.run([Block("python", ALL.format(commands=words), 1)])
+
+
+@pytest.mark.slow
+def test_other_teachers_say_what_they_would_do(place: Workplace) -> None:
+    printed = ask_others(place, "--dry-run --cache elsewhere", OTHERS)
+    assert printed.count("4 rows, 4 unique; 0 already cached, 4 to compute") == len(OTHERS) == 52
+    assert not (place.folder / "elsewhere").exists()
+
+
+def test_other_teachers_compute_what_students_learn_from(
+    place: Workplace, tmp_path: Path, armada: CommandLine
+) -> None:
+    widths = {
+        "vlm": ("pooled", tiny_vlms.WIDTH),
+        "video": ("video_embedding", 12),
+        "audio": ("audio_embedding", tiny_generators.SOUND_WIDTH),
+        "served": ("image_embedding", 12),
+    }
+    ask_others(place, "--quiet", [file for file in OTHERS if file.parent.name == "rte"])
+    for name, (feature, width) in widths.items():
+        found = f"caches/rte-{name}"
+        cache = open_cache(place.folder / found)
+        assert cache.features == (feature,)
+        assert cache[feature][:].shape == (ROWS, width)
+        words = ("--set", f"cache={found}", "--output", f"runs/rte-{name}", "--dry-run")
+        assert "42 runs" in armada.done("ablate", "recipes/nlu/rte/students.yaml", *words)
 
 
 FEATURES = {"clip": ("embedding", 24), "sd-image": ("image_embedding", 12)}

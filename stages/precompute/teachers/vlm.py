@@ -62,7 +62,7 @@ class PromptTokenizer(TextTokenizer):
     def _prompt(self, text: str, pictured: bool) -> str:
         options = self._options
         text = options.template.replace("{text}", text)
-        if options.text_format == "plain":
+        if not options.chat_template:
             return text
         parts = [{"type": "text", "text": text}]
         turn = {"role": "user", "content": [{"type": "image"}, *parts] if pictured else parts}
@@ -117,8 +117,8 @@ class VlmTeacher(LanguageModelTeacher):
                 f"source {self._folder}: {type(tokenizer).__name__} does not tell which characters "
                 "a token has; save the fast tokenizer of this model"
             )
-        if self._options.text_format == "chat" and not tokenizer.chat_template:
-            raise JobError("text_format: the model has no chat template; set text_format=plain")
+        if self._options.chat_template and not tokenizer.chat_template:
+            raise JobError("chat_template: the model has none; set chat_template=false")
         number = getattr(self._config, "image_token_id", None)
         self._places = [] if number is None else [tokenizer.convert_ids_to_tokens(number)]
         if self._pictured:
@@ -130,7 +130,7 @@ class VlmTeacher(LanguageModelTeacher):
 
     def _require_place(self) -> None:
         template, place = self._options.template, next(iter(self._places), "<image>")
-        if self._options.text_format == "plain" and template.count(place) != 1:
+        if not self._options.chat_template and template.count(place) != 1:
             raise JobError(
                 f"template: {template!r} does not say where the picture stands; put the model's "
                 f"{place} into it once, with what belongs around it"

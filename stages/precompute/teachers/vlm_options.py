@@ -15,10 +15,10 @@ class VlmOptions(TokenizedOptions):
         default="none",
         description="given: the first segment of an example is a picture, the others its text",
     )
-    text_format: Literal["chat", "plain"] = Field(
-        default="chat",
-        description="chat: a user's turn, and the start of the answer, by the model's own chat "
-        "template; plain: the text; with a picture, template then says where that stands",
+    chat_template: bool = Field(
+        default=True,
+        description="make the text a user's turn, and begin the answer, by the model's own chat "
+        "template; false: the text alone; with a picture, template then says where that stands",
     )
     pooling: StatePooling | tuple[StatePooling, ...] = Field(
         default="last",

@@ -166,7 +166,7 @@ def test_a_plain_prompt_is_the_template(models: Path, make: MakeTeacher) -> None
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     template = "<image>\nsay {text}"
-    teacher = make("llava", picture="given", text_format="plain", template=template)
+    teacher = make("llava", picture="given", chat_template=False, template=template)
     processor = AutoProcessor.from_pretrained(models / "llava")
     inputs = processor(text="<image>\nsay two dogs", images=PICTURES[1], return_tensors="pt")
     model = AutoModelForImageTextToText.from_pretrained(models / "llava").eval()
@@ -224,7 +224,7 @@ def test_more_tokens_than_the_model_takes_are_refused(make: MakeTeacher) -> None
     [
         ({"layers": (3,)}, "layers: 3 is beyond the model's; from 0 to 2"),
         (
-            {"picture": "given", "text_format": "plain"},
+            {"picture": "given", "chat_template": False},
             "template: '{text}' does not say where the picture stands; put the model's <image>",
         ),
         ({"max_length": 5000}, "max_length 5000: the model takes at most 512 tokens"),
@@ -244,9 +244,11 @@ def test_a_model_without_chat_template_is_read_plainly(
 
     folder = Path(shutil.copytree(models / "llava", tmp_path / "llava"))
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(JobError, match="no chat template; set text_format=plain"):
+    with pytest.raises(
+        JobError, match="chat_template: the model has none; set chat_template=false"
+    ):
         make(folder, load=False)
-    found = ask(make(folder, text_format="plain"), [example("two dogs")])
+    found = ask(make(folder, chat_template=False), [example("two dogs")])
     assert np.isfinite(found.features["pooled"]).all()
 
 
@@ -288,3 +290,18 @@ def test_a_corpus_of_picture_files_is_cached(
     rows = cache.find(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16))
     expected = ask(make("qwen2_vl", picture="given"), GIVEN).features["pooled"]
     np.testing.assert_array_equal(cache["pooled"][rows], expected)
+
+
+def test_a_corpus_of_one_column_is_cached(
+    models: Path, tmp_path: Path, make: MakeTeacher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from armada.stages.store.reading.reader import open_cache
+    from command_line import CommandLine
+
+    (tmp_path / "rows.jsonl").write_text('{"text": "two dogs"}')
+    CommandLine(capsys).done(
+        *("precompute", "--corpus", tmp_path / "rows.jsonl", "--cache", tmp_path / "cache"),
+        *("--text-column", "text", "--teacher", f"vlm:{models / 'llava'}"),
+    )
+    expected = ask(make("llava"), [example("two dogs")]).features["pooled"]
+    np.testing.assert_array_equal(open_cache(tmp_path / "cache")["pooled"][:], expected)

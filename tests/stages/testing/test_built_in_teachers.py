@@ -246,7 +246,7 @@ class TestVlm(TeacherTests):
         **{"pooling": ["last", "mean"], "layers": [1], "normalize": True, "max_length": 4},
     }
     unchanging = {"device_map": None}
-    untried = ("revision", "padding", "picture", "text_format", *OF_MANY_GPUS)  # below, in part
+    untried = ("revision", "padding", "picture", "chat_template", *OF_MANY_GPUS)  # below, in part
     texts = ()
     pairs = tuple((picture, text) for picture in PICTURES for text in (TEXTS[0], "", TEXTS[-1]))
 
@@ -256,7 +256,7 @@ class TestVlm(TeacherTests):
 
 
 class TestVlmOfTexts(TeacherTests):
-    changing = {**TestVlm.changing, "text_format": "plain"}
+    changing = {**TestVlm.changing, "chat_template": False}
     unchanging = TestVlm.unchanging
     untried = ("revision", "padding", "picture", *OF_MANY_GPUS)
 
