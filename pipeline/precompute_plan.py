@@ -113,7 +113,7 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
         corpus, keys = corpus.take(rows), keys[rows]
     if admission.base is not None:
         corpus, keys = _only_cached(job, admission.base, corpus, keys)
-    _warn_of_unknown(corpus, keys, teacher)
+    _look_at_examples(corpus, keys, teacher)
     return Plan(corpus, keys, len(first_occurrences(keys)), admission.manifest, budget)
 
 
@@ -133,11 +133,13 @@ def _require_response(job: PrecomputeJob, corpus: Corpus, spec: TeacherSpec) -> 
         )
 
 
-def _warn_of_unknown(corpus: Corpus, keys: KeyArray, teacher: "Teacher") -> None:
+def _look_at_examples(corpus: Corpus, keys: KeyArray, teacher: "Teacher") -> None:
     from ..stages.precompute.ahead import make_examples
 
     sample = np.unique(np.linspace(0, len(corpus) - 1, SAMPLE).astype(np.int64))
-    unknown = teacher.unknown(make_examples(corpus, keys, sample))
+    examples = make_examples(corpus, keys, sample)
+    teacher.check(examples)
+    unknown = teacher.unknown(examples)
     if unknown is not None:
         LOGGER.warning(unknown.of("teacher"))
 

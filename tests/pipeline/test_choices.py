@@ -85,3 +85,11 @@ def test_warnings_come_before_anything_is_computed(armada: CommandLine, words: l
     said = armada(*words, "--set", 'answers=[" a", " a cat"]', "--dry-run")
     assert said.code == 0
     assert "' a cat' begins with ' a'" in said.err
+
+
+def test_a_column_that_is_not_there_is_refused_at_once(
+    armada: CommandLine, words: list[Any], tmp_path: Path
+) -> None:
+    line = armada(*words, "--set", 'prompt_template="{1} {2}"').error
+    assert "has {2}, and a prompt has 1 text columns" in line
+    assert not (tmp_path / "cache").exists()

@@ -195,6 +195,11 @@ class Teacher(ABC):
         answers = self.encode(list(batch.examples))
         return lambda: answers
 
+    def check(self, examples: Sequence[Example]) -> None:  # noqa: B027
+        """Raise JobError for examples with other segments than this teacher reads. Called with some
+        of a corpus before anything is computed; may be called before `load`. Default: any will do.
+        """
+
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """The share of unknown tokens in these texts, if it is most of them; may be called before
         `load`. Default: None, not known."""

@@ -105,6 +105,11 @@ class ChoicesTeacher(CausalCheckpointTeacher):
 
         return outputs
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises JobError for a template that names more segments than there are."""
+        for example in examples:
+            self._options.prompts(example.segments)
+
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher."""
         return mostly_unknown(

@@ -73,15 +73,18 @@ class CrossEncoderTeacher(ClassifierTeacher):
         return last
 
     def prepare(self, examples: Sequence[Example]) -> Prepared:
-        """Their tokens. Raises JobError for what is no pair."""
-        whole = self._options.template != "{text}"
+        """Their tokens."""
+        self.check(examples)
+        return super().prepare(examples)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises JobError for what is no pair, unless a template makes one text of it."""
         odd = next((each for each in examples if len(each.segments) != 2), None)
-        if odd is not None and not whole:
+        if odd is not None and self._options.template == "{text}":
             raise JobError(
                 f"text_column: a cross_encoder reads pairs, and an example has {len(odd.segments)} "
                 "segments; name two columns, query and passage"
             )
-        return super().prepare(examples)
 
     def _answer(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         answers = super()._answer(inputs)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ....cache_schemas.codings import Temperature
 from ....cache_schemas.features import StoredDtype
 from ....cache_schemas.teachers import SettingValue
 from ...matrix_products import MatmulPrecision
@@ -246,6 +247,26 @@ class CrossEncoderOptions(ClassifierOptions):
         default=None,
         description="activation of torch.nn behind the score: Identity, Sigmoid, ...; default: as "
         "declared, else Sigmoid for one score and Identity for several classes",
+    )
+
+
+class StudentOptions(CheckpointOptions):
+    """Options of the teacher `student`. Others are as in training."""
+
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of a hub id; none is the main branch"
+    )
+    max_length: int | None = Field(
+        default=None, ge=2, description="maximum tokens per example; default: as in training"
+    )
+    top_k: int = Field(
+        default=64,
+        ge=1,
+        description="of a language model: most probable tokens to keep of each predicted token",
+    )
+    temperatures: tuple[Temperature, ...] = Field(
+        default=(1.0,),
+        description="of a language model: temperatures at which the mass outside of top_k is kept",
     )
 
 

@@ -13,6 +13,10 @@ import tiny_diffusion
 import tiny_generators
 import tiny_text_towers
 import tiny_vlms
+from armada.stages.corpus.labels import NO_LABELS, LabelSpace
+from armada.stages.distill.export import CARD, StudentCard
+from armada.stages.distill.language.export import LANGUAGE_CARD, LanguageCard
+from armada.stages.language.recipe import Recipe
 from armada.stages.pictures import picture_segment
 from armada.stages.precompute.teachers import TEACHERS
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
@@ -38,6 +42,26 @@ MAKE: dict[str, Callable[[Path], object]] = {
     "llava": lambda folder: tiny_vlms.make_vlm(folder, "llava", TEXTS),
     "idefics3": lambda folder: tiny_vlms.make_vlm(folder, "idefics3", TEXTS),
 }
+
+
+def make_student(folder: Path) -> None:
+    """As a run leaves it."""
+    MAKE["classifier"](folder)
+    space = LabelSpace(task="classification", num_labels=len(LABELS), names=LABELS)
+    told = {"label_column": "label", "pooling": "own", "dropout": 0.1}
+    card = StudentCard(space=space, **OF_RUN, **told)
+    (folder / CARD).write_text(card.model_dump_json())
+
+
+def make_language_student(folder: Path) -> None:
+    """As a run leaves it."""
+    MAKE["llama"](folder)
+    card = LanguageCard(space=NO_LABELS, recipe=Recipe(end_token=False), **OF_RUN)
+    (folder / LANGUAGE_CARD).write_text(card.model_dump_json())
+
+
+OF_RUN: dict[str, Any] = {"max_length": 48, "text_columns": ("text",), "metric": "loss"}
+MAKE |= {"student": make_student, "language_student": make_language_student}
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +142,27 @@ class TestCrossEncoder(TestClassifier):
     @pytest.fixture
     def source(self, model: Any) -> str:
         return f"cross_encoder:{model('scorer')}"
+
+
+class TestStudent(TeacherTests):
+    changing = {**PRECISION, "max_length": 5}
+    unchanging = PLACE
+    untried = ("revision", "top_k", "temperatures", *OF_MANY_GPUS)  # of hubs, language models
+    pairs = ()
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"student:{model('student')}"
+
+
+class TestStudentOfLanguage(TestStudent):
+    options = {"top_k": 4}
+    changing = {"dtype": "bfloat16", "max_length": 5, "top_k": 3, "temperatures": (2.0,)}
+    untried = ("revision", "store_dtype", *OF_MANY_GPUS)  # bytes are stored of top_k
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"student:{model('language_student')}"
 
 
 class TestCausalLM(TeacherTests):

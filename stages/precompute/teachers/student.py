@@ -1,0 +1,192 @@
+"""A student that a run of `distill` left, as the teacher of the next: chains, born-again networks
+(Furlanello et al., arXiv 1805.04770), teacher assistants (Mirzadeh et al., arXiv 1902.03393).
+
+A run's card says what the student is, and so which teacher reads it: a classifier or regressor, an
+embedding model, a language model, with the texts written and cut as in training. The fingerprint
+covers the files of the student, and no path. Shapes: B examples, H hidden numbers, K classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel
+from safetensors import safe_open
+from torch import Tensor
+
+from ....cache_schemas.errors import JobError, TeacherSourceError
+from ....cache_schemas.features import FeatureSpec
+from ...corpus.labels import LabelSpace
+from ...language.recipe import Recipe
+from ...pretrained import refusing
+from ...sources import resolve
+from ...tokenizing.unknown import Unknown
+from .base import Answers, Example, Outputs, Prepared, Teacher
+from .causal_lm import CausalLMTeacher
+from .causal_options import CausalLMOptions
+from .classifier import ClassifierTeacher
+from .encoder import EncoderTeacher
+from .encoder_options import EncoderOptions
+from .options import ClassifierOptions, StudentOptions
+from .tokenized import Inputs
+
+READER_CARD, LANGUAGE_CARD = "armada_student.json", "armada_language.json"
+HEADS = "heads.safetensors"
+"""Files of a student's folder, as stage 2 writes them."""
+
+
+class StudentTeacher(Teacher):
+    """Features by the student's kind: `logits` [K] of a classifier, `score` [1] of a regressor,
+    `pooled` [H] of an embedding model, `top_k` and its companions of a language model."""
+
+    Options = StudentOptions
+    kind = "student"
+    selecting = frozenset({"top_k", "temperatures"})
+
+    def __init__(self, source: str, options: StudentOptions, device: torch.device) -> None:
+        self._folder = resolve(source, options.revision, TeacherSourceError)
+        card = _read_card(self._folder)
+        self._columns = card.text_columns
+        self._teacher = _make(source, card, options, device)
+        self.spec = self._teacher.spec.model_copy(update={"kind": self.kind})
+        self.notes = self._teacher.notes
+        for name in ("default_batch_size", "default_batch_tokens", "default_rows_per_shard"):
+            setattr(self, name, getattr(self._teacher, name))
+
+    def load(self) -> None:
+        """Build the student."""
+        self._teacher.load()
+
+    def encode(self, examples: Sequence[Example]) -> Answers:
+        """The student's outputs."""
+        return self.start(self.prepare(examples))()
+
+    def buckets(self, examples: Sequence[Example]) -> Sequence[int]:
+        """The padded length of each example, in tokens."""
+        return self._teacher.buckets(examples)
+
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        """Their tokens."""
+        self.check(examples)
+        return self._teacher.prepare(examples)
+
+    def start(self, batch: Prepared) -> Outputs:
+        """See Teacher."""
+        return self._teacher.start(batch)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises JobError for other text columns than the student read."""
+        for example in examples:
+            if len(example.segments) != len(self._columns):
+                raise JobError(
+                    f"text_column: an example has {len(example.segments)} segments, and student "
+                    f"{self._folder} reads {len(self._columns)} ({', '.join(self._columns)})"
+                )
+
+    def unknown(self, examples: Sequence[Example]) -> Unknown | None:
+        """See Teacher."""
+        return self._teacher.unknown(examples)
+
+
+class RegressorTeacher(ClassifierTeacher):
+    """Feature `score` [1]: the student's number, which is not negative."""
+
+    def _answer(self, inputs: Inputs) -> dict[str, Tensor]:
+        return {"score": F.relu(super()._answer(inputs)["logits"])}
+
+    def _features(self) -> list[FeatureSpec]:
+        return [_score(self._precision.stored)]
+
+
+class PooledStudentTeacher(EncoderTeacher):
+    """Feature `logits` [K] or `score` [1] of a student whose head is beside its transformer: a
+    linear layer on pooled states."""
+
+    def __init__(
+        self, source: str, options: EncoderOptions, device: torch.device, space: LabelSpace
+    ) -> None:
+        self._space = space
+        super().__init__(source, options, device)
+
+    def _find_model(self, folder: Path) -> Path:
+        self._declared = None  # of embeddings, which a student may have beside its labels
+        return folder
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        with safe_open(self._folder / HEADS, "pt") as heads:
+            weight, bias = (heads.get_tensor(f"head.linear.{name}") for name in ("weight", "bias"))
+        self._weight, self._bias = weight.to(self._device), bias.to(self._device)
+
+    def _answer(self, inputs: Inputs) -> dict[str, Tensor]:
+        pooled_BH = super()._answer(inputs)["pooled"]
+        logits_BK = F.linear(pooled_BH, self._weight.float(), self._bias.float())
+        if self._space.regression:
+            return {"score": F.relu(logits_BK)}
+        return {"logits": logits_BK}
+
+    def _features(self) -> list[FeatureSpec]:
+        stored = self._precision.stored
+        if self._space.regression:
+            return [_score(stored)]
+        numbered = tuple(f"LABEL_{each}" for each in range(self._space.num_labels))
+        labels = self._space.names or numbered  # as transformers has them
+        return [
+            FeatureSpec(
+                name="logits",
+                shape=(len(labels),),
+                dtype=stored,
+                description="class logits",
+                labels=labels,
+            )
+        ]
+
+
+def _score(stored: Any) -> FeatureSpec:
+    return FeatureSpec(name="score", shape=(1,), dtype=stored, description="predicted number")
+
+
+class _Card(BaseModel):
+    """Contents common to the cards of all students."""
+
+    text_columns: tuple[str, ...]
+    max_length: int
+    space: LabelSpace
+    pooling: str | None = None
+    recipe: Recipe | None = None
+
+
+def _read_card(folder: Path) -> _Card:
+    for name in (READER_CARD, LANGUAGE_CARD):
+        if (folder / name).is_file():
+            with refusing(TeacherSourceError, f"source {folder}: {name}"):
+                return _Card.model_validate_json((folder / name).read_bytes())
+    raise TeacherSourceError(
+        f"source {folder}: holds neither {READER_CARD} nor {LANGUAGE_CARD}; name a run of distill, "
+        "or another kind of teacher, such as encoder, classifier or causal_lm"
+    )
+
+
+def _make(source: str, card: _Card, options: StudentOptions, device: torch.device) -> Teacher:
+    """The teacher of the student's kind. Raises JobError for options of another kind."""
+    given = options.model_dump(include=options.model_fields_set)
+    as_trained = {"max_length": card.max_length, **given}
+    if card.recipe is not None:
+        written = card.recipe.model_dump()
+        return CausalLMTeacher(source, CausalLMOptions(**written | as_trained), device)
+    strange = sorted(StudentTeacher.selecting & given.keys())
+    if strange:
+        raise JobError(f"{strange[0]}: student {source} is no language model; leave it out")
+    if card.space.task == "none":
+        return EncoderTeacher(source, EncoderOptions(**given), device)
+    if card.pooling == "own":
+        kind = RegressorTeacher if card.space.regression else ClassifierTeacher
+        return kind(source, ClassifierOptions(**as_trained), device)
+    if card.pooling == "context":
+        raise TeacherSourceError(
+            f"source {source}: its pooling 'context' is not supported; train it with another one"
+        )
+    pooled = EncoderOptions(pooling=card.pooling, **as_trained)
+    return PooledStudentTeacher(source, pooled, device, card.space)
