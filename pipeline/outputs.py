@@ -4,6 +4,7 @@ new_file      rows that come bit by bit, as Parquet or JSON lines
 new_folder    whatever is written into it
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -146,3 +147,12 @@ def _publish(partial: Path, target: Path) -> None:
         raise OutputError(
             f"output {target}: cannot take its name ({cause.strerror}); choose another"
         ) from cause
+
+
+def file_digest(path: Path) -> str:
+    """128 bits of the BLAKE2b hash of a file, in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -125,7 +125,8 @@ def export(
 def import_features(
     cache: CacheFolder,
     source: Annotated[
-        Path | None, typer.Argument(help="folder of .npy files, one .npy array, or Parquet")
+        Path | None,
+        typer.Argument(help="folder of .npy files, one .npy array, Parquet; .jsonl of responses"),
     ] = None,
     name: Annotated[str | None, typer.Option(help="name of the import")] = None,
     declare: Annotated[
@@ -146,7 +147,8 @@ def import_features(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take features that were computed elsewhere into a cache, for what they are declared to be."""
+    """Take features, or responses, that were computed elsewhere into a cache, for what they are
+    declared to be."""
     from ..jobs import collect_keys, make
     from .console import show_import
     from .imports import ImportJob, declared, run_import
@@ -165,7 +167,14 @@ def import_features(
         "store_dtype": store_dtype,
         "skip_bad_rows": skip_bad_rows or None,
     }
-    job = make(ImportJob, collect_keys(None, options, settings or []))
+    keys = collect_keys(None, options, settings or [])
+    if source is not None and source.suffix == ".jsonl":
+        from .import_responses import ResponseImportJob, run_response_import
+
+        responses = run_response_import(make(ResponseImportJob, keys), quiet)
+        show_import(responses, as_json)
+        return
+    job = make(ImportJob, keys)
     show_import(run_import(job, quiet), as_json)
 
 

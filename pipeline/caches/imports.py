@@ -90,12 +90,7 @@ class ImportJob(TextFormatKeys):
     @field_validator("declare")
     @classmethod
     def _can_be_hashed(cls, declared: dict[str, SettingValue]) -> dict[str, SettingValue]:
-        for key, value in declared.items():
-            if key in ("name", "layout"):
-                raise ValueError(f"{key} is set by the import itself; choose another key")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{key} is not a finite number")
-        return declared
+        return check_declared(declared, "name", "layout")
 
     @model_validator(mode="after")
     def _source_is_known(self) -> "ImportJob":
@@ -120,6 +115,16 @@ class ImportJob(TextFormatKeys):
     def stored_dtype(self, found: np.dtype[Any]) -> str:
         """The type in which the cache keeps what was found."""
         return self.store_dtype or found.newbyteorder("=").name
+
+
+def check_declared(declared: dict[str, SettingValue], *own: str) -> dict[str, SettingValue]:
+    """Declarations that can be hashed. Raises ValueError, also for the import's `own` keys."""
+    for key, value in declared.items():
+        if key in own:
+            raise ValueError(f"{key} is set by the import itself; choose another key")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key} is not a finite number")
+    return declared
 
 
 def declared(settings: Iterable[str]) -> dict[str, Any]:
@@ -223,12 +228,13 @@ def _manifest(job: ImportJob, source: FeatureSource) -> TeacherManifest:
     known = check_teacher(job.cache, spec, job.rows_per_shard, add_teacher=True)
     if known is not None:
         return known
-    _refuse_same_name(job.cache, spec)
+    refuse_same_name(job.cache, spec)
     rows = job.rows_per_shard or _rows_per_shard(spec.features[0].row_bytes)
     return TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=rows, spec=spec)
 
 
-def _refuse_same_name(path: Path, spec: TeacherSpec) -> None:
+def refuse_same_name(path: Path, spec: TeacherSpec) -> None:
+    """Raises TeacherMismatchError for an import of that name with other declarations."""
     for known in [] if is_new(path) else list_teachers(path):
         if (known.spec.kind, known.spec.name) == (KIND, spec.name):
             raise TeacherMismatchError(

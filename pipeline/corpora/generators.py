@@ -6,7 +6,6 @@ responses = generator.read(prompts)        # of each prompt none, one or several
 Shapes: P prompts of a block, R responses to them, those of a prompt one after another.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +31,12 @@ from ...stages.corpus.corpus import Corpus
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.reader import open_cache
 from ..caches.export import tokenizer_of
+from ..outputs import file_digest
 from .rules import CachedTeacher
 
 Float64 = npt.NDArray[np.float64]
+
+LOG_PROBS = "generated_log_probs"
 
 FINISHES = ("", "stop", "length", "other", "")
 """By the codes of the feature `finish`; the first is of no response, the last is not known."""
@@ -184,7 +186,8 @@ class CachedResponses:
         known = np.flatnonzero(found >= 0)
         rows = found[known]
         text_lengths_BN = self._lengths(rows, GENERATED_TEXT, GENERATED_TEXT_LENGTHS)
-        id_lengths_BN = self._lengths(rows, GENERATED_IDS, GENERATED_LENGTHS)
+        of_tokens = GENERATED_IDS if GENERATED_IDS in self._cache.features else LOG_PROBS
+        id_lengths_BN = self._lengths(rows, of_tokens, GENERATED_LENGTHS)
         lengths_BN = text_lengths_BN if self._decode is None else id_lengths_BN
         assert lengths_BN is not None
         finish = self._finish(rows, lengths_BN)
@@ -194,7 +197,7 @@ class CachedResponses:
         log_probs = np.full(len(there), np.nan)
         if id_lengths_BN is not None:
             tokens = id_lengths_BN.ravel()[there].astype(np.int64)
-        if "generated_log_probs" in self._cache.features and id_lengths_BN is not None:
+        if LOG_PROBS in self._cache.features and id_lengths_BN is not None:
             log_probs = self._sums(rows, id_lengths_BN)[there]
         texts = self._texts(rows, lengths_BN)
         responses = Responses(
@@ -209,7 +212,7 @@ class CachedResponses:
         return responses, np.flatnonzero(found < 0)
 
     def _read_features(self) -> list[str]:
-        wanted = (GENERATED_TEXT, GENERATED_IDS, "finish", "generated_log_probs")
+        wanted = (GENERATED_TEXT, GENERATED_IDS, "finish", LOG_PROBS)
         return [name for name in wanted if name in self._cache.features]
 
     def _lengths(self, rows: Rows, feature: str, of_each: str) -> IntArray | None:
@@ -238,7 +241,7 @@ class CachedResponses:
         return [bytes(part).decode(errors="replace") for part in parts]
 
     def _sums(self, rows: Rows, lengths_BN: IntArray) -> Float64:
-        values = self._cache.ragged("generated_log_probs").gather(rows).values
+        values = self._cache.ragged(LOG_PROBS).gather(rows).values
         owners = np.repeat(np.arange(lengths_BN.size), lengths_BN.ravel())
         # Not by differences of a running sum, whose rounding is of those before.
         sums: Float64 = np.zeros(lengths_BN.size)
@@ -311,12 +314,3 @@ def _read_predictions(path: Path) -> pa.Table:
     if not len(table):
         raise CorpusError(f"{path}: has no rows")
     return table
-
-
-def file_digest(path: Path) -> str:
-    """128 bits of the BLAKE2b hash of a file, in hexadecimal."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()

@@ -259,6 +259,8 @@ def test_language_models(place: Workplace) -> None:
 
 def test_responses(place: Workplace) -> None:
     write_instructions(place.folder / "dolly")
+    line = {"question": "why?", "response": "so", "log_probs": [-0.5]}
+    (place.folder / "said.jsonl").write_text(json.dumps(line) + "\n")
     printed = run(
         place,
         "responses.md",
@@ -282,6 +284,7 @@ def test_responses(place: Workplace) -> None:
     assert len(pq.read_table(place.folder / "good.parquet")) == 7
     assert len(pq.read_table(place.folder / "next.parquet")) > 0
     assert "rouge_l" in printed
+    assert open_cache(place.folder / "written").teacher.spec.settings["model"] == "someone-else"
 
 
 def test_adding_a_teacher(place: Workplace) -> None:
