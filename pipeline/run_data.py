@@ -1,6 +1,6 @@
 """Everything that a distill job names, read, checked and joined before a model loads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -11,10 +11,11 @@ from ..stages.distill.objectives.base import Sizes, require_fit
 from .distill_job import DistillJob
 from .label_task import LabelTask
 from .language.task import LanguageTask
+from .objective_keys import TeacherKeys
 from .sources import Columns, Source, open_sources
 from .student_data import LabelledCorpus, StudentData, read_corpus_of, read_labelled
 from .task import Task
-from .terms import Term, readings_of
+from .terms import Reading, Term, readings_of
 
 
 def task_of(job: DistillJob) -> Task:
@@ -26,12 +27,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
     task = task_of(job)
     readings, teachers = readings_of(terms), job.all_teachers
-    for teacher in {each.teacher for each in readings.values()} if job.task == "language" else ():
-        if teachers[teacher].missing != "refuse":
-            raise JobError(
-                "missing=without_teacher: is for students of labels and features; train a language "
-                "model on the rows that have answers, with skip_bad_rows=true"
-            )
+    _refuse_missing(job, readings.values(), teachers)
     own = [teachers[each.teacher].text_column or job.text_column for each in readings.values()]
     columns = Columns.of(job.text_column, own)
     for reading, read in zip(readings.values(), columns.sources, strict=True):
@@ -55,7 +51,13 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     _check_features(terms, space, sources)
     if sources:
         joined = [
-            each.joined(sources, job.skip_bad_rows, may_lack=each is train) for each in corpora
+            each.joined(
+                sources,
+                job.skip_bad_rows,
+                may_lack=each is train,
+                teach_themselves=job.task == "language",
+            )
+            for each in corpora
         ]
         train, validation = joined[0], joined[1] if joined[1:] else validation
     read_digests = {
@@ -67,6 +69,25 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     if validation is not None and features_alone:
         validation = validation.of_columns(columns.student)
     return StudentData(train, validation, space, metric, sources, read_digests)
+
+
+def _refuse_missing(
+    job: DistillJob, readings: Collection[Reading], teachers: Mapping[str, TeacherKeys]
+) -> None:
+    """Refuse what a language model cannot learn without a teacher."""
+    for each in readings if job.task == "language" else ():
+        if teachers[each.teacher].missing == "refuse":
+            continue
+        if each.axis is None:
+            raise JobError(
+                f"missing=without_teacher: teacher {each.teacher}: features of whole texts have to "
+                "be there for each row of a language model; skip others with skip_bad_rows=true"
+            )
+        if job.responses == "generated":
+            raise JobError(
+                "missing=without_teacher: without a teacher's response there is nothing to learn; "
+                "skip such rows with skip_bad_rows=true"
+            )
 
 
 def _check_features(

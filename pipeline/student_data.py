@@ -49,11 +49,16 @@ class LabelledCorpus:
     cache_rows: Mapping[str, Rows] = field(default_factory=dict)
 
     def joined(
-        self, sources: "Mapping[str, Source]", skip_missing: bool, may_lack: bool = False
+        self,
+        sources: "Mapping[str, Source]",
+        skip_missing: bool,
+        may_lack: bool = False,
+        teach_themselves: bool = False,
     ) -> "LabelledCorpus":
         """The same with the cache rows of every example; those that some source lacks are skipped
         and listed, or raise MissingKeysError. `may_lack`: sources that may lack rows do, -1, as
-        long as they have one and each example has a label or some source's answer."""
+        long as they have one and each example has a label or some source's answer, or texts
+        `teach_themselves`, as those of a language model do."""
         read = {source.columns for source in sources.values()}
         keys = {columns: self.corpus.of_columns(columns).keys() for columns in read}
         rows = {name: source.find(keys[source.columns]) for name, source in sources.items()}
@@ -63,7 +68,11 @@ class LabelledCorpus:
             if may_lack and source.may_lack and (rows[name] >= 0).any()
         }
         return self.with_rows(
-            rows, skip_missing, lambda: missing_of_sources(sources, self.corpus, rows), lacking
+            rows,
+            skip_missing,
+            lambda: missing_of_sources(sources, self.corpus, rows),
+            lacking,
+            teach_themselves,
         )
 
     def with_rows(
@@ -72,11 +81,13 @@ class LabelledCorpus:
         skip_missing: bool,
         error: Callable[[], MissingKeysError],
         lacking: Collection[str] = (),
+        teach_themselves: bool = False,
     ) -> "LabelledCorpus":
         """The same with cache rows, -1 where there is none: such examples are left out and listed,
         or raise `error`; but those that only the sources `lacking` have none of, if something is
         left to learn."""
-        learned = np.logical_or.reduce([self._has_label, *(found >= 0 for found in rows.values())])
+        alone = self._has_label | teach_themselves
+        learned = np.logical_or.reduce([alone, *(found >= 0 for found in rows.values())])
         needed = [found >= 0 for name, found in rows.items() if name not in lacking]
         kept = np.logical_and.reduce([learned, *needed])
         if not kept.all() and not (skip_missing and kept.any()):

@@ -150,7 +150,10 @@ def _with_predictions(
     answers.check(options.divergence, options.cross_tokenizer, teacher_vocab_size(source.teacher))
     if options.cross_tokenizer:
         return matched_by_characters(answers, source.cache, rows, texts)
-    check_same_tokens(texts, source.cache, rows, feature, data.train.corpus, tokenizer)
+    corpus, known = data.train.corpus, np.flatnonzero(rows >= 0)
+    if len(known) < len(rows):
+        texts, corpus = texts.take(known), corpus.take(known)
+    check_same_tokens(texts, source.cache, rows[known], feature, corpus, tokenizer)
     return TeacherTokens(answers, rows)
 
 

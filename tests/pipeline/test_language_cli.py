@@ -582,3 +582,23 @@ def test_a_vocabulary_that_grew_after_its_adapters(
     told = refused("evaluate", output, "--corpus", bench.validation)
     assert "has 321 tokens, the model 320" in told
     assert "train adapters on the resized model" in told
+
+
+def test_rows_without_the_teachers_predictions_learn_the_corpus_alone(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    teacher, plain = f"causal_lm:{bench.teacher}", {"text_format": "plain", "top_k": 12}
+    armada.done(*asked(bench.train, teacher, cache, budget=15, max_new_tokens=3, **plain))
+    refused = armada(*bench.words(tmp_path / "no", cache=cache))
+    assert refused.code == 2
+    assert f"{COUNT - 15} of {COUNT} rows are not in the cache" in refused.error
+    words = {"cache": cache, "missing": "without_teacher", "logging_steps": 1}
+    armada.done(*bench.words(tmp_path / "run", **words))
+    found = metrics(tmp_path / "run")
+    assert found["train_examples"] == COUNT
+    assert found["answered_examples"] == {"teacher": 15}
+    assert np.isfinite([*found["train_losses"].values()]).all()
+    generated = armada(*bench.words(tmp_path / "said", **words, responses="generated"))
+    assert generated.code == 2
+    assert "without a teacher's response there is nothing to learn" in generated.error

@@ -31,6 +31,8 @@ Ints = npt.NDArray[np.int64]
 
 Tensors = dict[str, torch.Tensor]
 
+_NO_OFFSETS = np.empty(0, dtype=np.uint32)
+
 _BLOCK = 4096
 """Texts that are matched at once."""
 
@@ -75,7 +77,8 @@ class CachedAnswers:
 
     def read(self, rows: Rows, positions: Rows, counts: Rows) -> Tensors:
         """The predictions of cache rows `rows[i]`, `counts[i]` each, text after text; `positions`
-        are theirs within the text."""
+        are theirs within the text. A row of which none is read may be -1."""
+        rows, counts = rows[counts > 0], counts[counts > 0]
         self.feature.require_whole(rows)
         values = self.feature.gather_at(rows, positions, counts)
         coding = self.feature.spec.coding
@@ -117,8 +120,8 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TeacherTokens:
-    """Text i has the predictions of row `rows[i]` of the cache; it may be longer or shorter here
-    than for the teacher."""
+    """Text i has the predictions of row `rows[i]` of the cache, none if that is -1; it may be
+    longer or shorter here than for the teacher."""
 
     answers: CachedAnswers
     rows: Rows
@@ -134,7 +137,14 @@ class TeacherTokens:
         return _spread(found, arange_each(predicted) < np.repeat(wanted, predicted))
 
     def _wanted(self, texts: Ints, predicted: Ints) -> Ints:
-        return np.minimum(predicted, self.answers.feature.lengths(self.rows[texts]))
+        return np.minimum(predicted, _lengths(self.answers.feature, self.rows[texts]))
+
+
+def _lengths(feature: RaggedArray, rows: Rows) -> Ints:
+    """How many values each row has; -1 has none."""
+    lengths = np.zeros(len(rows), dtype=np.int64)
+    lengths[rows >= 0] = feature.lengths(rows[rows >= 0])
+    return lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +179,9 @@ def match(
     ours = read_before_predicted(texts)
     pairs: list[tuple[Ints, Ints]] = []
     for start in range(0, len(rows), _BLOCK):
-        theirs = characters_read.gather(rows[start : start + _BLOCK]).parts()
+        block = rows[start : start + _BLOCK]
+        known = iter(characters_read.gather(block[block >= 0]).parts())
+        theirs = (next(known) if row >= 0 else _NO_OFFSETS for row in block)
         pairs += map(_same, ours[start : start + _BLOCK], theirs)
     none = np.empty(0, dtype=np.int64)
     return MatchedTokens(

@@ -201,6 +201,24 @@ def test_texts_that_are_longer_or_shorter_than_they_were_to_the_teacher(cache: A
     assert rows.counts(chosen).answered == {"llm": int(said["answered"].sum())}
 
 
+@pytest.mark.parametrize("feature", ["dense", "top_k"])
+def test_texts_that_are_not_in_the_cache(cache: Any, feature: str) -> None:
+    opened, rows = cache
+    lengths = [n + 1 for n in CACHED]
+    lacking = rows.copy()
+    lacking[[0, 4]] = -1
+    whole = _rows(cache, feature, lengths).pad(np.arange(5))["answers"]["llm"]
+    some = _rows((opened, lacking), feature, lengths)
+    said = some.pad(np.arange(5))["answers"]["llm"]
+    known = np.repeat(lacking >= 0, CACHED)
+    assert said.pop("answered").tolist() == known.tolist()
+    for name, values in said.items():
+        torch.testing.assert_close(values[known], whole[name][known], rtol=0, atol=0)
+    assert some.counts(np.arange(5)) == Counts(sum(CACHED), {"llm": int(known.sum())})
+    none = some.pad(np.array([0]))["answers"]["llm"]
+    assert not none["answered"].any()
+
+
 def _read(cache: Any, feature: str, temperature: float, tail: Any) -> Any:
     """All predictions of all texts."""
     opened, rows = cache
@@ -280,6 +298,10 @@ def test_predictions_are_matched_where_both_have_read_the_same(tmp_path: Path) -
     told = said["dense"][said["answered"], 0]
     torch.testing.assert_close(told, torch.tensor([1.2, 0.0, 0.1, 0.3]))
     assert rows.counts(np.array([0, 1])) == Counts(7, {"llm": 4})
+    one = match(answers, np.array([-1, 1]), texts, cache.ragged("characters_read"))
+    assert (one.ours.tolist(), one.theirs.tolist()) == ([1], [2])
+    said = pack(texts, "none", 8, PAD, {"llm": one}).pad(np.array([1, 0]))["answers"]["llm"]
+    assert said["answered"].tolist() == [False, True, *[False] * 5]
 
 
 def test_one_row_for_each_text() -> None:
