@@ -205,6 +205,7 @@ def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
         "images-and-sounds.md",
         *(Instead(name, str(folder), "a tiny model") for name, folder in made.items()),
         Instead("num_frames=64 --set height=256 --set width=256", TINY_VIDEO, "tiny"),
+        Instead("v1-4", "v1-4 --set generator_size=32 --set generator_steps=2", SMALL),
         Instead("audio_seconds=5", "audio_seconds=0.1 --set steps=2", "shorter"),
     )
     assert open_cache(place.folder / "vlm").features == ("pooled", "layer_1")

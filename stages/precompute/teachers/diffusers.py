@@ -142,17 +142,32 @@ class DiffusersTeacher(Teacher):
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """Generate for B texts: `latent` [B, C * h * w], or an embedding [B, E]."""
-        prompts = [self._options.text(example.segments) for example in examples]
-        prompts = pipelines.shortened_prompts(self._pipeline, prompts)
-        request = latents.Request(prompts, [example.key for example in examples])
-        alone = self._folder.class_name in pipelines.ONE_BY_ONE or self._device.type == "cpu"
-        parts = request.singly() if alone else [request]
+        prompts, parts = self._requests(examples)
         with pipelines.quiet(), latents.own_randomness(self._device):
             answers, pictures = zip(*map(self._answer, parts), strict=True)
         answer = _checked(torch.cat(answers).flatten(1), self.spec.features[0])
         kept = [_png(picture) for picture in chain(*pictures)] if self._options.keep_images else []
         numbers = answer.float().cpu().numpy().astype(self._precision.stored)
         return Answers({self.spec.features[0].name: numbers}, self._truncated(prompts), kept)
+
+    def _requests(self, examples: Sequence[Example]) -> tuple[list[str], list[latents.Request]]:
+        """The prompts, and what is asked of the pipeline at once."""
+        prompts = [self._options.text(example.segments) for example in examples]
+        prompts = pipelines.shortened_prompts(self._pipeline, prompts)
+        request = latents.Request(prompts, [example.key for example in examples])
+        alone = self._folder.class_name in pipelines.ONE_BY_ONE or self._device.type == "cpu"
+        return prompts, request.singly() if alone else [request]
+
+    def pictures(self, examples: Sequence[Example]) -> tuple[list[Any], list[bool]]:
+        """The first pass's pictures of B texts, for another teacher to look at, and which of them
+        were finite."""
+        _, parts = self._requests(examples)
+        with pipelines.quiet(), latents.own_randomness(self._device):
+            drawn = [
+                latents.text_to_pictures(self._pipeline, self._options, part) for part in parts
+            ]
+        pictures, finite = zip(*drawn, strict=True)
+        return list(chain(*pictures)), torch.cat(finite).tolist()
 
     def _answer(self, request: latents.Request) -> tuple[torch.Tensor, list[Any]]:
         options = self._options

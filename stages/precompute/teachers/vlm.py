@@ -1,7 +1,8 @@
 """Models of images and text as teachers: LLaVA, Qwen-VL, SmolVLM, Idefics and similar, whatever
 transformers opens as AutoModelForImageTextToText.
 
-In: a text, or a picture and a text: then the first segment is the picture (`stages/pictures.py`).
+In: a text; or a picture and a text, the first segment being the picture (`stages/pictures.py`); or
+a text, of which a pipeline of diffusers generates a picture first, as the teacher `diffusers` does.
 Out: its token states by the language model, pooled: `pooled` [E], and `layer_<n>` [H] for each of
 `layers`. States are the library's own, of the model without its head; a picture's tokens are among
 them. Texts alone are batched by length. Pictures are unpacked when their batch begins, for a shard
@@ -30,6 +31,8 @@ from ...pretrained import LOCAL_ONLY, quiet_transformers, refusing
 from ...tokenizing.long_texts import shortened
 from .base import Answers, Example, Outputs, Prepared, to_host
 from .checkpoint_teacher import LanguageModelTeacher
+from .diffusers import DiffusersTeacher
+from .diffusers_options import DiffusersOptions
 from .options import TokenizedOptions
 from .tokenized import Inputs, TextTokenizer, TokenRows
 from .vlm_options import VlmOptions
@@ -106,9 +109,12 @@ class VlmTeacher(LanguageModelTeacher):
     _texts: PromptTokenizer
 
     def __init__(self, source: str, options: VlmOptions, device: torch.device) -> None:
-        self._options, self._pictured = options, options.picture == "given"
+        self._options, self._pictured = options, options.picture != "none"
+        self._generator = None
         if self._pictured:
             require_extra("teacher vlm with pictures", "teachers", "PIL", "torchvision")
+        if options.picture == "generated":
+            self._generator = _generator(options, device)
         super().__init__(source, options, device)
 
     def _resolve(self, options: TokenizedOptions, tokenizer: Any) -> TokenizedOptions:
@@ -174,6 +180,17 @@ class VlmTeacher(LanguageModelTeacher):
             for name, states in names.items()
         ]
 
+    def _digests(self) -> dict[str, str]:
+        if self._generator is None:
+            return super()._digests()
+        return super()._digests() | {"generator": self._generator.spec.weights["pipeline"]}
+
+    def load(self) -> None:
+        """See CheckpointTeacher; and the generator."""
+        super().load()
+        if self._generator is not None:
+            self._generator.load()
+
     def _unused(self, weight: str) -> bool:
         return weight.startswith("lm_head.")
 
@@ -220,22 +237,30 @@ class VlmTeacher(LanguageModelTeacher):
         """The picture of each example, if it has one, and row -> why it cannot be read."""
         pictures: list[Any] = [None] * len(examples)
         refused = {}
+        if self._generator is not None:
+            pictures, finite = self._generator.pictures(examples)
+            told = "the picture generated for it is not finite; set dtype=float32"
+            refused = {row: told for row, sound in enumerate(finite) if not sound}
+        given = self._options.picture == "given"
         for row, example in enumerate(examples):
-            texts = example.segments[1:] if self._pictured else example.segments
+            texts = self._texts_of(example)
             held = [place for place in self._places for text in texts if place in text]
             if held:
                 refused[row] = f"its text has {held[0]}, which stands for a picture"
-            elif self._pictured:
+            elif given:
                 try:
                     pictures[row] = read_picture(example.segments[0])
                 except PictureError as error:
                     refused[row] = f"picture: {error}"
         return pictures, refused
 
+    def _texts_of(self, example: Example) -> tuple[str, ...]:
+        return example.segments[1:] if self._options.picture == "given" else example.segments
+
     def _begin(self, batch: Prepared, pictures: Sequence[Any]) -> Outputs:
         if not self._pictured:
             return super().start(batch)
-        texts = [example.segments[1:] for example in batch.examples]
+        texts = [self._texts_of(example) for example in batch.examples]
         prompts, truncated = self._texts.prompts(texts, pictured=True)
         pairs = list(zip(prompts, pictures, strict=True))
         parts = [[pair] for pair in pairs] if self._device.type == "cpu" else [pairs]
@@ -284,3 +309,19 @@ class VlmTeacher(LanguageModelTeacher):
         if answers is not None:
             truncated[rows] = answers.truncated
         return Answers(features, truncated, refused=refused)
+
+
+def _generator(options: VlmOptions, device: torch.device) -> DiffusersTeacher:
+    """The teacher whose pictures are read, of one pass."""
+    size = options.generator_size
+    drawn = DiffusersOptions(
+        source="txt2img",
+        lowercase=options.lowercase,
+        steps=options.generator_steps,
+        guidance=options.generator_guidance,
+        height=size,
+        width=size,
+        seed=options.generator_seed,
+        dtype=options.dtype,
+    )
+    return DiffusersTeacher(options.generator, drawn, device)

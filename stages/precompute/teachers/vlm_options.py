@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from ....cache_schemas.teachers import SettingValue
 from ...pooling import StatePooling
 from .options import TokenizedOptions
 
@@ -11,10 +12,18 @@ from .options import TokenizedOptions
 class VlmOptions(TokenizedOptions):
     """Options of the teacher `vlm`."""
 
-    picture: Literal["none", "given"] = Field(
+    picture: Literal["none", "given", "generated"] = Field(
         default="none",
-        description="given: the first segment of an example is a picture, the others its text",
+        description="given: the first segment of an example is a picture, the others its text; "
+        "generated: a picture of the text, by generator",
     )
+    generator: str = Field(
+        default="", description="text-to-image pipeline of diffusers: a folder or hub id"
+    )
+    generator_steps: int = Field(default=20, ge=1, description="its denoising steps")
+    generator_guidance: float = Field(default=7.5, ge=0, description="its classifier-free guidance")
+    generator_size: int = Field(default=512, ge=8, description="height and width of its pictures")
+    generator_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of its noise")
     chat_template: bool = Field(
         default=True,
         description="make the text a user's turn, and begin the answer, by the model's own chat "
@@ -52,6 +61,25 @@ class VlmOptions(TokenizedOptions):
         if len(set(layers)) != len(layers):
             raise ValueError(f"{list(layers)} repeats a layer; name each once")
         return layers
+
+    @model_validator(mode="after")
+    def _generates_by_a_generator(self) -> "VlmOptions":
+        given = [name for name in self.model_fields_set if name.startswith("generator")]
+        if self.picture == "generated" and not self.generator:
+            raise ValueError("generator: is not set; picture=generated needs a pipeline")
+        if self.picture != "generated" and given:
+            raise ValueError(f"{min(given)}: is for picture=generated; leave it out")
+        return self
+
+    def settings(self) -> dict[str, SettingValue]:
+        """The settings in the fingerprint: the generator's where there is one, which is known by
+        its digest."""
+        generates = self.picture == "generated"
+        return {
+            name: value
+            for name, value in super().settings().items()
+            if not name.startswith("generator") or (generates and name != "generator")
+        }
 
     @property
     def modes(self) -> tuple[StatePooling, ...]:

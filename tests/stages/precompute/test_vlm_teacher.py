@@ -1,21 +1,24 @@
 """Models of images and text as teachers, against transformers' own processors and models."""
 
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_diffusion
 import tiny_vlms
 import torch
 from armada.cache_schemas.errors import JobError, TeacherOutputError, TeacherSourceError
 from armada.cache_schemas.keys import example_key
 from armada.stages.pictures import picture_segment
-from armada.stages.precompute.teachers.base import Answers, Example
+from armada.stages.precompute.teachers.base import Answers, Example, example_seed
 from armada.stages.precompute.teachers.vlm import VlmTeacher
 from armada.stages.precompute.teachers.vlm_options import VlmOptions
 from PIL import Image
+from pydantic import ValidationError
 
 CPU = torch.device("cpu")
 TEXTS = ("A red bird sings", "two dogs", "x", "naïve café 🙂", "two dogs sing " * 9)
@@ -160,6 +163,55 @@ def test_a_picture_changes_the_answer_and_the_fingerprint(make: MakeTeacher) -> 
     other = example(picture_segment(png(picture(99))), TEXTS[0])
     answers = ask(pictured, [GIVEN[0], other]).features["pooled"]
     assert np.abs(answers[0] - answers[1]).max() > 1e-3
+
+
+GENERATED = {"generator_steps": 2, "generator_size": 32, "picture": "generated"}
+
+
+def test_a_generated_picture_is_read_with_its_text(
+    models: Path, make: MakeTeacher, tmp_path: Path
+) -> None:
+    """The picture is that of the plain pipeline, with the example's own noise."""
+    from diffusers import StableDiffusionPipeline
+
+    folder = tiny_diffusion.make_stable_diffusion(tmp_path / "sd")
+    plain = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    examples = [example("two dogs"), example("x")]
+    drawn = [
+        plain(
+            *each.segments,
+            **{"num_inference_steps": 2, "height": 32, "width": 32},
+            generator=torch.Generator().manual_seed(example_seed(0, each.key)),
+        ).images[0]
+        for each in examples
+    ]
+    teacher = make("llava", generator=str(folder), **GENERATED)
+    states = by_hand(models / "llava", ("two dogs", "x"), drawn)
+    expected = np.stack([each[-1][-1] for each in states])
+    answers = ask(teacher, examples)
+    np.testing.assert_allclose(answers.features["pooled"], expected, atol=2e-5)
+    other = make("llava", generator=str(folder), generator_seed=1, load=False, **GENERATED)
+    assert other.spec.fingerprint != teacher.spec.fingerprint
+    assert teacher.spec.weights.keys() == {"model", "generator"}
+    with torch.no_grad():
+        teacher._generator._pipeline.vae.decoder.conv_out.weight.fill_(float("nan"))
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.filterwarnings("ignore", "invalid value encountered in cast", RuntimeWarning)
+        refused = teacher.encode(examples).refused
+    assert list(refused) == [0, 1]
+    assert "is not finite" in refused[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"picture": "generated"}, "generator: is not set; picture=generated needs a pipeline"),
+        ({"generator_steps": 3}, "generator_steps: is for picture=generated; leave it out"),
+    ],
+)
+def test_a_generator_is_of_generated_pictures(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        VlmOptions(**options)
 
 
 def test_a_plain_prompt_is_the_template(models: Path, make: MakeTeacher) -> None:

@@ -284,6 +284,9 @@ def _picture(colour: str, width: int) -> str:
 PICTURES = (_picture("red", 20), _picture("blue", 40))
 
 
+GENERATOR = ("generator", *(f"generator_{name}" for name in ("steps", "guidance", "size", "seed")))
+
+
 class TestVlm(TeacherTests):
     options = {"picture": "given"}
     changing = {
@@ -291,7 +294,14 @@ class TestVlm(TeacherTests):
         **{"pooling": ["last", "mean"], "layers": [1], "normalize": True, "max_length": 4},
     }
     unchanging = {"device_map": None}
-    untried = ("revision", "padding", "picture", "chat_template", *OF_MANY_GPUS)  # below, in part
+    untried = (
+        "revision",
+        "padding",
+        "picture",
+        "chat_template",
+        *OF_MANY_GPUS,
+        *GENERATOR,
+    )  # below, in part
     texts = ()
     pairs = tuple((picture, text) for picture in PICTURES for text in (TEXTS[0], "", TEXTS[-1]))
 
@@ -303,11 +313,24 @@ class TestVlm(TeacherTests):
 class TestVlmOfTexts(TeacherTests):
     changing = {**TestVlm.changing, "chat_template": False}
     unchanging = TestVlm.unchanging
-    untried = ("revision", "padding", "picture", *OF_MANY_GPUS)
+    untried = ("revision", "padding", "picture", *OF_MANY_GPUS, *GENERATOR)
 
     @pytest.fixture
     def source(self, model: Any) -> str:
         return f"vlm:{model('idefics3')}"
+
+
+class TestVlmThatDraws(TeacherTests):
+    changing = {"generator_steps": 3, "generator_size": 64, "generator_seed": 1}
+    changing |= {"generator_guidance": 2.0}
+    untried = tuple({*TestVlm.changing, *TestVlm.unchanging, *TestVlm.untried} - changing.keys())
+    texts = (TEXTS[0], "", TEXTS[4], TEXTS[-1])
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        self.options = {"picture": "generated", "generator": str(model("diffusion"))}
+        self.options |= {"generator_steps": 2, "generator_size": 32}
+        return f"vlm:{model('llava')}"
 
 
 class TestClipImage(TeacherTests):
