@@ -9,7 +9,7 @@ from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import TEXT
-from ..teachers.causal_options import TokenOptions, characters_feature
+from ..teachers.causal_options import TokenOptions, characters_feature, own_log_probs_feature
 from ..teachers.generated import ResponseFeatures
 
 Runner = Literal["generate", "pooling"]
@@ -65,8 +65,8 @@ class VLLMOptions(TokenOptions):
     tokens_per_step: int | None = Field(
         default=None,
         ge=1,
-        description="tokens that the engine computes at once; default: 2048 where top_k of texts "
-        "is requested, whose logits take memory, else the engine's own choice",
+        description="tokens that the engine computes at once; default: 2048 where texts are read, "
+        "whose logits take memory, else the engine's own choice",
     )
 
     enforce_eager: bool = Field(
@@ -86,8 +86,8 @@ class VLLMOptions(TokenOptions):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "VLLMOptions":
-        if self.runner == "generate" and not (self.top_k or self.max_new_tokens):
-            raise ValueError("top_k, max_new_tokens: set at least one of them")
+        if self.runner == "generate" and not (self.reads_texts or self.max_new_tokens):
+            raise ValueError("top_k, own_log_probs, max_new_tokens: set at least one of them")
         if self.generated_top_k and not self.max_new_tokens:
             raise ValueError("generated_top_k: is of no tokens; set max_new_tokens")
         return self
@@ -127,6 +127,8 @@ class VLLMOptions(TokenOptions):
     def features(self, vocab_size: int, max_length: int) -> list[FeatureSpec]:
         """The requested features of tokens."""
         found = self.text_features(vocab_size, max_length)
+        if self.own_log_probs:
+            found.append(own_log_probs_feature(max_length))
         if self.characters:
             found.append(characters_feature(max_length))
         return [*found, *(self.responses(vocab_size).specs() if self.max_new_tokens else [])]

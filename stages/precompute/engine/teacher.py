@@ -50,7 +50,7 @@ class VLLMTeacher(Teacher):
     kind = "vllm"
     selecting = frozenset(
         {"top_k", "top_k_bits", "characters", "max_new_tokens", "responses_per_prompt"}
-        | {"generated_top_k"}
+        | {"generated_top_k", "own_log_probs"}
     )
     computes_elsewhere = True
     default_batch_size = 32

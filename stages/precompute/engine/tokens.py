@@ -7,7 +7,6 @@ Shapes: T tokens of a text, P predicted ones, K most probable ones, N responses.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,13 +36,16 @@ from ..teachers.token_answers import MEASURED_EVERY, TopK
 from .options import VLLMOptions
 from .source import EngineSource, Found, Request
 
+Table = Mapping[str, npt.NDArray[Any]]
+"""The places of tokens (`worker.prompt_arrays`): `ids` and `log_probs` [P, 1 + K]."""
+
 SEEDS = 2**62
 """Seeds are below: the engine adds a response's number to its prompt's."""
 
 
 class TokenTask:
-    """`runner=generate`: features `token_ids`, `prompt_tokens`, `top_k`, `characters_read`, and
-    those of `ResponseFeatures`."""
+    """`runner=generate`: features `token_ids`, `prompt_tokens`, `top_k`, `own_log_probs`,
+    `characters_read`, and those of `ResponseFeatures`."""
 
     def __init__(self, source: EngineSource, options: VLLMOptions) -> None:
         """Raises TeacherSourceError or JobError for a model or options that do not fit."""
@@ -66,6 +68,11 @@ class TokenTask:
         coding = options.codings(self._vocab_size).get("top_k")
         if isinstance(coding, TopKCoding):
             self._top_k = TopK(coding)
+        columns = 1 + (options.top_k or 0)
+        self._nothing: Table = {
+            "ids": np.empty((0, columns), np.int32),
+            "log_probs": np.empty((0, columns), np.float32),
+        }
         self._responses = options.responses(self._vocab_size)
         self._ends = sorted(end_ids(tokenizer, options, source.generation_config()))
         self.vocab_digest: str | None = vocab_digest(tokenizer)
@@ -86,7 +93,7 @@ class TokenTask:
     def engine(self) -> dict[str, Any]:
         """Arguments of the engine."""
         most = self._max_length + (self._options.max_new_tokens or 1)
-        step = self._options.tokens_per_step or (2048 if self._top_k else None)
+        step = self._options.tokens_per_step or (2048 if self._options.reads_texts else None)
         return {
             "runner": "generate",
             "skip_tokenizer_init": not self._options.stop,
@@ -118,9 +125,10 @@ class TokenTask:
         ]
 
     def _reading(self, texts: TokenTexts, row: int) -> list[Request]:
-        if self._top_k is None or not texts.predicted[row]:
+        if not (self._options.reads_texts and texts.predicted[row]):
             return []
-        sampling = {"prompt_logprobs": self._top_k.coding.k, "max_tokens": 1, "temperature": 0.0}
+        best = self._options.top_k or 0
+        sampling = {"prompt_logprobs": best, "max_tokens": 1, "temperature": 0.0}
         first = int(texts.prompts[row])
         return [Request("read", {"first": first, "sampling": sampling}, texts.of(row))]
 
@@ -152,11 +160,14 @@ class TokenTask:
         invalid: dict[int, str] = {}
         refused = {row: each.refused for row, each in enumerate(found) if each.refused}
         fidelity: dict[str, list[Fidelity | None]] = {}
+        tables = [each.arrays.get("read", self._nothing) for each in found]
+        invalid |= {row: "logits" for row, each in enumerate(tables) if _is_broken(each)}
+        if self._options.own_log_probs:
+            features["own_log_probs"] = [_own_log_probs(each) for each in tables]
         if self._top_k is not None:
-            read = [_Read.of(self._top_k, each.arrays.get("read")) for each in found]
-            features["top_k"] = [each.rows for each in read]
-            fidelity["top_k"] = [each.fidelity for each in read]
-            invalid |= {row: "logits" for row, each in enumerate(read) if each.broken}
+            coded_rows = [_coded_rows(self._top_k, each) for each in tables]
+            features["top_k"] = [rows for rows, _ in coded_rows]
+            fidelity["top_k"] = [measured for _, measured in coded_rows]
         if self._options.max_new_tokens:
             responses: list[list[Response]] = []
             for row, each in enumerate(found):
@@ -210,28 +221,26 @@ class TokenTask:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Coded rows [P, W] of one text, their errors, and whether logits were not finite."""
+def _is_broken(table: Table) -> bool:
+    """Whether logits were no numbers."""
+    return bool(np.isnan(table["log_probs"]).any())
 
-    rows: npt.NDArray[Any]
-    fidelity: Fidelity | None
-    broken: bool
 
-    @classmethod
-    def of(cls, top_k: TopK, table: Mapping[str, npt.NDArray[Any]] | None) -> "_Read":
-        """From a table of tokens (`worker.prompt_arrays`); None: none are predicted."""
-        k = top_k.coding.k
-        table = table or {name: np.empty((0, 1 + k), "i4") for name in ("ids", "log_probs")}
-        ids, log_probs = table["ids"][:, 1:], table["log_probs"][:, 1:]
-        broken = bool(np.isnan(log_probs).any())
-        numbers = np.where(np.isnan(log_probs), np.float32(0), log_probs)
-        ids, log_probs = _within(ids, numbers, top_k.coding.vocab_size)
-        outputs = ids, log_probs, log_tails(log_probs)
-        rows = top_k.rows(outputs)
-        chosen = tuple(each[::MEASURED_EVERY] for each in outputs)
-        measured = top_k.measure(chosen, rows[::MEASURED_EVERY]) if len(rows) else None
-        return cls(rows, measured, broken)
+def _own_log_probs(table: Table) -> npt.NDArray[np.float16]:
+    """The text's own tokens' [P]; one that is ruled out has the lowest number."""
+    lowest = np.finfo(np.float16).min
+    return np.maximum(table["log_probs"][:, 0], lowest).astype(np.float16)
+
+
+def _coded_rows(top_k: TopK, table: Table) -> tuple[npt.NDArray[Any], Fidelity | None]:
+    """Rows of top_k [P, W], and their errors."""
+    log_probs = table["log_probs"][:, 1:]
+    numbers = np.where(np.isnan(log_probs), np.float32(0), log_probs)
+    ids, numbers = _within(table["ids"][:, 1:], numbers, top_k.coding.vocab_size)
+    outputs = ids, numbers, log_tails(numbers)
+    rows = top_k.rows(outputs)
+    chosen = tuple(each[::MEASURED_EVERY] for each in outputs)
+    return rows, top_k.measure(chosen, rows[::MEASURED_EVERY]) if len(rows) else None
 
 
 def _within(ids: IntArray, log_probs: Float32, vocab_size: int) -> tuple[IntArray, Float32]:

@@ -79,6 +79,11 @@ class TokenOptions(CausalOptions):
     top_k_bits: Literal[5, 6, 8, 16] = Field(
         default=8, description="bits per log-probability of top_k: 5, 6, 8 or 16"
     )
+    own_log_probs: bool = Field(
+        default=False,
+        description="keep the log-probability of the text's own token at each predicted one; 2 "
+        "bytes per token",
+    )
     characters: bool = Field(
         default=False,
         description="keep the character offset of each predicted token: for students with another "
@@ -153,7 +158,7 @@ class TokenOptions(CausalOptions):
     @property
     def reads_texts(self) -> bool:
         """Whether anything is asked of a text but responses to its prompt."""
-        return bool(self.top_k)
+        return bool(self.top_k or self.own_log_probs)
 
     @property
     def known_temperatures(self) -> tuple[float, ...]:
@@ -224,11 +229,6 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
     )
     dense: bool = Field(
         default=False, description="keep the log-probabilities of all tokens (small vocabularies)"
-    )
-    own_log_probs: bool = Field(
-        default=False,
-        description="keep the log-probability of the text's own token at each predicted one; 2 "
-        "bytes per token",
     )
     hidden_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
@@ -302,8 +302,7 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
             description = "log-probabilities of all tokens"
             found.append(_spec("dense", (vocab_size,), stored, description, **of_predictions))
         if self.own_log_probs:
-            description = "log-probability of the text's own token"
-            found.append(_spec("own_log_probs", (), "float16", description, **of_predictions))
+            found.append(own_log_probs_feature(max_length))
         if self.characters:
             found.append(characters_feature(max_length))
         if self.hidden_layers:
@@ -329,6 +328,14 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
                 _spec(GENERATED_LENGTHS, (self.responses_per_prompt,), "uint32", description)
             )
         return found
+
+
+def own_log_probs_feature(max_length: int) -> FeatureSpec:
+    """The feature of `own_log_probs`."""
+    description = "log-probability of the text's own token"
+    return _spec(
+        "own_log_probs", (), "float16", description, axis=PREDICTIONS, max_length=max_length
+    )
 
 
 def characters_feature(max_length: int) -> FeatureSpec:

@@ -55,7 +55,7 @@ def task(folder: Path, **options: Any) -> TokenTask:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": None}, "top_k, max_new_tokens: set at least one"),
+        ({"top_k": None}, "top_k, own_log_probs, max_new_tokens: set at least one"),
         ({"max_new_tokens": 4}, "texts have no prompt"),
         ({"generated_top_k": 4}, "generated_top_k: is of no tokens; set max_new_tokens"),
         (
@@ -83,10 +83,10 @@ def test_a_package_that_is_missing_is_named(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_its_features_are_those_of_causal_lm(folder: Path, python: str) -> None:
-    options = VLLMOptions(engine_python=python, characters=True, **OF_BOTH, max_new_tokens=NEW)
+    asked = {**OF_BOTH, "own_log_probs": True, "characters": True, "max_new_tokens": NEW}
+    options = VLLMOptions(engine_python=python, **asked)
     spec = VLLMTeacher(str(folder), options, CPU).spec
-    theirs = CausalLMOptions(**OF_BOTH, characters=True, max_new_tokens=NEW)
-    expected = CausalLMTeacher(str(folder), theirs, CPU).spec
+    expected = CausalLMTeacher(str(folder), CausalLMOptions(**asked), CPU).spec
     assert spec.weights == expected.weights
     assert spec.vocab_digest == expected.vocab_digest
     for feature in expected.features:
@@ -181,8 +181,9 @@ def read(folder: Path, one: TokenTask, examples: Sequence[Example], k: int) -> A
 
 
 def test_answers_are_those_of_causal_lm(folder: Path) -> None:
-    answers = read(folder, task(folder), EXAMPLES, 5)
-    teacher = CausalLMTeacher(str(folder), CausalLMOptions(**OF_BOTH), CPU)
+    answers = read(folder, task(folder, own_log_probs=True), EXAMPLES, 5)
+    options = CausalLMOptions(**OF_BOTH, own_log_probs=True)
+    teacher = CausalLMTeacher(str(folder), options, CPU)
     teacher.load()
     with torch.inference_mode():
         expected = teacher.encode(EXAMPLES)
@@ -191,6 +192,11 @@ def test_answers_are_those_of_causal_lm(folder: Path) -> None:
     for row in range(len(EXAMPLES)):
         for name in ("token_ids", "prompt_tokens"):
             np.testing.assert_array_equal(answers.features[name][row], expected.features[name][row])
+        np.testing.assert_allclose(
+            answers.features["own_log_probs"][row],
+            expected.features["own_log_probs"][row],
+            rtol=1e-3,
+        )
         mine = decode_top_k(coding, answers.features["top_k"][row])
         theirs = decode_top_k(coding, expected.features["top_k"][row])
         np.testing.assert_array_equal(mine.ids_Nk, theirs.ids_Nk)

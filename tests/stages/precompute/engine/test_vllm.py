@@ -62,7 +62,9 @@ def made(folder: Path, **options: Any) -> VLLMTeacher:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[VLLMTeacher]:
-    teacher = made(folder, characters=True, max_new_tokens=NEW, generated_top_k=2)
+    teacher = made(
+        folder, own_log_probs=True, characters=True, max_new_tokens=NEW, generated_top_k=2
+    )
     teacher.load()
     yield teacher
     teacher.close()
@@ -75,7 +77,7 @@ def answers(engine: VLLMTeacher) -> Answers:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> Answers:
-    options = CausalLMOptions(**OF_BOTH, characters=True, max_new_tokens=NEW)
+    options = CausalLMOptions(**OF_BOTH, own_log_probs=True, characters=True, max_new_tokens=NEW)
     teacher = CausalLMTeacher(str(folder), options, CPU)
     teacher.load()
     with torch.inference_mode():
@@ -96,6 +98,10 @@ def test_the_same_tokens_and_nearly_the_same_numbers(
     np.testing.assert_array_equal(
         answers.features["prompt_tokens"], expected.features["prompt_tokens"]
     )
+    for one, other in zip(
+        answers.features["own_log_probs"], expected.features["own_log_probs"], strict=True
+    ):
+        np.testing.assert_allclose(one.astype("f4"), other.astype("f4"), rtol=2e-3, atol=2e-3)
     for one, other in zip(answers.features["top_k"], expected.features["top_k"], strict=True):
         mine, theirs = decode_top_k(coding, one), decode_top_k(coding, other)
         same.append((mine.ids_Nk == theirs.ids_Nk).mean())
@@ -148,6 +154,17 @@ def test_sampled_responses_depend_on_seed_and_example(folder: Path) -> None:
     parts = np.split(ids, np.cumsum(lengths)[:-1])
     assert len({tuple(part.tolist()) for part in parts}) > 1
     assert lengths.sum() == len(ids) == len(together.features["generated_log_probs"][3])
+
+
+def test_own_log_probabilities_alone(folder: Path, answers: Answers) -> None:
+    teacher = made(folder, top_k=None, own_log_probs=True)
+    teacher.load()
+    try:
+        found = teacher.encode(EXAMPLES[:3]).features["own_log_probs"]
+    finally:
+        teacher.close()
+    for one, other in zip(found, answers.features["own_log_probs"], strict=False):
+        np.testing.assert_allclose(one.astype("f4"), other.astype("f4"), rtol=2e-3, atol=2e-3)
 
 
 def test_a_stop_string_ends_a_response(folder: Path, engine: VLLMTeacher, answers: Answers) -> None:
