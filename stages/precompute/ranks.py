@@ -43,18 +43,24 @@ class Ranks:
         return cls(first, count, dist.new_group(backend="gloo", timeout=PATIENCE))
 
     def say(self, step: str, *content: Any) -> None:
-        """Say to the others what comes next, which they wait for in `hear`."""
-        if self.count > 1:
-            said = torch.frombuffer(
-                bytearray(json.dumps([step, *content]).encode()), dtype=torch.uint8
-            )
+        """Say to the others what comes next, which they wait for in `hear`. Raises RunError when
+        one of them has ended."""
+        if self.count == 1:
+            return
+        said = torch.frombuffer(bytearray(json.dumps([step, *content]).encode()), dtype=torch.uint8)
+        try:
             dist.broadcast(torch.tensor(len(said)), 0, self.group)
             dist.broadcast(said, 0, self.group)
+        except RuntimeError as cause:
+            raise RunError(
+                "tensor_parallel: another process has ended; committed shards are kept, run the "
+                "same command to continue"
+            ) from cause
 
     def hear(self) -> tuple[str, list[Any]]:
         """What the first process is about to do; raises FollowerError when it has ended."""
+        length = torch.tensor(0)
         try:
-            length = torch.tensor(0)
             dist.broadcast(length, 0, self.group)
             said = torch.empty(int(length), dtype=torch.uint8)
             dist.broadcast(said, 0, self.group)
