@@ -40,6 +40,12 @@ PRECOMPUTE, ABLATE, DISTILL = (
     [file for file in FILES if COMMANDS[file] == command]
     for command in ("precompute", "ablate", "distill")
 )
+RESPONSES = [file for file in FILES if file.parent.name == "responses"]
+"""Each reads what another leaves; they have a test of their own."""
+
+PRECOMPUTE, DISTILL = (
+    [file for file in files if file not in RESPONSES] for files in (PRECOMPUTE, DISTILL)
+)
 OTHERS = [file for file in PRECOMPUTE if file.stem in OTHER_TEACHERS]
 PRECOMPUTE = [file for file in PRECOMPUTE if file not in OTHERS]
 

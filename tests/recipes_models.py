@@ -21,12 +21,14 @@ DEBERTA = "microsoft/deberta-v2-xxlarge"
 OPT = "facebook/opt-1.3b"
 LLAMAS = ("meta-llama/Llama-3.2-3B", "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B")
 SPEAKER = "meta-llama/Llama-3.1-8B"
+SMOLLMS = tuple(f"HuggingFaceTB/SmolLM2-{size}-Instruct" for size in ("1.7B", "135M"))
 LLAVA = "llava-hf/llava-1.5-7b-hf"
 VIDEOS = "damo-vilab/text-to-video-ms-1.7b"
 SOUNDS = "cvssp/audioldm2"
 WAV2VEC2 = "facebook/wav2vec2-base-960h"
 REPOSITORIES = (
     *(DIFFUSION, CLIP, CLIP_OF_PICTURES, BERT, DEBERTA, OPT, *LLAMAS, SPEAKER),
+    *SMOLLMS,
     *(LLAVA, VIDEOS, SOUNDS, WAV2VEC2),
 )
 LORA = "style-lora.safetensors"
@@ -69,6 +71,8 @@ def _make_writers(folder: Path) -> None:
     of_llama = make_byte_tokenizer(TEXTS, bos="<s>", eos="</s>", pad=None)
     for number, name in enumerate([*LLAMAS, SPEAKER]):
         make_causal_lm(folder / name, "llama", tokenizer=of_llama, seed=number, **most)
+    for number, name in enumerate(SMOLLMS):
+        make_causal_lm(folder / name, "llama", texts=TEXTS, seed=number, **most)
 
 
 def _make_clip(folder: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from armada.cache_schemas.errors import JobError
 from armada.pipeline.ablation.job import make_ablation
+from armada.pipeline.corpora.job import CorpusJob
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
 from armada.pipeline.precompute_job import make_precompute_job, teacher_options
@@ -23,6 +24,7 @@ from recipes_material import (
     PRECOMPUTE,
     REASONING,
     RECIPES,
+    RESPONSES,
     STUDENTS,
     TABLES,
     TASKS,
@@ -39,6 +41,8 @@ def load(keys: dict[str, Any]) -> None:
     if command_of(keys) == "precompute":
         made = make_precompute_job(keys)
         make(teacher_options(made.teacher), made.options)
+    elif command_of(keys) == "corpus":
+        make(CorpusJob, keys)
     elif command_of(keys) == "ablate":
         make_ablation(keys)
     else:
@@ -68,6 +72,7 @@ def test_every_task_has_its_files() -> None:
     assert {Path(f"recipes/controls/{task}.yaml") for task in ("cola", "rte")} <= set(ABLATE)
     assert len([f for f in PRECOMPUTE if f.parent.name == "teachers"]) == 3
     assert len(DISTILL) == 1
+    assert {f.stem for f in RESPONSES} == {"samples", "best", "tokens", "student"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

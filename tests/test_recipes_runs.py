@@ -199,6 +199,20 @@ def test_a_cache_holds_words(place: Workplace, name: str) -> None:
     assert cache.ragged("top_k").lengths(np.arange(ROWS)).min() > 0
 
 
+def test_the_best_responses_teach_a_student(place: Workplace, armada: CommandLine) -> None:
+    folder = "recipes/responses"
+    small = ["--quiet", "--set", "dtype=float32"]
+    armada.done("precompute", f"{folder}/samples.yaml", *small, "--set", "max_new_tokens=4")
+    assert open_cache("caches/responses")["finish"].shape == (ROWS, 4)
+    any_end = ["--set", "rules.0.among=[stop, length]"]
+    said = armada.done("corpus", f"{folder}/best.yaml", "--quiet", *any_end)
+    assert f"kept {ROWS} responses to {ROWS} prompts" in said
+    armada.done("precompute", f"{folder}/tokens.yaml", *small)
+    armada.done("distill", f"{folder}/student.yaml", "--quiet", "--set", "epochs=1")
+    words = ("--corpus", "data/instructions/dolly/test.parquet", "--set", "max_new_tokens=4")
+    assert "rouge_l" in armada.done("evaluate", "runs/responses", *words)
+
+
 CELLS = {"nlu": 14, "reasoning": 8, "instructions": 8, "words": 4, "controls": 25}
 
 

@@ -117,7 +117,13 @@ def _check_outputs(job: CorpusJob) -> None:
 
 def _generators(job: CorpusJob) -> list[Generator]:
     if job.predictions is not None:
-        return [Predictions(job.predictions)]
+        predictions = Predictions(job.predictions)
+        if predictions.by_row and len(job.corpus) > 1:
+            raise JobError(
+                f"job key 'predictions': {job.predictions} counts the rows of each file "
+                "anew; name one corpus, or predict with an id_column"
+            )
+        return [predictions]
     named = job.named_generators()
     return [CachedResponses(name, keys, keys.tokenizer) for name, keys in named.items()]
 

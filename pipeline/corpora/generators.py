@@ -276,6 +276,11 @@ class Predictions:
         if len(self._places) < len(table):
             raise CorpusError(f"{path}: repeats a {self._by}; name the predictions of one corpus")
 
+    @property
+    def by_row(self) -> bool:
+        """Whether they are of rows by number, not by id."""
+        return self._by == "row"
+
     def document(self) -> dict[str, Any]:
         """See Generator."""
         return {"predictions": self._path.name, "digest": file_digest(self._path)}
@@ -283,7 +288,7 @@ class Predictions:
     def read(self, prompts: Prompts) -> tuple[Responses, Rows]:
         """See Generator."""
         corpus = prompts.corpus
-        if self._by == "row":
+        if self.by_row:
             names = [str(number + 1) for number in corpus.number_of_row.tolist()]
         elif corpus.ids is None:
             raise JobError(

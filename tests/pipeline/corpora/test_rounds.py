@@ -85,3 +85,6 @@ def test_predictions_that_do_not_fit_are_refused(
         refused = armada(*words(corpus, out, "{rule: label}"), "--predictions", file)
         assert (refused.code, told in refused.error) == (2, True), refused
         assert not out.exists()
+    given = [*words(corpus, out, "{rule: label}"), "--predictions", file]
+    refused = armada(*given, "--corpus", corpus)
+    assert (refused.code, "counts the rows of each file" in refused.error) == (2, True)
