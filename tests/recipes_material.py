@@ -108,6 +108,21 @@ def write_tables(folder: Path) -> None:
 
 TASKS = tuple(TABLES)
 
+
+def write_reviews(folder: Path) -> None:
+    """FOLDER/rotten_tomatoes: some rows of train.parquet without a label, labelled.parquet and
+    validation.parquet."""
+    (folder / "rotten_tomatoes").mkdir(parents=True)
+    for number, name in enumerate(("train", "labelled", "validation")):
+        rows = made_up("sst2", first=ROWS * number)
+        if name == "train":
+            few = [
+                label if row < 2 else None for row, label in enumerate(rows["label"].to_pylist())
+            ]
+            rows = rows.set_column(rows.column_names.index("label"), "label", [few])
+        pq.write_table(rows, folder / "rotten_tomatoes" / f"{name}.parquet")
+
+
 REASONING = {
     **{"boolq": 2, "piqa": 2, "siqa": 3, "hellaswag": 4},
     **{"winogrande": 2, "arc-e": 5, "arc-c": 5, "obqa": 4},

@@ -289,6 +289,30 @@ def test_the_other_script_brings_questions_and_instructions(
     assert sizes == [200, 500, 500]
 
 
+def test_the_script_of_reviews_leaves_few_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Dataset
+
+    def reviews(source: str, split: str) -> Any:
+        rows = range(300 if split == "train" else 5)
+        return Dataset.from_list([{"text": f"{split} {row}", "label": row % 2} for row in rows])
+
+    (script,) = [b for b in blocks(README) if b.file == "reviews.py"]
+    monkeypatch.setattr("datasets.load_dataset", reviews)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script.code, "reviews.py", "exec"), {})
+    job = make_ablation(keys_of(Path("recipes/choices/rotten-tomatoes-students.yaml"))).runs[0].job
+    whole, labelled, held_out = (
+        pq.read_table(file)
+        for file in (job.train[0], "data/rotten_tomatoes/labelled.parquet", job.validation[0])
+    )
+    assert {"id", "text", "label"} == set(whole.column_names)
+    assert (len(whole), whole["label"].null_count, len(held_out)) == (300, 200, 5)
+    assert labelled["text"].to_pylist() == whole["text"].to_pylist()[:100]
+    assert labelled["label"].to_pylist() == whole["label"].to_pylist()[:100]
+
+
 def test_every_recipe_is_listed_and_what_is_listed_is_there() -> None:
     paths = {str(f.relative_to("recipes")).replace(f"/{f.parent.name}/", "/TASK/") for f in FILES}
     of_tasks = ("nlu", "reasoning")

@@ -36,6 +36,7 @@ from recipes_material import (
     WRITERS,
     keys_of,
     write_language_tables,
+    write_reviews,
     write_tables,
 )
 from recipes_models import LORA, small_commands
@@ -72,6 +73,7 @@ def place(commands: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     made = workplace(tmp_path_factory.mktemp("place"), commands)
     write_tables(made.folder / "data")
     write_language_tables(made.folder / "data")
+    write_reviews(made.folder / "data")
     ask_all(made, "--quiet")
     yield made
     made.close()
@@ -174,7 +176,11 @@ def test_other_teachers_compute_what_students_learn_from(
         assert "42 runs" in armada.done("ablate", "recipes/nlu/rte/students.yaml", *words)
 
 
-FEATURES = {"clip": ("embedding", 24), "sd-image": ("image_embedding", 12)}
+FEATURES = {
+    "rotten-tomatoes": ("logits", 2),
+    "clip": ("embedding", 24),
+    "sd-image": ("image_embedding", 12),
+}
 
 
 @pytest.mark.parametrize("file", [f for f in PRECOMPUTE if f.parent.name != "words"], ids=str)
@@ -213,7 +219,7 @@ def test_the_best_responses_teach_a_student(place: Workplace, armada: CommandLin
     assert "rouge_l" in armada.done("evaluate", "runs/responses", *words)
 
 
-CELLS = {"nlu": 14, "reasoning": 8, "instructions": 8, "words": 4, "controls": 25}
+CELLS = {"nlu": 14, "reasoning": 8, "instructions": 8, "words": 4, "controls": 25, "choices": 3}
 
 
 @pytest.mark.parametrize("file", ABLATE, ids=str)
@@ -354,8 +360,8 @@ def test_pickled_weights_are_converted_once(commands: Path, tmp_path: Path) -> N
 
 
 def _of_labels(file: Path) -> bool:
-    """Whether a recipe's data have labels: such corpora are at hand."""
-    return not {"instructions", "reasoning", "words"} & set(file.parts)
+    """Whether a recipe's data are tables of tasks with labels: such corpora are at hand."""
+    return not {"instructions", "reasoning", "words", "choices"} & set(file.parts)
 
 
 REAL = {task: f"{task}_slice" for task in ("qqp", "mnli", "qnli")}

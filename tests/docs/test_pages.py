@@ -19,6 +19,7 @@ from docs_material import (
 from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
 from openai_server import Model, OpenAIServer, serving
 from PIL import Image
+from recipes_material import write_reviews
 from tiny_generators import make_audioldm2, make_text_to_video, make_wav2vec2
 from tiny_language_models import TEXTS, make_causal_lm
 from tiny_text_towers import make_clip_of_pictures
@@ -73,6 +74,11 @@ INSTEAD = {
             "the harness is not installed, and its tasks are downloaded; it opens students so",
         ),
     ),
+    "scored-choices.md": (
+        Instead("HuggingFaceTB/SmolLM2-135M-Instruct", WORDS_STUDENT, "a tiny model"),
+        Instead("--set temperature=2", "--set temperature=2 --set epochs=1", "shorter"),
+        Instead("--output runs/undistilled", "--output runs/undistilled --set epochs=1", "shorter"),
+    ),
     "adding-a-teacher.md": (INSTALL,),
     "adding-an-objective.md": (INSTALL,),
 }
@@ -86,6 +92,7 @@ RUN_BELOW = {
     "adding-a-teacher",
     "adding-an-objective",
     "several-teachers",
+    "scored-choices",
     "servers",
     "responses",
     "images-and-sounds",
@@ -213,6 +220,17 @@ def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
     assert open_cache(place.folder / "retrieved")["picture_ids"][:].shape == (10, 3, 16)
     assert open_cache(place.folder / "video").features == ("video_embedding",)
     assert open_cache(place.folder / "audio").features == ("audio_embedding",)
+
+
+def test_scored_choices(place: Workplace) -> None:
+    write_reviews(place.folder / "data")
+    run(place, "scored-choices.md")
+    names = {"choices": ("logits",), "aspects": ("aspects",), "critic": ("logits", "score")}
+    assert {name: open_cache(place.folder / name).features for name in names} == names
+    labels = open_cache(place.folder / "choices").feature_spec("logits").labels
+    assert labels == ("negative", "positive")
+    for name in ("choices", "undistilled"):
+        assert (place.folder / "runs" / name / "metrics.json").is_file()
 
 
 def test_cache_format(place: Workplace) -> None:
