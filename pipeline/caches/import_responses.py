@@ -44,7 +44,7 @@ from ...stages.store.writing.teacher_folder import check_teacher
 from ...stages.store.writing.writer import CacheWriter, Work
 from ..environment import library_versions, new_run_id, now
 from ..jobs import Corpora, LocalFolder, Names, TextFormatKeys
-from ..messages import SHOWN_PROBLEMS, CountProgress, say_that_it_waits
+from ..messages import SHOWN_PROBLEMS, CountProgress, say_that_it_waits, warn
 from ..outputs import file_digest
 from ..signals import telling_what_is_kept
 from .imports import KIND, LIBRARIES, Imported, check_declared, refuse_same_name
@@ -163,7 +163,13 @@ class _Features:
         every = [each for row in answers for each in row]
         bytes_ = max(len(each.text) for each in every)
         texts = ResponseFeatures(count, -(-max(bytes_, 1) // BYTES_PER_TOKEN))
-        known = all(each.log_probs is not None for each in every)
+        without = sum(each.log_probs is None for each in every)
+        known = not without
+        if 0 < without < len(every):
+            warn(
+                f"log-probabilities: {without} of {len(every)} responses have none, so none are "
+                "kept"
+            )
         tokens = max(sum(map(_tokens, row)) for row in answers)
         if max(sum(len(each.text) for each in row) for row in answers) > MAX_LENGTH:
             raise CorpusError(f"responses to one prompt have over {MAX_LENGTH} bytes; split them")
@@ -291,6 +297,8 @@ def _of_choice(choice: Choice) -> Response:
         raise _LineError(f"the model declined to respond: {choice.refusal or 'filtered'}")
     finish = FINISHED.get(choice.finish_reason or "", OTHERWISE)
     log_probs = None if choice.predictions is None else choice.predictions.log_probs
+    if log_probs is not None and not np.isfinite(log_probs).all():
+        log_probs = None  # of a token that the service does not tell
     return Response(choice.text.encode(), finish, None, log_probs)
 
 

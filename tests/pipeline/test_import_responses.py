@@ -137,6 +137,15 @@ def test_batch_output_is_joined_by_its_ids(armada: CommandLine, tmp_path: Path) 
         *(("c", "sea"), ("c", "see")),
     ]
     np.testing.assert_allclose([row["log_prob"] for row in rows], -0.5)
+    assert "1 of 4 responses have none" not in result.err
+    hidden = batch_line("n1", "bee")
+    (choice,) = hidden["response"]["body"]["choices"]
+    choice["logprobs"]["content"][0]["logprob"] = -9999.0
+    partly = write(tmp_path / "partly.jsonl", [*lines, hidden])
+    other = words(tmp_path, partly, "--corpus", corpus, "--set", f"cache={tmp_path / 'other'}")
+    result = armada(*other)
+    assert (result.code, "1 of 5 responses have none, so none are kept" in result.err) == (0, True)
+    assert "generated_log_probs" not in open_cache(tmp_path / "other").features
     strange = write(tmp_path / "strange.jsonl", [batch_line("n9", "x")])
     refused = armada(*words(tmp_path, strange, "--corpus", corpus))
     assert "custom_id 'n9' is no id of the corpus" in refused.error
