@@ -17,6 +17,7 @@ from armada.stages.distill.language.batches import AheadDataset, pack
 from armada.stages.distill.language.source import load_language_student
 from armada.stages.distill.language.trainer import LanguageModel, LanguageTrainer
 from armada.stages.distill.objectives.base import ObjectiveOptions, Sizes
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.settings import LoraSettings, StudentSettings
 from armada.stages.distill.training import Run, train
@@ -89,6 +90,17 @@ def test_no_objective_reads_a_number_back(
     objective: str, placement: str, bench: Bench, tmp_path: Path
 ) -> None:
     run = bench.run(tmp_path, objective=objective, placement=placement, **HOW)
+    assert sum(watched(run).steps, Counter()) == {}
+
+
+@pytest.mark.parametrize("objective", ["armada", "feature", "kd"])
+def test_rows_without_a_feature_are_known_to_the_host(
+    objective: str, bench: Bench, tmp_path: Path
+) -> None:
+    run = bench.run(tmp_path, objective=objective, **HOW)
+    gather = run.train.features[SOURCE]
+    rows = np.where(np.arange(len(gather.rows)) % 3, gather.rows, -1)
+    run.train.features = {SOURCE: replace(gather, rows=rows)}
     assert sum(watched(run).steps, Counter()) == {}
 
 
