@@ -115,7 +115,9 @@ class Model:
 
     def completion_reply(self, body: Body) -> Body:
         """The reply to `POST /completions`."""
-        given = self._tokenizer(body["prompt"])["input_ids"]
+        given = body["prompt"]
+        if isinstance(given, str):
+            given = self._tokenizer(given)["input_ids"]
         ids, log_probs, finish = self._generate(given, body["max_tokens"])
         choice: Body = {"index": 0, "finish_reason": finish, "text": self._text(ids)}
         if body.get("logprobs") is not None:
@@ -124,7 +126,20 @@ class Model:
                 for token, row in zip(ids, log_probs, strict=True)
             ]
             choice["logprobs"] = {"content": content}
+        if body.get("prompt_logprobs") is not None:
+            choice["prompt_logprobs"] = self._prompt(given, body["prompt_logprobs"])
         return self._reply(body, choice, len(given), len(ids))
+
+    def _prompt(self, given: list[int], most: int) -> list[Body | None]:
+        """As vLLM says what is predicted at each token: the token itself, and the most probable
+        ones."""
+        with self._lock, torch.inference_mode():
+            log_probs = self._model(torch.tensor([given])).logits[0].float().log_softmax(-1)
+        found: list[Body | None] = [None]
+        for row, token in zip(log_probs[:-1], given[1:], strict=True):
+            ids = dict.fromkeys([token, *row.topk(most).indices.tolist()])
+            found.append({str(each): {"logprob": float(row[each])} for each in ids})
+        return found
 
     @staticmethod
     def _reply(body: Body, choice: Body, given: int, generated: int) -> Body:
@@ -262,7 +277,7 @@ def _texts(body: Body) -> list[str]:
     if (query := body.get("query", body.get("text_1"))) is not None:
         documents = body.get("documents", body.get("texts", body.get("text_2")))
         return [f"{query} | {each}" for each in documents]
-    said = body.get("messages", [{"content": body.get("prompt")}])[-1]["content"]
+    said = str(body.get("messages", [{"content": body.get("prompt")}])[-1]["content"])
     return list(body.get("input", [said]))
 
 

@@ -14,7 +14,7 @@ from ...stages.distill.language.teachers import Answering, CachedAnswers, Teache
 from ...stages.distill.objectives.options import TokensOptions
 from ...stages.distill.order import Indices
 from ...stages.language.recipe import Recipe
-from ...stages.language.tokens import TokenTexts, encode_texts
+from ...stages.language.tokens import TokenTexts, encode_prompts, encode_texts
 from ..distill_job import DistillJob
 from ..messages import counted
 from ..student_data import LabelledCorpus, StudentData
@@ -38,8 +38,12 @@ class Encoding:
 
     def texts(self, labelled: LabelledCorpus, with_characters: bool = False) -> TokenTexts:
         """The texts of a corpus."""
-        examples = [segments for batch in labelled.corpus.batches() for segments in batch]
+        examples = _examples(labelled)
         return encode_texts(self.tokenizer, self.recipe, examples, self.most, with_characters)
+
+    def prompts(self, labelled: LabelledCorpus) -> TokenTexts:
+        """The texts of a corpus of prompts alone."""
+        return encode_prompts(self.tokenizer, self.recipe, _examples(labelled), self.most)
 
     @property
     def pad_id(self) -> int:
@@ -130,14 +134,21 @@ def validation_set(data: StudentData, encoding: Encoding) -> DistillDataset | No
     return DistillDataset(rows, np.full(len(rows), MISSING), {})
 
 
+def _examples(labelled: LabelledCorpus) -> list[tuple[str, ...]]:
+    return [segments for batch in labelled.corpus.batches() for segments in batch]
+
+
 def _texts(
     job: DistillJob, data: StudentData, teachers: Sequence[TokenTeacher], encoding: Encoding
 ) -> TokenTexts:
-    texts = encoding.texts(data.train, any(each.options.cross_tokenizer for each in teachers))
     if not teachers or job.responses == "corpus":
-        return texts
+        with_characters = any(each.options.cross_tokenizer for each in teachers)
+        return encoding.texts(data.train, with_characters)
     (teacher,) = teachers
-    cache, rows = data.sources[teacher.source].cache, data.train.cache_rows[teacher.source]
+    source, rows = data.sources[teacher.source], data.train.cache_rows[teacher.source]
+    prompts_alone = source.teacher.settings.get("response_column") is False
+    texts = encoding.prompts(data.train) if prompts_alone else encoding.texts(data.train)
+    cache = source.cache
     return with_generated(texts, cache, rows, encoding.tokenizer, encoding.most)
 
 

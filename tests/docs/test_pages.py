@@ -171,6 +171,8 @@ def test_servers(place: Workplace, tmp_path: Path) -> None:
     for name, column in (("corpus", "text"), ("prompts", "prompt")):
         lines = [json.dumps({column: text}) for text in TEXTS]
         (place.folder / f"{name}.jsonl").write_text("\n".join(lines))
+    pairs = [json.dumps({"prompt": text, "response": "so it is"}) for text in TEXTS[:4]]
+    (place.folder / "dolly.jsonl").write_text("\n".join(pairs))
     with serving(OpenAIServer(model=Model(model))) as server:
         run(
             place,
@@ -185,6 +187,8 @@ def test_servers(place: Workplace, tmp_path: Path) -> None:
         )
     assert rows(place.folder / "cache") == rows(place.folder / "responses") == len(TEXTS)
     assert "generated_top_k" in open_cache(place.folder / "responses").features
+    assert rows(place.folder / "given") == 4
+    assert (place.folder / "runs" / "given" / "student" / "adapter_model.safetensors").is_file()
     assert "generated_text" in open_cache(place.folder / "engine").features
 
 

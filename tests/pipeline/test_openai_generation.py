@@ -176,3 +176,125 @@ def test_options_that_do_not_go_together_are_refused(
     assert refused.code == 2
     assert problem in refused.error
     assert "secret" not in refused.error
+
+
+PAIRS = [(prompt, f"{prompt} or {number}") for number, prompt in enumerate(PROMPTS)]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in PAIRS))
+    return path
+
+
+@pytest.mark.parametrize("text_format", ["plain", "chat", "text"])
+def test_given_responses_are_predicted_as_by_causal_lm(
+    armada: CommandLine, pairs: Path, folder: Path, text_format: str
+) -> None:
+    own = {"text_format": text_format, "top_k": K, "max_length": 24}
+    with serving(OpenAIServer(model=Model(folder))) as server:
+        sent = {"base_url": server.url, "api": "given", "tokenizer": folder}
+        sent |= {"probes": 2, "patience": 1}
+        remote = compute(armada, pairs, "openai:tiny", "remote", **own, **sent)
+        made = server.requests
+        compute(armada, pairs, "openai:tiny", "remote", **own, **sent)
+        assert server.requests == made == len(PAIRS) + 2
+    local = compute(armada, pairs, f"causal_lm:{folder}", "local", **own)
+    keys = keys_to_array([example_key(pair) for pair in PAIRS])
+    ours, theirs = remote.find(keys), local.find(keys)
+    for name in ("token_ids", "top_k"):
+        assert remote.feature_spec(name) == local.feature_spec(name)
+    np.testing.assert_array_equal(
+        remote["prompt_tokens"].gather(ours), local["prompt_tokens"].gather(theirs)
+    )
+    coding, predicted = remote.feature_spec("top_k").coding, 0
+    assert coding is not None
+    for name in ("token_ids", "top_k"):
+        found = remote.ragged(name).gather(ours).parts()
+        wanted = local.ragged(name).gather(theirs).parts()
+        for one, other in zip(found, wanted, strict=True):
+            if name == "token_ids":
+                np.testing.assert_array_equal(one, other)
+                continue
+            predicted += len(one)
+            mine, its = decode_top_k(coding, one), decode_top_k(coding, other)
+            np.testing.assert_array_equal(mine.ids_Nk, its.ids_Nk)
+            np.testing.assert_allclose(mine.log_probs_Nk, its.log_probs_Nk, atol=0.02)
+            assert mine.log_tail_N is not None
+            assert its.log_tail_N is not None
+            np.testing.assert_allclose(np.exp(mine.log_tail_N), np.exp(its.log_tail_N), atol=0.02)
+    assert predicted > len(PAIRS)
+
+
+def test_a_student_learns_from_given_and_from_generated_responses(
+    armada: CommandLine, pairs: Path, folder: Path
+) -> None:
+    with serving(OpenAIServer(model=Model(folder))) as server:
+        of_both = {"base_url": server.url, "tokenizer": folder, "probes": 1, "patience": 1}
+        compute(armada, pairs, "openai:tiny", "given", api="given", top_k=K, **of_both)
+        alone = {**of_both, **CHAT, "response_column": "false"}
+        path = pairs.parent / "prompts.jsonl"
+        path.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in dict.fromkeys(PROMPTS)))
+        words = [word for name, value in alone.items() for word in ("--set", f"{name}={value}")]
+        armada.done(
+            *("precompute", "--corpus", path, "--text-column", "prompt"),
+            *("--teacher", "openai:tiny", "--cache", pairs.parent / "answered", *words),
+        )
+    student = ("distill", "--student", folder, "--set", "task=language", "--set", "epochs=1")
+    for corpus, cache, columns, more in (
+        (pairs, "given", ("prompt", "response"), ("feature=top_k",)),
+        (path, "answered", ("prompt",), ("responses=generated",)),
+    ):
+        output = pairs.parent / f"student-{cache}"
+        armada.done(
+            *(*student, "--train", corpus, "--cache", pairs.parent / cache, "--output", output),
+            *(word for column in columns for word in ("--text-column", column)),
+            *("--set", "objective=tokens"),
+            *(word for one in more for word in ("--set", one)),
+        )
+        losses = json.loads((output / "metrics.json").read_text())["train_losses"]
+        assert 0 < losses["loss"] < 20
+
+
+def test_a_server_without_predictions_of_given_texts(
+    armada: CommandLine, pairs: Path, folder: Path
+) -> None:
+    class WithoutPrompts(Model):
+        def _prompt(self, given: list[int], most: int) -> list[Any]:
+            return []
+
+        def completion_reply(self, body: dict[str, Any]) -> dict[str, Any]:
+            return super().completion_reply({**body, "prompt_logprobs": None})
+
+    with serving(OpenAIServer(model=WithoutPrompts(folder))) as server:
+        given = ("--corpus", pairs, "--text-column", "prompt", "--text-column", "response")
+        options = {"base_url": server.url, "api": "given", "tokenizer": folder, "top_k": K}
+        words = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+        cache = pairs.parent / "cache"
+        ended = armada(
+            *("precompute", *given, "--teacher", "openai:x", "--cache", cache, *words),
+            *("--set", "patience=0.1"),
+        )
+    assert ended.code == 1
+    assert "has no prompt_logprobs: the server has none of given texts" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"api": "given", "top_k": 4}, "api=given needs both"),
+        ({"api": "given", "max_new_tokens": 4}, "max_new_tokens: is for api=chat, completions"),
+        ({**CHAT, "text_format": "text"}, "text_format: text is for api=given"),
+    ],
+)
+def test_options_of_given_responses(
+    armada: CommandLine, pairs: Path, options: dict[str, Any], message: str
+) -> None:
+    words = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+    refused = armada(
+        *("precompute", "--corpus", pairs, "--text-column", "prompt", "--teacher", "openai:x"),
+        *("--cache", pairs.parent / "cache", *words),
+    )
+    assert refused.code == 2
+    assert message in refused.err

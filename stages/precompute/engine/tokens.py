@@ -32,7 +32,7 @@ from ..teachers.base import Answers, Example, example_seed
 from ..teachers.causal_checkpoint import DEFAULT_TEXT_LENGTH
 from ..teachers.generated import FINISHED, OTHERWISE, Float32, Response, coded, log_tails
 from ..teachers.response_parts import part_of_response
-from ..teachers.token_answers import MEASURED_EVERY, TopK
+from ..teachers.token_answers import TopK, read_top_k
 from .options import VLLMOptions
 from .source import EngineSource, Found, Request
 
@@ -237,10 +237,7 @@ def _coded_rows(top_k: TopK, table: Table) -> tuple[npt.NDArray[Any], Fidelity |
     log_probs = table["log_probs"][:, 1:]
     numbers = np.where(np.isnan(log_probs), np.float32(0), log_probs)
     ids, numbers = _within(table["ids"][:, 1:], numbers, top_k.coding.vocab_size)
-    outputs = ids, numbers, log_tails(numbers)
-    rows = top_k.rows(outputs)
-    chosen = tuple(each[::MEASURED_EVERY] for each in outputs)
-    return rows, top_k.measure(chosen, rows[::MEASURED_EVERY]) if len(rows) else None
+    return read_top_k(top_k, (ids, numbers, log_tails(numbers)))
 
 
 def _within(ids: IntArray, log_probs: Float32, vocab_size: int) -> tuple[IntArray, Float32]:

@@ -49,9 +49,9 @@ class FeatureApi(Api, Protocol):
     def features(self, answer: Any) -> list[FeatureSpec]:
         """The features, whose shape may be known from an answer alone."""
 
-    def answers(self, found: Sequence[Any]) -> Answers:
-        """The features of some examples, from their answers; None: there is none, and whatever
-        stands for it is not kept."""
+    def answers(self, found: Sequence[Any], contents: Sequence[Any]) -> Answers:
+        """The features of some examples, from their answers and the content of their queries;
+        None: there is no answer, and whatever stands for it is not kept."""
 
     def distance(self, one: Any, other: Any) -> float:
         """Distance of two answers to one text: 0 alike, 1 nothing in common."""
@@ -120,7 +120,9 @@ class EmbeddingApi:
             )
         ]
 
-    def answers(self, found: Sequence[npt.NDArray[np.float32] | None]) -> Answers:
+    def answers(
+        self, found: Sequence[npt.NDArray[np.float32] | None], contents: Sequence[Any]
+    ) -> Answers:
         """[B, D]."""
         none = np.zeros(self._width or 0, dtype=np.float32)
         rows = np.stack([none if each is None else each for each in found])
@@ -143,6 +145,10 @@ def make_api(model: str, options: OpenAIOptions, device: torch.device) -> Featur
         return ImageApi(model, options, device)
     if options.api in ("rerank", "score"):
         return ScoreApi(model, options)
+    if options.api == "given":
+        from .given_api import GivenApi
+
+        return GivenApi(model, options)
     from .generation_api import GenerationApi
 
     return GenerationApi(model, options)

@@ -21,7 +21,7 @@ from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
-from ...language.recipe import TEXT, fill_template
+from ...language.recipe import TEXT, Recipe, fill_template
 from ...language.tokens import tokenizer_digest, vocab_digest, vocab_size_of
 from ...pretrained import read_tokenizer
 from ...sources import resolve
@@ -93,11 +93,26 @@ class GenerationApi:
 
     @property
     def settings(self) -> dict[str, SettingValue]:
-        """Settings of the fingerprint beside the options."""
-        if self._tokenizer is None:
-            return {}
-        digest, size = tokenizer_digest(self._tokenizer), vocab_size_of(self._tokenizer)
-        return {"tokenizer": digest, "vocab_size": size}
+        """Settings of the fingerprint beside the options: how a student that learns from responses
+        has to write their prompts, and the tokenizer."""
+        found: dict[str, SettingValue] = self._recipe.model_dump()
+        if self._tokenizer is not None:
+            found |= {
+                "tokenizer": tokenizer_digest(self._tokenizer),
+                "vocab_size": vocab_size_of(self._tokenizer),
+            }
+        return found
+
+    @property
+    def _recipe(self) -> Recipe:
+        options = self._options
+        if options.api == "completions":
+            return Recipe(text_format=options.text_format, prompt_template=options.prompt_template)
+        return Recipe(
+            text_format="chat",
+            user_template=options.user_template or TEXT,
+            system_prompt=options.system_prompt,
+        )
 
     @property
     def vocab_digest(self) -> str | None:
@@ -169,7 +184,7 @@ class GenerationApi:
         """The features, which the options tell alone."""
         return self._features.specs()
 
-    def answers(self, found: Sequence[list[Choice] | None]) -> Answers:
+    def answers(self, found: Sequence[list[Choice] | None], contents: Sequence[Any]) -> Answers:
         """See FeatureApi; what has a token that is none of the tokenizer's is refused."""
         refused: dict[int, str] = {}
         rows: list[list[Response]] = []

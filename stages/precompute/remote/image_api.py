@@ -80,7 +80,7 @@ class ImageApi:
             )
         ]
 
-    def answers(self, found: Sequence[bytes | None]) -> Answers:
+    def answers(self, found: Sequence[bytes | None], contents: Sequence[Any]) -> Answers:
         """[B, E]."""
         rows = np.zeros((len(found), self._encoder.dim), dtype=np.float32)
         there = [row for row, each in enumerate(found) if each is not None]

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ....cache_schemas.features import StoredDtype
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import check_template
+from ..teachers.causal_options import TokenOptions
 from ..teachers.options import TextOptions
 
 
@@ -29,7 +30,7 @@ class Limits:
         return tokens / 1e6 + self.request_price
 
 
-ApiName = Literal["embeddings", "chat", "completions", "images", "rerank", "score"]
+ApiName = Literal["embeddings", "chat", "completions", "given", "images", "rerank", "score"]
 
 _OF_ALL = frozenset({"api"})
 _OF_GENERATION = _OF_ALL | frozenset(
@@ -40,6 +41,9 @@ OF_API: dict[str, frozenset[str]] = {
     "embeddings": _OF_ALL | {"dimensions", "store_dtype", "template", "lowercase"},
     "chat": _OF_GENERATION | {"system_prompt", "user_template"},
     "completions": _OF_GENERATION | {"prompt_template"},
+    "given": _OF_ALL
+    | {"text_format", "prompt_template", "user_template", "system_prompt", "end_token"}
+    | {"max_length", "tokenizer", "top_k"},
     "images": _OF_ALL | {"size", "store_dtype", "template", "lowercase"},
     "rerank": _OF_ALL | {"store_dtype"},
     "score": _OF_ALL | {"store_dtype"},
@@ -59,8 +63,9 @@ class OpenAIOptions(TextOptions):
 
     api: ApiName = Field(
         default="embeddings",
-        description="the API: embeddings; responses to prompts by chat or completions; pictures "
-        "by images; scores of pairs, of a query and a document, by rerank or score",
+        description="the API: embeddings; responses to prompts by chat or completions; "
+        "predictions of given responses by given; pictures by images; scores of pairs, of a query "
+        "and a document, by rerank or score",
     )
     dimensions: int | None = Field(
         default=None,
@@ -70,10 +75,19 @@ class OpenAIOptions(TextOptions):
     )
     store_dtype: StoredDtype = Field(default="float32", description="dtype of stored features")
 
-    text_format: Literal["plain", "chat"] = Field(
+    text_format: Literal["text", "plain", "chat"] = Field(
         default="plain",
         description="text format of students that learn from responses: plain or chat; api=chat "
-        "has chat",
+        "has chat; text, where all of a text is predicted, is for api=given alone",
+    )
+    end_token: bool = Field(
+        default=True,
+        description="end given texts with the tokenizer's end-of-sequence token (given)",
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=2,
+        description="maximum tokens of a given text, longer ones are truncated; default 1024",
     )
     response_column: bool = Field(
         default=False,
@@ -250,6 +264,17 @@ class OpenAIOptions(TextOptions):
         return self
 
     @model_validator(mode="after")
+    def _reads_what_is_given(self) -> "OpenAIOptions":
+        if self.api != "given":
+            if self.text_format == "text":
+                raise ValueError("text_format: text is for api=given; use plain or chat")
+            return self
+        if self.tokenizer is None or self.top_k is None:
+            raise ValueError("tokenizer, top_k: are not set; api=given needs both")
+        self.token_options()
+        return self
+
+    @model_validator(mode="after")
     def _generates(self) -> "OpenAIOptions":
         if self.api not in ("chat", "completions"):
             return self
@@ -269,6 +294,13 @@ class OpenAIOptions(TextOptions):
         settings = super().settings() | ({"text_format": "chat"} if self.api == "chat" else {})
         own = OF_API[self.api]
         return {k: v for k, v in settings.items() if k in own and v is not None}
+
+    def token_options(self) -> TokenOptions:
+        """The options of api=given as those of every teacher that predicts tokens. Raises
+        ValueError."""
+        names = OF_API["given"] & TokenOptions.model_fields.keys()
+        given = {name: getattr(self, name) for name in names}
+        return TokenOptions(**{k: v for k, v in given.items() if v is not None})
 
     @property
     def most_in_flight(self) -> int:

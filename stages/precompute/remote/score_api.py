@@ -86,7 +86,7 @@ class ScoreApi:
             )
         ]
 
-    def answers(self, found: Sequence[np.float32 | None]) -> Answers:
+    def answers(self, found: Sequence[np.float32 | None], contents: Sequence[Any]) -> Answers:
         """[B, 1]."""
         rows = np.array([[0 if each is None else each] for each in found], dtype=np.float32)
         return Answers({"score": rows}, np.zeros(len(found), dtype=bool))

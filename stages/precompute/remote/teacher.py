@@ -36,12 +36,14 @@ precision and in batches of other sizes, is a hundred times less."""
 
 @dataclass(frozen=True, slots=True)
 class _Coming:
-    """The coming answers to some examples."""
+    """The coming answers to some examples, and the content of their queries."""
 
     futures: Sequence["Future[Any]"]
+    contents: Sequence[Any]
 
     def take(self, rows: Any) -> "_Coming":
-        return _Coming([self.futures[row] for row in rows.tolist()])
+        chosen = rows.tolist()
+        return _Coming([self.futures[row] for row in chosen], [self.contents[r] for r in chosen])
 
 
 class OpenAITeacher(Teacher):
@@ -135,16 +137,16 @@ class OpenAITeacher(Teacher):
     def prepare(self, examples: Sequence[Example]) -> Prepared:
         """Send the queries: the next shard's answers come in while this one's are taken."""
         buckets = np.zeros(len(examples), dtype=np.int64)
-        return Prepared(examples, buckets, _Coming(self._ask(self._requester, examples)))
+        return Prepared(examples, buckets, self._ask(examples))
 
     def start(self, batch: Prepared) -> Outputs:
         """See Teacher."""
         coming: _Coming = batch.inputs
-        return lambda: self._answers(coming.futures)
+        return lambda: self._answers(coming)
 
     def encode(self, examples: Sequence[Example]) -> Answers:
         """Send the queries, and wait."""
-        return self._answers(self._ask(self._requester, examples))
+        return self._answers(self._ask(examples))
 
     def requests(self) -> RequestFigures:
         """See Teacher."""
@@ -197,20 +199,22 @@ class OpenAITeacher(Teacher):
         options = self._options
         return Endpoint(options.base_url, options.key_variable, options.timeout)
 
-    def _ask(self, requester: Requester, examples: Sequence[Example]) -> "list[Future[Any]]":
+    def _ask(self, examples: Sequence[Example]) -> _Coming:
         self._sent += len(examples)
-        return requester.send([Query(each.key, self._api.content(each)) for each in examples])
+        contents = [self._api.content(each) for each in examples]
+        keys = [each.key for each in examples]
+        return _Coming(self._requester.send([*map(Query, keys, contents)]), contents)
 
-    def _answers(self, futures: Sequence["Future[Any]"]) -> Answers:
+    def _answers(self, coming: _Coming) -> Answers:
         found: list[Any] = []
         refused: dict[int, str] = {}
-        for row, future in enumerate(futures):
+        for row, future in enumerate(coming.futures):
             try:
                 found.append(future.result())
             except TextRefusedError as refusal:
                 found.append(None)
                 refused[row] = f"the server refuses it ({refusal})"
-        answers = self._api.answers(found)
+        answers = self._api.answers(found, coming.contents)
         return replace(answers, refused={**answers.refused, **refused})
 
     def _probe(self) -> Any:

@@ -238,3 +238,11 @@ def _samples_of_texts(
     columns = [by_text(np.concatenate(each), lengths) for each in outputs]
     rows = by_text(np.concatenate([rows for _, rows in samples]), lengths)
     return list(zip(zip(*columns, strict=True), rows, strict=True))
+
+
+def read_top_k(top_k: TopK, outputs: Arrays) -> tuple[npt.NDArray[Any], Fidelity | None]:
+    """Coded rows [P, W] of a whole text's predictions, and their errors where they are measured;
+    None: nothing is predicted."""
+    rows = top_k.rows(outputs)
+    chosen = tuple(each[::MEASURED_EVERY] for each in outputs)
+    return rows, top_k.measure(chosen, rows[::MEASURED_EVERY]) if len(rows) else None

@@ -1,0 +1,176 @@
+"""Predictions of given responses: `POST /completions` with `prompt_logprobs`, which vLLM has ->
+features `token_ids`, `prompt_tokens` and `top_k`, as those of `causal_lm`.
+
+A text is tokenized here, written as students will read it, and sent by its token ids. One token is
+generated behind it, since servers generate at least one, and is not kept.
+
+Shapes: T tokens of a text, P predicted ones, K most probable ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ....cache_schemas.codings import TopKCoding
+from ....cache_schemas.errors import RunError, TeacherSourceError
+from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.keys import IntArray
+from ....cache_schemas.teachers import SettingValue
+from ...language.recipe import Recipe
+from ...language.tokens import TokenTexts, encode_texts, tokenizer_digest, vocab_digest
+from ...language.tokens import vocab_size_of as size_of
+from ...pretrained import read_tokenizer
+from ...sources import resolve
+from ..teachers.base import Answers, Example
+from ..teachers.causal_checkpoint import DEFAULT_TEXT_LENGTH
+from ..teachers.generated import log_tails
+from ..teachers.token_answers import TopK, read_top_k
+from .endpoint import TextRefusedError
+from .log_probs import Predictions
+from .options import OpenAIOptions
+from .requests import Query
+from .responses import GenerationRequest, completion_body, read_completion
+from .token_ids import UnmappedTokenError, Vocabulary
+from .wire import MalformedReplyError, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A text as it is sent: its tokens [T], and how many of them are not predicted."""
+
+    ids: IntArray
+    prompt: int
+    truncated: bool
+
+
+class GivenApi:
+    """Features of the tokens of given responses."""
+
+    path = "/completions"
+    together = 1
+    weights: Mapping[str, str] = MappingProxyType({})
+    probe: tuple[str, ...] = ("What does the fox do?", "The quick brown fox jumps.")
+    most_probes: int = 64
+
+    def __init__(self, model: str, options: OpenAIOptions) -> None:
+        """Raises TeacherSourceError or JobError for the tokenizer."""
+        self._model, self._options = model, options.token_options()
+        folder = resolve(str(options.tokenizer), None, TeacherSourceError)
+        self._tokenizer = tokenizer = read_tokenizer(folder, TeacherSourceError)
+        self._options.check(tokenizer)
+        self._vocabulary, self._vocab_size = Vocabulary(tokenizer), size_of(tokenizer)
+        coding = self._options.codings(self._vocab_size)["top_k"]
+        assert isinstance(coding, TopKCoding)
+        self._top_k = TopK(coding)
+        self._max_length = self._options.max_length or DEFAULT_TEXT_LENGTH
+
+    @property
+    def settings(self) -> dict[str, SettingValue]:
+        """Settings of the fingerprint beside the options."""
+        return {
+            **self._options.model_dump(include={*Recipe.model_fields}),
+            **self._options.of_template(self._tokenizer),
+            "max_length": self._max_length,
+            "tokenizer": tokenizer_digest(self._tokenizer),
+            "vocab_size": self._vocab_size,
+        }
+
+    @property
+    def vocab_digest(self) -> str | None:
+        """Digest of the tokenizer's tokens."""
+        return vocab_digest(self._tokenizer)
+
+    def load(self) -> None:
+        """See FeatureApi: nothing."""
+
+    def content(self, example: Example) -> Given:
+        """The tokens of an example."""
+        texts: TokenTexts = encode_texts(
+            self._tokenizer, self._options, [example.segments], self._max_length
+        )
+        ids = texts.of(0).astype(np.int64)
+        return Given(ids, min(int(texts.prompts[0]), len(ids)), bool(texts.truncated[0]))
+
+    def fit(self, one: Query, other: Query) -> bool:
+        """See Api."""
+        return False
+
+    def body(self, queries: Sequence[Query]) -> dict[str, Any]:
+        """See Api."""
+        (query,) = queries
+        request = GenerationRequest(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_alternatives=self._top_k.coding.k,
+            token_ids=True,
+        )
+        return completion_body(self._model, query.content.ids.tolist(), request)
+
+    def read(self, document: Any, count: int) -> Sequence[Predictions]:
+        """What is predicted at each token."""
+        (choice,) = read_completion(document)
+        if choice.prompt is None:
+            raise MalformedReplyError(
+                "choices[0] has no prompt_logprobs: the server has none of given texts"
+            )
+        return [choice.prompt]
+
+    def requests(self, queries: int) -> int:
+        """See Api: one each."""
+        return queries
+
+    def expected(self, queries: Sequence[Query]) -> Usage:
+        """See Api."""
+        return Usage(sum(len(each.content.ids) for each in queries), len(queries))
+
+    def features(self, answer: Predictions | None) -> list[FeatureSpec]:
+        """See FeatureApi."""
+        return self._options.text_features(self._vocab_size, self._max_length)
+
+    def answers(self, found: Sequence[Predictions | None], contents: Sequence[Given]) -> Answers:
+        """See FeatureApi."""
+        refused: dict[int, str] = {}
+        rows, fidelity = [], []
+        for row, (predictions, given) in enumerate(zip(found, contents, strict=True)):
+            try:
+                ids, log_probs = self._predicted(predictions, given)
+            except (UnmappedTokenError, TextRefusedError) as problem:
+                refused[row] = str(problem)
+                ids, log_probs = self._predicted(None, given)
+            coded, measured = read_top_k(self._top_k, (ids, log_probs, log_tails(log_probs)))
+            rows.append(coded)
+            fidelity.append(measured)
+        features: dict[str, Any] = {
+            "token_ids": [given.ids.astype(np.uint32) for given in contents],
+            "prompt_tokens": np.array([given.prompt for given in contents], dtype=np.uint32),
+            "top_k": rows,
+        }
+        truncated = np.array([given.truncated for given in contents])
+        return Answers(features, truncated, refused=refused, fidelity={"top_k": fidelity})
+
+    def _predicted(
+        self, predictions: Predictions | None, given: Given
+    ) -> tuple[IntArray, np.ndarray[Any, np.dtype[np.float32]]]:
+        """The most probable tokens [P, K] of the predicted places, and their log-probabilities."""
+        k, places = self._top_k.coding.k, len(given.ids) - given.prompt
+        if predictions is None:
+            return np.zeros((places, k), np.int64), np.full((places, k), -np.inf, np.float32)
+        # Of the first token, of which nothing is predicted, a server need not say the id.
+        if predictions.tokens.ids[1:] != given.ids[1:].tolist() or len(predictions) != len(
+            given.ids
+        ):
+            raise RunError(
+                "the server's tokens of a text are not those that were sent; name its own tokenizer"
+            )
+        ids, log_probs = self._vocabulary.top_k(predictions, k)
+        return ids[given.prompt :], log_probs[given.prompt :]
+
+    def distance(self, one: Predictions, other: Predictions) -> float:
+        """The greatest difference of the tokens' probabilities."""
+        if len(one) != len(other):
+            return 1.0
+        apart = np.abs(np.exp(one.log_probs) - np.exp(other.log_probs))
+        return float(np.nanmax(apart, initial=0.0))
