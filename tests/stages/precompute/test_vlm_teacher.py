@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_checkpoints
 import tiny_diffusion
 import tiny_vlms
 import torch
@@ -323,7 +324,9 @@ def test_a_corpus_of_picture_files_is_cached(
     for row, image in enumerate(PICTURES):
         image.save(tmp_path / f"{row}.png")
     names = [f"{row}.png" for row in range(len(TEXTS))]
-    pq.write_table(pa.table({"photo": names, "text": TEXTS}), tmp_path / "rows.parquet")
+    labels = [row % 2 for row in range(len(TEXTS))]
+    table = pa.table({"photo": names, "text": TEXTS, "label": labels})
+    pq.write_table(table, tmp_path / "rows.parquet")
     command = (
         *("precompute", "--corpus", tmp_path / "rows.parquet", "--cache", tmp_path / "cache"),
         *("--text-column", "picture:photo", "--text-column", "text"),
@@ -342,6 +345,18 @@ def test_a_corpus_of_picture_files_is_cached(
     rows = cache.find(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16))
     expected = ask(make("qwen2_vl", picture="given"), GIVEN).features["pooled"]
     np.testing.assert_array_equal(cache["pooled"][rows], expected)
+    # A student that reads the text alone learns from it.
+    tiny_checkpoints.make_bert(tmp_path / "bert", TEXTS)
+    columns = '["picture:photo", text]'
+    keys = {
+        **{"train": tmp_path / "rows.parquet", "validation": tmp_path / "rows.parquet"},
+        **{"text_column": "text", "label_column": "label", "num_labels": 2, "epochs": 1},
+        **{"student": tmp_path / "bert", "output": tmp_path / "run"},
+        "teachers": f"{{pictures: {{cache: {tmp_path / 'cache'}, text_column: {columns}}}}}",
+    }
+    words = [word for name, value in keys.items() for word in ("--set", f"{name}={value}")]
+    armada.done("distill", *words, "--quiet")
+    assert (tmp_path / "run" / "metrics.json").is_file()
 
 
 def test_a_corpus_of_one_column_is_cached(
