@@ -30,7 +30,6 @@ from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.corpus import Corpus
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.reader import open_cache
-from ..caches.export import tokenizer_of
 from ..outputs import file_digest
 from .rules import CachedTeacher
 
@@ -168,6 +167,8 @@ class CachedResponses:
             )
         self._decode: Callable[[Sequence[Any]], list[str]] | None = None
         if GENERATED_TEXT not in features:
+            from ..caches.export import tokenizer_of  # and with it torch
+
             made = tokenizer_of(tokenizer, cache.holder(GENERATED_IDS).teacher.spec)
             self._decode = lambda ids: list(made.batch_decode(ids, skip_special_tokens=True))
         self.gives_response = gives_response(self.spec)

@@ -48,6 +48,11 @@ PRECOMPUTE = "precompute --corpus a --text-column t --cache c --teacher"
         (f"{PRECOMPUTE} causal_lm:x --workers 2 --set top_k=0", "causal_lm key 'top_k': 0:"),
         (f"{PRECOMPUTE} diffusers:x --dry-run --set steps=0", "diffusers key 'steps': 0:"),
         (f"{PRECOMPUTE} encoder:x --corpus no.csv", "a: cannot be read: there is no such file"),
+        ("corpus --keys", "Options of the rule majority"),
+        (
+            "corpus c --corpus a --text-column t --output o.parquet",
+            "cache c: there is no such folder",
+        ),
         ("evaluate --set batch=1", "student"),
         ("report nowhere", "run nowhere: does not exist"),
         ("report a --set tets=3", "'tets' is unknown"),
