@@ -12,13 +12,14 @@ import argparse
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import torch
 from armada.cache_schemas.codings import TopKCoding
@@ -50,23 +51,21 @@ def main() -> None:
         "top_k": {"top_k": options.top_k, "top_k_bits": 16},
         "responses": {"top_k": None, "max_new_tokens": options.new_tokens},
     }
-    rows, said = [], []
-    for task, asked in tasks.items():
+    told = {**hardware(str(device)), **library_versions()}
+    print(f"{now()}; " + ", ".join(f"{name} {value}" for name, value in told.items()))
+    for task in options.tasks:
+        asked = tasks[task]
         run = {"engine_python": options.engine_python, "enforce_eager": options.eager}
         engine = VLLMTeacher(options.model, VLLMOptions(**both, **asked, **run), device)
         model = CausalLMTeacher(options.model, CausalLMOptions(**both, **asked), device)
         engine.load()
         model.load()
-        said.append(
-            f"{engine.spec.settings['engine']}; {task}: " + compared(engine, model, examples)
-        )
-        rows += timed(task, {"vllm": engine, "causal_lm": model}, examples, options.rounds)
+        found = compared(engine, model, examples)
+        print(f"{engine.spec.settings['engine']}; {task}: {found}", flush=True)
+        rows = timed(task, {"vllm": engine, "causal_lm": model}, examples, options.rounds)
         engine.close()
-    told = {**hardware(str(device)), **library_versions()}
-    print(f"{now()}; " + ", ".join(f"{name} {value}" for name, value in told.items()))
-    print("\n".join(said))
-    header = ["task", "teacher", "seconds", "tokens/s", "of causal_lm's time"]
-    print(table([header, *rows], markdown=True))
+        header = ["task", "teacher", "seconds", "processor s", "tokens/s", "of causal_lm's time"]
+        print(table([header, *rows], markdown=True), flush=True)
 
 
 def compared(engine: Teacher, model: Teacher, examples: Sequence[Example]) -> str:
@@ -124,33 +123,28 @@ def by_row(parts: Parts, count: int) -> list[dict[str, np.ndarray]]:
 def timed(
     task: str, teachers: dict[str, Teacher], examples: Sequence[Example], rounds: int
 ) -> list[list[str]]:
-    """A line of the table for each teacher."""
-    seconds: dict[str, list[float]] = {name: [] for name in teachers}
+    """A line of the table for each teacher; processor time of all processes that it has."""
     tokens = {name: count_tokens(computed(teacher, examples)) for name, teacher in teachers.items()}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in teachers}
     for number in range(rounds):
         for name in random.Random(number).sample(sorted(teachers), len(teachers)):
-            seconds[name].append(clocked(lambda name=name: computed(teachers[name], examples)))
-    ratios = {
-        name: median(a / b for a, b in zip(each, seconds["causal_lm"], strict=True))
-        for name, each in seconds.items()
-    }
-    return [
-        [
-            task,
-            name,
-            f"{median(each):.2f}",
-            f"{tokens[name] / median(each):,.0f}",
-            f"{ratios[name]:.2f}x",
-        ]
-        for name, each in seconds.items()
-    ]
+            before = time.perf_counter(), processor_s()
+            computed(teachers[name], examples)
+            after = time.perf_counter(), processor_s()
+            spent[name].append((after[0] - before[0], after[1] - before[1]))
+    lines = []
+    for name, each in spent.items():
+        ratio = median(a / b for (a, _), (b, _) in zip(each, spent["causal_lm"], strict=True))
+        seconds, processor = (median(column) for column in zip(*each, strict=True))
+        figures = f"{seconds:.2f}", f"{processor:.2f}", f"{tokens[name] / seconds:,.0f}"
+        lines.append([task, name, *figures, f"{ratio:.2f}x"])
+    return lines
 
 
-def clocked(compute: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
-    compute()
-    return time.perf_counter() - started
+def processor_s() -> float:
+    """Processor time of this process and of those that it has started."""
+    this = psutil.Process()
+    return sum(sum(each.cpu_times()[:2]) for each in [this, *this.children(recursive=True)])
 
 
 def count_tokens(parts: Parts) -> int:
@@ -164,6 +158,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model")
     parser.add_argument("pairs", type=Path)
+    parser.add_argument("--tasks", nargs="+", default=["top_k", "responses"])
     parser.add_argument("--engine-python", help="a Python that has vllm; default: this one")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
