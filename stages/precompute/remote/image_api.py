@@ -14,6 +14,7 @@ import torch
 
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
+from ...pictures import open_picture
 from ..teachers.base import Answers, Example
 from ..teachers.image_encoders import image_encoder
 from . import pictures
@@ -84,7 +85,7 @@ class ImageApi:
         """[B, E]."""
         rows = np.zeros((len(found), self._encoder.dim), dtype=np.float32)
         there = [row for row, each in enumerate(found) if each is not None]
-        opened = [_opened(found[row] or b"") for row in there]
+        opened = [open_picture(found[row] or b"") for row in there]
         size = 1 if self._device.type == "cpu" else max(len(opened), 1)
         with torch.inference_mode():
             for start in range(0, len(opened), size):
@@ -99,12 +100,6 @@ class ImageApi:
     def distance(self, one: bytes, other: bytes) -> float:
         """See FeatureApi: none that says anything."""
         return 0.0
-
-
-def _opened(picture: bytes) -> Any:
-    from PIL import Image
-
-    return Image.open(BytesIO(picture), formats=pictures.FORMATS).convert("RGB")
 
 
 def _png(picture: Any) -> bytes:

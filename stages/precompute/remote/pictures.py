@@ -6,16 +6,13 @@ a request to a machine that the user did not name, and what it leads to may chan
 
 import base64
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Any
 
+from ...pictures import PictureError, open_picture
 from .wire import MalformedReplyError, a_list, a_reply, a_text, an_object, malformed, with_extra
 
 MAX_BYTES = 64 * 1024**2
 """Limit of one picture as it is sent."""
-MAX_PIXELS = 8192 * 8192
-"""More are refused before they are unpacked: a small file may hold any number of them."""
-FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def body(
@@ -64,21 +61,8 @@ def _picture(value: object, name: str) -> bytes:
         picture = base64.b64decode(text, validate=True)
     except ValueError:
         raise malformed(f"{name}.b64_json", text, "base64") from None
-    _refuse_broken(picture, f"{name}.b64_json")
-    return picture
-
-
-def _refuse_broken(picture: bytes, name: str) -> None:
-    from PIL import Image
-
     try:
-        with Image.open(BytesIO(picture), formats=FORMATS) as image:
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise MalformedReplyError(
-                    f"{name} is a picture of {pixels} pixels, more than {MAX_PIXELS}"
-                )
-            image.load()
-    # Pillow raises errors of many kinds for what is broken.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise malformed(name, str(error), f"a whole picture ({', '.join(FORMATS)})") from None
+        open_picture(picture)
+    except PictureError as error:
+        raise MalformedReplyError(f"{name}.b64_json {error}") from None
+    return picture
