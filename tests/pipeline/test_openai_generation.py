@@ -192,7 +192,7 @@ def pairs(tmp_path: Path) -> Path:
 def test_given_responses_are_predicted_as_by_causal_lm(
     armada: CommandLine, pairs: Path, folder: Path, text_format: str
 ) -> None:
-    own = {"text_format": text_format, "top_k": K, "max_length": 24}
+    own = {"text_format": text_format, "top_k": K, "max_length": 24, "own_log_probs": "true"}
     with serving(OpenAIServer(model=Model(folder))) as server:
         sent = {"base_url": server.url, "api": "given", "tokenizer": folder}
         sent |= {"probes": 2, "patience": 1}
@@ -203,19 +203,22 @@ def test_given_responses_are_predicted_as_by_causal_lm(
     local = compute(armada, pairs, f"causal_lm:{folder}", "local", **own)
     keys = keys_to_array([example_key(pair) for pair in PAIRS])
     ours, theirs = remote.find(keys), local.find(keys)
-    for name in ("token_ids", "top_k"):
+    for name in ("token_ids", "top_k", "own_log_probs"):
         assert remote.feature_spec(name) == local.feature_spec(name)
     np.testing.assert_array_equal(
         remote["prompt_tokens"].gather(ours), local["prompt_tokens"].gather(theirs)
     )
     coding, predicted = remote.feature_spec("top_k").coding, 0
     assert coding is not None
-    for name in ("token_ids", "top_k"):
+    for name in ("token_ids", "top_k", "own_log_probs"):
         found = remote.ragged(name).gather(ours).parts()
         wanted = local.ragged(name).gather(theirs).parts()
         for one, other in zip(found, wanted, strict=True):
             if name == "token_ids":
                 np.testing.assert_array_equal(one, other)
+                continue
+            if name == "own_log_probs":
+                np.testing.assert_allclose(one, other, atol=0.01)
                 continue
             predicted += len(one)
             mine, its = decode_top_k(coding, one), decode_top_k(coding, other)

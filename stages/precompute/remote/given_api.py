@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.errors import RunError, TeacherSourceError
@@ -26,6 +27,7 @@ from ...pretrained import read_tokenizer
 from ...sources import resolve
 from ..teachers.base import Answers, Example
 from ..teachers.causal_checkpoint import DEFAULT_TEXT_LENGTH
+from ..teachers.causal_options import own_log_probs_feature
 from ..teachers.generated import log_tails
 from ..teachers.token_answers import TopK, read_top_k
 from .endpoint import TextRefusedError
@@ -128,7 +130,10 @@ class GivenApi:
 
     def features(self, answer: Predictions | None) -> list[FeatureSpec]:
         """See FeatureApi."""
-        return self._options.text_features(self._vocab_size, self._max_length)
+        found = self._options.text_features(self._vocab_size, self._max_length)
+        if self._options.own_log_probs:
+            found.append(own_log_probs_feature(self._max_length))
+        return found
 
     def answers(self, found: Sequence[Predictions | None], contents: Sequence[Given]) -> Answers:
         """See FeatureApi."""
@@ -148,12 +153,15 @@ class GivenApi:
             "prompt_tokens": np.array([given.prompt for given in contents], dtype=np.uint32),
             "top_k": rows,
         }
+        if self._options.own_log_probs:
+            pairs = zip(found, contents, strict=True)
+            features["own_log_probs"] = [_own_log_probs(*each) for each in pairs]
         truncated = np.array([given.truncated for given in contents])
         return Answers(features, truncated, refused=refused, fidelity={"top_k": fidelity})
 
     def _predicted(
         self, predictions: Predictions | None, given: Given
-    ) -> tuple[IntArray, np.ndarray[Any, np.dtype[np.float32]]]:
+    ) -> tuple[IntArray, npt.NDArray[np.float32]]:
         """The most probable tokens [P, K] of the predicted places, and their log-probabilities."""
         k, places = self._top_k.coding.k, len(given.ids) - given.prompt
         if predictions is None:
@@ -174,3 +182,12 @@ class GivenApi:
             return 1.0
         apart = np.abs(np.exp(one.log_probs) - np.exp(other.log_probs))
         return float(np.nanmax(apart, initial=0.0))
+
+
+def _own_log_probs(predictions: Predictions | None, given: Given) -> npt.NDArray[np.float16]:
+    """Those of the text's own predicted tokens [P]; one that is ruled out has the lowest number,
+    and one that is not known is NaN, which is reported."""
+    if predictions is None:
+        return np.zeros(len(given.ids) - given.prompt, np.float16)
+    lowest = np.finfo(np.float16).min
+    return np.maximum(predictions.log_probs[given.prompt :], lowest).astype(np.float16)

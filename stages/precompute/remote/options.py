@@ -43,7 +43,7 @@ OF_API: dict[str, frozenset[str]] = {
     "completions": _OF_GENERATION | {"prompt_template"},
     "given": _OF_ALL
     | {"text_format", "prompt_template", "user_template", "system_prompt", "end_token"}
-    | {"max_length", "tokenizer", "top_k"},
+    | {"max_length", "tokenizer", "top_k", "own_log_probs"},
     "images": _OF_ALL | {"size", "store_dtype", "template", "lowercase"},
     "rerank": _OF_ALL | {"store_dtype"},
     "score": _OF_ALL | {"store_dtype"},
@@ -135,6 +135,10 @@ class OpenAIOptions(TextOptions):
         ge=1,
         description="most probable tokens to keep in the place of each token of a response; needs "
         "tokenizer",
+    )
+    own_log_probs: bool = Field(
+        default=False,
+        description="keep the log-probability of each of a given text's own tokens (given)",
     )
     token_ids: bool = Field(
         default=False,
