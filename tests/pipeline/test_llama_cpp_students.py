@@ -13,6 +13,7 @@ import pytest
 from armada.stages.store.reading.reader import open_cache
 from command_line import CommandLine
 from llama_cpp_server import serving
+from tiny_checkpoints import make_bert
 from tiny_language_models import TEXTS
 
 FILE, FOLDER = os.environ.get("ARMADA_REAL_GGUF"), os.environ.get("ARMADA_REAL_TOKENIZER")
@@ -40,9 +41,8 @@ def loss(run: Path) -> float:
     return found
 
 
-def test_a_classifier_learns_from_embeddings(
-    armada: CommandLine, tmp_path: Path, tiny_bert: Path
-) -> None:
+def test_a_classifier_learns_from_embeddings(armada: CommandLine, tmp_path: Path) -> None:
+    make_bert(tmp_path / "bert", TEXTS)
     rows = [{"text": text, "label": number % 2} for number, text in enumerate(TEXTS)]
     corpus, cache = write(tmp_path / "corpus.jsonl", rows), tmp_path / "cache"
     given = ("--text-column", "text", "--cache", cache)
@@ -54,7 +54,7 @@ def test_a_classifier_learns_from_embeddings(
     assert open_cache(cache)["embedding"].shape[1:] == (576,)
     armada.done(
         *("distill", "--train", corpus, *given, "--label-column", "label"),
-        *("--student", tiny_bert, "--output", tmp_path / "run"),
+        *("--student", tmp_path / "bert", "--output", tmp_path / "run"),
         *words(objective="feature", feature="embedding", epochs=1),
     )
     assert 0 < loss(tmp_path / "run") < 10
