@@ -185,8 +185,8 @@ class GivenApi:
 
 
 def _own_log_probs(predictions: Predictions | None, given: Given) -> npt.NDArray[np.float16]:
-    """Those of the text's own predicted tokens [P]; one that is ruled out has the lowest number,
-    and one that is not known is NaN, which is reported."""
+    """Log-probabilities of the text's own predicted tokens [P]; of one that is ruled out, the
+    lowest number; of one that is not known NaN, which is reported."""
     if predictions is None:
         return np.zeros(len(given.ids) - given.prompt, np.float16)
     lowest = np.finfo(np.float16).min

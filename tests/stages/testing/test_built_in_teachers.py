@@ -416,11 +416,12 @@ class TestOpenAI(TeacherTests):
         **{"input_price": 1.0, "output_price": 1.0, "request_price": 1.0, "max_cost": 10**6},
     }
     untried = (
-        *("api", "base_url"),  # of another server
+        *("api", "base_url", "batch"),  # of another server
         *("text_format", "response_column", "prompt_template", "system_prompt", "max_new_tokens"),
         "user_template",
         *("limit_name", "temperature", "top_p", "responses_per_prompt", "seed", "stop"),
-        *("thinking", "tokenizer", "top_k", "token_ids"),  # of another API
+        *("thinking", "tokenizer", "top_k", "token_ids", "end_token", "max_length"),
+        *("own_log_probs", "size", "image_encoder", "keep_images", "documents_name"),  # another API
     )
 
     @pytest.fixture
@@ -439,8 +440,10 @@ class TestOpenAIChat(TeacherTests):
         name: value for name, value in TestOpenAI.unchanging.items() if name != "texts_per_request"
     }
     untried = (
-        *("api", "base_url", "texts_per_request", "tokenizer"),  # of another server
-        *("dimensions", "store_dtype", "template", "lowercase", "prompt_template"),  # another API
+        *("api", "base_url", "batch", "texts_per_request", "tokenizer"),  # of another server
+        *("dimensions", "store_dtype", "template", "lowercase", "prompt_template"),
+        *("end_token", "max_length", "own_log_probs"),
+        *("size", "image_encoder", "keep_images", "documents_name"),  # another API
         *("text_format", "response_column", "limit_name"),  # nothing of them is sent
         *("temperature", "top_p", "responses_per_prompt", "seed"),  # this server does not sample
         *("stop", "token_ids", "thinking"),  # which this server does not know
@@ -453,6 +456,73 @@ class TestOpenAIChat(TeacherTests):
         with openai_server.serving(state) as server:
             own = {"api": "chat", "max_new_tokens": 5, "tokenizer": str(model("llama"))}
             self.options = {"base_url": server.url, "request_price": 0.1, **own}
+            yield "openai:toy"
+
+
+class TestOpenAIGiven(TeacherTests):
+    changing = {
+        **{"max_length": 6, "top_k": 3, "end_token": False},
+        "own_log_probs": True,
+    }
+    unchanging = TestOpenAIChat.unchanging
+    untried = (
+        *("api", "base_url", "batch", "texts_per_request", "tokenizer"),  # of another server
+        *("dimensions", "store_dtype", "template", "lowercase", "max_new_tokens"),
+        *("response_column", "limit_name", "temperature", "top_p", "responses_per_prompt", "seed"),
+        *("stop", "token_ids", "thinking"),
+        *("size", "image_encoder", "keep_images", "documents_name"),  # another API
+        *("text_format", "prompt_template", "user_template", "system_prompt"),  # have prompts
+    )
+    texts = tuple(text for text in TEXTS if len(text) < 100)
+
+    @pytest.fixture
+    def source(self, model: Any) -> Iterator[str]:
+        state = openai_server.OpenAIServer(model=openai_server.Model(model("llama")))
+        with openai_server.serving(state) as server:
+            own = {"api": "given", "tokenizer": str(model("llama")), "top_k": 4}
+            own["text_format"] = "text"
+            self.options = {"base_url": server.url, "request_price": 0.1, **own}
+            yield "openai:toy"
+
+
+class TestOpenAIImages(TeacherTests):
+    changing = {"size": "24x24", "store_dtype": "float16", **TEXT_OPTIONS}
+    unchanging = {"keep_images": True, **TestOpenAIChat.unchanging}
+    untried = (
+        *("api", "base_url", "batch", "texts_per_request", "image_encoder"),  # of another server
+        *("text_format", "response_column", "prompt_template", "system_prompt", "max_new_tokens"),
+        *("user_template", "end_token", "max_length", "limit_name", "temperature", "top_p"),
+        *("responses_per_prompt", "seed", "stop", "thinking", "tokenizer", "top_k", "token_ids"),
+        *("own_log_probs", "dimensions", "documents_name"),  # of another API
+    )
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Iterator[str]:
+        tiny_diffusion.make_vit(tmp_path / "vit")
+        with openai_server.serving() as server:
+            own = {"api": "images", "image_encoder": f"transformers:{tmp_path / 'vit'}"}
+            self.options = {"base_url": server.url, "request_price": 0.1, **own}
+            yield "openai:toy"
+
+
+class TestOpenAIScore(TeacherTests):
+    changing = {"store_dtype": "float16"}
+    unchanging = {**TestOpenAI.unchanging}
+    untried = (
+        *("api", "base_url", "batch", "documents_name"),  # of another server
+        *("text_format", "response_column", "prompt_template", "system_prompt", "max_new_tokens"),
+        *("user_template", "end_token", "max_length", "limit_name", "temperature", "top_p"),
+        *("responses_per_prompt", "seed", "stop", "thinking", "tokenizer", "top_k", "token_ids"),
+        *("own_log_probs", "dimensions", "size", "image_encoder", "keep_images", "template"),
+        "lowercase",  # of another API
+    )
+    texts = ()
+    pairs = (*PAIRS, *((text, f"{text} again") for text in TEXTS[:8] if text))
+
+    @pytest.fixture
+    def source(self) -> Iterator[str]:
+        with openai_server.serving() as server:
+            self.options = {"base_url": server.url, "request_price": 0.1, "api": "score"}
             yield "openai:toy"
 
 
