@@ -23,7 +23,7 @@ from .messages import (
 
 if TYPE_CHECKING:
     from .ablation.ablate import PlannedCell
-    from .corpora.corpus import CorpusReport
+    from .corpora.provenance import CorpusReport
     from .precompute import DryRun
     from .precompute_plan import PrecomputeReport
     from .predict import PredictReport

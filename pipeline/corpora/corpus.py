@@ -25,51 +25,12 @@ from ..signals import telling_what_is_kept
 from .generators import CachedResponses, Generator, Predictions, Prompts, Responses
 from .job import CorpusJob
 from .judges import Judge, in_order, make_judge
-from .provenance import provenance
+from .provenance import CorpusReport, GeneratorCount, RuleCount, provenance
 from .tables import Tables
 
 BLOCK_PROMPTS = 1024
 SHARE = "share"
 """Name of the rule that the shares of generators are."""
-
-
-@dataclass(frozen=True, slots=True)
-class RuleCount:
-    """What a rule did: responses that it rejected, and those that were left."""
-
-    name: str
-    rejected: int
-    left: int
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratorCount:
-    """Responses of a generator, those of them that are kept, prompts that it has none to."""
-
-    name: str
-    responses: int
-    kept: int
-    lacking_prompts: int
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusReport:
-    """Result of a run: prompts, and those of them that have a response that is kept; rows that are
-    written, None if it was dry."""
-
-    output: str | None
-    prompts: int
-    kept_prompts: int
-    generators: tuple[GeneratorCount, ...]
-    rules: tuple[RuleCount, ...]
-    kept: int
-    written: int | None
-    skipped: tuple[str, ...]
-
-    @property
-    def responses(self) -> int:
-        """Responses of all generators."""
-        return sum(each.responses for each in self.generators)
 
 
 @dataclass(slots=True)

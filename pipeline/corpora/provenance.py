@@ -1,10 +1,12 @@
-"""What the metadata of a file says about where its rows come from: key `armada` of its schema, as
-JSON. Neither dates nor paths of a machine are in it, so that the same job writes the same file."""
+"""The result of a run, and what the metadata of a file says about where its rows come from: key
+`armada` of its schema, as JSON. Neither dates nor paths of a machine are in it, so that the same
+job writes the same file."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +17,46 @@ from .generators import Generator
 from .job import CorpusJob
 from .judges import Judge
 
-if TYPE_CHECKING:
-    from .corpus import CorpusReport
-
 KEY = b"armada"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """What a rule did: responses that it rejected, and those that were left."""
+
+    name: str
+    rejected: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorCount:
+    """Responses of a generator, those of them that are kept, prompts that it has none to."""
+
+    name: str
+    responses: int
+    kept: int
+    lacking_prompts: int
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusReport:
+    """Result of a run: prompts, and those of them that have a response that is kept; rows that are
+    written, None if it was dry."""
+
+    output: str | None
+    prompts: int
+    kept_prompts: int
+    generators: tuple[GeneratorCount, ...]
+    rules: tuple[RuleCount, ...]
+    kept: int
+    written: int | None
+    skipped: tuple[str, ...]
+
+    @property
+    def responses(self) -> int:
+        """Responses of all generators."""
+        return sum(each.responses for each in self.generators)
 
 
 def provenance(
@@ -27,7 +65,7 @@ def provenance(
     generators: Sequence[Generator],
     shares: Sequence[float],
     judges: Sequence[Judge],
-    report: "CorpusReport",
+    report: CorpusReport,
 ) -> str:
     """The document. `parents` are those of the corpora of prompts that have one."""
     parents = list(filter(None, map(parent_of, job.corpus)))
