@@ -19,6 +19,7 @@ came.
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import subprocess
@@ -41,7 +42,7 @@ from figures import shown_ratio, table
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from openai_faults import ENDING, PASSING
+from openai_faults import ENDING, PASSING, SLOW
 from openai_server import Body, Fault, OpenAIServer, embedding, serving
 
 TABLES = ("pace", "memory", "faults")
@@ -195,7 +196,7 @@ def faults(count: int, kills: int) -> list[tuple[str, ...]]:
     title = ("fault", "runs", "requests", "texts paid twice", "texts lost", "answers wrong")
     rows: list[tuple[str, ...]] = [title]
     texts = [f"text number {number}" for number in range(count)]
-    for name, fault in PASSING.items():
+    for name, fault in {**PASSING, **SLOW}.items():
         rows.append((name, *_served(texts, _tenth(fault))))
     for name, (fault, _) in ENDING.items():
         rows.append((f"{name}, later mended", *_served(texts, _from_the_middle(fault, count))))
@@ -218,7 +219,8 @@ def _from_the_middle(fault: Fault, count: int) -> Choice:
 def _served(texts: Sequence[str], fault: Choice) -> tuple[str, ...]:
     """Run until all is there; the fault is gone once it has ended a run."""
     with serving(OpenAIServer(fault=fault)) as server, tempfile.TemporaryDirectory() as folder:
-        keys = job(Path(folder), server.url, texts, 16) | {"texts_per_request": 8}
+        keys = job(Path(folder), server.url, texts, 16)
+        keys |= {"texts_per_request": 8, "timeout": 5.0}
         runs = 0
         while runs < 2:
             runs += 1
@@ -267,4 +269,5 @@ def _counts(server: OpenAIServer, folder: Path, texts: Sequence[str]) -> tuple[s
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("uvicorn.error").disabled = True  # replies are cut on purpose
     main()

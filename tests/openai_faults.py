@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from openai_server import Body, Fault
+from openai_server import DRIP, HANG, Body, Fault
 
 
 def status(code: int, message: str = "", kind: str = "error", **headers: str) -> Fault:
@@ -40,6 +40,12 @@ PASSING: dict[str, Fault] = {
     "no items": lambda asked, reply: (200, {}, b'{"model": "toy", "data": null}'),
 }
 """Replies that are followed by proper ones when the same is sent again."""
+
+SLOW: dict[str, Fault] = {
+    "hang": lambda asked, reply: (200, {HANG: "10"}, json.dumps(reply).encode()),
+    "slow drip": lambda asked, reply: (200, {DRIP: "0.05"}, json.dumps(reply).encode()),
+}
+"""Replies that take longer than a deadline of seconds, and are followed by proper ones."""
 
 ENDING: dict[str, tuple[Fault, str]] = {
     "expired key": (status(401, "key has expired"), "OPENAI_API_KEY"),

@@ -31,6 +31,8 @@ Fault = Callable[[Body, Body], Reply]
 """Of a request and its proper reply."""
 
 WIDTH = 16
+HANG, DRIP = "x-hang", "x-drip"
+"""Headers of a reply: seconds before it, and after each of its bytes."""
 
 
 def embedding(text: str) -> np.ndarray:
@@ -218,6 +220,7 @@ class OpenAIServer:
             await asyncio.sleep(self.pause_s)
             target = scope["path"] + "?" + scope["query_string"].decode()
             status, more, reply = self._reply(number, scope["method"], target, headers, received)
+            await asyncio.sleep(float(more.get(HANG, 0)))
         finally:
             self.in_flight -= 1
         if reply is None:
@@ -228,6 +231,11 @@ class OpenAIServer:
         sent = [(name.encode(), value.encode()) for name, value in more.items()]
         sent.append((b"content-length", str(len(reply)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": sent})
+        pause_s = float(more.get(DRIP, 0))
+        while pause_s and reply:
+            await send({"type": "http.response.body", "body": reply[:1], "more_body": True})
+            reply = reply[1:]
+            await asyncio.sleep(pause_s)
         await send({"type": "http.response.body", "body": reply})
 
     def _reply(

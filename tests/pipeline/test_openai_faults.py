@@ -14,7 +14,7 @@ from armada.stages.precompute.remote import requests
 from armada.stages.store.reading.reader import open_cache
 from armada.stages.store.writing.replies import KeptReplies
 from command_line import CommandLine, start
-from openai_faults import ENDING, PASSING, changed, status
+from openai_faults import ENDING, PASSING, SLOW, changed, status
 from openai_runs import check_whole, write_corpus
 from openai_server import Body, Fault, OpenAIServer, serving
 
@@ -77,14 +77,12 @@ def test_a_mixture_of_failures(armada: CommandLine, corpus: Path, server: OpenAI
     assert {server.paid[text] for text in TEXTS} == {1}
 
 
-def test_a_request_that_hangs_is_sent_again(
-    armada: CommandLine, corpus: Path, server: OpenAIServer
+@pytest.mark.parametrize("fault", SLOW)
+def test_what_takes_too_long_is_sent_again(
+    armada: CommandLine, corpus: Path, server: OpenAIServer, fault: str
 ) -> None:
-    def hang(number: int, body: Body) -> None:
-        server.pause_s = 5.0 if number == 6 else 0.0  # of the next
-
-    server.fault = hang
-    armada.done(*words(server, corpus, timeout=1.0, concurrency=1))
+    server.fault = lambda number, body: SLOW[fault] if number == 6 else None
+    armada.done(*words(server, corpus, timeout=2.0, concurrency=2))
     check_whole(corpus, TEXTS)
     assert server.requests >= 1 + COUNT // 4 + 1
 
