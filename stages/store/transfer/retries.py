@@ -13,6 +13,7 @@ connecting, in the headers or in the file.
 import asyncio
 import errno
 import re
+import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from email.utils import parsedate_to_datetime
@@ -65,6 +66,9 @@ def persistently(call: Callable[[], T]) -> T:
 
 def may_pass(cause: BaseException) -> bool:
     """Whether the same call may succeed a little later."""
+    # Whatever says that a connection failed: its certificate will be the same.
+    if any(isinstance(error, ssl.SSLCertVerificationError) for error in _chain(cause)):
+        return False
     verdicts = (verdict for verdict in map(_verdict, _chain(cause)) if verdict is not None)
     return next(verdicts, any(isinstance(error, OSError) for error in _chain(cause)))
 

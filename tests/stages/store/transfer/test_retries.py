@@ -48,6 +48,13 @@ def with_botocore(code: int, **headers: str) -> Exception:
     return outer
 
 
+def untrusted() -> Exception:
+    """As httpx raises it: an error that passes, of one that doesn't."""
+    outer = httpx.ConnectError("certificate verify failed")
+    outer.__cause__ = ssl.SSLCertVerificationError("self-signed certificate")
+    return outer
+
+
 MAKERS = (with_aiohttp, with_requests, with_httpx, with_botocore)
 
 
@@ -125,6 +132,7 @@ def test_what_may_pass_is_tried_again(cause: Exception) -> None:
         *(requests.exceptions.InvalidURL(), ssl.SSLCertVerificationError("self-signed")),
         *(OfflineModeIsEnabled(), httpx.UnsupportedProtocol("ftp"), KeyboardInterrupt()),
         wrapped(with_httpx(403)),
+        untrusted(),
         hf_error(),
     ],
     ids=named,
