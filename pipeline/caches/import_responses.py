@@ -7,13 +7,12 @@ batch output             what OpenAI's batch service, and those like it, leave: 
                          by `custom_id`, which is the corpus's id
 
 The teacher has only what was declared, as that of other imports: kind `imported`, and as settings
-the name, the layout, the digest of the file and the `declare`d keys. So another file is another
-teacher. Several responses to one prompt are those of one example. Memory: the prompts and the
-responses.
+the name, the layout, the digest of the file, the fields that were read and the `declare`d keys. So
+another file, or another field of it, is another teacher. Several responses to one prompt are those
+of one example. Memory: the prompts and the responses.
 """
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,15 @@ from ...cache_schemas.manifest import CorpusRecord, RowsPerShard, RunRecord, Tea
 from ...cache_schemas.teachers import SettingValue, TeacherSpec
 from ...stages.corpus.corpus import read_corpus
 from ...stages.corpus.reading import OPTIONAL, column_name
+from ...stages.precompute.remote.log_probs import ROUNDING
 from ...stages.precompute.remote.responses import Choice, read_chat, read_completion
-from ...stages.precompute.remote.wire import MalformedReplyError
+from ...stages.precompute.remote.wire import (
+    MalformedReplyError,
+    a_list,
+    a_text,
+    an_object,
+    optional,
+)
 from ...stages.precompute.teachers.generated import (
     BYTES_PER_TOKEN,
     FINISHED,
@@ -50,6 +56,9 @@ from ..signals import telling_what_is_kept
 from .imports import KIND, LIBRARIES, Imported, check_declared, refuse_same_name
 
 ROWS_PER_SHARD = 1024
+
+OWN_SETTINGS = ("name", "layout", "file", "text_column", "response_field", "log_probs_field")
+"""Settings of the teacher that are not declared."""
 
 Segments = tuple[str, ...]
 Layout = Literal["responses", "batch_output"]
@@ -88,7 +97,7 @@ class ResponseImportJob(TextFormatKeys):
     @field_validator("declare")
     @classmethod
     def _can_be_hashed(cls, declared: dict[str, SettingValue]) -> dict[str, SettingValue]:
-        return check_declared(declared, "name", "layout", "file")
+        return check_declared(declared, *OWN_SETTINGS)
 
 
 class _LineError(Exception):
@@ -222,7 +231,8 @@ def _tokens(response: Response) -> int:
 
 def _read(job: ResponseImportJob) -> _Read:
     """All responses. Raises CorpusError, naming the file and the line, for what is none."""
-    of_batch, said, problems, lines = False, dict[Segments, list[Response]](), list[str](), 0
+    said, problems, lines = dict[Segments, list[Response]](), list[str](), 0
+    of_batch: bool | None = None
     prompts: dict[str, Segments] = {}
     for number, line in _lines(job.source):
         where, lines = f"{job.source} line {number}", lines + 1
@@ -230,11 +240,13 @@ def _read(job: ResponseImportJob) -> _Read:
             document = json.loads(line)
             if not isinstance(document, dict):
                 raise _LineError("is no object")
-            if lines == 1:
-                of_batch = "custom_id" in document and "response" in document
+            if of_batch is None:
+                # Text beside a custom_id is a response of a line's own prompt.
+                said_of_id = document.get("response", "")
+                of_batch = "custom_id" in document and not isinstance(said_of_id, str | list)
                 prompts = _prompts_by_id(job) if of_batch else {}
             segments, found = _of_batch(document, prompts) if of_batch else _of_line(document, job)
-        except (_LineError, MalformedReplyError, ValueError) as problem:
+        except (_LineError, MalformedReplyError, ValueError, RecursionError) as problem:
             problems.append(f"{where}: {problem}")
             continue
         said.setdefault(segments, []).extend(found)
@@ -280,15 +292,16 @@ def _of_batch(
     document: dict[str, Any], prompts: dict[str, Segments]
 ) -> tuple[Segments, list[Response]]:
     """A line of batch output."""
-    name, reply = document.get("custom_id"), document.get("response") or {}
+    name = a_text(document.get("custom_id"), "custom_id")
+    reply = optional(document.get("response"), "response", an_object) or {}
     if name not in prompts:
         raise _LineError(f"custom_id {name!r} is no id of the corpus")
     if document.get("error") or reply.get("status_code", 200) != 200:
         told = document.get("error") or reply.get("body")
         raise _LineError(f"custom_id {name!r} has no response: {json.dumps(told)[:120]}")
-    body = reply.get("body") or {}
-    choices = body.get("choices") or [{}]
-    read = read_chat if "message" in choices[0] else read_completion
+    body = an_object(reply.get("body"), "response.body")
+    choices = a_list(body.get("choices"), "choices") or [{}]
+    read = read_chat if "message" in an_object(choices[0], "choices[0]") else read_completion
     return prompts[name], [_of_choice(choice) for choice in read(body, len(choices))]
 
 
@@ -307,13 +320,14 @@ def _of_line(document: dict[str, Any], job: ResponseImportJob) -> tuple[Segments
     segments = tuple(_segment(document, column) for column in job.text_column)
     if len(segments) > 1 and not any(segment.strip() for segment in segments):
         raise _LineError("its prompt is blank")
+    "".join(segments).encode()  # raises ValueError for half a character, which JSON can write
     texts, log_probs = document.get(job.response_field), document.get(job.log_probs_field)
     finish = document.get("finish_reason")
     if isinstance(texts, str):
         texts, log_probs, finish = [texts], [log_probs], [finish]
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         raise _LineError(f"field {job.response_field!r} is no text, nor a list of some")
-    each_log_probs = log_probs or [None] * len(texts)
+    each_log_probs = optional(log_probs, job.log_probs_field, a_list) or [None] * len(texts)
     each_finish = finish if isinstance(finish, list) else [finish] * len(texts)
     if not len(texts) == len(each_log_probs) == len(each_finish):
         raise _LineError("has more, or fewer, log-probabilities or finish reasons than responses")
@@ -326,14 +340,16 @@ def _of_line(document: dict[str, Any], job: ResponseImportJob) -> tuple[Segments
 def _log_probs(values: Any, job: ResponseImportJob) -> Any:
     if values is None:
         return None
-    numbers = isinstance(values, list) and all(
-        isinstance(each, int | float) and math.isfinite(each) and each <= 1e-6 for each in values
-    )
-    if not numbers:
+    if not isinstance(values, list) or not all(map(_is_log_prob, values)):
         raise _LineError(
             f"field {job.log_probs_field!r} is no list of log-probabilities, finite and at most 0"
         )
-    return np.array(values, dtype=np.float32)
+    return np.minimum(values, 0.0).astype(np.float32)
+
+
+def _is_log_prob(value: Any) -> bool:
+    lowest = float(np.finfo(np.float32).min)
+    return type(value) in (int, float) and lowest <= value <= ROUNDING
 
 
 def _segment(document: dict[str, Any], column: str) -> str:
@@ -352,12 +368,20 @@ def _segment(document: dict[str, Any], column: str) -> str:
 
 def _manifest(job: ResponseImportJob, layout: Layout, features: _Features) -> TeacherManifest:
     """The teacher as declared; what the cache holds of it, if it does."""
-    settings: dict[str, SettingValue] = {"name": job.name, "layout": layout}
+    settings: dict[str, SettingValue] = {
+        "name": job.name,
+        "layout": layout,
+        "file": file_digest(job.source),
+        "text_column": job.text_column,
+    }
+    if layout == "responses":
+        named = {"response_field": job.response_field, "log_probs_field": job.log_probs_field}
+        settings |= named
     spec = TeacherSpec(
         kind=KIND,
         name=job.name,
         weights={},
-        settings=settings | {"file": file_digest(job.source)} | job.declare,
+        settings=settings | job.declare,
         features=features.specs,
     )
     known = check_teacher(job.cache, spec, job.rows_per_shard, add_teacher=True)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -268,7 +269,9 @@ class _Run:
                 rejected(tables.schema(responses=True, rule=True).empty_table())
             write(schema.empty_table())
             with CountProgress("write", "rows", self.stream.rows, quiet) as progress:
-                for prompts, verdicts in zip(self.blocks(), decided.verdicts, strict=True):
+                for prompts, verdicts in zip_longest(self.blocks(), decided.verdicts):
+                    if prompts is None or verdicts is None:
+                        raise _has_changed()
                     table, others = self._chosen(tables, prompts, verdicts.astype(np.int64))
                     write(table.cast(schema))
                     written += len(table)
@@ -295,7 +298,7 @@ class _Run:
         """The rows of a block to write, and its rejected responses, if they are to be written."""
         responses, lacking = self.read(prompts)
         if len(responses) != len(verdicts):
-            raise CorpusError("cache, corpus: have changed in between; run the command again")
+            raise _has_changed()
         kept = responses.take(np.flatnonzero(verdicts == 0))
         others = np.flatnonzero(verdicts)
         rejected = None
@@ -308,3 +311,7 @@ class _Run:
             counts = np.bincount(np.concatenate(lacking), minlength=len(prompts))
             rows = np.setdiff1d(np.flatnonzero(counts < len(lacking)), rows)
         return tables.of_prompts(prompts, rows), rejected
+
+
+def _has_changed() -> CorpusError:
+    return CorpusError("cache, corpus: have changed in between; run the command again")

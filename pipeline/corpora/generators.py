@@ -268,10 +268,12 @@ class Predictions:
                 f"{path}: has neither generated_text nor class; name a file that `predict` wrote "
                 f"for a language model or a classifier (it has {', '.join(columns)})"
             )
+        if lacking := table[of_text].null_count:
+            raise CorpusError(f"{path}: {lacking} of {len(table)} rows have no {of_text}")
         self._texts = [str(text) for text in table[of_text].to_pylist()]
         self._log_probs = np.full(len(table), np.nan)
         if "probabilities" in columns:
-            highest = [max(each) for each in table["probabilities"].to_pylist()]
+            highest = [_highest(each, path) for each in table["probabilities"].to_pylist()]
             self._log_probs = np.log(np.maximum(highest, np.finfo(np.float64).tiny))
         self._places = {str(each): at for at, each in enumerate(table[self._by].to_pylist())}
         if len(self._places) < len(table):
@@ -310,6 +312,15 @@ class Predictions:
             tokens=np.full(len(known), -1),
         )
         return responses, np.flatnonzero(places < 0)
+
+
+def _highest(probabilities: Any, path: Path) -> float:
+    try:
+        return max(map(float, probabilities))
+    except (TypeError, ValueError):
+        raise CorpusError(
+            f"{path}: {probabilities!r:.60} in the column probabilities are none"
+        ) from None
 
 
 def _read_predictions(path: Path) -> pa.Table:

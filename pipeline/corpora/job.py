@@ -9,6 +9,9 @@ from ...cache_schemas.features import TableName
 from ..jobs import Corpora, LocalFolder, Names, TextFormatKeys
 from .rules import AnyRule, CachedTeacher
 
+MOST = 254
+"""Generators, and rules: a decision about a response is one byte."""
+
 
 class GeneratorKeys(CachedTeacher):
     """Responses of one teacher in a cache."""
@@ -39,6 +42,7 @@ class CorpusJob(TextFormatKeys):
     )
     generators: dict[TableName, GeneratorKeys] = Field(
         default_factory=dict,
+        max_length=MOST,
         description="several, instead of cache: name -> {cache, teacher, tokenizer, share}",
     )
     predictions: Path | None = Field(
@@ -60,6 +64,7 @@ class CorpusJob(TextFormatKeys):
     )
     rules: tuple[AnyRule, ...] = Field(
         default=(),
+        max_length=MOST,
         description="which responses are kept: a list of {rule: NAME, ...}, each applied to what "
         "the ones before it keep",
     )

@@ -84,6 +84,14 @@ def test_responses_without_log_probabilities(armada: CommandLine, tmp_path: Path
         ({"prompt": " ", "response": "x"}, "field 'prompt' is no text"),
         ({"prompt": "a", "response": "x", "log_probs": [0.5]}, "field 'log_probs' is no list of"),
         ({"prompt": "a", "response": ["x", "y"], "log_probs": [[-1]]}, "has more, or fewer"),
+        ({"prompt": "a", "response": ["x"], "log_probs": 5}, "log_probs is 5, not a list"),
+        (
+            {"prompt": "a", "response": "x", "log_probs": [-1e300]},
+            "field 'log_probs' is no list of",
+        ),
+        ({"prompt": "a", "response": "x", "log_probs": [-(10**400)]}, "field 'log_probs' is no"),
+        ({"prompt": "\ud800", "response": "x"}, "'utf-8' codec can't encode"),
+        ({"prompt": "a", "response": "\ud800"}, "'utf-8' codec can't encode"),
         (["a", "x"], "is no object"),
     ],
 )
@@ -149,3 +157,46 @@ def test_batch_output_is_joined_by_its_ids(armada: CommandLine, tmp_path: Path) 
     strange = write(tmp_path / "strange.jsonl", [batch_line("n9", "x")])
     refused = armada(*words(tmp_path, strange, "--corpus", corpus))
     assert "custom_id 'n9' is no id of the corpus" in refused.error
+
+
+def test_another_field_of_a_file_is_another_teacher(armada: CommandLine, tmp_path: Path) -> None:
+    source = write(tmp_path / "said.jsonl", [{"prompt": "a", "response": "x", "worse": "y"}])
+    armada.done(*words(tmp_path, source))
+    refused = armada(*words(tmp_path, source, "--set", "response_field=worse"))
+    assert refused.code == 2
+    assert "response_field" in refused.error
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"custom_id": "n0", "response": {"body": {"choices": [5]}}}, "choices[0] is 5, not an"),
+        ({"custom_id": "n0", "response": {"body": [1]}}, "response.body is [1], not an object"),
+        ({"custom_id": "n0", "response": "text"}, "response is 'text', not an object"),
+        ({"custom_id": ["n0"], "response": {}}, "custom_id is ['n0'], not a string"),
+        ({"custom_id": None, "response": {}}, "custom_id is None, not a string"),
+    ],
+)
+def test_batch_lines_that_are_no_responses(
+    armada: CommandLine, tmp_path: Path, line: Any, told: str
+) -> None:
+    prompts = [{"id": "n0", "prompt": "a"}, {"id": None, "prompt": "b"}]
+    corpus = write(tmp_path / "prompts.jsonl", prompts)
+    source = write(tmp_path / "batch.jsonl", [batch_line("n0", "eh"), line])
+    refused = armada(*words(tmp_path, source, "--corpus", corpus))
+    assert f"batch.jsonl line 2: {told}" in refused.error
+
+
+def test_a_first_line_that_is_cut_off_is_skipped(armada: CommandLine, tmp_path: Path) -> None:
+    corpus = write(tmp_path / "prompts.jsonl", [{"id": "n0", "prompt": "a"}])
+    source = write(tmp_path / "batch.jsonl", [batch_line("n0", "eh")])
+    for cut in ('{"custom', "[" * 100_000):
+        source.write_text(f"{cut}\n{json.dumps(batch_line('n0', 'eh'))}\n")
+        place = tmp_path / str(len(cut))
+        result = armada(*words(place, source, "--corpus", corpus, "--skip-bad-rows"))
+        assert (result.code, "batch.jsonl line 1" in result.err) == (0, True), result.err
+
+
+def test_texts_may_have_a_custom_id(armada: CommandLine, tmp_path: Path) -> None:
+    source = write(tmp_path / "said.jsonl", [{"custom_id": "1", "prompt": "a", "response": "x"}])
+    assert "1 rows; 0 already cached, 1 imported" in armada.done(*words(tmp_path, source))

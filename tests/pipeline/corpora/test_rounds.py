@@ -88,3 +88,20 @@ def test_predictions_that_do_not_fit_are_refused(
     given = [*words(corpus, out, "{rule: label}"), "--predictions", file]
     refused = armada(*given, "--corpus", corpus)
     assert (refused.code, "counts the rows of each file" in refused.error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"generated_text": None}, "1 of 1 rows have no generated_text"),
+        ({"class": "x", "probabilities": None}, "None in the column probabilities are none"),
+        ({"class": "x", "probabilities": []}, "[] in the column probabilities are none"),
+    ],
+)
+def test_rows_without_a_prediction(
+    armada: CommandLine, tmp_path: Path, corpus: Path, line: dict[str, object], told: str
+) -> None:
+    said = tmp_path / "said.jsonl"
+    said.write_text(json.dumps({"row": 1} | line) + "\n")
+    refused = armada(*words(corpus, tmp_path / "x.parquet", "{rule: label}"), "--predictions", said)
+    assert (refused.code, told in refused.error) == (2, True)
