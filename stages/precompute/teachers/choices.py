@@ -58,6 +58,7 @@ class ChoicesTeacher(CausalCheckpointTeacher):
         self._recipe = options.recipe()
         self._ends = special_ends(self._tokenizer)
         self._choices = [self._answer_ids(answer) for answer in options.answers]
+        self._refuse_same()
         self._rule = ScoringRule(options, [len(ids) for ids in self._choices])
         self._longest = max(self._rule.tokens)
         self._room = self._max_length - self._longest
@@ -129,6 +130,16 @@ class ChoicesTeacher(CausalCheckpointTeacher):
         if not ids:
             raise JobError(f"answers: {answer!r} has no tokens; name another word")
         return np.array(ids, dtype=np.int32)
+
+    def _refuse_same(self) -> None:
+        known: dict[bytes, str] = {}
+        for answer, ids in zip(self._options.answers, self._choices, strict=True):
+            other = known.setdefault(ids.tobytes(), answer)
+            if other != answer:
+                raise JobError(
+                    f"answers: {other!r} and {answer!r} have the same tokens, and so the same "
+                    "score; name other words"
+                )
 
     def _prompt_ids(self, prompts: Sequence[str]) -> list[Ids]:
         """Tokens of prompts, at least one more than there is room for of those that are longer."""

@@ -100,6 +100,10 @@ class ChoicesOptions(CausalCheckpointOptions):
                 raise ValueError(f"{name}: {list(given)} repeats one; name each once")
         if self.names and len(self.names) != len(self.answers):
             raise ValueError(f"names: are {len(self.names)}, the answers {len(self.answers)}")
+        if not self.questions and len(set(self.classes)) < len(self.classes):
+            raise ValueError(
+                f"names: {list(self.classes)} would be the classes; name each by another word"
+            )
         if bool(self.questions) != (QUESTION in self._template):
             raise ValueError(
                 f"questions: {QUESTION} of prompt_template, or user_template of a chat, stands for "
@@ -121,6 +125,11 @@ class ChoicesOptions(CausalCheckpointOptions):
                 f"questions: {len(self.answers)} answers have no log-odds; name two, or set score"
             )
         return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.names or tuple(answer.strip() for answer in self.answers)
 
     @property
     def values(self) -> tuple[float, ...] | None:
@@ -184,13 +193,12 @@ class ChoicesOptions(CausalCheckpointOptions):
         if self.content_free or self.premise is not None:
             read += ", less those without the text"
         if not self.questions:
-            names = self.names or tuple(answer.strip() for answer in self.answers)
             yield FeatureSpec(
                 name="logits",
-                shape=(len(names),),
+                shape=(len(self.classes),),
                 dtype=stored,
                 description=f"{read} of the answers",
-                labels=names,
+                labels=self.classes,
             )
         elif len(self.answers) == 2:
             first, second = self.answers

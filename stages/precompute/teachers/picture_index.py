@@ -49,14 +49,24 @@ class PictureFolder:
 def read_picture_folder(source: str) -> PictureFolder:
     """The pictures below a folder. Raises TeacherSourceError if there are none."""
     folder = Path(expand_home(source))
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in found if not path.is_dir())
     if not files:
         raise TeacherSourceError(
             f"pictures {source}: holds no pictures ({', '.join(SUFFIXES)}); name a folder of them"
         )
-    found = {sha256_of(file)[: 2 * ID_BYTES]: file for file in reversed(files)}
-    ids = tuple(sorted(found))
-    return PictureFolder(folder, ids, tuple(found[each] for each in ids))
+    by_id = {_id_of(file, folder): file for file in reversed(files)}
+    ids = tuple(sorted(by_id))
+    return PictureFolder(folder, ids, tuple(by_id[each] for each in ids))
+
+
+def _id_of(file: Path, folder: Path) -> str:
+    try:
+        return sha256_of(file)[: 2 * ID_BYTES]
+    except OSError as error:
+        raise TeacherSourceError(
+            f"pictures {folder}: {file.relative_to(folder)}: {error.strerror}; remove it"
+        ) from error
 
 
 def embeddings_of(

@@ -25,6 +25,7 @@ from ....cache_schemas.errors import JobError, TeacherOutputError, TeacherSource
 from ....cache_schemas.extras import require_extra
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
+from ....cache_schemas.teachers import SettingValue
 from ...pictures import PictureError, read_picture
 from ...pooling import pool
 from ...pretrained import LOCAL_ONLY, quiet_transformers, refusing
@@ -184,6 +185,12 @@ class VlmTeacher(LanguageModelTeacher):
         if self._generator is None:
             return super()._digests()
         return super()._digests() | {"generator": self._generator.spec.weights["pipeline"]}
+
+    def _declared_settings(self) -> dict[str, SettingValue]:
+        if self._generator is None:
+            return {}
+        own = self._generator.spec.settings["dtype"]  # of dtype=auto it may be another
+        return {} if own == self._precision.compute else {"generator_dtype": own}
 
     def load(self) -> None:
         """See CheckpointTeacher; and the generator."""

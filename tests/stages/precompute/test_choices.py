@@ -1,5 +1,6 @@
 """Scored choices, against the model itself asked about one answer at a time."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from armada.stages.precompute.teachers.choices_options import ChoicesOptions
 from pydantic import ValidationError
 from scipy.special import log_softmax, softmax
 from tiny_language_models import TEXTS, make_causal_lm
+from tokenizers.normalizers import Lowercase
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ANSWERS = (" sea", " the river", " rain and the stars", " a")
@@ -267,6 +269,15 @@ def test_doubtful_answers_are_warned_of(folders: dict[str, Path]) -> None:
     assert len(merged.notes) == 1
 
 
+def test_answers_of_the_same_tokens_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["llama"], tmp_path / "lower")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(JobError, match="' Sea' and ' sea' have the same tokens"):
+        loaded(folder, answers=(" a", " Sea", " sea"))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -274,6 +285,7 @@ def test_doubtful_answers_are_warned_of(folders: dict[str, Path]) -> None:
         ({"answers": [False, True]}, "put them in quotes"),
         ({"answers": (" ", "a")}, "answers"),
         ({"names": ("a",)}, "names: are 1, the answers 2"),
+        ({"answers": ("yes", " yes")}, "names: ['yes', 'yes'] would be the classes"),
         ({"questions": ("why?",)}, "questions: {question} of prompt_template"),
         ({"prompt_template": "{text} {question}"}, "questions: {question} of prompt_template"),
         ({"prompt_template": "{question}"}, "has no {text}"),

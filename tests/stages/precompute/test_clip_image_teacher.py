@@ -194,3 +194,12 @@ def test_a_damaged_picture_is_named(pictures: Path, make: MakeTeacher) -> None:
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(TeacherSourceError, match=r"more/3.PNG: is no whole PNG.*; remove it"):
         make()
+
+
+def test_what_only_looks_like_a_picture(pictures: Path, make: MakeTeacher) -> None:
+    known = make(load=False).spec.weights["pictures"]
+    (pictures / "folder.png").mkdir()
+    assert make(load=False).spec.weights["pictures"] == known
+    (pictures / "lost.png").symlink_to(pictures / "nowhere")
+    with pytest.raises(TeacherSourceError, match=r"lost\.png: No such file or directory; remove"):
+        make(load=False)

@@ -1,6 +1,8 @@
 """Models of images and text as teachers, against transformers' own processors and models."""
 
 import io
+import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +203,25 @@ def test_a_generated_picture_is_read_with_its_text(
         refused = teacher.encode(examples).refused
     assert list(refused) == [0, 1]
     assert "is not finite" in refused[0]
+
+
+def test_the_fingerprint_has_what_the_generator_computes_in(models: Path, tmp_path: Path) -> None:
+    """By dtype=auto, both need not be the same."""
+    generator = tiny_diffusion.make_stable_diffusion(tmp_path / "sd")
+    folder = shutil.copytree(models / "llava", tmp_path / "half")
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = config["text_config"]["dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(config))
+
+    def spec(dtype: str, device: str) -> Any:
+        options = VlmOptions(generator=str(generator), dtype=dtype, **GENERATED)
+        return VlmTeacher(str(folder), options, torch.device(device)).spec
+
+    auto, half = spec("auto", "cuda"), spec("bfloat16", "cuda")
+    assert auto.settings["dtype"] == half.settings["dtype"] == "bfloat16"
+    assert auto.settings["generator_dtype"] == "float16"
+    assert auto.fingerprint != half.fingerprint
+    assert "generator_dtype" not in spec("auto", "cpu").settings
 
 
 @pytest.mark.parametrize(
