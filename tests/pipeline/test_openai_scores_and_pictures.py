@@ -58,6 +58,7 @@ def test_scores_of_pairs(armada: CommandLine, pairs: Path, options: dict[str, st
 def test_scores_are_of_two_columns(armada: CommandLine, pairs: Path) -> None:
     with serving() as server:
         refused = armada(*words(server, pairs, ("query",), api="rerank"))
+        assert server.requests == 0
     assert refused.code == 2
     assert "text_column: 1 given; api=rerank scores pairs" in refused.err
 

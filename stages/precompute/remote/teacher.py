@@ -85,6 +85,11 @@ class OpenAITeacher(Teacher):
                 return
         self.spec = self._make_spec(self._probe())
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises JobError for examples of which no query can be made."""
+        for each in examples:
+            self._api.content(each)
+
     def load(self) -> None:
         """Send a probe, several times."""
         self._api.load()
