@@ -153,7 +153,12 @@ def test_a_budget_is_looked_at_before_a_batch_is_made(
     ended = armada(*words(server, corpus, max_requests=10))
     assert ended.code == 1
     assert "max_requests=10: 1 were made, and the next batch has 15" in ended.err
+    ended = armada(*words(server, corpus, request_price=1, max_cost=12))
+    assert ended.code == 1
+    assert "max_cost=12: 1 are spent or under way, and the next batch costs about 15" in ended.err
     assert not server.batches
+    armada.done(*words(server, corpus, request_price=1, max_cost=17))
+    check_paid_once(server, corpus)
 
 
 def test_apis_without_a_batch_service(

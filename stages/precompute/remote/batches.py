@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -54,9 +54,30 @@ class Batch(BaseModel):
     name: str
     id: str | None = None
     keys: list[list[str]]
+    cost: float = 0.0
+    """As expected, by the prices."""
 
 
 _NOTES = TypeAdapter(list[Batch])
+
+
+@dataclass(slots=True)
+class _File:
+    """The requests of a batch to be made: the keys and the line of each, and what they are
+    expected to cost."""
+
+    keys: list[list[str]] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)
+    size: int = 0
+    cost: float = 0.0
+
+    def add(self, keys: list[str], url: str, body: bytes) -> None:
+        """Append a request; `body`: its document."""
+        head = {"custom_id": str(len(self.lines)), "method": "POST", "url": url}
+        line = json.dumps(head).encode()[:-1] + b', "body": ' + body + b"}\n"
+        self.keys.append(keys)
+        self.lines.append(line)
+        self.size += len(line)
 
 
 @dataclass(slots=True)
@@ -81,8 +102,8 @@ class Batches:
             self._noted = self._read()
             await self._find_again()
             while True:
-                for keys, content in self._files(queries()):
-                    await self._make(keys, content)
+                for file in self._files(queries()):
+                    await self._make(file)
                 if not self._noted:
                     return
                 await self._fetch_all()
@@ -129,8 +150,8 @@ class Batches:
                 return
             after = f"&after={_id_of(found[-1])}"
 
-    def _files(self, queries: Iterable[Query]) -> Iterator[tuple[list[list[str]], bytes]]:
-        """The keys and lines of requests for what is neither kept nor under way nor failed."""
+    def _files(self, queries: Iterable[Query]) -> Iterator["_File"]:
+        """The requests for what is neither kept nor under way nor failed."""
         under_way = {bytes.fromhex(key) for b in self._noted for keys in b.keys for key in keys}
         wanted = (
             query
@@ -139,20 +160,19 @@ class Batches:
             and query.key not in under_way
             and query.key not in self._left
         )
-        keys: list[list[str]] = []
-        lines: list[bytes] = []
-        size = 0
+        file = _File()
         for part in self._together(wanted):
-            line = self._line(len(lines), part)
-            if lines and (len(lines) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
-                yield keys, b"".join(lines)
-                keys, lines, size = [], [], 0
-                line = self._line(0, part)
-            keys.append([query.key.hex() for query in part])
-            lines.append(line)
-            size += len(line)
-        if lines:
-            yield keys, b"".join(lines)
+            body = json.dumps(self.api.body(part)).encode()
+            if file.lines and (
+                len(file.lines) == MOST_REQUESTS or file.size + len(body) > MOST_BYTES
+            ):
+                yield file
+                file = _File()
+            expected = self.api.expected(part)
+            file.cost += self.limits.cost_of(expected.input_tokens, expected.output_tokens)
+            file.add([query.key.hex() for query in part], f"/v1{self.api.path}", body)
+        if file.lines:
+            yield file
 
     def _together(self, queries: Iterable[Query]) -> Iterator[list[Query]]:
         part: list[Query] = []
@@ -164,35 +184,31 @@ class Batches:
         if part:
             yield part
 
-    def _line(self, number: int, queries: Sequence[Query]) -> bytes:
-        request = {
-            "custom_id": str(number),
-            "method": "POST",
-            "url": f"/v1{self.api.path}",
-            "body": self.api.body(queries),
-        }
-        return json.dumps(request).encode() + b"\n"
-
-    async def _make(self, keys: list[list[str]], content: bytes) -> None:
-        self._admit(len(keys))
-        file = await self._uploaded(content)
-        batch = Batch(name=secrets.token_hex(16), keys=keys)
+    async def _make(self, made: "_File") -> None:
+        self._admit(made)
+        file = await self._uploaded(b"".join(made.lines))
+        batch = Batch(name=secrets.token_hex(16), keys=made.keys, cost=made.cost)
         self._noted.append(batch)
         self._note()
         batch.id = await self._create(batch.name, file)
         self._note()
-        self.counts.requests += len(keys)
-        _LOGGER.info(f"batch {batch.id}: {len(keys):,} requests")
+        self.counts.requests += len(made.keys)
+        _LOGGER.info(f"batch {batch.id}: {len(made.keys):,} requests")
 
-    def _admit(self, requests: int) -> None:
-        made, most = self.counts.requests, self.limits.requests
-        if most is not None and made + requests > most:
+    def _admit(self, made: "_File") -> None:
+        """Raises RunError for a batch that is more than the run may take."""
+        before, limits = self.counts.requests, self.limits
+        if limits.requests is not None and before + len(made.keys) > limits.requests:
             raise RunError(
-                f"max_requests={most}: {made} were made, and the next batch has {requests}; raise "
-                "it, or limit the rows"
+                f"max_requests={limits.requests}: {before} were made, and the next batch has "
+                f"{len(made.keys)}; raise it, or limit the rows"
             )
-        if self.limits.cost is not None and self.counts.cost >= self.limits.cost:
-            raise RunError(f"max_cost={self.limits.cost:g}: {self.counts.cost:.4g} are spent")
+        spent = self.counts.cost + sum(batch.cost for batch in self._noted)
+        if limits.cost is not None and spent + made.cost > limits.cost:
+            raise RunError(
+                f"max_cost={limits.cost:g}: {spent:.4g} are spent or under way, and the next batch "
+                f"costs about {made.cost:.2g}; raise it, or limit the rows"
+            )
 
     async def _create(self, name: str, file: str) -> str:
         """The service's name of a new batch; made once, also where its reply is lost."""
