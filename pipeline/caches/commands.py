@@ -126,7 +126,10 @@ def import_features(
     cache: CacheFolder,
     source: Annotated[
         Path | None,
-        typer.Argument(help="folder of .npy files, one .npy array, Parquet; .jsonl of responses"),
+        typer.Argument(
+            help="folder of .npy files, one .npy array, Parquet; .jsonl of responses, or "
+            "of predictions (tokenizer)"
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="name of the import")] = None,
     declare: Annotated[
@@ -168,6 +171,11 @@ def import_features(
         "skip_bad_rows": skip_bad_rows or None,
     }
     keys = collect_keys(None, options, settings or [])
+    if source is not None and source.suffix == ".jsonl" and "tokenizer" in keys:
+        from .import_predictions import PredictionImportJob, run_prediction_import
+
+        show_import(run_prediction_import(make(PredictionImportJob, keys), quiet), as_json)
+        return
     if source is not None and source.suffix == ".jsonl":
         from .import_responses import ResponseImportJob, run_response_import
 

@@ -268,7 +268,7 @@ class _ImportedShards:
         self._indices, self._keys = indices[self._rows], corpus.keys()[self._rows]
         self._work = Work(writer, self._keys, waiting)
         self._skip = skip_bad_rows
-        self._run_id, self._run = new_run_id(), _run_record(corpus)
+        self._run_id, self._run = new_run_id(), run_record(corpus)
         self.pending = self._work.pending
         self.unique = len(first_occurrences(self._keys))
         self.imported = 0
@@ -331,7 +331,7 @@ class _ImportedShards:
         self._writer.record_run(self._run_id, self._run)
 
 
-def _run_record(corpus: Corpus) -> RunRecord:
+def run_record(corpus: Corpus) -> RunRecord:
     """Provenance of an import: hardware and libraries are unknown."""
     keys = corpus.keys()
     rows_of = [np.flatnonzero(corpus.source_of_row == at) for at in range(len(corpus.sources))]

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from tiny_generators import make_audioldm2, make_text_to_video, make_wav2vec2
 from tiny_language_models import TEXTS, make_causal_lm
 from tiny_text_towers import make_clip_of_pictures
 from tiny_vlms import make_vlm
+from transformers import AutoTokenizer
 
 INSTALL = Instead(
     "pip install -e .",
@@ -280,10 +282,12 @@ def test_language_models(place: Workplace) -> None:
     assert open_cache(place.folder / "next-words").teacher.spec.kind == "causal_lm"
 
 
-def test_responses(place: Workplace) -> None:
+def test_responses(place: Workplace, hub_models: Path) -> None:
     write_instructions(place.folder / "dolly")
-    line = {"question": "why?", "response": "so", "log_probs": [-0.5]}
+    line: dict[str, Any] = {"question": "why?", "response": "so", "log_probs": [-0.5]}
     (place.folder / "said.jsonl").write_text(json.dumps(line) + "\n")
+    predicted = _predicted_elsewhere(hub_models / WORDS_TEACHER, line["question"], line["response"])
+    (place.folder / "predictions.jsonl").write_text(json.dumps(predicted) + "\n")
     printed = run(
         place,
         "responses.md",
@@ -308,6 +312,17 @@ def test_responses(place: Workplace) -> None:
     assert len(pq.read_table(place.folder / "next.parquet")) > 0
     assert "rouge_l" in printed
     assert open_cache(place.folder / "written").teacher.spec.settings["model"] == "someone-else"
+    assert open_cache(place.folder / "predicted").feature_spec("top_k").coding.k == 20
+
+
+def _predicted_elsewhere(model: Path, question: str, response: str) -> dict[str, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    turns = [("user", question), ("assistant", response)]
+    chat = [{"role": role, "content": content} for role, content in turns]
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    sent = {"model": "served", "prompt": ids, "max_tokens": 1, "prompt_logprobs": 20}
+    return Model(model).completion_reply(sent)
 
 
 def test_adding_a_teacher(place: Workplace) -> None:

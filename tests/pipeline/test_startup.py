@@ -20,6 +20,7 @@ main(sys.argv[1:])
 
 DISTILL = "distill --train a --text-column text --student s --cache c --output o"
 PRECOMPUTE = "precompute --corpus a --text-column t --cache c --teacher"
+IMPORT = "cache import c said.jsonl --name n --text-column t"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,8 @@ PRECOMPUTE = "precompute --corpus a --text-column t --cache c --teacher"
             "corpus c --corpus a --text-column t --output o.parquet",
             "cache c: there is no such folder",
         ),
+        (f"{IMPORT} --set fied=a", "job key 'fied' is unknown"),
+        (f"{IMPORT} --corpus a --set tokenizer=x --set top_k=0", "job key 'top_k': 0:"),
         ("evaluate --set batch=1", "student"),
         ("report nowhere", "run nowhere: does not exist"),
         ("report a --set tets=3", "'tets' is unknown"),
