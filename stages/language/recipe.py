@@ -179,7 +179,7 @@ def fill_template(template: str, segments: Sequence[str]) -> str:
 
 def columns_of(template: str) -> int:
     """The least number of segments that a template takes."""
-    return 1 if TEXT in template else max(map(int, _NUMBER.findall(template)))
+    return 1 if TEXT in template else max(map(int, _NUMBER.findall(template)), default=0)
 
 
 @dataclass(frozen=True, slots=True)

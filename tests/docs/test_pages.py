@@ -197,15 +197,19 @@ def test_servers(place: Workplace, tmp_path: Path) -> None:
 TINY_VIDEO = "num_frames=2 --set height=32 --set width=32 --set steps=2"
 
 
+def write_birds(folder: Path) -> None:
+    pictures = [{"photo": f"photos/{n}.png", "caption": text} for n, text in enumerate(TEXTS)]
+    pq.write_table(pa.Table.from_pylist(pictures), folder / "birds.parquet")
+    (folder / "photos").mkdir()
+    for number in range(len(TEXTS)):
+        Image.new("RGB", (20, 30), (number, 99, 9)).save(folder / f"photos/{number}.png")
+
+
 def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
     models = tmp_path / "models"
     seeing = make_vlm(models / "llava", "llava", TEXTS)
     write_table(place.folder / "rte.parquet")
-    pictures = [{"photo": f"photos/{n}.png", "caption": text} for n, text in enumerate(TEXTS)]
-    pq.write_table(pa.Table.from_pylist(pictures), place.folder / "birds.parquet")
-    (place.folder / "photos").mkdir()
-    for number in range(len(TEXTS)):
-        Image.new("RGB", (20, 30), (number, 99, 9)).save(place.folder / f"photos/{number}.png")
+    write_birds(place.folder)
     made = {
         "llava-hf/llava-1.5-7b-hf": seeing,
         "damo-vilab/text-to-video-ms-1.7b": make_text_to_video(models / "video"),
@@ -228,9 +232,13 @@ def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
     assert open_cache(place.folder / "audio").features == ("audio_embedding",)
 
 
-def test_scored_choices(place: Workplace) -> None:
+def test_scored_choices(place: Workplace, tmp_path: Path) -> None:
     write_reviews(place.folder / "data")
-    run(place, "scored-choices.md")
+    write_birds(place.folder)
+    seeing = make_vlm(tmp_path / "idefics3", "idefics3", TEXTS)
+    smol = Instead("HuggingFaceTB/SmolVLM-256M-Instruct", str(seeing), "a tiny model")
+    run(place, "scored-choices.md", smol)
+    assert open_cache(place.folder / "birds").feature_spec("logits").labels == ("sitting", "flying")
     names = {"choices": ("logits",), "aspects": ("aspects",), "critic": ("logits", "score")}
     assert {name: open_cache(place.folder / name).features for name in names} == names
     labels = open_cache(place.folder / "choices").feature_spec("logits").labels

@@ -70,7 +70,7 @@ class CausalCheckpointTeacher(CheckpointTeacher):
         """How prompts are read: `_make_reader()` for each batch, which takes prompts of different
         lengths if `_pads_prompts`; `padded`: whether that is wanted. `noise`: what the model may
         differ by when it goes on from its cache."""
-        name = find_cache_name(self._model, noise)
+        self._cache_name = name = find_cache_name(self._model, noise)
         self._make_reader: Callable[[], Reader] = partial(SameLengths, self._model, name)
         self._pads_prompts = False
         if padded and name is not None:

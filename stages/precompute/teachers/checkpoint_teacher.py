@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,7 +64,7 @@ class CheckpointTeacher(Teacher):
 
     Subclasses: `auto_class`, `_features`, and where needed `_prepare`, `_probe` and `_unused`."""
 
-    auto_class: ClassVar[str]
+    auto_class: str
 
     def __init__(
         self, source: str, revision: str | None, options: CheckpointOptions, device: torch.device

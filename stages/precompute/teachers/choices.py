@@ -2,45 +2,64 @@
 yes or no, a critic.
 
 A prompt is read once. Its last state gives the first token of every answer; of longer answers each
-goes on from the prompt's keys and values, token by token. How log-probabilities become features is
-said in `scored_choices.py`. Shapes: B rows, P prompts, Q questions, K answers, L tokens of the
-longest answer, M tokens of each row, A rows of the reader, H hidden numbers.
+goes on from the prompt's keys and values, token by token. A model of images and text reads each
+prompt with its picture, one at a time on any device. How log-probabilities become features is said
+in `scored_choices.py`. Shapes: B rows, P prompts, Q questions, K answers, L tokens of the longest
+answer, M tokens of each row, A rows of the reader, H hidden numbers.
 """
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ....cache_schemas.errors import JobError, TeacherOutputError
+from ....cache_schemas.errors import JobError, TeacherOutputError, TeacherSourceError
+from ....cache_schemas.extras import require_extra
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
-from ...language.logits import PADDED_NOISE
+from ...language.logits import PADDED_NOISE, same_states
+from ...language.probes import probing
 from ...language.tokens import Ids, special_ends
+from ...pictures import PictureError, read_picture
 from ...tokenizing.long_texts import shortened
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import Answers, Example, Outputs, Prepared, to_device, to_host
 from .causal_checkpoint import CausalCheckpointTeacher
 from .choices_options import ChoicesOptions
-from .generation import Reader, filled
+from .generation import Reader, SameLengths, filled
 from .padded_lengths import padded_lengths
+from .picture_prompts import (
+    blank_picture,
+    followed,
+    held_place,
+    places_of,
+    read_pairs,
+    read_processor,
+    require_place,
+)
 from .scored_choices import Floats, ScoringRule
+
+PROBE_COLUMNS = 99
+"""More than a template names."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompts:
-    """Tokens of the prompts of N rows, Q for each; truncated: bool [N]."""
+    """Prompts of N rows, Q for each, and their tokens; truncated: bool [N]."""
 
+    asked: list[list[str]]
     ids: list[list[Ids]]
     truncated: npt.NDArray[np.bool_]
 
     def take(self, rows: IntArray) -> "_Prompts":
         """Some of the rows, in the order of `rows` [B]."""
-        return _Prompts([self.ids[row] for row in rows.tolist()], self.truncated[rows])
+        asked, ids = ([of[row] for row in rows.tolist()] for of in (self.asked, self.ids))
+        return _Prompts(asked, ids, self.truncated[rows])
 
 
 class ChoicesTeacher(CausalCheckpointTeacher):
@@ -52,11 +71,17 @@ class ChoicesTeacher(CausalCheckpointTeacher):
     selecting = frozenset({"score"})
 
     def __init__(self, source: str, options: ChoicesOptions, device: torch.device) -> None:
+        self._options, self._pictured = options, options.picture == "given"
+        if self._pictured:
+            require_extra("teacher choices with pictures", "teachers", "PIL", "torchvision")
+            self.auto_class = "AutoModelForImageTextToText"
         super().__init__(source, options, device)
-        self._options = options
         self._plain = options.text_format == "plain"
         self._recipe = options.recipe()
         self._ends = special_ends(self._tokenizer)
+        self._splits = self._plain and not self._pictured
+        if self._pictured:
+            self._read_pictures()
         self._choices = [self._answer_ids(answer) for answer in options.answers]
         self._refuse_same()
         self._rule = ScoringRule(options, [len(ids) for ids in self._choices])
@@ -83,7 +108,9 @@ class ChoicesTeacher(CausalCheckpointTeacher):
 
     def prepare(self, examples: Sequence[Example]) -> Prepared:
         """The tokens of their prompts."""
-        prompts = self._prompts_of([example.segments for example in examples])
+        prompts = self._prompts_of([self._options.texts(each.segments) for each in examples])
+        if self._pictured:
+            return Prepared(examples, np.zeros(len(examples), dtype=np.int64), prompts)
         lengths = np.array([sum(map(len, of_row)) for of_row in prompts.ids], dtype=np.int64)
         tokens = lengths * self._repeats  # keys and values of as many are in memory
         if self._pads_prompts:
@@ -94,27 +121,32 @@ class ChoicesTeacher(CausalCheckpointTeacher):
     def start(self, batch: Prepared) -> Outputs:
         """See Teacher."""
         prompts: _Prompts = batch.inputs
+        refused: dict[int, str] = {}
         with self._answering():
-            coming = self._begin([ids for of_row in prompts.ids for ids in of_row])
+            if self._pictured:
+                coming = self._begin_pictured(batch.examples, prompts.asked, refused)
+            else:
+                coming = self._begin([ids for of_row in prompts.ids for ids in of_row])
 
         def outputs() -> Answers:
             log_probs_BQK = coming().reshape(len(prompts.ids), -1, len(self._choices))
             found = self._rule.features(log_probs_BQK, self._prior_QK)
             stored = {spec.name: spec.dtype for spec in self.spec.features}
             features = {name: rows.astype(stored[name]) for name, rows in found.items()}
-            return Answers(features, prompts.truncated)
+            return Answers(features, prompts.truncated, refused=refused)
 
         return outputs
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises JobError for a template that names more segments than there are."""
         for example in examples:
-            self._options.prompts(example.segments)
+            self._options.prompts(self._options.texts(example.segments))
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher."""
         return mostly_unknown(
-            self._tokenizer, [text for e in examples for text in e.segments if text]
+            self._tokenizer,
+            [text for e in examples for text in self._options.texts(e.segments) if text],
         )
 
     # --- prompts and answers as tokens
@@ -122,6 +154,12 @@ class ChoicesTeacher(CausalCheckpointTeacher):
     def _answer_ids(self, answer: str) -> Ids:
         """Tokens of an answer behind a prompt; of a chat without what ends it, unless that is
         scored, too."""
+        if self._pictured:  # as it is, behind the generation prompt of a chat
+            ids = [
+                *self._tokens([answer])[0],
+                *(self._ends.after if self._options.end_token else ()),
+            ]
+            return np.array(ids, dtype=np.int32)
         written = self._recipe.write(self._tokenizer, ("?", answer))
         text, after = written.response, self._ends.after if self._plain else ()
         if not self._options.end_token:
@@ -143,45 +181,63 @@ class ChoicesTeacher(CausalCheckpointTeacher):
 
     def _prompt_ids(self, prompts: Sequence[str]) -> list[Ids]:
         """Tokens of prompts, at least one more than there is room for of those that are longer."""
-        written = list(prompts)
-        if not self._plain:
-            write, answer = self._recipe.write, self._options.answers[0]
-            written = [write(self._tokenizer, (prompt, answer)).prompt for prompt in prompts]
-        before = self._ends.before if self._plain else ()
-        how = {"split_special_tokens": self._plain}
+        written = self._written(prompts)
+        before = self._ends.before if self._splits else ()
+        how = {"split_special_tokens": self._splits}
         cut = shortened(self._tokenizer, written, self._room, **how)
         return [np.array([*before, *ids], dtype=np.int32) for ids in self._tokens(cut)]
 
+    def _written(self, prompts: Sequence[str]) -> list[str]:
+        if self._pictured:
+            return [self._with_place(prompt) for prompt in prompts]
+        if self._plain:
+            return list(prompts)
+        write, answer = self._recipe.write, self._options.answers[0]
+        return [write(self._tokenizer, (prompt, answer)).prompt for prompt in prompts]
+
+    def _with_place(self, prompt: str) -> str:
+        """A prompt as the processor takes it, which puts the picture's tokens in their place."""
+        before = "".join(self._tokenizer.convert_ids_to_tokens([*self._ends.before]))
+        if self._plain:
+            return before + prompt
+        said = self._options.system_prompt
+        turns = [{"role": "system", "content": [{"type": "text", "text": said}]}] if said else []
+        asked = [{"type": "image"}, {"type": "text", "text": prompt}]
+        template = self._options.template(self._tokenizer)
+        written = template.render([*turns, {"role": "user", "content": asked}], ask=True)
+        return written if written.startswith(before) else before + written
+
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        how = {"split_special_tokens": self._plain}  # a chat template has written some
+        how = {"split_special_tokens": self._splits}  # a chat template has written some
         found: list[list[int]] = self._tokenizer(
             list(texts), add_special_tokens=False, verbose=False, **how
         )["input_ids"]
         return found
 
-    def _prompts_of(self, rows: Sequence[tuple[str, ...]]) -> _Prompts:
+    def _prompts_of(self, rows: Sequence[Sequence[str]]) -> _Prompts:
         asked = [self._options.prompts(segments) for segments in rows]
         ids = iter(self._prompt_ids([prompt for of_row in asked for prompt in of_row]))
         found = [[next(ids) for _ in of_row] for of_row in asked]
         truncated = np.array([max(map(len, each)) > self._room for each in found], dtype=bool)
         for row in np.flatnonzero(truncated).tolist():
-            found[row] = self._cut(rows[row])
+            asked[row] = self._cut(rows[row])
+            found[row] = self._prompt_ids(asked[row])
         for row, of_row in enumerate(found):
             if not all(map(len, of_row)):
                 raise TeacherOutputError(f"text {rows[row]!r:.80}: its prompt has no tokens")
-        return _Prompts(found, truncated)
+        return _Prompts(asked, found, truncated)
 
-    def _cut(self, segments: tuple[str, ...]) -> list[Ids]:
+    def _cut(self, segments: Sequence[str]) -> list[str]:
         """The prompts of a row that is too long: of each segment as many characters as fit."""
-        segments = tuple(shortened(self._tokenizer, segments, self._room))
+        segments = shortened(self._tokenizer, segments, self._room)
 
-        def prompts(most: int) -> list[Ids]:
-            return self._prompt_ids(self._options.prompts([each[:most] for each in segments]))
+        def prompts(most: int) -> list[str]:
+            return self._options.prompts([each[:most] for each in segments])
 
         def tokens(most: int) -> int:
-            return max(map(len, prompts(most)))
+            return max(map(len, self._prompt_ids(prompts(most))))
 
-        characters = range(max(map(len, segments)) + 1)
+        characters = range(max(map(len, segments), default=0) + 1)
         most = bisect.bisect_right(characters, self._room, key=tokens) - 1
         if most < 0:
             raise JobError(
@@ -205,7 +261,7 @@ class ChoicesTeacher(CausalCheckpointTeacher):
                 )
         if not self._plain:
             return
-        (prompt,) = self._options.prompts(("?",) * 99)[:1]
+        (prompt,) = self._options.prompts(("?",) * PROBE_COLUMNS)[:1]
         for answer in self._options.answers:
             apart = [*self._tokens([prompt])[0], *self._tokens([answer])[0]]
             if self._tokens([prompt + answer])[0] != apart:
@@ -218,7 +274,11 @@ class ChoicesTeacher(CausalCheckpointTeacher):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._find_reader(self._device.type != "cpu", PADDED_NOISE)
+        self._find_reader(self._device.type != "cpu" and not self._pictured, PADDED_NOISE)
+        if self._pictured and self._cache_name is None:
+            raise TeacherSourceError(
+                f"source {self._folder}: does not go on from keys and values; use another model"
+            )
         ids_KL = np.zeros((len(self._choices), self._longest), dtype=np.int64)
         for answer, ids in enumerate(self._choices):
             ids_KL[answer, : len(ids)] = ids
@@ -264,6 +324,76 @@ class ChoicesTeacher(CausalCheckpointTeacher):
             return log_probs_PK
 
         return arrived
+
+    def _read_pictures(self) -> None:
+        self._processor = read_processor(self._folder)
+        self._places = places_of(self._config, self._tokenizer, self._processor)
+        if self._plain:
+            require_place("prompt_template", self._options.prompt_template, self._places)
+
+    def _begin_pictured(
+        self,
+        examples: Sequence[Example],
+        asked: Sequence[Sequence[str]],
+        refused: dict[int, str],
+    ) -> Callable[[], Floats]:
+        """`_begin` with the prompts of examples with pictures [B * Q, K]. Of those that cannot be
+        read it is 0, and `refused` tells why."""
+        parts = []
+        for row, (example, prompts) in enumerate(zip(examples, asked, strict=True)):
+            told = held_place(self._options.texts(example.segments), self._places)
+            try:
+                picture = read_picture(example.segments[0])
+            except PictureError as error:
+                told = told or f"picture: {error}"
+            if told:
+                refused[row] = told
+                shape = (len(prompts), len(self._choices))
+                parts.append(torch.zeros(shape, device=self._device))
+                continue
+            parts += [self._of_picture(prompt, picture) for prompt in self._written(prompts)]
+        coming = to_host([torch.cat(parts)])
+        return lambda: coming()[0].astype(np.float64)
+
+    def _of_picture(self, prompt: str, picture: Any) -> Tensor:
+        """[1, K]"""
+        reader = SameLengths(self._model, self._cache_name)
+        states_KH = reader.begin_with(self._inputs(prompt, picture), self._repeats)
+        return self._of_answers(reader, states_KH)
+
+    def _inputs(self, prompt: str, picture: Any) -> dict[str, Tensor]:
+        return read_pairs(
+            self._processor,
+            [(prompt, picture)],
+            add_special_tokens=False,
+            positions=self._positions - self._longest,
+            device=self._device,
+            dtype=self._precision.torch_dtype,
+        )
+
+    def _probe(self) -> None:
+        if self._pictured:
+            with probing(self._model):
+                self._probe_with_picture()
+
+    def _probe_with_picture(self) -> None:
+        """Raises TeacherSourceError if what follows a picture is not what the whole model says."""
+        ids = torch.from_numpy(max(self._choices, key=len)).long().to(self._device)[:, None]
+        prompt = self._written(self._options.prompts([""] * PROBE_COLUMNS))[0]
+        inputs = self._inputs(prompt, blank_picture())
+        reader = SameLengths(self._model, self._cache_name)
+        states_1H = reader.begin_with(inputs, 1)
+        for token_1 in ids:
+            states_1H = reader.go_on(token_1)
+        found_1V = self._logits(states_1H)
+        whole_1V = self._model(**followed(inputs, ids), use_cache=False).logits[:, -1].float()
+        dtype = self._precision.torch_dtype  # whose rounding is allowed
+        whole_1V = whole_1V[:, : self._vocab_size].to(dtype)
+        if not same_states(found_1V.to(dtype), whole_1V, PADDED_NOISE):
+            raise TeacherSourceError(
+                f"source {self._folder}: a {type(self._model).__name__} goes on from a picture "
+                "otherwise than it reads a whole text; use another model"
+            )
 
     def _together(self, lengths: IntArray) -> Iterator[list[int]]:
         """Prompts that are read together: all, the longest first, or those of one length."""

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.teachers import SettingValue
-from ...language.recipe import TEXT, Recipe, columns_of, fill_template
+from ...language.recipe import TEXT, Recipe, check_template, columns_of, fill_template
 from .causal_options import CausalCheckpointOptions
 
 QUESTION = "{question}"
@@ -32,6 +32,11 @@ class ChoicesOptions(CausalCheckpointOptions):
     user_template: str = Field(
         default=TEXT,
         description="user's turn of text_format=chat, as prompt_template",
+    )
+    picture: Literal["none", "given"] = Field(
+        default="none",
+        description="given: the first segment is a picture, the others the text, and the model is "
+        "one of images and text; a plain template says where the picture stands",
     )
     end_token: bool = Field(
         default=False,
@@ -82,6 +87,27 @@ class ChoicesOptions(CausalCheckpointOptions):
         description="PMI_DC (arXiv 2104.08315): a prompt without the text, such as its last line; "
         "the answers' log-probabilities there are subtracted",
     )
+
+    @field_validator("prompt_template", "user_template")
+    @classmethod
+    def _holds_the_text(cls, template: str) -> str:
+        return template  # or a picture: see _asks_of_each
+
+    @model_validator(mode="after")
+    def _asks_of_each(self) -> "ChoicesOptions":
+        if self.picture == "none":
+            for name in ("prompt_template", "user_template"):
+                try:
+                    check_template(getattr(self, name))
+                except ValueError as cause:
+                    raise ValueError(f"{name}: {cause}") from cause
+            return self
+        for name in ("content_free", "premise"):
+            if name in self.model_fields_set:
+                raise ValueError(f"{name}: is of texts; leave it out with picture=given")
+        if self.text_format == "chat" and self.end_token:
+            raise ValueError("end_token: of a chat with a picture is not known; leave it out")
+        return self
 
     @field_validator("answers", "names", mode="before")
     @classmethod
@@ -150,7 +176,20 @@ class ChoicesOptions(CausalCheckpointOptions):
         settings = super().settings()
         # Elsewhere a text_format is one of prompts with their responses.
         settings["prompt_format"] = settings.pop("text_format")
+        if self.picture == "none":  # as it was before there were pictures
+            del settings["picture"]
         return settings
+
+    def check(self, tokenizer: Any) -> None:
+        """See Recipe. A turn with a picture is not written by it."""
+        if self.picture == "none":
+            super().check(tokenizer)
+        elif self.text_format == "chat":
+            self.template(tokenizer).check()
+
+    def texts(self, segments: Sequence[str]) -> Sequence[str]:
+        """The segments of an example without its picture."""
+        return segments[1:] if self.picture == "given" else segments
 
     def prompts(self, segments: Sequence[str]) -> list[str]:
         """The prompt of a row, or one for each question. Raises JobError for a template that names

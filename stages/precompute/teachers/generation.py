@@ -11,7 +11,7 @@ still continued, N tokens, V tokens of the vocabulary, H hidden numbers.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ....cache_schemas.errors import TeacherOutputError
 from ....cache_schemas.keys import IntArray
 from ...language.logits import NOISE, hidden_states, same_states, transformer
 from ...language.masks import attending
@@ -117,6 +118,16 @@ class SameLengths:
             return states_BH.repeat_interleave(repeats, 0)
         states_BH, self._past = self._next(ids_BT.repeat_interleave(repeats, 0), None)
         return states_BH
+
+    def begin_with(self, inputs: Mapping[str, Tensor], repeats: int) -> Tensor:
+        """`begin` with one prompt and its picture, [1, T] tokens with all that belongs to them."""
+        assert self._cache_name is not None
+        output = transformer(self._model)(**inputs, use_cache=True)
+        self._past = output[self._cache_name]
+        if repeats > 1 and not _repeat(self._past, repeats):
+            raise TeacherOutputError("keys and values of its prompt cannot be repeated")
+        states_AH: Tensor = output.last_hidden_state[:, -1].repeat_interleave(repeats, 0)
+        return states_AH
 
     def go_on(self, ids_A: Tensor) -> Tensor:
         """See Reader."""

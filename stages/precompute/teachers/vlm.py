@@ -21,20 +21,21 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ....cache_schemas.errors import JobError, TeacherOutputError, TeacherSourceError
+from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.extras import require_extra
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
 from ...pictures import PictureError, read_picture
 from ...pooling import pool
-from ...pretrained import LOCAL_ONLY, quiet_transformers, refusing
+from ...pretrained import refusing
 from ...tokenizing.long_texts import shortened
 from .base import Answers, Example, Outputs, Prepared, to_host
 from .checkpoint_teacher import LanguageModelTeacher
 from .diffusers import DiffusersTeacher
 from .diffusers_options import DiffusersOptions
 from .options import TokenizedOptions
+from .picture_prompts import held_place, places_of, read_pairs, read_processor, require_place
 from .tokenized import Inputs, TextTokenizer, TokenRows
 from .vlm_options import VlmOptions
 
@@ -126,34 +127,11 @@ class VlmTeacher(LanguageModelTeacher):
             )
         if self._options.chat_template and not tokenizer.chat_template:
             raise JobError("chat_template: the model has none; set chat_template=false")
-        number = getattr(self._config, "image_token_id", None)
-        self._places = [] if number is None else [tokenizer.convert_ids_to_tokens(number)]
-        if self._pictured:
-            self._processor = self._read_processor()
-            own = [getattr(self._processor, name, None) for name in ("boi_token", "image_token")]
-            self._places = [*filter(None, own), *self._places]
-            self._require_place()
+        self._processor = read_processor(self._folder) if self._pictured else None
+        self._places = places_of(self._config, tokenizer, self._processor)
+        if self._pictured and not self._options.chat_template:
+            require_place("template", self._options.template, self._places)
         return options
-
-    def _require_place(self) -> None:
-        template, place = self._options.template, next(iter(self._places), "<image>")
-        if not self._options.chat_template and template.count(place) != 1:
-            raise JobError(
-                f"template: {template!r} does not say where the picture stands; put the model's "
-                f"{place} into it once, with what belongs around it"
-            )
-
-    def _read_processor(self) -> Any:
-        from transformers import AutoProcessor
-
-        with quiet_transformers(), refusing(TeacherSourceError, f"source {self._folder}"):
-            processor = AutoProcessor.from_pretrained(self._folder, **LOCAL_ONLY)
-        if not hasattr(processor, "image_processor"):
-            raise TeacherSourceError(
-                f"source {self._folder}: holds no processor of pictures (processor_config.json or "
-                "preprocessor_config.json); save the model's processor with it"
-            )
-        return processor
 
     def _text_tokenizer(self, *given: Any, **limits: Any) -> PromptTokenizer:
         return PromptTokenizer(*given, **limits)
@@ -251,9 +229,8 @@ class VlmTeacher(LanguageModelTeacher):
         given = self._options.picture == "given"
         for row, example in enumerate(examples):
             texts = self._texts_of(example)
-            held = [place for place in self._places for text in texts if place in text]
-            if held:
-                refused[row] = f"its text has {held[0]}, which stands for a picture"
+            if held := held_place(texts, self._places):
+                refused[row] = held
             elif given:
                 try:
                     pictures[row] = read_picture(example.segments[0])
@@ -280,27 +257,14 @@ class VlmTeacher(LanguageModelTeacher):
 
     def _inputs(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, torch.Tensor]:
         """Prompts and pictures as the model reads them, by the model's own processor."""
-        prompts, pictures = zip(*pairs, strict=True)
-        with quiet_transformers():
-            read = self._processor(
-                text=list(prompts),
-                images=[[picture] for picture in pictures],
-                add_special_tokens=self._texts.adds_special_tokens,
-                padding=True,
-                padding_side="right",
-                return_tensors="pt",
-            )
-        tokens = read["input_ids"].shape[1]
-        if tokens > self._texts.positions:
-            raise TeacherOutputError(
-                f"picture and text: {tokens} tokens, the model takes {self._texts.positions}; use "
-                "smaller pictures"
-            )
-        dtype = self._precision.torch_dtype
-        return {
-            name: values.to(self._device, dtype if values.is_floating_point() else None)
-            for name, values in read.items()
-        }
+        return read_pairs(
+            self._processor,
+            pairs,
+            add_special_tokens=self._texts.adds_special_tokens,
+            positions=self._texts.positions,
+            device=self._device,
+            dtype=self._precision.torch_dtype,
+        )
 
     def _among(
         self, answers: Answers | None, rows: IntArray, refused: Mapping[int, str]
