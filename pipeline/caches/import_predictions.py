@@ -250,6 +250,8 @@ def _find(job: PredictionImportJob, texts: _Texts) -> _Places:
                 places.of_row |= dict.fromkeys(new, (offset, at))
         except (MalformedReplyError, ValueError, RecursionError) as problem:
             problems.append(f"{job.source} line {number}: {problem}")
+    if not lines:
+        raise CorpusError(f"{job.source}: has no lines")
     if problems and not job.skip_bad_rows:
         raise CorpusError(
             f"{len(problems)} of {lines} lines have no predictions; skip such lines with "

@@ -234,7 +234,7 @@ def _read(job: ResponseImportJob) -> _Read:
     said, problems, lines = dict[Segments, list[Response]](), list[str](), 0
     of_batch: bool | None = None
     prompts: dict[str, Segments] = {}
-    for number, line in _lines(job.source):
+    for number, line in _lines(job.source, job.encoding or "utf-8-sig"):
         where, lines = f"{job.source} line {number}", lines + 1
         try:
             document = json.loads(line)
@@ -260,13 +260,13 @@ def _read(job: ResponseImportJob) -> _Read:
     return _Read(said, lines, "batch_output" if of_batch else "responses", tuple(problems))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=encoding) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
-    except (OSError, UnicodeDecodeError) as cause:
+    except (OSError, UnicodeError) as cause:
         raise CorpusError(f"{path}: cannot be read: {cause}") from cause
 
 
@@ -331,6 +331,8 @@ def _of_line(document: dict[str, Any], job: ResponseImportJob) -> tuple[Segments
     each_finish = finish if isinstance(finish, list) else [finish] * len(texts)
     if not len(texts) == len(each_log_probs) == len(each_finish):
         raise _LineError("has more, or fewer, log-probabilities or finish reasons than responses")
+    if any(text and values == [] for text, values in zip(texts, each_log_probs, strict=True)):
+        raise _LineError("has text of no log-probabilities; leave their field out if none is known")
     return segments, [
         Response(text.encode(), FINISHED.get(str(why), OTHERWISE), None, _log_probs(values, job))
         for text, values, why in zip(texts, each_log_probs, each_finish, strict=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -68,7 +69,8 @@ def provenance(
     report: CorpusReport,
 ) -> str:
     """The document. `parents` are those of the corpora of prompts that have one."""
-    parents = list(filter(None, map(parent_of, job.corpus)))
+    files = [file for source in job.corpus for file in _files(source)]
+    parents = list(filter(None, map(parent_of, files)))
     counts = {each.name: each for each in report.generators}
     document = {
         "command": "corpus",
@@ -93,6 +95,12 @@ def provenance(
         "seed": job.seed,
     }
     return json.dumps(document, ensure_ascii=False, sort_keys=True)
+
+
+def _files(source: str) -> list[str]:
+    """The Parquet files of a folder; any other source is itself."""
+    folder = Path(source)
+    return sorted(map(str, folder.glob("*.parquet"))) if folder.is_dir() else [source]
 
 
 def parent_of(source: str) -> dict[str, Any] | None:

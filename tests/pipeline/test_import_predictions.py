@@ -235,6 +235,8 @@ def test_what_was_declared_otherwise_is_refused(
         refused = armada(*words(corpus, source, folder, **keys))
         assert (refused.code, told in refused.error) == (2, True), refused.error
     assert not (corpus.parent / "cache").exists()
+    refused = armada(*words(corpus, write(corpus.parent / "empty.jsonl", []), folder))
+    assert "empty.jsonl: has no lines" in refused.error
     strange = json.loads(json.dumps(replies))
     for reply in strange:
         for place in reply["choices"][0]["prompt_logprobs"][1:]:

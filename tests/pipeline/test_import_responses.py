@@ -84,6 +84,7 @@ def test_responses_without_log_probabilities(armada: CommandLine, tmp_path: Path
         ({"prompt": " ", "response": "x"}, "field 'prompt' is no text"),
         ({"prompt": "a", "response": "x", "log_probs": [0.5]}, "field 'log_probs' is no list of"),
         ({"prompt": "a", "response": ["x", "y"], "log_probs": [[-1]]}, "has more, or fewer"),
+        ({"prompt": "a", "response": "x", "log_probs": []}, "has text of no log-probabilities"),
         ({"prompt": "a", "response": ["x"], "log_probs": 5}, "log_probs is 5, not a list"),
         (
             {"prompt": "a", "response": "x", "log_probs": [-1e300]},
@@ -195,6 +196,20 @@ def test_a_first_line_that_is_cut_off_is_skipped(armada: CommandLine, tmp_path: 
         place = tmp_path / str(len(cut))
         result = armada(*words(place, source, "--corpus", corpus, "--skip-bad-rows"))
         assert (result.code, "batch.jsonl line 1" in result.err) == (0, True), result.err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words_of_it"), [("utf-8-sig", ()), ("latin-1", ("latin-1",))]
+)
+def test_files_in_other_encodings(
+    armada: CommandLine, tmp_path: Path, encoding: str, words_of_it: tuple[str, ...]
+) -> None:
+    source = tmp_path / "said.jsonl"
+    source.write_text('{"prompt": "a", "response": "ä"}\n', encoding=encoding)
+    given = [word for each in words_of_it for word in ("--set", f"encoding={each}")]
+    armada.done(*words(tmp_path, source, *given))
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    assert [row["response"] for row in corpus_of(armada, tmp_path, prompts)] == ["ä"]
 
 
 def test_texts_may_have_a_custom_id(armada: CommandLine, tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from armada.cache_schemas.chats import chat_segment
+from armada.cache_schemas.errors import CorpusError
 from armada.cache_schemas.keys import example_key
+from armada.pipeline.corpora.corpus import BLOCK_PROMPTS, _Run
+from armada.pipeline.corpora.job import CorpusJob
 from armada.stages.corpus.corpus import read_corpus
 from command_line import CommandLine
 from response_caches import response, write_responses, write_scores
@@ -304,3 +307,21 @@ def test_what_is_not_known_is_not_compared(armada: CommandLine, tmp_path: Path) 
         assert refused.code == 2
         assert refused.error.startswith(f"rule {rule['rule']}: ")
     assert kept(armada, tmp_path, {"rule": "finish"}) == [("a", 0)]
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_corpus_that_changes_in_between(tmp_path: Path, more: int) -> None:
+    corpus = tmp_path / "prompts.jsonl"
+
+    def write(count: int) -> None:
+        corpus.write_text('{"prompt": "why?"}\n' * count)
+
+    write_responses(tmp_path / "cache", {("why?",): [response("so")]})
+    keys = {"cache": tmp_path / "cache", "corpus": (str(corpus),), "text_column": ("prompt",)}
+    write(BLOCK_PROMPTS)
+    run = _Run.of(CorpusJob(**keys, output=tmp_path / "out.parquet"))
+    decided = run.decide(quiet=True)
+    write(BLOCK_PROMPTS + more)
+    with pytest.raises(CorpusError, match="have changed in between"):
+        run.write(decided, run.report(decided), quiet=True)
+    assert not (tmp_path / "out.parquet").exists()

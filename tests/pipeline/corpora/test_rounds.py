@@ -69,6 +69,13 @@ def test_the_next_round_knows_its_parent(armada: CommandLine, tmp_path: Path, co
     (parent,) = document["parents"]
     assert (document["round"], parent["round"], parent["name"]) == (2, 1, "first.parquet")
     assert pq.read_table(second)["response"].to_pylist() == ["c"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    first.rename(folder / "first.parquet")
+    third = tmp_path / "third.parquet"
+    command = words(folder, third, "{rule: pattern, pattern: c}", "responses")
+    armada.done(command[0], cache, *command[1:])
+    assert json.loads(pq.read_schema(third).metadata[b"armada"])["parents"] == [parent]
 
 
 def test_predictions_that_do_not_fit_are_refused(
