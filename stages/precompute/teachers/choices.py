@@ -74,7 +74,6 @@ class ChoicesTeacher(CausalCheckpointTeacher):
         self._options, self._pictured = options, options.picture == "given"
         if self._pictured:
             require_extra("teacher choices with pictures", "teachers", "PIL", "torchvision")
-            self.auto_class = "AutoModelForImageTextToText"
         super().__init__(source, options, device)
         self._plain = options.text_format == "plain"
         self._recipe = options.recipe()
@@ -148,6 +147,15 @@ class ChoicesTeacher(CausalCheckpointTeacher):
             self._tokenizer,
             [text for e in examples for text in self._options.texts(e.segments) if text],
         )
+
+    def _build_skeleton(self) -> Any:
+        from transformers import AutoModelForImageTextToText as Seeing
+
+        # A model of images and text may read texts alone, too.
+        kind, known = type(self._config), self._auto()._model_mapping
+        if self._pictured or (kind not in known and kind in Seeing._model_mapping):
+            self.auto_class = Seeing.__name__
+        return super()._build_skeleton()
 
     # --- prompts and answers as tokens
 

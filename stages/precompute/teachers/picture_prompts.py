@@ -28,11 +28,12 @@ def read_processor(folder: Path) -> Any:
 
 
 def places_of(config: Any, tokenizer: Any, processor: Any = None) -> list[str]:
-    """What stands for a picture in a prompt, the model's own way first."""
+    """What stands for a picture, or a video, in a prompt, the model's own way of pictures first."""
     number = getattr(config, "image_token_id", None)
     places = [] if number is None else [tokenizer.convert_ids_to_tokens(number)]
     own = [getattr(processor, name, None) for name in ("boi_token", "image_token")]
-    return [*filter(None, own), *places]
+    video = getattr(processor, "video_token", None)
+    return [*filter(None, own), *places, *([video] if video else [])]
 
 
 def require_place(option: str, template: str, places: Sequence[str]) -> None:
@@ -48,7 +49,7 @@ def require_place(option: str, template: str, places: Sequence[str]) -> None:
 def held_place(texts: Sequence[str], places: Sequence[str]) -> str | None:
     """Why texts cannot be read beside a picture; None if they can."""
     held = [place for place in places for text in texts if place in text]
-    return f"its text has {held[0]}, which stands for a picture" if held else None
+    return f"its text has {held[0]}, which stands for a picture or video" if held else None
 
 
 def read_pairs(

@@ -128,6 +128,26 @@ def test_a_plain_prompt_and_a_picture_alone(folders: dict[str, Path]) -> None:
     np.testing.assert_allclose(found, expected / lengths, atol=5e-5)
 
 
+@pytest.mark.parametrize("family", tiny_vlms.FAMILIES)
+def test_such_a_model_reads_texts_alone(folders: dict[str, Path], family: str) -> None:
+    folder = folders[family]
+    teacher = loaded(folder, picture="none", text_format="plain", prompt_template="{text} says")
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    expected = np.zeros((len(TEXTS), len(ANSWERS)))
+    for row, text in enumerate(TEXTS):
+        prompt = processor.tokenizer(f"{text} says")["input_ids"]
+        for at, answer in enumerate(ANSWERS):
+            ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + ids])).logits[0].double().numpy()
+            log_probs = log_softmax(logits[:, : len(processor.tokenizer)], axis=1)
+            places = np.arange(len(ids)) + len(prompt) - 1
+            expected[row, at] = log_probs[places, ids].sum()
+    rows = [(text,) for text in TEXTS]
+    np.testing.assert_allclose(ask(teacher, rows).features["logits"], expected, atol=5e-5)
+
+
 def test_aspects_and_a_critic(folders: dict[str, Path]) -> None:
     folder, questions = folders["qwen2_vl"], ("Dogs?", "Is it a bird that sings?")
     options = {"user_template": "{text} {question}", "questions": questions, "score": (1, 3)}
@@ -163,11 +183,13 @@ def test_what_cannot_be_read_is_refused_and_the_others_answered(folders: dict[st
     found = ask(teacher, rows)
     assert list(found.refused) == [1, 2, 3]
     assert found.refused[1].startswith("picture: is no")
-    assert found.refused[2] == "its text has <image>, which stands for a picture"
+    assert found.refused[2] == "its text has <image>, which stands for a picture or video"
     assert "is no picture" in found.refused[3]
     logits = found.features["logits"]
     np.testing.assert_array_equal(logits[[0, 4]], ask(teacher, ROWS[:2]).features["logits"])
     assert not logits[1:4].any()
+    video = ask(loaded(folders["qwen2_vl"]), [ROWS[0], (ROWS[1][0], "a <|video_pad|>")])
+    assert list(video.refused) == [1]
     teacher._positions = 20
     with pytest.raises(TeacherOutputError, match="use smaller pictures"):
         ask(teacher)
