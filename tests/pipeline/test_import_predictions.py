@@ -17,7 +17,7 @@ from tiny_language_models import TEXTS, make_causal_lm
 from transformers import AutoTokenizer
 
 K = 5
-PAIRS = [(text, other) for text in TEXTS[:3] for other in TEXTS[:3]]
+PAIRS = [(text, other) for text in TEXTS[:5] for other in TEXTS[:5]]
 Document = dict[str, Any]
 
 
