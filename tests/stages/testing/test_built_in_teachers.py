@@ -20,6 +20,7 @@ from armada.stages.language.recipe import Recipe
 from armada.stages.pictures import picture_segment
 from armada.stages.precompute.teachers import TEACHERS
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
+from armada.stages.precompute.teachers.choices_options import ChoicesOptions
 from armada.stages.precompute.teachers.diffusers_options import OF_PICTURES
 from armada.stages.testing.teachers import PAIRS, TEXTS
 from armada.testing import TeacherTests
@@ -234,7 +235,7 @@ class TestChoices(TeacherTests):
     unchanging = PLACE
     untried = (
         *("revision", *OF_MANY_GPUS),
-        "questions",  # in the template, see below
+        *("questions", "picture"),  # see below
         # of chats
         *("user_template", "system_prompt", "template_date", "template_options", "chat_prompt"),
     )
@@ -308,6 +309,26 @@ class TestVlm(TeacherTests):
     @pytest.fixture
     def source(self, model: Any) -> str:
         return f"vlm:{model('llava')}"
+
+
+class TestChoicesOfPictures(TeacherTests):
+    options = {
+        **{"picture": "given", "text_format": "chat", "user_template": "{text}?"},
+        "answers": ("rain", "red bird"),
+    }
+    changing = {
+        **PRECISION,
+        **{"user_template": "of {text}", "system_prompt": "Be brief.", "per": "token"},
+        **{"answers": ("rain", "two dogs"), "names": ("a", "b"), "score": (1, 2)},
+        "max_length": 40,
+    }
+    untried = tuple(set(ChoicesOptions.model_fields) - changing.keys())
+    texts = ()
+    pairs = TestVlm.pairs
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"choices:{model('llava')}"
 
 
 class TestVlmOfTexts(TeacherTests):
