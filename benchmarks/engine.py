@@ -1,8 +1,9 @@
 """vLLM as a teacher beside `causal_lm` on the same weights: how far apart, and which is faster.
 
-    python benchmarks/engine.py MODEL PAIRS --engine-python PYTHON [--dtype float32]
+    python benchmarks/engine.py [MODEL PAIRS] [--engine-python PYTHON] [--dtype float32]
 
-PAIRS is a Parquet file with columns `instruction` and `response`. Predictions of given responses,
+PAIRS is a Parquet file with columns `instruction` and `response`; without the two, a tiny model
+with random weights and made-up texts. Predictions of given responses,
 and greedy responses to the prompts, by either teacher in the same dtype. The two take turns, in an
 order drawn anew for each round, after a round that is not counted. Times are of texts in, features
 out, without the start of either and without a cache; medians, and the ratio is of the same round.
@@ -11,6 +12,7 @@ out, without the start of either and without a cache; medians, and the ratio is 
 import argparse
 import os
 import random
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +35,8 @@ from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
 from armada.stages.store.codec.top_k import decode_top_k
 from figures import table
+from model_families.tiny import make_model, make_tokenizer, tiny_config
+from precompute_ways.ways import made_up_texts
 
 Parts = list[tuple[np.ndarray, Answers]]
 """Rows of a batch, and their features."""
@@ -43,10 +47,37 @@ def main() -> None:
     options = parse()
     device = choose_device(options.device)
     torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(options, options.model or make_tiny(folder), read_pairs(options), device)
+
+
+def make_tiny(folder: str) -> str:
+    """A tiny model with random weights, whose heads are as wide as engines want them."""
+    config = tiny_config("llama")
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    for name, value in sizes.items():
+        setattr(config, name, value)
+    make_model(config, "AutoModelForCausalLM").save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def read_pairs(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Prompts and responses."""
+    if options.pairs is None:
+        texts = made_up_texts(2 * options.count)
+        return list(zip(texts[::2], texts[1::2], strict=True))
     pairs = pq.read_table(options.pairs, columns=["instruction", "response"]).to_pylist()
-    texts = [(row["instruction"], row["response"]) for row in pairs[: options.count]]
+    return [(row["instruction"], row["response"]) for row in pairs[: options.count]]
+
+
+def compare(
+    options: argparse.Namespace, folder: str, texts: list[tuple[str, str]], device: torch.device
+) -> None:
+    """Print what both teachers make of the texts, and the table of times."""
     examples = [Example(example_key(each), each) for each in texts]
-    both = {"text_format": "plain", "dtype": options.dtype, "max_length": options.max_length}
+    most = options.max_length or (256 if options.model else 96)
+    both = {"text_format": "plain", "dtype": options.dtype, "max_length": most}
     tasks = {
         "top_k": {"top_k": options.top_k, "top_k_bits": 16},
         "responses": {"top_k": None, "max_new_tokens": options.new_tokens},
@@ -56,8 +87,8 @@ def main() -> None:
     for task in options.tasks:
         asked = tasks[task]
         run = {"engine_python": options.engine_python, "enforce_eager": options.eager}
-        engine = VLLMTeacher(options.model, VLLMOptions(**both, **asked, **run), device)
-        model = CausalLMTeacher(options.model, CausalLMOptions(**both, **asked), device)
+        engine = VLLMTeacher(folder, VLLMOptions(**both, **asked, **run), device)
+        model = CausalLMTeacher(folder, CausalLMOptions(**both, **asked), device)
         engine.load()
         model.load()
         found = compared(engine, model, examples)
@@ -156,8 +187,8 @@ def count_tokens(parts: Parts) -> int:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("pairs", type=Path)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("pairs", nargs="?", type=Path)
     parser.add_argument("--tasks", nargs="+", default=["top_k", "responses"])
     parser.add_argument("--engine-python", help="a Python that has vllm; default: this one")
     parser.add_argument("--dtype", default="float32")
@@ -165,7 +196,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--top-k", type=int, default=32)
-    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--max-length", type=int, help="default: 256, of a tiny model 96")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--eager", action="store_true", help="the engine compiles nothing")

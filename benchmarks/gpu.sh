@@ -47,6 +47,9 @@ part tests "$python" -m pytest -m gpu -rs
 part distill "$python" benchmarks/distill.py --device cuda --markdown
 part fused_loss "$python" benchmarks/fused_loss.py --device cuda --markdown
 part precompute "$python" benchmarks/precompute.py --device cuda --markdown
+if "$python" -c "import vllm" 2> /dev/null; then
+    part engine "$python" benchmarks/engine.py --device cuda
+fi
 
 cat "$table"
 exit "$failed"

@@ -89,6 +89,7 @@ def test_the_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path: Path) 
         "[distill](distill.txt)": "0",
         "[fused_loss](fused_loss.txt)": "0",
         "[precompute](precompute.txt)": "0",
+        "[engine](engine.txt)": "0",
     }
     assert (out / "tests.txt").read_text() == "2 failed\n"
 

@@ -18,6 +18,7 @@ with socket.socket(socket.AF_UNIX) as connection:
         "words": [*WORDS, *sys.argv[1:]],  # noqa: F821
         "folder": os.getcwd(),
         "environment": {**os.environ, **ENVIRONMENT},  # noqa: F821
+        "interruptible": signal.getsignal(signal.SIGINT) != signal.SIG_IGN,
     }
     body = json.dumps(request).encode()
     socket.send_fds(connection, [len(body).to_bytes(8, "little")], given)

@@ -163,6 +163,9 @@ def run(request: dict[str, Any], files: list[int]) -> None:
     for number, copy in zip(request["files"], apart, strict=True):
         os.dup2(copy, number)
         os.close(copy)
+    # The process that forked this one may be a child of a shell's `&`, and ignore interrupts.
+    heard = signal.default_int_handler if request["interruptible"] else signal.SIG_IGN
+    signal.signal(signal.SIGINT, heard)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
