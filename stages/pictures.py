@@ -48,6 +48,13 @@ def read_picture(segment: str) -> "Image":
     return open_picture(file)
 
 
+def png_file(picture: "Image") -> bytes:
+    """A picture as a PNG file."""
+    file = BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
+
+
 def open_picture(file: bytes) -> "Image":
     """The picture of a PNG, JPEG or WebP file: RGB, upright. Raises PictureError."""
     from PIL import Image, ImageOps

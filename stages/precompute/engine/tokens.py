@@ -19,8 +19,6 @@ from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
 from ...language.tokens import (
     TokenTexts,
-    encode_prompts,
-    encode_texts,
     end_ids,
     read_before_predicted,
     tokenizer_digest,
@@ -32,7 +30,7 @@ from ..teachers.base import Answers, Example, example_seed
 from ..teachers.causal_checkpoint import DEFAULT_TEXT_LENGTH
 from ..teachers.generated import FINISHED, OTHERWISE, Float32, Response, coded, log_tails
 from ..teachers.response_parts import part_of_response
-from ..teachers.token_answers import TopK, read_top_k
+from ..teachers.token_answers import TopK, read_top_k, stored_own
 from .options import VLLMOptions
 from .source import EngineSource, Found, Request
 
@@ -110,12 +108,7 @@ class TokenTask:
     def read(self, examples: Sequence[Example]) -> TokenTexts:
         """Their tokens."""
         segments = [example.segments for example in examples]
-        options = self._options
-        if not options.response_column:
-            return encode_prompts(self._tokenizer, options, segments, self._max_length)
-        return encode_texts(
-            self._tokenizer, options, segments, self._max_length, options.characters
-        )
+        return self._options.tokens(self._tokenizer, segments, self._max_length)
 
     def requests(self, texts: TokenTexts, examples: Sequence[Example]) -> list[list[Request]]:
         """The requests for each text."""
@@ -163,7 +156,7 @@ class TokenTask:
         tables = [each.arrays.get("read", self._nothing) for each in found]
         invalid |= {row: "logits" for row, each in enumerate(tables) if _is_broken(each)}
         if self._options.own_log_probs:
-            features["own_log_probs"] = [_own_log_probs(each) for each in tables]
+            features["own_log_probs"] = [stored_own(each["log_probs"][:, 0]) for each in tables]
         if self._top_k is not None:
             coded_rows = [_coded_rows(self._top_k, each) for each in tables]
             features["top_k"] = [rows for rows, _ in coded_rows]
@@ -224,12 +217,6 @@ class TokenTask:
 def _is_broken(table: Table) -> bool:
     """Whether logits were no numbers."""
     return bool(np.isnan(table["log_probs"]).any())
-
-
-def _own_log_probs(table: Table) -> npt.NDArray[np.float16]:
-    """The text's own tokens' [P]; one that is ruled out has the lowest number."""
-    lowest = np.finfo(np.float16).min
-    return np.maximum(table["log_probs"][:, 0], lowest).astype(np.float16)
 
 
 def _coded_rows(top_k: TopK, table: Table) -> tuple[npt.NDArray[Any], Fidelity | None]:

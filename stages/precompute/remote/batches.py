@@ -22,7 +22,7 @@ from ....cache_schemas.errors import DamagedCacheError, RunError
 from ...store.writing.replies import KeptReplies
 from .endpoint import Endpoint, FailureError, TextRefusedError
 from .options import Limits
-from .requests import FIRST_WAIT_S, LONGEST_WAIT_S, Api, Query, RequestCounts
+from .requests import FIRST_WAIT_S, LONGEST_WAIT_S, Api, Query, RequestCounts, together
 from .wire import (
     MalformedReplyError,
     Served,
@@ -161,7 +161,7 @@ class Batches:
             and query.key not in self._left
         )
         file = _File()
-        for part in self._together(wanted):
+        for part in together(self.api, wanted, lambda query: query):
             body = json.dumps(self.api.body(part)).encode()
             if file.lines and (
                 len(file.lines) == MOST_REQUESTS or file.size + len(body) > MOST_BYTES
@@ -173,16 +173,6 @@ class Batches:
             file.add([query.key.hex() for query in part], f"/v1{self.api.path}", body)
         if file.lines:
             yield file
-
-    def _together(self, queries: Iterable[Query]) -> Iterator[list[Query]]:
-        part: list[Query] = []
-        for query in queries:
-            if part and (len(part) == self.api.together or not self.api.fit(part[0], query)):
-                yield part
-                part = []
-            part.append(query)
-        if part:
-            yield part
 
     async def _make(self, made: "_File") -> None:
         self._admit(made)

@@ -29,7 +29,7 @@ from ..teachers.base import Answers, Example
 from ..teachers.causal_checkpoint import DEFAULT_TEXT_LENGTH
 from ..teachers.causal_options import own_log_probs_feature
 from ..teachers.generated import log_tails
-from ..teachers.token_answers import TopK, read_top_k
+from ..teachers.token_answers import TopK, read_top_k, stored_own
 from .endpoint import TextRefusedError
 from .log_probs import Predictions
 from .options import OpenAIOptions
@@ -189,5 +189,4 @@ def _own_log_probs(predictions: Predictions | None, given: Given) -> npt.NDArray
     lowest number; of one that is not known NaN, which is reported."""
     if predictions is None:
         return np.zeros(len(given.ids) - given.prompt, np.float16)
-    lowest = np.finfo(np.float16).min
-    return np.maximum(predictions.log_probs[given.prompt :], lowest).astype(np.float16)
+    return stored_own(predictions.log_probs[given.prompt :])

@@ -6,7 +6,6 @@ On a CPU pictures are embedded one at a time, so that an embedding is the same i
 """
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
-from ...pictures import open_picture
+from ...pictures import open_picture, png_file
 from ..teachers.base import Answers, Example
 from ..teachers.image_encoders import image_encoder
 from . import pictures
@@ -93,16 +92,10 @@ class ImageApi:
                 rows[there[start : start + size]] = embedded.float().cpu().numpy()
         kept: list[bytes] = []
         if self._options.keep_images:
-            png = dict(zip(there, map(_png, opened), strict=True))
+            png = dict(zip(there, map(png_file, opened), strict=True))
             kept = [png.get(row, b"") for row in range(len(found))]
         return Answers({"image_embedding": rows}, np.zeros(len(found), dtype=bool), kept)
 
     def distance(self, one: bytes, other: bytes) -> float:
         """See FeatureApi: none that says anything."""
         return 0.0
-
-
-def _png(picture: Any) -> bytes:
-    file = BytesIO()
-    picture.save(file, format="PNG")
-    return file.getvalue()

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
+from operator import itemgetter
 from typing import Any
 
 from ....cache_schemas.errors import RunError
-from .requests import Api, Query, Request, Requests
+from .requests import Query, Request, Requests, together
 from .wire import MalformedReplyError
 
 GRACE_S = 20.0
@@ -32,7 +33,9 @@ class Requester:
             for one, future in zip(queries, futures, strict=True)
             if not self._was_kept(one, future)
         ]
-        if made := [*_together(self.requests.api, pairs)]:
+        parts = together(self.requests.api, pairs, itemgetter(0))
+        made = [Request([one for one, _ in part], [future for _, future in part]) for part in parts]
+        if made:
             self._started().call_soon_threadsafe(self.requests.put, made)
         return futures
 
@@ -78,17 +81,3 @@ class Requester:
         await asyncio.gather(running, return_exceptions=True)
         await self.requests.settle(GRACE_S)
         await self.requests.endpoint.close()
-
-
-def _together(api: Api, pairs: "Sequence[tuple[Query, Future[Any]]]") -> Iterator[Request]:
-    """Requests for neighbours that one request may have together."""
-    start = 0
-    for end in range(1, len(pairs) + 1):
-        if (
-            end == len(pairs)
-            or end - start == api.together
-            or not api.fit(pairs[start][0], pairs[end][0])
-        ):
-            part = pairs[start:end]
-            yield Request([query for query, _ in part], [future for _, future in part])
-            start = end

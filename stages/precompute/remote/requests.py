@@ -11,11 +11,11 @@ flight are waited for and kept, for they are paid, and no other is begun.
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ....cache_schemas.errors import ArmadaError, RunError
 from ....cache_schemas.manifest import RequestFigures
@@ -29,6 +29,7 @@ CHARACTERS_PER_TOKEN = 4
 """About as many as English has; for the expected cost of a request, not for what it was."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 MALFORMED_TRIES = 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,18 @@ class Api(Protocol):
 
     def expected(self, queries: Sequence[Query]) -> Usage:
         """About how many tokens a request takes."""
+
+
+def together(api: Api, items: Iterable[T], query: Callable[[T], Query]) -> Iterator[list[T]]:
+    """Neighbours of which one request may have the queries."""
+    part: list[T] = []
+    for item in items:
+        if part and (len(part) == api.together or not api.fit(query(part[0]), query(item))):
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part
 
 
 @dataclass(slots=True)

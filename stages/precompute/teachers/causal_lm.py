@@ -25,8 +25,6 @@ from ...language.masks import attending
 from ...language.tokens import (
     TokenTexts,
     by_text,
-    encode_prompts,
-    encode_texts,
     end_ids,
     read_before_predicted,
     tokenizer_digest,
@@ -223,12 +221,7 @@ class CausalLMTeacher(CausalCheckpointTeacher):
 
     def _texts(self, examples: Sequence[Example]) -> TokenTexts:
         segments = [example.segments for example in examples]
-        options = self._options
-        if not options.response_column:
-            return encode_prompts(self._tokenizer, options, segments, self._max_length)
-        return encode_texts(
-            self._tokenizer, options, segments, self._max_length, options.characters
-        )
+        return self._options.tokens(self._tokenizer, segments, self._max_length)
 
     def _gather(
         self, answers: TokenAnswers, hidden_PH: Tensor, texts: TokenTexts, seeds: Sequence[int]

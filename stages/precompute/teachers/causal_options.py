@@ -1,7 +1,7 @@
 """Options of language models: what is requested of the tokens of a text, and of responses to its
 prompt; and the features of both."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -17,8 +17,8 @@ from ....cache_schemas.features import (
 )
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import Recipe
-from ...language.tokens import INSIDE
-from .options import CheckpointOptions, PaddingOptions, TeacherOptions
+from ...language.tokens import INSIDE, TokenTexts, encode_prompts, encode_texts
+from .options import CheckpointOptions, PaddingOptions, TeacherOptions, distinct_layers
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +186,14 @@ class TokenOptions(CausalOptions):
                 temperatures=self.known_temperatures,
             )
 
+    def tokens(
+        self, tokenizer: Any, examples: Sequence[Sequence[str]], max_length: int
+    ) -> TokenTexts:
+        """The tokens of examples, of their segments: of prompts alone, or with a response."""
+        if not self.response_column:
+            return encode_prompts(tokenizer, self, examples, max_length)
+        return encode_texts(tokenizer, self, examples, max_length, self.characters)
+
     def text_features(self, vocab_size: int, max_length: int) -> list[FeatureSpec]:
         """The features of a text's tokens, and of those that are predicted."""
         of_tokens = {"axis": TOKENS, "max_length": max_length}
@@ -242,12 +250,7 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
         "them a token now and then; auto: exact on a CPU, batched elsewhere",
     )
 
-    @field_validator("hidden_layers")
-    @classmethod
-    def _differ(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(layers)) != len(layers):
-            raise ValueError(f"{list(layers)} repeats a layer; name each once")
-        return layers
+    _differ = field_validator("hidden_layers")(distinct_layers)
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "CausalLMOptions":

@@ -16,7 +16,6 @@ rows as with 16).
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -28,6 +27,7 @@ from ....cache_schemas.errors import JobError, TeacherOutputError, TeacherSource
 from ....cache_schemas.extras import require_extra
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
+from ...pictures import png_file
 from ...pretrained import source_name
 from ...sources import PIPELINE_FILE_PATTERNS, resolve
 from ...tokenizing.long_texts import shortened
@@ -146,7 +146,9 @@ class DiffusersTeacher(Teacher):
         with pipelines.quiet(), latents.own_randomness(self._device):
             answers, pictures = zip(*map(self._answer, parts), strict=True)
         answer = _checked(torch.cat(answers).flatten(1), self.spec.features[0])
-        kept = [_png(picture) for picture in chain(*pictures)] if self._options.keep_images else []
+        kept = (
+            [png_file(picture) for picture in chain(*pictures)] if self._options.keep_images else []
+        )
         numbers = answer.float().cpu().numpy().astype(self._precision.stored)
         return Answers({self.spec.features[0].name: numbers}, self._truncated(prompts), kept)
 
@@ -243,9 +245,3 @@ def _checked(answer: torch.Tensor, feature: FeatureSpec) -> torch.Tensor:
             f"{feature.shape[0]}; this pipeline rounds image sizes to its own multiples"
         )
     return answer
-
-
-def _png(picture: Any) -> bytes:
-    file = BytesIO()
-    picture.save(file, format="PNG")
-    return file.getvalue()

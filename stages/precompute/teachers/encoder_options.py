@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from ....cache_schemas.errors import JobError
 from ....cache_schemas.teachers import SettingValue
 from ...pooling import StatePooling
-from .options import TokenizedOptions
+from .options import TokenizedOptions, distinct_layers, one_is_no_list
 
 if TYPE_CHECKING:
     from ...embeddings.folders import EmbeddingFolder
@@ -54,19 +54,8 @@ class EncoderOptions(TokenizedOptions):
         "with normalize=true",
     )
 
-    @field_validator("pooling")
-    @classmethod
-    def _one_is_no_list(cls, pooling: Any) -> Any:
-        if pooling == ():
-            raise ValueError("is empty; name one")
-        return pooling[0] if isinstance(pooling, tuple) and len(pooling) == 1 else pooling
-
-    @field_validator("layers")
-    @classmethod
-    def _differ(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(layers)) != len(layers):
-            raise ValueError(f"{list(layers)} repeats a layer; name each once")
-        return layers
+    _one_is_no_list = field_validator("pooling")(one_is_no_list)
+    _differ = field_validator("layers")(distinct_layers)
 
     @property
     def prefix(self) -> str:

@@ -63,6 +63,20 @@ class TeacherOptions(BaseModel):
         return False
 
 
+def distinct_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """A validator: no layer is named twice."""
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"{list(layers)} repeats a layer; name each once")
+    return layers
+
+
+def one_is_no_list(pooling: Any) -> Any:
+    """A validator: a pooling alone is the same as a list of it."""
+    if pooling == ():
+        raise ValueError("is empty; name one")
+    return pooling[0] if isinstance(pooling, tuple) and len(pooling) == 1 else pooling
+
+
 class TextOptions(TeacherOptions):
     """How the segments of an example become one text."""
 

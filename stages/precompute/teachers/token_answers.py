@@ -154,6 +154,11 @@ class OwnLogProbs:
         """Nothing is lost but the rounding to the stored type."""
 
 
+def stored_own(log_probs_P: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """As `OwnLogProbs` has them, of log-probabilities that another computed; NaN stays."""
+    return np.maximum(log_probs_P, np.finfo(np.float16).min).astype(np.float16)
+
+
 _Arriving = Callable[[], list[npt.NDArray[Any]]]
 _Chunk = tuple[slice, _Arriving, Mapping[str, _Arriving]]
 

@@ -1,12 +1,12 @@
 """Options of models of images and text."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ....cache_schemas.teachers import SettingValue
 from ...pooling import StatePooling
-from .options import TokenizedOptions
+from .options import TokenizedOptions, distinct_layers, one_is_no_list
 
 
 class VlmOptions(TokenizedOptions):
@@ -48,19 +48,8 @@ class VlmOptions(TokenizedOptions):
         "template and of a picture come on top; default 128",
     )
 
-    @field_validator("pooling")
-    @classmethod
-    def _one_is_no_list(cls, pooling: Any) -> Any:
-        if pooling == ():
-            raise ValueError("is empty; name one")
-        return pooling[0] if isinstance(pooling, tuple) and len(pooling) == 1 else pooling
-
-    @field_validator("layers")
-    @classmethod
-    def _differ(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(layers)) != len(layers):
-            raise ValueError(f"{list(layers)} repeats a layer; name each once")
-        return layers
+    _one_is_no_list = field_validator("pooling")(one_is_no_list)
+    _differ = field_validator("layers")(distinct_layers)
 
     @model_validator(mode="after")
     def _generates_by_a_generator(self) -> "VlmOptions":
