@@ -140,7 +140,10 @@ def distill(
     objective: Annotated[str | None, typer.Option(help="armada, kd or feature")] = None,
     control: Annotated[
         str | None,
-        typer.Option(help="none, undistilled, random-aligner, shuffled or noise=SIGMA"),
+        typer.Option(
+            help="none, undistilled, random-aligner, shuffled, noise=SIGMA; of class logits: "
+            "permuted-classes, class-means, smoothed"
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an unfinished run")] = False,
     push_to_hub: Annotated[

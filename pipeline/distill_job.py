@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import Task
-from ..stages.distill.controls import Control, parse_control
+from ..stages.distill.controls import CONTROLS_SHOWN, Control, parse_control
 from ..stages.distill.objectives.options import SOURCE, TokensOptions
 from ..stages.distill.settings import (
     SCRATCH,
@@ -102,7 +102,8 @@ class DistillJob(
     )
     control: str = Field(
         default="none",
-        description="none, undistilled, random-aligner, shuffled or noise=SIGMA",
+        description=f"{CONTROLS_SHOWN}; permuted-classes, class-means and smoothed are for class "
+        "logits",
     )
     seed: Seed | Seeds = Field(
         default=0, description="one seed, or a list of seeds: one run each, and their spread"

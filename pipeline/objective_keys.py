@@ -98,7 +98,7 @@ class TeacherKeys(CacheKeys):
     )
     control: str = Field(
         default="none",
-        description="control of this teacher alone: none, random-aligner, shuffled or noise=SIGMA",
+        description="control of this teacher alone: any but undistilled",
     )
     placement: Placement | None = Field(
         default=None, description="placement of its features; default as the job's"

@@ -7,6 +7,7 @@ import numpy as np
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.features import FeatureSpec
 from ..stages.corpus.labels import LabelSpace, label_values
+from ..stages.distill.logit_controls import require_classes
 from ..stages.distill.objectives.base import Sizes, require_fit
 from .distill_job import DistillJob
 from .label_task import LabelTask
@@ -106,6 +107,7 @@ def _check_features(
                     "skip_bad_rows=true"
                 )
             if term.objective.reads.classes:
+                require_classes(sources[reading.source].control.name, spec.values_per_row)
                 _check_class_names(space, spec)
 
 

@@ -229,7 +229,14 @@ class StudentData:
     def gathers(self, seed: int) -> dict[str, Gather]:
         """Readers of the training features, each source under its control."""
         return {
-            name: controlled(source.feature, self.train.cache_rows[name], source.control, seed, of)
+            name: controlled(
+                source.feature,
+                self.train.cache_rows[name],
+                source.control,
+                seed,
+                of,
+                self.train.labels,
+            )
             for (name, source), of in zip(self.of_texts.items(), self._own_draws(), strict=True)
         }
 

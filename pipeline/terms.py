@@ -274,7 +274,13 @@ def _check_student(term: Term, job: DistillJob) -> None:
 
 def _check_controls(term: Term, teachers: Mapping[str, TeacherKeys]) -> None:
     for reading in term.readings:
-        control = teachers[reading.teacher].parsed_control.name
+        parsed = teachers[reading.teacher].parsed_control
+        control = parsed.name
+        if parsed.of_logits and not term.objective.reads.classes:
+            raise JobError(
+                f"control {control}: is for class logits, and objective {term.keys.name!r} reads "
+                "other features; use it with kd, or choose another control"
+            )
         if term.reads_tokens and control != "none":
             raise JobError(
                 f"control {teachers[reading.teacher].control}: needs a cached feature; objective "

@@ -181,7 +181,7 @@ def test_tasks_differ_in_nothing_else(kind: str, count: int, name: str) -> None:
 
 def test_the_controls_are_the_papers() -> None:
     for file in ABLATE:
-        if file.parent.name == "controls":
+        if file.parent.name == "controls" and file.stem in TASKS:
             runs = [run.job for run in make_ablation(keys_of(file)).runs]
             names = {job.control.partition("=")[0] for job in runs}
             assert names == {"none", "undistilled", "random-aligner", "shuffled", "noise"}

@@ -109,13 +109,14 @@ class Bench:
         )
         parsed = parse_control(control)
         name = "undistilled" if parsed.name == "undistilled" else objective
+        train = class_labels(len(TEXTS), space.num_labels) if labels is None else labels
         feature = {"kd": "logits", "undistilled": None}.get(name, "embedding")
         gathers = {}
         shape = None
         if feature is not None:
             shape = self.cache.feature_spec(feature).shape
             rows = self.cache.lookup(TEXTS)
-            gathers[SOURCE] = controlled(self.cache[feature], rows, parsed, seed)
+            gathers[SOURCE] = controlled(self.cache[feature], rows, parsed, seed, "", train)
         chosen_objective = OBJECTIVES.load(name)
         sizes = Sizes(
             *(student.dim, space.num_labels, space.regression, shape),
@@ -126,7 +127,6 @@ class Bench:
         options = chosen_objective.Options(**(small | (weights or {})))
         model = DistillModel(student, chosen_objective(options, sizes))
         folder.mkdir(parents=True, exist_ok=True)
-        train = class_labels(len(TEXTS), space.num_labels) if labels is None else labels
         validation = dataset(tokenizer, VALIDATION_TEXTS, held_out_labels(space), {})
         return Run(
             model=model,

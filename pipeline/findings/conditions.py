@@ -14,7 +14,16 @@ from ...cache_schemas.errors import one_line
 from ..run_folder import spread
 from .runs import FinishedRun
 
-_ORDER = ("undistilled", "none", "shuffled", "random-aligner", "noise")
+_ORDER = (
+    "undistilled",
+    "none",
+    "shuffled",
+    "random-aligner",
+    "permuted-classes",
+    "class-means",
+    "smoothed",
+    "noise",
+)
 
 
 @dataclass(frozen=True)

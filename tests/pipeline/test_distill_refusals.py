@@ -74,6 +74,13 @@ def test_segments_in_another_order_are_other_texts(distill_bench, tmp_path, refu
         ),
         (
             "hash",
+            {"objective": "feature", "control": "smoothed"},
+            [],
+            "control smoothed: is for class logits, and objective 'feature' reads other features",
+        ),
+        ("hash", {"control": "class-means"}, [], "is for class logits, and objective 'armada'"),
+        (
+            "hash",
             {"student": "scratch:bert"},
             ["lora_rank=2"],
             "has no pretrained weights to adapt; leave it",
@@ -172,7 +179,10 @@ def test_no_label_to_validate_by(distill_bench, tmp_path, refused, write_parquet
         ("epoch=3", "key 'epoch' is unknown; did you mean 'epochs'?"),
         ("epochs=0", "key 'epochs': 0: .*greater than or equal to 1 .passes over the training set"),
         ("learning_rate=0", "key 'learning_rate': 0: .*greater than 0"),
-        ("control=noisy", "control 'noisy': is not none, undistilled, random-aligner, shuffled or"),
+        (
+            "control=noisy",
+            "control 'noisy': is not none, undistilled, random-aligner, shuffled, permuted-classes",
+        ),
         ("control=noise=-1", "control 'noise=-1': is not none"),
         ("alpha=2", "key 'alpha': 2: .*less than or equal to 1"),
         ("schedule=both", "key 'schedule': 'both': .*'alternate' or 'joint'"),

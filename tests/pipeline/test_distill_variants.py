@@ -26,6 +26,17 @@ def test_controls(armada, distill_bench, tmp_path, control):
     assert (tmp_path / "run" / "aligner" / "aligner.safetensors").is_file()
 
 
+@pytest.mark.parametrize("control", ["permuted-classes", "class-means", "smoothed"])
+def test_controls_of_logits(armada, distill_bench, tmp_path, control):
+    words = distill_bench.words(
+        tmp_path / "run", objective="kd", control=control, teacher=distill_bench.made_up[:8]
+    )
+    armada.done(*words, "--set", "epochs=1")
+    run = read(tmp_path / "run" / "metrics.json")
+    assert run["control"] == control
+    assert run["train_losses"]["distillation"] > 0
+
+
 def test_undistilled_needs_no_cache(armada, distill_bench, tmp_path):
     output = tmp_path / "run"
     armada.done(*distill_bench.words(output, control="undistilled", cache=None, teacher=None))

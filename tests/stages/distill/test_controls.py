@@ -47,7 +47,9 @@ def test_parse(text, expected):
     ["", "random", "noise", "noise=", "noise=-1", "noise=nan", "noise=inf", "noise=a", "none=1"],
 )
 def test_parse_refuses(text):
-    with pytest.raises(JobError, match="is not none, undistilled, random-aligner, shuffled or"):
+    with pytest.raises(
+        JobError, match="is not none, undistilled, random-aligner, shuffled, permuted-classes"
+    ):
         parse_control(text)
 
 

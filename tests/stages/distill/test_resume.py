@@ -105,12 +105,13 @@ def small_blocks(monkeypatch):
         {"control": "random-aligner"},
         {"control": "noise=0.5"},
         {"objective": "kd", "weights": {"temperature": "learned"}},
+        {"objective": "kd", "control": "permuted-classes"},
         {"weights": {"orthogonal_map": "cayley", "orthogonal_projection": True}},
         {"lora_rank": 2},
     ],
     ids=[
-        *("blocks", "blocks-joint", "undistilled", "random-aligner", "noise", "kd", "orthogonal"),
-        "adapters",
+        *("blocks", "blocks-joint", "undistilled", "random-aligner", "noise", "kd", "permuted"),
+        *("orthogonal", "adapters"),
     ],
 )
 def test_other_runs_go_on_too(bench, tmp_path, how):
