@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from yaml import YAMLError
 
 from ..stages.corpus.corpus import corpus_name
+from ..stages.distill.averaging import AVERAGED_STEPS, UNAVERAGED
 from ..stages.distill.language.student import LanguageStudent
 from ..stages.distill.student import ClassifierStudent, Student
 from .distill_job import DistillJob
@@ -103,6 +104,9 @@ _HUB_METRICS = {
     "spearman": "spearmanr",
 }
 """Metrics that the hub knows by another name."""
+
+_OF_OTHER_WEIGHTS = (UNAVERAGED, AVERAGED_STEPS)
+"""Beginnings of the names of figures that are none of the student's."""
 
 
 def model_card(
@@ -199,6 +203,7 @@ class _Card:
                 metric_value=value,
             )
             for name, value in (self.metrics["validation"] or {}).items()
+            if not name.startswith(_OF_OTHER_WEIGHTS)
         ]
 
     def _examples(self) -> str:

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
 from ..store.files.atomic import follow_umask, make_folders, write_atomic
+from .averaging import AVERAGED_STEPS
 from .evaluation import better
 from .settings import Keep
 from .sharding import frozen_names, load_whole, plain
@@ -59,8 +60,12 @@ Weights = dict[str, Tensor]
 class BestStudent(TrainerCallback):  # type: ignore[misc]
     """Writes the model whenever an evaluation beats all before it; survives an interruption."""
 
-    def __init__(self, folder: Path, metric: str, keep: Keep = "best") -> None:
+    def __init__(
+        self, folder: Path, metric: str, keep: Keep = "best", averages: bool = False
+    ) -> None:
+        """`averages`: whether weights are averaged; then those before that are not kept."""
         self._folder, self._metric, self._keep = folder / BEST, metric, keep
+        self._averages = averages
         self.weights_of: Callable[[nn.Module], Weights] = nn.Module.state_dict
         """All weights of a model, which may be sharded: a collective call, whose result only the
         first process gets."""
@@ -116,6 +121,8 @@ class BestStudent(TrainerCallback):  # type: ignore[misc]
         return best
 
     def _beats(self, row: dict[str, float], best: dict[str, float] | None) -> bool:
+        if self._averages and AVERAGED_STEPS not in row:
+            return False
         if self._keep == "last":
             return True
         return better(self._metric, row[self._metric], best[self._metric] if best else None)

@@ -134,6 +134,26 @@ class TrainingSettings(BaseModel):
         description="checkpoint to keep: of the best epoch by `metric`, or of the last (best on "
         "the test set overestimates: use a separate validation set)",
     )
+    average: Literal["mean", "ema"] | None = Field(
+        default=None,
+        description="student to evaluate and keep: the mean of the weights after each step, or "
+        "their exponential moving average (ema); default: the weights of the last step",
+    )
+    average_decay: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of average=ema; default 0.999"
+    )
+    average_from: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of the steps after which averaging begins; default 0.75 for mean, 0 "
+        "for ema",
+    )
+    average_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps between averaged weights, counted from the last step; default 1",
+    )
     placement: Placement = Field(
         default="auto",
         description="where features are kept: resident (on the training device), mapped "
@@ -222,6 +242,24 @@ class TrainingSettings(BaseModel):
     @classmethod
     def _one_is_a_list_of_reporters(cls, value: Any) -> Any:
         return () if value == "none" else (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _averages_something(self) -> "TrainingSettings":
+        if self.average is None:
+            for key in ("average_decay", "average_from", "average_every"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key}: needs average; set average=mean or average=ema too")
+        elif self.average == "mean" and self.average_decay is not None:
+            raise ValueError(
+                f"average_decay {self.average_decay:g}: is of average=ema, and a mean has none; "
+                "leave it out"
+            )
+        elif self.shard_student:
+            raise ValueError(
+                f"average={self.average}: the weights of a sharded student are not averaged; leave "
+                "out average or shard_student"
+            )
+        return self
 
 
 class LanguageSettings(BaseModel):

@@ -13,8 +13,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..corpus.labels import LabelSpace, count_missing
+from .averaging import AVERAGED_STEPS, UNAVERAGED, WeightAverage
 from .batches import Batch, DistillDataset, EpochBatches, as_batch
-from .evaluation import distinct_predictions, task_metrics
+from .evaluation import DISTINCT, distinct_predictions, task_metrics
 from .finite import FiniteLosses
 from .model import TrainedModel
 from .objectives.base import Sources
@@ -45,8 +46,12 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         save_beside: Callable[[Path], None] = lambda folder: None,
         aligner_losses: Callable[[], Mapping[str, float]] = dict,
         replays: Sequence[Replay] = (),
+        average: WeightAverage | None = None,
     ) -> None:
-        """`replays`: sources of aligners' outputs for the training batches."""
+        """`replays`: sources of aligners' outputs for the training batches; `average`: weights to
+        evaluate in place of the model's."""
+        self.average = average
+        self._beside: dict[str, float] = {}
         self._epoch_batches = batches
         self._aligner_learning_rate = aligner_learning_rate
         self._save_beside = save_beside
@@ -103,6 +108,21 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         dataset = eval_dataset or self.eval_dataset
         return self._own(self._loader(dataset, batch_size=self.args.per_device_eval_batch_size))
 
+    def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
+        """As in the trainer; of averaged weights if there are any, with metrics of the others
+        beside."""
+        if self.average is None or not self.average.steps:
+            return super().evaluate(*args, **more)  # type: ignore[no-any-return]
+        prefix = f"eval_{UNAVERAGED}"
+        loader = self.get_eval_dataloader()
+        found = self.evaluation_loop(loader, "Evaluation", metric_key_prefix=prefix).metrics
+        found.pop(f"{prefix}_{DISTINCT}", None)
+        self._beside = found | {f"eval_{AVERAGED_STEPS}": float(self.average.steps)}
+        with self.average.applied():
+            metrics: dict[str, float] = super().evaluate(*args, **more)
+        self._beside = {}
+        return metrics
+
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **more: Any
     ) -> Any:
@@ -115,6 +135,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         losses, rows = map(torch.tensor, zip(*self._evaluated, strict=True))
         total = (losses.double() * rows)[rows > 0].sum()
         found.metrics[f"{metric_key_prefix}_loss"] = float(total / rows.sum())
+        found.metrics.update(self._beside)
         return found
 
     def prediction_step(self, model: Any, inputs: Batch, *more: Any, **kwargs: Any) -> Any:

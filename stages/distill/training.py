@@ -22,6 +22,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from ...cache_schemas.errors import JobError, StorageError, StudentSourceError
 from ..matrix_products import matrix_products
 from ..pretrained import quiet_transformers
+from .averaging import WeightAverage
 from .batches import DistillDataset, EpochBatches
 from .checkpoints import CHECKPOINTS, BestStudent, is_of_a_whole_student, last_checkpoint
 from .evaluation import DISTINCT
@@ -100,12 +101,12 @@ def train(run: Run) -> Training:
     Raises TrainingError if the loss stops being finite."""
     checkpoint = last_checkpoint(run.folder)
     times = StepTimes(run.device, lambda: run.train.seconds)
-    best = BestStudent(run.folder, run.metric, run.settings.keep)
+    best = BestStudent(run.folder, run.metric, run.settings.keep, run.settings.average is not None)
     run.train.processes = run.model.processes = run.processes
     run.model.parts.halves = run.settings.auto_batch_size
     _place(run)
     twin = UnshardedCopy(run.model) if run.sharded and run.processes.first else None
-    trainer = _make_trainer(run, [times, best], _schedules(run, checkpoint))
+    trainer = _make_trainer(run, [times, best], _schedules(run, checkpoint), checkpoint)
     best.weights_of = whole_weights = trainer.accelerator.get_state_dict
     run.processes.draw_apart(run.seed)
     fixed = deterministic_kernels(run.device) if run.settings.deterministic else nullcontext()
@@ -119,6 +120,8 @@ def train(run: Run) -> Training:
         ) from cause
     run.processes.wait()  # for the first, which writes
     best_epoch = best.restore(trainer.model)
+    if trainer.average is not None and best_epoch is None:
+        trainer.average.swap()
     run.processes.wait()  # for all, before the first tidies up
     weights = whole_weights(trainer.model) if run.sharded else {}
     return Training(
@@ -218,16 +221,22 @@ def _replays(run: Run, batches: EpochBatches) -> list[Replay]:
 
 
 def _make_trainer(
-    run: Run, callbacks: list[TrainerCallback], schedules: list[AlternateSchedule]
+    run: Run,
+    callbacks: list[TrainerCallback],
+    schedules: list[AlternateSchedule],
+    checkpoint: Path | None,
 ) -> DistillTrainer:
     def save_beside(folder: Path) -> None:
         for schedule in schedules:
             schedule.save(folder)
+        for average in averages:
+            average.save(folder)
 
     def aligner_losses() -> dict[str, float]:
         return {each.term: each.loss for each in schedules if each.loss is not None}
 
     run.model.to(run.device)
+    averages = [WeightAverage(run.model, run.settings, checkpoint)] if run.settings.average else []
     batches = _batches(run)
     replays = _replays(run, batches)
     trainer = run.trainer(
@@ -240,12 +249,13 @@ def _make_trainer(
         save_beside=save_beside,
         aligner_losses=aligner_losses,
         replays=replays,
+        average=averages[0] if averages else None,
     )
     trainer.remove_callback(PrinterCallback)
     objective = run.model.objective
     moved = [_Progress(objective)] if isinstance(objective, SummedObjective) else []
     shown = reporters(run.settings, run.folder) if run.processes.first else []
-    for callback in (*callbacks, *schedules, *replays, *moved, *shown, _Reporter(run)):
+    for callback in (*callbacks, *schedules, *replays, *moved, *averages, *shown, _Reporter(run)):
         trainer.add_callback(callback)
     return trainer
 

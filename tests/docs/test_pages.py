@@ -94,6 +94,7 @@ RUN_BELOW = {
     "adding-a-teacher",
     "adding-an-objective",
     "several-teachers",
+    "training",
     "scored-choices",
     "servers",
     "responses",
@@ -352,6 +353,12 @@ def test_several_teachers(place: Workplace) -> None:
     assert any("feature.weight" in json.loads(line) for line in lines)
     table = json.loads((place.folder / "runs/which/ablation.json").read_bytes())
     assert len(table["studies"][0]["conditions"]) == 5
+
+
+def test_around_the_loss(place: Workplace) -> None:
+    run(place, "training.md")
+    epochs = json.loads((place.folder / "runs/averaged/metrics.json").read_bytes())["epochs"]
+    assert ["unaveraged_accuracy" in row for row in epochs] == [False, True, True]
 
 
 def test_adding_an_objective(place: Workplace) -> None:

@@ -304,7 +304,11 @@ class CutError(Exception):
     """Stands for whatever ends a run early."""
 
 
-@pytest.mark.parametrize("keys", [{}, {"lora_rank": 2}], ids=["whole", "adapters"])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"lora_rank": 2, "average": "mean", "average_from": 0.3}],
+    ids=["whole", "averaged-adapters"],
+)
 def test_a_run_that_was_cut_ends_like_one_that_was_not(
     armada: CommandLine,
     bench: Bench,
@@ -333,7 +337,9 @@ def test_a_run_that_was_cut_ends_like_one_that_was_not(
     assert one.keys() == other.keys()
     for weight, tensor in one.items():
         torch.testing.assert_close(tensor, other[weight], rtol=0, atol=0, msg=weight)
-    assert metrics(tmp_path / "whole")["epochs"] == metrics(tmp_path / "cut")["epochs"]
+    epochs = metrics(tmp_path / "whole")["epochs"]
+    assert epochs == metrics(tmp_path / "cut")["epochs"]
+    assert ("unaveraged_perplexity" in epochs[-1]) == ("average" in keys)
 
 
 def test_checkpoints_of_adapters_hold_no_frozen_weight(

@@ -176,6 +176,7 @@ class LanguageTrainer(DistillTrainer):
                 add = partial(self._add, sums, batch, packed_texts(dataloader.dataset))
                 self.model.parts.fitted(add, batch["input_ids"])
         metrics = {f"{metric_key_prefix}_{name}": v for name, v in sums.metrics().items()}
+        metrics |= self._beside
         return EvalLoopOutput(None, None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _add(self, sums: TokenSums, batch: Batch, texts: PackedTexts, _: bool) -> None:

@@ -8,54 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from armada.stages.distill import batches
 from armada.stages.distill.checkpoints import last_checkpoint, steps_done
 from armada.stages.distill.training import Run, train
+from cuts import assert_same_weights, go, spoil_generators
 from tiny_runs import Bench
 
-Losses = dict[int, float]
 EPOCHS = 3
-
-
-class CutError(Exception):
-    """Stands for whatever ends a run early."""
-
-
-def go(run: Run, cut_at: int | None = None) -> Losses:
-    """Train to the end, or to a step; the loss of each step."""
-    losses: Losses = {}
-    steps = steps_done(run.folder)
-
-    def log(row: dict[str, float]) -> None:
-        if "loss" in row:
-            losses[int(row["step"])] = row["loss"]
-
-    def advance(count: int) -> None:
-        nonlocal steps
-        steps += count
-        if steps == cut_at:
-            raise CutError
-
-    run = dataclasses.replace(run, on_log=log, on_step=advance)
-    if cut_at is None:
-        train(run)
-    else:
-        with pytest.raises(CutError):
-            train(run)
-    return losses
-
-
-def assert_same_weights(one: Run, other: Run) -> None:
-    expected = other.model.state_dict()
-    for name, tensor in one.model.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)
-
-
-def spoil_generators() -> None:
-    """What else ran in the process before must not matter."""
-    torch.manual_seed(1234)
-    torch.rand(7)
 
 
 # Seven batches an epoch: seven steps, or four of two batches.
@@ -164,7 +123,7 @@ def test_a_checkpoint_that_kept_no_seconds_is_gone_on_from(bench, tmp_path):
 def test_a_run_may_be_cut_many_times(bench, tmp_path):
     whole = bench.run(tmp_path / "whole", save_steps=2)
     expected = go(whole)
-    losses: Losses = {}
+    losses: dict[int, float] = {}
     for cut_at in (3, 8, 15):
         losses |= go(bench.run(tmp_path / "cut", save_steps=2), cut_at)
     resumed = bench.run(tmp_path / "cut", save_steps=2)
