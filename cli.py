@@ -396,6 +396,18 @@ def report(
 
 
 @app.command()
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="one of them", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the objectives of distill: what each is, needs and computes."""
+    from .pipeline.console import show_objectives
+    from .pipeline.objectives import description_of, descriptions
+
+    show_objectives([description_of(name)] if name else descriptions(), as_json)
+
+
+@app.command()
 def schema(
     command: Annotated[
         str, typer.Argument(help="precompute, distill, ablate, evaluate, predict, corpus")

@@ -24,6 +24,7 @@ from .messages import (
 if TYPE_CHECKING:
     from .ablation.ablate import PlannedCell
     from .corpora.provenance import CorpusReport
+    from .objectives import Description
     from .precompute import DryRun
     from .precompute_plan import PrecomputeReport
     from .predict import PredictReport
@@ -71,6 +72,20 @@ def _key_groups(
 
 def _default(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True, validated_data={})
+
+
+def show_objectives(objectives: "Sequence[Description]", as_json: bool) -> None:
+    """Print what objectives are, need and compute."""
+    if as_json:
+        show_json([each.document() for each in objectives])
+        return
+    width = max(len(each.name) for each in objectives) + 2
+    for each in objectives:
+        print(f"{each.name:{width}}{each.summary}")
+        print(f"{'':{width}}needs    {each.needs.in_words()}")
+        for title, text in (("formula", each.formula), ("source", each.source)):
+            if text is not None:
+                print(f"{'':{width}}{title:9}{text}")
 
 
 def show_precompute(report: "PrecomputeReport", as_json: bool) -> None:

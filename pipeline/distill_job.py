@@ -86,8 +86,8 @@ class DistillJob(
     )
     objective: str | None = Field(
         default="armada",
-        description="armada, kd, feature, tokens (task=language), or a plug-in, whose options are "
-        "keys of the job as well (`--keys --objective NAME`)",
+        description="armada, kd, feature, tokens (task=language) or another of `armada "
+        "objectives`, whose options are keys of the job as well (`--keys --objective NAME`)",
     )
     teachers: dict[str, TeacherKeys] | None = Field(
         default=None,

@@ -10,7 +10,7 @@ from ..stages.distill.embedding_student import has_length_1
 from ..stages.distill.evaluation import metric_names
 from ..stages.distill.export import StudentCard, save_student
 from ..stages.distill.model import DistillModel, TrainedModel
-from ..stages.distill.objectives.feature import FeatureObjective
+from ..stages.distill.objectives.features import FeatureObjective
 from ..stages.distill.student_source import default_max_length, load_student
 from ..stages.distill.tokens import Tokens, choose_max_length
 from .distill_job import DistillJob

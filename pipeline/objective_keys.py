@@ -149,7 +149,7 @@ class WithOptions(Job):
 class ObjectiveKeys(WithOptions):
     """Keys of one of several objectives. Other keys are options of the objective."""
 
-    name: str = Field(description="armada, kd, feature, or a plug-in")
+    name: str = Field(description="one of `armada objectives`, or a plug-in")
     teacher: str | None = Field(
         default=None, description="name of the teacher it reads; may be left out if there is one"
     )

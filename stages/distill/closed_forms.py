@@ -1,4 +1,4 @@
-"""The losses of `losses.py` in closed form: values and gradients in one pass, no graph inside.
+"""The losses of `losses` in closed form: values and gradients in one pass, no graph inside.
 
 Same functions, same arguments, same terms. What differs is the cost: about seventy small operations
 for `armada_loss` instead of about a hundred (on a GPU, two kernels: `kernels.py`), and a backward

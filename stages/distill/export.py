@@ -31,7 +31,7 @@ from ..language.probes import probe
 from ..pretrained import quiet_transformers, refusing
 from .embedding_student import embedding_layers, state_pooling
 from .objectives.base import Objective
-from .objectives.feature import FeatureObjective
+from .objectives.features import FeatureObjective
 from .own_classifier import read_classifier
 from .settings import AnyPooling
 from .student import ClassifierStudent, PooledStudent, Student

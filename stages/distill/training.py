@@ -28,7 +28,6 @@ from .checkpoints import CHECKPOINTS, BestStudent, is_of_a_whole_student, last_c
 from .evaluation import DISTINCT
 from .model import TrainedModel
 from .objectives.base import Objective, aligned_parts, freeze
-from .objectives.sum import SummedObjective
 from .placement import Where, choose_placements
 from .processes import ALONE, Processes
 from .reporting import reporters
@@ -253,7 +252,7 @@ def _make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     objective = run.model.objective
-    moved = [_Progress(objective)] if isinstance(objective, SummedObjective) else []
+    moved = [_Progress(objective)]
     shown = reporters(run.settings, run.folder) if run.processes.first else []
     for callback in (*callbacks, *schedules, *replays, *moved, *averages, *shown, _Reporter(run)):
         trainer.add_callback(callback)
@@ -307,13 +306,15 @@ def _adapters_alone(model: TrainedModel) -> bool:
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
-    """Updates a sum of objectives with the progress before each step: its weights may change."""
+    """Updates objectives with the progress before each step: weights and targets may depend on
+    it."""
 
-    def __init__(self, objective: SummedObjective) -> None:
-        self._objective = objective
+    def __init__(self, objective: Objective) -> None:
+        self._objectives = {objective, *objective.parts}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._objective.progress = state.global_step / max(1, state.max_steps)
+        for objective in self._objectives:
+            objective.progress = state.global_step / max(1, state.max_steps)
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]

@@ -49,7 +49,7 @@ def test_every_page_is_there(site: Path) -> None:
     assert [page.stem for page in PAGES if not (site / page.stem / "index.html").is_file()] == []
     # What they link to outside of docs/, as a page or as code.
     assert (site / "cache_schemas" / "index.html").is_file()
-    assert (site / "code" / "stages" / "distill" / "losses.py" / "index.html").is_file()
+    assert (site / "code" / "stages" / "distill" / "losses" / "armada.py" / "index.html").is_file()
 
 
 def test_no_link_leads_nowhere(site: Path) -> None:

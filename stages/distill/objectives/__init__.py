@@ -1,22 +1,40 @@
-"""The training objectives, by name. Each is imported only when a job chooses it."""
+"""The training objectives, by name. Each is imported only when a job chooses it.
+
+A family of objectives is a file of the same name in three places: formulas in `../losses`, options
+in `options`, and here the classes that join both to what is trained beside a student.
+"""
+
+from collections.abc import Mapping
 
 from ...plugins import Registry
+
+_FAMILIES: Mapping[str, Mapping[str, str]] = {
+    "armada": {"armada": "Armada"},
+    "logits": {"kd": "KD"},
+    "features": {"feature": "Feature"},
+    "relations": {"rkd": "RKD"},
+    "tokens": {"tokens": "Tokens"},
+}
+"""File -> name -> beginning of the names of its class, and of that of its options."""
+
+
+def _references(folder: str, suffix: str) -> dict[str, str]:
+    return {
+        name: f"{folder}.{file}:{stem}{suffix}"
+        for file, family in _FAMILIES.items()
+        for name, stem in family.items()
+    }
+
 
 OBJECTIVES = Registry(
     group="armada.objectives",
     kind="objective",
     built_in={
-        "armada": ".distill.objectives.armada:ArmadaObjective",
-        "kd": ".distill.objectives.kd:KDObjective",
-        "feature": ".distill.objectives.feature:FeatureObjective",
-        "tokens": ".distill.objectives.tokens:TokensObjective",
+        **_references(".distill.objectives", "Objective"),
         "undistilled": ".distill.objectives.undistilled:UndistilledObjective",
     },
     built_in_options={
-        "armada": ".distill.objectives.options:ArmadaOptions",
-        "kd": ".distill.objectives.options:KDOptions",
-        "feature": ".distill.objectives.options:FeatureOptions",
-        "tokens": ".distill.objectives.options:TokensOptions",
+        **_references(".distill.objectives.options", "Options"),
         "undistilled": ".distill.objectives.options:ObjectiveOptions",
     },
 )

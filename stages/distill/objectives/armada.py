@@ -16,7 +16,14 @@ from .options import ArmadaOptions
 
 
 class ArmadaObjective(AlignedObjective):
-    """Owns `aligner` (teacher side), `projection` Q and `aux_head` (student side)."""
+    """Class outputs and the manifold of a text, as a TS aligner reads them out of a feature.
+
+    Formula: alpha · T²·mse of softmaxes of both heads + (1 - alpha) · task of both heads + beta ·
+    distance of projections; the second heads count gamma times
+    Source: From Images to Words (ARMADA), arXiv 2603.10877.
+
+    Owns `aligner` (teacher side), `projection` Q and `aux_head` (student side).
+    """
 
     Options = ArmadaOptions
     options: ArmadaOptions

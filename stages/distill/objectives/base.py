@@ -205,6 +205,8 @@ class Objective(nn.Module, ABC):
         """The student's layers that it reads."""
         require_layers(type(self).__name__, self.layers, sizes)
         self.aligner = None
+        self.progress = 0.0
+        """Share of the training steps that are made, set before each step."""
         self.label = ""
         """Prefix of its terms in logs with several objectives."""
         self.sources: tuple[str, ...] = (SOURCE,) if self.reads.features != 0 else ()

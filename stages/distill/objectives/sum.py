@@ -28,7 +28,7 @@ Weight = float | WeightSchedule
 
 
 class SummedObjective(Objective):
-    """Several objectives at once; `progress` is set before each step."""
+    """Several objectives at once."""
 
     def __init__(self, parts: Sequence[Objective], weights: Sequence[Weight], sizes: Sizes) -> None:
         """`sizes` of the student; each part has been made for its own sources."""
@@ -36,7 +36,6 @@ class SummedObjective(Objective):
         self.each = nn.ModuleList(parts)
         self.weights = tuple(weights)
         self.sources = tuple(dict.fromkeys(name for part in parts for name in part.sources))
-        self.progress = 0.0
         scored = {each for part in parts if part.reads.task for each in part.reads.student}
         self._adds_labels, self._adds_tokens = "output" not in scored, "tokens" not in scored
 

@@ -26,7 +26,13 @@ from .options import TokensOptions
 
 
 class TokensObjective(Objective):
-    """Owns nothing."""
+    """Next-token probabilities of the teacher, for language models.
+
+    Formula: alpha · T²·D(teacher ‖ student) + (1 - alpha) · cross entropy, means over tokens
+    Source: Hinton et al., arXiv 1503.02531; for other divergences D, see `divergence`.
+
+    Owns nothing.
+    """
 
     Options = TokensOptions
     options: TokensOptions

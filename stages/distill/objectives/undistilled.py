@@ -15,7 +15,13 @@ from .base import (
 
 
 class UndistilledObjective(Objective):
-    """Owns nothing and reads no feature."""
+    """The task's loss alone: the control that every gain by distillation is measured against.
+
+    Formula: task
+    Source: none needed.
+
+    Owns nothing and reads no feature.
+    """
 
     reads = Reads(features=0, student=frozenset({"output", "tokens"}), headless=True)
 

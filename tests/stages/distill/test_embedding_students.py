@@ -16,7 +16,7 @@ from armada.stages.corpus.labels import NO_LABELS, LabelSpace
 from armada.stages.distill.embedding_student import has_length_1
 from armada.stages.distill.export import StudentCard, save_student
 from armada.stages.distill.objectives.base import Sizes
-from armada.stages.distill.objectives.feature import FeatureObjective
+from armada.stages.distill.objectives.features import FeatureObjective
 from armada.stages.distill.objectives.options import FeatureOptions
 from armada.stages.distill.rotations import OrthogonalMap
 from armada.stages.distill.settings import LoraSettings, StudentSettings

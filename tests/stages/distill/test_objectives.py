@@ -12,7 +12,7 @@ from armada.stages.distill.aligner import ClassificationHead
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.armada import ArmadaObjective
 from armada.stages.distill.objectives.base import Objective, Sizes
-from armada.stages.distill.objectives.kd import KDObjective, LearnedTemperature
+from armada.stages.distill.objectives.logits import KDObjective, LearnedTemperature
 from armada.stages.distill.objectives.options import ArmadaOptions
 from pydantic import ValidationError
 from safetensors import safe_open

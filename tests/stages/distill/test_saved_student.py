@@ -11,7 +11,7 @@ from armada.cache_schemas.errors import InputError, StudentSourceError
 from armada.stages.corpus.labels import NO_LABELS, LabelSpace
 from armada.stages.distill.export import StudentCard, save_student
 from armada.stages.distill.objectives.base import Sizes
-from armada.stages.distill.objectives.feature import FeatureObjective
+from armada.stages.distill.objectives.features import FeatureObjective
 from armada.stages.distill.objectives.options import FeatureOptions, ObjectiveOptions
 from armada.stages.distill.objectives.undistilled import UndistilledObjective
 from armada.stages.distill.settings import StudentSettings

@@ -12,7 +12,13 @@ TEMPERATURE_RANGE = 20.0
 
 
 class KDObjective(Objective):
-    """Owns nothing but the temperature, when that is learned."""
+    """Class probabilities of the teacher, softened by a temperature.
+
+    Formula: alpha · T²·KL(softmax(t/T) ‖ softmax(s/T)) + (1 - alpha) · task
+    Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531.
+
+    Owns nothing but the temperature, when that is learned.
+    """
 
     Options = KDOptions
     options: KDOptions

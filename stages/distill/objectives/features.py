@@ -9,7 +9,13 @@ from .options import FeatureOptions
 
 
 class FeatureObjective(Objective):
-    """Owns `projection`, D -> H, with a bias, for features are rarely centred."""
+    """Regression of the student's pooled text onto a feature of the teacher.
+
+    Formula: task + beta · distance(projection(s), t)
+    Source: the hint loss of Romero et al., FitNets, arXiv 1412.6550, on cached features.
+
+    Owns `projection`, D -> H, with a bias, for features are rarely centred.
+    """
 
     Options = FeatureOptions
     options: FeatureOptions

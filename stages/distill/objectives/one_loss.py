@@ -1,0 +1,75 @@
+"""Bases of objectives that are one loss of a teacher, beside the task's.
+
+    LogitsObjective     total = alpha · distillation + (1 - alpha) · task
+    FeatureLossObjective    total = task + beta · loss
+
+Both give their loss numbers in the precision of sums, and the teacher's without a graph. Shapes: B
+rows, D pooled student text, K classes, H numbers of a feature.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..losses import accumulated, task_loss
+from .base import Objective, Reads, Sizes, TeacherSide, named_terms
+from .options import AlphaOptions, BetaOptions
+
+
+class LogitsObjective(Objective):
+    """An objective that compares the student's class logits with the teacher's."""
+
+    options: AlphaOptions
+    reads: ClassVar[Reads] = Reads(default_feature="logits", classes=True, regression=False)
+
+    @abstractmethod
+    def distillation(
+        self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of a batch, and more terms to report."""
+
+    def forward(
+        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
+    ) -> dict[str, Tensor]:
+        """total, task, distillation; and what `distillation` reports."""
+        student_BK = accumulated(output_BK)
+        teacher_BK = accumulated(self._feature(feature_BH).detach())
+        distillation, reported = self.distillation(student_BK, teacher_BK, labels_B)
+        task = task_loss(student_BK, labels_B, regression=False)
+        total = self.options.alpha * distillation + (1 - self.options.alpha) * task
+        return named_terms(total, task=task, distillation=distillation, **reported)
+
+
+class FeatureLossObjective(Objective):
+    """An objective that compares the student's pooled texts with a feature of the teacher."""
+
+    options: BetaOptions
+    reads: ClassVar[Reads] = Reads(labels=False, headless=True, task=False)
+
+    def __init__(self, options: BetaOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        self.feature_dim = sizes.feature_dim
+        """H, how many numbers a feature has."""
+
+    @abstractmethod
+    def loss(self, pooled_BD: Tensor, feature_BH: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of a batch, and the terms to report: it is one of them, or their sum."""
+
+    def forward(
+        self,
+        pooled_BD: Tensor,
+        output_BK: Tensor | None,
+        feature_BH: TeacherSide,
+        labels_B: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """total, task and what `loss` reports. Without output or labels, the task's is 0."""
+        feature = accumulated(self._feature(feature_BH).detach())
+        loss, reported = self.loss(accumulated(pooled_BD), feature)
+        if output_BK is None or labels_B is None:
+            task = torch.zeros_like(loss)
+        else:
+            task = task_loss(output_BK, labels_B, self.sizes.regression)
+        return named_terms(task + self.options.beta * loss, task=task, **reported)

@@ -1,0 +1,28 @@
+"""Options of the objectives, a file a family, and other keys of an objective.
+
+Nothing here imports torch: a job is parsed, and refused, before a run loads anything heavy.
+"""
+
+from .armada import ArmadaOptions, Manifold, OrthogonalMap
+from .base import SOURCE, AlphaOptions, BetaOptions, ObjectiveOptions, WeightSchedule
+from .features import Distance, FeatureOptions
+from .logits import KDOptions
+from .relations import RKDOptions
+from .tokens import Tail, TokensOptions
+
+__all__ = [
+    "SOURCE",
+    "AlphaOptions",
+    "ArmadaOptions",
+    "BetaOptions",
+    "Distance",
+    "FeatureOptions",
+    "KDOptions",
+    "Manifold",
+    "ObjectiveOptions",
+    "OrthogonalMap",
+    "RKDOptions",
+    "Tail",
+    "TokensOptions",
+    "WeightSchedule",
+]
