@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import entr, log_softmax, softmax, xlogy
 
 from ...cache_schemas.errors import JobError
 from ..corpus.labels import MISSING
@@ -70,6 +69,8 @@ def smoothed(logits_BK: Logits, labels_B: npt.NDArray[np.int64]) -> Logits:
 
     The entropy falls with m from log K to 0, so m is found by bisection; one that is 0 as far as
     float64 tells gives the largest m, 800."""
+    from scipy.special import entr, log_softmax, softmax  # not for those who parse a job
+
     wanted_B = entr(softmax(logits_BK.astype(np.float64), axis=1)).sum(axis=1)
     classes = logits_BK.shape[1]
     low_B, high_B = np.zeros(len(wanted_B)), np.full(len(wanted_B), 800.0)
@@ -85,6 +86,8 @@ def smoothed(logits_BK: Logits, labels_B: npt.NDArray[np.int64]) -> Logits:
 
 def _entropy(margin_B: npt.NDArray[np.float64], classes: int) -> npt.NDArray[np.float64]:
     """The entropy in nats of softmax(m, 0, ..., 0)."""
+    from scipy.special import xlogy
+
     others_B = np.exp(-margin_B)  # relative to the target: no overflow
     total_B = 1 + (classes - 1) * others_B
     entropy_B: npt.NDArray[np.float64] = (
