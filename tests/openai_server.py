@@ -120,6 +120,8 @@ class Model:
         given = body["prompt"]
         if isinstance(given, str):
             given = self._tokenizer(given)["input_ids"]
+        if isinstance(given[0], list):
+            return self._several(body, given)
         ids, log_probs, finish = self._generate(given, body["max_tokens"])
         choice: Body = {"index": 0, "finish_reason": finish, "text": self._text(ids)}
         if body.get("logprobs") is not None:
@@ -128,9 +130,33 @@ class Model:
                 for token, row in zip(ids, log_probs, strict=True)
             ]
             choice["logprobs"] = {"content": content}
+        if body.get("echo"):
+            choice["text"] = self._text([*given, *ids])
+            choice["logprobs"] = self._echo(given, ids, log_probs)
         if body.get("prompt_logprobs") is not None:
             choice["prompt_logprobs"] = self._prompt(given, body["prompt_logprobs"])
         return self._reply(body, choice, len(given), len(ids))
+
+    def _several(self, body: Body, texts: list[list[int]]) -> Body:
+        """The replies to several texts as one, in some other order than theirs."""
+        replies = [self.completion_reply({**body, "prompt": given}) for given in texts]
+        whole = replies[0]
+        whole["choices"] = [
+            {**each["choices"][0], "index": at} for at, each in reversed([*enumerate(replies)])
+        ]
+        for name in whole["usage"]:
+            whole["usage"][name] = sum(each["usage"][name] for each in replies)
+        return whole
+
+    def _echo(self, given: list[int], generated: list[int], log_probs: torch.Tensor) -> Body:
+        """As servers echo a prompt: its tokens, and those behind it, by their strings alone."""
+        places = [place or {} for place in self._prompt(given, 0)]
+        own = [
+            place[str(token)]["logprob"] for place, token in zip(places[1:], given[1:], strict=True)
+        ]
+        own += [float(row[token]) for row, token in zip(log_probs, generated, strict=True)]
+        tokens = [self._tokenizer.decode([token]) for token in [*given, *generated]]
+        return {"tokens": tokens, "token_logprobs": [None, *own]}
 
     def _prompt(self, given: list[int], most: int) -> list[Body | None]:
         """As vLLM says what is predicted at each token: the token itself, and the most probable

@@ -233,14 +233,21 @@ def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
     assert open_cache(place.folder / "audio").features == ("audio_embedding",)
 
 
-def test_scored_choices(place: Workplace, tmp_path: Path) -> None:
+def test_scored_choices(place: Workplace, tmp_path: Path, hub_models: Path) -> None:
     write_reviews(place.folder / "data")
     write_birds(place.folder)
     seeing = make_vlm(tmp_path / "idefics3", "idefics3", TEXTS)
     smol = Instead("HuggingFaceTB/SmolVLM-256M-Instruct", str(seeing), "a tiny model")
-    run(place, "scored-choices.md", smol)
+    with serving(OpenAIServer(model=Model(hub_models / WORDS_STUDENT))) as server:
+        port = Instead("http://localhost:8000/v1", server.url, "a free port")
+        run(place, "scored-choices.md", smol, port)
     assert open_cache(place.folder / "birds").feature_spec("logits").labels == ("sitting", "flying")
-    names = {"choices": ("logits",), "aspects": ("aspects",), "critic": ("logits", "score")}
+    names = {
+        "choices": ("logits",),
+        "served": ("logits",),
+        "aspects": ("aspects",),
+        "critic": ("logits", "score"),
+    }
     assert {name: open_cache(place.folder / name).features for name in names} == names
     labels = open_cache(place.folder / "choices").feature_spec("logits").labels
     assert labels == ("negative", "positive")

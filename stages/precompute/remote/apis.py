@@ -1,63 +1,23 @@
 """The APIs of an endpoint, and the features that their answers are."""
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.teachers import SettingValue
 from ..teachers.base import Answers, Example
 from . import embeddings
+from .feature_api import FeatureApi
 from .options import OpenAIOptions
-from .requests import CHARACTERS_PER_TOKEN, Api, Query
+from .requests import CHARACTERS_PER_TOKEN, Query
 from .score_api import ScoreApi
 from .wire import MalformedReplyError, Usage
 
-PROBE = "The quick brown fox jumps over the lazy dog."
 
-
-class FeatureApi(Api, Protocol):
-    """An API whose answers are features."""
-
-    @property
-    def settings(self) -> Mapping[str, SettingValue]:
-        """Settings of the fingerprint beside the options."""
-
-    @property
-    def weights(self) -> Mapping[str, str]:
-        """Digests of weights that answers go through here."""
-
-    @property
-    def vocab_digest(self) -> str | None:
-        """Digest of the tokens of a tokenizer that features are in."""
-
-    probe: tuple[str, ...]
-    """Segments of an example of our own."""
-    most_probes: int
-    """How often it is worth asking for them at most."""
-
-    def load(self) -> None:
-        """Build what answers go through here."""
-
-    def content(self, example: Example) -> Any:
-        """The content of an example's query."""
-
-    def features(self, answer: Any) -> list[FeatureSpec]:
-        """The features, whose shape may be known from an answer alone."""
-
-    def answers(self, found: Sequence[Any], contents: Sequence[Any]) -> Answers:
-        """The features of some examples, from their answers and the content of their queries;
-        None: there is no answer, and whatever stands for it is not kept."""
-
-    def distance(self, one: Any, other: Any) -> float:
-        """Distance of two answers to one text: 0 alike, 1 nothing in common."""
-
-
-class EmbeddingApi:
+class EmbeddingApi(FeatureApi):
     """`POST /embeddings` -> feature `embedding` [D]."""
 
     path = "/embeddings"
@@ -66,19 +26,6 @@ class EmbeddingApi:
         self._model, self._options = model, options
         self.together = options.texts_per_request
         self._width: int | None = options.dimensions
-
-    settings: Mapping[str, SettingValue] = MappingProxyType({})
-    weights: Mapping[str, str] = MappingProxyType({})
-    vocab_digest = None
-    probe: tuple[str, ...] = (PROBE,)
-    most_probes: int = 64
-
-    def load(self) -> None:
-        """See FeatureApi: nothing."""
-
-    def fit(self, one: Query, other: Query) -> bool:
-        """See Api: any."""
-        return True
 
     def content(self, example: Example) -> str:
         """The text."""
@@ -97,10 +44,6 @@ class EmbeddingApi:
                 f"embeddings have {found.shape[1]} numbers, not {self._width}"
             )
         return list(found)
-
-    def requests(self, queries: int) -> int:
-        """See Api."""
-        return -(-queries // self.together)
 
     def expected(self, queries: Sequence[Query]) -> Usage:
         """See Api."""
@@ -149,6 +92,10 @@ def make_api(model: str, options: OpenAIOptions, device: torch.device) -> Featur
         from .given_api import GivenApi
 
         return GivenApi(model, options)
+    if options.api == "choices":
+        from .choices_api import ChoicesApi
+
+        return ChoicesApi(model, options)
     from .generation_api import GenerationApi
 
     return GenerationApi(model, options)

@@ -10,7 +10,6 @@ Shapes: T tokens of a response.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from ..teachers.base import Answers, Example, example_seed
 from ..teachers.generated import FINISHED, OTHERWISE, Response, ResponseFeatures, coded
 from ..teachers.response_parts import END_OF_THINKING
 from .endpoint import TextRefusedError
+from .feature_api import FeatureApi
 from .options import OpenAIOptions
 from .requests import CHARACTERS_PER_TOKEN, Query
 from .responses import (
@@ -51,14 +51,9 @@ class Prompt:
     seed: int | None
 
 
-class GenerationApi:
+class GenerationApi(FeatureApi):
     """Features `generated_text`, `finish`, and with a tokenizer `generated_ids`,
     `generated_log_probs`, `generated_top_k`."""
-
-    together = 1
-    weights: Mapping[str, str] = MappingProxyType({})
-    probe: tuple[str, ...] = ("The quick brown fox jumps over the lazy dog.",)
-    most_probes: int = 64
 
     def __init__(self, model: str, options: OpenAIOptions) -> None:
         """Raises TeacherSourceError or JobError for the tokenizer."""
@@ -83,13 +78,6 @@ class GenerationApi:
             None if self._tokenizer is None else "as the server says",
             self._coding,
         )
-
-    def load(self) -> None:
-        """See FeatureApi: nothing."""
-
-    def fit(self, one: Query, other: Query) -> bool:
-        """See Api."""
-        return False
 
     @property
     def settings(self) -> dict[str, SettingValue]:
@@ -169,10 +157,6 @@ class GenerationApi:
         """The responses to one prompt."""
         read = read_chat if self._options.api == "chat" else read_completion
         return [read(document, self._options.responses_per_prompt)]
-
-    def requests(self, queries: int) -> int:
-        """See Api: one each."""
-        return queries
 
     def expected(self, queries: Sequence[Query]) -> Usage:
         """See Api."""

@@ -7,9 +7,8 @@ generated behind it, since servers generate at least one, and is not kept.
 Shapes: T tokens of a text, P predicted ones, K most probable ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from ..teachers.causal_options import own_log_probs_feature
 from ..teachers.generated import log_tails
 from ..teachers.token_answers import TopK, read_top_k, stored_own
 from .endpoint import TextRefusedError
+from .feature_api import FeatureApi
 from .log_probs import Predictions
 from .options import OpenAIOptions
 from .requests import Query
@@ -48,14 +48,11 @@ class Given:
     truncated: bool
 
 
-class GivenApi:
+class GivenApi(FeatureApi):
     """Features of the tokens of given responses."""
 
     path = "/completions"
-    together = 1
-    weights: Mapping[str, str] = MappingProxyType({})
-    probe: tuple[str, ...] = ("What does the fox do?", "The quick brown fox jumps.")
-    most_probes: int = 64
+    probe = ("What does the fox do?", "The quick brown fox jumps.")
 
     def __init__(self, model: str, options: OpenAIOptions) -> None:
         """Raises TeacherSourceError or JobError for the tokenizer."""
@@ -85,9 +82,6 @@ class GivenApi:
         """Digest of the tokenizer's tokens."""
         return vocab_digest(self._tokenizer)
 
-    def load(self) -> None:
-        """See FeatureApi: nothing."""
-
     def content(self, example: Example) -> Given:
         """The tokens of an example."""
         texts: TokenTexts = encode_texts(
@@ -95,10 +89,6 @@ class GivenApi:
         )
         ids = texts.of(0).astype(np.int64)
         return Given(ids, min(int(texts.prompts[0]), len(ids)), bool(texts.truncated[0]))
-
-    def fit(self, one: Query, other: Query) -> bool:
-        """See Api."""
-        return False
 
     def body(self, queries: Sequence[Query]) -> dict[str, Any]:
         """See Api."""
@@ -119,10 +109,6 @@ class GivenApi:
                 "choices[0] has no prompt_logprobs: the server has none of given texts"
             )
         return [choice.prompt]
-
-    def requests(self, queries: int) -> int:
-        """See Api: one each."""
-        return queries
 
     def expected(self, queries: Sequence[Query]) -> Usage:
         """See Api."""

@@ -17,19 +17,18 @@ from ...pictures import open_picture, png_file
 from ..teachers.base import Answers, Example
 from ..teachers.image_encoders import image_encoder
 from . import pictures
+from .feature_api import FeatureApi
 from .options import OpenAIOptions
 from .requests import Query
 from .wire import Usage
 
 
-class ImageApi:
+class ImageApi(FeatureApi):
     """Feature `image_embedding` of one picture of each text."""
 
     path = "/images/generations"
-    together = 1
-    vocab_digest = None
-    probe: tuple[str, ...] = ("A quick brown fox jumps over a lazy dog.",)
-    most_probes: int = 1
+    probe = ("A quick brown fox jumps over a lazy dog.",)
+    most_probes = 1
     """No two pictures are alike: another one says nothing, and costs as much."""
 
     def __init__(self, model: str, options: OpenAIOptions, device: torch.device) -> None:
@@ -37,8 +36,17 @@ class ImageApi:
         self._model, self._options, self._device = model, options, device
         assert options.image_encoder is not None
         self._encoder = image_encoder(options.image_encoder)
-        self.settings: Mapping[str, SettingValue] = {"image_encoder": self._encoder.form}
-        self.weights = {"image_encoder": self._encoder.digest()}
+        self._digest = self._encoder.digest()
+
+    @property
+    def settings(self) -> Mapping[str, SettingValue]:
+        """See FeatureApi: the kind of encoder."""
+        return {"image_encoder": self._encoder.form}
+
+    @property
+    def weights(self) -> Mapping[str, str]:
+        """See FeatureApi: the encoder's."""
+        return {"image_encoder": self._digest}
 
     def load(self) -> None:
         """See FeatureApi."""
@@ -48,10 +56,6 @@ class ImageApi:
         """The text."""
         return self._options.text(example.segments)
 
-    def fit(self, one: Query, other: Query) -> bool:
-        """See Api."""
-        return False
-
     def body(self, queries: Sequence[Query]) -> dict[str, Any]:
         """See Api."""
         (query,) = queries
@@ -60,10 +64,6 @@ class ImageApi:
     def read(self, document: Any, count: int) -> Sequence[bytes]:
         """The picture."""
         return pictures.read(document, count)
-
-    def requests(self, queries: int) -> int:
-        """See Api: one each."""
-        return queries
 
     def expected(self, queries: Sequence[Query]) -> Usage:
         """Pictures are paid by the piece: `request_price`."""

@@ -10,6 +10,7 @@ from ....cache_schemas.features import StoredDtype
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import check_template
 from ..teachers.causal_options import TokenOptions
+from ..teachers.choices_options import OF_ANSWERS, ScoredAnswers, choices_of, settings_of
 from ..teachers.options import TextOptions
 
 
@@ -30,7 +31,9 @@ class Limits:
         return tokens / 1e6 + self.request_price
 
 
-ApiName = Literal["embeddings", "chat", "completions", "given", "images", "rerank", "score"]
+ApiName = Literal[
+    "embeddings", "chat", "completions", "given", "choices", "images", "rerank", "score"
+]
 
 _OF_ALL = frozenset({"api"})
 _OF_GENERATION = _OF_ALL | frozenset(
@@ -44,6 +47,9 @@ OF_API: dict[str, frozenset[str]] = {
     "given": _OF_ALL
     | {"text_format", "prompt_template", "user_template", "system_prompt", "end_token"}
     | {"max_length", "tokenizer", "top_k", "own_log_probs"},
+    "choices": _OF_ALL
+    | {"text_format", "prompt_template", "user_template", "system_prompt", "end_token"}
+    | {"max_length", "tokenizer", "store_dtype", *OF_ANSWERS},
     "images": _OF_ALL | {"size", "store_dtype", "template", "lowercase"},
     "rerank": _OF_ALL | {"store_dtype"},
     "score": _OF_ALL | {"store_dtype"},
@@ -51,21 +57,21 @@ OF_API: dict[str, frozenset[str]] = {
 """API -> the options that are its settings."""
 
 
-class OpenAIOptions(TextOptions):
+class OpenAIOptions(ScoredAnswers, TextOptions):
     """Options of the teacher `openai`. Those `of_a_run` are the server's place, pace and price."""
 
     of_a_run: ClassVar[frozenset[str]] = frozenset(
         {"base_url", "key_variable", "concurrency", "requests_per_minute", "tokens_per_minute"}
         | {"timeout", "patience", "texts_per_request", "probes", "accept_change"}
-        | {"image_encoder", "keep_images", "documents_name", "batch"}
+        | {"image_encoder", "keep_images", "documents_name", "batch", "echo"}
         | {"max_requests", "max_cost", "input_price", "output_price", "request_price"}
     )
 
     api: ApiName = Field(
         default="embeddings",
         description="the API: embeddings; responses to prompts by chat or completions; "
-        "predictions of given responses by given; pictures by images; scores of pairs, of a query "
-        "and a document, by rerank or score",
+        "predictions of given responses by given; scored choices by choices; pictures by images; "
+        "scores of pairs, of a query and a document, by rerank or score",
     )
     dimensions: int | None = Field(
         default=None,
@@ -82,12 +88,14 @@ class OpenAIOptions(TextOptions):
     )
     end_token: bool = Field(
         default=True,
-        description="end given texts with the tokenizer's end-of-sequence token (given)",
+        description="end given texts with the tokenizer's end-of-sequence token (given); score the "
+        "token that ends a response, too (choices, where it is false by default)",
     )
     max_length: int | None = Field(
         default=None,
         ge=2,
-        description="maximum tokens of a given text, longer ones are truncated; default 1024",
+        description="maximum tokens of a given text, or of a prompt with its longest answer "
+        "(choices); longer ones are truncated; default 1024",
     )
     response_column: bool = Field(
         default=False,
@@ -96,15 +104,20 @@ class OpenAIOptions(TextOptions):
     )
     prompt_template: str = Field(
         default="{text}\n",
-        description="prompt of api=completions; {text} is the segments, with blank lines between "
-        "them; or {1}, {2}, ... are single ones",
+        description="prompt of completions, choices and given; {text} is the segments, with blank "
+        "lines between them; or {1}, {2}, ... are single ones",
     )
     user_template: str | None = Field(
         default=None,
         description="user's turn that api=chat makes of the segments, as prompt_template; default "
         "{text}",
     )
-    system_prompt: str | None = Field(default=None, description="system message of api=chat")
+    system_prompt: str | None = Field(default=None, description="system message of a chat")
+    echo: bool = Field(
+        default=False,
+        description="read log-probabilities of given tokens by echo and logprobs, which servers "
+        "other than vLLM have, in place of prompt_logprobs (choices)",
+    )
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="maximum tokens of a response (chat, completions)"
     )
@@ -279,6 +292,16 @@ class OpenAIOptions(TextOptions):
         return self
 
     @model_validator(mode="after")
+    def _scores_choices(self) -> "OpenAIOptions":
+        if self.api == "choices":
+            if self.tokenizer is None or not self.answers:
+                raise ValueError("tokenizer, answers: are not set; api=choices needs both")
+            choices_of(self)
+        elif self.echo:
+            raise ValueError("echo: is for api=choices; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _generates(self) -> "OpenAIOptions":
         if self.api not in ("chat", "completions"):
             return self
@@ -296,7 +319,10 @@ class OpenAIOptions(TextOptions):
     def settings(self) -> dict[str, SettingValue]:
         """The settings in the fingerprint: those of the API that are set."""
         settings = super().settings() | ({"text_format": "chat"} if self.api == "chat" else {})
-        own = OF_API[self.api]
+        if self.api == "choices":
+            settings = {**settings, **settings_of(choices_of(self))}
+            del settings["text_format"]
+        own = OF_API[self.api] | {"prompt_format"}
         return {k: v for k, v in settings.items() if k in own and v is not None}
 
     def token_options(self) -> TokenOptions:

@@ -73,10 +73,10 @@ def chat_body(
 
 
 def completion_body(
-    model: str, prompt: str | Sequence[int], request: GenerationRequest
+    model: str, prompt: str | Sequence[int] | Sequence[Sequence[int]], request: GenerationRequest
 ) -> dict[str, Any]:
-    """The request of a completion of a text, or of token ids. Raises JobError for an extra field
-    that is set already."""
+    """The request of a completion of a text, of token ids, or of several texts' token ids. Raises
+    JobError for an extra field that is set already."""
     written = prompt if isinstance(prompt, str) else list(prompt)
     body: dict[str, Any] = {"model": model, "prompt": written, **_sampling(request)}
     if request.alternatives is not None:

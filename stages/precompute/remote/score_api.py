@@ -4,17 +4,16 @@ The corpus has two text columns: a query, and a document. Neighbours in it with 
 a request. What a score means, a logit or a probability, is the server's matter.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ....cache_schemas.errors import JobError
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.teachers import SettingValue
 from ..teachers.base import Answers, Example
 from . import scores
+from .feature_api import FeatureApi
 from .options import OpenAIOptions
 from .requests import CHARACTERS_PER_TOKEN, Query
 from .wire import Usage
@@ -22,22 +21,15 @@ from .wire import Usage
 Pair = tuple[str, str]
 
 
-class ScoreApi:
+class ScoreApi(FeatureApi):
     """Feature `score` of each pair."""
 
-    settings: Mapping[str, SettingValue] = MappingProxyType({})
-    weights: Mapping[str, str] = MappingProxyType({})
-    vocab_digest = None
-    probe: tuple[str, ...] = ("Which animal jumps?", "The quick brown fox jumps over the lazy dog.")
-    most_probes: int = 64
+    probe = ("Which animal jumps?", *FeatureApi.probe)
 
     def __init__(self, model: str, options: OpenAIOptions) -> None:
         self._model, self._options = model, options
         self.path = f"/{options.api}"
         self.together = options.texts_per_request
-
-    def load(self) -> None:
-        """See FeatureApi: nothing."""
 
     def content(self, example: Example) -> Pair:
         """Query and document. Raises JobError for another number of texts."""

@@ -20,9 +20,10 @@ from ....cache_schemas.manifest import RequestFigures, RunRecord
 from ....cache_schemas.teachers import TeacherSpec
 from ...store.writing.replies import KeptReplies
 from ..teachers.base import Answers, Example, Outputs, Prepared, Teacher, make_spec
-from .apis import FeatureApi, make_api
+from .apis import make_api
 from .batches import Batches
 from .endpoint import Endpoint, TextRefusedError
+from .feature_api import FeatureApi
 from .options import OpenAIOptions
 from .pacing import Level, PerMinute
 from .requester import Requester
@@ -59,6 +60,7 @@ class OpenAITeacher(Teacher):
         self._source, self._options = source, options
         self._api: FeatureApi = make_api(source, options, device)
         self._counts = RequestCounts()
+        self.notes = self._api.notes
         self._served: Served | None = None
         self._probed: Any = None
         """An answer to the probe, once there is one."""
@@ -91,7 +93,7 @@ class OpenAITeacher(Teacher):
             self._api.content(each)
 
     def load(self) -> None:
-        """Send a probe, several times."""
+        """Send a probe, several times, and what every example's features need."""
         self._api.load()
         answer = self._probe()
         for wanted, found in zip(self.spec.features, self._api.features(answer), strict=True):
@@ -101,6 +103,8 @@ class OpenAITeacher(Teacher):
                     f"cached teacher's of {list(wanted.shape)}; use the same model, or another "
                     "cache"
                 )
+        if contents := self._api.beforehand():
+            self._api.learn(self._ask_apart(contents))
         self._sent, self._at_load = 0, replace(self._counts)
 
     def begin(
@@ -228,24 +232,28 @@ class OpenAITeacher(Teacher):
             return self._probed
         content = self._api.content(Example(b"", self._api.probe))
         count = min(self._options.probes, self._api.most_probes)
-        queries = [Query(b"%d" % number, content) for number in range(count)]
-        requester = self._make_requester(None)
-        try:
-            futures = [future for query in queries for future in requester.send([query])]
-            answers = [future.result() for future in futures]
-        except TextRefusedError as refusal:
-            raise RunError(f"{requester.requests.endpoint.host}: {refusal}") from refusal
-        finally:
-            requester.close()
+        answers = self._ask_apart([content] * count)
         apart = max(self._api.distance(answers[0], other) for other in answers)
         if apart > APART:
             raise RunError(
-                f"{requester.requests.endpoint.host}: answers one text in different ways (distance "
+                f"{self._make_endpoint().host}: answers one text in different ways (distance "
                 f"{apart:.3f} of {len(answers)} answers): its replicas are not one model; name one "
                 "of them"
             )
         self._probed = answers[0]
         return self._probed
+
+    def _ask_apart(self, contents: Sequence[Any]) -> list[Any]:
+        """Answers that are of no example, each by a request of its own; they are not kept."""
+        queries = [Query(b"%d" % number, content) for number, content in enumerate(contents)]
+        requester = self._make_requester(None)
+        try:
+            futures = [future for query in queries for future in requester.send([query])]
+            return [future.result() for future in futures]
+        except TextRefusedError as refusal:
+            raise RunError(f"{requester.requests.endpoint.host}: {refusal}") from refusal
+        finally:
+            requester.close()
 
     def _compare(self, served: Served) -> None:
         """The model that answers must be the one that answered before."""

@@ -101,6 +101,16 @@ class Vocabulary:
         top_log_probs[places] = log_probs[order][kept]
         return top_ids, top_log_probs
 
+    def may_be(self, tokens: Tokens, at: int, token: int) -> bool:
+        """Whether a token of the wire may be that one, which was sent: it is, if it has an id; of
+        one that is only spelled, what servers lose in writing it is no difference."""
+        if tokens.ids[at] is not None:
+            return tokens.ids[at] == token
+        said = _said(tokens, at)
+        if said is None or _LOST in said or token in self._added:
+            return True
+        return said.strip(b" ") == self.spellings[token].strip(b" ")
+
     def _by_id(self, tokens: Tokens, at: int, token: int) -> int:
         own, said = self.spellings.get(token), tokens.spellings[at]
         if own is None:

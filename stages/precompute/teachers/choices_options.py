@@ -4,58 +4,33 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import TEXT, Recipe, check_template, columns_of, fill_template
 from .causal_options import CausalCheckpointOptions
+from .options import TeacherOptions
 
 QUESTION = "{question}"
 
 Shown = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
-class ChoicesOptions(CausalCheckpointOptions):
-    """Options of the teacher `choices`."""
-
-    text_format: Literal["plain", "chat"] = Field(
-        default="plain",
-        description="plain: answers follow the prompt; chat: prompt and answer are turns, written "
-        "by the tokenizer's chat template",
-    )
-    prompt_template: str = Field(
-        default="{text}\n",
-        description="prompt of text_format=plain; {text} is all segments, with blank lines between "
-        "them, or {1}, {2}, ... are single ones; {question} is one of the questions",
-    )
-    user_template: str = Field(
-        default=TEXT,
-        description="user's turn of text_format=chat, as prompt_template",
-    )
-    picture: Literal["none", "given"] = Field(
-        default="none",
-        description="given: the first segment is a picture, the others the text, and the model is "
-        "one of images and text; a plain template says where the picture stands",
-    )
-    end_token: bool = Field(
-        default=False,
-        description="score the token that ends a response, too: for answers that begin as others "
-        "do, such as 1 and 10",
-    )
-    max_length: int | None = Field(
-        default=None,
-        ge=2,
-        description="maximum tokens of a prompt with its longest answer; of longer ones the "
-        "segments are cut, the template never; default 1024, or the model's maximum if less",
-    )
-    answers: tuple[Shown, ...] = Field(
-        default=("no", "yes"),
+def _answers(default: tuple[str, ...]) -> Any:
+    return Field(
+        default=default,
         min_length=2,
         max_length=4096,
-        description="the answers, as they follow the prompt (a space in front, where one belongs "
-        "there), in the order of the classes",
+        description="scored choices: the answers, as they follow the prompt (a space in front, "
+        "where one belongs there), in the order of the classes",
     )
+
+
+class ScoredAnswers(TeacherOptions):
+    """What is scored, whatever computes it."""
+
+    answers: tuple[Shown, ...] = _answers(())
     names: tuple[Shown, ...] = Field(
         default=(),
         description="names of the classes, as labels have them, in the order of the answers; "
@@ -88,6 +63,51 @@ class ChoicesOptions(CausalCheckpointOptions):
         "the answers' log-probabilities there are subtracted",
     )
 
+    @field_validator("answers", "names", mode="before")
+    @classmethod
+    def _are_words(cls, given: Any) -> Any:
+        if not isinstance(given, list | tuple):
+            return given
+        if any(isinstance(each, bool) for each in given):
+            raise ValueError('yes and no are not words in YAML; put them in quotes: "yes"')
+        return [str(each) if isinstance(each, int | float) else each for each in given]
+
+
+class ChoicesOptions(ScoredAnswers, CausalCheckpointOptions):
+    """Options of the teacher `choices`."""
+
+    answers: tuple[Shown, ...] = _answers(("no", "yes"))
+    text_format: Literal["plain", "chat"] = Field(
+        default="plain",
+        description="plain: answers follow the prompt; chat: prompt and answer are turns, written "
+        "by the tokenizer's chat template",
+    )
+    prompt_template: str = Field(
+        default="{text}\n",
+        description="prompt of text_format=plain; {text} is all segments, with blank lines between "
+        "them, or {1}, {2}, ... are single ones; {question} is one of the questions",
+    )
+    user_template: str = Field(
+        default=TEXT,
+        description="user's turn of text_format=chat, as prompt_template",
+    )
+    picture: Literal["none", "given"] = Field(
+        default="none",
+        description="given: the first segment is a picture, the others the text, and the model is "
+        "one of images and text; a plain template says where the picture stands",
+    )
+    end_token: bool = Field(
+        default=False,
+        description="score the token that ends a response, too: for answers that begin as others "
+        "do, such as 1 and 10",
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=2,
+        description="maximum tokens of a prompt with its longest answer; of longer ones the "
+        "segments are cut, the template never; default 1024, or the model's maximum if less",
+    )
+
     @field_validator("prompt_template", "user_template")
     @classmethod
     def _holds_the_text(cls, template: str) -> str:
@@ -108,15 +128,6 @@ class ChoicesOptions(CausalCheckpointOptions):
         if self.text_format == "chat" and self.end_token:
             raise ValueError("end_token: of a chat with a picture is not known; leave it out")
         return self
-
-    @field_validator("answers", "names", mode="before")
-    @classmethod
-    def _are_words(cls, given: Any) -> Any:
-        if not isinstance(given, list | tuple):
-            return given
-        if any(isinstance(each, bool) for each in given):
-            raise ValueError('yes and no are not words in YAML; put them in quotes: "yes"')
-        return [str(each) if isinstance(each, int | float) else each for each in given]
 
     @model_validator(mode="after")
     def _names_each(self) -> "ChoicesOptions":
@@ -255,3 +266,27 @@ class ChoicesOptions(CausalCheckpointOptions):
                 dtype=stored,
                 description=f"expected value of the answers, {list(self.values)}",
             )
+
+
+OF_PROMPTS = frozenset({"max_length", *Recipe.model_fields})
+OF_ANSWERS = frozenset(ScoredAnswers.model_fields)
+"""Options of scored choices that depend on no checkpoint: of prompts, and of the answers."""
+
+
+def choices_of(options: ScoredAnswers) -> ChoicesOptions:
+    """The scored choices among the options of another teacher: those that are set, and the defaults
+    of `choices`. Raises ValueError."""
+    names = (OF_PROMPTS | OF_ANSWERS) & options.model_fields_set
+    given = {name: getattr(options, name) for name in names}
+    try:
+        return ChoicesOptions(**{k: v for k, v in given.items() if v is not None})
+    except ValidationError as cause:
+        problem = cause.errors()[0]
+        field = "".join(f"{part}: " for part in problem["loc"][:1])
+        raise ValueError(field + problem["msg"].removeprefix("Value error, ")) from None
+
+
+def settings_of(choices: ChoicesOptions) -> dict[str, SettingValue]:
+    """The settings of scored choices, whatever computes them."""
+    own = (OF_PROMPTS | OF_ANSWERS | {"prompt_format"}) - {"text_format"}
+    return {name: value for name, value in choices.settings().items() if name in own}

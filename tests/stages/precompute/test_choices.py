@@ -319,6 +319,6 @@ def test_a_model_with_broken_weights_has_no_answer(folders: dict[str, Path]) -> 
 
 def test_a_prompt_without_tokens_is_refused(folders: dict[str, Path]) -> None:
     teacher = loaded(folders["gpt2"], prompt_template="{text}")
-    teacher._ends = type(teacher._ends)((), ())
+    teacher._texts._ends = type(teacher._texts._ends)((), ())
     with pytest.raises(ArmadaError, match="its prompt has no tokens"):
         ask(teacher, [("",)])

@@ -123,7 +123,7 @@ def test_a_plain_prompt_and_a_picture_alone(folders: dict[str, Path]) -> None:
     teacher = loaded(folder, text_format="plain", prompt_template=template, per="token")
     rows = [(row[0],) for row in ROWS]
     expected = textbook(folder, [template] * len(rows), PICTURES, ANSWERS)
-    lengths = [len(teacher._tokens([answer])[0]) for answer in ANSWERS]
+    lengths = [len(teacher._texts._tokens([answer])[0]) for answer in ANSWERS]
     found = ask(teacher, rows).features["logits"]
     np.testing.assert_allclose(found, expected / lengths, atol=5e-5)
 
@@ -164,12 +164,12 @@ def test_aspects_and_a_critic(folders: dict[str, Path]) -> None:
 def test_of_a_long_text_the_prompt_and_the_picture_are_kept(folders: dict[str, Path]) -> None:
     folder = folders["llava"]
     whole = loaded(folder, user_template="{text}?")
-    lengths = [len(of_row[0]) for of_row in whole._prompts_of([row[1:] for row in ROWS[:3]]).ids]
-    short = loaded(folder, user_template="{text}?", max_length=max(lengths) + whole._longest)
+    lengths = [len(of_row[0]) for of_row in whole._texts.read([row[1:] for row in ROWS[:3]]).ids]
+    short = loaded(folder, user_template="{text}?", max_length=max(lengths) + whole._texts.longest)
     found = ask(short)
     assert found.truncated.tolist() == [False, False, False, True]
     np.testing.assert_array_equal(found.features["logits"][:3], ask(whole).features["logits"][:3])
-    (kept,) = short._prompts_of([(TEXTS[-1],)]).asked[0]
+    (kept,) = short._texts.read([(TEXTS[-1],)]).texts[0]
     assert kept.endswith("?")
     assert TEXTS[-1].startswith(kept[:-1])
     expected = textbook(folder, [in_chat(folder, kept)], PICTURES[-1:], ANSWERS)

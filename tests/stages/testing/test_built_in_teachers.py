@@ -18,9 +18,10 @@ from armada.stages.distill.export import CARD, StudentCard
 from armada.stages.distill.language.export import LANGUAGE_CARD, LanguageCard
 from armada.stages.language.recipe import Recipe
 from armada.stages.pictures import picture_segment
+from armada.stages.precompute.remote.options import OF_API
 from armada.stages.precompute.teachers import TEACHERS
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
-from armada.stages.precompute.teachers.choices_options import ChoicesOptions
+from armada.stages.precompute.teachers.choices_options import OF_ANSWERS, ChoicesOptions
 from armada.stages.precompute.teachers.diffusers_options import OF_PICTURES
 from armada.stages.testing.teachers import PAIRS, TEXTS
 from armada.testing import TeacherTests
@@ -428,6 +429,9 @@ class TestDiffusersAudio(TestDiffusers):
         return f"diffusers:{model('sound')}"
 
 
+OF_CHOICES = (*sorted(OF_ANSWERS), "echo")
+
+
 class TestOpenAI(TeacherTests):
     changing = {"dimensions": 8, "store_dtype": "float16", **TEXT_OPTIONS}
     unchanging = {
@@ -443,6 +447,7 @@ class TestOpenAI(TeacherTests):
         *("limit_name", "temperature", "top_p", "responses_per_prompt", "seed", "stop"),
         *("thinking", "tokenizer", "top_k", "token_ids", "end_token", "max_length"),
         *("own_log_probs", "size", "image_encoder", "keep_images", "documents_name"),  # another API
+        *OF_CHOICES,
     )
 
     @pytest.fixture
@@ -453,6 +458,7 @@ class TestOpenAI(TeacherTests):
 
 
 class TestOpenAIChat(TeacherTests):
+    own = {"api": "chat"}
     changing = {
         **{"max_new_tokens": 2, "system_prompt": "Be brief.", "top_k": 3},
         "user_template": "Say {1}.",
@@ -468,6 +474,7 @@ class TestOpenAIChat(TeacherTests):
         *("text_format", "response_column", "limit_name"),  # nothing of them is sent
         *("temperature", "top_p", "responses_per_prompt", "seed"),  # this server does not sample
         *("stop", "token_ids", "thinking"),  # which this server does not know
+        *OF_CHOICES,
     )
     texts = tuple(text for text in TEXTS if len(text) < 100)
 
@@ -475,9 +482,18 @@ class TestOpenAIChat(TeacherTests):
     def source(self, model: Any) -> Iterator[str]:
         state = openai_server.OpenAIServer(model=openai_server.Model(model("llama")))
         with openai_server.serving(state) as server:
-            own = {"api": "chat", "max_new_tokens": 5, "tokenizer": str(model("llama"))}
+            own = {**self.own, "max_new_tokens": 5, "tokenizer": str(model("llama"))}
             self.options = {"base_url": server.url, "request_price": 0.1, **own}
             yield "openai:toy"
+
+
+class TestOpenAICompletions(TestOpenAIChat):
+    own = {"api": "completions"}
+    changing = {"max_new_tokens": 2, "prompt_template": "Say {1}.", "top_k": 3}
+    untried = (
+        *(set(TestOpenAIChat.untried) - {"prompt_template"}),
+        *("system_prompt", "user_template"),  # of chats
+    )
 
 
 class TestOpenAIGiven(TeacherTests):
@@ -493,6 +509,7 @@ class TestOpenAIGiven(TeacherTests):
         *("stop", "token_ids", "thinking"),
         *("size", "image_encoder", "keep_images", "documents_name"),  # another API
         *("text_format", "prompt_template", "user_template", "system_prompt"),  # have prompts
+        *OF_CHOICES,
     )
     texts = tuple(text for text in TEXTS if len(text) < 100)
 
@@ -506,6 +523,34 @@ class TestOpenAIGiven(TeacherTests):
             yield "openai:toy"
 
 
+class TestOpenAIChoices(TeacherTests):
+    changing = {
+        **{"answers": ("rain", "bird", "dogs"), "names": LABELS, "score": (1, 2, 3)},
+        **{"end_token": True, "per": "token", "content_free": ("N/A",), "premise": "It is "},
+        **{"max_length": 40, "prompt_template": "{text} is ", "store_dtype": "float16"},
+        "text_format": "chat",
+    }
+    unchanging = {"echo": True, **TestOpenAIChat.unchanging}
+    untried = (
+        *("api", "base_url", "batch", "texts_per_request", "tokenizer"),  # of another server
+        *("dimensions", "template", "lowercase", "max_new_tokens", "own_log_probs", "top_k"),
+        *("response_column", "limit_name", "temperature", "top_p", "responses_per_prompt", "seed"),
+        *("stop", "token_ids", "thinking"),
+        *("size", "image_encoder", "keep_images", "documents_name"),  # another API
+        *("user_template", "system_prompt", "questions"),  # of chats; have a template of their own
+    )
+    texts = tuple(text for text in TEXTS if len(text) < 100)
+
+    @pytest.fixture
+    def source(self, model: Any) -> Iterator[str]:
+        state = openai_server.OpenAIServer(model=openai_server.Model(model("llama")))
+        with openai_server.serving(state) as server:
+            own = {"api": "choices", "tokenizer": str(model("llama"))}
+            own |= {"answers": ("rain", "red bird", "two dogs that sing")}
+            self.options = {"base_url": server.url, "request_price": 0.1, **own}
+            yield "openai:toy"
+
+
 class TestOpenAIImages(TeacherTests):
     changing = {"size": "24x24", "store_dtype": "float16", **TEXT_OPTIONS}
     unchanging = {"keep_images": True, **TestOpenAIChat.unchanging}
@@ -515,6 +560,7 @@ class TestOpenAIImages(TeacherTests):
         *("user_template", "end_token", "max_length", "limit_name", "temperature", "top_p"),
         *("responses_per_prompt", "seed", "stop", "thinking", "tokenizer", "top_k", "token_ids"),
         *("own_log_probs", "dimensions", "documents_name"),  # of another API
+        *OF_CHOICES,
     )
 
     @pytest.fixture
@@ -527,6 +573,7 @@ class TestOpenAIImages(TeacherTests):
 
 
 class TestOpenAIScore(TeacherTests):
+    own = {"api": "score"}
     changing = {"store_dtype": "float16"}
     unchanging = {**TestOpenAI.unchanging}
     untried = (
@@ -535,7 +582,7 @@ class TestOpenAIScore(TeacherTests):
         *("user_template", "end_token", "max_length", "limit_name", "temperature", "top_p"),
         *("responses_per_prompt", "seed", "stop", "thinking", "tokenizer", "top_k", "token_ids"),
         *("own_log_probs", "dimensions", "size", "image_encoder", "keep_images", "template"),
-        "lowercase",  # of another API
+        *("lowercase", *OF_CHOICES),  # of another API
     )
     texts = ()
     pairs = (*PAIRS, *((text, f"{text} again") for text in TEXTS[:8] if text))
@@ -543,8 +590,12 @@ class TestOpenAIScore(TeacherTests):
     @pytest.fixture
     def source(self) -> Iterator[str]:
         with openai_server.serving() as server:
-            self.options = {"base_url": server.url, "request_price": 0.1, "api": "score"}
+            self.options = {"base_url": server.url, "request_price": 0.1, **self.own}
             yield "openai:toy"
+
+
+class TestOpenAIRerank(TestOpenAIScore):
+    own = {"api": "rerank"}
 
 
 ENGINES = {"vllm"}
@@ -558,4 +609,5 @@ def test_none_is_left_out() -> None:
         if isinstance(value, type) and issubclass(value, armada.testing.TeacherTests)
     }
     kinds = {kind.replace("_", "") for kind in TEACHERS.built_in}
-    assert kinds - ENGINES <= tested
+    apis = {"openai" if api == "embeddings" else f"openai{api}" for api in OF_API}
+    assert (kinds - ENGINES) | apis <= tested
