@@ -27,6 +27,9 @@ from .names import either, of_today, of_version_1
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """128 bits in hexadecimal; also the name of the teacher's folder."""
 
+DERIVED = "derived"
+"""Kind of teachers whose features follow from another teacher's, their `parent`."""
+
 _MOST_LISTED = 4
 
 SettingValue = (
@@ -84,6 +87,11 @@ class TeacherSpec(BaseModel):
     def axes(self) -> dict[str, int]:
         """The axes that features lie along, and the most rows an example has along each."""
         return {feature.axis: feature.max_length or 0 for feature in self.features if feature.axis}
+
+    @property
+    def parent(self) -> str | None:
+        """Fingerprint of the teacher that a derived one was derived from; None of others."""
+        return str(self.settings.get("parent")) if self.kind == DERIVED else None
 
     def identity(self) -> dict[str, Any]:
         """Its hashed fields: all but name and descriptions, by their names in version 1."""

@@ -2,7 +2,7 @@
 
 What a rule looks at is read here and checked: classes of a column, a feature of another teacher in
 the same cache, predictions of a student. The rules themselves are in
-`stages/precompute/choosing.py`.
+`stages/choosing.py`.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ import pyarrow.parquet as pq
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.keys import IntArray, KeyArray, first_occurrences
 from ..cache_schemas.manifest import BudgetRecord
-from ..stages.corpus.corpus import Corpus
-from ..stages.corpus.labels import MISSING, label_space, label_values
-from ..stages.precompute.choosing import (
+from ..stages.choosing import (
     balanced,
     in_random_order,
     k_center,
     k_means_pp,
     most_uncertain,
 )
+from ..stages.corpus.corpus import Corpus
+from ..stages.corpus.labels import MISSING, label_space, label_values
 from ..stages.store.reading.reader import open_cache
 from .precompute_job import PrecomputeJob
 

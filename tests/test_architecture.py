@@ -17,6 +17,7 @@ FILES = sorted(
 FLOORS = (
     ("cache_schemas",),
     (
+        "stages.choosing",
         "stages.memory",
         "stages.known_digests",
         "stages.matrix_products",
@@ -33,7 +34,7 @@ FLOORS = (
         "stages.language",
         "stages.store",
     ),
-    ("stages.embeddings", "stages.cache_dataset"),
+    ("stages.deriving", "stages.embeddings", "stages.cache_dataset"),
     ("stages.adapters",),
     ("stages.precompute", "stages.distill"),
     ("stages.testing",),

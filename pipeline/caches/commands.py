@@ -186,6 +186,51 @@ def import_features(
     show_import(run_import(job, quiet), as_json)
 
 
+@app.command("derive")
+def derive(
+    cache: CacheFolder,
+    rule: Annotated[str | None, typer.Option(help="class-means, moments, pca or clusters")] = None,
+    teacher: Prefix = None,
+    feature: Annotated[str | None, typer.Option(help="feature to derive from")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="cache to write to; default the same one")
+    ] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="file or folder of texts; default all of the teacher's")
+    ] = None,
+    text_column: TextColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="column of classes")] = None,
+    components: Annotated[int | None, typer.Option(help="principal components")] = None,
+    clusters: Annotated[int | None, typer.Option(help="clusters")] = None,
+    skip_bad_rows: SkipBadRows = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Derive a feature from a cached one, without its model: class means, moments of logits,
+    principal components, clusters."""
+    from ..jobs import collect_keys, make
+    from .console import show_derived
+    from .derive import run_derive
+    from .derive_job import DeriveJob
+
+    options = {
+        "cache": str(cache),
+        "rule": rule,
+        "teacher": teacher,
+        "feature": feature,
+        "output": str(output) if output else None,
+        "corpus": corpus,
+        "text_column": text_column,
+        "label_column": label_column,
+        "components": components,
+        "clusters": clusters,
+        "skip_bad_rows": skip_bad_rows or None,
+    }
+    job = make(DeriveJob, collect_keys(None, options, settings or []))
+    show_derived(run_derive(job, quiet), as_json)
+
+
 @app.command("verify")
 def verify(
     cache: CacheFolder,

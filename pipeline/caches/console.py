@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...stages.store.upkeep.repair import Action, Step
     from ...stages.store.upkeep.survey import Damage
     from ...stages.store.upkeep.verify import Verification
+    from .derive import DerivedTeacher
     from .export import Exported
     from .imports import Imported
     from .sharing import Shared, SharedTeacher
@@ -97,6 +98,24 @@ def show_import(imported: "Imported", as_json: bool) -> None:
         f"imported as {imported.feature}"
     )
     print(f"teacher {imported.fingerprint}")
+
+
+def show_derived(derived: "DerivedTeacher", as_json: bool) -> None:
+    """Print a derived teacher, with figures about its statistics."""
+    warn_skipped(derived.skipped)
+    if derived.unlabelled:
+        warn(f"{derived.unlabelled} texts have no label, and so no row")
+    if as_json:
+        show_json(derived)
+        return
+    of_table = f" and {derived.table} of statistics" if derived.table else ""
+    print(
+        f"{derived.texts} rows of texts{of_table}; {derived.already_cached} already cached, "
+        f"{derived.written} written: {', '.join(derived.features)}"
+    )
+    for name, value in derived.found.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+    print(f"teacher {derived.fingerprint}")
 
 
 def show_verify(report: "VerifyReport", as_json: bool) -> None:

@@ -229,7 +229,7 @@ def _manifest(job: ImportJob, source: FeatureSource) -> TeacherManifest:
     if known is not None:
         return known
     refuse_same_name(job.cache, spec)
-    rows = job.rows_per_shard or _rows_per_shard(spec.features[0].row_bytes)
+    rows = job.rows_per_shard or rows_per_shard(spec.features[0].row_bytes)
     return TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=rows, spec=spec)
 
 
@@ -244,7 +244,8 @@ def refuse_same_name(path: Path, spec: TeacherSpec) -> None:
             )
 
 
-def _rows_per_shard(row_bytes: int) -> int:
+def rows_per_shard(row_bytes: int) -> int:
+    """Rows of a shard of 256 MiB, in whole chunks; at most the default."""
     fits = SHARD_BYTES // row_bytes // INNER_CHUNK_ROWS * INNER_CHUNK_ROWS
     return min(max(fits, INNER_CHUNK_ROWS), DEFAULT_ROWS_PER_SHARD)
 

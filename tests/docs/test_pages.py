@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from armada.stages.store.format.manifests import list_teachers
 from armada.stages.store.reading.reader import open_cache
 from docs_material import (
     CLASSIFIER,
@@ -90,6 +91,7 @@ RUN_BELOW = {
     "real-teachers",
     "cache-format",
     "comparing",
+    "derived-features",
     "language-models",
     "adding-a-teacher",
     "adding-an-objective",
@@ -274,6 +276,16 @@ def test_comparing(place: Workplace) -> None:
     said = document["studies"][0]["anova"]
     assert f"no analysis of variance: {said}" in printed, "two epochs teach nothing"
     assert "Numbers that are thirds" in (place.folder / "report.html").read_text()
+
+
+def test_derived_features(place: Workplace) -> None:
+    printed = run(place, "derived-features.md")
+    assert "explained together: " in printed
+    assert "\n300 (2, 16)\n" in printed
+    kinds = [teacher.spec.kind for teacher in list_teachers(place.folder / "cache")]
+    assert sorted(kinds) == ["derived", "derived", "derived", "hash"]
+    run_of = json.loads((place.folder / "run" / "run.json").read_bytes())
+    assert run_of["teacher"]["settings"]["components"] == 8
 
 
 def test_language_models(place: Workplace) -> None:

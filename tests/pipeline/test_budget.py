@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from armada import open_cache
 from armada.cache_schemas.keys import example_key
-from armada.stages.precompute.choosing import in_random_order, k_center
+from armada.stages.choosing import in_random_order, k_center
 from command_line import CommandLine
 
 COUNT = 60

@@ -88,14 +88,15 @@ def choose_teacher(
     prefix: str | None,
     empty: Container[str] = (),
 ) -> TeacherManifest:
-    """The one of `teachers` that a prefix, or nothing at all, means: those that extend others do
-    not count, nor those without a row, `empty`, unless one of them is all there is.
+    """The one of `teachers` that a prefix, or nothing at all, means: those that extend others, or
+    were derived from them, do not count, nor those without a row, `empty`, unless one of them is
+    all there is.
 
     Raises CacheError."""
     known = ", ".join(_shown(teachers))
     matches = [t for t in teachers if t.fingerprint.startswith(prefix or "")]
     there = {t.fingerprint for t in teachers}
-    bases = [t for t in matches if t.extends not in there]
+    bases = [t for t in matches if there.isdisjoint({t.extends, t.spec.parent})]
     answered = [t for t in bases if t.fingerprint not in empty]
     for candidates in (matches, bases, answered):
         if len(candidates) == 1:

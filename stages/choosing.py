@@ -1,4 +1,5 @@
-"""Which examples to compute first, where a budget does not suffice for all.
+"""Which examples to compute first, where a budget does not suffice for all, and which points stand
+for others.
 
 Each rule puts N distinct examples into an order, best first; a budget takes the first of them. So
 a larger one contains a smaller one of the same rule, seed and inputs. An order is a function of
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import entr
 
-from ...cache_schemas.keys import IntArray, KeyArray
+from ..cache_schemas.keys import IntArray, KeyArray
 
 Floats = npt.NDArray[np.floating[Any]]
 

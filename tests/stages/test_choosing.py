@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 from armada.cache_schemas.keys import example_key, keys_to_array
-from armada.stages.corpus.labels import MISSING
-from armada.stages.precompute.choosing import (
+from armada.stages.choosing import (
     balanced,
     in_random_order,
     k_center,
     k_means_pp,
     most_uncertain,
 )
+from armada.stages.corpus.labels import MISSING
 
 COUNT = 60
 KEYS = keys_to_array(example_key((f"text {n}",)) for n in range(COUNT))
