@@ -60,7 +60,7 @@ def test_every_task_has_its_files() -> None:
     assert (len(TASKS), len(REASONING)) == (13, 8)
     folders = {Path("recipes", "instructions"), *of_kind("nlu", TASKS), *of_kind("reasoning")}
     for folder in folders:
-        others = OTHER_TEACHERS if folder.parent.name == "nlu" else ()
+        others = (*OTHER_TEACHERS, "teachers") if folder.parent.name == "nlu" else ()
         assert {f for f in FILES if f.parent == folder} == {
             folder / f"{name}.yaml" for name in ("students", "teacher", *others)
         }
@@ -117,6 +117,21 @@ def test_other_teachers_read_the_same_texts(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_one_student_learns_from_each_of_the_teachers(task: str) -> None:
+    """With all else as in the file of all students, and once without a teacher."""
+    folder = Path("recipes", "nlu", task)
+    students, teachers = keys_of(folder / "students.yaml"), keys_of(folder / "teachers.yaml")
+    shared = students.keys() - {"grid", "cache", "output"}
+    assert {key: teachers[key] for key in shared} == {key: students[key] for key in shared}
+    jobs = [run.job for run in make_ablation(teachers).runs if not run.seed]
+    caches = [str(job.cache) for job in jobs if job.control == "none"]
+    every = {keys_of(folder / f"{name}.yaml")["cache"] for name in ("teacher", *OTHER_TEACHERS)}
+    assert len(caches) == len(every) == 5
+    assert set(caches) == every
+    assert [job.control for job in jobs][len(caches) :] == ["undistilled"]
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_every_student_is_there_with_and_without_a_teacher(task: str) -> None:
     grid = keys_of(Path("recipes", "nlu", task, "students.yaml"))["grid"]
     assert tuple(one["name"] for one in grid) == STUDENTS
@@ -165,13 +180,15 @@ OF_A_TASK |= {"task", "num_labels", "metric"}
             for kind, count in (("nlu", 13), ("reasoning", 8))
             for name in ("teacher", "students")
         ),
+        ("nlu", 13, "teachers.yaml"),
         *(("nlu", 13, f"{name}.yaml") for name in OTHER_TEACHERS),
     ],
 )
 def test_tasks_differ_in_nothing_else(kind: str, count: int, name: str) -> None:
     """So a run of one stands for all."""
+    own = OF_A_TASK | ({"grid"} if name == "teachers.yaml" else set())  # caches of the task
     alike = [
-        {key: value for key, value in keys_of(file).items() if key not in OF_A_TASK}
+        {key: value for key, value in keys_of(file).items() if key not in own}
         for file in FILES
         if file.name == name and file.parent.parent.name == kind
     ]

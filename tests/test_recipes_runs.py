@@ -27,6 +27,7 @@ from recipes_material import (
     ABLATE,
     DISTILL,
     METRICS,
+    OTHER_TEACHERS,
     OTHERS,
     PRECOMPUTE,
     RECIPES,
@@ -220,13 +221,33 @@ def test_the_best_responses_teach_a_student(place: Workplace, armada: CommandLin
 
 
 CELLS = {"nlu": 14, "reasoning": 8, "instructions": 8, "words": 4, "controls": 25, "choices": 3}
-OF_LOGITS = Path("recipes/controls/rotten-tomatoes.yaml")
+OTHER_CELLS = {
+    Path("recipes/controls/rotten-tomatoes.yaml"): 6,
+    Path("recipes/figures/weights.yaml"): 14,
+    Path("recipes/figures/manifolds.yaml"): 6,
+    Path("recipes/figures/llama.yaml"): 16,
+}
+BY_TEACHER = [file for file in ABLATE if file.stem == "teachers"]
 
 
-@pytest.mark.parametrize("file", ABLATE, ids=str)
+@pytest.mark.parametrize("file", [file for file in ABLATE if file not in BY_TEACHER], ids=str)
 def test_students_find_their_data(armada: CommandLine, file: Path) -> None:
     cells = json.loads(armada.done("ablate", file, "--dry-run", "--json"))
-    assert len(cells) == (6 if file == OF_LOGITS else CELLS[file.parts[1]])
+    assert len(cells) == (OTHER_CELLS.get(file) or CELLS[file.parts[1]])
+    assert {cell["train_examples"] for cell in cells} == {ROWS}
+
+
+@pytest.mark.parametrize("file", BY_TEACHER, ids=str)
+def test_a_student_finds_every_teacher(armada: CommandLine, place: Workplace, file: Path) -> None:
+    """The cache of one stands for those of the others: they have the same keys."""
+    task = file.parent.name
+    Path("caches").unlink()
+    for name in ("sd", *OTHER_TEACHERS):
+        link = Path("caches", f"{task}-{name}")
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(place.folder / "caches" / f"{task}-sd")
+    cells = json.loads(armada.done("ablate", file, "--dry-run", "--json"))
+    assert len(cells) == 6
     assert {cell["train_examples"] for cell in cells} == {ROWS}
 
 
