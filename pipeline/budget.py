@@ -28,6 +28,7 @@ from ..stages.choosing import (
 )
 from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.labels import MISSING, label_space, label_values
+from ..stages.corpus.several_labels import SUM_TOLERANCE
 from ..stages.store.reading.reader import open_cache
 from .precompute_job import PrecomputeJob
 
@@ -89,10 +90,11 @@ def _count(job: PrecomputeJob, unique: int) -> int:
 
 def _classes(job: PrecomputeJob, corpus: Corpus) -> npt.NDArray[Any]:
     space = label_space(corpus)
-    if space.regression:
+    if space.task != "classification":
         raise JobError(
-            f"budget_rule=balanced: label_column {job.label_column!r} holds numbers, not classes; "
-            "choose another rule"
+            f"budget_rule=balanced: label_column {job.label_column!r} holds "
+            f"{'numbers, not classes' if space.regression else 'several classes per text'}; choose "
+            "another rule"
         )
     return label_values(corpus, space)
 
@@ -145,6 +147,11 @@ def _probabilities(job: PrecomputeJob, corpus: Corpus) -> tuple[npt.NDArray[Any]
     rows = [np.asarray(each, dtype=np.float64) for each in table["probabilities"].to_pylist()]
     if len({each.shape for each in rows}) != 1 or not np.isfinite(found := np.stack(rows)).all():
         raise JobError(f"{what}: column 'probabilities' is not one list of numbers for each row")
+    if (np.abs(found.sum(axis=1) - 1) > SUM_TOLERANCE).any():
+        raise JobError(
+            f"{what}: column 'probabilities' does not add up to 1 in each row; name the "
+            "predictions of a student of one class per text"
+        )
     return found, _digest(file.read_bytes())
 
 

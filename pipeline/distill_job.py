@@ -18,7 +18,16 @@ from ..stages.distill.settings import (
     StudentSettings,
     TrainingSettings,
 )
-from .jobs import Corpora, Job, Names, TextFormatKeys, make, unknown_key
+from .jobs import (
+    Corpora,
+    Job,
+    LabelColumns,
+    Names,
+    Separator,
+    TextFormatKeys,
+    make,
+    unknown_key,
+)
 from .language.keys import LanguageKeys, with_token_teacher
 from .objective_keys import (
     ONCE_SHARED,
@@ -44,9 +53,14 @@ class CorpusKeys(TextFormatKeys):
         min_length=1,
         description="columns of the text segments, in order; a name ending in ? may be blank",
     )
-    label_column: str | None = Field(
+    label_column: LabelColumns | None = Field(
         default=None,
-        description="column of labels; may have gaps; not needed for objective=feature",
+        description="column of labels, or of lists of labels, or a list of columns, one for each "
+        "class or output; may have gaps; not needed for objective=feature",
+    )
+    label_separator: Separator | None = Field(
+        default=None,
+        description="what separates several labels in a cell of text, such as ';' in a CSV file",
     )
     id_column: str | Literal[False] | None = Field(
         default=None, description="column of unique ids; default `id` if there is one; false: none"
@@ -55,15 +69,23 @@ class CorpusKeys(TextFormatKeys):
     skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
     task: Task | Literal["language"] | None = Field(
         default=None,
-        description="classification or regression (default: inferred from the labels), or "
-        "language: the student is a causal language model and learns next-token prediction",
+        description="classification, multilabel (any number of classes per text) or regression "
+        "(default: inferred from the labels), or language: the student is a causal language model "
+        "and learns next-token prediction",
     )
     num_labels: int | None = Field(
-        default=None, ge=1, description="number of classes; default: inferred from the labels"
+        default=None, ge=1, description="number of classes or outputs; default: as in the labels"
     )
     metric: str | None = Field(
-        default=None, description="metric that chooses the best epoch; default accuracy or pearson"
+        default=None,
+        description="metric that chooses the best epoch; default accuracy, micro_f1 or pearson",
     )
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns of labels: none, one, or several."""
+        named = self.label_column
+        return named if isinstance(named, tuple) else () if named is None else (named,)
 
 
 class DistillJob(

@@ -1,5 +1,6 @@
 """`evaluate`: a finished student on a corpus; keys that are left out are as in training."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import count_missing
-from ..stages.distill.evaluation import predict, task_metrics
+from ..stages.distill.evaluation import detailed_metrics, predict, task_metrics
 from ..stages.distill.export import StudentCard, load_saved_student
 from ..stages.distill.language.export import is_language_student
 from ..stages.distill.saved_student import load_embedder
@@ -36,8 +37,18 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
         if not folders:
             return _evaluate(job, job.student)
         runs = [_evaluate(job, folder) for folder in folders]
-    metrics = {name: spread([run["metrics"][name] for run in runs]) for name in runs[0]["metrics"]}
-    return runs[0] | {"metrics": metrics}
+    spreads = {"metrics": _spreads([run["metrics"] for run in runs])}
+    for detail in ("per_class", "per_output"):
+        if detail in runs[0]:
+            spreads[detail] = {
+                name: _spreads([run[detail][name] for run in runs]) for name in runs[0][detail]
+            }
+    return runs[0] | spreads
+
+
+def _spreads(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The spread of each metric over runs."""
+    return {name: spread([run[name] for run in runs]) for name in runs[0]}
 
 
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
@@ -72,6 +83,7 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         "truncated_examples": dataset.truncated,
         "skipped_rows": list(labelled.corpus.skipped),
         "metrics": task_metrics(outputs, labelled.labels, card.space) | beside,
+        **detailed_metrics(outputs, labelled.labels, card.space),
     }
 
 
@@ -87,6 +99,7 @@ def _corpus_keys(job: EvaluateJob, card: StudentCard) -> CorpusKeys:
         "train": job.corpus,
         "text_column": columns,
         "label_column": job.label_column or card.label_column,
+        "label_separator": job.label_separator or card.label_separator,
         "limit": job.limit,
         "skip_bad_rows": job.skip_bad_rows,
         "encoding": job.encoding,

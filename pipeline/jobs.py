@@ -66,6 +66,24 @@ Names = Annotated[tuple[str, ...], _OneOrMore]
 """Several, or one by itself."""
 
 
+def _one_of_a_list(value: Any) -> Any:
+    if isinstance(value, str) or value is None:
+        return value
+    names = [value] if not isinstance(value, list | tuple) else list(value)
+    if not names or len(set(map(str, names))) < len(names):
+        raise ValueError(f"{names}: name at least one column, and none twice")
+    return names[0] if len(names) == 1 else value
+
+
+LabelColumns = Annotated[
+    str | Annotated[tuple[str, ...], Field(min_length=2)], BeforeValidator(_one_of_a_list)
+]
+"""A column of labels, or one for each class or output."""
+
+Separator = Annotated[str, Field(min_length=1, max_length=8)]
+"""Text between the labels of a cell."""
+
+
 def _parse_bytes(value: Any) -> Any:
     """Bytes of a text like '50GiB' (powers of 1024) or '50GB' (of 1000); other types as they are.
 

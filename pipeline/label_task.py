@@ -49,8 +49,8 @@ class LabelTask(Task):
         if validation is not None:
             _require_labels(space, validation, "validate by")
 
-    def metrics(self, space: LabelSpace) -> Sequence[str]:
-        return metric_names(space)
+    def metrics(self, space: LabelSpace, soft: bool) -> Sequence[str]:
+        return metric_names(space, soft)
 
     def learns_features_alone(self, space: LabelSpace) -> bool:
         return space.task == "none"
@@ -91,6 +91,7 @@ class LabelTask(Task):
             max_length=built.max_length,
             text_columns=plan.job.text_column,
             label_column=plan.job.label_column,
+            label_separator=plan.job.label_separator,
             metric=plan.data.metric,
             **plan.adapter_base(),
         )

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from yaml import YAMLError
 
 from ..stages.corpus.corpus import corpus_name
+from ..stages.corpus.label_kinds import Task
 from ..stages.distill.averaging import AVERAGED_STEPS, UNAVERAGED
 from ..stages.distill.language.student import LanguageStudent
 from ..stages.distill.student import ClassifierStudent, Student
@@ -35,7 +36,7 @@ _PIPELINE = """It is a {model}, and opens as one:
 ```python
 from transformers import pipeline
 
-pipeline("text-classification", folder, truncation=True)({text})
+pipeline("text-classification", folder, truncation=True{several})({text})
 ```
 """
 
@@ -46,7 +47,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, pipelin
 
 config = AutoConfig.from_pretrained(folder, subfolder="task")
 model = AutoModelForSequenceClassification.from_pretrained(folder, config=config)
-pipeline("text-classification", model, tokenizer=folder, truncation=True)({text})
+pipeline("text-classification", model, tokenizer=folder, truncation=True{several})({text})
 ```
 
 Without that configuration, transformers and `peft` give it the labels of that model.
@@ -54,6 +55,10 @@ Without that configuration, transformers and `peft` give it the labels of that m
 
 _RELU = """
 A score below 0 stands for 0: the student was trained so, and `armada evaluate` reads it so.
+"""
+
+_CLASSES = """
+Each class has a probability of its own, the sigmoid of its logit; those above 1/2 hold.
 """
 
 _LANGUAGE = """It is a language model{adapters}:
@@ -131,7 +136,7 @@ class _Card:
     folder: Path
 
     @property
-    def _task(self) -> Literal["classification", "regression", "none", "language"]:
+    def _task(self) -> Task | Literal["none", "language"]:
         return "language" if isinstance(self.student, LanguageStudent) else self.student.space.task
 
     @property
@@ -208,14 +213,16 @@ class _Card:
 
     def _examples(self) -> str:
         unlabelled = self.metrics["unlabelled_examples"]
-        labelled = self._task in ("classification", "regression") and unlabelled
+        labelled = self._task not in ("none", "language") and unlabelled
         without = f" ({unlabelled} without a label)" if labelled else ""
         return f"{self.metrics['train_examples']} examples{without}"
 
     def _learned(self) -> str:
         if self._task == "language":
             return "the next token"
-        return "the teacher's feature" if self._task == "none" else f"`{self.job.label_column}`"
+        if self._task == "none":
+            return "the teacher's feature"
+        return ", ".join(f"`{name}`" for name in self.job.label_columns)
 
     @property
     def _has_embeddings(self) -> bool:
@@ -228,7 +235,7 @@ class _Card:
         return self._opening_of_task()
 
     def _opening_of_task(self) -> str:
-        segments, regression = len(self.job.text_column), self._task == "regression"
+        segments = len(self.job.text_column)
         if self._task == "language":
             opened = _LANGUAGE.format(adapters=_ADAPTERS if self.job.lora_rank else "")
             return opened + _PROMPTS if segments > 1 else opened
@@ -237,8 +244,16 @@ class _Card:
         if isinstance(self.student, ClassifierStudent) and self._opens_in != "armada":
             text = '"a text"' if segments == 1 else '{"text": "a text", "text_pair": "its pair"}'
             way = _ADAPTED if self.job.lora_rank else _PIPELINE
-            opened = way.format(model=type(self.student.classifier).__name__, text=text)
-            return opened + _RELU if regression else opened
+            space = self.student.space
+            several = space.multilabel or (space.regression and space.num_labels > 1)
+            opened = way.format(
+                model=type(self.student.classifier).__name__,
+                text=text,
+                several=", top_k=None" if several else "",
+            )
+            if space.multilabel:
+                return opened + _CLASSES
+            return opened + _RELU if space.rectified else opened
         texts = ", ".join(f'"segment {number + 1}"' for number in range(segments))
         return _ARMADA.format(
             text='"a text"' if segments == 1 else f"({texts})",

@@ -4,7 +4,8 @@ One row per example, in the order of the corpus: its id, or its row number in th
 no ids, and
 
 classification   class, as the labels have it; probabilities, in the order of the classes' numbers
-regression       score
+multilabel       classes, those of a probability above 1/2; probabilities, likewise
+regression       score; of several outputs scores
 embedding        embedding
 language         generated_text
 
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.corpus import Corpus, CorpusStream, stream_corpus
@@ -29,6 +30,7 @@ from ..stages.corpus.reading import CorpusRequest
 from ..stages.distill.evaluation import require_finite
 from ..stages.distill.export import StudentCard
 from ..stages.distill.saved_student import (
+    HOLDS,
     SavedLanguageModel,
     SavedStudent,
     load_student,
@@ -168,13 +170,28 @@ def _read(student: SavedStudent, batch_size: int, examples: Examples) -> tuple[C
 def _columns(student: SavedStudent, outputs: npt.NDArray[np.float32]) -> Columns:
     """Columns of outputs [N, K]."""
     if student.kind == "regression":
-        return {"score": pa.array(outputs[:, 0])}
+        one = outputs.shape[1] == 1
+        return {"score": pa.array(outputs[:, 0])} if one else {"scores": _vectors(outputs)}
     if student.kind == "embedding":
         return {"embedding": _vectors(outputs)}
+    if student.kind == "multilabel":
+        probabilities = expit(outputs.astype(np.float64))
+        return {
+            "classes": _sets(probabilities > HOLDS, student.classes),
+            "probabilities": _vectors(probabilities.astype(np.float32)),
+        }
     chosen, names = outputs.argmax(1), student.classes
     classes = pa.array(chosen) if names is None else pa.array(names).take(pa.array(chosen))
     probabilities = softmax(outputs.astype(np.float64), axis=1).astype(np.float32)
     return {"class": classes, "probabilities": _vectors(probabilities)}
+
+
+def _sets(holds: npt.NDArray[np.bool_], names: tuple[str, ...] | None) -> pa.Array:
+    """Lists of the classes that hold, of flags [N, K]."""
+    ends = np.cumsum(holds.sum(axis=1), dtype=np.int32)
+    classes = pa.array(np.nonzero(holds)[1])
+    values = classes if names is None else pa.array(names).take(classes)
+    return pa.ListArray.from_arrays(pa.array(np.append(np.int32(0), ends)), values)
 
 
 def _vectors(rows: npt.NDArray[np.float32]) -> pa.Array:

@@ -46,7 +46,8 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
         needed = columns.names if features_alone else job.text_column
         validation = read_labelled(job, job.validation, space, needed)
     task.check_labels(job, space, train, validation)
-    metric = _choose_metric(job, task.metrics(space))
+    soft = validation is not None and space.has_probabilities(validation.labels)
+    metric = _choose_metric(job, task.metrics(space, soft))
     corpora = [train, *([validation] if validation is not None and features_alone else [])]
     sources = open_sources(readings, teachers, columns, [each.corpus for each in corpora])
     _check_features(terms, space, sources)
@@ -98,8 +99,17 @@ def _check_features(
     for term in terms:
         for reading in () if term.reads_tokens else term.readings:
             spec = sources[reading.source].spec
-            shape = Sizes(0, space.num_labels, space.regression, spec.shape)
-            require_fit(term.keys.name, term.objective.reads, shape)
+            sizes = Sizes(
+                *(0, space.num_labels, space.regression, spec.shape), multilabel=space.multilabel
+            )
+            require_fit(term.keys.name, term.objective.reads, sizes)
+            control = sources[reading.source].control
+            if control.of_logits and space.task != "classification":
+                raise JobError(
+                    f"control {control.name}: is for logits of which one class holds, but the task "
+                    f"is {space.task}; choose another control"
+                )
+            term.require_options(sizes)
             if sources[reading.source].may_lack and np.dtype(spec.dtype).kind != "f":
                 raise JobError(
                     f"missing=without_teacher: feature {spec.name!r} holds whole numbers "
@@ -119,6 +129,9 @@ def _choose_metric(job: DistillJob, names: Sequence[str]) -> str:
 
 def _check_class_names(space: LabelSpace, feature: FeatureSpec) -> None:
     """Logits teach by position: the same names in another order would teach the wrong classes."""
+    unnamed = tuple(f"LABEL_{number}" for number in range(space.num_labels))
+    if space.regression and feature.labels == unnamed:
+        return  # columns are in the order that the job names them in
     if space.names and feature.labels and space.names != feature.labels:
         raise JobError(
             f"feature {feature.name!r}: the teacher's classes are {', '.join(feature.labels)}, the "

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..cache_schemas.errors import MissingKeysError
 from ..cache_schemas.keys import example_key
 from ..stages.corpus.corpus import Corpus, read_corpus
+from ..stages.corpus.label_kinds import one_a_row
 from ..stages.corpus.labels import (
     LabelSpace,
     LabelValues,
@@ -235,7 +236,7 @@ class StudentData:
                 source.control,
                 seed,
                 of,
-                self.train.labels,
+                one_a_row(self.train.labels, self.space) if source.control.of_logits else None,
             )
             for (name, source), of in zip(self.of_texts.items(), self._own_draws(), strict=True)
         }
@@ -288,6 +289,7 @@ def read_corpus_of(
         sources,
         columns or keys.text_column,
         label_column=keys.label_column,
+        label_separator=keys.label_separator,
         id_column=keys.id_column,
         skip_bad_rows=keys.skip_bad_rows,
         limit=keys.limit,

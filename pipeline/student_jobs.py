@@ -8,7 +8,7 @@ from pydantic import Field
 from ..cache_schemas.errors import RunError
 from ..cache_schemas.locations import Source
 from ..stages.distill.settings import DEFAULT_NEW_TOKENS
-from .jobs import Corpora, Names, TextFormatKeys
+from .jobs import Corpora, LabelColumns, Names, Separator, TextFormatKeys
 
 
 class EvaluateJob(TextFormatKeys):
@@ -19,7 +19,11 @@ class EvaluateJob(TextFormatKeys):
     text_column: tuple[str, ...] = Field(
         default=(), description="columns of the text segments; default those of training"
     )
-    label_column: str | None = Field(default=None, description="default that of training")
+    label_column: LabelColumns | None = Field(default=None, description="default that of training")
+    label_separator: Separator | None = Field(
+        default=None,
+        description="what separates several labels in a cell of text; default that of training",
+    )
     cache: Path | str | None = Field(
         default=None,
         description="for embedding students: cache of the embeddings it learned from",

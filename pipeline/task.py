@@ -83,8 +83,9 @@ class Task(ABC):
         """Raise an InputError for labels that nothing can be learned from, or validated by."""
 
     @abstractmethod
-    def metrics(self, space: LabelSpace) -> Sequence[str]:
-        """Metrics that an epoch can be chosen by, the default first."""
+    def metrics(self, space: LabelSpace, soft: bool) -> Sequence[str]:
+        """Metrics that an epoch can be chosen by, the default first; `soft`: whether the labels to
+        validate by are probabilities."""
 
     def learns_features_alone(self, space: LabelSpace) -> bool:
         """Whether features are all there is to learn, and so to validate by."""

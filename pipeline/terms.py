@@ -57,6 +57,11 @@ class Term:
         built.sources = self.sources
         return built
 
+    def require_options(self, sizes: Sizes) -> None:
+        """Raises JobError for options without a meaning for such a student's task."""
+        options = self.objective.Options(**self.keys.options)
+        self.objective.require_options(self.keys.name, options, sizes)
+
     @property
     def reads_tokens(self) -> bool:
         """Whether what it reads of teachers is about predicted tokens."""
@@ -118,6 +123,7 @@ def sizes_of(student: Any, space: LabelSpace, dropout: float, terms: Sequence[Te
         feature_shape=None,
         dropout=dropout,
         layer_dims=layer_dims(student) if read else (),
+        multilabel=space.multilabel,
     )
 
 

@@ -16,7 +16,8 @@ from ...cache_schemas.errors import CacheError, OutputError, shown_url
 from ...cache_schemas.extras import require_extra
 from ...cache_schemas.manifest import fidelity_of
 from ...stages.corpus.corpus import Corpus, read_corpus
-from ...stages.corpus.labels import MISSING, LabelSpace, label_space, label_values
+from ...stages.corpus.label_kinds import LabelSpace, is_missing, one_a_row
+from ...stages.corpus.labels import label_space, label_values
 from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import locked
 from ...stages.store.files.own_files import write_file
@@ -143,11 +144,11 @@ def _colouring(job: CardJob, cache: Cache, corpus: Corpus, space: LabelSpace) ->
     """The labels of the cached texts; None if there are none."""
     labels = label_values(corpus, space)
     rows = cache.find(corpus.keys())
-    there = (rows >= 0) & (~np.isnan(labels) if space.regression else labels != MISSING)
+    there = (rows >= 0) & ~is_missing(labels)
     if not there.any():
         return None
-    shown = labels[there]
-    if space.names is not None:
+    shown = one_a_row(labels[there], space)
+    if space.names is not None and space.task == "classification":
         shown = np.array(space.names)[shown]
     return Colouring(rows[there], shown, job.label_column or "")
 

@@ -177,10 +177,9 @@ def labelled_texts(job: DeriveJob, parent: Cache, spec: FeatureSpec) -> Texts:
     with several, MissingKeysError for texts that are not cached."""
     corpus = _read(job)
     space = label_space(corpus)
-    if space.regression:
-        raise JobError(
-            f"rule=class-means: label_column {job.label_column!r} holds numbers, not classes"
-        )
+    if space.task != "classification":
+        held = "numbers, not classes" if space.regression else "several classes per text"
+        raise JobError(f"rule=class-means: label_column {job.label_column!r} holds {held}")
     classes = label_values(corpus, space)
     keys = corpus.keys()
     corpus, keys, classes = _without_conflicts(job, corpus, keys, classes)

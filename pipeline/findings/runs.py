@@ -44,6 +44,7 @@ _TOLD_BY_THE_DATA = frozenset(
         "num_labels",
         "metric",
         "label_column",
+        "label_separator",
     }
 )
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...cache_schemas.errors import JobError
 from ...stages.corpus.corpus import Corpus
 from ...stages.corpus.labels import NO_LABELS, LabelSpace, label_space
 from ...stages.distill.language.evaluation import METRICS
@@ -31,7 +32,13 @@ class LanguageTask(Task):
     def label_space(self, job: DistillJob, corpus: Corpus, terms: Sequence[Term]) -> LabelSpace:
         if job.label_column is None:
             return NO_LABELS
-        return label_space(corpus, None, job.num_labels)
+        space = label_space(corpus, None, job.num_labels)
+        if space.multilabel:
+            raise JobError(
+                "label_column: several labels a text are for task=multilabel; a language model has "
+                "one a text, or none"
+            )
+        return space
 
     def check_labels(
         self,
@@ -42,7 +49,7 @@ class LanguageTask(Task):
     ) -> None:
         """Labels are beside the task: a corpus may have none."""
 
-    def metrics(self, space: LabelSpace) -> Sequence[str]:
+    def metrics(self, space: LabelSpace, soft: bool) -> Sequence[str]:
         return METRICS
 
     def build(self, plan: Plan, objective: MakeObjective) -> Built:

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from ...cache_schemas.errors import ArmadaError, CorpusError, JobError
 from ...cache_schemas.keys import KeyArray
-from ...stages.corpus.labels import MISSING, LabelSpace
+from ...stages.corpus.label_kinds import MISSING, LabelSpace, is_missing, one_a_row
 from ...stages.distill.evaluation import Calibration, calibration, represent
 from ...stages.distill.export import StudentCard, load_saved_objective, load_saved_student
+from ...stages.distill.label_metrics import correlations
 from ...stages.distill.objectives.base import AlignedObjective, Objective
 from ...stages.distill.student import Student
 from ...stages.store.format.rows import Rows
@@ -120,7 +121,7 @@ def look(
             for condition, answers in [(first, projected), *answered]
         ),
         colours=colours,
-        colours_title=colour_by or job.label_column or "",
+        colours_title=colour_by or ", ".join(job.label_columns),
         correlates=data.space.regression,
         missing=missing,
     )
@@ -179,10 +180,11 @@ def _answers(loaded: tuple[Student, Any, StudentCard], texts: _Texts) -> _Answer
     labels = texts.validation.labels
     held_out = texts.validation.dataset(texts.validation.tokens(tokenizer, card.max_length), {})
     predicted = represent(student, held_out, _BATCH)[1]
-    given = labels != MISSING
+    given = ~is_missing(labels)
     if not given.any():
         return _Answers(pooled, outputs, None)
-    return _Answers(pooled, outputs, calibration(predicted[given], labels[given]))
+    classes = one_a_row(labels, texts.space)[given]
+    return _Answers(pooled, outputs, calibration(predicted[given], classes))
 
 
 def _features(data: StudentData, sample: LabelledCorpus, objective: Objective) -> Points:
@@ -234,10 +236,12 @@ def _tensor(objective: Objective, values: Points) -> "torch.Tensor":
 def _agreement(outputs: Points, teacher: Points, space: LabelSpace) -> float | None:
     if space.task == "none":
         return None
+    if space.multilabel:
+        return float(((outputs > 0) == (teacher > 0)).mean())
     if not space.regression:
         return float((outputs.argmax(axis=1) == teacher.argmax(axis=1)).mean())
-    numbers = np.stack([outputs[:, 0], teacher[:, 0]])
-    return float(np.corrcoef(numbers)[0, 1]) if np.ptp(numbers, axis=1).all() else 0.0
+    pairs = zip(outputs.T, teacher.T, strict=True)
+    return float(np.mean([correlations(*pair)["pearson"] for pair in pairs]))
 
 
 def _colours(
@@ -246,7 +250,8 @@ def _colours(
     """The labels of the sample, or the values of another column of the corpus."""
     space = data.space
     if colour_by is not None:
-        changes = {"label_column": colour_by, "task": None, "num_labels": None, "metric": None}
+        changes = dict.fromkeys(("task", "num_labels", "metric", "label_separator"))
+        changes["label_column"] = colour_by
         other = job.model_copy(update=changes | {"validation": ()})
         try:
             read = read_data(other, terms_of(other))
@@ -254,11 +259,11 @@ def _colours(
             raise UnknownColumn(f"colour_by {colour_by!r}: {error}") from error
         space = read.space
         sample = read.train.take(_indices(read.train.corpus.keys(), sample.corpus.keys()))
-    if space.regression:
-        return sample.labels
-    names: Sequence[str] = space.names or [str(i) for i in range(space.num_labels)]
-    named = [names[label] if label != MISSING else "no label" for label in sample.labels]
-    return np.array(named)
+    labels = one_a_row(sample.labels, space)
+    if space.regression or space.multilabel:
+        return labels
+    names = space.shown_names
+    return np.array([names[label] if label != MISSING else "no label" for label in labels])
 
 
 def _indices(keys: KeyArray, wanted: KeyArray) -> Rows:

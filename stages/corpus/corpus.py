@@ -135,7 +135,8 @@ def read_corpus(
     sources: Sequence[str],
     text_columns: Sequence[str],
     *,
-    label_column: str | None = None,
+    label_column: str | tuple[str, ...] | None = None,
+    label_separator: str | None = None,
     id_column: str | Literal[False] | None = None,
     skip_bad_rows: bool = False,
     limit: int | None = None,
@@ -146,14 +147,22 @@ def read_corpus(
     chats, the prompt of the last answer only.
 
     A source is a file, a folder, a glob, a URL, a data set of the hub, or a table `in_memory`;
-    `form` has the format options of text files. Columns may be fields of nested ones. A column
-    named `picture:NAME` holds pictures, whose bytes are the segments. A text column whose name ends
-    in a question mark may be blank, if not all of a row are; a column of chats
+    `form` has the format options of text files. Columns may be fields of nested ones. Several
+    columns of labels are one for each class or output; `label_separator` parts a text into labels.
+    A column named `picture:NAME` holds pictures, whose bytes are the segments. A text column whose
+    name ends in a question mark may be blank, if not all of a row are; a column of chats
     whose name ends in a star makes an example of every answer. Ids are checked for repetition:
     those of `id_column`, which every source must have; of a column `id` where there is one, if
     `id_column` is None; none if it is False. Raises CorpusError naming file, row and column."""
     request = CorpusRequest(
-        tuple(text_columns), label_column, id_column, skip_bad_rows, limit, prompts_only, form
+        tuple(text_columns),
+        label_column,
+        id_column,
+        skip_bad_rows,
+        limit,
+        prompts_only,
+        form,
+        label_separator,
     )
     _require_names(sources, text_columns)
     parts = []
@@ -354,11 +363,32 @@ def _join_labels(sources: Sequence[str], parts: list[Corpus]) -> pa.Array | None
     columns = [part.labels for part in parts if part.labels is not None]
     if not columns:
         return None
-    kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
-    if len(kinds) > 1:
-        described = ", ".join(sorted(str(kind) for kind in kinds))
-        raise CorpusError(
-            f"corpus {', '.join(dict.fromkeys(sources))}: labels have mixed types ({described}); "
-            f"make them one type"
-        )
-    return pa.concat_arrays([column.cast(*kinds) if kinds else column for column in columns])
+    kinds = list(dict.fromkeys(column.type for column in columns))
+    kind = kinds[0]
+    for other in kinds[1:]:
+        joint = _joint_type(kind, other)
+        if joint is None:
+            described = ", ".join(sorted(str(each) for each in kinds if not pa.types.is_null(each)))
+            raise CorpusError(
+                f"corpus {', '.join(dict.fromkeys(sources))}: labels have mixed types "
+                f"({described}); make them one type"
+            )
+        kind = joint
+    return pa.concat_arrays([column.cast(kind) for column in columns])
+
+
+def _joint_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type of labels of two files, where one may lack all values or elements; None if they
+    differ."""
+    if pa.types.is_null(one) or one == other:
+        return other
+    if pa.types.is_null(other):
+        return one
+    if pa.types.is_large_list(one) and pa.types.is_large_list(other):
+        inner = _joint_type(one.value_type, other.value_type)
+        return None if inner is None else pa.large_list(inner)
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        fields = [(a.name, _joint_type(a.type, b.type)) for a, b in zip(one, other, strict=True)]
+        known = [(name, kind) for name, kind in fields if kind is not None]
+        return pa.struct(known) if len(known) == len(fields) else None
+    return None

@@ -129,17 +129,19 @@ _BUFFER_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Columns to read: those of texts, of labels, of ids, and ids that may be missing."""
+    """Columns to read: those of texts, of labels, of ids, and ids that may be missing;
+    `labels_are_text`: whatever they look like."""
 
     text: Sequence[str]
-    label: str | None
+    labels: Sequence[str]
     ids: str | None
     optional: str
+    labels_are_text: bool = False
 
     def columns(self, source: str, schema: pa.Schema) -> dict[str, Column]:
         """Positions of the columns; raises CorpusError for a missing one."""
-        others = [name for name in (self.label, self.ids) if name is not None]
-        found = require(source, schema, [*self.text, *others])
+        ids = [] if self.ids is None else [self.ids]
+        found = require(source, schema, [*self.text, *self.labels, *ids])
         if schema.names.count(self.optional) == 1:
             found.setdefault(
                 self.optional, Column((self.optional,), schema.field(self.optional).type)
@@ -149,8 +151,15 @@ class Wanted:
     @property
     def plain(self) -> list[str]:
         """Columns of which every value is a text, whatever it looks like."""
-        others = [self.ids or self.optional]
-        return [name for name in (*self.text, *others) if name != self.label]
+        plain = [*self.text, self.ids or self.optional]
+        if self.labels_are_text:
+            return [*plain, *self.labels]
+        return [name for name in plain if name not in self.labels]
+
+    @property
+    def typed(self) -> bool:
+        """Whether a column has a type that depends on all rows of a file."""
+        return bool(self.labels) and not self.labels_are_text
 
 
 def require_use(form: TextFormat, sources: Sequence[str]) -> None:
@@ -243,7 +252,7 @@ def _read(file: str, wanted: Wanted, form: TextFormat) -> Iterator[pa.Table]:
 
 def _read_text_file(file: str, kind: str, wanted: Wanted, form: TextFormat) -> Iterator[pa.Table]:
     columns: dict[str, Column] | None = None
-    for table in _READERS[kind](file, form, wanted.plain, wanted.label is not None):
+    for table in _READERS[kind](file, form, wanted.plain, wanted.typed):
         if columns is None:
             name = wanted.text[0]
             remedy = several_in_one(table.column_names) or rows_within(table.schema, name)

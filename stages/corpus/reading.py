@@ -119,21 +119,45 @@ def id_values(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
         ) from cause
 
 
-def plain_labels(source: str, name: str, column: pa.ChunkedArray, first: int) -> pa.Array:
-    """Labels in the widest type of their kind, so that files may differ in the narrow ones."""
+def plain_labels(
+    source: str, name: str, column: pa.ChunkedArray, first: int, separator: str | None = None
+) -> pa.Array:
+    """Labels in the widest type of their kind, so that files may differ in the narrow ones; lists
+    of those, and what a `separator` parts in a text, as large lists."""
     try:
-        return _plain(column)
+        labels = _whole(column, _plain_type(column.type))
     except pa.ArrowInvalid as cause:
         raise CorpusError(_not_utf8(source, name, column, first)) from cause
+    return labels if separator is None else _parted(source, name, labels, separator)
 
 
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
     if kind in (*_TEXT_TYPES, *_BYTES_TYPES):
-        return _whole(column, pa.large_string())
+        return pa.large_string()
     if pa.types.is_integer(kind) and kind != pa.uint64():
-        return _whole(column, pa.int64())
-    return _whole(column, pa.float64() if pa.types.is_floating(kind) else kind)
+        return pa.int64()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.large_list(_plain_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    return pa.float64() if pa.types.is_floating(kind) else kind
+
+
+def _parted(source: str, name: str, labels: pa.Array, separator: str) -> pa.Array:
+    """Lists of the parts of texts, null where one is blank; a separator alone is an empty list."""
+    if labels.type != pa.large_string() and not pa.types.is_null(labels.type):
+        raise CorpusError(
+            f"corpus {source}: label_separator {separator!r}: column {name!r} holds {labels.type}, "
+            "not text; leave it out"
+        )
+    rows = list[list[str | None] | None]()
+    for cell in labels.to_pylist():
+        parts = [part.strip() or None for part in (cell or "").split(separator)]
+        known = any(part is not None for part in parts)
+        rows.append((parts if known else []) if (cell or "").strip() else None)
+    return pa.array(rows, pa.large_list(pa.large_string()))
 
 
 def _whole(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array:
@@ -205,18 +229,27 @@ class CorpusRequest:
     """Request for a corpus: columns, maximum rows per source, and handling of bad rows."""
 
     text_columns: tuple[str, ...]
-    label_column: str | None
+    label_column: str | tuple[str, ...] | None
     id_column: str | Literal[False] | None
     skip_bad_rows: bool
     limit: int | None
     prompts_only: bool
     form: TextFormat
+    label_separator: str | None = None
 
     @property
     def wanted(self) -> Wanted:
         """The columns by their names."""
         names = [column_name(each) for each in self.text_columns]
-        return Wanted(names, self.label_column, self.id_column or None, optional="id")
+        ids, parted = self.id_column or None, self.label_separator is not None
+        return Wanted(names, self.label_columns, ids, optional="id", labels_are_text=parted)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns of labels: none, one, or one for each class or output."""
+        if isinstance(self.label_column, tuple):
+            return self.label_column
+        return () if self.label_column is None else (self.label_column,)
 
     def ids_in(self, table: pa.Table) -> str | None:
         """The column of ids, if there is one."""
@@ -267,13 +300,11 @@ def _refuse(faults: Sequence[str]) -> None:
 
 def _checked(source: str, first: int, table: pa.Table, request: CorpusRequest) -> Block:
     """The good rows of a block, whose own first is `first` of its file."""
-    text_columns, label_column = request.text_columns, request.label_column
+    text_columns = request.text_columns
     names = request.wanted.text
     id_column = request.ids_in(table)
     ids = id_values(source, id_column, table[id_column]) if id_column else None
-    labels = (
-        plain_labels(source, label_column, table[label_column], first) if label_column else None
-    )
+    labels = _labels(source, first, table, request)
     plain = not text_columns[0].startswith(PICTURES)
     chats = plain and holds_chats(table[names[0]].type) and len(names) == 1
     if chats:
@@ -312,6 +343,17 @@ def _checked(source: str, first: int, table: pa.Table, request: CorpusRequest) -
         ),
         chats=chats,
     )
+
+
+def _labels(source: str, first: int, table: pa.Table, request: CorpusRequest) -> pa.Array | None:
+    """The labels of a block; those of several columns as a struct of them."""
+    names = request.label_columns
+    read = [
+        plain_labels(source, name, table[name], first, request.label_separator) for name in names
+    ]
+    if len(read) > 1:
+        return pa.StructArray.from_arrays(read, names=list(names))
+    return read[0] if read else None
 
 
 def column_name(text_column: str) -> str:

@@ -36,20 +36,21 @@ class NormalLinear(nn.Linear):
 
 
 class ClassificationHead(nn.Module):
-    """drop, then linear; ReLU after it for regression, whose labels are not negative."""
+    """drop, then linear; ReLU after it for regression with one output, whose labels are not
+    negative. Several outputs may have any sign; classes of a multilabel task are logits, too."""
 
     def __init__(
         self, input_dim: int, num_labels: int, regression: bool = False, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.regression = regression
+        self.rectified = regression and num_labels == 1
         self.dropout = nn.Dropout(dropout)
         self.linear = NormalLinear(input_dim, num_labels)
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, in] -> [B, K]."""
         output_BK: Tensor = self.linear(self.dropout(input))
-        return F.relu(output_BK) if self.regression else output_BK
+        return F.relu(output_BK) if self.rectified else output_BK
 
 
 class ProjectionHead(NormalLinear):

@@ -8,14 +8,17 @@ float32; gradients come back in the inputs' dtype. Nothing here reads a value ba
 With s and t the student's and the teacher's numbers, p = softmax(s), q(x) = softmax(x/T), N the
 number of elements, n the number of labelled rows and y one-hot labels:
 
-    cross entropy       d/ds = (p - y) / n, 0 in rows without a label
+    cross entropy       d/ds = (p - y) / n, 0 in rows without a label; with p = sigmoid(s) and n
+                        the number of known labels, of multilabel too
     T²·mse(q(t), q(s))  d/ds = 2T/N · q(s)·(δ - Σ_k q(s)·δ),  δ = q(s) - q(t)
-    T²·KL(q(t) ‖ q(s))  d/ds = T/B · (q(s) - q(t))
+                        multilabel, q(x) = sigmoid(x/T): 2T/N · q(s)·(1 - q(s))·δ
+    T²·KL(q(t) ‖ q(s))  d/ds = T/B · (q(s) - q(t)); multilabel: T/N · (q(s) - q(t))
     1 - cos(t, s)       d/ds = (cos · s/|s| - t/|t|) / |s|
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +26,14 @@ from torch import Tensor
 
 from . import fused, losses
 from .fused import Gradients, differentiable
-from .losses import MISSING_LABEL, ArmadaTerms, FeatureTerms, KDTerms
+from .losses import (
+    MISSING_LABEL,
+    ArmadaTerms,
+    FeatureTerms,
+    KDTerms,
+    are_multilabel,
+    are_probabilities,
+)
 from .objectives.options import Distance, Manifold
 
 _LEAST_NORM = 1e-8
@@ -52,14 +62,16 @@ def armada_loss(
     aligner = (aligner_output, aligner_aux_output, aligner_projection)
     for ours, theirs in zip(student, aligner, strict=True):
         assert ours.shape == theirs.shape, "broadcasting would hide a wrong size"
-    terms = fused.by_kernels(
-        *student,
-        aligner=aligner,
-        labels=labels,
-        weights=(alpha, beta, gamma),
-        temperature=None if regression else temperature,
-        manifold=manifold,
-    )
+    terms = None
+    if labels.dim() == 1:  # kernels have no other kind
+        terms = fused.by_kernels(
+            *student,
+            aligner=aligner,
+            labels=labels,
+            weights=(alpha, beta, gamma),
+            temperature=None if regression else temperature,
+            manifold=manifold,
+        )
     if terms is not None:
         return ArmadaTerms(*terms)
     heads = losses.accumulated(torch.stack((aligner_output, aligner_aux_output)).detach())
@@ -90,7 +102,7 @@ def _armada(
     alpha, beta, gamma = weights
     student_2BK = torch.stack((output, aux_output))
     tasks, d_task = _tasks(student_2BK, labels, regression=temperature is None)
-    outputs, d_output = _outputs(teacher, student_2BK, temperature)
+    outputs, d_output = _outputs(teacher, student_2BK, temperature, are_multilabel(labels))
     aligned, d_projection = manifold(teacher_projection, projection)
     task, matched = (both[0] + gamma * both[1] for both in (tasks, outputs))
     total = alpha * matched + (1 - alpha) * task + beta * aligned
@@ -100,7 +112,13 @@ def _armada(
 
 def _tasks(output: Tensor, labels_B: Tensor, regression: bool) -> tuple[Tensor, Tensor]:
     """Task losses [heads] of outputs [heads, B, K], and their gradients."""
-    return (_squared_errors if regression else _cross_entropies)(output, labels_B)
+    if regression:
+        return _squared_errors(output, labels_B)
+    if are_multilabel(labels_B):
+        return _binary_cross_entropies(output, labels_B)
+    if are_probabilities(labels_B):
+        return _soft_cross_entropies(output, labels_B)
+    return _cross_entropies(output, labels_B)
 
 
 def _cross_entropies(output: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,22 +132,46 @@ def _cross_entropies(output: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
     return loss, gradient * share_B.unsqueeze(-1)
 
 
-def _squared_errors(output: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    labelled_B = ~torch.isnan(labels_B)
-    share_B = labelled_B / labelled_B.sum().clamp(min=1).to(output.dtype)
-    target_B = torch.where(labelled_B, labels_B, 0).to(output.dtype)
-    error = output.squeeze(-1) - target_B
-    weighted = error * share_B
-    return (error * weighted).sum(dim=-1), (2 * weighted).unsqueeze(-1)
+def _soft_cross_entropies(output: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
+    known_BK = ~torch.isnan(labels_BK)
+    share_BK = known_BK / known_BK[:, :1].sum().clamp(min=1).to(output.dtype)
+    target_BK = torch.where(known_BK, labels_BK, 0).to(output.dtype)
+    log_probability = F.log_softmax(output, dim=-1)
+    loss = -(log_probability * target_BK * share_BK).sum(dim=(1, 2))
+    return loss, (log_probability.exp() - target_BK) * share_BK
 
 
-def _outputs(teacher: Tensor, student: Tensor, temperature: float | None) -> tuple[Tensor, Tensor]:
+def _binary_cross_entropies(output: Tensor, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
+    known_BK = labels_BK != MISSING_LABEL
+    share_BK = known_BK / known_BK.sum().clamp(min=1).to(output.dtype)
+    target = torch.where(known_BK, labels_BK, 0).to(output.dtype).expand(output.shape)
+    each = F.binary_cross_entropy_with_logits(output, target, reduction="none")
+    return (each * share_BK).sum(dim=(1, 2)), (output.sigmoid() - target) * share_BK
+
+
+def _squared_errors(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    labelled = ~torch.isnan(labels)
+    share = labelled / labelled.sum().clamp(min=1).to(output.dtype)
+    target = torch.where(labelled, labels, 0).to(output.dtype)
+    error = output.squeeze(-1) - target if labels.dim() == 1 else output - target
+    weighted = error * share
+    return (error * weighted).flatten(1).sum(dim=-1), (2 * weighted).view(output.shape)
+
+
+def _outputs(
+    teacher: Tensor, student: Tensor, temperature: float | None, multilabel: bool
+) -> tuple[Tensor, Tensor]:
     """Output alignment [heads] of [heads, B, K] each, and its gradients; no temperature means
     regression."""
     count = student[0].numel()
     if temperature is None:
         error = student - teacher
         return error.square().sum(dim=(1, 2)) / count, 2 / count * error
+    if multilabel:
+        soft = (student / temperature).sigmoid()
+        error = soft - (teacher / temperature).sigmoid()
+        loss = temperature**2 / count * error.square().sum(dim=(1, 2))
+        return loss, 2 * temperature / count * soft * (1 - soft) * error
     soft = F.softmax(student / temperature, dim=-1)
     error = soft - F.softmax(teacher / temperature, dim=-1)
     along = soft * error
@@ -186,14 +228,28 @@ def kd_loss(
     labels: Tensor,
     alpha: float,
     temperature: float | Tensor,
+    regression: bool = False,
 ) -> KDTerms:
     """`losses.kd_loss`; a temperature with a graph gets its gradient as well."""
     teacher_BK = losses.accumulated(teacher_logits.detach())
     assert student_output.shape == teacher_BK.shape, "broadcasting would hide a wrong size"
-    formula = partial(_kd, teacher_BK=teacher_BK, labels=labels, alpha=alpha)
+    if regression:
+        formula = partial(_kd_of_numbers, teacher_BK=teacher_BK, labels=labels, alpha=alpha)
+        return KDTerms(*differentiable(formula, student_output))
+    measure = _binary_kl if are_multilabel(labels) else _kl
+    formula = partial(_kd, teacher_BK=teacher_BK, labels=labels, alpha=alpha, measure=measure)
     if isinstance(temperature, Tensor):
         return KDTerms(*differentiable(formula, student_output, temperature))
     return KDTerms(*differentiable(partial(formula, temperature=temperature), student_output))
+
+
+def _kd_of_numbers(
+    student_BK: Tensor, *, teacher_BK: Tensor, labels: Tensor, alpha: float
+) -> tuple[tuple[Tensor, ...], Gradients]:
+    (task,), d_task = _squared_errors(student_BK.unsqueeze(0), labels)
+    distillation, gradient = _mse(teacher_BK, student_BK)
+    total = alpha * distillation + (1 - alpha) * task
+    return (total, task, distillation), (alpha * gradient + (1 - alpha) * d_task[0],)
 
 
 def _kd(
@@ -203,9 +259,36 @@ def _kd(
     teacher_BK: Tensor,
     labels: Tensor,
     alpha: float,
+    measure: "_Divergence",
 ) -> tuple[tuple[Tensor, ...], Gradients]:
+    (task,), d_task = _tasks(student_BK.unsqueeze(0), labels, regression=False)
+    found = measure(teacher_BK, student_BK, temperature)
+    distillation, count = found.loss, found.mean_of
+    total = alpha * distillation + (1 - alpha) * task
+    gradient = alpha * temperature / count * found.error_BK + (1 - alpha) * d_task[0]
+    terms = (total, task, distillation)
+    if not isinstance(temperature, Tensor):
+        return terms, (gradient,)
+    # By way of s/T and t/T, which both grow as T falls; T² is differentiated on its own.
+    slope = found.error_BK * student_BK + found.slope_BK() * teacher_BK
+    d_temperature = 2 * distillation / temperature - slope.sum() / count
+    return terms, (gradient, alpha * d_temperature)
+
+
+class _Softened(NamedTuple):
+    """T²·KL, the number that its mean is over, its derivatives by s/T, and by t/T, times that."""
+
+    loss: Tensor
+    mean_of: int
+    error_BK: Tensor
+    slope_BK: Callable[[], Tensor]
+
+
+_Divergence = Callable[[Tensor, Tensor, float | Tensor], _Softened]
+
+
+def _kl(teacher_BK: Tensor, student_BK: Tensor, temperature: float | Tensor) -> _Softened:
     rows = len(student_BK)
-    (task,), d_task = _cross_entropies(student_BK.unsqueeze(0), labels)
     student_log_BK = F.log_softmax(student_BK / temperature, dim=-1)
     teacher_log_BK = F.log_softmax(teacher_BK / temperature, dim=-1)
     teacher_soft_BK, error_BK = teacher_log_BK.exp(), student_log_BK.exp()
@@ -213,15 +296,20 @@ def _kd(
     surprise_BK = teacher_log_BK - student_log_BK
     each_B1 = (teacher_soft_BK * surprise_BK).sum(dim=-1, keepdim=True)
     distillation = temperature**2 / rows * each_B1.sum()
-    total = alpha * distillation + (1 - alpha) * task
-    gradient = alpha * temperature / rows * error_BK + (1 - alpha) * d_task[0]
-    terms = (total, task, distillation)
-    if not isinstance(temperature, Tensor):
-        return terms, (gradient,)
-    # By way of s/T and t/T, which both grow as T falls; T² is differentiated on its own.
-    slope = error_BK * student_BK + teacher_soft_BK * (surprise_BK - each_B1) * teacher_BK
-    d_temperature = 2 * distillation / temperature - slope.sum() / rows
-    return terms, (gradient, alpha * d_temperature)
+    return _Softened(
+        distillation, rows, error_BK, lambda: teacher_soft_BK * (surprise_BK - each_B1)
+    )
+
+
+def _binary_kl(teacher_BK: Tensor, student_BK: Tensor, temperature: float | Tensor) -> _Softened:
+    count = student_BK.numel()
+    student, teacher = student_BK / temperature, teacher_BK / temperature
+    yes_BK, no_BK = teacher.sigmoid(), (-teacher).sigmoid()
+    surprise_BK = yes_BK * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    surprise_BK += no_BK * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    distillation = temperature**2 / count * surprise_BK.sum()
+    error_BK = student.sigmoid() - yes_BK
+    return _Softened(distillation, count, error_BK, lambda: yes_BK * no_BK * (teacher - student))
 
 
 def feature_loss(

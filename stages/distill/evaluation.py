@@ -7,16 +7,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from ...cache_schemas.errors import TrainingError
-from ..corpus.labels import MISSING, LabelSpace, LabelValues
+from ..corpus.labels import LabelSpace, LabelValues, is_missing
 from .batches import DistillDataset
+from .label_metrics import (
+    MULTILABEL_METRICS,
+    OUTPUTS_METRICS,
+    REGRESSION_METRICS,
+    by_class,
+    by_output,
+    correlations,
+    multilabel_metrics,
+    output_metrics,
+)
 from .student import INPUTS, Student
 
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "f1", "matthews", "ece")
-REGRESSION_METRICS = ("pearson", "spearman", "mse")
-_ERRORS = ("mse", "loss", "ece", "perplexity", "bits_per_byte")
+CROSS_ENTROPY = "cross_entropy"
+"""Metric of probabilities as labels."""
+_ERRORS = (
+    *("mse", "rmse", "loss", "ece", CROSS_ENTROPY, "hamming_loss"),
+    *("perplexity", "bits_per_byte"),
+)
 """The smaller, the better."""
 
 DISTINCT = "distinct_predictions"
@@ -26,48 +40,74 @@ CONFIDENCE_BINS = 15
 Outputs = npt.NDArray[Any]
 
 
-def metric_names(space: LabelSpace) -> tuple[str, ...]:
-    """The metrics of a task; `f1` is that of class 1 and exists for two classes only. A student
-    without a task has the loss of its objective."""
+def metric_names(space: LabelSpace, soft: bool = False) -> tuple[str, ...]:
+    """The metrics of a task, the default first; `f1` is that of class 1 and exists for two classes
+    only, `cross_entropy` for `soft` labels only. A student without a task has the loss of its
+    objective."""
     if space.task == "none":
         return ("loss",)
+    if space.multilabel:
+        return MULTILABEL_METRICS
     if space.regression:
-        return REGRESSION_METRICS
-    names = CLASSIFICATION_METRICS
+        return OUTPUTS_METRICS if space.num_labels > 1 else REGRESSION_METRICS
+    names = CLASSIFICATION_METRICS + ((CROSS_ENTROPY,) if soft else ())
     return names if space.num_labels == 2 else tuple(name for name in names if name != "f1")
 
 
 def task_metrics(outputs: Outputs, labels: LabelValues, space: LabelSpace) -> dict[str, float]:
-    """Metrics of outputs [N, K] over the rows of labels [N] that have one.
+    """Metrics of outputs [N, K] over the rows of labels, [N] or [N, K], that have one.
 
-    A correlation that is undefined because all predictions are equal is 0. Raises TrainingError
-    for outputs that are no finite numbers: there is nothing to measure."""
+    The class of a row with probabilities is the most probable one. A correlation that is undefined
+    because all predictions are equal is 0. Raises TrainingError for outputs that are no finite
+    numbers: there is nothing to measure."""
     if space.task == "none":
         return {}
     require_finite(outputs)
+    given = ~is_missing(labels)
+    shown, wanted = outputs[given], labels[given]
+    if space.multilabel:
+        return multilabel_metrics(shown, wanted)
     if space.regression:
-        given = ~np.isnan(labels)
-        return _regression(outputs[given].reshape(-1).astype(np.float64), labels[given])
-    given = labels != MISSING
-    shown = outputs[given]
-    return _classification(shown.argmax(1), labels[given], space) | {
-        "ece": calibration(shown, labels[given]).error
-    }
+        shown = shown.astype(np.float64)
+        return output_metrics(shown, wanted) if wanted.ndim == 2 else _regression(shown, wanted)
+    soft: dict[str, float] = {}
+    if wanted.ndim == 2:
+        log_probabilities = log_softmax(shown.astype(np.float64), axis=1)
+        soft[CROSS_ENTROPY] = float(-(wanted * log_probabilities).sum(axis=1).mean())
+        wanted = wanted.argmax(axis=1)
+    found = _classification(shown.argmax(1), wanted, space)
+    return found | {"ece": calibration(shown, wanted).error} | soft
+
+
+def detailed_metrics(
+    outputs: Outputs, labels: LabelValues, space: LabelSpace
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`per_class` of a multilabel task, `per_output` of a regression with several; else nothing."""
+    given = ~is_missing(labels)
+    if space.multilabel:
+        return {"per_class": by_class(outputs[given], labels[given], space)}
+    if space.regression and labels.ndim == 2:
+        shown = outputs[given].astype(np.float64)
+        return {"per_output": by_output(shown, labels[given], space)}
+    return {}
 
 
 def distinct_predictions(
     outputs: Outputs, labels: LabelValues, space: LabelSpace
 ) -> dict[str, float]:
-    """Number of distinct classes, or values, predicted for rows with a label: 1 for a student that
-    has learned nothing. Empty if there is nothing to distinguish."""
+    """Number of distinct classes, sets of classes, or values, predicted for rows with a label: 1
+    for a student that has learned nothing. Empty if there is nothing to distinguish."""
     if space.task == "none":
         return {}
-    given = ~np.isnan(labels) if space.regression else labels != MISSING
-    if np.unique(labels[given]).size < 2:
+    given = ~is_missing(labels)
+    if len(np.unique(labels[given], axis=0)) < 2:
         return {}
     shown = outputs[given]
-    predicted = shown.reshape(-1) if space.regression else shown.argmax(1)
-    return {DISTINCT: float(np.unique(predicted).size)}
+    if space.multilabel:
+        shown = shown > 0
+    elif not space.regression:
+        shown = shown.argmax(1)
+    return {DISTINCT: float(len(np.unique(shown, axis=0)))}
 
 
 def require_finite(outputs: Outputs) -> None:
@@ -128,15 +168,10 @@ def calibration(outputs: Outputs, labels: LabelValues) -> Calibration:
     return Calibration(counts[full], *means)
 
 
-def _regression(predicted: Outputs, labels: Outputs) -> dict[str, float]:
-    from scipy.stats import pearsonr, spearmanr
-
-    constant = _constant(predicted, labels)
-    return {
-        "pearson": 0.0 if constant else float(pearsonr(predicted, labels).statistic),
-        "spearman": 0.0 if constant else float(spearmanr(predicted, labels).statistic),
-        "mse": float(np.square(predicted - labels).mean()),
-    }
+def _regression(outputs: Outputs, labels: Outputs) -> dict[str, float]:
+    predicted = outputs.reshape(-1)
+    mse = float(np.square(predicted - labels).mean())
+    return correlations(predicted, labels) | {"mse": mse}
 
 
 def _constant(predicted: Outputs, labels: Outputs) -> bool:

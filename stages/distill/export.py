@@ -54,7 +54,8 @@ class StudentCard(AdapterBase):
     dropout: float
     max_length: int
     text_columns: tuple[str, ...]
-    label_column: str | None
+    label_column: str | tuple[str, ...] | None
+    label_separator: str | None = None
     metric: str
 
 

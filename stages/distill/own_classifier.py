@@ -28,6 +28,13 @@ from .student_probe import PROBE, TOLERANCE, Side, padding_effect, probe_inputs
 
 ADDED_PADDING = "<|padding|>"
 
+_PROBLEM_TYPES = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
+"""Names of tasks in transformers."""
+
 _DROPOUTS = (
     "classifier_dropout",
     "classifier_dropout_prob",
@@ -117,7 +124,7 @@ def with_labels(config: Any, space: LabelSpace, dropout: float) -> Any:
     names = space.names or tuple(f"LABEL_{label}" for label in range(space.num_labels))
     config.id2label = dict(enumerate(names))
     config.label2id = {name: label for label, name in enumerate(names)}
-    config.problem_type = "regression" if space.regression else "single_label_classification"
+    config.problem_type = _PROBLEM_TYPES[space.task]
     if hasattr(config, "use_mems_eval"):
         config.use_mems_eval = False  # XLNet's memory is for longer texts; pipelines trip over it
     for name in _DROPOUTS:

@@ -30,13 +30,17 @@ from .settings import DEFAULT_NEW_TOKENS
 from .student import Student
 from .tokens import encode
 
-Kind = Literal["classification", "regression", "embedding", "language"]
+Kind = Literal["classification", "multilabel", "regression", "embedding", "language"]
 Text = str | Sequence[str]
 """A text, or its segments in the order of training."""
 
 Prediction = dict[str, Any]
 """Prediction for one text. classification: `class`, a name or a number, and `probabilities`, one
-per class; regression: `score`; embedding: `embedding`, float32 [H]; language: `generated_text`."""
+per class; multilabel: `classes`, those above 1/2, and `probabilities`; regression: `score`, or
+`scores` of several outputs; embedding: `embedding`, float32 [H]; language: `generated_text`."""
+
+HOLDS = 0.5
+"""Probability above which a class of a multilabel student holds."""
 
 _PROJECTION = re.compile(r"objective\.(each\.\d+\.)?projection\.")
 
@@ -56,7 +60,7 @@ class SavedStudent(nn.Module, ABC):
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes, if they have any."""
-        return self.card.space.names if self.kind == "classification" else None
+        return self.card.space.names if self.kind in ("classification", "multilabel") else None
 
     @abstractmethod
     def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
@@ -75,7 +79,7 @@ class SavedStudent(nn.Module, ABC):
 
 
 class SavedReader(SavedStudent):
-    """A student that reads texts: class logits [B, K], scores [B, 1] or embeddings [B, H]."""
+    """A student that reads texts: class logits [B, K], scores [B, K] or embeddings [B, H]."""
 
     card: StudentCard
 
@@ -123,7 +127,13 @@ class SavedReader(SavedStudent):
 
     def _predictions(self, output: Tensor) -> Iterator[Prediction]:
         if self.kind == "regression":
-            yield from ({"score": score} for score in output[:, 0].tolist())
+            one = output.shape[1] == 1
+            yield from ({"score": row[0]} if one else {"scores": row} for row in output.tolist())
+        elif self.kind == "multilabel":
+            known = self.classes or range(output.shape[1])
+            for row in output.double().sigmoid().tolist():
+                held = [label for label, p in zip(known, row, strict=True) if p > HOLDS]
+                yield {"classes": held, "probabilities": row}
         elif self.kind == "embedding":
             yield from ({"embedding": row} for row in output.numpy())
         else:

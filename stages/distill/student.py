@@ -113,7 +113,7 @@ class Pooler(nn.Module):
 
 
 class PooledStudent(Student):
-    """backbone -> pooler -> head; the head is dropout and a linear layer (ReLU for regression)."""
+    """backbone -> pooler -> head; the head is dropout and a linear layer (ReLU of one number)."""
 
     pooling: Pooling
 
@@ -143,7 +143,7 @@ class PooledStudent(Student):
 
 
 class ClassifierStudent(Student):
-    """The family's own sequence classifier: output is its logits (and ReLU for regression), pooled
+    """The family's own sequence classifier: output is its logits (ReLU of a single number), pooled
     what enters its last linear layer, before dropout.
 
     A family without dropout there gets it here, in training."""
@@ -188,7 +188,7 @@ class ClassifierStudent(Student):
         pooled_BD, output_BK, output = self.own_head.read(self.classifier, inputs)
         if self.training and self.own_head.dropout is None:
             output_BK = self.last_layer(F.dropout(pooled_BD, self.dropout))
-        return pooled_BD, F.relu(output_BK) if self.space.regression else output_BK, output
+        return pooled_BD, F.relu(output_BK) if self.space.rectified else output_BK, output
 
 
 def check_kind(config: Any) -> str | None:

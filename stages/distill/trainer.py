@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..corpus.labels import LabelSpace, count_missing
+from ..corpus.labels import LabelSpace, count_known
 from .averaging import AVERAGED_STEPS, UNAVERAGED, WeightAverage
 from .batches import Batch, DistillDataset, EpochBatches, as_batch
 from .evaluation import DISTINCT, distinct_predictions, task_metrics
@@ -146,7 +146,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         )
         rows = len(labels)
         if self.model.student.space.task != "none":
-            rows -= count_missing(labels.cpu().numpy())
+            rows = count_known(labels.cpu().numpy())
         self._evaluated.append((float(loss), rows))
         return loss, outputs, labels
 

@@ -82,6 +82,8 @@ class ObjectiveTests:
     """Option -> a value under which the loss is another."""
     untried: ClassVar[Collection[str]] = ()
     """Options that are not tested; give the reason in a comment."""
+    tasks: ClassVar[Collection[str]] = ("classification", "regression", "multilabel")
+    """Tasks that it supports under these options, as far as it declares them."""
     refused: ClassVar[Mapping[str, Any]] = {}
     """Option -> a value that it must not take."""
     pooled_dim: ClassVar[int] = 6
@@ -94,17 +96,26 @@ class ObjectiveTests:
     """Tokens of the longest text, if layers are read."""
     rows: ClassVar[int] = 6
 
-    @pytest.fixture(params=[False, True], ids=["classification", "regression"])
+    @pytest.fixture(params=["classification", "regression", "multilabel"])
     def sizes(self, request: pytest.FixtureRequest) -> Sizes:
-        """Sizes for the objective, without dropout; for both tasks if it supports both."""
-        regression = bool(request.param)
-        if regression and not self._class().reads.regression:
+        """Sizes for the objective, without dropout; for each task that it supports."""
+        reads = self._class().reads
+        if request.param not in self.tasks:
+            pytest.skip("has no meaning under these options")
+        if request.param == "regression" and not reads.regression:
             pytest.skip("has no meaning where labels are numbers")
-        return self._sizes(regression)
+        if request.param == "multilabel" and not (
+            reads.multilabel if reads.classes else reads.task
+        ):
+            pytest.skip("compares the classes of which one holds, or leaves labels to others")
+        sizes = self._sizes(regression=request.param == "regression")
+        return replace(sizes, multilabel=request.param == "multilabel")
 
     def batch(self, sizes: Sizes, rows: int, draw: torch.Generator) -> Batch:
         """A batch of float32; override it for an objective that needs inputs of another kind."""
-        labels = torch.randint(sizes.num_labels, (rows,), generator=draw)
+        shape = (rows, sizes.num_labels) if sizes.multilabel else (rows,)
+        most = 2 if sizes.multilabel else sizes.num_labels
+        labels = torch.randint(most, shape, generator=draw)
         output = torch.randn(rows, sizes.num_labels, generator=draw)
         batch = Batch(
             pooled=torch.randn(rows, sizes.pooled_dim, generator=draw),
@@ -288,6 +299,9 @@ class ObjectiveTests:
         if not reads.regression:
             with pytest.raises(InputError, match="regression"):
                 self._made(self._sizes(regression=True))
+        if reads.classes and not reads.multilabel:
+            with pytest.raises(InputError, match="multilabel"):
+                self._made(replace(self._sizes(regression=False), multilabel=True))
         if "layers" in reads.student:
             with pytest.raises(InputError, match="layer"):
                 self._made(replace(self._sizes(regression=False), layer_dims=()))
@@ -308,9 +322,12 @@ class ObjectiveTests:
 
     def _sizes(self, regression: bool) -> Sizes:
         shapes = self.feature_shapes if self._class().reads.features != 0 else ()
+        labels = 1 if regression else self.num_labels
+        if regression and self._class().reads.classes:
+            shapes = ((labels,),) * len(shapes)
         return Sizes(
             pooled_dim=self.pooled_dim,
-            num_labels=1 if regression else self.num_labels,
+            num_labels=labels,
             regression=regression,
             feature_shape=shapes[0] if shapes else None,
             more_shapes=shapes[1:],

@@ -43,7 +43,12 @@ def test_segments_in_another_order_are_other_texts(distill_bench, tmp_path, refu
         ("hash", {"teacher": None}, [], "holds several teachers; choose one: "),
         ("hash", {"cache": None}, [], "key 'cache' is missing; only control=undistilled runs"),
         ("made_up", {"objective": "kd"}, ["num_labels=4"], "logits have 3 classes, the task 4"),
-        ("made_up", {"objective": "kd", "label_column": "score"}, [], "the task is regression"),
+        (
+            "made_up",
+            {"objective": "kd", "label_column": "score"},
+            [],
+            "the teacher's feature has 3 numbers, the task 1 outputs; choose a teacher of the same",
+        ),
         ("hash", {"label_column": None}, [], "key 'label_column' is missing"),
         ("hash", {"label_column": "colour"}, [], "colour"),
         ("hash", {"text_column": "words"}, [], "words"),

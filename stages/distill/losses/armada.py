@@ -1,14 +1,15 @@
 """The losses of ARMADA (arXiv 2603.10877): the aligner's and the student's."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..objectives.options import Manifold
 from .distances import Measure, choose, cosine_distance, mse
-from .task import accumulated, task_loss
+from .task import accumulated, are_multilabel, task_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ def armada_loss(
 
     task      l(s1, y) + γ·l(s2, y), with l cross entropy, or squared error for regression
     output    T²·[mse(softmax(t1/T), softmax(s1/T)) + γ·mse(softmax(t2/T), softmax(s2/T))]
+              multilabel: sigmoid in place of softmax, for each class is decided by itself
               regression: mse(t1, s1) + γ·mse(t2, s2), no T
     manifold  cosine: 1 - cos(mean_b tp, mean_b sp); euclid: mse(mean_b tp, mean_b sp);
               pointwise: mse(tp, sp)
@@ -60,7 +62,9 @@ def armada_loss(
     if regression:
         output = mse(t1, s1) + gamma * mse(t2, s2)
     else:
-        output = _softened_mse(t1, s1, temperature) + gamma * _softened_mse(t2, s2, temperature)
+        soften = torch.sigmoid if are_multilabel(labels) else _softmax
+        main = _softened_mse(soften, t1, s1, temperature)
+        output = main + gamma * _softened_mse(soften, t2, s2, temperature)
     aligned = distance(tp, sp)
     total = alpha * output + (1 - alpha) * task + beta * aligned
     return ArmadaTerms(total, task, output, aligned)
@@ -83,9 +87,15 @@ def _both_heads(
     return main + gamma * task_loss(aux_output, labels, regression)
 
 
-def _softened_mse(teacher_BK: Tensor, student_BK: Tensor, temperature: float) -> Tensor:
-    soft_teacher_BK = F.softmax(teacher_BK / temperature, dim=-1)
-    return temperature**2 * mse(soft_teacher_BK, F.softmax(student_BK / temperature, dim=-1))
+def _softmax(logits_BK: Tensor) -> Tensor:
+    return F.softmax(logits_BK, dim=-1)
+
+
+def _softened_mse(
+    soften: Callable[[Tensor], Tensor], teacher_BK: Tensor, student_BK: Tensor, temperature: float
+) -> Tensor:
+    soft_teacher_BK = soften(teacher_BK / temperature)
+    return temperature**2 * mse(soft_teacher_BK, soften(student_BK / temperature))
 
 
 def _cosine_of_means(teacher_BH: Tensor, student_BH: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 A step calls `objective(pooled_BD, output_BK, feature_BH, labels_B)` and gets named scalars;
 `total` is the one to backpropagate, all others are detached, for logs. One that
 reads more of a student than that takes a `StudentSide`, and is called by `of_sources`.
-Shapes: B rows, D pooled student text, K classes (1 for regression), H numbers of a feature.
+Shapes: B rows, D pooled student text, K classes or outputs, H numbers of a feature.
 
 An objective has its own options (`Options`), declares what it reads (`reads`), and may be one of
 several in a run (`sum.py`). Plug-in objectives subclass `Objective` and register under
@@ -76,6 +76,8 @@ class Reads:
     no objective scores it."""
     regression: bool = True
     """Whether it has a meaning where labels are numbers."""
+    multilabel: bool = False
+    """Whether, if it reads classes, it has a meaning where any number of them holds."""
     least_rows: int = 1
     """The fewest rows of a batch that it has a loss for: 2 for one that compares pairs of rows."""
 
@@ -86,7 +88,18 @@ def require_fit(name: str, reads: Reads, sizes: "Sizes") -> None:
     if sizes.regression and not reads.regression:
         raise JobError(
             f"objective {name} compares class probabilities, but the task is regression; choose "
-            "armada, feature or undistilled"
+            "kd, armada, feature or undistilled"
+        )
+    if sizes.multilabel and reads.classes and not reads.multilabel:
+        raise JobError(
+            f"objective {name} compares probabilities of which one class holds, but the task is "
+            "multilabel; choose kd, armada, feature or undistilled"
+        )
+    if sizes.regression and reads.classes and sizes.feature_dim != sizes.num_labels:
+        raise JobError(
+            f"objective {name}: the teacher's feature has {sizes.feature_dim} numbers, the task "
+            f"{sizes.num_labels} outputs; choose a teacher of the same task, and its numbers as "
+            "the feature"
         )
     if reads.classes and sizes.feature_dim != sizes.num_labels:
         raise JobError(
@@ -110,7 +123,8 @@ def require_layers(name: str, layers: Sequence[int], sizes: "Sizes") -> None:
 class Sizes:
     """Sizes for an objective: `feature_shape` is the shape of one example, None for none;
     `more_shapes` those of further features; `dropout` that of the student's head; `layer_dims` the
-    widths of its embeddings and of each layer, where an objective reads layers."""
+    widths of its embeddings and of each layer, where an objective reads layers; `multilabel`:
+    whether any number of classes holds."""
 
     pooled_dim: int
     num_labels: int
@@ -119,6 +133,7 @@ class Sizes:
     more_shapes: tuple[Shape, ...] = ()
     dropout: float = 0.1
     layer_dims: tuple[int, ...] = ()
+    multilabel: bool = False
 
     @property
     def feature_dim(self) -> int:
@@ -199,6 +214,7 @@ class Objective(nn.Module, ABC):
         """`options` are of the class `Options`."""
         super().__init__()
         require_fit(type(self).__name__, self.reads, sizes)
+        self.require_options(type(self).__name__, options, sizes)
         self.options = options
         self.sizes = sizes
         self.layers = self.layers_of(options)
@@ -211,6 +227,10 @@ class Objective(nn.Module, ABC):
         """Prefix of its terms in logs with several objectives."""
         self.sources: tuple[str, ...] = (SOURCE,) if self.reads.features != 0 else ()
         """Names of what it reads, in the order of its features."""
+
+    @classmethod
+    def require_options(cls, name: str, options: Any, sizes: Sizes) -> None:
+        """Raises JobError for options without a meaning for such a student's task."""
 
     @classmethod
     def layers_of(cls, options: Any) -> tuple[int, ...]:

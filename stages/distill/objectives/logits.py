@@ -1,8 +1,9 @@
-"""Distillation of cached class logits, with a fixed or a learned temperature."""
+"""Distillation of cached class logits, with a fixed or a learned temperature, or of numbers."""
 
 import torch
 from torch import Tensor, nn
 
+from ....cache_schemas.errors import JobError
 from .. import closed_forms
 from .base import Objective, Reads, Sizes, TeacherSide, named_terms
 from .options import KDOptions
@@ -17,17 +18,30 @@ class KDObjective(Objective):
     Formula: alpha · T²·KL(softmax(t/T) ‖ softmax(s/T)) + (1 - alpha) · task
     Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531.
 
+    Of a multilabel task, the KL of each class by itself, with a sigmoid (arXiv 2308.06453); of a
+    regression, alpha · (t - s)² + (1 - alpha) · task, without T (arXiv 2102.13088).
+
     Owns nothing but the temperature, when that is learned.
     """
 
     Options = KDOptions
     options: KDOptions
-    reads = Reads(default_feature="logits", classes=True, regression=False)
+    reads = Reads(default_feature="logits", classes=True, multilabel=True)
 
     def __init__(self, options: KDOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)
         learned = options.temperature == "learned"
         self.learned_temperature = LearnedTemperature() if learned else None
+
+    @classmethod
+    def require_options(cls, name: str, options: KDOptions, sizes: Sizes) -> None:
+        """Raises JobError for a temperature of numbers."""
+        default = KDOptions.model_fields["temperature"].default
+        if sizes.regression and options.temperature != default:
+            raise JobError(
+                f"objective {name}: temperature {options.temperature}: the task is a regression, "
+                "whose numbers have none; leave it out"
+            )
 
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
@@ -40,6 +54,7 @@ class KDObjective(Objective):
             labels=labels_B,
             alpha=self.options.alpha,
             temperature=temperature,
+            regression=self.sizes.regression,
         )
         parts = {"task": terms.task, "distillation": terms.distillation}
         if isinstance(temperature, Tensor):

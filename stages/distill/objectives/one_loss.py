@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..losses import accumulated, task_loss
+from ..losses import accumulated, likeliest_classes, task_loss
 from .base import Objective, Reads, Sizes, TeacherSide, named_terms
 from .options import AlphaOptions, BetaOptions
 
@@ -29,7 +29,8 @@ class LogitsObjective(Objective):
     def distillation(
         self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss of a batch, and more terms to report."""
+        """The loss of a batch, and more terms to report; `labels_B` are classes, the likeliest ones
+        where the labels are probabilities."""
 
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
@@ -37,7 +38,9 @@ class LogitsObjective(Objective):
         """total, task, distillation; and what `distillation` reports."""
         student_BK = accumulated(output_BK)
         teacher_BK = accumulated(self._feature(feature_BH).detach())
-        distillation, reported = self.distillation(student_BK, teacher_BK, labels_B)
+        distillation, reported = self.distillation(
+            student_BK, teacher_BK, likeliest_classes(labels_B)
+        )
         task = task_loss(student_BK, labels_B, regression=False)
         total = self.options.alpha * distillation + (1 - self.options.alpha) * task
         return named_terms(total, task=task, distillation=distillation, **reported)

@@ -38,8 +38,8 @@ HEADS = "heads.safetensors"
 
 
 class StudentTeacher(Teacher):
-    """Features by the student's kind: `logits` [K] of a classifier, `score` [1] of a regressor,
-    `pooled` [H] of an embedding model, `top_k` and its companions of a language model."""
+    """Features by the student's kind: `logits` [K] of a classifier, `score` [1] or [K] of a
+    regressor, `pooled` [H] of an embedding model, `top_k` and companions of a language model."""
 
     Options = StudentOptions
     kind = "student"
@@ -91,18 +91,19 @@ class StudentTeacher(Teacher):
 
 
 class RegressorTeacher(ClassifierTeacher):
-    """Feature `score` [1]: the student's number, which is not negative."""
+    """Feature `score`: the student's number [1], which is not negative, or its numbers [K]."""
 
     def _answer(self, inputs: Inputs) -> dict[str, Tensor]:
-        return {"score": F.relu(super()._answer(inputs)["logits"])}
+        return {"score": _rectified(super()._answer(inputs)["logits"])}
 
     def _features(self) -> list[FeatureSpec]:
-        return [_score(self._precision.stored)]
+        logits = super()._features()[0]
+        return [_score(logits.dtype, logits.shape[0], logits.labels)]
 
 
 class PooledStudentTeacher(EncoderTeacher):
-    """Feature `logits` [K] or `score` [1] of a student whose head is beside its transformer: a
-    linear layer on pooled states."""
+    """Feature `logits` [K], or `score` [1] or [K], of a student whose head is beside its
+    transformer: a linear layer on pooled states."""
 
     def __init__(
         self, source: str, options: EncoderOptions, device: torch.device, space: LabelSpace
@@ -124,13 +125,13 @@ class PooledStudentTeacher(EncoderTeacher):
         pooled_BH = super()._answer(inputs)["pooled"]
         logits_BK = F.linear(pooled_BH, self._weight.float(), self._bias.float())
         if self._space.regression:
-            return {"score": F.relu(logits_BK)}
+            return {"score": _rectified(logits_BK)}
         return {"logits": logits_BK}
 
     def _features(self) -> list[FeatureSpec]:
         stored = self._precision.stored
         if self._space.regression:
-            return [_score(stored)]
+            return [_score(stored, self._space.num_labels, self._space.names)]
         numbered = tuple(f"LABEL_{each}" for each in range(self._space.num_labels))
         labels = self._space.names or numbered  # as transformers has them
         return [
@@ -144,8 +145,15 @@ class PooledStudentTeacher(EncoderTeacher):
         ]
 
 
-def _score(stored: Any) -> FeatureSpec:
-    return FeatureSpec(name="score", shape=(1,), dtype=stored, description="predicted number")
+def _rectified(numbers_BK: Tensor) -> Tensor:
+    return F.relu(numbers_BK) if numbers_BK.shape[1] == 1 else numbers_BK
+
+
+def _score(stored: Any, count: int, names: tuple[str, ...] | None) -> FeatureSpec:
+    if count == 1:
+        return FeatureSpec(name="score", shape=(1,), dtype=stored, description="predicted number")
+    told = "predicted numbers"
+    return FeatureSpec(name="score", shape=(count,), dtype=stored, description=told, labels=names)
 
 
 class _Card(BaseModel):

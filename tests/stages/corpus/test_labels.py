@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "infinite": ([0.5, float("inf")], {}, "row 2: label inf is not a finite number"),
     "numbers and names": (["1", "two"], {}, r"mix numbers and names \('1' and 'two'\)"),
     "names to come near to": (["a", "b"], {"task": "regression"}, "labels are text, not numbers"),
-    "lists": ([[1], [2]], {}, "labels are list<"),
+    "lists of lists": ([[[1]], [[2]]], {}, "not numbers"),
     "spaces": (
         ["pos", "neg", "pos "],
         {},

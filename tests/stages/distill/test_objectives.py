@@ -397,9 +397,20 @@ def test_feature_reaches_its_target():
     ("name", "sizes", "settings", "message"),
     [
         ("kd", {"feature_shape": (4,)}, {}, "logits have 4 classes, the task 3"),
-        ("kd", {"num_labels": 1, "regression": True, "feature_shape": (1,)}, {}, "regression"),
+        (
+            "kd",
+            {"num_labels": 1, "regression": True, "feature_shape": (3,)},
+            {},
+            "feature has 3 numbers, the task 1 outputs",
+        ),
+        (
+            "kd",
+            {"num_labels": 1, "regression": True, "feature_shape": (1,)},
+            {"temperature": 2.0},
+            r"temperature 2\.0: the task is a regression, whose numbers have none; leave it out",
+        ),
     ],
-    ids=["kd classes", "kd regression"],
+    ids=["kd classes", "kd numbers", "kd temperature"],
 )
 def test_refused(name, sizes, settings, message):
     with pytest.raises(JobError, match=message):
