@@ -99,6 +99,7 @@ RUN_BELOW = {
     "training",
     "scored-choices",
     "servers",
+    "engines",
     "responses",
     "images-and-sounds",
 }
@@ -171,25 +172,27 @@ def _check_students(runs: Path, printed: str) -> None:
     assert (runs / "rte-lora" / "student" / "adapter_model.safetensors").is_file()
 
 
-def test_servers(place: Workplace, tmp_path: Path) -> None:
+ENGINE = "vllm:HuggingFaceTB/SmolLM2-1.7B-Instruct"
+
+
+def test_servers_and_engines(place: Workplace, tmp_path: Path) -> None:
     model = make_causal_lm(tmp_path / "model")
     for name, column in (("corpus", "text"), ("prompts", "prompt")):
         lines = [json.dumps({column: text}) for text in TEXTS]
         (place.folder / f"{name}.jsonl").write_text("\n".join(lines))
     pairs = [json.dumps({"prompt": text, "response": "so it is"}) for text in TEXTS[:4]]
     (place.folder / "dolly.jsonl").write_text("\n".join(pairs))
+    shorter = Instead("max_new_tokens=256", "max_new_tokens=5", "a tiny model")
     with serving(OpenAIServer(model=Model(model))) as server:
         run(
             place,
             "servers.md",
             Instead("http://localhost:8000/v1", server.url, "a free port"),
-            Instead(
-                "vllm:HuggingFaceTB/SmolLM2-1.7B-Instruct", f"causal_lm:{model}", "it has no vLLM"
-            ),
             Instead("http://localhost:8080/v1", server.url, "a free port"),
             Instead("HuggingFaceTB/SmolLM2-135M-Instruct", str(model), "a tiny model"),
-            Instead("max_new_tokens=256", "max_new_tokens=5", "a tiny model"),
+            shorter,
         )
+    run(place, "engines.md", Instead(ENGINE, f"causal_lm:{model}", "it has no vLLM"), shorter)
     assert rows(place.folder / "cache") == rows(place.folder / "responses") == len(TEXTS)
     assert "generated_top_k" in open_cache(place.folder / "responses").features
     assert rows(place.folder / "given") == 4
@@ -242,11 +245,13 @@ def test_scored_choices(place: Workplace, tmp_path: Path, hub_models: Path) -> N
     smol = Instead("HuggingFaceTB/SmolVLM-256M-Instruct", str(seeing), "a tiny model")
     with serving(OpenAIServer(model=Model(hub_models / WORDS_STUDENT))) as server:
         port = Instead("http://localhost:8000/v1", server.url, "a free port")
-        run(place, "scored-choices.md", smol, port)
+        engine = Instead(ENGINE, f"choices:{WORDS_STUDENT}", "it has no vLLM")
+        run(place, "scored-choices.md", smol, port, engine)
     assert open_cache(place.folder / "birds").feature_spec("logits").labels == ("sitting", "flying")
     names = {
         "choices": ("logits",),
         "served": ("logits",),
+        "engine": ("logits",),
         "aspects": ("aspects",),
         "critic": ("logits", "score"),
     }

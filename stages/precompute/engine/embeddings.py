@@ -18,7 +18,7 @@ from ....cache_schemas.teachers import SettingValue
 from ...pretrained import DEFAULT_MAX_LENGTH, choose_length, least_length
 from ..teachers.base import Answers, Example
 from .options import VLLMOptions
-from .source import EngineSource, Found, Request
+from .source import EngineSource, Found, Request, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,8 @@ class TextIds:
         return TextIds([self.ids[row] for row in rows.tolist()], self.truncated[rows])
 
 
-class EmbeddingTask:
+class EmbeddingTask(Task):
     """`runner=pooling`: feature `embedding` [D]."""
-
-    vocab_digest: str | None = None
 
     def __init__(self, source: EngineSource, options: VLLMOptions) -> None:
         """Raises JobError for a length that the model does not take."""

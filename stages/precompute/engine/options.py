@@ -10,15 +10,23 @@ from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import TEXT
 from ..teachers.causal_options import TokenOptions, characters_feature, own_log_probs_feature
+from ..teachers.choices_options import (
+    OF_ANSWERS,
+    OF_PROMPTS,
+    ScoredAnswers,
+    choices_of,
+    settings_of,
+)
 from ..teachers.generated import ResponseFeatures
 
 Runner = Literal["generate", "pooling"]
 
 _OF_POOLING = frozenset({"text_template", "store_dtype"})
+_OF_CHOICES = OF_ANSWERS | OF_PROMPTS | {"store_dtype"}
 _OF_BOTH = frozenset({"runner", "revision", "max_length", "dtype"})
 
 
-class VLLMOptions(TokenOptions):
+class VLLMOptions(ScoredAnswers, TokenOptions):
     """Options of the teacher `vllm`. Those `of_a_run` are the engine's place and memory."""
 
     of_a_run: ClassVar[frozenset[str]] = frozenset(
@@ -45,7 +53,8 @@ class VLLMOptions(TokenOptions):
         description="text to be embedded; {text} is the segments joined by a space (pooling)",
     )
     store_dtype: StoredDtype = Field(
-        default="float32", description="dtype of the stored embedding (runner=pooling)"
+        default="float32",
+        description="dtype of the stored embedding (runner=pooling), or scores of answers",
     )
 
     engine_python: str | None = Field(
@@ -78,6 +87,13 @@ class VLLMOptions(TokenOptions):
     @model_validator(mode="after")
     def _is_of_its_runner(self) -> "VLLMOptions":
         pooling = self.runner == "pooling"
+        if self.answers and not pooling:
+            for name in sorted(self.model_fields_set - _OF_CHOICES - _OF_BOTH - self.of_a_run):
+                raise ValueError(f"{name}: is not of scored choices; leave it out, or answers")
+            choices_of(self)
+            return self
+        if extra := sorted(self.model_fields_set & (OF_ANSWERS - {"answers"})):
+            raise ValueError(f"{extra[0]}: is of scored choices; leave it out, or set answers")
         own = _OF_POOLING if pooling else self._of_tokens()
         for name in sorted(self.model_fields_set - own - _OF_BOTH - self.of_a_run):
             other = "generate" if pooling else "pooling"
@@ -86,8 +102,12 @@ class VLLMOptions(TokenOptions):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "VLLMOptions":
+        if self.answers:
+            return self
         if self.runner == "generate" and not (self.reads_texts or self.max_new_tokens):
-            raise ValueError("top_k, own_log_probs, max_new_tokens: set at least one of them")
+            raise ValueError(
+                "top_k, own_log_probs, max_new_tokens, answers: set at least one of them"
+            )
         if self.generated_top_k and not self.max_new_tokens:
             raise ValueError("generated_top_k: is of no tokens; set max_new_tokens")
         return self
@@ -99,6 +119,9 @@ class VLLMOptions(TokenOptions):
     def settings(self) -> dict[str, SettingValue]:
         """The settings in the fingerprint: those of the runner."""
         settings = super().settings()
+        if self.answers:
+            choices = settings_of(choices_of(self))
+            return {**{name: settings[name] for name in _OF_BOTH | {"store_dtype"}}, **choices}
         own = _OF_BOTH | (_OF_POOLING if self.runner == "pooling" else self._of_tokens())
         return {name: value for name, value in settings.items() if name in own}
 

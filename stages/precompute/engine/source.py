@@ -4,10 +4,11 @@ Nothing of the model is built here: configuration, tokenizer and digests are rea
 the engine's matter. So whatever architecture the engine has can be a teacher.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
@@ -15,6 +16,7 @@ from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
 from ...adapters import ADAPTER_CONFIG
+from ...language.tokens import vocab_size_of
 from ...pretrained import read_config, read_tokenizer
 from ...sources import digest_files, require_safetensors, resolve
 from ..teachers.base import Answers, Example
@@ -24,47 +26,71 @@ from ..teachers.options import HALF_PRECISION
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to the engine (`worker.Engine`): its task, its arguments, token ids [T]."""
+    """One request to the engine (`worker.Engine`): its task, its arguments, token ids [T]; a name,
+    where an example has several of one task."""
 
     task: str
     arguments: Mapping[str, Any]
     ids: npt.NDArray[Any]
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The engine's answers to one example: arrays by task; how each response ended; why it is
-    refused, empty if it is not."""
+    """The engine's answers to one example: arrays by task, or name; how each response ended; why it
+    is refused, empty if it is not."""
 
     arrays: Mapping[str, Mapping[str, npt.NDArray[Any]]] = field(default_factory=dict)
     finish: Sequence[str | None] = ()
     refused: str = ""
 
 
-class Task(Protocol):
+class Task(ABC):
     """The features of one runner of the engine. `Texts` are examples as it reads them, with
     `take`."""
 
-    vocab_digest: str | None
+    vocab_digest: str | None = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Warnings before the engine starts."""
+        return ()
+
+    @abstractmethod
     def settings(self) -> dict[str, SettingValue]:
         """Settings of the fingerprint beside the options."""
 
+    @abstractmethod
     def features(self) -> list[FeatureSpec]:
         """The features."""
 
+    @abstractmethod
     def engine(self) -> dict[str, Any]:
         """Arguments of the engine."""
 
+    @abstractmethod
     def own_texts(self, example: Example) -> list[str]:
         """The example's own texts."""
 
+    def check(self, example: Example) -> None:  # noqa: B027 (most take any)
+        """Raise JobError for an example with other segments than are read."""
+
+    def beforehand(self) -> list[Request]:
+        """Requests whose answers every example's features need."""
+        return []
+
+    def learn(self, found: Found) -> None:  # noqa: B027
+        """Take their answers; called once, before any features are made."""
+
+    @abstractmethod
     def read(self, examples: Sequence[Example]) -> Any:
         """Examples as the task reads them."""
 
+    @abstractmethod
     def requests(self, texts: Any, examples: Sequence[Example]) -> list[list[Request]]:
         """The requests for each example."""
 
+    @abstractmethod
     def answers(self, texts: Any, found: Sequence[Found]) -> Answers:
         """The features of some examples, from the engine's answers."""
 
@@ -93,6 +119,15 @@ class EngineSource:
     def vocabulary(self) -> int:
         """Tokens that the model has logits of."""
         return int(self._text_config.vocab_size)
+
+    def require_vocabulary(self) -> None:
+        """Raises TeacherSourceError for a tokenizer of more tokens than the model has."""
+        if (size := vocab_size_of(self.tokenizer)) > self.vocabulary:
+            raise TeacherSourceError(
+                f"source {self.folder}: its tokenizer has {size} tokens, the model "
+                f"{self.vocabulary}; use the model's own tokenizer, or resize the model's "
+                "embeddings"
+            )
 
     @property
     def width(self) -> int:

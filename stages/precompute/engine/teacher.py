@@ -24,17 +24,18 @@ from ....cache_schemas.locations import expand_home
 from ...pretrained import source_name
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from ..teachers.base import Answers, Example, Outputs, Prepared, Teacher, make_spec
+from .choices import ChoicesTask
 from .embeddings import EmbeddingTask
 from .options import VLLMOptions
 from .process import EngineProcess, RefusedRequestError, version_of
-from .source import EngineSource, Found, Task
+from .source import EngineSource, Found, Request, Task
 from .tokens import TokenTask
 from .worker import Message
 
 
 @dataclass(frozen=True, slots=True)
 class _Coming:
-    """Examples as the task reads them, and the coming answers to each, by task."""
+    """Examples as the task reads them, and the coming answers to each, by task or name."""
 
     texts: Any
     futures: Sequence[Mapping[str, "Future[Message]"]]
@@ -44,13 +45,13 @@ class _Coming:
 
 
 class VLLMTeacher(Teacher):
-    """Answers with the features of `TokenTask`, or of `EmbeddingTask`."""
+    """Answers with the features of `TokenTask`, `ChoicesTask` or `EmbeddingTask`."""
 
     Options = VLLMOptions
     kind = "vllm"
     selecting = frozenset(
         {"top_k", "top_k_bits", "characters", "max_new_tokens", "responses_per_prompt"}
-        | {"generated_top_k", "own_log_probs"}
+        | {"generated_top_k", "own_log_probs", "score"}
     )
     computes_elsewhere = True
     default_batch_size = 32
@@ -64,8 +65,9 @@ class VLLMTeacher(Teacher):
             require_extra("teacher vllm", "vllm", "vllm")
         self._python = expand_home(options.engine_python or sys.executable)
         self._source = EngineSource(source, options.revision)
-        task = TokenTask if options.runner == "generate" else EmbeddingTask
-        self._task: Task = task(self._source, options)
+        task = EmbeddingTask if options.runner == "pooling" else TokenTask
+        self._task: Task = (ChoicesTask if options.answers else task)(self._source, options)
+        self.notes = self._task.notes
         self._dtype = self._source.dtype if options.dtype == "auto" else options.dtype
         spec = make_spec(
             self.kind,
@@ -100,15 +102,18 @@ class VLLMTeacher(Teacher):
             self._process = EngineProcess(self._python, settings, gpu)
         except RunError as cause:
             raise TeacherSourceError(f"source {self._source.folder}: {cause}") from cause
+        if requests := self._task.beforehand():
+            self._task.learn(_found(self._ask(requests)))
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """See Teacher."""
+        for example in examples:
+            self._task.check(example)
 
     def prepare(self, examples: Sequence[Example]) -> Prepared:
         """Send all requests: the engine has the next shard's before this one's are done."""
-        assert self._process is not None
-        ask, texts = self._process.ask, self._task.read(examples)
-        futures = [
-            {each.task: ask({"task": each.task, **each.arguments}, each.ids) for each in of_one}
-            for of_one in self._task.requests(texts, examples)
-        ]
+        texts = self._task.read(examples)
+        futures = [self._ask(of_one) for of_one in self._task.requests(texts, examples)]
         buckets = np.zeros(len(examples), dtype=np.int64)
         return Prepared(examples, buckets, _Coming(texts, futures))
 
@@ -129,6 +134,15 @@ class VLLMTeacher(Teacher):
         """End the engine."""
         if self._process is not None:
             self._process.close()
+
+    def _ask(self, requests: Sequence[Request]) -> "dict[str, Future[Message]]":
+        """Send the requests for one example."""
+        assert self._process is not None
+        ask = self._process.ask
+        return {
+            each.name or each.task: ask({"task": each.task, **each.arguments}, each.ids)
+            for each in requests
+        }
 
     def _answers(self, coming: _Coming) -> Answers:
         return self._task.answers(coming.texts, [_found(each) for each in coming.futures])

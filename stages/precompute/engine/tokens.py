@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....cache_schemas.codings import Fidelity, TopKCoding
-from ....cache_schemas.errors import JobError, TeacherSourceError
+from ....cache_schemas.errors import JobError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
@@ -32,7 +32,7 @@ from ..teachers.generated import FINISHED, OTHERWISE, Float32, Response, coded, 
 from ..teachers.response_parts import part_of_response
 from ..teachers.token_answers import TopK, read_top_k, stored_own
 from .options import VLLMOptions
-from .source import EngineSource, Found, Request
+from .source import EngineSource, Found, Request, Task
 
 Table = Mapping[str, npt.NDArray[Any]]
 """The places of tokens (`worker.prompt_arrays`): `ids` and `log_probs` [P, 1 + K]."""
@@ -41,7 +41,7 @@ SEEDS = 2**62
 """Seeds are below: the engine adds a response's number to its prompt's."""
 
 
-class TokenTask:
+class TokenTask(Task):
     """`runner=generate`: features `token_ids`, `prompt_tokens`, `top_k`, `own_log_probs`,
     `characters_read`, and those of `ResponseFeatures`."""
 
@@ -51,12 +51,7 @@ class TokenTask:
         self._tokenizer = tokenizer = source.tokenizer
         self._vocab_size = vocab_size_of(tokenizer)
         options.check(tokenizer)
-        rows = source.vocabulary
-        if self._vocab_size > rows:
-            raise TeacherSourceError(
-                f"source {source.folder}: its tokenizer has {self._vocab_size} tokens, the model "
-                f"{rows}; use the model's own tokenizer, or resize the model's embeddings"
-            )
+        source.require_vocabulary()
         # The engine generates a token behind each text that it reads.
         self._positions = source.positions
         self._max_length = choose_length(
@@ -73,7 +68,7 @@ class TokenTask:
         }
         self._responses = options.responses(self._vocab_size)
         self._ends = sorted(end_ids(tokenizer, options, source.generation_config()))
-        self.vocab_digest: str | None = vocab_digest(tokenizer)
+        self.vocab_digest = vocab_digest(tokenizer)
 
     def settings(self) -> dict[str, SettingValue]:
         """Settings of the fingerprint beside the options."""

@@ -19,7 +19,7 @@ from ....cache_schemas.errors import RunError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
-from ...language.tokens import Ids, tokenizer_digest
+from ...language.tokens import Ids
 from ...pretrained import read_tokenizer
 from ...sources import resolve
 from ..teachers.base import Answers, Example
@@ -54,23 +54,18 @@ class ChoicesApi(FeatureApi):
         self._model, self._choices = model, choices_of(options)
         self._echo, self._dtype = options.echo, options.store_dtype
         folder = resolve(str(options.tokenizer), None, TeacherSourceError)
-        self._tokenizer = tokenizer = read_tokenizer(folder, TeacherSourceError)
+        tokenizer = read_tokenizer(folder, TeacherSourceError)
         self._choices.check(tokenizer)
         self._vocabulary = Vocabulary(tokenizer)
-        self._max_length = options.max_length or DEFAULT_TEXT_LENGTH
-        self._texts = ChoiceTexts(tokenizer, self._choices, self._max_length)
-        self._questions = max(len(self._choices.questions), 1)
+        most = options.max_length or DEFAULT_TEXT_LENGTH
+        self._texts = ChoiceTexts(tokenizer, self._choices, most)
         self._without_text = self._texts.without_text()
         self._prior_QK: Floats | None = None
 
     @property
     def settings(self) -> dict[str, SettingValue]:
         """Settings of the fingerprint beside the options."""
-        return {
-            **self._choices.of_template(self._tokenizer),
-            "max_length": self._max_length,
-            "tokenizer": tokenizer_digest(self._tokenizer),
-        }
+        return self._texts.settings
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -84,7 +79,7 @@ class ChoicesApi(FeatureApi):
 
     def beforehand(self) -> list[Prompts]:
         """The prompts of each text without content."""
-        each = len(self._without_text) // self._questions
+        each = len(self._without_text) // self._texts.questions
         return [Prompts(self._without_text[text::each]) for text in range(each)]
 
     def learn(self, answers: Sequence[Sequence[Predictions]]) -> None:
@@ -108,7 +103,7 @@ class ChoicesApi(FeatureApi):
 
     def read(self, document: Any, count: int) -> Sequence[list[Predictions]]:
         """The log-probabilities of the tokens of all texts [Q * K] of one example."""
-        choices = read_completion(document, self._questions * self._texts.count)
+        choices = read_completion(document, self._texts.questions * self._texts.count)
         found = [each.predictions if self._echo else each.prompt for each in choices]
         known = [each for each in found if each is not None]
         if len(known) < len(found):
@@ -136,7 +131,7 @@ class ChoicesApi(FeatureApi):
         self, found: Sequence[Sequence[Predictions] | None], contents: Sequence[Prompts]
     ) -> Answers:
         """See FeatureApi. Raises RunError for other tokens than those that were sent."""
-        nothing = np.zeros((self._questions, self._texts.count))
+        nothing = np.zeros((self._texts.questions, self._texts.count))
         log_probs_BQK = np.stack(
             [
                 nothing if each is None else self._log_probs(each, prompts)
@@ -174,7 +169,7 @@ class ChoicesApi(FeatureApi):
             start = len(prompts.ids[at // self._texts.count])
             self._refuse_other_tokens(text, predictions, start)
             sums.append(predictions.log_probs[start : len(text)].astype(np.float64).sum())
-        return np.array(sums).reshape(self._questions, self._texts.count)
+        return np.array(sums).reshape(self._texts.questions, self._texts.count)
 
     def _refuse_other_tokens(self, text: IntArray, found: Predictions, start: int) -> None:
         """Raises RunError for an answer of other tokens than were sent."""

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ....cache_schemas.errors import JobError, TeacherOutputError
 from ....cache_schemas.keys import IntArray
-from ...language.tokens import Ids, special_ends
+from ....cache_schemas.teachers import SettingValue
+from ...language.tokens import Ids, special_ends, tokenizer_digest
 from ...tokenizing.long_texts import shortened
 from .choices_options import ChoicesOptions
 from .scored_choices import Floats, ScoringRule
@@ -45,7 +46,7 @@ class ChoiceTexts:
     def __init__(self, tokenizer: Any, options: ChoicesOptions, max_length: int) -> None:
         """`max_length`: tokens of a prompt with its longest answer. Raises JobError for answers
         without tokens, or with the same ones, and where they leave no room for a prompt."""
-        self._tokenizer, self._options = tokenizer, options
+        self._tokenizer, self._options, self._max_length = tokenizer, options, max_length
         self._pictured = options.picture == "given"
         self._plain = options.text_format == "plain"
         self._recipe = options.recipe()
@@ -67,6 +68,20 @@ class ChoiceTexts:
     def count(self) -> int:
         """How many answers there are."""
         return len(self.answers)
+
+    @property
+    def questions(self) -> int:
+        """Prompts of each row."""
+        return max(len(self._options.questions), 1)
+
+    @property
+    def settings(self) -> dict[str, SettingValue]:
+        """Settings of a fingerprint beside the options, where weights do not tell the tokenizer."""
+        return {
+            **self._options.of_template(self._tokenizer),
+            "max_length": self._max_length,
+            "tokenizer": tokenizer_digest(self._tokenizer),
+        }
 
     def read(self, rows: Sequence[Sequence[str]]) -> ChoicePrompts:
         """The prompts of rows of segments. Raises TeacherOutputError for one without tokens,
@@ -95,8 +110,7 @@ class ChoiceTexts:
 
     def prior(self, log_probs_PK: Floats) -> Floats:
         """See ScoringRule.prior; of the answers behind `without_text`."""
-        questions = max(len(self._options.questions), 1)
-        return self.rule.prior(log_probs_PK.reshape(questions, -1, self.count))
+        return self.rule.prior(log_probs_PK.reshape(self.questions, -1, self.count))
 
     def written(self, prompts: Sequence[str]) -> list[str]:
         """Prompts as strings that are tokenized."""

@@ -55,7 +55,7 @@ def task(folder: Path, **options: Any) -> TokenTask:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": None}, "top_k, own_log_probs, max_new_tokens: set at least one"),
+        ({"top_k": None}, "top_k, own_log_probs, max_new_tokens, answers: set at least"),
         ({"max_new_tokens": 4}, "texts have no prompt"),
         ({"generated_top_k": 4}, "generated_top_k: is of no tokens; set max_new_tokens"),
         (

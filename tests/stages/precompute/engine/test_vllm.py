@@ -27,6 +27,8 @@ from armada.stages.precompute.engine.teacher import VLLMTeacher
 from armada.stages.precompute.teachers.base import Answers, Example
 from armada.stages.precompute.teachers.causal_lm import CausalLMTeacher
 from armada.stages.precompute.teachers.causal_options import CausalLMOptions
+from armada.stages.precompute.teachers.choices import ChoicesTeacher
+from armada.stages.precompute.teachers.choices_options import ChoicesOptions
 from armada.stages.store.codec.top_k import decode_top_k
 from hangs import HANG_S
 from tiny_language_models import TEXTS, make_causal_lm
@@ -304,6 +306,29 @@ def test_a_request_that_the_engine_refuses_is_one_texts_matter(folder: Path) -> 
         assert not teacher.encode(EXAMPLES[:2]).refused
     finally:
         teacher.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"per": "token", "content_free": ("N/A", "")}], ids=["plain", "calibrated"]
+)
+def test_scored_choices_are_those_of_the_model(folder: Path, options: dict[str, Any]) -> None:
+    answers = (" sea", " the river", " rain and the stars")
+    scored = {"answers": answers, "prompt_template": "Review: {text}\nIt is about", **options}
+    teacher = VLLMTeacher(str(folder), VLLMOptions(**RUN, **scored, dtype="float32"), CPU)
+    local = ChoicesTeacher(str(folder), ChoicesOptions(**scored), CPU)
+    examples = [Example(example_key((text,)), (text,)) for text in TEXTS]
+    teacher.load()
+    try:
+        found = teacher.encode(examples).features["logits"]
+    finally:
+        teacher.close()
+    local.load()
+    with torch.inference_mode():
+        expected = local.encode(examples).features["logits"]
+    difference = np.abs(found - expected)
+    print(f"scores differ by {difference.max():.2e} at most, {difference.mean():.2e} in the mean")
+    assert difference.max() < 5e-3
+    assert np.ptp(expected, axis=1).min() > 0.1
 
 
 @pytest.mark.skipif(EMBEDDER is None, reason="names no folder of an embedder")
