@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source, expand_home
 from ..cache_schemas.manifest import RowsPerShard
+from ..stages.corpus.reading import prompt_columns
+from ..stages.language.prompt_templates import by_number
 from ..stages.precompute.teachers import TEACHERS
 from .budget_keys import BudgetKeys
 from .environment import choose_device
@@ -118,13 +120,31 @@ def make_precompute_job(keys: Mapping[str, Any]) -> PrecomputeJob:
     options = job_keys.get("options") or {}
     # What is no mapping is left for the job to refuse.
     job_keys["options"] = {**options, **extra} if isinstance(options, Mapping) else options
-    job = make(PrecomputeJob, job_keys)
+    job = _with_numbers(make(PrecomputeJob, job_keys))
     options = parse_options(job)
     if options.is_divided:
         _refuse_other_processes(job)
     renamed = options.renamed
     present = {renamed.get(name, name): value for name, value in job.options.items()}
     return job.model_copy(update={"options": present})
+
+
+def _with_numbers(job: PrecomputeJob) -> PrecomputeJob:
+    """The job with numbers in its templates, where they name columns."""
+    options, kept = teacher_options(job.teacher), placeholders(job)
+    columns = prompt_columns(job.text_column)
+    numbered = {
+        name: by_number(template, columns, kept)
+        for name in options.templates & job.options.keys()
+        if isinstance(template := job.options[name], str)
+    }
+    return job.model_copy(update={"options": {**job.options, **numbered}})
+
+
+def placeholders(job: PrecomputeJob) -> list[str]:
+    """Names in the job's templates that are no columns."""
+    named = teacher_options(job.teacher).placeholders
+    return [name for option, name in named.items() if job.options.get(option)]
 
 
 def _refuse_other_processes(job: PrecomputeJob) -> None:

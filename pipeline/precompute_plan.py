@@ -26,6 +26,8 @@ from ..cache_schemas.manifest import (
 )
 from ..cache_schemas.teachers import TeacherSpec
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus, refuse_unreadable
+from ..stages.corpus.reading import prompt_columns
+from ..stages.language.prompt_templates import doubts, fill_template
 from ..stages.store.format.manifests import list_teachers, read_commits
 from ..stages.store.reading.reader import Cache
 from ..stages.store.writing.extending import plan_extension
@@ -34,7 +36,7 @@ from ..stages.store.writing.writer import CacheWriter, pending
 from ..stages.tokenizing.unknown import SAMPLE
 from .environment import new_run_id, now
 from .messages import LOGGER, budget_in_words, device_in_words, requests_in_words
-from .precompute_job import PrecomputeJob, make_teacher, part_of
+from .precompute_job import PrecomputeJob, make_teacher, part_of, placeholders
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +103,7 @@ def make_plan(job: PrecomputeJob, teacher: "Teacher") -> Plan:
     )
     corpus.require_format(teacher.spec.settings.get("text_format"), f"teacher {job.teacher}")
     _require_response(job, corpus, teacher.spec)
+    _look_at_templates(job, corpus, teacher)
     keys, budget = corpus.keys(), None
     if job.budget is not None:
         from .budget import choose_rows
@@ -131,6 +134,24 @@ def _require_response(job: PrecomputeJob, corpus: Corpus, spec: TeacherSpec) -> 
             f"text_format {text_format}: examples have one segment; name the columns of prompt and "
             "response, the response last; prompts alone are answered with response_column=false"
         )
+
+
+def _look_at_templates(job: PrecomputeJob, corpus: Corpus, teacher: "Teacher") -> None:
+    """Refuse a template of more columns than a prompt has; warn of one that leaves some out."""
+    settings, columns = teacher.spec.settings, prompt_columns(job.text_column)
+    form = settings.get("text_format", settings.get("prompt_format"))
+    of_other_formats = {"plain": {"user_template"}, "chat": {"prompt_template"}}.get(
+        str(form), {"user_template", "prompt_template"}
+    )
+    responds = settings.get("text_format") in ("plain", "chat") and not asks_prompts(teacher.spec)
+    count = len(columns) - int(responds)
+    for name in sorted(teacher.Options.templates & job.options.keys() - of_other_formats):
+        template = job.options[name]
+        if corpus.chats or not isinstance(template, str):
+            continue
+        fill_template(template, [""] * count)
+        for doubt in doubts(template, columns, count, placeholders(job)):
+            LOGGER.warning(f"{name}: {doubt}")
 
 
 def _look_at_examples(corpus: Corpus, keys: KeyArray, teacher: "Teacher") -> None:

@@ -27,6 +27,8 @@ from ...cache_schemas.keys import IntArray, first_occurrences
 from ...cache_schemas.manifest import RowsPerShard, TeacherManifest
 from ...cache_schemas.teachers import SettingValue, TeacherSpec
 from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.corpus.reading import prompt_columns
+from ...stages.language.prompt_templates import by_number
 from ...stages.precompute.remote.log_probs import Predictions, Tokens, read_prompt
 from ...stages.precompute.remote.options import OF_API, OpenAIOptions
 from ...stages.precompute.remote.wire import MalformedReplyError, a_list, an_object
@@ -107,6 +109,8 @@ class PredictionImportJob(TextFormatKeys):
         """How texts are written and predictions kept. Raises JobError."""
         named = {name: getattr(self, name) for name in OPTIONS}
         given = {name: value for name, value in named.items() if value is not None}
+        for name in OpenAIOptions.templates & given.keys():
+            given[name] = by_number(given[name], prompt_columns(self.text_column))
         return make(OpenAIOptions, {"api": "given", **given})
 
 

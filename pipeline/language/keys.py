@@ -7,8 +7,10 @@ from pydantic import Field
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
+from ...stages.corpus.reading import prompt_columns
 from ...stages.distill.objectives.options import SOURCE, TokensOptions
 from ...stages.distill.settings import LanguageSettings
+from ...stages.language.prompt_templates import by_number, doubts
 from ...stages.language.recipe import LATER, Recipe
 from ..jobs import make
 from ..messages import LOGGER
@@ -29,7 +31,8 @@ class LanguageKeys(LanguageSettings):
     )
     prompt_template: str | None = Field(
         default=None,
-        description="prompt of text_format=plain; {text} is the segments before the last one",
+        description="prompt of text_format=plain; {text} is the segments before the last one; or "
+        "{1}, {2}, ..., or names of columns, are single ones",
     )
     user_template: str | None = Field(
         default=None,
@@ -54,10 +57,11 @@ class LanguageKeys(LanguageSettings):
         "before an answer; appended: the response follows the generation prompt",
     )
 
-    def recipe(self, teachers: Sequence[TeacherSpec]) -> Recipe:
+    def recipe(self, teachers: Sequence[TeacherSpec], text_columns: Sequence[str]) -> Recipe:
         """The recipe of a run, as that of all its teachers of tokens. Raises JobError where the job
         contradicts a teacher, or one of them another."""
-        recipes = [self._recipe_of(teacher) for teacher in teachers]
+        columns = prompt_columns(text_columns)
+        recipes = [self._recipe_of(teacher, columns) for teacher in teachers]
         for teacher, recipe in zip(teachers, recipes, strict=True):
             if recipe != recipes[0]:
                 raise JobError(
@@ -65,13 +69,20 @@ class LanguageKeys(LanguageSettings):
                     f"{teachers[0].kind}:{teachers[0].name} are formatted differently; precompute "
                     "both with the same settings"
                 )
-        return recipes[0] if recipes else self._recipe_of(None)
+        return recipes[0] if recipes else self._recipe_of(None, columns)
 
-    def _recipe_of(self, teacher: TeacherSpec | None) -> Recipe:
+    def _recipe_of(self, teacher: TeacherSpec | None, columns: Sequence[str]) -> Recipe:
         own = {name: getattr(self, name) for name in Recipe.model_fields}
         chosen = {name: value for name, value in own.items() if value is not None}
+        for name in {"prompt_template", "user_template"} & chosen.keys():
+            chosen[name] = by_number(chosen[name], columns)
         if teacher is None:
-            return make(Recipe, chosen)
+            recipe = make(Recipe, chosen)
+            name = "user_template" if recipe.text_format == "chat" else "prompt_template"
+            if recipe.has_prompt and name in chosen:
+                for doubt in doubts(chosen[name], columns, len(columns) - 1):
+                    LOGGER.warning(f"{name}: {doubt}")
+            return recipe
         lacking = Recipe.model_fields.keys() - LATER.keys() - teacher.settings.keys()
         if lacking:
             raise JobError(

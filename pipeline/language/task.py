@@ -96,4 +96,5 @@ class LanguageTask(Task):
 def _recipe(plan: Plan) -> Recipe:
     """Text format: that of the token teachers, if there are any."""
     read = {r.source for term in plan.terms if term.reads_tokens for r in term.readings}
-    return plan.job.recipe([plan.data.sources[name].teacher for name in sorted(read)])
+    teachers = [plan.data.sources[name].teacher for name in sorted(read)]
+    return plan.job.recipe(teachers, plan.job.text_column)

@@ -362,6 +362,11 @@ def column_name(text_column: str) -> str:
     return text_column.removeprefix(PICTURES).removesuffix(OPTIONAL).removesuffix(EACH_ANSWER)
 
 
+def prompt_columns(text_columns: Sequence[str]) -> list[str]:
+    """The names of the text columns that prompts are made of, in order: pictures are none."""
+    return [column_name(each) for each in text_columns if not each.startswith(PICTURES)]
+
+
 def _problems(texts: dict[str, pa.Array], required: Sequence[bool]) -> dict[int, str]:
     """Row -> problem."""
     problems: dict[int, str] = {}

@@ -12,7 +12,6 @@ fixed date, a random one is refused, and so are variables that it does not have.
 import difflib
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +31,7 @@ from pydantic import (
 from ...cache_schemas.chats import Turns, chat_turns, turns_of
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import canonical_json
+from .prompt_templates import JOINT, TEXT, check_template, columns_of, fill_template
 
 DEFAULT_DATE = "2025-01-01"
 """Default date for templates; any fixed date would do."""
@@ -144,42 +144,11 @@ def _dated(source: str, date: str) -> str:
     return marked
 
 
-TEXT = "{text}"
-JOINT = "\n\n"
-"""Between segments of one text; those that are blank are left out."""
-
-_NUMBER = re.compile(r"\{([1-9]\d?)\}")
-
 LATER: dict[str, Any] = {
     **{"template_date": None, "template_options": {}, "chat_prompt": "template"},
     "user_template": TEXT,
 }
 """Settings of chats, which earlier caches and cards do not have, and their defaults."""
-
-
-def check_template(template: str) -> str:
-    """The template of a prompt. Raises ValueError for one without a text."""
-    if TEXT not in template and not _NUMBER.search(template):
-        raise ValueError(f"has no {TEXT}, so all prompts would be the same")
-    return template
-
-
-def fill_template(template: str, segments: Sequence[str]) -> str:
-    """The prompt that a template makes of segments: of all together as {text}, or of single ones as
-    {1}, {2}, ... Raises JobError for a number that is above theirs."""
-    if TEXT in template:
-        return template.replace(TEXT, JOINT.join(part for part in segments if part.strip()))
-    if (highest := columns_of(template)) > len(segments):
-        raise JobError(
-            f"template {template!r}: has {{{highest}}}, and a prompt has {len(segments)} text "
-            f"columns; use {{1}} to {{{len(segments)}}}"
-        )
-    return _NUMBER.sub(lambda found: segments[int(found[1]) - 1], template)
-
-
-def columns_of(template: str) -> int:
-    """The least number of segments that a template takes."""
-    return 1 if TEXT in template else max(map(int, _NUMBER.findall(template)), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +180,7 @@ class Recipe(BaseModel):
     prompt_template: str = Field(
         default="{text}\n",
         description="prompt of text_format=plain; {text} is the segments before the last one, with "
-        "blank lines between them; or {1}, {2}, ... are single ones",
+        "blank lines between them; or {1}, {2}, ..., or names of columns, are single ones",
     )
     user_template: str = Field(
         default=TEXT,

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from ....cache_schemas.codings import TopKCoding
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.teachers import SettingValue
-from ...language.recipe import TEXT
+from ...language.prompt_templates import one_text
 from ..teachers.causal_options import TokenOptions, characters_feature, own_log_probs_feature
 from ..teachers.choices_options import (
     OF_ANSWERS,
@@ -29,6 +29,7 @@ _OF_BOTH = frozenset({"runner", "revision", "max_length", "dtype"})
 class VLLMOptions(ScoredAnswers, TokenOptions):
     """Options of the teacher `vllm`. Those `of_a_run` are the engine's place and memory."""
 
+    templates: ClassVar[frozenset[str]] = TokenOptions.templates | {"text_template"}
     of_a_run: ClassVar[frozenset[str]] = frozenset(
         {"engine_python", "tensor_parallel_size", "gpu_memory_utilization", "tokens_per_step"}
         | {"enforce_eager"}
@@ -50,7 +51,8 @@ class VLLMOptions(ScoredAnswers, TokenOptions):
     )
     text_template: str = Field(
         default="{text}",
-        description="text to be embedded; {text} is the segments joined by a space (pooling)",
+        description="text to be embedded; {text} is the segments joined by a space; or {1}, {2}, "
+        "..., or names of columns, are single ones (pooling)",
     )
     store_dtype: StoredDtype = Field(
         default="float32",
@@ -127,7 +129,7 @@ class VLLMOptions(ScoredAnswers, TokenOptions):
 
     def embedded_text(self, segments: Sequence[str]) -> str:
         """The text of one example that is embedded."""
-        return self.text_template.replace(TEXT, " ".join(each for each in segments if each))
+        return one_text(self.text_template, segments)
 
     @property
     def most_log_probs(self) -> int:

@@ -20,7 +20,8 @@ from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
-from ...language.recipe import TEXT, Recipe, fill_template
+from ...language.prompt_templates import TEXT, fill_template
+from ...language.recipe import Recipe
 from ...language.tokens import tokenizer_digest, vocab_digest, vocab_size_of
 from ...pretrained import read_tokenizer
 from ...sources import resolve

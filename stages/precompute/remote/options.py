@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ....cache_schemas.features import StoredDtype
 from ....cache_schemas.teachers import SettingValue
-from ...language.recipe import check_template
-from ..teachers.causal_options import TokenOptions
+from ...language.prompt_templates import check_template
+from ..teachers.causal_options import CausalOptions, TokenOptions
 from ..teachers.choices_options import OF_ANSWERS, ScoredAnswers, choices_of, settings_of
 from ..teachers.options import TextOptions
 
@@ -60,6 +60,7 @@ OF_API: dict[str, frozenset[str]] = {
 class OpenAIOptions(ScoredAnswers, TextOptions):
     """Options of the teacher `openai`. Those `of_a_run` are the server's place, pace and price."""
 
+    templates: ClassVar[frozenset[str]] = TextOptions.templates | CausalOptions.templates
     of_a_run: ClassVar[frozenset[str]] = frozenset(
         {"base_url", "key_variable", "concurrency", "requests_per_minute", "tokens_per_minute"}
         | {"timeout", "patience", "texts_per_request", "probes", "accept_change"}
@@ -105,7 +106,7 @@ class OpenAIOptions(ScoredAnswers, TextOptions):
     prompt_template: str = Field(
         default="{text}\n",
         description="prompt of completions, choices and given; {text} is the segments, with blank "
-        "lines between them; or {1}, {2}, ... are single ones",
+        "lines between them; or {1}, {2}, ..., or names of columns, are single ones",
     )
     user_template: str | None = Field(
         default=None,

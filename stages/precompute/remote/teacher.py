@@ -18,6 +18,7 @@ from ....cache_schemas.errors import RunError
 from ....cache_schemas.keys import KeyArray
 from ....cache_schemas.manifest import RequestFigures, RunRecord
 from ....cache_schemas.teachers import TeacherSpec
+from ...language.prompt_templates import TEXT, columns_of
 from ...store.writing.replies import KeptReplies
 from ..teachers.base import Answers, Example, Outputs, Prepared, Teacher, make_spec
 from .apis import make_api
@@ -230,7 +231,7 @@ class OpenAITeacher(Teacher):
         """An answer to a text of our own; raises RunError if others to it are not alike."""
         if self._probed is not None:
             return self._probed
-        content = self._api.content(Example(b"", self._api.probe))
+        content = self._api.content(Example(b"", self._own_segments()))
         count = min(self._options.probes, self._api.most_probes)
         answers = self._ask_apart([content] * count)
         apart = max(self._api.distance(answers[0], other) for other in answers)
@@ -242,6 +243,13 @@ class OpenAITeacher(Teacher):
             )
         self._probed = answers[0]
         return self._probed
+
+    def _own_segments(self) -> tuple[str, ...]:
+        """The segments of an example of our own, as many as the templates name."""
+        options, (first, *rest) = self._options, self._api.probe
+        templates = [getattr(options, name) or TEXT for name in options.templates]
+        response = [first] if options.response_column else []
+        return (*[first] * max(map(columns_of, templates)), *rest, *response)
 
     def _ask_apart(self, contents: Sequence[Any]) -> list[Any]:
         """Answers that are of no example, each by a request of its own; they are not kept."""

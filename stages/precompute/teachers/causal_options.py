@@ -30,6 +30,8 @@ TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
 class CausalOptions(TeacherOptions, Recipe):
     """Options of every teacher that is a language model, whatever computes it."""
 
+    templates: ClassVar[frozenset[str]] = frozenset({"prompt_template", "user_template"})
+
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub id; none is the main branch"
     )

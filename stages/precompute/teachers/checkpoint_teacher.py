@@ -317,7 +317,7 @@ def own_files(folder: Path) -> list[Path]:
     return [path for pattern in MODEL_FILE_PATTERNS for path in folder.glob(pattern)]
 
 
-PROBE = Example(b"", ("a b c",))
+PROBE = "a b c"
 """A text shorter than its bucket, and longer than the window of a model of characters."""
 
 PADDING_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -411,7 +411,7 @@ class LanguageModelTeacher(CheckpointTeacher):
     @torch.inference_mode()
     def _probe(self) -> None:
         # Not every model heeds a mask (FNet), or finds a text's end before padding (XLNet's head).
-        rows = self._texts.read([PROBE])
+        rows = self._texts.read_own(PROBE)
         bare = self._answer(self._texts.inputs(rows, self._device, padded=False))
         # Its own bucket may leave it as long as it is, or too little to see (Nystromformer).
         far = self._texts.inputs(rows, self._device, padding="multiples_of_16")

@@ -1,14 +1,15 @@
 """Options of scored choices: the prompts of a row, the answers, and the features that follow."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from ....cache_schemas.features import FeatureSpec, StoredDtype
 from ....cache_schemas.teachers import SettingValue
-from ...language.recipe import TEXT, Recipe, check_template, columns_of, fill_template
+from ...language.prompt_templates import TEXT, check_template, columns_of, fill_template
+from ...language.recipe import Recipe
 from .causal_options import CausalCheckpointOptions
 from .options import TeacherOptions
 
@@ -29,6 +30,8 @@ def _answers(default: tuple[str, ...]) -> Any:
 
 class ScoredAnswers(TeacherOptions):
     """What is scored, whatever computes it."""
+
+    placeholders: ClassVar[Mapping[str, str]] = {"questions": "question"}
 
     answers: tuple[Shown, ...] = _answers(())
     names: tuple[Shown, ...] = Field(
@@ -85,7 +88,8 @@ class ChoicesOptions(ScoredAnswers, CausalCheckpointOptions):
     prompt_template: str = Field(
         default="{text}\n",
         description="prompt of text_format=plain; {text} is all segments, with blank lines between "
-        "them, or {1}, {2}, ... are single ones; {question} is one of the questions",
+        "them, or {1}, {2}, ..., or names of columns, are single ones; {question} is one of the "
+        "questions",
     )
     user_template: str = Field(
         default=TEXT,

@@ -9,12 +9,11 @@ from ....cache_schemas.errors import TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
 from ...language.classifiers import NO_TOKEN, find_head, last_linear
-from .base import Example
 from .checkpoint_teacher import LanguageModelTeacher
 from .options import ClassifierOptions
 from .tokenized import Inputs
 
-SEVERAL_TOKENS = Example(b"", ("a b c d e",))
+SEVERAL_TOKENS = "a b c d e"
 
 
 class ClassifierTeacher(LanguageModelTeacher):
@@ -38,7 +37,7 @@ class ClassifierTeacher(LanguageModelTeacher):
         if getattr(config, "pad_token_id", None) is None:
             # Decoders refuse to look for the end of several texts without it; it is not read.
             config.pad_token_id = NO_TOKEN
-        rows = self._texts.read([SEVERAL_TOKENS])
+        rows = self._texts.read_own(SEVERAL_TOKENS)
         inputs = self._texts.inputs(rows, self._device, padded=False)
         with torch.inference_mode():
             self._read_out = find_head(self._model, self._config.num_labels, inputs)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ....cache_schemas.codings import Temperature
 from ....cache_schemas.features import StoredDtype
 from ....cache_schemas.teachers import SettingValue
+from ...language.prompt_templates import TEXT, one_text
 from ...matrix_products import MatmulPrecision
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ class TeacherOptions(BaseModel):
     earlier: ClassVar[Mapping[str, SettingValue]] = {}
     """Options that earlier releases did not have -> the value with which features are as they were
     then. With that value an option is in no fingerprint, and a cache of theirs goes on with it."""
+    templates: ClassVar[frozenset[str]] = frozenset()
+    """Options that are templates of prompts, in which text columns may be named
+    (`language/prompt_templates.py`)."""
+    placeholders: ClassVar[Mapping[str, str]] = {}
+    """An option -> the name in templates that stands for something of it, where it is set, and for
+    no column."""
     of_a_run: ClassVar[frozenset[str]] = frozenset()
     """Options that choose how a run computes, not what: they are no settings."""
 
@@ -80,15 +87,19 @@ def one_is_no_list(pooling: Any) -> Any:
 class TextOptions(TeacherOptions):
     """How the segments of an example become one text."""
 
+    templates: ClassVar[frozenset[str]] = frozenset({"template"})
+
     template: str = Field(
-        default="{text}", description="prompt; {text} is the segments joined by a space"
+        default=TEXT,
+        description="prompt; {text} is the segments joined by a space; or {1}, {2}, ..., or names "
+        "of columns, are single ones",
     )
     lowercase: bool = Field(default=False, description="lower-case the segments")
 
     def text(self, segments: Sequence[str]) -> str:
         """The text of one example."""
-        text = " ".join(segment for segment in segments if segment)
-        return self.template.replace("{text}", text.lower() if self.lowercase else text)
+        own = [segment.lower() for segment in segments] if self.lowercase else segments
+        return one_text(self.template, own)
 
 
 ComputeDtype = Literal["float32", "float16", "bfloat16"]

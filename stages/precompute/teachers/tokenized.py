@@ -19,6 +19,7 @@ import torch
 
 from ....cache_schemas.errors import TeacherOutputError
 from ....cache_schemas.keys import IntArray
+from ...language.prompt_templates import columns_of
 from ...pretrained import padding_id
 from ...ragged import positions_of
 from ...tokenizing.long_texts import shortened, shortened_pair, text_and_pair
@@ -110,6 +111,11 @@ class TextTokenizer:
         groups = [np.flatnonzero(paired == which) for which in (False, True)]
         parts = [self._tokenize([texts[row] for row in group.tolist()]) for group in groups]
         return _joined(parts).take(np.argsort(np.concatenate(groups)))
+
+    def read_own(self, text: str) -> TokenRows:
+        """The tokens of one example of our own, with this text in each column of the template."""
+        columns = max(columns_of(self._options.template), 1)
+        return self.read([Example(b"", (text,) * columns)])
 
     def inputs(
         self,

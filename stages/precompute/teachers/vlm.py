@@ -11,6 +11,7 @@ its features are equal bit for bit in any.
 Shapes: B examples, T tokens, H hidden numbers, E those of all ways of pooling.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from ....cache_schemas.extras import require_extra
 from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.keys import IntArray
 from ....cache_schemas.teachers import SettingValue
+from ...language.prompt_templates import columns_of, one_text
 from ...pictures import PictureError, read_picture
 from ...pooling import pool
 from ...pretrained import refusing
@@ -50,27 +52,33 @@ class PromptTokenizer(TextTokenizer):
     ) -> tuple[list[str], npt.NDArray[np.bool_]]:
         """Prompts of B examples without their pictures, and which [B] were cut; `pictured`: with
         the place of a picture."""
-        texts = [self._options.own_text(each) for each in segments]
+        rows = [self._options.parts(each) for each in segments]
         # Two tokens or more may become one where a text ends.
         most = max(min(self._max_length, self.positions - self._around), 1)
-        texts = [shortened(self._tokenizer, [text], most)[0] for text in texts]
+        texts = [shortened(self._tokenizer, [text], most)[0] for row in rows for text in row]
         offsets = self._tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )["offset_mapping"]
-        cut = [
-            text[: spans[most - 1][1]] if len(spans) > most else text
-            for text, spans in zip(texts, offsets, strict=True)
-        ]
-        truncated = np.array([len(spans) > most for spans in offsets], dtype=bool)
-        return [self._prompt(text, pictured) for text in cut], truncated
+        found = iter(zip(texts, offsets, strict=True))
+        prompts, truncated = [], np.zeros(len(rows), dtype=bool)
+        for row, parts in enumerate(rows):
+            own = [next(found) for _ in parts]
+            each = _share([len(spans) for _, spans in own], most)
+            truncated[row] = any(len(spans) > each for _, spans in own)
+            cut = [
+                text[: spans[each - 1][1] if each else 0] if len(spans) > each else text
+                for text, spans in own
+            ]
+            prompts.append(self._prompt(cut, pictured))
+        return prompts, truncated
 
-    def _prompt(self, text: str, pictured: bool) -> str:
+    def _prompt(self, parts: Sequence[str], pictured: bool) -> str:
         options = self._options
-        text = options.template.replace("{text}", text)
+        text = one_text(options.template, parts)
         if not options.chat_template:
             return text
-        parts = [{"type": "text", "text": text}]
-        turn = {"role": "user", "content": [{"type": "image"}, *parts] if pictured else parts}
+        own = [{"type": "text", "text": text}]
+        turn = {"role": "user", "content": [{"type": "image"}, *own] if pictured else own}
         prompt: str = self._tokenizer.apply_chat_template(
             [turn], tokenize=False, add_generation_prompt=True
         )
@@ -80,12 +88,15 @@ class PromptTokenizer(TextTokenizer):
     def adds_special_tokens(self) -> bool:
         """Whether the tokenizer adds the first token to a prompt, which most chat templates do."""
         first = self._tokenizer.bos_token
-        return not (first and self._prompt("a", pictured=False).startswith(first))
+        return not (first and self._prompt(self._parts_of("a"), pictured=False).startswith(first))
 
     @cached_property
     def _around(self) -> int:
         """Tokens of a prompt beside its text."""
-        return int(self._of_prompts([self._prompt("", pictured=False)]).lengths[0])
+        return int(self._of_prompts([self._prompt(self._parts_of(""), pictured=False)]).lengths[0])
+
+    def _parts_of(self, text: str) -> list[str]:
+        return [text] * max(columns_of(self._options.template), 1)
 
     def _text_and_pair(self, segments: Sequence[str]) -> tuple[Any, None]:
         return tuple(segments), None
@@ -97,6 +108,15 @@ class PromptTokenizer(TextTokenizer):
     def _of_prompts(self, prompts: Sequence[str]) -> TokenRows:
         added = self.adds_special_tokens
         return self._rows([(prompt, None) for prompt in prompts], add_special_tokens=added)
+
+
+def _share(lengths: Sequence[int], most: int) -> int:
+    """How many tokens of each of some texts are kept, at most, so that all have `most`."""
+
+    def kept(each: int) -> int:
+        return sum(min(length, each) for length in lengths)
+
+    return bisect_right(range(most + 1), most, key=kept) - 1
 
 
 class VlmTeacher(LanguageModelTeacher):

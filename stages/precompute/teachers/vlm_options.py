@@ -1,10 +1,12 @@
 """Options of models of images and text."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ....cache_schemas.teachers import SettingValue
+from ...language.prompt_templates import TEXT, numbers_of, one_text
 from ...pooling import StatePooling
 from .options import TokenizedOptions, distinct_layers, one_is_no_list
 
@@ -75,7 +77,7 @@ class VlmOptions(TokenizedOptions):
         """The ways of pooling, side by side."""
         return self.pooling if isinstance(self.pooling, tuple) else (self.pooling,)
 
-    def own_text(self, segments: tuple[str, ...]) -> str:
-        """The text of an example, outside of any template."""
-        text = " ".join(segment for segment in segments if segment)
-        return text.lower() if self.lowercase else text
+    def parts(self, segments: Sequence[str]) -> list[str]:
+        """The texts of an example that the template is filled with: all as one, or each."""
+        own = [segment.lower() for segment in segments] if self.lowercase else [*segments]
+        return own if numbers_of(self.template) else [one_text(TEXT, own)]
