@@ -97,6 +97,7 @@ RUN_BELOW = {
     "adding-an-objective",
     "several-teachers",
     "training",
+    "labels",
     "scored-choices",
     "servers",
     "engines",
@@ -383,6 +384,15 @@ def test_around_the_loss(place: Workplace) -> None:
     run(place, "training.md")
     epochs = json.loads((place.folder / "runs/averaged/metrics.json").read_bytes())["epochs"]
     assert ["unaveraged_accuracy" in row for row in epochs] == [False, True, True]
+
+
+def test_labels(place: Workplace) -> None:
+    printed = run(place, "labels.md")
+    assert "micro_f1" in printed
+    metrics = json.loads((place.folder / "runs/feelings/metrics.json").read_bytes())
+    assert metrics["validation"].keys() >= {"pearson", "spearman", "mse", "rmse"}
+    first = json.loads((place.folder / "topics.jsonl").read_text().splitlines()[0])
+    assert set(first["classes"]) <= {"even", "odd", "three"}
 
 
 def test_adding_an_objective(place: Workplace) -> None:

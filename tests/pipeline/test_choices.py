@@ -65,6 +65,29 @@ def test_classes_in_another_order_are_refused(
     )
 
 
+def test_aspects_are_the_logits_of_many_classes(
+    armada: CommandLine, words: list[Any], tmp_path: Path
+) -> None:
+    """A question is a class; the columns are named as the questions, or not at all."""
+    questions = ["Is it warm?", "Is it late?", "Is it red?"]
+    template = 'prompt_template="{text} {question}"'
+    words[words.index('prompt_template="{text} is"')] = template
+    armada.done(*words, "--set", f"questions={json.dumps(questions)}")
+    holds = np.random.default_rng(0).random((len(TEXTS), 3)) < 0.5
+    columns = dict(zip(questions, map(pa.array, holds.T), strict=True))
+    lists = [np.flatnonzero(row) for row in holds]
+    pq.write_table(pa.table({"text": TEXTS, "label": lists, **columns}), tmp_path / "train.parquet")
+    for run, columns_of in (("run", "label"), ("other", json.dumps(questions))):
+        learned = student(tmp_path)
+        learned[learned.index("--output") + 1] = tmp_path / run
+        learned += ["--set", f"label_column={columns_of}", "--set", "feature=aspects"]
+        armada.done(*learned)
+        metrics = json.loads((tmp_path / run / "metrics.json").read_bytes())
+        assert metrics["train_losses"]["distillation"] > 0
+        card = json.loads((tmp_path / run / "student" / "config.json").read_bytes())
+        assert card["problem_type"] == "multi_label_classification"
+
+
 def test_a_score_can_be_added(armada: CommandLine, words: list[Any], tmp_path: Path) -> None:
     armada.done(*words)
     armada.done(*words, "--set", "score=[-1, 1]", "--set", "add_features=true")

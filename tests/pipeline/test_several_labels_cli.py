@@ -1,8 +1,10 @@
 """Students of many classes, of probabilities, and of several numbers, from job to folder."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from armada import load_student
+from armada import load_student, open_cache
 from armada.cache_schemas.features import FeatureSpec
 from armada.stages.corpus.labels import LabelSpace
 from armada.stages.distill.export import load_saved_student
 from command_line import CommandLine
+from cuts import cut_at
+from hangs import HANG_S
 from small_caches import make_manifest, write_cache
-from tiny_runs import TEXTS, VALIDATION_TEXTS
+from tiny_runs import TEXTS, VALIDATION_TEXTS, freeze_dropout
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 NAMES = ("kind", "odd", "rude")
 FEATURES = (
     FeatureSpec(name="logits", shape=(3,), dtype="float32"),
     FeatureSpec(name="numbers", shape=(2,), dtype="float32"),
+    FeatureSpec(name="aspects", shape=(3,), dtype="float32", labels=NAMES),
 )
 
 
@@ -177,3 +182,105 @@ def test_a_student_of_several_labels(
     readme = (run / "student" / "README.md").read_text()
     assert ("top_k=None" in readme) == (detail is not None)
     assert f"-> {', '.join(f'`{name}`' for name in labels)}" in readme
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+EVERY_STEP = ("logging_steps=1", "save_steps=2", "dropout=0", "device=cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["columns by kd", "numbers by armada"])
+def test_two_processes_are_one(
+    armada: CommandLine, bench: Bench, torchrun: Sequence[str], tmp_path: Path, kind: str
+) -> None:
+    labels, settings, *_ = KINDS[kind]
+    student = freeze_dropout(Path(shutil.copytree(bench.student, tmp_path / "bert")))
+    bench = replace(bench, student=student)
+    armada.done(*bench.words(tmp_path / "one", labels, *settings, *EVERY_STEP))
+    words = map(str, bench.words(tmp_path / "two", labels, *settings, *EVERY_STEP))
+    command = [*torchrun, "-m", "armada.cli", *words]
+    subprocess.run(command, check=True, timeout=HANG_S, capture_output=True)
+    assert read(tmp_path / "two" / "metrics.json")["processes"] == 2
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    one, two = (read(tmp_path / run / "metrics.json")["validation"] for run in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-3)
+
+
+def test_a_cut_run_goes_on_with_the_same_losses(
+    armada: CommandLine, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, settings, *_ = KINDS["sets by armada"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    armada.done(*bench.words(whole, labels, *settings, *EVERY_STEP))
+    monkeypatch.setattr("armada.pipeline.seed_run.append_log", cut_at(5))
+    assert armada(*bench.words(cut, labels, *settings, *EVERY_STEP)).code != 0
+    monkeypatch.undo()
+    armada.done(*bench.words(cut, labels, *settings, *EVERY_STEP), "--resume")
+    assert losses(cut) == losses(whole)
+
+
+# --- teachers
+
+
+def test_a_run_teaches_the_next(armada: CommandLine, bench: Bench, tmp_path: Path) -> None:
+    """Its numbers are a teacher's: by name, and refused where their count differs."""
+    labels, settings, *_ = KINDS["numbers by armada"]
+    armada.done(*bench.words(tmp_path / "one", labels, *settings, "epochs=1"))
+    armada.done(
+        *("precompute", "--corpus", bench.folder / "train.parquet", "--text-column", "text"),
+        *("--teacher", f"student:{tmp_path / 'one'}", "--cache", tmp_path / "cache", "--quiet"),
+    )
+    spec = open_cache(tmp_path / "cache").feature_spec("score")
+    assert (spec.shape, spec.labels) == ((2,), labels)
+    words = bench.words(tmp_path / "two", labels, "objective=kd", "task=regression", "epochs=1")
+    words[words.index("--cache") + 1] = tmp_path / "cache"
+    armada.done(*words, "--set", "feature=score")
+    assert read(tmp_path / "two" / "metrics.json")["train_losses"]["distillation"] > 0
+    words[words.index("--output") + 1] = tmp_path / "three"
+    line = armada(*words, "--set", "feature=score", "--set", "label_column=valence").error
+    assert "the teacher's feature has 2 numbers, the task 1 outputs" in line
+
+
+REFUSED: dict[str, tuple[tuple[str, ...], list[str], str]] = {
+    "a temperature of numbers": (
+        ("valence", "arousal"),
+        ["objective=kd", "feature=numbers", "task=regression", "temperature=2"],
+        "objective kd: temperature 2.0: the task is a regression, whose numbers have none; leave",
+    ),
+    "a control of one class": (
+        NAMES,
+        ["objective=kd", "control=permuted-classes"],
+        "control permuted-classes: is for logits of which one class holds, but the task is multi",
+    ),
+    "names in another order": (
+        ("rude", "odd", "kind"),
+        ["objective=kd", "feature=aspects"],
+        "feature 'aspects': the teacher's classes are kind, odd, rude, the student's rude, odd",
+    ),
+    "a metric of one class": (NAMES, ["objective=kd", "metric=accuracy"], "is not one of micro_f1"),
+    "a metric of probabilities": (
+        ("valence",),
+        ["objective=feature", "feature=numbers", "metric=cross_entropy"],
+        "'cross_entropy' is not one of pearson",
+    ),
+    "a column twice": (("kind", "kind"), ["objective=kd"], "name at least one column, and none tw"),
+    "no task": (("p",), ["objective=kd"], "labels are lists of numbers; set task=regression"),
+    "a separator of lists": (
+        ("sets",),
+        ["objective=kd", "label_separator=;"],
+        "label_separator ';': column 'sets' holds large_list<item: large_string>, not text",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_is_refused(armada: CommandLine, bench: Bench, tmp_path: Path, why: str) -> None:
+    labels, settings, message = REFUSED[why]
+    result = armada(*bench.words(tmp_path / "run", labels, *settings))
+    assert result.code == 2
+    assert message in result.error
+    assert not (tmp_path / "run").exists()
