@@ -70,6 +70,11 @@ class CrossEncoderTeacher(ClassifierTeacher):
                 f"activation: {last} of {self._config.num_labels} classes has no feature; set "
                 "activation=Identity for their logits"
             )
+        if scores and not _keeps_scores(self._activation):
+            raise JobError(
+                f"activation: {last} makes no number of one score, or always the same; use one "
+                "such as Sigmoid or Identity"
+            )
         return last
 
     def prepare(self, examples: Sequence[Example]) -> Prepared:
@@ -100,3 +105,13 @@ class CrossEncoderTeacher(ClassifierTeacher):
         told = "score of the pair" + ("" if name == "Identity" else f", {name} of the logit")
         score = FeatureSpec(name="score", shape=(1,), dtype=logits.dtype, description=told)
         return [score, *more]
+
+
+def _keeps_scores(activation: torch.nn.Module) -> bool:
+    """Whether different scores [B, 1] remain B numbers, and are not all the same."""
+    scores_B1 = torch.tensor([[-2.0], [0.5], [2.0]])
+    try:
+        found_B1 = activation.eval()(scores_B1)
+    except (RuntimeError, TypeError, ValueError):  # of GLU, which halves what it is given
+        return False
+    return found_B1.shape == scores_B1.shape and len(found_B1.unique()) > 1

@@ -89,6 +89,19 @@ def test_several_classes_have_logits(tmp_path: Path) -> None:
         made(folder, activation="Sigmoid")
 
 
+@pytest.mark.parametrize("activation", ["GLU", "Softmax2d", "MultiheadAttention", "Linear", "x"])
+def test_an_activation_that_makes_no_score_is_refused(bert: Path, activation: str) -> None:
+    with pytest.raises(JobError, match=f"^activation: .*{activation}.* such as Sigmoid") as caught:
+        made(bert, activation=activation)
+    made_of_one = activation in ("GLU", "Softmax2d")
+    assert ("makes no number of one score" in str(caught.value)) == made_of_one
+
+
+def test_an_activation_that_makes_all_scores_the_same_is_refused(bert: Path) -> None:
+    with pytest.raises(JobError, match="activation: Softmax makes no number"):
+        made(bert, activation="Softmax")
+
+
 def test_long_pairs_are_cut_as_there(bert: Path) -> None:
     pairs = [(TEXTS[2] * 3, TEXTS[0] * 2), PAIRS[0]]
     _, answers = ask(bert, pairs, max_length=24)
