@@ -18,6 +18,7 @@ from ..stages.distill.settings import (
     StudentSettings,
     TrainingSettings,
 )
+from .choosing_keys import AnySelectRule
 from .jobs import (
     Corpora,
     Job,
@@ -121,6 +122,12 @@ class DistillJob(
         min_length=1,
         description="several objectives, each with {name, teacher, feature, weight} and its own "
         "options, instead of objective: their weighted sum",
+    )
+    select: tuple[AnySelectRule, ...] = Field(
+        default=(),
+        description="rules that choose among the training rows by cached features, one after "
+        "another, each {rule, ...}: difference, learnability, balance, entropy, confidence or "
+        "agreement",
     )
     control: str = Field(
         default="none",
@@ -256,6 +263,18 @@ class DistillJob(
                 f"job key 'metric': {self.metric!r} needs a validation set to choose the best "
                 "epoch; name one in `validation`, or leave metric out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _selects_by_known_teachers(self) -> "DistillJob":
+        known = self.all_teachers
+        for number, rule in enumerate(self.select):
+            for name in rule.teachers:
+                if name not in known:
+                    raise ValueError(
+                        f"select.{number} ({rule.name}): teacher {name!r} is not in the job; "
+                        f"choose one of {', '.join(known) or 'none'}"
+                    )
         return self
 
     @property

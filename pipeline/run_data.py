@@ -9,6 +9,7 @@ from ..cache_schemas.features import FeatureSpec
 from ..stages.corpus.labels import LabelSpace, label_values
 from ..stages.distill.logit_controls import require_classes
 from ..stages.distill.objectives.base import Sizes, require_fit
+from .choosing import select, teachers_of
 from .distill_job import DistillJob
 from .label_task import LabelTask
 from .language.task import LanguageTask
@@ -30,16 +31,23 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     readings, teachers = readings_of(terms), job.all_teachers
     _refuse_missing(job, readings.values(), teachers)
     own = [teachers[each.teacher].text_column or job.text_column for each in readings.values()]
-    columns = Columns.of(job.text_column, own)
+    selecting = teachers_of(job.select)
+    more = [teachers[name].text_column or job.text_column for name in selecting]
+    all_columns = Columns.of(job.text_column, [*own, *more])
+    columns, for_select = all_columns.divided(len(own))
     for reading, read in zip(readings.values(), columns.sources, strict=True):
         if reading.axis is not None and read != columns.student:
             raise JobError(
                 f"teacher {reading.teacher}: text_column: a teacher of tokens reads the student's "
                 "own columns; leave it out"
             )
-    corpus = read_corpus_of(job, job.train, columns.names)
+    corpus = read_corpus_of(job, job.train, all_columns.names)
     space = task.label_space(job, corpus, terms)
     train = LabelledCorpus(corpus, label_values(corpus, space))
+    selection = None
+    if job.select:
+        of_teacher = dict(zip(selecting, for_select, strict=True))
+        train, selection = select(job, train, space, of_teacher)
     features_alone = task.learns_features_alone(space)
     validation = None
     if job.validation:
@@ -70,7 +78,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     train = train.of_columns(columns.student)
     if validation is not None and features_alone:
         validation = validation.of_columns(columns.student)
-    return StudentData(train, validation, space, metric, sources, read_digests)
+    return StudentData(train, validation, space, metric, sources, read_digests, selection)
 
 
 def _refuse_missing(

@@ -3,6 +3,7 @@
 OUTPUT/ (or OUTPUT/seed-N/ when there are several seeds)
     job.yaml        the resolved job        metrics.json   the figures, written last
     run.json        versions, fingerprints  log.jsonl      loss terms and metrics by step
+    left_out.parquet  rows that `select` left out, if it is set
     student/        opens as the class that its config names; heads and card beside the weights
     aligner/        the TS aligner          tensorboard/   the same log for TensorBoard
 """
@@ -80,6 +81,8 @@ class SeedRun:
             claim(self.folder, resolved(self.job), self.job.resume)
             trim_log(self.folder, steps_done(self.folder))
             write_json(self.folder / RUN, provenance)
+            if self.data.selection is not None:
+                self.data.selection.write(self.folder)
         training = self._train(run)
         metrics = _metrics(self.job, self.seed, built.data, run, training)
         if self.group.first:
@@ -186,6 +189,7 @@ def _metrics(
         "train_examples": len(run.train),
         "unlabelled_examples": count_missing(data.train.labels),
         **({"answered_examples": data.answered} if data.answered else {}),
+        **({"selection": data.selection.figures()} if data.selection else {}),
         "truncated_examples": run.train.truncated,
         "skipped_rows": _skipped(data),
         "steps": training.steps,
@@ -219,4 +223,5 @@ def _provenance(job: DistillJob, data: StudentData, group: Processes) -> Mapping
         "hardware": hardware(str(choose_device(job.device, group.local_rank))),
         **data.digests,
         **data.provenance(),
+        **({"select": data.selection.read} if data.selection else {}),
     }

@@ -5,7 +5,7 @@ that the student reads: hints, retrieved documents, translations.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,12 @@ class Columns:
             return tuple(indices[column_name(column)] for column in columns)
 
         return cls(tuple(names.values()), of_one(student), tuple(map(of_one, sources)))
+
+    def divided(self, sources: int) -> tuple["Columns", tuple[tuple[int, ...], ...]]:
+        """The columns of the student and the first sources alone, and those of the others."""
+        first = self.sources[:sources]
+        names = 1 + max(index for own in (self.student, *first) for index in own)
+        return replace(self, names=self.names[:names], sources=first), self.sources[sources:]
 
 
 @dataclass(frozen=True, slots=True)

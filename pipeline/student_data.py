@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ from .sources import (
     rows_by_first_use,
     sum_to_come,
 )
+
+if TYPE_CHECKING:
+    from .choosing import Selection
 
 Made = TypeVar("Made")
 
@@ -169,6 +172,8 @@ class StudentData:
     sources: Mapping[str, Source] = field(default_factory=dict)
     read_digests: Mapping[str, str] = field(default_factory=dict)
     """Digests of training texts that sources read, if they differ from the student's."""
+    selection: "Selection | None" = None
+    """What the job's rules left of the training rows."""
     _encoded: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def encoded_once(

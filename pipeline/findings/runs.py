@@ -93,12 +93,12 @@ def student_settings(job: DistillJob) -> dict[str, Any]:
 
 
 def _flattened(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if name.partition(".")[0] not in ("teachers", "objectives"):
+    if name.partition(".")[0] not in ("teachers", "objectives", "select"):
         yield name, value
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from _flattened(f"{name}.{key}", inner)
-    elif isinstance(value, list) and name == "objectives":
+    elif isinstance(value, list) and name in ("objectives", "select"):
         for index, inner in enumerate(value):
             yield from _flattened(f"{name}.{index}", inner)
     else:

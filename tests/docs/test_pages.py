@@ -92,6 +92,7 @@ RUN_BELOW = {
     "cache-format",
     "comparing",
     "derived-features",
+    "choosing-data",
     "language-models",
     "adding-a-teacher",
     "adding-an-objective",
@@ -292,6 +293,13 @@ def test_derived_features(place: Workplace) -> None:
     assert sorted(kinds) == ["derived", "derived", "derived", "hash"]
     run_of = json.loads((place.folder / "run" / "run.json").read_bytes())
     assert run_of["teacher"]["settings"]["components"] == 8
+
+
+def test_choosing_data(place: Workplace) -> None:
+    printed = run(place, "choosing-data.md")
+    assert "{'rule': 'select.0 (balance)', 'key_count': 200}" in printed
+    metrics = json.loads((place.folder / "runs" / "chosen" / "metrics.json").read_bytes())
+    assert metrics["train_examples"] == metrics["selection"]["kept"] < 100
 
 
 def test_language_models(place: Workplace) -> None:
