@@ -5,8 +5,8 @@ the columns that each of them read. What is left out is counted by rule, and lis
 folder: `left_out.parquet`. The rules are in `../stages/distill/choosing.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 
 from ..cache_schemas.errors import JobError
 from ..stages.choosing import balanced, in_random_order
+from ..stages.corpus.label_kinds import one_a_row
 from ..stages.corpus.labels import MISSING, LabelSpace
 from ..stages.distill.choosing import (
     Scores,
     agrees,
     at_most_of_each,
     confidence,
+    domain_shares,
     entropy,
     largest,
     log_probs_of_labels,
@@ -38,16 +40,19 @@ from .choosing_keys import (
     BalanceRule,
     BetweenRule,
     DifferenceRule,
+    DomainGapRule,
     EntropyRule,
     LearnabilityRule,
     SelectRule,
 )
 from .distill_job import DistillJob
-from .messages import LOGGER
 from .student_data import LabelledCorpus
 
 LEFT_OUT = "left_out.parquet"
+_NONE = np.empty(0, dtype=np.int64)
 _BLOCK_ROWS = 65536
+_DOMAINS = "domain_column:"
+"""Key of the column of domains among those that rules read; no name of a teacher has a colon."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,17 @@ class Selection:
         """Counts, for the metrics of a run."""
         return {"of": self.of, "kept": self.kept, "rules": self.rules}
 
+    def told(self) -> Iterator[str]:
+        """A line for people about each rule."""
+        for number, rule in enumerate(self.rules):
+            what = f"select.{number} ({rule['rule']})"
+            if "domains" in rule:
+                shares = (f"{name} {each['share']:.1%}" for name, each in rule["domains"].items())
+                yield f"{what}: draws by domain: {', '.join(shares)}"
+            else:
+                count = rule["kept"] + rule["left_out"]
+                yield f"{what}: {rule['kept']:,} of {count:,} rows are kept"
+
     def write(self, folder: Path) -> None:
         """List what was left out."""
         sink = pa.BufferOutputStream()
@@ -73,9 +89,16 @@ class Selection:
         write_atomic(folder / LEFT_OUT, [sink.getvalue().to_pybytes()])
 
 
-def teachers_of(rules: Sequence[SelectRule]) -> tuple[str, ...]:
-    """The teachers that rules read, each once."""
-    return tuple(dict.fromkeys(name for rule in rules for name in rule.teachers))
+def read_by_rules(job: DistillJob) -> dict[str, tuple[str, ...]]:
+    """The text columns of each teacher that a job's rules read, and columns of domains under names
+    that no teacher has."""
+    teachers, found = job.all_teachers, dict[str, tuple[str, ...]]()
+    for rule in job.rules:
+        for name in rule.teachers:
+            found[name] = teachers[name].text_column or job.text_column
+        if isinstance(rule, DomainGapRule):
+            found[_DOMAINS] = (rule.domain_column,)
+    return found
 
 
 def select(
@@ -91,8 +114,11 @@ def select(
     reader.skip_missing()
     before = len(reader.train.labels)
     listed, figures = [], []
-    for number, rule in enumerate(job.select):
+    for number, rule in enumerate(job.rules):
         what = f"select.{number} ({rule.name})"
+        if isinstance(rule, DomainGapRule):
+            figures.append(_weigh(rule, reader, space, what))
+            continue
         scores, chosen = _apply(rule, reader, space, what)
         count = len(reader.train.labels)
         if not len(chosen):
@@ -102,11 +128,32 @@ def select(
         left = np.setdiff1d(np.arange(count), chosen)
         listed.append(_listed(reader.train, left, what, scores))
         figures.append({"rule": rule.name, "kept": len(chosen), "left_out": len(left)})
-        LOGGER.info(f"{what}: {len(chosen):,} of {count:,} rows are kept")
         reader.train = reader.train.take(chosen)
-    table = pa.concat_tables(listed)
+    table = pa.concat_tables(listed) if listed else _listed(reader.train, _NONE, "", np.zeros(0))
     kept = len(reader.train.labels)
     return reader.train, Selection(before, kept, table, figures, reader.provenance())
+
+
+def _weigh(rule: DomainGapRule, reader: "_Reader", space: LabelSpace, what: str) -> dict[str, Any]:
+    """Weights for the rows by their domains; figures of these."""
+    teacher_N, learner_N, tokens_N = _log_probs(
+        (rule.teacher, rule.learner), rule.feature, reader, space, what
+    )
+    names, domains_N = np.unique(reader.domains(), return_inverse=True)
+    if len(names) < 2:
+        raise JobError(
+            f"{what}: domain_column {rule.domain_column!r} holds {str(names[0])!r} alone"
+        )
+    domains_N = domains_N.reshape(-1)
+    shares_D = domain_shares(domains_N, learner_N, teacher_N, tokens_N, rule.strength)
+    counts_D = np.bincount(domains_N)
+    reader.train = replace(reader.train, weights=(shares_D / counts_D)[domains_N])
+    count = len(domains_N)
+    shown = {
+        str(name): {"rows": int(rows), "share": round(float(share), 6)}
+        for name, rows, share in zip(names, counts_D, shares_D, strict=True)
+    }
+    return {"rule": rule.name, "kept": count, "left_out": 0, "domains": shown}
 
 
 def _listed(train: LabelledCorpus, left: Rows, what: str, scores: Scores) -> pa.Table:
@@ -125,7 +172,6 @@ def _apply(
     rule: SelectRule, reader: "_Reader", space: LabelSpace, what: str
 ) -> tuple[Scores, Rows]:
     """The score of each row, and the rows kept, ascending."""
-    labels = reader.train.labels
     if isinstance(rule, DifferenceRule | LearnabilityRule):
         scores = _ratios(rule, reader, space, what)
         shuffled = in_random_order(reader.keys(), rule.seed)
@@ -140,7 +186,7 @@ def _apply(
             kept = np.sort(balanced(clusters, shuffled, MISSING)[:count])
         return clusters.astype(np.float64), kept
     if isinstance(rule, AgreementRule):
-        _require_classes(space, what)
+        labels = _classes(reader, space, what)
         scores = reader.logits(
             rule.teacher, rule.feature, what, lambda logits, rows: agrees(logits, labels[rows])
         )
@@ -163,37 +209,43 @@ def _ratios(
     rule: DifferenceRule | LearnabilityRule, reader: "_Reader", space: LabelSpace, what: str
 ) -> Scores:
     if isinstance(rule, DifferenceRule):
-        above, below = rule.larger, rule.smaller
+        pair = (rule.larger, rule.smaller)
+        if not reader.is_of_tokens(rule.larger, rule.feature, what):
+            raise JobError(
+                f"{what}: feature {rule.feature!r} has no number for each token of a text"
+            )
     else:
-        above, below = rule.reference, rule.learner
-    if reader.is_of_tokens(above, rule.feature, what):
-        (sums, tokens), (others, _) = (
-            reader.token_sums(name, rule.feature, what) for name in (above, below)
-        )
-        return log_ratio(sums, others, tokens)
-    if isinstance(rule, DifferenceRule):
-        raise JobError(f"{what}: feature {rule.feature!r} has no number for each token of a text")
-    _require_classes(space, what)
-    labels = reader.train.labels
+        pair = (rule.reference, rule.learner)
+    return log_ratio(*_log_probs(pair, rule.feature, reader, space, what))
+
+
+def _log_probs(
+    pair: tuple[str, str], feature: str, reader: "_Reader", space: LabelSpace, what: str
+) -> tuple[Scores, Scores, Rows]:
+    """Log-probabilities of the texts' own tokens, summed, of two teachers, and the number of tokens
+    of the first; of class logits, those of the labels, and 1."""
+    if reader.is_of_tokens(pair[0], feature, what):
+        (sums, tokens), (others, _) = (reader.token_sums(name, feature, what) for name in pair)
+        return sums, others, tokens
+    labels = _classes(reader, space, what)
     if (unlabelled := int((labels == MISSING).sum())) > 0:
         raise JobError(f"{what}: {unlabelled} rows have no label, and so no loss of class logits")
-    above_N, below_N = (
+    first, second = (
         reader.logits(
             name,
-            rule.feature,
+            feature,
             what,
             lambda logits, rows: log_probs_of_labels(logits, labels[rows]),
             space.num_labels,
         )
-        for name in (above, below)
+        for name in pair
     )
-    return log_ratio(above_N, below_N, np.ones(len(labels), dtype=np.int64))
+    return first, second, np.ones(len(labels), dtype=np.int64)
 
 
 def _clusters(rule: BalanceRule, reader: "_Reader", space: LabelSpace, what: str) -> Rows:
     if rule.teacher is None:
-        _require_classes(space, what)
-        return reader.train.labels.astype(np.int64)
+        return _classes(reader, space, what)
     numbers = reader.logits(
         rule.teacher,
         rule.feature,
@@ -204,9 +256,12 @@ def _clusters(rule: BalanceRule, reader: "_Reader", space: LabelSpace, what: str
     return numbers.astype(np.int64)
 
 
-def _require_classes(space: LabelSpace, what: str) -> None:
+def _classes(reader: "_Reader", space: LabelSpace, what: str) -> Rows:
+    """The class of each row, of probabilities the largest; -100 where there is none."""
     if space.task != "classification":
         raise JobError(f"{what}: reads classes, and the job has none; name a label_column of them")
+    classes: Rows = one_a_row(reader.train.labels, space).astype(np.int64)
+    return classes
 
 
 class _Reader:
@@ -232,10 +287,16 @@ class _Reader:
         """Keys of the rows as the student reads them."""
         return self.train.corpus.keys()
 
+    def domains(self) -> list[str]:
+        """The domain of each row."""
+        own = self.train.corpus.of_columns(self._columns[_DOMAINS])
+        names: list[str] = own.segments[0].to_pylist()
+        return names
+
     def skip_missing(self) -> None:
         """Leave out rows that some teacher's cache lacks, if bad rows are skipped. Raises
         MissingKeysError."""
-        for number, rule in enumerate(self._job.select):
+        for number, rule in enumerate(self._job.rules):
             for name in rule.teachers:
                 feature = str(getattr(rule, "feature"))  # noqa: B009
                 cache = self._cache(name, feature, f"select.{number} ({rule.name})")

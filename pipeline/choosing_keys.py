@@ -6,6 +6,7 @@ balance       as many of each cluster, or of each class
 entropy       by the entropy of a teacher's class probabilities
 confidence    by its largest class probability
 agreement     where its largest class is the label
+domain_gap    keeps all, and draws more from domains where a learner lags behind a teacher
 
 They act one after another, each on the rows that the ones before it left. All read cached features
 of teachers in the job, so no model is loaded.
@@ -152,8 +153,35 @@ class AgreementRule(SelectRule):
         return (self.teacher,)
 
 
+class DomainGapRule(SelectRule):
+    """Domains by the gap between a learner's and a teacher's loss: how often rows are drawn."""
+
+    rule: Literal["domain_gap"]
+    domain_column: str = Field(description="column of the domain's name")
+    learner: str = Field(description="teacher that stands for the student")
+    teacher: str = Field(description="teacher that has learned")
+    feature: str = Field(
+        default="own_log_probs",
+        description="log-probabilities of each text's own tokens, or class logits, whose loss is "
+        "the cross-entropy with the label",
+    )
+    strength: float = Field(
+        default=0.5, gt=0, le=1, description="share of draws by the gap, the rest evenly by domain"
+    )
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        return (self.learner, self.teacher)
+
+
 AnySelectRule = Annotated[
-    DifferenceRule | LearnabilityRule | BalanceRule | EntropyRule | ConfidenceRule | AgreementRule,
+    DifferenceRule
+    | LearnabilityRule
+    | BalanceRule
+    | EntropyRule
+    | ConfidenceRule
+    | AgreementRule
+    | DomainGapRule,
     Field(discriminator="rule"),
 ]
 

@@ -74,6 +74,8 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
         _fetch_ahead(job, data, terms, quiet)
     if group.first:
         _warn_of_random_reads(job, data)
+        for line in data.selection.told() if data.selection else ():
+            LOGGER.info(line)
         for name, answered in data.answered.items():
             LOGGER.info(
                 f"teacher {name}: {answered:,} of {len(data.train.labels):,} training rows have "

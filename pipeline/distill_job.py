@@ -123,11 +123,11 @@ class DistillJob(
         description="several objectives, each with {name, teacher, feature, weight} and its own "
         "options, instead of objective: their weighted sum",
     )
-    select: tuple[AnySelectRule, ...] = Field(
-        default=(),
+    select: tuple[AnySelectRule, ...] | None = Field(
+        default=None,
         description="rules that choose among the training rows by cached features, one after "
-        "another, each {rule, ...}: difference, learnability, balance, entropy, confidence or "
-        "agreement",
+        "another, each {rule, ...}: difference, learnability, balance, entropy, confidence, "
+        "agreement or domain_gap",
     )
     control: str = Field(
         default="none",
@@ -268,13 +268,36 @@ class DistillJob(
     @model_validator(mode="after")
     def _selects_by_known_teachers(self) -> "DistillJob":
         known = self.all_teachers
-        for number, rule in enumerate(self.select):
+        for number, rule in enumerate(self.rules):
             for name in rule.teachers:
                 if name not in known:
                     raise ValueError(
                         f"select.{number} ({rule.name}): teacher {name!r} is not in the job; "
                         f"choose one of {', '.join(known) or 'none'}"
                     )
+        return self
+
+    @property
+    def rules(self) -> tuple[AnySelectRule, ...]:
+        """The rules that choose among the training rows."""
+        return self.select or ()
+
+    @model_validator(mode="after")
+    def _draws_whole_rows(self) -> "DistillJob":
+        drawing = [rule.name for rule in self.rules if rule.name == "domain_gap"]
+        placements = {self.placement, *(keys.placement for keys in self.all_teachers.values())}
+        if len(drawing) > 1:
+            raise ValueError("select: domain_gap is there twice; name it once")
+        if drawing and "streamed" in placements:
+            raise ValueError(
+                "select: domain_gap draws rows in random order, and placement=streamed follows the "
+                "shards; use another placement"
+            )
+        if drawing and self.packing != "none":
+            raise ValueError(
+                f"select: domain_gap draws single texts; packing={self.packing} joins them: use "
+                "packing=none"
+            )
         return self
 
     @property

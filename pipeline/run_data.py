@@ -9,7 +9,7 @@ from ..cache_schemas.features import FeatureSpec
 from ..stages.corpus.labels import LabelSpace, label_values
 from ..stages.distill.logit_controls import require_classes
 from ..stages.distill.objectives.base import Sizes, require_fit
-from .choosing import select, teachers_of
+from .choosing import read_by_rules, select
 from .distill_job import DistillJob
 from .label_task import LabelTask
 from .language.task import LanguageTask
@@ -31,8 +31,8 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     readings, teachers = readings_of(terms), job.all_teachers
     _refuse_missing(job, readings.values(), teachers)
     own = [teachers[each.teacher].text_column or job.text_column for each in readings.values()]
-    selecting = teachers_of(job.select)
-    more = [teachers[name].text_column or job.text_column for name in selecting]
+    selecting = read_by_rules(job)
+    more = list(selecting.values())
     all_columns = Columns.of(job.text_column, [*own, *more])
     columns, for_select = all_columns.divided(len(own))
     for reading, read in zip(readings.values(), columns.sources, strict=True):
@@ -45,7 +45,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     space = task.label_space(job, corpus, terms)
     train = LabelledCorpus(corpus, label_values(corpus, space))
     selection = None
-    if job.select:
+    if job.rules:
         of_teacher = dict(zip(selecting, for_select, strict=True))
         train, selection = select(job, train, space, of_teacher)
     features_alone = task.learns_features_alone(space)

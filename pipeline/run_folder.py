@@ -32,7 +32,7 @@ WORKING = ("checkpoints", "best")
 """Folders that a run needs only until it is finished; `stages/distill` names them."""
 _DATA = (
     *("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature"),
-    *("read_digest", "token_cache_digest", "token_teacher_fingerprint", "token_feature"),
+    *("read_digest", "token_cache_digest", "token_teacher_fingerprint", "token_feature", "select"),
 )
 """Keys of `run.json` about the data."""
 

@@ -51,6 +51,8 @@ class LabelledCorpus:
     corpus: Corpus
     labels: LabelValues
     cache_rows: Mapping[str, Rows] = field(default_factory=dict)
+    weights: npt.NDArray[np.float64] | None = None
+    """How often each example comes in an epoch, but for a factor; None: once."""
 
     def joined(
         self,
@@ -105,13 +107,13 @@ class LabelledCorpus:
             return self
         kept = np.setdiff1d(np.arange(len(self.labels)), left_out)
         corpus = self.corpus.without(left_out, problem)
-        rows = {name: found[kept] for name, found in self.cache_rows.items()}
-        return LabelledCorpus(corpus, self.labels[kept], rows)
+        return replace(self.take(kept), corpus=corpus)
 
     def take(self, rows: Rows) -> "LabelledCorpus":
         """Only the given examples, in the order given."""
         taken = {name: found[rows] for name, found in self.cache_rows.items()}
-        return LabelledCorpus(self.corpus.take(rows), self.labels[rows], taken)
+        weights = None if self.weights is None else self.weights[rows]
+        return LabelledCorpus(self.corpus.take(rows), self.labels[rows], taken, weights)
 
     def of_columns(self, columns: Sequence[int]) -> "LabelledCorpus":
         """The same examples with some of their text columns."""
@@ -144,7 +146,7 @@ class LabelledCorpus:
 
     def dataset(self, tokens: Tokens, gathers: Mapping[str, Gather]) -> DistillDataset:
         """Token ids and labels of all examples, with `gathers` for their features."""
-        return DistillDataset(tokens, self.labels, gathers, self.names)
+        return DistillDataset(tokens, self.labels, gathers, self.names, self.weights)
 
     def digest(self) -> str:
         """Digest of these examples with these labels, in this order."""

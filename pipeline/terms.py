@@ -87,7 +87,7 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
     ]
     readings = list(_readings(keys, classes, named, given))
     if job.teachers is not None and keys != (UNDISTILLED,):
-        chosen_by = {name for rule in job.select for name in rule.teachers}
+        chosen_by = {name for rule in job.rules for name in rule.teachers}
         for name in teachers.keys() - set(named) - chosen_by:
             raise JobError(f"teacher {name}: no objective reads it; leave it out")
     labels = _labels(keys, named)

@@ -119,7 +119,8 @@ def train_set(
     prompted = encoding.recipe.has_prompt
     rows = pack(texts, job.packing, encoding.most, encoding.pad_id, with_predictions, prompted)
     labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
-    return AheadDataset(rows, labels, data.gathers(seed), _names(data.train, rows))
+    weights = data.train.weights
+    return AheadDataset(rows, labels, data.gathers(seed), _names(data.train, rows), weights)
 
 
 def validation_set(data: StudentData, encoding: Encoding) -> DistillDataset | None:

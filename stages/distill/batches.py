@@ -25,7 +25,7 @@ from ..store.reading.prefetch import (
     batches_of,
 )
 from .controls import Gather
-from .order import GROUPED_BATCHES, Indices, epoch_order, grouped_by_length
+from .order import GROUPED_BATCHES, Indices, epoch_order, grouped_by_length, weighted_order
 from .placement import to_device
 from .processes import ALONE
 
@@ -68,9 +68,11 @@ class DistillDataset(Dataset[Batch]):
         labels: LabelValues,
         features: Mapping[str, Gather],
         names: Callable[[Indices], list[str]] = _numbers,
+        weights: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        """`names` gives descriptions of examples by index."""
-        self.tokens, self.names = tokens, names
+        """`names` gives descriptions of examples by index; `weights` [N] say how often each comes
+        in the student's epochs; None: once."""
+        self.tokens, self.names, self.weights = tokens, names, weights
         self.truncated = tokens.truncated
         self.labels = torch.tensor(labels)  # a copy: Arrow's memory may not be written to
         if self.labels.is_floating_point():
@@ -197,10 +199,13 @@ class DistillDataset(Dataset[Batch]):
         source: str | None = None,
     ) -> Iterator[Indices]:
         """Every example of an epoch once, or those with a feature of `source`: batches of indices,
-        the last one maybe smaller.
+        the last one maybe smaller. With weights, so many draws, for the student's batches alone,
+        those of stream 0.
 
         `read_ahead` is for the reader of these batches' features."""
-        if self._blocks is None or self._ahead is None:
+        if self.weights is not None and stream == 0:
+            windows = iter([weighted_order(self.weights, seed, epoch)])
+        elif self._blocks is None or self._ahead is None:
             windows = iter([epoch_order(len(self), seed, epoch, stream)])
         else:
             windows = self._blocks.windows(seed, epoch, stream)

@@ -80,3 +80,22 @@ def at_most_of_each(clusters_N: Rows, most: int, shuffled_N: Rows) -> Rows:
     sizes = np.unique(of_cluster, return_counts=True)[1]
     turn = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.sort(shuffled_N[order[turn < most]])
+
+
+def domain_shares(
+    domains_N: Rows, learner_N: Scores, teacher_N: Scores, tokens_N: Rows, strength: float
+) -> Scores:
+    """How often each domain is drawn, [D], which sums to 1: p_d = s r_d / Σ r + (1 - s) / D, with
+    r_d the learner's perplexity in the domain over the teacher's, exp(ℓ_learner - ℓ_teacher).
+
+    Losses ℓ are per token; `learner_N` and `teacher_N` are log-probabilities summed over the tokens
+    of each text. A domain without tokens has r_d = 1. Source: the domain discrepancy factor and its
+    smoothing of DDK (Liu et al., arXiv 2407.16154), which follows the student while it learns."""
+    gain_D, tokens_D = (
+        np.bincount(domains_N, weights=teacher_N - learner_N),
+        np.bincount(domains_N, weights=tokens_N),
+    )
+    gap_D = gain_D / np.maximum(tokens_D, 1)
+    ratio_D = np.exp(gap_D - gap_D.max())  # of which only proportions count
+    shares_D: Scores = strength * ratio_D / ratio_D.sum() + (1 - strength) / len(ratio_D)
+    return shares_D

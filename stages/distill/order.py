@@ -26,6 +26,20 @@ def epoch_order(count: int, seed: int, epoch: int, stream: int = 0) -> Indices:
     return np.random.default_rng([seed, epoch, stream]).permutation(count)
 
 
+def weighted_order(
+    weights: npt.NDArray[np.float64], seed: int, epoch: int, stream: int = 0
+) -> Indices:
+    """The order of an epoch of N draws in which example i of N comes N w_i / Σ w times, rounded up
+    or down at random (systematic sampling: no more left to chance than has to be)."""
+    random = np.random.default_rng([seed, epoch, stream])
+    count = len(weights)
+    mixed = random.permutation(count)
+    ends = np.cumsum(weights[mixed])
+    points = (np.arange(count) + random.random()) * (ends[-1] / count)
+    drawn = mixed[np.minimum(np.searchsorted(ends, points, side="right"), count - 1)]
+    return random.permutation(drawn)
+
+
 def grouped_by_length(
     batches: Iterator[Indices],
     lengths: npt.NDArray[np.int64],

@@ -198,6 +198,41 @@ def test_rows_are_the_same_in_another_order(job: Job, write_parquet: Any) -> Non
         assert rows_of(pair[0].left_out) == rows_of(pair[1].left_out)
 
 
+GAP = {"rule": "domain_gap", "domain_column": "name", "learner": "slm", "teacher": "llm"}
+
+
+def test_domains_where_a_learner_lags_are_drawn_more(job: Job) -> None:
+    data = chosen(job | PLAIN | {"select": [GAP, {"rule": "balance", "most": 12}]})
+    gaps = []
+    for label in range(3):
+        own = np.flatnonzero(label == LABELS)
+        gaps.append((GAINS[own] * LENGTHS[own]).sum() / LENGTHS[own].sum())
+    ratios = np.exp(gaps)
+    shares = 0.5 * ratios / ratios.sum() + 0.5 / 3
+    assert data.selection is not None
+    first, second = data.selection.figures()["rules"]
+    domains = {"low": 0, "middle": 1, "high": 2}
+    assert {domains[name]: each["share"] for name, each in first["domains"].items()} == {
+        label: pytest.approx(share, abs=1e-6) for label, share in enumerate(shares)
+    }
+    assert second["kept"] == len(data.train.labels)
+    assert data.train.weights is not None
+    of_rows = np.bincount(LABELS)
+    expected = (shares / of_rows)[data.train.labels]
+    np.testing.assert_allclose(data.train.weights, expected, rtol=1e-9)
+
+
+def test_a_run_with_weights(armada: CommandLine, job: Job, tmp_path: Path) -> None:
+    job |= PLAIN
+    armada.done("distill", write(job | {"select": [GAP]}, tmp_path), "--quiet")
+    run = tmp_path / "run"
+    assert read(run / "metrics.json")["train_examples"] == N
+    assert pq.read_table(run / "left_out.parquet").num_rows == 0
+    armada.done("distill", write(job, tmp_path), "--output", tmp_path / "plain", "--quiet")
+    assert len(losses(run)) == len(losses(tmp_path / "plain"))
+    assert losses(run) != losses(tmp_path / "plain")
+
+
 def losses(run: Path) -> list[float]:
     lines = (run / "log.jsonl").read_text().splitlines()
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
@@ -271,6 +306,13 @@ REFUSED: dict[str, tuple[list[Job], str]] = {
         [{"rule": "entropy", "teacher": "llm", "feature": "own_log_probs", "most": 1}],
         "llm: 'own_log_probs' is float16[] x predictions, not a number a class",
     ),
+    "one domain": (
+        [GAP | {"domain_column": "same"}],
+        "select.0 (domain_gap): domain_column 'same' holds 'all' alone",
+    ),
+    "no such column": ([GAP | {"domain_column": "topic"}], "topic"),
+    "two of them": ([GAP, GAP], "select: domain_gap is there twice; name it once"),
+    "no strength": ([GAP | {"strength": 0}], "greater than 0"),
     "a cluster has no entropy": (
         [{"rule": "entropy", "teacher": "classes", "feature": "cluster", "most": 1}],
         "classes: 'cluster' is uint16[], not a number a class",
@@ -282,7 +324,24 @@ REFUSED: dict[str, tuple[list[Job], str]] = {
 def test_refused(
     refused: Callable[..., str], job: Job, tmp_path: Path, select: list[Job], message: str
 ) -> None:
+    if select[-1].get("domain_column") == "same":
+        table = pq.read_table(job["train"])
+        job["train"] = str(tmp_path / "same.parquet")
+        pq.write_table(table.append_column("same", [["all"] * N]), job["train"])
     assert message in refused("distill", write(job | PLAIN | {"select": select}, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"placement": "streamed"}, "draws rows in random order, and placement=streamed follows"),
+        ({"task": "language", "packing": "concat"}, "draws single texts; packing=concat joins"),
+    ],
+)
+def test_what_weights_do_not_fit(
+    refused: Callable[..., str], job: Job, tmp_path: Path, more: Job, message: str
+) -> None:
+    assert message in refused("distill", write(job | more | {"select": [GAP]}, tmp_path))
 
 
 def test_rows_without_a_score(

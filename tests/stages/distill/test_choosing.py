@@ -7,6 +7,7 @@ from armada.stages.distill.choosing import (
     agrees,
     at_most_of_each,
     confidence,
+    domain_shares,
     entropy,
     largest,
     log_probs_of_labels,
@@ -61,3 +62,18 @@ def test_at_most_of_each() -> None:
     shuffled = np.array([2, 5, 4, 3, 1, 0])
     assert at_most_of_each(clusters, 1, shuffled).tolist() == [2, 3, 5]
     assert at_most_of_each(clusters, 2, shuffled).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_domain_shares_by_hand() -> None:
+    # Per token the learner loses ln 2 more than the teacher in the second domain, nothing in the
+    # first: ratios 1 and 2, a third and two thirds of the draws that go by the gap.
+    learner = np.array([-1.0, -3, -2 - 4 * np.log(2)])
+    teacher = np.array([-1.0, -3, -2])
+    found = domain_shares(np.array([0, 0, 1]), learner, teacher, np.array([2, 1, 4]), 1.0)
+    np.testing.assert_allclose(found, [1 / 3, 2 / 3], rtol=1e-12)
+    half = domain_shares(np.array([0, 0, 1]), learner, teacher, np.array([2, 1, 4]), 0.5)
+    np.testing.assert_allclose(half, [5 / 12, 7 / 12], rtol=1e-12)
+    far = domain_shares(np.array([0, 1]), np.array([-9e4, 0]), np.zeros(2), np.array([1, 1]), 1.0)
+    np.testing.assert_array_equal(far, [1, 0])
+    none = domain_shares(np.array([0, 1]), np.zeros(2), np.zeros(2), np.array([0, 3]), 1.0)
+    np.testing.assert_array_equal(none, [0.5, 0.5])

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from armada.stages.distill import order
-from armada.stages.distill.order import epoch_order, grouped_by_length
+from armada.stages.distill.order import epoch_order, grouped_by_length, weighted_order
 from armada.stages.distill.processes import ALONE, Processes, processes
 
 LENGTHS = np.random.default_rng(0).integers(3, 128, size=1003)
@@ -74,3 +74,19 @@ def test_processes_are_those_of_the_launcher(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     assert processes() is ALONE
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_weighted_order_draws_in_proportion(seed: int) -> None:
+    weights = np.random.default_rng(3).random(500) ** 3
+    drawn = weighted_order(weights, seed, epoch=2)
+    expected = 500 * weights / weights.sum()
+    counts = np.bincount(drawn, minlength=500)
+    assert len(drawn) == 500
+    assert (np.floor(expected) <= counts).all()
+    assert (counts <= np.ceil(expected)).all()
+    np.testing.assert_array_equal(drawn, weighted_order(weights, seed, epoch=2))
+    assert (drawn != weighted_order(weights, seed, epoch=3)).any()
+    assert (drawn != weighted_order(weights, seed + 1, epoch=2)).any()
+    equal = weighted_order(np.full(90, 0.1), seed, 0)
+    assert sorted(equal) == list(range(90))

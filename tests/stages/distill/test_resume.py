@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from armada.stages.distill import batches
 from armada.stages.distill.checkpoints import last_checkpoint, steps_done
@@ -82,6 +83,21 @@ def test_other_runs_go_on_too(bench, tmp_path, how):
     rest = go(resumed)
     assert rest == {step: loss for step, loss in expected.items() if step > 10}
     assert_same_weights(resumed, whole)
+
+
+def test_weighted_epochs_go_on_too(bench, tmp_path):
+    def weighted(name):
+        run = bench.run(tmp_path / name, save_steps=5, objective="feature")
+        run.train.weights = np.linspace(0.1, 3, len(run.train))
+        return run
+
+    expected = go(weighted("whole"))
+    go(weighted("cut"), cut_at=12)
+    spoil_generators()
+    assert go(weighted("cut")) == {s: loss for s, loss in expected.items() if s > 10}
+    plain = go(bench.run(tmp_path / "plain", objective="feature"))
+    assert plain.keys() == expected.keys()
+    assert plain != expected
 
 
 @pytest.mark.usefixtures("small_blocks")
