@@ -4,6 +4,7 @@ A source is joined by the key of the columns that its teacher read, which may be
 that the student reads: hints, retrieved documents, translations.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -146,6 +147,12 @@ def _feature(cache: Cache, reading: Reading, of_several: bool) -> str:
             f"feature {name!r}: teacher {cache.teacher.fingerprint[:12]} has "
             f"{', '.join(cache.features)}; {reading.logits_for} needs the logits of a classifier ("
             "`armada precompute --teacher classifier:SOURCE`)"
+        )
+    if name not in cache and (layer := re.fullmatch(r"layer_(\d+)", name)):
+        raise MissingFeatureError(
+            f"feature {name!r}: teacher {cache.teacher.fingerprint[:12]} "
+            f"({cache.teacher.spec.kind}) has {', '.join(cache.features) or 'none here'}; "
+            f"precompute with layers=[{layer[1]}] and add_features=true"
         )
     return name
 

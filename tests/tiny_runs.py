@@ -98,10 +98,11 @@ class Bench:
         weights: dict[str, Any] | None = None,
         validate: bool = True,
         lora_rank: int | None = None,
+        features: Sequence[str] | None = None,
         **settings: Any,
     ) -> Run:
         """A run in `folder` as the pipeline would make it; `weights` are settings of the objective,
-        `settings` those of training."""
+        `settings` those of training; `features` of one that reads several."""
         torch.manual_seed(seed)
         chosen = StudentSettings(student=str(self.student), pooling=self.pooling)
         student, tokenizer = load_student(
@@ -110,22 +111,25 @@ class Bench:
         parsed = parse_control(control)
         name = "undistilled" if parsed.name == "undistilled" else objective
         train = class_labels(len(TEXTS), space.num_labels) if labels is None else labels
-        feature = {"kd": "logits", "undistilled": None}.get(name, "embedding")
-        gathers = {}
-        shape = None
-        if feature is not None:
-            shape = self.cache.feature_spec(feature).shape
-            rows = self.cache.lookup(TEXTS)
-            gathers[SOURCE] = controlled(self.cache[feature], rows, parsed, seed, "", train)
+        read = {"kd": ("logits",), "undistilled": ()}.get(name, features or ("embedding",))
+        names = [SOURCE] if len(read) == 1 else [f"{SOURCE}.{feature}" for feature in read]
+        shapes = [self.cache.feature_spec(feature).shape for feature in read]
+        rows = self.cache.lookup(TEXTS)
+        gathers = {
+            source: controlled(self.cache[feature], rows, parsed, seed, "", train)
+            for source, feature in zip(names, read, strict=True)
+        }
         chosen_objective = OBJECTIVES.load(name)
         sizes = Sizes(
-            *(student.dim, space.num_labels, space.regression, shape),
+            *(student.dim, space.num_labels, space.regression, shapes[0] if shapes else None),
+            more_shapes=tuple(shapes[1:]),
             dropout=dropout,
             layer_dims=layer_dims(student) if "layers" in chosen_objective.reads.student else (),
         )
         small = {"aligner_hidden_size": 10} if name == "armada" else {}
         options = chosen_objective.Options(**(small | (weights or {})))
         model = DistillModel(student, chosen_objective(options, sizes))
+        model.objective.sources = tuple(names)
         folder.mkdir(parents=True, exist_ok=True)
         validation = dataset(tokenizer, VALIDATION_TEXTS, held_out_labels(space), {})
         return Run(

@@ -12,6 +12,7 @@ _FAMILIES: Mapping[str, Mapping[str, str]] = {
     "armada": {"armada": "Armada"},
     "logits": {"kd": "KD"},
     "features": {"feature": "Feature"},
+    "layers": {"hidden_layers": "HiddenLayers"},
     "relations": {"rkd": "RKD"},
     "tokens": {"tokens": "Tokens"},
 }

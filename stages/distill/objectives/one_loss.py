@@ -1,7 +1,8 @@
 """Bases of objectives that are one loss of a teacher, beside the task's.
 
     LogitsObjective     total = alpha · distillation + (1 - alpha) · task
-    FeatureLossObjective    total = task + beta · loss
+    FeatureLossObjective    total = task + beta · loss, of a pooled text
+    LayersObjective         the same, of hidden layers
 
 Both give their loss numbers in the precision of sums, and the teacher's without a graph. Shapes: B
 rows, D pooled student text, K classes, H numbers of a feature.
@@ -14,8 +15,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ....cache_schemas.errors import MissingFeatureError
 from ..losses import accumulated, likeliest_classes, task_loss
-from .base import Objective, Reads, Sizes, TeacherSide, named_terms
+from .base import (
+    Objective,
+    Reads,
+    Sizes,
+    Sources,
+    StudentSide,
+    TeacherSide,
+    named_terms,
+)
 from .options import AlphaOptions, BetaOptions
 
 
@@ -71,8 +81,41 @@ class FeatureLossObjective(Objective):
         """total, task and what `loss` reports. Without output or labels, the task's is 0."""
         feature = accumulated(self._feature(feature_BH).detach())
         loss, reported = self.loss(accumulated(pooled_BD), feature)
-        if output_BK is None or labels_B is None:
-            task = torch.zeros_like(loss)
-        else:
-            task = task_loss(output_BK, labels_B, self.sizes.regression)
+        task = _task(loss, output_BK, labels_B, self.sizes.regression)
         return named_terms(task + self.options.beta * loss, task=task, **reported)
+
+
+class LayersObjective(Objective):
+    """An objective that compares hidden layers of the student with features of the teacher."""
+
+    options: BetaOptions
+
+    @abstractmethod
+    def loss(
+        self, side: StudentSide, features: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of a batch, and the terms to report: it is one of them, or their sum."""
+
+    def of_sources(
+        self, side: StudentSide, sources: Sources, labels_B: Tensor | None
+    ) -> dict[str, Tensor]:
+        """total, task and what `loss` reports. Without output or labels, the task's is 0."""
+        found = [sources.get(name) for name in self.sources]
+        features = tuple(accumulated(f.detach()) for f in found if isinstance(f, Tensor))
+        if not features or len(features) < len(found):
+            raise MissingFeatureError(
+                f"{type(self).__name__} needs {len(found)} teacher features and the batch carries "
+                f"{len(features)}"
+            )
+        loss, reported = self.loss(side, features)
+        task = _task(loss, side.output_BK, labels_B, self.sizes.regression)
+        return named_terms(task + self.options.beta * loss, task=task, **reported)
+
+
+def _task(
+    loss: Tensor, output_BK: Tensor | None, labels_B: Tensor | None, regression: bool
+) -> Tensor:
+    """The task's loss, 0 where there is no task."""
+    if output_BK is None or labels_B is None:
+        return torch.zeros_like(loss)
+    return task_loss(output_BK, labels_B, regression)

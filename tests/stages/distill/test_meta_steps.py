@@ -88,6 +88,12 @@ def test_of_every_objective_and_family(
     step(*labelled(run))
 
 
+@pytest.mark.parametrize("weights", [{"map": "learned"}, {"map": (-1, 1), "normalize": True}])
+def test_of_hidden_layers(weights: dict[str, Any], bench: Bench, tmp_path: Path) -> None:
+    several = {"objective": "hidden_layers", "features": ("embedding", "logits")}
+    step(*labelled(bench.run(tmp_path, weights=weights, **several)))
+
+
 @pytest.mark.parametrize(
     "weights",
     [{"manifold": "euclid"}, {"manifold": "pointwise"}, {"aligner_hidden_size": 4}],

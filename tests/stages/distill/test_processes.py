@@ -34,6 +34,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "adapters": {"batch_size": 8, "lora_rank": 2},
     "layers": {"batch_size": 8, "objective": "hint", "weights": {"layers": [0, 1, -1]}},
     "layers, a batch of one": {"batch_size": 4, "objective": "hint"},
+    "hidden layers": {
+        **{"batch_size": 4, "objective": "hidden_layers", "features": ["embedding", "logits"]},
+        "weights": {"map": "learned", "normalize": True},
+    },
     "averaged": {"batch_size": 8, "average": "ema", "average_decay": 0.8},
     "summed": {"batch_size": 8, "summed": True},
     "summed, joint": {"batch_size": 4, "summed": True, "schedule": "joint"},

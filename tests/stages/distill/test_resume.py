@@ -68,10 +68,11 @@ def small_blocks(monkeypatch):
         {"objective": "kd", "control": "permuted-classes"},
         {"weights": {"orthogonal_map": "cayley", "orthogonal_projection": True}},
         {"lora_rank": 2},
+        {"objective": "hidden_layers", "features": ("embedding", "logits")},
     ],
     ids=[
         *("blocks", "blocks-joint", "undistilled", "random-aligner", "noise", "kd", "permuted"),
-        *("orthogonal", "adapters"),
+        *("orthogonal", "adapters", "layers"),
     ],
 )
 def test_other_runs_go_on_too(bench, tmp_path, how):

@@ -6,6 +6,7 @@ Nothing here imports torch: a job is parsed, and refused, before a run loads any
 from .armada import ArmadaOptions, Manifold, OrthogonalMap
 from .base import SOURCE, AlphaOptions, BetaOptions, ObjectiveOptions, WeightSchedule
 from .features import Distance, FeatureOptions
+from .layers import HiddenLayersOptions
 from .logits import KDOptions
 from .relations import RKDOptions
 from .tokens import Tail, TokensOptions
@@ -17,6 +18,7 @@ __all__ = [
     "BetaOptions",
     "Distance",
     "FeatureOptions",
+    "HiddenLayersOptions",
     "KDOptions",
     "Manifold",
     "ObjectiveOptions",

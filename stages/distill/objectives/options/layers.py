@@ -1,0 +1,39 @@
+"""Options of objectives that compare hidden layers."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ....pooling import StatePooling
+from .base import BetaOptions
+from .features import Distance
+
+LayerMap = Literal["uniform", "last", "learned"] | Annotated[tuple[int, ...], Field(min_length=1)]
+
+
+class HiddenLayersOptions(BetaOptions):
+    """Options of the objective hidden_layers."""
+
+    map: LayerMap = Field(
+        default="uniform",
+        description="student layer of each feature: uniform (evenly spaced, up to the last), last "
+        "(the last ones), learned (a softmax-weighted mean of all), or a list of layers: 1 is the "
+        "first, -1 the last",
+    )
+    distance: Distance = Field(
+        default="mse", description="distance to the feature: mse, mae or cosine"
+    )
+    normalize: bool = Field(
+        default=False, description="scale projections and features to length 1 first, as PKD does"
+    )
+    layer_pooling: StatePooling = Field(
+        default="mean",
+        description="how the states of a layer become one vector, as the teacher's: mean, cls, "
+        "last, max, mean_sqrt_len_tokens or weightedmean",
+    )
+
+    @model_validator(mode="after")
+    def _normalizes_lengths_that_count(self) -> Self:
+        if self.normalize and self.distance == "cosine":
+            raise ValueError("normalize: cosine compares directions alone; leave it out")
+        return self
