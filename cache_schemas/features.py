@@ -20,6 +20,9 @@ from .codings import Coding
 from .layout import INNER_CHUNK_ROWS, RESERVED_NAMES, ROW_COLUMNS
 from .names import either, of_version_1
 
+TOKENS, TOKEN_IDS = "tokens", "token_ids"
+"""The axis of a text's tokens, as a teacher reads them, and the feature of their ids."""
+
 GENERATED_IDS, GENERATED_LENGTHS = "generated_ids", "generated_lengths"
 """Features of a teacher's own responses: their tokens, and how many each has where a prompt has
 several."""

@@ -141,7 +141,7 @@ def _warn_of_random_reads(job: DistillJob, data: StudentData) -> None:
     if choose_device(job.device).type != "cpu":
         return
     for source in data.of_texts.values():
-        feature, requested = source.feature, source.placement or job.placement
+        feature, requested = source.values, source.placement or job.placement
         if feature.access == "cold" and requested == "auto":
             warn(
                 f"feature {feature.spec.name!r}: its {size(len(feature) * feature.spec.row_bytes)} "

@@ -65,19 +65,24 @@ class LabelTask(Task):
         model = DistillModel(student, objective(student))
 
         def tokens(what: str, labelled: LabelledCorpus) -> Tokens:
-            return data.encoded_once(
+            found = data.encoded_once(
                 what, tokenizer, max_length, lambda: labelled.tokens(tokenizer, max_length)
             )
+            ids = found.values["input_ids"]
+            data.require_same_tokens(labelled, ids, found.offsets, tokenizer)
+            return found
 
         validation = None
+        pad_left = tokenizer.padding_side == "left"
         if data.validation is not None:
             read = tokens("validation", data.validation)
-            validation = data.validation.dataset(read, data.validation_gathers())
+            validation = data.validation.dataset(read, data.validation_gathers(pad_left))
+        gathers = data.gathers(plan.seed, pad_left)
         return Built(
             model=model,
             tokenizer=tokenizer,
             max_length=max_length,
-            train=data.train.dataset(tokens("train", data.train), data.gathers(plan.seed)),
+            train=data.train.dataset(tokens("train", data.train), gathers),
             validation=validation,
             data=data,
         )

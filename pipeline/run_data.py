@@ -88,7 +88,7 @@ def _refuse_missing(
     for each in readings if job.task == "language" else ():
         if teachers[each.teacher].missing == "refuse":
             continue
-        if each.axis is None:
+        if each.axis != "predictions":
             raise JobError(
                 f"missing=without_teacher: teacher {each.teacher}: features of whole texts have to "
                 "be there for each row of a language model; skip others with skip_bad_rows=true"
@@ -105,7 +105,7 @@ def _check_features(
 ) -> None:
     """Check features against objectives, before a model loads."""
     for term in terms:
-        for reading in () if term.reads_tokens else term.readings:
+        for reading in () if term.reads_predictions else term.readings:
             spec = sources[reading.source].spec
             sizes = Sizes(
                 *(0, space.num_labels, space.regression, spec.shape), multilabel=space.multilabel

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..cache_schemas.errors import JobError, MissingFeatureError, MissingKeysError
-from ..cache_schemas.features import GENERATED_IDS, GENERATED_LENGTHS, FeatureSpec
+from ..cache_schemas.features import (
+    GENERATED_IDS,
+    GENERATED_LENGTHS,
+    TOKEN_IDS,
+    TOKENS,
+    FeatureSpec,
+)
 from ..cache_schemas.keys import KeyArray
 from ..cache_schemas.teachers import TeacherSpec
 from ..stages.corpus.corpus import Corpus
@@ -86,8 +92,18 @@ class Source:
 
     @property
     def of_tokens(self) -> RaggedArray:
-        """The feature of predicted tokens."""
+        """The feature of tokens, all or predicted ones."""
         return self.cache.ragged(self.spec.name)
+
+    @property
+    def values(self) -> FeatureArray:
+        """The numbers of all rows, whatever they are about."""
+        return self.feature if self.spec.axis is None else self.of_tokens.values
+
+    def in_file_order(self, rows: Rows) -> Rows:
+        """Numbers that grow along the files, for the same cache rows."""
+        stored = self.feature if self.spec.axis is None else self.of_tokens
+        return stored.in_file_order(rows)
 
     @property
     def teacher(self) -> TeacherSpec:
@@ -124,7 +140,9 @@ def open_sources(
         if reading.teacher not in opened:
             opened[reading.teacher] = open_answers(keys)
         answers = opened[reading.teacher]
-        choose = _feature if reading.axis is None else _feature_of_tokens
+        choose = {None: _feature, TOKENS: _feature_along_tokens}.get(
+            reading.axis, _feature_of_predictions
+        )
         name = choose(answers.cache, reading, len(teachers) > 1)
         answers = answers.of(name, [corpus.of_columns(own) for corpus in corpora])
         cache = answers.cache
@@ -157,11 +175,32 @@ def _feature(cache: Cache, reading: Reading, of_several: bool) -> str:
     return name
 
 
+def _feature_along_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
+    known = [
+        name
+        for name in cache.features
+        if cache.feature_spec(name).axis == TOKENS and not cache.feature_spec(name).whole
+    ]
+    if reading.feature in known and TOKEN_IDS in cache.features:
+        return str(reading.feature)
+    if reading.feature is None and len(known) == 1:
+        return known[0]
+    prefix = f"{reading.teacher}: " if of_several else ""
+    what = "is missing" if reading.feature is None else f"{reading.feature!r} is not of tokens"
+    layer = re.fullmatch(r"token_states_(\d+)", reading.feature or "")
+    raise MissingFeatureError(
+        f"{prefix}job key 'feature': {what}; teacher {cache.teacher.fingerprint[:12]} "
+        f"({cache.teacher.spec.kind}) has {', '.join(known) or 'none that is'}; precompute with "
+        f"token_layers=[{layer[1] if layer else 'N'}] of an encoder, and add_features=true to keep "
+        "what is cached"
+    )
+
+
 _RENAMED = {"draws": "samples", "samples": "draws"}
 """Sampled tokens have their earlier name in caches, and in jobs, of an earlier release."""
 
 
-def _feature_of_tokens(cache: Cache, reading: Reading, of_several: bool) -> str:
+def _feature_of_predictions(cache: Cache, reading: Reading, of_several: bool) -> str:
     teacher = cache.teacher.spec
     if "tokenizer" not in teacher.settings:
         raise JobError(
@@ -235,9 +274,7 @@ def rows_by_first_use(
         train = shuffled(train, seed, own_draw)
     order: Rows = epoch_order(len(train), seed, 0, stream)
     if (source.placement or job.placement) == "streamed":
-        windows = BlockOrder(source.feature.in_file_order(among_others(train))).windows(
-            seed, 0, stream
-        )
+        windows = BlockOrder(source.in_file_order(among_others(train))).windows(seed, 0, stream)
         order = np.concatenate(list(windows))
     first = train[order]
     return first[first >= 0]

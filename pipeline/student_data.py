@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..cache_schemas.errors import MissingKeysError
+from ..cache_schemas.errors import JobError, MissingKeysError
+from ..cache_schemas.features import TOKEN_IDS, TOKENS
 from ..cache_schemas.keys import example_key
 from ..stages.corpus.corpus import Corpus, read_corpus
 from ..stages.corpus.label_kinds import one_a_row
@@ -20,9 +21,10 @@ from ..stages.corpus.labels import (
     is_missing,
     label_values,
 )
-from ..stages.distill.batches import DistillDataset
-from ..stages.distill.controls import Control, Gather, controlled
+from ..stages.distill.batches import DistillDataset, Features
+from ..stages.distill.controls import Control, controlled
 from ..stages.distill.objectives.base import Shape
+from ..stages.distill.token_features import TokenGather, other_tokens
 from ..stages.distill.tokens import Tokens, encode
 from ..stages.language.tokens import tokenizer_digest
 from ..stages.store.format.rows import Rows
@@ -144,7 +146,7 @@ class LabelledCorpus:
         examples = [segments for batch in self.corpus.batches() for segments in batch]
         return encode(tokenizer, examples, max_length)
 
-    def dataset(self, tokens: Tokens, gathers: Mapping[str, Gather]) -> DistillDataset:
+    def dataset(self, tokens: Tokens, gathers: Mapping[str, Features]) -> DistillDataset:
         """Token ids and labels of all examples, with `gathers` for their features."""
         return DistillDataset(tokens, self.labels, gathers, self.names, self.weights)
 
@@ -192,8 +194,9 @@ class StudentData:
 
     @cached_property
     def of_texts(self) -> dict[str, Source]:
-        """The sources with features of whole texts; others have features of predicted tokens."""
-        return {name: each for name, each in self.sources.items() if each.spec.axis is None}
+        """The sources with features of whole texts, or of all their tokens; others have features of
+        predicted tokens."""
+        return {n: each for n, each in self.sources.items() if each.spec.axis in (None, TOKENS)}
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -234,28 +237,54 @@ class StudentData:
         nothing = dict.fromkeys(("cache_digest", "teacher_fingerprint", "teacher", "feature"))
         return next(iter(by_teacher.values()), nothing)
 
-    def gathers(self, seed: int) -> dict[str, Gather]:
-        """Readers of the training features, each source under its control."""
-        return {
-            name: controlled(
-                source.feature,
-                self.train.cache_rows[name],
-                source.control,
-                seed,
-                of,
-                one_a_row(self.train.labels, self.space) if source.control.of_logits else None,
-            )
-            for (name, source), of in zip(self.of_texts.items(), self._own_draws(), strict=True)
-        }
+    def gathers(self, seed: int, pad_left: bool = False) -> dict[str, Features]:
+        """Readers of the training features, each source under its control; `pad_left`: those along
+        tokens have padding first."""
+        found: dict[str, Features] = {}
+        for (name, source), of in zip(self.of_texts.items(), self._own_draws(), strict=True):
+            rows, control = self.train.cache_rows[name], source.control
+            if source.spec.axis == TOKENS:
+                found[name] = TokenGather(source.of_tokens, rows, pad_left)
+            else:
+                labels = one_a_row(self.train.labels, self.space) if control.of_logits else None
+                found[name] = controlled(source.feature, rows, control, seed, of, labels)
+        return found
 
-    def validation_gathers(self) -> dict[str, Gather]:
+    def validation_gathers(self, pad_left: bool = False) -> dict[str, Features]:
         """Readers of the validation features, as cached; none if there are labels."""
-        if self.validation is None:
-            return {}
-        return {
-            name: controlled(self.sources[name].feature, rows, Control("none"), 0)
-            for name, rows in self.validation.cache_rows.items()
-        }
+        found: dict[str, Features] = {}
+        for name, rows in self.validation.cache_rows.items() if self.validation else ():
+            source = self.sources[name]
+            if source.spec.axis == TOKENS:
+                found[name] = TokenGather(source.of_tokens, rows, pad_left)
+            else:
+                found[name] = controlled(source.feature, rows, Control("none"), 0)
+        return found
+
+    def require_same_tokens(
+        self, labelled: LabelledCorpus, ids: npt.NDArray[Any], offsets: Rows, tokenizer: Any
+    ) -> None:
+        """Raise JobError if the student's token ids of some texts, laid end to end, are not those
+        of a teacher whose features are along the tokens."""
+        for name in labelled.cache_rows.keys() & self.of_texts.keys():
+            source, rows = self.sources[name], labelled.cache_rows[name]
+            if source.spec.axis != TOKENS:
+                continue
+            token_ids = source.cache.ragged(TOKEN_IDS)
+            differ = other_tokens(token_ids, rows, ids, offsets)
+            if len(differ):
+                first = int(differ[0])
+                theirs = token_ids[int(rows[first])]
+                ours = ids[offsets[first] : offsets[first + 1]]
+                both = (tokenizer.convert_ids_to_tokens(e.tolist()) for e in (theirs, ours))
+                told = (f"{each}"[:120] for each in both)
+                raise JobError(
+                    f"{labelled.corpus.where(first)}: its tokens differ from the teacher's "
+                    f"({len(differ)} of {len(rows)} such rows): {' for the teacher, '.join(told)} "
+                    f"for the student; use a student with the tokenizer of {source.teacher.kind}:"
+                    f"{source.teacher.name}, and max_length="
+                    f"{source.teacher.settings.get('max_length')}"
+                )
 
     def fetch_ahead(self, job: DistillJob, aligners_first: Collection[str]) -> ToCome | None:
         """Start downloading what the run needs from caches at URLs; None if all are local.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..cache_schemas.errors import JobError
-from ..cache_schemas.features import GENERATED_IDS, AxisName
+from ..cache_schemas.features import GENERATED_IDS, TOKENS, AxisName
 from ..stages.corpus.labels import LabelSpace
 from ..stages.distill.model import layer_dims
 from ..stages.distill.objectives import OBJECTIVES
@@ -36,7 +36,8 @@ class Reading:
     logits_for: str | None = None
     """The objective that takes its numbers for logits of the student's classes, if one does."""
     axis: AxisName | None = None
-    """Axis of the feature: `predictions`, a row per predicted token; None: one per text."""
+    """Axis of the feature: `predictions`, a row per predicted token; `tokens`, a row per token;
+    None: one per text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,15 @@ class Term:
         self.objective.require_options(self.keys.name, options, sizes)
 
     @property
-    def reads_tokens(self) -> bool:
+    def reads_predictions(self) -> bool:
         """Whether what it reads of teachers is about predicted tokens."""
-        return self.objective.reads.axis is not None
+        return self.objective.reads.axis == "predictions"
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of its inputs in a batch. Token predictions are decoded by its options, so they
         have its own name."""
-        return (self.label,) if self.reads_tokens else tuple(r.source for r in self.readings)
+        return (self.label,) if self.reads_predictions else tuple(r.source for r in self.readings)
 
 
 def terms_of(job: DistillJob) -> tuple[Term, ...]:
@@ -144,7 +145,7 @@ def build_objective(
 
 
 def _sizes_of(term: Term, sizes: Sizes, shapes: Mapping[str, Shape]) -> Sizes:
-    own = [] if term.reads_tokens else [shapes[reading.source] for reading in term.readings]
+    own = [] if term.reads_predictions else [shapes[reading.source] for reading in term.readings]
     return replace(sizes, feature_shape=own[0], more_shapes=tuple(own[1:])) if own else sizes
 
 
@@ -229,7 +230,7 @@ def _features(
     keys: ObjectiveKeys, objective: type[Objective], teacher: TeacherKeys, responses: str
 ) -> tuple[str | None, ...]:
     reads = objective.reads
-    if reads.axis is not None and responses == "generated":
+    if reads.axis == "predictions" and responses == "generated":
         return (GENERATED_IDS,)
     found = keys.asked_features or (teacher.feature or reads.default_feature,)
     if reads.features is not None and len(found) != reads.features:
@@ -288,7 +289,12 @@ def _check_controls(term: Term, teachers: Mapping[str, TeacherKeys]) -> None:
                 f"control {control}: is for class logits, and objective {term.keys.name!r} reads "
                 "other features; use it with kd, or choose another control"
             )
-        if term.reads_tokens and control != "none":
+        if term.objective.reads.axis == TOKENS and control != "none":
+            raise JobError(
+                f"control {teachers[reading.teacher].control}: objective {term.keys.name} compares "
+                "token with token, and another text has others; use control=undistilled"
+            )
+        if term.reads_predictions and control != "none":
             raise JobError(
                 f"control {teachers[reading.teacher].control}: needs a cached feature; objective "
                 f"{term.keys.name} uses none; use control=undistilled, or set the control of each "

@@ -58,7 +58,8 @@ def cut(run: Run, after: int) -> list[float]:
 
 def main(plan_file: Path) -> None:
     plan = json.loads(plan_file.read_bytes())
-    bench = Bench(Path(plan["student"]), open_cache(plan["cache"]))
+    tokens = open_cache(f"{plan['cache']}-tokens")
+    bench = Bench(Path(plan["student"]), open_cache(plan["cache"]), tokens=tokens)
     found = {name: losses(bench, how) for name, how in plan["runs"].items()}
     if processes().first:
         plan_file.with_name("losses.json").write_text(json.dumps(found))

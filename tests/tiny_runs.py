@@ -20,13 +20,18 @@ from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.objectives.sum import SummedObjective, Weight
 from armada.stages.distill.settings import LoraSettings, StudentSettings, TrainingSettings
 from armada.stages.distill.student import Student
+from armada.stages.distill.student_models import load_tokenizer
 from armada.stages.distill.student_source import load_student
+from armada.stages.distill.token_features import TokenGather
 from armada.stages.distill.tokens import encode
 from armada.stages.distill.training import Run, Training, train
+from armada.stages.ragged import Ragged
 from armada.stages.store.reading.reader import Cache, open_cache
-from small_caches import make_manifest, write_cache
+from armada.stages.store.writing.writer import CacheWriter
+from small_caches import keys_of, make_manifest, write_cache
 
 WIDTH = 6
+TOKEN_STATES = "token_states_1"
 CLASSES = 3
 FEATURES = (
     FeatureSpec(name="embedding", shape=(WIDTH,), dtype="float32"),
@@ -77,13 +82,30 @@ def make_cache(path: Path, texts: Sequence[str] = TEXTS) -> Cache:
     return open_cache(path)
 
 
+def make_token_cache(path: Path, student: Path) -> Cache:
+    """A cache that holds states of the tokens of the texts, as the student's tokenizer has them, in
+    another order."""
+    along: dict[str, Any] = {"axis": "tokens", "max_length": MAX_LENGTH}
+    states = FeatureSpec(name=TOKEN_STATES, shape=(WIDTH,), dtype="float16", **along)
+    turned = list(reversed(TEXTS))
+    tokens = encode(load_tokenizer(student), [(text,) for text in turned], MAX_LENGTH)
+    lengths, draw = np.diff(tokens.offsets), np.random.default_rng(0)
+    values = draw.standard_normal((int(lengths.sum()), WIDTH)).astype(np.float16)
+    with CacheWriter(path, make_manifest([states])) as writer:
+        truncated = np.zeros(len(turned), dtype=bool)
+        writer.commit(keys_of(turned), {TOKEN_STATES: Ragged(values, lengths)}, truncated)
+    return open_cache(path)
+
+
 @dataclass(frozen=True)
 class Bench:
-    """A student's folder and a cache: all that a run is made of."""
+    """A student's folder and a cache: all that a run is made of; `tokens` is a cache of token
+    states, for objectives that read them."""
 
     student: Path
     cache: Cache
     pooling: str = "auto"
+    tokens: Cache | None = None
 
     def run(
         self,
@@ -112,11 +134,17 @@ class Bench:
         name = "undistilled" if parsed.name == "undistilled" else objective
         train = class_labels(len(TEXTS), space.num_labels) if labels is None else labels
         read = {"kd": ("logits",), "undistilled": ()}.get(name, features or ("embedding",))
+        along = OBJECTIVES.load(name).reads.axis == "tokens"
+        read = (TOKEN_STATES,) if along else read
         names = [SOURCE] if len(read) == 1 else [f"{SOURCE}.{feature}" for feature in read]
-        shapes = [self.cache.feature_spec(feature).shape for feature in read]
-        rows = self.cache.lookup(TEXTS)
-        gathers = {
-            source: controlled(self.cache[feature], rows, parsed, seed, "", train)
+        cache = self.tokens if along else self.cache
+        assert cache is not None
+        shapes = [cache.feature_spec(feature).shape for feature in read]
+        rows = cache.lookup(TEXTS)
+        gathers: dict[str, Any] = {
+            source: TokenGather(cache.ragged(feature), rows)
+            if along
+            else controlled(self.cache[feature], rows, parsed, seed, "", train)
             for source, feature in zip(names, read, strict=True)
         }
         chosen_objective = OBJECTIVES.load(name)

@@ -71,7 +71,7 @@ def token_teachers(plan: Plan, tokenizer: Any) -> list[TokenTeacher]:
     found = [
         TokenTeacher(term.label, reading.source, TokensOptions(**term.keys.options))
         for term in plan.terms
-        if term.reads_tokens
+        if term.reads_predictions
         for reading in term.readings
     ]
     for each in found:
@@ -111,6 +111,7 @@ def train_set(
 ) -> DistillDataset:
     """Training set; `texts` are those of the data. Raises an InputError where texts and predictions
     do not match."""
+    data.require_same_tokens(data.train, texts.ids, texts.offsets, encoding.tokenizer)
     with_predictions = {}
     if job.responses == "corpus":
         with_predictions = {

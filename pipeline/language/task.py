@@ -95,6 +95,6 @@ class LanguageTask(Task):
 
 def _recipe(plan: Plan) -> Recipe:
     """Text format: that of the token teachers, if there are any."""
-    read = {r.source for term in plan.terms if term.reads_tokens for r in term.readings}
+    read = {r.source for term in plan.terms if term.reads_predictions for r in term.readings}
     teachers = [plan.data.sources[name].teacher for name in sorted(read)]
     return plan.job.recipe(teachers, plan.job.text_column)

@@ -28,6 +28,7 @@ from .controls import Gather
 from .order import GROUPED_BATCHES, Indices, epoch_order, grouped_by_length, weighted_order
 from .placement import to_device
 from .processes import ALONE
+from .token_features import TokenGather
 
 Batch = dict[str, Any]
 """Tensors by name, of this process's share, and `masked`, whether attention needs a mask for them;
@@ -35,6 +36,10 @@ Batch = dict[str, Any]
 move to a device."""
 
 _COPIED_BYTES = 64 * 2**20
+
+
+Features = Gather | TokenGather
+"""Reader of a source's features."""
 
 
 class Rows(Protocol):
@@ -66,7 +71,7 @@ class DistillDataset(Dataset[Batch]):
         self,
         tokens: Rows,
         labels: LabelValues,
-        features: Mapping[str, Gather],
+        features: Mapping[str, Features],
         names: Callable[[Indices], list[str]] = _numbers,
         weights: npt.NDArray[np.float64] | None = None,
     ) -> None:

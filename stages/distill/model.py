@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...cache_schemas.errors import StudentSourceError
+from ...cache_schemas.features import TOKENS
 from ..language.probes import probe_text, probing
 from ..pretrained import refusing
 from .aligner import AlignerAnswers
@@ -39,6 +40,10 @@ class TrainedModel(nn.Module):
         self.objective = objective
         self.processes = ALONE
         self.parts = Parts()
+        self.along_tokens = {
+            name for part in objective.parts if part.reads.axis == TOKENS for name in part.sources
+        }
+        """Sources of features along the tokens."""
         self.layers = sorted({layer for part in objective.parts for layer in part.layers})
         """Layers that some objective reads; hidden states are kept for no others."""
 
@@ -50,6 +55,20 @@ class TrainedModel(nn.Module):
         if isinstance(part, AlignerAnswers):
             return AlignerAnswers(*(self.processes.joined(each, rows) for each in part))
         return self.processes.joined(part, rows)
+
+    def _features(
+        self, features: Mapping[str, Feature] | None, mask_BT: Tensor | None, rows: int
+    ) -> dict[str, Any]:
+        """Teachers' features for the whole batch; those along tokens are as wide as its mask."""
+        found: dict[str, Any] = {}
+        for name, each in (features or {}).items():
+            if name in self.along_tokens:
+                assert isinstance(each, Tensor)
+                assert mask_BT is not None
+                lacking = mask_BT.shape[1] - each.shape[1]
+                each = F.pad(each, (*(0, 0) * (each.ndim - 2), 0, lacking))
+            found[name] = self._joined(each, rows)
+        return found
 
     def _layers(
         self, states: Sequence[Tensor], mask_BT: Tensor, rows: int
@@ -101,7 +120,7 @@ class DistillModel(TrainedModel):
         if not scored:
             loss = task_loss(output_BK, labels, self.student.space.regression)
             return {"loss": loss, "logits": output_BK}
-        sources: Sources = {n: self._joined(each, rows) for n, each in (features or {}).items()}
+        sources: Sources = self._features(features, mask_BT, rows)
         side = StudentSide(
             pooled_BD=self._joined(pooled_BD, rows),
             output_BK=self._joined(output_BK, rows),

@@ -60,7 +60,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         replayed = {each.name for each in replays}
         stepwise = [part for part in model.objective.parts if part.answers_name not in replayed]
         self._read_in_steps = {
-            name for part in stepwise if part.reads.axis is None for name in part.sources
+            name for part in stepwise if part.reads.axis != "predictions" for name in part.sources
         }
         # The flag that stops an optimizer on the device is none of those that are divided.
         deferred = arguments.device.type != "cpu" and not arguments.fsdp

@@ -36,6 +36,7 @@ from .settings import Placement, TrainingSettings
 from .sharding import UnshardedCopy, fsdp_arguments
 from .student import Student
 from .timing import StepTimes
+from .token_features import TokenGather
 from .trainer import DistillTrainer
 
 NO_LOSSES = ("step", "epoch", "learning_rate", "grad_norm")
@@ -150,7 +151,19 @@ def placements(run: Run) -> dict[str, Where]:
     """Placements of a run's training features, by source. Raises JobError if there is no room."""
     sizes = {source: features.bytes for source, features in run.train.features.items()}
     requested = {source: run.placements.get(source, run.settings.placement) for source in sizes}
+    for source, features in run.train.features.items():
+        if isinstance(features, TokenGather):
+            requested[source] = _of_tokens(requested[source])
     return choose_placements(requested, sizes, run.device, run.from_afar)
+
+
+def _of_tokens(requested: Placement) -> Placement:
+    if requested == "resident":
+        raise JobError(
+            "placement resident: features along tokens are of different lengths; use mapped, or "
+            "streamed if they do not fit into memory"
+        )
+    return "mapped" if requested == "auto" else requested
 
 
 def check_checkpoint(run: Run) -> None:

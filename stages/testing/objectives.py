@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ...cache_schemas.errors import InputError
+from ...cache_schemas.features import TOKENS
 from ..distill.losses import MISSING_LABEL, accumulated
 from ..distill.objectives import OBJECTIVES
 from ..distill.objectives.base import Objective, Shape, Sizes, StudentSide
@@ -30,7 +31,8 @@ Terms = dict[str, Tensor]
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Inputs of an objective: pooled [B, D], output [B, K], features [B, *shape], labels [B];
-    hidden states [B, T, width] of the embeddings and each layer, and their mask [B, T]."""
+    hidden states [B, T, width] of the embeddings and each layer, and their mask [B, T].
+    `along_tokens`: features are [B, T, *shape], with the same mask."""
 
     pooled: Tensor
     output: Tensor
@@ -38,6 +40,7 @@ class Batch:
     labels: Tensor
     layers: tuple[Tensor, ...] = ()
     mask: Tensor | None = None
+    along_tokens: bool = False
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same with all tensors changed, except labels."""
@@ -51,7 +54,8 @@ class Batch:
 
     def take(self, rows: Tensor) -> "Batch":
         """Some rows."""
-        return Batch(
+        return replace(
+            self,
             pooled=self.pooled[rows],
             output=self.output[rows],
             features=tuple(each[rows] for each in self.features),
@@ -65,9 +69,18 @@ class Batch:
         if self.mask is None:
             return self
         mask = F.pad(self.mask, (1, 2))
-        layers = (F.pad(each, (0, 0, 1, 2)) for each in self.layers)
-        changed = tuple(each.masked_fill(mask.unsqueeze(-1) == 0, 1e3) for each in layers)
-        return replace(self, layers=changed, mask=mask)
+        features = _padded(self.features, mask) if self.along_tokens else self.features
+        return replace(self, mask=mask, layers=_padded(self.layers, mask), features=features)
+
+
+def _padded(tensors: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, ...]:
+    """Tensors [B, T, ...] with the padding of a mask, and numbers in it."""
+    found = []
+    for each in tensors:
+        more = each.ndim - 2
+        wide = F.pad(each, (*(0, 0) * more, 1, 2))
+        found.append(wide.masked_fill(mask.view(*mask.shape, *(1,) * more) == 0, 1e3))
+    return tuple(found)
 
 
 class ObjectiveTests:
@@ -89,11 +102,14 @@ class ObjectiveTests:
     pooled_dim: ClassVar[int] = 6
     num_labels: ClassVar[int] = 3
     feature_shapes: ClassVar[tuple[Shape, ...]] = ((4,),)
-    """Shapes of the features it reads; (num_labels,) for an objective that reads classes."""
+    """Shapes of the features it reads; (num_labels,) for an objective that reads classes; those of
+    one token, for features along tokens."""
     layer_dims: ClassVar[tuple[int, ...]] = (6, 6, 6, 6, 6)
     """Widths of a student's embeddings and of its layers, for an objective that reads layers."""
     tokens: ClassVar[int] = 4
     """Tokens of the longest text, if layers are read."""
+    least_tokens: ClassVar[int] = 1
+    """Tokens of the shortest text: 2 for an objective that compares pairs of them."""
     rows: ClassVar[int] = 6
 
     @pytest.fixture(params=["classification", "regression", "multilabel"])
@@ -127,9 +143,14 @@ class ObjectiveTests:
             return batch
         shapes = [(rows, self.tokens, width) for width in sizes.layer_dims]
         layers = tuple(torch.randn(shape, generator=draw) for shape in shapes)
-        lengths = torch.randint(1, self.tokens + 1, (rows, 1), generator=draw)
+        lengths = torch.randint(self.least_tokens, self.tokens + 1, (rows, 1), generator=draw)
         mask = (torch.arange(self.tokens) < lengths).long()
-        return replace(batch, layers=layers, mask=mask)
+        batch = replace(batch, layers=layers, mask=mask)
+        if self._class().reads.axis != TOKENS:
+            return batch
+        along = [(rows, self.tokens, *shape) for shape in _shapes(sizes)]
+        features = tuple(torch.randn(shape, generator=draw) for shape in along)
+        return replace(batch, features=features, along_tokens=True)
 
     # --- options
 

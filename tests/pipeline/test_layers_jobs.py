@@ -7,8 +7,11 @@ from typing import Any
 
 import armada as library
 import pytest
+import torch
 import yaml
 from command_line import CommandLine
+from tiny_runs import TEXTS
+from transformers import AutoModel, AutoTokenizer
 
 Job = dict[str, Any]
 
@@ -27,6 +30,7 @@ def cache(
         teacher=f"encoder:{checkpoint('bert')}",
         cache=folder,
         layers=[1, 2],
+        token_layers=[1, 2],
     )
     return folder
 
@@ -71,11 +75,12 @@ def test_a_student_learns_layers(distill: Callable[..., str], job: Job, tmp_path
 REFUSED: dict[str, tuple[Job, str]] = {
     "a layer that is not cached": (
         {"features": ["layer_2", "layer_9"]},
-        "(encoder) has pooled, layer_1, layer_2; precompute with layers=[9] and add_features=true",
+        "(encoder) has pooled, layer_1, layer_2, token_ids, token_states_1, token_states_2; "
+        "precompute with layers=[9] and add_features=true",
     ),
     "too many layers": (
         {"features": ["layer_1", "layer_2", "pooled"]},
-        "objective hidden_layers: 3 features for a student of 2 layers; name fewer features, or "
+        "map=uniform: 3 features for a student of 2 layers; name fewer features, or "
         "use map=learned",
     ),
     "a layer that the student lacks": (
@@ -84,7 +89,7 @@ REFUSED: dict[str, tuple[Job, str]] = {
     ),
     "a list of another length": (
         {"features": ["layer_1"], "map": [1, 2]},
-        "map: names 2 layers, and objective hidden_layers reads 1 features",
+        "map: names 2 layers of the student for 1 features of the teacher; name a layer for each",
     ),
     "no such map": ({"features": ["layer_1"], "map": "skip"}, "job key 'map"),
     "lengths that do not count": (
@@ -98,4 +103,95 @@ REFUSED: dict[str, tuple[Job, str]] = {
 def test_what_is_refused(distill: Callable[..., str], job: Job, tmp_path: Path, name: str) -> None:
     keys, message = REFUSED[name]
     assert message in distill(job, objectives=[{"name": "hidden_layers"} | keys])
+    assert not (tmp_path / "run").exists()
+
+
+def test_token_states_are_those_of_transformers(
+    cache: Path, checkpoint: Callable[[str], Path]
+) -> None:
+    """In half precision, for the tokens that the tokenizer gives, whatever batch they were in."""
+    opened = library.open_cache(cache)
+    folder = checkpoint("bert")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    rows = opened.lookup(TEXTS[:3])
+    for text, row in zip(TEXTS[:3], rows.tolist(), strict=True):
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            states = model.eval()(**inputs, output_hidden_states=True).hidden_states
+        assert opened.ragged("token_ids")[row].tolist() == inputs["input_ids"][0].tolist()
+        for layer in (1, 2):
+            found = torch.from_numpy(opened.ragged(f"token_states_{layer}")[row]).float()
+            torch.testing.assert_close(found, states[layer][0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "term"), [("token_states", "tokens"), ("token_relations", "relations")]
+)
+def test_a_student_learns_tokens(
+    distill: Callable[..., str], job: Job, tmp_path: Path, name: str, term: str
+) -> None:
+    asked = {"name": name, "features": ["token_states_1", "token_states_2"]}
+    assert distill(job, objectives=[asked]) == ""
+    rows = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    steps = [row for row in rows if term in row]
+    assert len(steps) == 4
+    assert steps[0]["loss"] == pytest.approx(steps[0]["task"] + steps[0][term], rel=1e-5)
+
+
+def test_a_student_of_states_alone_is_validated_by_them(
+    distill: Callable[..., str], job: Job, distill_bench: Any, tmp_path: Path
+) -> None:
+    """Without labels; the validation texts are cached."""
+    more: Job = {"label_column": None, "validation": str(distill_bench.train)}
+    assert (
+        distill(job, objectives=[{"name": "token_states", "feature": "token_states_2"}], **more)
+        == ""
+    )
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["validation"]["loss"] > 0
+
+
+OF_TOKENS: dict[str, tuple[Job, Job, str]] = {
+    "a layer that is not cached": (
+        {"feature": "token_states_0"},
+        {},
+        "'token_states_0' is not of tokens; teacher ",
+    ),
+    "what to ask for": (
+        {"feature": "token_states_0"},
+        {},
+        "precompute with token_layers=[0] of an encoder, and add_features=true",
+    ),
+    "a feature of whole texts": ({"feature": "layer_1"}, {}, "'layer_1' is not of tokens"),
+    "none named": ({}, {}, "job key 'feature': is missing"),
+    "another text's tokens": (
+        {"feature": "token_states_1"},
+        {"teachers": {"bert": {"cache": "CACHE", "control": "shuffled"}}},
+        "control shuffled: objective token_states compares token with token",
+    ),
+    "on the device": (
+        {"feature": "token_states_1"},
+        {"placement": "resident"},
+        "placement resident: features along tokens are of different lengths; use mapped",
+    ),
+    "shorter texts": (
+        {"feature": "token_states_1"},
+        {"max_length": 6},
+        "its tokens differ from the teacher's (53 of 53 such rows)",
+    ),
+    "another tokenizer": (
+        {"feature": "token_states_1"},
+        {"student": "scratch:bert", "student_layers": 2, "student_hidden_size": 16},
+        "use a student with the tokenizer of encoder:",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_what_is_refused_of_tokens(
+    distill: Callable[..., str], job: Job, cache: Path, tmp_path: Path, name: str
+) -> None:
+    keys, more, message = OF_TOKENS[name]
+    more = json.loads(json.dumps(more).replace("CACHE", str(cache)))
+    assert message in distill(job, objectives=[{"name": "token_states"} | keys], **more)
     assert not (tmp_path / "run").exists()

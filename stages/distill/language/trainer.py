@@ -71,7 +71,7 @@ class LanguageModel(TrainedModel):
         if not self.training:
             return {"loss": task_terms(StudentSide(tokens=tokens), None, False)["total"]}
         sources: Sources = {
-            **{name: self._joined(each, rows) for name, each in (features or {}).items()},
+            **self._features(features, mask_BT, rows),
             **{name: _token_answers(each) for name, each in (answers or {}).items()},
         }
         pooled_BH, output_BK = None, None

@@ -39,6 +39,6 @@ def hidden_layers_loss(
     return torch.stack(losses).mean()
 
 
-def mixed_layers(pooled_LBD: Tensor, scores_L: Tensor) -> Tensor:
-    """The layers' weighted mean [B, D], Σ_l softmax(scores)_l · pooled_l."""
-    return torch.einsum("l,lbd->bd", scores_L.softmax(dim=0), pooled_LBD)
+def mixed_layers(layers_LBD: Tensor, scores_L: Tensor) -> Tensor:
+    """The layers' weighted mean [B, ..., D], Σ_l softmax(scores)_l · layer_l."""
+    return torch.einsum("l,l...->...", scores_L.softmax(dim=0), layers_LBD)

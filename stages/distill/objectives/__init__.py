@@ -14,6 +14,7 @@ _FAMILIES: Mapping[str, Mapping[str, str]] = {
     "features": {"feature": "Feature"},
     "layers": {"hidden_layers": "HiddenLayers"},
     "relations": {"rkd": "RKD"},
+    "token_states": {"token_states": "TokenStates", "token_relations": "TokenRelations"},
     "tokens": {"tokens": "Tokens"},
 }
 """File -> name -> beginning of the names of its class, and of that of its options."""

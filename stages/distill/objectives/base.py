@@ -33,8 +33,9 @@ from .options import SOURCE
 from .options import ObjectiveOptions as ObjectiveOptions  # for objectives of other packages
 
 Feature = Tensor | AlignerAnswers
-"""A batch's features [B, *shape]; or, for an objective whose aligner is frozen, what that reads out
-of them, worked out ahead (`../schedules.py`)."""
+"""A batch's features [B, *shape], or along tokens [B, T, *shape], 0 at padding; or, for an
+objective whose aligner is frozen, what that reads out of them, worked out ahead
+(`../schedules.py`)."""
 
 TeacherSide = Feature | tuple[Feature, ...] | None
 """Teacher inputs of an objective: one feature, or as many as it reads; None if it reads none."""
@@ -60,7 +61,8 @@ class Reads:
     default_feature: str | None = None
     """The feature to read when a job names none; None: the only one that there is."""
     axis: AxisName | None = None
-    """Axis of its features: `predictions`, a row per predicted token; None: one per text."""
+    """Axis of its features: `predictions`, a row per predicted token; `tokens`, a row per token of
+    the text, which the student reads as the same tokens; None: one per text."""
     student: frozenset[StudentTensor] = frozenset({"pooled", "output"})
     """Student tensors it reads; `Objective.layers_of` names the `layers`."""
     classes: bool = False

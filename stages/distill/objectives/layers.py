@@ -1,6 +1,10 @@
-"""Objectives that compare hidden layers, pooled to a vector per text."""
+"""Objectives that compare hidden layers: bases, and the one of layers pooled to a vector per text.
 
-from collections.abc import Mapping
+MappedLayersObjective      a layer of the student, or a mean of all, for each feature
+ProjectedLayersObjective   with a linear projection onto each feature
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,23 +17,15 @@ from ..losses.layers import hidden_layers_loss, mixed_layers
 from .base import Reads, Sizes, StudentSide, require_layers
 from .one_loss import LayersObjective
 from .options import HiddenLayersOptions
+from .options.layers import MappedLayersOptions, ProjectedLayersOptions
 
 
-class HiddenLayersObjective(LayersObjective):
-    """Hidden layers of the student, projected onto pooled layers of the teacher.
+class MappedLayersObjective(LayersObjective):
+    """An objective that reads a layer of the student for each feature of the teacher.
 
-    Formula: task + beta · mean over features i of distance(projection_i(pool(h_map(i))), t_i)
-    Source: Sun et al., PKD, arXiv 1908.09355 (last, normalised); Jiao et al., TinyBERT, arXiv
-    1909.10351 (uniform); Romero et al., FitNets, arXiv 1412.6550 (one layer); `learned` weighs
-    layers as Passban et al., ALP-KD, arXiv 2012.14022, but those of the student, so that no target
-    is left out.
+    Owns `scores` [features, layers] of a map that is learned, 0 at first: all layers alike."""
 
-    Owns `projections`, a linear map for each feature, and `scores` [features, layers] of a map that
-    is learned.
-    """
-
-    Options = HiddenLayersOptions
-    options: HiddenLayersOptions
+    options: MappedLayersOptions
     reads: ClassVar[Reads] = Reads(
         features=None,
         student=frozenset({"layers", "output"}),
@@ -38,42 +34,82 @@ class HiddenLayersObjective(LayersObjective):
         task=False,
     )
 
-    def __init__(self, options: HiddenLayersOptions, sizes: Sizes) -> None:
+    def __init__(self, options: MappedLayersOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)
-        targets = [sizes.feature_dim, *(torch.Size(shape).numel() for shape in sizes.more_shapes)]
-        self.layers = _layers(options, len(targets), sizes)
-        widths = [sizes.layer_dims[layer] for layer in self.layers]
+        self.targets = [sizes.feature_dim, *(torch.Size(s).numel() for s in sizes.more_shapes)]
+        """Numbers of each feature."""
+        self.layers = _layers(options, len(self.targets), sizes)
+        self.widths = [sizes.layer_dims[layer] for layer in self.layers]
+        """Width of the student's side of each feature."""
         self.scores: nn.Parameter | None = None
         if options.map == "learned":
-            if len(set(widths)) > 1:
+            if len(set(self.widths)) > 1:
                 raise JobError(
-                    f"map=learned: the student's layers have {len(set(widths))} widths, which have "
-                    "no mean; use uniform, last or a list"
+                    f"map=learned: the student's layers have {len(set(self.widths))} widths, which "
+                    "have no mean; use uniform, last or a list"
                 )
-            self.scores = nn.Parameter(torch.zeros(len(targets), len(widths)))
-            widths = [widths[0]] * len(targets)
-        self.projections = nn.ModuleList(map(nn.Linear, widths, targets))
+            self.scores = nn.Parameter(torch.zeros(len(self.targets), len(self.layers)))
+            self.widths = [self.widths[0]] * len(self.targets)
 
     @classmethod
     def layers_of(cls, options: Any) -> tuple[int, ...]:
-        """Those of a list; of other maps, they follow from the sizes."""
+        """The layers of a list; of other maps, they follow from the sizes."""
         return () if isinstance(options.map, str) else options.map
+
+    def states(self, side: StudentSide) -> list[Tensor]:
+        """Hidden states [B, T, width] of the layers that are read, 0 at padding."""
+        assert side.mask_BT is not None
+        padding_BT1 = side.mask_BT.unsqueeze(-1) == 0
+        read = (accumulated(side.layers[layer]) for layer in self.layers)
+        return [states_BTD.masked_fill(padding_BT1, 0) for states_BTD in read]
+
+    def mapped(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        """The student's side of each feature, of something of each layer that is read."""
+        if self.scores is None:
+            return list(layers)
+        stacked = torch.stack(list(layers))
+        return [mixed_layers(stacked, scores_L) for scores_L in self.scores]
+
+
+class ProjectedLayersObjective(MappedLayersObjective):
+    """An objective that compares projections of layers with features.
+
+    Owns `projections`, a linear map for each feature."""
+
+    options: ProjectedLayersOptions
+
+    def __init__(self, options: ProjectedLayersOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        self.projections = nn.ModuleList(map(nn.Linear, self.widths, self.targets))
+
+    def projected(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        """The projection for each feature, of something of each layer that is read."""
+        pairs = zip(self.projections, self.mapped(layers), strict=True)
+        return [accumulated(projection(each)) for projection, each in pairs]
+
+
+class HiddenLayersObjective(ProjectedLayersObjective):
+    """Hidden layers of the student, projected onto pooled layers of the teacher.
+
+    Formula: task + beta · mean over features i of distance(projection_i(pool(h_map(i))), t_i)
+    Source: Sun et al., PKD, arXiv 1908.09355 (last, normalised); Jiao et al., TinyBERT, arXiv
+    1909.10351 (uniform); Romero et al., FitNets, arXiv 1412.6550 (one layer); `learned` weighs
+    layers as Passban et al., ALP-KD, arXiv 2012.14022, but those of the student, so that no target
+    is left out.
+    """
+
+    Options = HiddenLayersOptions
+    options: HiddenLayersOptions
 
     def loss(
         self, side: StudentSide, features: tuple[Tensor, ...]
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Reports layers."""
         assert side.mask_BT is not None
-        found = [accumulated(side.layers[layer]) for layer in self.layers]
-        pooled = [pool(states, side.mask_BT, [self.options.layer_pooling]) for states in found]
-        if self.scores is not None:
-            pooled_LBD = torch.stack(pooled)
-            pooled = [mixed_layers(pooled_LBD, scores_L) for scores_L in self.scores]
+        read = (accumulated(side.layers[layer]) for layer in self.layers)
+        pooled = [pool(each, side.mask_BT, [self.options.layer_pooling]) for each in read]
         loss = hidden_layers_loss(
-            [
-                accumulated(projection(each))
-                for projection, each in zip(self.projections, pooled, strict=True)
-            ],
+            self.projected(pooled),
             [feature.flatten(start_dim=1) for feature in features],
             self.options.distance,
             self.options.normalize,
@@ -81,23 +117,22 @@ class HiddenLayersObjective(LayersObjective):
         return loss, {"layers": loss}
 
 
-def _layers(options: HiddenLayersOptions, features: int, sizes: Sizes) -> tuple[int, ...]:
+def _layers(options: MappedLayersOptions, features: int, sizes: Sizes) -> tuple[int, ...]:
     """The student's layer of each feature; all layers, of a map that is learned."""
     count = len(sizes.layer_dims) - 1
-    name = "hidden_layers"
     if not isinstance(options.map, str):
         if len(options.map) != features:
             raise JobError(
-                f"map: names {len(options.map)} layers, and objective {name} reads {features} "
-                "features; name a layer for each"
+                f"map: names {len(options.map)} layers of the student for {features} features of "
+                "the teacher; name a layer for each"
             )
         return options.map
-    require_layers(name, (1,), sizes)
+    require_layers("map", (1,), sizes)
     if options.map == "learned":
         return tuple(range(1, count + 1))
     if features > count:
         raise JobError(
-            f"objective {name}: {features} features for a student of {count} layers; name fewer "
+            f"map={options.map}: {features} features for a student of {count} layers; name fewer "
             "features, or use map=learned"
         )
     if options.map == "last":

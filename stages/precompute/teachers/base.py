@@ -146,7 +146,7 @@ class Teacher(ABC):
     default_batch_tokens: ClassVar[int | None] = None
     """Padded tokens of a batch, where buckets are lengths in tokens: so many rows as have them.
     None: `default_batch_size` rows of any length."""
-    default_rows_per_shard: ClassVar[int] = DEFAULT_ROWS_PER_SHARD
+    default_rows_per_shard: int = DEFAULT_ROWS_PER_SHARD
     probe_rows: ClassVar[int] = 64
     """Examples, at most, by which a dry run estimates the cost."""
     computes_elsewhere: ClassVar[bool] = False

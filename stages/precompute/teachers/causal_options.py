@@ -12,6 +12,8 @@ from ....cache_schemas.errors import JobError
 from ....cache_schemas.features import (
     GENERATED_IDS,
     GENERATED_LENGTHS,
+    TOKEN_IDS,
+    TOKENS,
     FeatureSpec,
     StoredDtype,
 )
@@ -23,8 +25,8 @@ from .options import CheckpointOptions, PaddingOptions, TeacherOptions, distinct
 if TYPE_CHECKING:
     import torch
 
-TOKENS, PREDICTIONS, GENERATED = "tokens", "predictions", "generated_tokens"
-"""The axes: tokens of a text, those of them that are predicted, and generated tokens."""
+PREDICTIONS, GENERATED = "predictions", "generated_tokens"
+"""The axes beside `tokens`: those of a text that are predicted, and generated tokens."""
 
 
 class CausalOptions(TeacherOptions, Recipe):
@@ -201,7 +203,7 @@ class TokenOptions(CausalOptions):
         of_tokens = {"axis": TOKENS, "max_length": max_length}
         of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "max_length": max_length}
         found = [
-            _spec("token_ids", (), "uint32", "token ids of the text", **of_tokens),
+            _spec(TOKEN_IDS, (), "uint32", "token ids of the text", **of_tokens),
             _spec("prompt_tokens", (), "uint32", "tokens at its start that are not predicted"),
         ]
         for name, coding in self.codings(vocab_size).items():

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ....cache_schemas.errors import JobError, RunError, TeacherOutputError, TeacherSourceError
-from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.features import TOKEN_IDS, FeatureSpec
 from ....cache_schemas.teachers import SettingValue, TeacherSpec
 from ...adapters import TASK, adapter_digests, base_of, not_brought, read_adapters
 from ...language.masks import attending
@@ -44,6 +44,7 @@ from .base import (
     Prepared,
     Teacher,
     make_spec,
+    to_device,
     to_host,
 )
 from .options import CheckpointOptions, TeacherOptions, TokenizedOptions
@@ -317,6 +318,12 @@ def own_files(folder: Path) -> list[Path]:
     return [path for pattern in MODEL_FILE_PATTERNS for path in folder.glob(pattern)]
 
 
+def _of_tokens(values_BT: torch.Tensor, rows: TokenRows) -> torch.Tensor:
+    """The values of real tokens [S, *shape] in half precision, text after text."""
+    at = to_device(torch.from_numpy(rows.positions(values_BT.shape[1])), values_BT.device)
+    return values_BT.flatten(0, 1).index_select(0, at).half()
+
+
 PROBE = "a b c"
 """A text shorter than its bucket, and longer than the window of a model of characters."""
 
@@ -372,9 +379,22 @@ class LanguageModelTeacher(CheckpointTeacher):
         self._texts.check(rows, batch.examples)
         with self._answering(), attending(self._texts.needs_mask(rows)):
             answers = self._answer(self._texts.inputs(rows, self._device))
-        stored = [self._precision.cast(values[: len(batch)]) for values in answers.values()]
-        arriving = to_host(stored)
-        return lambda: Answers(dict(zip(answers, arriving(), strict=True)), rows.truncated)
+        along = [spec.name for spec in self.spec.features if spec.axis is not None]
+        stored = {
+            name: self._precision.cast(values[: len(batch)])
+            for name, values in answers.items()
+            if name not in along
+        } | {name: _of_tokens(answers[name], rows) for name in along if name in answers}
+        arriving = to_host(list(stored.values()))
+
+        def wait() -> Answers:
+            arrays: dict[str, Any] = dict(zip(stored, arriving(), strict=True))
+            if along:
+                arrays[TOKEN_IDS] = rows.columns["input_ids"]
+            parts = {name: rows.parts(arrays[name]) for name in along}
+            return Answers(arrays | parts, rows.truncated)
+
+        return wait
 
     def unknown(self, examples: Sequence[Example]) -> Unknown | None:
         """See Teacher."""
@@ -406,7 +426,15 @@ class LanguageModelTeacher(CheckpointTeacher):
 
     @abstractmethod
     def _answer(self, inputs: Inputs) -> dict[str, torch.Tensor]:
-        """Feature -> [B or more, *shape], rows beyond B being repeated ones."""
+        """Feature -> [B or more, *shape], rows beyond B being repeated ones; along tokens
+        [B or more, T, *shape]."""
+
+    def _require_tokens(self, states: torch.Tensor, rows: TokenRows) -> None:
+        if states.shape[1] != int(rows.lengths.max()):
+            raise TeacherSourceError(
+                f"source {self._folder}: {type(self._model).__name__} has no hidden states for "
+                "each token; leave token_layers out"
+            )
 
     @torch.inference_mode()
     def _probe(self) -> None:
@@ -419,6 +447,12 @@ class LanguageModelTeacher(CheckpointTeacher):
         tolerance = PADDING_TOLERANCE[self._precision.torch_dtype]
         for name, expected in bare.items():
             feature = self.spec.feature(name)
+            if feature is not None and feature.axis is not None:
+                self._require_tokens(expected, rows)
+                own = rows.positions(expected.shape[1]), rows.positions(padded[name].shape[1])
+                one, other = (torch.from_numpy(each).to(expected.device) for each in own)
+                expected = expected.flatten(0, 1)[one]
+                padded[name] = padded[name].flatten(0, 1)[other]
             if feature is not None and expected.shape[1:] != feature.shape:
                 raise TeacherSourceError(
                     f"source {self._folder}: {type(self._model).__name__} gives "

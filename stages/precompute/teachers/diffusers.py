@@ -49,7 +49,7 @@ class DiffusersTeacher(Teacher):
     Options = DiffusersOptions
     kind = "diffusers"
     default_batch_size: ClassVar[int] = 8
-    default_rows_per_shard: ClassVar[int] = 1024
+    default_rows_per_shard = 1024
 
     def __init__(self, source: str, options: DiffusersOptions, device: torch.device) -> None:
         require_extra("teacher diffusers", "teachers", "diffusers", "PIL")

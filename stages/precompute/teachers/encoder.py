@@ -32,18 +32,28 @@ from .encoder_options import EncoderOptions, Pooling, resolve_options
 from .options import TokenizedOptions
 from .tokenized import Inputs
 
+_TOKENS_OF = "token_states_{}"
+"""Names of features along the tokens, by layer."""
+
+ROWS_OF_TOKENS = 1024
+"""Texts of a shard by default, where each has as many rows as tokens: with 768 numbers of 40
+tokens, a shard has 60 MB a layer."""
+
 
 class EncoderTeacher(LanguageModelTeacher):
-    """Features `pooled` [E], and `layer_<n>` [H] for each of `layers`."""
+    """Features `pooled` [E], `layer_<n>` [H] for each of `layers`, and along the tokens
+    `token_states_<n>` [H] for each of `token_layers`, with `token_ids`."""
 
     Options = EncoderOptions
     kind = "encoder"
-    selecting = frozenset({"layers"})
+    selecting = frozenset({"layers", "token_layers"})
     auto_class = "AutoModel"
 
     def __init__(self, source: str, options: EncoderOptions, device: torch.device) -> None:
         self._options = options
         super().__init__(source, options, device)
+        if self._options.token_layers:
+            self.default_rows_per_shard = ROWS_OF_TOKENS
         if self._skipped >= int(self.spec.settings["max_length"]):  # type: ignore[arg-type]
             raise JobError(f"prompt: its {self._skipped} tokens leave no room for text")
 
@@ -124,16 +134,20 @@ class EncoderTeacher(LanguageModelTeacher):
         self._layers = layers.eval().requires_grad_(False).to(self._device)
 
     def _answer(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        tokens: dict[str, Tensor] = {}
         if self._options.pooling == "features":
             told = {name: inputs[name] for name in inputs.keys() & self._texts.names}
             pooled = {"pooled": text_features(self._model, told).float()}
         else:
-            output = self._model(**inputs, output_hidden_states=bool(self._options.layers))
+            options = self._options
+            read = bool(options.layers or options.token_layers)
+            output = self._model(**inputs, output_hidden_states=read)
             pooled = self._pool(output, inputs["attention_mask"])
+            tokens = {_TOKENS_OF.format(n): output.hidden_states[n] for n in options.token_layers}
         pooled["pooled"] = self._layers(pooled["pooled"])[:, : self._options.dim]
-        if not self._options.normalize:
-            return pooled
-        return {name: F.normalize(values, dim=-1) for name, values in pooled.items()}
+        if self._options.normalize:
+            pooled = {name: F.normalize(values, dim=-1) for name, values in pooled.items()}
+        return pooled | tokens
 
     def _pool(self, output: Any, mask_BT: torch.Tensor) -> dict[str, torch.Tensor]:
         modes = _of_states(self._options.pooling)
@@ -163,7 +177,10 @@ class EncoderTeacher(LanguageModelTeacher):
                 description=text,
             )
             for name, text in self._descriptions().items()
-        ]
+        ] + self._options.token_features(
+            {name: width for name, width in widths.items() if name.startswith(_TOKENS_OF[:-2])},
+            self._texts.max_length,
+        )
 
     def _widths(self) -> dict[str, int]:
         """Feature -> numbers per text."""
@@ -171,21 +188,27 @@ class EncoderTeacher(LanguageModelTeacher):
             with refusing(TeacherSourceError, f"source {self._folder}"):
                 return {"pooled": features_width(self._skeleton)}
         modes, layers = len(_of_states(self._options.pooling)), self._options.layers
+        of_tokens = self._options.token_layers
         probed = self._skeleton.get_encoder() if self._has_decoder() else self._skeleton
-        output = probe_skeleton(probed, output_hidden_states=bool(layers))
+        output = probe_skeleton(probed, output_hidden_states=bool(layers or of_tokens))
         if output is not None:
             last = output.last_hidden_state
             if self._options.pooling == "pooler":
                 last = output.pooler_output
             states = {"pooled": last} | {f"layer_{n}": output.hidden_states[n] for n in layers}
-            return {name: modes * int(each.shape[-1]) for name, each in states.items()}
+            return {name: modes * int(each.shape[-1]) for name, each in states.items()} | {
+                _TOKENS_OF.format(n): int(output.hidden_states[n].shape[-1]) for n in of_tokens
+            }
         width = getattr(self._text_config, "hidden_size", None)
         if width is None:
             raise TeacherSourceError(
                 f"source {self._folder}: model type {self._config.model_type!r} has no "
                 "hidden_size; use a text encoder"
             )
-        return {name: modes * int(width) for name in ("pooled", *(f"layer_{n}" for n in layers))}
+        pooled = ("pooled", *(f"layer_{n}" for n in layers))
+        return {name: modes * int(width) for name in pooled} | {
+            _TOKENS_OF.format(n): int(width) for n in of_tokens
+        }
 
     @property
     def _text_config(self) -> Any:
@@ -211,15 +234,16 @@ class EncoderTeacher(LanguageModelTeacher):
         if self._gives_features != (self._options.pooling == "features"):
             gives = "gives" if self._gives_features else "does not give"
             raise JobError(f"pooling: a {name} {gives} its own text features; leave it out")
-        if self._gives_features and self._options.layers:
-            raise JobError(f"layers: for a {name}, only text features are kept; leave it out")
+        named = {"layers": self._options.layers, "token_layers": self._options.token_layers}
+        for option, layers in named.items():
+            if self._gives_features and layers:
+                raise JobError(f"{option}: for a {name}, only text features are kept; leave it out")
+            deepest = getattr(self._text_config, "num_hidden_layers", 0) if layers else 0
+            beyond = [layer for layer in layers if layer > deepest]
+            if beyond:
+                raise JobError(f"{option}: {beyond[0]} is beyond the model's; from 0 to {deepest}")
         if self._gives_features:
             return
-        if self._options.layers:
-            deepest = getattr(self._text_config, "num_hidden_layers", 0)
-            beyond = [layer for layer in self._options.layers if layer > deepest]
-            if beyond:
-                raise JobError(f"layers: {beyond[0]} is beyond the model's; from 0 to {deepest}")
         if self._options.pooling == "pooler" and getattr(self._skeleton, "pooler", None) is None:
             raise JobError(f"pooling: {name} has no pooler; choose mean, cls or last")
 

@@ -1,12 +1,14 @@
 """Options of an encoder: those of the job, else those a sentence-transformers folder declares, else
 the mean of the last hidden states."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from ....cache_schemas.errors import JobError
+from ....cache_schemas.features import TOKEN_IDS, TOKENS, FeatureSpec
 from ....cache_schemas.teachers import SettingValue
 from ...pooling import StatePooling
 from .options import TokenizedOptions, distinct_layers, one_is_no_list
@@ -17,7 +19,12 @@ if TYPE_CHECKING:
 
 Pooling = StatePooling | Literal["pooler", "features"]
 
-_WITHOUT_EFFECT: dict[str, SettingValue] = {"prompt": "", "include_prompt": True, "dim": None}
+_WITHOUT_EFFECT: dict[str, SettingValue] = {
+    "prompt": "",
+    "include_prompt": True,
+    "dim": None,
+    "token_layers": (),
+}
 """Values that keep features as they were before these options existed."""
 
 
@@ -37,6 +44,11 @@ class EncoderOptions(TokenizedOptions):
         description="hidden layers to keep as well, as features layer_0 (embeddings), layer_1, "
         "...; pooled the same way, by the first token if pooling=pooler",
     )
+    token_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="hidden layers to keep for each token, as token_states_0 (embeddings), "
+        "token_states_1, ...: 2 bytes a number, with token_ids",
+    )
     normalize: bool = Field(
         default=False, description="scale every feature to length 1; default: as declared"
     )
@@ -55,7 +67,7 @@ class EncoderOptions(TokenizedOptions):
     )
 
     _one_is_no_list = field_validator("pooling")(one_is_no_list)
-    _differ = field_validator("layers")(distinct_layers)
+    _differ = field_validator("layers", "token_layers")(distinct_layers)
 
     @property
     def prefix(self) -> str:
@@ -72,6 +84,26 @@ class EncoderOptions(TokenizedOptions):
             if settings[name] == value:
                 del settings[name]
         return settings
+
+    def token_features(self, widths: Mapping[str, int], max_length: int) -> list[FeatureSpec]:
+        """The features along a text's tokens, of these widths, and the tokens' ids."""
+        if not widths:
+            return []
+        along: dict[str, Any] = {"axis": TOKENS, "max_length": max_length}
+        ids = FeatureSpec(
+            name=TOKEN_IDS, shape=(), dtype="uint32", description="token ids of the text", **along
+        )
+        states = (
+            FeatureSpec(
+                name=name,
+                shape=(width,),
+                dtype="float16",
+                description=f"hidden states {name.rpartition('_')[2]} of each token",
+                **along,
+            )
+            for name, width in widths.items()
+        )
+        return [ids, *states]
 
 
 @dataclass(frozen=True, slots=True)

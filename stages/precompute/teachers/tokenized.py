@@ -21,7 +21,7 @@ from ....cache_schemas.errors import TeacherOutputError
 from ....cache_schemas.keys import IntArray
 from ...language.prompt_templates import columns_of
 from ...pretrained import padding_id
-from ...ragged import positions_of
+from ...ragged import arange_each, positions_of
 from ...tokenizing.long_texts import shortened, shortened_pair, text_and_pair
 from ...tokenizing.padding import pad
 from ...tokenizing.unknown import Unknown, mostly_unknown
@@ -54,6 +54,16 @@ class TokenRows:
         columns = {name: values[positions] for name, values in self.columns.items()}
         return TokenRows(columns, self.lengths[rows], self.truncated[rows])
 
+    def positions(self, width: int) -> _Ints:
+        """The index of each token [S] in rows of so many, padded on the right, end to end."""
+        return np.repeat(np.arange(len(self.lengths)) * width, self.lengths) + arange_each(
+            self.lengths
+        )
+
+    def parts(self, values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """The values [S, *shape] of all tokens, those of each text."""
+        return np.split(values, self._offsets[1:-1])
+
 
 Inputs = dict[str, torch.Tensor]
 """Name -> [B, T] integers, `input_ids` and `attention_mask` (1 for real tokens) among them; on a
@@ -79,7 +89,7 @@ class TextTokenizer:
         length."""
         self._tokenizer = tokenizer
         self._options = options
-        self._max_length = max_length
+        self.max_length = max_length
         self.positions, self._fixed = positions, fixed
         self.names = names & set(tokenizer.model_input_names)
         self._names = (self.names | {"input_ids"}) - {"attention_mask"}
@@ -161,13 +171,13 @@ class TextTokenizer:
 
     def _tokenize(self, texts: Sequence[tuple[str, str | None]]) -> TokenRows:
         rows = self._rows(texts)
-        truncated = rows.lengths > self._max_length
+        truncated = rows.lengths > self.max_length
         if not truncated.any():
             return rows
         # The tokenizer cuts, not we: it keeps the special tokens and shortens the longer segment.
         longer = np.flatnonzero(truncated)
         cut = self._rows(
-            [texts[row] for row in longer.tolist()], truncation=True, max_length=self._max_length
+            [texts[row] for row in longer.tolist()], truncation=True, max_length=self.max_length
         )
         order = np.arange(len(texts))
         order[longer] = len(texts) + np.arange(len(longer))
@@ -191,7 +201,7 @@ class TextTokenizer:
         return TokenRows(columns, lengths, np.zeros(len(ids), dtype=bool))
 
     def _text_and_pair(self, segments: Sequence[str]) -> tuple[str, str | None]:
-        options, tokenizer, most = self._options, self._tokenizer, self._max_length
+        options, tokenizer, most = self._options, self._tokenizer, self.max_length
         if len(segments) < 2 or options.template != "{text}":
             text = options.prefix + options.text(segments)
             return shortened(tokenizer, [text], most)[0], None

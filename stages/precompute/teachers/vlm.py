@@ -54,7 +54,7 @@ class PromptTokenizer(TextTokenizer):
         the place of a picture."""
         rows = [self._options.parts(each) for each in segments]
         # Two tokens or more may become one where a text ends.
-        most = max(min(self._max_length, self.positions - self._around), 1)
+        most = max(min(self.max_length, self.positions - self._around), 1)
         texts = [shortened(self._tokenizer, [text], most)[0] for row in rows for text in row]
         offsets = self._tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -127,7 +127,7 @@ class VlmTeacher(LanguageModelTeacher):
     selecting = frozenset({"layers"})
     auto_class = "AutoModelForImageTextToText"
     default_batch_size: ClassVar[int] = 8
-    default_rows_per_shard: ClassVar[int] = 1024
+    default_rows_per_shard = 1024
     _texts: PromptTokenizer
 
     def __init__(self, source: str, options: VlmOptions, device: torch.device) -> None:

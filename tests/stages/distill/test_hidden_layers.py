@@ -130,9 +130,9 @@ def test_uniform_maps_end_at_the_last_layer(
 @pytest.mark.parametrize(
     ("layers", "options", "message"),
     [
-        (1, {}, "objective hidden_layers: 2 features for a student of 1 layers"),
+        (1, {}, "map=uniform: 2 features for a student of 1 layers"),
         (1, {"map": "last"}, "name fewer features, or use map=learned"),
-        (4, {"map": (1,)}, "map: names 1 layers, and objective hidden_layers reads 2 features"),
+        (4, {"map": (1,)}, "map: names 1 layers of the student for 2 features of the teacher"),
         (4, {"map": (1, 5)}, "layer 5 is beyond the student's"),
     ],
 )

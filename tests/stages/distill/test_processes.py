@@ -15,7 +15,7 @@ import torch
 from armada.stages.store.reading.reader import open_cache
 from hangs import HANG_S
 from safetensors.torch import load_file
-from tiny_runs import Bench, freeze_dropout, make_cache
+from tiny_runs import Bench, freeze_dropout, make_cache, make_token_cache
 
 TESTS = Path(processes_worker.__file__).parent
 PLUG_INS = TESTS / "hint_objective"
@@ -38,6 +38,8 @@ RUNS: dict[str, dict[str, Any]] = {
         **{"batch_size": 4, "objective": "hidden_layers", "features": ["embedding", "logits"]},
         "weights": {"map": "learned", "normalize": True},
     },
+    "token states": {"batch_size": 8, "objective": "token_states"},
+    "token relations": {"batch_size": 4, "objective": "token_relations"},
     "averaged": {"batch_size": 8, "average": "ema", "average_decay": 0.8},
     "summed": {"batch_size": 8, "summed": True},
     "summed, joint": {"batch_size": 4, "summed": True, "schedule": "joint"},
@@ -81,6 +83,7 @@ def root(checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(checkpoint("bert"), folder / "student")
     freeze_dropout(folder / "student")
     make_cache(folder / "cache")
+    make_token_cache(folder / "cache-tokens", folder / "student")
     return folder
 
 
@@ -109,7 +112,8 @@ def found_sharded(torchrun: Sequence[str], root: Path) -> dict[str, list[float]]
 
 def alone(root: Path, folder: Path, **how: Any) -> list[float]:
     """The same run in this process."""
-    bench = Bench(root / "student", open_cache(root / "cache"))
+    tokens = open_cache(root / "cache-tokens")
+    bench = Bench(root / "student", open_cache(root / "cache"), tokens=tokens)
     return processes_worker.losses(bench, {**copy.deepcopy(how), "folder": str(folder)})
 
 

@@ -102,7 +102,7 @@ class TestEncoder(TeacherTests):
         **TEXT_OPTIONS,
         **PRECISION,
         **{"max_length": 5, "pooling": "cls", "layers": (0,), "normalize": True, "dim": 3},
-        "prompt": "query: ",
+        **{"prompt": "query: ", "token_layers": (1,)},
     }
     unchanging = {"include_prompt": False, **PLACE}  # where there is none
     untried = ("revision", "prompt_name", "padding", *OF_MANY_GPUS)  # of hubs, prompts, last bits
@@ -116,6 +116,10 @@ class TestEncoderWithPrompt(TestEncoder):
     options = {"prompt": "query: ", "pooling": ("mean", "max")}
     changing = {**TestEncoder.changing, "prompt": "a ", "include_prompt": False}
     unchanging = PLACE
+
+
+class TestEncoderOfTokens(TestEncoder):
+    options = {"token_layers": (0, 2), "layers": (1,)}
 
 
 class TestDecoderAsEncoder(TestEncoder):

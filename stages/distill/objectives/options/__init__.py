@@ -9,6 +9,7 @@ from .features import Distance, FeatureOptions
 from .layers import HiddenLayersOptions
 from .logits import KDOptions
 from .relations import RKDOptions
+from .token_states import TokenRelationsOptions, TokenStatesOptions
 from .tokens import Tail, TokensOptions
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "OrthogonalMap",
     "RKDOptions",
     "Tail",
+    "TokenRelationsOptions",
+    "TokenStatesOptions",
     "TokensOptions",
     "WeightSchedule",
 ]

@@ -11,8 +11,8 @@ from .features import Distance
 LayerMap = Literal["uniform", "last", "learned"] | Annotated[tuple[int, ...], Field(min_length=1)]
 
 
-class HiddenLayersOptions(BetaOptions):
-    """Options of the objective hidden_layers."""
+class MappedLayersOptions(BetaOptions):
+    """Options of an objective that reads a layer of the student for each feature."""
 
     map: LayerMap = Field(
         default="uniform",
@@ -20,16 +20,16 @@ class HiddenLayersOptions(BetaOptions):
         "(the last ones), learned (a softmax-weighted mean of all), or a list of layers: 1 is the "
         "first, -1 the last",
     )
+
+
+class ProjectedLayersOptions(MappedLayersOptions):
+    """Options of an objective that projects layers onto features."""
+
     distance: Distance = Field(
         default="mse", description="distance to the feature: mse, mae or cosine"
     )
     normalize: bool = Field(
         default=False, description="scale projections and features to length 1 first, as PKD does"
-    )
-    layer_pooling: StatePooling = Field(
-        default="mean",
-        description="how the states of a layer become one vector, as the teacher's: mean, cls, "
-        "last, max, mean_sqrt_len_tokens or weightedmean",
     )
 
     @model_validator(mode="after")
@@ -37,3 +37,13 @@ class HiddenLayersOptions(BetaOptions):
         if self.normalize and self.distance == "cosine":
             raise ValueError("normalize: cosine compares directions alone; leave it out")
         return self
+
+
+class HiddenLayersOptions(ProjectedLayersOptions):
+    """Options of the objective hidden_layers."""
+
+    layer_pooling: StatePooling = Field(
+        default="mean",
+        description="how the states of a layer become one vector, as the teacher's: mean, cls, "
+        "last, max, mean_sqrt_len_tokens or weightedmean",
+    )
