@@ -61,6 +61,8 @@ class Needs:
             parts = ["a feature" if self.features == 1 else count]
         if "layers" in self.student:
             parts.append("layers of the student")
+        if "attention" in self.student:
+            parts.append("attention layers of the student")
         if "tokens" in self.student and self.axis is not None:
             parts.append("a language model")
         if self.labels and self.features != 0:

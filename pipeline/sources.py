@@ -181,17 +181,17 @@ def _feature_along_tokens(cache: Cache, reading: Reading, of_several: bool) -> s
         for name in cache.features
         if cache.feature_spec(name).axis == TOKENS and not cache.feature_spec(name).whole
     ]
-    if reading.feature in known and TOKEN_IDS in cache.features:
-        return str(reading.feature)
-    if reading.feature is None and len(known) == 1:
-        return known[0]
+    named = known[0] if reading.feature is None and len(known) == 1 else reading.feature
+    if named in known and TOKEN_IDS in cache.features:
+        return str(named)
     prefix = f"{reading.teacher}: " if of_several else ""
     what = "is missing" if reading.feature is None else f"{reading.feature!r} is not of tokens"
-    layer = re.fullmatch(r"token_states_(\d+)", reading.feature or "")
+    asked = re.fullmatch(r"(token_states|attention)_(\d+)", reading.feature or "")
+    option = "attention_layers" if asked and asked[1] == "attention" else "token_layers"
     raise MissingFeatureError(
         f"{prefix}job key 'feature': {what}; teacher {cache.teacher.fingerprint[:12]} "
         f"({cache.teacher.spec.kind}) has {', '.join(known) or 'none that is'}; precompute with "
-        f"token_layers=[{layer[1] if layer else 'N'}] of an encoder, and add_features=true to keep "
+        f"{option}=[{asked[2] if asked else 'N'}] of an encoder, and add_features=true to keep "
         "what is cached"
     )
 

@@ -7,13 +7,14 @@ from typing import Any
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.features import GENERATED_IDS, TOKENS, AxisName
 from ..stages.corpus.labels import LabelSpace
-from ..stages.distill.model import layer_dims
+from ..stages.distill.model import attention_dims, layer_dims
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.base import (
     Objective,
     Shape,
     Sizes,
     StudentTensor,
+    require_attention,
     require_layers,
 )
 from ..stages.distill.objectives.sum import SummedObjective
@@ -53,6 +54,7 @@ class Term:
         """A new, initialised objective. Raises JobError."""
         options = self.objective.Options(**self.keys.options)
         require_layers(self.keys.name, self.objective.layers_of(options), sizes)
+        require_attention(self.keys.name, self.objective.attention_of(options), sizes)
         built = self.objective(options, sizes)
         built.label = self.label
         built.sources = self.sources
@@ -117,15 +119,16 @@ def readings_of(terms: Sequence[Term]) -> dict[str, Reading]:
 def sizes_of(student: Any, space: LabelSpace, dropout: float, terms: Sequence[Term]) -> Sizes:
     """Sizes of a student, and of its layers if some objective reads them. Raises
     StudentSourceError."""
-    read = any("layers" in term.objective.reads.student for term in terms)
+    read = {tensor for term in terms for tensor in term.objective.reads.student}
     return Sizes(
         pooled_dim=student.dim,
         num_labels=space.num_labels,
         regression=space.regression,
         feature_shape=None,
         dropout=dropout,
-        layer_dims=layer_dims(student) if read else (),
+        layer_dims=layer_dims(student) if "layers" in read else (),
         multilabel=space.multilabel,
+        attention_dims=attention_dims(student) if "attention" in read else (),
     )
 
 
@@ -262,6 +265,11 @@ def _labels(keys: Sequence[ObjectiveKeys], named: Sequence[str | None]) -> list[
 def _check_student(term: Term, job: DistillJob) -> None:
     """Raises JobError for an objective that reads what this kind of student does not have."""
     name, reads = term.keys.name, term.objective.reads
+    if "attention" in reads.student and job.compile_student:
+        raise JobError(
+            f"compile_student: objective {name} records queries, keys and values, which compiled "
+            "layers do not hand out; leave it out"
+        )
     if job.task != "language":
         if "tokens" in reads.student <= {"layers", "tokens"}:
             raise JobError(f"objective {name}: is for language models; set task=language")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...cache_schemas.errors import StudentSourceError
 from ...cache_schemas.features import TOKENS
+from ..language.attention import attention_linears, with_attention
 from ..language.probes import probe_text, probing
 from ..pretrained import refusing
 from .aligner import AlignerAnswers
@@ -46,6 +47,8 @@ class TrainedModel(nn.Module):
         """Sources of features along the tokens."""
         self.layers = sorted({layer for part in objective.parts for layer in part.layers})
         """Layers that some objective reads; hidden states are kept for no others."""
+        self.attention = sorted({layer for part in objective.parts for layer in part.attention})
+        """Attention layers that some objective reads."""
 
     def _joined(self, part: Feature | None, rows: int) -> Any:
         """A part of this process's share, for a whole batch of so many rows; in an evaluation every
@@ -70,19 +73,39 @@ class TrainedModel(nn.Module):
             found[name] = self._joined(each, rows)
         return found
 
+    def _read_layers(self, *inputs: Tensor | None, **more: Any) -> tuple[Any, ...]:
+        """What a student returns with its hidden states, and its attention where that is read."""
+        read = self.student.with_hidden_states
+        if not self.attention:
+            return (*self.parts.read(read, *inputs, **more), ())
+        linears = attention_linears(self.student.backbone)
+        chosen = [linears[layer - 1 if layer > 0 else layer] for layer in self.attention]
+        found: tuple[Any, ...] = self.parts.read(with_attention(read, chosen), *inputs, **more)
+        return found
+
     def _layers(
-        self, states: Sequence[Tensor], mask_BT: Tensor, rows: int
-    ) -> tuple[dict[int, Tensor], Tensor]:
-        """The layers that are read, of the hidden states of all, and their mask, both for the whole
-        batch."""
+        self,
+        states: Sequence[Tensor],
+        attention: Sequence[Tensor],
+        mask_BT: Tensor,
+        rows: int,
+    ) -> dict[str, Any]:
+        """The layers that are read, of the hidden states of all, the attention that is read, and
+        their mask, for the whole batch; as `StudentSide` has them."""
         read = {layer % len(states): states[layer] for layer in self.layers}
-        if lacking := self.processes.widest(mask_BT) - mask_BT.shape[1]:
+        lacking = self.processes.widest(mask_BT) - mask_BT.shape[1]
+
+        def whole(each: Tensor) -> Any:
             # Shares are as wide as their own longest texts.
-            read = {number: F.pad(each, (0, 0, 0, lacking)) for number, each in read.items()}
-            mask_BT = F.pad(mask_BT, (0, lacking))
-        whole = {number: self._joined(each, rows) for number, each in read.items()}
-        layers = {layer: whole[layer % len(states)] for layer in self.layers}
-        return layers, self._joined(mask_BT, rows)
+            wide = F.pad(each, (*(0, 0) * (each.ndim - 2), 0, lacking)) if lacking else each
+            return self._joined(wide, rows)
+
+        joined = {number: whole(each) for number, each in read.items()}
+        return {
+            "layers": {layer: joined[layer % len(states)] for layer in self.layers},
+            "attention": dict(zip(self.attention, map(whole, attention), strict=True)),
+            "mask_BT": whole(mask_BT),
+        }
 
 
 class DistillModel(TrainedModel):
@@ -107,12 +130,12 @@ class DistillModel(TrainedModel):
         takes it; `has_answers` as in `StudentSide`."""
         inputs = (input_ids, attention_mask, token_type_ids)
         scored = labels is not None and (self.training or self.student.space.task == "none")
-        layers, mask_BT = dict[int, Tensor](), None
-        if scored and self.layers:
-            read = self.student.with_hidden_states
-            pooled_BD, output_BK, states = self.parts.read(read, *inputs, masked=masked)
-            layers, mask_BT = self._layers(states, attention_mask, rows)
-            del states
+        inside: dict[str, Any] = {}
+        if scored and (self.layers or self.attention):
+            read = self._read_layers(*inputs, masked=masked)
+            pooled_BD, output_BK, states, attention = read
+            inside = self._layers(states, attention, attention_mask, rows)
+            del read, states, attention
         else:
             pooled_BD, output_BK = self.parts.read(self.student, *inputs, masked=masked)
         if labels is None:
@@ -120,16 +143,29 @@ class DistillModel(TrainedModel):
         if not scored:
             loss = task_loss(output_BK, labels, self.student.space.regression)
             return {"loss": loss, "logits": output_BK}
-        sources: Sources = self._features(features, mask_BT, rows)
+        sources: Sources = self._features(features, inside.get("mask_BT"), rows)
         side = StudentSide(
             pooled_BD=self._joined(pooled_BD, rows),
             output_BK=self._joined(output_BK, rows),
-            layers=layers,
-            mask_BT=mask_BT,
             has_answers=has_answers or {},
+            **inside,
         )
         terms = self.objective.of_batch(side, sources, self._joined(labels, rows))
         return {"loss": terms["total"], "logits": output_BK, "terms": terms}
+
+
+def attention_dims(student: Any) -> tuple[int, ...]:
+    """0 for the embeddings, and the width of a query in each of a student's layers.
+
+    Raises StudentSourceError for a family without a linear map each for queries, keys and
+    values."""
+    linears = attention_linears(student.backbone)
+    if not linears:
+        raise StudentSourceError(
+            f"student: a {student.backbone.config.model_type} has no separate queries, keys and "
+            "values in each layer; use a BERT, RoBERTa, ELECTRA or DistilBERT, or another objective"
+        )
+    return (0, *(int(query.out_features) for query, _, _ in linears))
 
 
 def layer_dims(student: Any) -> tuple[int, ...]:

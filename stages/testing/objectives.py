@@ -32,7 +32,8 @@ Terms = dict[str, Tensor]
 class Batch:
     """Inputs of an objective: pooled [B, D], output [B, K], features [B, *shape], labels [B];
     hidden states [B, T, width] of the embeddings and each layer, and their mask [B, T].
-    `along_tokens`: features are [B, T, *shape], with the same mask."""
+    `along_tokens`: features are [B, T, *shape], with the same mask. `attention`: queries, keys and
+    values [B, T, 3, width] of each attention layer from the first."""
 
     pooled: Tensor
     output: Tensor
@@ -41,6 +42,17 @@ class Batch:
     layers: tuple[Tensor, ...] = ()
     mask: Tensor | None = None
     along_tokens: bool = False
+    attention: tuple[Tensor, ...] = ()
+
+    @property
+    def student(self) -> tuple[Tensor, ...]:
+        """All tensors of the student."""
+        return (self.pooled, self.output, *self.layers, *self.attention)
+
+    def of_student(self, pooled: Tensor, output: Tensor, *inside: Tensor) -> "Batch":
+        """The same with other tensors of the student, as `student` has them."""
+        layers, attention = inside[: len(self.layers)], inside[len(self.layers) :]
+        return replace(self, pooled=pooled, output=output, layers=layers, attention=attention)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same with all tensors changed, except labels."""
@@ -50,6 +62,7 @@ class Batch:
             output=change(self.output),
             features=tuple(change(each) for each in self.features),
             layers=tuple(change(each) for each in self.layers),
+            attention=tuple(change(each) for each in self.attention),
         )
 
     def take(self, rows: Tensor) -> "Batch":
@@ -61,6 +74,7 @@ class Batch:
             features=tuple(each[rows] for each in self.features),
             labels=self.labels[rows],
             layers=tuple(each[rows] for each in self.layers),
+            attention=tuple(each[rows] for each in self.attention),
             mask=None if self.mask is None else self.mask[rows],
         )
 
@@ -70,7 +84,13 @@ class Batch:
             return self
         mask = F.pad(self.mask, (1, 2))
         features = _padded(self.features, mask) if self.along_tokens else self.features
-        return replace(self, mask=mask, layers=_padded(self.layers, mask), features=features)
+        return replace(
+            self,
+            mask=mask,
+            layers=_padded(self.layers, mask),
+            attention=_padded(self.attention, mask),
+            features=features,
+        )
 
 
 def _padded(tensors: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, ...]:
@@ -106,8 +126,10 @@ class ObjectiveTests:
     one token, for features along tokens."""
     layer_dims: ClassVar[tuple[int, ...]] = (6, 6, 6, 6, 6)
     """Widths of a student's embeddings and of its layers, for an objective that reads layers."""
+    attention_dims: ClassVar[tuple[int, ...]] = (6, 6)
+    """Widths of a query in each layer, for an objective that reads attention."""
     tokens: ClassVar[int] = 4
-    """Tokens of the longest text, if layers are read."""
+    """Tokens of the longest text, if layers or attention are read."""
     least_tokens: ClassVar[int] = 1
     """Tokens of the shortest text: 2 for an objective that compares pairs of them."""
     rows: ClassVar[int] = 6
@@ -139,13 +161,15 @@ class ObjectiveTests:
             features=tuple(torch.randn(rows, *shape, generator=draw) for shape in _shapes(sizes)),
             labels=5 * torch.rand(rows, generator=draw) if sizes.regression else labels,
         )
-        if not sizes.layer_dims:
+        if not sizes.layer_dims and not sizes.attention_dims:
             return batch
         shapes = [(rows, self.tokens, width) for width in sizes.layer_dims]
         layers = tuple(torch.randn(shape, generator=draw) for shape in shapes)
+        wide = [(rows, self.tokens, 3, width) for width in sizes.attention_dims[1:]]
+        attention = tuple(torch.randn(shape, generator=draw) for shape in wide)
         lengths = torch.randint(self.least_tokens, self.tokens + 1, (rows, 1), generator=draw)
         mask = (torch.arange(self.tokens) < lengths).long()
-        batch = replace(batch, layers=layers, mask=mask)
+        batch = replace(batch, layers=layers, mask=mask, attention=attention)
         if self._class().reads.axis != TOKENS:
             return batch
         along = [(rows, self.tokens, *shape) for shape in _shapes(sizes)]
@@ -187,7 +211,7 @@ class ObjectiveTests:
 
     def test_total_has_a_graph_and_the_other_terms_are_reported(self, sizes: Sizes) -> None:
         objective, batch = self._made(sizes), self._batch(sizes)
-        student = (batch.pooled, batch.output, *batch.layers)
+        student = batch.student
         for part in student:
             part.requires_grad_()
         terms = self._terms(objective, batch)
@@ -210,12 +234,10 @@ class ObjectiveTests:
         objective = self._made(sizes).double()
         batch = self._batch(sizes).map(torch.Tensor.double)
 
-        def total(pooled: Tensor, output: Tensor, *layers: Tensor) -> Tensor:
-            changed = replace(batch, pooled=pooled, output=output, layers=layers)
-            return self._terms(objective, changed)["total"]
+        def total(*student: Tensor) -> Tensor:
+            return self._terms(objective, batch.of_student(*student))["total"]
 
-        student = (batch.pooled, batch.output, *batch.layers)
-        inputs = tuple(part.requires_grad_() for part in student)
+        inputs = tuple(part.requires_grad_() for part in batch.student)
         assert total(*inputs).dtype == torch.float64, "float64 is rounded: cast by `accumulated`"
         assert torch.autograd.gradcheck(total, inputs)
 
@@ -292,6 +314,13 @@ class ObjectiveTests:
             states[layer] = states[layer].flip(0) + 1
             changed = self._terms(objective, replace(batch, layers=tuple(states)))["total"]
             assert not torch.equal(changed, total), f"layer {layer} is not read"
+        if "attention" in reads.student:
+            assert objective.attention, "reads.student has attention: attention_of names none"
+        for layer in objective.attention:
+            inside = list(batch.attention)
+            inside[_index(layer)] = inside[_index(layer)].flip(0) + 1
+            changed = self._terms(objective, replace(batch, attention=tuple(inside)))["total"]
+            assert not torch.equal(changed, total), f"attention layer {layer} is not read"
         relabelled = replace(batch, labels=batch.labels.flip(0))
         if reads.task and reads.labels:
             changed = self._terms(objective, relabelled)["total"]
@@ -326,6 +355,9 @@ class ObjectiveTests:
         if "layers" in reads.student:
             with pytest.raises(InputError, match="layer"):
                 self._made(replace(self._sizes(regression=False), layer_dims=()))
+        if "attention" in reads.student:
+            with pytest.raises(InputError, match="attention"):
+                self._made(replace(self._sizes(regression=False), attention_dims=()))
 
     def test_its_weights_are_kept_and_read_again(self, sizes: Sizes) -> None:
         one, other = self._made(sizes), self._made(sizes, seed=1)
@@ -354,6 +386,9 @@ class ObjectiveTests:
             more_shapes=shapes[1:],
             dropout=0.0,
             layer_dims=self.layer_dims if "layers" in self._class().reads.student else (),
+            attention_dims=(
+                (0, *self.attention_dims) if "attention" in self._class().reads.student else ()
+            ),
         )
 
     def _made(self, sizes: Sizes, seed: int = 0, **options: Any) -> Objective:
@@ -379,19 +414,24 @@ class ObjectiveTests:
     def _of_sources(self, objective: Objective, batch: Batch) -> tuple[Any, ...]:
         sources = dict(zip(objective.sources, batch.features, strict=True))
         layers = {layer: batch.layers[layer] for layer in objective.layers}
-        side = StudentSide(batch.pooled, batch.output, layers=layers, mask_BT=batch.mask)
+        attention = {layer: batch.attention[_index(layer)] for layer in objective.attention}
+        side = StudentSide(
+            batch.pooled, batch.output, layers=layers, mask_BT=batch.mask, attention=attention
+        )
         return side, sources, batch.labels
 
     def _require_finite(self, objective: Objective, batch: Batch) -> None:
         changed = batch.map(lambda each: each.detach().clone())
-        student = (changed.pooled, changed.output, *changed.layers)
+        student = changed.student
         for part in student:
             part.requires_grad_()
         terms = self._terms(objective, changed)
         for name, term in terms.items():
             assert term.isfinite(), f"{name} is not finite"
         torch.autograd.backward(terms["total"])
-        names = ("pooled", "output", *(f"layer {n}" for n in range(len(changed.layers))))
+        layers = (f"layer {number}" for number in range(len(changed.layers)))
+        attention = (f"attention {number + 1}" for number in range(len(changed.attention)))
+        names = ("pooled", "output", *layers, *attention)
         inputs = dict(zip(names, student, strict=True)) | dict(objective.named_parameters())
         for name, each in inputs.items():
             assert each.grad is None or each.grad.isfinite().all(), f"gradient of {name}"
@@ -455,6 +495,11 @@ class TokenObjectiveTests(ObjectiveTests):
         answers = DenseAnswers(F.log_softmax(accumulated(logits), dim=-1))
         tokens = Tokens(batch.pooled, batch.output, batch.labels)
         return StudentSide(tokens=tokens), {name: TokenAnswers(answers)}, None
+
+
+def _index(layer: int) -> int:
+    """Index of an attention layer, of which there is none for the embeddings."""
+    return layer - 1 if layer > 0 else layer
 
 
 def _shapes(sizes: Sizes) -> tuple[Shape, ...]:

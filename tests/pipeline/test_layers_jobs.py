@@ -31,6 +31,7 @@ def cache(
         cache=folder,
         layers=[1, 2],
         token_layers=[1, 2],
+        attention_layers=[2],
     )
     return folder
 
@@ -75,8 +76,8 @@ def test_a_student_learns_layers(distill: Callable[..., str], job: Job, tmp_path
 REFUSED: dict[str, tuple[Job, str]] = {
     "a layer that is not cached": (
         {"features": ["layer_2", "layer_9"]},
-        "(encoder) has pooled, layer_1, layer_2, token_ids, token_states_1, token_states_2; "
-        "precompute with layers=[9] and add_features=true",
+        "(encoder) has pooled, layer_1, layer_2, token_ids, token_states_1, token_states_2, "
+        "attention_2; precompute with layers=[9] and add_features=true",
     ),
     "too many layers": (
         {"features": ["layer_1", "layer_2", "pooled"]},
@@ -125,12 +126,17 @@ def test_token_states_are_those_of_transformers(
 
 
 @pytest.mark.parametrize(
-    ("name", "term"), [("token_states", "tokens"), ("token_relations", "relations")]
+    ("name", "term", "keys"),
+    [
+        ("token_states", "tokens", {"features": ["token_states_1", "token_states_2"]}),
+        ("token_relations", "relations", {"features": ["token_states_1", "token_states_2"]}),
+        ("attention_relations", "relations", {"feature": "attention_2", "relation_heads": 2}),
+    ],
 )
 def test_a_student_learns_tokens(
-    distill: Callable[..., str], job: Job, tmp_path: Path, name: str, term: str
+    distill: Callable[..., str], job: Job, tmp_path: Path, name: str, term: str, keys: Job
 ) -> None:
-    asked = {"name": name, "features": ["token_states_1", "token_states_2"]}
+    asked = {"name": name} | keys
     assert distill(job, objectives=[asked]) == ""
     rows = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     steps = [row for row in rows if term in row]
@@ -164,6 +170,36 @@ OF_TOKENS: dict[str, tuple[Job, Job, str]] = {
     ),
     "a feature of whole texts": ({"feature": "layer_1"}, {}, "'layer_1' is not of tokens"),
     "none named": ({}, {}, "job key 'feature': is missing"),
+    "attention that is not cached": (
+        {"name": "attention_relations", "feature": "attention_1"},
+        {},
+        "precompute with attention_layers=[1] of an encoder, and add_features=true",
+    ),
+    "attention of states": (
+        {"name": "attention_relations", "feature": "token_states_1"},
+        {},
+        "not that of queries, keys and values; name one of attention_layers of an encoder",
+    ),
+    "heads that do not divide": (
+        {"name": "attention_relations", "feature": "attention_2", "relation_heads": 7},
+        {},
+        "relation_heads: 7 does not divide the ",
+    ),
+    "a layer that the student lacks": (
+        {"name": "attention_relations", "feature": "attention_2", "student_layer": 3},
+        {},
+        "attention layer 3 is beyond the student's; choose from 1 to 2 (its last)",
+    ),
+    "compiled layers": (
+        {"name": "attention_relations", "feature": "attention_2"},
+        {"compile_student": True},
+        "compile_student: objective attention_relations records queries, keys and values",
+    ),
+    "another family": (
+        {"name": "attention_relations", "feature": "attention_2"},
+        {"student": "scratch:llama", "student_layers": 2, "student_hidden_size": 16},
+        "has no separate queries, keys and values in each layer; use a BERT",
+    ),
     "another text's tokens": (
         {"feature": "token_states_1"},
         {"teachers": {"bert": {"cache": "CACHE", "control": "shuffled"}}},

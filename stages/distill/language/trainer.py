@@ -54,14 +54,13 @@ class LanguageModel(TrainedModel):
         """`loss` and, in training, `terms`. `answers` are teachers' predictions of tokens,
         `features` those of whole texts; `counts` are of the whole step, `rows` those of the batch,
         in all processes; `masked` as the student takes it."""
-        layers, mask_BT = dict[int, Tensor](), None
-        if self.training and self.layers:
+        inside: dict[str, Any] = {}
+        if self.training and (self.layers or self.attention):
             assert attention_mask is not None
-            states_BTH, states = self.parts.read(
-                self.student.with_hidden_states, input_ids, attention_mask, masked=masked
-            )
-            layers, mask_BT = self._layers(states, attention_mask, rows)
-            del states
+            read = self._read_layers(input_ids, attention_mask, masked=masked)
+            states_BTH, states, attention = read
+            inside = self._layers(states, attention, attention_mask, rows)
+            del read, states, attention
         else:
             inputs = (input_ids, attention_mask, position_ids)
             states_BTH = self.parts.read(self.student, *inputs, masked=masked)
@@ -71,7 +70,7 @@ class LanguageModel(TrainedModel):
         if not self.training:
             return {"loss": task_terms(StudentSide(tokens=tokens), None, False)["total"]}
         sources: Sources = {
-            **self._features(features, mask_BT, rows),
+            **self._features(features, inside.get("mask_BT"), rows),
             **{name: _token_answers(each) for name, each in (answers or {}).items()},
         }
         pooled_BH, output_BK = None, None
@@ -81,7 +80,7 @@ class LanguageModel(TrainedModel):
             head = self.student.head
             output_BK = None if head is None else head(pooled_BH)
         answered = self._answered(counts)
-        side = StudentSide(pooled_BH, output_BK, tokens, answered, layers, mask_BT)
+        side = StudentSide(pooled_BH, output_BK, tokens, answered, **inside)
         labels_B = None if output_BK is None else self._joined(labels, rows)
         terms = self.objective.of_sources(side, sources, labels_B)
         return {"loss": terms["total"], "terms": terms}

@@ -10,6 +10,7 @@ from ...plugins import Registry
 
 _FAMILIES: Mapping[str, Mapping[str, str]] = {
     "armada": {"armada": "Armada"},
+    "attention": {"attention_relations": "AttentionRelations"},
     "logits": {"kd": "KD"},
     "features": {"feature": "Feature"},
     "layers": {"hidden_layers": "HiddenLayers"},

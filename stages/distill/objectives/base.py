@@ -43,9 +43,9 @@ TeacherSide = Feature | tuple[Feature, ...] | None
 Sources = Mapping[str, Feature | TokenAnswers]
 """Cached outputs of all teachers for a batch, by source name."""
 
-StudentTensor = Literal["pooled", "output", "layers", "tokens"]
+StudentTensor = Literal["pooled", "output", "layers", "attention", "tokens"]
 """Student tensors that an objective may read: the text vector, the head's output, hidden states of
-layers, or a language model's predicted tokens."""
+layers, queries, keys and values of attention layers, or a language model's predicted tokens."""
 
 Shape = tuple[int, ...]
 """Shape of the feature of one example."""
@@ -64,7 +64,8 @@ class Reads:
     """Axis of its features: `predictions`, a row per predicted token; `tokens`, a row per token of
     the text, which the student reads as the same tokens; None: one per text."""
     student: frozenset[StudentTensor] = frozenset({"pooled", "output"})
-    """Student tensors it reads; `Objective.layers_of` names the `layers`."""
+    """Student tensors it reads; `Objective.layers_of` names the `layers`, `attention_of` those of
+    the `attention`."""
     classes: bool = False
     """Whether a feature's numbers stand for the student's own classes, in their order."""
     labels: bool = True
@@ -121,12 +122,25 @@ def require_layers(name: str, layers: Sequence[int], sizes: "Sizes") -> None:
             )
 
 
+def require_attention(name: str, layers: Sequence[int], sizes: "Sizes") -> None:
+    """Raises JobError where an objective of some name reads attention layers that a student
+    lacks."""
+    count = len(sizes.attention_dims) - 1
+    for layer in layers:
+        if not (1 <= layer <= count or -count <= layer <= -1):
+            raise JobError(
+                f"objective {name}: attention layer {layer} is beyond the student's; choose from 1 "
+                f"to {count} (its last), or from -1 (its last) to {-count}"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Sizes for an objective: `feature_shape` is the shape of one example, None for none;
     `more_shapes` those of further features; `dropout` that of the student's head; `layer_dims` the
     widths of its embeddings and of each layer, where an objective reads layers; `multilabel`:
-    whether any number of classes holds."""
+    whether any number of classes holds; `attention_dims` the widths of a query of each layer from
+    the first, after a 0 for the embeddings, where one reads attention."""
 
     pooled_dim: int
     num_labels: int
@@ -136,6 +150,7 @@ class Sizes:
     dropout: float = 0.1
     layer_dims: tuple[int, ...] = ()
     multilabel: bool = False
+    attention_dims: tuple[int, ...] = ()
 
     @property
     def feature_dim(self) -> int:
@@ -165,6 +180,9 @@ class StudentSide:
     of the request; whatever stands where `mask_BT` is 0 has no meaning."""
     mask_BT: Tensor | None = None
     """Mask of the layers: 1 for tokens, 0 for padding."""
+    attention: Mapping[int, Tensor] = field(default_factory=dict)
+    """Queries, keys and values [B, T, 3, width] of the attention layers that some objective reads,
+    likewise."""
     has_answers: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     """Which rows [B] have a feature, of sources that lack some."""
 
@@ -175,6 +193,7 @@ class StudentSide:
             output_BK=_taken(self.output_BK, rows),
             layers={name: each.index_select(0, rows) for name, each in self.layers.items()},
             mask_BT=_taken(self.mask_BT, rows),
+            attention={n: each.index_select(0, rows) for n, each in self.attention.items()},
         )
 
 
@@ -222,6 +241,9 @@ class Objective(nn.Module, ABC):
         self.layers = self.layers_of(options)
         """The student's layers that it reads."""
         require_layers(type(self).__name__, self.layers, sizes)
+        self.attention = self.attention_of(options)
+        """The student's attention layers that it reads."""
+        require_attention(type(self).__name__, self.attention, sizes)
         self.aligner = None
         self.progress = 0.0
         """Share of the training steps that are made, set before each step."""
@@ -238,6 +260,12 @@ class Objective(nn.Module, ABC):
     def layers_of(cls, options: Any) -> tuple[int, ...]:
         """The student's layers to read under some options, of one that declares `layers`: 0 is the
         embeddings, 1 the first layer, -1 the last."""
+        return ()
+
+    @classmethod
+    def attention_of(cls, options: Any) -> tuple[int, ...]:
+        """The student's attention layers to read, of one that declares `attention`: 1 is the first,
+        -1 the last."""
         return ()
 
     def forward(

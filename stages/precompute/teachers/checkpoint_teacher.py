@@ -432,8 +432,8 @@ class LanguageModelTeacher(CheckpointTeacher):
     def _require_tokens(self, states: torch.Tensor, rows: TokenRows) -> None:
         if states.shape[1] != int(rows.lengths.max()):
             raise TeacherSourceError(
-                f"source {self._folder}: {type(self._model).__name__} has no hidden states for "
-                "each token; leave token_layers out"
+                f"source {self._folder}: {type(self._model).__name__} has no states of its own "
+                "for each token; leave token_layers and attention_layers out"
             )
 
     @torch.inference_mode()

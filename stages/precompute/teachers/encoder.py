@@ -23,17 +23,15 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
 from ...embeddings.folders import lower_case, prompt_tokens, read_embedding_folder
 from ...embeddings.layers import LAYER_WEIGHTS, load_layers, width_after
+from ...language.attention import attention_linears, recorded, stacked
 from ...language.probes import probe_skeleton
 from ...pooling import StatePooling, pool
 from ...pretrained import quiet_transformers, refusing, token_limit
 from ...sources import digest_files
 from .checkpoint_teacher import LanguageModelTeacher
-from .encoder_options import EncoderOptions, Pooling, resolve_options
+from .encoder_options import ATTENTION, TOKEN_STATES, EncoderOptions, Pooling, resolve_options
 from .options import TokenizedOptions
 from .tokenized import Inputs
-
-_TOKENS_OF = "token_states_{}"
-"""Names of features along the tokens, by layer."""
 
 ROWS_OF_TOKENS = 1024
 """Texts of a shard by default, where each has as many rows as tokens: with 768 numbers of 40
@@ -42,17 +40,18 @@ tokens, a shard has 60 MB a layer."""
 
 class EncoderTeacher(LanguageModelTeacher):
     """Features `pooled` [E], `layer_<n>` [H] for each of `layers`, and along the tokens
-    `token_states_<n>` [H] for each of `token_layers`, with `token_ids`."""
+    `token_states_<n>` [H] for each of `token_layers` and `attention_<n>` [3, H] for each of
+    `attention_layers`, with `token_ids`."""
 
     Options = EncoderOptions
     kind = "encoder"
-    selecting = frozenset({"layers", "token_layers"})
+    selecting = frozenset({"layers", "token_layers", "attention_layers"})
     auto_class = "AutoModel"
 
     def __init__(self, source: str, options: EncoderOptions, device: torch.device) -> None:
         self._options = options
         super().__init__(source, options, device)
-        if self._options.token_layers:
+        if self._options.reads_tokens:
             self.default_rows_per_shard = ROWS_OF_TOKENS
         if self._skipped >= int(self.spec.settings["max_length"]):  # type: ignore[arg-type]
             raise JobError(f"prompt: its {self._skipped} tokens leave no room for text")
@@ -130,6 +129,7 @@ class EncoderTeacher(LanguageModelTeacher):
             self._model = self._model.get_encoder()
         if self._gives_features:
             drop_other_parts(self._model)
+        self._linears = attention_linears(self._model) if self._options.attention_layers else []
         layers = load_layers(self._layer_folders, TeacherSourceError)
         self._layers = layers.eval().requires_grad_(False).to(self._device)
 
@@ -141,9 +141,13 @@ class EncoderTeacher(LanguageModelTeacher):
         else:
             options = self._options
             read = bool(options.layers or options.token_layers)
-            output = self._model(**inputs, output_hidden_states=read)
+            chosen = [self._linears[layer - 1] for layer in options.attention_layers]
+            with recorded(chosen) as projections:
+                output = self._model(**inputs, output_hidden_states=read)
             pooled = self._pool(output, inputs["attention_mask"])
-            tokens = {_TOKENS_OF.format(n): output.hidden_states[n] for n in options.token_layers}
+            tokens = {TOKEN_STATES.format(n): output.hidden_states[n] for n in options.token_layers}
+            for layer, each in zip(options.attention_layers, stacked(projections), strict=True):
+                tokens[ATTENTION.format(layer)] = each
         pooled["pooled"] = self._layers(pooled["pooled"])[:, : self._options.dim]
         if self._options.normalize:
             pooled = {name: F.normalize(values, dim=-1) for name, values in pooled.items()}
@@ -178,9 +182,23 @@ class EncoderTeacher(LanguageModelTeacher):
             )
             for name, text in self._descriptions().items()
         ] + self._options.token_features(
-            {name: width for name, width in widths.items() if name.startswith(_TOKENS_OF[:-2])},
+            [widths[TOKEN_STATES.format(layer)] for layer in self._options.token_layers],
+            self._attention_widths(),
             self._texts.max_length,
         )
+
+    def _attention_widths(self) -> list[int]:
+        """Numbers of a query in each of `attention_layers`. Raises JobError for a family that has
+        none of its own."""
+        if not self._options.attention_layers:
+            return []
+        linears = attention_linears(self._skeleton)
+        if not linears:
+            raise JobError(
+                f"attention_layers: a {type(self._skeleton).__name__} has no separate queries, "
+                "keys and values in each layer; use a BERT, RoBERTa, ELECTRA or DistilBERT"
+            )
+        return [int(linears[layer - 1][0].out_features) for layer in self._options.attention_layers]
 
     def _widths(self) -> dict[str, int]:
         """Feature -> numbers per text."""
@@ -197,7 +215,7 @@ class EncoderTeacher(LanguageModelTeacher):
                 last = output.pooler_output
             states = {"pooled": last} | {f"layer_{n}": output.hidden_states[n] for n in layers}
             return {name: modes * int(each.shape[-1]) for name, each in states.items()} | {
-                _TOKENS_OF.format(n): int(output.hidden_states[n].shape[-1]) for n in of_tokens
+                TOKEN_STATES.format(n): int(output.hidden_states[n].shape[-1]) for n in of_tokens
             }
         width = getattr(self._text_config, "hidden_size", None)
         if width is None:
@@ -207,7 +225,7 @@ class EncoderTeacher(LanguageModelTeacher):
             )
         pooled = ("pooled", *(f"layer_{n}" for n in layers))
         return {name: modes * int(width) for name in pooled} | {
-            _TOKENS_OF.format(n): int(width) for n in of_tokens
+            TOKEN_STATES.format(n): int(width) for n in of_tokens
         }
 
     @property
@@ -234,8 +252,8 @@ class EncoderTeacher(LanguageModelTeacher):
         if self._gives_features != (self._options.pooling == "features"):
             gives = "gives" if self._gives_features else "does not give"
             raise JobError(f"pooling: a {name} {gives} its own text features; leave it out")
-        named = {"layers": self._options.layers, "token_layers": self._options.token_layers}
-        for option, layers in named.items():
+        for option in ("layers", "token_layers", "attention_layers"):
+            layers = getattr(self._options, option)
             if self._gives_features and layers:
                 raise JobError(f"{option}: for a {name}, only text features are kept; leave it out")
             deepest = getattr(self._text_config, "num_hidden_layers", 0) if layers else 0

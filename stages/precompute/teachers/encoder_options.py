@@ -1,7 +1,7 @@
 """Options of an encoder: those of the job, else those a sentence-transformers folder declares, else
 the mean of the last hidden states."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 Pooling = StatePooling | Literal["pooler", "features"]
 
+TOKEN_STATES, ATTENTION = "token_states_{}", "attention_{}"
+"""Names of features along the tokens, by layer."""
+
 _WITHOUT_EFFECT: dict[str, SettingValue] = {
     "prompt": "",
     "include_prompt": True,
     "dim": None,
     "token_layers": (),
+    "attention_layers": (),
 }
 """Values that keep features as they were before these options existed."""
 
@@ -49,6 +53,11 @@ class EncoderOptions(TokenizedOptions):
         description="hidden layers to keep for each token, as token_states_0 (embeddings), "
         "token_states_1, ...: 2 bytes a number, with token_ids",
     )
+    attention_layers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        description="layers whose queries, keys and values to keep for each token, as attention_1, "
+        "...: 2 bytes a number, with token_ids; of BERT, RoBERTa, ELECTRA, DistilBERT and similar",
+    )
     normalize: bool = Field(
         default=False, description="scale every feature to length 1; default: as declared"
     )
@@ -67,7 +76,7 @@ class EncoderOptions(TokenizedOptions):
     )
 
     _one_is_no_list = field_validator("pooling")(one_is_no_list)
-    _differ = field_validator("layers", "token_layers")(distinct_layers)
+    _differ = field_validator("layers", "token_layers", "attention_layers")(distinct_layers)
 
     @property
     def prefix(self) -> str:
@@ -85,25 +94,35 @@ class EncoderOptions(TokenizedOptions):
                 del settings[name]
         return settings
 
-    def token_features(self, widths: Mapping[str, int], max_length: int) -> list[FeatureSpec]:
-        """The features along a text's tokens, of these widths, and the tokens' ids."""
-        if not widths:
-            return []
-        along: dict[str, Any] = {"axis": TOKENS, "max_length": max_length}
-        ids = FeatureSpec(
-            name=TOKEN_IDS, shape=(), dtype="uint32", description="token ids of the text", **along
-        )
-        states = (
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether anything is kept of each token."""
+        return bool(self.token_layers or self.attention_layers)
+
+    def token_features(
+        self, states: Sequence[int], attention: Sequence[int], max_length: int
+    ) -> list[FeatureSpec]:
+        """The features along a text's tokens, for the widths of each of `token_layers` and
+        `attention_layers`; with the tokens' ids."""
+        described: list[tuple[str, tuple[int, ...], str]] = []
+        described.append((TOKEN_IDS, (), "token ids of the text"))
+        for layer, width in zip(self.token_layers, states, strict=True):
+            text = f"hidden states {layer} of each token"
+            described.append((TOKEN_STATES.format(layer), (width,), text))
+        for layer, width in zip(self.attention_layers, attention, strict=True):
+            text = f"queries, keys and values of each token in layer {layer}"
+            described.append((ATTENTION.format(layer), (3, width), text))
+        return [
             FeatureSpec(
                 name=name,
-                shape=(width,),
-                dtype="float16",
-                description=f"hidden states {name.rpartition('_')[2]} of each token",
-                **along,
+                shape=shape,
+                dtype="uint32" if name == TOKEN_IDS else "float16",
+                description=text,
+                axis=TOKENS,
+                max_length=max_length,
             )
-            for name, width in widths.items()
-        )
-        return [ids, *states]
+            for name, shape, text in (described if self.reads_tokens else ())
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,8 @@ class TestEncoder(TeacherTests):
         **{"prompt": "query: ", "token_layers": (1,)},
     }
     unchanging = {"include_prompt": False, **PLACE}  # where there is none
-    untried = ("revision", "prompt_name", "padding", *OF_MANY_GPUS)  # of hubs, prompts, last bits
+    # Of hubs, prompts, last bits; attention is that of some families.
+    untried = ("revision", "prompt_name", "padding", "attention_layers", *OF_MANY_GPUS)
 
     @pytest.fixture
     def source(self, model: Any) -> str:
@@ -120,6 +121,8 @@ class TestEncoderWithPrompt(TestEncoder):
 
 class TestEncoderOfTokens(TestEncoder):
     options = {"token_layers": (0, 2), "layers": (1,)}
+    changing = {**TestEncoder.changing, "attention_layers": (2,)}
+    untried = ("revision", "prompt_name", "padding", *OF_MANY_GPUS)
 
 
 class TestDecoderAsEncoder(TestEncoder):

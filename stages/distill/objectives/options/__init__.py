@@ -4,6 +4,7 @@ Nothing here imports torch: a job is parsed, and refused, before a run loads any
 """
 
 from .armada import ArmadaOptions, Manifold, OrthogonalMap
+from .attention import AttentionRelationsOptions
 from .base import SOURCE, AlphaOptions, BetaOptions, ObjectiveOptions, WeightSchedule
 from .features import Distance, FeatureOptions
 from .layers import HiddenLayersOptions
@@ -16,6 +17,7 @@ __all__ = [
     "SOURCE",
     "AlphaOptions",
     "ArmadaOptions",
+    "AttentionRelationsOptions",
     "BetaOptions",
     "Distance",
     "FeatureOptions",
