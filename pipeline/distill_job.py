@@ -174,6 +174,11 @@ class DistillJob(
     def _random_weights_learn_faster(cls, keys: Any) -> Any:
         if not isinstance(keys, Mapping) or "learning_rate" in keys:
             return keys
+        if (optimizer := keys.get("optimizer")) is not None:
+            raise JobError(
+                f"job key 'learning_rate' is missing: the default is for AdamW, and a rate for "
+                f"optimizer={optimizer} is often a thousand times as large; name one"
+            )
         from_scratch = keys.get("student_from_scratch") in (True, "true")
         if from_scratch or str(keys.get("student", "")).startswith(SCRATCH):
             return {**keys, "learning_rate": SCRATCH_LEARNING_RATE}

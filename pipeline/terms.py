@@ -98,6 +98,8 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
     for term in terms:
         _check_student(term, job)
         _check_controls(term, teachers)
+        if job.optimizer == "dot" and (term.objective.reads.task or is_the_only(terms)):
+            _require_task_weight(term)
         if job.batch_size < term.objective.reads.least_rows:
             raise JobError(
                 f"job key 'batch_size': {job.batch_size}; objective {term.keys.name} needs at "
@@ -140,7 +142,7 @@ def build_objective(
     beside a language model's own token loss, as a sum."""
     parts = [term.build(_sizes_of(term, sizes, shapes)) for term in terms]
     weights = [term.keys.weight for term in terms]
-    if weights == [1]:
+    if is_the_only(terms):
         parts[0].label = ""
         if task == "output" or task in parts[0].reads.student:
             return parts[0]
@@ -285,6 +287,19 @@ def _check_student(term: Term, job: DistillJob) -> None:
         raise JobError(
             f"packing {job.packing!r}: objective {name} needs one text per row; use packing=none, "
             "or objective tokens alone"
+        )
+
+
+def is_the_only(terms: Sequence[Term]) -> bool:
+    """Whether an objective is the loss by itself, and not one of a sum."""
+    return [term.keys.weight for term in terms] == [1]
+
+
+def _require_task_weight(term: Term) -> None:
+    if term.objective.task_weight is Objective.task_weight:
+        raise JobError(
+            f"optimizer=dot: objective {term.keys.name} does not tell the weight of the task in "
+            "its loss; use another optimizer or objective"
         )
 
 

@@ -22,7 +22,8 @@ from armada.stages.distill.batches import Batch, DistillDataset, EpochBatches
 from armada.stages.distill.model import DistillModel
 from armada.stages.distill.objectives.armada import ArmadaObjective
 from armada.stages.distill.objectives.options import SOURCE
-from armada.stages.distill.schedules import Replay, adamw, freeze, parameter_groups
+from armada.stages.distill.optimizers import adamw, parameter_groups
+from armada.stages.distill.schedules import Replay, freeze
 from torch import Tensor
 
 from .material import Material, Size

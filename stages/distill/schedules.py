@@ -10,7 +10,7 @@ computed ahead (`Replay`).
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .aligner import AlignerAnswers
 from .batches import Batch, DistillDataset, EpochBatches
 from .finite import aligner_error
 from .objectives.base import AlignedObjective, freeze
+from .optimizers import adamw, parameter_groups
 from .order import Indices
 from .placement import to_device
 
@@ -217,28 +218,3 @@ class Replay(TrainerCallback):  # type: ignore[misc]
         found = self._objective.read(to_device(features, device))
         parts = zip(*(torch.split(part, sizes) for part in found), strict=True)
         self._window, self._left = (AlignerAnswers(*part) for part in parts), len(window)
-
-
-# --- AdamW as both schedules use it: only matrices decay, biases and norms do not.
-#
-# Fused: one kernel updates a parameter (on CUDA, all of them) in place of about ten, on the CPU
-# too.
-
-
-def parameter_groups(
-    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """The parameters that train, in groups with and without weight decay; no group is empty."""
-    groups: dict[bool, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        if parameter.requires_grad:
-            groups.setdefault(parameter.ndim > 1, []).append(parameter)
-    return [
-        {"params": group, "lr": learning_rate, "weight_decay": weight_decay if decays else 0.0}
-        for decays, group in groups.items()
-    ]
-
-
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """AdamW over parameter groups."""
-    return torch.optim.AdamW(groups, fused=True)

@@ -39,6 +39,10 @@ class for all), 1e-4 0.624, 3e-4 0.670, 5e-4 0.666, 1e-3 0.662, 2e-3 0.482; of 6
 and width 128 on 400 texts of WikiText-2 after three epochs: 2e-5 6.80, 3e-4 5.90, 1e-3 5.25."""
 
 
+DEFAULT_MOMENTUM = 0.9
+DEFAULT_MOMENTUM_DELTA = 0.075
+"""For the first, the paper's on CIFAR-100 (arXiv 2303.13364)."""
+
 Pooling = Literal["pooler", "context"] | StatePooling
 """How a text becomes one vector [B, D]: `pooler` is the model's own (BERT), `context` a dense layer
 over the first token with the model's activation (as DeBERTa's and DistilBERT's classifiers have;
@@ -170,8 +174,26 @@ class TrainingSettings(BaseModel):
     learning_rate: float = Field(
         default=2e-5,
         gt=0,
-        description=f"AdamW, student and its heads; default {SCRATCH_LEARNING_RATE:g} for a "
-        "student from scratch",
+        description=f"learning rate of the student and its heads; default "
+        f"{SCRATCH_LEARNING_RATE:g} for a student from scratch; sgd and dot need one of their own",
+    )
+    optimizer: Literal["sgd", "dot"] | None = Field(
+        default=None,
+        description="sgd, with momentum; or dot: SGD with a larger momentum for the gradient of "
+        "distillation than for that of the task, which takes two backward passes; default: AdamW",
+    )
+    momentum: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description=f"momentum of sgd and dot; default {DEFAULT_MOMENTUM:g}",
+    )
+    momentum_delta: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="optimizer=dot: the task's gradient has momentum - momentum_delta, that of "
+        f"distillation momentum + momentum_delta; default {DEFAULT_MOMENTUM_DELTA:g}",
     )
     aligner_batch_size: int | None = Field(
         default=None,
@@ -182,7 +204,7 @@ class TrainingSettings(BaseModel):
     aligner_learning_rate: float = Field(
         default=1e-3, gt=0, description="learning rate of the aligner (AdamW)"
     )
-    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of both (AdamW)")
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of both")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="schedule of the student's learning rate after warm-up"
     )
@@ -258,6 +280,38 @@ class TrainingSettings(BaseModel):
             raise ValueError(
                 f"average={self.average}: the weights of a sharded student are not averaged; leave "
                 "out average or shard_student"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_by_its_optimizer(self) -> "TrainingSettings":
+        if self.optimizer is None and self.momentum is not None:
+            raise ValueError(
+                f"momentum {self.momentum:g}: AdamW has none; set optimizer=sgd or optimizer=dot"
+            )
+        if self.optimizer != "dot":
+            if self.momentum_delta is not None:
+                raise ValueError(
+                    f"momentum_delta {self.momentum_delta:g}: is of optimizer=dot; set it too"
+                )
+            return self
+        momentum = DEFAULT_MOMENTUM if self.momentum is None else self.momentum
+        delta = DEFAULT_MOMENTUM_DELTA if self.momentum_delta is None else self.momentum_delta
+        if not delta <= momentum < 1 - delta:
+            raise ValueError(
+                f"momentum_delta {delta:g}: momentum {momentum:g} less and more of it has to be "
+                f"from 0 to less than 1; choose at most {min(momentum, 1 - momentum):.3g}"
+            )
+        for key in ("shard_student", "auto_batch_size", "compile_student"):
+            if getattr(self, key):
+                raise ValueError(
+                    f"optimizer=dot: reads the gradients of a batch twice, which does not go with "
+                    f"{key}; leave out one of the two"
+                )
+        if self.precision == "fp16":
+            raise ValueError(
+                "optimizer=dot: does not go with precision=fp16, whose gradients are scaled; use "
+                "float32 or bf16"
             )
         return self
 

@@ -18,10 +18,11 @@ from .batches import Batch, DistillDataset, EpochBatches, as_batch
 from .evaluation import DISTINCT, distinct_predictions, task_metrics
 from .finite import FiniteLosses
 from .model import TrainedModel
-from .objectives.base import Sources
+from .objectives.base import TASK_PART, Sources
+from .optimizers import DOT, Groups, Optimizer, adamw, parameter_groups
 from .order import Indices
 from .placement import to_device
-from .schedules import Replay, adamw, parameter_groups
+from .schedules import Replay
 from .sharding import frozen_names, load_whole, plain, shard
 
 _OF_ONE_PROCESS = {"train_loss", "train_samples_per_second", "train_steps_per_second"}
@@ -47,10 +48,12 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         aligner_losses: Callable[[], Mapping[str, float]] = dict,
         replays: Sequence[Replay] = (),
         average: WeightAverage | None = None,
+        optimizer_of: Callable[[Groups], Optimizer] = adamw,
     ) -> None:
         """`replays`: sources of aligners' outputs for the training batches; `average`: weights to
         evaluate in place of the model's."""
         self.average = average
+        self._optimizer_of = optimizer_of
         self._beside: dict[str, float] = {}
         self._epoch_batches = batches
         self._aligner_learning_rate = aligner_learning_rate
@@ -62,8 +65,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._read_in_steps = {
             name for part in stepwise if part.reads.axis != "predictions" for name in part.sources
         }
-        # The flag that stops an optimizer on the device is none of those that are divided.
-        deferred = arguments.device.type != "cpu" and not arguments.fsdp
+        # The flag that stops an optimizer on the device is none of those that are divided, and only
+        # fused ones read it.
+        splits = model.objective.splits
+        deferred = arguments.device.type != "cpu" and not arguments.fsdp and not splits
         self._finite = FiniteLosses(train, deferred)
         self._terms: dict[str, torch.Tensor] = {}
         self._averaged = 0
@@ -162,9 +167,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW; the aligner, when it trains here, has a rate of its own."""
+        """The optimizer of the job; the aligner, when it trains here, has a rate of its own."""
         if self.optimizer is None:
-            self.optimizer = self._adamw = adamw(self._parameter_groups())
+            self.optimizer = self._own_optimizer = self._optimizer_of(self._parameter_groups())
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -215,10 +220,20 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             inputs["has_answers"] = lacking
         outputs = model(**inputs)
         terms = outputs.pop("terms", {})
+        task = terms.pop(TASK_PART, None)
         if model.training:
-            self._finite.look_at(self.state.global_step + 1, terms, indices, self._adamw)
+            self._finite.look_at(self.state.global_step + 1, terms, indices, self._own_optimizer)
             self._latest_terms = {name: value.detach() for name, value in terms.items()}
+            if task is not None:
+                self._add_task(task)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _add_task(self, task: torch.Tensor) -> None:
+        """Tell an optimizer that treats them apart the gradient of the task's part of a loss."""
+        assert isinstance(self._own_optimizer, DOT)
+        # As the trainer does for the whole loss, outside of autocast and divided by the batches.
+        with torch.autocast(self.args.device.type, enabled=False):
+            self._own_optimizer.add_task(task / self.current_gradient_accumulation_steps)
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Any:
         """As in the trainer; sums each term for the log, on the device."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .checkpoints import CHECKPOINTS, BestStudent, is_of_a_whole_student, last_c
 from .evaluation import DISTINCT
 from .model import TrainedModel
 from .objectives.base import Objective, aligned_parts, freeze
+from .optimizers import optimizer_of
 from .placement import Where, choose_placements
 from .processes import ALONE, Processes
 from .reporting import reporters
@@ -248,6 +250,8 @@ def _make_trainer(
         return {each.term: each.loss for each in schedules if each.loss is not None}
 
     run.model.to(run.device)
+    for part in (run.model.objective, *run.model.objective.parts):
+        part.splits = run.settings.optimizer == "dot"
     averages = [WeightAverage(run.model, run.settings, checkpoint)] if run.settings.average else []
     batches = _batches(run)
     replays = _replays(run, batches)
@@ -262,6 +266,7 @@ def _make_trainer(
         aligner_losses=aligner_losses,
         replays=replays,
         average=averages[0] if averages else None,
+        optimizer_of=partial(optimizer_of, run.settings, run.processes),
     )
     trainer.remove_callback(PrinterCallback)
     objective = run.model.objective
@@ -288,7 +293,8 @@ def _arguments(run: Run) -> TrainingArguments:
             "constant_with_warmup" if settings.lr_scheduler == "constant" else settings.lr_scheduler
         ),
         warmup_steps=settings.warmup_ratio,
-        max_grad_norm=settings.max_grad_norm,
+        # It clips gradients itself.
+        max_grad_norm=0.0 if settings.optimizer == "dot" else settings.max_grad_norm,
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
         use_cpu=run.device.type == "cpu",

@@ -199,11 +199,19 @@ def test_no_label_to_validate_by(distill_bench, tmp_path, refused, write_parquet
         ("seed=first", "key 'seed'"),
         ("student_layers=[", "the value is not YAML"),
         ("epochs", "is not KEY=VALUE"),
+        ("average_from=0.5", "average_from: needs average; set average=mean or average=ema"),
     ],
 )
 def test_keys(distill_bench, tmp_path, refused, setting, words):
     line = refused(*distill_bench.words(tmp_path / "run"), "--set", setting)
     assert re.search(words, line), line
+
+
+def test_a_rate_for_adamw_is_not_one_for_sgd(distill_bench, tmp_path, refused):
+    words = distill_bench.words(tmp_path / "run")
+    at = next(n for n, word in enumerate(words) if str(word).startswith("learning_rate="))
+    line = refused(*words[: at - 1], *words[at + 1 :], "--set", "optimizer=sgd")
+    assert line.startswith("job key 'learning_rate' is missing: the default is for AdamW")
 
 
 @pytest.mark.parametrize("key", ["train", "text_column", "student", "output"])

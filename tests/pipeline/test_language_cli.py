@@ -306,8 +306,12 @@ class CutError(Exception):
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"lora_rank": 2, "average": "mean", "average_from": 0.3}],
-    ids=["whole", "averaged-adapters"],
+    [
+        {},
+        {"lora_rank": 2, "average": "mean", "average_from": 0.3},
+        {"optimizer": "dot", "learning_rate": 0.01},
+    ],
+    ids=["whole", "averaged-adapters", "two-momenta"],
 )
 def test_a_run_that_was_cut_ends_like_one_that_was_not(
     armada: CommandLine,

@@ -214,3 +214,10 @@ def test_an_objective_of_layers_beside_another(
     )
     assert run("beyond", 1, 3) == beyond
     assert not (tmp_path / "beyond").exists()
+    keys |= {"optimizer": "dot", "learning_rate": 0.01}
+    assert run("dot", 1) == ""
+    keys |= {"objectives": [hint | {"weight": 1}], "output": str(tmp_path / "alone")}
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(keys))
+    assert armada("distill", tmp_path / "alone.yaml", "--quiet").error.startswith(
+        "optimizer=dot: objective hint does not tell the weight of the task in its loss"
+    )

@@ -82,7 +82,7 @@ class LanguageModel(TrainedModel):
         answered = self._answered(counts)
         side = StudentSide(pooled_BH, output_BK, tokens, answered, **inside)
         labels_B = None if output_BK is None else self._joined(labels, rows)
-        terms = self.objective.of_sources(side, sources, labels_B)
+        terms = self.objective.of_batch(side, sources, labels_B)
         return {"loss": terms["total"], "terms": terms}
 
     def _tokens(self, hidden_PH: Tensor, targets_P: Tensor, counts: Counts | None) -> Tokens:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import closed_forms
 from ..aligner import AlignerAnswers, ClassificationHead, ProjectionHead, TSAligner
 from ..losses import MANIFOLDS, ArmadaTerms, aligner_loss, choose
-from .base import AlignedObjective, Reads, Sizes, TeacherSide, named_terms
+from .base import AlignedObjective, Reads, Sizes, Sources, TeacherSide, named_terms
 from .options import ArmadaOptions
 
 
@@ -69,6 +69,10 @@ class ArmadaObjective(AlignedObjective):
             return named_terms(terms.total, **parts)
         aligner = self.aligner_loss(self._feature(feature_BH), labels_B)
         return named_terms(terms.total + aligner, **parts, aligner=aligner)
+
+    def task_weight(self, sources: Sources) -> float:
+        """1 - alpha; the auxiliary heads' labels count as distillation."""
+        return 1 - self.options.alpha
 
     def aligner_loss(self, feature_BH: Tensor, labels_B: Tensor) -> Tensor:
         """The loss that trains the aligner, with its graph and in the mode the module is in."""

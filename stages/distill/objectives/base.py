@@ -13,7 +13,7 @@ several in a run (`sum.py`). Plug-in objectives subclass `Objective` and registe
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -49,6 +49,9 @@ layers, queries, keys and values of attention layers, or a language model's pred
 
 Shape = tuple[int, ...]
 """Shape of the feature of one example."""
+
+TASK_PART = "task_part"
+"""Term: what the task's own loss adds to `total`, with its graph; only where `splits` is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,8 @@ class Objective(nn.Module, ABC):
     """Whether it trains an aligner, its part of that name, which a control can leave as drawn."""
 
     aligner: nn.Module | None
+    splits: bool = False
+    """Whether its terms have the task's part of the loss by itself."""
 
     def __init__(self, options: Any, sizes: Sizes) -> None:
         """`options` are of the class `Options`."""
@@ -275,6 +280,11 @@ class Objective(nn.Module, ABC):
         tokens or layers has `of_sources` in its place."""
         raise TypeError(f"{type(self).__name__} is asked by `of_sources`")
 
+    def task_weight(self, sources: Sources) -> float:
+        """Weight of the task's own loss (`task_terms`) in `total`, where it is given labels or
+        tokens. Needed for an optimizer that treats the task and distillation apart."""
+        raise TypeError(f"{type(self).__name__} does not tell the weight of the task")
+
     @property
     def parts(self) -> Sequence["Objective"]:
         """The objectives that are summed up here: itself."""
@@ -296,7 +306,8 @@ class Objective(nn.Module, ABC):
         lacking = [side.has_answers[name] for name in self.sources if name in side.has_answers]
         answered = np.logical_and.reduce(lacking) if lacking else np.ones(1, np.bool_)
         if answered.all():
-            return self.of_sources(side, sources, labels_B)
+            whole = self.of_sources(side, sources, labels_B)
+            return whole | self._task_part(side, sources, labels_B)
         assert side.pooled_BD is not None
         if answered.sum() < max(1, self.reads.least_rows):
             answered = np.zeros_like(answered)
@@ -306,19 +317,39 @@ class Objective(nn.Module, ABC):
             for rows in (answered, ~answered)
         )
         terms: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         total = side.pooled_BD.new_zeros(())
         if share:
             read = sources.keys() & {*self.sources, self.answers_name}
             taken = {name: _of_rows(sources[name], own) for name in read}
-            terms = self.of_sources(side.take(own), taken, _taken(labels_B, own))
+            with_answers, labels = side.take(own), _taken(labels_B, own)
+            terms = self.of_sources(with_answers, taken, labels)
             total = share * terms.pop("total")
+            part = self._task_part(with_answers, taken, labels)
+            parts = {name: share * each for name, each in part.items()}
         if side.output_BK is not None and labels_B is not None:
             task = task_terms(side.take(rest), _taken(labels_B, rest), self.sizes.regression)
             total = total + (1 - share) * task["total"]
             terms["task"] = share * terms.get("task", 0.0) + (1 - share) * task["task"]
+            if self.splits:
+                parts = {TASK_PART: parts.get(TASK_PART, 0.0) + (1 - share) * task["total"]}
         elif not share:
             total = 0 * side.pooled_BD.sum()  # which depends on the student as any loss does
-        return named_terms(total, **terms)
+        return named_terms(total, **terms) | parts
+
+    def _task_part(
+        self, side: StudentSide, sources: Sources, labels_B: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The task's part of the loss of a batch whose features are all there, if it is needed."""
+        if "tokens" in self.reads.student and side.tokens is not None:
+            scored = self.reads.task
+        else:
+            side = replace(side, tokens=None)
+            scored = side.output_BK is not None and labels_B is not None
+        if not self.splits or not scored:
+            return {}
+        task = task_terms(side, labels_B, self.sizes.regression)["total"]
+        return {TASK_PART: self.task_weight(sources) * task}
 
     def of_sources(
         self, side: StudentSide, sources: Sources, labels_B: Tensor | None

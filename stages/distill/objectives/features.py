@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import closed_forms
 from ..aligner import ProjectionHead
-from .base import Objective, Reads, Sizes, TeacherSide, named_terms
+from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
 from .options import FeatureOptions
 
 
@@ -49,3 +49,7 @@ class FeatureObjective(Objective):
             regression=self.sizes.regression,
         )
         return named_terms(terms.total, task=terms.task, feature=terms.feature)
+
+    def task_weight(self, sources: Sources) -> float:
+        """1."""
+        return 1.0

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ....cache_schemas.errors import JobError
 from .. import closed_forms
-from .base import Objective, Reads, Sizes, TeacherSide, named_terms
+from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
 from .options import KDOptions
 
 LOWEST_TEMPERATURE = 1.0
@@ -60,6 +60,10 @@ class KDObjective(Objective):
         if isinstance(temperature, Tensor):
             parts["temperature"] = temperature
         return named_terms(terms.total, **parts)
+
+    def task_weight(self, sources: Sources) -> float:
+        """1 - alpha."""
+        return 1 - self.options.alpha
 
     def _temperature(self) -> float | Tensor:
         if self.learned_temperature is None:

@@ -55,6 +55,10 @@ class LogitsObjective(Objective):
         total = self.options.alpha * distillation + (1 - self.options.alpha) * task
         return named_terms(total, task=task, distillation=distillation, **reported)
 
+    def task_weight(self, sources: Sources) -> float:
+        """1 - alpha."""
+        return 1 - self.options.alpha
+
 
 class FeatureLossObjective(Objective):
     """An objective that compares the student's pooled texts with a feature of the teacher."""
@@ -84,6 +88,10 @@ class FeatureLossObjective(Objective):
         task = _task(loss, output_BK, labels_B, self.sizes.regression)
         return named_terms(task + self.options.beta * loss, task=task, **reported)
 
+    def task_weight(self, sources: Sources) -> float:
+        """1."""
+        return 1.0
+
 
 class LayersObjective(Objective):
     """An objective that compares hidden layers of the student with features of the teacher."""
@@ -110,6 +118,10 @@ class LayersObjective(Objective):
         loss, reported = self.loss(side, features)
         task = _task(loss, side.output_BK, labels_B, self.sizes.regression)
         return named_terms(task + self.options.beta * loss, task=task, **reported)
+
+    def task_weight(self, sources: Sources) -> float:
+        """1."""
+        return 1.0
 
 
 def _task(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import (
+    TASK_PART,
     Objective,
     Sizes,
     Sources,
@@ -56,6 +57,7 @@ class SummedObjective(Objective):
             scored = terms.pop("total")
             total = scored if total is None else total + scored
             reported |= terms
+        task_part = total
         # An evaluation in the middle of a run weighs as the end does, or epochs would not compare.
         progress = self.progress if self.training else 1.0
         for part, weight in zip(self.parts, self.weights, strict=True):
@@ -69,9 +71,13 @@ class SummedObjective(Objective):
                 weight = weight.at(progress)
                 reported[f"{prefix}weight"] = torch.full((), weight, device=scored.device)
             total = weight * scored if total is None else total + weight * scored
+            own = terms.pop(TASK_PART, None)
+            if own is not None:
+                task_part = weight * own if task_part is None else task_part + weight * own
             reported |= {f"{prefix}{name}": term for name, term in terms.items()}
         assert total is not None
-        return named_terms(total, **reported)
+        split = {TASK_PART: task_part} if self.splits and task_part is not None else {}
+        return named_terms(total, **reported) | split
 
     def of_batch(
         self, side: StudentSide, sources: Sources, labels_B: Tensor | None

@@ -62,3 +62,8 @@ class TokensObjective(Objective):
                 temperature=options.token_temperature,
             )
         return named_terms(terms.total, language=terms.task, distillation=terms.distillation)
+
+    def task_weight(self, sources: Sources) -> float:
+        """1 - alpha; 1 where no teacher is known."""
+        (source,) = self.sources
+        return 1 - self.options.alpha if isinstance(sources.get(source), TokenAnswers) else 1.0

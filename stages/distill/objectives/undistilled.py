@@ -37,3 +37,7 @@ class UndistilledObjective(Objective):
         """total, task: the same number."""
         task = task_loss(output_BK, labels_B, self.sizes.regression)
         return named_terms(task, task=task)
+
+    def task_weight(self, sources: Sources) -> float:
+        """1: there is nothing else."""
+        return 1.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from armada.stages.distill.aligner import ClassificationHead, ProjectionHead, TSAligner
 from armada.stages.distill.losses import aligner_loss
-from armada.stages.distill.schedules import adamw, parameter_groups
+from armada.stages.distill.optimizers import adamw, parameter_groups
 from safetensors import safe_open
 from torch import Tensor
 

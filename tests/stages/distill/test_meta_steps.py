@@ -19,7 +19,7 @@ from armada.stages.distill.language.trainer import LanguageModel, only_rows
 from armada.stages.distill.model import TrainedModel, layer_dims
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import Sizes, aligned_parts, freeze
-from armada.stages.distill.schedules import parameter_groups
+from armada.stages.distill.optimizers import parameter_groups
 from armada.stages.distill.settings import LoraSettings, StudentSettings, TrainingSettings
 from armada.stages.distill.training import Run, speed_up
 from armada.stages.language.masks import needs_mask
