@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,7 @@ from .objective_keys import (
     ONCE_SHARED,
     CacheKeys,
     ObjectiveKeys,
+    StageKeys,
     TeacherKeys,
     WithOptions,
     complete_options,
@@ -128,6 +130,12 @@ class DistillJob(
         description="rules that choose among the training rows by cached features, one after "
         "another, each {rule, ...}: difference, learnability, balance, entropy, confidence, "
         "agreement or domain_gap",
+    )
+    stages: tuple[StageKeys, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="parts of a run in which only some of the objectives are computed, each with "
+        "{until, objectives}",
     )
     control: str = Field(
         default="none",
@@ -231,6 +239,32 @@ class DistillJob(
         return tuple(
             _made(ObjectiveKeys, keys, f"objectives.{number}") for number, keys in enumerate(value)
         )
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _each_stage(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(_made(StageKeys, keys, f"stages.{n}") for n, keys in enumerate(value))
+
+    @model_validator(mode="after")
+    def _stages_follow_each_other(self) -> "DistillJob":
+        if self.stages is None:
+            return self
+        if self.objectives is None:
+            raise ValueError("job key 'stages': needs objectives; name each in `objectives` first")
+        ends = [stage.until for stage in self.stages]
+        for number, (before, end) in enumerate(pairwise(ends), start=1):
+            if end <= before:
+                raise ValueError(
+                    f"job key 'stages': stage {number} ends at {end:g} of the steps, the one "
+                    f"before at {before:g}; let each end later"
+                )
+        if ends[-1] != 1:
+            raise ValueError(
+                f"job key 'stages': the last ends at {ends[-1]:g} of the steps; leave its until out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _needs_cache(self) -> "DistillJob":

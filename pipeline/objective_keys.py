@@ -14,7 +14,7 @@ A job with one of each may set `cache`, `teacher`, `feature`, `objective` and it
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,7 +29,7 @@ from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import shown
 from ..stages.distill.controls import Control, parse_control
 from ..stages.distill.objectives import OBJECTIVES
-from ..stages.distill.objectives.options import TokensOptions, WeightSchedule
+from ..stages.distill.objectives.options import MayMove, TokensOptions, WeightSchedule
 from ..stages.distill.settings import Placement
 from ..stages.store.transfer.location import is_local, local_path
 from .jobs import ByteCount, Job, Names, make, unknown_key
@@ -160,10 +160,10 @@ class ObjectiveKeys(WithOptions):
     features: tuple[str, ...] = Field(
         default=(), description="features it reads, if the objective reads several"
     )
-    weight: float | WeightSchedule = Field(
+    weight: Annotated[float | Literal["learned"] | WeightSchedule, MayMove()] = Field(
         default=1.0,
-        description="weight in the sum: a number, or a schedule {from, to, until, shape} over the "
-        "share of steps done",
+        description="weight in the sum: a number, a schedule {from, to, after, until, shape} over "
+        "the share of steps done, or learned",
     )
 
     @model_validator(mode="before")
@@ -178,8 +178,10 @@ class ObjectiveKeys(WithOptions):
 
     @field_validator("weight")
     @classmethod
-    def _is_a_weight(cls, value: float | WeightSchedule) -> float | WeightSchedule:
-        if not isinstance(value, WeightSchedule) and not 0 <= value < math.inf:
+    def _is_a_weight(
+        cls, value: float | Literal["learned"] | WeightSchedule
+    ) -> float | Literal["learned"] | WeightSchedule:
+        if isinstance(value, float) and not 0 <= value < math.inf:
             raise ValueError("is not a number of 0 or more")
         return value
 
@@ -193,6 +195,20 @@ class ObjectiveKeys(WithOptions):
     def asked_features(self) -> tuple[str, ...]:
         """The features that are named."""
         return self.features or ((self.feature,) if self.feature else ())
+
+
+class StageKeys(Job):
+    """Keys of one of several stages of a run."""
+
+    until: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the steps after which it ends; the last has 1",
+    )
+    objectives: tuple[str, ...] = Field(
+        min_length=1, description="names of the objectives that are computed in it, as in the log"
+    )
 
 
 def complete_options(

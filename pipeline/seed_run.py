@@ -43,7 +43,7 @@ from .run_folder import (
 )
 from .student_data import StudentData
 from .task import Built, Metrics, Plan, Task
-from .terms import Term, build_objective, sizes_of
+from .terms import Term, build_objective, sizes_of, stages_of
 
 
 def resolved(job: DistillJob) -> dict[str, Any]:
@@ -97,7 +97,8 @@ class SeedRun:
     def _objective(self, student: Any) -> Objective:
         """A new objective, for a student."""
         sizes = sizes_of(student, self.data.space, self.job.dropout, self.terms)
-        built = build_objective(self.terms, sizes, self.data.shapes, self.task.scores)
+        stages = stages_of(self.terms, self.job)
+        built = build_objective(self.terms, sizes, self.data.shapes, self.task.scores, stages)
         for part, term in zip(built.parts, self.terms, strict=True):
             if part.aligner is None and not self._random_aligners.isdisjoint(part.sources):
                 raise JobError(
@@ -193,6 +194,7 @@ def _metrics(
         "truncated_examples": run.train.truncated,
         "skipped_rows": _skipped(data),
         "steps": training.steps,
+        **({"stages": _by_stage(job, training)} if job.stages else {}),
         "train_seconds": training.train_seconds,
         "step_seconds": training.step_seconds,
         "aligner_seconds": training.aligner_seconds,
@@ -204,6 +206,19 @@ def _metrics(
     if torch.cuda.is_available():
         figures["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
     return figures
+
+
+def _by_stage(job: DistillJob, training: Training) -> list[dict[str, Any]]:
+    """The objectives of each stage of a run, the step after which it ended, and the figures of its
+    last whole epoch, None if it had none."""
+    found, begins = [], 0
+    for stage in job.stages or ():
+        ends = sum(step / training.steps < stage.until for step in range(training.steps))
+        epochs = [row for row in training.epochs if begins < row["step"] <= ends]
+        last = epochs[-1] if epochs else None
+        found.append({"objectives": list(stage.objectives), "until_step": ends, "validation": last})
+        begins = ends
+    return found
 
 
 def _one_or_all(where: Mapping[str, Where]) -> str | dict[str, Where] | None:

@@ -17,7 +17,7 @@ from ..stages.distill.objectives.base import (
     require_attention,
     require_layers,
 )
-from ..stages.distill.objectives.sum import SummedObjective
+from ..stages.distill.objectives.sum import Stage, SummedObjective
 from .distill_job import DistillJob
 from .language.keys import LanguageKeys
 from .objective_keys import ObjectiveKeys, TeacherKeys
@@ -95,9 +95,15 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
             raise JobError(f"teacher {name}: no objective reads it; leave it out")
     labels = _labels(keys, named)
     terms = tuple(map(Term, labels, keys, classes, readings))
+    _check_stages(terms, job)
     for term in terms:
         _check_student(term, job)
         _check_controls(term, teachers)
+        if job.shard_student and term.keys.weight == "learned":
+            raise JobError(
+                f"objective {term.keys.name}: learned weights are not sharded; leave out weight or "
+                "shard_student"
+            )
         if job.optimizer == "dot" and (term.objective.reads.task or is_the_only(terms)):
             _require_task_weight(term)
         if job.batch_size < term.objective.reads.least_rows:
@@ -135,7 +141,11 @@ def sizes_of(student: Any, space: LabelSpace, dropout: float, terms: Sequence[Te
 
 
 def build_objective(
-    terms: Sequence[Term], sizes: Sizes, shapes: Mapping[str, Shape], task: StudentTensor = "output"
+    terms: Sequence[Term],
+    sizes: Sizes,
+    shapes: Mapping[str, Shape],
+    task: StudentTensor = "output",
+    stages: Sequence[Stage] = (),
 ) -> Objective:
     """The objective of a run; `shapes` are those of the features of all sources, `task` the student
     outputs that the task scores. A single one with weight 1 is returned as it is; several, or one
@@ -146,7 +156,7 @@ def build_objective(
         parts[0].label = ""
         if task == "output" or task in parts[0].reads.student:
             return parts[0]
-    return SummedObjective(parts, weights, sizes)
+    return SummedObjective(parts, weights, sizes, stages)
 
 
 def _sizes_of(term: Term, sizes: Sizes, shapes: Mapping[str, Shape]) -> Sizes:
@@ -288,6 +298,35 @@ def _check_student(term: Term, job: DistillJob) -> None:
             f"packing {job.packing!r}: objective {name} needs one text per row; use packing=none, "
             "or objective tokens alone"
         )
+
+
+def _check_stages(terms: Sequence[Term], job: DistillJob) -> None:
+    """Raises JobError for stages of objectives that are not there, and objectives of no stage."""
+    if job.stages is None or job.parsed_control.name == "undistilled":
+        return
+    labels = [term.label for term in terms]
+    found: set[str] = set()
+    for number, stage in enumerate(job.stages):
+        for name in stage.objectives:
+            if name not in labels:
+                raise JobError(
+                    f"stages.{number} key 'objectives': {name!r} is none of the job's; choose from "
+                    f"{', '.join(labels)}"
+                )
+        found |= set(stage.objectives)
+    for label in labels:
+        if label not in found:
+            raise JobError(f"objective {label}: is in no stage; add it to one, or leave it out")
+
+
+def stages_of(terms: Sequence[Term], job: DistillJob) -> tuple[Stage, ...]:
+    """The stages of a job's objectives; none where it names none."""
+    if job.parsed_control.name == "undistilled":
+        return ()
+    return tuple(
+        Stage(stage.until, frozenset(n for n, t in enumerate(terms) if t.label in stage.objectives))
+        for stage in job.stages or ()
+    )
 
 
 def is_the_only(terms: Sequence[Term]) -> bool:

@@ -202,7 +202,9 @@ class TrainingSettings(BaseModel):
         "larger is faster, with fewer steps",
     )
     aligner_learning_rate: float = Field(
-        default=1e-3, gt=0, description="learning rate of the aligner (AdamW)"
+        default=1e-3,
+        gt=0,
+        description="learning rate of the aligner (AdamW), and of learned weights of objectives",
     )
     weight_decay: float = Field(default=0.01, ge=0, description="weight decay of both")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(

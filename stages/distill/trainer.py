@@ -199,9 +199,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def _parameter_groups(self) -> list[dict[str, Any]]:
         parts: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
         aligners = [part.aligner for part in self.model.objective.parts if part.aligner is not None]
-        of_aligners = {id(parameter) for each in aligners for parameter in each.parameters()}
+        apart = {id(parameter) for each in aligners for parameter in each.parameters()}
+        # The rate of a pretrained student would leave learned weights where they begin.
+        apart |= {id(getattr(self.model.objective, "log_variances", None))}
         for parameter in self.model.parameters():
-            parts[id(parameter) in of_aligners].append(parameter)
+            parts[id(parameter) in apart].append(parameter)
         decay = self.args.weight_decay
         return [
             *parameter_groups(parts[False], self.args.learning_rate, decay),
@@ -271,10 +273,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return {name: (total / counts[name]).item() for name, total in self._terms.items()}
 
     def _sources(self, indices: Indices) -> Sources:
-        """Teachers' features of a batch, or the outputs of frozen aligners for them."""
-        sources: dict[str, Any] = {each.name: each.answers(indices) for each in self._replays}
+        """Teachers' features of a batch, or the outputs of frozen aligners for them; those that
+        this step needs."""
+        active = self.model.objective.active_parts
+        needed = {name for part in active for name in (*part.sources, part.answers_name)}
+        replays = [each for each in self._replays if each.name in needed]
+        sources: dict[str, Any] = {each.name: each.answers(indices) for each in replays}
         own = self.train_dataset.processes.share(indices)
-        for name in self._read_in_steps:
+        for name in self._read_in_steps & needed:
             features = self.train_dataset.features_of(own, name)
             sources[name] = to_device(features, self.args.device)
         return sources

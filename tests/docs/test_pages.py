@@ -392,6 +392,8 @@ def test_around_the_loss(place: Workplace) -> None:
     run(place, "training.md")
     epochs = json.loads((place.folder / "runs/averaged/metrics.json").read_bytes())["epochs"]
     assert ["unaveraged_accuracy" in row for row in epochs] == [False, True, True]
+    metrics = json.loads((place.folder / "runs/learned/metrics.json").read_bytes())
+    assert [stage["until_step"] for stage in metrics["stages"]] == [6, 12]
 
 
 def test_labels(place: Workplace) -> None:

@@ -153,10 +153,12 @@ class LanguageTrainer(DistillTrainer):
         return super().compute_loss(model, inputs, return_outputs, **more)
 
     def _mean_terms(self) -> dict[str, float]:
-        """Each term since the last log; every process has its share of it."""
+        """Each term since the last log, of the batches that have it; every process has its share of
+        it."""
         totals = torch.stack([total.double() for total in self._terms.values()])
-        means = self.train_dataset.processes.mean(totals) / self._averaged
-        return dict(zip(self._terms, means.tolist(), strict=True))
+        sums = self.train_dataset.processes.mean(totals).tolist()
+        counts = self._batches_with
+        return {name: each / counts[name] for name, each in zip(self._terms, sums, strict=True)}
 
     def _own_rows(self, inputs: Batch) -> int:
         """Number of rows in this process's share, without repetitions of the last one."""

@@ -241,7 +241,9 @@ class Objective(nn.Module, ABC):
         super().__init__()
         require_fit(type(self).__name__, self.reads, sizes)
         self.require_options(type(self).__name__, options, sizes)
-        self.options = options
+        self._options = self.options = options
+        self._progress = 0.0
+        self.progress = 0.0
         self.sizes = sizes
         self.layers = self.layers_of(options)
         """The student's layers that it reads."""
@@ -250,12 +252,26 @@ class Objective(nn.Module, ABC):
         """The student's attention layers that it reads."""
         require_attention(type(self).__name__, self.attention, sizes)
         self.aligner = None
-        self.progress = 0.0
-        """Share of the training steps that are made, set before each step."""
         self.label = ""
         """Prefix of its terms in logs with several objectives."""
         self.sources: tuple[str, ...] = (SOURCE,) if self.reads.features != 0 else ()
         """Names of what it reads, in the order of its features."""
+
+    @property
+    def progress(self) -> float:
+        """Share of the training steps that are made, set before each step."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, share: float) -> None:
+        self._progress = share
+        self._set_options()
+
+    def _set_options(self) -> None:
+        """Options that are schedules as of this step; in an evaluation, as of the end, or epochs
+        would not compare."""
+        if isinstance(self._options, ObjectiveOptions) and self._options.schedules:
+            self.options = self._options.at(self._progress if self.training else 1.0)
 
     @classmethod
     def require_options(cls, name: str, options: Any, sizes: Sizes) -> None:
@@ -291,6 +307,11 @@ class Objective(nn.Module, ABC):
         return (self,)
 
     @property
+    def active_parts(self) -> Sequence["Objective"]:
+        """The objectives of `parts` that are computed in this step."""
+        return self.parts
+
+    @property
     def answers_name(self) -> str:
         """Name of its aligner's precomputed outputs among the sources."""
         return f"aligner of {self.label}"
@@ -307,7 +328,8 @@ class Objective(nn.Module, ABC):
         answered = np.logical_and.reduce(lacking) if lacking else np.ones(1, np.bool_)
         if answered.all():
             whole = self.of_sources(side, sources, labels_B)
-            return whole | self._task_part(side, sources, labels_B)
+            moving = self._moving(whole["total"])
+            return whole | moving | self._task_part(side, sources, labels_B)
         assert side.pooled_BD is not None
         if answered.sum() < max(1, self.reads.least_rows):
             answered = np.zeros_like(answered)
@@ -335,7 +357,14 @@ class Objective(nn.Module, ABC):
                 parts = {TASK_PART: parts.get(TASK_PART, 0.0) + (1 - share) * task["total"]}
         elif not share:
             total = 0 * side.pooled_BD.sum()  # which depends on the student as any loss does
-        return named_terms(total, **terms) | parts
+        return named_terms(total, **(terms | self._moving(total))) | parts
+
+    def _moving(self, total: Tensor) -> dict[str, Tensor]:
+        """The options that are schedules, to be reported."""
+        if not isinstance(self._options, ObjectiveOptions):
+            return {}
+        moving = {name: getattr(self.options, name) for name in self._options.schedules}
+        return {n: torch.full((), value, device=total.device) for n, value in moving.items()}
 
     def _task_part(
         self, side: StudentSide, sources: Sources, labels_B: Tensor | None
@@ -377,6 +406,7 @@ class Objective(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """As for any module, but a frozen aligner stays in eval mode."""
         super().train(mode)
+        self._set_options()
         if self.aligner is not None and is_frozen(self.aligner):
             self.aligner.eval()
         return self

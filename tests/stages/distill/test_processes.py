@@ -46,6 +46,7 @@ RUNS: dict[str, dict[str, Any]] = {
         **{"optimizer": "dot", "learning_rate": 0.02, "max_grad_norm": 0.1},
     },
     "summed": {"batch_size": 8, "summed": True},
+    "learned weights": {"batch_size": 8, "summed": True, "weight": "learned"},
     "summed, joint": {"batch_size": 4, "summed": True, "schedule": "joint"},
 }
 # In processes of their own: whoever has sharded once does so ever after.

@@ -108,8 +108,11 @@ def test_a_sum_passes_gradients_of_float64() -> None:
             {"from": 2, "to": 1, "shape": "cosine"},
             {0: 2, 0.25: 1 + (1 + math.cos(math.pi / 4)) / 2, 0.5: 1.5, 1: 1},
         ),
+        ({"from": 1, "to": 0, "after": 0.2, "until": 0.6}, {0.1: 1, 0.2: 1, 0.4: 0.5, 0.6: 0}),
+        ({"from": 8, "to": 2, "shape": "exponential"}, {0: 8, 0.5: 4, 1: 2}),
+        ({"from": 3, "to": 5, "until": 0.5, "shape": "step"}, {0: 3, 0.49: 3, 0.5: 5, 1: 5}),
     ],
-    ids=["linear", "until", "cosine"],
+    ids=["linear", "until", "cosine", "after", "exponential", "step"],
 )
 def test_weights_that_move(schedule: dict[str, Any], points: dict[float, float]) -> None:
     made = WeightSchedule(**schedule)
@@ -126,7 +129,10 @@ def test_weights_that_move(schedule: dict[str, Any], points: dict[float, float])
         {"from": 1, "to": float("inf")},
         {"from": 1, "to": 0, "until": 0},
         {"from": 1, "to": 0, "until": 1.5},
-        {"from": 1, "to": 0, "shape": "step"},
+        {"from": 1, "to": 0, "shape": "staircase"},
+        {"from": 1, "to": 0, "after": 0.5, "until": 0.5},
+        {"from": 1, "to": 0, "shape": "exponential"},
+        {"from": 1, "to": 0, "after": 0.1, "shape": "step"},
         {"from": 1, "to": 0, "at": 3},
     ],
     ids=str,

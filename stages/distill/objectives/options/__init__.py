@@ -5,7 +5,7 @@ Nothing here imports torch: a job is parsed, and refused, before a run loads any
 
 from .armada import ArmadaOptions, Manifold, OrthogonalMap
 from .attention import AttentionRelationsOptions
-from .base import SOURCE, AlphaOptions, BetaOptions, ObjectiveOptions, WeightSchedule
+from .base import SOURCE, AlphaOptions, BetaOptions, MayMove, ObjectiveOptions, WeightSchedule
 from .features import Distance, FeatureOptions
 from .layers import HiddenLayersOptions
 from .logits import KDOptions
@@ -24,6 +24,7 @@ __all__ = [
     "HiddenLayersOptions",
     "KDOptions",
     "Manifold",
+    "MayMove",
     "ObjectiveOptions",
     "OrthogonalMap",
     "RKDOptions",

@@ -1,10 +1,10 @@
 """Options of ARMADA."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import ObjectiveOptions
+from .base import MayMove, ObjectiveOptions
 
 Manifold = Literal["cosine", "euclid", "pointwise"]
 
@@ -15,14 +15,12 @@ OrthogonalMap = Literal["matrix_exp", "cayley"]
 class ArmadaOptions(ObjectiveOptions):
     """Options of the objective armada."""
 
-    alpha: float = Field(
+    alpha: Annotated[float, Field(ge=0, le=1), MayMove()] = Field(
         default=0.5,
-        ge=0,
-        le=1,
         description="weight of the aligner's output term; the task loss has 1 - alpha",
     )
-    beta: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="weight of the manifold term"
+    beta: Annotated[float, Field(ge=0), MayMove()] = Field(
+        default=1.0, description="weight of the manifold term"
     )
     gamma: float = Field(
         default=1.0,
@@ -30,10 +28,8 @@ class ArmadaOptions(ObjectiveOptions):
         allow_inf_nan=False,
         description="weight of the auxiliary heads on the projections",
     )
-    temperature: float = Field(
+    temperature: Annotated[float, Field(gt=0), MayMove()] = Field(
         default=5.0,
-        gt=0,
-        allow_inf_nan=False,
         description="softmax temperature of the class outputs",
     )
     manifold: Manifold = Field(

@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import AlphaOptions
+from .base import AlphaOptions, MayMove
 
 
 class KDOptions(AlphaOptions):
     """Options of the objective kd."""
 
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"] = Field(
-        default=5.0, description="softmax temperature of the logits, or 'learned'"
-    )
+    temperature: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"], MayMove()
+    ] = Field(default=5.0, description="softmax temperature of the logits, or 'learned'")

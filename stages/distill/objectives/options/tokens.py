@@ -1,11 +1,11 @@
 """Options of objectives that compare predicted tokens."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ...token_loss.settings import TokenLossSettings
-from .base import ObjectiveOptions
+from .base import MayMove, ObjectiveOptions
 
 Tail = Literal["bucket", "renormalised"]
 """What becomes of the tokens outside of a teacher's top k."""
@@ -14,10 +14,8 @@ Tail = Literal["bucket", "renormalised"]
 class TokensOptions(ObjectiveOptions, TokenLossSettings):
     """Options of the objective tokens."""
 
-    alpha: float = Field(
+    alpha: Annotated[float, Field(ge=0, le=1), MayMove()] = Field(
         default=0.5,
-        ge=0,
-        le=1,
         description="weight of the teacher's distribution; the corpus's tokens have 1 - alpha",
     )
     token_temperature: float = Field(
