@@ -39,6 +39,7 @@ from .objective_keys import (
     TeacherKeys,
     WithOptions,
     complete_options,
+    options_class,
 )
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -204,7 +205,7 @@ class DistillJob(
         if own.get("objectives") is None:
             if isinstance(name, str):
                 if own.get("task") != "language":
-                    _refuse_token_options(own["options"])
+                    _refuse_token_options(name, own["options"])
                 own["options"] = complete_options(
                     name, own["options"], cls.model_fields, once_shared=True
                 )
@@ -385,10 +386,12 @@ class DistillJob(
         return self.seed if isinstance(self.seed, tuple) else (self.seed,)
 
 
-def _refuse_token_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of tokens for other tasks than language."""
+def _refuse_token_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of tokens for other tasks than language, unless the objective has them too."""
+    known = None if name == "tokens" else options_class(name)
+    own = {"alpha", *(known.model_fields if known else ())}
     for key, field in TokensOptions.model_fields.items():
-        if key != "alpha" and options.get(key, field.default) != field.default:
+        if key not in own and options.get(key, field.default) != field.default:
             raise JobError(f"job key {key!r}: is for language models; set task=language")
 
 

@@ -39,8 +39,9 @@ ONCE_SHARED = frozenset(
     {
         *("alpha", "beta", "gamma", "temperature", "manifold", "distance", "aligner_hidden_size"),
         *("orthogonal_map", "orthogonal_projection"),
+        *("divergence", "jsd_beta", "skew", "token_temperature", "tail", "cross_tokenizer"),
     }
-) | (TokensOptions.model_fields.keys())
+)
 """Options that were keys of every job once, whatever its objective: finished runs still have them
 all in their job files."""
 
@@ -260,6 +261,21 @@ def options_class(name: str) -> type[BaseModel] | None:
         return objective_options(name)
     except JobError:
         return None
+
+
+def with_new_options(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of an unfinished run's job, with the defaults of options that its objectives did not
+    have when it began."""
+    each = keys.get("objectives")
+    if each is not None:
+        return {**keys, "objectives": [_with_defaults(one.get("name"), one) for one in each]}
+    return _with_defaults(keys.get("objective"), keys)
+
+
+def _with_defaults(name: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
+    options = options_class(name) if isinstance(name, str) else None
+    fields = options.model_fields if options else {}
+    return {key: field.default for key, field in fields.items() if key not in keys} | dict(keys)
 
 
 def without_once_shared(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..cache_schemas.locations import shown
 from ..stages.store.files.atomic import make_folders, share, write_atomic
 from ..stages.store.files.lock import give_back, take
 from .messages import LOGGER
-from .objective_keys import ONCE_SHARED
+from .objective_keys import ONCE_SHARED, with_new_options
 
 JOB = "job.yaml"
 METRICS = "metrics.json"
@@ -138,7 +138,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _check_same_job(folder: Path, job: Mapping[str, Any]) -> None:
-    before = yaml.safe_load((folder / JOB).read_bytes())
+    before = with_new_options(yaml.safe_load((folder / JOB).read_bytes()))
     # An earlier run's job has options that its objective never read.
     unread = ONCE_SHARED - job.keys()
     differing = [

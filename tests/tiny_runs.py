@@ -133,8 +133,10 @@ class Bench:
         parsed = parse_control(control)
         name = "undistilled" if parsed.name == "undistilled" else objective
         train = class_labels(len(TEXTS), space.num_labels) if labels is None else labels
-        read = {"kd": ("logits",), "undistilled": ()}.get(name, features or ("embedding",))
-        along = OBJECTIVES.load(name).reads.axis == "tokens"
+        chosen_objective = OBJECTIVES.load(name)
+        reads = chosen_objective.reads
+        read = () if reads.features == 0 else features or (reads.default_feature or "embedding",)
+        along = reads.axis == "tokens"
         read = (TOKEN_STATES,) if along else read
         names = [SOURCE] if len(read) == 1 else [f"{SOURCE}.{feature}" for feature in read]
         cache = self.tokens if along else self.cache
@@ -147,12 +149,11 @@ class Bench:
             else controlled(self.cache[feature], rows, parsed, seed, "", train)
             for source, feature in zip(names, read, strict=True)
         }
-        chosen_objective = OBJECTIVES.load(name)
         sizes = Sizes(
             *(student.dim, space.num_labels, space.regression, shapes[0] if shapes else None),
             more_shapes=tuple(shapes[1:]),
             dropout=dropout,
-            layer_dims=layer_dims(student) if "layers" in chosen_objective.reads.student else (),
+            layer_dims=layer_dims(student) if "layers" in reads.student else (),
         )
         small = {"aligner_hidden_size": 10} if name == "armada" else {}
         options = chosen_objective.Options(**(small | (weights or {})))

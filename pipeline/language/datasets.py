@@ -160,7 +160,7 @@ def _with_predictions(
     source, rows = data.sources[teacher.source], data.train.cache_rows[teacher.source]
     feature, options = source.of_tokens, teacher.options
     answers = CachedAnswers(feature, options.token_temperature, options.tail)
-    answers.check(options.divergence, options.cross_tokenizer, teacher_vocab_size(source.teacher))
+    answers.check(options, options.cross_tokenizer, teacher_vocab_size(source.teacher))
     if options.cross_tokenizer:
         return matched_by_characters(answers, source.cache, rows, texts)
     corpus, known = data.train.corpus, np.flatnonzero(rows >= 0)

@@ -167,10 +167,8 @@ def test_options_of_teachers(armada: CommandLine) -> None:
     for taker, option in ((encoder, {"top_k": 8}), (job, {"pooling": "cls"}), (job, {"sead": 1})):
         (found,) = problems("precompute", {**taker, **option})
         assert f"'{next(iter(option))}' was unexpected" in found
-    assert (
-        "armada, kd"
-        in job_schema("ablate")["$defs"]["DistillJob"]["properties"]["alpha"]["description"]
-    )
+    alpha = job_schema("ablate")["$defs"]["DistillJob"]["properties"]["alpha"]
+    assert {"armada", "kd"} <= set(alpha["description"].rpartition("(")[2].split(", "))
     result = armada("schema", "report")
     assert result.code == 2
     assert result.error.startswith(

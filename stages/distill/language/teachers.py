@@ -25,7 +25,7 @@ from ...store.format.rows import Rows
 from ...store.reading.feature_array import RaggedArray
 from ..objectives.options import Tail
 from ..token_loss.answers import Answers, DenseAnswers, SampledAnswers, SparseAnswers, check_samples
-from ..token_loss.settings import Divergence
+from ..token_loss.settings import TokenLossSettings
 
 Ints = npt.NDArray[np.int64]
 
@@ -45,7 +45,7 @@ class CachedAnswers:
     temperature: float
     tail: Tail
 
-    def check(self, divergence: Divergence, by_rank: bool, vocab_size: int) -> None:
+    def check(self, settings: TokenLossSettings, by_rank: bool, vocab_size: int) -> None:
         """Raise an InputError for predictions that cannot be compared this way, or have another
         vocabulary size: caches may come from strangers."""
         spec, coding = self.feature.spec, self.feature.spec.coding
@@ -56,11 +56,13 @@ class CachedAnswers:
                 f"{vocab_size} tokens says of predictions; use another cache"
             )
         if isinstance(coding, SamplesCoding):
-            self._check_samples(coding, divergence, by_rank)
+            self._check_samples(coding, settings, by_rank)
         nothing = np.empty(0, dtype=np.int64)
         self.read(nothing, nothing, nothing)
 
-    def _check_samples(self, coding: SamplesCoding, divergence: Divergence, by_rank: bool) -> None:
+    def _check_samples(
+        self, coding: SamplesCoding, settings: TokenLossSettings, by_rank: bool
+    ) -> None:
         if by_rank:
             raise JobError(
                 "cross_tokenizer: needs sorted probabilities, which samples do not give; cache "
@@ -73,7 +75,7 @@ class CachedAnswers:
                 f"feature {self.feature.spec.name!r}: was sampled at temperature "
                 f"{coding.temperature:g}; training needs samples at temperature 1"
             )
-        check_samples(divergence, self.temperature, bool(coding.log_prob_bits))
+        check_samples(settings, self.temperature, bool(coding.log_prob_bits))
 
     def read(self, rows: Rows, positions: Rows, counts: Rows) -> Tensors:
         """The predictions of cache rows `rows[i]`, `counts[i]` each, text after text; `positions`

@@ -110,7 +110,8 @@ def require_fit(name: str, reads: Reads, sizes: "Sizes") -> None:
     if reads.classes and sizes.feature_dim != sizes.num_labels:
         raise JobError(
             f"objective {name}: the teacher's logits have {sizes.feature_dim} classes, the task "
-            f"{sizes.num_labels}; choose a teacher of the same task, and its logits as the feature"
+            f"{sizes.num_labels}; choose a teacher of the same task, and its logits as the "
+            "feature, or armada, feature or rkd, which need no common classes"
         )
 
 

@@ -1,12 +1,16 @@
-"""Distillation of cached class logits, with a fixed or a learned temperature, or of numbers."""
+"""Objectives that compare class logits: softened, as they are, split at the target class."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import JobError
 from .. import closed_forms
+from ..losses import accumulated, logits, task_loss
 from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
-from .options import KDOptions
+from .one_loss import LogitsObjective
+from .options import DKDOptions, DualHeadOptions, KDOptions, LogitMSEOptions
 
 LOWEST_TEMPERATURE = 1.0
 TEMPERATURE_RANGE = 20.0
@@ -70,6 +74,77 @@ class KDObjective(Objective):
             return float(self.options.temperature)
         learned: Tensor = self.learned_temperature()
         return learned
+
+
+class LogitMSEObjective(LogitsObjective):
+    """Squared differences of the logits themselves.
+
+    Formula: alpha · mean (s - t)² + (1 - alpha) · task; centred: of s and t less their rows' means
+    Source: Ba and Caruana, arXiv 1312.6184; Kim et al., arXiv 2105.08919.
+    """
+
+    Options = LogitMSEOptions
+    options: LogitMSEOptions
+
+    def distillation(
+        self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Reports nothing more."""
+        return logits.logit_mse_loss(student_BK, teacher_BK, self.options.centred), {}
+
+
+class DKDObjective(LogitsObjective):
+    """Decoupled distillation: the target class against all others, and those among themselves.
+
+    Formula: alpha · T²·[target_weight · KL of (p_y, 1 - p_y) + nontarget_weight · KL of the other
+    classes] + (1 - alpha) · task; y is the label or, without one, the teacher's first class
+    Source: Zhao et al., Decoupled Knowledge Distillation, arXiv 2203.08679.
+
+    With two classes the second part is 0. The paper's warm-up is a `weight` that moves.
+    """
+
+    Options = DKDOptions
+    options: DKDOptions
+
+    def distillation(
+        self, student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Reports target and nontarget."""
+        targets_B = logits.target_classes(teacher_BK, labels_B)
+        temperature = self.options.temperature
+        target, nontarget = logits.dkd_losses(student_BK, teacher_BK, targets_B, temperature)
+        total = self.options.target_weight * target + self.options.nontarget_weight * nontarget
+        return total, {"target": target, "nontarget": nontarget}
+
+
+class DualHeadObjective(Objective):
+    """Logits of a second head, class by class: the task's own head learns from labels alone.
+
+    Formula: alpha · T²·Σ over classes of KL(σ(n(t)/T) ‖ σ(n(head(pooled))/T)) + (1 - alpha) · task,
+    n standardises a row of logits
+    Source: Yang et al., Dual-Head Knowledge Distillation, arXiv 2411.08937.
+
+    Simplified: a linear second head, without the paper's alignment of gradients. Owns `head`.
+    """
+
+    Options = DualHeadOptions
+    options: DualHeadOptions
+    reads = LogitsObjective.reads
+
+    def __init__(self, options: DualHeadOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        self.head = nn.Linear(sizes.pooled_dim, sizes.num_labels)
+
+    def forward(
+        self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
+    ) -> dict[str, Tensor]:
+        """total, task, distillation."""
+        teacher_BK = accumulated(self._feature(feature_BH).detach())
+        second_BK = accumulated(self.head(accumulated(pooled_BD)))
+        distillation = logits.binary_kl_loss(second_BK, teacher_BK, self.options.temperature)
+        task = task_loss(output_BK, labels_B, regression=False)
+        total = self.options.alpha * distillation + (1 - self.options.alpha) * task
+        return named_terms(total, task=task, distillation=distillation)
 
 
 class LearnedTemperature(nn.Module):

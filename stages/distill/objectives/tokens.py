@@ -29,7 +29,14 @@ class TokensObjective(Objective):
     """Next-token probabilities of the teacher, for language models.
 
     Formula: alpha · T²·D(teacher ‖ student) + (1 - alpha) · cross entropy, means over tokens
-    Source: Hinton et al., arXiv 1503.02531; for other divergences D, see `divergence`.
+    Source: Hinton et al., arXiv 1503.02531; for other divergences D, see `divergence`: MiniLLM
+    (2306.08543), GKD (2306.13649), DistiLLM (2402.03898), TAID (2501.16937), DKD (2203.08679), ATKD
+    (2402.11890).
+
+    The target of taid moves in a straight line with the steps; what it adapts to elsewhere, the
+    loss of a whole batch, no single process has here. Targets of dkd and atkd are the corpus's next
+    tokens: one outside of top_k is the tail, for what is not listed is one outcome. Samples are
+    refused by these three and by token_weights.
 
     Owns nothing.
     """
@@ -60,6 +67,8 @@ class TokensObjective(Objective):
                 options,
                 alpha=options.alpha,
                 temperature=options.token_temperature,
+                # An evaluation in the middle of a run has the target of the end.
+                progress=self.progress if self.training else 1.0,
             )
         return named_terms(terms.total, language=terms.task, distillation=terms.distillation)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ....cache_schemas.errors import JobError
-from .settings import Divergence
+from .settings import TokenLossSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,21 @@ class TokenAnswers:
     answered_P: Tensor | None = None
 
 
-def check_samples(divergence: Divergence, temperature: float, has_log_probs: bool) -> None:
+def check_samples(settings: TokenLossSettings, temperature: float, has_log_probs: bool) -> None:
     """Raises JobError if samples cannot estimate this divergence at this temperature.
 
     Jobs that read samples are checked by it before a model loads."""
+    divergence = settings.divergence
+    if divergence in ("taid", "dkd", "atkd"):
+        raise JobError(
+            f"divergence {divergence} needs all of a distribution, and samples are a part of it; "
+            "use another divergence, or cache top_k or dense"
+        )
+    if settings.token_weights != "uniform":
+        raise JobError(
+            f"token_weights {settings.token_weights} needs all of a distribution, and samples are "
+            "a part of it; leave it out, or cache top_k or dense"
+        )
     if divergence != "forward_kl" and temperature != 1:
         raise JobError(
             f"divergence {divergence} at temperature {temperature:g} cannot be estimated from "

@@ -116,7 +116,7 @@ class _Pass:
         self._head.logits(hidden_CH, logits_CV)
         self._step.transform.apply_(logits_CV)
         label_logit_C1 = logits_CV.gather(1, counted.label_C1)
-        soft = self._softened(logits_CV, rows, counted.answered_C)
+        soft = self._softened(logits_CV, rows, counted)
         log_sum_C1, own_CV = self._at_temperature_one(soft, logits_CV)
         if any(gradient is not None for gradient in self.gradients):
             slope_CV = self._slope(soft, own_CV, counted)
@@ -124,7 +124,7 @@ class _Pass:
         task_C = (log_sum_C1 - label_logit_C1).squeeze(1).where(counted.labelled_C, 0)
         return task_C.sum(), soft.divergence_C.where(counted.answered_C, 0).sum()
 
-    def _softened(self, logits_CV: Tensor, rows: slice, answered_C: Tensor) -> Softened:
+    def _softened(self, logits_CV: Tensor, rows: slice, counted: "_Counted") -> Softened:
         """Logits over the temperature: in the logits' own memory, unless they are needed after
         this."""
         step, tempered_CV = self._step, logits_CV
@@ -132,7 +132,9 @@ class _Pass:
             tempered_CV = self._buffers.take("softened", len(logits_CV))
             torch.div(logits_CV, step.temperature, out=tempered_CV)
         shares_CV = self._buffers.take("shares", len(logits_CV))
-        return step.soften(tempered_CV, shares_CV, step.answers.rows(rows), answered_C)
+        targets_C = counted.label_C1.squeeze(1).where(counted.labelled_C, -1)
+        answers = step.answers.rows(rows)
+        return step.soften(tempered_CV, shares_CV, answers, counted.answered_C, targets_C)
 
     def _at_temperature_one(
         self, soft: Softened, logits_CV: Tensor

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .answers import Answers, DenseAnswers, SampledAnswers, SparseAnswers, entries
+from .answers import Answers, DenseAnswers, Entries, SampledAnswers, SparseAnswers, entries
 from .settings import TokenLossSettings
 
 LEAST = -1e30
@@ -129,10 +129,13 @@ class Softened:
     mass_Ck: Tensor | None = None
 
 
-Soften = Callable[[Tensor, Tensor, Answers, Tensor], Softened]
+Soften = Callable[[Tensor, Tensor, Answers, Tensor, Tensor], Softened]
 """Maps logits over the temperature [C, V], which are overwritten, a buffer of that shape for
-shares, the predictions, and a mask of rows with one [C]. Every number is finite in masked rows too,
-and none shares memory with the logits."""
+shares, the predictions, a mask of rows with one [C], and the next tokens [C], -1 where unknown.
+Every number is finite in masked rows too, and none shares memory with the logits."""
+
+Compare = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A measure that may look at the target's number among the outcomes, [C]: see `targets.py`."""
 
 
 def softmax(logits_CV: Tensor, out: Tensor) -> Tensor:
@@ -154,8 +157,9 @@ def soften_dense(
     spare_CV: Tensor,
     answers: Answers,
     answered_C: Tensor,
+    targets_C: Tensor,
     *,
-    measure: Measure,
+    compare: Compare,
     temperature: float,
 ) -> Softened:
     """The divergence from softmax(log p / T), over V tokens."""
@@ -163,7 +167,7 @@ def soften_dense(
     log_sum_C1 = softmax(logits_CV, spare_CV)
     log_p_CV = tempered(answers, answered_C, logits_CV, temperature)
     log_p_CV = padded(log_p_CV, logits_CV.shape[1])
-    parts_CV, slopes_CV = measure(log_p_CV, logits_CV.sub_(log_sum_C1))
+    parts_CV, slopes_CV = compare(log_p_CV, logits_CV.sub_(log_sum_C1), targets_C)
     return Softened(
         divergence_C=parts_CV.sum(dim=1),
         log_sum_C1=log_sum_C1,
@@ -195,7 +199,13 @@ def padded(log_p: Tensor, vocab_size: int) -> Tensor:
 
 
 def soften_sparse(
-    logits_CV: Tensor, spare_CV: Tensor, answers: Answers, answered_C: Tensor, *, measure: Measure
+    logits_CV: Tensor,
+    spare_CV: Tensor,
+    answers: Answers,
+    answered_C: Tensor,
+    targets_C: Tensor,
+    *,
+    compare: Compare,
 ) -> Softened:
     """The divergence over the listed tokens, and one more outcome for the others if they have a
     tail."""
@@ -205,11 +215,23 @@ def soften_sparse(
     apart = SetApart(logits_CV, spare_CV, listed.ids_Ck, listed.present_Ck)
     if answers.log_tail_P is None:
         log_p_Ck = log_p_Ck - log_p_Ck.logsumexp(dim=1, keepdim=True)
-        return apart.renormalised(*measure(log_p_Ck, apart.log_within_Ck))
+        outcomes_C = _outcomes(targets_C, listed, elsewhere=-1)
+        return apart.renormalised(*compare(log_p_Ck, apart.log_within_Ck, outcomes_C))
     log_tail_C1 = answers.log_tail_P.where(answered_C, 0).to(log_p_Ck)[:, None]
     # If every id is listed there is no other token, whatever rounding has left in the tail.
     log_tail_C1 = log_tail_C1.where(apart.has_rest_C1, LEAST).clamp(min=LEAST)
-    return apart.with_tail(*measure(torch.cat((log_p_Ck, log_tail_C1), 1), apart.log_q_Co))
+    outcomes_C = _outcomes(targets_C, listed, elsewhere=log_p_Ck.shape[1])
+    log_p_Co = torch.cat((log_p_Ck, log_tail_C1), 1)
+    return apart.with_tail(*compare(log_p_Co, apart.log_q_Co, outcomes_C))
+
+
+def _outcomes(targets_C: Tensor, listed: Entries, elsewhere: int) -> Tensor:
+    """The numbers of targets among the outcomes, -1 where unknown; one that is not listed is
+    `elsewhere`."""
+    is_target_Ck = listed.present_Ck & (listed.ids_Ck == targets_C[:, None])
+    found_C, at_C = is_target_Ck.to(torch.uint8).max(dim=1)
+    unlisted_C = torch.where(targets_C < 0, -1, elsewhere)
+    return torch.where(found_C > 0, at_C, unlisted_C)
 
 
 class SetApart:
@@ -272,6 +294,7 @@ def soften_samples(
     spare_CV: Tensor,
     answers: Answers,
     answered_C: Tensor,
+    targets_C: Tensor,
     *,
     measure: Measure | None,
     temperature: float,

@@ -22,6 +22,7 @@ from .answers import (
 from .chunked import Chunked, Step, chunk_tokens
 from .divergences import Soften, measure_of, soften_dense, soften_samples, soften_sparse
 from .settings import TokenLossSettings
+from .targets import comparison_of
 
 AS_THEY_ARE = LogitTransform()
 
@@ -70,6 +71,7 @@ def token_loss(
     alpha: float,
     temperature: float,
     chunk: int | None = None,
+    progress: float = 1.0,
 ) -> TokenTerms:
     """alpha · T² · D(teacher, student) + (1 - alpha) · cross entropy, each a mean over its tokens.
 
@@ -77,14 +79,15 @@ def token_loss(
     cached at T), dense ones as softmax(log p / T), samples as in `divergences.py`. Cross entropy:
     T = 1. `chunk` is the number of tokens per matrix product with the vocabulary; None: as many as
     make 64 MiB of float32 logits, or 256 MiB on a GPU. Memory is O(chunk · V) beside the gradients,
-    forward and backward.
+    forward and backward. `progress` is the share of the training steps that are made, for targets
+    that move.
     Sums are in float32, or float64 for float64 inputs; gradients come back in the inputs' dtypes.
     Raises JobError for samples that cannot give this divergence, or for a teacher with more tokens.
     Sources: T², Hinton, Vinyals, Dean, arXiv 1503.02531; gradients worked out chunk by chunk in the
     forward pass, Liger Kernel, arXiv 2410.10989.
     """
     check_vocabulary(answers, len(tokens.weight_VH))
-    soften = _soften(answers, settings, temperature)
+    soften = _soften(answers, settings, temperature, progress)
     return chunked(tokens, answers, soften, alpha=alpha, temperature=temperature, chunk=chunk)
 
 
@@ -97,17 +100,19 @@ def cross_entropy(tokens: Tokens) -> Tensor:
     return token_loss(alone, nothing, TokenLossSettings(), alpha=0.0, temperature=1.0).total
 
 
-def _soften(answers: Answers, settings: TokenLossSettings, temperature: float) -> Soften:
-    measure = measure_of(settings)
+def _soften(
+    answers: Answers, settings: TokenLossSettings, temperature: float, progress: float
+) -> Soften:
     match answers:
         case SparseAnswers():
-            return partial(soften_sparse, measure=measure)
+            return partial(soften_sparse, compare=comparison_of(settings, progress))
         case DenseAnswers():
-            return partial(soften_dense, measure=measure, temperature=temperature)
+            compare = comparison_of(settings, progress)
+            return partial(soften_dense, compare=compare, temperature=temperature)
         case SampledAnswers():
             kept = answers.log_probs_PK is not None
-            check_samples(settings.divergence, temperature, kept)
-            ratios = None if settings.divergence == "forward_kl" else measure
+            check_samples(settings, temperature, kept)
+            ratios = None if settings.divergence == "forward_kl" else measure_of(settings)
             return partial(soften_samples, measure=ratios, temperature=temperature)
 
 

@@ -56,7 +56,7 @@ def _distance(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_ranks(
-    logits_CV: Tensor, spare_CV: Tensor, answers: Answers, answered_C: Tensor
+    logits_CV: Tensor, spare_CV: Tensor, answers: Answers, answered_C: Tensor, targets_C: Tensor
 ) -> Softened:
     assert isinstance(answers, SparseAnswers)
     assert answers.log_tail_P is not None
@@ -71,7 +71,7 @@ def _first_ranks(
 
 
 def _all_ranks(
-    logits_CV: Tensor, spare_CV: Tensor, answers: Answers, answered_C: Tensor
+    logits_CV: Tensor, spare_CV: Tensor, answers: Answers, answered_C: Tensor, targets_C: Tensor
 ) -> Softened:
     assert isinstance(answers, DenseAnswers)
     vocab_size = logits_CV.shape[1]

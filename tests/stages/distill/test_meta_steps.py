@@ -31,6 +31,7 @@ from token_loss_reference import DIVERGENCES
 
 META = torch.device("meta")
 ROWS = 8
+LOGITS = {name for name in OBJECTIVES.built_in if OBJECTIVES.load(name).reads.classes} - {"kd"}
 PLUG_INS = Path(__file__).parents[2] / "hint_objective"
 
 
@@ -92,6 +93,11 @@ def test_of_every_objective_and_family(
 def test_of_hidden_layers(weights: dict[str, Any], bench: Bench, tmp_path: Path) -> None:
     several = {"objective": "hidden_layers", "features": ("embedding", "logits")}
     step(*labelled(bench.run(tmp_path, weights=weights, **several)))
+
+
+@pytest.mark.parametrize("objective", sorted(LOGITS))
+def test_of_every_objective_of_logits(objective: str, bench: Bench, tmp_path: Path) -> None:
+    step(*labelled(bench.run(tmp_path, objective=objective)))
 
 
 @pytest.mark.parametrize(

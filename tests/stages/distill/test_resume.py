@@ -66,13 +66,14 @@ def small_blocks(monkeypatch):
         {"control": "noise=0.5"},
         {"objective": "kd", "weights": {"temperature": "learned"}},
         {"objective": "kd", "control": "permuted-classes"},
+        {"objective": "taid", "weights": {"taid_step": 0.1}, "gradient_accumulation": 2},
         {"weights": {"orthogonal_map": "cayley", "orthogonal_projection": True}},
         {"lora_rank": 2},
         {"objective": "hidden_layers", "features": ("embedding", "logits")},
     ],
     ids=[
         *("blocks", "blocks-joint", "undistilled", "random-aligner", "noise", "kd", "permuted"),
-        *("orthogonal", "adapters", "layers"),
+        *("taid", "orthogonal", "adapters", "layers"),
     ],
 )
 def test_other_runs_go_on_too(bench, tmp_path, how):

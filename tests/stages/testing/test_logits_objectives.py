@@ -13,3 +13,37 @@ class TestKD(ObjectiveTests):
 class TestLearnedTemperature(TestKD):
     options = {"temperature": "learned"}
     tasks = ("classification", "multilabel")  # numbers of a regression have no temperature
+
+
+class TestLogitMSE(ObjectiveTests):
+    objective = "logit_mse"
+    feature_shapes = ((3,),)
+    changing = {"alpha": 0.9, "centred": True}
+    refused = {"alpha": -0.1, "centred": "perhaps"}
+
+
+class TestCentred(TestLogitMSE):
+    options = {"centred": True}
+    changing = {"alpha": 0.9, "centred": False}
+
+
+class TestDKD(ObjectiveTests):
+    objective = "dkd"
+    feature_shapes = ((3,),)
+    changing = {"alpha": 0.9, "temperature": 2.0, "target_weight": 0.0, "nontarget_weight": 1.0}
+    refused = {"alpha": -0.1, "temperature": 0, "target_weight": -1, "nontarget_weight": -1}
+
+
+class TestDKDOfTwoClasses(TestDKD):
+    rows = 7
+    num_labels = 2
+    feature_shapes = ((2,),)
+    changing = {"alpha": 0.9, "temperature": 2.0, "target_weight": 0.5}
+    untried = ("nontarget_weight",)  # of one class that is no target: always 0
+
+
+class TestDualHead(ObjectiveTests):
+    objective = "dual_head"
+    feature_shapes = ((3,),)
+    changing = {"alpha": 0.9, "temperature": 2.0}
+    refused = {"alpha": -0.1, "temperature": 0}

@@ -6,10 +6,27 @@ Nothing here imports torch: a job is parsed, and refused, before a run loads any
 from .armada import ArmadaOptions, Manifold, OrthogonalMap
 from .attention import AttentionRelationsOptions
 from .base import SOURCE, AlphaOptions, BetaOptions, MayMove, ObjectiveOptions, WeightSchedule
+from .batch_logits import LumiOptions, SinkhornOptions
+from .divergences import (
+    BalancedKLOptions,
+    JSDOptions,
+    ReverseKLOptions,
+    SkewKLOptions,
+    SkewReverseKLOptions,
+    SoftenedOptions,
+    TVDOptions,
+)
 from .features import Distance, FeatureOptions
 from .layers import HiddenLayersOptions
-from .logits import KDOptions
+from .logits import DKDOptions, DualHeadOptions, KDOptions, LogitMSEOptions
 from .relations import RKDOptions
+from .targets import (
+    FirstOptions,
+    FusedLabelsOptions,
+    PESFOptions,
+    SmoothedLabelsOptions,
+    TAIDOptions,
+)
 from .token_states import TokenRelationsOptions, TokenStatesOptions
 from .tokens import Tail, TokensOptions
 
@@ -18,16 +35,33 @@ __all__ = [
     "AlphaOptions",
     "ArmadaOptions",
     "AttentionRelationsOptions",
+    "BalancedKLOptions",
     "BetaOptions",
+    "DKDOptions",
     "Distance",
+    "DualHeadOptions",
     "FeatureOptions",
+    "FirstOptions",
+    "FusedLabelsOptions",
     "HiddenLayersOptions",
+    "JSDOptions",
     "KDOptions",
+    "LogitMSEOptions",
+    "LumiOptions",
     "Manifold",
     "MayMove",
     "ObjectiveOptions",
     "OrthogonalMap",
+    "PESFOptions",
     "RKDOptions",
+    "ReverseKLOptions",
+    "SinkhornOptions",
+    "SkewKLOptions",
+    "SkewReverseKLOptions",
+    "SmoothedLabelsOptions",
+    "SoftenedOptions",
+    "TAIDOptions",
+    "TVDOptions",
     "Tail",
     "TokenRelationsOptions",
     "TokenStatesOptions",

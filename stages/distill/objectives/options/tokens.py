@@ -45,6 +45,11 @@ class TokensOptions(ObjectiveOptions, TokenLossSettings):
                 f"divergence {self.divergence}: cross_tokenizer compares sorted probabilities, by "
                 "the sum of their differences; leave divergence out"
             )
+        if self.token_weights != "uniform":
+            raise ValueError(
+                f"token_weights {self.token_weights}: cross_tokenizer weighs all tokens alike; "
+                "leave it out"
+            )
         if self.token_temperature != 1:
             raise ValueError(
                 f"token_temperature {self.token_temperature:g}: probabilities of two tokenizers "
