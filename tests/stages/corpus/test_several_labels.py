@@ -98,16 +98,16 @@ GOOD: dict[str, tuple[Any, Any, LabelSpace, list[list[float]] | list[float]]] = 
         [[0.5, -2], [NAN, 3]],
     ),
     "lists of outputs": (
-        {"y": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int32(), 2))},
+        {"y": pa.array([[1, 2], [3, 4]], pa.list_(pa.int32(), 2))},
         "regression",
         LabelSpace(task="regression", num_labels=2),
-        [[1, 2], [NAN, NAN], [3, 4]],
+        [[1, 2], [3, 4]],
     ),
     "lists of one output": (
-        lists([[1.5], [0.5]]),
+        lists([[1.5], [0.5], None]),
         "regression",
         LabelSpace(task="regression", num_labels=1),
-        [1.5, 0.5],
+        [1.5, 0.5, NAN],
     ),
 }
 
