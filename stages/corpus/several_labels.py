@@ -37,6 +37,9 @@ from .label_kinds import (
 SUM_TOLERANCE = 1e-3
 """How far from 1 the probabilities of a row may add up to; they are divided by their sum."""
 
+MOST_CLASSES = 100_000
+"""How many classes numbers may mean without num_labels: more of them are ids by mistake."""
+
 Matrix = npt.NDArray[np.float64]
 Bad = npt.NDArray[np.bool_]
 
@@ -67,6 +70,11 @@ def several_space(corpus: Corpus, task: Task | None, num_labels: int | None) -> 
     elif task == "multilabel" and pa.types.is_integer(labels.type.value_type):
         values = _class_numbers(corpus, labels, num_labels or ANY_NUMBER)
         count = num_labels or (int(values.max()) + 1 if len(values) else 0)
+        if num_labels is None and count > MOST_CLASSES:
+            raise CorpusError(
+                f"{_of(corpus)}: labels name a class {count - 1}; set num_labels if there are more "
+                f"than {MOST_CLASSES:,} classes"
+            )
     else:
         count = num_labels or _common_length(labels)
     if not count:
@@ -125,8 +133,11 @@ def _plain(corpus: Corpus) -> pa.Array:
             f"{_of(corpus)}: labels mix numbers and names ({numeric[0]!r} and {other!r}); make "
             "them one type"
         )
-    whole = all(text.strip().lstrip("+-").isdecimal() for text in texts)
-    return labels.cast(pa.large_list(pa.int64() if whole else pa.float64()))
+    digits = [text.strip().lstrip("+-") for text in texts]
+    whole = all(each.isdecimal() and len(each) < 16 for each in digits)
+    known = {text: int(text) if whole else float(text) for text in texts} | {None: None}
+    rows = [None if row is None else [known[text] for text in row] for row in labels.to_pylist()]
+    return pa.array(rows, pa.large_list(pa.int64() if whole else pa.float64()))
 
 
 def _task_of(corpus: Corpus, labels: pa.Array) -> Task:

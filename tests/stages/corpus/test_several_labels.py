@@ -193,6 +193,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"task": "regression"},
         "labels are lists of bool, not numbers",
     ),
+    "ids": (lists([[0], [123456]]), {}, "labels name a class 123456; set num_labels if there are"),
     "nothing": (lists([None, None], pa.int64()), {}, "no row has a label"),
     "empty lists": (lists([[], []], pa.string()), {}, "no row has a label"),
     "other number of names": (lists([["a"], ["b"]]), {"num_labels": 3}, "num_labels is 3, but"),
@@ -288,6 +289,18 @@ def test_a_separator_parts_numbers(tmp_path: Path) -> None:
     corpus = read_corpus([str(path)], ["a"], label_column="y", label_separator="|")
     space = label_space(corpus, "regression")
     np.testing.assert_array_equal(label_values(corpus, space), [[0.5, NAN], [1, -2]])
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [(("+1", "0"), [[0, 1], [1, 0]]), (("1_0 ;2", "3;4"), [[10, 2], [3, 4]])],
+)
+def test_numbers_as_python_reads_them(tmp_path: Path, cells: Any, values: Any) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,y\n" + "".join(f"x,{cell}\n" for cell in cells))
+    corpus = read_corpus([str(path)], ["a"], label_column="y", label_separator=";")
+    task = "regression" if ";" in cells[0] else None
+    assert label_values(corpus, label_space(corpus, task)).tolist() == values
 
 
 def test_a_separator_needs_text(labelled: Read, tmp_path: Path) -> None:
