@@ -412,4 +412,4 @@ def test_adding_an_objective(place: Workplace) -> None:
     assert last < first
     metrics = json.loads((place.folder / "run" / "metrics.json").read_bytes())
     assert metrics["objective"] == "contrast"
-    assert re.search(r"^27 passed", printed, re.MULTILINE)
+    assert re.search(r"^38 passed", printed, re.MULTILINE)
