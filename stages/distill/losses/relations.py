@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..objectives.options import Kernel
+
 
 def rkd_distance_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor:
     """Distances of all pairs of rows, each relative to the mean distance:
@@ -40,6 +42,109 @@ def rkd_angle_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor:
     triples_BBB = pairs_BB[:, :, None] & pairs_BB[:, None, :] & pairs_BB[None, :, :]
     compared_BBB = F.smooth_l1_loss(_cosines(student_BD), _cosines(teacher_BH), reduction="none")
     return _mean(compared_BBB, triples_BBB)
+
+
+def similarity_preserving_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor:
+    """Products of all pairs of rows, those of one row scaled to length 1:
+    1/B² · Σ (ĝ_s - ĝ_t)², with ĝ(i) = X·x_i / |X·x_i| for rows X.
+
+    Edges: where a row is zero, or has the product 0 with all, its products stay 0.
+    Source: Tung and Mori, Similarity-Preserving Knowledge Distillation, arXiv 1907.09682.
+    """
+    student_BB, teacher_BB = (_unit(rows @ rows.mT) for rows in (student_BD, teacher_BH))
+    return (student_BB - teacher_BB).square().mean()
+
+
+def in_batch_loss(student_BD: Tensor, teacher_BH: Tensor, temperature: float) -> Tensor:
+    """Distributions of each row over the others of the batch:
+    mean over i of KL(p_t(i) ‖ p_s(i)), with p(i) = softmax over j ≠ i of cos(x_i, x_j) / τ.
+
+    No factor τ²: gradients grow as 1/τ, as they do in a contrastive loss. Edges: 0 for fewer than
+    three rows, which have one other at most; a zero row has the cosine 0 to all.
+    Source: Sun et al., LEAD, arXiv 2212.05225, where queries are compared with passages.
+    """
+    student_BC, teacher_BC = (
+        F.log_softmax(_off_diagonal(unit @ unit.mT) / temperature, dim=-1)
+        for unit in (_unit(student_BD), _unit(teacher_BH))
+    )
+    return F.kl_div(student_BC, teacher_BC, reduction="sum", log_target=True) / len(student_BD)
+
+
+def cka_loss(student_BD: Tensor, teacher_BH: Tensor, debiased: bool) -> Tensor:
+    """One minus the linear centred kernel alignment of student and teacher:
+    1 - <K, L> / (|K|·|L|), with K, L the centred products of all pairs of rows.
+
+    Centred: the mean of each row and column is 0. Debiased: as sums without the diagonal have it
+    (U-centred: 0 on the diagonal), so that K and L of independent rows are at right angles whatever
+    the widths, while the plain one rises with width / B. It takes four rows; the plain one is
+    constant for two. Edges: equal rows align with nothing, so the loss is 1.
+    Source: Kornblith et al., arXiv 1905.00414; debiased: Nguyen, Raghu and Kornblith, arXiv
+    2010.15327.
+    """
+    student_BB, teacher_BB = (_centred(rows, debiased) for rows in (student_BD, teacher_BH))
+    return 1 - (_unit(student_BB.flatten()) * _unit(teacher_BB.flatten())).sum()
+
+
+def mmd_loss(student_BD: Tensor, teacher_BH: Tensor, kernel: Kernel) -> Tensor:
+    """Maximum mean discrepancy of the student's neurons and the teacher's, each neuron a vector of
+    its numbers for the rows of the batch, scaled to length 1:
+    mean of k(s, s') - 2 · mean of k(s, t) + mean of k(t, t') over all pairs of neurons.
+
+    linear: k(x, y) = x·y, the distance of the mean neurons; poly: (x·y)²; gaussian:
+    exp(-|x - y|² / 2σ²), σ² the mean of |t - t'|² over all pairs of the teacher's. The first two
+    cost B²·(D + H), gaussian (D + H)²·B. Edges: a neuron that is 0 for all rows stays a zero
+    vector.
+    Source: Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer,
+    arXiv 1707.01219, with rows in the place of positions in an image.
+    """
+    student_DB, teacher_HB = _unit(student_BD.mT), _unit(teacher_BH.mT)
+    if kernel == "linear":
+        return (student_DB.mean(dim=0) - teacher_HB.mean(dim=0)).square().sum()
+    if kernel == "poly":
+        # The mean of (x·y)² is the product of the mean outer products.
+        outer_BB = student_DB.mT @ student_DB / len(student_DB)
+        return (outer_BB - teacher_HB.mT @ teacher_HB / len(teacher_HB)).square().sum()
+    scale = _squared_distances(teacher_HB, teacher_HB).mean()
+    scale = torch.where(scale > 0, scale, 1)
+    pairs = ((student_DB, student_DB), (student_DB, teacher_HB), (teacher_HB, teacher_HB))
+    own, between, theirs = (
+        (-_squared_distances(x, y) / (2 * scale)).exp().mean() for x, y in pairs
+    )
+    return own - 2 * between + theirs
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors along the last axis of length 1; zero vectors stay."""
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / torch.where(lengths > 0, lengths, 1)
+
+
+def _off_diagonal(square_BB: Tensor) -> Tensor:
+    """Each row without its number on the diagonal: [B, B - 1]."""
+    rows = len(square_BB)
+    return square_BB.flatten()[1:].view(rows - 1, rows + 1)[:, :-1].reshape(rows, rows - 1)
+
+
+def _centred(rows_BD: Tensor, debiased: bool) -> Tensor:
+    """The centred products of all pairs of rows."""
+    # Before the products, which would lose digits of rows far from 0.
+    rows_BD = rows_BD - rows_BD.mean(dim=0)
+    products_BB = rows_BD @ rows_BD.mT
+    if not debiased:
+        return products_BB
+    count = len(rows_BD)
+    products_BB = products_BB - torch.diag(products_BB.diagonal())
+    sums_B = products_BB.sum(dim=0) / max(1, count - 2)
+    total = products_BB.sum() / max(1, (count - 1) * (count - 2))
+    centred_BB = products_BB - sums_B[:, None] - sums_B[None, :] + total
+    return centred_BB - torch.diag(centred_BB.diagonal())
+
+
+def _squared_distances(x_MB: Tensor, y_NB: Tensor) -> Tensor:
+    """Squared distances of vectors of length 1 or 0, from products: exact enough for a kernel."""
+    squares = (each.square().sum(dim=-1) for each in (x_MB, y_NB))
+    x_M, y_N = squares
+    return (x_M[:, None] + y_N[None, :] - 2 * x_MB @ y_NB.mT).clamp(min=0)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -30,8 +30,14 @@ _FAMILIES: Mapping[str, Mapping[str, str]] = {
     },
     "features": {"feature": "Feature"},
     "layers": {"hidden_layers": "HiddenLayers"},
-    "relations": {"rkd": "RKD"},
     "token_states": {"token_states": "TokenStates", "token_relations": "TokenRelations"},
+    "relations": {
+        "rkd": "RKD",
+        "similarity_preserving": "SimilarityPreserving",
+        "in_batch": "InBatch",
+        "cka": "CKA",
+        "mmd": "MMD",
+    },
     "tokens": {"tokens": "Tokens"},
 }
 """File -> name -> beginning of the names of its class, and of that of its options."""

@@ -1,4 +1,7 @@
-"""Objectives that compare how the rows of a batch relate to each other, to teacher and student."""
+"""Objectives that compare how the rows of a batch relate to each other, to teacher and student.
+
+They own nothing: widths need not be equal.
+"""
 
 from collections.abc import Mapping
 
@@ -7,7 +10,13 @@ from torch import Tensor
 from ..losses import relations
 from .base import Reads
 from .one_loss import FeatureLossObjective
-from .options import RKDOptions
+from .options import (
+    CKAOptions,
+    InBatchOptions,
+    MMDOptions,
+    RKDOptions,
+    SimilarityPreservingOptions,
+)
 
 
 class RKDObjective(FeatureLossObjective):
@@ -16,8 +25,6 @@ class RKDObjective(FeatureLossObjective):
     Formula: task + beta · (distance_weight · huber of relative distances + angle_weight · huber of
     cosines of angles)
     Source: Park et al., Relational Knowledge Distillation, arXiv 1904.05068.
-
-    Owns nothing: widths need not be equal.
     """
 
     Options = RKDOptions
@@ -30,3 +37,74 @@ class RKDObjective(FeatureLossObjective):
         angle = relations.rkd_angle_loss(pooled_BD, feature_BH)
         total = self.options.distance_weight * distance + self.options.angle_weight * angle
         return total, {"distance": distance, "angle": angle}
+
+
+class SimilarityPreservingObjective(FeatureLossObjective):
+    """Texts that are similar to the teacher, by products of their vectors, are so to the student.
+
+    Formula: task + beta · 1/B² · |rows of S·Sᵀ of length 1 - rows of T·Tᵀ of length 1|²
+    Source: Tung and Mori, Similarity-Preserving Knowledge Distillation, arXiv 1907.09682.
+    """
+
+    Options = SimilarityPreservingOptions
+    reads = Reads(labels=False, headless=True, task=False, least_rows=2)
+
+    def loss(self, pooled_BD: Tensor, feature_BH: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Reports similarity_preserving."""
+        loss = relations.similarity_preserving_loss(pooled_BD, feature_BH)
+        return loss, {"similarity_preserving": loss}
+
+
+class InBatchObjective(FeatureLossObjective):
+    """The distribution of each text over the others of the batch, as the teacher has it.
+
+    Formula: task + beta · mean of KL(softmax(cos(t, t')/τ) ‖ softmax(cos(s, s')/τ)) over the others
+    Source: Sun et al., LEAD: Liberal Feature-based Distillation for Dense Retrieval, arXiv
+    2212.05225.
+    """
+
+    Options = InBatchOptions
+    options: InBatchOptions
+    reads = Reads(labels=False, headless=True, task=False, least_rows=3)
+
+    def loss(self, pooled_BD: Tensor, feature_BH: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Reports in_batch."""
+        temperature = self.options.similarity_temperature
+        loss = relations.in_batch_loss(pooled_BD, feature_BH, temperature)
+        return loss, {"in_batch": loss}
+
+
+class CKAObjective(FeatureLossObjective):
+    """Centred kernel alignment of student and teacher over the texts of a batch.
+
+    Formula: task + beta · (1 - <K, L> / (|K|·|L|)), K and L the centred S·Sᵀ and T·Tᵀ
+    Source: Kornblith et al., Similarity of Neural Network Representations Revisited, arXiv
+    1905.00414; debiased: arXiv 2010.15327.
+    """
+
+    Options = CKAOptions
+    options: CKAOptions
+    reads = Reads(labels=False, headless=True, task=False, least_rows=4)
+
+    def loss(self, pooled_BD: Tensor, feature_BH: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Reports cka, which is one minus the alignment."""
+        loss = relations.cka_loss(pooled_BD, feature_BH, self.options.debiased)
+        return loss, {"cka": loss}
+
+
+class MMDObjective(FeatureLossObjective):
+    """Maximum mean discrepancy: the student's neurons are distributed as the teacher's.
+
+    Formula: task + beta · (mean k(s, s') - 2·mean k(s, t) + mean k(t, t')) over neurons, each a
+    vector of its numbers for the texts of the batch, of length 1
+    Source: Huang and Wang, Neuron Selectivity Transfer, arXiv 1707.01219.
+    """
+
+    Options = MMDOptions
+    options: MMDOptions
+    reads = Reads(labels=False, headless=True, task=False, least_rows=2)
+
+    def loss(self, pooled_BD: Tensor, feature_BH: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Reports mmd."""
+        loss = relations.mmd_loss(pooled_BD, feature_BH, self.options.kernel)
+        return loss, {"mmd": loss}

@@ -19,7 +19,15 @@ from .divergences import (
 from .features import Distance, FeatureOptions
 from .layers import HiddenLayersOptions
 from .logits import DKDOptions, DualHeadOptions, KDOptions, LogitMSEOptions
-from .relations import RKDOptions
+from .relations import (
+    CKAOptions,
+    InBatchOptions,
+    Kernel,
+    MMDOptions,
+    RKDOptions,
+    SimilarityOptions,
+    SimilarityPreservingOptions,
+)
 from .targets import (
     FirstOptions,
     FusedLabelsOptions,
@@ -37,6 +45,7 @@ __all__ = [
     "AttentionRelationsOptions",
     "BalancedKLOptions",
     "BetaOptions",
+    "CKAOptions",
     "DKDOptions",
     "Distance",
     "DualHeadOptions",
@@ -44,10 +53,13 @@ __all__ = [
     "FirstOptions",
     "FusedLabelsOptions",
     "HiddenLayersOptions",
+    "InBatchOptions",
     "JSDOptions",
     "KDOptions",
+    "Kernel",
     "LogitMSEOptions",
     "LumiOptions",
+    "MMDOptions",
     "Manifold",
     "MayMove",
     "ObjectiveOptions",
@@ -55,6 +67,8 @@ __all__ = [
     "PESFOptions",
     "RKDOptions",
     "ReverseKLOptions",
+    "SimilarityOptions",
+    "SimilarityPreservingOptions",
     "SinkhornOptions",
     "SkewKLOptions",
     "SkewReverseKLOptions",
