@@ -10,7 +10,7 @@ from ..stages.distill.embedding_student import has_length_1
 from ..stages.distill.evaluation import metric_names
 from ..stages.distill.export import StudentCard, save_student
 from ..stages.distill.model import DistillModel, TrainedModel
-from ..stages.distill.objectives.features import FeatureObjective
+from ..stages.distill.projectors import WithProjector
 from ..stages.distill.student_source import default_max_length, load_student
 from ..stages.distill.tokens import Tokens, choose_max_length
 from .distill_job import DistillJob
@@ -111,10 +111,10 @@ def _require_labels(space: LabelSpace, labelled: LabelledCorpus, purpose: str) -
 
 def _has_length_1(plan: Plan) -> bool:
     """Whether the first feature that is learned has length 1."""
-    learned = [term for term in plan.terms if term.objective is FeatureObjective]
+    learned = [term for term in plan.terms if issubclass(term.objective, WithProjector)]
     if not learned:
         return False
-    (reading,) = learned[0].readings
+    reading = learned[0].readings[0]
     rows = plan.data.train.cache_rows[reading.source]
     rows = rows[rows >= 0]
     return has_length_1(plan.data.sources[reading.source].feature.gather(rows[:LENGTH_ROWS]))

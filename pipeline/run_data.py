@@ -70,6 +70,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
             for each in corpora
         ]
         train, validation = joined[0], joined[1] if joined[1:] else validation
+        _check_negatives(job, terms, train)
     read_digests = {
         name: train.of_columns(source.columns).digest()
         for name, source in sources.items()
@@ -127,6 +128,21 @@ def _check_features(
             if term.objective.reads.classes:
                 require_classes(sources[reading.source].control.name, spec.values_per_row)
                 _check_class_names(space, spec)
+
+
+def _check_negatives(job: DistillJob, terms: Sequence[Term], train: LabelledCorpus) -> None:
+    """Refuse negatives that are more than the other texts of the training set."""
+    for term in terms:
+        wanted = term.objective.negatives_of(term.objective.Options(**term.keys.options))
+        for reading in term.readings[:1] if wanted else ():
+            rows = train.cache_rows[reading.source]
+            texts = len(np.unique(rows[rows >= 0]))
+            if wanted > texts - job.batch_size:
+                raise JobError(
+                    f"objective {term.keys.name}: negatives {wanted}: teacher {reading.teacher} "
+                    f"has features of {texts} different training texts, {job.batch_size} of them "
+                    f"in a batch; choose at most {max(0, texts - job.batch_size)}"
+                )
 
 
 def _choose_metric(job: DistillJob, names: Sequence[str]) -> str:

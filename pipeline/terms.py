@@ -85,13 +85,19 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
     teachers = job.all_teachers
     named = [_teacher(*pair, teachers) for pair in zip(keys, classes, strict=True)]
     given = [
-        () if teacher is None else _features(own, objective, teachers[teacher], job.responses)
+        ()
+        if teacher is None
+        else tuple(
+            _with_teacher(feature, teacher, teachers)
+            for feature in _features(own, objective, teachers[teacher], job.responses)
+        )
         for own, objective, teacher in zip(keys, classes, named, strict=True)
     ]
-    readings = list(_readings(keys, classes, named, given))
+    readings = list(_readings(keys, classes, given))
     if job.teachers is not None and keys != (UNDISTILLED,):
         chosen_by = {name for rule in job.rules for name in rule.teachers}
-        for name in teachers.keys() - set(named) - chosen_by:
+        read = {reading.teacher for each in readings for reading in each}
+        for name in teachers.keys() - read - chosen_by:
             raise JobError(f"teacher {name}: no objective reads it; leave it out")
     labels = _labels(keys, named)
     terms = tuple(map(Term, labels, keys, classes, readings))
@@ -217,28 +223,32 @@ def _teacher(
 def _readings(
     keys: Sequence[ObjectiveKeys],
     classes: Sequence[type[Objective]],
-    named: Sequence[str | None],
-    given: Sequence[tuple[str | None, ...]],
+    given: Sequence[tuple[tuple[str, str | None], ...]],
 ) -> Iterator[tuple[Reading, ...]]:
-    of_teacher: dict[str | None, set[str | None]] = {}
-    for teacher, features in zip(named, given, strict=True):
-        of_teacher.setdefault(teacher, set()).update(features)
-    for own, objective, teacher, features in zip(keys, classes, named, given, strict=True):
-        if teacher is None:
-            yield ()
-            continue
-        several = len(of_teacher[teacher]) > 1
+    """What each objective reads: features, each with its teacher."""
+    of_teacher: dict[str, set[str | None]] = {}
+    for teacher, feature in (each for features in given for each in features):
+        of_teacher.setdefault(teacher, set()).add(feature)
+    for own, objective, features in zip(keys, classes, given, strict=True):
         logits_for = own.name if objective.reads.classes else None
         yield tuple(
             Reading(
-                _source(teacher, feature, several),
+                _source(teacher, feature, len(of_teacher[teacher]) > 1),
                 teacher,
                 feature,
                 logits_for,
                 objective.reads.axis,
             )
-            for feature in features
+            for teacher, feature in features
         )
+
+
+def _with_teacher(
+    feature: str | None, teacher: str, teachers: Mapping[str, TeacherKeys]
+) -> tuple[str, str | None]:
+    """Teacher and feature; `NAME.FEATURE` is that of another teacher of the job."""
+    other, _, rest = (feature or "").partition(".")
+    return (other, rest) if rest and other in teachers else (teacher, feature)
 
 
 def _features(

@@ -25,6 +25,7 @@ from ..store.reading.prefetch import (
     batches_of,
 )
 from .controls import Gather
+from .negatives import Negatives, draw
 from .order import GROUPED_BATCHES, Indices, epoch_order, grouped_by_length, weighted_order
 from .placement import to_device
 from .processes import ALONE
@@ -91,6 +92,9 @@ class DistillDataset(Dataset[Batch]):
         """Seconds spent waiting for batches."""
         self.replayed: set[str] = set()
         """Sources that are read ahead of the student's steps, for a frozen aligner."""
+        self.draws: Mapping[str, int] = {}
+        """Negatives to draw for each batch, by source."""
+        self.draw_seed = 0
         self._resident: dict[str, torch.Tensor] = {}
         self._streamed: str | None = None
         self._blocks: BlockOrder | None = None
@@ -115,8 +119,10 @@ class DistillDataset(Dataset[Batch]):
         chosen = self.processes.share(whole)
         batch: Batch = {**self.tokens.pad(chosen), "indices": whole}
         batch["masked"] = needs_mask(batch)
-        batch |= {"labels": self.labels_of(chosen)} if self.apart else self.aligner_batch(chosen)
-        return batch
+        if self.apart:
+            return batch | {"labels": self.labels_of(chosen)}
+        batch |= self.aligner_batch(chosen)
+        return batch | ({"negatives": self.negatives_of(whole)} if self.draws else {})
 
     @property
     def reads_cache(self) -> bool:
@@ -148,6 +154,16 @@ class DistillDataset(Dataset[Batch]):
         if self._ahead is not None:
             self._ahead.start()
         return torch.from_numpy(self.features[source](indices))
+
+    def negatives_of(self, whole: Indices) -> dict[str, Negatives]:
+        """Negatives of a whole batch, by source: the same in all processes."""
+        found = {}
+        for source, count in self.draws.items():
+            rows = self.features[source].rows
+            drawn = draw(rows, whole, count, self.draw_seed, source)
+            features, labels = self.features_of(drawn, source), self.labels_of(drawn)
+            found[source] = Negatives(features, labels, int((rows >= 0).sum()))
+        return found
 
     def has_answers(self, indices: Indices) -> dict[str, npt.NDArray[np.bool_]]:
         """Which examples [B] have features, of those sources that lack some of them."""

@@ -196,6 +196,14 @@ def _mae(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     return error.abs().mean(), error.sign() / error.numel()
 
 
+def _smooth_l1(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    assert teacher.shape == student.shape, "broadcasting would hide a wrong size"
+    error = student - teacher
+    clipped = error.clamp(-1, 1)
+    # x²/2 within, |x| - 1/2 = ±x - 1/2 beyond, where ± is the clipped x.
+    return (clipped * (error - clipped / 2)).mean(), clipped / error.numel()
+
+
 def _cosine(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of 1 - cos over rows, or of one pair of vectors."""
     assert teacher.shape == student.shape, "broadcasting would hide a wrong size"
@@ -218,7 +226,12 @@ _MANIFOLDS: dict[Manifold, _Measure] = {
     "euclid": partial(_of_means, _mse),
     "pointwise": _mse,
 }
-_DISTANCES: dict[Distance, _Measure] = {"mse": _mse, "mae": _mae, "cosine": _cosine}
+_DISTANCES: dict[Distance, _Measure] = {
+    "mse": _mse,
+    "mae": _mae,
+    "cosine": _cosine,
+    "smooth_l1": _smooth_l1,
+}
 
 
 def kd_loss(

@@ -145,9 +145,8 @@ def controlled(
     of logits."""
     if control.of_logits:
         assert labels is not None
-        return Gather(
-            feature, rows, _of_logits(feature, rows, control, [seed, *_entropy(source)], labels)
-        )
+        entropy = [seed, *source_entropy(source)]
+        return Gather(feature, rows, _of_logits(feature, rows, control, entropy, labels))
     if control.name == "shuffled":
         rows = shuffled(rows, seed, source)
     if control.name == "noise" and control.sigma > 0:
@@ -184,13 +183,13 @@ def shuffled(rows: Rows, seed: int, source: str = "") -> Rows:
 
 def other_indices(count: int, seed: int, source: str = "") -> Rows:
     """A permutation, uniform over the cyclic ones, so that no example keeps its own feature."""
-    order = np.random.default_rng([seed, 0, *_entropy(source)]).permutation(count)
+    order = np.random.default_rng([seed, 0, *source_entropy(source)]).permutation(count)
     shuffled = np.empty(count, dtype=np.int64)
     shuffled[order] = np.roll(order, 1)
     return shuffled
 
 
-def _entropy(source: str) -> list[int]:
+def source_entropy(source: str) -> list[int]:
     """Nothing for the only source, or the first: its random numbers are those of a single
     source."""
     return [int.from_bytes(source.encode(), "big")] if source else []
@@ -200,7 +199,7 @@ def _with_noise(
     seed: int, source: str, scale: np.float32, indices: Rows, clean: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """An example's noise is the same in every epoch: a noisy teacher, not an augmentation."""
-    own = _entropy(source)
+    own = source_entropy(source)
     noise = [
         np.random.default_rng([seed, 1, index, *own]).standard_normal(clean.shape[1:], np.float32)
         for index in indices

@@ -1,4 +1,5 @@
-"""A student of `objective=feature` as a model of embeddings, which sentence-transformers opens.
+"""A student of `feature`, or of another objective with a projector, as a model of embeddings, which
+sentence-transformers opens.
 
 pooled text -> the projection that was learned -> length 1, where the teacher's embeddings have it
 """
@@ -16,16 +17,26 @@ from ..embeddings.layers import Dense, Normalize
 from ..language.probes import probe, probing
 from ..pooling import StatePooling, pool
 from .own_classifier import layer_between
+from .projectors import MLPProjector, Projector
 from .student import ClassifierStudent, PooledStudent, Student
 
 _PROBE_IDS = (5, 6, 7, 8, 9)
 _IDENTITY = "torch.nn.modules.linear.Identity"
+_GELU = "torch.nn.modules.activation.GELU"
 
 
-def embedding_layers(projection: nn.Linear, length_1: bool) -> list[Dense | Normalize]:
+def embedding_layers(projection: Projector, length_1: bool) -> list[Dense | Normalize]:
     """Layers from a pooled text to its embedding."""
-    layer = dense_layer(projection.weight, projection.bias, _IDENTITY)
-    return [layer, Normalize()] if length_1 else [layer]
+    layers: list[Dense | Normalize]
+    if isinstance(projection, MLPProjector):
+        hidden, output = projection.hidden, projection.output
+        layers = [
+            dense_layer(hidden.weight, hidden.bias, _GELU),
+            dense_layer(output.weight, output.bias, _IDENTITY),
+        ]
+    else:
+        layers = [dense_layer(projection.weight, projection.bias, _IDENTITY)]
+    return [*layers, Normalize()] if length_1 else layers
 
 
 def state_pooling(student: Student) -> tuple[StatePooling, list[Dense | Normalize]] | None:

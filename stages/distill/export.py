@@ -6,7 +6,7 @@ student/adapter_*             instead of the weights: adapters, which peft opens
                               were made for, as a classifier with the configuration in task/
 student/heads.safetensors     the objectives' parts beside aligners; pooler.* and head.* where the
                               class has none of its own
-student/modules.json, 1_Pooling/, ...   of objective=feature: opens with sentence-transformers, with
+student/modules.json, 1_Pooling/, ...   of feature, infonce: opens with sentence-transformers, with
                               the projection that was learned; a classifier stays one as well
 student/armada_student.json   StudentCard: what the student is and what it reads
 aligner/aligner.safetensors   the TS aligner, if the objective has one; of several objectives
@@ -31,8 +31,8 @@ from ..language.probes import probe
 from ..pretrained import quiet_transformers, refusing
 from .embedding_student import embedding_layers, state_pooling
 from .objectives.base import Objective
-from .objectives.features import FeatureObjective
 from .own_classifier import read_classifier
+from .projectors import WithProjector
 from .settings import AnyPooling
 from .student import ClassifierStudent, PooledStudent, Student
 from .student_models import load_backbone, load_config, load_tokenizer, match_tokenizer
@@ -78,7 +78,7 @@ def save_student(
     beside = {name: t for name, t in own.items() if not name.startswith("model.")}
     save_parts(folder / HEADS, beside | objective.state_dict(prefix=_OBJECTIVE))
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    learned = [part for part in objective.parts if isinstance(part, FeatureObjective)]
+    learned = [part for part in objective.parts if isinstance(part, WithProjector)]
     if learned:
         _write_embeddings(folder, student, learned[0], card.max_length, length_1)
     if len(learned) > 1:
@@ -102,7 +102,7 @@ def _save_model(folder: Path, student: Student, card: StudentCard) -> None:
 def _write_embeddings(
     folder: Path,
     student: Student,
-    objective: FeatureObjective,
+    objective: WithProjector,
     max_length: int,
     length_1: bool,
 ) -> None:

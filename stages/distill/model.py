@@ -19,6 +19,7 @@ from ..language.probes import probe_text, probing
 from ..pretrained import refusing
 from .aligner import AlignerAnswers
 from .losses import task_loss
+from .negatives import Negatives, negatives_name
 from .objectives.base import Feature, Objective, Sources, StudentSide
 from .parts import Parts
 from .processes import ALONE, Processes
@@ -124,10 +125,11 @@ class DistillModel(TrainedModel):
         rows: int = 0,
         masked: bool | None = None,
         has_answers: Mapping[str, npt.NDArray[np.bool_]] | None = None,
+        negatives: Mapping[str, Negatives] | None = None,
     ) -> dict[str, Any]:
         """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `features`
         are the teachers', `rows` those of the batch in all processes; `masked` as the student
-        takes it; `has_answers` as in `StudentSide`."""
+        takes it; `has_answers` as in `StudentSide`; `negatives` those of a source."""
         inputs = (input_ids, attention_mask, token_type_ids)
         scored = labels is not None and (self.training or self.student.space.task == "none")
         inside: dict[str, Any] = {}
@@ -143,7 +145,10 @@ class DistillModel(TrainedModel):
         if not scored:
             loss = task_loss(output_BK, labels, self.student.space.regression)
             return {"loss": loss, "logits": output_BK}
-        sources: Sources = self._features(features, inside.get("mask_BT"), rows)
+        sources: Sources = {
+            **self._features(features, inside.get("mask_BT"), rows),
+            **{negatives_name(name): each for name, each in (negatives or {}).items()},
+        }
         side = StudentSide(
             pooled_BD=self._joined(pooled_BD, rows),
             output_BK=self._joined(output_BK, rows),

@@ -26,6 +26,7 @@ from ..pretrained import refusing
 from .export import HEADS, StudentCard, load_saved_student, student_folder
 from .language.evaluation import padded_prompts, respond
 from .language.export import LanguageCard, is_language_student, load_language_folder
+from .projectors import MLPProjector
 from .settings import DEFAULT_NEW_TOKENS
 from .student import Student
 from .tokens import encode
@@ -43,6 +44,8 @@ HOLDS = 0.5
 """Probability above which a class of a multilabel student holds."""
 
 _PROJECTION = re.compile(r"objective\.(each\.\d+\.)?projection\.")
+_FIRST = "hidden.weight"
+"""Weight of the first layer of a projector of two."""
 
 
 class SavedStudent(nn.Module, ABC):
@@ -240,10 +243,22 @@ def _read_layers(folder: Path) -> nn.Module | None:
     if declared is None:
         return _read_projection(folder)
     dense = [index for index, layer in enumerate(declared.layers) if not layer.normalizes]
+    if len(dense) > 1:
+        both = load_layers(declared.layers[dense[-2] :], StudentSourceError)
+        if _is_first_of_two(folder, both[0]):
+            return both
     return load_layers(declared.layers[dense[-1] :], StudentSourceError)
 
 
-def _read_projection(folder: Path) -> nn.Linear | None:
+def _is_first_of_two(folder: Path, layer: Any) -> bool:
+    """Whether a layer is the first of a projector of two."""
+    weight = layer.state_dict().get("linear.weight")
+    tensors = load_file(folder / HEADS)
+    firsts = [t for name, t in tensors.items() if _PROJECTION.match(name) and _FIRST in name]
+    return weight is not None and any(torch.equal(weight, first.float()) for first in firsts)
+
+
+def _read_projection(folder: Path) -> nn.Module | None:
     """Projection of a pooled text to the space of the learned feature; None if there is none."""
     with refusing(StudentSourceError, f"student {folder}: {HEADS}"):
         tensors = load_file(folder / HEADS)
@@ -251,6 +266,12 @@ def _read_projection(folder: Path) -> nn.Linear | None:
         prefix = next((each[0] for each in found if each), None)
         if prefix is None:
             return None
+        if f"{prefix}{_FIRST}" in tensors:
+            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            first, last = own[_FIRST], own["output.weight"]
+            projector = MLPProjector(first.shape[1], last.shape[0])
+            projector.load_state_dict(own)
+            return projector
         weight = tensors.get(f"{prefix}weight")
         if weight is None:  # only the run knows its parametrization
             raise StudentSourceError(

@@ -218,6 +218,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         inputs["rows"] = len(indices)
         if model.training and self.train_dataset.apart:
             inputs["features"] = sources() if sources else self._sources(indices)
+            drawn = self.train_dataset.negatives_of(indices)
+            inputs["negatives"] = {name: n.to(self.args.device) for name, n in drawn.items()}
         if model.training and (lacking := self.train_dataset.has_answers(indices)):
             inputs["has_answers"] = lacking
         outputs = model(**inputs)

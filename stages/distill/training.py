@@ -107,6 +107,7 @@ def train(run: Run) -> Training:
     run.train.processes = run.model.processes = run.processes
     run.model.parts.halves = run.settings.auto_batch_size
     _place(run)
+    _draw(run)
     twin = UnshardedCopy(run.model) if run.sharded and run.processes.first else None
     trainer = _make_trainer(run, [times, best], _schedules(run, checkpoint), checkpoint)
     best.weights_of = whole_weights = trainer.accelerator.get_state_dict
@@ -190,6 +191,17 @@ def _place(run: Run) -> None:
             run.train.follow_shards(source)
     resident = [source for source, where in chosen.items() if where == "resident"]
     run.train.keep_on(run.device, resident)
+
+
+def _draw(run: Run) -> None:
+    """Datasets draw what objectives take for negatives; of a source, as many as any of them."""
+    counts: dict[str, int] = {}
+    for part in run.model.objective.parts:
+        for source in part.sources[:1] if part.negatives else ():
+            counts[source] = max(part.negatives, counts.get(source, 0))
+    for dataset in (run.train, *([run.validation] if run.validation else [])):
+        dataset.draws = {source: n for source, n in counts.items() if source in dataset.features}
+        dataset.draw_seed = run.seed
 
 
 def _schedules(run: Run, checkpoint: Path | None) -> list[AlternateSchedule]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...cache_schemas.errors import InputError
 from ...cache_schemas.features import TOKENS
 from ..distill.losses import MISSING_LABEL, accumulated
+from ..distill.negatives import Negatives, negatives_name
 from ..distill.objectives import OBJECTIVES
 from ..distill.objectives.base import Objective, Shape, Sizes, StudentSide
 from ..distill.objectives.sum import SummedObjective
@@ -412,13 +413,22 @@ class ObjectiveTests:
         return SummedObjective([objective], [weight], objective.sizes).eval()
 
     def _of_sources(self, objective: Objective, batch: Batch) -> tuple[Any, ...]:
-        sources = dict(zip(objective.sources, batch.features, strict=True))
+        sources: dict[str, Any] = dict(zip(objective.sources, batch.features, strict=True))
+        if objective.negatives:
+            sources[negatives_name(objective.sources[0])] = self._negatives(objective, batch)
         layers = {layer: batch.layers[layer] for layer in objective.layers}
         attention = {layer: batch.attention[_index(layer)] for layer in objective.attention}
         side = StudentSide(
             batch.pooled, batch.output, layers=layers, mask_BT=batch.mask, attention=attention
         )
         return side, sources, batch.labels
+
+    def _negatives(self, objective: Objective, batch: Batch) -> Negatives:
+        """Rows of the first source, the same for each batch."""
+        count, draw = objective.negatives, torch.Generator().manual_seed(5)
+        features = torch.randn(count, *self.feature_shapes[0], generator=draw)
+        labels = torch.arange(count) % self.num_labels
+        return Negatives(features.to(batch.features[0].dtype), labels, 10 * count)
 
     def _require_finite(self, objective: Objective, batch: Batch) -> None:
         changed = batch.map(lambda each: each.detach().clone())

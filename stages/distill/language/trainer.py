@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..batches import Batch, DistillDataset
 from ..losses import MISSING_LABEL
 from ..model import TrainedModel
+from ..negatives import Negatives, negatives_name
 from ..objectives.base import Feature, Objective, Sources, StudentSide, task_terms
 from ..token_loss.answers import TokenAnswers
 from ..token_loss.loss import Tokens
@@ -50,6 +51,7 @@ class LanguageModel(TrainedModel):
         rows: int = 0,
         counts: Counts | None = None,
         masked: bool | None = None,
+        negatives: Mapping[str, Negatives] | None = None,
     ) -> dict[str, Any]:
         """`loss` and, in training, `terms`. `answers` are teachers' predictions of tokens,
         `features` those of whole texts; `counts` are of the whole step, `rows` those of the batch,
@@ -72,6 +74,7 @@ class LanguageModel(TrainedModel):
         sources: Sources = {
             **self._features(features, inside.get("mask_BT"), rows),
             **{name: _token_answers(each) for name, each in (answers or {}).items()},
+            **{negatives_name(name): each for name, each in (negatives or {}).items()},
         }
         pooled_BH, output_BK = None, None
         if self._pools:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,7 +33,24 @@ def cosine_distance(teacher: Tensor, student: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(teacher, student, dim=-1)).mean()
 
 
-DISTANCES: Mapping[Distance, Measure] = {"mse": mse, "mae": mae, "cosine": cosine_distance}
+def smooth_l1(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean of x²/2 up to 1 and |x| - 1/2 beyond, of all differences x."""
+    assert teacher.shape == student.shape, "broadcasting would hide a wrong size"
+    return F.smooth_l1_loss(student, teacher)
+
+
+DISTANCES: Mapping[Distance, Measure] = {
+    "mse": mse,
+    "mae": mae,
+    "cosine": cosine_distance,
+    "smooth_l1": smooth_l1,
+}
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors along the last axis scaled to length 1; zero vectors stay, with the gradient 0."""
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / torch.where(lengths > 0, lengths, 1)
 
 
 def choose(measures: Mapping[Any, T], kind: str, name: str) -> T:

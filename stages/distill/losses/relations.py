@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..objectives.options import Kernel
+from .distances import unit
 
 
 def rkd_distance_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def similarity_preserving_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor
     Edges: where a row is zero, or has the product 0 with all, its products stay 0.
     Source: Tung and Mori, Similarity-Preserving Knowledge Distillation, arXiv 1907.09682.
     """
-    student_BB, teacher_BB = (_unit(rows @ rows.mT) for rows in (student_BD, teacher_BH))
+    student_BB, teacher_BB = (unit(rows @ rows.mT) for rows in (student_BD, teacher_BH))
     return (student_BB - teacher_BB).square().mean()
 
 
@@ -64,8 +65,8 @@ def in_batch_loss(student_BD: Tensor, teacher_BH: Tensor, temperature: float) ->
     Source: Sun et al., LEAD, arXiv 2212.05225, where queries are compared with passages.
     """
     student_BC, teacher_BC = (
-        F.log_softmax(_off_diagonal(unit @ unit.mT) / temperature, dim=-1)
-        for unit in (_unit(student_BD), _unit(teacher_BH))
+        F.log_softmax(_off_diagonal(rows @ rows.mT) / temperature, dim=-1)
+        for rows in (unit(student_BD), unit(teacher_BH))
     )
     return F.kl_div(student_BC, teacher_BC, reduction="sum", log_target=True) / len(student_BD)
 
@@ -82,7 +83,7 @@ def cka_loss(student_BD: Tensor, teacher_BH: Tensor, debiased: bool) -> Tensor:
     2010.15327.
     """
     student_BB, teacher_BB = (_centred(rows, debiased) for rows in (student_BD, teacher_BH))
-    return 1 - (_unit(student_BB.flatten()) * _unit(teacher_BB.flatten())).sum()
+    return 1 - (unit(student_BB.flatten()) * unit(teacher_BB.flatten())).sum()
 
 
 def mmd_loss(student_BD: Tensor, teacher_BH: Tensor, kernel: Kernel) -> Tensor:
@@ -97,7 +98,7 @@ def mmd_loss(student_BD: Tensor, teacher_BH: Tensor, kernel: Kernel) -> Tensor:
     Source: Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer,
     arXiv 1707.01219, with rows in the place of positions in an image.
     """
-    student_DB, teacher_HB = _unit(student_BD.mT), _unit(teacher_BH.mT)
+    student_DB, teacher_HB = unit(student_BD.mT), unit(teacher_BH.mT)
     if kernel == "linear":
         return (student_DB.mean(dim=0) - teacher_HB.mean(dim=0)).square().sum()
     if kernel == "poly":
@@ -113,10 +114,25 @@ def mmd_loss(student_BD: Tensor, teacher_BH: Tensor, kernel: Kernel) -> Tensor:
     return own - 2 * between + theirs
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Vectors along the last axis of length 1; zero vectors stay."""
-    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / torch.where(lengths > 0, lengths, 1)
+def prototype_loss(
+    student_BD: Tensor,
+    prototypes_CD: Tensor,
+    teacher_BC: Tensor,
+    temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """Soft assignments of rows to prototypes: mean over i of KL(p(i) ‖ q(i)), with
+    p(i) = softmax over c of the teacher's similarity t_ic / τ_t and q(i) = softmax over c of
+    cos(s_i, prototype c) / τ.
+
+    Edges: a zero row has the cosine 0 to all prototypes; a single prototype has the loss 0.
+    Source: the cluster discrimination of CLIP-CID, arXiv 2408.09441, with the soft assignments of
+    SwAV, arXiv 2006.09882, in place of hard ones.
+    """
+    cosines_BC = unit(student_BD) @ unit(prototypes_CD).mT
+    student_BC = F.log_softmax(cosines_BC / temperature, dim=-1)
+    teacher_BC = F.log_softmax(teacher_BC / teacher_temperature, dim=-1)
+    return F.kl_div(student_BC, teacher_BC, reduction="batchmean", log_target=True)
 
 
 def _off_diagonal(square_BB: Tensor) -> Tensor:

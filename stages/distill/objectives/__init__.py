@@ -28,16 +28,18 @@ _FAMILIES: Mapping[str, Mapping[str, str]] = {
         "pesf": "PESF",
         "fused_labels": "FusedLabels",
     },
-    "features": {"feature": "Feature"},
     "layers": {"hidden_layers": "HiddenLayers"},
     "token_states": {"token_states": "TokenStates", "token_relations": "TokenRelations"},
+    "features": {"feature": "Feature", "norm_direction": "NormDirection"},
     "relations": {
         "rkd": "RKD",
         "similarity_preserving": "SimilarityPreserving",
         "in_batch": "InBatch",
         "cka": "CKA",
         "mmd": "MMD",
+        "prototypes": "Prototypes",
     },
+    "contrast": {"infonce": "InfoNCE", "crd": "CRD", "wcord": "WCoRD"},
     "tokens": {"tokens": "Tokens"},
 }
 """File -> name -> beginning of the names of its class, and of that of its options."""

@@ -26,6 +26,7 @@ from ....cache_schemas.errors import JobError, MissingFeatureError
 from ....cache_schemas.features import AxisName
 from ..aligner import AlignerAnswers
 from ..losses import task_loss
+from ..negatives import Negatives, negatives_name
 from ..placement import to_device
 from ..token_loss.answers import TokenAnswers
 from ..token_loss.loss import Tokens, cross_entropy
@@ -40,8 +41,9 @@ objective whose aligner is frozen, what that reads out of them, worked out ahead
 TeacherSide = Feature | tuple[Feature, ...] | None
 """Teacher inputs of an objective: one feature, or as many as it reads; None if it reads none."""
 
-Sources = Mapping[str, Feature | TokenAnswers]
-"""Cached outputs of all teachers for a batch, by source name."""
+Sources = Mapping[str, Feature | TokenAnswers | Negatives]
+"""Cached outputs of all teachers for a batch, by source name; and negatives that were drawn from a
+source, under the `negatives_name` of it."""
 
 StudentTensor = Literal["pooled", "output", "layers", "attention", "tokens"]
 """Student tensors that an objective may read: the text vector, the head's output, hidden states of
@@ -78,8 +80,8 @@ class Reads:
     output and labels are None."""
     task: bool = True
     """Whether it scores the task itself whenever it is one of several: the labels, or, if it reads
-    tokens, those of the corpus; else it leaves that to the others, and the task's loss is added if
-    no objective scores it."""
+    tokens, those of the corpus; else it leaves that to the others, gets no output of the student,
+    and the task's loss is added if no objective scores it."""
     regression: bool = True
     """Whether it has a meaning where labels are numbers."""
     multilabel: bool = False
@@ -207,6 +209,8 @@ def _taken(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
 
 def _of_rows(feature: Any, rows: Tensor) -> Any:
     """Some rows of a feature, or of what an aligner reads out of it."""
+    if isinstance(feature, Negatives):  # of the batch as a whole
+        return feature
     if isinstance(feature, AlignerAnswers):
         return AlignerAnswers(*(each.index_select(0, rows) for each in feature))
     return feature.index_select(0, rows)
@@ -252,6 +256,8 @@ class Objective(nn.Module, ABC):
         self.attention = self.attention_of(options)
         """The student's attention layers that it reads."""
         require_attention(type(self).__name__, self.attention, sizes)
+        self.negatives = self.negatives_of(options)
+        """Rows to draw from its first source for each batch."""
         self.aligner = None
         self.label = ""
         """Prefix of its terms in logs with several objectives."""
@@ -289,6 +295,12 @@ class Objective(nn.Module, ABC):
         """The student's attention layers to read, of one that declares `attention`: 1 is the first,
         -1 the last."""
         return ()
+
+    @classmethod
+    def negatives_of(cls, options: Any) -> int:
+        """Rows to draw from its first source for each batch, beside those of the batch, under some
+        options. `negatives_in` gives them."""
+        return 0
 
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor
@@ -343,7 +355,7 @@ class Objective(nn.Module, ABC):
         parts: dict[str, Tensor] = {}
         total = side.pooled_BD.new_zeros(())
         if share:
-            read = sources.keys() & {*self.sources, self.answers_name}
+            read = sources.keys() & self._read_names()
             taken = {name: _of_rows(sources[name], own) for name in read}
             with_answers, labels = side.take(own), _taken(labels_B, own)
             terms = self.of_sources(with_answers, taken, labels)
@@ -381,6 +393,10 @@ class Objective(nn.Module, ABC):
         task = task_terms(side, labels_B, self.sizes.regression)["total"]
         return {TASK_PART: self.task_weight(sources) * task}
 
+    def _read_names(self) -> set[str]:
+        """Everything that it may read, by its name among the sources of a batch."""
+        return {*self.sources, *map(negatives_name, self.sources), self.answers_name}
+
     def of_sources(
         self, side: StudentSide, sources: Sources, labels_B: Tensor | None
     ) -> dict[str, Tensor]:
@@ -388,6 +404,12 @@ class Objective(nn.Module, ABC):
         teacher = self.teacher_side(sources)
         terms: dict[str, Tensor] = self(side.pooled_BD, side.output_BK, teacher, labels_B)
         return terms
+
+    def negatives_in(self, sources: Sources) -> Negatives | None:
+        """Its negatives of a batch: fewer than `negatives` where a source has no more; None if none
+        are drawn."""
+        found = sources.get(negatives_name(self.sources[0])) if self.negatives else None
+        return found.first(self.negatives) if isinstance(found, Negatives) else None
 
     def told(self, sources: Sources) -> TeacherSide:
         """Deprecated name of `teacher_side`."""

@@ -1,14 +1,18 @@
-"""Regression onto a cached feature: the student's pooled text, mapped linearly, has to meet it."""
+"""Objectives that map the student's pooled text to a cached feature, which it has to meet."""
 
+import torch
 from torch import Tensor
 
+from ....cache_schemas.errors import JobError
 from .. import closed_forms
-from ..aligner import ProjectionHead
+from ..losses import accumulated, task_loss
+from ..losses.features import norm_direction_loss
+from ..projectors import WithProjector, make_projector
 from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
-from .options import FeatureOptions
+from .options import FeatureOptions, NormDirectionOptions
 
 
-class FeatureObjective(Objective):
+class FeatureObjective(WithProjector, Objective):
     """Regression of the student's pooled text onto a feature of the teacher.
 
     Formula: task + beta · distance(projection(s), t)
@@ -23,13 +27,7 @@ class FeatureObjective(Objective):
 
     def __init__(self, options: FeatureOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)
-        self.projection = ProjectionHead(
-            sizes.pooled_dim,
-            sizes.feature_dim,
-            options.orthogonal_projection,
-            options.orthogonal_map,
-            bias=True,
-        )
+        self.projection = make_projector(options, sizes.pooled_dim, sizes.feature_dim)
 
     def forward(
         self,
@@ -49,6 +47,55 @@ class FeatureObjective(Objective):
             regression=self.sizes.regression,
         )
         return named_terms(terms.total, task=terms.task, feature=terms.feature)
+
+    def task_weight(self, sources: Sources) -> float:
+        """1."""
+        return 1.0
+
+
+class NormDirectionObjective(WithProjector, Objective):
+    """The direction of the mean of the text's class, and a length of at least the teacher's.
+
+    Formula: task + beta · mean of 1 - projection(s)·c / max(|projection(s)|, |t|), c the direction
+    of the class mean
+    Source: Wang et al., Improving Knowledge Distillation via Regularizing Feature Norm and
+    Direction, arXiv 2305.17007.
+
+    Reads a feature and its class mean, as `armada cache derive --rule class-means` makes it: that
+    is another teacher, so of two teachers bge and means, `features: [pooled, means.class_mean]`.
+    Owns `projection`, D -> H, with a bias.
+    """
+
+    Options = NormDirectionOptions
+    options: NormDirectionOptions
+    reads = Reads(features=2, labels=False, headless=True, task=False)
+
+    def __init__(self, options: NormDirectionOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        shapes = (sizes.feature_shape, *sizes.more_shapes)
+        if len(set(shapes)) > 1:
+            raise JobError(
+                f"objective norm_direction: features of the shapes {shapes[0]} and {shapes[1]}; "
+                "name a feature and its class means, which have one shape"
+            )
+        self.projection = make_projector(options, sizes.pooled_dim, sizes.feature_dim)
+
+    def forward(
+        self,
+        pooled_BD: Tensor,
+        output_BK: Tensor | None,
+        feature_BH: TeacherSide,
+        labels_B: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """total, task, norm_direction. Without output or labels, the task's is 0."""
+        both = feature_BH if isinstance(feature_BH, tuple) else (feature_BH, None)
+        own_BH, mean_BH = (accumulated(self._feature(each).detach()) for each in both)
+        loss = norm_direction_loss(accumulated(self.projection(pooled_BD)), own_BH, mean_BH)
+        if output_BK is None or labels_B is None:
+            task = torch.zeros_like(loss)
+        else:
+            task = task_loss(output_BK, labels_B, self.sizes.regression)
+        return named_terms(task + self.options.beta * loss, task=task, norm_direction=loss)
 
     def task_weight(self, sources: Sources) -> float:
         """1."""

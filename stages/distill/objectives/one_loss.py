@@ -83,8 +83,9 @@ class FeatureLossObjective(Objective):
         labels_B: Tensor | None,
     ) -> dict[str, Tensor]:
         """total, task and what `loss` reports. Without output or labels, the task's is 0."""
-        feature = accumulated(self._feature(feature_BH).detach())
-        loss, reported = self.loss(accumulated(pooled_BD), feature)
+        pooled_BD = accumulated(pooled_BD)
+        feature = self._feature(feature_BH).detach().to(pooled_BD.dtype)
+        loss, reported = self.loss(pooled_BD, feature)
         task = _task(loss, output_BK, labels_B, self.sizes.regression)
         return named_terms(task + self.options.beta * loss, task=task, **reported)
 

@@ -1,19 +1,22 @@
 """Objectives that compare how the rows of a batch relate to each other, to teacher and student.
 
-They own nothing: widths need not be equal.
+Widths need not be equal: all but `prototypes`, which learns some, own nothing.
 """
 
 from collections.abc import Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ..aligner import WEIGHT_STD
 from ..losses import relations
-from .base import Reads
+from .base import Reads, Sizes
 from .one_loss import FeatureLossObjective
 from .options import (
     CKAOptions,
     InBatchOptions,
     MMDOptions,
+    PrototypesOptions,
     RKDOptions,
     SimilarityPreservingOptions,
 )
@@ -108,3 +111,35 @@ class MMDObjective(FeatureLossObjective):
         """Reports mmd."""
         loss = relations.mmd_loss(pooled_BD, feature_BH, self.options.kernel)
         return loss, {"mmd": loss}
+
+
+class PrototypesObjective(FeatureLossObjective):
+    """Each text is as similar to the student's prototypes as to the teacher's.
+
+    Formula: task + beta · mean of KL(softmax(t/prototype_temperature) ‖ softmax(cos(s, c')/τ)), t
+    the similarities to C prototypes that the teacher has, c' as many that the student learns
+    Source: CLIP-CID, arXiv 2408.09441; soft assignments: SwAV, arXiv 2006.09882.
+
+    Reads `logits` of C numbers, as `armada cache derive --rule clusters` makes them: minus the
+    squared distances to cluster centres. Owns `prototypes` [C, D].
+    """
+
+    Options = PrototypesOptions
+    options: PrototypesOptions
+    reads = Reads(default_feature="logits", labels=False, headless=True, task=False)
+
+    def __init__(self, options: PrototypesOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        drawn_CD = WEIGHT_STD * torch.randn(sizes.feature_dim, sizes.pooled_dim)
+        self.prototypes = nn.Parameter(drawn_CD)
+
+    def loss(self, pooled_BD: Tensor, feature_BH: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Reports prototypes."""
+        loss = relations.prototype_loss(
+            pooled_BD,
+            self.prototypes.to(pooled_BD.dtype),
+            feature_BH,
+            self.options.similarity_temperature,
+            self.options.prototype_temperature,
+        )
+        return loss, {"prototypes": loss}

@@ -112,7 +112,7 @@ class SummedObjective(Objective):
             if part.reads.task:
                 terms = part.of_batch(side, sources, labels_B)
             else:
-                terms = part.of_batch(replace(side, output_BK=None), sources, None)
+                terms = part.of_batch(replace(side, output_BK=None), sources, labels_B)
             scored = terms.pop("total")
             prefix = f"{part.label}." if part.label else ""
             weight, added = self._weight(number)

@@ -43,6 +43,7 @@ def save(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pat
         length_1: bool = False,
         orthogonal: OrthogonalMap | None = None,
         lora_rank: int | None = None,
+        projector: str = "linear",
         **settings: Any,
     ) -> Path:
         folder = checkpoint(source) if isinstance(source, str) else source
@@ -52,7 +53,9 @@ def save(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pat
         student, tokenizer = load_student(chosen, NO_LABELS, [], 0.1, lora)
         sizes = Sizes(student.dim, 1, False, (WIDTH,))
         chosen_map = {"orthogonal_map": orthogonal, "orthogonal_projection": True}
-        given = FeatureOptions.model_validate(chosen_map if orthogonal else {})
+        given = FeatureOptions.model_validate(
+            chosen_map if orthogonal else {"projector": projector}
+        )
         objective = FeatureObjective(given, sizes)
         with torch.no_grad():
             for parameter in [*student.parameters(), *objective.parameters()]:
@@ -128,6 +131,14 @@ def test_a_student_opens_with_its_projection(
     for text, row in zip(LONG[-3:], expected[-3:], strict=True):
         np.testing.assert_allclose(encode(folder, [text])[0], row, atol=1e-5)
     np.testing.assert_allclose(as_teacher(folder), expected, atol=1e-5)
+
+
+def test_a_projector_of_two_layers_opens(save: Callable[..., Path]) -> None:
+    folder = save("bert", length_1=True, projector="mlp")
+    expected = by_armada(folder)
+    np.testing.assert_allclose(np.linalg.norm(encode(folder, LONG), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(as_teacher(folder), encode(folder, LONG), atol=1e-5)
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
 
 
 @pytest.mark.parametrize("lora_rank", [None, 2], ids=["whole", "adapters"])

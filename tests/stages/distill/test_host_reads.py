@@ -93,6 +93,16 @@ def test_no_objective_reads_a_number_back(
     assert sum(watched(run).steps, Counter()) == {}
 
 
+@pytest.mark.parametrize("placement", ["mapped", "resident"])
+def test_negatives_are_drawn_without_reading_back(
+    placement: str, bench: Bench, tmp_path: Path
+) -> None:
+    weights = {"negatives": 9, "mask_same_label": True}
+    how = {"objective": "infonce", "weights": weights, "placement": placement}
+    run = bench.run(tmp_path, **how, **HOW)
+    assert sum(watched(run).steps, Counter()) == {}
+
+
 @pytest.mark.parametrize("objective", ["armada", "feature", "kd"])
 def test_rows_without_a_feature_are_known_to_the_host(
     objective: str, bench: Bench, tmp_path: Path

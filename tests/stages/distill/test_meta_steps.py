@@ -17,8 +17,10 @@ from armada.stages.distill.language.batches import Counts, pack
 from armada.stages.distill.language.source import load_language_student
 from armada.stages.distill.language.trainer import LanguageModel, only_rows
 from armada.stages.distill.model import TrainedModel, layer_dims
+from armada.stages.distill.negatives import Negatives
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import Sizes, aligned_parts, freeze
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.optimizers import parameter_groups
 from armada.stages.distill.settings import LoraSettings, StudentSettings, TrainingSettings
 from armada.stages.distill.training import Run, speed_up
@@ -44,7 +46,7 @@ def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def on_meta(value: Any) -> Any:
     """A batch with its tensors there."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor | Negatives):
         return value.to(META)
     if isinstance(value, tuple):
         return type(value)(*map(on_meta, value))
@@ -98,6 +100,20 @@ def test_of_hidden_layers(weights: dict[str, Any], bench: Bench, tmp_path: Path)
 @pytest.mark.parametrize("objective", sorted(LOGITS))
 def test_of_every_objective_of_logits(objective: str, bench: Bench, tmp_path: Path) -> None:
     step(*labelled(bench.run(tmp_path, objective=objective)))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *("rkd", "similarity_preserving", "in_batch", "cka", "mmd", "prototypes"),
+        *("infonce", "crd", "wcord"),
+    ],
+)
+def test_of_relations_and_contrast(objective: str, bench: Bench, tmp_path: Path) -> None:
+    weights = {"negatives": 5} if objective in ("infonce", "crd", "wcord") else {}
+    run = bench.run(tmp_path, objective=objective, weights=weights)
+    run.train.draws = dict.fromkeys([SOURCE] if weights else [], 5)
+    step(*labelled(run))
 
 
 @pytest.mark.parametrize(

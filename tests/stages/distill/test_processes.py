@@ -30,6 +30,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "resident": {"batch_size": 8, "placement": "resident"},
     "feature": {"batch_size": 8, "objective": "feature"},
     "kd": {"batch_size": 8, "objective": "kd", "weights": {"temperature": "learned"}},
+    "negatives": {"batch_size": 8, "objective": "infonce", "weights": {"negatives": 9}},
+    "critic": {
+        **{"batch_size": 8, "objective": "wcord", "placement": "resident"},
+        "weights": {"negatives": 9, "mask_same_label": True},
+    },
     "undistilled": {"batch_size": 8, "control": "undistilled"},
     "adapters": {"batch_size": 8, "lora_rank": 2},
     "layers": {"batch_size": 8, "objective": "hint", "weights": {"layers": [0, 1, -1]}},

@@ -11,6 +11,7 @@ from armada.stages.distill.losses.relations import (
     cka_loss,
     in_batch_loss,
     mmd_loss,
+    prototype_loss,
     rkd_angle_loss,
     rkd_distance_loss,
     similarity_preserving_loss,
@@ -107,6 +108,34 @@ def test_discrepancy_by_hand() -> None:
     assert mmd_loss(student, teacher, "linear").item() == pytest.approx(linear)
     assert mmd_loss(student, teacher, "poly").item() == pytest.approx(poly)
     assert mmd_loss(student, teacher, "gaussian").item() == pytest.approx(gaussian)
+
+
+def test_assignments_by_hand() -> None:
+    """Cosines 1 and 0 to two prototypes against similarities 0 and log 3: (e, 1) / (e + 1) against
+    (1/4, 3/4)."""
+    student, prototypes = torch.tensor([[2.0, 0]]), torch.tensor([[5.0, 0], [0, 1]])
+    teacher = torch.tensor([[0.0, 2 * math.log(3)]])
+    p, q = (0.25, 0.75), (math.e / (1 + math.e), 1 / (1 + math.e))
+    expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    found = prototype_loss(student, prototypes, teacher, 1.0, 2.0).item()
+    assert found == pytest.approx(expected)
+
+
+def test_assignments() -> None:
+    """By NumPy, gradients, scale and rotation, the best at equal assignments."""
+    student, prototypes, teacher = _rows(6, 4, 0), _rows(3, 4, 1), _rows(6, 3, 2)
+    logits = _unit(student.numpy()) @ _unit(prototypes.numpy()).T / 0.3
+    p, q = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (teacher.numpy() / 2, logits))
+    expected = (p * np.log(p / q)).sum() / 6
+    found = prototype_loss(student, prototypes, teacher, 0.3, 2.0)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    turned = torch.linalg.qr(_rows(4, 4, 3))[0]
+    same = prototype_loss(3 * student @ turned, prototypes @ turned, teacher, 0.3, 2.0)
+    torch.testing.assert_close(same, found)
+    best = prototype_loss(student, prototypes, torch.tensor(logits) * 2 + 5, 0.3, 2.0)
+    assert best.item() == pytest.approx(0, abs=1e-14)
+    inputs = (student.requires_grad_(), prototypes.requires_grad_())
+    assert torch.autograd.gradcheck(lambda s, c: prototype_loss(s, c, teacher, 0.3, 2.0), inputs)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

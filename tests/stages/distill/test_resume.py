@@ -70,10 +70,12 @@ def small_blocks(monkeypatch):
         {"weights": {"orthogonal_map": "cayley", "orthogonal_projection": True}},
         {"lora_rank": 2},
         {"objective": "hidden_layers", "features": ("embedding", "logits")},
+        {"objective": "infonce", "weights": {"negatives": 20}, "placement": "streamed"},
+        {"objective": "wcord", "weights": {"negatives": 9, "mask_same_label": True}},
     ],
     ids=[
         *("blocks", "blocks-joint", "undistilled", "random-aligner", "noise", "kd", "permuted"),
-        *("taid", "orthogonal", "adapters", "layers"),
+        *("taid", "orthogonal", "adapters", "layers", "negatives", "critic"),
     ],
 )
 def test_other_runs_go_on_too(bench, tmp_path, how):

@@ -46,3 +46,10 @@ class TestLinearMMD(TestMMD):
 
 class TestGaussianMMD(TestMMD):
     options = {"kernel": "gaussian"}
+
+
+class TestPrototypes(ObjectiveTests):
+    objective = "prototypes"
+    options = {"similarity_temperature": 0.5}
+    changing = {"beta": 3.0, "similarity_temperature": 0.05, "prototype_temperature": 4.0}
+    refused = {"beta": -1, "similarity_temperature": 0, "prototype_temperature": 0}

@@ -7,6 +7,7 @@ from .armada import ArmadaOptions, Manifold, OrthogonalMap
 from .attention import AttentionRelationsOptions
 from .base import SOURCE, AlphaOptions, BetaOptions, MayMove, ObjectiveOptions, WeightSchedule
 from .batch_logits import LumiOptions, SinkhornOptions
+from .contrast import ContrastOptions, CRDOptions, InfoNCEOptions, WCoRDOptions
 from .divergences import (
     BalancedKLOptions,
     JSDOptions,
@@ -16,7 +17,7 @@ from .divergences import (
     SoftenedOptions,
     TVDOptions,
 )
-from .features import Distance, FeatureOptions
+from .features import Distance, FeatureOptions, NormDirectionOptions, ProjectorOptions
 from .layers import HiddenLayersOptions
 from .logits import DKDOptions, DualHeadOptions, KDOptions, LogitMSEOptions
 from .relations import (
@@ -24,6 +25,7 @@ from .relations import (
     InBatchOptions,
     Kernel,
     MMDOptions,
+    PrototypesOptions,
     RKDOptions,
     SimilarityOptions,
     SimilarityPreservingOptions,
@@ -46,6 +48,8 @@ __all__ = [
     "BalancedKLOptions",
     "BetaOptions",
     "CKAOptions",
+    "CRDOptions",
+    "ContrastOptions",
     "DKDOptions",
     "Distance",
     "DualHeadOptions",
@@ -54,6 +58,7 @@ __all__ = [
     "FusedLabelsOptions",
     "HiddenLayersOptions",
     "InBatchOptions",
+    "InfoNCEOptions",
     "JSDOptions",
     "KDOptions",
     "Kernel",
@@ -62,9 +67,12 @@ __all__ = [
     "MMDOptions",
     "Manifold",
     "MayMove",
+    "NormDirectionOptions",
     "ObjectiveOptions",
     "OrthogonalMap",
     "PESFOptions",
+    "ProjectorOptions",
+    "PrototypesOptions",
     "RKDOptions",
     "ReverseKLOptions",
     "SimilarityOptions",
@@ -80,5 +88,6 @@ __all__ = [
     "TokenRelationsOptions",
     "TokenStatesOptions",
     "TokensOptions",
+    "WCoRDOptions",
     "WeightSchedule",
 ]

@@ -53,3 +53,14 @@ class MMDOptions(BetaOptions):
         default="poly",
         description="kernel that compares neurons: linear, poly (squared product) or gaussian",
     )
+
+
+class PrototypesOptions(SimilarityOptions):
+    """Options of the objective prototypes."""
+
+    prototype_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="softmax temperature of the teacher's similarities to its prototypes",
+    )
