@@ -81,6 +81,8 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
                 f"teacher {name}: {answered:,} of {len(data.train.labels):,} training rows have "
                 "its answers; the others are trained without it"
             )
+        for line in data.measured.lines() if not quiet else ():
+            LOGGER.info(line)
     with out_of_memory_as(lambda: _too_large(job)):
         if len(job.seeds) == 1:
             run = SeedRun(job, job.output, job.seeds[0], data, terms, task_of(job), group, quiet)

@@ -82,7 +82,8 @@ class CorpusKeys(TextFormatKeys):
     )
     metric: str | None = Field(
         default=None,
-        description="metric that chooses the best epoch; default accuracy, micro_f1 or pearson",
+        description="metric that chooses the best epoch; default accuracy, micro_f1 or pearson; "
+        "with a teacher's answers on validation texts also agreement, teacher_kl, ...",
     )
 
     @property
@@ -142,6 +143,11 @@ class DistillJob(
         default="none",
         description=f"{CONTROLS_SHOWN}; permuted-classes, class-means and smoothed are for class "
         "logits",
+    )
+    measure_teacher: Literal["auto", "off", "require"] = Field(
+        default="auto",
+        description="compare the student with its teachers' cached answers on validation texts "
+        "(agreement, teacher_kl, ...): auto: with those that are cached; off; require: all must be",
     )
     seed: Seed | Seeds = Field(
         default=0, description="one seed, or a list of seeds: one run each, and their spread"
@@ -302,6 +308,11 @@ class DistillJob(
             raise ValueError(
                 f"job key 'metric': {self.metric!r} needs a validation set to choose the best "
                 "epoch; name one in `validation`, or leave metric out"
+            )
+        if self.measure_teacher == "require" and not self.validation:
+            raise ValueError(
+                "measure_teacher=require: is about validation texts; name some in `validation`, or "
+                "leave it out"
             )
         return self
 

@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 
 from ..cache_schemas.errors import JobError
-from ..stages.corpus.labels import count_missing
+from ..stages.corpus.labels import LabelSpace, count_missing
+from ..stages.distill.controls import Control, controlled
 from ..stages.distill.evaluation import detailed_metrics, predict, task_metrics
 from ..stages.distill.export import StudentCard, load_saved_student
 from ..stages.distill.language.export import is_language_student
-from ..stages.distill.saved_student import load_embedder
+from ..stages.distill.saved_student import is_embedder, load_embedder
+from ..stages.distill.teacher_answers import ClassAnswers, NumberAnswers, TeacherAnswers
 from ..stages.memory import out_of_memory_as
 from .answers import missing_keys, open_answers
 from .distill_job import CorpusKeys
 from .environment import choose_device
 from .jobs import make
 from .language.evaluate import evaluate_language
+from .measured import kind_of_texts
 from .objective_keys import CacheKeys
 from .run_folder import spread
 from .signals import telling_what_is_kept
-from .student_data import read_labelled
+from .student_data import LabelledCorpus, read_labelled
 from .student_jobs import EvaluateJob, batch_too_large
 
 
@@ -53,8 +56,6 @@ def _spreads(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if is_language_student(folder):
-        if job.cache is not None:
-            raise JobError("cache: is for embedding students; this one is a language model")
         return evaluate_language(job, folder)
     if job.max_new_tokens is not None:
         raise JobError("max_new_tokens: is for language models; this student predicts labels")
@@ -67,24 +68,52 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
             )
         return _evaluate_embeddings(job, _corpus_keys(job, card), folder)
     keys = _corpus_keys(job, card)
-    beside = {}
-    if job.cache is not None:
-        found = _evaluate_embeddings(job, keys, folder)["metrics"]
-        beside = {f"embedding_{name}": value for name, value in found.items()}
     labelled = read_labelled(keys, job.corpus, card.space)
     dataset = labelled.dataset(labelled.tokens(tokenizer, card.max_length), {})
     missing = count_missing(labelled.labels)
     if missing == len(dataset):
         raise JobError(f"corpus {job.corpus[0]}: no row has a label; nothing to evaluate")
+    answers = _answers_of(job, folder, labelled, card.space)
+    beside = {}
+    if job.cache is not None and answers is None:
+        found = _evaluate_embeddings(job, keys, folder)["metrics"]
+        beside = {f"embedding_{name}": value for name, value in found.items()}
     outputs = predict(student.to(choose_device(job.device)), dataset, job.batch_size)
+    if answers is not None:
+        beside = answers.figures(outputs, labelled.labels, card.space)
+    compared = {} if answers is None else {"compared_examples": len(answers.answered)}
     return {
         "examples": len(dataset) - missing,
         "unlabelled_examples": missing,
+        **compared,
         "truncated_examples": dataset.truncated,
         "skipped_rows": list(labelled.corpus.skipped),
         "metrics": task_metrics(outputs, labelled.labels, card.space) | beside,
         **detailed_metrics(outputs, labelled.labels, card.space),
     }
+
+
+def _answers_of(
+    job: EvaluateJob, folder: Path, labelled: LabelledCorpus, space: LabelSpace
+) -> TeacherAnswers | None:
+    """A teacher's answers to compare the student's outputs with; None without a cache, and for a
+    feature that its embeddings are compared with. Raises JobError, and MissingKeysError where none
+    of the texts is cached."""
+    if job.cache is None:
+        return None
+    answers = open_answers(make(CacheKeys, job.cache_keys))
+    usual = "score" if space.regression else "logits"
+    names = answers.cache.features
+    feature = job.feature or (usual if usual in names else names[0])
+    cache = answers.of(feature, [labelled.corpus]).cache
+    kind = kind_of_texts(cache[feature].spec, [], space)
+    if kind not in ("classes", "numbers") or (job.feature is None and is_embedder(folder)):
+        return None
+    rows = cache.find(labelled.corpus.keys(), feature)
+    if (rows < 0).all():
+        raise missing_keys(cache, labelled.corpus, np.flatnonzero(rows < 0), [feature])
+    gather = controlled(cache[feature], rows, Control("none"), 0)
+    return ClassAnswers(gather) if kind == "classes" else NumberAnswers(gather)
 
 
 def _corpus_keys(job: EvaluateJob, card: StudentCard) -> CorpusKeys:
@@ -116,12 +145,12 @@ def _evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> di
     if student is None:
         raise JobError(
             f"cache: student {folder} predicts labels and has no embeddings to compare (no "
-            "modules.json); leave cache, teacher and feature out"
+            "modules.json); name a feature of its classes or numbers (a classifier's logits, a "
+            "score), or leave cache, teacher and feature out"
         )
     student = student.to(choose_device(job.device))
     labelled = read_labelled(keys, job.corpus, student.card.space)
-    named = {"cache": job.cache, "teacher": job.teacher, "feature": job.feature}
-    answers = open_answers(make(CacheKeys, named))
+    answers = open_answers(make(CacheKeys, job.cache_keys))
     feature = job.feature or answers.cache.features[0]
     cache = answers.of(feature, [labelled.corpus]).cache
     corpus = labelled.corpus

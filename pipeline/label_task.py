@@ -77,6 +77,7 @@ class LabelTask(Task):
         if data.validation is not None:
             read = tokens("validation", data.validation)
             validation = data.validation.dataset(read, data.validation_gathers(pad_left))
+            validation.answers = data.measured.answers(model.objective, data.space)
         gathers = data.gathers(plan.seed, pad_left)
         return Built(
             model=model,

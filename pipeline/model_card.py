@@ -157,7 +157,7 @@ class _Card:
             control=self.metrics["control"],
             seed=self.metrics["seed"],
             teacher=" ".join(self._teachers()) or "No teacher.",
-            measured=_table(self.metrics["validation"] or {}),
+            measured="\n\n".join([_table(self.metrics["validation"] or {}), *self._compared()]),
             examples=self._examples(),
             columns=", ".join(f"`{name}`" for name in self.job.text_column),
             learned=self._learned(),
@@ -209,6 +209,16 @@ class _Card:
             )
             for name, value in (self.metrics["validation"] or {}).items()
             if not name.startswith(_OF_OTHER_WEIGHTS)
+        ]
+
+    def _compared(self) -> list[str]:
+        """A sentence about each teacher that the student was compared with."""
+        sources = self.data.measured.sources
+        return [
+            f"It was compared with the teacher{f' {name}' if len(sources) > 1 else ''} on "
+            f"{each.answered} of {len(each.rows)} validation texts, whose cached answers its "
+            "measures are about."
+            for name, each in sources.items()
         ]
 
     def _examples(self) -> str:

@@ -4,20 +4,24 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from ..cache_schemas.errors import JobError
+from ..cache_schemas.errors import CorpusError, InputError, JobError, shown_url
 from ..cache_schemas.features import FeatureSpec
 from ..stages.corpus.labels import LabelSpace, label_values
 from ..stages.distill.logit_controls import require_classes
+from ..stages.distill.measures import is_teacher_measure
 from ..stages.distill.objectives.base import Sizes, require_fit
+from ..stages.distill.objectives.options import SOURCE
+from ..stages.store.transfer.location import is_local
 from .choosing import read_by_rules, select
 from .distill_job import DistillJob
 from .label_task import LabelTask
 from .language.task import LanguageTask
+from .measured import HeldOut, Measured, compared
 from .objective_keys import TeacherKeys
 from .sources import Columns, Source, open_sources
 from .student_data import LabelledCorpus, StudentData, read_corpus_of, read_labelled
 from .task import Task
-from .terms import Reading, Term, readings_of
+from .terms import Reading, Term, readings_of, terms_of
 
 
 def task_of(job: DistillJob) -> Task:
@@ -55,9 +59,11 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
         validation = read_labelled(job, job.validation, space, needed)
     task.check_labels(job, space, train, validation)
     soft = validation is not None and space.has_probabilities(validation.labels)
-    metric = _choose_metric(job, task.metrics(space, soft))
     corpora = [train, *([validation] if validation is not None and features_alone else [])]
-    sources = open_sources(readings, teachers, columns, [each.corpus for each in corpora])
+    held_out = _held_out(job, columns, validation, features_alone)
+    sources = open_sources(
+        readings, teachers, columns, [each.corpus for each in corpora], held_out.texts
+    )
     _check_features(terms, space, sources)
     if sources:
         joined = [
@@ -71,6 +77,10 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
         ]
         train, validation = joined[0], joined[1] if joined[1:] else validation
         _check_negatives(job, terms, train)
+    if features_alone:  # rows may have been skipped
+        held_out = _held_out(job, columns, validation, features_alone)
+    measured = _measured(job, terms, sources, held_out, space)
+    metric = _choose_metric(job, task.metrics(space, soft), measured)
     read_digests = {
         name: train.of_columns(source.columns).digest()
         for name, source in sources.items()
@@ -79,7 +89,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     train = train.of_columns(columns.student)
     if validation is not None and features_alone:
         validation = validation.of_columns(columns.student)
-    return StudentData(train, validation, space, metric, sources, read_digests, selection)
+    return StudentData(train, validation, space, metric, sources, read_digests, selection, measured)
 
 
 def _refuse_missing(
@@ -145,9 +155,84 @@ def _check_negatives(job: DistillJob, terms: Sequence[Term], train: LabelledCorp
                 )
 
 
-def _choose_metric(job: DistillJob, names: Sequence[str]) -> str:
-    if job.metric is not None and job.metric not in names:
-        raise JobError(f"job key 'metric': {job.metric!r} is not one of {', '.join(names)}")
+def _held_out(
+    job: DistillJob, columns: Columns, validation: LabelledCorpus | None, all_columns: bool
+) -> HeldOut:
+    """Validation texts for teachers' answers; `all_columns`: whether `validation` has those of all
+    sources. Otherwise others are read again: the student does without, and rows may lack them."""
+    if validation is None or job.measure_teacher == "off":
+        return HeldOut({}, {})
+    corpus = validation.corpus
+    if all_columns:
+        return HeldOut({own: corpus.of_columns(own) for own in {*columns.sources}}, {})
+    others = {*columns.sources} - {columns.student}
+    texts = {columns.student: corpus}
+    if not others:
+        return HeldOut(texts, {})
+    try:
+        beside = read_corpus_of(job, job.validation, columns.names)
+    except CorpusError as error:
+        return HeldOut(texts, dict.fromkeys(others, str(error)))
+    if not np.array_equal(beside.of_columns(columns.student).keys(), corpus.keys()):
+        reason = "some validation rows lack its text columns"
+        return HeldOut(texts, dict.fromkeys(others, reason))
+    return HeldOut(texts | {own: beside.of_columns(own) for own in others}, {})
+
+
+def _measured(
+    job: DistillJob,
+    terms: Sequence[Term],
+    sources: Mapping[str, Source],
+    held_out: HeldOut,
+    space: LabelSpace,
+) -> Measured:
+    """What the student is compared with: what it learns from; or, if it is undistilled beside a
+    teacher, what it would learn from."""
+    if not held_out.texts:
+        return Measured()
+    if job.parsed_control.name != "undistilled" or not job.all_teachers:
+        if job.measure_teacher == "require" and not sources:
+            raise JobError("measure_teacher=require: no teacher is read; leave it out")
+        return compared(job, terms, sources, held_out, space)
+    try:
+        return _measured_without_learning(job, held_out, space)
+    except InputError as error:
+        # An undistilled student needs no cache: there may be none.
+        if job.measure_teacher == "require":
+            raise
+        return Measured(reasons={SOURCE: str(error)})
+
+
+def _measured_without_learning(job: DistillJob, held_out: HeldOut, space: LabelSpace) -> Measured:
+    teachers = job.all_teachers
+    afar = [keys.cache for keys in teachers.values() if not is_local(str(keys.cache))]
+    if afar and job.measure_teacher != "require":
+        raise JobError(
+            f"cache {shown_url(str(afar[0]))}: is at a URL; measure_teacher=require reads it for "
+            "an undistilled student"
+        )
+    terms = terms_of(job.model_copy(update={"control": "none"}))
+    readings = readings_of(terms)
+    own = [teachers[each.teacher].text_column or job.text_column for each in readings.values()]
+    columns = Columns.of(job.text_column, own)
+    texts = {columns.student: next(iter(held_out.texts.values()))}
+    others = dict.fromkeys(
+        {*columns.sources} - {columns.student},
+        "reads columns of its own, which an undistilled student does without",
+    )
+    sources = open_sources(readings, teachers, columns, [], texts)
+    of_tokens = [each.teacher for each in sources.values() if each.spec.axis is not None]
+    if job.recipe(of_tokens, job.text_column) != job.recipe([], job.text_column):
+        raise JobError("its texts are formatted otherwise than those of the undistilled student")
+    return compared(job, terms, sources, HeldOut(texts, others), space)
+
+
+def _choose_metric(job: DistillJob, names: Sequence[str], measured: Measured) -> str:
+    known = [*names, *measured.names]
+    if job.metric is not None and job.metric not in known:
+        if is_teacher_measure(job.metric):
+            raise measured.refuse(job.metric)
+        raise JobError(f"job key 'metric': {job.metric!r} is not one of {', '.join(known)}")
     return job.metric or names[0]
 
 

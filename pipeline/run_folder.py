@@ -48,6 +48,7 @@ _MAY_DIFFER = {
     "push_to_hub",
     "gradient_checkpointing",
     "auto_batch_size",
+    "measure_teacher",
 }
 """Keys that change nothing of what a run leaves."""
 

@@ -191,6 +191,7 @@ def _metrics(
         "unlabelled_examples": count_missing(data.train.labels),
         **({"answered_examples": data.answered} if data.answered else {}),
         **({"selection": data.selection.figures()} if data.selection else {}),
+        **({"measured_examples": data.measured.examples} if data.measured.sources else {}),
         "truncated_examples": run.train.truncated,
         "skipped_rows": _skipped(data),
         "steps": training.steps,

@@ -129,10 +129,11 @@ def open_sources(
     teachers: Mapping[str, TeacherKeys],
     columns: Columns,
     corpora: Sequence[Corpus],
+    held_out: Mapping[tuple[int, ...], Corpus],
 ) -> dict[str, Source]:
     """The features that are read, by the name of the source, in caches of which as little is opened
-    as some corpora need. Raises CacheError, and MissingFeatureError for a feature that is not
-    there, or not named where there are several."""
+    as some corpora need, and texts `held_out`, by the columns that are read. Raises CacheError, and
+    MissingFeatureError for a feature that is not there, or not named where there are several."""
     opened: dict[str, Answers] = {}
     sources: dict[str, Source] = {}
     for reading, own in zip(readings.values(), columns.sources, strict=True):
@@ -144,7 +145,8 @@ def open_sources(
             reading.axis, _feature_of_predictions
         )
         name = choose(answers.cache, reading, len(teachers) > 1)
-        answers = answers.of(name, [corpus.of_columns(own) for corpus in corpora])
+        read = [corpus.of_columns(own) for corpus in corpora]
+        answers = answers.of(name, [*read, *([held_out[own]] if own in held_out else [])])
         cache = answers.cache
         spec = (cache[name] if reading.axis is None else cache.ragged(name)).spec
         control, placement = keys.parsed_control, keys.placement
@@ -218,7 +220,7 @@ def _feature_of_predictions(cache: Cache, reading: Reading, of_several: bool) ->
                 "student reads one; export them to a corpus, or precompute one response a prompt"
             )
         return GENERATED_IDS
-    known = [name for name in cache.features if _teaches_tokens(cache.feature_spec(name))]
+    known = [name for name in cache.features if teaches_tokens(cache.feature_spec(name))]
     if reading.feature in known:
         return str(reading.feature)
     if _RENAMED.get(reading.feature or "") in known:
@@ -234,7 +236,7 @@ def _feature_of_predictions(cache: Cache, reading: Reading, of_several: bool) ->
     )
 
 
-def _teaches_tokens(spec: FeatureSpec) -> bool:
+def teaches_tokens(spec: FeatureSpec) -> bool:
     """Whether a feature holds probabilities of predicted tokens."""
     several = spec.coding is not None or not spec.whole
     return spec.axis == "predictions" and several and spec.shape != ()

@@ -31,6 +31,7 @@ from ..stages.store.format.rows import Rows
 from ..stages.store.transfer.mirror import ToCome
 from ..stages.tokenizing.unknown import SAMPLE, mostly_unknown
 from .distill_job import CorpusKeys, DistillJob
+from .measured import Measured
 from .messages import LOGGER
 from .sources import (
     Source,
@@ -178,6 +179,8 @@ class StudentData:
     """Digests of training texts that sources read, if they differ from the student's."""
     selection: "Selection | None" = None
     """What the job's rules left of the training rows."""
+    measured: Measured = field(default_factory=Measured)
+    """Sources that the student is compared with on validation texts."""
     _encoded: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def encoded_once(
@@ -232,10 +235,11 @@ class StudentData:
             | ({"read_digest": self.read_digests[name]} if name in self.read_digests else {})
             for name, source in self.sources.items()
         }
+        measured = self.measured.provenance()
         if len(by_teacher) > 1:
-            return {"teachers": by_teacher}
+            return {"teachers": by_teacher} | measured
         nothing = dict.fromkeys(("cache_digest", "teacher_fingerprint", "teacher", "feature"))
-        return next(iter(by_teacher.values()), nothing)
+        return next(iter(by_teacher.values()), nothing) | measured
 
     def gathers(self, seed: int, pad_left: bool = False) -> dict[str, Features]:
         """Readers of the training features, each source under its control; `pad_left`: those along
@@ -297,6 +301,9 @@ class StudentData:
             rows = [rows_by_first_use(job, source, train, name in aligners_first, own_draw)]
             if self.validation is not None and name in self.validation.cache_rows:
                 rows.append(self.validation.cache_rows[name])
+            elif name in self.measured.sources:
+                held_out = self.measured.sources[name].rows
+                rows.append(held_out[held_out >= 0])
             found.append(source.answers.fetch_ahead(source.spec.name, np.concatenate(rows)))
         return sum_to_come(found)
 

@@ -1,7 +1,7 @@
 """The keys of `evaluate` and `predict` jobs, about a student that was trained."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -26,13 +26,15 @@ class EvaluateJob(TextFormatKeys):
     )
     cache: Path | str | None = Field(
         default=None,
-        description="for embedding students: cache of the embeddings it learned from",
+        description="cache of a teacher to compare the student with, on the texts that it holds",
     )
     teacher: str | None = Field(
-        default=None, description="fingerprint of their teacher, or a prefix no other one shares"
+        default=None, description="fingerprint of the teacher, or a prefix no other one shares"
     )
     feature: str | None = Field(
-        default=None, description="feature to compare with; default: the first one"
+        default=None,
+        description="feature to compare with; default: logits or score of a student of labels, the "
+        "predictions of tokens of a language model, else the first one",
     )
     limit: int | None = Field(default=None, ge=1, description="maximum rows to read from each file")
     skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
@@ -44,6 +46,11 @@ class EvaluateJob(TextFormatKeys):
         "compare with the corpus's responses",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, xpu")
+
+    @property
+    def cache_keys(self) -> dict[str, Any]:
+        """The keys of its teacher, as those of a cache to learn from."""
+        return {"cache": self.cache, "teacher": self.teacher, "feature": self.feature}
 
 
 class PredictJob(TextFormatKeys):

@@ -52,7 +52,7 @@ _MEANS_NOTHING = frozenset(
     {
         *("output", "name", "seed", "resume", "device", "mirror", "mirror_limit"),
         *("verify_cache", "expect_digest", "logging_steps", "save_steps"),
-        *("report_to", "run_name", "push_to_hub"),
+        *("report_to", "run_name", "push_to_hub", "measure_teacher"),
         *("compile_student", "gradient_checkpointing", "auto_batch_size", "shard_student"),
     }
 )

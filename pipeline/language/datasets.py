@@ -1,22 +1,27 @@
 """Datasets of a language job: rows of tokens, each text with the teachers' predictions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ...cache_schemas.errors import CorpusError, StudentSourceError
+from ...cache_schemas.errors import CorpusError, InputError, JobError, StudentSourceError
+from ...stages.corpus.corpus import Corpus
 from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import AheadDataset, PackedTexts, pack
+from ...stages.distill.language.evaluation import METRICS
 from ...stages.distill.language.teachers import Answering, CachedAnswers, TeacherTokens
 from ...stages.distill.objectives.options import TokensOptions
 from ...stages.distill.order import Indices
+from ...stages.distill.token_loss.settings import TokenLossSettings
 from ...stages.language.recipe import Recipe
 from ...stages.language.tokens import TokenTexts, encode_prompts, encode_texts
+from ...stages.store.format.rows import Rows
 from ..distill_job import DistillJob
 from ..messages import counted
+from ..sources import Source
 from ..student_data import LabelledCorpus, StudentData
 from ..task import Plan
 from .teacher_texts import (
@@ -124,16 +129,46 @@ def train_set(
     return AheadDataset(rows, labels, data.gathers(seed), _names(data.train, rows), weights)
 
 
-def validation_set(data: StudentData, encoding: Encoding) -> DistillDataset | None:
-    """Validation set: a row for each text."""
+def validation_set(
+    job: DistillJob, data: StudentData, encoding: Encoding
+) -> tuple[StudentData, DistillDataset | None]:
+    """Validation set: a row for each text, with the predictions that the student is compared with;
+    and the data without teachers that an undistilled student cannot be compared with."""
     if data.validation is None:
-        return None
+        return data, None
     validation, tokenizer = data.validation, encoding.tokenizer
     texts = data.encoded_once(
         "validation", tokenizer, encoding.most, lambda: encoding.texts(validation)
     )
-    rows = pack(texts, "none", encoding.most, encoding.pad_id)
-    return DistillDataset(rows, np.full(len(rows), MISSING), {})
+    answers: dict[str, Answering] = {}
+    for name, each in data.measured.of_tokens.items():
+        try:
+            answers[name] = compared_tokens(
+                each.source, each.rows, texts, validation.corpus, encoding
+            )
+        except InputError as error:
+            if job.distilled or job.measure_teacher == "require" or data.metric not in METRICS:
+                raise
+            data = replace(data, measured=data.measured.without(name, str(error)))
+    rows = pack(texts, "none", encoding.most, encoding.pad_id, answers)
+    return data, DistillDataset(rows, np.full(len(rows), MISSING), {})
+
+
+def compared_tokens(
+    source: Source, rows: Rows, texts: TokenTexts, corpus: Corpus, encoding: Encoding
+) -> Answering:
+    """Predictions at temperature 1 for the texts of a corpus, from cache rows `rows`, -1 for none.
+    Raises an InputError where the tokens are not the student's, or none has a prediction."""
+    check_tokenizer(source.teacher, encoding.tokenizer, cross_tokenizer=False)
+    answers = CachedAnswers(source.of_tokens, 1.0, "bucket")
+    answers.check(TokenLossSettings(), False, teacher_vocab_size(source.teacher))
+    found = _same_tokens(source, answers, rows, texts, corpus, encoding.tokenizer)
+    if not found.count(np.arange(len(texts)), texts.predicted):
+        raise JobError(
+            f"teacher {source.teacher.kind}:{source.teacher.name}: has predicted no token of these "
+            "texts; leave it out"
+        )
+    return found
 
 
 def _examples(labelled: LabelledCorpus) -> list[tuple[str, ...]]:
@@ -163,10 +198,21 @@ def _with_predictions(
     answers.check(options, options.cross_tokenizer, teacher_vocab_size(source.teacher))
     if options.cross_tokenizer:
         return matched_by_characters(answers, source.cache, rows, texts)
-    corpus, known = data.train.corpus, np.flatnonzero(rows >= 0)
+    return _same_tokens(source, answers, rows, texts, data.train.corpus, tokenizer)
+
+
+def _same_tokens(
+    source: Source,
+    answers: CachedAnswers,
+    rows: Rows,
+    texts: TokenTexts,
+    corpus: Corpus,
+    tokenizer: Any,
+) -> TeacherTokens:
+    known = np.flatnonzero(rows >= 0)
     if len(known) < len(rows):
         texts, corpus = texts.take(known), corpus.take(known)
-    check_same_tokens(texts, source.cache, rows[known], feature, corpus, tokenizer)
+    check_same_tokens(texts, source.cache, rows[known], answers.feature, corpus, tokenizer)
     return TeacherTokens(answers, rows)
 
 

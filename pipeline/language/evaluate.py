@@ -1,28 +1,43 @@
 """`evaluate` of a language model: how well it predicts a corpus, and its own responses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from accelerate.utils import send_to_device
 
+from ...cache_schemas.codings import SamplesCoding
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.features import GENERATED_IDS, GENERATED_TEXT
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.labels import MISSING, NO_LABELS
 from ...stages.distill.batches import DistillDataset
+from ...stages.distill.controls import Control
+from ...stages.distill.export import student_folder
 from ...stages.distill.language.batches import pack
 from ...stages.distill.language.evaluation import TokenSums, respond, response_metrics
 from ...stages.distill.language.export import LanguageCard, load_language_folder
 from ...stages.distill.language.student import LanguageStudent
+from ...stages.distill.language.teachers import Answering
 from ...stages.distill.language.trainer import LanguageModel
 from ...stages.distill.objectives.base import Sizes
-from ...stages.distill.objectives.options import ObjectiveOptions
+from ...stages.distill.objectives.options import SOURCE, ObjectiveOptions
 from ...stages.distill.objectives.undistilled import UndistilledObjective
 from ...stages.language.recipe import response_of
 from ...stages.language.tokens import TokenTexts, encode_texts, end_ids
+from ...stages.store.format.rows import Rows
+from ...stages.store.reading.reader import Cache
+from ..answers import Answers, missing_keys, open_answers
+from ..corpora.generators import CachedResponses, Prompts
+from ..corpora.rules import CachedTeacher
 from ..environment import choose_device
+from ..jobs import make
+from ..objective_keys import CacheKeys
+from ..sources import Source, teaches_tokens
 from ..student_jobs import EvaluateJob
+from .datasets import Encoding, compared_tokens
 
 
 def evaluate_language(job: EvaluateJob, folder: Path) -> dict[str, Any]:
@@ -33,12 +48,23 @@ def evaluate_language(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     texts = encode_texts(tokenizer, card.recipe, _examples(corpus), card.max_length)
     if not texts.predicted.sum():
         raise JobError(f"corpus {job.corpus[0]}: has nothing to predict within {card.max_length}")
+    teacher = None if job.cache is None else Compared.opened(job, corpus)
+    answers: dict[str, Answering] = {}
+    if teacher is not None and teacher.source is not None:
+        encoding = Encoding(tokenizer, card.recipe, card.max_length)
+        answers[SOURCE] = compared_tokens(teacher.source, teacher.rows, texts, corpus, encoding)
     student = LanguageStudent(model.to(choose_device(job.device)), NO_LABELS, dropout=0.0)
-    metrics = _predicted(student, texts, int(tokenizer.pad_token_id), job.batch_size)
+    metrics = _predicted(student, texts, int(tokenizer.pad_token_id), job.batch_size, answers)
     if job.max_new_tokens is not None:
-        metrics |= _responded(job, student, tokenizer, card, corpus, texts)
+        responses = _responses(job, student, tokenizer, card, texts)
+        references = [response_of(segments) for segments in _examples(corpus)]
+        metrics |= response_metrics(responses, references)
+        if teacher is not None:
+            metrics |= teacher.response_metrics(job, folder, corpus, responses)
+    compared = {"compared_examples": int((teacher.rows >= 0).sum())} if answers and teacher else {}
     return {
         "examples": len(texts),
+        **compared,
         "truncated_examples": int(texts.truncated.sum()),
         "skipped_rows": list(corpus.skipped),
         "metrics": metrics,
@@ -57,33 +83,33 @@ def _examples(corpus: Corpus) -> list[tuple[str, ...]]:
 
 
 def _predicted(
-    student: LanguageStudent, texts: TokenTexts, pad_id: int, batch_size: int
+    student: LanguageStudent,
+    texts: TokenTexts,
+    pad_id: int,
+    batch_size: int,
+    answers: Mapping[str, Answering],
 ) -> dict[str, float]:
-    """Perplexity and related metrics, over all predicted tokens."""
+    """Perplexity and related metrics, over all predicted tokens, and what compares with teachers'
+    answers."""
     sizes = Sizes(student.dim, 1, regression=False, feature_shape=None)
     model = LanguageModel(student, UndistilledObjective(ObjectiveOptions(), sizes)).eval()
-    rows, sums = pack(texts, "none", int(texts.lengths.max()), pad_id), TokenSums()
+    rows, sums = pack(texts, "none", int(texts.lengths.max()), pad_id, answers), TokenSums()
     dataset = DistillDataset(rows, np.full(len(rows), MISSING), {})
     device = next(student.parameters()).device
     for start in range(0, len(dataset), batch_size):
         indices = list(range(start, min(start + batch_size, len(dataset))))
-        batch = dataset.__getitems__(indices)
-        tensors = {n: each for n, each in batch.items() if isinstance(each, torch.Tensor)}
-        moved = batch | {name: tensor.to(device) for name, tensor in tensors.items()}
-        sums.add(model, moved, rows)
+        sums.add(model, send_to_device(dataset.__getitems__(indices), device), rows)
     return sums.metrics()
 
 
-def _responded(
+def _responses(
     job: EvaluateJob,
     student: LanguageStudent,
     tokenizer: Any,
     card: LanguageCard,
-    corpus: Corpus,
     texts: TokenTexts,
-) -> dict[str, float]:
-    """Metrics of the student's generated responses; for a truncated prompt, the response is
-    empty."""
+) -> list[str]:
+    """The student's generated responses; for a truncated prompt, the response is empty."""
     if not card.recipe.has_prompt:
         raise JobError("max_new_tokens: the student's texts have no prompt to respond to")
     whole = np.flatnonzero(texts.lengths >= texts.prompts)
@@ -98,5 +124,79 @@ def _responded(
     of_texts = [""] * len(texts)
     for text, response in zip(whole.tolist(), responses, strict=True):
         of_texts[text] = response
-    references = [response_of(segments) for segments in _examples(corpus)]
-    return response_metrics(of_texts, references)
+    return of_texts
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A teacher of an evaluation: its predictions of tokens, from cache rows `rows`, -1 for texts
+    without; None if only its responses are compared with."""
+
+    answers: Answers
+    source: Source | None
+    rows: Rows
+
+    @classmethod
+    def opened(cls, job: EvaluateJob, corpus: Corpus) -> "Compared":
+        """The teacher of a job. Raises JobError where it has nothing to compare with, and
+        MissingKeysError where none of the texts is cached."""
+        answers = open_answers(make(CacheKeys, job.cache_keys))
+        responses = _RESPONSES & {*answers.cache.features}
+        feature = _feature_of_tokens(answers.cache, job.feature)
+        if feature is None:
+            if not responses or job.max_new_tokens is None:
+                hint = "; set max_new_tokens to compare responses" if responses else ""
+                raise JobError(
+                    f"cache: teacher {answers.cache.teacher.fingerprint[:12]} has no predictions "
+                    f"of tokens to compare a language model with (top_k, dense){hint}"
+                )
+            return cls(answers, None, np.full(len(corpus), -1))
+        answers = answers.of(feature, [corpus])
+        rows = answers.cache.find(corpus.keys(), feature)
+        if (rows < 0).all():
+            raise missing_keys(answers.cache, corpus, np.flatnonzero(rows < 0), [feature])
+        spec = answers.cache.feature_spec(feature)
+        return cls(answers, Source(answers, spec, (), Control("none"), None), rows)
+
+    def response_metrics(
+        self, job: EvaluateJob, folder: Path, corpus: Corpus, responses: Sequence[str]
+    ) -> dict[str, float]:
+        """`teacher_rouge_l` and `teacher_exact_match`: the student's responses against the
+        teacher's first cached one to each prompt that has one; none without any."""
+        if not _RESPONSES & {*self.answers.cache.features}:
+            return {}
+        path = self.answers.cache.path
+        keys = make(CachedTeacher, {"cache": path, "teacher": job.teacher})
+        cached = CachedResponses(SOURCE, keys, tokenizer=str(student_folder(folder)))
+        segments = _examples(corpus)
+        found, _ = cached.read(Prompts(corpus, segments, given_response=True))
+        first = {prompt: n for n, prompt in reversed([*enumerate(found.prompts.tolist())])}
+        pairs = [(responses[prompt], found.texts[n]) for prompt, n in sorted(first.items())]
+        if not pairs:
+            return {}
+        metrics = response_metrics(*zip(*pairs, strict=True))
+        return {f"teacher_{name}": value for name, value in metrics.items()}
+
+
+_RESPONSES = {GENERATED_IDS, GENERATED_TEXT}
+
+
+def _feature_of_tokens(cache: Cache, named: str | None) -> str | None:
+    """The predictions to compare with; None for a teacher that has none, or whose responses are
+    named."""
+    specs = map(cache.feature_spec, cache.features)
+    known = [
+        spec.name
+        for spec in specs
+        if teaches_tokens(spec) and not isinstance(spec.coding, SamplesCoding)
+    ]
+    if named in _RESPONSES or not known:
+        return None
+    if named is None and len(known) > 1:
+        raise JobError(f"feature: is missing; the teacher has {', '.join(known)}")
+    if named is not None and named not in known:
+        raise JobError(
+            f"feature {named!r}: does not tell distributions of tokens; the teacher has "
+            f"{', '.join(known)}"
+        )
+    return named or known[0]

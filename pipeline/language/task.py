@@ -71,12 +71,13 @@ class LanguageTask(Task):
         data, texts = data.encoded_once(
             "train", tokenizer, most, lambda: learnable(job, plan.data, teachers, encoding)
         )
+        data, validation = validation_set(job, data, encoding)
         return Built(
             model=LanguageModel(student, objective(student)),
             tokenizer=tokenizer,
             max_length=most,
             train=train_set(job, data, teachers, texts, encoding, plan.seed),
-            validation=validation_set(data, encoding),
+            validation=validation,
             data=data,
         )
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from ...cache_schemas.errors import ArmadaError, CorpusError, JobError
 from ...cache_schemas.keys import KeyArray
 from ...stages.corpus.label_kinds import MISSING, LabelSpace, is_missing, one_a_row
-from ...stages.distill.evaluation import Calibration, calibration, represent
+from ...stages.distill.calibration import Calibration
+from ...stages.distill.evaluation import calibration, represent
 from ...stages.distill.export import StudentCard, load_saved_objective, load_saved_student
 from ...stages.distill.label_metrics import correlations
 from ...stages.distill.objectives.base import AlignedObjective, Objective

@@ -29,6 +29,7 @@ from .negatives import Negatives, draw
 from .order import GROUPED_BATCHES, Indices, epoch_order, grouped_by_length, weighted_order
 from .placement import to_device
 from .processes import ALONE
+from .teacher_answers import AllAnswers
 from .token_features import TokenGather
 
 Batch = dict[str, Any]
@@ -88,6 +89,8 @@ class DistillDataset(Dataset[Batch]):
         """If true, features are fetched separately, by index."""
         self.processes = ALONE
         """Processes that share the batches."""
+        self.answers: AllAnswers | None = None
+        """Teachers' answers that an evaluation on these examples compares with the student's."""
         self.seconds = 0.0
         """Seconds spent waiting for batches."""
         self.replayed: set[str] = set()

@@ -1,17 +1,17 @@
 """Metrics of a task, and predictions of a student without a trainer."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 
 from ...cache_schemas.errors import TrainingError
 from ..corpus.labels import LabelSpace, LabelValues, is_missing
 from .batches import DistillDataset
+from .calibration import Calibration, calibration_sums
 from .label_metrics import (
     MULTILABEL_METRICS,
     OUTPUTS_METRICS,
@@ -22,6 +22,7 @@ from .label_metrics import (
     multilabel_metrics,
     output_metrics,
 )
+from .measures import TEACHER_ERRORS
 from .student import INPUTS, Student
 
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "f1", "matthews", "ece")
@@ -30,12 +31,11 @@ CROSS_ENTROPY = "cross_entropy"
 _ERRORS = (
     *("mse", "rmse", "loss", "ece", CROSS_ENTROPY, "hamming_loss"),
     *("perplexity", "bits_per_byte"),
+    *TEACHER_ERRORS,
 )
 """The smaller, the better."""
 
 DISTINCT = "distinct_predictions"
-
-CONFIDENCE_BINS = 15
 
 Outputs = npt.NDArray[Any]
 
@@ -136,36 +136,11 @@ def _classification(
     return {name: float(value) for name, value in metrics.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Accuracy by confidence: for each non-empty bin, its examples, their mean confidence, and
-    their accuracy [BINS]."""
-
-    counts: npt.NDArray[np.int64]
-    confidence: npt.NDArray[np.float64]
-    accuracy: npt.NDArray[np.float64]
-
-    @property
-    def error(self) -> float:
-        """The expected calibration error, 0 to 1 (Guo et al., arXiv 1706.04599, equation 3)."""
-        gaps = np.abs(self.accuracy - self.confidence)
-        return float(np.average(gaps, weights=self.counts))
-
-
 def calibration(outputs: Outputs, labels: LabelValues) -> Calibration:
-    """Calibration of logits [N, K] with labels [N], all of them given, in 15 bins of equal width;
-    the confidence of a prediction is the softmax of its class. Raises TrainingError for outputs
-    that are not finite."""
+    """Calibration of logits [N, K] with labels [N], all of them given; the confidence of a
+    prediction is the softmax of its class. Raises TrainingError for outputs that are not finite."""
     require_finite(outputs)
-    confidence = softmax(outputs.astype(np.float64), axis=1).max(axis=1)
-    right = outputs.argmax(axis=1) == labels
-    # A bin holds its upper end, the last one 1.
-    bins = np.ceil(confidence * CONFIDENCE_BINS).astype(np.int64) - 1
-    counts = np.bincount(bins, minlength=CONFIDENCE_BINS)
-    full = counts > 0
-    sums = (np.bincount(bins, values, CONFIDENCE_BINS)[full] for values in (confidence, right))
-    means = [total / counts[full] for total in sums]
-    return Calibration(counts[full], *means)
+    return calibration_sums(outputs, labels).by_bin
 
 
 def _regression(outputs: Outputs, labels: Outputs) -> dict[str, float]:
@@ -186,8 +161,8 @@ def better(metric: str, new: float, old: float | None) -> bool:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric is an error."""
-    return metric in _ERRORS
+    """Whether a metric, maybe with the name of a source before it, is an error."""
+    return metric.rpartition(".")[2] in _ERRORS
 
 
 def predict(student: Student, dataset: DistillDataset, batch_size: int) -> Outputs:

@@ -127,9 +127,10 @@ class DistillModel(TrainedModel):
         has_answers: Mapping[str, npt.NDArray[np.bool_]] | None = None,
         negatives: Mapping[str, Negatives] | None = None,
     ) -> dict[str, Any]:
-        """`logits` [B, K], and `loss` where there are labels; in training also `terms`. `features`
-        are the teachers', `rows` those of the batch in all processes; `masked` as the student
-        takes it; `has_answers` as in `StudentSide`; `negatives` those of a source."""
+        """`logits` [B, K], and `loss` where there are labels; in training also `terms`, in an
+        evaluation `pooled` [B, D]. `features` are the teachers', `rows` those of the batch in all
+        processes; `masked` as the student takes it; `has_answers` as in `StudentSide`;
+        `negatives` those of a source."""
         inputs = (input_ids, attention_mask, token_type_ids)
         scored = labels is not None and (self.training or self.student.space.task == "none")
         inside: dict[str, Any] = {}
@@ -144,7 +145,7 @@ class DistillModel(TrainedModel):
             return {"logits": output_BK}
         if not scored:
             loss = task_loss(output_BK, labels, self.student.space.regression)
-            return {"loss": loss, "logits": output_BK}
+            return {"loss": loss, "logits": output_BK, "pooled": pooled_BD}
         sources: Sources = {
             **self._features(features, inside.get("mask_BT"), rows),
             **{negatives_name(name): each for name, each in (negatives or {}).items()},
@@ -156,7 +157,8 @@ class DistillModel(TrainedModel):
             **inside,
         )
         terms = self.objective.of_batch(side, sources, self._joined(labels, rows))
-        return {"loss": terms["total"], "logits": output_BK, "terms": terms}
+        found = {"loss": terms["total"], "logits": output_BK, "terms": terms}
+        return found if self.training else found | {"pooled": pooled_BD}
 
 
 def attention_dims(student: Any) -> tuple[int, ...]:

@@ -223,6 +223,12 @@ def load_student(folder: str | Path) -> SavedStudent:
     return SavedReader(student, tokenizer, card, layers)
 
 
+def is_embedder(folder: Path) -> bool:
+    """Whether a folder that `distill` wrote holds a student trained on a feature as an embedding
+    model."""
+    return (student_folder(folder) / MODULES).is_file()
+
+
 def load_embedder(folder: Path) -> SavedReader | None:
     """A student trained on a feature as an embedding model, also if it predicts labels too; None
     for one that predicts labels and has no modules.json. Raises StudentSourceError."""

@@ -140,6 +140,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         losses, rows = map(torch.tensor, zip(*self._evaluated, strict=True))
         total = (losses.double() * rows)[rows > 0].sum()
         found.metrics[f"{metric_key_prefix}_loss"] = float(total / rows.sum())
+        answers = dataloader.dataset.answers
+        if answers is not None:
+            figures = answers.figures(found.predictions, found.label_ids)
+            found.metrics.update({f"{metric_key_prefix}_{n}": v for n, v in figures.items()})
         found.metrics.update(self._beside)
         return found
 
@@ -223,13 +227,15 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         if model.training and (lacking := self.train_dataset.has_answers(indices)):
             inputs["has_answers"] = lacking
         outputs = model(**inputs)
-        terms = outputs.pop("terms", {})
+        terms, pooled = outputs.pop("terms", {}), outputs.pop("pooled", None)
         task = terms.pop(TASK_PART, None)
         if model.training:
             self._finite.look_at(self.state.global_step + 1, terms, indices, self._own_optimizer)
             self._latest_terms = {name: value.detach() for name, value in terms.items()}
             if task is not None:
                 self._add_task(task)
+        elif self.eval_dataset.answers is not None and pooled is not None:
+            self.eval_dataset.answers.see(indices, pooled)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _add_task(self, task: torch.Tensor) -> None:

@@ -175,5 +175,6 @@ def test_a_student_that_predicts_and_learned_a_feature_is_measured_as_both(
 
 def test_a_cache_for_a_student_without_embeddings_is_refused(trained, refused, distill_bench):
     words = ("evaluate", trained, "--corpus", distill_bench.validation)
-    assert "has no embeddings to compare" in refused(*words, "--cache", distill_bench.cache)
+    named = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
+    assert "has no embeddings to compare" in refused(*words, *named)
     assert "need a cache" in refused(*words, "--set", "feature=embedding")

@@ -3,6 +3,7 @@ refused."""
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,15 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
+GIVEN = ("loss", "perplexity", "bits_per_byte")
+MEASURED = ("ece", "agreement", "teacher_kl", "teacher_accuracy", "teacher_ece")
+"""What there is beside it where the teacher's distributions of the validation tokens are cached."""
+
+
+def measured(keys: dict[str, object]) -> bool:
+    return keys.get("feature") != "samples" and keys.get("responses") != "generated"
+
+
 @pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 def test_a_student_of_each_kind_learns_and_opens(
     armada: CommandLine, bench: Bench, tmp_path: Path, keys: dict[str, object]
@@ -152,7 +162,7 @@ def test_a_student_of_each_kind_learns_and_opens(
         keys = keys | {"cache": tmp_path / "said"}
     armada.done(*bench.words(output, **keys))
     found = metrics(output)
-    assert found["validation"].keys() == {"loss", "perplexity", "bits_per_byte"}
+    assert found["validation"].keys() == {*GIVEN, *(MEASURED if measured(keys) else ())}
     logged = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
     assert losses[-1] < losses[0]
@@ -163,10 +173,46 @@ def test_a_student_of_each_kind_learns_and_opens(
     assert model.config.model_type == "llama"
     words = ("evaluate", output, "--corpus", bench.validation)
     result = json.loads(armada.done(*words, "--json"))
-    assert result["metrics"] == pytest.approx(found["validation"], rel=1e-5)
+    expected = {name: found["validation"][name] for name in GIVEN}
+    assert result["metrics"] == pytest.approx(expected, rel=1e-5)
     told = armada(*words, "--cache", bench.cache)
     assert told.code == 2
-    assert "this one is a language model" in told.error
+    assert "feature: is missing; the teacher has top_k, dense" in told.error
+
+
+def test_evaluate_compares_with_a_teacher(
+    armada: CommandLine, bench: Bench, tmp_path: Path
+) -> None:
+    """Its predictions, and its responses, of which the teacher itself has the very same."""
+    output = tmp_path / "run"
+    armada.done(*bench.words(output, metric="teacher_kl"))
+    found = metrics(output)
+    assert found["measured_examples"] == {"teacher": 12}
+    values = [row["teacher_kl"] for row in found["epochs"]]
+    assert found["best_epoch"] == 1 + values.index(min(values))
+    words = ("evaluate", output, "--corpus", bench.validation, "--json", "--cache", bench.cache)
+    result = json.loads(armada.done(*words, "--set", "feature=top_k"))
+    assert result["compared_examples"] == 12
+    assert result["metrics"] == pytest.approx(found["validation"], rel=1e-5)
+    exact = json.loads(armada.done(*words, "--set", "feature=dense"))["metrics"]
+    assert exact["teacher_kl"] >= result["metrics"]["teacher_kl"] > 0
+    assert exact["agreement"] == result["metrics"]["agreement"]
+    told = ("--set", "feature=generated_ids", "--set", "max_new_tokens=6")
+    responses = json.loads(armada.done(*words, *told))["metrics"]
+    names = {"rouge_l", "exact_match", "teacher_rouge_l", "teacher_exact_match"}
+    assert responses.keys() == {*GIVEN, *names}
+    assert 0 <= responses["teacher_rouge_l"] < 1
+    for file in (bench.teacher).glob("*.safetensors"):
+        shutil.copy(file, output / "student")
+    itself = json.loads(armada.done(*words, *told))["metrics"]
+    assert itself["teacher_exact_match"] == 1
+    assert itself["teacher_rouge_l"] > 0.9  # two responses without a word have nothing in common
+    assert "to compare a language model with (top_k, dense); set max_new_tokens" in (
+        armada(*words, "--set", "feature=generated_ids").error
+    )
+    assert "feature 'samples': does not tell distributions" in (
+        armada(*words, "--set", "feature=samples").error
+    )
 
 
 def test_several_seeds_read_texts_once_and_learn_as_each_alone(
@@ -286,8 +332,8 @@ def test_adapters_open_in_peft_and_are_small(
     assert result["metrics"].keys() == {
         *("loss", "perplexity", "bits_per_byte", "rouge_l", "exact_match")
     }
-    assert {n: result["metrics"][n] for n in found["validation"]} == pytest.approx(
-        found["validation"], rel=1e-5
+    assert {n: result["metrics"][n] for n in GIVEN} == pytest.approx(
+        {n: found["validation"][n] for n in GIVEN}, rel=1e-5
     )
 
 

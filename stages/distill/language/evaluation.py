@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +22,7 @@ from ...pretrained import padding_id, token_limit
 from ...tokenizing.padding import pad_rows
 from ..batches import Batch
 from .batches import PackedTexts
+from .token_measures import MeasureSums
 
 METRICS = ("loss", "perplexity", "bits_per_byte")
 """Metrics of given tokens: lower is better."""
@@ -38,24 +39,30 @@ class TokenSums:
     nats: float = 0.0
     tokens: int = 0
     bytes: int = 0
+    measures: MeasureSums = field(default_factory=MeasureSums)
+    """Comparison with teachers, where the texts have their predictions."""
 
     @torch.no_grad()
     def add(self, model: Any, batch: Batch, texts: PackedTexts) -> None:
         """Add a batch, as a model in eval mode sees it."""
         indices = batch.pop("indices")
         count = texts.counts(indices).labelled
-        self.nats += float(model(**batch)["loss"]) * count
+        found = model(**batch)
+        self.nats += float(found["loss"]) * count
+        if "seen" in found:
+            self.measures.add(found["seen"])
         self.tokens += count
         self.bytes += texts.bytes_of(indices)
 
     def metrics(self) -> dict[str, float]:
-        """All of `METRICS`."""
+        """All of `METRICS`, and the measures of each teacher of the texts."""
         loss = self.nats / max(self.tokens, 1)
         bits = self.nats / _NATS_OF_A_BIT / max(self.bytes, 1)
         return {
             "loss": loss,
             "perplexity": math.exp(min(loss, _MOST_NATS)),
             "bits_per_byte": bits,
+            **self.measures.figures(),
         }
 
 

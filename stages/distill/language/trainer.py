@@ -18,18 +18,20 @@ from ..batches import Batch, DistillDataset
 from ..losses import MISSING_LABEL
 from ..model import TrainedModel
 from ..negatives import Negatives, negatives_name
-from ..objectives.base import Feature, Objective, Sources, StudentSide, task_terms
+from ..objectives.base import Feature, Objective, Sources, StudentSide
 from ..token_loss.answers import TokenAnswers
-from ..token_loss.loss import Tokens
+from ..token_loss.loss import Tokens, cross_entropy
 from ..trainer import DistillTrainer
 from .batches import Counts, PackedTexts
 from .evaluation import TokenSums
 from .student import LanguageStudent
 from .teachers import Tensors, as_answers
+from .token_measures import TokenObserver
 
 
 class LanguageModel(TrainedModel):
-    """Training mode: named terms. Evaluation mode: cross entropy alone."""
+    """Training mode: named terms. Evaluation mode: cross entropy, and a look at the logits where
+    teachers' predictions are there to compare with."""
 
     student: LanguageStudent
 
@@ -53,7 +55,8 @@ class LanguageModel(TrainedModel):
         masked: bool | None = None,
         negatives: Mapping[str, Negatives] | None = None,
     ) -> dict[str, Any]:
-        """`loss` and, in training, `terms`. `answers` are teachers' predictions of tokens,
+        """`loss` and, in training, `terms`; in an evaluation with `answers`, what was `seen` of
+        the logits (`TokenObserver`). `answers` are teachers' predictions of tokens,
         `features` those of whole texts; `counts` are of the whole step, `rows` those of the batch,
         in all processes; `masked` as the student takes it."""
         inside: dict[str, Any] = {}
@@ -70,7 +73,7 @@ class LanguageModel(TrainedModel):
         hidden_PH = flat_NH.index_select(0, predicted_at)
         tokens = self._tokens(hidden_PH, targets, counts)
         if not self.training:
-            return {"loss": task_terms(StudentSide(tokens=tokens), None, False)["total"]}
+            return _evaluated(tokens, answers or {})
         sources: Sources = {
             **self._features(features, inside.get("mask_BT"), rows),
             **{name: _token_answers(each) for name, each in (answers or {}).items()},
@@ -108,6 +111,14 @@ class LanguageModel(TrainedModel):
         """Into how many parts the tokens of a step are divided: the gradients of its batches and of
         all processes are averaged."""
         return self.processes.count * counts.batches
+
+
+def _evaluated(tokens: Tokens, answers: Mapping[str, Tensors]) -> dict[str, Any]:
+    if not answers:
+        return {"loss": cross_entropy(tokens)}
+    teachers = {name: _token_answers(each) for name, each in answers.items()}
+    observer = TokenObserver(tokens.labels_P, teachers)
+    return {"loss": cross_entropy(tokens, observer), "seen": observer.seen}
 
 
 def _token_answers(tensors: Tensors) -> TokenAnswers:

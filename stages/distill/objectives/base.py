@@ -411,6 +411,11 @@ class Objective(nn.Module, ABC):
         found = sources.get(negatives_name(self.sources[0])) if self.negatives else None
         return found.first(self.negatives) if isinstance(found, Negatives) else None
 
+    def embedding(self, pooled_BD: Tensor) -> Tensor | None:
+        """The student's texts in the space of its only feature [B, H], of an objective that has
+        them meet the feature itself there; None of any other."""
+        return None
+
     def told(self, sources: Sources) -> TeacherSide:
         """Deprecated name of `teacher_side`."""
         return self.teacher_side(sources)
@@ -440,7 +445,7 @@ class Objective(nn.Module, ABC):
             raise MissingFeatureError(
                 f"{type(self).__name__} needs a teacher feature and the batch carries none"
             )
-        return feature.flatten(start_dim=1)
+        return feature.reshape(len(feature), -1)
 
 
 class AlignedObjective(Objective):

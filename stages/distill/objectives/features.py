@@ -52,6 +52,11 @@ class FeatureObjective(WithProjector, Objective):
         """1."""
         return 1.0
 
+    def embedding(self, pooled_BD: Tensor) -> Tensor:
+        """The projection, which is to meet the feature."""
+        projected: Tensor = self.projection(pooled_BD)
+        return projected
+
 
 class NormDirectionObjective(WithProjector, Objective):
     """The direction of the mean of the text's class, and a length of at least the teacher's.

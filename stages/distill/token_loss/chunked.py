@@ -11,7 +11,7 @@ With z the logits, q = softmax(z/T), n labelled and m answered tokens of the who
     d/dz  = alpha · T/m · d divergence/d(z/T) + (1 - alpha)/n · (softmax(z) - onehot)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from ...language.logits import LogitTransform
 from ..losses import MISSING_LABEL
 from .answers import Answers
 from .divergences import Soften, Softened, softmax
+
+Observe = Callable[[Tensor, slice], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Step:
     answered_count: Tensor
     chunk: int
     with_gradients: bool
+    observe: Observe | None = None
+    """Called with each chunk's logits [C, V] and its rows before they are used up."""
 
 
 class Chunked(torch.autograd.Function):
@@ -116,6 +120,8 @@ class _Pass:
         self._head.logits(hidden_CH, logits_CV)
         self._step.transform.apply_(logits_CV)
         label_logit_C1 = logits_CV.gather(1, counted.label_C1)
+        if self._step.observe is not None:
+            self._step.observe(logits_CV, rows)
         soft = self._softened(logits_CV, rows, counted)
         log_sum_C1, own_CV = self._at_temperature_one(soft, logits_CV)
         if any(gradient is not None for gradient in self.gradients):

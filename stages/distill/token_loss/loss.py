@@ -19,7 +19,7 @@ from .answers import (
     check_samples,
     check_vocabulary,
 )
-from .chunked import Chunked, Step, chunk_tokens
+from .chunked import Chunked, Observe, Step, chunk_tokens
 from .divergences import Soften, measure_of, soften_dense, soften_samples, soften_sparse
 from .settings import TokenLossSettings
 from .targets import comparison_of
@@ -72,6 +72,7 @@ def token_loss(
     temperature: float,
     chunk: int | None = None,
     progress: float = 1.0,
+    observe: Observe | None = None,
 ) -> TokenTerms:
     """alpha · T² · D(teacher, student) + (1 - alpha) · cross entropy, each a mean over its tokens.
 
@@ -80,7 +81,8 @@ def token_loss(
     T = 1. `chunk` is the number of tokens per matrix product with the vocabulary; None: as many as
     make 64 MiB of float32 logits, or 256 MiB on a GPU. Memory is O(chunk · V) beside the gradients,
     forward and backward. `progress` is the share of the training steps that are made, for targets
-    that move.
+    that move. `observe` sees the logits of each chunk and its rows, and must leave them as they
+    are.
     Sums are in float32, or float64 for float64 inputs; gradients come back in the inputs' dtypes.
     Raises JobError for samples that cannot give this divergence, or for a teacher with more tokens.
     Sources: T², Hinton, Vinyals, Dean, arXiv 1503.02531; gradients worked out chunk by chunk in the
@@ -88,16 +90,25 @@ def token_loss(
     """
     check_vocabulary(answers, len(tokens.weight_VH))
     soften = _soften(answers, settings, temperature, progress)
-    return chunked(tokens, answers, soften, alpha=alpha, temperature=temperature, chunk=chunk)
+    return chunked(
+        tokens,
+        answers,
+        soften,
+        alpha=alpha,
+        temperature=temperature,
+        chunk=chunk,
+        observe=observe,
+    )
 
 
-def cross_entropy(tokens: Tokens) -> Tensor:
+def cross_entropy(tokens: Tokens, observe: Observe | None = None) -> Tensor:
     """The mean cross entropy of the labelled tokens, without a teacher."""
     ids = torch.zeros(len(tokens.labels_P), 1, dtype=torch.int64, device=tokens.labels_P.device)
     nothing = SparseAnswers(ids, torch.full_like(ids, -torch.inf, dtype=torch.float32), None)
     nowhere = torch.zeros_like(tokens.labels_P, dtype=torch.bool)
     alone = replace(tokens, answered_P=nowhere, answered_count=None)
-    return token_loss(alone, nothing, TokenLossSettings(), alpha=0.0, temperature=1.0).total
+    settings = TokenLossSettings()
+    return token_loss(alone, nothing, settings, alpha=0.0, temperature=1.0, observe=observe).total
 
 
 def _soften(
@@ -124,6 +135,7 @@ def chunked(
     alpha: float,
     temperature: float,
     chunk: int | None,
+    observe: Observe | None = None,
 ) -> TokenTerms:
     """The terms of any divergence that can be worked out chunk by chunk."""
     labels_P, answered_P = tokens.labels_P, tokens.answered_P
@@ -144,6 +156,7 @@ def chunked(
         answered_count=_count(tokens.answered_count, answered_P),
         chunk=chunk or chunk_tokens(len(tokens.weight_VH), tokens.weight_VH.device),
         with_gradients=torch.is_grad_enabled(),
+        observe=observe,
     )
     return TokenTerms(*Chunked.apply(step, tokens.hidden_PH, tokens.weight_VH, tokens.bias_V))
 
