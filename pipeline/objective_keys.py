@@ -154,6 +154,10 @@ class ObjectiveKeys(WithOptions):
     teacher: str | None = Field(
         default=None, description="name of the teacher it reads; may be left out if there is one"
     )
+    teachers: tuple[str, ...] = Field(
+        default=(),
+        description="names of the teachers it reads, if the objective reads several; default all",
+    )
     feature: str | None = Field(
         default=None,
         description="feature it reads; default the teacher's `feature`, or its only one",
@@ -190,7 +194,16 @@ class ObjectiveKeys(WithOptions):
     def _names_features_once(self) -> "ObjectiveKeys":
         if self.feature is not None and self.features:
             raise ValueError(f"objective {self.name}: name feature or features, not both")
+        if self.teacher is not None and self.teachers:
+            raise ValueError(f"objective {self.name}: name teacher or teachers, not both")
+        if len(set(self.teachers)) < len(self.teachers):
+            raise ValueError(f"objective {self.name}: one of its teachers is named twice")
         return self
+
+    @property
+    def asked_teachers(self) -> tuple[str, ...]:
+        """The teachers that are named."""
+        return self.teachers or ((self.teacher,) if self.teacher else ())
 
     @property
     def asked_features(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from ..stages.distill.placement import Where
 from ..stages.distill.processes import Processes
 from ..stages.distill.training import Run, Training, check_checkpoint, placements, speed_up, train
 from ..stages.store.files.atomic import follow_umask
+from .conflicts import teacher_conflicts
 from .distill_job import DistillJob
 from .environment import choose_device, hardware, library_versions, now, peak_rss_bytes
 from .messages import CountProgress
@@ -85,6 +86,10 @@ class SeedRun:
                 self.data.selection.write(self.folder)
         training = self._train(run)
         metrics = _metrics(self.job, self.seed, built.data, run, training)
+        logits = [t for t in self.terms if t.objective.reads.classes]
+        names = dict.fromkeys(name for term in logits for name in term.sources)
+        if (conflicts := teacher_conflicts(built.data, tuple(names))) is not None:
+            metrics["teacher_conflicts"] = conflicts
         if self.group.first:
             self._write(training.model, built, metrics)
         return metrics

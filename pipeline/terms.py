@@ -52,7 +52,7 @@ class Term:
 
     def build(self, sizes: Sizes) -> Objective:
         """A new, initialised objective. Raises JobError."""
-        options = self.objective.Options(**self.keys.options)
+        options = self.options
         require_layers(self.keys.name, self.objective.layers_of(options), sizes)
         require_attention(self.keys.name, self.objective.attention_of(options), sizes)
         built = self.objective(options, sizes)
@@ -62,8 +62,12 @@ class Term:
 
     def require_options(self, sizes: Sizes) -> None:
         """Raises JobError for options without a meaning for such a student's task."""
-        options = self.objective.Options(**self.keys.options)
-        self.objective.require_options(self.keys.name, options, sizes)
+        self.objective.require_options(self.keys.name, self.options, sizes)
+
+    @property
+    def options(self) -> Any:
+        """Options of the objective."""
+        return self.objective.Options(**self.keys.options)
 
     @property
     def reads_predictions(self) -> bool:
@@ -83,15 +87,14 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
     keys = _objectives(job)
     classes = [OBJECTIVES.load(each.name) for each in keys]
     teachers = job.all_teachers
-    named = [_teacher(*pair, teachers) for pair in zip(keys, classes, strict=True)]
+    named = [_teachers(*pair, teachers) for pair in zip(keys, classes, strict=True)]
     given = [
-        ()
-        if teacher is None
-        else tuple(
+        tuple(
             _with_teacher(feature, teacher, teachers)
+            for teacher in found
             for feature in _features(own, objective, teachers[teacher], job.responses)
         )
-        for own, objective, teacher in zip(keys, classes, named, strict=True)
+        for own, objective, found in zip(keys, classes, named, strict=True)
     ]
     readings = list(_readings(keys, classes, given))
     if job.teachers is not None and keys != (UNDISTILLED,):
@@ -99,7 +102,7 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
         read = {reading.teacher for each in readings for reading in each}
         for name in teachers.keys() - read - chosen_by:
             raise JobError(f"teacher {name}: no objective reads it; leave it out")
-    labels = _labels(keys, named)
+    labels = _labels(keys, [found[0] if len(found) == 1 else None for found in named])
     terms = tuple(map(Term, labels, keys, classes, readings))
     _check_stages(terms, job)
     for term in terms:
@@ -112,6 +115,7 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
             )
         if job.optimizer == "dot" and (term.objective.reads.task or is_the_only(terms)):
             _require_task_weight(term)
+        term.objective.require_teachers(term.keys.name, term.options, len(term.readings))
         if job.batch_size < term.objective.reads.least_rows:
             raise JobError(
                 f"job key 'batch_size': {job.batch_size}; objective {term.keys.name} needs at "
@@ -197,27 +201,38 @@ def _check_generated(job: DistillJob) -> None:
         )
 
 
-def _teacher(
+def _teachers(
     keys: ObjectiveKeys, objective: type[Objective], teachers: Mapping[str, TeacherKeys]
-) -> str | None:
-    """The name of the teacher that an objective reads."""
+) -> tuple[str, ...]:
+    """The names of the teachers that an objective reads."""
     if objective.reads.features == 0:
-        if keys.teacher is not None or keys.asked_features:
+        if keys.asked_teachers or keys.asked_features:
             raise JobError(
                 f"objective {keys.name}: reads no teacher; leave teacher and feature out"
             )
-        return None
+        return ()
     names = ", ".join(teachers)
-    if keys.teacher is None and len(teachers) == 1:
-        return next(iter(teachers))
-    if keys.teacher is None:
+    several = objective.reads.several_teachers
+    found = keys.asked_teachers or (tuple(teachers) if several or len(teachers) == 1 else ())
+    if not found:
         raise JobError(f"objective {keys.name}: names no teacher; choose one of {names or 'none'}")
-    if keys.teacher not in teachers:
+    for name in found:
+        if name not in teachers:
+            raise JobError(
+                f"objective {keys.name}: teacher {name!r} is not in the job; choose one of "
+                f"{names or 'none'}"
+            )
+    if several and len(found) < 2:
         raise JobError(
-            f"objective {keys.name}: teacher {keys.teacher!r} is not in the job; choose one of "
-            f"{names or 'none'}"
+            f"objective {keys.name}: reads several teachers, and there is one, {found[0]}; name "
+            "more in `teachers`, or choose an objective of one"
         )
-    return keys.teacher
+    if len(found) > 1 and not several:
+        raise JobError(
+            f"objective {keys.name}: reads one teacher, but {len(found)} are named; choose one, or "
+            "multi_kd"
+        )
+    return found
 
 
 def _readings(
@@ -258,6 +273,10 @@ def _features(
     if reads.axis == "predictions" and responses == "generated":
         return (GENERATED_IDS,)
     found = keys.asked_features or (teacher.feature or reads.default_feature,)
+    if reads.several_teachers and len(found) != 1:
+        raise JobError(
+            f"objective {keys.name}: reads one feature of each teacher, but {len(found)} are named"
+        )
     if reads.features is not None and len(found) != reads.features:
         raise JobError(
             f"objective {keys.name}: reads {reads.features} features of a teacher, but "

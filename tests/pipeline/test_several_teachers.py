@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from armada.pipeline import seed_run
 from armada.pipeline.findings.runs import read_run
 from command_line import CommandLine
+from cuts import cut_at
 from safetensors.torch import load_file
 from tiny_runs import TEXTS, class_labels
 
@@ -247,6 +249,58 @@ def test_a_cut_run_goes_on_with_the_same_hints_only(
     assert "hint read_digest: was" in result.error
 
 
+@pytest.fixture
+def fused(job: Job, distill_bench: Any) -> Job:
+    """The same logits twice, under another name shuffled."""
+    made = {"cache": str(distill_bench.cache), "teacher": distill_bench.made_up}
+    job["teachers"] = {"right": made, "mixed": made | {"control": "shuffled"}}
+    job["objectives"] = [{"name": "multi_kd", "fusion": "confidence"}]
+    return job
+
+
+def test_teachers_are_fused_and_compared(
+    armada: CommandLine, fused: Job, distill_bench: Any, tmp_path: Path
+) -> None:
+    armada.done("distill", write(fused, tmp_path), "--quiet")
+    run = tmp_path / "run"
+    for row in rows(run):
+        both = row["weight_of_right"], row["weight_of_mixed"]
+        assert sum(both) == pytest.approx(1, rel=1e-5)
+    metrics = json.loads((run / "metrics.json").read_bytes())
+    conflicts = metrics["teacher_conflicts"]
+    cache = library.open_cache(distill_bench.cache, distill_bench.made_up)
+    logits = cache["logits"].gather(cache.lookup(TEXTS))
+    right = (logits.argmax(1) == class_labels(len(TEXTS))).mean()
+    assert conflicts["accuracy"] == {"right": pytest.approx(right), "mixed": pytest.approx(right)}
+    (pair,) = conflicts["pairs"]
+    assert pair == {
+        **{"teachers": ["right", "mixed"], "agreement": 1.0},
+        **{"kl": 0.0, "reverse_kl": 0.0, "total_variation": 0.0},
+    }
+    named = [fused["objectives"][0] | {"teachers": ["right", "mixed"], "weights": [1, 0]}]
+    named[0]["fusion"] = "fixed"
+    library.distill(**fused | {"objectives": named, "output": tmp_path / "named"})
+    alone = {"teachers": {"right": fused["teachers"]["right"]}, "objectives": [{"name": "kd"}]}
+    library.distill(**fused | alone | {"output": tmp_path / "alone"})
+    assert losses(tmp_path / "named") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+
+
+def test_a_gate_goes_on_where_it_was_cut(
+    fused: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused["objectives"][0] |= {"fusion": "gate", "gate_hidden_size": 4}
+    keys = fused | {"save_steps": 1}
+    library.distill(**keys)
+    with monkeypatch.context() as patched:
+        patched.setattr(seed_run, "append_log", cut_at(5))
+        with pytest.raises(KeyboardInterrupt):
+            library.distill(**keys | {"output": tmp_path / "cut"})
+    library.distill(**keys | {"output": tmp_path / "cut", "resume": True})
+    assert losses(tmp_path / "cut") == losses(tmp_path / "run")
+    heads = load_file(tmp_path / "run" / "student" / "heads.safetensors")
+    assert heads["objective.gate.2.weight"].shape == (2, 4)
+
+
 REFUSED: dict[str, tuple[Job, str]] = {
     "a teacher of nobody": (
         {"objectives": [{"name": "feature", "teacher": "clip"}]},
@@ -303,6 +357,38 @@ REFUSED: dict[str, tuple[Job, str]] = {
     "language without labels": (
         {"task": "language", "label_column": None},
         "objective kd: needs labels, and job key 'label_column' is missing; without labels",
+    ),
+    "one of several": (
+        {"objectives": [{"name": "multi_kd", "teachers": ["made"]}]},
+        "objective multi_kd: reads several teachers, and there is one, made; name more in `teach",
+    ),
+    "several for one": (
+        {"objectives": [{"name": "kd", "teachers": ["made", "hint"]}]},
+        "objective kd: reads one teacher, but 2 are named; choose one, or multi_kd",
+    ),
+    "a teacher twice": (
+        {"objectives": [{"name": "multi_kd", "teachers": ["made", "made"]}]},
+        "objective multi_kd: one of its teachers is named twice",
+    ),
+    "teacher and teachers": (
+        {"objectives": [{"name": "multi_kd", "teachers": ["made"], "teacher": "hint"}]},
+        "objective multi_kd: name teacher or teachers, not both",
+    ),
+    "none of them": (
+        {"objectives": [{"name": "multi_kd", "teachers": ["made", "clip"]}]},
+        "objective multi_kd: teacher 'clip' is not in the job; choose one of made, hint",
+    ),
+    "weights of three": (
+        {"objectives": [{"name": "multi_kd", "weights": [1, 1, 1]}]},
+        "objective multi_kd: weights: 3 are given for 2 teachers; name one for each",
+    ),
+    "two features of each": (
+        {"objectives": [{"name": "multi_kd", "features": ["a", "b"]}]},
+        "objective multi_kd: reads one feature of each teacher, but 2 are named",
+    ),
+    "no logits": (
+        {"objectives": [{"name": "multi_kd"}]},
+        "feature 'logits': teacher",
     ),
     "reads no teacher": (
         {"objectives": [{"name": "undistilled", "teacher": "made"}]},

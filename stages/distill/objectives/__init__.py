@@ -29,6 +29,7 @@ _FAMILIES: Mapping[str, Mapping[str, str]] = {
         "fused_labels": "FusedLabels",
     },
     "layers": {"hidden_layers": "HiddenLayers"},
+    "teachers": {"multi_kd": "MultiKD"},
     "token_states": {"token_states": "TokenStates", "token_relations": "TokenRelations"},
     "features": {"feature": "Feature", "norm_direction": "NormDirection"},
     "relations": {

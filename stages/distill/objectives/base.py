@@ -63,6 +63,8 @@ class Reads:
 
     features: int | None = 1
     """Number of features of its teacher; 0: none; None: as many as a job names."""
+    several_teachers: bool = False
+    """Whether it reads one feature of each of several teachers, in place of features of one."""
     default_feature: str | None = None
     """The feature to read when a job names none; None: the only one that there is."""
     axis: AxisName | None = None
@@ -283,6 +285,10 @@ class Objective(nn.Module, ABC):
     @classmethod
     def require_options(cls, name: str, options: Any, sizes: Sizes) -> None:
         """Raises JobError for options without a meaning for such a student's task."""
+
+    @classmethod
+    def require_teachers(cls, name: str, options: Any, count: int) -> None:
+        """Raises JobError for options that do not fit the number of its features."""
 
     @classmethod
     def layers_of(cls, options: Any) -> tuple[int, ...]:

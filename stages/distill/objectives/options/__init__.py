@@ -37,6 +37,7 @@ from .targets import (
     SmoothedLabelsOptions,
     TAIDOptions,
 )
+from .teachers import Fusion, MultiKDOptions
 from .token_states import TokenRelationsOptions, TokenStatesOptions
 from .tokens import Tail, TokensOptions
 
@@ -56,6 +57,7 @@ __all__ = [
     "FeatureOptions",
     "FirstOptions",
     "FusedLabelsOptions",
+    "Fusion",
     "HiddenLayersOptions",
     "InBatchOptions",
     "InfoNCEOptions",
@@ -67,6 +69,7 @@ __all__ = [
     "MMDOptions",
     "Manifold",
     "MayMove",
+    "MultiKDOptions",
     "NormDirectionOptions",
     "ObjectiveOptions",
     "OrthogonalMap",

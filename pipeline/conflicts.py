@@ -1,0 +1,106 @@
+"""Conflicts between the teachers of a run: how far their predictions of the training texts agree.
+
+In: cached logits of the classes from several teachers, as they are in the caches, whatever the
+controls. Out: plain figures for `metrics.json`. Every row is read once more, in file-order blocks.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax
+
+from ..stages.corpus.labels import MISSING, LabelValues
+from .student_data import StudentData
+
+BLOCK_ROWS = 16_384
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Conflicts:
+    """Sums over rows that all of the teachers have."""
+
+    names: tuple[str, ...]
+    rows: int = 0
+    labelled: int = 0
+    right: dict[str, int] = field(default_factory=dict)
+    sums: dict[tuple[str, str], Floats] = field(default_factory=dict)
+
+    def add(self, logits: Mapping[str, npt.NDArray[Any]], labels: LabelValues) -> None:
+        """Count rows: logits [B, K] of each teacher, and labels [B]."""
+        log_p = {
+            name: log_softmax(each.astype(np.float64), axis=1) for name, each in logits.items()
+        }
+        chosen = {name: each.argmax(axis=1) for name, each in log_p.items()}
+        known = labels != MISSING
+        self.rows += len(labels)
+        self.labelled += int(known.sum())
+        for name in self.names:
+            right = int((chosen[name] == labels)[known].sum())
+            self.right[name] = self.right.get(name, 0) + right
+        for one, other in combinations(self.names, 2):
+            p, q = np.exp(log_p[one]), np.exp(log_p[other])
+            apart = log_p[one] - log_p[other]
+            found = np.array(
+                [
+                    (chosen[one] == chosen[other]).sum(),
+                    (p * apart).sum(),
+                    -(q * apart).sum(),
+                    np.abs(p - q).sum() / 2,
+                ],
+                dtype=np.float64,
+            )
+            self.sums[one, other] = self.sums.get((one, other), np.zeros(4)) + found
+
+    def figures(self) -> dict[str, Any]:
+        """Accuracy of each teacher, and of each pair the share of rows with the same class, both
+        Kullback-Leibler divergences in nats, and the total variation, at temperature 1."""
+        accuracy = {n: self.right[n] / self.labelled if self.labelled else None for n in self.names}
+        pairs = []
+        for (one, other), sums in self.sums.items():
+            same, kl, reverse_kl, variation = (sums / self.rows).tolist()
+            pairs.append(
+                {
+                    "teachers": [one, other],
+                    "agreement": same,
+                    "kl": kl,
+                    "reverse_kl": reverse_kl,
+                    "total_variation": variation,
+                }
+            )
+        return {"rows": self.rows, "accuracy": accuracy, "pairs": pairs}
+
+
+def teacher_conflicts(data: StudentData, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """The conflicts between sources of class logits; None if there are fewer than two, if the task
+    has no classes, or if no row has an answer of each."""
+    if len(names) < 2 or data.space.task != "classification":
+        return None
+    found = Conflicts(names)
+    for places in _blocks(data, names):
+        logits = {
+            name: data.sources[name].feature.gather(data.train.cache_rows[name][places])
+            for name in names
+        }
+        found.add(logits, _classes(data.train.labels[places]))
+    return found.figures() if found.rows else None
+
+
+def _blocks(data: StudentData, names: tuple[str, ...]) -> Iterator[npt.NDArray[np.int64]]:
+    rows = data.train.cache_rows
+    whole = np.flatnonzero(np.logical_and.reduce([rows[name] >= 0 for name in names]))
+    ordered = whole[np.argsort(rows[names[0]][whole], kind="stable")]
+    for start in range(0, len(ordered), BLOCK_ROWS):
+        yield ordered[start : start + BLOCK_ROWS]
+
+
+def _classes(labels: LabelValues) -> LabelValues:
+    """Classes, of labels that are probabilities the likeliest ones."""
+    if labels.ndim == 1:
+        return labels
+    return np.where(np.isnan(labels[:, 0]), MISSING, np.nan_to_num(labels).argmax(axis=1))
