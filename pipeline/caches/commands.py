@@ -127,8 +127,8 @@ def import_features(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="folder of .npy files, one .npy array, Parquet; .jsonl of responses, or "
-            "of predictions (tokenizer)"
+            help="folder of .npy files, one .npy array, Parquet; .jsonl of responses; .jsonl, "
+            "or a folder of DistillKit, of predictions (tokenizer)"
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="name of the import")] = None,
@@ -171,7 +171,7 @@ def import_features(
         "skip_bad_rows": skip_bad_rows or None,
     }
     keys = collect_keys(None, options, settings or [])
-    if source is not None and source.suffix == ".jsonl" and "tokenizer" in keys:
+    if source is not None and _has_predictions(source, "tokenizer" in keys):
         from .import_predictions import PredictionImportJob, run_prediction_import
 
         show_import(run_prediction_import(make(PredictionImportJob, keys), quiet), as_json)
@@ -184,6 +184,13 @@ def import_features(
         return
     job = make(ImportJob, keys)
     show_import(run_import(job, quiet), as_json)
+
+
+def _has_predictions(source: Path, has_tokenizer: bool) -> bool:
+    """Whether a source is one of predictions: what names a tokenizer, and folders of DistillKit."""
+    if source.is_dir():
+        return has_tokenizer or (source / "compression_config.yaml").is_file()
+    return has_tokenizer and source.suffix == ".jsonl"
 
 
 @app.command("derive")

@@ -1,18 +1,17 @@
-"""`cache import` of predictions of given texts: the `prompt_logprobs` of vLLM, as JSON lines ->
-features `token_ids`, `prompt_tokens` and `top_k`, as those of `causal_lm`.
+"""`cache import` of predictions of given texts: the `prompt_logprobs` of vLLM, as JSON lines, or
+a folder of DistillKit -> features `token_ids`, `prompt_tokens` and `top_k`, as those of
+`causal_lm`.
 
-A line is the reply of a server, a line of batch output, or an object of `prompt_logprobs` and
-`prompt_token_ids`. A line has no text: it is of those rows of a corpus with whose tokens it begins,
-written and tokenized as declared. So a tokenizer, or a text format, that is not the one of the file
-leads to no rows, and not to wrong ones.
+A line or row has no text: it is of those rows of a corpus with whose tokens it begins, written and
+tokenized as declared. So a tokenizer, or a text format, that is not the one of the file leads to no
+rows, and not to wrong ones.
 
-The teacher has only what was declared, as that of other imports, beside how texts are written. So
-several files with the same declarations are one teacher. Memory: the corpus, its tokens, and one
-shard; the file is read once for its places, and once more.
+The teacher has only what was declared, as that of other imports, beside how texts are written, and
+how the source was compressed. So several files with the same declarations are one teacher. Memory:
+the corpus, its tokens, and one shard; the source is read once for its places, and once more.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -22,31 +21,32 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from ...cache_schemas.errors import CorpusError, ReservationLostError
+from ...cache_schemas.errors import CorpusError, JobError, ReservationLostError
 from ...cache_schemas.keys import IntArray, first_occurrences
 from ...cache_schemas.manifest import RowsPerShard, TeacherManifest
 from ...cache_schemas.teachers import SettingValue, TeacherSpec
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.reading import prompt_columns
 from ...stages.language.prompt_templates import by_number
-from ...stages.precompute.remote.log_probs import Predictions, Tokens, read_prompt
+from ...stages.precompute.remote.log_probs import Predictions, TopPredictions
 from ...stages.precompute.remote.options import OF_API, OpenAIOptions
-from ...stages.precompute.remote.wire import MalformedReplyError, a_list, an_object
+from ...stages.precompute.remote.wire import MalformedReplyError
 from ...stages.store.writing.teacher_folder import check_teacher
 from ...stages.store.writing.writer import CacheWriter, Task, Work
 from ..environment import new_run_id
 from ..jobs import Corpora, LocalFolder, Names, TextFormatKeys, make
 from ..messages import SHOWN_PROBLEMS, CountProgress, say_that_it_waits
 from ..signals import telling_what_is_kept
+from .distillkit import DistillKitRows
 from .imports import KIND, Imported, check_declared, refuse_same_name, run_record
+from .prediction_sources import Place, PredictionSource, ReplyLines
 
 if TYPE_CHECKING:
     from ...stages.precompute.remote.given_api import Given, GivenApi
 
-LAYOUT = "prompt_log_probs"
 ROWS_PER_SHARD = 1024
 READ_ROWS = 16
-"""Rows whose predictions are in memory as the file has them, some 90 bytes an alternative."""
+"""Rows whose predictions are in memory as the source has them, some 90 bytes an alternative."""
 OF_TEXTS = ("text_format", "prompt_template", "user_template", "system_prompt", "end_token")
 OPTIONS = (*OF_TEXTS, "tokenizer", "top_k", "own_log_probs", "max_length")
 """Keys that are options of the teacher `openai` with api=given, under the same names."""
@@ -56,7 +56,9 @@ class PredictionImportJob(TextFormatKeys):
     """Keys of an `import` of predictions."""
 
     cache: LocalFolder = Field(description="folder of the cache; made if it is not there")
-    source: Path = Field(description="a .jsonl file of replies with prompt_logprobs")
+    source: Path = Field(
+        description="a .jsonl file of replies with prompt_logprobs, or a folder of DistillKit"
+    )
     name: str = Field(min_length=1, description="name of the import; part of its fingerprint")
     declare: dict[str, SettingValue] = Field(
         default_factory=dict, description="where the predictions come from, as keys and values"
@@ -102,7 +104,7 @@ class PredictionImportJob(TextFormatKeys):
     @field_validator("declare")
     @classmethod
     def _can_be_hashed(cls, declared: dict[str, SettingValue]) -> dict[str, SettingValue]:
-        own = OF_API["given"] | {"vocab_size", "template_date"}
+        own = OF_API["given"] | {"vocab_size", "template_date"} | DistillKitRows.own_settings
         return check_declared(declared, "name", "layout", *own)
 
     def options(self) -> OpenAIOptions:
@@ -113,14 +115,26 @@ class PredictionImportJob(TextFormatKeys):
             given[name] = by_number(given[name], prompt_columns(self.text_column))
         return make(OpenAIOptions, {"api": "given", **given})
 
+    def open(self) -> PredictionSource:
+        """The source, of which the declarations are read. Raises JobError or CorpusError."""
+        if not self.source.is_dir():
+            return ReplyLines(self.source, self.top_k)
+        if self.own_log_probs:
+            raise JobError(
+                "job key 'own_log_probs': true: rows of DistillKit have no log-probability of "
+                "tokens that are not among the most probable ones; leave it out"
+            )
+        return DistillKitRows(self.source, self.top_k)
+
 
 @telling_what_is_kept(lambda: "written shards are kept; run the same command to continue")
 def run_prediction_import(job: PredictionImportJob, quiet: bool = False) -> Imported:
     """Take predictions into a cache; raises an InputError for what cannot be taken."""
     from ...stages.precompute.remote.given_api import GivenApi  # and with it torch
 
-    options = job.options()
+    options, source = job.options(), job.open()
     api = GivenApi(job.name, options)
+    source.check(api.vocabulary)
     corpus = read_corpus(
         job.corpus,
         job.text_column,
@@ -129,10 +143,10 @@ def run_prediction_import(job: PredictionImportJob, quiet: bool = False) -> Impo
         form=job.file_format,
     )
     texts = _Texts(corpus, api)
-    places = _find(job, texts)
-    manifest = _manifest(job, options, api)
+    places = _find(job, source, texts)
+    manifest = _manifest(job, options, api, source)
     with CacheWriter(job.cache, manifest) as writer:
-        shards = _Shards(job, texts, places, writer, quiet)
+        shards = _Shards(job, texts, source, places, writer, quiet)
         shards.write(quiet)
     return Imported(
         fingerprint=manifest.fingerprint,
@@ -169,12 +183,12 @@ class _Texts:
             found.setdefault(_hasher(ids.tobytes()).digest(), []).append(row)
         return found
 
-    def rows_of(self, predictions: Predictions) -> list[int]:
+    def rows_of(self, tokens: Sequence[int | None]) -> list[int]:
         """The rows with whose tokens a text begins: what comes behind them changes nothing of what
         is predicted before. Raises MalformedReplyError where the file does not say the first token,
         and rows differ in it."""
         rows, found = self._rows, list[int]()
-        first, *others = predictions.tokens.ids or [None]
+        first, *others = tokens or [None]
         hasher = _hasher(b"")
         for length, token in enumerate(others, 1):
             assert token is not None
@@ -192,10 +206,10 @@ class _Texts:
             )
         return [row for row, own in zip(rows, firsts, strict=True) if first in (None, own)]
 
-    def answers(self, rows: list[int], found: list[Predictions]) -> Any:
+    def answers(self, rows: list[int], found: list[Predictions | TopPredictions]) -> Any:
         """The features of rows, of which the texts begin with their tokens."""
         given = [self.given(row) for row in rows]
-        own = [_first_of(each, len(text.ids)) for each, text in zip(found, given, strict=True)]
+        own = [each.first(len(text.ids)) for each, text in zip(found, given, strict=True)]
         return self._api.answers(own, given)
 
 
@@ -203,77 +217,63 @@ def _hasher(data: bytes) -> Any:
     return blake2b(data, digest_size=16)
 
 
-def _first_of(predictions: Predictions, count: int) -> Predictions:
-    """The predictions of the first `count` tokens."""
-    others = int(predictions.counts[:count].sum())
-    return Predictions(
-        _first_tokens(predictions.tokens, count),
-        predictions.log_probs[:count],
-        predictions.counts[:count],
-        _first_tokens(predictions.alternatives, others),
-        predictions.alternative_log_probs[:others],
-    )
-
-
-def _first_tokens(tokens: Tokens, count: int) -> Tokens:
-    return Tokens(tokens.strings[:count], tokens.spellings[:count], tokens.ids[:count])
-
-
 @dataclass(slots=True)
 class _Places:
-    """Where in the file the predictions of rows are: byte and number in its line. Positions of the
-    file that are of no row; lines and rows that were skipped."""
+    """Where in the source the predictions of rows are. Texts of the source that are of no row;
+    lines and rows that were skipped."""
 
-    of_row: dict[int, tuple[int, int]] = field(default_factory=dict)
+    of_row: dict[int, Place] = field(default_factory=dict)
     unused: int = 0
     skipped: list[str] = field(default_factory=list)
 
     @property
     def rows(self) -> IntArray:
-        """The rows that have predictions, ascending."""
-        return np.array(sorted(self.of_row), dtype=np.int64)
+        """The rows that have predictions, in the order of the source, so that it is read
+        forward."""
+        found = sorted(self.of_row, key=lambda row: (self.of_row[row], row))
+        return np.array(found, dtype=np.int64)
 
 
-def _find(job: PredictionImportJob, texts: _Texts) -> _Places:
-    """Read the whole file. Raises CorpusError for lines without predictions, and rows without a
-    line."""
-    places, problems, lines = _Places(), list[str](), 0
-    for number, (offset, line) in enumerate(_lines(job.source), 1):
-        if not line.strip():
-            continue
-        lines += 1
+def _find(job: PredictionImportJob, source: PredictionSource, texts: _Texts) -> _Places:
+    """Read the tokens of the whole source. Raises CorpusError for lines without predictions, and
+    rows without a line."""
+    places, problems = _Places(), source.problems
+    for text in source.texts():
         try:
-            for at, predictions in enumerate(_read(line)):
-                rows = texts.rows_of(predictions)
-                if rows:
-                    _require_alternatives(predictions, job.top_k)
-                new = [row for row in rows if row not in places.of_row]
-                if rows and not new and at == 0:
-                    places.skipped.append(
-                        f"{job.source} line {number}: has the tokens of an earlier line"
-                    )
-                places.unused += not rows
-                places.of_row |= dict.fromkeys(new, (offset, at))
-        except (MalformedReplyError, ValueError, RecursionError) as problem:
-            problems.append(f"{job.source} line {number}: {problem}")
-    if not lines:
-        raise CorpusError(f"{job.source}: has no lines")
-    if problems and not job.skip_bad_rows:
+            rows = texts.rows_of(text.tokens)
+            if rows:
+                _require_alternatives(text.fewest, job.top_k)
+        except MalformedReplyError as problem:
+            problems.setdefault(text.number, str(problem))
+            continue
+        new = [row for row in rows if row not in places.of_row]
+        if rows and not new and text.first_of_its_line:
+            where = source.where(text.number)
+            places.skipped.append(f"{where}: has the tokens of an earlier {source.unit}")
+        places.unused += not rows
+        places.of_row |= dict.fromkeys(new, text.place)
+    if not source.count:
+        raise CorpusError(f"{job.source}: has no {source.unit}s")
+    told = [f"{source.where(number)}: {problems[number]}" for number in sorted(problems)]
+    if told and not job.skip_bad_rows:
         raise CorpusError(
-            f"{len(problems)} of {lines} lines have no predictions; skip such lines with "
-            f"skip_bad_rows=true. First: {'; '.join(problems[:SHOWN_PROBLEMS])}"
+            f"{len(told)} of {source.count} {source.unit}s have no predictions; skip such "
+            f"{source.unit}s with skip_bad_rows=true. First: {'; '.join(told[:SHOWN_PROBLEMS])}"
         )
-    places.skipped = [*problems, *places.skipped]
-    _refuse_lacking(job, texts.corpus, places)
+    places.skipped = [*told, *places.skipped]
+    _refuse_lacking(job, source, texts.corpus, places)
     return places
 
 
-def _refuse_lacking(job: PredictionImportJob, corpus: Corpus, places: _Places) -> None:
+def _refuse_lacking(
+    job: PredictionImportJob, source: PredictionSource, corpus: Corpus, places: _Places
+) -> None:
     lacking = np.setdiff1d(np.arange(len(corpus)), places.rows).tolist()
     if not places.of_row:
         raise CorpusError(
-            f"{job.source}: none of its lines begins with the tokens of a row of the corpus; name "
-            "the tokenizer, text_format, templates and end_token with which its texts were written"
+            f"{job.source}: none of its {source.unit}s begins with the tokens of a row of the "
+            "corpus; name the tokenizer, text_format, templates and end_token with which its texts "
+            "were written"
         )
     if lacking and not job.skip_bad_rows:
         first = "; ".join(map(corpus.where, lacking[:SHOWN_PROBLEMS]))
@@ -284,59 +284,25 @@ def _refuse_lacking(job: PredictionImportJob, corpus: Corpus, places: _Places) -
     places.skipped += [f"{corpus.where(row)}: no predictions of its tokens" for row in lacking]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Each line, and the byte at which it begins."""
-    try:
-        with path.open("rb") as file:
-            offset = 0
-            for line in file:
-                yield offset, line
-                offset += len(line)
-    except OSError as cause:
-        raise CorpusError(f"{path}: cannot be read: {cause}") from cause
-
-
-def _read(line: bytes) -> list[Predictions]:
-    """The predictions of a line, those of each text once. Raises MalformedReplyError, ValueError,
-    RecursionError."""
-    document = an_object(json.loads(line), "the line")
-    if "response" in document and document["response"] is None:
-        raise MalformedReplyError(f"has no response: {json.dumps(document.get('error'))[:120]}")
-    reply = an_object(document.get("response", document), "response")
-    if document.get("error") or reply.get("status_code", 200) != 200:
-        told = document.get("error") or reply.get("body")
-        raise MalformedReplyError(f"has no response: {json.dumps(told)[:120]}")
-    body = an_object(reply.get("body", reply), "body")
-    choices = [an_object(each, "choices") for each in a_list(body.get("choices", []), "choices")]
-    found: dict[tuple[int | None, ...], Predictions] = {}
-    for fields in (body, *choices):
-        read = read_prompt(
-            fields.get("prompt_logprobs"), fields.get("prompt_token_ids"), "prompt_logprobs"
-        )
-        if read is not None:
-            found.setdefault(tuple(read.tokens.ids), read)
-    if not found:
-        raise MalformedReplyError("has no prompt_logprobs")
-    return list(found.values())
-
-
-def _require_alternatives(predictions: Predictions, k: int) -> None:
-    fewest = int(predictions.counts[1:].min(initial=k))
-    if fewest < k:
+def _require_alternatives(fewest: int | None, k: int) -> None:
+    if fewest is not None and fewest < k:
         raise MalformedReplyError(
             f"prompt_logprobs has {fewest} tokens at one place, and top_k is {k}: name the number "
             "that was requested"
         )
 
 
-def _manifest(job: PredictionImportJob, options: OpenAIOptions, api: "GivenApi") -> TeacherManifest:
+def _manifest(
+    job: PredictionImportJob, options: OpenAIOptions, api: "GivenApi", source: PredictionSource
+) -> TeacherManifest:
     """The teacher as declared; what the cache holds of it, if it does."""
     written = {name: value for name, value in options.settings().items() if name != "api"}
+    read = {"layout": source.layout, **source.settings}
     spec = TeacherSpec(
         kind=KIND,
         name=job.name,
         weights={},
-        settings={**written, **api.settings, "name": job.name, "layout": LAYOUT, **job.declare},
+        settings={**written, **api.settings, "name": job.name, **read, **job.declare},
         features=tuple(api.features(None)),
         vocab_digest=api.vocab_digest,
     )
@@ -349,18 +315,20 @@ def _manifest(job: PredictionImportJob, options: OpenAIOptions, api: "GivenApi")
 
 
 class _Shards:
-    """Rows with predictions, in the order of the corpus; of several with the same text, the
+    """Rows with predictions, in the order of the source; of several with the same text, the
     first."""
 
     def __init__(
         self,
         job: PredictionImportJob,
         texts: _Texts,
+        source: PredictionSource,
         places: _Places,
         writer: CacheWriter,
         quiet: bool,
     ) -> None:
-        self._job, self._texts, self._places, self._writer = job, texts, places, writer
+        self._job, self._texts, self._writer = job, texts, writer
+        self._source, self._places = source, places
         self._rows = places.rows
         self._keys = texts.corpus.keys()[self._rows]
         self.keys_once = first_occurrences(self._keys)
@@ -389,9 +357,16 @@ class _Shards:
         buffer = ShardBuffer(self._keys[task.rows], self._writer.manifest.spec.features)
         bad = dict[int, BadRow]()
         for positions in np.split(np.arange(len(rows)), range(READ_ROWS, len(rows), READ_ROWS)):
-            some = [rows[at] for at in positions.tolist()]
-            answers = self._texts.answers(some, [self._predictions(row) for row in some])
-            bad |= buffer.put(positions, answers)
+            of_rows = [self._places.of_row[rows[at]] for at in positions.tolist()]
+            good = dict[int, Predictions | TopPredictions]()
+            for at, found in zip(positions.tolist(), self._source.take(of_rows), strict=True):
+                if isinstance(found, str):
+                    bad[at] = BadRow(found)
+                else:
+                    good[at] = found
+            if good:
+                answers = self._texts.answers([rows[at] for at in good], [*good.values()])
+                bad |= buffer.put(np.array([*good]), answers)
         problems = [
             f"{self._texts.corpus.where(rows[at])}: {bad[at].problem}" for at in sorted(bad)
         ]
@@ -418,12 +393,3 @@ class _Shards:
         seconds = self._run.teacher_seconds | {record.shard: 0.0}
         self._run = self._run.model_copy(update={"teacher_seconds": seconds})
         self._writer.record_run(self._run_id, self._run)
-
-    def _predictions(self, row: int) -> Predictions:
-        offset, at = self._places.of_row[row]
-        try:
-            with self._job.source.open("rb") as file:
-                file.seek(offset)
-                return _read(file.readline())[at]
-        except (OSError, MalformedReplyError, ValueError, IndexError) as cause:
-            raise CorpusError(f"{self._job.source}: has changed while it was read") from cause

@@ -31,7 +31,7 @@ from ..teachers.generated import log_tails
 from ..teachers.token_answers import TopK, read_top_k, stored_own
 from .endpoint import TextRefusedError
 from .feature_api import FeatureApi
-from .log_probs import Predictions
+from .log_probs import Predictions, TopPredictions
 from .options import OpenAIOptions
 from .requests import Query
 from .responses import GenerationRequest, completion_body, read_completion
@@ -60,7 +60,7 @@ class GivenApi(FeatureApi):
         folder = resolve(str(options.tokenizer), None, TeacherSourceError)
         self._tokenizer = tokenizer = read_tokenizer(folder, TeacherSourceError)
         self._options.check(tokenizer)
-        self._vocabulary, self._vocab_size = Vocabulary(tokenizer), size_of(tokenizer)
+        self.vocabulary, self._vocab_size = Vocabulary(tokenizer), size_of(tokenizer)
         coding = self._options.codings(self._vocab_size)["top_k"]
         assert isinstance(coding, TopKCoding)
         self._top_k = TopK(coding)
@@ -121,7 +121,9 @@ class GivenApi(FeatureApi):
             found.append(own_log_probs_feature(self._max_length))
         return found
 
-    def answers(self, found: Sequence[Predictions | None], contents: Sequence[Given]) -> Answers:
+    def answers(
+        self, found: Sequence[Predictions | TopPredictions | None], contents: Sequence[Given]
+    ) -> Answers:
         """See FeatureApi."""
         refused: dict[int, str] = {}
         rows, fidelity = [], []
@@ -146,20 +148,24 @@ class GivenApi(FeatureApi):
         return Answers(features, truncated, refused=refused, fidelity={"top_k": fidelity})
 
     def _predicted(
-        self, predictions: Predictions | None, given: Given
+        self, predictions: Predictions | TopPredictions | None, given: Given
     ) -> tuple[IntArray, npt.NDArray[np.float32]]:
         """The most probable tokens [P, K] of the predicted places, and their log-probabilities."""
         k, places = self._top_k.coding.k, len(given.ids) - given.prompt
         if predictions is None:
             return np.zeros((places, k), np.int64), np.full((places, k), -np.inf, np.float32)
+        tokens = _ids(predictions)
         # Of the first token, of which nothing is predicted, a server need not say the id.
-        if predictions.tokens.ids[1:] != given.ids[1:].tolist() or len(predictions) != len(
-            given.ids
-        ):
+        if len(tokens) != len(given.ids) or tokens[1:] != given.ids[1:].tolist():
             raise RunError(
                 "the server's tokens of a text are not those that were sent; name its own tokenizer"
             )
-        ids, log_probs = self._vocabulary.top_k(predictions, k)
+        if isinstance(predictions, TopPredictions):
+            ids = predictions.ids[given.prompt :, :k]
+            log_probs = predictions.log_probs[given.prompt :, :k]
+            self.vocabulary.check_top_k(ids, log_probs)
+            return ids, log_probs
+        ids, log_probs = self.vocabulary.top_k(predictions, k)
         return ids[given.prompt :], log_probs[given.prompt :]
 
     def distance(self, one: Predictions, other: Predictions) -> float:
@@ -170,9 +176,18 @@ class GivenApi(FeatureApi):
         return float(np.nanmax(apart, initial=0.0))
 
 
-def _own_log_probs(predictions: Predictions | None, given: Given) -> npt.NDArray[np.float16]:
+def _ids(predictions: Predictions | TopPredictions) -> list[int | None]:
+    if isinstance(predictions, TopPredictions):
+        return [*predictions.tokens.tolist()]
+    return predictions.tokens.ids
+
+
+def _own_log_probs(
+    predictions: Predictions | TopPredictions | None, given: Given
+) -> npt.NDArray[np.float16]:
     """Log-probabilities of the text's own predicted tokens [P]; of one that is ruled out, the
     lowest number; of one that is not known NaN, which is reported."""
+    assert not isinstance(predictions, TopPredictions), "these do not have them"
     if predictions is None:
         return np.zeros(len(given.ids) - given.prompt, np.float16)
     return stored_own(predictions.log_probs[given.prompt :])

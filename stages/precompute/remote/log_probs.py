@@ -70,6 +70,10 @@ class Tokens:
         self.spellings.append(spelled)
         self.ids.append(token)
 
+    def first(self, count: int) -> "Tokens":
+        """The first `count` of them."""
+        return Tokens(self.strings[:count], self.spellings[:count], self.ids[:count])
+
     def named(self, at: int) -> str:
         """One of them, for messages."""
         token, spelled, string = self.ids[at], self.spellings[at], self.strings[at]
@@ -93,6 +97,32 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def first(self, count: int) -> "Predictions":
+        """The predictions of the first `count` tokens."""
+        others = int(self.counts[:count].sum())
+        return Predictions(
+            self.tokens.first(count),
+            self.log_probs[:count],
+            self.counts[:count],
+            self.alternatives.first(others),
+            self.alternative_log_probs[:others],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TopPredictions:
+    """T tokens by their ids [T], and the K most probable ones in place of each, by their ids
+    [T, K], most probable first; `log_probs` [T, K]: -inf for ones that are absent. What stands in
+    place of the first token means nothing."""
+
+    tokens: IntArray
+    ids: IntArray
+    log_probs: Float32
+
+    def first(self, count: int) -> "TopPredictions":
+        """The predictions of the first `count` tokens."""
+        return TopPredictions(self.tokens[:count], self.ids[:count], self.log_probs[:count])
 
 
 @dataclass(slots=True)

@@ -101,6 +101,20 @@ class Vocabulary:
         top_log_probs[places] = log_probs[order][kept]
         return top_ids, top_log_probs
 
+    def check_top_k(self, ids_TK: IntArray, log_probs_TK: Float32) -> None:
+        """Raises UnmappedTokenError for an id [T, K] that is no token, or twice at one place;
+        those whose log-probability is -inf are absent."""
+        there = log_probs_TK > -np.inf
+        unknown = there & ~np.isin(ids_TK, np.fromiter(self.spellings, np.int64))
+        if unknown.any():
+            row, at = (int(each[0]) for each in np.nonzero(unknown))
+            raise UnmappedTokenError(
+                f"an alternative of predicted token {row} has id {ids_TK[row, at]}, and "
+                f"{self._name} has no such token: name the tokenizer of the predictions"
+            )
+        rows = np.broadcast_to(np.arange(len(ids_TK))[:, None], ids_TK.shape)
+        self._refuse_twice(rows[there], ids_TK[there])
+
     def may_be(self, tokens: Tokens, at: int, token: int) -> bool:
         """Whether a token of the wire may be that one, which was sent: it is, if it has an id; of
         one that is only spelled, what servers lose in writing it is no difference."""
