@@ -284,6 +284,18 @@ class ObjectiveTests:
         whole = self._terms(self._made(sizes), batch.map(lambda each: each.bfloat16().float()))
         torch.testing.assert_close(terms["total"], whole["total"], rtol=0.05, atol=0.05)
 
+    def test_autocast_rounds_no_sum(self, sizes: Sizes) -> None:
+        """Under autocast, as in a run of bf16, maps that are owned are rounded, and nothing else
+        is: products of two inputs need `distances.products`."""
+        objective, batch = self._made(sizes), self._batch(sizes)
+        plain = self._terms(objective, batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            terms = self._terms(objective, batch)
+        maps = bool(list(objective.parameters())) or "tokens" in self._class().reads.student
+        for name, term in terms.items():
+            assert term.dtype == torch.float32, f"{name}: is {term.dtype}"
+            assert maps or torch.equal(term, plain[name]), f"{name} is rounded"
+
     def test_a_weight_of_0_leaves_nothing_of_it(self, sizes: Sizes) -> None:
         objective, batch = self._made(sizes), self._batch(sizes)
         for part in (batch.pooled, batch.output):

@@ -7,6 +7,8 @@ of student and teacher; both sides [B, T, 3, D or H]: queries, keys, values.
 import torch
 from torch import Tensor
 
+from .distances import products
+
 
 def attention_relations_loss(
     student_BT3D: Tensor, teacher_BT3H: Tensor, mask_BT: Tensor, heads: int
@@ -38,7 +40,7 @@ def _log_relations(states_BTD: Tensor, mask_BT: Tensor, heads: int) -> Tensor:
     meaning."""
     states_BTD = states_BTD.masked_fill(~mask_BT.unsqueeze(-1), 0)
     heads_BRTd = states_BTD.view(*states_BTD.shape[:2], heads, -1).transpose(1, 2)
-    scores_BRTT = heads_BRTd @ heads_BRTd.mT / heads_BRTd.shape[-1] ** 0.5
+    scores_BRTT = products(heads_BRTd, heads_BRTd) / heads_BRTd.shape[-1] ** 0.5
     padding_B11T = ~mask_BT[:, None, None, :]
     least = torch.finfo(scores_BRTT.dtype).min / 4
     found: Tensor = scores_BRTT.masked_fill(padding_B11T, least).log_softmax(dim=-1)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distances import unit
+from .distances import products, unit
 from .task import MISSING_LABEL
 
 
@@ -27,7 +27,7 @@ def infonce_loss(
     Source: van den Oord, Li and Vinyals, arXiv 1807.03748, equation 4; with a teacher's features:
     DistilCSE, arXiv 2112.05638.
     """
-    logits_BM = unit(student_BE) @ unit(teacher_ME).mT / temperature
+    logits_BM = products(unit(student_BE), unit(teacher_ME)) / temperature
     if masked_BM is not None:
         logits_BM = logits_BM.masked_fill(masked_BM, -math.inf)
     return F.cross_entropy(logits_BM, _own(logits_BM))
@@ -49,7 +49,7 @@ def crd_loss(
     Source: Tian, Krishnan and Isola, Contrastive Representation Distillation, arXiv 1910.10699,
     equations 10 and 17 to 19.
     """
-    similarities_BM = unit(student_BE) @ unit(teacher_ME).mT / temperature
+    similarities_BM = products(unit(student_BE), unit(teacher_ME)) / temperature
     others_BM = torch.ones_like(similarities_BM, dtype=torch.bool)
     others_BM = others_BM.scatter(1, _own(similarities_BM)[:, None], False)
     if masked_BM is not None:
@@ -84,7 +84,7 @@ def wcord_global_loss(
     Source: Chen et al., Wasserstein Contrastive Representation Distillation, arXiv 2012.08674, the
     global contrastive transfer.
     """
-    critic_BM = student_BE @ teacher_ME.mT / math.sqrt(2)
+    critic_BM = products(student_BE, teacher_ME) / math.sqrt(2)
     others_BM = torch.ones_like(critic_BM, dtype=torch.bool)
     others_BM = others_BM.scatter(1, _own(critic_BM)[:, None], False)
     if masked_BM is not None:
@@ -106,7 +106,7 @@ def transport_loss(
     Source: Cuturi, arXiv 1306.0895, algorithm 1; in a batch: Chen et al., arXiv 2012.08674, the
     local contrastive transfer.
     """
-    cost_BB = 1 - unit(student_BH) @ unit(teacher_BH).mT
+    cost_BB = 1 - products(unit(student_BH), unit(teacher_BH))
     kernel_BB = -cost_BB / epsilon
     share = -math.log(len(cost_BB))
     v_B = torch.zeros_like(kernel_BB[0])

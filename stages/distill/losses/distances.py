@@ -53,6 +53,13 @@ def unit(vectors: Tensor) -> Tensor:
     return vectors / torch.where(lengths > 0, lengths, 1)
 
 
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """x·yᵀ over the last two axes, in the precision that the inputs have: autocast would round
+    them, and similarities close to 1 have few digits left then."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ y.mT
+
+
 def choose(measures: Mapping[Any, T], kind: str, name: str) -> T:
     """The measure of that name; raises JobError for an unknown one."""
     if name not in measures:

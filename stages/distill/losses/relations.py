@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..objectives.options import Kernel
-from .distances import unit
+from .distances import products, unit
 
 
 def rkd_distance_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def similarity_preserving_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor
     Edges: where a row is zero, or has the product 0 with all, its products stay 0.
     Source: Tung and Mori, Similarity-Preserving Knowledge Distillation, arXiv 1907.09682.
     """
-    student_BB, teacher_BB = (unit(rows @ rows.mT) for rows in (student_BD, teacher_BH))
+    student_BB, teacher_BB = (unit(products(rows, rows)) for rows in (student_BD, teacher_BH))
     return (student_BB - teacher_BB).square().mean()
 
 
@@ -65,7 +65,7 @@ def in_batch_loss(student_BD: Tensor, teacher_BH: Tensor, temperature: float) ->
     Source: Sun et al., LEAD, arXiv 2212.05225, where queries are compared with passages.
     """
     student_BC, teacher_BC = (
-        F.log_softmax(_off_diagonal(rows @ rows.mT) / temperature, dim=-1)
+        F.log_softmax(_off_diagonal(products(rows, rows)) / temperature, dim=-1)
         for rows in (unit(student_BD), unit(teacher_BH))
     )
     return F.kl_div(student_BC, teacher_BC, reduction="sum", log_target=True) / len(student_BD)
@@ -103,8 +103,9 @@ def mmd_loss(student_BD: Tensor, teacher_BH: Tensor, kernel: Kernel) -> Tensor:
         return (student_DB.mean(dim=0) - teacher_HB.mean(dim=0)).square().sum()
     if kernel == "poly":
         # The mean of (x·y)² is the product of the mean outer products.
-        outer_BB = student_DB.mT @ student_DB / len(student_DB)
-        return (outer_BB - teacher_HB.mT @ teacher_HB / len(teacher_HB)).square().sum()
+        outer_BB = products(student_DB.mT, student_DB.mT) / len(student_DB)
+        theirs_BB = products(teacher_HB.mT, teacher_HB.mT) / len(teacher_HB)
+        return (outer_BB - theirs_BB).square().sum()
     scale = _squared_distances(teacher_HB, teacher_HB).mean()
     scale = torch.where(scale > 0, scale, 1)
     pairs = ((student_DB, student_DB), (student_DB, teacher_HB), (teacher_HB, teacher_HB))
@@ -129,7 +130,7 @@ def prototype_loss(
     Source: the cluster discrimination of CLIP-CID, arXiv 2408.09441, with the soft assignments of
     SwAV, arXiv 2006.09882, in place of hard ones.
     """
-    cosines_BC = unit(student_BD) @ unit(prototypes_CD).mT
+    cosines_BC = products(unit(student_BD), unit(prototypes_CD))
     student_BC = F.log_softmax(cosines_BC / temperature, dim=-1)
     teacher_BC = F.log_softmax(teacher_BC / teacher_temperature, dim=-1)
     return F.kl_div(student_BC, teacher_BC, reduction="batchmean", log_target=True)
@@ -145,7 +146,7 @@ def _centred(rows_BD: Tensor, debiased: bool) -> Tensor:
     """The centred products of all pairs of rows."""
     # Before the products, which would lose digits of rows far from 0.
     rows_BD = rows_BD - rows_BD.mean(dim=0)
-    products_BB = rows_BD @ rows_BD.mT
+    products_BB = products(rows_BD, rows_BD)
     if not debiased:
         return products_BB
     count = len(rows_BD)
@@ -160,7 +161,7 @@ def _squared_distances(x_MB: Tensor, y_NB: Tensor) -> Tensor:
     """Squared distances of vectors of length 1 or 0, from products: exact enough for a kernel."""
     squares = (each.square().sum(dim=-1) for each in (x_MB, y_NB))
     x_M, y_N = squares
-    return (x_M[:, None] + y_N[None, :] - 2 * x_MB @ y_NB.mT).clamp(min=0)
+    return (x_M[:, None] + y_N[None, :] - 2 * products(x_MB, y_NB)).clamp(min=0)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -178,7 +179,7 @@ def _cosines(rows_BD: Tensor) -> Tensor:
     lengths_BB = _distances(rows_BD)
     from_j_BBD = rows_BD[None, :, :] - rows_BD[:, None, :]
     directions_BBD = from_j_BBD / torch.where(lengths_BB > 0, lengths_BB, 1)[:, :, None]
-    return directions_BBD @ directions_BBD.mT
+    return products(directions_BBD, directions_BBD)
 
 
 def _distances(rows_BD: Tensor) -> Tensor:

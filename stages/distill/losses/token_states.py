@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..objectives.options import Distance
+from .distances import products
 from .layers import SMALLEST_NORM, hidden_layers_loss
 
 
@@ -53,4 +54,4 @@ def token_relations_loss(student_BTD: Tensor, teacher_BTH: Tensor, mask_BT: Tens
 def _cosines(states_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     states_BTD = states_BTD.masked_fill(~mask_BT.unsqueeze(-1), 0)
     directions_BTD = F.normalize(states_BTD, dim=-1, eps=SMALLEST_NORM)
-    return directions_BTD @ directions_BTD.mT
+    return products(directions_BTD, directions_BTD)

@@ -113,7 +113,8 @@ class MultiKDObjective(Objective):
                 return fusing.agreement_weights(teacher_NBK)
             case "gate":
                 assert self.gate is not None
-                return F.softmax(self.gate(accumulated(pooled_BD.detach())), dim=-1).T
+                odds_BN = accumulated(self.gate(accumulated(pooled_BD.detach())))
+                return F.softmax(odds_BN, dim=-1).T
         return self.fixed_N.to(teacher_NBK.dtype).unsqueeze(1).expand(-1, teacher_NBK.shape[1])
 
     def _gate_loss(self, teacher_NBK: Tensor, weights_NB: Tensor, classes_B: Tensor) -> Tensor:
