@@ -113,6 +113,11 @@ def terms_of(job: DistillJob) -> tuple[Term, ...]:
                 f"objective {term.keys.name}: learned weights are not sharded; leave out weight or "
                 "shard_student"
             )
+        if term.keys.weight == "learned" and not term.objective.reads.nonnegative:
+            raise JobError(
+                f"objective {term.keys.name}: weight=learned: its loss may be below 0, and such a "
+                "weight would grow without end; give it a number"
+            )
         if job.optimizer == "dot" and (term.objective.reads.task or is_the_only(terms)):
             _require_task_weight(term)
         term.objective.require_teachers(term.keys.name, term.options, len(term.readings))

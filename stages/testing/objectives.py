@@ -316,6 +316,7 @@ class ObjectiveTests:
     def test_it_reads_what_it_declares(self, sizes: Sizes) -> None:
         reads, objective, batch = self._class().reads, self._made(sizes), self._batch(sizes)
         total = self._terms(objective, batch)["total"]
+        assert not reads.nonnegative or total > -1e-6, "reads.nonnegative: the loss is below 0"
         for at, feature in enumerate(batch.features):
             others = (*batch.features[:at], feature.flip(0) + 1, *batch.features[at + 1 :])
             changed = self._terms(objective, replace(batch, features=others))["total"]

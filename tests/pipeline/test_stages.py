@@ -199,6 +199,12 @@ def test_learned_weights_are_not_sharded(job: Job) -> None:
         terms_of(DistillJob(**job, shard_student=True))
 
 
+def test_losses_below_0_have_no_learned_weights(job: Job) -> None:
+    job["objectives"] = [{"name": "kd"}, HINT | {"name": "wcord", "weight": "learned"}]
+    with pytest.raises(JobError, match="objective wcord: weight=learned: its loss may be below 0"):
+        terms_of(DistillJob(**job))
+
+
 def test_schedules_by_the_command_line(armada: CommandLine, job: Job, tmp_path: Path) -> None:
     """An option that moves of a job with one objective."""
     short = {key: value for key, value in job.items() if key not in ("teachers", "objectives")}

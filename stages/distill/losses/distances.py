@@ -48,7 +48,8 @@ DISTANCES: Mapping[Distance, Measure] = {
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors along the last axis scaled to length 1; zero vectors stay, with the gradient 0."""
+    """Vectors along the last axis scaled to length 1; zero vectors stay, and pass gradients on
+    unscaled."""
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / torch.where(lengths > 0, lengths, 1)
 

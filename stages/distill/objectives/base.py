@@ -88,6 +88,8 @@ class Reads:
     """Whether it has a meaning where labels are numbers."""
     multilabel: bool = False
     """Whether, if it reads classes, it has a meaning where any number of them holds."""
+    nonnegative: bool = True
+    """Whether its loss is never below 0, or a learned weight of it would grow without end."""
     least_rows: int = 1
     """The fewest rows of a batch that it has a loss for: 2 for one that compares pairs of rows."""
 

@@ -6,6 +6,7 @@ Shapes: as in `../losses/contrast.py`.
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -156,6 +157,7 @@ class WCoRDObjective(ContrastObjective):
 
     Options = WCoRDOptions
     options: WCoRDOptions
+    reads = replace(ContrastObjective.reads, nonnegative=False)
 
     def __init__(self, options: WCoRDOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)

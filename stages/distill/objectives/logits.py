@@ -124,7 +124,8 @@ class DualHeadObjective(Objective):
     n standardises a row of logits
     Source: Yang et al., Dual-Head Knowledge Distillation, arXiv 2411.08937.
 
-    Simplified: a linear second head, without the paper's alignment of gradients. Owns `head`.
+    Simplified: a linear second head, without the paper's alignment of gradients. Needs three
+    classes or more. Owns `head`.
     """
 
     Options = DualHeadOptions
@@ -134,6 +135,15 @@ class DualHeadObjective(Objective):
     def __init__(self, options: DualHeadOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)
         self.head = nn.Linear(sizes.pooled_dim, sizes.num_labels)
+
+    @classmethod
+    def require_options(cls, name: str, options: DualHeadOptions, sizes: Sizes) -> None:
+        """Raises JobError for two classes, of which standardised logits are ±1/√2: no slope."""
+        if sizes.num_labels == 2:
+            raise JobError(
+                f"objective {name}: standardises logits, of which two classes leave nothing but "
+                "their order; choose kd or another objective"
+            )
 
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor

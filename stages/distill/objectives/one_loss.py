@@ -1,10 +1,10 @@
 """Bases of objectives that are one loss of a teacher, beside the task's.
 
-    LogitsObjective     total = alpha · distillation + (1 - alpha) · task
-    FeatureLossObjective    total = task + beta · loss, of a pooled text
-    LayersObjective         the same, of hidden layers
+    LogitsObjective        total = alpha · distillation + (1 - alpha) · task
+    FeatureLossObjective   total = task + beta · loss, of a pooled text
+    LayersObjective        the same, of hidden layers
 
-Both give their loss numbers in the precision of sums, and the teacher's without a graph. Shapes: B
+All give their loss numbers in the precision of sums, and the teacher's without a graph. Shapes: B
 rows, D pooled student text, K classes, H numbers of a feature.
 """
 

@@ -55,6 +55,15 @@ class MultiKDObjective(Objective):
             )
 
     @classmethod
+    def require_options(cls, name: str, options: MultiKDOptions, sizes: Sizes) -> None:
+        """Raises JobError for standardised logits of two classes, which are ±1: no slope."""
+        if options.standardize and sizes.num_labels == 2:
+            raise JobError(
+                f"objective {name}: standardize=true: standardised logits of two classes are "
+                "nothing but their order; leave it out"
+            )
+
+    @classmethod
     def require_teachers(cls, name: str, options: Any, count: int) -> None:
         """Raises JobError for weights of another number of teachers, or for one alone."""
         if options.weights and len(options.weights) != count:

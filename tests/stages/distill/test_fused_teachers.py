@@ -147,3 +147,10 @@ def test_refused() -> None:
         MultiKDOptions(weights=(0, 0))
     with pytest.raises(ValueError, match="weights: are of fusion=fixed"):
         MultiKDOptions(weights=(1, 0), fusion="gate")
+
+
+def test_standardised_logits_of_two_classes_are_refused() -> None:
+    two = Sizes(D, 2, False, (2,), more_shapes=((2,),))
+    MultiKDObjective(MultiKDOptions(), two)
+    with pytest.raises(JobError, match="standardize=true: standardised logits of two classes"):
+        MultiKDObjective(MultiKDOptions(standardize=True), two)

@@ -1,5 +1,9 @@
 """The contract of objectives for those of `objectives/logits.py`."""
 
+from dataclasses import replace
+
+import pytest
+from armada.cache_schemas.errors import InputError
 from armada.testing import ObjectiveTests
 
 
@@ -47,3 +51,8 @@ class TestDualHead(ObjectiveTests):
     feature_shapes = ((3,),)
     changing = {"alpha": 0.9, "temperature": 2.0}
     refused = {"alpha": -0.1, "temperature": 0}
+
+    def test_two_classes_are_refused(self) -> None:
+        """Their standardised logits would have no slope, so that nothing would be learned."""
+        with pytest.raises(InputError, match="two classes leave nothing but their order"):
+            self._made(replace(self._sizes(False), num_labels=2, feature_shape=(2,)))

@@ -26,7 +26,7 @@ class ProjectedLayersOptions(MappedLayersOptions):
     """Options of an objective that projects layers onto features."""
 
     distance: Distance = Field(
-        default="mse", description="distance to the feature: mse, mae or cosine"
+        default="mse", description="distance to the feature: mse, mae, cosine or smooth_l1"
     )
     normalize: bool = Field(
         default=False, description="scale projections and features to length 1 first, as PKD does"

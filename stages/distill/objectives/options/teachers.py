@@ -29,7 +29,7 @@ class MultiKDOptions(AlphaOptions):
     standardize: bool = Field(
         default=False,
         description="logits of each example, of the teachers and the student, with mean 0 and "
-        "deviation 1",
+        "deviation 1; of three classes or more",
     )
     gate_hidden_size: int = Field(
         default=64, ge=1, description="width of the hidden layer of the gate (fusion=gate)"
