@@ -328,9 +328,21 @@ def test_bad_rows(armada: CommandLine, corpus: Path, folder: Path, raw_rows: lis
         "token_ids": _in_place(ids, 1, [1, 2, 3, 4, 2**31 - 1]),
         "top_values": _in_place(values, 1, [-1, -2, -3, -4, -np.inf]),
     }
-    source = write(corpus.parent / "absent", "raw", [_with(first, **absent), *raw_rows[1:]])
+    # A place for what comes behind the text, as training by DistillKit has them, is left out.
+    longer = {
+        name: [*raw_rows[1][name], raw_rows[1][name][0]] for name in ("token_ids", "top_values")
+    }
+    rows = [_with(first, **absent), _with(raw_rows[1], **longer), *raw_rows[2:]]
+    source = write(corpus.parent / "absent", "raw", rows)
     assert f"{len(TEXTS) - 1} already cached, 1 imported" in armada.done(
         *words(corpus, source, folder)
+    )
+    given = words(corpus, source, folder)
+    given[2] = corpus.parent / "other"
+    assert f"{len(TEXTS)} imported" in armada.done(*given)
+    np.testing.assert_array_equal(
+        kept(corpus.parent / "other").log_probs_Nk[:-1],
+        kept(corpus.parent / "cache").log_probs_Nk[:-1],
     )
 
 
