@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cache_schemas.errors import JobError
+from ..cache_schemas.features import FeatureSpec
 from ..stages.choosing import balanced, in_random_order
 from ..stages.corpus.label_kinds import one_a_row
 from ..stages.corpus.labels import MISSING, LabelSpace
@@ -105,12 +106,13 @@ def select(
     job: DistillJob,
     train: LabelledCorpus,
     space: LabelSpace,
+    student: tuple[int, ...],
     columns: Mapping[str, tuple[int, ...]],
 ) -> tuple[LabelledCorpus, Selection]:
-    """The rows that all rules of a job leave. `columns`: indices of the text columns that each
-    teacher read. Raises JobError for a rule that leaves nothing or fits neither labels nor
+    """The rows that all rules of a job leave. `student`, `columns`: indices of the text columns that
+    the student and each teacher read. Raises JobError for a rule that leaves nothing or fits neither labels nor
     features, MissingKeysError for rows without a score, unless bad rows are skipped."""
-    reader = _Reader(job, train, columns)
+    reader = _Reader(job, train, student, columns)
     reader.skip_missing()
     before = len(reader.train.labels)
     listed, figures = [], []
@@ -126,10 +128,10 @@ def select(
             ends = f"; scores are {finite.min():.4g} to {finite.max():.4g}" if len(finite) else ""
             raise JobError(f"{what}: leaves none of {count} rows{ends}; loosen it")
         left = np.setdiff1d(np.arange(count), chosen)
-        listed.append(_listed(reader.train, left, what, scores))
+        listed.append(_listed(reader, left, what, scores))
         figures.append({"rule": rule.name, "kept": len(chosen), "left_out": len(left)})
         reader.train = reader.train.take(chosen)
-    table = pa.concat_tables(listed) if listed else _listed(reader.train, _NONE, "", np.zeros(0))
+    table = pa.concat_tables(listed) if listed else _listed(reader, _NONE, "", np.zeros(0))
     kept = len(reader.train.labels)
     return reader.train, Selection(before, kept, table, figures, reader.provenance())
 
@@ -156,11 +158,11 @@ def _weigh(rule: DomainGapRule, reader: "_Reader", space: LabelSpace, what: str)
     return {"rule": rule.name, "kept": count, "left_out": 0, "domains": shown}
 
 
-def _listed(train: LabelledCorpus, left: Rows, what: str, scores: Scores) -> pa.Table:
-    keys = train.corpus.take(left).keys()
+def _listed(reader: "_Reader", left: Rows, what: str, scores: Scores) -> pa.Table:
+    where, keys = reader.train.corpus.where, reader.keys(left)
     return pa.table(
         {
-            "row": pa.array([train.corpus.where(row) for row in left.tolist()], pa.string()),
+            "row": pa.array([where(row) for row in left.tolist()], pa.string()),
             "key": pa.array([key.tobytes().hex() for key in keys], pa.string()),
             "rule": pa.array([what] * len(left), pa.string()),
             "score": pa.array(scores[left], pa.float64()),
@@ -188,7 +190,11 @@ def _apply(
     if isinstance(rule, AgreementRule):
         labels = _classes(reader, space, what)
         scores = reader.logits(
-            rule.teacher, rule.feature, what, lambda logits, rows: agrees(logits, labels[rows])
+            rule.teacher,
+            rule.feature,
+            what,
+            lambda logits, rows: agrees(logits, labels[rows]),
+            space,
         )
         return scores, np.flatnonzero(scores)
     assert isinstance(rule, BetweenRule)
@@ -236,7 +242,7 @@ def _log_probs(
             feature,
             what,
             lambda logits, rows: log_probs_of_labels(logits, labels[rows]),
-            space.num_labels,
+            space,
         )
         for name in pair
     )
@@ -246,6 +252,7 @@ def _log_probs(
 def _clusters(rule: BalanceRule, reader: "_Reader", space: LabelSpace, what: str) -> Rows:
     if rule.teacher is None:
         return _classes(reader, space, what)
+    reader.require_clusters(rule.teacher, rule.feature, what)
     numbers = reader.logits(
         rule.teacher,
         rule.feature,
@@ -264,13 +271,28 @@ def _classes(reader: "_Reader", space: LabelSpace, what: str) -> Rows:
     return classes
 
 
+def _require_same_classes(spec: FeatureSpec, space: LabelSpace, what: str) -> None:
+    """Logits tell classes by position. Raises JobError for others than those of the job."""
+    if spec.values_per_row != space.num_labels:
+        raise JobError(f"{what} has {spec.values_per_row} classes, the job {space.num_labels}")
+    if space.names and spec.labels and space.names != spec.labels:
+        raise JobError(
+            f"{what} has the classes {', '.join(spec.labels)}, the job {', '.join(space.names)}; "
+            "give labels as the teacher's class ids"
+        )
+
+
 class _Reader:
     """The features of teachers at the rows that are left."""
 
     def __init__(
-        self, job: DistillJob, train: LabelledCorpus, columns: Mapping[str, tuple[int, ...]]
+        self,
+        job: DistillJob,
+        train: LabelledCorpus,
+        student: tuple[int, ...],
+        columns: Mapping[str, tuple[int, ...]],
     ) -> None:
-        self._job, self.train, self._columns = job, train, columns
+        self._job, self.train, self._student, self._columns = job, train, student, columns
         self._opened: dict[str, Answers] = {}
 
     def provenance(self) -> dict[str, dict[str, str | None]]:
@@ -283,9 +305,10 @@ class _Reader:
             for name, answers in self._opened.items()
         }
 
-    def keys(self) -> npt.NDArray[np.uint8]:
-        """Keys of the rows as the student reads them."""
-        return self.train.corpus.keys()
+    def keys(self, rows: Rows | None = None) -> npt.NDArray[np.uint8]:
+        """Keys of the rows, or of some, as the student reads them."""
+        own = self.train.corpus.of_columns(self._student)
+        return (own if rows is None else own.take(rows)).keys()
 
     def domains(self) -> list[str]:
         """The domain of each row."""
@@ -334,24 +357,32 @@ class _Reader:
         feature: str,
         what: str,
         measure: Callable[[npt.NDArray[Any], Rows], npt.NDArray[Any]],
-        classes: int | None = None,
+        classes: LabelSpace | None = None,
         least: int = 2,
     ) -> Scores:
-        """A measure of each text's row of numbers [B, K], at the rows [B]."""
+        """A measure of each text's row of numbers [B, K], at the rows [B]; `classes` are those of
+        the job, if they have to be the same."""
         cache = self._cache(name, feature, what)
         spec = cache.feature_spec(feature)
         if spec.axis is not None or spec.coding is not None or spec.values_per_row < least:
             raise JobError(f"{what}: {name}: {feature!r} is {spec.shown}, not a number a class")
-        if classes is not None and spec.values_per_row != classes:
-            raise JobError(
-                f"{what}: {name}: {feature!r} has {spec.values_per_row} classes, the job {classes}"
-            )
+        if classes is not None:
+            _require_same_classes(spec, classes, f"{what}: {name}: {feature!r}")
         rows, scores = self._rows(name, cache, feature), np.zeros(len(self.train.labels))
         for start in range(0, len(rows), _BLOCK_ROWS):
             block = np.arange(start, min(start + _BLOCK_ROWS, len(rows)))
             values = np.asarray(cache[feature].gather(rows[block])).reshape(len(block), -1)
             scores[block] = measure(values, block)
         return scores
+
+    def require_clusters(self, name: str, feature: str, what: str) -> None:
+        """Raise JobError for a feature of one number a text that is not the number of a cluster."""
+        spec = self._cache(name, feature, what).feature_spec(feature)
+        if spec.values_per_row == 1 and np.dtype(spec.dtype).kind == "f":
+            raise JobError(
+                f"{what}: {name}: {feature!r} is {spec.shown}, not the number of a cluster; name "
+                "one of `armada cache derive --rule clusters`, or logits"
+            )
 
     def _rows(self, name: str, cache: Cache, feature: str) -> Rows:
         return cache.find(self.train.corpus.of_columns(self._columns[name]).keys(), feature)

@@ -99,7 +99,8 @@ class BalanceRule(SelectRule):
     def _has_one_of_two(self) -> "BalanceRule":
         if (self.keep is None) == (self.most is None):
             raise ValueError("keep, most: set one of them")
-        if self.teacher is None and "feature" in self.model_fields_set:
+        # Not whether it was named: the job file of a run names all keys.
+        if self.teacher is None and self.feature != BalanceRule.model_fields["feature"].default:
             raise ValueError("feature: is one of a teacher; name the teacher, too")
         return self
 

@@ -51,7 +51,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     selection = None
     if job.rules:
         of_teacher = dict(zip(selecting, for_select, strict=True))
-        train, selection = select(job, train, space, of_teacher)
+        train, selection = select(job, train, space, columns.student, of_teacher)
     features_alone = task.learns_features_alone(space)
     validation = None
     if job.validation:

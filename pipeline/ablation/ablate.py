@@ -39,7 +39,7 @@ from .parallel import Failure, run_all
 _DATA = frozenset(
     {
         *(*CorpusKeys.model_fields, *CacheKeys.model_fields, *LanguageKeys.model_fields),
-        *("objective", "objectives", "teachers", "control", "measure_teacher"),
+        *("objective", "objectives", "teachers", "control", "select", "measure_teacher"),
     }
 )
 

@@ -61,6 +61,14 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         turned = slice(None, None, -1)
         values = {"logits": SCORES[turned], "cluster": CLUSTERS[turned]}
         writer.commit(keys_of(TEXTS[turned]), values, np.zeros(len(TEXTS), dtype=bool))
+    pair = FeatureSpec(name="logits", shape=(2,), dtype="float32")
+    score = FeatureSpec(name="score", shape=(), dtype="float32")
+    with CacheWriter(folder / "two", make_manifest([pair, score])) as writer:
+        values = {"logits": SCORES[:, :2], "score": SCORES[:, 0]}
+        writer.commit(keys_of(TEXTS), values, np.zeros(len(TEXTS), dtype=bool))
+    named = LOGITS.model_copy(update={"labels": ("low", "middle", "high")})
+    with CacheWriter(folder / "named", make_manifest([named])) as writer:
+        writer.commit(keys_of(TEXTS), {"logits": SCORES}, np.zeros(len(TEXTS), dtype=bool))
     return folder
 
 
@@ -187,6 +195,16 @@ def test_balance(job: Job, rule: Job, most: int) -> None:
     assert np.bincount(clusters[kept], minlength=3).tolist() == [most] * 3
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [{"rule": "balance", "most": 3}, DIFFERENCE, *(rule for rule, _ in RULES.values())],
+    ids=lambda rule: str(rule["rule"]),
+)
+def test_the_job_of_a_run_can_be_read_again(job: Job, rule: Job) -> None:
+    made = make(DistillJob, job | PLAIN | {"select": [rule]})
+    assert make(DistillJob, made.model_dump(mode="json")) == made
+
+
 def test_rows_are_the_same_in_another_order(job: Job, write_parquet: Any) -> None:
     """Of rows with equal scores, keys decide."""
     turned = {"text": TEXTS[::-1], "label": LABELS[::-1].tolist()}
@@ -203,6 +221,8 @@ GAP = {"rule": "domain_gap", "domain_column": "name", "learner": "slm", "teacher
 
 def test_domains_where_a_learner_lags_are_drawn_more(job: Job) -> None:
     data = chosen(job | PLAIN | {"select": [GAP, {"rule": "balance", "most": 12}]})
+    assert data.selection is not None
+    assert len(rows_of(data.selection.left_out)) == N - len(data.train.labels)
     gaps = []
     for label in range(3):
         own = np.flatnonzero(label == LABELS)
@@ -313,6 +333,14 @@ REFUSED: dict[str, tuple[list[Job], str]] = {
     "no such column": ([GAP | {"domain_column": "topic"}], "topic"),
     "two of them": ([GAP, GAP], "select: domain_gap is there twice; name it once"),
     "no strength": ([GAP | {"strength": 0}], "greater than 0"),
+    "other classes": (
+        [{"rule": "agreement", "teacher": "two"}],
+        "select.0 (agreement): two: 'logits' has 2 classes, the job 3",
+    ),
+    "no number of a cluster": (
+        [{"rule": "balance", "teacher": "two", "feature": "score", "keep": 9}],
+        "select.0 (balance): two: 'score' is float32[], not the number of a cluster; name one of",
+    ),
     "a cluster has no entropy": (
         [{"rule": "entropy", "teacher": "classes", "feature": "cluster", "most": 1}],
         "classes: 'cluster' is uint16[], not a number a class",
@@ -322,8 +350,14 @@ REFUSED: dict[str, tuple[list[Job], str]] = {
 
 @pytest.mark.parametrize(("select", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(
-    refused: Callable[..., str], job: Job, tmp_path: Path, select: list[Job], message: str
+    refused: Callable[..., str],
+    job: Job,
+    scored: Path,
+    tmp_path: Path,
+    select: list[Job],
+    message: str,
 ) -> None:
+    job["teachers"]["two"] = {"cache": str(scored / "two")}
     if select[-1].get("domain_column") == "same":
         table = pq.read_table(job["train"])
         job["train"] = str(tmp_path / "same.parquet")
@@ -342,6 +376,33 @@ def test_what_weights_do_not_fit(
     refused: Callable[..., str], job: Job, tmp_path: Path, more: Job, message: str
 ) -> None:
     assert message in refused("distill", write(job | more | {"select": [GAP]}, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"rule": "agreement", "teacher": "named"},
+        GAP | {"domain_column": "name", "learner": "named", "teacher": "named", "feature": "logits"},
+    ],
+)
+def test_classes_in_another_order(
+    refused: Callable[..., str], job: Job, scored: Path, tmp_path: Path, rule: Job
+) -> None:
+    teachers = job["teachers"] | {"named": {"cache": str(scored / "named")}}
+    keys = job | PLAIN | {"teachers": teachers, "select": [rule], "label_column": "name"}
+    line = refused("distill", write(keys, tmp_path))
+    assert "named: 'logits' has the classes low, middle, high, the job high, low, middle" in line
+
+
+def test_a_dry_run_counts_the_rows_of_each_cell(armada: CommandLine, job: Job, tmp_path: Path) -> None:
+    grid = {"select.0.keep": [0.25, 0.5, 54]}
+    keys = job | PLAIN | {"select": [{"rule": "balance", "keep": 1}], "seed": 0}
+    file = write(keys | {"grid": grid}, tmp_path)
+    result = armada("ablate", file, "--dry-run")
+    assert "grid, select.0.keep=54: select.0 (balance): keep 54: only 53 rows" in result.error
+    file = write(keys | {"grid": {"select.0.keep": [0.25, 0.5]}}, tmp_path)
+    cells = json.loads(armada.done("ablate", file, "--dry-run", "--json"))
+    assert [cell["train_examples"] for cell in cells] == [13, 26]
 
 
 def test_rows_without_a_score(
