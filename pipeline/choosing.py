@@ -109,9 +109,10 @@ def select(
     student: tuple[int, ...],
     columns: Mapping[str, tuple[int, ...]],
 ) -> tuple[LabelledCorpus, Selection]:
-    """The rows that all rules of a job leave. `student`, `columns`: indices of the text columns that
-    the student and each teacher read. Raises JobError for a rule that leaves nothing or fits neither labels nor
-    features, MissingKeysError for rows without a score, unless bad rows are skipped."""
+    """The rows that all rules of a job leave. `student`, `columns`: indices of the text columns
+    that the student and each teacher read. Raises JobError for a rule that leaves nothing or fits
+    neither labels nor features, MissingKeysError for rows without a score, unless bad rows are
+    skipped."""
     reader = _Reader(job, train, student, columns)
     reader.skip_missing()
     before = len(reader.train.labels)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,7 @@ from ..stages.distill.settings import (
     SCRATCH,
     SCRATCH_LEARNING_RATE,
     LoraSettings,
+    Optimizer,
     StudentSettings,
     TrainingSettings,
 )
@@ -189,7 +190,7 @@ class DistillJob(
     def _random_weights_learn_faster(cls, keys: Any) -> Any:
         if not isinstance(keys, Mapping) or "learning_rate" in keys:
             return keys
-        if (optimizer := keys.get("optimizer")) is not None:
+        if (optimizer := keys.get("optimizer")) in get_args(Optimizer):
             raise JobError(
                 f"job key 'learning_rate' is missing: the default is for AdamW, and a rate for "
                 f"optimizer={optimizer} is often a thousand times as large; name one"

@@ -76,7 +76,11 @@ def _one_of_a_list(value: Any) -> Any:
 
 
 LabelColumns = Annotated[
-    str | Annotated[tuple[str, ...], Field(min_length=2)], BeforeValidator(_one_of_a_list)
+    str | Annotated[tuple[str, ...], Field(min_length=2)],
+    BeforeValidator(
+        _one_of_a_list,
+        json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)],
+    ),
 ]
 """A column of labels, or one for each class or output."""
 

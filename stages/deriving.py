@@ -29,6 +29,8 @@ Floats = npt.NDArray[np.float64]
 
 _BLOCK_BYTES = 64 * 2**20
 _MOST_BLOCK_ROWS = 65536
+_MOST_COVARIANCE = 16384
+"""Numbers of a row whose covariance is computed: 2 GiB, a few times over."""
 _SEEDING_ROWS = 16384
 """Centres begin at rows drawn from so many, or 32 for each centre if that is more."""
 
@@ -182,8 +184,13 @@ class PrincipalComponents(Derived):
     is positive, so that its sign is not left to chance."""
 
     def __init__(self, points: Points, count: int) -> None:
-        """Raises JobError for more components than rows or numbers allow, and for rows that are all
-        the same."""
+        """Raises JobError for more components than rows or numbers allow, for rows of very many
+        numbers, and for rows that are all the same."""
+        if points.width > _MOST_COVARIANCE:
+            raise JobError(
+                f"pca: rows of {points.width:,} numbers, whose covariance has the square of that; "
+                f"at most {_MOST_COVARIANCE:,}"
+            )
         most = min(points.width, len(points) - 1)
         if count > most:
             raise JobError(

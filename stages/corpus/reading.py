@@ -147,6 +147,8 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def _parted(source: str, name: str, labels: pa.Array, separator: str) -> pa.Array:
     """Lists of the parts of texts, null where one is blank; a separator alone is an empty list."""
+    if pa.types.is_large_list(labels.type):  # a file of another format, beside files of text
+        return labels
     if labels.type != pa.large_string() and not pa.types.is_null(labels.type):
         raise CorpusError(
             f"corpus {source}: label_separator {separator!r}: column {name!r} holds {labels.type}, "

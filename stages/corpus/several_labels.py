@@ -144,6 +144,12 @@ def _task_of(corpus: Corpus, labels: pa.Array) -> Task:
     """The task that such labels can only be of."""
     if pa.types.is_struct(labels.type):
         kinds = [field.type for field in labels.type]
+        for field in labels.type:
+            if is_text(field.type) or pa.types.is_nested(field.type):
+                raise CorpusError(
+                    f"{_of(corpus)}: label column {field.name!r} holds {field.type}, and several "
+                    "columns hold numbers, one for each class or output; name one column"
+                )
         if all(map(pa.types.is_boolean, kinds)):
             return "multilabel"
         if all(pa.types.is_integer(kind) or pa.types.is_boolean(kind) for kind in kinds):

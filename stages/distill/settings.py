@@ -39,6 +39,7 @@ class for all), 1e-4 0.624, 3e-4 0.670, 5e-4 0.666, 1e-3 0.662, 2e-3 0.482; of 6
 and width 128 on 400 texts of WikiText-2 after three epochs: 2e-5 6.80, 3e-4 5.90, 1e-3 5.25."""
 
 
+Optimizer = Literal["sgd", "dot"]
 DEFAULT_MOMENTUM = 0.9
 DEFAULT_MOMENTUM_DELTA = 0.075
 """For the first, the paper's on CIFAR-100 (arXiv 2303.13364)."""
@@ -177,7 +178,7 @@ class TrainingSettings(BaseModel):
         description=f"learning rate of the student and its heads; default "
         f"{SCRATCH_LEARNING_RATE:g} for a student from scratch; sgd and dot need one of their own",
     )
-    optimizer: Literal["sgd", "dot"] | None = Field(
+    optimizer: Optimizer | None = Field(
         default=None,
         description="sgd, with momentum; or dot: SGD with a larger momentum for the gradient of "
         "distillation than for that of the task, which takes two backward passes; default: AdamW",

@@ -212,6 +212,8 @@ def test_a_rate_for_adamw_is_not_one_for_sgd(distill_bench, tmp_path, refused):
     at = next(n for n, word in enumerate(words) if str(word).startswith("learning_rate="))
     line = refused(*words[: at - 1], *words[at + 1 :], "--set", "optimizer=sgd")
     assert line.startswith("job key 'learning_rate' is missing: the default is for AdamW")
+    line = refused(*words[: at - 1], *words[at + 1 :], "--set", "optimizer=adam")
+    assert "Input should be 'sgd' or 'dot'" in line
 
 
 @pytest.mark.parametrize("key", ["train", "text_column", "student", "output"])

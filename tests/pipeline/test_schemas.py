@@ -71,6 +71,8 @@ def test_jobs_in_docs_are_jobs(keys: dict[str, Any]) -> None:
 
 RIGHT = [
     {},
+    {"label_column": ["label"]},
+    {"label_column": ["one", "two"], "task": "regression"},
     {"alpha": 0.5, "temperature": "learned", "objective": "kd"},
     {"mirror_limit": "50GiB", "report_to": "none", "seed": [0, 1]},
     {"teachers": {"clip": {"cache": "c", "text_column": "hint"}}, "objectives": OBJECTIVES},

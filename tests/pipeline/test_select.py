@@ -382,7 +382,7 @@ def test_what_weights_do_not_fit(
     "rule",
     [
         {"rule": "agreement", "teacher": "named"},
-        GAP | {"domain_column": "name", "learner": "named", "teacher": "named", "feature": "logits"},
+        GAP | {"learner": "named", "teacher": "named", "feature": "logits"},
     ],
 )
 def test_classes_in_another_order(
@@ -394,7 +394,7 @@ def test_classes_in_another_order(
     assert "named: 'logits' has the classes low, middle, high, the job high, low, middle" in line
 
 
-def test_a_dry_run_counts_the_rows_of_each_cell(armada: CommandLine, job: Job, tmp_path: Path) -> None:
+def test_a_dry_run_counts_rows_by_cell(armada: CommandLine, job: Job, tmp_path: Path) -> None:
     grid = {"select.0.keep": [0.25, 0.5, 54]}
     keys = job | PLAIN | {"select": [{"rule": "balance", "keep": 1}], "seed": 0}
     file = write(keys | {"grid": grid}, tmp_path)

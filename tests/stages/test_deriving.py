@@ -91,6 +91,7 @@ def test_principal_components() -> None:
     [
         (ROWS, 7, "components: 7 of 210 rows of 6 numbers; there are at most 6"),
         (ROWS[:4], 4, "components: 4 of 4 rows of 6 numbers; there are at most 3"),
+        (np.zeros((2, 16385)), 1, "pca: rows of 16,385 numbers, whose covariance has the square"),
         (np.ones((9, 3)) * 0.1, 1, "all 9 rows are the same; there is no variance"),
     ],
 )

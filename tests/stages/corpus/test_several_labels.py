@@ -141,6 +141,11 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "labels are lists of numbers; set task=regression, or task=classification",
     ),
+    "columns of text": (
+        {"p": ["x", "y"], "q": [0, 1]},
+        {},
+        "label column 'p' holds large_string, and several columns hold numbers, one for each class",
+    ),
     "columns of any task": ({"p": [1, 5], "q": [0, 3]}, {}, "labels are columns of numbers; set"),
     "one label a row": ({"y": [1, 0]}, {"task": "multilabel"}, "int64, one a row; name a column"),
     "names to come near to": (lists([["a"]]), {"task": "regression"}, "lists of names, which"),
@@ -305,10 +310,18 @@ def test_numbers_as_python_reads_them(tmp_path: Path, cells: Any, values: Any) -
 
 def test_a_separator_needs_text(labelled: Read, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": "x", "y": [1, 2]}\n')
-    message = "label_separator ';': column 'y' holds large_list<.*>, not text; leave it out"
+    path.write_text('{"a": "x", "y": 1}\n')
+    message = "label_separator ';': column 'y' holds int64, not text; leave it out"
     with pytest.raises(CorpusError, match=message):
         read_corpus([str(path)], ["a"], label_column="y", label_separator=";")
+
+
+def test_a_separator_leaves_lists_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,y\nx,p;q\n")
+    (tmp_path / "rows.jsonl").write_text('{"a": "z", "y": ["q"]}\n')
+    files = [str(tmp_path / name) for name in ("rows.csv", "rows.jsonl")]
+    corpus = read_corpus(files, ["a"], label_column="y", label_separator=";")
+    assert label_values(corpus, label_space(corpus)).tolist() == [[1, 1], [0, 1]]
 
 
 def test_lists_of_json_may_be_empty_in_some_files(tmp_path: Path) -> None:
