@@ -316,7 +316,8 @@ def _arguments(run: Run) -> TrainingArguments:
         save_total_limit=1,
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
-        # The buffers of a student and of an aligner never change while it trains.
+        # The buffers of a student never change while it trains; those of objectives follow from
+        # the whole batch, so that all processes have the same.
         ddp_broadcast_buffers=False,
         # Every adapter is used; torch warns of looking for others in vain.
         ddp_find_unused_parameters=False if _adapters_alone(run.model) else None,

@@ -19,7 +19,7 @@ def attention_relations_loss(
     D and H are divided into R = `heads` parts of d = D/R and H/R numbers, whatever the models'
     own heads: so that widths may differ. Padding has no part in it; without any token the loss is
     0, with a graph.
-    Source: Wang et al., MiniLMv2, arXiv 2012.15828, equations 6 to 8, all weights 1.
+    Source: Wang et al., MiniLMv2, arXiv 2012.15828, all weights 1.
     """
     mask_BT = mask_BT != 0
     lengths_B = mask_BT.sum(dim=1)

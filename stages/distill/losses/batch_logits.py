@@ -24,8 +24,7 @@ def sinkhorn_loss(
     by its columns', so many times; gradients pass through all of it, in logarithms. Compares B²
     pairs. Edges: at q = p it is not 0 but close to it where ε is less than the distances of rows,
     for W spreads; one row is moved onto the other whatever W, at the cost D.
-    Source: Cui et al., SinKD, arXiv 2402.17110, equations 9 to 13, whose sum over rows is a mean
-    here."""
+    Source: Cui et al., SinKD, arXiv 2402.17110, whose sum over rows is a mean here."""
     assert student_BK.shape == teacher_BK.shape, "broadcasting would hide a wrong number of classes"
     q_BK, p_BK = (F.softmax(each / temperature, dim=-1) for each in (student_BK, teacher_BK))
     cost_BB = torch.cdist(q_BK, p_BK, p=1)
@@ -42,7 +41,7 @@ def lumi_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Ten
 
     so that what counts is how a row differs from the batch; a factor and a constant of a class
     change (all but) nothing. Edges: 0 for one row, and for equal rows.
-    Source: Hossain et al., LumiNet, arXiv 2310.03669, equations 3 to 5."""
+    Source: Hossain et al., LumiNet, arXiv 2310.03669."""
     student_BK, teacher_BK = (_perception(each) for each in (student_BK, teacher_BK))
     return forward_kl_loss(student_BK, teacher_BK, temperature)
 

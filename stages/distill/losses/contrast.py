@@ -47,8 +47,7 @@ def crd_loss(
     N is the number of negatives of a row, M that of the `examples` that they are of: of those with
     a feature, or of the batch where none are drawn beside it. Edges: 0 vectors have the cosine 0;
     without negatives only the first part is left.
-    Source: Tian, Krishnan and Isola, Contrastive Representation Distillation, arXiv 1910.10699,
-    equations 10 and 17 to 19.
+    Source: Tian, Krishnan and Isola, Contrastive Representation Distillation, arXiv 1910.10699.
     """
     similarities_BM = products(unit(student_BE), unit(teacher_ME)) / temperature
     others_BM = torch.ones_like(similarities_BM, dtype=torch.bool)

@@ -38,8 +38,7 @@ def reverse_kl_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) 
 def jsd_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float, jsd_beta: float) -> Tensor:
     """T²·[β·KL(p ‖ m) + (1-β)·KL(q ‖ m)], m = β·p + (1-β)·q, 0 < β < 1.
 
-    Source: generalised Jensen-Shannon divergence, as in Agarwal et al., GKD, arXiv 2306.13649,
-    equation 2."""
+    Source: generalised Jensen-Shannon divergence, as in Agarwal et al., GKD, arXiv 2306.13649."""
     log_q_BK, log_p_BK = _log_softmax(student_BK, teacher_BK, temperature)
     log_m_BK = _log_mixture(log_p_BK, log_q_BK, jsd_beta)
     each_B = jsd_beta * _kl(log_p_BK, log_m_BK) + (1 - jsd_beta) * _kl(log_q_BK, log_m_BK)
@@ -49,7 +48,7 @@ def jsd_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float, jsd_bet
 def skew_kl_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float, skew: float) -> Tensor:
     """T²·KL(p ‖ m), m = λ·p + (1-λ)·q, 0 <= λ < 1; λ = 0 is `kd_loss`.
 
-    Source: Ko et al., DistiLLM, arXiv 2402.03898, equation 3."""
+    Source: Ko et al., DistiLLM, arXiv 2402.03898."""
     log_q_BK, log_p_BK = _log_softmax(student_BK, teacher_BK, temperature)
     return temperature**2 * _kl(log_p_BK, _log_mixture(log_p_BK, log_q_BK, skew)).mean()
 
@@ -59,7 +58,7 @@ def skew_reverse_kl_loss(
 ) -> Tensor:
     """T²·KL(q ‖ m), m = (1-λ)·p + λ·q, 0 <= λ < 1; λ = 0 is `reverse_kl_loss`.
 
-    Source: Ko et al., DistiLLM, arXiv 2402.03898, equation 3."""
+    Source: Ko et al., DistiLLM, arXiv 2402.03898."""
     log_q_BK, log_p_BK = _log_softmax(student_BK, teacher_BK, temperature)
     if skew == 0:
         return temperature**2 * _reverse_kl(log_q_BK, log_p_BK).mean()

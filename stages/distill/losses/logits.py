@@ -105,7 +105,7 @@ def dkd_losses(
 
     p = softmax(t/T), q = softmax(s/T); KL(p ‖ q) = target + (1 - p_y)·nontarget. Edges: 1 - p_y is
     a sum over the other classes, exact where it is small; with two classes nontarget is 0.
-    Source: Zhao et al., Decoupled Knowledge Distillation, arXiv 2203.08679, equations 2 to 7."""
+    Source: Zhao et al., Decoupled Knowledge Distillation, arXiv 2203.08679."""
     assert student_BK.shape == teacher_BK.shape, "broadcasting would hide a wrong number of classes"
     (log_p_B2, log_others_p_BK), (log_q_B2, log_others_q_BK) = (
         _decoupled(logits_BK / temperature, targets_B) for logits_BK in (teacher_BK, student_BK)

@@ -20,7 +20,7 @@ def rkd_distance_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor:
 
     μ is the mean over the same pairs, and huber(x) is x²/2 up to 1 and |x| - 1/2 beyond. Edges: 0
     for fewer than two rows; where all rows are equal, their relative distances are 0.
-    Source: Park et al., Relational Knowledge Distillation, arXiv 1904.05068, equations 4 to 7.
+    Source: Park et al., Relational Knowledge Distillation, arXiv 1904.05068.
     """
     pairs_BB = ~torch.eye(len(student_BD), dtype=torch.bool, device=student_BD.device)
     compared_BB = F.smooth_l1_loss(
@@ -37,7 +37,7 @@ def rkd_angle_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor:
 
     Holds the B·B·(D + H) differences of all pairs. Edges: 0 for fewer than three rows; equal rows
     have the cosine 0.
-    Source: Park et al., Relational Knowledge Distillation, arXiv 1904.05068, equations 8 to 10.
+    Source: Park et al., Relational Knowledge Distillation, arXiv 1904.05068.
     """
     pairs_BB = ~torch.eye(len(student_BD), dtype=torch.bool, device=student_BD.device)
     triples_BBB = pairs_BB[:, :, None] & pairs_BB[:, None, :] & pairs_BB[None, :, :]

@@ -18,7 +18,7 @@ def taid_loss(
     """T²·KL(softmax(z/T) ‖ softmax(s/T)), z = (1-t)·s + t·t_logits the logits in between, without a
     gradient: at a share t = 1 that is forward KL, at 0 nothing.
 
-    Source: Shing et al., TAID, arXiv 2501.16937, equations 3 and 4, at T = 1."""
+    Source: Shing et al., TAID, arXiv 2501.16937, at T = 1."""
     between_BK = torch.lerp(student_BK.detach(), teacher_BK, share)
     return forward_kl_loss(student_BK, between_BK, temperature)
 

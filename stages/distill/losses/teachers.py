@@ -16,7 +16,7 @@ LEAST_DEVIATION = 1e-7
 def standardized(logits: Tensor) -> Tensor:
     """(z - mean) / (deviation + 1e-7) over the classes [..., K] of each example.
 
-    Source: Sun et al., Logit Standardization in Knowledge Distillation, arXiv 2403.01427, eq. 5."""
+    Source: Sun et al., Logit Standardization in Knowledge Distillation, arXiv 2403.01427."""
     mean = logits.mean(dim=-1, keepdim=True)
     centred = logits - mean
     deviation = centred.square().mean(dim=-1, keepdim=True)
@@ -28,8 +28,7 @@ def standardized(logits: Tensor) -> Tensor:
 def weights_of_losses(losses_NB: Tensor) -> Tensor:
     """(1 - softmax over teachers of the losses) / (N - 1): the smaller a loss, the larger a weight.
 
-    Source: Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, arXiv 2201.00007,
-    eq. 3."""
+    Source: Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, arXiv 2201.00007."""
     return (1 - F.softmax(losses_NB, dim=0)) / (len(losses_NB) - 1)
 
 

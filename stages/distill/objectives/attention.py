@@ -18,7 +18,7 @@ class AttentionRelationsObjective(LayersObjective):
 
     Formula: task + beta · Σ over queries, keys, values of the mean KL(teacher ‖ student) of
     softmax(a·aᵀ/√d) in relation_heads heads
-    Source: Wang et al., MiniLMv2, arXiv 2012.15828, equations 6 to 8.
+    Source: Wang et al., MiniLMv2, arXiv 2012.15828.
 
     Owns nothing: widths and numbers of heads need not be equal. Holds the relation_heads·T·T
     relations of each text.

@@ -156,6 +156,10 @@ class DualHeadObjective(Objective):
         total = self.options.alpha * distillation + (1 - self.options.alpha) * task
         return named_terms(total, task=task, distillation=distillation)
 
+    def task_weight(self, sources: Sources) -> float:
+        """1 - alpha."""
+        return 1 - self.options.alpha
+
 
 class LearnedTemperature(nn.Module):
     """T = 1 + 20·sigmoid(θ), one number in [1, 21], trained to make the student's loss larger.

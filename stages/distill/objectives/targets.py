@@ -69,7 +69,7 @@ class AdaptiveShare(nn.Module):
         t = min(taid_end, max(straight line, t + a·sigmoid(m)·(1-t)))
 
     All of it is in buffers, which a checkpoint keeps, and on the device of the loss.
-    Source: arXiv 2501.16937, equations 6 to 8.
+    Source: arXiv 2501.16937.
     """
 
     now: Tensor
@@ -224,7 +224,8 @@ class FusedLabelsObjective(Objective):
         _, teachers_B = fused_labels_losses(teacher_BK, teacher_BK, labels_B, temperature)
         alpha = min(max(self.options.alpha, LEAST_SHARE), 1 - LEAST_SHARE)
         odds = math.log(alpha / (1 - alpha))
-        geometry_B3 = torch.stack((labelled_B, teachers_B, distilled_B), dim=-1).detach()
+        # Rounding leaves a little below 0 of a divergence, times T².
+        geometry_B3 = torch.stack((labelled_B, teachers_B, distilled_B), dim=-1).detach().clamp(0)
         odds_B = odds + accumulated(self.gate(geometry_B3.log1p())).squeeze(-1)
         log_g_B = F.logsigmoid(odds_B).where(has_label_B, 0)
         log_not_g_B = F.logsigmoid(-odds_B)

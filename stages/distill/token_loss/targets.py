@@ -57,7 +57,7 @@ def taid(log_p: Tensor, log_q: Tensor, *, share: float) -> tuple[Tensor, Tensor]
     """KL(r ‖ q), r the softmax of logits between the student's, without a gradient, and the
     teacher's: log r = (1-t)·log q + t·log p less a constant. The tail is interpolated as one token.
 
-    Source: Shing et al., TAID, arXiv 2501.16937, equations 3 and 4."""
+    Source: Shing et al., TAID, arXiv 2501.16937."""
     log_r = torch.lerp(log_q, log_p, share).log_softmax(dim=-1).clamp_(min=LEAST)
     return forward_kl(log_r, log_q)
 
@@ -74,7 +74,7 @@ def dkd(
     other outcomes, y the target; weights may differ by token, [C, 1].
 
     The second is 0 where one of the two has nothing but its target.
-    Source: Zhao et al., Decoupled Knowledge Distillation, arXiv 2203.08679, equations 2 to 7."""
+    Source: Zhao et al., Decoupled Knowledge Distillation, arXiv 2203.08679."""
     y_C1 = _known(log_p, target_C)
     log_p_y_C1, log_q_y_C1 = log_p.gather(1, y_C1), log_q.gather(1, y_C1)
     others_p, log_rest_p_C1 = _others(log_p, y_C1)
@@ -100,7 +100,7 @@ def atkd(
 
     The paper calls half of a batch's tokens hard; here a threshold does, so that a token's loss
     depends on nothing but the token.
-    Source: Zhong et al., ATKD, arXiv 2402.11890, equations 5 to 8."""
+    Source: Zhong et al., ATKD, arXiv 2402.11890."""
     y_C1 = _known(log_p, target_C)
     hard_C1 = (1 - log_p.gather(1, y_C1).exp() > uncertainty).to(log_p.dtype)
     target_weight = (1 - easy_weight) * hard_C1

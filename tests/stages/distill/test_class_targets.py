@@ -263,6 +263,17 @@ def test_fused_labels_begin_at_alpha(alpha: float) -> None:
     assert terms["gate"].item() == pytest.approx((3 * share + 1) / 4)
 
 
+def test_fused_labels_of_a_high_temperature() -> None:
+    """A divergence of nearly equal distributions is rounded to less than 0, here times 1e8."""
+    torch.manual_seed(0)
+    objective = FusedLabelsObjective(FusedLabelsOptions(temperature=1e4), Sizes(4, 3, False, (3,)))
+    student, teacher = torch.randn(64, 3), torch.randn(64, 3)
+    distilled, _ = fused_labels_losses(student, teacher, torch.zeros(64), 1e4)
+    assert distilled.min() < -1
+    terms = objective(torch.zeros(64, 4), student, teacher, torch.zeros(64, dtype=torch.long))
+    assert torch.isfinite(terms["total"])
+
+
 def test_the_gate_learns_the_odds_that_it_should() -> None:
     objective, inputs = _fused(0.3, torch.tensor([0, 1, 2, 0]))
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.03)

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from armada.cache_schemas.errors import InputError
+from armada.stages.distill.objectives.base import TASK_PART
 from armada.testing import ObjectiveTests
 
 
@@ -52,7 +54,15 @@ class TestDualHead(ObjectiveTests):
     changing = {"alpha": 0.9, "temperature": 2.0}
     refused = {"alpha": -0.1, "temperature": 0}
 
+    def test_the_part_of_the_task(self) -> None:
+        """For an optimizer with two momenta: what labels alone would have."""
+        sizes = self._sizes(regression=False)
+        objective, batch = self._made(sizes, alpha=0.9), self._batch(sizes)
+        objective.splits = True
+        terms = objective.of_batch(*self._of_sources(objective, batch))
+        torch.testing.assert_close(terms[TASK_PART], 0.1 * terms["task"])
+
     def test_two_classes_are_refused(self) -> None:
         """Their standardised logits would have no slope, so that nothing would be learned."""
         with pytest.raises(InputError, match="two classes leave nothing but their order"):
-            self._made(replace(self._sizes(False), num_labels=2, feature_shape=(2,)))
+            self._made(replace(self._sizes(regression=False), num_labels=2, feature_shape=(2,)))
