@@ -23,7 +23,7 @@ def forward_kl_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) 
 
     Source: Hinton, Vinyals, Dean, arXiv 1503.02531."""
     log_q_BK, log_p_BK = _log_softmax(student_BK, teacher_BK, temperature)
-    return temperature**2 * _kl(log_p_BK, log_q_BK).mean()
+    return temperature**2 * kl(log_p_BK, log_q_BK).mean()
 
 
 def reverse_kl_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
@@ -41,7 +41,7 @@ def jsd_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float, jsd_bet
     Source: generalised Jensen-Shannon divergence, as in Agarwal et al., GKD, arXiv 2306.13649."""
     log_q_BK, log_p_BK = _log_softmax(student_BK, teacher_BK, temperature)
     log_m_BK = _log_mixture(log_p_BK, log_q_BK, jsd_beta)
-    each_B = jsd_beta * _kl(log_p_BK, log_m_BK) + (1 - jsd_beta) * _kl(log_q_BK, log_m_BK)
+    each_B = jsd_beta * kl(log_p_BK, log_m_BK) + (1 - jsd_beta) * kl(log_q_BK, log_m_BK)
     return temperature**2 * each_B.mean()
 
 
@@ -50,7 +50,7 @@ def skew_kl_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float, ske
 
     Source: Ko et al., DistiLLM, arXiv 2402.03898."""
     log_q_BK, log_p_BK = _log_softmax(student_BK, teacher_BK, temperature)
-    return temperature**2 * _kl(log_p_BK, _log_mixture(log_p_BK, log_q_BK, skew)).mean()
+    return temperature**2 * kl(log_p_BK, _log_mixture(log_p_BK, log_q_BK, skew)).mean()
 
 
 def skew_reverse_kl_loss(
@@ -62,7 +62,7 @@ def skew_reverse_kl_loss(
     log_q_BK, log_p_BK = _log_softmax(student_BK, teacher_BK, temperature)
     if skew == 0:
         return temperature**2 * _reverse_kl(log_q_BK, log_p_BK).mean()
-    return temperature**2 * _kl(log_q_BK, _log_mixture(log_q_BK, log_p_BK, skew)).mean()
+    return temperature**2 * kl(log_q_BK, _log_mixture(log_q_BK, log_p_BK, skew)).mean()
 
 
 def tvd_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
@@ -84,8 +84,8 @@ def balanced_kl_loss(
     Weights pass no gradient. Source: Amara et al., BD-KD, arXiv 2212.12965; its second loss, of a
     teacher that learns too, is left out."""
     log_q_BK, log_p_BK = _log_softmax(student_BK, teacher_BK, temperature)
-    too_certain_B = _entropy(log_q_BK.detach()) < _entropy(log_p_BK)
-    forward_B = _kl(log_p_BK, log_q_BK) * torch.where(too_certain_B, balance, 1.0)
+    too_certain_B = entropy(log_q_BK.detach()) < entropy(log_p_BK)
+    forward_B = kl(log_p_BK, log_q_BK) * torch.where(too_certain_B, balance, 1.0)
     reverse_B = _reverse_kl(log_q_BK, log_p_BK) * torch.where(too_certain_B, 1.0, balance)
     return temperature**2 * (forward_B + reverse_B).mean()
 
@@ -95,16 +95,17 @@ def _log_softmax(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> 
     return tuple(F.log_softmax(each / temperature, dim=-1) for each in (student_BK, teacher_BK))
 
 
-def _kl(log_p_BK: Tensor, log_q_BK: Tensor) -> Tensor:
-    """KL(p ‖ q) of each row."""
+def kl(log_p_BK: Tensor, log_q_BK: Tensor) -> Tensor:
+    """KL(p ‖ q) of each row, of logarithms of probabilities."""
     return (log_p_BK.exp() * (log_p_BK - log_q_BK)).sum(dim=-1)
 
 
 def _reverse_kl(log_q_BK: Tensor, log_p_BK: Tensor) -> Tensor:
-    return _kl(log_q_BK, log_p_BK.clamp(min=LEAST_DIVISOR))
+    return kl(log_q_BK, log_p_BK.clamp(min=LEAST_DIVISOR))
 
 
-def _entropy(log_p_BK: Tensor) -> Tensor:
+def entropy(log_p_BK: Tensor) -> Tensor:
+    """The entropy of each row in nats, of logarithms of probabilities."""
     return -(log_p_BK.exp() * log_p_BK).sum(dim=-1)
 
 

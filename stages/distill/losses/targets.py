@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .divergences import forward_kl_loss
+from .divergences import forward_kl_loss, kl
 from .task import MISSING_LABEL
 
 
@@ -53,7 +53,7 @@ def smoothed_labels_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: fl
     assert student_BK.shape == teacher_BK.shape, "broadcasting would hide a wrong number of classes"
     log_p_BK = F.log_softmax(teacher_BK / temperature, dim=-1)
     log_q_BK = F.log_softmax(student_BK, dim=-1)
-    return (log_p_BK.exp() * (log_p_BK - log_q_BK)).sum(dim=-1).mean()
+    return kl(log_p_BK, log_q_BK).mean()
 
 
 def fused_labels_losses(
@@ -62,7 +62,7 @@ def fused_labels_losses(
     """What a row costs by the teacher, T²·KL(softmax(t/T) ‖ softmax(s/T)), and by its label, cross
     entropy: [B] each, the second 0 in rows without a label."""
     log_p_BK, log_q_BK = (F.log_softmax(z / temperature, dim=-1) for z in (teacher_BK, student_BK))
-    distilled_B = temperature**2 * (log_p_BK.exp() * (log_p_BK - log_q_BK)).sum(dim=-1)
+    distilled_B = temperature**2 * kl(log_p_BK, log_q_BK)
     labelled_B = F.cross_entropy(
         student_BK, labels_B.long(), ignore_index=MISSING_LABEL, reduction="none"
     )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .divergences import entropy
 from .task import MISSING_LABEL
 
 LEAST_DEVIATION = 1e-7
@@ -28,14 +29,14 @@ def standardized(logits: Tensor) -> Tensor:
 def weights_of_losses(losses_NB: Tensor) -> Tensor:
     """(1 - softmax over teachers of the losses) / (N - 1): the smaller a loss, the larger a weight.
 
-    Source: Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, arXiv 2201.00007."""
+    Source: Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, arXiv
+    2201.00007."""
     return (1 - F.softmax(losses_NB, dim=0)) / (len(losses_NB) - 1)
 
 
 def entropies(logits_NBK: Tensor) -> Tensor:
     """The entropy [N, B] in nats of each prediction."""
-    log_p = F.log_softmax(logits_NBK, dim=-1)
-    return -(log_p.exp() * log_p).sum(dim=-1)
+    return entropy(F.log_softmax(logits_NBK, dim=-1))
 
 
 def confidence_losses(logits_NBK: Tensor, labels_B: Tensor) -> Tensor:

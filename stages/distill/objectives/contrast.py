@@ -15,11 +15,12 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ....cache_schemas.errors import JobError
 from ..aligner import NormalLinear, ProjectionHead
-from ..losses import accumulated, contrast, likeliest_classes, task_loss
+from ..losses import accumulated, contrast, likeliest_classes
 from ..losses.distances import unit
 from ..negatives import Negatives
 from ..projectors import WithProjector, make_projector
 from .base import Objective, Reads, Sizes, Sources, StudentSide, named_terms
+from .one_loss import task_beside
 from .options import ContrastOptions, CRDOptions, InfoNCEOptions, WCoRDOptions
 
 
@@ -65,10 +66,7 @@ class ContrastObjective(Objective):
             teacher_MH, examples = torch.cat([own_BH, others_NH]), drawn.among
         masked_BM = self._masked(labels_B, drawn)
         loss, reported = self.contrast(pooled_BD, teacher_MH, masked_BM, examples)
-        if side.output_BK is None or labels_B is None:
-            task = torch.zeros_like(loss)
-        else:
-            task = task_loss(side.output_BK, labels_B, self.sizes.regression)
+        task = task_beside(loss, side.output_BK, labels_B, self.sizes.regression)
         return named_terms(task + self.options.beta * loss, task=task, **reported)
 
     def task_weight(self, sources: Sources) -> float:

@@ -1,14 +1,14 @@
 """Objectives that map the student's pooled text to a cached feature, which it has to meet."""
 
-import torch
 from torch import Tensor
 
 from ....cache_schemas.errors import JobError
 from .. import closed_forms
-from ..losses import accumulated, task_loss
+from ..losses import accumulated
 from ..losses.features import norm_direction_loss
 from ..projectors import WithProjector, make_projector
 from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
+from .one_loss import task_beside
 from .options import FeatureOptions, NormDirectionOptions
 
 
@@ -96,10 +96,7 @@ class NormDirectionObjective(WithProjector, Objective):
         both = feature_BH if isinstance(feature_BH, tuple) else (feature_BH, None)
         own_BH, mean_BH = (accumulated(self._feature(each).detach()) for each in both)
         loss = norm_direction_loss(accumulated(self.projection(pooled_BD)), own_BH, mean_BH)
-        if output_BK is None or labels_B is None:
-            task = torch.zeros_like(loss)
-        else:
-            task = task_loss(output_BK, labels_B, self.sizes.regression)
+        task = task_beside(loss, output_BK, labels_B, self.sizes.regression)
         return named_terms(task + self.options.beta * loss, task=task, norm_direction=loss)
 
     def task_weight(self, sources: Sources) -> float:

@@ -86,7 +86,7 @@ class FeatureLossObjective(Objective):
         pooled_BD = accumulated(pooled_BD)
         feature = self._feature(feature_BH).detach().to(pooled_BD.dtype)
         loss, reported = self.loss(pooled_BD, feature)
-        task = _task(loss, output_BK, labels_B, self.sizes.regression)
+        task = task_beside(loss, output_BK, labels_B, self.sizes.regression)
         return named_terms(task + self.options.beta * loss, task=task, **reported)
 
     def task_weight(self, sources: Sources) -> float:
@@ -117,7 +117,7 @@ class LayersObjective(Objective):
                 f"{len(features)}"
             )
         loss, reported = self.loss(side, features)
-        task = _task(loss, side.output_BK, labels_B, self.sizes.regression)
+        task = task_beside(loss, side.output_BK, labels_B, self.sizes.regression)
         return named_terms(task + self.options.beta * loss, task=task, **reported)
 
     def task_weight(self, sources: Sources) -> float:
@@ -125,10 +125,10 @@ class LayersObjective(Objective):
         return 1.0
 
 
-def _task(
+def task_beside(
     loss: Tensor, output_BK: Tensor | None, labels_B: Tensor | None, regression: bool
 ) -> Tensor:
-    """The task's loss, 0 where there is no task."""
+    """The task's loss beside that of a teacher: 0 without output or labels."""
     if output_BK is None or labels_B is None:
         return torch.zeros_like(loss)
     return task_loss(output_BK, labels_B, regression)
