@@ -15,6 +15,7 @@ from torch import Tensor
 from ..store.format.rows import Rows
 from .controls import source_entropy
 from .order import Indices
+from .placement import to_device
 
 _STREAM = 3
 """The stream of random numbers of draws; orders of examples have streams 0 to 2."""
@@ -34,10 +35,8 @@ class Negatives:
         return Negatives(self.features[:count], self.labels[:count], self.among)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Negatives":
-        """The same on a device."""
-        features, labels = (
-            each.to(device, non_blocking=non_blocking) for each in (self.features, self.labels)
-        )
+        """The same on a device; as any batch, for which the host need not wait."""
+        features, labels = (to_device(each, device) for each in (self.features, self.labels))
         return Negatives(features, labels, self.among)
 
 
