@@ -52,6 +52,8 @@ from .student_data import LabelledCorpus
 LEFT_OUT = "left_out.parquet"
 _NONE = np.empty(0, dtype=np.int64)
 _BLOCK_ROWS = 65536
+_MOST_DOMAINS = 1000
+"""A figure of each stands in the metrics of a run."""
 _DOMAINS = "domain_column:"
 """Key of the column of domains among those that rules read; no name of a teacher has a colon."""
 
@@ -146,6 +148,11 @@ def _weigh(rule: DomainGapRule, reader: "_Reader", space: LabelSpace, what: str)
     if len(names) < 2:
         raise JobError(
             f"{what}: domain_column {rule.domain_column!r} holds {str(names[0])!r} alone"
+        )
+    if len(names) > _MOST_DOMAINS:
+        raise JobError(
+            f"{what}: domain_column {rule.domain_column!r} holds {len(names):,} different names in "
+            f"{len(domains_N):,} rows; name a column of at most {_MOST_DOMAINS:,} domains"
         )
     domains_N = domains_N.reshape(-1)
     shares_D = domain_shares(domains_N, learner_N, teacher_N, tokens_N, rule.strength)

@@ -189,12 +189,13 @@ def _feature_along_tokens(cache: Cache, reading: Reading, of_several: bool) -> s
     prefix = f"{reading.teacher}: " if of_several else ""
     what = "is missing" if reading.feature is None else f"{reading.feature!r} is not of tokens"
     asked = re.fullmatch(r"(token_states|attention)_(\d+)", reading.feature or "")
-    option = "attention_layers" if asked and asked[1] == "attention" else "token_layers"
+    options = {"token_states": "token_layers", "attention": "attention_layers"}
+    wanted = [options[asked[1]]] if asked else options.values()
+    more = " or ".join(f"{option}=[{asked[2] if asked else 'N'}]" for option in wanted)
     raise MissingFeatureError(
         f"{prefix}job key 'feature': {what}; teacher {cache.teacher.fingerprint[:12]} "
         f"({cache.teacher.spec.kind}) has {', '.join(known) or 'none that is'}; precompute with "
-        f"{option}=[{asked[2] if asked else 'N'}] of an encoder, and add_features=true to keep "
-        "what is cached"
+        f"{more} of an encoder, and add_features=true to keep what is cached"
     )
 
 

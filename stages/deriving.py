@@ -262,7 +262,7 @@ class Clusters(Derived):
         sums_KH, counts_K = np.zeros_like(self.centres_KH), np.zeros(len(self.centres_KH))
         same = True
         for start, block_BH in points.blocks():
-            nearest_B = self._squares(block_BH).argmin(axis=1)
+            nearest_B, _ = self._nearest(block_BH)
             there = slice(start, start + len(block_BH))
             same &= bool((nearest_N[there] == nearest_B).all())
             nearest_N[there] = nearest_B
@@ -277,9 +277,21 @@ class Clusters(Derived):
     def _count(self, points: Points) -> None:
         self.sizes_K, self.inertia = np.zeros(len(self.centres_KH), dtype=np.int64), 0.0
         for _, block_BH in points.blocks():
-            squares_BK = self._squares(block_BH)
-            self.inertia += float(squares_BK.min(axis=1).sum())
-            self.sizes_K += np.bincount(squares_BK.argmin(axis=1), minlength=len(self.sizes_K))
+            nearest_B, squares_B = self._nearest(block_BH)
+            self.inertia += float(squares_B.sum())
+            self.sizes_K += np.bincount(nearest_B, minlength=len(self.sizes_K))
+
+    def _nearest(self, block_BH: Floats) -> tuple[IntArray, Floats]:
+        """The nearest centre of each row, and ‖x - c_k‖² of it, [B]: for so many rows at once that
+        their distances to all centres are no more than a block."""
+        nearest_B, squares_B = np.empty(len(block_BH), dtype=np.int64), np.empty(len(block_BH))
+        step = max(1, _BLOCK_BYTES // (8 * len(self.centres_KH)))
+        for start in range(0, len(block_BH), step):
+            part = slice(start, start + step)
+            squares_BK = self._squares(block_BH[part])
+            nearest_B[part] = squares_BK.argmin(axis=1)
+            squares_B[part] = squares_BK.min(axis=1)
+        return nearest_B, squares_B
 
     def _squares(self, block_BH: Floats) -> Floats:
         """‖x - c_k‖² [B, K]."""

@@ -61,7 +61,7 @@ _MEANS_NOTHING = frozenset(
 _TEACHERS_SIDE = frozenset(
     {
         *CacheKeys.model_fields,
-        *("teachers", "objectives"),
+        *("teachers", "objectives", "stages"),
         *("objective", "control", "schedule", "aligner_batch_size", "aligner_learning_rate"),
         "responses",
     }

@@ -92,6 +92,16 @@ def test_an_undistilled_student_reads_no_weights():
     assert len(one.runs) == 5
 
 
+def test_an_undistilled_student_has_no_stages():
+    """It is the baseline of one that learns from a teacher in stages."""
+    keys = {"objectives": [{"name": "kd"}, {"name": "feature"}]}
+    stages = [{"until": 0.5, "objectives": ["feature"]}, {"objectives": ["kd", "feature"]}]
+    staged = with_seeds([0.8, 0.9], **keys, stages=stages)
+    found = conditions([*PLAIN, run(3, 0.5, control="undistilled", **keys, stages=stages), *staged])
+    assert [len(each.runs) for each in found] == [4, 2]
+    assert baseline(found[1], found) is found[0]
+
+
 def test_names_come_from_the_job_or_from_what_differs():
     runs = [run(0, 0.1, alpha=0.0), run(0, 0.2, name="ours"), run(0, 0.3, control="noise=2")]
     assert {each.name for each in conditions(runs)} == {

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from armada.cache_schemas.errors import JobError
 from armada.pipeline.ablation.job import cells, make_ablation
-from armada.stages.distill.objectives import OBJECTIVES
 
 KEYS = {
     "train": "train.parquet",
@@ -143,31 +142,3 @@ def test_refused(grid: Any, keys: dict[str, Any], message: str):
 def test_a_grid_is_needed():
     with pytest.raises(JobError, match="job key 'grid' is missing"):
         make_ablation(KEYS)
-
-
-# --- what an objective reads
-
-
-@pytest.mark.parametrize("name", sorted(OBJECTIVES.built_in.keys() - {"tokens"}))
-def test_an_objective_has_no_option_that_it_does_not_read(name: str):
-    """In a step of training, with every way an objective can be built; that of tokens is read by
-    the language model."""
-    import torch
-    from armada.stages.distill.objectives.base import Sizes
-
-    chosen: Any = OBJECTIVES.load(name)
-    asked: set[str] = set()
-
-    class Spy(chosen.Options):  # type: ignore[misc]
-        """Notes which options are asked for."""
-
-        def __getattribute__(self, name: str) -> Any:
-            if name in chosen.Options.model_fields:
-                asked.add(name)
-            return super().__getattribute__(name)
-
-    objective = chosen(Spy(), Sizes(4, 3, False, (3,)))
-    if hasattr(objective, "joint"):
-        objective.joint = True
-    objective(torch.randn(5, 4), torch.randn(5, 3), torch.randn(5, 3), torch.arange(5) % 3)
-    assert asked == chosen.Options.model_fields.keys()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from armada import open_cache
+from armada.cache_schemas.errors import JobError
 from armada.cache_schemas.features import FeatureSpec
 from armada.cache_schemas.keys import example_key
 from armada.pipeline.distill_job import DistillJob
@@ -240,6 +241,12 @@ def test_domains_where_a_learner_lags_are_drawn_more(job: Job) -> None:
     of_rows = np.bincount(LABELS)
     expected = (shares / of_rows)[data.train.labels]
     np.testing.assert_allclose(data.train.weights, expected, rtol=1e-9)
+
+
+def test_a_domain_is_not_a_row(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("armada.pipeline.choosing._MOST_DOMAINS", 52)
+    with pytest.raises(JobError, match="'text' holds 53 different names in 53 rows; name a column"):
+        chosen(job | PLAIN | {"select": [GAP | {"domain_column": "text"}]})
 
 
 def test_a_run_with_weights(armada: CommandLine, job: Job, tmp_path: Path) -> None:

@@ -117,6 +117,21 @@ def test_clusters_find_what_is_there() -> None:
     assert found.sizes_K.sum() == N
 
 
+def test_distances_to_many_centres_take_no_more_than_a_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Clusters(InBlocks(ROWS), K, seed=0, iterations=3)
+    monkeypatch.setattr("armada.stages.deriving._BLOCK_BYTES", 8 * K * 5)
+    asked, squares = list[int](), Clusters._squares
+    monkeypatch.setattr(
+        Clusters, "_squares", lambda self, rows: asked.append(len(rows)) or squares(self, rows)
+    )
+    parts = Clusters(InBlocks(ROWS), K, seed=0, iterations=3)
+    assert max(asked) == 5
+    np.testing.assert_allclose(parts.centres_KH, whole.centres_KH, rtol=1e-12)
+    assert parts.sizes_K.tolist() == whole.sizes_K.tolist()
+
+
 def test_clusters_are_a_function_of_the_seed() -> None:
     first, again, other = (
         Clusters(InBlocks(ROWS), 8, seed, iterations=3).centres_KH for seed in (0, 0, 1)
