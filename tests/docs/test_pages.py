@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.store.format.manifests import list_teachers
 from armada.stages.store.reading.reader import open_cache
 from docs_material import (
@@ -97,6 +98,7 @@ RUN_BELOW = {
     "adding-a-teacher",
     "adding-an-objective",
     "several-teachers",
+    "objectives",
     "training",
     "labels",
     "scored-choices",
@@ -394,6 +396,14 @@ def test_around_the_loss(place: Workplace) -> None:
     assert ["unaveraged_accuracy" in row for row in epochs] == [False, True, True]
     metrics = json.loads((place.folder / "runs/learned/metrics.json").read_bytes())
     assert [stage["until_step"] for stage in metrics["stages"]] == [6, 12]
+
+
+def test_objectives(place: Workplace) -> None:
+    """Every objective has its line."""
+    run(place, "objectives.md")
+    text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| .* \|$", text, re.MULTILINE)
+    assert sorted(rows) == sorted(OBJECTIVES.built_in)
 
 
 def test_labels(place: Workplace) -> None:
