@@ -18,6 +18,7 @@ from armada.stages.distill.language.teachers import (
     match,
 )
 from armada.stages.distill.token_loss.answers import DenseAnswers, SampledAnswers, SparseAnswers
+from armada.stages.distill.token_loss.settings import TokenLossSettings
 from armada.stages.language.tokens import INSIDE, TokenTexts
 from armada.stages.ragged import Ragged, joined
 from armada.stages.store.codec.samples import encode_samples
@@ -250,19 +251,21 @@ def test_each_feature_is_decoded_as_what_it_is(cache: Any) -> None:
 def test_what_answers_cannot_give_is_refused_before_training(cache: Any) -> None:
     opened, _ = cache
     top, samples = opened.ragged("top_k"), opened.ragged("samples")
-    CachedAnswers(top, 2.0, "bucket").check("jsd", False, WORDS)
+    jsd, reverse = (TokenLossSettings(divergence=name) for name in ("jsd", "reverse_kl"))
+    CachedAnswers(top, 2.0, "bucket").check(jsd, False, WORDS)
     with pytest.raises(CacheError, match="not known at 4"):
-        CachedAnswers(top, 4.0, "bucket").check("jsd", False, WORDS)
-    CachedAnswers(top, 4.0, "renormalised").check("jsd", False, WORDS)
+        CachedAnswers(top, 4.0, "bucket").check(jsd, False, WORDS)
+    CachedAnswers(top, 4.0, "renormalised").check(jsd, False, WORDS)
     with pytest.raises(JobError, match="which are not cached"):
-        CachedAnswers(samples, 1.0, "bucket").check("reverse_kl", False, WORDS)
+        CachedAnswers(samples, 1.0, "bucket").check(reverse, False, WORDS)
     with pytest.raises(JobError, match="samples do not give"):
-        CachedAnswers(samples, 1.0, "bucket").check("forward_kl", True, WORDS)
+        CachedAnswers(samples, 1.0, "bucket").check(TokenLossSettings(), True, WORDS)
     for name in ("top_k", "samples", "dense"):
+        answers = CachedAnswers(opened.ragged(name), 1.0, "bucket")
         with pytest.raises(
             CacheError, match=f"of {WORDS} tokens is not what a teacher of 49 tokens"
         ):
-            CachedAnswers(opened.ragged(name), 1.0, "bucket").check("forward_kl", False, WORDS - 1)
+            answers.check(TokenLossSettings(), False, WORDS - 1)
 
 
 def _with_read(texts: TokenTexts, read: list[list[int]]) -> TokenTexts:
