@@ -304,6 +304,15 @@ class DistillJob(
         return self
 
     @model_validator(mode="after")
+    def _parts_labels(self) -> "DistillJob":
+        if self.label_separator is not None and self.label_column is None:
+            raise ValueError(
+                f"job key 'label_separator': {self.label_separator!r} parts labels, and job key "
+                "'label_column' is missing; name it, or leave both out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _measures_something(self) -> "DistillJob":
         if self.metric is not None and not self.validation:
             raise ValueError(

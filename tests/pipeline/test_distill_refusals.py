@@ -207,6 +207,12 @@ def test_keys(distill_bench, tmp_path, refused, setting, words):
     assert re.search(words, line), line
 
 
+def test_a_separator_without_labels(distill_bench, tmp_path, refused):
+    words = distill_bench.words(tmp_path / "run", label_column=None)
+    line = refused(*words, "--set", "label_separator=;")
+    assert line.startswith("job key 'label_separator': ';' parts labels, and job key")
+
+
 def test_a_rate_for_adamw_is_not_one_for_sgd(distill_bench, tmp_path, refused):
     words = distill_bench.words(tmp_path / "run")
     at = next(n for n, word in enumerate(words) if str(word).startswith("learning_rate="))
