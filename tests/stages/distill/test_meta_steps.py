@@ -33,7 +33,11 @@ from token_loss_reference import DIVERGENCES
 
 META = torch.device("meta")
 ROWS = 8
-LOGITS = {name for name in OBJECTIVES.built_in if OBJECTIVES.load(name).reads.classes} - {"kd"}
+LOGITS = {
+    name
+    for name in OBJECTIVES.built_in
+    if OBJECTIVES.load(name).reads.classes and OBJECTIVES.load(name).reads.features == 1
+} - {"kd"}
 PLUG_INS = Path(__file__).parents[2] / "hint_objective"
 
 
