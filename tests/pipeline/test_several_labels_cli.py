@@ -269,11 +269,6 @@ REFUSED: dict[str, tuple[tuple[str, ...], list[str], str]] = {
     ),
     "a column twice": (("kind", "kind"), ["objective=kd"], "name at least one column, and none tw"),
     "no task": (("p",), ["objective=kd"], "labels are lists of numbers; set task=regression"),
-    "a separator of lists": (
-        ("sets",),
-        ["objective=kd", "label_separator=;"],
-        "label_separator ';': column 'sets' holds large_list<item: large_string>, not text",
-    ),
 }
 
 
