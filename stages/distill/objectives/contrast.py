@@ -19,12 +19,12 @@ from ..losses import accumulated, contrast, likeliest_classes
 from ..losses.distances import unit
 from ..negatives import Negatives
 from ..projectors import WithProjector, make_projector
-from .base import Objective, Reads, Sizes, Sources, StudentSide, named_terms
-from .one_loss import task_beside
+from .base import Reads, Sizes, Sources, StudentSide
+from .one_loss import BetaObjective
 from .options import ContrastOptions, CRDOptions, InfoNCEOptions, WCoRDOptions
 
 
-class ContrastObjective(Objective):
+class ContrastObjective(BetaObjective):
     """An objective that compares each text with the teacher's features of itself and of others."""
 
     options: ContrastOptions
@@ -66,12 +66,7 @@ class ContrastObjective(Objective):
             teacher_MH, examples = torch.cat([own_BH, others_NH]), drawn.among
         masked_BM = self._masked(labels_B, drawn)
         loss, reported = self.contrast(pooled_BD, teacher_MH, masked_BM, examples)
-        task = task_beside(loss, side.output_BK, labels_B, self.sizes.regression)
-        return named_terms(task + self.options.beta * loss, task=task, **reported)
-
-    def task_weight(self, sources: Sources) -> float:
-        """1."""
-        return 1.0
+        return self.beside_task(loss, side.output_BK, labels_B, **reported)
 
     def _masked(self, labels_B: Tensor | None, drawn: Negatives | None) -> Tensor | None:
         if not self.options.mask_same_label or labels_B is None:

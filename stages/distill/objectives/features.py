@@ -8,7 +8,7 @@ from ..losses import accumulated
 from ..losses.features import norm_direction_loss
 from ..projectors import WithProjector, make_projector
 from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
-from .one_loss import task_beside
+from .one_loss import BetaObjective
 from .options import FeatureOptions, NormDirectionOptions
 
 
@@ -58,7 +58,7 @@ class FeatureObjective(WithProjector, Objective):
         return projected
 
 
-class NormDirectionObjective(WithProjector, Objective):
+class NormDirectionObjective(WithProjector, BetaObjective):
     """The direction of the mean of the text's class, and a length of at least the teacher's.
 
     Formula: task + beta · mean of 1 - projection(s)·c / max(|projection(s)|, |t|), c the direction
@@ -96,9 +96,4 @@ class NormDirectionObjective(WithProjector, Objective):
         both = feature_BH if isinstance(feature_BH, tuple) else (feature_BH, None)
         own_BH, mean_BH = (accumulated(self._feature(each).detach()) for each in both)
         loss = norm_direction_loss(accumulated(self.projection(pooled_BD)), own_BH, mean_BH)
-        task = task_beside(loss, output_BK, labels_B, self.sizes.regression)
-        return named_terms(task + self.options.beta * loss, task=task, norm_direction=loss)
-
-    def task_weight(self, sources: Sources) -> float:
-        """1."""
-        return 1.0
+        return self.beside_task(loss, output_BK, labels_B, norm_direction=loss)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ....cache_schemas.errors import JobError
 from .. import closed_forms
-from ..losses import accumulated, logits, task_loss
+from ..losses import accumulated, logits
 from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
-from .one_loss import LogitsObjective
+from .one_loss import AlphaObjective, LogitsObjective
 from .options import DKDOptions, DualHeadOptions, KDOptions, LogitMSEOptions
 
 LOWEST_TEMPERATURE = 1.0
@@ -117,7 +117,7 @@ class DKDObjective(LogitsObjective):
         return total, {"target": target, "nontarget": nontarget}
 
 
-class DualHeadObjective(Objective):
+class DualHeadObjective(AlphaObjective):
     """Logits of a second head, class by class: the task's own head learns from labels alone.
 
     Formula: alpha · T²·Σ over classes of KL(σ(n(t)/T) ‖ σ(n(head(pooled))/T)) + (1 - alpha) · task,
@@ -152,13 +152,7 @@ class DualHeadObjective(Objective):
         teacher_BK = accumulated(self._feature(feature_BH).detach())
         second_BK = accumulated(self.head(accumulated(pooled_BD)))
         distillation = logits.binary_kl_loss(second_BK, teacher_BK, self.options.temperature)
-        task = task_loss(output_BK, labels_B, regression=False)
-        total = self.options.alpha * distillation + (1 - self.options.alpha) * task
-        return named_terms(total, task=task, distillation=distillation)
-
-    def task_weight(self, sources: Sources) -> float:
-        """1 - alpha."""
-        return 1 - self.options.alpha
+        return self.beside_task(distillation, output_BK, labels_B)
 
 
 class LearnedTemperature(nn.Module):

@@ -1,7 +1,9 @@
 """Bases of objectives that are one loss of a teacher, beside the task's.
 
-    LogitsObjective        total = alpha · distillation + (1 - alpha) · task
-    FeatureLossObjective   total = task + beta · loss, of a pooled text
+    AlphaObjective         total = alpha · distillation + (1 - alpha) · task
+    LogitsObjective        the same, of class logits
+    BetaObjective          total = task + beta · loss
+    FeatureLossObjective   the same, of a pooled text
     LayersObjective        the same, of hidden layers
 
 All give their loss numbers in the precision of sums, and the teacher's without a graph. Shapes: B
@@ -29,10 +31,27 @@ from .base import (
 from .options import AlphaOptions, BetaOptions
 
 
-class LogitsObjective(Objective):
-    """An objective that compares the student's class logits with the teacher's."""
+class AlphaObjective(Objective):
+    """An objective that weighs a loss of the teacher against that of the labels."""
 
     options: AlphaOptions
+
+    def beside_task(
+        self, distillation: Tensor, output_BK: Tensor, labels_B: Tensor, **reported: Tensor
+    ) -> dict[str, Tensor]:
+        """total, task, distillation, and what is reported."""
+        task = task_loss(output_BK, labels_B, regression=False)
+        total = self.options.alpha * distillation + (1 - self.options.alpha) * task
+        return named_terms(total, task=task, distillation=distillation, **reported)
+
+    def task_weight(self, sources: Sources) -> float:
+        """1 - alpha."""
+        return 1 - self.options.alpha
+
+
+class LogitsObjective(AlphaObjective):
+    """An objective that compares the student's class logits with the teacher's."""
+
     reads: ClassVar[Reads] = Reads(default_feature="logits", classes=True, regression=False)
 
     @abstractmethod
@@ -51,19 +70,36 @@ class LogitsObjective(Objective):
         distillation, reported = self.distillation(
             student_BK, teacher_BK, likeliest_classes(labels_B)
         )
-        task = task_loss(student_BK, labels_B, regression=False)
-        total = self.options.alpha * distillation + (1 - self.options.alpha) * task
-        return named_terms(total, task=task, distillation=distillation, **reported)
-
-    def task_weight(self, sources: Sources) -> float:
-        """1 - alpha."""
-        return 1 - self.options.alpha
+        return self.beside_task(distillation, student_BK, labels_B, **reported)
 
 
-class FeatureLossObjective(Objective):
-    """An objective that compares the student's pooled texts with a feature of the teacher."""
+class BetaObjective(Objective):
+    """An objective that adds a loss of the teacher to the task's."""
 
     options: BetaOptions
+
+    def beside_task(
+        self,
+        loss: Tensor,
+        output_BK: Tensor | None,
+        labels_B: Tensor | None,
+        **reported: Tensor,
+    ) -> dict[str, Tensor]:
+        """total, task, and what is reported. Without output or labels, the task's is 0."""
+        if output_BK is None or labels_B is None:
+            task = torch.zeros_like(loss)
+        else:
+            task = task_loss(output_BK, labels_B, self.sizes.regression)
+        return named_terms(task + self.options.beta * loss, task=task, **reported)
+
+    def task_weight(self, sources: Sources) -> float:
+        """1."""
+        return 1.0
+
+
+class FeatureLossObjective(BetaObjective):
+    """An objective that compares the student's pooled texts with a feature of the teacher."""
+
     reads: ClassVar[Reads] = Reads(labels=False, headless=True, task=False)
 
     def __init__(self, options: BetaOptions, sizes: Sizes) -> None:
@@ -86,18 +122,11 @@ class FeatureLossObjective(Objective):
         pooled_BD = accumulated(pooled_BD)
         feature = self._feature(feature_BH).detach().to(pooled_BD.dtype)
         loss, reported = self.loss(pooled_BD, feature)
-        task = task_beside(loss, output_BK, labels_B, self.sizes.regression)
-        return named_terms(task + self.options.beta * loss, task=task, **reported)
-
-    def task_weight(self, sources: Sources) -> float:
-        """1."""
-        return 1.0
+        return self.beside_task(loss, output_BK, labels_B, **reported)
 
 
-class LayersObjective(Objective):
+class LayersObjective(BetaObjective):
     """An objective that compares hidden layers of the student with features of the teacher."""
-
-    options: BetaOptions
 
     @abstractmethod
     def loss(
@@ -117,18 +146,4 @@ class LayersObjective(Objective):
                 f"{len(features)}"
             )
         loss, reported = self.loss(side, features)
-        task = task_beside(loss, side.output_BK, labels_B, self.sizes.regression)
-        return named_terms(task + self.options.beta * loss, task=task, **reported)
-
-    def task_weight(self, sources: Sources) -> float:
-        """1."""
-        return 1.0
-
-
-def task_beside(
-    loss: Tensor, output_BK: Tensor | None, labels_B: Tensor | None, regression: bool
-) -> Tensor:
-    """The task's loss beside that of a teacher: 0 without output or labels."""
-    if output_BK is None or labels_B is None:
-        return torch.zeros_like(loss)
-    return task_loss(output_BK, labels_B, regression)
+        return self.beside_task(loss, side.output_BK, labels_B, **reported)

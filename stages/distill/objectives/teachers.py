@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....cache_schemas.errors import JobError
-from ..losses import MISSING_LABEL, accumulated, likeliest_classes, task_loss
+from ..losses import MISSING_LABEL, accumulated, likeliest_classes
 from ..losses import teachers as fusing
-from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
+from .base import Reads, Sizes, TeacherSide
+from .one_loss import AlphaObjective
 from .options import MultiKDOptions
 
 
-class MultiKDObjective(Objective):
+class MultiKDObjective(AlphaObjective):
     """Class probabilities of several teachers, weighted for each example and fused into one.
 
     Formula: alpha · T²·KL(p ‖ softmax(s/T)) + (1 - alpha) · task, p = Σ_n w_n·softmax(t_n/T)
@@ -82,26 +83,21 @@ class MultiKDObjective(Objective):
         teachers = [accumulated(self._feature(each).detach()) for each in features]
         student_BK = accumulated(output_BK)
         teacher_NBK = torch.stack(teachers).to(student_BK.dtype)
-        task = task_loss(student_BK, labels_B, regression=False)
         if self.options.standardize:
             student_BK = fusing.standardized(student_BK)
             teacher_NBK = fusing.standardized(teacher_NBK)
         classes_B = likeliest_classes(labels_B)
         weights_NB = self._weights(pooled_BD, teacher_NBK, classes_B)
         distillation = self._distillation(student_BK, teacher_NBK, weights_NB.detach())
-        alpha = self.options.alpha
-        total = alpha * distillation + (1 - alpha) * task
         means = weights_NB.detach().mean(dim=1)
         reported = {f"weight_of_{n}": each for n, each in zip(self.sources, means, strict=True)}
         if self.gate is not None:
             gate = self._gate_loss(teacher_NBK, weights_NB, classes_B)
-            total = total + gate
             reported["gate"] = gate
-        return named_terms(total, task=task, distillation=distillation, **reported)
-
-    def task_weight(self, sources: Sources) -> float:
-        """1 - alpha."""
-        return 1 - self.options.alpha
+        terms = self.beside_task(distillation, output_BK, labels_B, **reported)
+        if self.gate is not None:
+            terms["total"] = terms["total"] + reported["gate"]
+        return terms
 
     def _distillation(self, student_BK: Tensor, teacher_NBK: Tensor, weights_NB: Tensor) -> Tensor:
         temperature = self.options.temperature
