@@ -422,4 +422,5 @@ def test_adding_an_objective(place: Workplace) -> None:
     assert last < first
     metrics = json.loads((place.folder / "run" / "metrics.json").read_bytes())
     assert metrics["objective"] == "contrast"
-    assert re.search(r"^38 passed", printed, re.MULTILINE)
+    (passed,) = re.findall(r"^(\d+) passed", printed, re.MULTILINE)  # the contract kit, which grows
+    assert int(passed) >= 38
