@@ -194,7 +194,9 @@ def _with_predictions(
 ) -> Answering:
     source, rows = data.sources[teacher.source], data.train.cache_rows[teacher.source]
     feature, options = source.of_tokens, teacher.options
-    answers = CachedAnswers(feature, options.token_temperature, options.tail)
+    answers = CachedAnswers(
+        feature, options.token_temperature, options.tail, options.token_temperatures
+    )
     answers.check(options, options.cross_tokenizer, teacher_vocab_size(source.teacher))
     if options.cross_tokenizer:
         return matched_by_characters(answers, source.cache, rows, texts)

@@ -133,7 +133,10 @@ VARIANTS: dict[str, dict[str, object]] = {
     "dense": {"feature": "dense", "divergence": "reverse_kl"},
     "renormalised": {"tail": "renormalised", "token_temperature": 3.0},
     "document_mask": {"packing": "document_mask", "max_length": 100},
-    "concat": {"packing": "concat", "max_length": 100},
+    "concat": {
+        **{"packing": "concat", "max_length": 100},
+        **{"divergence": "self_evolution", "token_temperatures": "[1, 2]"},
+    },
     "generated": {"responses": "generated"},
     "generated, and nothing else": {"responses": "generated", "cache": "SAID", "feature": None},
     "longer texts": {"max_length": 18, "skip_bad_rows": "true"},
@@ -466,6 +469,7 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
     "a feature of no words": ({"feature": "token_ids"}, "'token_ids' is not a token feature"),
     "no feature named": ({"feature": None}, "is missing; the teacher has top_k, samples, dense"),
     "a temperature without its tail": ({"token_temperature": 4.0}, "only at 1.0, 2.0"),
+    "temperatures without a tail": ({"token_temperatures": "[1, 4]"}, "only at 1.0, 2.0"),
     "samples at a temperature": (
         {"feature": "samples", "token_temperature": 2.0},
         "which are not cached",

@@ -19,15 +19,19 @@ from ....cache_schemas.codings import SamplesCoding, TopKCoding
 from ....cache_schemas.errors import CacheError, JobError
 from ...language.tokens import INSIDE, TokenTexts, read_before_predicted
 from ...ragged import arange_each, positions_of
+from ...store.codec.answers import TopK
 from ...store.codec.samples import decode_samples
 from ...store.codec.top_k import decode_top_k
 from ...store.format.rows import Rows
 from ...store.reading.feature_array import RaggedArray
 from ..objectives.options import Tail
 from ..token_loss.answers import Answers, DenseAnswers, SampledAnswers, SparseAnswers, check_samples
+from ..token_loss.divergences import LEAST
 from ..token_loss.settings import TokenLossSettings
 
 Ints = npt.NDArray[np.int64]
+
+Floats = npt.NDArray[np.float32]
 
 Tensors = dict[str, torch.Tensor]
 
@@ -39,11 +43,17 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswers:
-    """A feature of predicted tokens, and how to read it."""
+    """A feature of predicted tokens, and how to read it.
+
+    With `temperatures` T_1 .. T_n each position has its own: T_i if the teacher's certainty
+    1 - H(p) / log o, of its o outcomes at temperature 1, lies in the i-th of n equal parts of 0 to
+    1. Outcomes are the listed tokens and, with a tail, all others as one more; or all tokens.
+    """
 
     feature: RaggedArray
     temperature: float
     tail: Tail
+    temperatures: tuple[float, ...] = ()
 
     def check(self, settings: TokenLossSettings, by_rank: bool, vocab_size: int) -> None:
         """Raise an InputError for predictions that cannot be compared this way, or have another
@@ -75,6 +85,11 @@ class CachedAnswers:
                 f"feature {self.feature.spec.name!r}: was sampled at temperature "
                 f"{coding.temperature:g}; training needs samples at temperature 1"
             )
+        if self.temperatures:
+            raise JobError(
+                "token_temperatures: need all of a distribution, and samples are a part of it; "
+                "leave it out, or cache top_k or dense"
+            )
         check_samples(settings, self.temperature, bool(coding.log_prob_bits))
 
     def read(self, rows: Rows, positions: Rows, counts: Rows) -> Tensors:
@@ -85,13 +100,51 @@ class CachedAnswers:
         values = self.feature.gather_at(rows, positions, counts)
         coding = self.feature.spec.coding
         if isinstance(coding, TopKCoding):
-            renormalised = self.tail == "renormalised"
-            found = decode_top_k(coding, values, self.temperature, renormalised=renormalised)
-            return _tensors(ids=found.ids_Nk, log_probs=found.log_probs_Nk, tail=found.log_tail_N)
+            return self._top_k(coding, values)
         if isinstance(coding, SamplesCoding):
             samples = decode_samples(coding, values)
             return _tensors(drawn=samples.ids_NK, log_probs=samples.log_probs_NK)
-        return _tensors(dense=values)
+        if not self.temperatures:
+            return _tensors(dense=values)
+        log_p = torch.from_numpy(values).float().log_softmax(dim=1).numpy()
+        return _tensors(dense=values, temperatures=self._temperatures_by(_certainty(log_p)))
+
+    def _top_k(self, coding: TopKCoding, values: npt.NDArray[np.uint8]) -> Tensors:
+        if not self.temperatures:
+            return _of_top_k(self._decoded(coding, values, self.temperature))
+        found = self._decoded(coding, values, 1.0)
+        outcomes = found.log_probs_Nk
+        if found.log_tail_N is not None:
+            outcomes = np.concatenate([outcomes, found.log_tail_N[:, None]], axis=1)
+        temperatures = self._temperatures_by(_certainty(outcomes))
+        for temperature in set(self.temperatures):
+            at = np.flatnonzero(temperatures == np.float32(temperature))
+            own = self._decoded(coding, values[at], temperature)
+            found.log_probs_Nk[at] = own.log_probs_Nk
+            if found.log_tail_N is not None:
+                found.log_tail_N[at] = own.log_tail_N
+        return _of_top_k(found) | _tensors(temperatures=temperatures)
+
+    def _decoded(
+        self, coding: TopKCoding, values: npt.NDArray[np.uint8], temperature: float
+    ) -> TopK:
+        return decode_top_k(coding, values, temperature, renormalised=self.tail == "renormalised")
+
+    def _temperatures_by(self, certainty_N: Floats) -> Floats:
+        parts = len(self.temperatures)
+        chosen = np.clip(certainty_N * parts, 0, parts - 1).astype(np.int64)
+        return np.array(self.temperatures, dtype=np.float32).take(chosen)
+
+
+def _of_top_k(found: TopK) -> Tensors:
+    return _tensors(ids=found.ids_Nk, log_probs=found.log_probs_Nk, tail=found.log_tail_N)
+
+
+def _certainty(log_p_No: Floats) -> Floats:
+    """1 - H(p) / log o of each row, as `token_weights` has it; -inf is a probability of 0."""
+    log_p_No = np.maximum(log_p_No, np.float32(LEAST))
+    entropy_N: Floats = -(np.exp(log_p_No) * log_p_No).sum(axis=1)
+    return 1 - entropy_N / np.float32(math.log(max(2, log_p_No.shape[1])))
 
 
 def _tensors(**arrays: npt.NDArray[Any] | None) -> Tensors:
@@ -101,10 +154,11 @@ def _tensors(**arrays: npt.NDArray[Any] | None) -> Tensors:
 def as_answers(tensors: Tensors) -> Answers:
     """The tensors of `CachedAnswers.read`, as the loss takes them."""
     if "dense" in tensors:
-        return DenseAnswers(tensors["dense"])
+        return DenseAnswers(tensors["dense"], tensors.get("temperatures"))
     if "drawn" in tensors:
         return SampledAnswers(tensors["drawn"], tensors.get("log_probs"))
-    return SparseAnswers(tensors["ids"], tensors["log_probs"], tensors.get("tail"))
+    tail, temperatures = tensors.get("tail"), tensors.get("temperatures")
+    return SparseAnswers(tensors["ids"], tensors["log_probs"], tail, temperatures)
 
 
 # --- Which of them belongs to which prediction of the student

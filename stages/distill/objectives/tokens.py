@@ -31,12 +31,13 @@ class TokensObjective(Objective):
     Formula: alpha · T²·D(teacher ‖ student) + (1 - alpha) · cross entropy, means over tokens
     Source: Hinton et al., arXiv 1503.02531; for other divergences D, see `divergence`: MiniLLM
     (2306.08543), GKD (2306.13649), DistiLLM (2402.03898), TAID (2501.16937), DKD (2203.08679), ATKD
-    (2402.11890).
+    (2402.11890), Self-Evolution KD (2412.15303). A temperature for each token: Swing Distillation
+    (2212.08349), whose noise on the targets is left out.
 
     The target of taid moves in a straight line with the steps; what it adapts to elsewhere, the
-    loss of a whole batch, no single process has here. Targets of dkd and atkd are the corpus's next
-    tokens: one outside of top_k is the tail, for what is not listed is one outcome. Samples are
-    refused by these three and by token_weights.
+    loss of a whole batch, no single process has here. Targets of dkd, atkd and self_evolution are
+    the corpus's next tokens: one outside of top_k is the tail, for what is not listed is one
+    outcome. Samples are refused by these four, by token_weights and by token_temperatures.
 
     Owns nothing.
     """

@@ -24,12 +24,14 @@ class SparseAnswers:
                   token, that token is one of the others
     log_tail_P    the logarithm of what the others have, one more outcome on both sides; None: both
                   sides are renormalised over the tokens that are present
+    temperatures_P  the temperature that each position is at; None: all at that of the loss
     A row without a present entry counts as one where student and teacher agree.
     """
 
     ids_Pk: Tensor
     log_probs_Pk: Tensor
     log_tail_P: Tensor | None
+    temperatures_P: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.ids_Pk.shape == self.log_probs_Pk.shape, "one id per probability"
@@ -40,8 +42,8 @@ class SparseAnswers:
 
     def rows(self, rows: slice) -> Self:
         """The predictions at some of the positions."""
-        tail = None if self.log_tail_P is None else self.log_tail_P[rows]
-        return type(self)(self.ids_Pk[rows], self.log_probs_Pk[rows], tail)
+        tail, temperatures = _rows(self.log_tail_P, rows), _rows(self.temperatures_P, rows)
+        return type(self)(self.ids_Pk[rows], self.log_probs_Pk[rows], tail, temperatures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +66,30 @@ class SampledAnswers:
 
     def rows(self, rows: slice) -> Self:
         """The predictions at some of the positions."""
-        log_probs = None if self.log_probs_PK is None else self.log_probs_PK[rows]
-        return type(self)(self.ids_PK[rows], log_probs)
+        return type(self)(self.ids_PK[rows], _rows(self.log_probs_PK, rows))
 
 
 @dataclass(frozen=True, slots=True)
 class DenseAnswers:
-    """The logarithm of every token's probability at temperature 1, [P, V'], V' <= V.
+    """The logarithm of every token's probability at temperature 1, [P, V'], V' <= V; and, if not
+    all positions are compared at the temperature of the loss, that of each.
 
     Rows of the student's vocabulary that the teacher lacks, as where one of them is padded, have
     probability 0."""
 
     log_probs_PV: Tensor
+    temperatures_P: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.log_probs_PV)
 
     def rows(self, rows: slice) -> Self:
         """The predictions at some of the positions."""
-        return type(self)(self.log_probs_PV[rows])
+        return type(self)(self.log_probs_PV[rows], _rows(self.temperatures_P, rows))
+
+
+def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
 
 
 Answers = SparseAnswers | SampledAnswers | DenseAnswers
@@ -102,7 +109,7 @@ def check_samples(settings: TokenLossSettings, temperature: float, has_log_probs
 
     Jobs that read samples are checked by it before a model loads."""
     divergence = settings.divergence
-    if divergence in ("taid", "dkd", "atkd"):
+    if divergence in ("taid", "dkd", "atkd", "self_evolution"):
         raise JobError(
             f"divergence {divergence} needs all of a distribution, and samples are a part of it; "
             "use another divergence, or cache top_k or dense"
@@ -123,6 +130,14 @@ def check_samples(settings: TokenLossSettings, temperature: float, has_log_probs
         f"divergence {divergence} at temperature {temperature:g} needs the probabilities of the "
         "sampled tokens, which are not cached; use forward_kl at temperature 1, or cache them"
     )
+
+
+def temperatures_of(answers: Answers, answered_P: Tensor) -> Tensor | None:
+    """The temperature of each position, [P, 1], 1 where there is no prediction; None: all have that
+    of the loss."""
+    if isinstance(answers, SampledAnswers) or answers.temperatures_P is None:
+        return None
+    return answers.temperatures_P.where(answered_P, 1)[:, None]
 
 
 def check_vocabulary(answers: Answers, rows: int) -> None:

@@ -9,6 +9,8 @@ With z the logits, q = softmax(z/T), n labelled and m answered tokens of the who
 
     total = alpha · T²/m · Σ divergence + (1 - alpha)/n · Σ cross entropy
     d/dz  = alpha · T/m · d divergence/d(z/T) + (1 - alpha)/n · (softmax(z) - onehot)
+
+T is that of the loss, or each position's own, where the predictions bring one.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from ...language.logits import LogitTransform
 from ..losses import MISSING_LABEL
-from .answers import Answers
+from .answers import Answers, temperatures_of
 from .divergences import Soften, Softened, softmax
 
 Observe = Callable[[Tensor, slice], None]
@@ -114,7 +116,7 @@ class _Pass:
         return task / self._labelled, squared * divergence / self._answered
 
     def _chunk(self, hidden_PH: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        counted = _Counted.of(self._step, rows)
+        counted = _Counted.of(self._step, rows, self._head.sums)
         hidden_CH = self._head.widened(hidden_PH[rows].masked_fill(counted.nowhere_C1, 0))
         logits_CV = self._buffers.take("logits", len(hidden_CH))
         self._head.logits(hidden_CH, logits_CV)
@@ -123,30 +125,37 @@ class _Pass:
         if self._step.observe is not None:
             self._step.observe(logits_CV, rows)
         soft = self._softened(logits_CV, rows, counted)
-        log_sum_C1, own_CV = self._at_temperature_one(soft, logits_CV)
+        log_sum_C1, own_CV = self._at_temperature_one(soft, logits_CV, counted)
         if any(gradient is not None for gradient in self.gradients):
             slope_CV = self._slope(soft, own_CV, counted)
             self._add(self._step.transform.cap_slope_(slope_CV, logits_CV), hidden_CH, rows)
         task_C = (log_sum_C1 - label_logit_C1).squeeze(1).where(counted.labelled_C, 0)
-        return task_C.sum(), soft.divergence_C.where(counted.answered_C, 0).sum()
+        divergence_C = soft.divergence_C.where(counted.answered_C, 0)
+        if counted.temperature_C1 is not None:
+            divergence_C = divergence_C * counted.temperature_C1.squeeze(1) ** 2
+        return task_C.sum(), divergence_C.sum()
 
     def _softened(self, logits_CV: Tensor, rows: slice, counted: "_Counted") -> Softened:
         """Logits over the temperature: in the logits' own memory, unless they are needed after
         this."""
         step, tempered_CV = self._step, logits_CV
-        if step.temperature != 1 or step.transform.softcap is not None:
+        if not self._all_at_one(counted) or step.transform.softcap is not None:
             tempered_CV = self._buffers.take("softened", len(logits_CV))
-            torch.div(logits_CV, step.temperature, out=tempered_CV)
+            each_C1 = counted.temperature_C1
+            torch.div(logits_CV, step.temperature if each_C1 is None else each_C1, out=tempered_CV)
         shares_CV = self._buffers.take("shares", len(logits_CV))
         targets_C = counted.label_C1.squeeze(1).where(counted.labelled_C, -1)
         answers = step.answers.rows(rows)
         return step.soften(tempered_CV, shares_CV, answers, counted.answered_C, targets_C)
 
+    def _all_at_one(self, counted: "_Counted") -> bool:
+        return self._step.temperature == 1 and counted.temperature_C1 is None
+
     def _at_temperature_one(
-        self, soft: Softened, logits_CV: Tensor
+        self, soft: Softened, logits_CV: Tensor, counted: "_Counted"
     ) -> tuple[Tensor, Tensor | None]:
         """log Σ exp of the logits, and their softmax unless the softened one is the same."""
-        if self._step.temperature == 1:
+        if self._all_at_one(counted):
             return soft.log_sum_C1, None
         own_CV = self._buffers.take("softened", len(logits_CV))  # used up by now
         return softmax(logits_CV, own_CV), own_CV
@@ -156,6 +165,8 @@ class _Pass:
         scale, [C, V]; uses up the shares."""
         task_C1 = _column(counted.labelled_C, self._task_weight)
         divergence_C1 = _column(counted.answered_C, self._divergence_weight)
+        if counted.temperature_C1 is not None:
+            divergence_C1 = divergence_C1 * counted.temperature_C1
         shared_C1 = divergence_C1 * soft.slope_C1
         if own_CV is None:
             shared_C1 = shared_C1 + task_C1 * soft.rest_C1
@@ -188,19 +199,25 @@ def _column(counted_C: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """Masks of a chunk's tokens."""
+    """Masks, labels and temperatures of a chunk's tokens."""
 
     labelled_C: Tensor
     answered_C: Tensor
     label_C1: Tensor
     """0 where there is none."""
+    temperature_C1: Tensor | None
+    """Temperature of each token; None: all have that of the loss."""
 
     @classmethod
-    def of(cls, step: Step, rows: slice) -> "_Counted":
+    def of(cls, step: Step, rows: slice, dtype: torch.dtype) -> "_Counted":
         labels_C = step.labels_P[rows]
         labelled_C = labels_C != MISSING_LABEL
         label_C1 = labels_C.where(labelled_C, 0).long()[:, None]
-        return cls(labelled_C, step.answered_P[rows], label_C1)
+        answered_C = step.answered_P[rows]
+        temperature_C1 = temperatures_of(step.answers.rows(rows), answered_C)
+        if temperature_C1 is not None:
+            temperature_C1 = temperature_C1.to(dtype)
+        return cls(labelled_C, answered_C, label_C1, temperature_C1)
 
     @property
     def nowhere_C1(self) -> Tensor:

@@ -22,7 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .answers import Answers, DenseAnswers, Entries, SampledAnswers, SparseAnswers, entries
+from .answers import (
+    Answers,
+    DenseAnswers,
+    Entries,
+    SampledAnswers,
+    SparseAnswers,
+    entries,
+    temperatures_of,
+)
 from .settings import TokenLossSettings
 
 LEAST = -1e30
@@ -162,10 +170,12 @@ def soften_dense(
     compare: Compare,
     temperature: float,
 ) -> Softened:
-    """The divergence from softmax(log p / T), over V tokens."""
+    """The divergence from softmax(log p / T), over V tokens; T may be each position's own."""
     assert isinstance(answers, DenseAnswers)
     log_sum_C1 = softmax(logits_CV, spare_CV)
-    log_p_CV = tempered(answers, answered_C, logits_CV, temperature)
+    each_C1 = temperatures_of(answers, answered_C)
+    at = temperature if each_C1 is None else each_C1.to(logits_CV.dtype)
+    log_p_CV = tempered(answers, answered_C, logits_CV, at)
     log_p_CV = padded(log_p_CV, logits_CV.shape[1])
     parts_CV, slopes_CV = compare(log_p_CV, logits_CV.sub_(log_sum_C1), targets_C)
     return Softened(
@@ -178,11 +188,14 @@ def soften_dense(
     )
 
 
-def tempered(answers: DenseAnswers, answered_C: Tensor, like: Tensor, temperature: float) -> Tensor:
-    """log_softmax(log p / T), [C, V'], finite: `LEAST` for a probability of 0, and zeros in rows
-    without predictions."""
+def tempered(
+    answers: DenseAnswers, answered_C: Tensor, like: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """log_softmax(log p / T), [C, V'], T that of all or of each [C, 1]; finite: `LEAST` for a
+    probability of 0, and zeros in rows without predictions."""
     log_p = answers.log_probs_PV.to(like.dtype)
-    log_p = (log_p if temperature == 1 else log_p / temperature).log_softmax(dim=1)
+    at_one = not isinstance(temperature, Tensor) and temperature == 1
+    log_p = (log_p if at_one else log_p / temperature).log_softmax(dim=1)
     return log_p.clamp_(min=LEAST).masked_fill_(~answered_C[:, None], 0)
 
 

@@ -18,6 +18,7 @@ from .answers import (
     SparseAnswers,
     check_samples,
     check_vocabulary,
+    temperatures_of,
 )
 from .chunked import Chunked, Observe, Step, chunk_tokens
 from .divergences import Soften, measure_of, soften_dense, soften_samples, soften_sparse
@@ -78,7 +79,8 @@ def token_loss(
 
     The divergence compares softmax(z/T) with the predictions: sparse ones as they are (they were
     cached at T), dense ones as softmax(log p / T), samples as in `divergences.py`. Cross entropy:
-    T = 1. `chunk` is the number of tokens per matrix product with the vocabulary; None: as many as
+    T = 1. Predictions that have temperatures of their own, T² included, go with `temperature` 1.
+    `chunk` is the number of tokens per matrix product with the vocabulary; None: as many as
     make 64 MiB of float32 logits, or 256 MiB on a GPU. Memory is O(chunk · V) beside the gradients,
     forward and backward. `progress` is the share of the training steps that are made, for targets
     that move. `observe` sees the logits of each chunk and its rows, and must leave them as they
@@ -144,6 +146,7 @@ def chunked(
     )
     if answered_P is None:
         answered_P = torch.ones_like(labels_P, dtype=torch.bool)
+    assert temperature == 1 or temperatures_of(answers, answered_P) is None, "one of the two"
     step = Step(
         labels_P=labels_P,
         answers=answers,

@@ -14,6 +14,7 @@ Divergence = Literal[
     "taid",
     "dkd",
     "atkd",
+    "self_evolution",
 ]
 
 TokenWeights = Literal["uniform", "entropy", "certainty", "gap"]
@@ -29,7 +30,7 @@ class TokenLossSettings(BaseModel):
     divergence: Divergence = Field(
         default="forward_kl",
         description="forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, total_variation, taid, "
-        "dkd or atkd, between the next-token distributions of teacher and student",
+        "dkd, atkd or self_evolution, between the next-token distributions of teacher and student",
     )
     jsd_beta: float = Field(
         default=0.5,
@@ -73,6 +74,26 @@ class TokenLossSettings(BaseModel):
         ge=0,
         le=1,
         description="a token is hard if the teacher gives more than this to other tokens",
+    )
+    evolution_label_share: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="share of the corpus's token in the target of self_evolution; the teacher has "
+        "the rest",
+    )
+    evolution_prior_share: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="share of that target that is mixed into the student's prediction of a "
+        "difficult token",
+    )
+    evolution_difficulty: float = Field(
+        default=1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="a token is difficult if the student is further from that target, in nats",
     )
     token_weights: TokenWeights = Field(
         default="uniform",

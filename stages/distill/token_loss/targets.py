@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .divergences import LEAST, Measure, forward_kl, measure_of
+from .divergences import LEAST, Measure, forward_kl, measure_of, skew_kl
 from .settings import TokenLossSettings, TokenWeights
 
 Comparison = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -42,6 +42,13 @@ def comparison_of(settings: TokenLossSettings, progress: float) -> Comparison:
             span = settings.taid_end - settings.taid_start
             share = settings.taid_start + progress * span
             compare = _whatever_the_target(partial(taid, share=share))
+        case "self_evolution":
+            compare = partial(
+                self_evolution,
+                label_share=settings.evolution_label_share,
+                prior_share=settings.evolution_prior_share,
+                difficulty=settings.evolution_difficulty,
+            )
         case _:
             compare = _whatever_the_target(measure_of(settings))
     if settings.token_weights == "uniform":
@@ -108,6 +115,43 @@ def atkd(
     return dkd(
         log_p, log_q, target_C, target_weight=target_weight, nontarget_weight=nontarget_weight
     )
+
+
+def self_evolution(
+    log_p: Tensor,
+    log_q: Tensor,
+    target_C: Tensor,
+    *,
+    label_share: float,
+    prior_share: float,
+    difficulty: float,
+) -> tuple[Tensor, Tensor]:
+    """KL(r ‖ m), of a target r made of the corpus's token y and the teacher:
+
+    r = label_share · onehot(y) + (1 - label_share) · p
+    m = prior_share · r + (1 - prior_share) · q where KL(r ‖ q) > difficulty, and q elsewhere
+
+    so that a student far from the target is led by a share of it. Where y is unknown, r = p.
+    Difficulty passes no gradient. With both shares 0 it is `forward_kl`.
+    Source: Song et al., Self-Evolution Knowledge Distillation, arXiv 2412.15303, which parts a
+    batch's tokens into difficult and easy ones; here a threshold does, so that a token's loss
+    depends on nothing but the token.
+    """
+    log_r = _with_label(log_p, target_C, label_share) if label_share else log_p
+    if prior_share == 0:
+        return forward_kl(log_r, log_q)
+    easy_parts, easy_slopes = forward_kl(log_r.clone(), log_q)
+    hard_C1 = easy_parts.sum(dim=1, keepdim=True) > difficulty
+    hard_parts, hard_slopes = skew_kl(log_r, log_q, skew=prior_share)
+    return hard_parts.where(hard_C1, easy_parts), hard_slopes.where(hard_C1, easy_slopes)
+
+
+def _with_label(log_p: Tensor, target_C: Tensor, share: float) -> Tensor:
+    y_C1 = target_C.clamp(min=0)[:, None]
+    mixed = (log_p + math.log1p(-share)).clamp_(min=LEAST)
+    label_C1 = torch.full_like(log_p[:, :1], math.log(share))
+    mixed.scatter_(1, y_C1, torch.logaddexp(mixed.gather(1, y_C1), label_C1))
+    return mixed.where(target_C[:, None] >= 0, log_p)
 
 
 def _known(log_p: Tensor, target_C: Tensor) -> Tensor:

@@ -221,6 +221,15 @@ def test_of_every_loss_of_tokens(kind: str, divergence: str, tmp_path: Path) -> 
     step(model, batch | {"answers": {"teacher": said}})
 
 
+@pytest.mark.parametrize("kind", ["top_k", "renormalised", "dense"])
+def test_of_tokens_with_their_own_temperatures(kind: str, tmp_path: Path) -> None:
+    model, batch = language(tmp_path, divergence="self_evolution")
+    vocab_size = model.student.head_weights[0].shape[0]
+    said = predictions(kind, len(batch["targets"]), vocab_size)
+    said["temperatures"] = torch.linspace(1, 2, len(batch["targets"]))
+    step(model, batch | {"answers": {"teacher": said}})
+
+
 @pytest.mark.parametrize("kind", ["top_k", "dense"])
 def test_of_two_tokenizers(kind: str, tmp_path: Path) -> None:
     model, batch = language(tmp_path, cross_tokenizer=True)

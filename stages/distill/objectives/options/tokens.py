@@ -25,6 +25,12 @@ class TokensOptions(ObjectiveOptions, TokenLossSettings):
         description="softmax temperature of teacher's and student's token probabilities; for "
         "top_k, one of tail_temperatures",
     )
+    token_temperatures: tuple[Annotated[float, Field(gt=0, le=1024)], ...] = Field(
+        default=(),
+        description="a temperature for each token, by how sure the teacher is of it: the first for "
+        "those it leaves most open, the last for those it is surest of; for top_k, all of them "
+        "cached",
+    )
     tail: Tail = Field(
         default="bucket",
         description="tokens outside top_k: bucket (merged into one more token) or renormalised "
@@ -35,6 +41,20 @@ class TokensOptions(ObjectiveOptions, TokenLossSettings):
         description="teacher with another tokenizer: compare sorted probabilities at equal "
         "character offsets (universal logit distillation, arXiv 2402.12030)",
     )
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_temperature(self) -> Self:
+        if self.token_temperatures and self.token_temperature != 1:
+            raise ValueError(
+                f"token_temperature {self.token_temperature:g}: token_temperatures gives each "
+                "token its own; leave one of them out"
+            )
+        if self.token_temperatures and self.cross_tokenizer:
+            raise ValueError(
+                "token_temperatures: probabilities of two tokenizers are compared at temperature "
+                "1; leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _goes_with_sorted_probabilities(self) -> Self:

@@ -248,6 +248,37 @@ def test_each_feature_is_decoded_as_what_it_is(cache: Any) -> None:
     np.testing.assert_array_equal(whole.log_probs_PV, dense)
 
 
+@pytest.mark.parametrize(
+    ("feature", "tail"), [("top_k", "bucket"), ("top_k", "renormalised"), ("dense", "bucket")]
+)
+def test_a_temperature_for_each_token(cache: Any, feature: str, tail: Any) -> None:
+    """By the teacher's certainty in 30 parts, each decoded as at that temperature alone."""
+    opened, rows = cache
+    at = np.concatenate([np.arange(n) for n in CACHED])
+    temperatures = ((3.0, 1.0, 2.0) if tail == "renormalised" else (2.0, 1.0, 2.0)) * 10
+    answers = CachedAnswers(opened.ragged(feature), 1.0, tail, temperatures)
+    found = as_answers(answers.read(rows, at, np.array(CACHED)))
+    assert not isinstance(found, SampledAnswers)
+    one = _read(cache, feature, 1.0, tail)
+    log_p = one.log_probs_PV if feature == "dense" else one.log_probs_Pk
+    p = log_p.double().exp()
+    if feature == "top_k" and tail == "bucket":
+        p = torch.cat([p, one.log_tail_P.double().exp()[:, None]], dim=1)
+    certainty = 1 + torch.special.xlogy(p, p).sum(1) / np.log(p.shape[1])
+    expected = torch.tensor(temperatures)[(30 * certainty).long().clamp(0, 29)]
+    assert torch.equal(found.temperatures_P, expected)
+    assert len(expected.unique()) > 1
+    if feature == "dense":
+        assert torch.equal(found.log_probs_PV, one.log_probs_PV)
+        return
+    for temperature in set(temperatures):
+        alone, which = _read(cache, feature, temperature, tail), expected == temperature
+        assert torch.equal(found.ids_Pk, alone.ids_Pk)
+        assert torch.equal(found.log_probs_Pk[which], alone.log_probs_Pk[which])
+        if tail == "bucket":
+            assert torch.equal(found.log_tail_P[which], alone.log_tail_P[which])
+
+
 def test_what_answers_cannot_give_is_refused_before_training(cache: Any) -> None:
     opened, _ = cache
     top, samples = opened.ragged("top_k"), opened.ragged("samples")
@@ -255,6 +286,10 @@ def test_what_answers_cannot_give_is_refused_before_training(cache: Any) -> None
     CachedAnswers(top, 2.0, "bucket").check(jsd, False, WORDS)
     with pytest.raises(CacheError, match="not known at 4"):
         CachedAnswers(top, 4.0, "bucket").check(jsd, False, WORDS)
+    with pytest.raises(CacheError, match="not known at 4"):
+        CachedAnswers(top, 1.0, "bucket", (1.0, 4.0)).check(jsd, False, WORDS)
+    with pytest.raises(JobError, match="token_temperatures: need all of a distribution"):
+        CachedAnswers(samples, 1.0, "bucket", (1.0, 2.0)).check(TokenLossSettings(), False, WORDS)
     CachedAnswers(top, 4.0, "renormalised").check(jsd, False, WORDS)
     with pytest.raises(JobError, match="which are not cached"):
         CachedAnswers(samples, 1.0, "bucket").check(reverse, False, WORDS)
