@@ -69,10 +69,16 @@ class Selection:
     rules: list[dict[str, Any]] = field(default_factory=list)
     read: dict[str, dict[str, str | None]] = field(default_factory=dict)
     """Fingerprint of each teacher that was read, and the digest of its cache."""
+    digest: str = ""
+    """Digest of the rows that were chosen among, as the student reads them."""
 
     def figures(self) -> dict[str, Any]:
         """Counts, for the metrics of a run."""
         return {"of": self.of, "kept": self.kept, "rules": self.rules}
+
+    def chosen_among(self) -> dict[str, Any]:
+        """Teachers read and rows before, for the provenance of a run."""
+        return {"select": self.read, "unselected_digest": self.digest}
 
     def told(self) -> Iterator[str]:
         """A line for people about each rule."""
@@ -115,7 +121,7 @@ def select(
     that the student and each teacher read. Raises JobError for a rule that leaves nothing or fits
     neither labels nor features, MissingKeysError for rows without a score, unless bad rows are
     skipped."""
-    reader = _Reader(job, train, student, columns)
+    reader, digest = _Reader(job, train, student, columns), train.of_columns(student).digest()
     reader.skip_missing()
     before = len(reader.train.labels)
     listed, figures = [], []
@@ -136,7 +142,7 @@ def select(
         reader.train = reader.train.take(chosen)
     table = pa.concat_tables(listed) if listed else _listed(reader, _NONE, "", np.zeros(0))
     kept = len(reader.train.labels)
-    return reader.train, Selection(before, kept, table, figures, reader.provenance())
+    return reader.train, Selection(before, kept, table, figures, reader.provenance(), digest)
 
 
 def _weigh(rule: DomainGapRule, reader: "_Reader", space: LabelSpace, what: str) -> dict[str, Any]:

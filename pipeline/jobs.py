@@ -75,6 +75,12 @@ def _one_of_a_list(value: Any) -> Any:
     return names[0] if len(names) == 1 else value
 
 
+MEASURES = (
+    "figures to compare beside the metric, such as agreement, teacher_kl, ece or macro_f1; default "
+    "ece and measures by a teacher, where all runs have them"
+)
+"""Description of a key of `ablate` and `report`."""
+
 LabelColumns = Annotated[
     str | Annotated[tuple[str, ...], Field(min_length=2)],
     BeforeValidator(

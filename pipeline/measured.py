@@ -19,6 +19,7 @@ from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.labels import LabelSpace
 from ..stages.distill.controls import Control, controlled
 from ..stages.distill.language import token_measures
+from ..stages.distill.measures import TEACHER_FACTS
 from ..stages.distill.objectives.base import Objective
 from ..stages.distill.teacher_answers import (
     AllAnswers,
@@ -101,6 +102,13 @@ class Measured:
         first = prefixes(list(self.sources))
         own = [f"{first[name]}{each}" for name, s in self.sources.items() for each in s.names]
         return (*own, *(token_measures.STUDENT_NAMES if self.of_tokens else ()))
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Names of the teachers' own figures, of those that predict one class of several."""
+        first = prefixes(list(self.sources))
+        predicting = [name for name, s in self.sources.items() if s.kind in ("classes", "tokens")]
+        return tuple(f"{first[name]}{fact}" for name in predicting for fact in TEACHER_FACTS)
 
     @property
     def of_tokens(self) -> dict[str, MeasuredSource]:

@@ -92,6 +92,15 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     return StudentData(train, validation, space, metric, sources, read_digests, selection, measured)
 
 
+def figure_names(job: DistillJob, data: StudentData) -> tuple[str, ...]:
+    """Names of the figures that a student will have on validation texts."""
+    if data.validation is None:
+        return ()
+    soft = data.space.has_probabilities(data.validation.labels)
+    own = task_of(job).metrics(data.space, soft)
+    return (*own, "loss", *data.measured.names, *data.measured.facts)
+
+
 def _refuse_missing(
     job: DistillJob, readings: Collection[Reading], teachers: Mapping[str, TeacherKeys]
 ) -> None:

@@ -244,5 +244,5 @@ def _provenance(job: DistillJob, data: StudentData, group: Processes) -> Mapping
         "hardware": hardware(str(choose_device(job.device, group.local_rank))),
         **data.digests,
         **data.provenance(),
-        **({"select": data.selection.read} if data.selection else {}),
+        **(data.selection.chosen_among() if data.selection else {}),
     }

@@ -24,11 +24,12 @@ from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import open_lock, try_lock
 from ..distill_job import CorpusKeys, DistillJob
 from ..findings.findings import Findings, find
+from ..findings.measures import names_of, require_measures
 from ..findings.runs import PLAN, read_run
 from ..language.keys import LanguageKeys
 from ..messages import CountProgress, counted, warn
 from ..objective_keys import CacheKeys
-from ..run_data import read_data
+from ..run_data import figure_names, read_data
 from ..run_folder import check_free, make_folder, read_metrics, require_free, write_json
 from ..seed_run import resolved
 from ..signals import telling_what_is_kept
@@ -60,7 +61,7 @@ class PlannedCell:
 def plan(ablation: Ablation) -> list[PlannedCell]:
     """Every cell; corpora and caches are opened and joined, and refused as `distill` would, and so
     are students, as far as their configurations allow."""
-    examples = check(ablation.runs)
+    examples = check(ablation.runs, ablation.job.measures)
     planned = []
     for name in dict.fromkeys(run.name for run in ablation.runs):
         runs = [run for run in ablation.runs if run.name == name]
@@ -77,11 +78,14 @@ def plan(ablation: Ablation) -> list[PlannedCell]:
     return planned
 
 
-def check(runs: Sequence[PlannedRun]) -> dict[str, int]:
+def check(
+    runs: Sequence[PlannedRun], measures: Sequence[str] | None, known: Sequence[str] = ()
+) -> dict[str, int]:
     """The number of training examples of each cell; raises InputError for what can be refused
-    before a run starts."""
+    before a run starts, such as measures that neither these runs will have nor are `known`."""
     of_data: dict[str, int] = {}
     of_cell: dict[str, int] = {}
+    figures = [*known]
     for run in runs:
         if run.name in of_cell:
             continue
@@ -91,9 +95,11 @@ def check(runs: Sequence[PlannedRun]) -> dict[str, int]:
             if data not in of_data:
                 read = read_data(run.job, terms_of(run.job))
                 of_data[data] = len(read.train.labels)
+                figures += figure_names(run.job, read)
         except InputError as error:
             raise JobError(f"grid, {run.name}: {error}") from error
         of_cell[run.name] = of_data[data]
+    require_measures(measures, figures)
     return of_cell
 
 
@@ -110,11 +116,13 @@ def run_ablate(ablation: Ablation, quiet: bool = False) -> Findings:
     require_extra("armada ablate", "report", "statsmodels")  # now, not when all runs are done
     output = ablation.job.output
     _refuse_taken(output, ablation.job.resume)
-    check([run for run in ablation.runs if not _is_done(run)])
+    done = [read_run(run.job.output) for run in ablation.runs if _is_done(run)]
+    left = [run for run in ablation.runs if not _is_done(run)]
+    check(left, ablation.job.measures, [name for run in done for name in names_of(run)])
     with _claimed(ablation):
         failures = _run_what_is_left(ablation, quiet)
         done = [read_run(run.job.output) for run in ablation.runs if _is_done(run)]
-        findings = find(done, from_afar=True)
+        findings = find(done, from_afar=True, measures=ablation.job.measures)
         write_json(output / TABLE, findings.document())
     if failures:
         raise RunError(_told(failures, len(ablation.runs), output))

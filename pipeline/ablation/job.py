@@ -23,7 +23,7 @@ from pydantic import Field
 from ...cache_schemas.errors import JobError
 from ..distill_job import DistillJob
 from ..findings.runs import PLAN, student_settings
-from ..jobs import Job, make, unknown_key, with_key
+from ..jobs import MEASURES, Job, Names, make, unknown_key, with_key
 from ..objective_keys import options_class
 
 ABLATION = "ablation.yaml"
@@ -58,6 +58,7 @@ class AblateJob(Job):
         description="runs at a time; auto is one for each GPU, or as many as processors and memory "
         "allow, measured by the first run",
     )
+    measures: Names | None = Field(default=None, description=MEASURES)
     resume: bool = Field(default=False, description="continue in `output`; the grid may have grown")
 
 

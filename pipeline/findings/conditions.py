@@ -2,17 +2,19 @@
 student without a teacher."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import PurePath
-from typing import Any
+from statistics import mean
+from typing import Any, NamedTuple
 
 from ...cache_schemas.errors import one_line
 from ..run_folder import spread
-from .runs import FinishedRun
+from .runs import FinishedRun, better_by
 
 _ORDER = (
     "undistilled",
@@ -24,6 +26,18 @@ _ORDER = (
     "smoothed",
     "noise",
 )
+
+
+class Epoch(NamedTuple):
+    """A metric after an epoch: its mean over runs, its least and its largest value."""
+
+    epoch: float
+    mean: float
+    least: float
+    largest: float
+
+
+Curve = list[Epoch]
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,12 @@ class Condition:
     @cached_property
     def by_seed(self) -> dict[int, float]:
         """The metric of each run that has one."""
-        return {run.seed: run.value for run in self.runs if run.value is not None}
+        return self.figures_by_seed(self.first.metric)
+
+    def figures_by_seed(self, metric: str) -> dict[int, float]:
+        """Any metric of each run that has it."""
+        figures = {run.seed: run.figure(metric) for run in self.runs}
+        return {seed: value for seed, value in figures.items() if value is not None}
 
     @property
     def values(self) -> list[float]:
@@ -57,10 +76,18 @@ class Condition:
         controls = [keys.parsed_control.name for keys in self.first.job.all_teachers.values()]
         return next((name for name in controls if name != "none"), "none")
 
+    def curve(self, metric: str) -> Curve:
+        """Any metric after each epoch that some run measured it after, over its runs."""
+        values: dict[float, list[float]] = defaultdict(list)
+        for run in self.runs:
+            for row in run.metrics.epochs:
+                if metric in row and math.isfinite(row[metric]):
+                    values[row.get("epoch", 0.0)].append(row[metric])
+        return [Epoch(epoch, mean(v), min(v), max(v)) for epoch, v in sorted(values.items())]
+
     def figure(self, metric: str) -> dict[str, Any] | None:
         """Mean, standard deviation and single runs of any metric; None if no run has it."""
-        values = [run.figure(metric) for run in self.runs]
-        known = [value for value in values if value is not None]
+        known = list(self.figures_by_seed(metric).values())
         return spread(known) if known else None
 
 
@@ -116,8 +143,9 @@ def _differing(firsts: Sequence[FinishedRun]) -> list[str]:
 def _told(run: FinishedRun, differing: Sequence[str]) -> str:
     control = run.job.control if run.distilled else "undistilled"
     parts = ["distilled" if control == "none" else control]
+    chosen_apart = any(key.partition(".")[0] == "select" for key in differing)
     for key in differing:
-        if key == "control" or key not in run.settings:
+        if key == "control" or key not in run.settings or (key == "selected" and chosen_apart):
             continue
         value = run.settings[key]
         if key == "student":
@@ -142,12 +170,15 @@ def baseline(condition: Condition, others: Sequence[Condition]) -> Condition | N
     return None
 
 
-def improvements(condition: Condition, base: Condition) -> dict[int, float]:
+def improvements(
+    condition: Condition, base: Condition, metric: str | None = None
+) -> dict[int, float]:
     """Improvement over the undistilled run, for each seed that both have, in units of the metric,
-    positive if better."""
-    sign = condition.first.better_by
+    default that of the runs; positive if better."""
+    metric = metric or condition.first.metric
+    sign, without = better_by(metric), base.figures_by_seed(metric)
     return {
-        seed: sign * (value - base.by_seed[seed])
-        for seed, value in condition.by_seed.items()
-        if seed in base.by_seed
+        seed: sign * (value - without[seed])
+        for seed, value in condition.figures_by_seed(metric).items()
+        if seed in without
     }

@@ -28,7 +28,10 @@ MOST_LINE_BYTES = 2**16
 MOST_ROWS = 2_000
 """Limit of plotted log rows: of a longer log, every second, third, ... row."""
 
-_NAME = r"^[\w .+/-]{1,60}$"
+MOST_PAIRS = 1_000
+"""Limit of pairs of teachers, those of 45."""
+
+_NAME = r"^[\w .+/-]{1,200}$"
 Figures = dict[str, float]
 
 
@@ -42,6 +45,24 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class TeacherPair(_Document):
+    """How far two teachers agree: share of texts with the same class, divergences in nats."""
+
+    teachers: tuple[str, str]
+    agreement: float
+    kl: float
+    reverse_kl: float
+    total_variation: float
+
+
+class TeacherConflicts(_Document):
+    """Conflicts between the teachers of a run on training texts that all of them have."""
+
+    rows: int = Field(ge=0)
+    accuracy: dict[str, float | None] = Field(default_factory=dict)
+    pairs: tuple[TeacherPair, ...] = Field(default=(), max_length=MOST_PAIRS)
+
+
 class Metrics(_Document):
     """`metrics.json` of one seed."""
 
@@ -52,6 +73,7 @@ class Metrics(_Document):
     train_examples: int = Field(ge=0)
     steps: int = Field(ge=0)
     train_seconds: float = Field(ge=0, allow_inf_nan=False)
+    teacher_conflicts: TeacherConflicts | None = None
 
 
 class TeacherProvenance(_Document):
@@ -65,9 +87,13 @@ class Provenance(TeacherProvenance):
     """`run.json`."""
 
     train_digest: str | None = None
+    unselected_digest: str | None = None
+    """Digest of the training rows that `select` chose among."""
     validation_digest: str | None = None
     teachers: dict[str, TeacherProvenance] = Field(default_factory=dict)
     """Teachers by source name, for a run with several."""
+    measured: dict[str, TeacherProvenance] = Field(default_factory=dict)
+    """Teachers by source name whose outputs for validation texts the student was compared with."""
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
 

@@ -4,13 +4,15 @@ teacher.
 find(runs) -> Findings
   studies: runs on the same data, judged by the same metric
     rows: a condition, its improvement over the same student without a teacher, and p
+      measures: the same for other figures, such as agreement with the teacher
+    conflicts: between several teachers of a run
     anova: alpha, beta, gamma, where they were swept
   costs: each teacher's, paid once
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,6 +22,8 @@ from ..caches.summary import TeacherSummary, summarise
 from ..distill_job import DistillJob
 from ..run_folder import spread
 from .conditions import Condition, baseline, conditions, improvements
+from .hacking import distances
+from .measures import Compared, Conflicts, compared, conflicts_of, measured_by, measures_of
 from .runs import FinishedRun
 from .significance import Anova, anova, holm, welch
 
@@ -48,12 +52,14 @@ class TeacherCost:
 @dataclass(frozen=True, slots=True)
 class Row:
     """A condition beside the undistilled one that it is measured by, if there is one; improvements
-    by seed. `p` is Welch's, corrected by Holm for all rows of a study."""
+    by seed. `p` is Welch's, corrected by Holm for all rows of a study. `measures` are other figures
+    by name."""
 
     condition: Condition
     base: Condition | None
     improvement: Mapping[int, float]
     p: float | None
+    measures: Mapping[str, Compared] = field(default_factory=dict)
 
     @property
     def gain(self) -> float | None:
@@ -64,13 +70,16 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Study:
     """Conditions on the same data, judged by the same metric; `sweep` are those that differ in
-    weights of the objective only; `anova` may be the reason why there is none."""
+    weights of the objective only; `anova` may be the reason why there is none. `measures` name
+    figures that its rows have beside the metric."""
 
     title: str
     metric: str
     rows: tuple[Row, ...]
     sweep: tuple[Row, ...]
     anova: Anova | str
+    measures: tuple[str, ...] = ()
+    conflicts: tuple[Conflicts, ...] = ()
 
     @property
     def conditions(self) -> list[Condition]:
@@ -103,10 +112,14 @@ class Findings:
 
 
 def find(
-    runs: Sequence[FinishedRun], cache: Path | None = None, from_afar: bool = False
+    runs: Sequence[FinishedRun],
+    cache: Path | None = None,
+    from_afar: bool = False,
+    measures: Sequence[str] | None = None,
 ) -> Findings:
     """Group and compare finished runs, and compute the cost of teachers: `cache` replaces the one
-    that runs name; one at a URL is opened only if `from_afar`."""
+    that runs name; one at a URL is opened only if `from_afar`. `measures` are compared beside the
+    metric; default those that all runs of a study have."""
     first: dict[str, FinishedRun] = {}
     for run in runs:
         first.setdefault(f"{run.seed} {run.metric} {run.settings}", run)
@@ -116,15 +129,17 @@ def find(
         studies[_measured_by(run)].append(run)
     repeats = tuple(run for run in runs if run not in counted)
     costs, unknown = _teacher_costs(counted, cache, from_afar)
-    found = tuple(_study(each) for each in studies.values())
+    found = tuple(_study(each, measures) for each in studies.values())
     return Findings(found, tuple(costs), tuple(unknown), repeats)
 
 
 def _measured_by(run: FinishedRun) -> tuple[str, ...]:
     """Data and metric; the loss of another objective, or by another distance, is another metric,
     but for language models, which are judged by the cross entropy of words whatever they learn
-    by."""
+    by; and so is a measure by another teacher."""
     data = (str(run.settings["train"]), str(run.settings["validation"]), run.metric)
+    if (teacher := measured_by(run, run.metric)) is not None:
+        return (*data, *map(str, teacher))
     if run.metric != "loss" or run.job.task == "language":
         return data
     return (
@@ -133,20 +148,36 @@ def _measured_by(run: FinishedRun) -> tuple[str, ...]:
     )
 
 
-def _study(runs: Sequence[FinishedRun]) -> Study:
+def _study(runs: Sequence[FinishedRun], chosen: Sequence[str] | None) -> Study:
     found = conditions(runs)
     bases = [baseline(condition, found) for condition in found]
     ps = holm([_p(*pair) for pair in zip(found, bases, strict=True)])
-    rows = [
-        Row(each, base, improvements(each, base) if base else {}, p)
-        for each, base, p in zip(found, bases, ps, strict=True)
-    ]
     first = runs[0]
+    names = measures_of(found, first.metric, chosen)
+    by_name = {name: compared(name, found, bases) for name in names}
+    rows = [
+        Row(
+            each,
+            base,
+            improvements(each, base) if base else {},
+            p,
+            {name: by_name[name][number] for name in names},
+        )
+        for number, (each, base, p) in enumerate(zip(found, bases, ps, strict=True))
+    ]
     sweep = _sweep(rows)
     runs_of_sweep = [run for row in sweep for run in row.condition.runs if run.value is not None]
     values = [run.value or 0.0 for run in runs_of_sweep]
     effects = anova(values, [run.weights for run in runs_of_sweep])
-    return Study(_title(first.job), first.metric, tuple(rows), sweep, effects)
+    return Study(
+        title=_title(first.job),
+        metric=first.metric,
+        rows=tuple(rows),
+        sweep=sweep,
+        anova=effects,
+        measures=names,
+        conflicts=conflicts_of(found),
+    )
 
 
 def _title(job: DistillJob) -> str:
@@ -177,6 +208,10 @@ def _document(study: Study) -> dict[str, Any]:
         "metric": study.metric,
         "conditions": [_line(row) for row in study.rows],
         "anova": asdict(study.anova) if isinstance(study.anova, Anova) else study.anova,
+        "teacher_conflicts": [
+            {"conditions": list(each.conditions), **each.figures.model_dump()}
+            for each in study.conflicts
+        ],
     }
 
 
@@ -187,9 +222,18 @@ def _line(row: Row) -> dict[str, Any]:
         "seeds": [run.seed for run in row.condition.runs],
         "value": row.condition.figure(row.condition.first.metric),
         "undistilled": row.base.name if row.base else None,
-        "improvement": spread(list(row.improvement.values())) if row.improvement else None,
+        "improvement": _spread(row.improvement),
         "p": row.p,
+        "measures": {
+            name: {"value": each.value, "improvement": _spread(each.improvement), "p": each.p}
+            for name, each in row.measures.items()
+        },
+        "hacking": {each.measure: each.document() for each in distances(row.condition)},
     }
+
+
+def _spread(improvement: Mapping[int, float]) -> dict[str, Any] | None:
+    return spread(list(improvement.values())) if improvement else None
 
 
 def _teacher_costs(

@@ -87,6 +87,7 @@ def student_settings(job: DistillJob) -> dict[str, Any]:
         for key, value in _flattened(name, nested)
         if key.rpartition(".")[2] not in _MEANS_NOTHING or "." not in key
     }
+    settings["select"] = "+".join(rule.name for rule in job.rules) or None
     # But for this one, the order of examples does not depend on it.
     settings["placement"] = "streamed" if job.placement == "streamed" else "auto"
     return settings
@@ -103,6 +104,13 @@ def _flattened(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _flattened(f"{name}.{index}", inner)
     else:
         yield name, value
+
+
+def better_by(metric: str) -> int:
+    """1 if a larger value of a metric is better, else -1."""
+    from ...stages.distill.evaluation import lower_is_better
+
+    return -1 if lower_is_better(metric) else 1
 
 
 @dataclass(frozen=True)
@@ -130,13 +138,6 @@ class FinishedRun:
         return self.figure(self.metric)
 
     @property
-    def better_by(self) -> int:
-        """1 if a larger value is better, else -1."""
-        from ...stages.distill.evaluation import lower_is_better
-
-        return -1 if lower_is_better(self.metric) else 1
-
-    @property
     def distilled(self) -> bool:
         """Whether it had a teacher."""
         return self.job.distilled
@@ -154,6 +155,8 @@ class FinishedRun:
         if made.train_digest:
             keys = {k: v for k, v in keys.items() if k not in _TOLD_BY_THE_DATA}
             keys |= {"train": made.train_digest, "validation": made.validation_digest}
+        if made.unselected_digest:  # one corpus, of which rules choose different rows
+            keys |= {"train": made.unselected_digest, "selected": made.train_digest}
         if not self.distilled:
             return keys
         if not made.teachers:

@@ -1,6 +1,7 @@
 """Findings as tables on a terminal of any width."""
 
 import sys
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +11,12 @@ from rich.table import Table
 from ...cache_schemas.errors import one_line
 from ..messages import counted, duration, size
 from .findings import Findings, Row, Study, TeacherCost
+from .hacking import by_measure, hacking_told
+from .measures import Compared, Conflicts
 from .significance import Anova
+
+CONFLICT_COLUMNS = ("teachers", "same class", "KL", "reverse KL", "total variation", "accuracy")
+"""KL is from the first teacher to the second, in nats; accuracy is by the labels, of each."""
 
 _NARROW = 72
 _WIDE = 200
@@ -25,6 +31,12 @@ def show_findings(findings: Findings, console: Console | None = None) -> None:
             _print_lines(console, study)
         else:
             console.print(_conditions(study))
+            if study.measures:
+                console.print(_measures(study))
+        for conflicts in study.conflicts:
+            console.print(_conflicts(conflicts))
+        for line in hacking_lines(study):
+            console.print(escape(line))
         if isinstance(study.anova, Anova):
             console.print(_effects(study.anova))
         elif len(study.sweep) > 1:
@@ -34,12 +46,15 @@ def show_findings(findings: Findings, console: Console | None = None) -> None:
 
 
 def _print_lines(console: Console, study: Study) -> None:
-    """Two lines for each condition, where a table would be letters below letters."""
+    """Two lines for each condition, where a table would be letters below letters; and one for each
+    measure beside the metric."""
     console.print(escape(one_line(study.title)))
     for row in study.rows:
         name, value, better, p, runs = map(escape, cells(row))
         console.print(f"{name}\n  {value}, {counted(int(runs), 'run')}", end="")
         console.print(f", {better}, p {p}" if row.improvement else "")
+        for measure, cell in zip(study.measures, measured(study, row), strict=True):
+            console.print(escape(f"  {measure} {cell}"))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -64,6 +79,66 @@ def cells(row: Row) -> tuple[str, str, str, str, str]:
     value = figure(condition.figure(condition.first.metric))
     gain = "-" if row.gain is None else f"{row.gain:+.3f}"
     return condition.name, value, gain, p_value(row.p), str(len(condition.runs))
+
+
+def _measures(study: Study) -> Table:
+    table = _table("beside it: mean ± deviation (improvement, p)", "student", *study.measures)
+    for row in study.rows:
+        table.add_row(*map(escape, (row.condition.name, *measured(study, row))))
+    return table
+
+
+def measured(study: Study, row: Row) -> list[str]:
+    """Each measure of a row as text, in brackets its improvement and p."""
+    return [_compared(row.measures[name]) for name in study.measures]
+
+
+def _compared(found: Compared) -> str:
+    gain = change(found)
+    return f"{figure(found.value)} ({gain})" if gain else figure(found.value)
+
+
+def change(found: Compared) -> str:
+    """Improvement of a measure, and p; empty without an undistilled student to compare with."""
+    if not found.improvement:
+        return ""
+    p = "" if found.p is None else f", p {p_value(found.p)}"
+    return f"{mean(found.improvement.values()):+.3f}{p}"
+
+
+def hacking_lines(study: Study) -> list[str]:
+    """A sentence for each teacher that some run comes nearer to while it goes away from the
+    truth."""
+    told = map(hacking_told, by_measure(study.conditions).values())
+    return [line for line in told if line is not None]
+
+
+def _conflicts(found: Conflicts) -> Table:
+    title = f"conflicts between teachers on {found.figures.rows:,} training texts"
+    table = _table(title, *CONFLICT_COLUMNS)
+    for row in conflict_cells(found):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def conflict_cells(found: Conflicts) -> list[tuple[str, ...]]:
+    """Pairs of teachers as text, in the order of CONFLICT_COLUMNS."""
+    right = found.figures.accuracy
+    return [
+        (
+            one_line(" / ".join(pair.teachers)),
+            f"{pair.agreement:.1%}",
+            f"{pair.kl:.3f}",
+            f"{pair.reverse_kl:.3f}",
+            f"{pair.total_variation:.3f}",
+            " / ".join(_share(right.get(name)) for name in pair.teachers),
+        )
+        for pair in found.figures.pairs
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def figure(value: dict[str, Any] | None) -> str:

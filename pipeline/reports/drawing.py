@@ -24,6 +24,11 @@ MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 OTHER = "#999999"
 
+WIDTH = 4.8
+"""Inches of a figure, whose text of 9 points can be read on a telephone."""
+DPI = 200
+SMALL, TEXT = 8, 9
+
 NAMED = {
     "red": "#D55E00",
     "orange": "#E69F00",
@@ -36,6 +41,15 @@ NAMED = {
 """Palette colours for classes named after colours."""
 
 Labels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A PNG, the name of its file, and what it shows in one or two sentences."""
+
+    name: str
+    caption: str
+    png: bytes
 
 
 def colours_of(names: Sequence[str]) -> Sequence[str]:
@@ -73,6 +87,21 @@ def plain(name: object, longest: int = 24) -> str:
     if len(text) > longest:
         text = f"{text[: longest // 2 - 1]}…{text[-(longest // 2) + 1 :]}"
     return text.replace("$", r"\$")
+
+
+def label_panel(panel: "Axes", x: str, y: str) -> None:
+    """Label a panel's axes, and leave out its upper and right frame."""
+    panel.set_xlabel(plain(x, 60), fontsize=TEXT)
+    panel.set_ylabel(plain(y, 60), fontsize=TEXT)
+    panel.tick_params(labelsize=SMALL)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def whole_numbers(panel: "Axes") -> None:
+    """Let the x axis have ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
 @dataclass(frozen=True, slots=True)

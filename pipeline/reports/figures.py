@@ -1,13 +1,9 @@
-"""Figures of a study: conditions compared, metric by epoch, loss terms, effects of weights, and
-where teacher and students put the same texts, and how sure students are.
-
-Each is 4.8 inches wide with text of 9 points, so that it can be read on a telephone.
+"""Figures of a study: conditions compared, loss terms, effects of weights, where teacher and
+students put the same texts, and how sure students are.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +13,27 @@ import numpy.typing as npt
 from ..findings.conditions import Condition
 from ..findings.findings import Study
 from ..findings.runs import FinishedRun
-from ..messages import counted
 from ..run_folder import spread
 from .drawing import (
     COLOURS,
+    DPI,
     LINES,
     MARKERS,
     OTHER,
+    SMALL,
+    TEXT,
+    WIDTH,
     Components,
+    Picture,
     draw_classes,
     draw_numbers,
     label_axes,
+    label_panel,
     main_components,
     new_figure,
     plain,
     png,
+    whole_numbers,
 )
 from .job import Method
 from .looks import Looks, Points, StudentLook
@@ -39,26 +41,11 @@ from .looks import Looks, Points, StudentLook
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 4.8
-DPI = 200
-SMALL, TEXT = 8, 9
-MAX_LINES = len(COLOURS)
 MAX_TERMS = 12
 MAX_CALIBRATED = 2
 _LOG_NOTES = frozenset({"step", "epoch", "grad_norm", "learning_rate"})
-_HALF_A_LINE = 30
-"""Characters of a legend."""
 _SPREAD = 0.12
 """Offset of single runs, so that they do not overlap."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A PNG, the name of its file, and what it shows in one or two sentences."""
-
-    name: str
-    caption: str
-    png: bytes
 
 
 def comparison(study: Study) -> Picture:
@@ -74,7 +61,7 @@ def comparison(study: Study) -> Picture:
     panel.set_ylim(len(shown) - 0.4, -0.6)
     panel.grid(axis="x", color="#dddddd", linewidth=0.6)
     panel.set_axisbelow(True)
-    _label(panel, f"{study.metric} on the validation set", "")
+    label_panel(panel, f"{study.metric} on the validation set", "")
     return Picture(
         "comparison",
         "Dots and bars: mean and standard deviation over seeds; strokes: single runs; dashed: the "
@@ -91,56 +78,6 @@ def _draw_condition(panel: "Axes", position: int, condition: Condition) -> None:
     panel.plot(condition.values, beside, linestyle="", marker="|", color="black")
 
 
-def leading(conditions: Sequence[Condition]) -> list[Condition]:
-    """At most as many as there are colours: one of each control first, then the others."""
-    first_of = {each.control: each for each in reversed(conditions)}
-    first = [each for each in conditions if first_of[each.control] is each]
-    return (first + [each for each in conditions if each not in first])[:MAX_LINES]
-
-
-def by_epoch(study: Study) -> Picture | None:
-    """The metric after each epoch; None if no run was validated twice."""
-    curves = {each.name: _curve(each, study.metric) for each in leading(study.conditions)}
-    curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
-    if not curves:
-        return None
-    figure = new_figure(WIDTH, 3.1 + 0.2 * len(curves), DPI)
-    panel = figure.subplots()
-    styles = zip(COLOURS, LINES, MARKERS, strict=True)
-    for (name, curve), (colour, line, marker) in zip(curves.items(), styles, strict=False):
-        _draw_curve(panel, name, curve, colour, line, marker)
-    _label(panel, "epoch", study.metric)
-    _whole_numbers(panel)
-    columns = 2 if max(map(len, curves)) <= _HALF_A_LINE else 1
-    figure.legend(loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False)
-    left_out = len(study.conditions) - len(curves)
-    caption = "Mean over seeds, and the range of all seeds."
-    if left_out:
-        caption += f" {counted(left_out, 'more condition')} in the table."
-    return Picture("epochs", caption, png(figure))
-
-
-_Curve = list[tuple[float, float, float, float]]
-
-
-def _draw_curve(
-    panel: "Axes", name: str, curve: _Curve, colour: str, line: Any, marker: str
-) -> None:
-    epochs, means, lows, highs = (np.array(column) for column in zip(*curve, strict=True))
-    style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
-    panel.plot(epochs, means, **style, label=plain(name, 2 * _HALF_A_LINE))
-    panel.fill_between(epochs, lows, highs, color=colour, alpha=0.15, linewidth=0)
-
-
-def _curve(condition: Condition, metric: str) -> _Curve:
-    values: dict[float, list[float]] = defaultdict(list)
-    for run in condition.runs:
-        for row in run.metrics.epochs:
-            if metric in row and math.isfinite(row[metric]):
-                values[row.get("epoch", 0.0)].append(row[metric])
-    return [(epoch, mean(v), min(v), max(v)) for epoch, v in sorted(values.items())]
-
-
 def losses(condition: Condition) -> Picture | None:
     """Each loss term of a condition by step, one line a seed; None if nothing was logged."""
     logs = [_terms(run) for run in condition.runs]
@@ -154,7 +91,7 @@ def losses(condition: Condition) -> Picture | None:
         _draw_term(panel, name, [log[name] for log in logs if name in log])
     for panel in panels[len(names) :]:
         panel.set_axis_off()
-    seeds = ", ".join(str(run.seed) for run in condition.runs[:MAX_LINES])
+    seeds = ", ".join(str(run.seed) for run in condition.runs[: len(COLOURS)])
     return Picture(
         "losses",
         f"Training losses of the student “{condition.name}”; one line per seed ({seeds}). Terms "
@@ -172,8 +109,8 @@ def _draw_term(panel: "Axes", name: str, logs: Sequence[_Points]) -> None:
     panel.set_title("total" if name == "loss" else plain(name), fontsize=TEXT)
     bottom, top = min(0, panel.get_ylim()[0]), panel.get_ylim()[1]
     panel.set_ylim(bottom, top + 0.08 * (top - bottom))  # a level line is not on the frame
-    _label(panel, "step", "")
-    _whole_numbers(panel)
+    label_panel(panel, "step", "")
+    whole_numbers(panel)
 
 
 def _terms(run: FinishedRun) -> Mapping[str, _Points]:
@@ -200,7 +137,7 @@ def weights(study: Study, factor: str) -> Picture | None:
     panel.axhline(0, color=OTHER, linestyle="--", linewidth=1)
     _draw_boxes(panel, [groups[value] for value in sorted(groups)])
     panel.set_xticks(range(len(groups)), [f"{value:g}" for value in sorted(groups)])
-    _label(panel, factor, f"gain in {study.metric}")
+    label_panel(panel, factor, f"gain in {study.metric}")
     return Picture(
         factor,
         f"Improvement of distilled runs over the undistilled student, by {factor}; the other "
@@ -217,19 +154,6 @@ def _draw_boxes(panel: "Axes", groups: Sequence[Sequence[float]]) -> None:
     for position, values in zip(positions, groups, strict=True):
         beside = np.linspace(-_SPREAD, _SPREAD, len(values)) if len(values) > 1 else 0
         panel.plot(position + beside, values, "o", markersize=3.5, color=COLOURS[0])
-
-
-def _label(panel: "Axes", x: str, y: str) -> None:
-    panel.set_xlabel(plain(x, 60), fontsize=TEXT)
-    panel.set_ylabel(plain(y, 60), fontsize=TEXT)
-    panel.tick_params(labelsize=SMALL)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _whole_numbers(panel: "Axes") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
 def manifolds(looks: Looks, method: Method) -> Iterator[Picture]:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ..jobs import Job
+from ..jobs import MEASURES, Job, Names
 
 MARK = '<meta name="generator" content="armada report">'
 """Mark of a page that may be replaced."""
@@ -31,6 +31,7 @@ class ReportJob(Job):
         default=True,
         description="false: do not load students; skips manifolds, agreement and calibration",
     )
+    measures: Names | None = Field(default=None, description=MEASURES)
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="device for the students"
     )

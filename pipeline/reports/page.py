@@ -11,12 +11,21 @@ from typing import Any
 from ...cache_schemas.errors import one_line
 from ..findings.conditions import Condition
 from ..findings.findings import Findings, Row, Study
+from ..findings.hacking import TRUTH
 from ..findings.runs import FinishedRun, Found
 from ..findings.significance import Anova
-from ..findings.table import cells, figure, p_value
+from ..findings.table import (
+    CONFLICT_COLUMNS,
+    cells,
+    change,
+    conflict_cells,
+    figure,
+    hacking_lines,
+    p_value,
+)
 from ..messages import counted, duration, size
 from ..run_folder import spread
-from .figures import Picture
+from .drawing import Picture
 from .gallery import Gallery
 from .job import MARK
 from .looks import Looks, StudentLook
@@ -50,9 +59,11 @@ class Section:
         return any(row.base for row in self.study.rows)
 
     @property
-    def has_calibration(self) -> bool:
-        """Whether any student has class probabilities."""
-        return any(row.condition.figure("ece") for row in self.study.rows)
+    def epochs(self) -> dict[str, list[tuple[str, list[str]]]]:
+        """For each measure after each epoch: epochs, and the mean of each condition, as text."""
+        names = (self.study.metric, TRUTH, *self.study.measures)
+        tables = {name: _by_epoch(self.study, name) for name in dict.fromkeys(names)}
+        return {name: rows for name, rows in tables.items() if len(rows) > 1}
 
     @property
     def has_validation(self) -> bool:
@@ -77,6 +88,15 @@ def _headline(study: Study, row: Row, base: Condition) -> str:
         f"({base.name}): {'better' if gain > 0 else 'worse' if gain < 0 else 'no different'} by "
         f"{abs(gain):.3f} ({counted(len(row.improvement), 'seed')})"
     )
+
+
+def _by_epoch(study: Study, name: str) -> list[tuple[str, list[str]]]:
+    curves = [{each.epoch: each.mean for each in c.curve(name)} for c in study.conditions]
+    epochs = sorted(set().union(*curves))
+    return [
+        (f"{epoch:g}", [f"{curve[epoch]:.3f}" if epoch in curve else "-" for curve in curves])
+        for epoch in epochs
+    ]
 
 
 def render(
@@ -117,6 +137,10 @@ def render(
         left_out=left_out,
         gallery=gallery,
         cells=cells,
+        change=change,
+        conflict_columns=CONFLICT_COLUMNS,
+        conflict_cells=conflict_cells,
+        hacking_lines=hacking_lines,
         jobs=_jobs,
         runs=found.runs,
         environment=_environment_of(found.runs),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...cache_schemas.errors import OutputError
 from ...cache_schemas.extras import require_extra
 from ...stages.store.files.atomic import make_folders, write_atomic
+from ..findings.measures import names_of, require_measures
 from ..findings.runs import find_runs
 from .job import MARK, ReportJob
 
@@ -30,6 +31,7 @@ def run_report(job: ReportJob, quiet: bool = False, gallery: "Gallery | None" = 
     file that armada did not write or write where that is not allowed."""
     require_extra("armada report", "report", "matplotlib", "statsmodels", "PIL")
     found = find_runs(job.runs)
+    require_measures(job.measures, (name for run in found.runs for name in names_of(run)))
     again = _check_out(job)
     from .sections import make_page
 

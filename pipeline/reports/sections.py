@@ -9,7 +9,9 @@ from ...cache_schemas.errors import ArmadaError, shown_url
 from ..findings.findings import Findings, Study, find
 from ..findings.runs import FACTORS, Found
 from ..messages import counted, warn
-from .figures import Picture, by_epoch, comparison, losses, manifolds, reliability, weights
+from .drawing import Picture
+from .epochs import by_epoch, teacher_and_truth
+from .figures import comparison, losses, manifolds, reliability, weights
 from .gallery import Gallery, teacher_images
 from .job import ReportJob
 from .looks import Looks, UnknownColumn, look
@@ -20,7 +22,7 @@ def make_page(
     job: ReportJob, found: Found, quiet: bool, gallery: Gallery | None
 ) -> tuple[str, list[Section]]:
     """The page about the runs that were found, and its sections with their pictures."""
-    findings = find(found.runs, job.cache)
+    findings = find(found.runs, job.cache, measures=job.measures)
     left_out = tuple(_left_out(found, findings))
     if not quiet:
         for line in left_out:
@@ -64,7 +66,8 @@ def _pictures(job: ReportJob, study: Study, looks: Looks | None) -> Iterator[Pic
     distilled = study.distilled.condition if study.distilled else study.conditions[0]
     drawn = [
         comparison(study) if any(each.values for each in study.conditions) else None,
-        by_epoch(study),
+        *by_epoch(study),
+        *teacher_and_truth(study),
         *(weights(study, factor) for factor in FACTORS),
         losses(distilled),
     ]

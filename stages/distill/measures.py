@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +47,8 @@ def predictive_kl(student_NK: Array, teacher_NK: Array) -> float:
     1/N Σ_n Σ_k p_nk (log p_nk - log q_nk), p = softmax(teacher), q = softmax(student). A class that
     the teacher gives the probability 0 (a logit of -inf) adds nothing.
     Source: average predictive KL, arXiv 2106.05945."""
+    from scipy.special import log_softmax  # not for those who read figures
+
     log_p_NK = log_softmax(teacher_NK.astype(np.float64), axis=1)
     log_q_NK = log_softmax(student_NK.astype(np.float64), axis=1)
     p_NK = np.exp(log_p_NK)

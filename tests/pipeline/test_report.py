@@ -34,6 +34,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))
 PICTURES = {
     "comparison",
     "epochs",
+    "epochs-ece",
     "alpha",
     "beta",
     "losses",
@@ -99,9 +100,10 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 360], ids=["desk", "telephone"])
-def test_the_page_in_a_browser(browser: Any, page: Path, width: int):
-    view = browser.new_page(viewport={"width": width, "height": 800})
+def test_the_page_in_a_browser(browser: Any, page: Path, width: int, scheme: str):
+    view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
     view.on("console", lambda message: said.append(message.text))
@@ -118,6 +120,11 @@ def test_the_page_in_a_browser(browser: Any, page: Path, width: int):
     assert view.evaluate("document.documentElement.scrollWidth") <= width
     assert "alert(1)" in view.inner_text("table >> nth=0")
     assert view.evaluate("document.scripts.length") == 0
+    ink, paper = (
+        view.evaluate(f"getComputedStyle(document.body).{name}.match(/\\d+/g).map(Number)[0]")
+        for name in ("color", "backgroundColor")
+    )
+    assert (ink < 64 and paper > 192) if scheme == "light" else (ink > 192 and paper < 64)
     view.close()
 
 
@@ -134,8 +141,10 @@ def test_the_table_says_what_the_runs_found(browser: Any, page: Path, runs: Path
         gain = condition["improvement"]
         assert cells[2] == (f"{gain['mean']:+.3f}" if gain else "-")
         assert cells[4] == "2"
-        assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", cells[5]), "ECE"
-        assert re.fullmatch(r"[\d.]+%", cells[6]), "agreement"
+        assert re.fullmatch(r"[\d.]+%", cells[5]), "agreement"
+    beside = view.evaluate("[...document.querySelectorAll('table')[1].rows].map(r => r.innerText)")
+    assert beside[0].split() == ["student", "ece"]
+    assert all(re.search(r"0\.\d{3} ± 0\.\d{3}", text) for text in beside[1:])
     view.close()
 
 
@@ -165,7 +174,7 @@ def test_students_without_validation(armada: CommandLine, distill_bench: Any, tm
     armada.done("report", run, "--out", out, "--quiet")
     page = out.read_text(encoding="utf-8")
     assert "These students were trained without a validation set" in page
-    assert ">ECE</th>" not in page
+    assert ">ece</th>" not in page
     assert ">improvement</th>" not in page  # nothing to measure one by
 
 

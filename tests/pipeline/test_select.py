@@ -294,8 +294,12 @@ def test_two_rules_one_after_another_by_a_grid_and_from_the_command_line(
         "workers": 1,
     }
     table = json.loads(armada.done("ablate", write(ablation, tmp_path), "--json", "--quiet"))
-    names = {row["name"] for study in table["studies"] for row in study["conditions"]}
-    assert {name.partition(",")[0] for name in names} == {"select.0.keep=0.5", "select.0.keep=0.25"}
+    (study,) = table["studies"]  # one corpus, of which each cell takes other rows
+    assert {row["name"]: row["undistilled"] for row in study["conditions"]} == {
+        f"select.0.keep={keep}, {name}": base and f"select.0.keep={keep}, {base}"
+        for keep in (0.5, 0.25)
+        for name, base in (("undistilled", None), ("distilled", "undistilled"))
+    }
     assert len(list((tmp_path / "grid").glob("*/seed-0/left_out.parquet"))) == 4
     armada.done("report", tmp_path / "grid", "--out", tmp_path / "page.html")
 

@@ -277,6 +277,9 @@ def test_teachers_are_fused_and_compared(
         **{"teachers": ["right", "mixed"], "agreement": 1.0},
         **{"kl": 0.0, "reverse_kl": 0.0, "total_variation": 0.0},
     }
+    page = tmp_path / "page.html"
+    armada.done("report", run, "--out", page, "--set", "students=false")
+    assert '<th scope="row">right / mixed</th><td>100.0%</td>' in page.read_text(encoding="utf-8")
     named = [fused["objectives"][0] | {"teachers": ["right", "mixed"], "weights": [1, 0]}]
     named[0]["fusion"] = "fixed"
     library.distill(**fused | {"objectives": named, "output": tmp_path / "named"})
