@@ -9,7 +9,7 @@ from ....cache_schemas.errors import JobError
 from .. import closed_forms
 from ..losses import accumulated, logits
 from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
-from .one_loss import AlphaObjective, LogitsObjective
+from .one_loss import AlphaObjective, LogitsObjective, require_standardisable
 from .options import DKDOptions, DualHeadOptions, KDOptions, LogitMSEOptions
 
 LOWEST_TEMPERATURE = 1.0
@@ -138,12 +138,8 @@ class DualHeadObjective(AlphaObjective):
 
     @classmethod
     def require_options(cls, name: str, options: DualHeadOptions, sizes: Sizes) -> None:
-        """Raises JobError for two classes, of which standardised logits are ±1/√2: no slope."""
-        if sizes.num_labels == 2:
-            raise JobError(
-                f"objective {name}: standardises logits, of which two classes leave nothing but "
-                "their order; choose kd or another objective"
-            )
+        """Raises JobError for two classes, of which standardised logits have no slope."""
+        require_standardisable(name, sizes, "choose kd or another objective")
 
     def forward(
         self, pooled_BD: Tensor, output_BK: Tensor, feature_BH: TeacherSide, labels_B: Tensor

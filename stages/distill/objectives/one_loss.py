@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ....cache_schemas.errors import MissingFeatureError
+from ....cache_schemas.errors import JobError, MissingFeatureError
 from ..losses import accumulated, likeliest_classes, task_loss
 from .base import (
     Objective,
@@ -29,6 +29,16 @@ from .base import (
     named_terms,
 )
 from .options import AlphaOptions, BetaOptions
+
+
+def require_standardisable(name: str, sizes: Sizes, remedy: str) -> None:
+    """Raises JobError for two classes: logits of mean 0 and deviation 1 are then ±1, or ±1/√2, and
+    have no slope."""
+    if sizes.num_labels == 2:
+        raise JobError(
+            f"objective {name}: standardised logits of two classes are nothing but their order; "
+            f"{remedy}"
+        )
 
 
 class AlphaObjective(Objective):

@@ -13,7 +13,7 @@ from ....cache_schemas.errors import JobError
 from ..losses import MISSING_LABEL, accumulated, likeliest_classes
 from ..losses import teachers as fusing
 from .base import Reads, Sizes, TeacherSide
-from .one_loss import AlphaObjective
+from .one_loss import AlphaObjective, require_standardisable
 from .options import MultiKDOptions
 
 
@@ -57,12 +57,9 @@ class MultiKDObjective(AlphaObjective):
 
     @classmethod
     def require_options(cls, name: str, options: MultiKDOptions, sizes: Sizes) -> None:
-        """Raises JobError for standardised logits of two classes, which are ±1: no slope."""
-        if options.standardize and sizes.num_labels == 2:
-            raise JobError(
-                f"objective {name}: standardize=true: standardised logits of two classes are "
-                "nothing but their order; leave it out"
-            )
+        """Raises JobError for standardised logits of two classes, which have no slope."""
+        if options.standardize:
+            require_standardisable(name, sizes, "leave standardize out")
 
     @classmethod
     def require_teachers(cls, name: str, options: Any, count: int) -> None:

@@ -64,5 +64,5 @@ class TestDualHead(ObjectiveTests):
 
     def test_two_classes_are_refused(self) -> None:
         """Their standardised logits would have no slope, so that nothing would be learned."""
-        with pytest.raises(InputError, match="two classes leave nothing but their order"):
+        with pytest.raises(InputError, match="two classes are nothing but their order"):
             self._made(replace(self._sizes(regression=False), num_labels=2, feature_shape=(2,)))

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ...divergence_options import MixtureOption, SkewOption
 from .base import AlphaOptions, MayMove
 
 
@@ -23,26 +24,12 @@ class TVDOptions(SoftenedOptions):
     """Options of the objective tvd."""
 
 
-class JSDOptions(SoftenedOptions):
+class JSDOptions(MixtureOption, SoftenedOptions):
     """Options of the objective jsd."""
 
-    jsd_beta: float = Field(
-        default=0.5,
-        gt=0,
-        lt=1,
-        description="weight of the teacher in the mixture of jsd, and of its term",
-    )
 
-
-class SkewKLOptions(SoftenedOptions):
+class SkewKLOptions(SkewOption, SoftenedOptions):
     """Options of the objective skew_kl."""
-
-    skew: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="share of the first distribution mixed into the second",
-    )
 
 
 class SkewReverseKLOptions(SkewKLOptions):

@@ -1,9 +1,10 @@
 """Options of objectives that compare class logits."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from ...divergence_options import DecoupledOptions
 from .base import AlphaOptions, MayMove
 from .divergences import SoftenedOptions
 
@@ -26,30 +27,8 @@ class LogitMSEOptions(AlphaOptions):
     )
 
 
-class DKDOptions(SoftenedOptions):
+class DKDOptions(DecoupledOptions, SoftenedOptions):
     """Options of the objective dkd."""
-
-    target_weight: float = Field(
-        default=1.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of the target class against all others",
-    )
-    nontarget_weight: float = Field(
-        default=8.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of the other classes among themselves",
-    )
-
-    @model_validator(mode="after")
-    def _weighs_something(self) -> Self:
-        if self.target_weight == 0 == self.nontarget_weight:
-            raise ValueError(
-                "target_weight=0 and nontarget_weight=0: nothing is left of the teacher; raise one "
-                "of them, or use undistilled"
-            )
-        return self
 
 
 class DualHeadOptions(SoftenedOptions):

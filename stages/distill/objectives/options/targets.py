@@ -1,22 +1,15 @@
 """Options of objectives whose targets are made from the teacher's logits."""
 
-from typing import Self
+from pydantic import Field
 
-from pydantic import Field, model_validator
-
+from ...divergence_options import MovingTargetOptions
 from .base import AlphaOptions
 from .divergences import SoftenedOptions
 
 
-class TAIDOptions(SoftenedOptions):
+class TAIDOptions(MovingTargetOptions, SoftenedOptions):
     """Options of the objective taid."""
 
-    taid_start: float = Field(
-        default=0.4, ge=0, le=1, description="share of the teacher in the target at first"
-    )
-    taid_end: float = Field(
-        default=1.0, gt=0, le=1, description="share of the teacher in the target at last"
-    )
     taid_step: float = Field(
         default=5e-4,
         ge=0,
@@ -27,15 +20,6 @@ class TAIDOptions(SoftenedOptions):
     taid_momentum: float = Field(
         default=0.99, ge=0, lt=1, description="momentum of the loss's relative change"
     )
-
-    @model_validator(mode="after")
-    def _grows(self) -> Self:
-        if self.taid_start > self.taid_end:
-            raise ValueError(
-                f"taid_start={self.taid_start:g} is above taid_end={self.taid_end:g}: the share of "
-                "the teacher grows; lower taid_start"
-            )
-        return self
 
 
 class FirstOptions(AlphaOptions):
