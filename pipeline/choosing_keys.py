@@ -12,12 +12,22 @@ They act one after another, each on the rows that the ones before it left. All r
 of teachers in the job, so no model is loaded.
 """
 
+from math import nan
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Keep = Annotated[int | float, Field(gt=0)]
 _KEEP = "how many rows to keep: a number of them, or, below 1, a share"
+
+
+def _number(value: Any) -> int | float:
+    """A whole number where it is one, as the text of one is; raises what `float` raises."""
+    if isinstance(value, bool):
+        raise TypeError("is no number")
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else float(value)
 
 
 class SelectRule(BaseModel):
@@ -35,12 +45,16 @@ class SelectRule(BaseModel):
         """Names of the teachers whose features it reads."""
         return ()
 
-    @field_validator("keep", check_fields=False)
+    @field_validator("keep", mode="before", check_fields=False)
     @classmethod
-    def _is_a_number_or_a_share(cls, value: int | float | None) -> int | float | None:
-        if isinstance(value, float) and value >= 1:
-            raise ValueError(f"{value} is neither a whole number of rows nor a share below 1")
-        return value
+    def _is_a_number_or_a_share(cls, value: Any) -> Any:
+        try:
+            number = value if value is None else _number(value)
+        except (TypeError, ValueError, OverflowError):
+            number = nan
+        if number is not None and not (0 < number < 1 or (number >= 1 and isinstance(number, int))):
+            raise ValueError("is neither a number of rows from 1 nor a share between 0 and 1")
+        return number
 
 
 class DifferenceRule(SelectRule):

@@ -20,7 +20,7 @@ from ..stages.distill.settings import (
     StudentSettings,
     TrainingSettings,
 )
-from .choosing_keys import AnySelectRule
+from .choosing_keys import SELECT_RULES, AnySelectRule
 from .jobs import (
     Corpora,
     Job,
@@ -28,6 +28,7 @@ from .jobs import (
     Names,
     Separator,
     TextFormatKeys,
+    made_rules,
     make,
     unknown_key,
 )
@@ -247,6 +248,11 @@ class DistillJob(
         return tuple(
             _made(ObjectiveKeys, keys, f"objectives.{number}") for number, keys in enumerate(value)
         )
+
+    @field_validator("select", mode="before")
+    @classmethod
+    def _each_rule(cls, value: Any) -> Any:
+        return made_rules(value, SELECT_RULES, "select")
 
     @field_validator("stages", mode="before")
     @classmethod

@@ -259,6 +259,39 @@ def make(model: type[ModelT], keys: Mapping[str, Any], what: str = "job") -> Mod
         raise JobError(_explain(model, error, what)) from error
 
 
+def made_rules(value: Any, kinds: Mapping[str, type[BaseModel]], key: str) -> Any:
+    """The rules `{rule: NAME, ...}` of a list, each of one of `kinds` by name; None as it is.
+    Raises JobError that names a rule by its index, with the first wrong key."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        raise JobError(
+            f"job key {key!r}: {value!r} is not a list of rules, each {{rule: NAME, ...}}"
+        )
+    return tuple(_made_rule(each, kinds, f"{key}.{number}") for number, each in enumerate(value))
+
+
+def _made_rule(keys: Any, kinds: Mapping[str, type[BaseModel]], what: str) -> Any:
+    if isinstance(keys, tuple(kinds.values())):
+        return keys
+    name = keys.get("rule") if isinstance(keys, Mapping) else None
+    if name is None:
+        raise JobError(
+            f"{what}: {keys!r} is not {{rule: NAME, ...}}; name one of the rules {', '.join(kinds)}"
+        )
+    if not isinstance(name, str) or name not in kinds:
+        near = difflib.get_close_matches(str(name), kinds, n=1)
+        hint = f"; did you mean {near[0]!r}? Rules are" if near else "; rules are"
+        raise JobError(f"{what}: rule {name!r} is unknown{hint} {', '.join(kinds)}")
+    told = f"{what} ({name})"
+    try:
+        return make(kinds[name], keys, told)
+    except JobError as error:
+        if str(error).startswith(told):
+            raise
+        raise JobError(f"{told}: {error}") from error
+
+
 def _explain(model: type[BaseModel], error: ValidationError, what: str) -> str:
     first = error.errors(include_url=False)[0]
     key = str(first["loc"][0]) if first["loc"] else what

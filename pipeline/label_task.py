@@ -15,7 +15,7 @@ from ..stages.distill.student_source import default_max_length, load_student
 from ..stages.distill.tokens import Tokens, choose_max_length
 from .distill_job import DistillJob
 from .student_data import LabelledCorpus
-from .task import Built, MakeObjective, Plan, Task
+from .task import Built, MakeObjective, Plan, Task, refuse_without_labels
 from .terms import Term
 
 LENGTH_ROWS = 64
@@ -34,6 +34,7 @@ class LabelTask(Task):
             return label_space(corpus, job.task, job.num_labels)
         if any(term.objective.reads.labels for term in terms):
             raise JobError("job key 'label_column' is missing; only objective=feature needs none")
+        refuse_without_labels(job, "task", "num_labels")
         return NO_LABELS
 
     def check_labels(

@@ -26,8 +26,8 @@ from ..cache_schemas.manifest import (
 )
 from ..cache_schemas.teachers import TeacherSpec
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus, refuse_unreadable
-from ..stages.corpus.reading import prompt_columns
-from ..stages.language.prompt_templates import doubts, fill_template
+from ..stages.corpus.reading import PICTURES, prompt_columns
+from ..stages.language.prompt_templates import columns_of, doubts, fill_template
 from ..stages.store.format.manifests import list_teachers, read_commits
 from ..stages.store.reading.reader import Cache
 from ..stages.store.writing.extending import plan_extension
@@ -137,7 +137,9 @@ def _require_response(job: PrecomputeJob, corpus: Corpus, spec: TeacherSpec) -> 
 
 
 def _look_at_templates(job: PrecomputeJob, corpus: Corpus, teacher: "Teacher") -> None:
-    """Refuse a template of more columns than a prompt has; warn of one that leaves some out."""
+    """Refuse a template of no text column, unless it is beside a picture, or of more than there
+    are; warn of one that leaves some out."""
+    pictured = any(each.startswith(PICTURES) for each in job.text_column)
     settings, columns = teacher.spec.settings, prompt_columns(job.text_column)
     form = settings.get("text_format", settings.get("prompt_format"))
     of_other_formats = {"plain": {"user_template"}, "chat": {"prompt_template"}}.get(
@@ -149,6 +151,11 @@ def _look_at_templates(job: PrecomputeJob, corpus: Corpus, teacher: "Teacher") -
         template = job.options[name]
         if corpus.chats or not isinstance(template, str):
             continue
+        if not columns_of(template) and not pictured:
+            raise JobError(
+                f"{name} {template!r}: has no {{text}}, so all texts would be the same; add it, or "
+                f"{{1}} to {{{count}}}, or names of text columns"
+            )
         fill_template(template, [""] * count)
         for doubt in doubts(template, columns, count, placeholders(job)):
             LOGGER.warning(f"{name}: {doubt}")

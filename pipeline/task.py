@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..cache_schemas.errors import StudentSourceError
+from ..cache_schemas.errors import JobError, StudentSourceError
 from ..stages.adapters import named_base
 from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.labels import LabelSpace
@@ -55,6 +55,16 @@ class Plan:
         if job.lora_rank is None:
             return {}
         return named_base(job.student, job.student_revision, StudentSourceError)
+
+
+def refuse_without_labels(job: DistillJob, *keys: str) -> None:
+    """Raise JobError for keys about labels in a job without any."""
+    for key in keys:
+        if (value := getattr(job, key)) is not None:
+            raise JobError(
+                f"job key {key!r}: {value!r} is about labels, and job key 'label_column' is "
+                f"missing; name it, or leave {key} out"
+            )
 
 
 MakeObjective = Callable[[Any], Objective]

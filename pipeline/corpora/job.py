@@ -1,13 +1,14 @@
 """The keys of a `corpus` job."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ...cache_schemas.features import TableName
-from ..jobs import Corpora, LocalFolder, Names, TextFormatKeys
-from .rules import AnyRule, CachedTeacher
+from ..jobs import Corpora, LocalFolder, Names, TextFormatKeys, made_rules, make
+from .rules import RULES, AnyRule, CachedTeacher
 
 MOST = 254
 """Generators, and rules: a decision about a response is one byte."""
@@ -81,6 +82,21 @@ class CorpusJob(TextFormatKeys):
     skip_bad_rows: bool = Field(
         default=False, description="leave bad rows, and rows that are not cached, out and list them"
     )
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _each_rule(cls, value: Any) -> Any:
+        return made_rules(value, RULES, "rules")
+
+    @field_validator("generators", mode="before")
+    @classmethod
+    def _each_generator(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            name: make(GeneratorKeys, own, f"generator {name}") if isinstance(own, Mapping) else own
+            for name, own in value.items()
+        }
 
     @field_validator("output")
     @classmethod

@@ -18,7 +18,7 @@ from ...stages.distill.model import TrainedModel
 from ...stages.language.recipe import Recipe
 from ..distill_job import DistillJob
 from ..student_data import LabelledCorpus
-from ..task import Built, MakeObjective, Plan, Task
+from ..task import Built, MakeObjective, Plan, Task, refuse_without_labels
 from ..terms import Term
 from .datasets import Encoding, learnable, token_teachers, train_set, validation_set
 
@@ -31,6 +31,7 @@ class LanguageTask(Task):
 
     def label_space(self, job: DistillJob, corpus: Corpus, terms: Sequence[Term]) -> LabelSpace:
         if job.label_column is None:
+            refuse_without_labels(job, "num_labels")
             return NO_LABELS
         space = label_space(corpus, None, job.num_labels)
         if space.multilabel:

@@ -50,6 +50,16 @@ def test_segments_in_another_order_are_other_texts(distill_bench, tmp_path, refu
             "the teacher's feature has 3 numbers, the task 1 outputs; choose a teacher of the same",
         ),
         ("hash", {"label_column": None}, [], "key 'label_column' is missing"),
+        *(
+            (
+                "hash",
+                {"label_column": None, "objective": "feature"},
+                [f"{key}={value}"],
+                f"{key}': '?{value}'? is about labels, and job key 'label_column' is missing; name "
+                f"it, or leave {key} out",
+            )
+            for key, value in (("task", "classification"), ("num_labels", 3))
+        ),
         ("hash", {"label_column": "colour"}, [], "colour"),
         ("hash", {"text_column": "words"}, [], "words"),
         ("hash", {}, ["metric=pearson"], "'pearson' is not one of accuracy, macro_f1, matthews"),

@@ -174,6 +174,20 @@ def test_what_a_prompt_does_not_have_is_refused(
     assert told in said.error
 
 
+@pytest.mark.parametrize("template", ["hello", "{qestion}"])
+def test_a_text_that_is_always_the_same_is_refused(
+    armada: CommandLine, folder: Path, tmp_path: Path, template: str
+) -> None:
+    said = run(
+        armada, folder, tmp_path / "cache", f"encoder:{folder}/bert", f'template="{template}"'
+    )
+    assert said.error == (
+        f"template {template!r}: has no {{text}}, so all texts would be the same; add it, or {{1}} "
+        "to {2}, or names of text columns"
+    )
+    assert not (tmp_path / "cache").exists()
+
+
 def test_pictures_have_no_number() -> None:
     job = make_precompute_job(
         {

@@ -313,12 +313,29 @@ REFUSED: dict[str, tuple[list[Job], str]] = {
         [DIFFERENCE | {"larger": "gpt"}],
         "select.0 (difference): teacher 'gpt' is not in the job; choose one of made, llm, slm",
     ),
-    "no such rule": ([{"rule": "best"}], "job key 'select'"),
-    "an unknown key": ([DIFFERENCE | {"kep": 1}], "job key 'select.0.difference.kep' is unknown"),
-    "nothing to keep": ([{"rule": "balance"}], "keep, most: set one of them"),
+    "no such rule": (
+        [DIFFERENCE, {"rule": "agrement"}],
+        "select.1: rule 'agrement' is unknown; did you mean 'agreement'? Rules are difference, ",
+    ),
+    "an unknown key": (
+        [DIFFERENCE | {"kep": 1}],
+        "select.0 (difference) key 'kep' is unknown; did you mean 'keep'? Keys are feature, keep,",
+    ),
+    "a missing key": (
+        [{"rule": "agreement"}],
+        "select.0 (agreement) key 'teacher' is missing (teacher of the logits)",
+    ),
+    "no rule": ([{"keep": 3}], "select.0: {'keep': 3} is not {rule: NAME, ...}; name one of the"),
+    "nothing to keep": ([{"rule": "balance"}], "select.0 (balance): keep, most: set one of them"),
     "both": ([{"rule": "balance", "keep": 3, "most": 3}], "keep, most: set one of them"),
-    "a share of more than all": ([DIFFERENCE | {"keep": 1.5}], "nor a share below 1"),
-    "none": ([DIFFERENCE | {"keep": 0}], "greater than 0"),
+    **{
+        f"keep {keep}": (
+            [DIFFERENCE | {"keep": keep}],
+            f"select.0 (difference) key 'keep': {keep!r}: is neither a number of rows from 1 nor a "
+            "share between 0 and 1 (how many rows to keep: a number of them, or, below 1, a share)",
+        )
+        for keep in (1.5, 0, True, "half", "1.5", float("nan"))
+    },
     "more than there are": ([DIFFERENCE | {"keep": 54}], "keep 54: only 53 rows are there"),
     "bounds the wrong way": (
         [{"rule": "entropy", "teacher": "classes", "least": 1, "most": 0.5}],
@@ -343,7 +360,10 @@ REFUSED: dict[str, tuple[list[Job], str]] = {
     ),
     "no such column": ([GAP | {"domain_column": "topic"}], "topic"),
     "two of them": ([GAP, GAP], "select: domain_gap is there twice; name it once"),
-    "no strength": ([GAP | {"strength": 0}], "greater than 0"),
+    "no strength": (
+        [GAP | {"strength": 0}],
+        "select.0 (domain_gap) key 'strength': 0: Input should be greater than 0 (share of draws",
+    ),
     "other classes": (
         [{"rule": "agreement", "teacher": "two"}],
         "select.0 (agreement): two: 'logits' has 2 classes, the job 3",

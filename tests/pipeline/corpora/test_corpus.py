@@ -281,9 +281,26 @@ def test_a_dry_run_only_counts(armada: CommandLine, place: Path) -> None:
     [
         ([], "job key 'output' is missing"),
         (["--output", "x.jsonl"], "no .parquet file"),
-        (["--set", "rules=[{rule: lable}]"], "'lable'"),
-        (["--set", "rules=[{rule: pattern, pattern: '('}]"], "is no regular expression"),
-        (["--set", "rules=[{rule: best, best_of: 3}]"], "key 'rules.0.best.best_of' is unknown"),
+        (
+            ["--set", "rules=[{rule: lable}]"],
+            "rules.0: rule 'lable' is unknown; did you mean 'label'",
+        ),
+        (
+            ["--set", "rules=best"],
+            "job key 'rules': 'best' is not a list of rules, each {rule: NAME",
+        ),
+        (
+            ["--set", "rules=[{rule: pattern, pattern: '('}]"],
+            "rules.0 (pattern) key 'pattern': '(': is no regular expression",
+        ),
+        (
+            ["--set", "rules=[{rule: finish}, {rule: best, best_of: 3}]"],
+            "rules.1 (best) key 'best_of' is unknown; keys are ",
+        ),
+        (
+            ["--set", "generators={llm: {cache: cache, shares: 0.5}}"],
+            "generator llm key 'shares' is unknown; did you mean 'share'? Keys are cache, share,",
+        ),
         (["--set", "rules=[{rule: best}, {rule: best}]"], "two are called 'best'"),
         (["--set", "response_name=prompt"], "column 'prompt'"),
         (["--predictions", "x.parquet"], "name one of them"),
