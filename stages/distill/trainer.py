@@ -76,6 +76,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._latest_terms: dict[str, torch.Tensor] = {}
         self._of_step: list[tuple[Batch, Any]] = []
         self._step = -1
+        self._buffers: dict[str, torch.Tensor] = {}
         self._evaluated: list[tuple[float, int]] = []
         super().__init__(
             model=model,
@@ -259,16 +260,19 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _step_that_fits(self, model: Any, inputs: Batch, count: Any) -> Any:
-        """Where memory runs out, all batches of this step are computed once more: gradients of some
-        weights may be there already."""
+        """Where memory runs out, all batches of this step are computed once more, from what was
+        before it: gradients of some weights may be there already, and an objective may have
+        observed some of the batches."""
         if self.state.global_step != self._step:
             self._step, self._of_step = self.state.global_step, []
+            self._buffers = _kept_buffers(self.model.objective)
         sources = cache(partial(self._sources, inputs["indices"]))
         self._of_step.append((inputs | {"sources": sources}, count))
 
         def compute(again: bool) -> Any:
             if again:
                 model.zero_grad()
+                self.model.objective.load_state_dict(self._buffers, strict=False)
             for batch, items in self._of_step if again else self._of_step[-1:]:
                 loss = super(DistillTrainer, self).training_step(model, dict(batch), items)
             return loss
@@ -309,3 +313,10 @@ def _metrics_of(space: LabelSpace) -> Callable[[Any], dict[str, float]]:
         return task_metrics(outputs, labels, space) | distinct_predictions(outputs, labels, space)
 
     return metrics
+
+
+def _kept_buffers(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of what an objective has observed: its buffers, as a checkpoint keeps them."""
+    names = {name for name, _ in objective.named_buffers()}
+    state = objective.state_dict()
+    return {name: tensor.clone() for name, tensor in state.items() if name in names}

@@ -19,7 +19,7 @@ def taid_loss(
     gradient: at a share t = 1 that is forward KL, at 0 nothing.
 
     Source: Shing et al., TAID, arXiv 2501.16937, at T = 1."""
-    between_BK = torch.lerp(student_BK.detach(), teacher_BK, share)
+    between_BK = torch.lerp(student_BK.detach(), teacher_BK.to(student_BK.dtype), share)
     return forward_kl_loss(student_BK, between_BK, temperature)
 
 

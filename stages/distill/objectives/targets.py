@@ -3,6 +3,7 @@ adapted, or fused with the labels."""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,8 @@ class AdaptiveShare(nn.Module):
         m = b·m + (1-b)·(J_before - J)/J_before
         t = min(taid_end, max(straight line, t + a·sigmoid(m)·(1-t)))
 
-    All of it is in buffers, which a checkpoint keeps, and on the device of the loss.
+    All of it is in buffers, which a checkpoint keeps, and on the device of the loss. Whoever loads
+    them, for a step that is computed once more, has them moved again.
     Source: arXiv 2501.16937.
     """
 
@@ -99,6 +101,10 @@ class AdaptiveShare(nn.Module):
         """Adds a batch's loss to those of the step."""
         self.summed += loss
         self.count += 1
+
+    def _load_from_state_dict(self, *args: Any, **more: Any) -> None:
+        self._progress = None
+        super()._load_from_state_dict(*args, **more)
 
     def _move(self, progress: float) -> None:
         options = self._options

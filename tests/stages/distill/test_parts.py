@@ -67,8 +67,13 @@ def made(bench: Bench, folder: Path, **settings: Any) -> Run:
         {"objective": "feature", "gradient_accumulation": 3},
         {"objective": "contrast"},
         {"gradient_accumulation": 3, "gradient_checkpointing": True},
+        {"objective": "taid", "weights": {"taid_step": 0.5}, "gradient_accumulation": 3},
+        {"objective": "wcord", "weights": {"embedding_size": 4}, "gradient_accumulation": 3},
     ],
-    ids=["alternate", "joint", "accumulated", "contrast", "checkpointed"],
+    ids=[
+        *("alternate", "joint", "accumulated", "contrast", "checkpointed"),
+        *("that observes", "with a critic"),
+    ],
 )
 def test_losses_and_weights_are_those_of_whole_batches(
     still: Bench, tmp_path: Path, settings: dict[str, Any], backward: bool
