@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from armada.pipeline.objectives import Description
 from armada.stages.corpus.labels import LabelSpace
-from armada.stages.distill.model import DistillModel, layer_dims
+from armada.stages.distill.model import DistillModel, attention_dims, layer_dims
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.distill.objectives.base import Sizes
 from armada.stages.distill.settings import StudentSettings
@@ -32,8 +32,8 @@ def costs(
 ) -> dict[str, tuple[float, float, float]]:
     """Ratio of each objective's step to the plain one's of the same round: median and quartiles."""
     student, _ = load_student(StudentSettings(student=str(encoder)), SPACE, [], dropout=0.1)
-    widths = layer_dims(student)
-    plain = _Steps(student, "undistilled", {}, ())
+    widths = {"layers": layer_dims(student), "attention": attention_dims(student)}
+    plain = _Steps(student, "undistilled", {}, {})
     found = {}
     for objective in chosen:
         steps = _Steps(student, objective.name, options.get(objective.name, {}), widths)
@@ -51,12 +51,18 @@ class _Steps:
     """Steps of the student with one objective."""
 
     def __init__(
-        self, student: Any, name: str, options: Mapping[str, Any], widths: tuple[int, ...]
+        self,
+        student: Any,
+        name: str,
+        options: Mapping[str, Any],
+        widths: Mapping[str, tuple[int, ...]],
     ) -> None:
         torch.manual_seed(0)
         objective = OBJECTIVES.load(name)
         reads = objective.reads
-        shape = (CLASSES,) if reads.classes else (FEATURE,)
+        shape: tuple[int, ...] = (CLASSES,) if reads.classes else (FEATURE,)
+        if "attention" in reads.student:
+            shape = (3, FEATURE)  # queries, keys and values
         count = 2 if reads.features is None else reads.features
         sizes = Sizes(
             student.dim,
@@ -64,18 +70,20 @@ class _Steps:
             False,
             shape if count else None,
             more_shapes=(shape,) * max(0, count - 1),
-            layer_dims=widths if "layers" in reads.student else (),
+            layer_dims=widths["layers"] if "layers" in reads.student else (),
+            attention_dims=widths["attention"] if "attention" in reads.student else (),
         )
         built = objective(objective.Options(**options), sizes)
         built.sources = tuple(f"teacher {at}" for at in range(count))
         self._model = DistillModel(student, built).train()
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=1e-6)
+        rows = (ROWS, TOKENS) if reads.axis == "tokens" else (ROWS,)
         self._batch: dict[str, Any] = {
             "input_ids": torch.randint(5, student.backbone.config.vocab_size, (ROWS, TOKENS)),
             "attention_mask": torch.ones(ROWS, TOKENS, dtype=torch.long),
             "labels": torch.randint(CLASSES, (ROWS,)),
-            "features": {source: torch.randn(ROWS, *shape) for source in built.sources},
+            "features": {source: torch.randn(*rows, *shape) for source in built.sources},
             "rows": ROWS,
         }
 

@@ -98,8 +98,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 show_quality(task, list(quality(task, Path(folder), chosen, options)))
     if "cost" in options.tables:
-        of_texts = [each for each in chosen if each.needs.axis is None]
-        show_cost(costs(options.encoder, of_texts, OPTIONS, options.rounds))
+        show_cost(costs(options.encoder, chosen, OPTIONS, options.rounds))
 
 
 def read_options() -> argparse.Namespace:
@@ -121,7 +120,7 @@ def read_options() -> argparse.Namespace:
 
 def fits(objective: Description, only: Sequence[str]) -> bool:
     """Whether a student of whole texts can have it, and it is one of `only`."""
-    of_texts = objective.needs.axis != "predictions" and objective.name != "multi_kd"
+    of_texts = objective.needs.axis != "predictions"
     return of_texts and (not only or objective.name in {*only, PLAIN, "kd", "feature"})
 
 
@@ -162,6 +161,9 @@ def reading(objective: Description, caches: "Caches") -> dict[str, Any]:
     if objective.name in FEATURES:
         term |= {"features": list(FEATURES[objective.name])}
         return {"teachers": {"encoder": caches.encoder}, "objectives": [term]}
+    if objective.name == "multi_kd":
+        two = {"classifier": caches.classifier, "another": caches.another}
+        return {"teachers": two, "objectives": [term]}
     if objective.name == "prototypes":
         return {"teachers": {"clusters": caches.clusters}, "objectives": [term]}
     if objective.name == "norm_direction":
@@ -198,10 +200,11 @@ def corpora(task: Task, folder: Path, options: argparse.Namespace) -> tuple[Path
 
 @dataclass(frozen=True, slots=True)
 class Caches:
-    """Keys of the teachers of logits and pooled texts, of layers and tokens, and of what is derived
-    from pooled texts; the means are those of the few labels."""
+    """Keys of the teachers of logits and pooled texts, of another seed's logits, of layers and
+    tokens, and of what is derived from pooled texts; the means are those of the few labels."""
 
     classifier: Mapping[str, str]
+    another: Mapping[str, str] | None
     encoder: Mapping[str, str]
     clusters: Mapping[str, str]
     means: Mapping[str, str] | None
@@ -211,6 +214,31 @@ def teachers(
     task: Task, folder: Path, train: Path, validation: Path, options: argparse.Namespace
 ) -> Caches:
     """Fine-tunes the encoder on all labels, and caches what it says about the texts."""
+    student = fine_tuned(task, folder / "teacher", validation, options, seed=0)
+    common = {"corpus": [str(train)], "text_column": list(task.columns), "max_length": 64}
+    layers = {"layers": [3, 6], "token_layers": [3, 6], "attention_layers": [6]}
+    classifier = cached(
+        common | {"teacher": f"classifier:{student}", "pooled": True}, folder / "logits"
+    )
+    pooled = {**classifier, "feature": "pooled"}
+    clusters = derived(pooled | {"rule": "clusters", "clusters": 32}, folder / "clusters")
+    means = another = None
+    if task.name == "classification":
+        second = fine_tuned(task, folder / "another", validation, options, seed=1)
+        another = cached(common | {"teacher": f"classifier:{second}"}, folder / "logits-of-another")
+        labels = {"corpus": str(train), "text_column": task.columns[0], "label_column": "label"}
+        means = derived(
+            pooled | labels | {"rule": "class-means", "skip_bad_rows": True}, folder / "means"
+        )
+        means |= {"missing": "without_teacher"}
+    encoder = cached(common | {"teacher": f"encoder:{student}", **layers}, folder / "layers")
+    return Caches(classifier, another, encoder, clusters, means)
+
+
+def fine_tuned(
+    task: Task, folder: Path, validation: Path, options: argparse.Namespace, seed: int
+) -> Path:
+    """The folder of an encoder that was trained on all labels."""
     keys = task.keys | {
         "student": str(options.encoder),
         "train": str(task.folder / "train.parquet"),
@@ -219,27 +247,12 @@ def teachers(
         "epochs": options.teacher_epochs,
         "learning_rate": 5e-5,
         "max_length": 64,
-        "output": str(folder / "teacher"),
+        "seed": seed,
+        "output": str(folder),
     }
     figures = run_distill(make(DistillJob, keys), quiet=True)["validation"]
     print(f"{task.name}: the teacher's {task.metric} is {figures[task.metric]:.4f}", flush=True)
-    common = {"corpus": [str(train)], "text_column": list(task.columns), "max_length": 64}
-    student = folder / "teacher" / "student"
-    layers = {"layers": [3, 6], "token_layers": [3, 6], "attention_layers": [6]}
-    classifier = cached(
-        common | {"teacher": f"classifier:{student}", "pooled": True}, folder / "logits"
-    )
-    pooled = {**classifier, "feature": "pooled"}
-    clusters = derived(pooled | {"rule": "clusters", "clusters": 32}, folder / "clusters")
-    means = None
-    if task.name == "classification":
-        labels = {"corpus": str(train), "text_column": task.columns[0], "label_column": "label"}
-        means = derived(
-            pooled | labels | {"rule": "class-means", "skip_bad_rows": True}, folder / "means"
-        )
-        means |= {"missing": "without_teacher"}
-    encoder = cached(common | {"teacher": f"encoder:{student}", **layers}, folder / "layers")
-    return Caches(classifier, encoder, clusters, means)
+    return folder / "student"
 
 
 def cached(keys: Mapping[str, Any], cache: Path) -> dict[str, str]:
