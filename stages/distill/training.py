@@ -319,7 +319,7 @@ def _arguments(run: Run) -> TrainingArguments:
         # The buffers of a student never change while it trains; those of objectives follow from
         # the whole batch, so that all processes have the same.
         ddp_broadcast_buffers=False,
-        # Every adapter is used; torch warns of looking for others in vain.
+        # Where every adapter is used, torch warns of looking for others in vain.
         ddp_find_unused_parameters=False if _adapters_alone(run.model) else None,
         remove_unused_columns=False,
         label_names=["labels"],
@@ -333,7 +333,10 @@ def _arguments(run: Run) -> TrainingArguments:
 
 
 def _adapters_alone(model: TrainedModel) -> bool:
-    """Whether nothing but adapters trains."""
+    """Whether nothing but adapters trains, and all of them in every step: an objective of a lower
+    layer reaches none above it."""
+    if model.layers or model.attention:
+        return False
     return all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
 
 
