@@ -27,6 +27,14 @@ def kept_imports() -> Iterator[None]:
             gc.freeze()
 
 
+@atexit.register  # runs after those that are registered later
+def _let_bindings_end() -> None:
+    """The bindings of triton, from 3.9 on, complain on stderr of all that no search has given back,
+    in dozens of lines after the one that a user is to read."""
+    if "triton" in sys.modules:
+        gc.unfreeze()
+
+
 def end_without_search() -> None:
     """Let this process end without a last search for garbage: its memory is given back anyway."""
     atexit.register(gc.freeze)

@@ -1,5 +1,6 @@
 """Lists of keys and wrong jobs are answered before anything heavy is imported."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,7 +116,8 @@ def test_no_search_for_garbage_goes_through_what_is_imported(tmp_path: Path) -> 
         text=True,
         cwd=tmp_path,
     )
-    assert (done.returncode, done.stderr[:7]) == (2, "error: "), done.stderr
+    assert done.returncode == 2
+    assert re.fullmatch("error: .*\n", done.stderr), done.stderr  # bindings that end add nothing
     searches, collecting, kept = done.stdout.split()[-3:]
     assert (int(searches), collecting) == (0, "True")
     assert int(kept) > 100_000
