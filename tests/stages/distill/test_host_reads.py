@@ -74,7 +74,13 @@ def watched(run: Run) -> _Watching:
 HOW = {"epochs": EPOCHS, "batch_size": 8, "logging_steps": 1000, "validate": False}
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta", "opt", "llama"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("bert", "deberta", "llama"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "distilbert", "opt")),
+    ],
+)
 def test_no_step_reads_a_number_back(
     family: str, bench: Bench, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -84,10 +90,12 @@ def test_no_step_reads_a_number_back(
     assert sum(watched(run).steps, Counter()) == {}
 
 
-@pytest.mark.parametrize("objective", ["feature", "kd", "undistilled"])
-@pytest.mark.parametrize("placement", ["mapped", "resident"])
+@pytest.mark.parametrize(
+    ("placement", "objective"),
+    [("mapped", "kd"), ("resident", "feature"), ("resident", "undistilled")],
+)
 def test_no_objective_reads_a_number_back(
-    objective: str, placement: str, bench: Bench, tmp_path: Path
+    placement: str, objective: str, bench: Bench, tmp_path: Path
 ) -> None:
     run = bench.run(tmp_path, objective=objective, placement=placement, **HOW)
     assert sum(watched(run).steps, Counter()) == {}
