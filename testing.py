@@ -18,7 +18,18 @@ import pytest  # noqa: E402
 # So that a failed assertion of the kit shows its values, as those of test files do.
 pytest.register_assert_rewrite("armada.stages.testing.objectives", "armada.stages.testing.teachers")
 
-from .stages.testing.objectives import Batch, ObjectiveTests, TokenObjectiveTests  # noqa: E402
+from .stages.testing.objectives import (  # noqa: E402
+    Batch,
+    ObjectiveTests,
+    PairObjectiveTests,
+    TokenObjectiveTests,
+)
 from .stages.testing.teachers import TeacherTests  # noqa: E402
 
-__all__ = ["Batch", "ObjectiveTests", "TeacherTests", "TokenObjectiveTests"]
+__all__ = [
+    "Batch",
+    "ObjectiveTests",
+    "PairObjectiveTests",
+    "TeacherTests",
+    "TokenObjectiveTests",
+]

@@ -10,7 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import Task
+from ..stages.corpus.reading import EACH_ANSWER, OPTIONAL, column_name
 from ..stages.distill.controls import CONTROLS_SHOWN, Control, parse_control
+from ..stages.distill.objectives import WITHOUT_TEACHER
 from ..stages.distill.objectives.options import SOURCE, TokensOptions
 from ..stages.distill.settings import (
     SCRATCH,
@@ -67,6 +69,12 @@ class CorpusKeys(TextFormatKeys):
     label_separator: Separator | None = Field(
         default=None,
         description="what separates several labels in a cell of text, such as ';' in a CSV file",
+    )
+    rejected_column: str | None = Field(
+        default=None,
+        min_length=1,
+        description="column of a rejected response to each prompt (task=language: objectives dpo "
+        "and plad, metrics of preferences); the preferred one is the last of text_column",
     )
     id_column: str | Literal[False] | None = Field(
         default=None, description="column of unique ids; default `id` if there is one; false: none"
@@ -289,7 +297,7 @@ class DistillJob(
                         f"job keys 'teachers' and {key!r}: set {key} inside the teacher it belongs "
                         "to"
                     )
-        elif self.cache is None and self.distilled:
+        elif self.cache is None and self.distilled and not self._reads_no_teacher:
             raise ValueError(
                 "job key 'cache' is missing; only control=undistilled runs without one"
             )
@@ -308,6 +316,42 @@ class DistillJob(
                 "student_layers: adapters refer to a whole checkpoint; save the shortened one first"
             )
         return self
+
+    @model_validator(mode="after")
+    def _prefers_one_of_two_responses(self) -> "DistillJob":
+        if self.rejected_column is None:
+            return self
+        if self.task != "language":
+            raise ValueError("rejected_column: is for language models; set task=language")
+        for column in (self.text_column[-1], self.rejected_column):
+            if column[-1] in (OPTIONAL, EACH_ANSWER):
+                raise ValueError(
+                    f"rejected_column: a pair of responses needs both in each row; write "
+                    f"{column_name(column)!r} without {column[-1]!r}"
+                )
+        if self.rejected_column in map(column_name, self.text_column):
+            raise ValueError(
+                f"rejected_column {self.rejected_column!r}: is in text_column too; leave it out "
+                "there (the preferred response is the last of text_column)"
+            )
+        if self.packing != "none":
+            raise ValueError(
+                f"packing {self.packing!r}: a row has two responses (rejected_column); use "
+                "packing=none"
+            )
+        if self.responses == "generated":
+            raise ValueError(
+                "responses=generated: is for a teacher's responses alone; export them to a corpus "
+                "(`armada corpus`) to prefer them to others, or leave rejected_column out"
+            )
+        return self
+
+    @property
+    def rejected_columns(self) -> tuple[str, ...]:
+        """The text columns of the rejected responses; none without one."""
+        if self.rejected_column is None:
+            return ()
+        return (*self.text_column[:-1], self.rejected_column)
 
     @model_validator(mode="after")
     def _parts_labels(self) -> "DistillJob":
@@ -406,6 +450,10 @@ class DistillJob(
         """Whether a teacher's features are read."""
         names = {keys.name for keys in self.all_objectives}
         return self.parsed_control.name != "undistilled" and names != {"undistilled"}
+
+    @property
+    def _reads_no_teacher(self) -> bool:
+        return {keys.name for keys in self.all_objectives} <= WITHOUT_TEACHER
 
     @property
     def seeds(self) -> tuple[int, ...]:

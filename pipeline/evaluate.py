@@ -57,6 +57,8 @@ def _spreads(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if is_language_student(folder):
         return evaluate_language(job, folder)
+    if job.rejected_column is not None:
+        raise JobError("rejected_column: is for language models; this student predicts labels")
     if job.max_new_tokens is not None:
         raise JobError("max_new_tokens: is for language models; this student predicts labels")
     student, tokenizer, card = load_saved_student(folder)

@@ -6,7 +6,9 @@ import numpy as np
 
 from ..cache_schemas.errors import CorpusError, InputError, JobError, shown_url
 from ..cache_schemas.features import FeatureSpec
+from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.labels import LabelSpace, label_values
+from ..stages.distill.language.pairs import PAIR_METRICS, REWARD_METRICS
 from ..stages.distill.logit_controls import require_classes
 from ..stages.distill.measures import is_teacher_measure
 from ..stages.distill.objectives.base import Sizes, require_fit
@@ -15,6 +17,7 @@ from ..stages.store.transfer.location import is_local
 from .choosing import read_by_rules, select
 from .distill_job import DistillJob
 from .label_task import LabelTask
+from .language.pairs import of_different_responses, with_rejected
 from .language.task import LanguageTask
 from .measured import HeldOut, Measured, compared
 from .objective_keys import TeacherKeys
@@ -34,20 +37,15 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     task = task_of(job)
     readings, teachers = readings_of(terms), job.all_teachers
     _refuse_missing(job, readings.values(), teachers)
-    own = [teachers[each.teacher].text_column or job.text_column for each in readings.values()]
+    own = [_columns_of(job, each, teachers) for each in readings.values()]
     selecting = read_by_rules(job)
-    more = list(selecting.values())
-    all_columns = Columns.of(job.text_column, [*own, *more])
+    all_columns = Columns.of(job.text_column, [*own, *selecting.values()], job.rejected_columns)
     columns, for_select = all_columns.divided(len(own))
-    for reading, read in zip(readings.values(), columns.sources, strict=True):
-        if reading.axis is not None and read != columns.student:
-            raise JobError(
-                f"teacher {reading.teacher}: text_column: a teacher of tokens reads the student's "
-                "own columns; leave it out"
-            )
+    _check_columns(readings.values(), columns)
     corpus = read_corpus_of(job, job.train, all_columns.names)
     space = task.label_space(job, corpus, terms)
     train = LabelledCorpus(corpus, label_values(corpus, space))
+    train = of_different_responses(job, train, columns)
     selection = None
     if job.rules:
         of_teacher = dict(zip(selecting, for_select, strict=True))
@@ -55,40 +53,33 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     features_alone = task.learns_features_alone(space)
     validation = None
     if job.validation:
-        needed = columns.names if features_alone else job.text_column
+        needed = columns.names if features_alone else columns.of_responses
         validation = read_labelled(job, job.validation, space, needed)
+        validation = of_different_responses(job, validation, columns)
     task.check_labels(job, space, train, validation)
     soft = validation is not None and space.has_probabilities(validation.labels)
     corpora = [train, *([validation] if validation is not None and features_alone else [])]
     held_out = _held_out(job, columns, validation, features_alone)
-    sources = open_sources(
-        readings, teachers, columns, [each.corpus for each in corpora], held_out.texts
-    )
+    opened = {**held_out.texts, **_pairs_held_out(columns, validation)}
+    sources = open_sources(readings, teachers, columns, [each.corpus for each in corpora], opened)
     _check_features(terms, space, sources)
+    references = {name: sources[name] for name, each in readings.items() if each.response}
     if sources:
-        joined = [
-            each.joined(
-                sources,
-                job.skip_bad_rows,
-                may_lack=each is train,
-                teach_themselves=job.task == "language",
-            )
-            for each in corpora
-        ]
-        train, validation = joined[0], joined[1] if joined[1:] else validation
+        train, validation = _joined(job, sources, references, train, validation, features_alone)
         _check_negatives(job, terms, train)
-    if features_alone:  # rows may have been skipped
+    if features_alone or references:  # rows may have been skipped
         held_out = _held_out(job, columns, validation, features_alone)
-    measured = _measured(job, terms, sources, held_out, space)
-    metric = _choose_metric(job, task.metrics(space, soft), measured)
+    compared_with = {name: each for name, each in sources.items() if name not in references}
+    measured = _measured(job, terms, compared_with, held_out, space)
+    metric = _choose_metric(job, _metrics(task.metrics(space, soft), terms, columns), measured)
     read_digests = {
         name: train.of_columns(source.columns).digest()
         for name, source in sources.items()
-        if source.columns != columns.student
+        if source.columns not in (columns.student, columns.rejected)
     }
-    train = train.of_columns(columns.student)
-    if validation is not None and features_alone:
-        validation = validation.of_columns(columns.student)
+    learns_pairs = any(term.compares_pairs for term in terms)
+    train = with_rejected(train, columns) if learns_pairs else train.of_columns(columns.student)
+    validation = None if validation is None else with_rejected(validation, columns)
     return StudentData(train, validation, space, metric, sources, read_digests, selection, measured)
 
 
@@ -97,8 +88,69 @@ def figure_names(job: DistillJob, data: StudentData) -> tuple[str, ...]:
     if data.validation is None:
         return ()
     soft = data.space.has_probabilities(data.validation.labels)
-    own = task_of(job).metrics(data.space, soft)
+    own = [*task_of(job).metrics(data.space, soft)]
+    if data.validation.rejected is not None:
+        own += [*PAIR_METRICS, *REWARD_METRICS]
     return (*own, "loss", *data.measured.names, *data.measured.facts)
+
+
+def _joined(
+    job: DistillJob,
+    sources: Mapping[str, Source],
+    references: Mapping[str, Source],
+    train: LabelledCorpus,
+    validation: LabelledCorpus | None,
+    features_alone: bool,
+) -> tuple[LabelledCorpus, LabelledCorpus | None]:
+    """Training rows with the cache rows of all sources; validation rows with those that their
+    metrics need: of all, if features are all there is, else of references."""
+    themselves = job.task == "language"
+    needed = sources if features_alone else references
+    own = train.joined(sources, job.skip_bad_rows, may_lack=True, teach_themselves=themselves)
+    if validation is None or not needed:
+        return own, validation
+    return own, validation.joined(needed, job.skip_bad_rows, teach_themselves=themselves)
+
+
+def _pairs_held_out(
+    columns: Columns, validation: LabelledCorpus | None
+) -> dict[tuple[int, ...], Corpus]:
+    """Validation texts of both responses, by their columns."""
+    if validation is None or not columns.rejected:
+        return {}
+    both = (columns.student, columns.rejected)
+    return {own: validation.corpus.of_columns(own) for own in both}
+
+
+def _check_columns(readings: Collection[Reading], columns: Columns) -> None:
+    """Refuse teachers of tokens that read other texts than the student."""
+    for reading, read in zip(readings, columns.sources, strict=True):
+        own = columns.rejected if reading.response == "rejected" else columns.student
+        if reading.axis is not None and read != own:
+            raise JobError(
+                f"teacher {reading.teacher}: text_column: a teacher of tokens reads the student's "
+                "own columns; leave it out"
+            )
+
+
+def _columns_of(
+    job: DistillJob, reading: Reading, teachers: Mapping[str, TeacherKeys]
+) -> tuple[str, ...]:
+    """The text columns that a source is joined by."""
+    if reading.response == "rejected":
+        return job.rejected_columns
+    return teachers[reading.teacher].text_column or job.text_column
+
+
+def _metrics(names: Sequence[str], terms: Sequence[Term], columns: Columns) -> list[str]:
+    """Metrics of a task, and those of two responses to each prompt, if the corpus has them: first,
+    where pairs are learned from."""
+    if not columns.rejected:
+        return [*names]
+    comparing = [term for term in terms if term.compares_pairs]
+    referred = any(term.readings for term in comparing)
+    of_pairs = [*(REWARD_METRICS if referred else ()), *PAIR_METRICS]
+    return [*of_pairs, *names] if comparing else [*names, *of_pairs]
 
 
 def _refuse_missing(
@@ -112,6 +164,12 @@ def _refuse_missing(
             raise JobError(
                 f"missing=without_teacher: teacher {each.teacher}: features of whole texts have to "
                 "be there for each row of a language model; skip others with skip_bad_rows=true"
+            )
+        if each.response is not None:
+            raise JobError(
+                f"missing=without_teacher: teacher {each.teacher}: is a reference, whose "
+                "log-probabilities of both responses have to be there; skip rows without them by "
+                "skip_bad_rows=true"
             )
         if job.responses == "generated":
             raise JobError(
@@ -175,6 +233,7 @@ def _held_out(
     if all_columns:
         return HeldOut({own: corpus.of_columns(own) for own in {*columns.sources}}, {})
     others = {*columns.sources} - {columns.student}
+    corpus = corpus.of_columns(columns.student)
     texts = {columns.student: corpus}
     if not others:
         return HeldOut(texts, {})
@@ -221,7 +280,7 @@ def _measured_without_learning(job: DistillJob, held_out: HeldOut, space: LabelS
             "an undistilled student"
         )
     terms = terms_of(job.model_copy(update={"control": "none"}))
-    readings = readings_of(terms)
+    readings = {name: each for name, each in readings_of(terms).items() if not each.response}
     own = [teachers[each.teacher].text_column or job.text_column for each in readings.values()]
     columns = Columns.of(job.text_column, own)
     texts = {columns.student: next(iter(held_out.texts.values()))}

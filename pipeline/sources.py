@@ -41,29 +41,40 @@ from .terms import Reading
 @dataclass(frozen=True, slots=True)
 class Columns:
     """The text columns of a corpus that several read: `names` of all, first those of the student,
-    and which of them the student and each source read, in their order."""
+    and which of them the student and each source read, in their order; `rejected`: those of the
+    rejected responses, whose own name is the next one, if there are any."""
 
     names: tuple[str, ...]
     student: tuple[int, ...]
     sources: tuple[tuple[int, ...], ...]
+    rejected: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, student: Sequence[str], sources: Sequence[Sequence[str]]) -> "Columns":
-        """The columns of a student and of sources, as a job names them."""
+    def of(
+        cls, student: Sequence[str], sources: Sequence[Sequence[str]], rejected: Sequence[str] = ()
+    ) -> "Columns":
+        """The columns of a student, of rejected responses and of sources, as a job names them."""
         names: dict[str, str] = {}
-        for column in (*student, *(column for own in sources for column in own)):
+        every = (*student, *rejected, *(column for own in sources for column in own))
+        for column in every:
             names.setdefault(column_name(column), column)
         indices = {name: index for index, name in enumerate(names)}
 
         def of_one(columns: Sequence[str]) -> tuple[int, ...]:
             return tuple(indices[column_name(column)] for column in columns)
 
-        return cls(tuple(names.values()), of_one(student), tuple(map(of_one, sources)))
+        read = tuple(map(of_one, sources))
+        return cls(tuple(names.values()), of_one(student), read, of_one(rejected))
+
+    @property
+    def of_responses(self) -> tuple[str, ...]:
+        """The names of those of the student, and of the rejected response."""
+        return self.names[: 1 + max(*self.student, *self.rejected)]
 
     def divided(self, sources: int) -> tuple["Columns", tuple[tuple[int, ...], ...]]:
         """The columns of the student and the first sources alone, and those of the others."""
         first = self.sources[:sources]
-        names = 1 + max(index for own in (self.student, *first) for index in own)
+        names = 1 + max(index for own in (self.student, self.rejected, *first) for index in own)
         return replace(self, names=self.names[:names], sources=first), self.sources[sources:]
 
 
@@ -221,6 +232,8 @@ def _feature_of_predictions(cache: Cache, reading: Reading, of_several: bool) ->
                 "student reads one; export them to a corpus, or precompute one response a prompt"
             )
         return GENERATED_IDS
+    if reading.response is not None:
+        return _feature_of_own_tokens(cache, reading)
     known = [name for name in cache.features if teaches_tokens(cache.feature_spec(name))]
     if reading.feature in known:
         return str(reading.feature)
@@ -235,6 +248,25 @@ def _feature_of_predictions(cache: Cache, reading: Reading, of_several: bool) ->
     raise JobError(
         f"{prefix}job key 'feature': {what}; the teacher has {', '.join(known) or 'none that does'}"
     )
+
+
+def _feature_of_own_tokens(cache: Cache, reading: Reading) -> str:
+    """A feature of the log-probabilities of each text's own tokens."""
+    known = [name for name in cache.features if is_of_own_tokens(cache.feature_spec(name))]
+    if reading.feature in known:
+        return str(reading.feature)
+    raise MissingFeatureError(
+        f"feature {reading.feature!r}: teacher {cache.teacher.fingerprint[:12]} "
+        f"({cache.teacher.spec.kind}) has {', '.join(known) or 'no such feature'} of texts' own "
+        "tokens; precompute with own_log_probs=true, and add_features=true to keep what is cached"
+    )
+
+
+def is_of_own_tokens(spec: FeatureSpec) -> bool:
+    """Whether a feature is a number for each predicted token of the text, such as its
+    log-probability."""
+    floats = np.dtype(spec.dtype).kind == "f"
+    return spec.axis == "predictions" and spec.shape == () and spec.coding is None and floats
 
 
 def teaches_tokens(spec: FeatureSpec) -> bool:

@@ -56,6 +56,8 @@ class LabelledCorpus:
     cache_rows: Mapping[str, Rows] = field(default_factory=dict)
     weights: npt.NDArray[np.float64] | None = None
     """How often each example comes in an epoch, but for a factor; None: once."""
+    rejected: Corpus | None = None
+    """The same prompts with rejected responses, where the corpus has them."""
 
     def joined(
         self,
@@ -112,11 +114,16 @@ class LabelledCorpus:
         corpus = self.corpus.without(left_out, problem)
         return replace(self.take(kept), corpus=corpus)
 
+    def beside(self, rejected: Corpus) -> "LabelledCorpus":
+        """The same with a rejected response to each prompt."""
+        return replace(self, rejected=rejected)
+
     def take(self, rows: Rows) -> "LabelledCorpus":
         """Only the given examples, in the order given."""
         taken = {name: found[rows] for name, found in self.cache_rows.items()}
         weights = None if self.weights is None else self.weights[rows]
-        return LabelledCorpus(self.corpus.take(rows), self.labels[rows], taken, weights)
+        rejected = None if self.rejected is None else self.rejected.take(rows)
+        return LabelledCorpus(self.corpus.take(rows), self.labels[rows], taken, weights, rejected)
 
     def of_columns(self, columns: Sequence[int]) -> "LabelledCorpus":
         """The same examples with some of their text columns."""
@@ -155,6 +162,8 @@ class LabelledCorpus:
         """Digest of these examples with these labels, in this order."""
         digest = hashlib.blake2b(self.corpus.keys().tobytes(), digest_size=16)
         digest.update(self.labels.tobytes())
+        if self.rejected is not None:
+            digest.update(self.rejected.keys().tobytes())
         return digest.hexdigest()
 
     def names(self, rows: Rows) -> list[str]:
@@ -337,4 +346,5 @@ def read_corpus_of(
         skip_bad_rows=keys.skip_bad_rows,
         limit=keys.limit,
         form=keys.file_format,
+        several_chats=keys.rejected_column is not None,
     )

@@ -24,6 +24,12 @@ class EvaluateJob(TextFormatKeys):
         default=None,
         description="what separates several labels in a cell of text; default that of training",
     )
+    rejected_column: str | None = Field(
+        default=None,
+        min_length=1,
+        description="column of a rejected response to each prompt, for metrics of preferences of a "
+        "language model; with `cache`, those against a reference's own_log_probs",
+    )
     cache: Path | str | None = Field(
         default=None,
         description="cache of a teacher to compare the student with, on the texts that it holds",

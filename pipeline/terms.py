@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.features import GENERATED_IDS, TOKENS, AxisName
@@ -25,6 +25,9 @@ from .objective_keys import ObjectiveKeys, TeacherKeys
 UNDISTILLED = ObjectiveKeys(name="undistilled")
 
 
+Response = Literal["preferred", "rejected"]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A feature of a teacher that objectives read, under the name of a source: the teacher's, or
@@ -39,6 +42,8 @@ class Reading:
     axis: AxisName | None = None
     """Axis of the feature: `predictions`, a row per predicted token; `tokens`, a row per token;
     None: one per text."""
+    response: Response | None = None
+    """Which response it is of, where objectives compare two: a feature of its own tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,11 @@ class Term:
     def reads_predictions(self) -> bool:
         """Whether what it reads of teachers is about predicted tokens."""
         return self.objective.reads.axis == "predictions"
+
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether it compares two responses to each prompt."""
+        return "pairs" in self.objective.reads.student
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -251,15 +261,20 @@ def _readings(
         of_teacher.setdefault(teacher, set()).add(feature)
     for own, objective, features in zip(keys, classes, given, strict=True):
         logits_for = own.name if objective.reads.classes else None
+        pairs = "pairs" in objective.reads.student
+        responses: tuple[Response | None, ...] = ("preferred", "rejected") if pairs else (None,)
         yield tuple(
             Reading(
-                _source(teacher, feature, len(of_teacher[teacher]) > 1),
+                _source(teacher, feature, len(of_teacher[teacher]) > 1)
+                + (".rejected" if response == "rejected" else ""),
                 teacher,
                 feature,
                 logits_for,
                 objective.reads.axis,
+                response,
             )
             for teacher, feature in features
+            for response in responses
         )
 
 
@@ -317,9 +332,14 @@ def _check_student(term: Term, job: DistillJob) -> None:
             "layers do not hand out; leave it out"
         )
     if job.task != "language":
-        if "tokens" in reads.student <= {"layers", "tokens"}:
+        if "tokens" in reads.student <= {"layers", "tokens", "pairs"}:
             raise JobError(f"objective {name}: is for language models; set task=language")
         return
+    if term.compares_pairs and job.rejected_column is None:
+        raise JobError(
+            f"objective {name}: compares two responses to each prompt; name the column of the "
+            "rejected one in rejected_column (the preferred one is the last of text_column)"
+        )
     if "tokens" in reads.student and "layers" not in reads.student:
         return
     if job.label_column is None and not reads.headless:

@@ -43,8 +43,12 @@ PRECOMPUTE, ABLATE, DISTILL = (
 RESPONSES = [file for file in FILES if file.parent.name == "responses"]
 """Each reads what another leaves; they have a test of their own."""
 
-PRECOMPUTE, DISTILL = (
-    [file for file in files if file not in RESPONSES] for files in (PRECOMPUTE, DISTILL)
+PREFERENCES = [file for file in FILES if file.parent.name == "preferences"]
+"""So do these."""
+
+PRECOMPUTE, ABLATE, DISTILL = (
+    [file for file in files if file not in (*RESPONSES, *PREFERENCES)]
+    for files in (PRECOMPUTE, ABLATE, DISTILL)
 )
 OTHERS = [file for file in PRECOMPUTE if file.stem in OTHER_TEACHERS]
 PRECOMPUTE = [file for file in PRECOMPUTE if file not in OTHERS]
@@ -157,10 +161,23 @@ def instruction(first: int = 0) -> pa.Table:
     )
 
 
+def preference(first: int = 0) -> pa.Table:
+    """A table of preferences: ROWS prompts with two responses each."""
+    places = range(first, first + ROWS)
+    return pa.table(
+        {
+            "prompt": [f"Go on: {TEXTS[place]}" for place in places],
+            "chosen": [TEXTS[-1 - place] for place in places],
+            "rejected": [f"{TEXTS[place]}, no" for place in places],
+        }
+    )
+
+
 def write_language_tables(folder: Path) -> None:
-    """FOLDER/reasoning/TASK/*.parquet for every task, FOLDER/instructions/dolly/*.parquet."""
+    """FOLDER/reasoning/TASK/*.parquet for every task, FOLDER/instructions/dolly/*.parquet and
+    FOLDER/preferences/*.parquet."""
     made: dict[str, Any] = {f"reasoning/{task}": partial(question, task) for task in REASONING}
-    made["instructions/dolly"] = instruction
+    made |= {"instructions/dolly": instruction, "preferences": preference}
     for name, table in made.items():
         (folder / name).mkdir(parents=True)
         for number, split in enumerate(("train", "validation", "test")):

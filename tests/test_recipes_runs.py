@@ -220,6 +220,18 @@ def test_the_best_responses_teach_a_student(place: Workplace, armada: CommandLin
     assert "rouge_l" in armada.done("evaluate", "runs/responses", *words)
 
 
+def test_preferences_find_both_responses(place: Workplace, armada: CommandLine) -> None:
+    folder = "recipes/preferences"
+    for name in ("chosen", "rejected"):
+        armada.done("precompute", f"{folder}/{name}.yaml", "--quiet")
+    assert len(open_cache("caches/preferences")) == 2 * 2 * ROWS
+    cells = json.loads(armada.done("ablate", f"{folder}/students.yaml", "--dry-run", "--json"))
+    assert {cell["train_examples"] for cell in cells} == {ROWS}
+    armada.done("distill", run_of(f"{folder}/students.yaml", "ipo", Path("run")), "--quiet")
+    found = json.loads(Path("run/metrics.json").read_text())
+    assert (found["metric"], found["train_examples"]) == ("preference_accuracy", ROWS)
+
+
 CELLS = {"nlu": 14, "reasoning": 8, "instructions": 8, "words": 4, "controls": 25, "choices": 3}
 OTHER_CELLS = {
     Path("recipes/controls/rotten-tomatoes.yaml"): 6,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...cache_schemas.errors import CorpusError, InputError, JobError, StudentSourceError
 from ...stages.corpus.corpus import Corpus
@@ -12,6 +13,7 @@ from ...stages.corpus.labels import MISSING
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.language.batches import AheadDataset, PackedTexts, pack
 from ...stages.distill.language.evaluation import METRICS
+from ...stages.distill.language.pairs import paired
 from ...stages.distill.language.teachers import Answering, CachedAnswers, TeacherTokens
 from ...stages.distill.objectives.options import TokensOptions
 from ...stages.distill.order import Indices
@@ -24,6 +26,7 @@ from ..messages import counted
 from ..sources import Source
 from ..student_data import LabelledCorpus, StudentData
 from ..task import Plan
+from .pairs import references_of
 from .teacher_texts import (
     check_same_tokens,
     check_tokenizer,
@@ -41,14 +44,14 @@ class Encoding:
     recipe: Recipe
     most: int
 
-    def texts(self, labelled: LabelledCorpus, with_characters: bool = False) -> TokenTexts:
+    def texts(self, corpus: Corpus, with_characters: bool = False) -> TokenTexts:
         """The texts of a corpus."""
-        examples = _examples(labelled)
+        examples = _examples(corpus)
         return encode_texts(self.tokenizer, self.recipe, examples, self.most, with_characters)
 
-    def prompts(self, labelled: LabelledCorpus) -> TokenTexts:
+    def prompts(self, corpus: Corpus) -> TokenTexts:
         """The texts of a corpus of prompts alone."""
-        return encode_prompts(self.tokenizer, self.recipe, _examples(labelled), self.most)
+        return encode_prompts(self.tokenizer, self.recipe, _examples(corpus), self.most)
 
     @property
     def pad_id(self) -> int:
@@ -76,7 +79,7 @@ def token_teachers(plan: Plan, tokenizer: Any) -> list[TokenTeacher]:
     found = [
         TokenTeacher(term.label, reading.source, TokensOptions(**term.keys.options))
         for term in plan.terms
-        if term.reads_predictions
+        if term.reads_predictions and not term.compares_pairs
         for reading in term.readings
     ]
     for each in found:
@@ -85,17 +88,33 @@ def token_teachers(plan: Plan, tokenizer: Any) -> list[TokenTeacher]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class TrainTexts:
+    """Tokens of the training texts, and of the rejected responses to the same prompts, if
+    any."""
+
+    texts: TokenTexts
+    rejected: TokenTexts | None
+
+    @property
+    def empty(self) -> npt.NDArray[np.bool_]:
+        """Which rows have a text of which nothing is to be predicted [N]."""
+        both = [self.texts, *([] if self.rejected is None else [self.rejected])]
+        empty: npt.NDArray[np.bool_] = np.logical_or.reduce([each.predicted == 0 for each in both])
+        return empty
+
+
 def learnable(
     job: DistillJob, data: StudentData, teachers: Sequence[TokenTeacher], encoding: Encoding
-) -> tuple[StudentData, TokenTexts]:
+) -> tuple[StudentData, TrainTexts]:
     """The training examples of which something is to be predicted, and their tokens; others are
     left out and listed, or refused. Only a student's tokens show them: a prompt alone may be as
     long as a text may be."""
-    texts = _texts(job, data, teachers, encoding)
-    empty = np.flatnonzero(texts.predicted == 0)
+    found = _train_texts(job, data, teachers, encoding)
+    empty = np.flatnonzero(found.empty)
     if not len(empty):
-        return data, texts
-    if not job.skip_bad_rows or len(empty) == len(texts):
+        return data, found
+    if not job.skip_bad_rows or len(empty) == len(found.texts):
         rows = counted(len(empty), "such row")
         raise CorpusError(
             f"{data.train.corpus.where(int(empty[0]))}: no tokens left to predict: its prompt "
@@ -103,19 +122,19 @@ def learnable(
             "or set skip_bad_rows=true to skip such rows"
         )
     data = data.without(empty, "no tokens left to predict")
-    return data, _texts(job, data, teachers, encoding)
+    return data, _train_texts(job, data, teachers, encoding)
 
 
 def train_set(
-    job: DistillJob,
+    plan: Plan,
     data: StudentData,
     teachers: Sequence[TokenTeacher],
-    texts: TokenTexts,
+    train: TrainTexts,
     encoding: Encoding,
-    seed: int,
 ) -> DistillDataset:
-    """Training set; `texts` are those of the data. Raises an InputError where texts and predictions
-    do not match."""
+    """Training set; `train` are the texts of the data. Raises an InputError where texts and
+    predictions do not match."""
+    job, texts = plan.job, train.texts
     data.require_same_tokens(data.train, texts.ids, texts.offsets, encoding.tokenizer)
     with_predictions = {}
     if job.responses == "corpus":
@@ -124,21 +143,28 @@ def train_set(
         }
     prompted = encoding.recipe.has_prompt
     rows = pack(texts, job.packing, encoding.most, encoding.pad_id, with_predictions, prompted)
+    if train.rejected is not None:
+        both = (texts, train.rejected)
+        references = references_of(data, data.train, plan.terms, both, encoding.tokenizer)
+        rows = paired(rows, train.rejected, references)
     labels = data.train.labels if job.packing == "none" else np.full(len(rows), MISSING)
     weights = data.train.weights
-    return AheadDataset(rows, labels, data.gathers(seed), _names(data.train, rows), weights)
+    names = _names(data.train, rows)
+    return AheadDataset(rows, labels, data.gathers(plan.seed), names, weights)
 
 
 def validation_set(
-    job: DistillJob, data: StudentData, encoding: Encoding
+    plan: Plan, data: StudentData, encoding: Encoding
 ) -> tuple[StudentData, DistillDataset | None]:
-    """Validation set: a row for each text, with the predictions that the student is compared with;
-    and the data without teachers that an undistilled student cannot be compared with."""
+    """Validation set: a row for each text, with the predictions that the student is compared with,
+    and the rejected response if there is one; and the data without teachers that an undistilled
+    student cannot be compared with."""
     if data.validation is None:
         return data, None
+    job = plan.job
     validation, tokenizer = data.validation, encoding.tokenizer
     texts = data.encoded_once(
-        "validation", tokenizer, encoding.most, lambda: encoding.texts(validation)
+        "validation", tokenizer, encoding.most, lambda: encoding.texts(validation.corpus)
     )
     answers: dict[str, Answering] = {}
     for name, each in data.measured.of_tokens.items():
@@ -151,6 +177,13 @@ def validation_set(
                 raise
             data = replace(data, measured=data.measured.without(name, str(error)))
     rows = pack(texts, "none", encoding.most, encoding.pad_id, answers)
+    if validation.rejected is not None:
+        corpus = validation.rejected
+        rejected = data.encoded_once(
+            "rejected validation", tokenizer, encoding.most, lambda: encoding.texts(corpus)
+        )
+        references = references_of(data, validation, plan.terms, (texts, rejected), tokenizer)
+        rows = paired(rows, rejected, references)
     return data, DistillDataset(rows, np.full(len(rows), MISSING), {})
 
 
@@ -171,8 +204,18 @@ def compared_tokens(
     return found
 
 
-def _examples(labelled: LabelledCorpus) -> list[tuple[str, ...]]:
-    return [segments for batch in labelled.corpus.batches() for segments in batch]
+def _examples(corpus: Corpus) -> list[tuple[str, ...]]:
+    return [segments for batch in corpus.batches() for segments in batch]
+
+
+def _train_texts(
+    job: DistillJob, data: StudentData, teachers: Sequence[TokenTeacher], encoding: Encoding
+) -> TrainTexts:
+    rejected = data.train.rejected
+    return TrainTexts(
+        _texts(job, data, teachers, encoding),
+        None if rejected is None else encoding.texts(rejected),
+    )
 
 
 def _texts(
@@ -180,11 +223,12 @@ def _texts(
 ) -> TokenTexts:
     if not teachers or job.responses == "corpus":
         with_characters = any(each.options.cross_tokenizer for each in teachers)
-        return encoding.texts(data.train, with_characters)
+        return encoding.texts(data.train.corpus, with_characters)
     (teacher,) = teachers
     source, rows = data.sources[teacher.source], data.train.cache_rows[teacher.source]
     prompts_alone = source.teacher.settings.get("response_column") is False
-    texts = encoding.prompts(data.train) if prompts_alone else encoding.texts(data.train)
+    corpus = data.train.corpus
+    texts = encoding.prompts(corpus) if prompts_alone else encoding.texts(corpus)
     cache = source.cache
     return with_generated(texts, cache, rows, encoding.tokenizer, encoding.most)
 

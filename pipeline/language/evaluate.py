@@ -1,6 +1,6 @@
 """`evaluate` of a language model: how well it predicts a corpus, and its own responses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from ...stages.corpus.labels import MISSING, NO_LABELS
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.controls import Control
 from ...stages.distill.export import student_folder
-from ...stages.distill.language.batches import pack
+from ...stages.distill.language.batches import PackedTexts, pack
 from ...stages.distill.language.evaluation import TokenSums, respond, response_metrics
 from ...stages.distill.language.export import LanguageCard, load_language_folder
+from ...stages.distill.language.pairs import LogProbs, paired
 from ...stages.distill.language.student import LanguageStudent
 from ...stages.distill.language.teachers import Answering
 from ...stages.distill.language.trainer import LanguageModel
@@ -26,7 +27,7 @@ from ...stages.distill.objectives.base import Sizes
 from ...stages.distill.objectives.options import SOURCE, ObjectiveOptions
 from ...stages.distill.objectives.undistilled import UndistilledObjective
 from ...stages.language.recipe import response_of
-from ...stages.language.tokens import TokenTexts, encode_texts, end_ids
+from ...stages.language.tokens import TokenTexts, end_ids
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.reader import Cache
 from ..answers import Answers, missing_keys, open_answers
@@ -35,26 +36,34 @@ from ..corpora.rules import CachedTeacher
 from ..environment import choose_device
 from ..jobs import make
 from ..objective_keys import CacheKeys
-from ..sources import Source, teaches_tokens
+from ..sources import Columns, Source, is_of_own_tokens, teaches_tokens
 from ..student_jobs import EvaluateJob
 from .datasets import Encoding, compared_tokens
+from .pairs import OWN_LOG_PROBS, require_one_chat, summed_log_probs
+from .teacher_texts import check_tokenizer
 
 
 def evaluate_language(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     """Metrics of a finished student on a corpus."""
     model, tokenizer, card = load_language_folder(folder)
-    corpus = _corpus(job, card)
+    corpus, other = _corpora(job, card)
     corpus.require_format(card.recipe.text_format, f"student {job.student}")
-    texts = encode_texts(tokenizer, card.recipe, _examples(corpus), card.max_length)
+    encoding = Encoding(tokenizer, card.recipe, card.max_length)
+    texts = encoding.texts(corpus)
     if not texts.predicted.sum():
         raise JobError(f"corpus {job.corpus[0]}: has nothing to predict within {card.max_length}")
-    teacher = None if job.cache is None else Compared.opened(job, corpus)
+    rejected = None if other is None else _Rejected(other, encoding.texts(other))
+    known = {} if rejected is None else rejected.references(job, corpus, texts, tokenizer)
+    compares = job.cache is not None and not known
+    teacher = Compared.opened(job, corpus) if compares else None
     answers: dict[str, Answering] = {}
     if teacher is not None and teacher.source is not None:
-        encoding = Encoding(tokenizer, card.recipe, card.max_length)
         answers[SOURCE] = compared_tokens(teacher.source, teacher.rows, texts, corpus, encoding)
     student = LanguageStudent(model.to(choose_device(job.device)), NO_LABELS, dropout=0.0)
-    metrics = _predicted(student, texts, int(tokenizer.pad_token_id), job.batch_size, answers)
+    rows = pack(texts, "none", int(texts.lengths.max()), encoding.pad_id, answers)
+    if rejected is not None:
+        rows = paired(rows, rejected.texts, known)
+    metrics = _predicted(student, rows, job.batch_size)
     if job.max_new_tokens is not None:
         responses = _responses(job, student, tokenizer, card, texts)
         references = [response_of(segments) for segments in _examples(corpus)]
@@ -71,35 +80,73 @@ def evaluate_language(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     }
 
 
-def _corpus(job: EvaluateJob, card: LanguageCard) -> Corpus:
-    columns = job.text_column or card.text_columns
-    return read_corpus(
-        job.corpus, columns, skip_bad_rows=job.skip_bad_rows, limit=job.limit, form=job.file_format
+def _corpora(job: EvaluateJob, card: LanguageCard) -> tuple[Corpus, Corpus | None]:
+    """The texts, and the same prompts with rejected responses, if there are any."""
+    own = job.text_column or card.text_columns
+    rejected = () if job.rejected_column is None else (*own[:-1], job.rejected_column)
+    columns = Columns.of(own, [], rejected)
+    corpus = read_corpus(
+        job.corpus,
+        columns.names,
+        skip_bad_rows=job.skip_bad_rows,
+        limit=job.limit,
+        form=job.file_format,
+        several_chats=job.rejected_column is not None,
     )
+    if not rejected:
+        return corpus, None
+    if not card.recipe.has_prompt:
+        raise JobError("rejected_column: the student's texts have no prompt to respond to")
+    require_one_chat(corpus, columns)
+    return corpus.of_columns(columns.student), corpus.of_columns(columns.rejected)
 
 
 def _examples(corpus: Corpus) -> list[tuple[str, ...]]:
     return [segments for batch in corpus.batches() for segments in batch]
 
 
-def _predicted(
-    student: LanguageStudent,
-    texts: TokenTexts,
-    pad_id: int,
-    batch_size: int,
-    answers: Mapping[str, Answering],
-) -> dict[str, float]:
-    """Perplexity and related metrics, over all predicted tokens, and what compares with teachers'
-    answers."""
+def _predicted(student: LanguageStudent, rows: PackedTexts, batch_size: int) -> dict[str, float]:
+    """Perplexity and related metrics, over all predicted tokens, what compares with teachers'
+    answers, and preferences among two responses."""
     sizes = Sizes(student.dim, 1, regression=False, feature_shape=None)
     model = LanguageModel(student, UndistilledObjective(ObjectiveOptions(), sizes)).eval()
-    rows, sums = pack(texts, "none", int(texts.lengths.max()), pad_id, answers), TokenSums()
-    dataset = DistillDataset(rows, np.full(len(rows), MISSING), {})
+    dataset, sums = DistillDataset(rows, np.full(len(rows), MISSING), {}), TokenSums()
     device = next(student.parameters()).device
     for start in range(0, len(dataset), batch_size):
         indices = list(range(start, min(start + batch_size, len(dataset))))
         sums.add(model, send_to_device(dataset.__getitems__(indices), device), rows)
     return sums.metrics()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejected:
+    """Rejected responses to the prompts of a corpus, and their tokens."""
+
+    corpus: Corpus
+    texts: TokenTexts
+
+    def references(
+        self, job: EvaluateJob, corpus: Corpus, texts: TokenTexts, tokenizer: Any
+    ) -> dict[str, LogProbs]:
+        """Log-probabilities of both responses under a reference, if the job names a cache of those;
+        none else. Raises MissingKeysError for texts that are not cached."""
+        if job.cache is None:
+            return {}
+        answers = open_answers(make(CacheKeys, job.cache_keys))
+        name = job.feature or OWN_LOG_PROBS
+        held = name in answers.cache.features
+        if not held or not is_of_own_tokens(answers.cache.feature_spec(name)):
+            return {}
+        spec, columns = answers.cache.feature_spec(name), []
+        for each, own in ((corpus, texts), (self.corpus, self.texts)):
+            read = answers.of(name, [each])
+            rows = read.cache.find(each.keys(), name)
+            if (rows < 0).any():
+                raise missing_keys(read.cache, each, np.flatnonzero(rows < 0), [name])
+            source = Source(read, spec, (), Control("none"), None)
+            check_tokenizer(source.teacher, tokenizer, cross_tokenizer=False)
+            columns.append(summed_log_probs(source, rows, own, each, tokenizer))
+        return {SOURCE: np.stack(columns, axis=1)}
 
 
 def _responses(

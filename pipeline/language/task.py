@@ -56,6 +56,11 @@ class LanguageTask(Task):
     def build(self, plan: Plan, objective: MakeObjective) -> Built:
         job, data = plan.job, plan.data
         recipe = _recipe(plan)
+        if job.rejected_column is not None and not recipe.has_prompt:
+            raise JobError(
+                "rejected_column: needs a prompt that both responses answer, and text_format=text "
+                "has none; set text_format=plain or text_format=chat"
+            )
         for labelled in filter(None, (data.train, data.validation)):
             labelled.corpus.require_format(recipe.text_format, f"text_format {recipe.text_format}")
         student, tokenizer = load_language_student(
@@ -72,12 +77,12 @@ class LanguageTask(Task):
         data, texts = data.encoded_once(
             "train", tokenizer, most, lambda: learnable(job, plan.data, teachers, encoding)
         )
-        data, validation = validation_set(job, data, encoding)
+        data, validation = validation_set(plan, data, encoding)
         return Built(
             model=LanguageModel(student, objective(student)),
             tokenizer=tokenizer,
             max_length=most,
-            train=train_set(job, data, teachers, texts, encoding, plan.seed),
+            train=train_set(plan, data, teachers, texts, encoding),
             validation=validation,
             data=data,
         )

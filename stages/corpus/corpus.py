@@ -142,9 +142,11 @@ def read_corpus(
     limit: int | None = None,
     prompts_only: bool = False,
     form: TextFormat = PLAIN,
+    several_chats: bool = False,
 ) -> Corpus:
     """Read and check the examples of `sources`; at most `limit` rows of each. `prompts_only`: for
-    chats, the prompt of the last answer only.
+    chats, the prompt of the last answer only; `several_chats`: whether each of several text columns
+    may be one of chats, to be parted by `of_columns`.
 
     A source is a file, a folder, a glob, a URL, a data set of the hub, or a table `in_memory`;
     `form` has the format options of text files. Columns may be fields of nested ones. Several
@@ -163,6 +165,7 @@ def read_corpus(
         prompts_only,
         form,
         label_separator,
+        several_chats,
     )
     _require_names(sources, text_columns)
     parts = []

@@ -238,6 +238,7 @@ class CorpusRequest:
     prompts_only: bool
     form: TextFormat
     label_separator: str | None = None
+    several_chats: bool = False
 
     @property
     def wanted(self) -> Wanted:
@@ -308,12 +309,14 @@ def _checked(source: str, first: int, table: pa.Table, request: CorpusRequest) -
     ids = id_values(source, id_column, table[id_column]) if id_column else None
     labels = _labels(source, first, table, request)
     plain = not text_columns[0].startswith(PICTURES)
-    chats = plain and holds_chats(table[names[0]].type) and len(names) == 1
+    chats = plain and (len(names) == 1 or request.several_chats)
+    chats = chats and all(holds_chats(table[name].type) for name in names)
     if chats:
-        turns, problems = read_chats(table[names[0]], request.prompts_only)
-        problems = {
-            row: f"the chat of column {names[0]!r} {problem}" for row, problem in problems.items()
-        }
+        turns, problems = dict[str, list[Turns | None]](), dict[int, str]()
+        for name in names:
+            turns[name], found = read_chats(table[name], request.prompts_only)
+            for row, problem in found.items():
+                problems.setdefault(row, f"the chat of column {name!r} {problem}")
     else:
         unread, read = dict[int, str](), list[pa.Array]()
         for column, name in zip(text_columns, names, strict=True):
@@ -328,9 +331,12 @@ def _checked(source: str, first: int, table: pa.Table, request: CorpusRequest) -
         problems = _problems(dict(zip(names, segments, strict=True)), required) | unread
     keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
     if chats:
+        # Of several columns none has a star: as many examples of each.
         each_answer = text_columns[0].endswith(EACH_ANSWER)
-        chosen, keep = chat_examples(turns, keep, each_answer, request.prompts_only)
-        segments = (chosen,)
+        examples = [
+            chat_examples(turns[name], keep, each_answer, request.prompts_only) for name in names
+        ]
+        segments, keep = tuple(segment for segment, _ in examples), examples[0][1]
     else:
         segments = tuple(column.take(pa.array(keep)).fill_null("") for column in segments)
     return Block(

@@ -21,7 +21,7 @@ from ...cache_schemas.features import TOKENS
 from ..distill.losses import MISSING_LABEL, accumulated
 from ..distill.negatives import Negatives, negatives_name
 from ..distill.objectives import OBJECTIVES
-from ..distill.objectives.base import Objective, Shape, Sizes, StudentSide
+from ..distill.objectives.base import Objective, ResponsePairs, Shape, Sizes, StudentSide
 from ..distill.objectives.sum import SummedObjective
 from ..distill.token_loss.answers import DenseAnswers, TokenAnswers
 from ..distill.token_loss.loss import Tokens
@@ -518,6 +518,58 @@ class TokenObjectiveTests(ObjectiveTests):
         answers = DenseAnswers(F.log_softmax(accumulated(logits), dim=-1))
         tokens = Tokens(batch.pooled, batch.output, batch.labels)
         return StudentSide(tokens=tokens), {name: TokenAnswers(answers)}, None
+
+
+class PairObjectiveTests(ObjectiveTests):
+    """Tests for objectives of language models that compare two responses to each prompt: `pooled`
+    of a batch is the student's log-probabilities [B, 2], `labels` how many tokens the responses
+    have, features those log-probabilities of a reference, if there is one."""
+
+    feature_shapes = ((2,),)
+
+    @pytest.fixture
+    def sizes(self) -> Sizes:
+        """Sizes for the objective; pairs have one task."""
+        return self._sizes(regression=False)
+
+    def batch(self, sizes: Sizes, rows: int, draw: torch.Generator) -> Batch:
+        """A batch of float32."""
+        shape = (rows, 2)
+        return Batch(
+            pooled=-9 * torch.rand(shape, generator=draw),
+            output=torch.zeros(rows, 1),
+            features=tuple(-9 * torch.rand(shape, generator=draw) for _ in _shapes(sizes)),
+            labels=torch.randint(2, 9, (rows,), generator=draw),
+        )
+
+    def test_features_are_needed_as_declared(self, sizes: Sizes) -> None:
+        """Nor is anything learned without pairs."""
+        objective = self._made(sizes)
+        side, sources, labels = self._of_sources(objective, self._batch(sizes))
+        if self._class().reads.features:
+            with pytest.raises(InputError):
+                objective.of_sources(side, {}, labels)
+        with pytest.raises(InputError):
+            objective.of_sources(replace(side, pairs=None), sources, labels)
+
+    def test_rows_without_a_label(self, sizes: Sizes) -> None:
+        """Weights of 0 leave a pair out, and weights that are equal change nothing."""
+        objective, batch = self._made(sizes), self._batch(sizes)
+        side, sources, labels = self._of_sources(objective, batch)
+        plain = self._terms(objective, batch)["total"]
+        weights = torch.full((self.rows,), 3.0)
+        equal = replace(side, pairs=replace(side.pairs, weights_B=weights))
+        torch.testing.assert_close(objective.of_sources(equal, sources, labels)["total"], plain)
+        weights[0] = 0
+        torch.testing.assert_close(
+            objective.of_sources(equal, sources, labels)["total"],
+            self._terms(objective, batch.take(torch.arange(1, self.rows)))["total"],
+        )
+
+    def _of_sources(self, objective: Objective, batch: Batch) -> tuple[Any, ...]:
+        sources = dict(zip(objective.sources, batch.features, strict=True))
+        counts = torch.stack([batch.labels, 11 - batch.labels], dim=1)
+        return StudentSide(pairs=ResponsePairs(batch.pooled, counts)), sources, None
 
 
 def _index(layer: int) -> int:

@@ -15,6 +15,7 @@ from docs_material import (
     CLASSIFIER,
     WORDS_STUDENT,
     WORDS_TEACHER,
+    instructions,
     write_chats,
     write_instructions,
     write_table,
@@ -78,6 +79,7 @@ INSTEAD = {
             "the harness is not installed, and its tasks are downloaded; it opens students so",
         ),
     ),
+    "preferences.md": (Instead("--set lora_rank=8", "--set lora_rank=8 --set epochs=1", "short"),),
     "scored-choices.md": (
         Instead("HuggingFaceTB/SmolLM2-135M-Instruct", WORDS_STUDENT, "a tiny model"),
         Instead("--set temperature=2", "--set temperature=2 --set epochs=1", "shorter"),
@@ -95,6 +97,7 @@ RUN_BELOW = {
     "derived-features",
     "choosing-data",
     "language-models",
+    "preferences",
     "adding-a-teacher",
     "adding-an-objective",
     "several-teachers",
@@ -324,6 +327,21 @@ def test_language_models(place: Workplace) -> None:
     assert (place.folder / "runs/other/metrics.json").is_file()
     assert (place.folder / "merged" / "model.safetensors").is_file()
     assert open_cache(place.folder / "next-words").teacher.spec.kind == "causal_lm"
+
+
+def test_preferences(place: Workplace) -> None:
+    for name, first in (("train", 0), ("held-out", 10)):
+        examples = instructions(first, 10)
+        columns = {
+            "prompt": examples["instruction"],
+            "chosen": examples["response"],
+            "rejected": [f"no, {text}" for text in examples["response"].to_pylist()],
+        }
+        pq.write_table(pa.table(columns), place.folder / f"{name}.parquet")
+    printed = run(place, "preferences.md")
+    assert rows(place.folder / "reference") == 40
+    assert printed.count("reward_accuracy") == 2, "of the run, and of evaluate"
+    assert printed.count("preference_margin") == 3
 
 
 def test_responses(place: Workplace, hub_models: Path) -> None:

@@ -36,6 +36,8 @@ class Counts:
     labelled: int
     answered: Mapping[str, int] = field(default_factory=dict)
     batches: int = 1
+    rows: float = 0
+    """Number of rows with two responses to a prompt, or the sum of their weights."""
 
     def __add__(self, other: "Counts") -> "Counts":
         names = self.answered.keys() | other.answered.keys()
@@ -43,6 +45,7 @@ class Counts:
             self.labelled + other.labelled,
             {name: self.answered.get(name, 0) + other.answered.get(name, 0) for name in names},
             self.batches + other.batches,
+            self.rows + other.rows,
         )
 
 

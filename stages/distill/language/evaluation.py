@@ -22,6 +22,7 @@ from ...pretrained import padding_id, token_limit
 from ...tokenizing.padding import pad_rows
 from ..batches import Batch
 from .batches import PackedTexts
+from .pairs import PairSums
 from .token_measures import MeasureSums
 
 METRICS = ("loss", "perplexity", "bits_per_byte")
@@ -41,6 +42,8 @@ class TokenSums:
     bytes: int = 0
     measures: MeasureSums = field(default_factory=MeasureSums)
     """Comparison with teachers, where the texts have their predictions."""
+    pairs: PairSums = field(default_factory=PairSums)
+    """Preferences among two responses to each prompt, where the corpus has them."""
 
     @torch.no_grad()
     def add(self, model: Any, batch: Batch, texts: PackedTexts) -> None:
@@ -51,11 +54,14 @@ class TokenSums:
         self.nats += float(found["loss"]) * count
         if "seen" in found:
             self.measures.add(found["seen"])
+        if "pairs" in found:
+            reference = next(iter(batch.get("references", {}).values()), None)
+            self.pairs.add(found["pairs"], reference)
         self.tokens += count
         self.bytes += texts.bytes_of(indices)
 
     def metrics(self) -> dict[str, float]:
-        """All of `METRICS`, and the measures of each teacher of the texts."""
+        """All of `METRICS`, and the measures of each teacher of the texts, and of pairs."""
         loss = self.nats / max(self.tokens, 1)
         bits = self.nats / _NATS_OF_A_BIT / max(self.bytes, 1)
         return {
@@ -63,6 +69,7 @@ class TokenSums:
             "perplexity": math.exp(min(loss, _MOST_NATS)),
             "bits_per_byte": bits,
             **self.measures.figures(),
+            **self.pairs.figures(),
         }
 
 

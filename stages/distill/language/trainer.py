@@ -7,6 +7,7 @@ Shapes: B rows, T tokens, P predicted tokens, H width.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,14 @@ from ..batches import Batch, DistillDataset
 from ..losses import MISSING_LABEL
 from ..model import TrainedModel
 from ..negatives import Negatives, negatives_name
-from ..objectives.base import Feature, Objective, Sources, StudentSide
+from ..objectives.base import Feature, Objective, ResponsePairs, Sources, StudentSide
 from ..token_loss.answers import TokenAnswers
 from ..token_loss.loss import Tokens, cross_entropy
+from ..token_loss.own_tokens import token_log_probs
 from ..trainer import DistillTrainer
 from .batches import Counts, PackedTexts
 from .evaluation import TokenSums
+from .pairs import response_log_probs
 from .student import LanguageStudent
 from .teachers import Tensors, as_answers
 from .token_measures import TokenObserver
@@ -54,11 +57,15 @@ class LanguageModel(TrainedModel):
         counts: Counts | None = None,
         masked: bool | None = None,
         negatives: Mapping[str, Negatives] | None = None,
+        preferred: int | None = None,
+        response_tokens: Tensor | None = None,
+        references: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
         """`loss` and, in training, `terms`; in an evaluation with `answers`, what was `seen` of
-        the logits (`TokenObserver`). `answers` are teachers' predictions of tokens,
-        `features` those of whole texts; `counts` are of the whole step, `rows` those of the batch,
-        in all processes; `masked` as the student takes it."""
+        the logits (`TokenObserver`), and of two responses to each prompt, `pairs`. `answers` are
+        teachers' predictions of tokens, `features` those of whole texts; `counts` are of the whole
+        step, `rows` those of the batch, in all processes; `masked` as the student takes it;
+        `preferred`, `response_tokens` and `references` as `PairedTexts` has them."""
         inside: dict[str, Any] = {}
         if self.training and (self.layers or self.attention):
             assert attention_mask is not None
@@ -71,11 +78,17 @@ class LanguageModel(TrainedModel):
             states_BTH = self.parts.read(self.student, *inputs, masked=masked)
         flat_NH = states_BTH.flatten(0, 1)
         hidden_PH = flat_NH.index_select(0, predicted_at)
-        tokens = self._tokens(hidden_PH, targets, counts)
+        tokens, pairs = self._tokens(hidden_PH, targets, counts), None
+        if preferred is not None and response_tokens is not None:
+            texts_P = predicted_at // input_ids.shape[1]
+            pairs = self._pairs(tokens, texts_P, response_tokens, counts, rows)
+            own = slice(preferred)
+            tokens = replace(tokens, hidden_PH=tokens.hidden_PH[own], labels_P=tokens.labels_P[own])
         if not self.training:
-            return _evaluated(tokens, answers or {})
+            return _evaluated(tokens, answers or {}) | ({} if pairs is None else {"pairs": pairs})
         sources: Sources = {
             **self._features(features, inside.get("mask_BT"), rows),
+            **{name: self._joined(each, rows) for name, each in (references or {}).items()},
             **{name: _token_answers(each) for name, each in (answers or {}).items()},
             **{negatives_name(name): each for name, each in (negatives or {}).items()},
         }
@@ -86,7 +99,7 @@ class LanguageModel(TrainedModel):
             head = self.student.head
             output_BK = None if head is None else head(pooled_BH)
         answered = self._answered(counts)
-        side = StudentSide(pooled_BH, output_BK, tokens, answered, **inside)
+        side = StudentSide(pooled_BH, output_BK, tokens, answered, pairs=pairs, **inside)
         labels_B = None if output_BK is None else self._joined(labels, rows)
         terms = self.objective.of_batch(side, sources, labels_B)
         return {"loss": terms["total"], "terms": terms}
@@ -100,6 +113,26 @@ class LanguageModel(TrainedModel):
             labels_P=targets_P,
             transform=self.student.transform,
             labelled_count=None if counts is None else counts.labelled / self._shares(counts),
+        )
+
+    def _pairs(
+        self,
+        tokens: Tokens,
+        text_of_P: Tensor,
+        response_tokens_B2: Tensor,
+        counts: Counts | None,
+        rows: int,
+    ) -> ResponsePairs:
+        """Log-probabilities of two responses to each prompt, of the whole batch."""
+        log_probs_B2 = response_log_probs(
+            token_log_probs(tokens), text_of_P, len(response_tokens_B2)
+        )
+        counts_B2 = response_tokens_B2.to(log_probs_B2.dtype)
+        return ResponsePairs(
+            log_probs_B2=self._joined(log_probs_B2, rows),
+            counts_B2=self._joined(counts_B2, rows),
+            total_weight=None if counts is None else counts.rows / counts.batches,
+            total_tokens=None if counts is None else counts.labelled / counts.batches,
         )
 
     def _answered(self, counts: Counts | None) -> dict[str, float]:
@@ -128,9 +161,13 @@ def _token_answers(tensors: Tensors) -> TokenAnswers:
 def only_rows(batch: dict[str, Any], rows: int) -> None:
     """Mask the tokens of all but the first rows of a batch, in place: rows that were repeated to
     make shares equal."""
-    width = batch["input_ids"].shape[1]
-    kept = batch["predicted_at"] // width < rows
+    texts, width = batch["input_ids"].shape
+    of_row = batch["predicted_at"] // width
+    if "preferred" in batch:  # two texts a row
+        of_row = of_row % (texts // 2)
+    kept = of_row < rows
     batch["targets"] = batch["targets"].masked_fill(~kept, MISSING_LABEL)
+    kept = kept[: batch.get("preferred")]
     for tensors in batch.get("answers", {}).values():
         answered = tensors.get("answered")
         tensors["answered"] = kept if answered is None else kept & answered
@@ -176,7 +213,7 @@ class LanguageTrainer(DistillTrainer):
 
     def _own_rows(self, inputs: Batch) -> int:
         """Number of rows in this process's share, without repetitions of the last one."""
-        share = len(inputs["input_ids"])
+        share = len(inputs["input_ids"]) // (2 if "preferred" in inputs else 1)
         left = len(inputs["indices"]) - int(self.train_dataset.processes.rank) * share
         return min(share, max(0, left))
 

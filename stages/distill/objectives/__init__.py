@@ -42,6 +42,7 @@ _FAMILIES: Mapping[str, Mapping[str, str]] = {
     },
     "contrast": {"infonce": "InfoNCE", "crd": "CRD", "wcord": "WCoRD"},
     "tokens": {"tokens": "Tokens"},
+    "preferences": {"dpo": "DPO", "plad": "PLaD"},
 }
 """File -> name -> beginning of the names of its class, and of that of its options."""
 
@@ -66,3 +67,6 @@ OBJECTIVES = Registry(
         "undistilled": ".distill.objectives.options:ObjectiveOptions",
     },
 )
+
+WITHOUT_TEACHER = frozenset({"undistilled", "plad"})
+"""Built-in objectives that read nothing of a cache, so that a job of these alone needs none."""

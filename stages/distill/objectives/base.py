@@ -45,9 +45,10 @@ Sources = Mapping[str, Feature | TokenAnswers | Negatives]
 """Cached outputs of all teachers for a batch, by source name; and negatives that were drawn from a
 source, under the `negatives_name` of it."""
 
-StudentTensor = Literal["pooled", "output", "layers", "attention", "tokens"]
+StudentTensor = Literal["pooled", "output", "layers", "attention", "tokens", "pairs"]
 """Student tensors that an objective may read: the text vector, the head's output, hidden states of
-layers, queries, keys and values of attention layers, or a language model's predicted tokens."""
+layers, queries, keys and values of attention layers, a language model's predicted tokens, or its
+log-probabilities of two responses to each prompt."""
 
 Shape = tuple[int, ...]
 """Shape of the feature of one example."""
@@ -174,6 +175,23 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponsePairs:
+    """A language model's log-probabilities of two responses to each of B prompts, in nats; the
+    preferred one first."""
+
+    log_probs_B2: Tensor
+    """Sums over the tokens of a response."""
+    counts_B2: Tensor
+    """Tokens of each response."""
+    weights_B: Tensor | None = None
+    """Weights of the pairs; None: 1."""
+    total_weight: float | None = None
+    """Sum of the weights over a step, divided by its batches; None: that of these pairs."""
+    total_tokens: float | None = None
+    """The same for the preferred responses' tokens, each with the weight of its pair."""
+
+
+@dataclass(frozen=True, slots=True)
 class StudentSide:
     """Student outputs of a batch; with several processes, all but the tokens are those of the whole
     batch."""
@@ -182,7 +200,8 @@ class StudentSide:
     output_BK: Tensor | None = None
     """None of a student without a head."""
     tokens: Tokens | None = None
-    """The predicted tokens of a language model, of this process's share."""
+    """The predicted tokens of a language model, of this process's share; of pairs, those of the
+    preferred responses."""
     answered: Mapping[str, float] = field(default_factory=dict)
     """Number of a step's tokens with a prediction, by source, for a share's means over the step."""
     layers: Mapping[int, Tensor] = field(default_factory=dict)
@@ -195,6 +214,8 @@ class StudentSide:
     likewise."""
     has_answers: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     """Which rows [B] have a feature, of sources that lack some."""
+    pairs: ResponsePairs | None = None
+    """Two responses to each prompt, if some objective compares them."""
 
     def take(self, rows: Tensor) -> "StudentSide":
         """The same for some rows, which all have features; of a student of whole texts."""

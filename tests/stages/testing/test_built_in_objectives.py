@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from armada.pipeline.objectives import description_of
-from armada.stages.distill.objectives import OBJECTIVES
+from armada.stages.distill.objectives import OBJECTIVES, WITHOUT_TEACHER
 
 HERE = Path(__file__).parent
 
@@ -15,6 +15,11 @@ def test_none_is_left_out() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     tested = set(re.findall(r'^    objective = "(\w+)"', text, re.MULTILINE))
     assert tested == set(OBJECTIVES.built_in)
+
+
+def test_those_without_a_teacher_are_named() -> None:
+    alone = {name for name in OBJECTIVES.built_in if OBJECTIVES.load(name).reads.features == 0}
+    assert alone == WITHOUT_TEACHER
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.built_in)

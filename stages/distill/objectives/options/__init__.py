@@ -20,6 +20,7 @@ from .divergences import (
 from .features import Distance, FeatureOptions, NormDirectionOptions, ProjectorOptions
 from .layers import HiddenLayersOptions
 from .logits import DKDOptions, DualHeadOptions, KDOptions, LogitMSEOptions
+from .preferences import DPOOptions, PLaDOptions, PreferenceLoss
 from .relations import (
     CKAOptions,
     InBatchOptions,
@@ -52,6 +53,7 @@ __all__ = [
     "CRDOptions",
     "ContrastOptions",
     "DKDOptions",
+    "DPOOptions",
     "Distance",
     "DualHeadOptions",
     "FeatureOptions",
@@ -74,6 +76,8 @@ __all__ = [
     "ObjectiveOptions",
     "OrthogonalMap",
     "PESFOptions",
+    "PLaDOptions",
+    "PreferenceLoss",
     "ProjectorOptions",
     "PrototypesOptions",
     "RKDOptions",
