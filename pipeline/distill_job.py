@@ -76,6 +76,12 @@ class CorpusKeys(TextFormatKeys):
         description="column of a rejected response to each prompt (task=language: objectives dpo "
         "and plad, metrics of preferences); the preferred one is the last of text_column",
     )
+    weight_column: str | None = Field(
+        default=None,
+        min_length=1,
+        description="column of a weight for each training row, a number of 0 or more (task="
+        "language): losses are weighted means",
+    )
     id_column: str | Literal[False] | None = Field(
         default=None, description="column of unique ids; default `id` if there is one; false: none"
     )
@@ -315,6 +321,12 @@ class DistillJob(
             raise ValueError(
                 "student_layers: adapters refer to a whole checkpoint; save the shortened one first"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weighs_texts(self) -> "DistillJob":
+        if self.weight_column is not None and self.task != "language":
+            raise ValueError("weight_column: is for language models; set task=language")
         return self
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     all_columns = Columns.of(job.text_column, [*own, *selecting.values()], job.rejected_columns)
     columns, for_select = all_columns.divided(len(own))
     _check_columns(readings.values(), columns)
-    corpus = read_corpus_of(job, job.train, all_columns.names)
+    corpus = read_corpus_of(job, job.train, all_columns.names, weighted=True)
     space = task.label_space(job, corpus, terms)
     train = LabelledCorpus(corpus, label_values(corpus, space))
     train = of_different_responses(job, train, columns)
@@ -80,6 +80,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     learns_pairs = any(term.compares_pairs for term in terms)
     train = with_rejected(train, columns) if learns_pairs else train.of_columns(columns.student)
     validation = None if validation is None else with_rejected(validation, columns)
+    _check_weights(job, train)
     return StudentData(train, validation, space, metric, sources, read_digests, selection, measured)
 
 
@@ -120,6 +121,16 @@ def _pairs_held_out(
         return {}
     both = (columns.student, columns.rejected)
     return {own: validation.corpus.of_columns(own) for own in both}
+
+
+def _check_weights(job: DistillJob, train: LabelledCorpus) -> None:
+    """Refuse weights that leave nothing to learn."""
+    weights = train.row_weights
+    if weights is not None and not weights.any():
+        raise CorpusError(
+            f"corpus {', '.join(train.corpus.sources)}: weight_column {job.weight_column!r}: all "
+            "weights are 0, so nothing is learned; name another, or leave it out"
+        )
 
 
 def _check_columns(readings: Collection[Reading], columns: Columns) -> None:

@@ -130,6 +130,14 @@ class LabelledCorpus:
         return replace(self, corpus=self.corpus.of_columns(columns))
 
     @property
+    def row_weights(self) -> npt.NDArray[np.float64] | None:
+        """Weights of the examples' losses [N], if the corpus has them."""
+        if self.corpus.weights is None:
+            return None
+        weights: npt.NDArray[np.float64] = self.corpus.weights.to_numpy(zero_copy_only=False)
+        return weights
+
+    @property
     def _has_label(self) -> npt.NDArray[np.bool_]:
         return ~is_missing(self.labels)
 
@@ -164,6 +172,8 @@ class LabelledCorpus:
         digest.update(self.labels.tobytes())
         if self.rejected is not None:
             digest.update(self.rejected.keys().tobytes())
+        if self.row_weights is not None:
+            digest.update(self.row_weights.tobytes())
         return digest.hexdigest()
 
     def names(self, rows: Rows) -> list[str]:
@@ -334,9 +344,10 @@ def read_labelled(
 
 
 def read_corpus_of(
-    keys: CorpusKeys, sources: tuple[str, ...], columns: Sequence[str] = ()
+    keys: CorpusKeys, sources: tuple[str, ...], columns: Sequence[str] = (), weighted: bool = False
 ) -> Corpus:
-    """The examples of some of a job's files; `columns` are those of texts, default the job's."""
+    """The examples of some of a job's files; `columns` are those of texts, default the job's;
+    `weighted`: with their weights, if the job has some."""
     return read_corpus(
         sources,
         columns or keys.text_column,
@@ -347,4 +358,5 @@ def read_corpus_of(
         limit=keys.limit,
         form=keys.file_format,
         several_chats=keys.rejected_column is not None,
+        weight_column=keys.weight_column if weighted else None,
     )

@@ -342,6 +342,11 @@ def _check_student(term: Term, job: DistillJob) -> None:
         )
     if "tokens" in reads.student and "layers" not in reads.student:
         return
+    if job.weight_column is not None:
+        raise JobError(
+            f"weight_column {job.weight_column!r}: objective {name} compares whole texts, and "
+            "these have no weights; use tokens, dpo, plad or undistilled, or leave it out"
+        )
     if job.label_column is None and not reads.headless:
         raise JobError(
             f"objective {name}: needs labels, and job key 'label_column' is missing; without "

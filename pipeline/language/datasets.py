@@ -142,7 +142,15 @@ def train_set(
             each.name: _with_predictions(data, each, texts, encoding.tokenizer) for each in teachers
         }
     prompted = encoding.recipe.has_prompt
-    rows = pack(texts, job.packing, encoding.most, encoding.pad_id, with_predictions, prompted)
+    rows = pack(
+        texts,
+        job.packing,
+        encoding.most,
+        encoding.pad_id,
+        with_predictions,
+        prompted,
+        data.train.row_weights,
+    )
     if train.rejected is not None:
         both = (texts, train.rejected)
         references = references_of(data, data.train, plan.terms, both, encoding.tokenizer)
@@ -196,7 +204,7 @@ def compared_tokens(
     answers = CachedAnswers(source.of_tokens, 1.0, "bucket")
     answers.check(TokenLossSettings(), False, teacher_vocab_size(source.teacher))
     found = _same_tokens(source, answers, rows, texts, corpus, encoding.tokenizer)
-    if not found.count(np.arange(len(texts)), texts.predicted):
+    if not found.counts(np.arange(len(texts)), texts.predicted).any():
         raise JobError(
             f"teacher {source.teacher.kind}:{source.teacher.name}: has predicted no token of these "
             "texts; leave it out"

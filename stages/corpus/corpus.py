@@ -60,6 +60,8 @@ class Corpus:
     skipped: tuple[str, ...]
     chats: bool = False
     """Whether the one segment of an example is a chat (`cache_schemas/chats.py`)."""
+    weights: pa.Array | None = None
+    """A number of 0 or more for each row, if they were requested."""
 
     def __len__(self) -> int:
         return len(self.number_of_row)
@@ -113,6 +115,7 @@ class Corpus:
             number_of_row=self.number_of_row[rows],
             skipped=self.skipped,
             chats=self.chats,
+            weights=None if self.weights is None else self.weights.take(taken),
         )
 
     def of_columns(self, columns: Sequence[int]) -> "Corpus":
@@ -143,10 +146,11 @@ def read_corpus(
     prompts_only: bool = False,
     form: TextFormat = PLAIN,
     several_chats: bool = False,
+    weight_column: str | None = None,
 ) -> Corpus:
     """Read and check the examples of `sources`; at most `limit` rows of each. `prompts_only`: for
     chats, the prompt of the last answer only; `several_chats`: whether each of several text columns
-    may be one of chats, to be parted by `of_columns`.
+    may be one of chats, to be parted by `of_columns`; `weight_column`: of numbers of 0 or more.
 
     A source is a file, a folder, a glob, a URL, a data set of the hub, or a table `in_memory`;
     `form` has the format options of text files. Columns may be fields of nested ones. Several
@@ -166,6 +170,7 @@ def read_corpus(
         form,
         label_separator,
         several_chats,
+        weight_column,
     )
     _require_names(sources, text_columns)
     parts = []
@@ -273,6 +278,7 @@ def _blocks(source: str, request: CorpusRequest) -> Iterator[Corpus]:
             number_of_row=starts[-1] + block.rows,
             skipped=block.problems,
             chats=block.chats,
+            weights=block.weights,
         )
 
 
@@ -352,6 +358,7 @@ def _join(sources: Sequence[str], parts: list[Corpus]) -> Corpus:
         number_of_row=np.concatenate([part.number_of_row for part in parts]),
         skipped=tuple(problem for part in parts for problem in part.skipped),
         chats=parts[0].chats,
+        weights=None if parts[0].weights is None else pa.concat_arrays([p.weights for p in parts]),
     )
 
 

@@ -129,7 +129,7 @@ _BUFFER_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Columns to read: those of texts, of labels, of ids, and ids that may be missing;
+    """Columns to read: those of texts, of labels, of ids, ids that may be missing, and weights;
     `labels_are_text`: whatever they look like."""
 
     text: Sequence[str]
@@ -137,11 +137,12 @@ class Wanted:
     ids: str | None
     optional: str
     labels_are_text: bool = False
+    weights: str | None = None
 
     def columns(self, source: str, schema: pa.Schema) -> dict[str, Column]:
         """Positions of the columns; raises CorpusError for a missing one."""
-        ids = [] if self.ids is None else [self.ids]
-        found = require(source, schema, [*self.text, *self.labels, *ids])
+        more = [name for name in (self.ids, self.weights) if name is not None]
+        found = require(source, schema, [*self.text, *self.labels, *more])
         if schema.names.count(self.optional) == 1:
             found.setdefault(
                 self.optional, Column((self.optional,), schema.field(self.optional).type)
@@ -159,7 +160,7 @@ class Wanted:
     @property
     def typed(self) -> bool:
         """Whether a column has a type that depends on all rows of a file."""
-        return bool(self.labels) and not self.labels_are_text
+        return bool(self.labels and not self.labels_are_text) or self.weights is not None
 
 
 def require_use(form: TextFormat, sources: Sequence[str]) -> None:

@@ -119,6 +119,27 @@ def id_values(source: str, name: str, column: pa.ChunkedArray) -> pa.Array:
         ) from cause
 
 
+def weight_values(
+    source: str, name: str, column: pa.ChunkedArray
+) -> tuple[pa.Array, dict[int, str]]:
+    """Weights of rows as float64, and row -> problem of those that are no numbers of 0 or more.
+    Raises CorpusError for other types."""
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise CorpusError(
+            f"corpus {source}: weight_column {name!r} holds {kind}, not numbers; name another"
+        )
+    weights = _whole(column, pa.float64())
+    numbers = weights.fill_null(0.0).to_numpy(zero_copy_only=False)
+    wrong = ~(np.isfinite(numbers) & (numbers >= 0))
+    problems = {
+        row: f"weight {numbers[row]:g} of column {name!r} is not a number of 0 or more"
+        for row in np.flatnonzero(wrong).tolist()
+    }
+    missing = np.flatnonzero(weights.is_null().to_numpy(zero_copy_only=False))
+    return weights, problems | dict.fromkeys(missing.tolist(), f"column {name!r} is null")
+
+
 def plain_labels(
     source: str, name: str, column: pa.ChunkedArray, first: int, separator: str | None = None
 ) -> pa.Array:
@@ -239,13 +260,14 @@ class CorpusRequest:
     form: TextFormat
     label_separator: str | None = None
     several_chats: bool = False
+    weight_column: str | None = None
 
     @property
     def wanted(self) -> Wanted:
         """The columns by their names."""
         names = [column_name(each) for each in self.text_columns]
         ids, parted = self.id_column or None, self.label_separator is not None
-        return Wanted(names, self.label_columns, ids, optional="id", labels_are_text=parted)
+        return Wanted(names, self.label_columns, ids, "id", parted, self.weight_column)
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -274,6 +296,7 @@ class Block:
     labels: pa.Array | None
     problems: tuple[str, ...]
     chats: bool
+    weights: pa.Array | None = None
 
 
 def read_source(source: str, request: CorpusRequest) -> Iterator[Block]:
@@ -329,6 +352,11 @@ def _checked(source: str, first: int, table: pa.Table, request: CorpusRequest) -
         segments = tuple(read)
         required = [not column.endswith(OPTIONAL) for column in text_columns]
         problems = _problems(dict(zip(names, segments, strict=True)), required) | unread
+    weights = None
+    if request.weight_column is not None:
+        name = request.weight_column
+        weights, found = weight_values(source, name, table[name])
+        problems |= {row: problem for row, problem in found.items() if row not in problems}
     keep = np.setdiff1d(np.arange(len(table)), np.fromiter(problems, dtype=np.int64))
     if chats:
         # Of several columns none has a star: as many examples of each.
@@ -350,6 +378,7 @@ def _checked(source: str, first: int, table: pa.Table, request: CorpusRequest) -
             f"corpus {source} row {first + row + 1}: {problems[row]}" for row in sorted(problems)
         ),
         chats=chats,
+        weights=None if weights is None else weights.take(pa.array(keep)),
     )
 
 

@@ -54,8 +54,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preferences")
     for name, rows in (("train", ROWS), ("validation", HELD_OUT)):
         table = responses(rows, seed=rows)
+        weighted = table | {"weight": [n % 4 / 2 for n in range(rows)]}
         of_chats = {column: chats(table, column) for column in ("chosen", "rejected")}
-        pq.write_table(pa.table(table), folder / f"{name}.parquet")
+        pq.write_table(pa.table(weighted), folder / f"{name}.parquet")
         pq.write_table(pa.table(of_chats), folder / f"{name}-chats.parquet")
     make_causal_lm(folder / "student", seed=2)
     for column in ("chosen", "rejected"):
@@ -181,9 +182,11 @@ def test_two_processes_and_batches_put_together_are_one_batch(
     """To rounding in float64; the last batch, of 5 rows, is shared as 3 and 2, or put together of
     4 and 1."""
     apart = {"batch_size": 4, "gradient_accumulation": 2}
+    tokens = {"objective": "tokens", "cache": str(root / "other"), "weight_column": "weight"}
     plans: dict[str, Keys] = {
         "dpo": job(root, tmp_path / "two dpo", sft_weight=0.5, **apart),
-        "plad": without_reference(root, tmp_path / "two plad"),
+        "plad": without_reference(root, tmp_path / "two plad", weight_column="weight", **apart),
+        "tokens": job(root, tmp_path / "two tokens", **tokens, **apart),
     }
     run_in_two_processes(torchrun, tmp_path / "plan.json", list(plans.values()))
     whole = {"batch_size": 8, "gradient_accumulation": 1}
@@ -256,7 +259,7 @@ REFUSED: dict[str, tuple[Keys, str]] = {
     "no column": ({"rejected_column": None}, "objective dpo: compares two responses to each"),
     "a missing column": (
         {"rejected_column": "worse"},
-        "no column 'worse'; it has prompt, chosen, rejected",
+        "no column 'worse'; it has prompt, chosen, rejected, weight",
     ),
     "the same column": ({"rejected_column": "chosen"}, "is in text_column too"),
     "a column that may be blank": ({"rejected_column": "rejected?"}, "without '?'"),

@@ -31,10 +31,11 @@ EVEN_WIDTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Number of predicted tokens with a label, with each teacher's prediction, and of batches."""
+    """Number of predicted tokens with a label, with each teacher's prediction, and of batches;
+    where texts have weights, each token counts as much as that of its text."""
 
-    labelled: int
-    answered: Mapping[str, int] = field(default_factory=dict)
+    labelled: float
+    answered: Mapping[str, float] = field(default_factory=dict)
     batches: int = 1
     rows: float = 0
     """Number of rows with two responses to a prompt, or the sum of their weights."""
@@ -60,6 +61,8 @@ class PackedTexts:
     teachers: Mapping[str, Answering] = field(default_factory=dict)
     prompted: bool = False
     """Whether texts begin with a prompt; then they are pooled at its end, before the response."""
+    weights: npt.NDArray[np.float64] | None = None
+    """Weights of the texts in the losses of their tokens [N]; None: 1."""
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -79,8 +82,13 @@ class PackedTexts:
         """Counts of some rows."""
         texts = self._texts_of(rows)
         predicted = self.texts.predicted[texts]
-        answered = {name: each.count(texts, predicted) for name, each in self.teachers.items()}
-        return Counts(int(predicted.sum()), answered)
+        answered = {name: each.counts(texts, predicted) for name, each in self.teachers.items()}
+        if self.weights is None:
+            known = {name: int(each.sum()) for name, each in answered.items()}
+            return Counts(int(predicted.sum()), known)
+        weights = self.weights[texts]
+        weighted = {name: float(weights @ each) for name, each in answered.items()}
+        return Counts(float(weights @ predicted), weighted)
 
     def bytes_of(self, rows: Ints) -> int:
         """Bytes of text of the predicted tokens of some rows."""
@@ -113,10 +121,17 @@ class PackedTexts:
             given = prompts if self.prompted else lengths
             last = np.arange(len(rows)) * width + np.minimum(given, lengths) - 1
             batch["pooled_at"] = torch.from_numpy(last)
-        return batch | self._answers(texts)
+        return batch | self._weights(texts) | self._answers(texts)
 
     def _texts_of(self, rows: Ints) -> Ints:
         return self.packs.texts[positions_of(rows, self.packs.offsets)]
+
+    def _weights(self, texts: Ints) -> dict[str, torch.Tensor]:
+        """`weights` [P] of the predicted tokens of some texts, if these have any."""
+        if self.weights is None:
+            return {}
+        weights = np.repeat(self.weights[texts], self.texts.predicted[texts])
+        return {"weights": torch.from_numpy(weights.astype(np.float32))}
 
     def _answers(self, texts: Ints) -> dict[str, Any]:
         predicted = self.texts.predicted[texts]
@@ -133,10 +148,11 @@ def pack(
     pad_id: int,
     teachers: Mapping[str, Answering] | None = None,
     prompted: bool = False,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> PackedTexts:
     """Texts in rows of at most `most` tokens."""
     packs = one_each(len(texts)) if packing == "none" else packed(texts.lengths, most)
-    return PackedTexts(texts, packs, packing, pad_id, teachers or {}, prompted)
+    return PackedTexts(texts, packs, packing, pad_id, teachers or {}, prompted, weights)
 
 
 def _answers_of(teacher: Answering, texts: Ints, predicted: Ints) -> Tensors:

@@ -38,7 +38,7 @@ class TokenSums:
     """Cross entropy in nats, number of tokens, and bytes of their text."""
 
     nats: float = 0.0
-    tokens: int = 0
+    tokens: float = 0
     bytes: int = 0
     measures: MeasureSums = field(default_factory=MeasureSums)
     """Comparison with teachers, where the texts have their predictions."""

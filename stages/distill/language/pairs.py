@@ -62,12 +62,13 @@ class PairedTexts(PackedTexts):
 
     def counts(self, rows: Ints) -> Counts:
         """Counts of the preferred responses of some rows, and of the rows."""
-        return replace(super().counts(rows), rows=len(rows))
+        pairs = float(len(rows) if self.weights is None else self.weights[rows].sum())
+        return replace(super().counts(rows), rows=pairs)
 
     def pad(self, rows: Ints) -> dict[str, Any]:
         """A batch [2B, T] as of `PackedTexts`; `preferred`, how many of its predicted tokens are of
         the preferred responses, which come first; `response_tokens` [B, 2]; `references`, [B, 2] by
-        name."""
+        name; `pair_weights` [B], if texts have weights."""
         assert self.rejected is not None
         own, other = self.texts.take(rows), self.rejected.take(rows)
         both = PackedTexts(
@@ -82,7 +83,9 @@ class PairedTexts(PackedTexts):
             batch["references"] = {
                 name: torch.from_numpy(each[rows]).float() for name, each in self.references.items()
             }
-        return batch | self._answers(rows)
+        if self.weights is not None:
+            batch["pair_weights"] = torch.from_numpy(self.weights[rows].astype(np.float32))
+        return batch | self._weights(rows) | self._answers(rows)
 
 
 def paired(
@@ -98,6 +101,7 @@ def paired(
         texts.pad_id,
         texts.teachers,
         texts.prompted,
+        texts.weights,
         rejected,
         references,
     )

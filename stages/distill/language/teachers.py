@@ -167,8 +167,8 @@ def as_answers(tensors: Tensors) -> Answers:
 class Answering(Protocol):
     """Predictions for N texts."""
 
-    def count(self, texts: Ints, predicted: Ints) -> int:
-        """Number of cached predictions of some texts, given their lengths."""
+    def counts(self, texts: Ints, predicted: Ints) -> Ints:
+        """Number of cached predictions of each of some texts, given their lengths."""
 
     def read(self, texts: Ints, predicted: Ints) -> tuple[Tensors, torch.Tensor | None]:
         """A row for each prediction of some texts, and a mask of cached ones; None: all."""
@@ -182,18 +182,15 @@ class TeacherTokens:
     answers: CachedAnswers
     rows: Rows
 
-    def count(self, texts: Ints, predicted: Ints) -> int:
-        return int(self._wanted(texts, predicted).sum())
+    def counts(self, texts: Ints, predicted: Ints) -> Ints:
+        return np.minimum(predicted, _lengths(self.answers.feature, self.rows[texts]))
 
     def read(self, texts: Ints, predicted: Ints) -> tuple[Tensors, torch.Tensor | None]:
-        wanted = self._wanted(texts, predicted)
+        wanted = self.counts(texts, predicted)
         found = self.answers.read(self.rows[texts], arange_each(wanted), wanted)
         if np.array_equal(wanted, predicted):
             return found, None
         return _spread(found, arange_each(predicted) < np.repeat(wanted, predicted))
-
-    def _wanted(self, texts: Ints, predicted: Ints) -> Ints:
-        return np.minimum(predicted, _lengths(self.answers.feature, self.rows[texts]))
 
 
 def _lengths(feature: RaggedArray, rows: Rows) -> Ints:
@@ -214,8 +211,8 @@ class MatchedTokens:
     theirs: Ints
     offsets: Ints
 
-    def count(self, texts: Ints, predicted: Ints) -> int:
-        return int(self._pairs(texts).sum())
+    def counts(self, texts: Ints, predicted: Ints) -> Ints:
+        return self._pairs(texts)
 
     def read(self, texts: Ints, predicted: Ints) -> tuple[Tensors, torch.Tensor | None]:
         pairs, at = self._pairs(texts), positions_of(texts, self.offsets)

@@ -60,12 +60,15 @@ class LanguageModel(TrainedModel):
         preferred: int | None = None,
         response_tokens: Tensor | None = None,
         references: Mapping[str, Tensor] | None = None,
+        weights: Tensor | None = None,
+        pair_weights: Tensor | None = None,
     ) -> dict[str, Any]:
         """`loss` and, in training, `terms`; in an evaluation with `answers`, what was `seen` of
         the logits (`TokenObserver`), and of two responses to each prompt, `pairs`. `answers` are
         teachers' predictions of tokens, `features` those of whole texts; `counts` are of the whole
         step, `rows` those of the batch, in all processes; `masked` as the student takes it;
-        `preferred`, `response_tokens` and `references` as `PairedTexts` has them."""
+        `weights` are those of predicted tokens; `preferred`, `response_tokens`, `references` and
+        `pair_weights` as `PairedTexts` has them."""
         inside: dict[str, Any] = {}
         if self.training and (self.layers or self.attention):
             assert attention_mask is not None
@@ -82,8 +85,11 @@ class LanguageModel(TrainedModel):
         if preferred is not None and response_tokens is not None:
             texts_P = predicted_at // input_ids.shape[1]
             pairs = self._pairs(tokens, texts_P, response_tokens, counts, rows)
+            if pair_weights is not None:
+                pairs = replace(pairs, weights_B=self._joined(pair_weights, rows))
             own = slice(preferred)
             tokens = replace(tokens, hidden_PH=tokens.hidden_PH[own], labels_P=tokens.labels_P[own])
+        tokens = replace(tokens, weights_P=weights)
         if not self.training:
             return _evaluated(tokens, answers or {}) | ({} if pairs is None else {"pairs": pairs})
         sources: Sources = {

@@ -45,6 +45,8 @@ class Step:
     with_gradients: bool
     observe: Observe | None = None
     """Called with each chunk's logits [C, V] and its rows before they are used up."""
+    weights_P: Tensor | None = None
+    """Of the tokens, beside those of task and divergence; None: 1."""
 
 
 class Chunked(torch.autograd.Function):
@@ -133,6 +135,8 @@ class _Pass:
         divergence_C = soft.divergence_C.where(counted.answered_C, 0)
         if counted.temperature_C1 is not None:
             divergence_C = divergence_C * counted.temperature_C1.squeeze(1) ** 2
+        if counted.weights_C is not None:
+            task_C, divergence_C = task_C * counted.weights_C, divergence_C * counted.weights_C
         return task_C.sum(), divergence_C.sum()
 
     def _softened(self, logits_CV: Tensor, rows: slice, counted: "_Counted") -> Softened:
@@ -163,8 +167,8 @@ class _Pass:
     def _slope(self, soft: Softened, own_CV: Tensor | None, counted: "_Counted") -> Tensor:
         """The total in units of `unit`, differentiated by the logits before the cap but for the
         scale, [C, V]; uses up the shares."""
-        task_C1 = _column(counted.labelled_C, self._task_weight)
-        divergence_C1 = _column(counted.answered_C, self._divergence_weight)
+        task_C1 = counted.column(counted.labelled_C, self._task_weight)
+        divergence_C1 = counted.column(counted.answered_C, self._divergence_weight)
         if counted.temperature_C1 is not None:
             divergence_C1 = divergence_C1 * counted.temperature_C1
         shared_C1 = divergence_C1 * soft.slope_C1
@@ -193,10 +197,6 @@ class _Pass:
             self._head.add_weight_gradient(slope_CV, hidden_CH, weight_VH)
 
 
-def _column(counted_C: Tensor, weight: Tensor) -> Tensor:
-    return (counted_C.to(weight.dtype) * weight)[:, None]
-
-
 @dataclass(frozen=True, slots=True)
 class _Counted:
     """Masks, labels and temperatures of a chunk's tokens."""
@@ -207,6 +207,7 @@ class _Counted:
     """0 where there is none."""
     temperature_C1: Tensor | None
     """Temperature of each token; None: all have that of the loss."""
+    weights_C: Tensor | None
 
     @classmethod
     def of(cls, step: Step, rows: slice, dtype: torch.dtype) -> "_Counted":
@@ -217,7 +218,15 @@ class _Counted:
         temperature_C1 = temperatures_of(step.answers.rows(rows), answered_C)
         if temperature_C1 is not None:
             temperature_C1 = temperature_C1.to(dtype)
-        return cls(labelled_C, answered_C, label_C1, temperature_C1)
+        weights_C = None if step.weights_P is None else step.weights_P[rows]
+        return cls(labelled_C, answered_C, label_C1, temperature_C1, weights_C)
+
+    def column(self, counted_C: Tensor, weight: Tensor) -> Tensor:
+        """A weight for each token that counts, times the token's own."""
+        column_C = counted_C.to(weight.dtype) * weight
+        if self.weights_C is not None:
+            column_C = column_C * self.weights_C.to(weight.dtype)
+        return column_C[:, None]
 
     @property
     def nowhere_C1(self) -> Tensor:

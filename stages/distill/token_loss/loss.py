@@ -51,7 +51,10 @@ class Tokens:
     labelled_count, answered_count
                     tokens of the whole step, over which means are taken, where these are only part
                     of it (accumulated gradients, other processes); None: as many as are here
-    Tokens with neither label nor prediction change no bit of value and gradients.
+    weights_P       of the tokens in all means, 0 or more; a token counts as its weight there, too;
+                    None: 1
+    Tokens with neither label nor prediction change no bit of value and gradients, nor do weights of
+    1.
     """
 
     hidden_PH: Tensor
@@ -62,6 +65,7 @@ class Tokens:
     transform: LogitTransform = AS_THEY_ARE
     labelled_count: Tensor | float | None = None
     answered_count: Tensor | float | None = None
+    weights_P: Tensor | None = None
 
 
 def token_loss(
@@ -155,18 +159,21 @@ def chunked(
         transform=tokens.transform,
         temperature=temperature,
         alpha=alpha,
-        labelled_count=_count(tokens.labelled_count, labels_P != MISSING_LABEL),
-        answered_count=_count(tokens.answered_count, answered_P),
+        labelled_count=_count(tokens, tokens.labelled_count, labels_P != MISSING_LABEL),
+        answered_count=_count(tokens, tokens.answered_count, answered_P),
         chunk=chunk or chunk_tokens(len(tokens.weight_VH), tokens.weight_VH.device),
         with_gradients=torch.is_grad_enabled(),
         observe=observe,
+        weights_P=tokens.weights_P,
     )
     return TokenTerms(*Chunked.apply(step, tokens.hidden_PH, tokens.weight_VH, tokens.bias_V))
 
 
-def _count(given: Tensor | float | None, counted_P: Tensor) -> Tensor:
+def _count(tokens: Tokens, given: Tensor | float | None, counted_P: Tensor) -> Tensor:
     """One instead of none, so that no token at all makes a loss of 0. A process's share of a small
     count may be less than one."""
+    if given is None and tokens.weights_P is not None:
+        given = (tokens.weights_P * counted_P).sum()
     if given is None:
         return counted_P.sum().clamp(min=1)
     if isinstance(given, Tensor):
