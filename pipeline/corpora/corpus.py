@@ -259,7 +259,9 @@ class _Run:
                 f"rules: none of {report.responses} responses is kept (rejected {counts or 'none'})"
             )
         document = provenance(job, self.stream, self.generators, self.shares, self.judges, report)
-        schema = tables.schema(job.write == "responses").with_metadata({"armada": document})
+        kind = tables.schema_of_pairs if job.write == "pairs" else None
+        kind = kind or tables.schema(job.write == "responses")
+        schema = kind.with_metadata({"armada": document})
         written = 0
         with ExitStack() as files:
             write = files.enter_context(new_file(job.output))
@@ -278,6 +280,11 @@ class _Run:
                     if rejected is not None and others is not None:
                         rejected(others)
                     progress.advance(len(prompts))
+            if not written and job.write == "pairs":
+                raise JobError(
+                    "write=pairs: no prompt has two different responses that are kept, one of each "
+                    "generator; loosen the rules"
+                )
             if not written:
                 raise JobError("write: no prompt has failed, so there is nothing to write")
         return replace(report, output=str(job.output), written=written)
@@ -306,6 +313,8 @@ class _Run:
             rejected = tables.of_responses(prompts, responses.take(others), verdicts[others])
         if self.job.write == "responses":
             return tables.of_responses(prompts, kept), rejected
+        if self.job.write == "pairs":
+            return tables.of_pairs(prompts, kept), rejected
         rows = np.unique(kept.prompts)
         if self.job.write == "failed_prompts":
             counts = np.bincount(np.concatenate(lacking), minlength=len(prompts))

@@ -69,10 +69,11 @@ class CorpusJob(TextFormatKeys):
         description="which responses are kept: a list of {rule: NAME, ...}, each applied to what "
         "the ones before it keep",
     )
-    write: Literal["responses", "kept_prompts", "failed_prompts"] = Field(
+    write: Literal["responses", "kept_prompts", "failed_prompts", "pairs"] = Field(
         default="responses",
         description="responses: a row for each one that is kept; kept_prompts: a row for each "
-        "prompt with such a one; failed_prompts: for each without",
+        "prompt with such a one; failed_prompts: for each without; pairs: for each to which both "
+        "of two generators have one, the first's and, as `rejected`, the second's",
     )
     response_name: str = Field(default="response", description="name of the column of responses")
     seed: int = Field(
@@ -115,6 +116,17 @@ class CorpusJob(TextFormatKeys):
         shared = [each.share is not None for each in self.generators.values()]
         if any(shared) and not all(shared):
             raise ValueError("generators: give each one a share, or none")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_two_generators(self) -> "CorpusJob":
+        if self.write == "pairs" and len(self.generators) != 2:
+            raise ValueError(
+                f"write=pairs: is of two generators, and there are {len(self.generators)}; name "
+                "two in generators, the preferred one first"
+            )
+        if self.write == "pairs" and any(each.share for each in self.generators.values()):
+            raise ValueError("write=pairs: takes one response of each generator; leave share out")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,8 @@ log_prob, tokens, finish            sum over its tokens, their number, stop, len
 origin                              hexadecimal key under which the generator's cache has it
 
 Prompts alone have the prompt columns, the label and the id. Rejected responses also have `rule`.
+Pairs have the prompt columns, the label, the id, the response of one generator, and `rejected`,
+that of another; of chats, `rejected` is a chat as well.
 """
 
 from collections.abc import Sequence
@@ -26,6 +28,8 @@ from .job import CorpusJob
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ID = "prompt_id"
+REJECTED = "rejected"
+"""Column of the responses of pairs that are not preferred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,16 @@ class Tables:
             ]
         if rule:
             fields.append(pa.field("rule", pa.string()))
+        return self._of_different_names(fields)
+
+    @property
+    def schema_of_pairs(self) -> pa.Schema:
+        """Columns and types of pairs. Raises JobError for two of one name."""
+        kind = TURNS if self.head.chats else pa.string()
+        own = [pa.field(self.job.response_name, pa.string()), pa.field(REJECTED, kind)]
+        return self._of_different_names([*self.schema(responses=False), *own])
+
+    def _of_different_names(self, fields: list[pa.Field]) -> pa.Schema:
         names = [field.name for field in fields]
         for name in names:
             if names.count(name) > 1:
@@ -92,6 +106,25 @@ class Tables:
         if rules is not None:
             columns.append(pa.array([self.rules[at - 1] for at in rules.tolist()], pa.string()))
         return pa.Table.from_arrays(columns, schema=schema)
+
+    def of_pairs(self, prompts: Prompts, responses: Responses) -> pa.Table:
+        """Rows of prompts to which both generators have a response: the first of each. Two that are
+        equal are no pair."""
+        first: list[dict[int, str]] = [{}, {}]
+        each = zip(
+            responses.prompts.tolist(), responses.generators.tolist(), responses.texts, strict=True
+        )
+        for prompt, generator, text in each:
+            first[generator].setdefault(prompt, text)
+        rows = [
+            at for at in sorted(first[0].keys() & first[1].keys()) if first[0][at] != first[1][at]
+        ]
+        preferred, rejected = ([texts[at] for at in rows] for texts in first)
+        at = np.array(rows, dtype=np.int64)
+        columns = self._of_prompts(prompts, at, preferred)
+        other = self._of_prompts(prompts, at, rejected)[0] if self.head.chats else rejected
+        columns += [pa.array(preferred, pa.string()), other]
+        return pa.Table.from_arrays(columns, schema=self.schema_of_pairs)
 
     def of_prompts(self, prompts: Prompts, rows: IntArray) -> pa.Table:
         """Rows of prompts alone."""

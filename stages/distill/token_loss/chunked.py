@@ -46,7 +46,7 @@ class Step:
     observe: Observe | None = None
     """Called with each chunk's logits [C, V] and its rows before they are used up."""
     weights_P: Tensor | None = None
-    """Of the tokens, beside those of task and divergence; None: 1."""
+    """Weights of the tokens, beside those of task and divergence; None: 1."""
 
 
 class Chunked(torch.autograd.Function):
