@@ -1,7 +1,9 @@
-"""Conflicts between the teachers of a run: how far their predictions of the training texts agree.
+"""Conflicts between the teachers of a run: how far their predictions of the training texts agree,
+and how alike their features are.
 
-In: cached logits of the classes from several teachers, as they are in the caches, whatever the
-controls. Out: plain figures for `metrics.json`. Every row is read once more, in file-order blocks.
+In: cached logits of the classes from several teachers, and features of whole texts, as they are in
+the caches, whatever the controls. Out: plain figures for `metrics.json`. Every row of logits is
+read once more, in file-order blocks; of features at most CKA_TEXTS rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,9 +16,12 @@ import numpy.typing as npt
 from scipy.special import log_softmax
 
 from ..stages.corpus.labels import MISSING, LabelValues
+from ..stages.distill.measures import linear_cka
+from ..stages.distill.teacher_answers import CKA_TEXTS
 from .student_data import StudentData
 
 BLOCK_ROWS = 16_384
+_NONE = np.empty(0, dtype=np.int64)
 
 Floats = npt.NDArray[np.float64]
 
@@ -77,8 +82,47 @@ class Conflicts:
 
 
 def teacher_conflicts(data: StudentData, names: tuple[str, ...]) -> dict[str, Any] | None:
-    """The conflicts between sources of class logits; None if there are fewer than two, if the task
-    has no classes, or if no row has an answer of each."""
+    """The conflicts between sources `names` of class logits, and between all features of different
+    teachers; None if there are none, or if no row has each of them."""
+    logits, features = _of_logits(data, names), _of_features(data)
+    if logits is None and features is None:
+        return None
+    none: dict[str, Any] = {"rows": 0, "accuracy": {}, "pairs": []}
+    return (logits or none) | ({"features": features} if features else {})
+
+
+def _of_features(data: StudentData) -> dict[str, Any] | None:
+    """Linear CKA of each pair of features of different teachers, over texts that all of them have:
+    1 if they are alike, up to a rotation and a factor."""
+    whole = {
+        name: source
+        for name, source in data.sources.items()
+        if source.spec.axis is None and np.dtype(source.spec.dtype).kind == "f"
+    }
+    pairs = [
+        (one, other)
+        for one, other in combinations(whole, 2)
+        if whole[one].teacher.fingerprint != whole[other].teacher.fingerprint
+    ]
+    rows = next(iter(_blocks(data, tuple(whole))), _NONE) if pairs else _NONE
+    if len(rows) < 2:
+        return None
+    count = min(CKA_TEXTS, len(rows))
+    # Rows of remote shards side by side: each shard may have to be downloaded once more.
+    chosen = np.arange(count) if data.from_afar else np.linspace(0, len(rows) - 1, count).round()
+    places = rows[chosen.astype(np.int64)]
+    features = {
+        name: np.asarray(source.feature.gather(data.train.cache_rows[name][places]))
+        for name, source in whole.items()
+    }
+    flat = {name: each.reshape(count, -1) for name, each in features.items()}
+    return {
+        "rows": count,
+        "pairs": [{"teachers": list(p), "cka": linear_cka(flat[p[0]], flat[p[1]])} for p in pairs],
+    }
+
+
+def _of_logits(data: StudentData, names: tuple[str, ...]) -> dict[str, Any] | None:
     if len(names) < 2 or data.space.task != "classification":
         return None
     found = Conflicts(names)

@@ -55,9 +55,24 @@ class TeacherPair(_Document):
     total_variation: float
 
 
+class FeaturePair(_Document):
+    """How alike the features of two teachers are: linear CKA, 0 to 1."""
+
+    teachers: tuple[str, str]
+    cka: float
+
+
+class FeatureConflicts(_Document):
+    """Features of different teachers, compared on some training texts."""
+
+    rows: int = Field(ge=0)
+    pairs: tuple[FeaturePair, ...] = Field(default=(), max_length=MOST_PAIRS)
+
+
 class TeacherConflicts(_Document):
     """Conflicts between the teachers of a run on training texts that all of them have."""
 
+    features: FeatureConflicts | None = None
     rows: int = Field(ge=0)
     accuracy: dict[str, float | None] = Field(default_factory=dict)
     pairs: tuple[TeacherPair, ...] = Field(default=(), max_length=MOST_PAIRS)

@@ -124,7 +124,7 @@ def conflicts_of(found: Sequence[Condition]) -> tuple[Conflicts, ...]:
     groups: list[tuple[TeacherConflicts, list[str]]] = []
     for condition in found:
         figures = condition.first.metrics.teacher_conflicts
-        if figures is None or not figures.pairs:
+        if figures is None or not (figures.pairs or figures.features):
             continue
         same = next((names for other, names in groups if other == figures), None)
         if same is None:

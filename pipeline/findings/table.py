@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ...cache_schemas.errors import one_line
 from ..messages import counted, duration, size
+from .documents import TeacherConflicts
 from .findings import Findings, Row, Study, TeacherCost
 from .hacking import by_measure, hacking_told
 from .measures import Compared, Conflicts
@@ -33,8 +34,7 @@ def show_findings(findings: Findings, console: Console | None = None) -> None:
             console.print(_conditions(study))
             if study.measures:
                 console.print(_measures(study))
-        for conflicts in study.conflicts:
-            console.print(_conflicts(conflicts))
+        _print_conflicts(console, study)
         for line in hacking_lines(study):
             console.print(escape(line))
         if isinstance(study.anova, Anova):
@@ -43,6 +43,15 @@ def show_findings(findings: Findings, console: Console | None = None) -> None:
             console.print(f"no analysis of variance: {study.anova}")
     for line in [*map(cost_line, findings.costs), *findings.unknown_costs]:
         console.print(escape(one_line(line)))
+
+
+def _print_conflicts(console: Console, study: Study) -> None:
+    for conflicts in study.conflicts:
+        for title, columns, rows in conflict_tables(conflicts):
+            table = _table(title, *columns)
+            for row in rows:
+                table.add_row(*map(escape, row))
+            console.print(table)
 
 
 def _print_lines(console: Console, study: Study) -> None:
@@ -113,27 +122,39 @@ def hacking_lines(study: Study) -> list[str]:
     return [line for line in told if line is not None]
 
 
-def _conflicts(found: Conflicts) -> Table:
-    title = f"conflicts between teachers on {found.figures.rows:,} training texts"
-    table = _table(title, *CONFLICT_COLUMNS)
-    for row in conflict_cells(found):
-        table.add_row(*map(escape, row))
-    return table
+ConflictTable = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+"""Title, columns and rows of a table, as text."""
 
 
-def conflict_cells(found: Conflicts) -> list[tuple[str, ...]]:
-    """Pairs of teachers as text, in the order of CONFLICT_COLUMNS."""
-    right = found.figures.accuracy
+def conflict_tables(found: Conflicts) -> list[ConflictTable]:
+    """Tables of pairs of teachers: of their classes, and of their features."""
+    tables: list[ConflictTable] = []
+    classes, features = found.figures, found.figures.features
+    if classes.pairs:
+        title = f"conflicts between teachers on {classes.rows:,} training texts"
+        tables.append((title, CONFLICT_COLUMNS, _class_pairs(classes)))
+    if features is not None:
+        rows = [(_named(each.teachers), f"{each.cka:.3f}") for each in features.pairs]
+        title = f"likeness of teachers' features on {features.rows:,} training texts"
+        tables.append((title, ("teachers", "CKA"), list(rows)))
+    return tables
+
+
+def _named(teachers: tuple[str, str]) -> str:
+    return one_line(" / ".join(teachers))
+
+
+def _class_pairs(found: TeacherConflicts) -> list[tuple[str, ...]]:
     return [
         (
-            one_line(" / ".join(pair.teachers)),
+            _named(pair.teachers),
             f"{pair.agreement:.1%}",
             f"{pair.kl:.3f}",
             f"{pair.reverse_kl:.3f}",
             f"{pair.total_variation:.3f}",
-            " / ".join(_share(right.get(name)) for name in pair.teachers),
+            " / ".join(_share(found.accuracy.get(name)) for name in pair.teachers),
         )
-        for pair in found.figures.pairs
+        for pair in found.pairs
     ]
 
 

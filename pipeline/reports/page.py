@@ -15,10 +15,9 @@ from ..findings.hacking import TRUTH
 from ..findings.runs import FinishedRun, Found
 from ..findings.significance import Anova
 from ..findings.table import (
-    CONFLICT_COLUMNS,
     cells,
     change,
-    conflict_cells,
+    conflict_tables,
     figure,
     hacking_lines,
     p_value,
@@ -138,8 +137,7 @@ def render(
         gallery=gallery,
         cells=cells,
         change=change,
-        conflict_columns=CONFLICT_COLUMNS,
-        conflict_cells=conflict_cells,
+        conflict_tables=conflict_tables,
         hacking_lines=hacking_lines,
         jobs=_jobs,
         runs=found.runs,

@@ -243,7 +243,7 @@ def test_conflicts_of_strangers(runs: Path, tmp_path: Path) -> None:
     assert "<script" not in text
     cells = re.findall(r'<th scope="row">[^<]*script[^<]* / llm</th>(.*?)</tr>', text)[0]
     assert re.findall("<td>(.*?)</td>", cells) == ["25.0%", "inf", "1.500", "0.500", "- / -"]
-    assert "Pairs of teachers on 7 training texts, of\n    distilled." in text
+    assert "Of distilled: conflicts between teachers on 7 training texts." in text
     broken = next(copy.glob("none-*")) / "metrics.json"
     wrong = json.loads(broken.read_text()) | {"teacher_conflicts": {"rows": -1}}
     broken.write_text(json.dumps(wrong))

@@ -104,8 +104,15 @@ def test_by_yaml_by_python_and_by_a_grid_they_are_the_same(
     assert {cost["teacher"] for cost in table["costs"]} == {"hash:5", "made_up:made up"}
 
 
+def centred_gram(cache: Any, feature: str, texts: list[Any]) -> Any:
+    """The Gram matrix HXX'H of a feature."""
+    values = cache[feature].gather(cache.lookup(texts)).astype(np.float64)
+    centre = np.eye(len(texts)) - 1 / len(texts)
+    return centre @ values @ values.T @ centre
+
+
 def test_terms_and_teachers_are_told_by_name(
-    armada: CommandLine, job: Job, distill_bench: Any, tmp_path: Path
+    armada: CommandLine, job: Job, distill_bench: Any, hints: Path, tmp_path: Path
 ) -> None:
     armada.done("distill", write(job, tmp_path), "--quiet")
     run = tmp_path / "run"
@@ -119,6 +126,20 @@ def test_terms_and_teachers_are_told_by_name(
     assert made["teachers"]["hint"]["feature"] == "embedding"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["objective"] == "armada+kd+feature"
+    alike = metrics["teacher_conflicts"]["features"]
+    assert alike["rows"] == len(TEXTS)
+    cache = library.open_cache(distill_bench.cache, distill_bench.made_up)
+    texts = [(text, f"{text} indeed") for text in TEXTS]
+    hint = centred_gram(library.open_cache(hints), "embedding", texts)
+    expected = []
+    for feature in ("embedding", "logits"):
+        own = centred_gram(cache, feature, TEXTS)
+        expected.append((own * hint).sum() / np.sqrt((own**2).sum() * (hint**2).sum()))
+    found = {tuple(each["teachers"]): each["cka"] for each in alike["pairs"]}
+    assert found == {
+        ("made.embedding", "hint"): pytest.approx(expected[0], rel=1e-6),
+        ("made.logits", "hint"): pytest.approx(expected[1], rel=1e-6),
+    }
     assert metrics["placement"] == dict.fromkeys(made["teachers"], "mapped")
     assert [file.name for file in (run / "aligner").iterdir()] == ["armada.safetensors"]
     card = (run / "student" / "README.md").read_text()
