@@ -69,7 +69,7 @@ class Columns:
     @property
     def of_responses(self) -> tuple[str, ...]:
         """The names of those of the student, and of the rejected response."""
-        return self.names[: 1 + max(*self.student, *self.rejected)]
+        return self.names[: 1 + max((*self.student, *self.rejected))]
 
     def divided(self, sources: int) -> tuple["Columns", tuple[tuple[int, ...], ...]]:
         """The columns of the student and the first sources alone, and those of the others."""
