@@ -2,7 +2,8 @@
 
 The plan names a student, a cache, a folder for each run, and its settings; the first process writes
 the losses of all runs, and in each folder weights and evaluations. `stop_after`: the run is cut
-after so many steps; `summed`: three objectives, with a source each."""
+after so many steps; `summed`: three objectives, with a source each; `repeated`: three examples
+have one text for the teacher."""
 
 import json
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from armada.stages.distill.objectives.options import SOURCE
 from armada.stages.distill.processes import processes
 from armada.stages.distill.sharding import plain
 from armada.stages.distill.training import Run, train
@@ -28,7 +30,11 @@ class Cut(Exception):
 def losses(bench: Bench, how: dict[str, Any]) -> list[float]:
     folder, stop_after = Path(how.pop("folder")), how.pop("stop_after", None)
     make = bench.summed if how.pop("summed", False) else bench.run
+    repeated = how.pop("repeated", False)
     run = make(folder, dropout=0.0, **how)
+    if repeated:
+        gather = run.train.features[SOURCE]
+        run.train.features = {SOURCE: replace(gather, rows=gather.rows // 3)}
     run.model.double()
     if stop_after is not None:
         return cut(replace(run, processes=processes()), stop_after)

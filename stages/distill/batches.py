@@ -165,8 +165,16 @@ class DistillDataset(Dataset[Batch]):
             rows = self.features[source].rows
             drawn = draw(rows, whole, count, self.draw_seed, source)
             features, labels = self.features_of(drawn, source), self.labels_of(drawn)
-            found[source] = Negatives(features, labels, int((rows >= 0).sum()))
+            found[source] = Negatives(features, labels)
         return found
+
+    def repeats(self, indices: Indices) -> dict[str, Indices]:
+        """A number for each example's text [B], of those sources of which a batch has a text more
+        than once: the row of its cache, -1 without a feature."""
+        found = {
+            source: np.asarray(features.rows)[indices] for source, features in self.features.items()
+        }
+        return {source: rows for source, rows in found.items() if _repeats(rows[rows >= 0])}
 
     def has_answers(self, indices: Indices) -> dict[str, npt.NDArray[np.bool_]]:
         """Which examples [B] have features, of those sources that lack some of them."""
@@ -238,6 +246,10 @@ class DistillDataset(Dataset[Batch]):
             has = self.features[source].has
             windows = (window[has(window)] for window in windows)
         return batches_of(windows, batch_size)
+
+
+def _repeats(rows: npt.NDArray[np.int64]) -> bool:
+    return len(set(rows.tolist())) < len(rows)
 
 
 def as_batch(batch: Any) -> Batch:

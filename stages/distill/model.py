@@ -21,6 +21,7 @@ from .aligner import AlignerAnswers
 from .losses import task_loss
 from .negatives import Negatives, negatives_name
 from .objectives.base import Feature, Objective, Sources, StudentSide
+from .order import Indices
 from .parts import Parts
 from .processes import ALONE, Processes
 from .student import Student
@@ -126,11 +127,12 @@ class DistillModel(TrainedModel):
         masked: bool | None = None,
         has_answers: Mapping[str, npt.NDArray[np.bool_]] | None = None,
         negatives: Mapping[str, Negatives] | None = None,
+        repeats: Mapping[str, Indices] | None = None,
     ) -> dict[str, Any]:
         """`logits` [B, K], and `loss` where there are labels; in training also `terms`, in an
         evaluation `pooled` [B, D]. `features` are the teachers', `rows` those of the batch in all
-        processes; `masked` as the student takes it; `has_answers` as in `StudentSide`;
-        `negatives` those of a source."""
+        processes; `masked` as the student takes it; `has_answers` and `repeats` as in
+        `StudentSide`; `negatives` those of a source."""
         inputs = (input_ids, attention_mask, token_type_ids)
         scored = labels is not None and (self.training or self.student.space.task == "none")
         inside: dict[str, Any] = {}
@@ -154,6 +156,7 @@ class DistillModel(TrainedModel):
             pooled_BD=self._joined(pooled_BD, rows),
             output_BK=self._joined(output_BK, rows),
             has_answers=has_answers or {},
+            repeats=repeats or {},
             **inside,
         )
         terms = self.objective.of_batch(side, sources, self._joined(labels, rows))

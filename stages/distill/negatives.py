@@ -27,17 +27,15 @@ class Negatives:
 
     features: Tensor
     labels: Tensor
-    among: int
-    """Number of examples with a feature, of which they were drawn."""
 
     def first(self, count: int) -> "Negatives":
         """At most so many of them."""
-        return Negatives(self.features[:count], self.labels[:count], self.among)
+        return Negatives(self.features[:count], self.labels[:count])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Negatives":
         """The same on a device; as any batch, for which the host need not wait."""
         features, labels = (to_device(each, device) for each in (self.features, self.labels))
-        return Negatives(features, labels, self.among)
+        return Negatives(features, labels)
 
 
 def negatives_name(source: str) -> str:

@@ -227,6 +227,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             inputs["negatives"] = {name: n.to(self.args.device) for name, n in drawn.items()}
         if model.training and (lacking := self.train_dataset.has_answers(indices)):
             inputs["has_answers"] = lacking
+        dataset = self.train_dataset if model.training else self.eval_dataset
+        if repeats := dataset.repeats(indices):
+            inputs["repeats"] = repeats
         outputs = model(**inputs)
         terms, pooled = outputs.pop("terms", {}), outputs.pop("pooled", None)
         task = terms.pop(TASK_PART, None)

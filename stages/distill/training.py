@@ -194,11 +194,15 @@ def _place(run: Run) -> None:
 
 
 def _draw(run: Run) -> None:
-    """Datasets draw what objectives take for negatives; of a source, as many as any of them."""
+    """Datasets draw what objectives take for negatives; of a source, as many as any of them.
+    Objectives are told of how many examples these are."""
     counts: dict[str, int] = {}
     for part in run.model.objective.parts:
-        for source in part.sources[:1] if part.negatives else ():
-            counts[source] = max(part.negatives, counts.get(source, 0))
+        for source in part.sources[:1]:
+            if source in run.train.features:
+                part.examples = int((run.train.features[source].rows >= 0).sum())
+            if part.negatives:
+                counts[source] = max(part.negatives, counts.get(source, 0))
     for dataset in (run.train, *([run.validation] if run.validation else [])):
         dataset.draws = {source: n for source, n in counts.items() if source in dataset.features}
         dataset.draw_seed = run.seed

@@ -441,7 +441,7 @@ class ObjectiveTests:
         count, draw = objective.negatives, torch.Generator().manual_seed(5)
         features = torch.randn(count, *self.feature_shapes[0], generator=draw)
         labels = torch.arange(count) % self.num_labels
-        return Negatives(features.to(batch.features[0].dtype), labels, 10 * count)
+        return Negatives(features.to(batch.features[0].dtype), labels)
 
     def _require_finite(self, objective: Objective, batch: Batch) -> None:
         changed = batch.map(lambda each: each.detach().clone())

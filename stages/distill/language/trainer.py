@@ -20,6 +20,7 @@ from ..losses import MISSING_LABEL
 from ..model import TrainedModel
 from ..negatives import Negatives, negatives_name
 from ..objectives.base import Feature, Objective, ResponsePairs, Sources, StudentSide
+from ..order import Indices
 from ..token_loss.answers import TokenAnswers
 from ..token_loss.loss import Tokens, cross_entropy
 from ..token_loss.own_tokens import token_log_probs
@@ -62,13 +63,14 @@ class LanguageModel(TrainedModel):
         references: Mapping[str, Tensor] | None = None,
         weights: Tensor | None = None,
         pair_weights: Tensor | None = None,
+        repeats: Mapping[str, Indices] | None = None,
     ) -> dict[str, Any]:
         """`loss` and, in training, `terms`; in an evaluation with `answers`, what was `seen` of
         the logits (`TokenObserver`), and of two responses to each prompt, `pairs`. `answers` are
         teachers' predictions of tokens, `features` those of whole texts; `counts` are of the whole
         step, `rows` those of the batch, in all processes; `masked` as the student takes it;
         `weights` are those of predicted tokens; `preferred`, `response_tokens`, `references` and
-        `pair_weights` as `PairedTexts` has them."""
+        `pair_weights` as `PairedTexts` has them; `repeats` as in `StudentSide`."""
         inside: dict[str, Any] = {}
         if self.training and (self.layers or self.attention):
             assert attention_mask is not None
@@ -105,7 +107,9 @@ class LanguageModel(TrainedModel):
             head = self.student.head
             output_BK = None if head is None else head(pooled_BH)
         answered = self._answered(counts)
-        side = StudentSide(pooled_BH, output_BK, tokens, answered, pairs=pairs, **inside)
+        side = StudentSide(
+            pooled_BH, output_BK, tokens, answered, pairs=pairs, repeats=repeats or {}, **inside
+        )
         labels_B = None if output_BK is None else self._joined(labels, rows)
         terms = self.objective.of_batch(side, sources, labels_B)
         return {"loss": terms["total"], "terms": terms}

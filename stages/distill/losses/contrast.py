@@ -44,9 +44,9 @@ def crd_loss(
     mean over i of -log h(s_i, t_i) - Σ_j log(1 - h(s_i, t_j)), j ≠ i,
     h = exp(z) / (exp(z) + N/M), z = cos(s, t) / τ.
 
-    N is the number of negatives of a row, M that of the `examples` that they are of: of those with
-    a feature, or of the batch where none are drawn beside it. Edges: 0 vectors have the cosine 0;
-    without negatives only the first part is left.
+    N is the number of negatives of a row, M that of all `examples` of the training set, whether
+    negatives are those of the batch alone or were drawn beside it. Edges: 0 vectors have the cosine
+    0; without negatives only the first part is left.
     Source: Tian, Krishnan and Isola, Contrastive Representation Distillation, arXiv 1910.10699.
     """
     similarities_BM = products(unit(student_BE), unit(teacher_ME)) / temperature

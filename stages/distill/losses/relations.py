@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..objectives.options import Kernel
 from .distances import products, unit
+from .logits import NOTHING
 
 
 def rkd_distance_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor:
@@ -56,18 +57,28 @@ def similarity_preserving_loss(student_BD: Tensor, teacher_BH: Tensor) -> Tensor
     return (student_BB - teacher_BB).square().mean()
 
 
-def in_batch_loss(student_BD: Tensor, teacher_BH: Tensor, temperature: float) -> Tensor:
+def in_batch_loss(
+    student_BD: Tensor,
+    teacher_BH: Tensor,
+    temperature: float,
+    masked_BB: Tensor | None = None,
+) -> Tensor:
     """Distributions of each row over the others of the batch:
     mean over i of KL(p_t(i) ‖ p_s(i)), with p(i) = softmax over j ≠ i of cos(x_i, x_j) / τ.
 
-    No factor τ²: gradients grow as 1/τ, as they do in a contrastive loss. Edges: 0 for fewer than
-    three rows, which have one other at most; a zero row has the cosine 0 to all.
+    No factor τ²: gradients grow as 1/τ, as they do in a contrastive loss. `masked_BB` is true where
+    a row is none of another's others, symmetric. Edges: 0 for fewer than three rows, which have one
+    other at most, and for a row without others; a zero row has the cosine 0 to all.
     Source: Sun et al., LEAD, arXiv 2212.05225, where queries are compared with passages.
     """
-    student_BC, teacher_BC = (
-        F.log_softmax(_off_diagonal(products(rows, rows)) / temperature, dim=-1)
-        for rows in (unit(student_BD), unit(teacher_BH))
-    )
+    both = []
+    for rows in (unit(student_BD), unit(teacher_BH)):
+        cosines_BC = _off_diagonal(products(rows, rows)) / temperature
+        if masked_BB is not None:
+            # A finite logarithm of 0, so that 0 times it is 0.
+            cosines_BC = cosines_BC.masked_fill(_off_diagonal(masked_BB), NOTHING)
+        both.append(F.log_softmax(cosines_BC, dim=-1))
+    student_BC, teacher_BC = both
     return F.kl_div(student_BC, teacher_BC, reduction="sum", log_target=True) / len(student_BD)
 
 

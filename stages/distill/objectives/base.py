@@ -27,6 +27,7 @@ from ....cache_schemas.features import AxisName
 from ..aligner import AlignerAnswers
 from ..losses import task_loss
 from ..negatives import Negatives, negatives_name
+from ..order import Indices
 from ..placement import to_device
 from ..token_loss.answers import TokenAnswers
 from ..token_loss.loss import Tokens, cross_entropy
@@ -216,6 +217,8 @@ class StudentSide:
     """Which rows [B] have a feature, of sources that lack some."""
     pairs: ResponsePairs | None = None
     """Two responses to each prompt, if some objective compares them."""
+    repeats: Mapping[str, Indices] = field(default_factory=dict)
+    """A number for each row's text [B], of sources of which some rows have the same text."""
 
     def take(self, rows: Tensor) -> "StudentSide":
         """The same for some rows, which all have features; of a student of whole texts."""
@@ -283,6 +286,9 @@ class Objective(nn.Module, ABC):
         require_attention(type(self).__name__, self.attention, sizes)
         self.negatives = self.negatives_of(options)
         """Rows to draw from its first source for each batch."""
+        self.examples: int | None = None
+        """Number of training examples with a feature of its first source, set before training;
+        None: unknown."""
         self.aligner = None
         self.label = ""
         """Prefix of its terms in logs with several objectives."""
@@ -386,7 +392,9 @@ class Objective(nn.Module, ABC):
         if share:
             read = sources.keys() & self._read_names()
             taken = {name: _of_rows(sources[name], own) for name in read}
-            with_answers, labels = side.take(own), _taken(labels_B, own)
+            repeats = {name: texts[answered] for name, texts in side.repeats.items()}
+            with_answers = replace(side.take(own), repeats=repeats)
+            labels = _taken(labels_B, own)
             terms = self.of_sources(with_answers, taken, labels)
             total = share * terms.pop("total")
             part = self._task_part(with_answers, taken, labels)
@@ -439,6 +447,17 @@ class Objective(nn.Module, ABC):
         are drawn."""
         found = sources.get(negatives_name(self.sources[0])) if self.negatives else None
         return found.first(self.negatives) if isinstance(found, Negatives) else None
+
+    def same_text(self, side: StudentSide) -> Tensor | None:
+        """Which rows of a batch have the text of its first source that another row has [B, B], but
+        for the row itself; None: none."""
+        texts_B = side.repeats.get(self.sources[0])
+        if texts_B is None:
+            return None
+        assert side.pooled_BD is not None
+        same_BB = texts_B[:, None] == texts_B
+        np.fill_diagonal(same_BB, False)
+        return to_device(torch.from_numpy(same_BB), side.pooled_BD.device)
 
     def embedding(self, pooled_BD: Tensor) -> Tensor | None:
         """The student's texts in the space of its only feature [B, H], of an objective that has

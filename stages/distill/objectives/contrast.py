@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -47,10 +48,9 @@ class ContrastObjective(BetaObjective):
 
     @abstractmethod
     def contrast(
-        self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None, examples: int
+        self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss of a batch, and the terms to report; `examples`: of how many the negatives
-        are."""
+        """The loss of a batch, and the terms to report."""
 
     def of_sources(
         self, side: StudentSide, sources: Sources, labels_B: Tensor | None
@@ -60,15 +60,26 @@ class ContrastObjective(BetaObjective):
         pooled_BD = accumulated(side.pooled_BD)
         own_BH = self._feature(self.teacher_side(sources)).detach().to(pooled_BD.dtype)
         drawn = self.negatives_in(sources)
-        teacher_MH, examples = own_BH, len(own_BH)
+        teacher_MH = own_BH
         if drawn is not None:
             others_NH = drawn.features.flatten(start_dim=1).to(own_BH)
-            teacher_MH, examples = torch.cat([own_BH, others_NH]), drawn.among
-        masked_BM = self._masked(labels_B, drawn)
-        loss, reported = self.contrast(pooled_BD, teacher_MH, masked_BM, examples)
+            teacher_MH = torch.cat([own_BH, others_NH])
+        masked_BM = self._masked(side, labels_B, drawn, len(teacher_MH))
+        loss, reported = self.contrast(pooled_BD, teacher_MH, masked_BM)
         return self.beside_task(loss, side.output_BK, labels_B, **reported)
 
-    def _masked(self, labels_B: Tensor | None, drawn: Negatives | None) -> Tensor | None:
+    def _masked(
+        self, side: StudentSide, labels_B: Tensor | None, drawn: Negatives | None, rows: int
+    ) -> Tensor | None:
+        """What is no negative: the text itself, where it comes again in the batch (no text of the
+        batch is drawn), and texts of its label, where an option says so."""
+        same_BB, alike_BM = self.same_text(side), self._same_label(labels_B, drawn)
+        if same_BB is None:
+            return alike_BM
+        same_BM = F.pad(same_BB, (0, rows - len(same_BB)))
+        return same_BM if alike_BM is None else same_BM | alike_BM
+
+    def _same_label(self, labels_B: Tensor | None, drawn: Negatives | None) -> Tensor | None:
         if not self.options.mask_same_label or labels_B is None:
             return None
         labels_M = labels_B if drawn is None else torch.cat([labels_B, drawn.labels.to(labels_B)])
@@ -94,7 +105,7 @@ class InfoNCEObjective(WithProjector, ContrastObjective):
         self.projection = make_projector(options, sizes.pooled_dim, sizes.feature_dim)
 
     def contrast(
-        self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None, examples: int
+        self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Reports infonce."""
         student_BH = accumulated(self.projection(pooled_BD))
@@ -111,7 +122,8 @@ class CRDObjective(ContrastObjective):
     Source: Tian, Krishnan and Isola, Contrastive Representation Distillation, arXiv 1910.10699,
     with negatives of a batch in place of a memory bank.
 
-    Owns two linear maps to embeddings of the critic, of D and of H numbers. The critic has the
+    N negatives of a row, of M training examples with a feature. Owns two linear maps to embeddings
+    of the critic, of D and of H numbers. The critic has the
     student's texts as anchors; those of other steps, which a memory bank would have, it lacks.
     """
 
@@ -125,14 +137,14 @@ class CRDObjective(ContrastObjective):
         self.teacher_map = ProjectionHead(sizes.feature_dim, size, bias=True)
 
     def contrast(
-        self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None, examples: int
+        self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Reports crd."""
         loss = contrast.crd_loss(
             accumulated(self.student_map(pooled_BD)),
             accumulated(self.teacher_map(teacher_MH)),
             self.options.similarity_temperature,
-            examples,
+            self.examples or len(pooled_BD),
             masked_BM,
         )
         return loss, {"crd": loss}
@@ -160,7 +172,7 @@ class WCoRDObjective(ContrastObjective):
         self.projection = ProjectionHead(sizes.pooled_dim, sizes.feature_dim, bias=True)
 
     def contrast(
-        self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None, examples: int
+        self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The weighted sum; reports global and local."""
         options = self.options

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..aligner import WEIGHT_STD
-from ..losses import relations
-from .base import Reads, Sizes
-from .one_loss import FeatureLossObjective
+from ..losses import accumulated, relations
+from .base import Reads, Sizes, Sources, StudentSide
+from .one_loss import BetaObjective, FeatureLossObjective
 from .options import (
     CKAOptions,
     InBatchOptions,
@@ -58,7 +58,7 @@ class SimilarityPreservingObjective(FeatureLossObjective):
         return loss, {"similarity_preserving": loss}
 
 
-class InBatchObjective(FeatureLossObjective):
+class InBatchObjective(BetaObjective):
     """The distribution of each text over the others of the batch, as the teacher has it.
 
     Formula: task + beta · mean of KL(softmax(cos(t, t')/τ) ‖ softmax(cos(s, s')/τ)) over the others
@@ -70,11 +70,21 @@ class InBatchObjective(FeatureLossObjective):
     options: InBatchOptions
     reads = Reads(labels=False, headless=True, task=False, least_rows=3)
 
-    def loss(self, pooled_BD: Tensor, feature_BH: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Reports in_batch."""
-        temperature = self.options.similarity_temperature
-        loss = relations.in_batch_loss(pooled_BD, feature_BH, temperature)
-        return loss, {"in_batch": loss}
+    def __init__(self, options: InBatchOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        self.feature_dim = sizes.feature_dim
+        """H, how many numbers a feature has."""
+
+    def of_sources(
+        self, side: StudentSide, sources: Sources, labels_B: Tensor | None
+    ) -> dict[str, Tensor]:
+        """total, task and in_batch. Without output or labels, the task's is 0."""
+        assert side.pooled_BD is not None
+        pooled_BD = accumulated(side.pooled_BD)
+        feature_BH = self._feature(self.teacher_side(sources)).detach().to(pooled_BD.dtype)
+        temperature, same_BB = self.options.similarity_temperature, self.same_text(side)
+        loss = relations.in_batch_loss(pooled_BD, feature_BH, temperature, same_BB)
+        return self.beside_task(loss, side.output_BK, labels_B, in_batch=loss)
 
 
 class CKAObjective(FeatureLossObjective):

@@ -1,11 +1,13 @@
 """Contrastive losses against NumPy in float64, by hand, and against other packages."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from armada.cache_schemas.errors import JobError
 from armada.stages.distill.losses.contrast import (
     crd_loss,
@@ -14,8 +16,10 @@ from armada.stages.distill.losses.contrast import (
     transport_loss,
     wcord_global_loss,
 )
+from armada.stages.distill.losses.relations import in_batch_loss
+from armada.stages.distill.negatives import Negatives
 from armada.stages.distill.objectives import OBJECTIVES
-from armada.stages.distill.objectives.base import Sizes
+from armada.stages.distill.objectives.base import Sizes, StudentSide
 
 TAU = 0.3
 
@@ -152,7 +156,7 @@ def test_the_student_of_the_teachers_features_is_best() -> None:
     for name in ("infonce", "global"):
         best = LOSSES[name](teacher, teacher)
         for seed in range(20):
-            other = torch.nn.functional.normalize(teacher + _rows(4, 4, seed), dim=-1)
+            other = F.normalize(teacher + _rows(4, 4, seed), dim=-1)
             assert LOSSES[name](other, teacher) > best
 
 
@@ -174,6 +178,69 @@ def test_labels_mask_others_of_their_class() -> None:
         [1, 0, 0, 0, 0, 0],
         [0, 0, 0, 0, 0, 0],
     ]
+
+
+def _tau(objective: Any) -> float:
+    return float(objective.options.similarity_temperature)
+
+
+OF_PAIRS: dict[str, Any] = {
+    "infonce": lambda o, s, t, m: infonce_loss(o.projection(s), t, _tau(o), m),
+    "crd": lambda o, s, t, m: crd_loss(o.student_map(s), o.teacher_map(t), _tau(o), 50, m),
+    "global": lambda o, s, t, m: wcord_global_loss(
+        o.student_map(F.normalize(s, dim=1)), o.teacher_map(F.normalize(t, dim=1)), m
+    ),
+    "in_batch": lambda o, s, t, m: in_batch_loss(s, t, _tau(o), None if m is None else m[:, :5]),
+}
+"""Terms of objectives, of their own maps and a mask."""
+
+
+def _made(term: str, **options: Any) -> Any:
+    name = {"global": "wcord"}.get(term, term)
+    small = {"embedding_size": 4} if name in ("crd", "wcord") else {}
+    kind = OBJECTIVES.load(name)
+    torch.manual_seed(3)
+    objective = kind(kind.Options(**small, **options), Sizes(5, 3, False, (6,))).double().eval()
+    objective.examples = 50
+    return objective
+
+
+@pytest.mark.parametrize("term", OF_PAIRS)
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_a_text_that_comes_again_is_no_negative_of_itself(term: str, negatives: int) -> None:
+    """Rows 0 and 3 have one text; row 5 has the same, and no feature."""
+    objective = _made(term, **({} if term == "in_batch" else {"negatives": negatives}))
+    pooled, teacher = _rows(6, 5, 0), _rows(5 + negatives, 6, 1)
+    masked = torch.zeros(5, 5 + negatives, dtype=torch.bool)
+    masked[0, 3] = masked[3, 0] = True
+    feature = torch.cat([teacher[:5], torch.full((1, 6), math.nan, dtype=torch.float64)])
+    sources = {"teacher": feature}
+    if negatives and term != "in_batch":
+        drawn = Negatives(teacher[5:], torch.zeros(negatives, dtype=torch.int64))
+        sources["negatives of teacher"] = drawn
+    elif negatives:
+        teacher = teacher[:5]
+    texts, has = np.array([8, 2, 5, 8, 1, 8]), np.arange(6) < 5
+    repeated = StudentSide(pooled, repeats={"teacher": texts}, has_answers={"teacher": has})
+    found = objective.of_batch(repeated, sources, None)[term]
+    torch.testing.assert_close(found, OF_PAIRS[term](objective, pooled[:5], teacher, masked))
+    plain = replace(repeated, repeats={})
+    torch.testing.assert_close(
+        objective.of_batch(plain, sources, None)[term],
+        OF_PAIRS[term](objective, pooled[:5], teacher, None),
+    )
+    assert found != objective.of_batch(plain, sources, None)[term]
+
+
+def test_texts_that_come_again_and_labels_mask_together() -> None:
+    objective = _made("infonce", mask_same_label=True)
+    side = StudentSide(_rows(5, 5, 0), repeats={"teacher": np.array([4, 1, 4, 2, 3])})
+    teacher, labels = _rows(5, 6, 1), torch.tensor([0, 1, 2, 1, -100])
+    masked = same_label(labels, labels)
+    masked[0, 2] = masked[2, 0] = True
+    found = objective.of_batch(side, {"teacher": teacher}, labels)["infonce"]
+    expected = OF_PAIRS["infonce"](objective, side.pooled_BD, teacher, masked)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_critic_has_a_lipschitz_constant() -> None:

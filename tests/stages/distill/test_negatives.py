@@ -63,7 +63,6 @@ def test_a_batch_has_their_features_and_labels(dataset: DistillDataset) -> None:
     expected = dataset.features[SOURCE](drawn)
     assert np.array_equal(negatives.features.numpy(), expected)
     assert np.array_equal(negatives.labels.numpy(), class_labels(len(TEXTS))[drawn])
-    assert negatives.among == len(TEXTS)
     assert len(negatives.first(3).features) == len(negatives.first(3).labels) == 3
 
 
@@ -74,6 +73,25 @@ def test_all_processes_have_the_same(dataset: DistillDataset) -> None:
         found.append(dataset.__getitems__(BATCH.tolist())["negatives"][SOURCE].features)
     dataset.processes = Processes()
     assert torch.equal(*found)
+
+
+def test_texts_that_a_batch_has_twice(dataset: DistillDataset) -> None:
+    """By their rows in the cache; rows without a feature are none."""
+    gather = dataset.features[SOURCE]
+    assert dataset.repeats(BATCH) == {}
+    rows = gather.rows.copy()
+    rows[[1, 4]], rows[9] = -1, rows[3]
+    dataset.features = {SOURCE: replace(gather, rows=rows)}
+    assert dataset.repeats(np.array([1, 4, 3])) == {}
+    assert dataset.repeats(BATCH)[SOURCE].tolist() == rows[BATCH].tolist()
+    dataset.features = {SOURCE: gather}
+
+
+def test_an_objective_is_told_of_all_examples_without_negatives_too(bench: Bench, tmp_path) -> None:
+    """The constant of crd is of the training set, as it is with negatives."""
+    run = bench.run(tmp_path, objective="crd", epochs=1)
+    train_logged(run)
+    assert run.model.objective.examples == len(TEXTS)
 
 
 def test_where_features_lie_is_of_no_matter(bench: Bench, tmp_path) -> None:
@@ -103,5 +121,5 @@ def test_rows_without_a_feature_are_never_drawn(bench: Bench, tmp_path) -> None:
     _, losses = train_logged(run)
     assert np.isfinite(losses).all()
     drawn = run.train.negatives_of(BATCH)[SOURCE]
-    assert drawn.among == int((rows >= 0).sum())
+    assert run.model.objective.examples == int((rows >= 0).sum())
     assert drawn.features.isfinite().all()

@@ -31,6 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "feature": {"batch_size": 8, "objective": "feature"},
     "kd": {"batch_size": 8, "objective": "kd", "weights": {"temperature": "learned"}},
     "negatives": {"batch_size": 8, "objective": "infonce", "weights": {"negatives": 9}},
+    "texts that come again": {"batch_size": 8, "objective": "crd", "repeated": True},
     "critic": {
         **{"batch_size": 8, "objective": "wcord", "placement": "resident"},
         "weights": {"negatives": 9, "mask_same_label": True},

@@ -156,6 +156,29 @@ def _in_batch(s: np.ndarray, t: np.ndarray, temperature: float) -> float:
     return total / len(s)
 
 
+def test_texts_that_come_again_are_no_others() -> None:
+    """Rows 0 and 2 have one text, and rows 1, 3 and 4 another; then all have one."""
+    student, teacher = _rows(5, 3, 0), _rows(5, 4, 1)
+    texts = np.array([7, 3, 7, 3, 3])
+    same = torch.from_numpy((texts[:, None] == texts) & ~np.eye(5, dtype=bool))
+    total = 0.0
+    for i in range(5):
+        others = np.flatnonzero(texts != texts[i])
+        p, q = (
+            np.exp(_unit(x.numpy())[others] @ _unit(x.numpy())[i] / 0.3) for x in (teacher, student)
+        )
+        p, q = p / p.sum(), q / q.sum()
+        total += (p * np.log(p / q)).sum()
+    found = in_batch_loss(student, teacher, 0.3, same).item()
+    assert found == pytest.approx(total / 5, rel=1e-12)
+    inputs = student.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: in_batch_loss(s, teacher, 0.3, same), inputs)
+    alone = in_batch_loss(inputs, teacher, 0.3, ~torch.eye(5, dtype=torch.bool))
+    alone.backward()
+    assert alone.item() == 0
+    assert not inputs.grad.any()
+
+
 def _cka(s: np.ndarray, t: np.ndarray, debiased: bool) -> float:
     """By the estimators of the Hilbert-Schmidt independence criterion as they are published."""
     n = len(s)
