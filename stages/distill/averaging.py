@@ -24,6 +24,8 @@ from transformers import TrainerCallback
 
 from .settings import TrainingSettings
 
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
 STATE_FILE = "averaged_weights.safetensors"
 """Averages in a checkpoint, in the order of the model's parameters that train."""
 AVERAGED_STEPS = "averaged_steps"
@@ -45,7 +47,7 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]
         ema = settings.average == "ema"
         self._own = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
         decay = settings.average_decay or DEFAULT_DECAY
-        update = get_ema_multi_avg_fn(decay) if ema else None  # type: ignore[no-untyped-call]
+        update = get_ema_multi_avg_fn(decay) if ema else self._add  # type: ignore[no-untyped-call]
         self._average = AveragedModel(self._own, multi_avg_fn=update)
         begins = settings.average_from
         self._from = (0.0 if ema else DEFAULT_MEAN_FROM) if begins is None else begins
@@ -56,6 +58,11 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]
     def steps(self) -> int:
         """Number of steps in the average."""
         return int(self._average.n_averaged)
+
+    def _add(self, averages: Tensors, weights: Tensors, _: Any) -> None:
+        # torch's own reads the count, which it moves to the device, back for a number.
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, weights, 1 / (self.steps + 1))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Restores the average when training resumes."""

@@ -94,24 +94,25 @@ class DOT(torch.optim.Optimizer):
                     self._update(parameter, parameter.grad, factor, group)
         self._task = {}  # here, for a trainer may clear the gradients of the model alone
 
-    def _clipping(self) -> float:
+    def _clipping(self) -> Tensor:
+        """The factor of all gradients, which stays on its device."""
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([each for each in gradients if each is not None])
-        return min(1.0, self._max_grad_norm / (float(norm) + 1e-6))
+        return (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
 
     def _update(
-        self, parameter: nn.Parameter, whole: Tensor, factor: float, group: dict[str, Any]
+        self, parameter: nn.Parameter, whole: Tensor, factor: Tensor, group: dict[str, Any]
     ) -> None:
         state = self.state[parameter]
         if not state:
             state["task"] = torch.zeros_like(parameter)
             state["distillation"] = torch.zeros_like(parameter)
         state["task"].mul_(group["task_momentum"]).add_(parameter, alpha=group["weight_decay"])
-        state["distillation"].mul_(group["momentum"]).add_(whole, alpha=factor)
+        state["distillation"].mul_(group["momentum"]).addcmul_(whole, factor)
         if (task := self._task.get(parameter)) is not None:
             task = self._mean(task)
-            state["task"].add_(task, alpha=factor)
-            state["distillation"].sub_(task, alpha=factor)
+            state["task"].addcmul_(task, factor)
+            state["distillation"].addcmul_(task, factor, value=-1)
         for velocity in state.values():
             parameter.add_(velocity, alpha=-group["lr"])
 

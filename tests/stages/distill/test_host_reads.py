@@ -101,6 +101,11 @@ def test_no_objective_reads_a_number_back(
     assert sum(watched(run).steps, Counter()) == {}
 
 
+def test_an_optimizer_of_two_momenta_reads_nothing_back(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path, objective="kd", optimizer="dot", max_grad_norm=0.1, **HOW)
+    assert sum(watched(run).steps, Counter()) == {}
+
+
 @pytest.mark.parametrize("placement", ["mapped", "resident"])
 def test_negatives_are_drawn_without_reading_back(
     placement: str, bench: Bench, tmp_path: Path
