@@ -1,6 +1,7 @@
 """What the tests of `armada distill` share: two files of examples, a cache with two teachers."""
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from armada.pipeline.precompute import run_precompute
 from armada.pipeline.precompute_job import make_precompute_job
 from command_line import CommandLine
 from tiny_runs import TEXTS, VALIDATION_TEXTS, class_labels, make_cache
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,19 @@ def table(texts: list[str], classes: int = 3) -> dict[str, Any]:
 def write(path: Path, columns: Mapping[str, Any]) -> Path:
     pq.write_table(pa.table(dict(columns)), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

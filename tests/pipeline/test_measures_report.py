@@ -216,6 +216,31 @@ def test_the_page_shows_measures_and_where_hacking_begins(page: Path, runs: Path
     assert "prefers-color-scheme: dark" in text
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 360], ids=["desk", "telephone"])
+def test_the_page_in_a_browser(browser: Any, page: Path, width: int, scheme: str) -> None:
+    view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said: list[str] = []
+    view.on("console", lambda message: said.append(message.text))
+    view.goto(page.as_uri())
+    assert said == []
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    picture = view.locator("img[alt^='distances-teacher_kl: ']")
+    size, paper = picture.evaluate(
+        "i => [[i.naturalWidth, i.width], getComputedStyle(i).backgroundColor]"
+    )
+    assert size[0] > 500
+    assert 200 < size[1] <= width
+    # Text of figures is dark: on a dark page they have paper of their own.
+    assert paper == {"light": "rgba(0, 0, 0, 0)", "dark": "rgb(255, 255, 255)"}[scheme]
+    beside = view.locator("table", has_text="teacher_kl").first
+    assert beside.locator("thead th").all_inner_texts()[0] == "student"
+    assert beside.locator("tbody th").all_inner_texts() == ["undistilled", "distilled"]
+    view.get_by_text("These figures by epoch, as numbers").click()
+    assert view.get_by_role("heading", name="teacher_kl", exact=True).is_visible()
+    view.close()
+
+
 def test_without_labels_there_is_no_truth(runs: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(runs, tmp_path / "runs")
     for job in copy.glob("*/job.yaml"):

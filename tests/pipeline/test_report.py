@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from base64 import b64decode
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from safetensors.torch import load_file
 from tiny_diffusion import make_stable_diffusion
 from tiny_runs import TEXTS
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 PICTURES = {
     "comparison",
     "epochs",
@@ -86,18 +84,6 @@ def page(runs: Path) -> Path:
 
 
 # --- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
