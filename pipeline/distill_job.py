@@ -34,7 +34,7 @@ from .jobs import (
     make,
     unknown_key,
 )
-from .language.keys import LanguageKeys, with_token_teacher
+from .language.keys import LanguageKeys, MaskKeys, with_token_teacher
 from .objective_keys import (
     ONCE_SHARED,
     CacheKeys,
@@ -47,6 +47,8 @@ from .objective_keys import (
 )
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+_OF_TOKENS = ("language", "masked_language")
+"""Tasks of language models."""
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 
@@ -87,11 +89,12 @@ class CorpusKeys(TextFormatKeys):
     )
     limit: int | None = Field(default=None, ge=1, description="maximum rows to read from each file")
     skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
-    task: Task | Literal["language"] | None = Field(
+    task: Task | Literal["language", "masked_language"] | None = Field(
         default=None,
         description="classification, multilabel (any number of classes per text) or regression "
         "(default: inferred from the labels), or language: the student is a causal language model "
-        "and learns next-token prediction",
+        "and learns next-token prediction, or masked_language: a masked language model, which "
+        "learns masked tokens",
     )
     num_labels: int | None = Field(
         default=None, ge=1, description="number of classes or outputs; default: as in the labels"
@@ -115,6 +118,7 @@ class DistillJob(
     StudentSettings,
     LoraSettings,
     LanguageKeys,
+    MaskKeys,
     TrainingSettings,
     WithOptions,
 ):
@@ -129,7 +133,7 @@ class DistillJob(
     )
     objective: str | None = Field(
         default="armada",
-        description="armada, kd, feature, tokens (task=language) or another of `armada "
+        description="armada, kd, feature, tokens (language models) or another of `armada "
         "objectives`, whose options are keys of the job as well (`--keys --objective NAME`)",
     )
     teachers: dict[str, TeacherKeys] | None = Field(
@@ -226,7 +230,7 @@ class DistillJob(
         name = own.get("objective", cls.model_fields["objective"].default)
         if own.get("objectives") is None:
             if isinstance(name, str):
-                if own.get("task") != "language":
+                if own.get("task") not in _OF_TOKENS:
                     _refuse_token_options(name, own["options"])
                 own["options"] = complete_options(
                     name, own["options"], cls.model_fields, once_shared=True
@@ -446,6 +450,11 @@ class DistillJob(
             return self.objectives
         assert self.objective is not None
         return (ObjectiveKeys(name=self.objective, feature=self.feature, options=self.options),)
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the student is a language model, causal or masked."""
+        return self.task in _OF_TOKENS
 
     @property
     def objective_name(self) -> str:

@@ -11,7 +11,7 @@ from ..stages.corpus.labels import LabelSpace, count_missing
 from ..stages.distill.controls import Control, controlled
 from ..stages.distill.evaluation import detailed_metrics, predict, task_metrics
 from ..stages.distill.export import StudentCard, load_saved_student
-from ..stages.distill.language.export import is_language_student
+from ..stages.distill.language.export import is_language_student, is_masked_student
 from ..stages.distill.saved_student import is_embedder, load_embedder
 from ..stages.distill.teacher_answers import ClassAnswers, NumberAnswers, TeacherAnswers
 from ..stages.memory import out_of_memory_as
@@ -20,6 +20,7 @@ from .distill_job import CorpusKeys
 from .environment import choose_device
 from .jobs import make
 from .language.evaluate import evaluate_language
+from .language.masked_evaluate import evaluate_masked
 from .measured import kind_of_texts
 from .objective_keys import CacheKeys
 from .run_folder import spread
@@ -57,6 +58,8 @@ def _spreads(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if is_language_student(folder):
         return evaluate_language(job, folder)
+    if is_masked_student(folder):
+        return evaluate_masked(job, folder)
     if job.rejected_column is not None:
         raise JobError("rejected_column: is for language models; this student predicts labels")
     if job.max_new_tokens is not None:

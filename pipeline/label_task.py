@@ -31,6 +31,7 @@ class LabelTask(Task):
         corpus.require_format(None, "a student of labels and features")
         if job.label_column is not None:
             assert job.task != "language"
+            assert job.task != "masked_language"
             return label_space(corpus, job.task, job.num_labels)
         if any(term.objective.reads.labels for term in terms):
             raise JobError("job key 'label_column' is missing; only objective=feature needs none")

@@ -214,7 +214,7 @@ def _compared(
 ) -> MeasuredSource | Reason:
     reading = [term for term in terms for each in term.readings if each.source == name]
     kind = _kind_of_tokens(source.spec, reading)
-    if kind is None and job.task == "language":
+    if kind is None and job.of_tokens:
         return Reason(
             f"{source.spec.name} is of whole texts, and an evaluation of tokens pools none"
         )

@@ -15,7 +15,7 @@ from yaml import YAMLError
 from ..stages.corpus.corpus import corpus_name
 from ..stages.corpus.label_kinds import Task
 from ..stages.distill.averaging import AVERAGED_STEPS, UNAVERAGED
-from ..stages.distill.language.student import LanguageStudent
+from ..stages.distill.language.student import LanguageStudent, MaskedStudent
 from ..stages.distill.student import ClassifierStudent, Student
 from .distill_job import DistillJob
 from .student_data import StudentData
@@ -67,6 +67,16 @@ _LANGUAGE = """It is a language model{adapters}:
 from transformers import pipeline
 
 pipeline("text-generation", folder)("a text")
+```
+"""
+
+_MASKED = """It is a masked language model:
+
+```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", folder)
+fill(f"a text with a {fill.tokenizer.mask_token}")
 ```
 """
 
@@ -136,7 +146,9 @@ class _Card:
     folder: Path
 
     @property
-    def _task(self) -> Task | Literal["none", "language"]:
+    def _task(self) -> Task | Literal["none", "language", "masked_language"]:
+        if isinstance(self.student, MaskedStudent):
+            return "masked_language"
         return "language" if isinstance(self.student, LanguageStudent) else self.student.space.task
 
     @property
@@ -192,6 +204,8 @@ class _Card:
     def _pipeline_tag(self) -> str:
         if self._task == "language":
             return "text-generation"
+        if self._task == "masked_language":
+            return "fill-mask"
         if self._task != "none":
             return "text-classification"
         return "sentence-similarity" if self._sentences else "feature-extraction"
@@ -223,13 +237,15 @@ class _Card:
 
     def _examples(self) -> str:
         unlabelled = self.metrics["unlabelled_examples"]
-        labelled = self._task not in ("none", "language") and unlabelled
+        labelled = self._task != "none" and not self.job.of_tokens and unlabelled
         without = f" ({unlabelled} without a label)" if labelled else ""
         return f"{self.metrics['train_examples']} examples{without}"
 
     def _learned(self) -> str:
         if self._task == "language":
             return "the next token"
+        if self._task == "masked_language":
+            return "masked tokens"
         if self._task == "none":
             return "the teacher's feature"
         return ", ".join(f"`{name}`" for name in self.job.label_columns)
@@ -249,6 +265,8 @@ class _Card:
         if self._task == "language":
             opened = _LANGUAGE.format(adapters=_ADAPTERS if self.job.lora_rank else "")
             return opened + _PROMPTS if segments > 1 else opened
+        if self._task == "masked_language":
+            return _MASKED
         if self._sentences:
             return _SENTENCES
         if isinstance(self.student, ClassifierStudent) and self._opens_in != "armada":

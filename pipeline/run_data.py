@@ -17,6 +17,8 @@ from ..stages.store.transfer.location import is_local
 from .choosing import read_by_rules, select
 from .distill_job import DistillJob
 from .label_task import LabelTask
+from .language.keys import require_same_masks
+from .language.masked_task import MaskedLanguageTask
 from .language.pairs import of_different_responses, with_rejected
 from .language.task import LanguageTask
 from .measured import HeldOut, Measured, compared
@@ -29,6 +31,8 @@ from .terms import Reading, Term, readings_of, terms_of
 
 def task_of(job: DistillJob) -> Task:
     """Task of a job."""
+    if job.task == "masked_language":
+        return MaskedLanguageTask()
     return LanguageTask() if job.task == "language" else LabelTask()
 
 
@@ -105,7 +109,7 @@ def _joined(
 ) -> tuple[LabelledCorpus, LabelledCorpus | None]:
     """Training rows with the cache rows of all sources; validation rows with those that their
     metrics need: of all, if features are all there is, else of references."""
-    themselves = job.task == "language"
+    themselves = job.of_tokens
     needed = sources if features_alone else references
     own = train.joined(sources, job.skip_bad_rows, may_lack=True, teach_themselves=themselves)
     if validation is None or not needed:
@@ -168,7 +172,7 @@ def _refuse_missing(
     job: DistillJob, readings: Collection[Reading], teachers: Mapping[str, TeacherKeys]
 ) -> None:
     """Refuse what a language model cannot learn without a teacher."""
-    for each in readings if job.task == "language" else ():
+    for each in readings if job.of_tokens else ():
         if teachers[each.teacher].missing == "refuse":
             continue
         if each.axis != "predictions":
@@ -301,7 +305,10 @@ def _measured_without_learning(job: DistillJob, held_out: HeldOut, space: LabelS
     )
     sources = open_sources(readings, teachers, columns, [], texts)
     of_tokens = [each.teacher for each in sources.values() if each.spec.axis is not None]
-    if job.recipe(of_tokens, job.text_column) != job.recipe([], job.text_column):
+    if job.task == "masked_language":
+        for teacher in of_tokens:
+            require_same_masks(teacher, job.masks, job.max_length)
+    elif job.recipe(of_tokens, job.text_column) != job.recipe([], job.text_column):
         raise JobError("its texts are formatted otherwise than those of the undistilled student")
     return compared(job, terms, sources, HeldOut(texts, others), space)
 

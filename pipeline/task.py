@@ -1,7 +1,7 @@
 """Tasks of students: a task owns labels, head, metrics, and the output folder.
 
 LabelTask      classes, numbers, or a teacher's feature alone: `label_task.py`
-LanguageTask   the next token: `language/task.py`
+LanguageTask   the next token: `language/task.py`; MaskedLanguageTask, masked ones: there, too
 """
 
 from abc import ABC, abstractmethod

@@ -11,6 +11,7 @@ from ..stages.distill.model import attention_dims, layer_dims
 from ..stages.distill.objectives import OBJECTIVES
 from ..stages.distill.objectives.base import (
     Objective,
+    Reads,
     Shape,
     Sizes,
     StudentTensor,
@@ -19,7 +20,7 @@ from ..stages.distill.objectives.base import (
 )
 from ..stages.distill.objectives.sum import Stage, SummedObjective
 from .distill_job import DistillJob
-from .language.keys import LanguageKeys
+from .language.keys import LanguageKeys, MaskKeys
 from .objective_keys import ObjectiveKeys, TeacherKeys
 
 UNDISTILLED = ObjectiveKeys(name="undistilled")
@@ -194,6 +195,7 @@ def _objectives(job: DistillJob) -> tuple[ObjectiveKeys, ...]:
         _refuse_language_keys(job)
     elif job.responses == "generated":
         _check_generated(job)
+    _check_masks(job)
     plain = job.parsed_control.name == "undistilled" or job.objective == "undistilled"
     return (UNDISTILLED,) if plain else job.all_objectives
 
@@ -204,6 +206,21 @@ def _refuse_language_keys(job: DistillJob) -> None:
     for key, field in LanguageKeys.model_fields.items():
         if getattr(job, key) != field.default:
             raise JobError(f"job key {key!r}: is for language models; set task=language")
+
+
+def _check_masks(job: DistillJob) -> None:
+    """Raises JobError for masks in a job of another task, and for what masked language models do
+    without."""
+    if job.task == "masked_language":
+        _ = job.masks  # raises JobError
+        if job.lora_rank is not None:
+            raise JobError("lora_rank: adapters are not for masked language models; leave it out")
+        return
+    for key, field in MaskKeys.model_fields.items():
+        if getattr(job, key) != field.default:
+            raise JobError(
+                f"job key {key!r}: is for masked language models; set task=masked_language"
+            )
 
 
 def _check_generated(job: DistillJob) -> None:
@@ -331,6 +348,9 @@ def _check_student(term: Term, job: DistillJob) -> None:
             f"compile_student: objective {name} records queries, keys and values, which compiled "
             "layers do not hand out; leave it out"
         )
+    if job.task == "masked_language":
+        _check_masked_student(name, reads)
+        return
     if job.task != "language":
         if "tokens" in reads.student <= {"layers", "tokens", "pairs"}:
             raise JobError(f"objective {name}: is for language models; set task=language")
@@ -356,6 +376,14 @@ def _check_student(term: Term, job: DistillJob) -> None:
         raise JobError(
             f"packing {job.packing!r}: objective {name} needs one text per row; use packing=none, "
             "or objective tokens alone"
+        )
+
+
+def _check_masked_student(name: str, reads: Reads) -> None:
+    if not reads.student & {"tokens", "layers", "attention"}:
+        raise JobError(
+            f"objective {name}: reads what a masked language model does not learn (labels, or a "
+            "feature of the whole text); use tokens, and layers or token states beside it"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
+from armada.pipeline.language.masked_task import MaskedLanguageTask
 from armada.pipeline.language.task import LanguageTask
 from armada.pipeline.run_data import read_data
 from armada.pipeline.seed_run import SeedRun
@@ -36,12 +37,22 @@ class InFloat64(LanguageTask):
         return built
 
 
+class MaskedInFloat64(MaskedLanguageTask):
+    """Likewise."""
+
+    def build(self, plan: Plan, objective: MakeObjective) -> Built:
+        built = super().build(plan, objective)
+        built.model.double()
+        return built
+
+
 def run(keys: Keys) -> None:
     """A run of one job."""
     job = make(DistillJob, dict(keys))
     terms = terms_of(job)
     data = read_data(job, terms)
-    SeedRun(job, job.output, job.seeds[0], data, terms, InFloat64(), processes(), True).run()
+    task = MaskedInFloat64() if job.task == "masked_language" else InFloat64()
+    SeedRun(job, job.output, job.seeds[0], data, terms, task, processes(), True).run()
 
 
 def run_in_two_processes(torchrun: Sequence[str], plan: Path, jobs: Sequence[Keys]) -> None:

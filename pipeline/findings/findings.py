@@ -140,7 +140,7 @@ def _measured_by(run: FinishedRun) -> tuple[str, ...]:
     data = (str(run.settings["train"]), str(run.settings["validation"]), run.metric)
     if (teacher := measured_by(run, run.metric)) is not None:
         return (*data, *map(str, teacher))
-    if run.metric != "loss" or run.job.task == "language":
+    if run.metric != "loss" or run.job.of_tokens:
         return data
     return (
         *data,

@@ -65,7 +65,7 @@ def distances(condition: Condition) -> Iterator[Distances]:
     """Distances to each teacher that a condition was measured by after at least two epochs; none
     without labels or tokens to measure the truth by."""
     job = condition.first.job
-    if not job.label_columns and job.task != "language":
+    if not job.label_columns and not job.of_tokens:
         return
     for measure in _measures(condition.first):
         teacher, truth = (condition.curve(name) for name in (measure, TRUTH))

@@ -164,9 +164,9 @@ def _responses(
         texts.of(text)[: texts.prompts[text]].tolist() for text in whole.tolist()
     ]
     assert job.max_new_tokens is not None
-    ends = end_ids(tokenizer, card.recipe, student.causal.generation_config)
+    ends = end_ids(tokenizer, card.recipe, student.language_model.generation_config)
     responses = respond(
-        student.causal, tokenizer, prompts, job.max_new_tokens, job.batch_size, ends
+        student.language_model, tokenizer, prompts, job.max_new_tokens, job.batch_size, ends
     )
     of_texts = [""] * len(texts)
     for text, response in zip(whole.tolist(), responses, strict=True):

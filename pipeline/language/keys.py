@@ -1,15 +1,17 @@
-"""The keys of a `distill` job that language models read, beside those of all students."""
+"""The keys of a `distill` job that language models, causal or masked, read, beside those of all
+students."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.teachers import TeacherSpec
 from ...stages.corpus.reading import prompt_columns
 from ...stages.distill.objectives.options import SOURCE, TokensOptions
 from ...stages.distill.settings import LanguageSettings
+from ...stages.language.masking import MaskSettings
 from ...stages.language.prompt_templates import by_number, doubts
 from ...stages.language.recipe import LATER, Recipe
 from ..jobs import make
@@ -104,6 +106,48 @@ class LanguageKeys(LanguageSettings):
                     f"it out"
                 )
         return given
+
+
+def _optional(name: str) -> Any:
+    """A key that is a setting of masks where it is given."""
+    field = MaskSettings.model_fields[name]
+    return Field(
+        default=None,
+        description=f"{field.description}; default {field.default:g} (task=masked_language)",
+    )
+
+
+class MaskKeys(BaseModel):
+    """Keys of students that are masked language models: as the teacher's options of that name."""
+
+    mask_share: float | None = _optional("mask_share")
+    mask_token_share: float | None = _optional("mask_token_share")
+    random_token_share: float | None = _optional("random_token_share")
+    mask_seed: int | None = _optional("mask_seed")
+    masks_per_text: int | None = _optional("masks_per_text")
+
+    @property
+    def masks(self) -> MaskSettings:
+        """How texts are masked. Raises JobError."""
+        given = {name: getattr(self, name) for name in MaskSettings.model_fields}
+        return make(MaskSettings, {k: v for k, v in given.items() if v is not None})
+
+
+def require_same_masks(teacher: TeacherSpec, masks: MaskSettings, max_length: int | None) -> None:
+    """Refuse a teacher that has not read texts under these masks, cut to that many tokens. What a
+    job says holds for runs without a teacher, too, so that all are on equal terms."""
+    shown = f"{teacher.kind}:{teacher.name}"
+    if "mask_share" not in teacher.settings:
+        raise JobError(
+            f"job key 'teacher': {shown} predicts no masked tokens; name a masked_lm teacher"
+        )
+    ours = masks.model_dump() | ({} if max_length is None else {"max_length": max_length})
+    for name, own in ours.items():
+        if (theirs := teacher.settings.get(name)) != own:
+            raise JobError(
+                f"job key {name!r}: is {own}, and {shown} was run with {theirs}; set "
+                f"{name}={theirs}"
+            )
 
 
 def with_token_teacher(keys: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:

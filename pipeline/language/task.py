@@ -69,7 +69,7 @@ class LanguageTask(Task):
         if plan.warns:
             data.train.warn_of_unknown(tokenizer)
         recipe.check(tokenizer)
-        most = choose_row_length(job.max_length, tokenizer, student.causal)
+        most = choose_row_length(job.max_length, tokenizer, student.language_model)
         if job.packing == "document_mask":
             check_document_mask(student)
         teachers = token_teachers(plan, tokenizer)

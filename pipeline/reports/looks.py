@@ -102,7 +102,7 @@ def look(
         return None
     reference = study.distilled.condition.first
     job = reference.readable_job(cache)
-    if job.task == "language":
+    if job.of_tokens:
         raise JobError("plots need classification students")
     data = read_data(job, terms_of(job))
     seen_with = _texts(data, texts, device)

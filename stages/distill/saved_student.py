@@ -25,7 +25,12 @@ from ..language.tokens import encode_prompts, encode_texts, end_ids
 from ..pretrained import refusing
 from .export import HEADS, StudentCard, load_saved_student, student_folder
 from .language.evaluation import padded_prompts, respond
-from .language.export import LanguageCard, is_language_student, load_language_folder
+from .language.export import (
+    LanguageCard,
+    is_language_student,
+    is_masked_student,
+    load_language_folder,
+)
 from .projectors import MLPProjector
 from .settings import DEFAULT_NEW_TOKENS
 from .student import Student
@@ -217,6 +222,11 @@ def load_student(folder: str | Path) -> SavedStudent:
     folder = Path(expand_home(str(folder)))
     if is_language_student(folder):
         return SavedLanguageModel(*load_language_folder(folder))
+    if is_masked_student(folder):
+        raise StudentSourceError(
+            f"student {folder}: is a masked language model, which fills masks; open its folder "
+            'with transformers (pipeline("fill-mask", folder)), or train it on labels first'
+        )
     folder = student_folder(folder)
     student, tokenizer, card = load_saved_student(folder)
     layers = _read_layers(folder) if card.space.task == "none" else None

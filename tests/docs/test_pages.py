@@ -20,12 +20,14 @@ from docs_material import (
     write_instructions,
     write_table,
 )
+from docs_material import TEXTS as DOCS_TEXTS
 from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
 from openai_server import Model, OpenAIServer, serving
 from PIL import Image
 from recipes_material import write_reviews
 from tiny_generators import make_audioldm2, make_text_to_video, make_wav2vec2
 from tiny_language_models import TEXTS, make_causal_lm
+from tiny_masked_models import make_masked_lm
 from tiny_text_towers import make_clip_of_pictures
 from tiny_vlms import make_vlm
 from transformers import AutoTokenizer
@@ -79,6 +81,11 @@ INSTEAD = {
             "the harness is not installed, and its tasks are downloaded; it opens students so",
         ),
     ),
+    "masked-language-models.md": (
+        Instead("google-bert/bert-base-uncased", "bert", "a tiny model"),
+        Instead("epochs=3", "epochs=1", "shorter"),
+        Instead(" --set max_length=64", " --set max_length=32", "fewer tokens"),
+    ),
     "preferences.md": (Instead("--set lora_rank=8", "--set lora_rank=8 --set epochs=1", "short"),),
     "scored-choices.md": (
         Instead("HuggingFaceTB/SmolLM2-135M-Instruct", WORDS_STUDENT, "a tiny model"),
@@ -97,6 +104,7 @@ RUN_BELOW = {
     "derived-features",
     "choosing-data",
     "language-models",
+    "masked-language-models",
     "preferences",
     "adding-a-teacher",
     "adding-an-objective",
@@ -327,6 +335,19 @@ def test_language_models(place: Workplace) -> None:
     assert (place.folder / "runs/other/metrics.json").is_file()
     assert (place.folder / "merged" / "model.safetensors").is_file()
     assert open_cache(place.folder / "next-words").teacher.spec.kind == "causal_lm"
+
+
+def test_masked_language_models(place: Workplace) -> None:
+    write_table(place.folder / "corpus.parquet", rows=12)
+    write_table(place.folder / "held-out.parquet", first=12)
+    texts = [*DOCS_TEXTS, "a [MASK]"]
+    make_masked_lm(place.folder / "bert", texts=texts, layers=4)
+    printed = run(place, "masked-language-models.md")
+    assert "22 rows, 22 unique; 0 already cached, 22 computed" in printed
+    assert "teacher_kl" in printed
+    assert "'token_str'" in printed
+    kept = json.loads((place.folder / "runs/small/student/config.json").read_bytes())
+    assert kept["num_hidden_layers"] == 2
 
 
 def test_preferences(place: Workplace) -> None:

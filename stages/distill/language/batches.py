@@ -1,10 +1,11 @@
 """Batches of a language model: rows of tokens, the predicted ones, and the teachers' predictions.
 
-In: token texts, their packing, and optionally teachers' predictions. Out: for chosen rows, padded
-ids [B, T], and for each of the P predicted tokens its position and its id. Nothing is done token by
-token in Python.
+In: token texts, their packing or their masks, and optionally teachers' predictions. Out: for chosen
+rows, padded ids [B, T], and for each of the P predicted tokens its position and its id. Nothing is
+done token by token in Python.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...language.masking import MaskedTexts
 from ...language.tokens import TokenTexts
 from ...ragged import arange_each, positions_of
 from ...tokenizing.padding import pad
@@ -50,9 +52,42 @@ class Counts:
         )
 
 
+class PredictedRows(ABC):
+    """Rows of tokens of which some are predicted. What `tokens.Tokens` is to other students."""
+
+    teachers: Mapping[str, Answering]
+
+    @property
+    @abstractmethod
+    def offsets(self) -> Ints:
+        """Start of each row's tokens, all rows concatenated."""
+
+    @property
+    @abstractmethod
+    def truncated(self) -> int:
+        """Number of truncated texts."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def counts(self, rows: Ints) -> Counts:
+        """Counts of some rows."""
+
+    @abstractmethod
+    def bytes_of(self, rows: Ints) -> int:
+        """Bytes of text of the predicted tokens of some rows; 0 where they are not counted."""
+
+    @abstractmethod
+    def pad(self, rows: Ints) -> dict[str, Any]:
+        """A batch of rows [B, T]: `input_ids` and `attention_mask`; `predicted_at` [P], where the
+        prediction of each predicted token is made, counted over B x T, and `targets` [P]; `answers`
+        by the name of the source, each with `answered` [P] if some are missing."""
+
+
 @dataclass(frozen=True)
-class PackedTexts:
-    """The texts of a data set in rows. What `tokens.Tokens` is to other students."""
+class PackedTexts(PredictedRows):
+    """The texts of a data set in rows, which are read from the left."""
 
     texts: TokenTexts
     packs: "Packs"
@@ -95,10 +130,9 @@ class PackedTexts:
         return int(self.texts.bytes[self._texts_of(rows)].sum())
 
     def pad(self, rows: Ints) -> dict[str, Any]:
-        """A batch of rows [B, T]: `input_ids`; `attention_mask`, or `position_ids` of packed texts
-        that are masked from each other; `predicted_at` [P], the index, counted over B x T, of the
-        token before each predicted one, and `targets` [P]; `answers` by the name of the source,
-        each with `answered` [P] if some are missing; `pooled_at` [B], the last given token."""
+        """See PredictedRows; with `position_ids` in place of `attention_mask` for packed texts that
+        are masked from each other. A prediction is made at the token before; `pooled_at` [B] is the
+        last given token."""
         texts = self._texts_of(rows)
         lengths, prompts = self.texts.lengths[texts], self.texts.prompts[texts]
         lengths_of_rows = self.offsets[rows + 1] - self.offsets[rows]
@@ -134,11 +168,7 @@ class PackedTexts:
         return {"weights": torch.from_numpy(weights.astype(np.float32))}
 
     def _answers(self, texts: Ints) -> dict[str, Any]:
-        predicted = self.texts.predicted[texts]
-        answers = {
-            name: _answers_of(each, texts, predicted) for name, each in self.teachers.items()
-        }
-        return {"answers": answers} if answers else {}
+        return all_answers(self.teachers, texts, self.texts.predicted[texts])
 
 
 def pack(
@@ -153,6 +183,63 @@ def pack(
     """Texts in rows of at most `most` tokens."""
     packs = one_each(len(texts)) if packing == "none" else packed(texts.lengths, most)
     return PackedTexts(texts, packs, packing, pad_id, teachers or {}, prompted, weights)
+
+
+@dataclass(frozen=True)
+class MaskedRows(PredictedRows):
+    """Masked texts, a row each, of at most `most` tokens."""
+
+    texts: MaskedTexts
+    most: int
+    pad_id: int
+    teachers: Mapping[str, Answering] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def offsets(self) -> Ints:
+        """Start of each row's tokens, all rows concatenated."""
+        return self.texts.offsets
+
+    @property
+    def truncated(self) -> int:
+        """Number of truncated texts."""
+        return int(self.texts.truncated.sum())
+
+    def counts(self, rows: Ints) -> Counts:
+        """Counts of some rows."""
+        predicted = self.texts.predicted[rows]
+        answered = {
+            name: int(each.counts(rows, predicted).sum()) for name, each in self.teachers.items()
+        }
+        return Counts(int(predicted.sum()), answered)
+
+    def bytes_of(self, rows: Ints) -> int:
+        """See PredictedRows."""
+        return 0
+
+    def pad(self, rows: Ints) -> dict[str, Any]:
+        """See PredictedRows. A prediction is made at the token itself; `pooled_at` [B] is the first
+        token."""
+        texts = self.texts.take(rows)
+        longest = int(texts.lengths.max(initial=1))
+        width = max(longest, min(_width(longest), self.most))
+        fills = {"input_ids": self.pad_id}
+        batch: dict[str, Any] = {
+            **pad({"input_ids": texts.read}, texts.lengths, fills, width=width)
+        }
+        owners = np.repeat(np.arange(len(rows)), texts.predicted)
+        batch["predicted_at"] = torch.from_numpy(owners * width + texts.positions)
+        batch["targets"] = torch.from_numpy(texts.ids[texts.chosen].astype(np.int64))
+        batch["pooled_at"] = torch.arange(len(rows)) * width
+        return batch | all_answers(self.teachers, rows, texts.predicted)
+
+
+def all_answers(teachers: Mapping[str, Answering], texts: Ints, predicted: Ints) -> dict[str, Any]:
+    """`answers` of a batch of texts, with so many predictions each; nothing without teachers."""
+    answers = {name: _answers_of(each, texts, predicted) for name, each in teachers.items()}
+    return {"answers": answers} if answers else {}
 
 
 def _answers_of(teacher: Answering, texts: Ints, predicted: Ints) -> Tensors:
@@ -233,7 +320,7 @@ class AheadDataset(DistillDataset):
     def reads_cache(self) -> bool:
         """Whether something of a cache is in its batches; a teacher's tokens are."""
         rows = self.tokens
-        return super().reads_cache or (isinstance(rows, PackedTexts) and bool(rows.teachers))
+        return super().reads_cache or (isinstance(rows, PredictedRows) and bool(rows.teachers))
 
     def expect(self, indices: Indices | None) -> None:
         """Started when the batch before it is requested: skipped ones cost nothing."""

@@ -1,6 +1,8 @@
 """Metrics of a language model: on given tokens, and on its own responses.
 
-perplexity     exp of the mean cross entropy of the predicted tokens; one tokenizer's figure
+perplexity     exp of the mean cross entropy of the predicted tokens; one tokenizer's figure, and of
+               a masked language model one kind of mask's
+accuracy       of a masked language model: share of masked tokens that it finds most probable
 bits_per_byte  the cross entropy of all of them over the bytes of their text: comparable
                between tokenizers
 rouge_l        F-measure of the longest common subsequence of words, stemmed (Lin, 2004)
@@ -21,12 +23,15 @@ import torch
 from ...pretrained import padding_id, token_limit
 from ...tokenizing.padding import pad_rows
 from ..batches import Batch
-from .batches import PackedTexts
+from .batches import PredictedRows
 from .pairs import PairSums
 from .token_measures import MeasureSums
 
 METRICS = ("loss", "perplexity", "bits_per_byte")
 """Metrics of given tokens: lower is better."""
+
+MASKED_METRICS = ("loss", "perplexity", "accuracy")
+"""Metrics of masked tokens."""
 
 _NATS_OF_A_BIT = math.log(2)
 _MOST_NATS = 700.0
@@ -46,7 +51,7 @@ class TokenSums:
     """Preferences among two responses to each prompt, where the corpus has them."""
 
     @torch.no_grad()
-    def add(self, model: Any, batch: Batch, texts: PackedTexts) -> None:
+    def add(self, model: Any, batch: Batch, texts: PredictedRows) -> None:
         """Add a batch, as a model in eval mode sees it."""
         indices = batch.pop("indices")
         count = texts.counts(indices).labelled
@@ -62,15 +67,23 @@ class TokenSums:
 
     def metrics(self) -> dict[str, float]:
         """All of `METRICS`, and the measures of each teacher of the texts, and of pairs."""
-        loss = self.nats / max(self.tokens, 1)
         bits = self.nats / _NATS_OF_A_BIT / max(self.bytes, 1)
-        return {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, _MOST_NATS)),
-            "bits_per_byte": bits,
-            **self.measures.figures(),
-            **self.pairs.figures(),
-        }
+        beside = {**self.measures.figures(), **self.pairs.figures()}
+        return {**self._of_loss(), "bits_per_byte": bits, **beside}
+
+    def _of_loss(self) -> dict[str, float]:
+        loss = self.nats / max(self.tokens, 1)
+        return {"loss": loss, "perplexity": math.exp(min(loss, _MOST_NATS))}
+
+
+class MaskedTokenSums(TokenSums):
+    """The same of masked tokens, whose bytes are not counted."""
+
+    def metrics(self) -> dict[str, float]:
+        """All of `MASKED_METRICS`, and the measures of the student and of each teacher."""
+        seen = self.measures.calibration
+        accuracy = 0.0 if seen is None else seen.accuracy
+        return {**self._of_loss(), "accuracy": accuracy, **self.measures.figures()}
 
 
 def response_metrics(responses: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -177,17 +177,25 @@ class Answering(Protocol):
 @dataclass(frozen=True, slots=True)
 class TeacherTokens:
     """Text i has the predictions of row `rows[i]` of the cache, none if that is -1; it may be
-    longer or shorter here than for the teacher."""
+    longer or shorter here than for the teacher. `first` [N] says how many of the row's predictions
+    come before the text's; None: none, of any text."""
 
     answers: CachedAnswers
     rows: Rows
+    first: Ints | None = None
 
     def counts(self, texts: Ints, predicted: Ints) -> Ints:
-        return np.minimum(predicted, _lengths(self.answers.feature, self.rows[texts]))
+        known = _lengths(self.answers.feature, self.rows[texts])
+        if self.first is not None:
+            known = np.maximum(known - self.first[texts], 0)
+        return np.minimum(predicted, known)
 
     def read(self, texts: Ints, predicted: Ints) -> tuple[Tensors, torch.Tensor | None]:
         wanted = self.counts(texts, predicted)
-        found = self.answers.read(self.rows[texts], arange_each(wanted), wanted)
+        positions = arange_each(wanted)
+        if self.first is not None:
+            positions += np.repeat(self.first[texts], wanted)
+        found = self.answers.read(self.rows[texts], positions, wanted)
         if np.array_equal(wanted, predicted):
             return found, None
         return _spread(found, arange_each(predicted) < np.repeat(wanted, predicted))

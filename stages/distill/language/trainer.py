@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, P predicted tokens, H width.
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ from ..token_loss.answers import TokenAnswers
 from ..token_loss.loss import Tokens, cross_entropy
 from ..token_loss.own_tokens import token_log_probs
 from ..trainer import DistillTrainer
-from .batches import Counts, PackedTexts
-from .evaluation import TokenSums
+from .batches import Counts, PredictedRows
+from .evaluation import MaskedTokenSums, TokenSums
 from .pairs import response_log_probs
 from .student import LanguageStudent
 from .teachers import Tensors, as_answers
@@ -82,7 +82,7 @@ class LanguageModel(TrainedModel):
             inputs = (input_ids, attention_mask, position_ids)
             states_BTH = self.parts.read(self.student, *inputs, masked=masked)
         flat_NH = states_BTH.flatten(0, 1)
-        hidden_PH = flat_NH.index_select(0, predicted_at)
+        hidden_PH = self.student.before_head(flat_NH.index_select(0, predicted_at))
         tokens, pairs = self._tokens(hidden_PH, targets, counts), None
         if preferred is not None and response_tokens is not None:
             texts_P = predicted_at // input_ids.shape[1]
@@ -93,7 +93,8 @@ class LanguageModel(TrainedModel):
             tokens = replace(tokens, hidden_PH=tokens.hidden_PH[own], labels_P=tokens.labels_P[own])
         tokens = replace(tokens, weights_P=weights)
         if not self.training:
-            return _evaluated(tokens, answers or {}) | ({} if pairs is None else {"pairs": pairs})
+            seen = _evaluated(tokens, answers or {}, self.student.always_observed)
+            return seen | ({} if pairs is None else {"pairs": pairs})
         sources: Sources = {
             **self._features(features, inside.get("mask_BT"), rows),
             **{name: self._joined(each, rows) for name, each in (references or {}).items()},
@@ -156,8 +157,8 @@ class LanguageModel(TrainedModel):
         return self.processes.count * counts.batches
 
 
-def _evaluated(tokens: Tokens, answers: Mapping[str, Tensors]) -> dict[str, Any]:
-    if not answers:
+def _evaluated(tokens: Tokens, answers: Mapping[str, Tensors], observed: bool) -> dict[str, Any]:
+    if not (answers or observed):
         return {"loss": cross_entropy(tokens)}
     teachers = {name: _token_answers(each) for name, each in answers.items()}
     observer = TokenObserver(tokens.labels_P, teachers)
@@ -183,19 +184,22 @@ def only_rows(batch: dict[str, Any], rows: int) -> None:
         tensors["answered"] = kept if answered is None else kept & answered
 
 
-def packed_texts(dataset: DistillDataset) -> PackedTexts:
-    """Texts that make up the rows of a language model's dataset."""
-    texts = dataset.tokens
-    assert isinstance(texts, PackedTexts)
-    return texts
+def rows_of(dataset: DistillDataset) -> PredictedRows:
+    """The rows of a language model's dataset."""
+    rows = dataset.tokens
+    assert isinstance(rows, PredictedRows)
+    return rows
 
 
 class LanguageTrainer(DistillTrainer):
     """The trainer of language models: means are over tokens, and the evaluation differs."""
 
+    sums: ClassVar[type[TokenSums]] = TokenSums
+    """What an evaluation adds up."""
+
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Counts:
         """Counts of a step: of all its batches, in all processes."""
-        texts = packed_texts(self.train_dataset)
+        texts = rows_of(self.train_dataset)
         counts = (texts.counts(batch["indices"]) for batch in batch_samples)
         return sum(counts, Counts(0, batches=0))
 
@@ -232,14 +236,20 @@ class LanguageTrainer(DistillTrainer):
     ) -> EvalLoopOutput:
         """Cross entropy over all tokens, summed batch by batch."""
         self.model.eval()
-        sums = TokenSums()
+        sums = self.sums()
         for batch in dataloader:
             with self.compute_loss_context_manager():
-                add = partial(self._add, sums, batch, packed_texts(dataloader.dataset))
+                add = partial(self._add, sums, batch, rows_of(dataloader.dataset))
                 self.model.parts.fitted(add, batch["input_ids"])
         metrics = {f"{metric_key_prefix}_{name}": v for name, v in sums.metrics().items()}
         metrics |= self._beside
         return EvalLoopOutput(None, None, metrics=metrics, num_samples=len(dataloader.dataset))
 
-    def _add(self, sums: TokenSums, batch: Batch, texts: PackedTexts, _: bool) -> None:
+    def _add(self, sums: TokenSums, batch: Batch, texts: PredictedRows, _: bool) -> None:
         sums.add(self.model, self._prepare_inputs(batch), texts)
+
+
+class MaskedTrainer(LanguageTrainer):
+    """The trainer of masked language models."""
+
+    sums = MaskedTokenSums

@@ -1,13 +1,12 @@
 """Options of language models: what is requested of the tokens of a text, and of responses to its
 prompt; and the features of both."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ....cache_schemas.codings import Coding, SamplesCoding, Temperature, TopKCoding
+from ....cache_schemas.codings import Coding, SamplesCoding
 from ....cache_schemas.errors import JobError
 from ....cache_schemas.features import (
     GENERATED_IDS,
@@ -21,12 +20,20 @@ from ....cache_schemas.teachers import SettingValue
 from ...language.recipe import Recipe
 from ...language.tokens import INSIDE, TokenTexts, encode_prompts, encode_texts
 from .options import CheckpointOptions, PaddingOptions, TeacherOptions, distinct_layers
+from .prediction_options import (
+    PREDICTIONS,
+    DistributionOptions,
+    TopKOptions,
+    dense_feature,
+    spec_of,
+    within_limits,
+)
 
 if TYPE_CHECKING:
     import torch
 
-PREDICTIONS, GENERATED = "predictions", "generated_tokens"
-"""The axes beside `tokens`: those of a text that are predicted, and generated tokens."""
+GENERATED = "generated_tokens"
+"""Axis of generated tokens."""
 
 
 class CausalOptions(TeacherOptions, Recipe):
@@ -63,7 +70,7 @@ _LATER: Mapping[str, SettingValue] = {
 """Settings that caches of earlier releases do not have, and what they are there."""
 
 
-class TokenOptions(CausalOptions):
+class TokenOptions(TopKOptions, CausalOptions):
     """Options of every teacher that predicts tokens, whatever computes it."""
 
     seed: int = Field(
@@ -73,15 +80,6 @@ class TokenOptions(CausalOptions):
         default=True,
         description="the last text column is a given response; false: there are prompts alone, to "
         "be answered, and top_k is null",
-    )
-    top_k: int | None = Field(
-        default=64,
-        ge=1,
-        description="most probable tokens to keep of each predicted token, with the mass of all "
-        "others; null: none",
-    )
-    top_k_bits: Literal[5, 6, 8, 16] = Field(
-        default=8, description="bits per log-probability of top_k: 5, 6, 8 or 16"
     )
     own_log_probs: bool = Field(
         default=False,
@@ -164,32 +162,6 @@ class TokenOptions(CausalOptions):
         """Whether anything is asked of a text but responses to its prompt."""
         return bool(self.top_k or self.own_log_probs)
 
-    @property
-    def known_temperatures(self) -> tuple[float, ...]:
-        """Temperatures at which the tail is kept, ascending: 1 is always among them."""
-        return (1.0,)
-
-    def codings(self, vocab_size: int) -> dict[str, Coding]:
-        """Codings of the features for a vocabulary size. Raises JobError."""
-        if self.top_k is None:
-            return {}
-        return {"top_k": self.top_k_coding("top_k", self.top_k, vocab_size)}
-
-    def top_k_coding(self, option: str, k: int, vocab_size: int) -> TopKCoding:
-        """The coding of the `k` most probable tokens, which `option` asks for. Raises JobError."""
-        if k > vocab_size:
-            raise JobError(
-                f"{option}: {k} is above the tokenizer's vocabulary of {vocab_size}; use "
-                f"at most {vocab_size}"
-            )
-        with _within_limits(f"{option}, temperatures"):
-            return TopKCoding(
-                k=k,
-                vocab_size=vocab_size,
-                bits=self.top_k_bits,
-                temperatures=self.known_temperatures,
-            )
-
     def tokens(
         self, tokenizer: Any, examples: Sequence[Sequence[str]], max_length: int
     ) -> TokenTexts:
@@ -201,21 +173,14 @@ class TokenOptions(CausalOptions):
     def text_features(self, vocab_size: int, max_length: int) -> list[FeatureSpec]:
         """The features of a text's tokens, and of those that are predicted."""
         of_tokens = {"axis": TOKENS, "max_length": max_length}
-        of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "max_length": max_length}
         found = [
-            _spec(TOKEN_IDS, (), "uint32", "token ids of the text", **of_tokens),
-            _spec("prompt_tokens", (), "uint32", "tokens at its start that are not predicted"),
+            spec_of(TOKEN_IDS, (), "uint32", "token ids of the text", **of_tokens),
+            spec_of("prompt_tokens", (), "uint32", "tokens at its start that are not predicted"),
         ]
-        for name, coding in self.codings(vocab_size).items():
-            description = _described(coding)
-            width_of_row = (coding.row_bytes,)
-            found.append(
-                _spec(name, width_of_row, "uint8", description, coding=coding, **of_predictions)
-            )
-        return found
+        return found + self.coded_features(vocab_size, max_length)
 
 
-class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
+class CausalLMOptions(PaddingOptions, TokenOptions, DistributionOptions, CausalCheckpointOptions):
     """Options of the teacher `causal_lm`."""
 
     renamed: ClassVar[Mapping[str, str]] = {
@@ -223,11 +188,6 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
         "draws_log_probs": "samples_log_probs",
     }
 
-    temperatures: tuple[Temperature, ...] = Field(
-        default=(1.0,),
-        description="temperatures at which the mass outside of top_k is kept: those that students "
-        "will be trained at, and 1",
-    )
     samples: int | None = Field(
         default=None,
         ge=1,
@@ -238,9 +198,6 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
         default=False,
         description="keep the log-probability of each sample: for temperatures and divergences "
         "beside forward KL; 2 bytes a sample",
-    )
-    dense: bool = Field(
-        default=False, description="keep the log-probabilities of all tokens (small vocabularies)"
     )
     hidden_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
@@ -283,17 +240,12 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
         requested = (self.top_k, self.samples, self.dense, self.own_log_probs, self.hidden_layers)
         return any(requested)
 
-    @property
-    def known_temperatures(self) -> tuple[float, ...]:
-        """Temperatures at which the tail is kept, ascending: 1 is always among them."""
-        return tuple(sorted({1.0, *self.temperatures}))
-
     def codings(self, vocab_size: int) -> dict[str, Coding]:
         """Codings of the features for a vocabulary size. Raises JobError."""
         codings = super().codings(vocab_size)
         if self.samples is not None:
             bits: Literal[0, 16] = 16 if self.samples_log_probs else 0
-            with _within_limits("samples"):
+            with within_limits("samples"):
                 codings["samples"] = SamplesCoding(
                     samples=self.samples, vocab_size=vocab_size, log_prob_bits=bits
                 )
@@ -306,8 +258,7 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
         of_predictions: dict[str, Any] = {"axis": PREDICTIONS, "max_length": max_length}
         found = self.text_features(vocab_size, max_length)
         if self.dense:
-            description = "log-probabilities of all tokens"
-            found.append(_spec("dense", (vocab_size,), stored, description, **of_predictions))
+            found.append(dense_feature(vocab_size, stored, max_length))
         if self.own_log_probs:
             found.append(own_log_probs_feature(max_length))
         if self.characters:
@@ -317,7 +268,7 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
             description = (
                 f"hidden states that predict the token, of layers {list(self.hidden_layers)}"
             )
-            found.append(_spec("hidden", shape, stored, description, **of_predictions))
+            found.append(spec_of("hidden", shape, stored, description, **of_predictions))
         if self.max_new_tokens:
             most = self.max_new_tokens * self.responses_per_prompt
             of_generated: dict[str, Any] = {"axis": GENERATED, "max_length": most}
@@ -326,13 +277,13 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
                 description = (
                     f"the model's own {self.responses_per_prompt} responses, one after another"
                 )
-            found.append(_spec(GENERATED_IDS, (), "uint32", description, **of_generated))
+            found.append(spec_of(GENERATED_IDS, (), "uint32", description, **of_generated))
             description = "log-probabilities of its tokens, at temperature 1"
-            found.append(_spec("generated_log_probs", (), "float32", description, **of_generated))
+            found.append(spec_of("generated_log_probs", (), "float32", description, **of_generated))
         if self.responses_per_prompt > 1:
             description = "tokens of each response"
             found.append(
-                _spec(GENERATED_LENGTHS, (self.responses_per_prompt,), "uint32", description)
+                spec_of(GENERATED_LENGTHS, (self.responses_per_prompt,), "uint32", description)
             )
         return found
 
@@ -340,7 +291,7 @@ class CausalLMOptions(PaddingOptions, TokenOptions, CausalCheckpointOptions):
 def own_log_probs_feature(max_length: int) -> FeatureSpec:
     """The feature of `own_log_probs`."""
     description = "log-probability of the text's own token"
-    return _spec(
+    return spec_of(
         "own_log_probs", (), "float16", description, axis=PREDICTIONS, max_length=max_length
     )
 
@@ -348,38 +299,6 @@ def own_log_probs_feature(max_length: int) -> FeatureSpec:
 def characters_feature(max_length: int) -> FeatureSpec:
     """The feature of `characters`."""
     description = f"characters of the response read before the token; {INSIDE}: within one"
-    return _spec(
+    return spec_of(
         "characters_read", (), "uint32", description, axis=PREDICTIONS, max_length=max_length
     )
-
-
-def _described(coding: Coding) -> str:
-    if isinstance(coding, TopKCoding):
-        return (
-            f"the {coding.k} most probable tokens, their log-probabilities, the mass of all others"
-        )
-    return f"{coding.samples} tokens sampled from the model's distribution"
-
-
-def _spec(
-    name: str, shape: tuple[int, ...], dtype: Any, description: str, **more: Any
-) -> FeatureSpec:
-    option = (
-        "max_new_tokens, responses_per_prompt"
-        if more.get("axis") == GENERATED
-        else f"{name}, max_length"
-    )
-    with _within_limits(option):
-        return FeatureSpec(name=name, shape=shape, dtype=dtype, description=description, **more)
-
-
-@contextmanager
-def _within_limits(options: str) -> Iterator[None]:
-    """Turns limits of a cache into errors of the options."""
-    try:
-        yield
-    except ValidationError as cause:
-        problem = cause.errors()[0]
-        field = "".join(f"{part}: " for part in problem["loc"][:1])
-        message = problem["msg"].removeprefix("Value error, ")
-        raise JobError(f"{options}: {field}{message}; use less") from cause

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
-from ...corpus.labels import LabelSpace
+from ...corpus.labels import NO_LABELS, LabelSpace
+from ...language.masking import MaskSettings
 from ...language.recipe import Recipe
 from ...pretrained import refusing
 from ...sources import resolve
@@ -29,17 +30,21 @@ from .causal_options import CausalLMOptions
 from .classifier import ClassifierTeacher
 from .encoder import EncoderTeacher
 from .encoder_options import EncoderOptions
+from .masked_lm import MaskedLMTeacher
+from .masked_lm_options import MaskedLMOptions
 from .options import ClassifierOptions, StudentOptions
 from .tokenized import Inputs
 
 READER_CARD, LANGUAGE_CARD = "armada_student.json", "armada_language.json"
+MASKED_CARD = "armada_masked.json"
 HEADS = "heads.safetensors"
 """Files of a student's folder, as stage 2 writes them."""
 
 
 class StudentTeacher(Teacher):
     """Features by the student's kind: `logits` [K] of a classifier, `score` [1] or [K] of a
-    regressor, `pooled` [H] of an embedding model, `top_k` and companions of a language model."""
+    regressor, `pooled` [H] of an embedding model, `top_k` and companions of a language model,
+    causal or masked."""
 
     Options = StudentOptions
     kind = "student"
@@ -161,19 +166,20 @@ class _Card(BaseModel):
 
     text_columns: tuple[str, ...]
     max_length: int
-    space: LabelSpace
+    space: LabelSpace = NO_LABELS
     pooling: str | None = None
     recipe: Recipe | None = None
+    masks: MaskSettings | None = None
 
 
 def _read_card(folder: Path) -> _Card:
-    for name in (READER_CARD, LANGUAGE_CARD):
+    for name in (READER_CARD, LANGUAGE_CARD, MASKED_CARD):
         if (folder / name).is_file():
             with refusing(TeacherSourceError, f"source {folder}: {name}"):
                 return _Card.model_validate_json((folder / name).read_bytes())
     raise TeacherSourceError(
-        f"source {folder}: holds neither {READER_CARD} nor {LANGUAGE_CARD}; name a run of distill, "
-        "or another kind of teacher, such as encoder, classifier or causal_lm"
+        f"source {folder}: holds neither {READER_CARD} nor {LANGUAGE_CARD} nor {MASKED_CARD}; name "
+        "a run of distill, or another kind of teacher, such as encoder, classifier or causal_lm"
     )
 
 
@@ -184,6 +190,9 @@ def _make(source: str, card: _Card, options: StudentOptions, device: torch.devic
     if card.recipe is not None:
         written = card.recipe.model_dump()
         return CausalLMTeacher(source, CausalLMOptions(**written | as_trained), device)
+    if card.masks is not None:
+        masked = MaskedLMOptions(**card.masks.model_dump() | as_trained)
+        return MaskedLMTeacher(source, masked, device)
     strange = sorted(StudentTeacher.selecting & given.keys())
     if strange:
         raise JobError(f"{strange[0]}: student {source} is no language model; leave it out")

@@ -27,6 +27,7 @@ from armada.stages.testing.teachers import PAIRS, TEXTS
 from armada.testing import TeacherTests
 from PIL import Image
 from tiny_language_models import make_causal_lm
+from tiny_masked_models import make_masked_lm
 
 LABELS = ("calm", "busy", "stormy")
 MAKE: dict[str, Callable[[Path], object]] = {
@@ -34,6 +35,7 @@ MAKE: dict[str, Callable[[Path], object]] = {
     "classifier": lambda folder: tiny_checkpoints.make_bert_classifier(folder, TEXTS, LABELS),
     "scorer": lambda folder: tiny_checkpoints.make_bert_classifier(folder, TEXTS, ("score",)),
     "llama": lambda folder: make_causal_lm(folder, texts=TEXTS),
+    "masked": lambda folder: make_masked_lm(folder, texts=TEXTS),
     "clip": tiny_checkpoints.make_open_clip,
     "diffusion": tiny_diffusion.make_stable_diffusion,
     "video": tiny_generators.make_text_to_video,
@@ -172,6 +174,21 @@ class TestStudentOfLanguage(TestStudent):
     @pytest.fixture
     def source(self, model: Any) -> str:
         return f"student:{model('language_student')}"
+
+
+class TestMaskedLM(TeacherTests):
+    options = {"top_k": 4, "max_length": 48}
+    changing = {
+        **{"dtype": "bfloat16", "max_length": 5, "mask_seed": 1, "mask_share": 0.5},
+        **{"mask_token_share": 0.5, "random_token_share": 0.0, "masks_per_text": 2},
+        **{"top_k": 3, "top_k_bits": 16, "temperatures": (2.0,), "dense": True},
+    }
+    unchanging = PLACE
+    untried = ("revision", "padding", "store_dtype", *OF_MANY_GPUS)  # bytes are stored of top_k
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"masked_lm:{model('masked')}"
 
 
 class TestCausalLM(TeacherTests):

@@ -221,5 +221,5 @@ def test_a_student_from_scratch_writes_any_text(kind: str) -> None:
     text = "Übermäßig 界 STARS\n shine"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text
-    assert student.causal.config.vocab_size == len(tokenizer)
-    assert student.causal.config.eos_token_id == tokenizer.eos_token_id
+    assert student.language_model.config.vocab_size == len(tokenizer)
+    assert student.language_model.config.eos_token_id == tokenizer.eos_token_id

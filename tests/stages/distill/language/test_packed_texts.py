@@ -61,7 +61,7 @@ def test_texts_apart_have_the_losses_that_they_have_alone(family: str, tmp_path:
     rows = pack(texts, "document_mask", LONGEST, 0)
     assert len(rows) < len(texts) / 3
     torch.testing.assert_close(losses(student, rows), alone, rtol=1e-12, atol=0)
-    assert isolates_packed_documents(student.causal)
+    assert isolates_packed_documents(student.language_model)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
