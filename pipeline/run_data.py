@@ -13,6 +13,7 @@ from ..stages.distill.logit_controls import require_classes
 from ..stages.distill.measures import is_teacher_measure
 from ..stages.distill.objectives.base import Sizes, require_fit
 from ..stages.distill.objectives.options import SOURCE
+from ..stages.distill.student_source import layer_count
 from ..stages.store.transfer.location import is_local
 from .choosing import read_by_rules, select
 from .distill_job import DistillJob
@@ -67,6 +68,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     opened = {**held_out.texts, **_pairs_held_out(columns, validation)}
     sources = open_sources(readings, teachers, columns, [each.corpus for each in corpora], opened)
     _check_features(terms, space, sources)
+    _check_inputs(job, terms, space, sources)
     references = {name: sources[name] for name, each in readings.items() if each.response}
     if sources:
         train, validation = _joined(job, sources, references, train, validation, features_alone)
@@ -220,6 +222,25 @@ def _check_features(
             if term.objective.reads.classes:
                 require_classes(sources[reading.source].control.name, spec.values_per_row)
                 _check_class_names(space, spec)
+
+
+def _check_inputs(
+    job: DistillJob, terms: Sequence[Term], space: LabelSpace, sources: Mapping[str, Source]
+) -> None:
+    """Check features and layers against each other, by the student's configuration alone."""
+    layers = any("layers" in term.objective.reads.student for term in terms)
+    count = layer_count(job) if layers else None
+    for term in terms:
+        if term.readings and not term.reads_predictions:
+            shape, *more = (sources[reading.source].spec.shape for reading in term.readings)
+            term.require_inputs(
+                Sizes(
+                    *(0, space.num_labels, space.regression, shape),
+                    more_shapes=tuple(more),
+                    layer_dims=() if count is None else (0,) * (count + 1),
+                    multilabel=space.multilabel,
+                )
+            )
 
 
 def _check_negatives(job: DistillJob, terms: Sequence[Term], train: LabelledCorpus) -> None:

@@ -70,6 +70,11 @@ class Term:
         """Raises JobError for options without a meaning for such a student's task."""
         self.objective.require_options(self.keys.name, self.options, sizes)
 
+    def require_inputs(self, sizes: Sizes) -> None:
+        """Raises JobError for features and layers that do not fit each other, of a student of which
+        its configuration is known."""
+        self.objective.require_inputs(self.keys.name, self.options, sizes)
+
     @property
     def options(self) -> Any:
         """Options of the objective."""

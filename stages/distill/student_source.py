@@ -16,7 +16,7 @@ from ..pretrained import DEFAULT_MAX_LENGTH, refusing
 from ..sources import require_safetensors, resolve
 from .adapters import with_adapters
 from .own_classifier import make_classifier
-from .scratch import make_config, plain_config, train_tokenizer
+from .scratch import DEFAULT_LAYERS, make_config, plain_config, train_tokenizer
 from .settings import SCRATCH, LoraSettings, Pooling, StudentSettings
 from .student import PooledStudent, Student, check_pooling, choose_pooling
 from .student_models import (
@@ -29,6 +29,7 @@ from .student_models import (
 from .student_probe import warn_of_padding
 
 NO_ADAPTERS = LoraSettings()
+_CONFIGS = ("config.json", MODULES, "*/config.json")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -139,13 +140,23 @@ def check_student(settings: StudentSettings) -> None:
     if settings.student.startswith(SCRATCH):
         plain_config(settings)
         return
-    revision = settings.student_revision
-    configs = ("config.json", MODULES, "*/config.json")
-    folder = resolve(settings.student, revision, StudentSourceError, configs)
+    folder = resolve(settings.student, settings.student_revision, StudentSourceError, _CONFIGS)
     folder = transformer_folder(folder, StudentSourceError)
     load_config(folder)
     if Path(settings.student).is_dir() and not settings.student_from_scratch:
         require_safetensors(folder, StudentSourceError)
+
+
+def layer_count(settings: StudentSettings) -> int | None:
+    """The number of a student's layers, of which its configuration tells; None if it does not. No
+    weights are read, and of a hub id only configurations. Raises StudentSourceError."""
+    if settings.student.startswith(SCRATCH):
+        plain_config(settings)
+        return settings.student_layers or DEFAULT_LAYERS
+    folder = resolve(settings.student, settings.student_revision, StudentSourceError, _CONFIGS)
+    config = load_config(transformer_folder(folder, StudentSourceError))
+    count = settings.student_layers or getattr(config, "num_hidden_layers", None)
+    return count if isinstance(count, int) else None
 
 
 def _source(settings: StudentSettings, texts: Iterable[str]) -> Source:

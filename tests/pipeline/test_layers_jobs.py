@@ -1,6 +1,7 @@
 """Objectives of layers as jobs: an encoder's layers cached, a student learns them, refusals."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,70 @@ REFUSED: dict[str, tuple[Job, str]] = {
 }
 
 
+@pytest.fixture
+def without_weights(distill_bench: Any, tmp_path: Path) -> str:
+    """The student with weights that cannot be read."""
+    folder = shutil.copytree(distill_bench.student, tmp_path / "student")
+    (folder / "model.safetensors").write_bytes(b"cut")
+    return str(folder)
+
+
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused(distill: Callable[..., str], job: Job, tmp_path: Path, name: str) -> None:
+def test_what_is_refused(
+    distill: Callable[..., str], job: Job, without_weights: str, tmp_path: Path, name: str
+) -> None:
+    """Before any weights are read."""
     keys, message = REFUSED[name]
-    assert message in distill(job, objectives=[{"name": "hidden_layers"} | keys])
+    objectives = [{"name": "hidden_layers"} | keys]
+    assert message in distill(job, student=without_weights, objectives=objectives)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (
+            {"name": "token_states", "features": ["token_states_1"], "map": [-4]},
+            "objective token_states: layer -4 is beyond the student's; choose from 0",
+        ),
+        (
+            {"name": "token_relations", "features": ["token_states_1"], "map": [1, 2]},
+            "map: names 2 layers of the student for 1 features of the teacher",
+        ),
+        (
+            {"name": "norm_direction", "features": ["pooled", "made.embedding"]},
+            "objective norm_direction: features of the shapes ",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_by_configurations(
+    distill: Callable[..., str],
+    job: Job,
+    without_weights: str,
+    distill_bench: Any,
+    objective: Job,
+    message: str,
+) -> None:
+    teachers = dict(job["teachers"])
+    if objective["name"] == "norm_direction":
+        teachers["made"] = {"cache": str(distill_bench.cache), "teacher": distill_bench.made_up}
+    own = {"teacher": "bert", **objective}
+    found = distill(job, student=without_weights, objectives=[own], teachers=teachers)
+    assert message in found
+
+
+def test_a_student_from_scratch_has_the_layers_of_its_job(
+    distill: Callable[..., str], job: Job
+) -> None:
+    found = distill(job, student="scratch:bert", student_layers=1)
+    assert "map=uniform: 2 features for a student of 1 layers" in found
+
+
+def test_weights_that_cannot_be_read_are_met_last(
+    distill: Callable[..., str], job: Job, without_weights: str
+) -> None:
+    """As they are where all else fits."""
+    assert "the weights are damaged" in distill(job, student=without_weights)
 
 
 def test_token_states_are_those_of_transformers(

@@ -281,6 +281,7 @@ class Objective(nn.Module, ABC):
         self.layers = self.layers_of(options)
         """The student's layers that it reads."""
         require_layers(type(self).__name__, self.layers, sizes)
+        self.require_inputs(type(self).__name__, options, sizes)
         self.attention = self.attention_of(options)
         """The student's attention layers that it reads."""
         require_attention(type(self).__name__, self.attention, sizes)
@@ -314,6 +315,14 @@ class Objective(nn.Module, ABC):
     @classmethod
     def require_options(cls, name: str, options: Any, sizes: Sizes) -> None:
         """Raises JobError for options without a meaning for such a student's task."""
+
+    @classmethod
+    def require_inputs(cls, name: str, options: Any, sizes: Sizes) -> None:
+        """Raises JobError for features and layers of the student that do not fit each other. Of a
+        student that is not read yet, `layer_dims` has the right length and no widths, or is
+        empty."""
+        if sizes.layer_dims:
+            require_layers(name, cls.layers_of(options), sizes)
 
     @classmethod
     def require_teachers(cls, name: str, options: Any, count: int) -> None:

@@ -77,13 +77,17 @@ class NormDirectionObjective(WithProjector, BetaObjective):
 
     def __init__(self, options: NormDirectionOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)
+        self.projection = make_projector(options, sizes.pooled_dim, sizes.feature_dim)
+
+    @classmethod
+    def require_inputs(cls, name: str, options: NormDirectionOptions, sizes: Sizes) -> None:
+        """Raises JobError for features of two shapes."""
         shapes = (sizes.feature_shape, *sizes.more_shapes)
         if len(set(shapes)) > 1:
             raise JobError(
-                f"objective norm_direction: features of the shapes {shapes[0]} and {shapes[1]}; "
-                "name a feature and its class means, which have one shape"
+                f"objective {name}: features of the shapes {shapes[0]} and {shapes[1]}; name a "
+                "feature and its class means, which have one shape"
             )
-        self.projection = make_projector(options, sizes.pooled_dim, sizes.feature_dim)
 
     def forward(
         self,

@@ -52,6 +52,13 @@ class MappedLayersObjective(LayersObjective):
             self.widths = [self.widths[0]] * len(self.targets)
 
     @classmethod
+    def require_inputs(cls, name: str, options: Any, sizes: Sizes) -> None:
+        """Raises JobError for a map that does not fit the student's layers and the features."""
+        super().require_inputs(name, options, sizes)
+        if sizes.layer_dims:
+            _layers(options, 1 + len(sizes.more_shapes), sizes)
+
+    @classmethod
     def layers_of(cls, options: Any) -> tuple[int, ...]:
         """The layers of a list; of other maps, they follow from the sizes."""
         return () if isinstance(options.map, str) else options.map
