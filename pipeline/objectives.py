@@ -50,7 +50,11 @@ class Needs:
 
     def in_words(self) -> str:
         """One line for people."""
-        if self.axis is not None:
+        pairs = "pairs" in self.student
+        if pairs:
+            known = "no teacher" if self.features == 0 else "own_log_probs of a teacher"
+            parts = [known, "two responses to each prompt"]
+        elif self.axis is not None:
             parts = [f"{self.axis} of a teacher"]
         elif self.classes:
             parts = ["class logits"]
@@ -63,7 +67,7 @@ class Needs:
             parts.append("layers of the student")
         if "attention" in self.student:
             parts.append("attention layers of the student")
-        if "tokens" in self.student and self.axis is not None:
+        if "tokens" in self.student and (self.axis is not None or pairs):
             parts.append("a language model")
         if self.labels and self.features != 0:
             parts.append("labels")

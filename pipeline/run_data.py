@@ -97,7 +97,7 @@ def figure_names(job: DistillJob, data: StudentData) -> tuple[str, ...]:
     soft = data.space.has_probabilities(data.validation.labels)
     own = [*task_of(job).metrics(data.space, soft)]
     if data.validation.rejected is not None:
-        own += [*PAIR_METRICS, *REWARD_METRICS]
+        own += [*PAIR_METRICS, *(REWARD_METRICS if data.validation.cache_rows else ())]
     return (*own, "loss", *data.measured.names, *data.measured.facts)
 
 
