@@ -131,11 +131,15 @@ class LabelledCorpus:
 
     @property
     def row_weights(self) -> npt.NDArray[np.float64] | None:
-        """Weights of the examples' losses [N], if the corpus has them."""
+        """Weights of the examples' losses [N], if the corpus has them, times the power of two by
+        which the largest is from 1 to below 2: only how they compare counts, and tensors and sums
+        have to hold any of them."""
         if self.corpus.weights is None:
             return None
         weights: npt.NDArray[np.float64] = self.corpus.weights.to_numpy(zero_copy_only=False)
-        return weights
+        _, exponent = np.frexp(weights.max(initial=0))
+        scaled: npt.NDArray[np.float64] = np.ldexp(weights, 1 - exponent)
+        return scaled
 
     @property
     def _has_label(self) -> npt.NDArray[np.bool_]:

@@ -129,7 +129,8 @@ def weight_values(
         raise CorpusError(
             f"corpus {source}: weight_column {name!r} holds {kind}, not numbers; name another"
         )
-    weights = _whole(column, pa.float64())
+    # Whole numbers above 2^53 are rounded: a weight needs no more digits.
+    weights = _whole(column.cast(pa.float64(), safe=False))
     numbers = weights.fill_null(0.0).to_numpy(zero_copy_only=False)
     wrong = ~(np.isfinite(numbers) & (numbers >= 0))
     problems = {

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import armada as library
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from armada.cache_schemas.errors import ArmadaError
+from armada.pipeline.student_data import LabelledCorpus
+from armada.stages.corpus.corpus import read_corpus
 from language_processes import losses, run, weights
 from tiny_language_models import make_causal_lm
 from tiny_runs import TEXTS
@@ -80,9 +83,28 @@ def test_a_weight_of_0_leaves_a_row_out(root: Path, tmp_path: Path) -> None:
         run(job(root, tmp_path / train, train))
     expected = losses(tmp_path / "kept")
     assert losses(tmp_path / "train") == pytest.approx(expected, rel=1e-7)
-    write(tmp_path / "twice.parquet", range(ROWS), [2 * each for each in WEIGHTS])
-    run(job(tmp_path, tmp_path / "twice", "twice") | of_root(root))
-    assert losses(tmp_path / "twice") == pytest.approx(losses(tmp_path / "train"), rel=1e-7)
+    write(tmp_path / "larger.parquet", range(ROWS), [2.0**900 * each for each in WEIGHTS])
+    run(job(tmp_path, tmp_path / "larger", "larger") | of_root(root))
+    assert losses(tmp_path / "larger") == losses(tmp_path / "train")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([2**60 + 1, 0, 3 * 2**60], [0.5, 0, 1.5]),
+        ([1e308, 1e308, 5e307], [1e308 / 2.0**1023, 1e308 / 2.0**1023, 5e307 / 2.0**1023]),
+        ([5e-324, 0.0, 5e-324], [1, 0, 1]),
+        ([1, 1, 1], [1, 1, 1]),
+        ([0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_weights_of_any_size(tmp_path: Path, given: list[float], expected: list[float]) -> None:
+    file = tmp_path / "train.parquet"
+    write(file, range(3), given)
+    corpus = read_corpus((str(file),), ["text"], weight_column="weight")
+    weights = LabelledCorpus(corpus, np.zeros(3)).row_weights
+    assert weights is not None
+    assert weights.tolist() == expected
 
 
 def of_root(root: Path) -> Keys:
