@@ -10,7 +10,6 @@ from pydantic import Field, field_validator, model_validator
 
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import Task
-from ..stages.corpus.reading import EACH_ANSWER, OPTIONAL, column_name
 from ..stages.distill.controls import CONTROLS_SHOWN, Control, parse_control
 from ..stages.distill.objectives import WITHOUT_TEACHER
 from ..stages.distill.objectives.options import SOURCE, TokensOptions
@@ -32,6 +31,7 @@ from .jobs import (
     TextFormatKeys,
     made_rules,
     make,
+    require_two_responses,
     unknown_key,
 )
 from .language.keys import LanguageKeys, MaskKeys, with_token_teacher
@@ -339,17 +339,7 @@ class DistillJob(
             return self
         if self.task != "language":
             raise ValueError("rejected_column: is for language models; set task=language")
-        for column in (self.text_column[-1], self.rejected_column):
-            if column[-1] in (OPTIONAL, EACH_ANSWER):
-                raise ValueError(
-                    f"rejected_column: a pair of responses needs both in each row; write "
-                    f"{column_name(column)!r} without {column[-1]!r}"
-                )
-        if self.rejected_column in map(column_name, self.text_column):
-            raise ValueError(
-                f"rejected_column {self.rejected_column!r}: is in text_column too; leave it out "
-                "there (the preferred response is the last of text_column)"
-            )
+        require_two_responses(self.text_column, self.rejected_column)
         if self.packing != "none":
             raise ValueError(
                 f"packing {self.packing!r}: a row has two responses (rejected_column); use "

@@ -9,7 +9,7 @@ are written.
 import codecs
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from encodings import aliases
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -32,6 +32,7 @@ from pydantic import (
 from ..cache_schemas.errors import JobError
 from ..cache_schemas.locations import Source, expand_home, shown
 from ..stages.corpus.files import require_use
+from ..stages.corpus.reading import EACH_ANSWER, OPTIONAL, column_name
 from ..stages.corpus.text_files import TextFormat
 
 _TAB = ("\\t", "tab")
@@ -257,6 +258,22 @@ def make(model: type[ModelT], keys: Mapping[str, Any], what: str = "job") -> Mod
         return model.model_validate(dict(keys))
     except ValidationError as error:
         raise JobError(_explain(model, error, what)) from error
+
+
+def require_two_responses(text_column: Sequence[str], rejected_column: str) -> None:
+    """Raise JobError for columns that cannot hold a preferred response, the last of `text_column`,
+    and a rejected one in each row."""
+    for column in (text_column[-1], rejected_column):
+        if column[-1] in (OPTIONAL, EACH_ANSWER):
+            raise JobError(
+                f"rejected_column: a pair of responses needs both in each row; write "
+                f"{column_name(column)!r} without {column[-1]!r}"
+            )
+    if rejected_column in map(column_name, text_column):
+        raise JobError(
+            f"rejected_column {rejected_column!r}: is in text_column too; leave it out there (the "
+            "preferred response is the last of text_column)"
+        )
 
 
 def made_rules(value: Any, kinds: Mapping[str, type[BaseModel]], key: str) -> Any:

@@ -8,7 +8,7 @@ from ..cache_schemas.errors import CorpusError, InputError, JobError, shown_url
 from ..cache_schemas.features import FeatureSpec
 from ..stages.corpus.corpus import Corpus
 from ..stages.corpus.labels import LabelSpace, label_values
-from ..stages.distill.language.pairs import PAIR_METRICS, REWARD_METRICS
+from ..stages.distill.language.pairs import PAIR_METRICS, REWARD_FACTS, REWARD_METRICS
 from ..stages.distill.logit_controls import require_classes
 from ..stages.distill.measures import is_teacher_measure
 from ..stages.distill.objectives.base import Sizes, require_fit
@@ -97,7 +97,8 @@ def figure_names(job: DistillJob, data: StudentData) -> tuple[str, ...]:
     soft = data.space.has_probabilities(data.validation.labels)
     own = [*task_of(job).metrics(data.space, soft)]
     if data.validation.rejected is not None:
-        own += [*PAIR_METRICS, *(REWARD_METRICS if data.validation.cache_rows else ())]
+        of_reference = (*REWARD_METRICS, *REWARD_FACTS) if data.validation.cache_rows else ()
+        own += [*PAIR_METRICS, *of_reference]
     return (*own, "loss", *data.measured.names, *data.measured.facts)
 
 

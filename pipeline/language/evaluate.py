@@ -34,12 +34,12 @@ from ..answers import Answers, missing_keys, open_answers
 from ..corpora.generators import CachedResponses, Prompts
 from ..corpora.rules import CachedTeacher
 from ..environment import choose_device
-from ..jobs import make
+from ..jobs import make, require_two_responses
 from ..objective_keys import CacheKeys
 from ..sources import Columns, Source, is_of_own_tokens, teaches_tokens
 from ..student_jobs import EvaluateJob
 from .datasets import Encoding, compared_tokens
-from .pairs import OWN_LOG_PROBS, require_one_chat, summed_log_probs
+from .pairs import OWN_LOG_PROBS, equal_responses, summed_log_probs
 from .teacher_texts import check_tokenizer
 
 
@@ -84,6 +84,8 @@ def _corpora(job: EvaluateJob, card: LanguageCard) -> tuple[Corpus, Corpus | Non
     """The texts, and the same prompts with rejected responses, if there are any."""
     own = job.text_column or card.text_columns
     rejected = () if job.rejected_column is None else (*own[:-1], job.rejected_column)
+    if job.rejected_column is not None:
+        require_two_responses(own, job.rejected_column)
     columns = Columns.of(own, [], rejected)
     corpus = read_corpus(
         job.corpus,
@@ -97,7 +99,8 @@ def _corpora(job: EvaluateJob, card: LanguageCard) -> tuple[Corpus, Corpus | Non
         return corpus, None
     if not card.recipe.has_prompt:
         raise JobError("rejected_column: the student's texts have no prompt to respond to")
-    require_one_chat(corpus, columns)
+    equal, problem = equal_responses(corpus, columns, job.skip_bad_rows)
+    corpus = corpus.without(equal, problem) if len(equal) else corpus
     return corpus.of_columns(columns.student), corpus.of_columns(columns.rejected)
 
 

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from ...cache_schemas.chats import chat_turns
 from ...cache_schemas.errors import CacheError, CorpusError
 from ...stages.corpus.corpus import Corpus
-from ...stages.corpus.reading import column_name
 from ...stages.distill.language.pairs import LogProbs
 from ...stages.language.tokens import TokenTexts
 from ...stages.ragged import arange_each
@@ -40,24 +39,27 @@ def of_different_responses(
     prompts differ."""
     if not columns.rejected:
         return labelled
-    corpus = labelled.corpus
+    return labelled.without(*equal_responses(labelled.corpus, columns, job.skip_bad_rows))
+
+
+def equal_responses(corpus: Corpus, columns: Columns, skip_bad_rows: bool) -> tuple[Rows, str]:
+    """Rows whose two responses are equal, and the problem of these. Raises CorpusError for such
+    rows unless they are skipped and others are left, and for chats whose prompts differ."""
     at, rejected_at = columns.student[-1], columns.rejected[-1]
     one, other = corpus.segments[at], corpus.segments[rejected_at]
     if corpus.chats:
         require_one_chat(corpus, columns)
         _check_prompts(corpus, at, rejected_at)
     equal = np.flatnonzero(pc.equal(one, other).to_numpy(zero_copy_only=False))
-    if not len(equal):
-        return labelled
-    names = f"{column_name(job.text_column[-1])!r} and {job.rejected_column!r}"
+    names = " and ".join(repr(columns.names[each]) for each in (at, rejected_at))
     problem = f"columns {names} are the same response"
-    if not job.skip_bad_rows or len(equal) == len(corpus):
+    if len(equal) and not (skip_bad_rows and len(equal) < len(corpus)):
         rows = counted(len(equal), "such row")
         raise CorpusError(
             f"{corpus.where(int(equal[0]))}: {problem}, so none is preferred ({rows}); fix the "
             "file, or set skip_bad_rows=true to skip such rows"
         )
-    return labelled.without(equal, problem)
+    return equal, problem
 
 
 def with_rejected(labelled: LabelledCorpus, columns: Columns) -> LabelledCorpus:

@@ -16,6 +16,9 @@ import pytest
 import torch
 from armada.cache_schemas.errors import ArmadaError
 from armada.pipeline import seed_run
+from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.run_data import figure_names, read_data
+from armada.pipeline.terms import terms_of
 from command_line import CommandLine
 from cuts import cut_at
 from language_processes import losses, run, run_in_two_processes, weights
@@ -255,6 +258,34 @@ def test_rows_that_are_left_out_are_listed(root: Path, tmp_path: Path) -> None:
     assert "the same response" in listed[1]
 
 
+def test_evaluate_reads_pairs_as_distill_does(root: Path, tmp_path: Path) -> None:
+    keys = without_reference(root, tmp_path / "run", epochs=1, max_length=24)
+    library.distill(**keys)
+    table = pq.read_table(root / "validation.parquet").to_pydict()
+    table["prompt"][0] = "say " * 24  # no response is within max_length
+    table["rejected"][3] = table["chosen"][3]
+    pq.write_table(pa.table(table), tmp_path / "some.parquet")
+    asked = {"student": tmp_path / "run", "corpus": str(tmp_path / "some.parquet")}
+    asked |= {"rejected_column": "rejected", "batch_size": 3}
+    with pytest.raises(ArmadaError, match=r"row 4: columns 'chosen' and 'rejected' are the same"):
+        library.evaluate(**asked)
+    found = library.evaluate(**asked, skip_bad_rows=True)
+    assert [each.split(": ")[0].rpartition(" ")[2] for each in found["skipped_rows"]] == ["4"]
+    rest = pa.table(table).take([1, 2, 4, 5, 6])
+    pq.write_table(rest, tmp_path / "rest.parquet")
+    expected = library.evaluate(**asked | {"corpus": str(tmp_path / "rest.parquet")})["metrics"]
+    assert found["metrics"] == pytest.approx(expected, rel=1e-5)
+    for column, message in {"chosen": "is in text_column too", "rejected?": "without '?'"}.items():
+        with pytest.raises(ArmadaError, match=re.escape(message)):
+            library.evaluate(**asked | {"rejected_column": column})
+
+
+def test_figures_of_a_reference_may_be_compared(root: Path, tmp_path: Path) -> None:
+    plain = DistillJob(**job(root, tmp_path, validation=str(root / "validation.parquet")))
+    data = read_data(plain, terms_of(plain))
+    assert {"reward_margin", "chosen_reward", "rejected_reward"} < {*figure_names(plain, data)}
+
+
 REFUSED: dict[str, tuple[Keys, str]] = {
     "no column": ({"rejected_column": None}, "objective dpo: compares two responses to each"),
     "a missing column": (
@@ -299,6 +330,10 @@ REFUSED: dict[str, tuple[Keys, str]] = {
     ),
     "a control": ({"control": "shuffled"}, "control shuffled"),
     "a margin below 0": ({"objective": "plad", "cache": None, "margin": -1}, "'margin': -1"),
+    "plad without weights": (
+        {"objective": "plad", "cache": None, "beta": 0, "sft_weight": 0},
+        "beta=0 and sft_weight=0: nothing is left to learn",
+    ),
     "a metric of a reference, without one": (
         {"objective": "plad", "cache": None, "text_format": "plain", "metric": "reward_margin"},
         "'reward_margin' is not one of preference_accuracy, preference_margin, loss",

@@ -13,7 +13,8 @@ reward_margin         mean difference of the log-ratios, in nats
 chosen_reward,        mean log-ratio log π(y|x) - log π_ref(y|x) of either response, in nats; times
 rejected_reward       beta, the implicit rewards of DPO
 
-The last four need a reference's cached log-probabilities.
+The last four need a reference's cached log-probabilities. Pairs of which a response has no token
+within the length limit are in none of them.
 """
 
 from collections.abc import Mapping
@@ -35,6 +36,9 @@ PAIR_METRICS = ("preference_accuracy", "preference_margin")
 
 REWARD_METRICS = ("reward_accuracy", "reward_margin")
 """Metrics with a reference: higher is better."""
+
+REWARD_FACTS = ("chosen_reward", "rejected_reward")
+"""Figures with a reference of which only the difference says what is better."""
 
 LogProbs = npt.NDArray[np.float64]
 
@@ -137,14 +141,16 @@ class PairSums:
 
     def add(self, pairs: ResponsePairs, reference_B2: Tensor | None) -> None:
         """Add a batch."""
-        log_probs_B2 = pairs.log_probs_B2.cpu().double().numpy()
-        scores_B2 = log_probs_B2 / np.maximum(pairs.counts_B2.cpu().numpy(), 1)
+        counts_B2 = pairs.counts_B2.cpu().numpy()
+        whole_B = (counts_B2 > 0).all(axis=1)
+        log_probs_B2 = pairs.log_probs_B2.cpu().double().numpy()[whole_B]
+        scores_B2 = log_probs_B2 / counts_B2[whole_B]
         margins_B = scores_B2[:, 0] - scores_B2[:, 1]
         self.pairs += len(margins_B)
         self.likelier += int((margins_B > 0).sum())
         self.margin += float(margins_B.sum())
         if reference_B2 is not None:
-            ratios_B2 = log_probs_B2 - reference_B2.cpu().double().numpy()
+            ratios_B2 = log_probs_B2 - reference_B2.cpu().double().numpy()[whole_B]
             self.rewarded += int((ratios_B2[:, 0] > ratios_B2[:, 1]).sum())
             sums_2 = ratios_B2.sum(axis=0)
             self.rewards = sums_2 if self.rewards is None else self.rewards + sums_2

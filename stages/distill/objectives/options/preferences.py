@@ -59,3 +59,9 @@ class PLaDOptions(ObjectiveOptions):
         description="compare log-probabilities divided by the number of tokens",
     )
     sft_weight: Annotated[float, Field(ge=0), MayMove()] = Field(default=1.0, description=_SFT)
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> Self:
+        if self.beta == 0 == self.sft_weight:
+            raise ValueError("beta=0 and sft_weight=0: nothing is left to learn; raise one of them")
+        return self
