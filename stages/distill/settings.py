@@ -137,7 +137,7 @@ class TrainingSettings(BaseModel):
     keep: Keep = Field(
         default="best",
         description="checkpoint to keep: of the best epoch by `metric`, or of the last (best on "
-        "the test set overestimates: use a separate validation set)",
+        "the test set overestimates: use a separate validation set); averaged weights: `average`",
     )
     average: Literal["mean", "ema"] | None = Field(
         default=None,
