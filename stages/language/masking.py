@@ -172,7 +172,9 @@ class Masker:
                 f"{what}: its tokenizer has no mask token; use a masked language model, such as a "
                 "BERT or RoBERTa, with its own tokenizer"
             )
-        special = np.unique(np.array(tokenizer.all_special_ids, np.int32))
+        added = tokenizer.added_tokens_decoder.items()  # ModernBERT's have no role: <|padding|>
+        written = [number for number, token in added if token.special]
+        special = np.unique(np.array([*tokenizer.all_special_ids, *written], np.int32))
         known = np.array(sorted(tokenizer.get_vocab().values()), np.int32)
         return cls(settings, int(tokenizer.mask_token_id), special, np.setdiff1d(known, special))
 

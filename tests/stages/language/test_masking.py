@@ -8,6 +8,7 @@ from armada.cache_schemas.keys import keys_to_array
 from armada.stages.language.masking import Masker, MaskSettings, WholeTexts, encode_whole
 from pydantic import ValidationError
 from tiny_checkpoints import make_byte_tokenizer, make_tokenizer
+from tokenizers import AddedToken
 
 TEXTS = ("the red bird sings at dawn", "two dogs run", "", "rain [MASK] falls [SEP]", "a cat " * 40)
 TOKENIZER = make_tokenizer(TEXTS)
@@ -99,11 +100,24 @@ def test_a_mask_stays_what_it_is() -> None:
     keys = keys_to_array([bytes(range(16)), bytes(16)])
     found = masker(mask_share=0.4, mask_seed=3).mask(texts, keys, np.array([0, 2]))
     assert found.positions.tolist() == GOLDEN_POSITIONS
+    assert (found.read[found.chosen] == TOKENIZER.mask_token_id).all()
+    shares = {"mask_share": 1, "mask_token_share": 0.4, "random_token_share": 0.3}
+    found = masker(**shares, mask_seed=3).mask(texts, keys, np.array([0, 2]))
     assert TOKENIZER.convert_ids_to_tokens(found.read[found.chosen].tolist()) == GOLDEN_READ
 
 
 GOLDEN_POSITIONS = [4, 6, 3]
-GOLDEN_READ = ["[MASK]", "[MASK]", "[MASK]"]
+GOLDEN_READ = [*["[MASK]"] * 3, "s", "##s", "[MASK]", "two", "[MASK]", "##d"]
+
+
+def test_a_special_token_without_a_role_is_never_read() -> None:
+    """As <|padding|> of ModernBERT, which is none of the tokenizer's `all_special_ids`."""
+    tokenizer = make_tokenizer(TEXTS)
+    tokenizer.add_tokens([AddedToken("<|padding|>", special=True)], special_tokens=True)
+    added = tokenizer.convert_tokens_to_ids("<|padding|>")
+    found = Masker.of(tokenizer, MaskSettings(), StudentSourceError, "student x")
+    assert added not in found.ordinary
+    assert {added, tokenizer.mask_token_id, tokenizer.pad_token_id} <= {*found.special.tolist()}
 
 
 def test_short_texts_have_one_mask_and_empty_ones_none() -> None:
