@@ -19,7 +19,7 @@ from ..stages.store.transfer.hub import HubLocation
 from .distill_job import DistillJob
 from .environment import choose_device
 from .messages import LOGGER, counted, size, warn
-from .run_data import read_data, task_of
+from .run_data import check_inputs, read_data, task_of
 from .run_folder import (
     JOB,
     METRICS,
@@ -71,6 +71,7 @@ def _distill(job: DistillJob, group: Processes, quiet: bool) -> Metrics:
     terms = terms_of(job)
     with group.one_of_a_node_first():  # it makes room in a mirror, or finds that there is none
         data = read_data(job, terms)
+        check_inputs(job, terms, data)
         _fetch_ahead(job, data, terms, quiet)
     if group.first:
         _warn_of_random_reads(job, data)

@@ -68,7 +68,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     opened = {**held_out.texts, **_pairs_held_out(columns, validation)}
     sources = open_sources(readings, teachers, columns, [each.corpus for each in corpora], opened)
     _check_features(terms, space, sources)
-    _check_inputs(job, terms, space, sources)
+    _check_same_masks(job, terms, sources)
     references = {name: sources[name] for name, each in readings.items() if each.response}
     if sources:
         train, validation = _joined(job, sources, references, train, validation, features_alone)
@@ -225,12 +225,21 @@ def _check_features(
                 _check_class_names(space, spec)
 
 
-def _check_inputs(
-    job: DistillJob, terms: Sequence[Term], space: LabelSpace, sources: Mapping[str, Source]
+def _check_same_masks(
+    job: DistillJob, terms: Sequence[Term], sources: Mapping[str, Source]
 ) -> None:
-    """Check features and layers against each other, by the student's configuration alone."""
+    """Refuse teachers of masked tokens that have read texts under other masks than the job's."""
+    for term in terms if job.task == "masked_language" else ():
+        for reading in term.readings if term.reads_predictions else ():
+            require_same_masks(sources[reading.source].teacher, job.masks, job.max_length)
+
+
+def check_inputs(job: DistillJob, terms: Sequence[Term], data: StudentData) -> None:
+    """Check features and layers against each other, by the configuration alone of the checkpoint
+    that a student begins with. A finished run is read without it: that may be gone."""
     layers = any("layers" in term.objective.reads.student for term in terms)
     count = layer_count(job) if layers else None
+    space, sources = data.space, data.sources
     for term in terms:
         if term.readings and not term.reads_predictions:
             shape, *more = (sources[reading.source].spec.shape for reading in term.readings)

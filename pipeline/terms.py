@@ -385,6 +385,11 @@ def _check_student(term: Term, job: DistillJob) -> None:
 
 
 def _check_masked_student(name: str, reads: Reads) -> None:
+    if "pairs" in reads.student:
+        raise JobError(
+            f"objective {name}: compares two responses to each prompt, and a masked language model "
+            "has none; use tokens"
+        )
     if not reads.student & {"tokens", "layers", "attention"}:
         raise JobError(
             f"objective {name}: reads what a masked language model does not learn (labels, or a "

@@ -26,10 +26,10 @@ from ..distill_job import CorpusKeys, DistillJob
 from ..findings.findings import Findings, find
 from ..findings.measures import names_of, require_measures
 from ..findings.runs import PLAN, read_run
-from ..language.keys import LanguageKeys
+from ..language.keys import LanguageKeys, MaskKeys
 from ..messages import CountProgress, counted, warn
 from ..objective_keys import CacheKeys
-from ..run_data import figure_names, read_data
+from ..run_data import check_inputs, figure_names, read_data
 from ..run_folder import check_free, make_folder, read_metrics, require_free, write_json
 from ..seed_run import resolved
 from ..signals import telling_what_is_kept
@@ -39,7 +39,8 @@ from .parallel import Failure, run_all
 
 _DATA = frozenset(
     {
-        *(*CorpusKeys.model_fields, *CacheKeys.model_fields, *LanguageKeys.model_fields),
+        *(*CorpusKeys.model_fields, *CacheKeys.model_fields),
+        *(*LanguageKeys.model_fields, *MaskKeys.model_fields),
         *("objective", "objectives", "teachers", "control", "select", "measure_teacher"),
     }
 )
@@ -93,8 +94,10 @@ def check(
         try:
             check_student(run.job)
             if data not in of_data:
-                read = read_data(run.job, terms_of(run.job))
-                of_data[data] = len(read.train.labels)
+                terms = terms_of(run.job)
+                read = read_data(run.job, terms)
+                check_inputs(run.job, terms, read)
+                of_data[data] = len(read.train.labels) * run.job.masks.masks_per_text
                 figures += figure_names(run.job, read)
         except InputError as error:
             raise JobError(f"grid, {run.name}: {error}") from error

@@ -42,6 +42,7 @@ def evaluate_masked(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     corpus = read_corpus(
         job.corpus, columns, skip_bad_rows=job.skip_bad_rows, limit=job.limit, form=job.file_format
     )
+    corpus.require_format(None, f"student {job.student}")
     masker = Masker.of(tokenizer, card.masks, StudentSourceError, f"student {folder}")
     encoding = MaskedEncoding(tokenizer, masker, card.max_length)
     texts = encoding.texts(corpus)

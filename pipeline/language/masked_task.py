@@ -16,7 +16,6 @@ from ..distill_job import DistillJob
 from ..student_data import LabelledCorpus
 from ..task import Built, MakeObjective, Plan, Task
 from ..terms import Term
-from .keys import require_same_masks
 from .masked_data import (
     MaskedEncoding,
     maskable,
@@ -39,6 +38,8 @@ class MaskedLanguageTask(Task):
                 "label_column: a masked language model learns no labels; leave it out, and train "
                 "its folder with a label_column later"
             )
+        if job.num_labels is not None:
+            raise JobError("num_labels: a masked language model learns no labels; leave it out")
         return NO_LABELS
 
     def check_labels(
@@ -48,16 +49,15 @@ class MaskedLanguageTask(Task):
         train: LabelledCorpus,
         validation: LabelledCorpus | None,
     ) -> None:
-        """There are none."""
+        """There are none; validation texts are texts, too."""
+        if validation is not None:
+            validation.corpus.require_format(None, "a masked language model")
 
     def metrics(self, space: LabelSpace, soft: bool) -> Sequence[str]:
         return MASKED_METRICS
 
     def build(self, plan: Plan, objective: MakeObjective) -> Built:
         job, data = plan.job, plan.data
-        for term in plan.terms:
-            for reading in term.readings if term.reads_predictions else ():
-                require_same_masks(data.sources[reading.source].teacher, job.masks, job.max_length)
         student, tokenizer = load_masked_student(job, data.train.texts(), job.dropout)
         if plan.warns:
             data.train.warn_of_unknown(tokenizer)

@@ -10,6 +10,10 @@ import armada as library
 import pytest
 import torch
 import yaml
+from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.jobs import make
+from armada.pipeline.run_data import read_data
+from armada.pipeline.terms import terms_of
 from command_line import CommandLine
 from tiny_runs import TEXTS
 from transformers import AutoModel, AutoTokenizer
@@ -165,6 +169,14 @@ def test_weights_that_cannot_be_read_are_met_last(
 ) -> None:
     """As they are where all else fits."""
     assert "the weights are damaged" in distill(job, student=without_weights)
+
+
+def test_a_finished_run_is_read_without_what_its_student_began_with(
+    job: Job, tmp_path: Path
+) -> None:
+    """As reports do."""
+    gone = make(DistillJob, job | {"student": str(tmp_path / "gone")})
+    assert len(read_data(gone, terms_of(gone)).sources) == 2
 
 
 def test_token_states_are_those_of_transformers(

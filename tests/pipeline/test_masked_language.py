@@ -15,6 +15,8 @@ import pytest
 import torch
 from armada import open_cache
 from armada.pipeline import seed_run
+from armada.pipeline.ablation.ablate import plan
+from armada.pipeline.ablation.job import make_ablation
 from command_line import CommandLine
 from safetensors.torch import load_file
 from tiny_masked_models import make_masked_lm
@@ -328,6 +330,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no share": ({"mask_share": 0}, "'mask_share': 0.0: Input should be greater than 0"),
     "labels": ({"label_column": "text"}, "label_column: a masked language model learns no labels"),
+    "classes": ({"num_labels": 3}, "num_labels: a masked language model learns no labels"),
+    "pairs": (
+        {"objective": "plad", "cache": None, "feature": None},
+        "objective plad: compares two responses to each prompt, and a masked language model has",
+    ),
     "adapters": ({"lora_rank": 2}, "lora_rank: adapters are not for masked language models"),
     "a causal key": ({"packing": "concat"}, "'packing': is for language models; set task=language"),
     "other words": ({"cross_tokenizer": True}, "cross_tokenizer: "),
@@ -349,6 +356,25 @@ def test_what_is_refused_in_a_line(
 ) -> None:
     changes, line = REFUSED[case]
     assert line in refused(*bench.words(tmp_path / "run", **changes))
+
+
+def test_chats_are_refused(
+    bench: Bench, run: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    chats, line = tmp_path / "chats.parquet", "its text column holds chats, but "
+    turns = [{"role": role, "content": "the red bird"} for role in ("user", "assistant")]
+    pq.write_table(pa.table({"text": [turns]}), chats)
+    assert line in refused(*bench.words(tmp_path / "run", validation=str(chats)))
+    assert line in refused("evaluate", run, "--corpus", chats)
+
+
+def test_a_plan_counts_each_mask_of_a_text(bench: Bench, tmp_path: Path) -> None:
+    """And refuses masks that are not the teacher's."""
+    job = bench.job(tmp_path / "runs")
+    (cell,) = plan(make_ablation(job | {"grid": {"alpha": [0.5]}}))
+    assert (cell.train_examples, cell.steps) == (80, 10)
+    with pytest.raises(library.ArmadaError, match=r"grid, .*'mask_seed': is 3"):
+        plan(make_ablation(job | {"grid": {"mask_seed": [0, 3]}}))
 
 
 def test_other_tokens_are_refused(
