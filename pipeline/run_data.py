@@ -83,8 +83,7 @@ def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
         for name, source in sources.items()
         if source.columns not in (columns.student, columns.rejected)
     }
-    learns_pairs = any(term.compares_pairs for term in terms)
-    train = with_rejected(train, columns) if learns_pairs else train.of_columns(columns.student)
+    train = with_rejected(train, columns)
     validation = None if validation is None else with_rejected(validation, columns)
     _check_weights(job, train)
     return StudentData(train, validation, space, metric, sources, read_digests, selection, measured)

@@ -151,7 +151,7 @@ def train_set(
         prompted,
         data.train.row_weights,
     )
-    if train.rejected is not None:
+    if train.rejected is not None and any(term.compares_pairs for term in plan.terms):
         both = (texts, train.rejected)
         references = references_of(data, data.train, plan.terms, both, encoding.tokenizer)
         rows = paired(rows, train.rejected, references)

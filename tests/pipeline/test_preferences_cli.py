@@ -17,6 +17,8 @@ import torch
 from armada.cache_schemas.errors import ArmadaError
 from armada.pipeline import seed_run
 from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.findings.findings import find
+from armada.pipeline.findings.runs import find_runs
 from armada.pipeline.run_data import figure_names, read_data
 from armada.pipeline.terms import terms_of
 from command_line import CommandLine
@@ -256,6 +258,24 @@ def test_rows_that_are_left_out_are_listed(root: Path, tmp_path: Path) -> None:
     listed = json.loads((tmp_path / "run" / "metrics.json").read_text())["skipped_rows"]
     assert [re.search(r"row (\d+)", each)[1] for each in listed] == ["7", "4", "6"]
     assert "the same response" in listed[1]
+
+
+def test_runs_on_pairs_are_compared_with_those_of_the_preferred_alone(
+    root: Path, tmp_path: Path
+) -> None:
+    """They are on the same rows: those of which both responses have a token to predict."""
+    table = pq.read_table(root / "train.parquet").to_pydict()
+    table["prompt"][1] = "say " * 24
+    pq.write_table(pa.table(table), tmp_path / "train.parquet")
+    files = {"train": tmp_path, "validation": root}
+    same: Keys = {name: str(folder / f"{name}.parquet") for name, folder in files.items()}
+    same |= {"metric": "preference_accuracy", "max_length": 24, "skip_bad_rows": True, "epochs": 1}
+    library.distill(**without_reference(root, tmp_path / "runs" / "plad", **same))
+    plain = {"objective": "undistilled", "cache": None, "text_format": "plain"}
+    library.distill(**job(root, tmp_path / "runs" / "plain", **same, **plain))
+    (study,) = find(find_runs((tmp_path / "runs",)).runs).studies
+    assert [row.base and row.base.name for row in study.rows] == [None, "undistilled"]
+    assert {row.condition.first.metrics.train_examples for row in study.rows} == {ROWS - 1}
 
 
 def test_evaluate_reads_pairs_as_distill_does(root: Path, tmp_path: Path) -> None:
