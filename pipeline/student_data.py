@@ -176,9 +176,13 @@ class LabelledCorpus:
         digest.update(self.labels.tobytes())
         if self.rejected is not None:
             digest.update(self.rejected.keys().tobytes())
-        if self.row_weights is not None:
-            digest.update(self.row_weights.tobytes())
         return digest.hexdigest()
+
+    def weights_digest(self) -> str | None:
+        """Digest of the weights of their losses; None without any."""
+        if self.row_weights is None:
+            return None
+        return hashlib.blake2b(self.row_weights.tobytes(), digest_size=16).hexdigest()
 
     def names(self, rows: Rows) -> list[str]:
         """Positions of examples in files, and their keys."""
@@ -246,9 +250,11 @@ class StudentData:
     @cached_property
     def digests(self) -> dict[str, str | None]:
         """Digests of the examples, computed once for all seeds."""
+        weights = self.train.weights_digest()
         return {
             "train_digest": self.train.digest(),
             "validation_digest": self.validation.digest() if self.validation else None,
+            **({"weights_digest": weights} if weights else {}),
         }
 
     def provenance(self) -> dict[str, Any]:

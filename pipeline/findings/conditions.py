@@ -150,7 +150,7 @@ def _told(run: FinishedRun, differing: Sequence[str]) -> str:
         value = run.settings[key]
         if key == "student":
             parts.append(PurePath(str(value)).name)
-        elif key in ("teacher", "train", "validation"):
+        elif key in ("teacher", "train", "validation", "weights"):
             parts.append(f"{key} {str(value)[:8]}")
         else:
             parts.append(f"{key}={value}")

@@ -105,6 +105,8 @@ class Provenance(TeacherProvenance):
     unselected_digest: str | None = None
     """Digest of the training rows that `select` chose among."""
     validation_digest: str | None = None
+    weights_digest: str | None = None
+    """Digest of the weights of training rows."""
     teachers: dict[str, TeacherProvenance] = Field(default_factory=dict)
     """Teachers by source name, for a run with several."""
     measured: dict[str, TeacherProvenance] = Field(default_factory=dict)

@@ -155,6 +155,8 @@ class FinishedRun:
         if made.train_digest:
             keys = {k: v for k, v in keys.items() if k not in _TOLD_BY_THE_DATA}
             keys |= {"train": made.train_digest, "validation": made.validation_digest}
+        if made.weights_digest:
+            keys["weights"] = made.weights_digest
         if made.unselected_digest:  # one corpus, of which rules choose different rows
             keys |= {"train": made.unselected_digest, "selected": made.train_digest}
         if not self.distilled:

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from armada.cache_schemas.errors import ArmadaError
+from armada.pipeline.findings.findings import find
+from armada.pipeline.findings.runs import find_runs
 from armada.pipeline.student_data import LabelledCorpus
 from armada.stages.corpus.corpus import read_corpus
 from language_processes import losses, run, weights
@@ -86,6 +88,19 @@ def test_a_weight_of_0_leaves_a_row_out(root: Path, tmp_path: Path) -> None:
     write(tmp_path / "larger.parquet", range(ROWS), [2.0**900 * each for each in WEIGHTS])
     run(job(tmp_path, tmp_path / "larger", "larger") | of_root(root))
     assert losses(tmp_path / "larger") == losses(tmp_path / "train")
+
+
+def test_runs_with_and_without_weights_are_compared(root: Path, tmp_path: Path) -> None:
+    """They are on the same rows; other weights of the same name are other settings."""
+    other = tmp_path / "train.parquet"
+    write(other, range(ROWS), WEIGHTS[::-1])
+    trains = {"weighted": root / "train.parquet", "otherwise": other, "plain": other}
+    for name, train in trains.items():
+        column = None if name == "plain" else "weight"
+        keys = job(root, tmp_path / "runs" / name, epochs=1, weight_column=column)
+        library.distill(**keys | {"train": str(train), "validation": str(root / "kept.parquet")})
+    (study,) = find(find_runs((tmp_path / "runs",)).runs).studies
+    assert len(study.rows) == 3
 
 
 @pytest.mark.parametrize(
