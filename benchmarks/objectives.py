@@ -21,6 +21,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -95,8 +96,9 @@ def main() -> None:
             Task("regression", options.regression, ("text_a", "text_b"), "pearson"),
         ]
         for task in (each for each in tasks if each.name in options.tasks):
-            with tempfile.TemporaryDirectory() as folder:
-                show_quality(task, list(quality(task, Path(folder), chosen, options)))
+            with made_in(options.folder) as folder:
+                (folder / task.name).mkdir(parents=True, exist_ok=True)
+                show_quality(task, list(quality(task, folder / task.name, chosen, options)))
     if "cost" in options.tables:
         show_cost(costs(options.encoder, chosen, OPTIONS, options.rounds))
 
@@ -114,13 +116,25 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--teacher-epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, help="keep all runs here, and continue from them")
     parser.add_argument("--rounds", type=int, default=30, help="steps of each in the cost table")
     return parser.parse_args()
 
 
+@contextmanager
+def made_in(folder: Path | None) -> Iterator[Path]:
+    """A folder that stays, or a temporary one."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+
 def fits(objective: Description, only: Sequence[str]) -> bool:
     """Whether a student of whole texts can have it, and it is one of `only`."""
-    of_texts = objective.needs.axis != "predictions"
+    needs = objective.needs
+    of_texts = needs.axis != "predictions" and "pairs" not in needs.student
     return of_texts and (not only or objective.name in {*only, PLAIN, "kd", "feature"})
 
 
@@ -147,6 +161,7 @@ def quality(
                 "epochs": options.epochs,
                 "seed": options.seeds,
                 "output": str(folder / objective.name),
+                "resume": True,
                 **reading(objective, caches),
             }
         )
@@ -249,6 +264,7 @@ def fine_tuned(
         "max_length": 64,
         "seed": seed,
         "output": str(folder),
+        "resume": True,
     }
     figures = run_distill(make(DistillJob, keys), quiet=True)["validation"]
     print(f"{task.name}: the teacher's {task.metric} is {figures[task.metric]:.4f}", flush=True)
@@ -261,7 +277,8 @@ def cached(keys: Mapping[str, Any], cache: Path) -> dict[str, str]:
 
 
 def derived(keys: Mapping[str, Any], cache: Path) -> dict[str, str]:
-    run_derive(make(DeriveJob, {**keys, "output": str(cache)}), quiet=True)
+    if not cache.exists():
+        run_derive(make(DeriveJob, {**keys, "output": str(cache)}), quiet=True)
     return {"cache": str(cache)}
 
 
