@@ -136,8 +136,10 @@ def find(
 def _measured_by(run: FinishedRun) -> tuple[str, ...]:
     """Data and metric; the loss of another objective, or by another distance, is another metric,
     but for language models, which are judged by the cross entropy of words whatever they learn
-    by; and so is a measure by another teacher."""
-    data = (str(run.settings["train"]), str(run.settings["validation"]), run.metric)
+    by; and so is a measure by another teacher, or of tokens under other masks."""
+    masked = run.job.task == "masked_language"
+    masks = [run.job.masks.model_dump_json(exclude={"masks_per_text"})] if masked else []
+    data = (str(run.settings["train"]), str(run.settings["validation"]), run.metric, *masks)
     if (teacher := measured_by(run, run.metric)) is not None:
         return (*data, *map(str, teacher))
     if run.metric != "loss" or run.job.of_tokens:

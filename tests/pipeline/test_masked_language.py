@@ -17,6 +17,8 @@ from armada import open_cache
 from armada.pipeline import seed_run
 from armada.pipeline.ablation.ablate import plan
 from armada.pipeline.ablation.job import make_ablation
+from armada.pipeline.findings.findings import find
+from armada.pipeline.findings.runs import read_run
 from command_line import CommandLine
 from safetensors.torch import load_file
 from tiny_masked_models import make_masked_lm
@@ -200,6 +202,11 @@ def test_an_undistilled_student_reads_the_same_masks(bench: Bench, tmp_path: Pat
     assert first[0] == first[1]
     measured = metrics(tmp_path / "without")["validation"]
     assert measured["teacher_kl"] > 0  # compared all the same
+    other = {"control": "undistilled", "mask_share": 0.4, "masks_per_text": 1}
+    library.distill(**bench.job(tmp_path / "other", epochs=1, **other))
+    runs = [read_run(tmp_path / name) for name in ("with", "without", "other")]
+    counts = [sum(len(row.condition.runs) for row in each.rows) for each in find(runs).studies]
+    assert counts == [2, 1]  # losses under other masks are compared with none
 
 
 def test_its_folder_opens_in_transformers(bench: Bench, run: Path, tmp_path: Path) -> None:
