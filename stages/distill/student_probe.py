@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..language.probes import probing
+from .language.student import LanguageStudent
 from .student import Student
 
 PROBE = "a b c d e"
@@ -31,9 +32,10 @@ def probe_inputs(tokenizer: Any) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def padding_effect(student: Student, tokenizer: Any, side: Side) -> float:
-    """The largest difference that a few padding tokens make to a text's pooled vector, as a part
-    of its largest number."""
+def padding_effect(student: Student | LanguageStudent, tokenizer: Any, side: Side) -> float:
+    """The largest difference that a few padding tokens make to a text's pooled vector, or, of a
+    language model padded on the right, to the states of its tokens; as a part of the largest
+    number."""
     inputs = probe_inputs(tokenizer)
     padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
     padded = {
@@ -44,15 +46,19 @@ def padding_effect(student: Student, tokenizer: Any, side: Side) -> float:
     }
     with probing(student), torch.random.fork_rng(devices=[]):
         alone, beside = (student(**each)[0] for each in (inputs, padded))
+    beside = beside[: len(alone)]
     return float((beside - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
 
 
-def warn_of_padding(student: Student, tokenizer: Any, source: str) -> None:
-    """Warn, once and in one line, of a student whose outputs depend on padding."""
+def warn_of_padding(
+    student: Student | LanguageStudent, tokenizer: Any, source: str, side: Side | None = None
+) -> None:
+    """Warn, once and in one line, of a student whose outputs depend on padding, on the tokenizer's
+    side of a text if none is given."""
     if tokenizer.pad_token_id is None:
         return
     try:
-        effect = padding_effect(student, tokenizer, tokenizer.padding_side)
+        effect = padding_effect(student, tokenizer, side or tokenizer.padding_side)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # it takes no text of this length; training reports its limit
@@ -60,7 +66,7 @@ def warn_of_padding(student: Student, tokenizer: Any, source: str) -> None:
     if effect > TOLERANCE:
         family = student.model.config.model_type
         _LOGGER.warning(
-            f"student {source}: a {family} depends on padding (the text vector differs by "
+            f"student {source}: a {family} depends on padding (its outputs differ by "
             f"{effect:.1%} of the largest value), so predictions depend on the batch; predict one "
             "text at a time (batch_size=1), or use a family that masks padding"
         )

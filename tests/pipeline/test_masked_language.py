@@ -19,6 +19,8 @@ from armada.pipeline.ablation.ablate import plan
 from armada.pipeline.ablation.job import make_ablation
 from armada.pipeline.findings.findings import find
 from armada.pipeline.findings.runs import read_run
+from armada.stages.distill.language.source import load_masked_student
+from armada.stages.distill.settings import StudentSettings
 from command_line import CommandLine
 from safetensors.torch import load_file
 from tiny_masked_models import make_masked_lm
@@ -382,6 +384,17 @@ def test_a_plan_counts_each_mask_of_a_text(bench: Bench, tmp_path: Path) -> None
     assert (cell.train_examples, cell.steps) == (80, 10)
     with pytest.raises(library.ArmadaError, match=r"grid, .*'mask_seed': is 3"):
         plan(make_ablation(job | {"grid": {"mask_seed": [0, 3]}}))
+
+
+def test_a_student_that_heeds_padding_is_told_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An FNet mixes all tokens of a row; of its batch, then, its predictions depend."""
+    for family in ("fnet", "bert"):
+        folder = make_masked_lm(tmp_path / family, family, texts=texts())
+        load_masked_student(StudentSettings(student=str(folder)), texts(), 0.0)
+    (record,) = (each for each in caplog.records if "padding" in each.message)
+    assert "a fnet depends on padding (its outputs differ by " in record.message
 
 
 def test_other_tokens_are_refused(

@@ -24,6 +24,7 @@ from ..student_models import (
     load_tokenizer,
     random_model,
 )
+from ..student_probe import warn_of_padding
 from .student import LanguageStudent, MaskedStudent
 
 AUTO_CLASS = "AutoModelForCausalLM"
@@ -52,7 +53,9 @@ def load_masked_student(
 ) -> tuple[MaskedStudent, Any]:
     """The same of a masked language model. Raises StudentSourceError."""
     model, tokenizer = _load(_MASKED, settings, texts)
-    return MaskedStudent(model, NO_LABELS, dropout), tokenizer
+    student = MaskedStudent(model, NO_LABELS, dropout)
+    warn_of_padding(student, tokenizer, settings.student, side="right")
+    return student, tokenizer
 
 
 def choose_masked_length(requested: int | None, tokenizer: Any, model: Any) -> int:
