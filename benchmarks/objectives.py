@@ -56,7 +56,6 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 STUDENT = {
     "student_layers": 2,
     "learning_rate": 1e-4,
-    "max_length": 64,
     "keep": "last",
 }
 
@@ -114,6 +113,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=300)
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
     parser.add_argument("--teacher-epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, help="keep all runs here, and continue from them")
@@ -159,6 +159,7 @@ def quality(
                 "train": str(train),
                 "validation": str(validation),
                 "epochs": options.epochs,
+                "max_length": options.max_length,
                 "seed": options.seeds,
                 "output": str(folder / objective.name),
                 "resume": True,
@@ -230,7 +231,11 @@ def teachers(
 ) -> Caches:
     """Fine-tunes the encoder on all labels, and caches what it says about the texts."""
     student = fine_tuned(task, folder / "teacher", validation, options, seed=0)
-    common = {"corpus": [str(train)], "text_column": list(task.columns), "max_length": 64}
+    common = {
+        "corpus": [str(train)],
+        "text_column": list(task.columns),
+        "max_length": options.max_length,
+    }
     layers = {"layers": [3, 6], "token_layers": [3, 6], "attention_layers": [6]}
     classifier = cached(
         common | {"teacher": f"classifier:{student}", "pooled": True}, folder / "logits"
@@ -261,7 +266,7 @@ def fine_tuned(
         "control": PLAIN,
         "epochs": options.teacher_epochs,
         "learning_rate": 5e-5,
-        "max_length": 64,
+        "max_length": options.max_length,
         "seed": seed,
         "output": str(folder),
         "resume": True,
