@@ -16,7 +16,7 @@ from ...stages.corpus.labels import MISSING, NO_LABELS
 from ...stages.distill.batches import DistillDataset
 from ...stages.distill.controls import Control
 from ...stages.distill.export import student_folder
-from ...stages.distill.language.batches import PackedTexts, pack
+from ...stages.distill.language.batches import PredictedRows, pack
 from ...stages.distill.language.evaluation import TokenSums, respond, response_metrics
 from ...stages.distill.language.export import LanguageCard, load_language_folder
 from ...stages.distill.language.pairs import LogProbs, paired
@@ -63,7 +63,7 @@ def evaluate_language(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     rows = pack(texts, "none", int(texts.lengths.max()), encoding.pad_id, answers)
     if rejected is not None:
         rows = paired(rows, rejected.texts, known)
-    metrics = _predicted(student, rows, job.batch_size)
+    metrics = predicted(student, rows, job.batch_size, TokenSums())
     if job.max_new_tokens is not None:
         responses = _responses(job, student, tokenizer, card, texts)
         references = [response_of(segments) for segments in _examples(corpus)]
@@ -108,12 +108,14 @@ def _examples(corpus: Corpus) -> list[tuple[str, ...]]:
     return [segments for batch in corpus.batches() for segments in batch]
 
 
-def _predicted(student: LanguageStudent, rows: PackedTexts, batch_size: int) -> dict[str, float]:
+def predicted(
+    student: LanguageStudent, rows: PredictedRows, batch_size: int, sums: TokenSums
+) -> dict[str, float]:
     """Perplexity and related metrics, over all predicted tokens, what compares with teachers'
-    answers, and preferences among two responses."""
+    answers, and preferences among two responses; added up in `sums`."""
     sizes = Sizes(student.dim, 1, regression=False, feature_shape=None)
     model = LanguageModel(student, UndistilledObjective(ObjectiveOptions(), sizes)).eval()
-    dataset, sums = DistillDataset(rows, np.full(len(rows), MISSING), {}), TokenSums()
+    dataset = DistillDataset(rows, np.full(len(rows), MISSING), {})
     device = next(student.parameters()).device
     for start in range(0, len(dataset), batch_size):
         indices = list(range(start, min(start + batch_size, len(dataset))))
@@ -201,12 +203,8 @@ class Compared:
                     f"of tokens to compare a language model with (top_k, dense){hint}"
                 )
             return cls(answers, None, np.full(len(corpus), -1))
-        answers = answers.of(feature, [corpus])
-        rows = answers.cache.find(corpus.keys(), feature)
-        if (rows < 0).all():
-            raise missing_keys(answers.cache, corpus, np.flatnonzero(rows < 0), [feature])
-        spec = answers.cache.feature_spec(feature)
-        return cls(answers, Source(answers, spec, (), Control("none"), None), rows)
+        source, rows = compared_source(answers, corpus, feature)
+        return cls(source.answers, source, rows)
 
     def response_metrics(
         self, job: EvaluateJob, folder: Path, corpus: Corpus, responses: Sequence[str]
@@ -234,12 +232,7 @@ _RESPONSES = {GENERATED_IDS, GENERATED_TEXT}
 def _feature_of_tokens(cache: Cache, named: str | None) -> str | None:
     """The predictions to compare with; None for a teacher that has none, or whose responses are
     named."""
-    specs = map(cache.feature_spec, cache.features)
-    known = [
-        spec.name
-        for spec in specs
-        if teaches_tokens(spec) and not isinstance(spec.coding, SamplesCoding)
-    ]
+    known = distributions(cache)
     if named in _RESPONSES or not known:
         return None
     if named is None and len(known) > 1:
@@ -250,3 +243,24 @@ def _feature_of_tokens(cache: Cache, named: str | None) -> str | None:
             f"{', '.join(known)}"
         )
     return named or known[0]
+
+
+def distributions(cache: Cache) -> list[str]:
+    """Features that are distributions of predicted tokens."""
+    specs = map(cache.feature_spec, cache.features)
+    return [
+        spec.name
+        for spec in specs
+        if teaches_tokens(spec) and not isinstance(spec.coding, SamplesCoding)
+    ]
+
+
+def compared_source(answers: Answers, corpus: Corpus, feature: str) -> tuple[Source, Rows]:
+    """Predictions to compare with, and their cache rows, -1 for texts without. Raises
+    MissingKeysError where none of the texts is cached."""
+    answers = answers.of(feature, [corpus])
+    rows = answers.cache.find(corpus.keys(), feature)
+    if (rows < 0).all():
+        raise missing_keys(answers.cache, corpus, np.flatnonzero(rows < 0), [feature])
+    spec = answers.cache.feature_spec(feature)
+    return Source(answers, spec, (), Control("none"), None), rows

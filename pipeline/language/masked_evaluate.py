@@ -3,31 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from accelerate.utils import send_to_device
-
-from ...cache_schemas.codings import SamplesCoding
 from ...cache_schemas.errors import JobError, StudentSourceError
 from ...stages.corpus.corpus import Corpus, read_corpus
-from ...stages.corpus.labels import MISSING, NO_LABELS
-from ...stages.distill.batches import DistillDataset
-from ...stages.distill.controls import Control
+from ...stages.corpus.labels import NO_LABELS
 from ...stages.distill.language.evaluation import MaskedTokenSums
 from ...stages.distill.language.export import load_masked_folder
 from ...stages.distill.language.student import MaskedStudent
 from ...stages.distill.language.teachers import Answering
-from ...stages.distill.language.trainer import LanguageModel
-from ...stages.distill.objectives.base import Sizes
-from ...stages.distill.objectives.options import SOURCE, ObjectiveOptions
-from ...stages.distill.objectives.undistilled import UndistilledObjective
+from ...stages.distill.objectives.options import SOURCE
 from ...stages.language.masking import Masker
 from ...stages.store.format.rows import Rows
-from ..answers import missing_keys, open_answers
+from ..answers import open_answers
 from ..environment import choose_device
 from ..jobs import make
 from ..objective_keys import CacheKeys
-from ..sources import Source, teaches_tokens
+from ..sources import Source
 from ..student_jobs import EvaluateJob
+from .evaluate import compared_source, distributions, predicted
 from .masked_data import MaskedEncoding, compared_masks
 
 
@@ -55,21 +47,15 @@ def evaluate_masked(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         answers[SOURCE] = compared_masks(source, rows, texts, corpus, encoding)
         compared = {"compared_examples": int((rows >= 0).sum())}
     student = MaskedStudent(model.to(choose_device(job.device)), NO_LABELS, dropout=0.0)
-    sizes = Sizes(student.dim, 1, regression=False, feature_shape=None)
-    scored = LanguageModel(student, UndistilledObjective(ObjectiveOptions(), sizes)).eval()
-    tokens, sums = encoding.rows(texts, answers), MaskedTokenSums()
-    dataset = DistillDataset(tokens, np.full(len(tokens), MISSING), {})
-    device = next(student.parameters()).device
-    for start in range(0, len(dataset), job.batch_size):
-        indices = list(range(start, min(start + job.batch_size, len(dataset))))
-        sums.add(scored, send_to_device(dataset.__getitems__(indices), device), tokens)
+    tokens = encoding.rows(texts, answers)
+    metrics = predicted(student, tokens, job.batch_size, MaskedTokenSums())
     return {
         "examples": len(texts),
         "masked_tokens": int(texts.predicted.sum()),
         **compared,
         "truncated_examples": int(texts.truncated.sum()),
         "skipped_rows": list(corpus.skipped),
-        "metrics": sums.metrics(),
+        "metrics": metrics,
     }
 
 
@@ -77,9 +63,7 @@ def _teacher(job: EvaluateJob, corpus: Corpus) -> tuple[Source, Rows]:
     """The teacher to compare with, and its cache rows, -1 for texts without. Raises JobError for
     one that has no distributions, and MissingKeysError where none of the texts is cached."""
     answers = open_answers(make(CacheKeys, job.cache_keys))
-    cache = answers.cache
-    specs = [spec for spec in map(cache.feature_spec, cache.features) if teaches_tokens(spec)]
-    known = [spec.name for spec in specs if not isinstance(spec.coding, SamplesCoding)]
+    known = distributions(answers.cache)
     feature = job.feature or (known[0] if len(known) == 1 else None)
     if feature not in known:
         raise JobError(
@@ -87,9 +71,4 @@ def _teacher(job: EvaluateJob, corpus: Corpus) -> tuple[Source, Rows]:
             f"language model with, the teacher has {', '.join(known) or 'nothing'}"
         )
     assert feature is not None
-    answers = answers.of(feature, [corpus])
-    rows = answers.cache.find(corpus.keys(), feature)
-    if (rows < 0).all():
-        raise missing_keys(answers.cache, corpus, np.flatnonzero(rows < 0), [feature])
-    spec = answers.cache.feature_spec(feature)
-    return Source(answers, spec, (), Control("none"), None), rows
+    return compared_source(answers, corpus, feature)

@@ -6,9 +6,11 @@ Shapes: C tokens, H hidden numbers, V tokens of the vocabulary.
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ...language.logits import find_transform, is_causal
@@ -22,6 +24,21 @@ from .generation import Reader, SameLengths, find_cache_name
 DEFAULT_TEXT_LENGTH = 1024
 CHUNK_BYTES = 64 * 2**20
 """Bytes of float32 logits at once."""
+
+
+def require_rows(folder: Path, tokens: int, rows: int) -> None:
+    """Raises TeacherSourceError for a tokenizer with more tokens than its model has rows."""
+    if tokens > rows:
+        raise TeacherSourceError(
+            f"source {folder}: its tokenizer has {tokens} tokens, the model {rows}; use the "
+            "model's own tokenizer, or resize the model's embeddings"
+        )
+
+
+def tokens_at_once(head: nn.Module) -> int:
+    """For how many tokens a head makes logits at once: whole groups of rows."""
+    logit_bytes = 4 * cast(Tensor, head.weight).shape[0]
+    return max(CHUNK_BYTES // logit_bytes // ROW_GROUP, 1) * ROW_GROUP
 
 
 class CausalCheckpointTeacher(CheckpointTeacher):
@@ -43,11 +60,7 @@ class CausalCheckpointTeacher(CheckpointTeacher):
             options.max_length, self._positions, DEFAULT_TEXT_LENGTH, 1, JobError
         )
         options.check(self._tokenizer)
-        if self._vocab_size > self._rows:
-            raise TeacherSourceError(
-                f"source {self._folder}: its tokenizer has {self._vocab_size} tokens, the model "
-                f"{self._rows}; use the model's own tokenizer, or resize the model's embeddings"
-            )
+        require_rows(self._folder, self._vocab_size, self._rows)
 
     def _prepare(self) -> None:
         transform = find_transform(self._model)
@@ -62,8 +75,7 @@ class CausalCheckpointTeacher(CheckpointTeacher):
                 "use a causal language model"
             )
         self._transform, self._head = transform, self._model.get_output_embeddings()
-        logit_bytes = 4 * self._head.weight.shape[0]
-        self._chunk = max(CHUNK_BYTES // logit_bytes // ROW_GROUP, 1) * ROW_GROUP
+        self._chunk = tokens_at_once(self._head)
         self._fill = padding_id(self._tokenizer, self._rows)
 
     def _find_reader(self, padded: bool, noise: float) -> None:

@@ -41,7 +41,6 @@ from ...ragged import arange_each
 from ...tokenizing.padding import pad
 from ...tokenizing.unknown import Unknown, mostly_unknown
 from .base import (
-    ROW_GROUP,
     Answers,
     Example,
     Outputs,
@@ -49,7 +48,7 @@ from .base import (
     in_row_groups,
     to_device,
 )
-from .causal_checkpoint import CHUNK_BYTES
+from .causal_checkpoint import require_rows, tokens_at_once
 from .checkpoint_teacher import PADDING_TOLERANCE, CheckpointTeacher
 from .masked_lm_options import POSITIONS, READ, MaskedLMOptions
 from .padded_lengths import padded_lengths
@@ -99,11 +98,7 @@ class MaskedLMTeacher(CheckpointTeacher):
             options.max_length, self._positions, DEFAULT_MAX_LENGTH, 3, JobError
         )
         rows = embedding_rows(self._skeleton)
-        if self._vocab_size > rows:
-            raise TeacherSourceError(
-                f"{what}: its tokenizer has {self._vocab_size} tokens, the model {rows}; use the "
-                "model's own tokenizer, or resize the model's embeddings"
-            )
+        require_rows(self._folder, self._vocab_size, rows)
         self._fill = padding_id(self._tokenizer, rows)
         spec = self._make_spec(
             options,
@@ -209,8 +204,7 @@ class MaskedLMTeacher(CheckpointTeacher):
                 "ModernBERT"
             )
         self._transform, self._head = transform, self._model.get_output_embeddings()
-        logit_bytes = 4 * self._head.weight.shape[0]
-        self._chunk = max(CHUNK_BYTES // logit_bytes // ROW_GROUP, 1) * ROW_GROUP
+        self._chunk = tokens_at_once(self._head)
         self._answers: dict[str, Answer] = {}
         for name, coding in self._options.codings(self._vocab_size).items():
             assert isinstance(coding, TopKCoding)
