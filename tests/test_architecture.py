@@ -34,7 +34,7 @@ FLOORS = (
         "stages.language",
         "stages.store",
     ),
-    ("stages.deriving", "stages.embeddings", "stages.cache_dataset"),
+    ("stages.deriving", "stages.embeddings", "stages.cache_dataset", "stages.retrieval"),
     ("stages.adapters",),
     ("stages.precompute", "stages.distill"),
     ("stages.testing",),

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..corpus.label_kinds import LabelSpace, LabelValues, missing_numbers
+from ..retrieval.metrics import average_precision
 
 MULTILABEL_METRICS = (
     "micro_f1",
@@ -119,20 +120,10 @@ def _average_precisions(outputs: LabelValues, known: Flags, holds: Flags) -> Flo
     """Average precision of each class [K]; NaN for one that never holds."""
     return np.array(
         [
-            _average_precision(outputs[of, number], holds[of, number])
+            average_precision(outputs[of, number], holds[of, number])
             for number, of in enumerate(known.T)
         ]
     )
-
-
-def _average_precision(outputs: LabelValues, holds: Flags) -> float:
-    if not holds.any():
-        return np.nan
-    order = np.argsort(-outputs, kind="stable")
-    scores, right = outputs[order], np.cumsum(holds[order])
-    ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # equal outputs go together
-    recall_gains = np.diff(right[ends] / right[-1], prepend=0)
-    return float((recall_gains * right[ends] / (ends + 1)).sum())
 
 
 def _outputs(outputs: Floats, labels: Floats) -> dict[str, Floats]:
