@@ -242,6 +242,10 @@ def evaluate(
         typer.Option(help="cache of embeddings to compare with, if the student learned a feature"),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="fingerprint or prefix of one")] = None,
+    beir: Annotated[
+        Path | None, typer.Option(help="instead of a corpus: BEIR folder to search in")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="of the BEIR folder; default test")] = None,
     settings: Settings = None,
     keys: Keys = False,
     as_json: AsJson = False,
@@ -261,6 +265,8 @@ def evaluate(
         "label_column": label_column,
         "cache": cache,
         "teacher": teacher,
+        "beir": str(beir) if beir else None,
+        "split": split,
     }
     made = make(EvaluateJob, collect_keys(None, options, settings or []))
     with kept_imports():

@@ -159,11 +159,24 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show_json(result)
         return
+    print(_evaluated(result))
+    width = max([12, *map(len, result["metrics"])])
+    for name, value in result["metrics"].items():
+        print(f"{name:{width}} {_figure(value)}")
+    if "texts_per_second" in result:
+        speed, weights = result["texts_per_second"], size(result["model_bytes"])
+        print(f"{speed:,.0f} texts a second on this machine, {weights} of weights")
+
+
+def _evaluated(result: dict[str, Any]) -> str:
+    """What a student was evaluated on."""
+    if "passages" in result:
+        without = result["queries_without_relevant"]
+        note = f", {without} without a relevant passage, not counted" if without else ""
+        return f"{result['examples']} queries, {result['passages']} passages{note}"
     unlabelled = result.get("unlabelled_examples")  # language models need no labels
     note = "" if unlabelled is None else f", {unlabelled} without a label"
-    print(f"{result['examples']} examples{note}")
-    for name, value in result["metrics"].items():
-        print(f"{name:12} {_figure(value)}")
+    return f"{result['examples']} examples{note}"
 
 
 def show_predicted(predicted: "PredictReport", as_json: bool) -> None:

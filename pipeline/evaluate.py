@@ -12,7 +12,8 @@ from ..stages.distill.controls import Control, controlled
 from ..stages.distill.evaluation import detailed_metrics, predict, task_metrics
 from ..stages.distill.export import StudentCard, load_saved_student
 from ..stages.distill.language.export import is_language_student, is_masked_student
-from ..stages.distill.saved_student import is_embedder, load_embedder
+from ..stages.distill.saved_student import is_embedder
+from ..stages.distill.student import Student
 from ..stages.distill.teacher_answers import ClassAnswers, NumberAnswers, TeacherAnswers
 from ..stages.memory import out_of_memory_as
 from .answers import missing_keys, open_answers
@@ -23,6 +24,7 @@ from .language.evaluate import evaluate_language
 from .language.masked_evaluate import evaluate_masked
 from .measured import kind_of_texts
 from .objective_keys import CacheKeys
+from .retrieval.evaluate import evaluate_beir, evaluate_embeddings, evaluate_pairs
 from .run_folder import spread
 from .signals import telling_what_is_kept
 from .student_data import LabelledCorpus, read_labelled
@@ -56,22 +58,39 @@ def _spreads(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
-    if is_language_student(folder):
-        return evaluate_language(job, folder)
-    if is_masked_student(folder):
-        return evaluate_masked(job, folder)
+    if is_language_student(folder) or is_masked_student(folder):
+        if job.beir is not None:
+            raise JobError(f"beir: student {folder} is a language model and has no embeddings")
+        of_tokens = evaluate_language if is_language_student(folder) else evaluate_masked
+        return of_tokens(job, folder)
     if job.rejected_column is not None:
         raise JobError("rejected_column: is for language models; this student predicts labels")
     if job.max_new_tokens is not None:
         raise JobError("max_new_tokens: is for language models; this student predicts labels")
+    if job.beir is not None:
+        return evaluate_beir(job, folder)
     student, tokenizer, card = load_saved_student(folder)
+    embeds = card.space.task == "none" or is_embedder(folder)
+    if embeds and len(job.text_column) == 2 and len(card.text_columns) == 1:
+        return evaluate_pairs(job, folder)
     if card.space.task == "none":
-        if job.cache is None:
-            raise JobError(
-                f"student {folder}: was trained without labels; name a --cache to compare its "
-                "embeddings with"
-            )
-        return _evaluate_embeddings(job, _corpus_keys(job, card), folder)
+        return _evaluate_without_labels(job, card, folder)
+    return _evaluate_labels(job, folder, student, tokenizer, card)
+
+
+def _evaluate_without_labels(job: EvaluateJob, card: StudentCard, folder: Path) -> dict[str, Any]:
+    if job.cache is None:
+        raise JobError(
+            f"student {folder}: was trained without labels; name a --cache to compare its "
+            "embeddings with, two text columns and a label_column of their scores, or a --beir "
+            "folder to search in"
+        )
+    return evaluate_embeddings(job, _corpus_keys(job, card), folder)
+
+
+def _evaluate_labels(
+    job: EvaluateJob, folder: Path, student: Student, tokenizer: Any, card: StudentCard
+) -> dict[str, Any]:
     keys = _corpus_keys(job, card)
     labelled = read_labelled(keys, job.corpus, card.space)
     dataset = labelled.dataset(labelled.tokens(tokenizer, card.max_length), {})
@@ -81,7 +100,7 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     answers = _answers_of(job, folder, labelled, card.space)
     beside = {}
     if job.cache is not None and answers is None:
-        found = _evaluate_embeddings(job, keys, folder)["metrics"]
+        found = evaluate_embeddings(job, keys, folder)["metrics"]
         beside = {f"embedding_{name}": value for name, value in found.items()}
     outputs = predict(student.to(choose_device(job.device)), dataset, job.batch_size)
     if answers is not None:
@@ -140,47 +159,3 @@ def _corpus_keys(job: EvaluateJob, card: StudentCard) -> CorpusKeys:
         "delimiter": job.delimiter,
     }
     return make(CorpusKeys, keys)
-
-
-def _evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dict[str, Any]:
-    """`cosine`, the mean over examples, and `mse`, over all numbers; the teacher's embeddings come
-    from the job's cache. Raises JobError for a feature of another width, and for a student that
-    learned none."""
-    student = load_embedder(folder)
-    if student is None:
-        raise JobError(
-            f"cache: student {folder} predicts labels and has no embeddings to compare (no "
-            "modules.json); name a feature of its classes or numbers (a classifier's logits, a "
-            "score), or leave cache, teacher and feature out"
-        )
-    student = student.to(choose_device(job.device))
-    labelled = read_labelled(keys, job.corpus, student.card.space)
-    answers = open_answers(make(CacheKeys, job.cache_keys))
-    feature = job.feature or answers.cache.features[0]
-    cache = answers.of(feature, [labelled.corpus]).cache
-    corpus = labelled.corpus
-    rows = cache.find(corpus.keys(), feature)
-    labelled = labelled.with_rows(
-        {feature: rows},
-        job.skip_bad_rows,
-        lambda: missing_keys(cache, corpus, np.flatnonzero(rows < 0), [feature]),
-    )
-    wanted = cache[feature].gather(labelled.cache_rows[feature]).astype(np.float64)
-    wanted = wanted.reshape(len(wanted), -1)
-    texts = [segments for batch in labelled.corpus.batches() for segments in batch]
-    outputs = student.predict(texts, job.batch_size)
-    found = np.stack([each["embedding"] for each in outputs]).astype(np.float64)
-    if found.shape != wanted.shape:
-        raise JobError(
-            f"feature {feature!r}: has {wanted.shape[1]} numbers, and the student's embeddings "
-            f"{found.shape[1]}; name the feature and the teacher that it learned from"
-        )
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-    cosine = (found * wanted).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    dataset = labelled.dataset(labelled.tokens(student.tokenizer, student.card.max_length), {})
-    return {
-        "examples": len(texts),
-        "truncated_examples": dataset.truncated,
-        "skipped_rows": list(labelled.corpus.skipped),
-        "metrics": {"cosine": float(cosine.mean()), "mse": float(((found - wanted) ** 2).mean())},
-    }

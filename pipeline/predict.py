@@ -21,22 +21,19 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from scipy.special import expit, softmax
 
 from ..cache_schemas.errors import JobError
 from ..stages.corpus.corpus import Corpus, CorpusStream, stream_corpus
 from ..stages.corpus.reading import CorpusRequest
-from ..stages.distill.evaluation import require_finite
-from ..stages.distill.export import StudentCard
 from ..stages.distill.saved_student import (
     HOLDS,
     SavedLanguageModel,
+    SavedReader,
     SavedStudent,
     load_student,
 )
 from ..stages.distill.settings import DEFAULT_NEW_TOKENS
-from ..stages.distill.tokens import encode
 from ..stages.memory import out_of_memory_as
 from ..stages.store.format.rows import Rows
 from .environment import choose_device
@@ -142,6 +139,7 @@ def _text_columns(job: PredictJob, student: SavedStudent) -> tuple[str, ...]:
 def _predictor_of(job: PredictJob, student: SavedStudent) -> Predictor:
     if isinstance(student, SavedLanguageModel):
         return partial(_continue, student, job.batch_size, job.max_new_tokens or DEFAULT_NEW_TOKENS)
+    assert isinstance(student, SavedReader)
     return partial(_read, student, job.batch_size)
 
 
@@ -152,19 +150,9 @@ def _continue(
     return {"generated_text": pa.array(responses, pa.string())}, cut
 
 
-@torch.inference_mode()
-def _read(student: SavedStudent, batch_size: int, examples: Examples) -> tuple[Columns, int]:
-    assert isinstance(student.card, StudentCard)
-    tokens = encode(student.tokenizer, examples, student.card.max_length)
-    longest_first = np.argsort(-np.diff(tokens.offsets), kind="stable")
-    found = []
-    for start in range(0, len(tokens), batch_size):
-        batch = tokens.pad(longest_first[start : start + batch_size])
-        output = student(**{name: rows.to(student.device) for name, rows in batch.items()})
-        found.append(output.float().cpu().numpy())
-    outputs = np.concatenate(found)[np.argsort(longest_first)]
-    require_finite(outputs)
-    return _columns(student, outputs), tokens.truncated
+def _read(student: SavedReader, batch_size: int, examples: Examples) -> tuple[Columns, int]:
+    outputs, truncated = student.outputs(examples, batch_size)
+    return _columns(student, outputs), truncated
 
 
 def _columns(student: SavedStudent, outputs: npt.NDArray[np.float32]) -> Columns:

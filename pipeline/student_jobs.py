@@ -3,21 +3,46 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from ..cache_schemas.errors import RunError
 from ..cache_schemas.locations import Source
 from ..stages.distill.settings import DEFAULT_NEW_TOKENS
-from .jobs import Corpora, LabelColumns, Names, Separator, TextFormatKeys
+from ..stages.retrieval.metrics import USUAL_METRICS, Similarity, depth_of
+from .jobs import Corpora, LabelColumns, LocalFolder, Names, Separator, TextFormatKeys
+
+_OF_CORPORA = {
+    *("text_column", "label_column", "label_separator", "rejected_column", "cache", "teacher"),
+    *("feature", "limit", "max_new_tokens", "encoding", "delimiter"),
+}
 
 
 class EvaluateJob(TextFormatKeys):
     """Evaluation of a student."""
 
     student: Path = Field(description="folder that `distill` wrote")
-    corpus: tuple[Source, ...] = Field(min_length=1, description="files or folders with labels")
+    corpus: tuple[Source, ...] = Field(default=(), description="files or folders with labels")
     text_column: tuple[str, ...] = Field(
-        default=(), description="columns of the text segments; default those of training"
+        default=(),
+        description="columns of the text segments; default those of training; for a student that "
+        "embeds single texts, two columns are pairs, of which `label_column` has the score (for "
+        "spearman, pearson) or 0 and 1 (for average_precision, f1)",
+    )
+    beir: LocalFolder | None = Field(
+        default=None,
+        description="instead of a corpus, for a student that embeds: BEIR folder (corpus.jsonl, "
+        "queries.jsonl, qrels/SPLIT.tsv) to search in",
+    )
+    split: str = Field(
+        default="test", min_length=1, description="split of the BEIR folder's judgements"
+    )
+    retrieval_metrics: Names = Field(
+        default=USUAL_METRICS,
+        min_length=1,
+        description="for `beir`: ndcg@k, recall@k, precision@k, mrr@k and map@k for any k",
+    )
+    similarity: Similarity = Field(
+        default="cosine", description="of pairs, and of queries and passages: cosine, dot, euclid"
     )
     label_column: LabelColumns | None = Field(default=None, description="default that of training")
     label_separator: Separator | None = Field(
@@ -52,6 +77,24 @@ class EvaluateJob(TextFormatKeys):
         "compare with the corpus's responses",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, xpu")
+
+    @field_validator("retrieval_metrics")
+    @classmethod
+    def _are_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        depth_of(value)
+        return value
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "EvaluateJob":
+        if bool(self.corpus) == (self.beir is not None):
+            raise ValueError("corpus, beir: name one of them (files with labels, or a BEIR folder)")
+        if self.beir is not None:
+            given = self.model_fields_set & _OF_CORPORA
+            if given := {name for name in given if getattr(self, name) not in (None, (), False)}:
+                raise ValueError(f"{', '.join(sorted(given))}: not with beir; leave out")
+        elif given := self.model_fields_set & {"split", "retrieval_metrics"}:
+            raise ValueError(f"{', '.join(sorted(given))}: needs beir; name its folder")
+        return self
 
     @property
     def cache_keys(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from ..embeddings.folders import MODULES, read_embedding_folder
 from ..embeddings.layers import load_layers
 from ..language.tokens import encode_prompts, encode_texts, end_ids
 from ..pretrained import refusing
+from .evaluation import require_finite
 from .export import HEADS, StudentCard, load_saved_student, student_folder
 from .language.evaluation import padded_prompts, respond
 from .language.export import (
@@ -132,6 +134,27 @@ class SavedReader(SavedStudent):
             output = self(**self.encode(texts[start : start + batch_size])).float().cpu()
             found.extend(self._predictions(output))
         return found
+
+    @torch.inference_mode()
+    def outputs(
+        self, texts: Sequence[Text], batch_size: int
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """Outputs [N, K] of texts in their order, and how many of these were truncated; batches are
+        of texts of similar length, the longest first, so that memory runs out at once or never.
+
+        Raises TrainingError for outputs that are not finite."""
+        if not texts:
+            return np.empty((0, 0), dtype=np.float32), 0
+        tokens = encode(self.tokenizer, self._segments(texts), self.card.max_length)
+        longest_first = np.argsort(-np.diff(tokens.offsets), kind="stable")
+        found = []
+        for start in range(0, len(tokens), batch_size):
+            batch = tokens.pad(longest_first[start : start + batch_size])
+            output = self(**{name: rows.to(self.device) for name, rows in batch.items()})
+            found.append(output.float().cpu().numpy())
+        outputs = np.concatenate(found)[np.argsort(longest_first)]
+        require_finite(outputs)
+        return outputs, tokens.truncated
 
     def _predictions(self, output: Tensor) -> Iterator[Prediction]:
         if self.kind == "regression":

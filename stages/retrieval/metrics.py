@@ -24,13 +24,16 @@ Shapes: Q queries, K results of a query, J judgements, N pairs of texts.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import InputError
 from ...cache_schemas.keys import IntArray
+
+Similarity = Literal["cosine", "dot", "euclid"]
+"""cosine: q·p / (‖q‖ ‖p‖), 0 where one of them is zero; dot: q·p; euclid: -‖q - p‖²."""
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]

@@ -13,7 +13,7 @@ passages of a block, N candidates.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,7 @@ from torch import Tensor
 
 from ...cache_schemas.errors import InputError
 from ...cache_schemas.keys import IntArray
-
-Similarity = Literal["cosine", "dot", "euclid"]
-"""cosine: q·p / (‖q‖ ‖p‖), 0 where one of them is zero; dot: q·p; euclid: -‖q - p‖²."""
+from .metrics import Similarity
 
 BLOCK_PASSAGES = 8192
 """Passages that are read and scored at a time."""

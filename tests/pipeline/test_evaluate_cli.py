@@ -127,9 +127,7 @@ def test_evaluate_a_student_without_a_task(armada, distill_bench, tmp_path, refu
     )
     armada.done(*words)
     line = refused("evaluate", tmp_path / "run", "--corpus", distill_bench.validation)
-    assert line.endswith(
-        "was trained without labels; name a --cache to compare its embeddings with"
-    )
+    assert "was trained without labels; name a --cache to compare its embeddings with" in line
     # Its embeddings are compared with the teacher's; here by sentence-transformers as well.
     words = ("evaluate", tmp_path / "run", "--corpus", distill_bench.train, "--json")
     told = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
@@ -142,7 +140,9 @@ def test_evaluate_a_student_without_a_task(armada, distill_bench, tmp_path, refu
         "cosine": ((found * wanted).sum(axis=1) / lengths).mean(),
         "mse": ((found - wanted) ** 2).mean(),
     }
-    assert said["metrics"] == pytest.approx(expected, abs=1e-5)
+    metrics = said["metrics"]
+    assert metrics.keys() == {*expected, "cka", "neighbour_overlap@10"}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-5)
     assert said["examples"] == len(TEXTS)
 
 
@@ -160,6 +160,8 @@ def test_a_student_that_predicts_and_learned_a_feature_is_measured_as_both(
     alone = json.loads(armada.done(*words))["metrics"]
     named = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
     both = json.loads(armada.done(*words, *named))["metrics"]
+    assert both.pop("embedding_cka") > 0
+    assert 0 <= both.pop("embedding_neighbour_overlap@10") <= 1
     cache = open_cache(distill_bench.cache, distill_bench.hash[:8])
     wanted = cache["embedding"][cache.lookup(TEXTS)].astype(np.float64)
     found = encode(tmp_path / "run" / "student", TEXTS).astype(np.float64)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from armada.cache_schemas.errors import InputError
 from armada.stages.retrieval import search as module
+from armada.stages.retrieval.metrics import Similarity
 from armada.stages.retrieval.search import (
     NONE,
     BestPassages,
     Pairs,
-    Similarity,
     neighbour_overlap,
     search,
 )

@@ -1,0 +1,1 @@
+"""Retrieval: the measures of finished students that embed."""

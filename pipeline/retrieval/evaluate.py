@@ -1,0 +1,256 @@
+"""`evaluate` of a student that embeds: search in a BEIR folder, pairs of texts, or the teacher's
+embeddings in a cache.
+
+beir     metrics of retrieval (`stages/retrieval/metrics.py`), exact, over all passages
+pairs    of scores: spearman, pearson; of 0 and 1: average_precision, and the best f1 with its
+         threshold; each of the similarity of a pair
+cache    cosine, mse; cka and neighbour_overlap@10 of the two spaces
+
+Each result has `texts_per_second` of this machine, tokens included, and `model_bytes`, the bytes of
+the student's weights. Passages are embedded and searched block by block: memory holds their texts,
+the queries' embeddings and a block.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ...cache_schemas.errors import JobError
+from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.distill.label_metrics import correlations
+from ...stages.distill.measures import cosines, linear_cka
+from ...stages.distill.saved_student import SavedReader, Text, load_embedder
+from ...stages.retrieval.beir import read_beir
+from ...stages.retrieval.metrics import (
+    Similarity,
+    average_precision,
+    best_f1,
+    depth_of,
+    retrieval_metrics,
+)
+from ...stages.retrieval.search import BLOCK_PASSAGES, BestPassages, neighbour_overlap
+from ..answers import missing_keys, open_answers
+from ..distill_job import CorpusKeys
+from ..environment import choose_device
+from ..jobs import make
+from ..objective_keys import CacheKeys
+from ..student_data import read_labelled
+from ..student_jobs import EvaluateJob
+
+NEIGHBOURS = 10
+CKA_TEXTS = 1024
+"""The most texts that CKA compares, evenly spaced."""
+
+Array = npt.NDArray[Any]
+
+
+class _Embedder:
+    """A finished student on its device, which counts its texts and seconds."""
+
+    def __init__(self, job: EvaluateJob, folder: Path) -> None:
+        student = load_embedder(folder)
+        if student is None:
+            raise JobError(
+                f"student {folder}: predicts labels and has no embeddings to compare (no "
+                "modules.json); with a cache, name a feature of its classes or numbers (a "
+                "classifier's logits, a score); otherwise leave cache and beir out"
+            )
+        self.student: SavedReader = student.to(choose_device(job.device))
+        self.batch_size = job.batch_size
+        self.texts, self.seconds, self.truncated = 0, 0.0, 0
+
+    def __call__(self, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
+        """Embeddings [N, H]."""
+        started = time.perf_counter()
+        found, truncated = self.student.outputs(texts, self.batch_size)
+        self.seconds += time.perf_counter() - started
+        self.texts += len(texts)
+        self.truncated += truncated
+        return found
+
+    def figures(self) -> dict[str, float]:
+        """Speed, and bytes of the weights."""
+        weights = [*self.student.parameters(), *self.student.buffers()]
+        return {
+            "texts_per_second": self.texts / max(self.seconds, 1e-9),
+            "model_bytes": sum(each.numel() * each.element_size() for each in weights),
+        }
+
+
+def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
+    """Metrics of search among the passages of a BEIR folder. Raises JobError and CorpusError."""
+    assert job.beir is not None
+    embed = _Embedder(job, folder)
+    _require_one_segment(embed.student, folder)
+    asked = read_beir(job.beir, job.split, job.skip_bad_rows)
+    relevant = int((asked.judged.relevant_Q() > 0).sum())
+    if not relevant:
+        raise JobError(f"beir {job.beir}: no query of split {job.split!r} has a relevant passage")
+    best = BestPassages(
+        embed(asked.query_texts()),
+        min(depth_of(job.retrieval_metrics), len(asked.passages)),
+        job.similarity,
+        asked.same_ids(),
+    )
+    for start in range(0, len(asked.passages), BLOCK_PASSAGES):
+        rows = np.arange(start, min(start + BLOCK_PASSAGES, len(asked.passages)))
+        best.add(embed(asked.passage_texts(rows)))
+    rows_QK = best.found().rows_QK
+    return {
+        "examples": len(asked.queries),
+        "passages": len(asked.passages),
+        "queries_without_relevant": len(asked.queries) - relevant,
+        "truncated_examples": embed.truncated,
+        "skipped_rows": list(asked.skipped),
+        "metrics": retrieval_metrics(rows_QK, asked.judged, job.retrieval_metrics),
+        **embed.figures(),
+    }
+
+
+def evaluate_pairs(job: EvaluateJob, folder: Path) -> dict[str, Any]:
+    """Metrics of the similarities of pairs of texts. Raises JobError and CorpusError."""
+    if not isinstance(job.label_column, str):
+        raise JobError(
+            f"text_column {list(job.text_column)}: pairs are measured by their scores; name one "
+            "label_column of numbers, or of 0 and 1"
+        )
+    if job.cache is not None:
+        raise JobError("cache: is compared with single texts, not pairs; name one text_column")
+    corpus = read_corpus(
+        job.corpus,
+        job.text_column,
+        label_column=job.label_column,
+        skip_bad_rows=job.skip_bad_rows,
+        limit=job.limit,
+        form=job.file_format,
+    )
+    corpus.require_format(None, f"student {folder}")
+    labels_N = _numbers(corpus, job)
+    known = np.flatnonzero(~np.isnan(labels_N))
+    labels_N = labels_N[known]
+    if len(known) < 2:
+        raise JobError(f"corpus {job.corpus[0]}: {len(known)} pairs have a label; it takes 2")
+    embed = _Embedder(job, folder)
+    scores_N = np.concatenate(
+        [
+            _similarities(embed, corpus.examples(known[start : start + BLOCK_PASSAGES]), job)
+            for start in range(0, len(known), BLOCK_PASSAGES)
+        ]
+    )
+    return {
+        "examples": len(known),
+        "unlabelled_examples": len(corpus) - len(known),
+        "truncated_examples": embed.truncated,
+        "skipped_rows": list(corpus.skipped),
+        "metrics": _of_pairs(scores_N, labels_N),
+        **embed.figures(),
+    }
+
+
+def _numbers(corpus: Corpus, job: EvaluateJob) -> npt.NDArray[np.float64]:
+    """The labels; NaN where there is none."""
+    labels = corpus.labels
+    assert labels is not None
+    kind = labels.type
+    if pa.types.is_boolean(kind):
+        labels = labels.cast(pa.int64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise JobError(
+            f"label_column {job.label_column!r}: holds {kind}, and pairs of texts need a number: a "
+            "score, or 0 and 1"
+        )
+    numbers: npt.NDArray[np.float64] = labels.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if np.isinf(numbers).any():
+        row = int(np.flatnonzero(np.isinf(numbers))[0])
+        raise JobError(f"label_column {job.label_column!r}: {corpus.where(row)} is not finite")
+    return numbers
+
+
+def _similarities(
+    embed: _Embedder, pairs: Sequence[tuple[str, ...]], job: EvaluateJob
+) -> npt.NDArray[np.float64]:
+    """Similarities [N] of pairs; a text that comes several times is embedded once."""
+    texts = {text: 0 for pair in pairs for text in pair}
+    texts = {text: row for row, text in enumerate(texts)}
+    found = embed(list(texts))
+    rows = np.array([[texts[text] for text in pair] for pair in pairs])
+    return _similarity(found[rows[:, 0]], found[rows[:, 1]], job.similarity)
+
+
+def _similarity(one_NH: Array, other_NH: Array, kind: Similarity) -> npt.NDArray[np.float64]:
+    one_NH, other_NH = one_NH.astype(np.float64), other_NH.astype(np.float64)
+    if kind == "cosine":
+        return cosines(one_NH, other_NH)
+    terms_NH = one_NH * other_NH if kind == "dot" else -np.square(one_NH - other_NH)
+    found_N: npt.NDArray[np.float64] = terms_NH.sum(axis=1)
+    return found_N
+
+
+def _of_pairs(
+    scores_N: npt.NDArray[np.float64], labels_N: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    if not np.isin(labels_N, (0, 1)).all():
+        return correlations(scores_N, labels_N)
+    holds_N = labels_N == 1
+    if holds_N.all() or not holds_N.any():
+        raise JobError(f"label_column: all labels are {labels_N[0]:g}; nothing to tell apart")
+    f1, threshold = best_f1(scores_N, holds_N)
+    precision = average_precision(scores_N, holds_N)
+    return {"average_precision": precision, "f1": f1, "f1_threshold": threshold}
+
+
+def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dict[str, Any]:
+    """`cosine`, the mean over texts, `mse`, over all numbers, `cka` and `neighbour_overlap@10`; the
+    teacher's embeddings come from the job's cache. The last two are left out for fewer than 2
+    texts. Raises JobError for a feature of another width, and for a student that learned none."""
+    embed = _Embedder(job, folder)
+    labelled = read_labelled(keys, job.corpus, embed.student.card.space)
+    answers = open_answers(make(CacheKeys, job.cache_keys))
+    feature = job.feature or answers.cache.features[0]
+    cache = answers.of(feature, [labelled.corpus]).cache
+    corpus = labelled.corpus
+    rows = cache.find(corpus.keys(), feature)
+    labelled = labelled.with_rows(
+        {feature: rows},
+        job.skip_bad_rows,
+        lambda: missing_keys(cache, corpus, np.flatnonzero(rows < 0), [feature]),
+    )
+    wanted = cache[feature].gather(labelled.cache_rows[feature]).astype(np.float64)
+    wanted = wanted.reshape(len(wanted), -1)
+    texts = [segments for batch in labelled.corpus.batches() for segments in batch]
+    found = embed(texts).astype(np.float64)
+    if found.shape != wanted.shape:
+        raise JobError(
+            f"feature {feature!r}: has {wanted.shape[1]} numbers, and the student's embeddings "
+            f"{found.shape[1]}; name the feature and the teacher that it learned from"
+        )
+    metrics = {
+        "cosine": float(cosines(found, wanted).mean()),
+        "mse": float(np.square(found - wanted).mean()),
+    }
+    if len(texts) > 1:
+        spaced = np.linspace(0, len(texts) - 1, min(len(texts), CKA_TEXTS)).round().astype(np.int64)
+        metrics["cka"] = linear_cka(found[spaced], wanted[spaced])
+        overlap = neighbour_overlap(found, wanted, NEIGHBOURS)
+        metrics[f"neighbour_overlap@{NEIGHBOURS}"] = overlap
+    return {
+        "examples": len(texts),
+        "truncated_examples": embed.truncated,
+        "skipped_rows": list(labelled.corpus.skipped),
+        "metrics": metrics,
+        **embed.figures(),
+    }
+
+
+def _require_one_segment(student: SavedReader, folder: Path) -> None:
+    columns = student.card.text_columns
+    if len(columns) != 1:
+        raise JobError(
+            f"student {folder}: reads {len(columns)} segments ({', '.join(columns)}), and queries "
+            "and passages are single texts; use a student of one text column"
+        )

@@ -1,0 +1,172 @@
+"""`armada evaluate` of a student that embeds: BEIR folders, pairs, a cache; by second routes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from armada.pipeline.distill import run_distill
+from armada.pipeline.distill_job import DistillJob
+from armada.stages.distill.measures import linear_cka
+from beir_folders import write_beir, write_qrels
+from tiny_embeddings import encode
+from tiny_runs import TEXTS
+
+PASSAGES = {f"d{number}": ("the", text) for number, text in enumerate(TEXTS)}
+QUERIES = {f"q{number}": f"{text} indeed" for number, text in enumerate(TEXTS[:6])}
+JUDGED = [
+    *((f"q{number}", f"d{number}", 2) for number in range(5)),
+    *((f"q{number}", f"d{number + 9}", 1) for number in range(4)),
+    ("q5", "d5", 0),
+]
+
+
+@pytest.fixture(scope="module")
+def student(distill_bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student of a feature."""
+    output = tmp_path_factory.mktemp("embedder") / "run"
+    keys = {
+        "train": str(distill_bench.train),
+        "text_column": "text",
+        "cache": str(distill_bench.cache),
+        "teacher": distill_bench.hash,
+        "objective": "feature",
+        "student": str(distill_bench.student),
+        "epochs": 1,
+        "output": str(output),
+    }
+    run_distill(DistillJob.model_validate(keys), quiet=True)
+    return output / "student"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_beir(tmp_path / "beir", PASSAGES, QUERIES, JUDGED)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    found = vectors.astype(np.float64)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
+
+
+def test_search_in_a_beir_folder_is_measured_as_pytrec_eval_does(armada, student, folder):
+    pytrec_eval = pytest.importorskip("pytrec_eval", reason="the reference is not installed")
+    names = ["ndcg@3", "ndcg@10", "recall@5", "map@20"]
+    told = ("--set", f"retrieval_metrics=[{','.join(names)}]")
+    found = json.loads(armada.done("evaluate", student, "--beir", folder, *told, "--json"))
+    passages = unit(encode(student, [f"the {text}" for text in TEXTS]))
+    cosines = unit(encode(student, list(QUERIES.values()))) @ passages.T
+    run = {
+        query: {f"d{at}": float(score) for at, score in enumerate(row)}
+        for query, row in zip(QUERIES, cosines, strict=True)
+    }
+    qrel: dict[str, dict[str, int]] = {}
+    for query, passage, grade in JUDGED:
+        qrel.setdefault(query, {})[passage] = grade
+    measures = {"ndcg_cut.3,10", "recall.5", "map_cut.20"}
+    each = pytrec_eval.RelevanceEvaluator(qrel, measures).evaluate(run)
+    theirs = ["ndcg_cut_3", "ndcg_cut_10", "recall_5", "map_cut_20"]
+    expected = {
+        name: np.mean([each[f"q{number}"][key] for number in range(5)])
+        for name, key in zip(names, theirs, strict=True)
+    }
+    assert found["metrics"] == pytest.approx(expected, abs=1e-9)
+    assert (found["examples"], found["passages"]) == (6, len(TEXTS))
+    assert found["queries_without_relevant"] == 1
+    assert found["texts_per_second"] > 0
+    assert found["model_bytes"] > (student / "model.safetensors").stat().st_size * 0.9
+
+
+def test_lines_for_people_say_what_was_searched(armada, student, folder):
+    lines = armada.done("evaluate", student, "--beir", folder, "--split", "test").splitlines()
+    without = "1 without a relevant passage, not counted"
+    assert lines[0] == f"6 queries, {len(TEXTS)} passages, {without}"
+    metrics = [line.split()[0] for line in lines[1:-1]]
+    assert metrics == ["ndcg@10", "recall@10", "recall@100", "mrr@10", "map@100"]
+    assert "texts a second on this machine" in lines[-1]
+
+
+def test_a_passage_with_the_id_of_the_query_is_not_found(armada, student, tmp_path):
+    passages = {"q0": ("", QUERIES["q0"]), "d": ("", "another text")}
+    folder = write_beir(tmp_path / "beir", passages, QUERIES, [("q0", "d", 1)])
+    found = json.loads(armada.done("evaluate", student, "--beir", folder, "--json"))
+    assert found["metrics"]["mrr@10"] == 1.0
+
+
+def columns(count: int) -> dict[str, Any]:
+    return {"one": TEXTS[:count], "other": TEXTS[count : 2 * count]}
+
+
+def test_scores_of_pairs_are_correlated_with_cosines(armada, student, write_parquet):
+    from scipy.stats import pearsonr, spearmanr
+
+    scores = [*np.random.default_rng(0).random(10), None]
+    file = write_parquet("pairs", columns(11) | {"score": scores})
+    words = ("--text-column", "one", "--text-column", "other", "--label-column", "score")
+    found = json.loads(armada.done("evaluate", student, "--corpus", file, *words, "--json"))
+    one, other = (unit(encode(student, each[:10])) for each in columns(11).values())
+    cosines = (one * other).sum(axis=1)
+    expected = {
+        "pearson": pearsonr(cosines, scores[:10]).statistic,
+        "spearman": spearmanr(cosines, scores[:10]).statistic,
+    }
+    assert found["metrics"] == pytest.approx(expected, abs=1e-4)
+    assert (found["examples"], found["unlabelled_examples"]) == (10, 1)
+
+
+def test_pairs_that_match_or_do_not_are_classified(armada, student, write_parquet):
+    from sklearn.metrics import average_precision_score, f1_score
+
+    labels = [1, 0, 0, 1, 1, 0, 0, 1, 0, 0]
+    file = write_parquet("pairs", columns(10) | {"same": labels})
+    words = ("--text-column", "one", "--text-column", "other", "--label-column", "same")
+    told = ("--set", "similarity=euclid", "--json")
+    found = json.loads(armada.done("evaluate", student, "--corpus", file, *words, *told))["metrics"]
+    one, other = (encode(student, each).astype(np.float64) for each in columns(10).values())
+    scores = -np.square(one - other).sum(axis=1)
+    expected = average_precision_score(labels, scores)
+    assert found["average_precision"] == pytest.approx(expected, abs=1e-9)
+    assert found["f1"] == pytest.approx(f1_score(labels, scores >= found["f1_threshold"]))
+    assert found["f1"] == pytest.approx(max(f1_score(labels, scores >= each) for each in scores))
+
+
+def test_a_cache_gives_cka_and_neighbours_too(armada, student, distill_bench):
+    from armada import open_cache
+
+    named = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
+    words = ("evaluate", student, "--corpus", distill_bench.train, "--json")
+    found = json.loads(armada.done(*words, *named))["metrics"]
+    cache = open_cache(distill_bench.cache, distill_bench.hash[:8])
+    theirs = cache["embedding"][cache.lookup(TEXTS)].astype(np.float64)
+    ours = encode(student, TEXTS).astype(np.float64)
+    assert found["cka"] == pytest.approx(linear_cka(ours, theirs), abs=1e-4)
+    near = [unit(each) @ unit(each).T - 9 * np.eye(len(TEXTS)) for each in (ours, theirs)]
+    tops = [np.argsort(-each, axis=1)[:, :10] for each in near]
+    shared = [len({*a} & {*b}) / 10 for a, b in zip(*tops, strict=True)]
+    assert found["neighbour_overlap@10"] == pytest.approx(np.mean(shared), abs=0.01)
+
+
+def test_pairs_and_folders_that_cannot_be_measured_are_refused(
+    refused, student, distill_bench, folder, write_parquet
+):
+    file = write_parquet(
+        "pairs", columns(3) | {"name": ["a", "b", "c"], "all": [1, 1, 1], "one_of": [1, None, None]}
+    )
+    both = ("--text-column", "one", "--text-column", "other")
+    pairs = ("evaluate", student, "--corpus", file, *both)
+    assert "name one label_column" in refused(*pairs)
+    assert "holds large_string, and pairs" in refused(*pairs, "--label-column", "name")
+    assert "all labels are 1" in refused(*pairs, "--label-column", "all")
+    assert "1 pairs have a label; it takes 2" in refused(*pairs, "--label-column", "one_of")
+    named = ("--cache", distill_bench.cache, "--label-column", "all")
+    assert "is compared with single texts, not pairs" in refused(*pairs, *named)
+    beir = ("evaluate", student, "--beir", folder)
+    assert "corpus, beir: name one of them" in refused(*beir, "--corpus", file)
+    assert "corpus, beir: name one of them" in refused("evaluate", student)
+    assert "label_column: not with beir" in refused(*beir, "--label-column", "x")
+    assert "split: needs beir" in refused(*pairs, "--split", "dev")
+    assert "metric 'ndcg': is not one of" in refused(*beir, "--set", "retrieval_metrics=ndcg")
+    assert "has no split 'dev'; it has test" in refused(*beir, "--split", "dev")
+    write_qrels(folder, [("q0", "d0", 0)])
+    assert "no query of split 'test' has a relevant passage" in refused(*beir)
