@@ -370,6 +370,53 @@ def corpus(
 
 
 @app.command()
+def mine(
+    job: JobFile = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="file or folder of queries and positives")
+    ] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="two: that of queries, and of their positives")
+    ] = None,
+    passages: Annotated[
+        list[str] | None, typer.Option(help="file or folder of passages; default the positives")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder of the cache of embeddings")] = None,
+    teacher: Annotated[str | None, typer.Option(help="fingerprint or unique prefix")] = None,
+    output: Annotated[Path | None, typer.Option(help="new .parquet file")] = None,
+    negatives: Annotated[int | None, typer.Option(help="negatives for each row")] = None,
+    skip_bad_rows: SkipBadRows = False,
+    settings: Settings = None,
+    keys: Keys = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Mine hard negatives for queries and their positives, by a teacher's cached embeddings."""
+    from .pipeline.console import show_keys, show_mined
+    from .pipeline.jobs import collect_keys, make
+    from .pipeline.retrieval.mine_job import MineJob
+
+    if keys:
+        show_keys(MineJob)
+        return
+    options = {
+        "corpus": corpus,
+        "text_column": text_column,
+        "passages": passages,
+        "cache": str(cache) if cache else None,
+        "teacher": teacher,
+        "output": str(output) if output else None,
+        "negatives": negatives,
+        "skip_bad_rows": skip_bad_rows or None,
+    }
+    made = make(MineJob, collect_keys(job, options, settings or []))
+    with kept_imports():
+        from .pipeline.retrieval.mine import run_mine
+
+    show_mined(run_mine(made, quiet), as_json)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders that distill or ablate wrote")],
     out: Annotated[Path, typer.Option(help="file of the page")] = Path("report.html"),
@@ -416,7 +463,7 @@ def objectives(
 @app.command()
 def schema(
     command: Annotated[
-        str, typer.Argument(help="precompute, distill, ablate, evaluate, predict, corpus")
+        str, typer.Argument(help="precompute, distill, ablate, evaluate, predict, corpus, mine")
     ],
 ) -> None:
     """Print the JSON Schema of a command's job files, for editors."""

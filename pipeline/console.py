@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .precompute import DryRun
     from .precompute_plan import PrecomputeReport
     from .predict import PredictReport
+    from .retrieval.mine import MineReport
 
 
 def show_json(value: Any) -> None:
@@ -206,6 +207,25 @@ def show_corpus(report: "CorpusReport", as_json: bool) -> None:
     print(f"kept {counted(report.kept, 'response')} to {counted(report.kept_prompts, 'prompt')}")
     if report.written is not None:
         print(f"written to {report.output}: {counted(report.written, 'row')}")
+
+
+def show_mined(report: "MineReport", as_json: bool) -> None:
+    """Print the result of `mine`."""
+    warn_skipped(report.skipped)
+    if as_json:
+        show_json(report)
+        return
+    print(
+        f"{counted(report.pairs, 'pair')}, {counted(report.queries, 'different query text')}, "
+        f"{counted(report.passages, 'different passage')}"
+    )
+    print(f"{counted(report.mined, 'negative')}; {counted(report.short, 'pair')} with fewer")
+    if report.too_high or report.too_near:
+        print(
+            f"left out: {report.too_high:,} candidates above max_score, {report.too_near:,} too "
+            "near to the positive"
+        )
+    print(f"written to {report.output}: {counted(report.written, 'row')}")
 
 
 def _figure(value: float | dict[str, float]) -> str:

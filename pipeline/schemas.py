@@ -24,6 +24,7 @@ from .corpora.job import CorpusJob
 from .distill_job import DistillJob
 from .objective_keys import ObjectiveKeys, objective_options
 from .precompute_job import PrecomputeJob, teacher_options
+from .retrieval.mine_job import MineJob
 from .student_jobs import EvaluateJob, PredictJob
 
 Schema = dict[str, Any]
@@ -37,6 +38,7 @@ _JOBS: Mapping[str, type[BaseModel]] = {
     "evaluate": EvaluateJob,
     "predict": PredictJob,
     "corpus": CorpusJob,
+    "mine": MineJob,
 }
 _DEFINED = "#/$defs/"
 _ITEMS = r"^\w+\."

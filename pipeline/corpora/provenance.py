@@ -69,8 +69,7 @@ def provenance(
     report: CorpusReport,
 ) -> str:
     """The document. `parents` are those of the corpora of prompts that have one."""
-    files = [file for source in job.corpus for file in _files(source)]
-    parents = list(filter(None, map(parent_of, files)))
+    parents = parents_of(job.corpus)
     counts = {each.name: each for each in report.generators}
     document = {
         "command": "corpus",
@@ -97,6 +96,12 @@ def provenance(
     return json.dumps(document, ensure_ascii=False, sort_keys=True)
 
 
+def parents_of(sources: Sequence[str]) -> list[dict[str, Any]]:
+    """Name, digest and round of each file of corpora that was written by `corpus` or `mine`."""
+    files = [file for source in sources for file in _files(source)]
+    return list(filter(None, map(parent_of, files)))
+
+
 def _files(source: str) -> list[str]:
     """The Parquet files of a folder; any other source is itself."""
     folder = Path(source)
@@ -104,7 +109,8 @@ def _files(source: str) -> list[str]:
 
 
 def parent_of(source: str) -> dict[str, Any] | None:
-    """Name, digest and round of a file that was written by `corpus`; None for any other."""
+    """Name, digest and round of a file that was written by `corpus` or `mine`; None for any
+    other."""
     if not source.endswith(".parquet"):
         return None
     try:

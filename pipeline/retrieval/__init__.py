@@ -1,1 +1,1 @@
-"""Retrieval: the measures of finished students that embed."""
+"""Retrieval: hard negatives for training, and the measures of finished students that embed."""

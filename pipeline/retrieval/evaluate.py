@@ -27,10 +27,10 @@ from ...stages.distill.measures import cosines, linear_cka
 from ...stages.distill.saved_student import SavedReader, Text, load_embedder
 from ...stages.retrieval.beir import read_beir
 from ...stages.retrieval.metrics import (
-    Similarity,
     average_precision,
     best_f1,
     depth_of,
+    pair_scores,
     retrieval_metrics,
 )
 from ...stages.retrieval.search import BLOCK_PASSAGES, BestPassages, neighbour_overlap
@@ -179,16 +179,7 @@ def _similarities(
     texts = {text: row for row, text in enumerate(texts)}
     found = embed(list(texts))
     rows = np.array([[texts[text] for text in pair] for pair in pairs])
-    return _similarity(found[rows[:, 0]], found[rows[:, 1]], job.similarity)
-
-
-def _similarity(one_NH: Array, other_NH: Array, kind: Similarity) -> npt.NDArray[np.float64]:
-    one_NH, other_NH = one_NH.astype(np.float64), other_NH.astype(np.float64)
-    if kind == "cosine":
-        return cosines(one_NH, other_NH)
-    terms_NH = one_NH * other_NH if kind == "dot" else -np.square(one_NH - other_NH)
-    found_N: npt.NDArray[np.float64] = terms_NH.sum(axis=1)
-    return found_N
+    return pair_scores(found[rows[:, 0]], found[rows[:, 1]], job.similarity)
 
 
 def _of_pairs(

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..retrieval.metrics import pair_scores
+
 Array = npt.NDArray[Any]
 
 TEACHER_ERRORS = ("teacher_kl", "teacher_rmse", "teacher_mse")
@@ -96,11 +98,7 @@ def _correlation(student_N: Array, teacher_N: Array) -> float:
 
 def cosines(student_NH: Array, teacher_NH: Array) -> Array:
     """Cosine [N] of each text's two embeddings; 0 where one of them is zero."""
-    student_NH, teacher_NH = student_NH.astype(np.float64), teacher_NH.astype(np.float64)
-    lengths_N = np.linalg.norm(student_NH, axis=1) * np.linalg.norm(teacher_NH, axis=1)
-    dots_N = (student_NH * teacher_NH).sum(axis=1)
-    found_N: Array = np.divide(dots_N, lengths_N, out=np.zeros_like(dots_N), where=lengths_N > 0)
-    return found_N
+    return pair_scores(student_NH, teacher_NH)
 
 
 def linear_cka(student_ND: Array, teacher_NH: Array) -> float:

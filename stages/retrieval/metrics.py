@@ -183,6 +183,23 @@ def trec_order(scores_K: npt.NDArray[Any], names: Sequence[str]) -> IntArray:
     return by_name[np.argsort(-scores[by_name], kind="stable")]
 
 
+def pair_scores(
+    one_NH: npt.NDArray[Any], other_NH: npt.NDArray[Any], similarity: Similarity = "cosine"
+) -> Floats:
+    """The similarity [N] of row n of one array and row n of the other, in float64."""
+    one_NH, other_NH = one_NH.astype(np.float64), other_NH.astype(np.float64)
+    if similarity == "euclid":
+        distances_N: Floats = -np.square(one_NH - other_NH).sum(axis=1)
+        return distances_N
+    dots_N: Floats = (one_NH * other_NH).sum(axis=1)
+    if similarity == "dot":
+        return dots_N
+    lengths_N = np.linalg.norm(one_NH, axis=1) * np.linalg.norm(other_NH, axis=1)
+    cosines_N: Floats = np.zeros_like(dots_N)
+    np.divide(dots_N, lengths_N, out=cosines_N, where=lengths_N > 0)
+    return cosines_N
+
+
 def average_precision(scores_N: npt.NDArray[Any], holds_N: Flags) -> float:
     """Σ over thresholds n of (recall_n - recall_{n-1})·precision_n, equal scores together, 0 to 1;
     NaN if none holds. As in scikit-learn."""
