@@ -16,6 +16,8 @@ from ..stages.distill.objectives.options import SOURCE, TokensOptions
 from ..stages.distill.settings import (
     SCRATCH,
     SCRATCH_LEARNING_RATE,
+    STATIC,
+    STATIC_LEARNING_RATE,
     LoraSettings,
     Optimizer,
     StudentSettings,
@@ -217,6 +219,8 @@ class DistillJob(
         from_scratch = keys.get("student_from_scratch") in (True, "true")
         if from_scratch or str(keys.get("student", "")).startswith(SCRATCH):
             return {**keys, "learning_rate": SCRATCH_LEARNING_RATE}
+        if str(keys.get("student", "")).startswith(STATIC):
+            return {**keys, "learning_rate": STATIC_LEARNING_RATE}
         return keys
 
     @model_validator(mode="before")
@@ -324,6 +328,28 @@ class DistillJob(
         if self.student_layers is not None:
             raise ValueError(
                 "student_layers: adapters refer to a whole checkpoint; save the shortened one first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_no_transformer(self) -> "DistillJob":
+        if self.static_source is None:
+            return self
+        if self.of_tokens:
+            raise ValueError(
+                f"task {self.task!r}: a static student reads whole texts and predicts no tokens; "
+                "use a transformer"
+            )
+        for key in ("lora_rank", "gradient_checkpointing", "compile_student", "shard_student"):
+            if getattr(self, key):
+                raise ValueError(
+                    f"{key}: a static student is a table of token embeddings, with no layers; "
+                    "leave it out"
+                )
+        if self.precision == "fp16":
+            raise ValueError(
+                "precision 'fp16': scaled gradients are not for a static student; use float32 or "
+                "bf16"
             )
         return self
 

@@ -179,7 +179,7 @@ class _Card:
     def _head(self) -> ModelCardData:
         job, opens_in = self.job, self._opens_in
         base, from_hub = _base_card(job)
-        parent = job.student if from_hub else base.base_model
+        parent = (job.static_source or job.student) if from_hub else base.base_model
         more = ["sentence-transformers", "feature-extraction"] if self._sentences else []
         return ModelCardData(
             base_model=parent,
@@ -303,14 +303,15 @@ class _Card:
 def _base_card(job: DistillJob) -> tuple[ModelCardData, bool]:
     """Metadata of the base model's card, empty if it has none or cannot be reached; and whether the
     base is a hub id."""
-    folder, nothing = Path(job.student).expanduser(), ModelCardData()
+    source = job.static_source or job.student
+    folder, nothing = Path(source).expanduser(), ModelCardData()
     if job.student.startswith("scratch:") or job.student_from_scratch:
         return nothing, False
     from_hub = not folder.is_dir()
     try:
         file = folder / "README.md"
         if from_hub:
-            file = hf_hub_download(job.student, "README.md", revision=job.student_revision)
+            file = hf_hub_download(source, "README.md", revision=job.student_revision)
         return ModelCard.load(file, ignore_metadata_errors=True).data, from_hub
     except (OSError, ValueError, YAMLError):
         return nothing, from_hub

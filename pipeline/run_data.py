@@ -13,7 +13,7 @@ from ..stages.distill.logit_controls import require_classes
 from ..stages.distill.measures import is_teacher_measure
 from ..stages.distill.objectives.base import Sizes, require_fit
 from ..stages.distill.objectives.options import SOURCE
-from ..stages.distill.student_source import layer_count
+from ..stages.distill.student_source import check_student, layer_count
 from ..stages.store.transfer.location import is_local
 from .choosing import read_by_rules, select
 from .distill_job import DistillJob
@@ -236,6 +236,8 @@ def _check_same_masks(
 def check_inputs(job: DistillJob, terms: Sequence[Term], data: StudentData) -> None:
     """Check features and layers against each other, by the configuration alone of the checkpoint
     that a student begins with. A finished run is read without it: that may be gone."""
+    if job.static_source is not None:
+        check_student(job)
     layers = any("layers" in term.objective.reads.student for term in terms)
     count = layer_count(job) if layers else None
     space, sources = data.space, data.sources

@@ -348,6 +348,7 @@ def _labels(keys: Sequence[ObjectiveKeys], named: Sequence[str | None]) -> list[
 def _check_student(term: Term, job: DistillJob) -> None:
     """Raises JobError for an objective that reads what this kind of student does not have."""
     name, reads = term.keys.name, term.objective.reads
+    _check_static_student(name, reads, job)
     if "attention" in reads.student and job.compile_student:
         raise JobError(
             f"compile_student: objective {name} records queries, keys and values, which compiled "
@@ -381,6 +382,15 @@ def _check_student(term: Term, job: DistillJob) -> None:
         raise JobError(
             f"packing {job.packing!r}: objective {name} needs one text per row; use packing=none, "
             "or objective tokens alone"
+        )
+
+
+def _check_static_student(name: str, reads: Reads, job: DistillJob) -> None:
+    inner = reads.student & {"layers", "attention"}
+    if job.static_source is not None and inner:
+        raise JobError(
+            f"objective {name}: reads the student's {' and '.join(sorted(inner))}, and a static "
+            "student has none; use objectives of whole texts, such as feature, rkd or infonce"
         )
 
 

@@ -2,8 +2,8 @@
 
 The plan names a student, a cache, a folder for each run, and its settings; the first process writes
 the losses of all runs, and in each folder weights and evaluations. `stop_after`: the run is cut
-after so many steps; `summed`: three objectives, with a source each; `repeated`: three examples
-have one text for the teacher."""
+after so many steps; `static`: the student is a table made of the other; `summed`: three objectives,
+with a source each; `repeated`: three examples have one text for the teacher."""
 
 import json
 import sys
@@ -29,6 +29,8 @@ class Cut(Exception):
 
 def losses(bench: Bench, how: dict[str, Any]) -> list[float]:
     folder, stop_after = Path(how.pop("folder")), how.pop("stop_after", None)
+    if how.pop("static", False):
+        bench = replace(bench, student=f"static:{bench.student}")
     make = bench.summed if how.pop("summed", False) else bench.run
     repeated = how.pop("repeated", False)
     run = make(folder, dropout=0.0, **how)

@@ -102,7 +102,7 @@ class Bench:
     """A student's folder and a cache: all that a run is made of; `tokens` is a cache of token
     states, for objectives that read them."""
 
-    student: Path
+    student: Path | str
     cache: Cache
     pooling: str = "auto"
     tokens: Cache | None = None

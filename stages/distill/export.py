@@ -8,6 +8,7 @@ student/heads.safetensors     the objectives' parts beside aligners; pooler.* an
                               class has none of its own
 student/modules.json, 1_Pooling/, ...   of feature, infonce: opens with sentence-transformers, with
                               the projection that was learned; a classifier stays one as well
+                              a static student is one as well, its table in model.safetensors
 student/armada_student.json   StudentCard: what the student is and what it reads
 aligner/aligner.safetensors   the TS aligner, if the objective has one; of several objectives
                               LABEL.safetensors each
@@ -18,6 +19,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,6 +29,7 @@ from ...cache_schemas.errors import StorageError, StudentSourceError
 from ..adapters import TASK, AdapterBase, find_base, read_adapters, save_adapters
 from ..corpus.labels import LabelSpace
 from ..embeddings.folders import write_embedding_files
+from ..embeddings.static import is_static_folder
 from ..language.probes import probe
 from ..pretrained import quiet_transformers, refusing
 from .embedding_student import embedding_layers, state_pooling
@@ -34,6 +37,7 @@ from .objectives.base import Objective
 from .own_classifier import read_classifier
 from .projectors import WithProjector
 from .settings import AnyPooling
+from .static_student import StaticStudent, load_static_model, save_static_model
 from .student import ClassifierStudent, PooledStudent, Student
 from .student_models import load_backbone, load_config, load_tokenizer, match_tokenizer
 
@@ -68,24 +72,44 @@ def save_student(
     length_1: bool = False,
 ) -> None:
     """Write the student folder; `length_1`: whether embeddings are scaled to it."""
-    tokenizer.model_max_length = card.max_length  # truncation length for other tools
-    # A tokenizer saves its padding side only if it was given one at construction.
-    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
-    with quiet_transformers():
-        _save_model(folder, student, card)
-    tokenizer.save_pretrained(folder)
+    learned = [part for part in objective.parts if isinstance(part, WithProjector)]
+    trained = objective.state_dict(prefix=_OBJECTIVE)
+    if isinstance(student, StaticStudent):
+        folder.mkdir(parents=True, exist_ok=True)
+        layers = embedding_layers(learned[0].projection, length_1) if learned else []
+        folds = len(learned) == 1 and student.space.task == "none"
+        if save_static_model(folder, student, tokenizer, layers, card.max_length, folds):
+            trained |= _of_folded(trained)
+    else:
+        _save_transformer(folder, student, tokenizer, card)
     own = {} if isinstance(student, ClassifierStudent) else student.state_dict()
     beside = {name: t for name, t in own.items() if not name.startswith("model.")}
-    save_parts(folder / HEADS, beside | objective.state_dict(prefix=_OBJECTIVE))
+    save_parts(folder / HEADS, beside | trained)
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    learned = [part for part in objective.parts if isinstance(part, WithProjector)]
-    if learned:
+    if learned and not isinstance(student, StaticStudent):
         _write_embeddings(folder, student, learned[0], card.max_length, length_1)
     if len(learned) > 1:
         _LOGGER.warning(
             f"student {folder}: trained on several features; its embeddings match the first,"
             f" {learned[0].label}"
         )
+
+
+def _of_folded(trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The linear projection behind a table that it has become part of: none."""
+    found = {name: t for name, t in trained.items() if name.endswith("projection.weight")}
+    identities = {name: torch.eye(len(weight)) for name, weight in found.items()}
+    biases = (f"{name.removesuffix('weight')}bias" for name in found)
+    return identities | {n: torch.zeros_like(trained[n]) for n in biases if n in trained}
+
+
+def _save_transformer(folder: Path, student: Student, tokenizer: Any, card: StudentCard) -> None:
+    tokenizer.model_max_length = card.max_length  # truncation length for other tools
+    # A tokenizer saves its padding side only if it was given one at construction.
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
+    with quiet_transformers():
+        _save_model(folder, student, card)
+    tokenizer.save_pretrained(folder)
 
 
 def _save_model(folder: Path, student: Student, card: StudentCard) -> None:
@@ -154,6 +178,11 @@ def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
     Accepts the student folder or the output folder around it; raises StudentSourceError."""
     folder = student_folder(folder)
     card = read_card(folder / CARD, StudentCard)
+    if is_static_folder(folder, StudentSourceError):
+        static, tokenizer = load_static_model(folder, card.space, card.dropout)
+        if card.space.task != "none":
+            _load_heads(folder, static)
+        return static.eval(), tokenizer, card
     tokenizer = load_tokenizer(folder)
     base = None if card.base is None else find_base(card, folder, StudentSourceError)
     match_tokenizer(tokenizer, load_config(base or folder))

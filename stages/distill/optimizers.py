@@ -1,7 +1,8 @@
 """Optimizers of a student and of what trains beside it: AdamW, SGD, and SGD with two momenta.
 
 Only matrices decay, biases and norms do not. AdamW and SGD are fused: one kernel updates a
-parameter (on CUDA, all of them) in place of about ten, on the CPU too.
+parameter (on CUDA, all of them) in place of about ten, on the CPU too. In tables of which a batch
+looks up few rows, AdamW updates these alone (`RowAdamW`).
 """
 
 from collections.abc import Callable, Iterable
@@ -39,12 +40,132 @@ def optimizer_of(settings: TrainingSettings, processes: Processes, groups: Group
         delta = settings.momentum_delta
         delta = DEFAULT_MOMENTUM_DELTA if delta is None else delta
         return DOT(groups, momentum, delta, settings.max_grad_norm, processes.mean)
+    if any(has_rows(parameter) for group in groups for parameter in group["params"]):
+        return RowAdamW(groups, settings.max_grad_norm)
     return adamw(groups)
+
+
+def updates_rows(table: nn.Parameter) -> None:
+    """Mark a table [V, D] whose rows are looked up: AdamW treats each row as a parameter of its
+    own."""
+    table.updates_rows = True  # type: ignore[attr-defined]
+
+
+def has_rows(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is marked so."""
+    return bool(getattr(parameter, "updates_rows", False))
 
 
 def adamw(groups: Groups) -> torch.optim.AdamW:
     """AdamW over parameter groups."""
     return torch.optim.AdamW(groups, fused=True)
+
+
+class RowAdamW(torch.optim.AdamW):
+    """AdamW (fused) in which each row of a marked table is a parameter of its own: one that a batch
+    does not look up keeps its value and its moments, does not decay, and counts no step.
+
+        n_r <- n_r + 1,  m_r <- β₁ m_r + (1 - β₁) g_r,  v_r <- β₂ v_r + (1 - β₂) g_r²
+        w_r <- (1 - η λ) w_r - η m_r / (1 - β₁^n_r) / (√(v_r / (1 - β₂^n_r)) + ε)
+
+    for rows r whose gradient g_r is not 0 in all numbers; other parameters are as in AdamW
+    (arXiv 1711.05101). So a step costs the rows of its batch, not those of the vocabulary, if
+    gradients are sparse; dense ones give the same numbers in more time. All gradients together are
+    clipped to a norm, which the trainer's own clipping cannot do for sparse ones.
+    """
+
+    def __init__(self, groups: Groups, max_grad_norm: float) -> None:
+        super().__init__(groups, fused=True)
+        self._max_grad_norm = max_grad_norm
+        self._norm: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step; gradients of tables are used up by it."""
+        assert closure is None
+        norm, self._norm = self.norm(), None
+        factor = (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in self._gradients():
+            gradient.mul_(factor)
+        for group in self.param_groups:
+            for parameter in filter(has_rows, group["params"]):
+                if parameter.grad is not None:
+                    self._update_rows(parameter, group)
+                    parameter.grad = None
+        super().step()
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """The norm of all gradients of this step before they are clipped."""
+        if self._norm is None:
+            self._norm = nn.utils.get_total_norm(self._gradients())
+        return self._norm
+
+    def _gradients(self) -> list[Tensor]:
+        """The numbers of all gradients; sparse ones are from here on of each row once."""
+        found = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.coalesce()
+                if parameter.grad is not None:
+                    found.append(_values(parameter.grad))
+        return found
+
+    def _update_rows(self, table: nn.Parameter, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        if not state:
+            state["step"] = torch.zeros(len(table), dtype=torch.float32, device=table.device)
+            state["exp_avg"] = torch.zeros_like(table)
+            state["exp_avg_sq"] = torch.zeros_like(table)
+        assert table.grad is not None
+        gradient_RD = _values(table.grad)
+        if table.grad.is_sparse:
+            rows_R = table.grad.indices()[0]
+        elif table.device.type == "cpu":
+            rows_R = gradient_RD.any(1).nonzero()[:, 0]
+            gradient_RD = gradient_RD[rows_R]
+        else:
+            self._update_marked(table, gradient_RD, group)
+            return
+        kept = {name: values[rows_R] for name, values in state.items()}
+        row_RD = _adamw_of_rows(table[rows_R], gradient_RD, kept, group)
+        table[rows_R] = row_RD
+        for name, values in kept.items():
+            state[name][rows_R] = values
+
+    def _update_marked(self, table: nn.Parameter, gradient_VD: Tensor, group: Any) -> None:
+        """The same over the whole table: a device would have to tell which rows there are."""
+        state, found_V = self.state[table], gradient_VD.any(1)
+        new = {name: values.clone() for name, values in state.items()}
+        table_VD = _adamw_of_rows(table, gradient_VD, new, group)
+        spoiled = getattr(self, "found_inf", None)
+        if spoiled is not None:
+            found_V = found_V & (spoiled == 0)
+        found_V1 = found_V.unsqueeze(1)
+        table.copy_(torch.where(found_V1, table_VD, table))
+        for name, values in new.items():
+            chosen = found_V if values.ndim == 1 else found_V1
+            state[name].copy_(torch.where(chosen, values, state[name]))
+
+
+def _values(gradient: Tensor | None) -> Tensor:
+    assert gradient is not None
+    return gradient._values() if gradient.is_sparse else gradient
+
+
+def _adamw_of_rows(
+    rows_RD: Tensor, gradient_RD: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+) -> Tensor:
+    """Rows after a step; `state`, theirs, is updated in place."""
+    beta1, beta2 = group["betas"]
+    steps_R1 = state["step"].add_(1).unsqueeze(1)
+    mean_RD = state["exp_avg"].lerp_(gradient_RD, 1 - beta1)
+    square_RD = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient_RD, gradient_RD, value=1 - beta2)
+    root_RD = (square_RD / (1 - beta2**steps_R1)).sqrt_().add_(group["eps"])
+    step_RD = mean_RD / (1 - beta1**steps_R1) / root_RD
+    kept = 1 - group["lr"] * group["weight_decay"]
+    return torch.add(rows_RD * kept, step_RD, alpha=-group["lr"])
 
 
 class DOT(torch.optim.Optimizer):

@@ -22,6 +22,7 @@ from ...cache_schemas.locations import expand_home, shown_url
 from ..adapters import without_adapters
 from ..embeddings.folders import MODULES, read_embedding_folder
 from ..embeddings.layers import load_layers
+from ..embeddings.static import StaticTokenizer, is_static_folder, read_static_folder
 from ..language.tokens import encode_prompts, encode_texts, end_ids
 from ..pretrained import refusing
 from .evaluation import require_finite
@@ -35,6 +36,7 @@ from .language.export import (
 )
 from .projectors import MLPProjector
 from .settings import DEFAULT_NEW_TOKENS
+from .static_student import StaticStudent
 from .student import Student
 from .tokens import encode
 
@@ -112,7 +114,9 @@ class SavedReader(SavedStudent):
     ) -> Tensor:
         """Logits, scores or embeddings."""
         answers: tuple[Tensor, Tensor] = self.student(input_ids, attention_mask, token_type_ids)
-        pooled_BD, output_BK = answers
+        return self._output(*answers)
+
+    def _output(self, pooled_BD: Tensor, output_BK: Tensor) -> Tensor:
         if self.kind != "embedding":
             return output_BK
         if self.layers is not None:
@@ -131,7 +135,7 @@ class SavedReader(SavedStudent):
         self._require_several(texts)
         found: list[Prediction] = []
         for start in range(0, len(texts), batch_size):
-            output = self(**self.encode(texts[start : start + batch_size])).float().cpu()
+            output = self._read(texts[start : start + batch_size]).float().cpu()
             found.extend(self._predictions(output))
         return found
 
@@ -156,6 +160,10 @@ class SavedReader(SavedStudent):
         require_finite(outputs)
         return outputs, tokens.truncated
 
+    def _read(self, texts: Sequence[Text]) -> Tensor:
+        output: Tensor = self(**self.encode(texts))
+        return output
+
     def _predictions(self, output: Tensor) -> Iterator[Prediction]:
         if self.kind == "regression":
             one = output.shape[1] == 1
@@ -172,6 +180,40 @@ class SavedReader(SavedStudent):
                 chosen = int(row.argmax())
                 label = self.classes[chosen] if self.classes else chosen
                 yield {"class": label, "probabilities": row.tolist()}
+
+
+class SavedStaticReader(SavedReader):
+    """A static student: as the others, but its texts are never padded."""
+
+    student: StaticStudent
+
+    @torch.inference_mode()
+    def outputs(
+        self, texts: Sequence[Text], batch_size: int
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """See SavedReader."""
+        whole = self._segments(texts)
+        if not whole or any(len(segments) > 1 for segments in whole):
+            return super().outputs(texts, batch_size)
+        starts = range(0, len(whole), batch_size)
+        parts = [self._read_flat([text for (text,) in whole[n : n + batch_size]]) for n in starts]
+        outputs = np.concatenate([output.float().cpu().numpy() for output, _ in parts])
+        require_finite(outputs)
+        return outputs, sum(cut for _, cut in parts)
+
+    def _read(self, texts: Sequence[Text]) -> Tensor:
+        whole = self._segments(texts)
+        if any(len(segments) > 1 for segments in whole):
+            return super()._read(texts)
+        return self._read_flat([text for (text,) in whole])[0]
+
+    def _read_flat(self, texts: list[str]) -> tuple[Tensor, int]:
+        """Outputs of texts of one segment, and how many were truncated."""
+        backend, unknown = self.tokenizer.backend_tokenizer, self.student.backbone.unknown
+        tokens = StaticTokenizer(backend, self.card.max_length, unknown)
+        ids_S, starts_B, cut = tokens.read(texts)
+        given = (torch.from_numpy(each).to(self.device) for each in (ids_S, starts_B))
+        return self._output(*self.student.of_flat(*given)), int(cut.sum())
 
 
 class SavedLanguageModel(SavedStudent):
@@ -253,24 +295,30 @@ def load_student(folder: str | Path) -> SavedStudent:
     folder = student_folder(folder)
     student, tokenizer, card = load_saved_student(folder)
     layers = _read_layers(folder) if card.space.task == "none" else None
-    return SavedReader(student, tokenizer, card, layers)
+    kind = SavedStaticReader if isinstance(student, StaticStudent) else SavedReader
+    return kind(student, tokenizer, card, layers)
 
 
 def is_embedder(folder: Path) -> bool:
     """Whether a folder that `distill` wrote holds a student trained on a feature as an embedding
     model."""
-    return (student_folder(folder) / MODULES).is_file()
+    folder = student_folder(folder)
+    if not (folder / MODULES).is_file():
+        return False
+    # A static student opens as an embedding model whatever it was trained on.
+    return not is_static_folder(folder, StudentSourceError) or _has_projection(folder)
 
 
 def load_embedder(folder: Path) -> SavedReader | None:
     """A student trained on a feature as an embedding model, also if it predicts labels too; None
-    for one that predicts labels and has no modules.json. Raises StudentSourceError."""
+    for one that predicts labels and learned no feature. Raises StudentSourceError."""
     folder = student_folder(folder)
     student, tokenizer, card = load_saved_student(folder)
     # Other objectives have projections, too: into a space that is not the feature's.
-    if card.space.task != "none" and not (folder / MODULES).is_file():
+    if card.space.task != "none" and not is_embedder(folder):
         return None
-    reader = SavedReader(student, tokenizer, card, _read_layers(folder))
+    kind = SavedStaticReader if isinstance(student, StaticStudent) else SavedReader
+    reader = kind(student, tokenizer, card, _read_layers(folder))
     reader.kind = "embedding"
     return reader
 
@@ -278,6 +326,9 @@ def load_embedder(folder: Path) -> SavedReader | None:
 def _read_layers(folder: Path) -> nn.Module | None:
     """Layers after the student's pooling, from the projection on: a layer before it is part of that
     pooling."""
+    if is_static_folder(folder, StudentSourceError):
+        layers = read_static_folder(folder, StudentSourceError).layers
+        return load_layers(layers, StudentSourceError)
     declared = read_embedding_folder(folder, StudentSourceError)
     if declared is None:
         return _read_projection(folder)
@@ -295,6 +346,12 @@ def _is_first_of_two(folder: Path, layer: Any) -> bool:
     tensors = load_file(folder / HEADS)
     firsts = [t for name, t in tensors.items() if _PROJECTION.match(name) and _FIRST in name]
     return weight is not None and any(torch.equal(weight, first.float()) for first in firsts)
+
+
+def _has_projection(folder: Path) -> bool:
+    """Whether something was learned with a projection into the space of a feature."""
+    with refusing(StudentSourceError, f"student {folder}: {HEADS}"):
+        return any(map(_PROJECTION.match, load_file(folder / HEADS)))
 
 
 def _read_projection(folder: Path) -> nn.Module | None:

@@ -12,6 +12,9 @@ from ..pooling import StatePooling
 SCRATCH = "scratch:"
 """Begins the name of a student that starts from random weights."""
 
+STATIC = "static:"
+"""Begins the name of a student that is a table of token embeddings."""
+
 DEFAULT_NEW_TOKENS = 128
 """The most tokens that a trained language model generates, unless a job says otherwise."""
 
@@ -39,6 +42,9 @@ class for all), 1e-4 0.624, 3e-4 0.670, 5e-4 0.666, 1e-3 0.662, 2e-3 0.482; of 6
 and width 128 on 400 texts of WikiText-2 after three epochs: 2e-5 6.80, 3e-4 5.90, 1e-3 5.25."""
 
 
+STATIC_LEARNING_RATE = 1e-3
+"""That of tokenlearn."""
+
 Optimizer = Literal["sgd", "dot"]
 DEFAULT_MOMENTUM = 0.9
 DEFAULT_MOMENTUM_DELTA = 0.075
@@ -60,8 +66,8 @@ class StudentSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     student: Source = Field(
-        description="folder, hub id, or scratch:TYPE (scratch:bert, scratch:opt, ...) for random "
-        "weights"
+        description="folder, hub id, scratch:TYPE (scratch:bert, scratch:opt, ...) for random "
+        "weights, or static:SOURCE for a table of token embeddings made of a folder or hub id"
     )
     student_revision: str | None = Field(default=None, description="revision of a hub id")
     student_from_scratch: bool = Field(
@@ -81,6 +87,16 @@ class StudentSettings(BaseModel):
     student_tokenizer: Source | None = Field(
         default=None, description="folder or hub id of a tokenizer for scratch:TYPE"
     )
+    static_init: Literal["forward", "embeddings", "random"] | None = Field(
+        default=None,
+        description="first vectors of static:SOURCE: forward (each token through the source; the "
+        "default), its input embeddings, or random",
+    )
+    static_dim: int | None = Field(
+        default=None,
+        ge=1,
+        description="numbers of a token of static:SOURCE; default 256, or the source's if fewer",
+    )
     pooling: Literal["auto"] | AnyPooling = Field(
         default="auto",
         description="how a text becomes one vector: own (input of the last layer of the family's "
@@ -96,6 +112,43 @@ class StudentSettings(BaseModel):
     dropout: float = Field(
         default=0.1, ge=0, lt=1, description="dropout of the student's head and of the aligner"
     )
+
+    @property
+    def static_source(self) -> str | None:
+        """What a static student is made of; None for another student."""
+        return self.student.removeprefix(STATIC) if self.student.startswith(STATIC) else None
+
+    @model_validator(mode="after")
+    def _describes_a_table(self) -> "StudentSettings":
+        if self.static_source is None:
+            for key in ("static_init", "static_dim"):
+                if (value := getattr(self, key)) is not None:
+                    raise ValueError(f"{key} {value!r}: is for student=static:SOURCE; leave it out")
+            return self
+        if not self.static_source or self.static_source.startswith(SCRATCH):
+            raise ValueError(
+                f"student {self.student!r}: names no model; write static:FOLDER, or a hub id, with "
+                "static_init=random for random vectors"
+            )
+        for key in _NOT_OF_TABLES:
+            if getattr(self, key) != StudentSettings.model_fields[key].default:
+                raise ValueError(
+                    f"{key}: a static student is a table of token embeddings, with no layers; "
+                    "leave it out"
+                )
+        if self.pooling not in ("auto", "mean"):
+            raise ValueError(
+                f"pooling {self.pooling!r}: a static student takes the mean of its tokens' "
+                "vectors; leave it out"
+            )
+        return self
+
+
+_NOT_OF_TABLES = (
+    *("student_from_scratch", "student_layers", "student_layer_choice"),
+    *("student_hidden_size", "student_heads", "student_vocab_size", "student_tokenizer"),
+)
+"""Keys of other students."""
 
 
 class LoraSettings(BaseModel):
@@ -176,7 +229,8 @@ class TrainingSettings(BaseModel):
         default=2e-5,
         gt=0,
         description=f"learning rate of the student and its heads; default "
-        f"{SCRATCH_LEARNING_RATE:g} for a student from scratch; sgd and dot need one of their own",
+        f"{SCRATCH_LEARNING_RATE:g} for a student from scratch, {STATIC_LEARNING_RATE:g} for a "
+        "static one; sgd and dot need one of their own",
     )
     optimizer: Optimizer | None = Field(
         default=None,

@@ -12,12 +12,14 @@ from typing import Any, Literal
 from ...cache_schemas.errors import StudentSourceError
 from ..corpus.labels import LabelSpace
 from ..embeddings.folders import MODULES, EmbeddingFolder, read_embedding_folder, transformer_folder
+from ..embeddings.static import is_static_folder
 from ..pretrained import DEFAULT_MAX_LENGTH, refusing
 from ..sources import require_safetensors, resolve
 from .adapters import with_adapters
 from .own_classifier import make_classifier
 from .scratch import DEFAULT_LAYERS, make_config, plain_config, train_tokenizer
 from .settings import SCRATCH, LoraSettings, Pooling, StudentSettings
+from .static_student import check_static_student, load_static_student, static_max_length
 from .student import PooledStudent, Student, check_pooling, choose_pooling
 from .student_models import (
     Source,
@@ -43,6 +45,8 @@ def load_student(
     """A student and its tokenizer; `texts` train a vocabulary if the student has none.
 
     Raises StudentSourceError."""
+    if settings.static_source is not None:
+        return load_static_student(settings, space, dropout)
     student, tokenizer = _load(settings, space, texts, dropout, lora)
     check_vocab_size(student.model, tokenizer, settings.student)
     warn_of_padding(student, tokenizer, settings.student)
@@ -77,6 +81,8 @@ def _load(
 
 def default_max_length(settings: StudentSettings, space: LabelSpace) -> int:
     """Default maximum tokens of a text: 128, or as declared."""
+    if settings.static_source is not None:
+        return static_max_length(settings)
     declared = _declared(settings, space)
     if declared is None:
         return DEFAULT_MAX_LENGTH
@@ -140,11 +146,23 @@ def check_student(settings: StudentSettings) -> None:
     if settings.student.startswith(SCRATCH):
         plain_config(settings)
         return
+    if settings.static_source is not None:
+        check_static_student(settings)
+        return
     folder = resolve(settings.student, settings.student_revision, StudentSourceError, _CONFIGS)
+    _refuse_static(folder, settings)
     folder = transformer_folder(folder, StudentSourceError)
     load_config(folder)
     if Path(settings.student).is_dir() and not settings.student_from_scratch:
         require_safetensors(folder, StudentSourceError)
+
+
+def _refuse_static(folder: Path, settings: StudentSettings) -> None:
+    if is_static_folder(folder, StudentSourceError):
+        raise StudentSourceError(
+            f"student {settings.student}: is a static model, a table of token embeddings, and no "
+            f"transformer; name it static:{settings.student}"
+        )
 
 
 def layer_count(settings: StudentSettings) -> int | None:
@@ -164,6 +182,7 @@ def _source(settings: StudentSettings, texts: Iterable[str]) -> Source:
         tokenizer = _tokenizer(settings, texts)
         return Source(settings, make_config(settings, tokenizer), tokenizer, None)
     folder = resolve(settings.student, settings.student_revision, StudentSourceError)
+    _refuse_static(folder, settings)
     folder = transformer_folder(folder, StudentSourceError)
     config = load_config(folder)
     if not settings.student_from_scratch:

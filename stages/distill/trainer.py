@@ -19,7 +19,7 @@ from .evaluation import DISTINCT, distinct_predictions, task_metrics
 from .finite import FiniteLosses
 from .model import TrainedModel
 from .objectives.base import TASK_PART, Sources
-from .optimizers import DOT, Groups, Optimizer, adamw, parameter_groups
+from .optimizers import DOT, Groups, Optimizer, RowAdamW, adamw, parameter_groups
 from .order import Indices
 from .placement import to_device
 from .schedules import Replay
@@ -200,6 +200,12 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # Sharded weights too: the trainer's own way leaves out those that are not sharded.
         load_whole(model or self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As in the trainer; an optimizer of rows tells that of sparse gradients."""
+        if isinstance(self._own_optimizer, RowAdamW):
+            return self._own_optimizer.norm()
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         parts: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}

@@ -29,13 +29,14 @@ from .checkpoints import CHECKPOINTS, BestStudent, is_of_a_whole_student, last_c
 from .evaluation import DISTINCT
 from .model import TrainedModel
 from .objectives.base import Objective, aligned_parts, freeze
-from .optimizers import optimizer_of
+from .optimizers import has_rows, optimizer_of
 from .placement import Where, choose_placements
 from .processes import ALONE, Processes
 from .reporting import reporters
 from .schedules import AlternateSchedule, Replay
 from .settings import Placement, TrainingSettings
 from .sharding import UnshardedCopy, fsdp_arguments
+from .static_student import StaticStudent
 from .student import Student
 from .timing import StepTimes
 from .token_features import TokenGather
@@ -266,6 +267,10 @@ def _make_trainer(
         return {each.term: each.loss for each in schedules if each.loss is not None}
 
     run.model.to(run.device)
+    if isinstance(run.model.student, StaticStudent):
+        # Processes add up dense gradients, and a GPU is faster with them.
+        alone = run.device.type == "cpu" and run.processes.count == 1
+        run.model.student.backbone.sparse = alone and _has_tables(run)
     for part in (run.model.objective, *run.model.objective.parts):
         part.splits = run.settings.optimizer == "dot"
     averages = [WeightAverage(run.model, run.settings, checkpoint)] if run.settings.average else []
@@ -309,8 +314,10 @@ def _arguments(run: Run) -> TrainingArguments:
             "constant_with_warmup" if settings.lr_scheduler == "constant" else settings.lr_scheduler
         ),
         warmup_steps=settings.warmup_ratio,
-        # It clips gradients itself.
-        max_grad_norm=0.0 if settings.optimizer == "dot" else settings.max_grad_norm,
+        # These clip gradients themselves.
+        max_grad_norm=(
+            0.0 if settings.optimizer == "dot" or _has_tables(run) else settings.max_grad_norm
+        ),
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
         use_cpu=run.device.type == "cpu",
@@ -334,6 +341,11 @@ def _arguments(run: Run) -> TrainingArguments:
     # One process, one device: several visible ones would otherwise split every batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _has_tables(run: Run) -> bool:
+    """Whether AdamW updates the rows of a table one by one."""
+    return run.settings.optimizer is None and any(map(has_rows, run.model.parameters()))
 
 
 def _adapters_alone(model: TrainedModel) -> bool:

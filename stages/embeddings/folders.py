@@ -92,10 +92,10 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
     cross-encoder, which does not pool. Raises `error` for unknown modules and invalid folders."""
     if not (folder / MODULES).is_file():
         return None
-    document = _read(folder / MODEL_CONFIG, error)
+    document = read_json(folder / MODEL_CONFIG, error)
     if document.get("model_type") == "CrossEncoder":
         return None
-    modules = _read_modules(folder, error)
+    modules = read_modules(folder, error)
     kinds = [kind for kind, _ in modules]
     transformer = modules[0][1] if modules else folder
     text = _read_text_config(transformer, error)
@@ -116,13 +116,13 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
         pooling=modes,
         include_prompt=include_prompt,
         layers=tuple(
-            read_layer(kind, index, _read(index / "config.json", error), error)
+            read_layer(kind, index, read_json(index / "config.json", error), error)
             for kind, index in rest
         ),
         max_length=_max_length(transformer, text, error),
         lowercase=bool(text.get("do_lower_case")),
         prompts=prompts,
-        default_prompt=_default_prompt(folder, document, prompts, error),
+        default_prompt=default_prompt(folder, document, prompts, error),
     )
 
 
@@ -140,10 +140,10 @@ class CrossEncoderFolder:
 def read_cross_encoder(folder: Path, error: type[InputError]) -> CrossEncoderFolder:
     """Declarations of a cross-encoder's folder, in the words of any release; of a folder of
     transformers alone there are none. Raises `error` for what is not a sequence classifier."""
-    document = _read(folder / MODEL_CONFIG, error)
+    document = read_json(folder / MODEL_CONFIG, error)
     if (kind := document.get("model_type", "CrossEncoder")) != "CrossEncoder":
         raise error(f"source {folder}: is a {kind}, not a cross-encoder; use encoder:{folder.name}")
-    modules = _read_modules(folder, error) if (folder / MODULES).is_file() else []
+    modules = read_modules(folder, error) if (folder / MODULES).is_file() else []
     kinds = [kind for kind, _ in modules] or ["Transformer"]
     transformer = modules[0][1] if modules else folder
     text = _read_text_config(transformer, error)
@@ -154,9 +154,9 @@ def read_cross_encoder(folder: Path, error: type[InputError]) -> CrossEncoderFol
             f"({', '.join(kinds)}, {way}), which is not supported"
         )
     prompts = {str(k): str(v or "") for k, v in (document.get("prompts") or {}).items()}
-    if _default_prompt(folder, document, prompts, error):
+    if default_prompt(folder, document, prompts, error):
         raise error(f"source {folder}: declares a prompt for its pairs, which is not supported")
-    config = _read(transformer / "config.json", error)
+    config = read_json(transformer / "config.json", error)
     declared = (
         document.get("activation_fn"),
         (config.get("sentence_transformers") or {}).get("activation_fn"),
@@ -174,11 +174,11 @@ def transformer_folder(folder: Path, error: type[InputError]) -> Path:
     """Folder of the transformer: the top, or as declared."""
     if (folder / "config.json").is_file() or not (folder / MODULES).is_file():
         return folder
-    modules = _read_modules(folder, error)
+    modules = read_modules(folder, error)
     return modules[0][1] if modules else folder
 
 
-def _read_modules(folder: Path, error: type[InputError]) -> list[tuple[str, Path]]:
+def read_modules(folder: Path, error: type[InputError]) -> list[tuple[str, Path]]:
     """(kind, folder) of each module that changes an embedding."""
     file = folder / MODULES
     try:
@@ -202,7 +202,7 @@ def _kind(file: Path, name: str, path: str, error: type[InputError]) -> str:
     package, _, kind = name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers":
         raise error(f"source {file}: {name} is custom code, which is not run; use another model")
-    if kind not in ("Transformer", "CLIPModel", "Pooling", "Dropout", *LAYERS):
+    if kind not in ("Transformer", "CLIPModel", "StaticEmbedding", "Pooling", "Dropout", *LAYERS):
         raise error(
             f"source {file}: module {kind} is not known; known are Transformer, Pooling, Dropout, "
             f"{', '.join(LAYERS)}"
@@ -213,7 +213,7 @@ def _kind(file: Path, name: str, path: str, error: type[InputError]) -> str:
 def _read_text_config(transformer: Path, error: type[InputError]) -> dict[str, Any]:
     names = (name for name in _TEXT_CONFIGS if (transformer / name).is_file())
     file = transformer / next(names, TEXT_CONFIG)
-    text = _read(file, error)
+    text = read_json(file, error)
     for key in (*_MODEL_ARGUMENTS, *_TOKENIZER_ARGUMENTS, "processing_kwargs"):
         unknown = sorted(set(text.get(key) or {}) - _WITHOUT_EFFECT)
         if unknown:
@@ -254,7 +254,7 @@ def _max_length(transformer: Path, text: Mapping[str, Any], error: type[InputErr
 
 def _read_pooling(folder: Path, error: type[InputError]) -> tuple[tuple[StatePooling, ...], bool]:
     file = folder / POOLING_CONFIG
-    document = _read(file, error)
+    document = read_json(file, error)
     modes = document.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in OLD_POOLINGS.items() if document.get(key)] or ["mean"]
@@ -269,9 +269,10 @@ def _read_pooling(folder: Path, error: type[InputError]) -> tuple[tuple[StatePoo
     return found, bool(document.get("include_prompt", True))
 
 
-def _default_prompt(
+def default_prompt(
     folder: Path, document: Mapping[str, Any], prompts: Mapping[str, str], error: type[InputError]
 ) -> str:
+    """The prefix of every text that a folder declares; may be empty."""
     name = document.get("default_prompt_name")
     if name is None:
         return ""
@@ -283,7 +284,7 @@ def _default_prompt(
     return prompts[name]
 
 
-def _read(file: Path, error: type[InputError]) -> dict[str, Any]:
+def read_json(file: Path, error: type[InputError]) -> dict[str, Any]:
     """A JSON object; empty where there is no file."""
     if not file.is_file():
         return {}
@@ -342,16 +343,22 @@ def write_embedding_files(
     """Declare, beside the transformer in `folder`, how states of `width` numbers are pooled and
     passed through the layers, for texts of up to `max_length` tokens."""
     old = {key: mode == pooling for key, mode in OLD_POOLINGS.items()}
-    _write(folder / "1_Pooling" / POOLING_CONFIG, {"word_embedding_dimension": width} | old)
+    write_json(folder / "1_Pooling" / POOLING_CONFIG, {"word_embedding_dimension": width} | old)
     names = ["Transformer", "Pooling"]
     for index, layer in enumerate(layers, start=2):
         names.append(type(layer).__name__)
-        _write_layer(folder / f"{index}_{names[-1]}", layer)
-    _write(folder / TEXT_CONFIG, {"max_seq_length": max_length, "do_lower_case": False})
-    _write(
+        write_layer(folder / f"{index}_{names[-1]}", layer)
+    write_json(folder / TEXT_CONFIG, {"max_seq_length": max_length, "do_lower_case": False})
+    write_json(
         folder / MODEL_CONFIG,
         {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None},
     )
+    write_modules(folder, names)
+
+
+def write_modules(folder: Path, names: Sequence[str]) -> None:
+    """Declare the modules of a folder, the first at the top; last of all: with it, the folder is
+    one."""
     modules = [
         {
             "idx": index,
@@ -361,14 +368,15 @@ def write_embedding_files(
         }
         for index, name in enumerate(names)
     ]
-    _write(folder / MODULES, modules)  # last: with it, the folder is one
+    write_json(folder / MODULES, modules)
 
 
-def _write_layer(folder: Path, layer: nn.Module) -> None:
+def write_layer(folder: Path, layer: nn.Module) -> None:
+    """Write the settings and weights of a layer; of a Normalize, an empty folder."""
     if not isinstance(layer, Dense):
         folder.mkdir(exist_ok=True)
         return
-    _write(folder / "config.json", layer.settings.model_dump(exclude=_UNKNOWN_TO_OLD_RELEASES))
+    write_json(folder / "config.json", layer.settings.model_dump(exclude=_UNKNOWN_TO_OLD_RELEASES))
     state = {name: value.detach().cpu().contiguous() for name, value in layer.state_dict().items()}
     save_file(state, folder / LAYER_WEIGHTS)
 
@@ -376,7 +384,8 @@ def _write_layer(folder: Path, layer: nn.Module) -> None:
 _UNKNOWN_TO_OLD_RELEASES = {"module_input_name", "module_output_name", "use_residual"}
 
 
-def _write(file: Path, document: Any) -> None:
+def write_json(file: Path, document: Any) -> None:
+    """Write a document of JSON, in a folder that may be new."""
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 

@@ -103,6 +103,7 @@ RUN_BELOW = {
     "comparing",
     "derived-features",
     "choosing-data",
+    "static-students",
     "language-models",
     "masked-language-models",
     "preferences",
@@ -313,6 +314,13 @@ def test_choosing_data(place: Workplace) -> None:
     assert "{'rule': 'select.0 (balance)', 'key_count': 200}" in printed
     metrics = json.loads((place.folder / "runs" / "chosen" / "metrics.json").read_bytes())
     assert metrics["train_examples"] == metrics["selection"]["kept"] < 100
+
+
+def test_static_students(place: Workplace) -> None:
+    printed = run(place, "static-students.md")
+    width = open_cache(place.folder / "cache").feature_spec("pooled").shape[0]
+    assert f"(2, {width})\n" in printed
+    assert open_cache(place.folder / "from-student").feature_spec("pooled").shape == (width,)
 
 
 def test_language_models(place: Workplace) -> None:

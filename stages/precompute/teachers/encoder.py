@@ -23,14 +23,16 @@ from ....cache_schemas.features import FeatureSpec
 from ....cache_schemas.teachers import SettingValue
 from ...embeddings.folders import lower_case, prompt_tokens, read_embedding_folder
 from ...embeddings.layers import LAYER_WEIGHTS, load_layers, width_after
+from ...embeddings.static import is_static_folder
 from ...language.attention import attention_linears, recorded, stacked
 from ...language.probes import probe_skeleton
 from ...pooling import StatePooling, pool
 from ...pretrained import quiet_transformers, refusing, token_limit
-from ...sources import digest_files
+from ...sources import digest_files, resolve
 from .checkpoint_teacher import LanguageModelTeacher
 from .encoder_options import ATTENTION, TOKEN_STATES, EncoderOptions, Pooling, resolve_options
 from .options import TokenizedOptions
+from .static_model import StaticTeacher
 from .tokenized import Inputs
 
 ROWS_OF_TOKENS = 1024
@@ -47,6 +49,13 @@ class EncoderTeacher(LanguageModelTeacher):
     kind = "encoder"
     selecting = frozenset({"layers", "token_layers", "attention_layers"})
     auto_class = "AutoModel"
+
+    def __new__(cls, source: str, options: EncoderOptions, *more: Any) -> Any:
+        """A teacher of the source's kind: a static model is no transformer."""
+        folder = resolve(source, options.revision, TeacherSourceError)
+        if cls is EncoderTeacher and is_static_folder(folder, TeacherSourceError):
+            return StaticTeacher(source, folder, options, *more)
+        return super().__new__(cls)
 
     def __init__(self, source: str, options: EncoderOptions, device: torch.device) -> None:
         self._options = options

@@ -19,6 +19,7 @@ from torch import Tensor
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...corpus.labels import NO_LABELS, LabelSpace
+from ...embeddings.static import is_static_folder
 from ...language.masking import MaskSettings
 from ...language.recipe import Recipe
 from ...pretrained import refusing
@@ -198,6 +199,11 @@ def _make(source: str, card: _Card, options: StudentOptions, device: torch.devic
         raise JobError(f"{strange[0]}: student {source} is no language model; leave it out")
     if card.space.task == "none":
         return EncoderTeacher(source, EncoderOptions(**given), device)
+    if is_static_folder(resolve(source, options.revision, TeacherSourceError), TeacherSourceError):
+        raise TeacherSourceError(
+            f"source {source}: a static student that predicts labels is no teacher; use "
+            "encoder: for its embeddings, or a student of a transformer"
+        )
     if card.pooling == "own":
         kind = RegressorTeacher if card.space.regression else ClassifierTeacher
         return kind(source, ClassifierOptions(**as_trained), device)

@@ -47,6 +47,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "token states": {"batch_size": 8, "objective": "token_states"},
     "token relations": {"batch_size": 4, "objective": "token_relations"},
     "averaged": {"batch_size": 8, "average": "ema", "average_decay": 0.8},
+    "static": {"batch_size": 8, "objective": "feature", "static": True},
     "two momenta": {
         **{"batch_size": 4, "gradient_accumulation": 2, "objective": "kd"},
         **{"optimizer": "dot", "learning_rate": 0.02, "max_grad_norm": 0.1},

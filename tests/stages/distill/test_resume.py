@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,16 @@ def small_blocks(monkeypatch):
         {"objective": "hidden_layers", "features": ("embedding", "logits")},
         {"objective": "infonce", "weights": {"negatives": 20}, "placement": "streamed"},
         {"objective": "wcord", "weights": {"negatives": 9, "mask_same_label": True}},
+        {"objective": "feature", "student": "static:{}", "gradient_accumulation": 2},
     ],
     ids=[
         *("blocks", "blocks-joint", "undistilled", "random-aligner", "noise", "kd", "permuted"),
-        *("taid", "orthogonal", "adapters", "layers", "negatives", "critic"),
+        *("taid", "orthogonal", "adapters", "layers", "negatives", "critic", "static"),
     ],
 )
 def test_other_runs_go_on_too(bench, tmp_path, how):
+    how = dict(how)
+    bench = replace(bench, student=how.pop("student", "{}").format(bench.student))
     whole, first = (bench.run(tmp_path / name, save_steps=5, **how) for name in ("whole", "cut"))
     expected = go(whole)
     go(first, cut_at=12)
