@@ -118,6 +118,7 @@ RUN_BELOW = {
     "engines",
     "responses",
     "images-and-sounds",
+    "retrieval",
 }
 
 
@@ -321,6 +322,14 @@ def test_static_students(place: Workplace) -> None:
     width = open_cache(place.folder / "cache").feature_spec("pooled").shape[0]
     assert f"(2, {width})\n" in printed
     assert open_cache(place.folder / "from-student").feature_spec("pooled").shape == (width,)
+
+
+def test_retrieval(place: Workplace) -> None:
+    printed = run(place, "retrieval.md")
+    assert "200 pairs, 200 different query texts, 200 different passages" in printed
+    assert "20 queries, 200 passages\nndcg@10 " in printed
+    assert re.search(r"^spearman +-?0\.\d+$", printed, re.MULTILINE)
+    assert "negative_4" in pq.read_schema(place.folder / "mined.parquet").names
 
 
 def test_language_models(place: Workplace) -> None:
