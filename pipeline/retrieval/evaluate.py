@@ -3,7 +3,7 @@ embeddings in a cache.
 
 beir     metrics of retrieval (`stages/retrieval/metrics.py`), exact, over all passages
 pairs    of scores: spearman, pearson; of 0 and 1: average_precision, and the best f1 with its
-         threshold; each of the similarity of a pair
+         threshold; each of the similarity of a pair; with a cache, the teacher's own beside them
 cache    cosine, mse; cka and neighbour_overlap@10 of the two spaces
 
 Each result has `texts_per_second` of this machine, tokens included, and `model_bytes`, the bytes of
@@ -119,8 +119,6 @@ def evaluate_pairs(job: EvaluateJob, folder: Path) -> dict[str, Any]:
             f"text_column {list(job.text_column)}: pairs are measured by their scores; name one "
             "label_column of numbers, or of 0 and 1"
         )
-    if job.cache is not None:
-        raise JobError("cache: is compared with single texts, not pairs; name one text_column")
     corpus = read_corpus(
         job.corpus,
         job.text_column,
@@ -135,6 +133,7 @@ def evaluate_pairs(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     labels_N = labels_N[known]
     if len(known) < 2:
         raise JobError(f"corpus {job.corpus[0]}: {len(known)} pairs have a label; it takes 2")
+    teachers = {} if job.cache is None else _of_teacher(job, corpus.take(known), labels_N)
     embed = _Embedder(job, folder)
     scores_N = np.concatenate(
         [
@@ -147,7 +146,7 @@ def evaluate_pairs(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         "unlabelled_examples": len(corpus) - len(known),
         "truncated_examples": embed.truncated,
         "skipped_rows": list(corpus.skipped),
-        "metrics": _of_pairs(scores_N, labels_N),
+        "metrics": _of_pairs(scores_N, labels_N) | teachers,
         **embed.figures(),
     }
 
@@ -193,6 +192,25 @@ def _of_pairs(
     f1, threshold = best_f1(scores_N, holds_N)
     precision = average_precision(scores_N, holds_N)
     return {"average_precision": precision, "f1": f1, "f1_threshold": threshold}
+
+
+def _of_teacher(
+    job: EvaluateJob, corpus: Corpus, labels_N: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """The metrics of the embeddings that a cache holds of both texts of each pair. Raises
+    MissingKeysError for pairs without them."""
+    answers = open_answers(make(CacheKeys, job.cache_keys))
+    feature = job.feature or answers.cache.features[0]
+    sides = [corpus.of_columns([column]) for column in range(2)]
+    cache = answers.of(feature, sides).cache
+    vectors = list[Array]()
+    for side in sides:
+        rows = cache.find(side.keys(), feature)
+        if (rows < 0).any():
+            raise missing_keys(cache, side, np.flatnonzero(rows < 0), [feature])
+        vectors.append(cache[feature].gather(rows).reshape(len(rows), -1))
+    found = _of_pairs(pair_scores(vectors[0], vectors[1], job.similarity), labels_N)
+    return {f"teacher_{name}": value for name, value in found.items()}
 
 
 def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dict[str, Any]:

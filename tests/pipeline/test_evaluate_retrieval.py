@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from armada import open_cache
 from armada.pipeline.distill import run_distill
 from armada.pipeline.distill_job import DistillJob
 from armada.stages.distill.measures import linear_cka
@@ -98,7 +99,7 @@ def columns(count: int) -> dict[str, Any]:
     return {"one": TEXTS[:count], "other": TEXTS[count : 2 * count]}
 
 
-def test_scores_of_pairs_are_correlated_with_cosines(armada, student, write_parquet):
+def test_scores_of_pairs_are_correlated_with_cosines(armada, student, distill_bench, write_parquet):
     from scipy.stats import pearsonr, spearmanr
 
     scores = [*np.random.default_rng(0).random(10), None]
@@ -113,6 +114,16 @@ def test_scores_of_pairs_are_correlated_with_cosines(armada, student, write_parq
     }
     assert found["metrics"] == pytest.approx(expected, abs=1e-4)
     assert (found["examples"], found["unlabelled_examples"]) == (10, 1)
+    # With the teacher's cache, its own figures beside them.
+    named = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8], "--json")
+    both = json.loads(armada.done("evaluate", student, "--corpus", file, *words, *named))["metrics"]
+    cache = open_cache(distill_bench.cache, distill_bench.hash[:8])
+    one, other = (
+        unit(cache["embedding"][cache.lookup(each[:10])]) for each in columns(11).values()
+    )
+    of_teacher = spearmanr((one * other).sum(axis=1), scores[:10]).statistic
+    assert both["teacher_spearman"] == pytest.approx(of_teacher)
+    assert {name: both[name] for name in expected} == pytest.approx(expected, abs=1e-4)
 
 
 def test_pairs_that_match_or_do_not_are_classified(armada, student, write_parquet):
@@ -132,8 +143,6 @@ def test_pairs_that_match_or_do_not_are_classified(armada, student, write_parque
 
 
 def test_a_cache_gives_cka_and_neighbours_too(armada, student, distill_bench):
-    from armada import open_cache
-
     named = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
     words = ("evaluate", student, "--corpus", distill_bench.train, "--json")
     found = json.loads(armada.done(*words, *named))["metrics"]
@@ -145,6 +154,15 @@ def test_a_cache_gives_cka_and_neighbours_too(armada, student, distill_bench):
     tops = [np.argsort(-each, axis=1)[:, :10] for each in near]
     shared = [len({*a} & {*b}) / 10 for a, b in zip(*tops, strict=True)]
     assert found["neighbour_overlap@10"] == pytest.approx(np.mean(shared), abs=0.01)
+
+
+def test_students_without_embeddings_and_of_several_segments_are_refused(
+    armada, refused, distill_bench, folder, tmp_path
+):
+    told = ("--set", "epochs=1")
+    armada.done(*distill_bench.words(tmp_path / "labels", *told, control="undistilled"))
+    line = refused("evaluate", tmp_path / "labels", "--beir", folder)
+    assert "predicts labels and has no embeddings to compare" in line
 
 
 def test_pairs_and_folders_that_cannot_be_measured_are_refused(
@@ -159,8 +177,10 @@ def test_pairs_and_folders_that_cannot_be_measured_are_refused(
     assert "holds large_string, and pairs" in refused(*pairs, "--label-column", "name")
     assert "all labels are 1" in refused(*pairs, "--label-column", "all")
     assert "1 pairs have a label; it takes 2" in refused(*pairs, "--label-column", "one_of")
-    named = ("--cache", distill_bench.cache, "--label-column", "all")
-    assert "is compared with single texts, not pairs" in refused(*pairs, *named)
+    named = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash[:8])
+    strange = write_parquet("strange", {"one": ["a", "b"], "other": TEXTS[:2], "score": [0.1, 0.2]})
+    words = ("evaluate", student, "--corpus", strange, *both, "--label-column", "score")
+    assert "2 of 2 rows are not in the cache" in refused(*words, *named)
     beir = ("evaluate", student, "--beir", folder)
     assert "corpus, beir: name one of them" in refused(*beir, "--corpus", file)
     assert "corpus, beir: name one of them" in refused("evaluate", student)
