@@ -15,7 +15,14 @@ from typing import Annotated
 
 import typer
 
-from .cache_schemas.errors import AccessError, ArmadaError, FollowerError, InputError, shown_url
+from .cache_schemas.errors import (
+    AccessError,
+    ArmadaError,
+    FollowerError,
+    InputError,
+    JobError,
+    shown_url,
+)
 from .pipeline.caches.commands import AsJson, Quiet, Settings, SkipBadRows, TextColumn
 from .pipeline.caches.commands import app as cache_commands
 from .pipeline.imports import end_without_search, kept_imports
@@ -309,6 +316,41 @@ def predict(
         from .pipeline.predict import run_predict
 
     show_predicted(run_predict(made, quiet), as_json)
+
+
+@app.command()
+def embed(
+    student: Student = None,
+    corpus: Annotated[list[str] | None, typer.Option(help="file or folder of texts")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="column of the texts")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder of the cache to write")] = None,
+    settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Embed a corpus by a trained student, into a cache as any: started again, it goes on.
+
+    The same as `precompute` with teacher student:STUDENT, whose keys it takes; `cache export`
+    writes it as Parquet or NumPy files."""
+    from .pipeline.console import show_precompute
+    from .pipeline.jobs import collect_keys
+    from .pipeline.precompute_job import make_precompute_job
+
+    if student is None:
+        raise JobError("job key 'student' is missing; name a folder that `distill` wrote")
+    options = {
+        "corpus": corpus,
+        "text_column": text_column,
+        "teacher": f"student:{student}",
+        "cache": str(output) if output else None,
+    }
+    made = make_precompute_job(collect_keys(None, options, settings or []))
+    with kept_imports():
+        from .pipeline import precompute as stage
+
+    report = stage.run_precompute(made, quiet)
+    if stage.tells(made):
+        show_precompute(report, as_json)
 
 
 @app.command()

@@ -16,8 +16,11 @@ require_extra("armada.testing", "test", "pytest")
 import pytest  # noqa: E402
 
 # So that a failed assertion of the kit shows its values, as those of test files do.
-pytest.register_assert_rewrite("armada.stages.testing.objectives", "armada.stages.testing.teachers")
+pytest.register_assert_rewrite(
+    *(f"armada.stages.testing.{name}" for name in ("candidates", "objectives", "teachers"))
+)
 
+from .stages.testing.candidates import CandidateObjectiveTests  # noqa: E402
 from .stages.testing.objectives import (  # noqa: E402
     Batch,
     ObjectiveTests,
@@ -28,6 +31,7 @@ from .stages.testing.teachers import TeacherTests  # noqa: E402
 
 __all__ = [
     "Batch",
+    "CandidateObjectiveTests",
     "ObjectiveTests",
     "PairObjectiveTests",
     "TeacherTests",

@@ -134,7 +134,7 @@ def made_in(folder: Path | None) -> Iterator[Path]:
 def fits(objective: Description, only: Sequence[str]) -> bool:
     """Whether a student of whole texts can have it, and it is one of `only`."""
     needs = objective.needs
-    of_texts = needs.axis != "predictions" and "pairs" not in needs.student
+    of_texts = needs.axis != "predictions" and not {"pairs", "candidates"} & {*needs.student}
     return of_texts and (not only or objective.name in {*only, PLAIN, "kd", "feature"})
 
 

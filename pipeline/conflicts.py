@@ -97,7 +97,9 @@ def _of_features(data: StudentData) -> dict[str, Any] | None:
     whole = {
         name: source
         for name, source in data.sources.items()
-        if source.spec.axis is None and np.dtype(source.spec.dtype).kind == "f"
+        if name in data.rows_of_texts
+        and source.spec.axis is None
+        and np.dtype(source.spec.dtype).kind == "f"
     }
     pairs = [
         (one, other)
@@ -112,7 +114,7 @@ def _of_features(data: StudentData) -> dict[str, Any] | None:
     chosen = np.arange(count) if data.from_afar else np.linspace(0, len(rows) - 1, count).round()
     places = rows[chosen.astype(np.int64)]
     features = {
-        name: np.asarray(source.feature.gather(data.train.cache_rows[name][places]))
+        name: np.asarray(source.feature.gather(data.rows_of_texts[name][places]))
         for name, source in whole.items()
     }
     flat = {name: each.reshape(count, -1) for name, each in features.items()}
@@ -128,7 +130,7 @@ def _of_logits(data: StudentData, names: tuple[str, ...]) -> dict[str, Any] | No
     found = Conflicts(names)
     for places in _blocks(data, names):
         logits = {
-            name: data.sources[name].feature.gather(data.train.cache_rows[name][places])
+            name: data.sources[name].feature.gather(data.rows_of_texts[name][places])
             for name in names
         }
         found.add(logits, _classes(data.train.labels[places]))
@@ -136,7 +138,7 @@ def _of_logits(data: StudentData, names: tuple[str, ...]) -> dict[str, Any] | No
 
 
 def _blocks(data: StudentData, names: tuple[str, ...]) -> Iterator[npt.NDArray[np.int64]]:
-    rows = data.train.cache_rows
+    rows = data.rows_of_texts
     whole = np.flatnonzero(np.logical_and.reduce([rows[name] >= 0 for name in names]))
     ordered = whole[np.argsort(rows[names[0]][whole], kind="stable")]
     for start in range(0, len(ordered), BLOCK_ROWS):

@@ -24,6 +24,7 @@ from ..stages.distill.settings import (
     TrainingSettings,
 )
 from .choosing_keys import SELECT_RULES, AnySelectRule
+from .embedding.keys import EmbeddingKeys, with_embedding_defaults
 from .jobs import (
     Corpora,
     Job,
@@ -91,12 +92,13 @@ class CorpusKeys(TextFormatKeys):
     )
     limit: int | None = Field(default=None, ge=1, description="maximum rows to read from each file")
     skip_bad_rows: bool = Field(default=False, description="skip invalid rows and list them")
-    task: Task | Literal["language", "masked_language"] | None = Field(
+    task: Task | Literal["language", "masked_language", "embedding"] | None = Field(
         default=None,
         description="classification, multilabel (any number of classes per text) or regression "
         "(default: inferred from the labels), or language: the student is a causal language model "
         "and learns next-token prediction, or masked_language: a masked language model, which "
-        "learns masked tokens",
+        "learns masked tokens, or embedding: each text column is a text that is embedded by "
+        "itself, such as a query and a passage",
     )
     num_labels: int | None = Field(
         default=None, ge=1, description="number of classes or outputs; default: as in the labels"
@@ -121,6 +123,7 @@ class DistillJob(
     LoraSettings,
     LanguageKeys,
     MaskKeys,
+    EmbeddingKeys,
     TrainingSettings,
     WithOptions,
 ):
@@ -228,6 +231,8 @@ class DistillJob(
     def _others_are_options(cls, keys: Any) -> Any:
         if not isinstance(keys, Mapping):
             return keys
+        if keys.get("task") == "embedding":
+            keys = with_embedding_defaults(keys)
         own = cls._with_options(with_token_teacher(keys, cls.model_fields))
         if not isinstance(own["options"], Mapping):
             return own

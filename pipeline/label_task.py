@@ -32,6 +32,7 @@ class LabelTask(Task):
         if job.label_column is not None:
             assert job.task != "language"
             assert job.task != "masked_language"
+            assert job.task != "embedding"
             return label_space(corpus, job.task, job.num_labels)
         if any(term.objective.reads.labels for term in terms):
             raise JobError("job key 'label_column' is missing; only objective=feature needs none")

@@ -15,6 +15,7 @@ from yaml import YAMLError
 from ..stages.corpus.corpus import corpus_name
 from ..stages.corpus.label_kinds import Task
 from ..stages.distill.averaging import AVERAGED_STEPS, UNAVERAGED
+from ..stages.distill.embedding.student import EmbeddingStudent
 from ..stages.distill.language.student import LanguageStudent, MaskedStudent
 from ..stages.distill.student import ClassifierStudent, Student
 from .distill_job import DistillJob
@@ -128,7 +129,7 @@ def model_card(
     job: DistillJob,
     metrics: dict[str, Any],
     data: StudentData,
-    student: Student | LanguageStudent,
+    student: Student | LanguageStudent | EmbeddingStudent,
     folder: Path,
 ) -> str:
     """Markdown with a YAML head as model hubs expect, of a student that is written in `folder`."""
@@ -142,7 +143,7 @@ class _Card:
     job: DistillJob
     metrics: dict[str, Any]
     data: StudentData
-    student: Student | LanguageStudent
+    student: Student | LanguageStudent | EmbeddingStudent
     folder: Path
 
     @property
@@ -246,6 +247,8 @@ class _Card:
             return "the next token"
         if self._task == "masked_language":
             return "masked tokens"
+        if self.job.task == "embedding":
+            return "embeddings of these texts"
         if self._task == "none":
             return "the teacher's feature"
         return ", ".join(f"`{name}`" for name in self.job.label_columns)

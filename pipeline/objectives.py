@@ -48,26 +48,32 @@ class Needs:
             least_rows=reads.least_rows,
         )
 
+    def _read(self) -> list[str]:
+        """What it reads of teachers, or of rows in place of single texts."""
+        if "pairs" in self.student:
+            known = "no teacher" if self.features == 0 else "own_log_probs of a teacher"
+            return [known, "two responses to each prompt"]
+        if "candidates" in self.student:
+            known = "a feature of texts, or scores of pairs" if self.features else "no teacher"
+            return [known, "queries and passages"]
+        if self.axis is not None:
+            return [f"{self.axis} of a teacher"]
+        if self.classes:
+            return ["class logits"]
+        if self.features == 0:
+            return ["no teacher"]
+        if self.features == 1:
+            return ["a feature"]
+        return ["features" if self.features is None else f"{self.features} features"]
+
     def in_words(self) -> str:
         """One line for people."""
-        pairs = "pairs" in self.student
-        if pairs:
-            known = "no teacher" if self.features == 0 else "own_log_probs of a teacher"
-            parts = [known, "two responses to each prompt"]
-        elif self.axis is not None:
-            parts = [f"{self.axis} of a teacher"]
-        elif self.classes:
-            parts = ["class logits"]
-        elif self.features == 0:
-            parts = ["no teacher"]
-        else:
-            count = "features" if self.features is None else f"{self.features} features"
-            parts = ["a feature" if self.features == 1 else count]
+        parts = self._read()
         if "layers" in self.student:
             parts.append("layers of the student")
         if "attention" in self.student:
             parts.append("attention layers of the student")
-        if "tokens" in self.student and (self.axis is not None or pairs):
+        if "tokens" in self.student and (self.axis is not None or "pairs" in self.student):
             parts.append("a language model")
         if self.labels and self.features != 0:
             parts.append("labels")

@@ -34,6 +34,7 @@ from ..stages.distill.saved_student import (
     load_student,
 )
 from ..stages.distill.settings import DEFAULT_NEW_TOKENS
+from ..stages.embeddings.prompts import PromptName
 from ..stages.memory import out_of_memory_as
 from ..stages.store.format.rows import Rows
 from .environment import choose_device
@@ -111,6 +112,11 @@ def _open(job: PredictJob) -> SavedStudent:
         seeds = ", ".join(folder.parent.name for folder in folders)
         raise JobError(f"student {job.student}: holds one student per seed; name one of {seeds}")
     student = load_student(folders[0] if folders else job.student)
+    if job.prompt_name is not None and getattr(student.card, "embedding", None) is None:
+        raise JobError(
+            "prompt_name: is for students of task=embedding, which may read queries and passages "
+            "behind prompts; leave it out"
+        )
     if job.max_new_tokens is not None and student.kind != "language":
         raise JobError("max_new_tokens: is for language models; this student generates no text")
     return student.to(choose_device(job.device))
@@ -140,7 +146,8 @@ def _predictor_of(job: PredictJob, student: SavedStudent) -> Predictor:
     if isinstance(student, SavedLanguageModel):
         return partial(_continue, student, job.batch_size, job.max_new_tokens or DEFAULT_NEW_TOKENS)
     assert isinstance(student, SavedReader)
-    return partial(_read, student, job.batch_size)
+    assert isinstance(student, SavedReader)
+    return partial(_read, student, job.batch_size, job.prompt_name)
 
 
 def _continue(
@@ -150,8 +157,10 @@ def _continue(
     return {"generated_text": pa.array(responses, pa.string())}, cut
 
 
-def _read(student: SavedReader, batch_size: int, examples: Examples) -> tuple[Columns, int]:
-    outputs, truncated = student.outputs(examples, batch_size)
+def _read(
+    student: SavedReader, batch_size: int, prompt_name: PromptName | None, examples: Examples
+) -> tuple[Columns, int]:
+    outputs, truncated = student.outputs(student.prompted(examples, prompt_name), batch_size)
     return _columns(student, outputs), truncated
 
 

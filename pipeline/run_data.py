@@ -17,6 +17,8 @@ from ..stages.distill.student_source import check_student, layer_count
 from ..stages.store.transfer.location import is_local
 from .choosing import read_by_rules, select
 from .distill_job import DistillJob
+from .embedding.data import EmbeddingData, read_embedding_data
+from .embedding.task import EmbeddingTask
 from .label_task import LabelTask
 from .language.keys import require_same_masks
 from .language.masked_task import MaskedLanguageTask
@@ -34,11 +36,15 @@ def task_of(job: DistillJob) -> Task:
     """Task of a job."""
     if job.task == "masked_language":
         return MaskedLanguageTask()
+    if job.task == "embedding":
+        return EmbeddingTask()
     return LanguageTask() if job.task == "language" else LabelTask()
 
 
 def read_data(job: DistillJob, terms: Sequence[Term]) -> StudentData:
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
+    if job.task == "embedding":
+        return read_embedding_data(job, terms)
     task = task_of(job)
     readings, teachers = readings_of(terms), job.all_teachers
     _refuse_missing(job, readings.values(), teachers)
@@ -93,6 +99,8 @@ def figure_names(job: DistillJob, data: StudentData) -> tuple[str, ...]:
     """Names of the figures that a student will have on validation texts."""
     if data.validation is None:
         return ()
+    if isinstance(data, EmbeddingData):
+        return (*data.metric_names, *data.measured.names, *data.measured.facts)
     soft = data.space.has_probabilities(data.validation.labels)
     own = [*task_of(job).metrics(data.space, soft)]
     if data.validation.rejected is not None:

@@ -152,7 +152,7 @@ def open_sources(
         if reading.teacher not in opened:
             opened[reading.teacher] = open_answers(keys)
         answers = opened[reading.teacher]
-        choose = {None: _feature, TOKENS: _feature_along_tokens}.get(
+        choose = {None: feature_of_texts, TOKENS: _feature_along_tokens}.get(
             reading.axis, _feature_of_predictions
         )
         name = choose(answers.cache, reading, len(teachers) > 1)
@@ -166,7 +166,8 @@ def open_sources(
     return sources
 
 
-def _feature(cache: Cache, reading: Reading, of_several: bool) -> str:
+def feature_of_texts(cache: Cache, reading: Reading, of_several: bool) -> str:
+    """The name of the feature of whole texts that is read. Raises MissingFeatureError."""
     if reading.feature is None and len(cache.features) > 1:
         prefix = f"{reading.teacher}: " if of_several else ""
         raise MissingFeatureError(

@@ -229,6 +229,11 @@ class StudentData:
         return {n: each for n, each in self.sources.items() if each.spec.axis in (None, TOKENS)}
 
     @property
+    def rows_of_texts(self) -> Mapping[str, Rows]:
+        """The cache row of each training text in the caches of sources, -1 where there is none."""
+        return self.train.cache_rows
+
+    @property
     def shapes(self) -> dict[str, Shape]:
         """Shapes of the features of whole texts."""
         return {name: source.spec.shape for name, source in self.of_texts.items()}

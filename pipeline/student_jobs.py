@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from ..cache_schemas.errors import RunError
 from ..cache_schemas.locations import Source
 from ..stages.distill.settings import DEFAULT_NEW_TOKENS
+from ..stages.embeddings.prompts import PromptName
 from ..stages.retrieval.metrics import USUAL_METRICS, Similarity, depth_of
 from .jobs import Corpora, LabelColumns, LocalFolder, Names, Separator, TextFormatKeys
 
@@ -123,6 +124,11 @@ class PredictJob(TextFormatKeys):
         default=None,
         ge=1,
         description=f"maximum tokens a language model generates; default {DEFAULT_NEW_TOKENS}",
+    )
+    prompt_name: PromptName | None = Field(
+        default=None,
+        description="prompt of a student that embeds: query, or document (a passage); default: "
+        "that of a text that is neither, the passages' if they have one",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, xpu")
 

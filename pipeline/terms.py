@@ -20,6 +20,7 @@ from ..stages.distill.objectives.base import (
 )
 from ..stages.distill.objectives.sum import Stage, SummedObjective
 from .distill_job import DistillJob
+from .embedding.checks import check_embedding, check_embedding_objective
 from .language.keys import LanguageKeys, MaskKeys
 from .objective_keys import ObjectiveKeys, TeacherKeys
 
@@ -201,6 +202,7 @@ def _objectives(job: DistillJob) -> tuple[ObjectiveKeys, ...]:
     elif job.responses == "generated":
         _check_generated(job)
     _check_masks(job)
+    check_embedding(job)
     plain = job.parsed_control.name == "undistilled" or job.objective == "undistilled"
     return (UNDISTILLED,) if plain else job.all_objectives
 
@@ -356,11 +358,18 @@ def _check_student(term: Term, job: DistillJob) -> None:
         )
     if job.task == "masked_language":
         _check_masked_student(name, reads)
-        return
-    if job.task != "language":
-        if "tokens" in reads.student <= {"layers", "tokens", "pairs"}:
-            raise JobError(f"objective {name}: is for language models; set task=language")
-        return
+    elif job.task == "embedding":
+        check_embedding_objective(name, reads, term.objective.has_aligner, job)
+    elif "candidates" in reads.student:
+        raise JobError(f"objective {name}: compares queries and passages; set task=embedding")
+    elif job.task == "language":
+        _check_language_student(term, job)
+    elif "tokens" in reads.student <= {"layers", "tokens", "pairs"}:
+        raise JobError(f"objective {name}: is for language models; set task=language")
+
+
+def _check_language_student(term: Term, job: DistillJob) -> None:
+    name, reads = term.keys.name, term.objective.reads
     if term.compares_pairs and job.rejected_column is None:
         raise JobError(
             f"objective {name}: compares two responses to each prompt; name the column of the "

@@ -1,5 +1,6 @@
-"""Runs of language models in float64, in this process or in each of several that share them;
-`torchrun language_processes.py JOBS.json`. Each job's folder is left with its log and student."""
+"""Runs of language models, and of students that embed, in float64, in this process or in each of
+several that share them; `torchrun language_processes.py JOBS.json`. Each job's folder is left with
+its log and student."""
 
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.embedding.task import EmbeddingTask
 from armada.pipeline.jobs import make
 from armada.pipeline.language.masked_task import MaskedLanguageTask
 from armada.pipeline.language.task import LanguageTask
@@ -46,12 +48,28 @@ class MaskedInFloat64(MaskedLanguageTask):
         return built
 
 
+class EmbeddingInFloat64(EmbeddingTask):
+    """Likewise."""
+
+    def build(self, plan: Plan, objective: MakeObjective) -> Built:
+        built = super().build(plan, objective)
+        built.model.double()
+        return built
+
+
+_TASKS = {
+    "language": InFloat64,
+    "masked_language": MaskedInFloat64,
+    "embedding": EmbeddingInFloat64,
+}
+
+
 def run(keys: Keys) -> None:
     """A run of one job."""
     job = make(DistillJob, dict(keys))
     terms = terms_of(job)
     data = read_data(job, terms)
-    task = MaskedInFloat64() if job.task == "masked_language" else InFloat64()
+    task = _TASKS[str(job.task)]()
     SeedRun(job, job.output, job.seeds[0], data, terms, task, processes(), True).run()
 
 

@@ -92,14 +92,14 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if not relevant:
         raise JobError(f"beir {job.beir}: no query of split {job.split!r} has a relevant passage")
     best = BestPassages(
-        embed(asked.query_texts()),
+        embed(embed.student.prompted(asked.query_texts(), "query")),
         min(depth_of(job.retrieval_metrics), len(asked.passages)),
         job.similarity,
         asked.same_ids(),
     )
     for start in range(0, len(asked.passages), BLOCK_PASSAGES):
         rows = np.arange(start, min(start + BLOCK_PASSAGES, len(asked.passages)))
-        best.add(embed(asked.passage_texts(rows)))
+        best.add(embed(embed.student.prompted(asked.passage_texts(rows), "document")))
     rows_QK = best.found().rows_QK
     return {
         "examples": len(asked.queries),
@@ -173,12 +173,15 @@ def _numbers(corpus: Corpus, job: EvaluateJob) -> npt.NDArray[np.float64]:
 def _similarities(
     embed: _Embedder, pairs: Sequence[tuple[str, ...]], job: EvaluateJob
 ) -> npt.NDArray[np.float64]:
-    """Similarities [N] of pairs; a text that comes several times is embedded once."""
-    texts = {text: 0 for pair in pairs for text in pair}
-    texts = {text: row for row, text in enumerate(texts)}
-    found = embed(list(texts))
-    rows = np.array([[texts[text] for text in pair] for pair in pairs])
-    return pair_scores(found[rows[:, 0]], found[rows[:, 1]], job.similarity)
+    """Similarities [N] of pairs, the first a query and the second a passage where their prompts
+    differ; a text that comes several times is embedded once."""
+    queries, passages = (list(column) for column in zip(*pairs, strict=True))
+    prompted = embed.student.prompted
+    sides = [prompted(queries, "query"), prompted(passages, "document")]
+    rows = {text: row for row, text in enumerate(dict.fromkeys([*sides[0], *sides[1]]))}
+    found = embed(list(rows))
+    one, other = (found[[rows[text] for text in side]] for side in sides)
+    return pair_scores(one, other, job.similarity)
 
 
 def _of_pairs(
@@ -232,7 +235,7 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
     wanted = cache[feature].gather(labelled.cache_rows[feature]).astype(np.float64)
     wanted = wanted.reshape(len(wanted), -1)
     texts = [segments for batch in labelled.corpus.batches() for segments in batch]
-    found = embed(texts).astype(np.float64)
+    found = embed(embed.student.prompted(texts)).astype(np.float64)
     if found.shape != wanted.shape:
         raise JobError(
             f"feature {feature!r}: has {wanted.shape[1]} numbers, and the student's embeddings "

@@ -28,7 +28,9 @@ _GELU = "torch.nn.modules.activation.GELU"
 def embedding_layers(projection: Projector, length_1: bool) -> list[Dense | Normalize]:
     """Layers from a pooled text to its embedding."""
     layers: list[Dense | Normalize]
-    if isinstance(projection, MLPProjector):
+    if isinstance(projection, nn.Identity):
+        layers = []
+    elif isinstance(projection, MLPProjector):
         hidden, output = projection.hidden, projection.output
         layers = [
             dense_layer(hidden.weight, hidden.bias, _GELU),

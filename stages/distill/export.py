@@ -16,6 +16,7 @@ aligner/aligner.safetensors   the TS aligner, if the objective has one; of sever
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -32,6 +33,7 @@ from ..embeddings.folders import write_embedding_files
 from ..embeddings.static import is_static_folder
 from ..language.probes import probe
 from ..pretrained import quiet_transformers, refusing
+from .embedding.student import EmbeddingSettings
 from .embedding_student import embedding_layers, state_pooling
 from .objectives.base import Objective
 from .own_classifier import read_classifier
@@ -44,7 +46,7 @@ from .student_models import load_backbone, load_config, load_tokenizer, match_to
 CARD = "armada_student.json"
 HEADS = "heads.safetensors"
 ALIGNER = "aligner.safetensors"
-_OBJECTIVE = "objective."
+OBJECTIVE = "objective."
 _OF_ALIGNER = re.compile(r"objective\.(each\.\d+\.)?aligner\.")
 _LOGGER = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ class StudentCard(AdapterBase):
     label_column: str | tuple[str, ...] | None
     label_separator: str | None = None
     metric: str
+    embedding: EmbeddingSettings | None = None
+    """Set for a student of task=embedding, whose text column is a single one."""
 
 
 def save_student(
@@ -73,19 +77,15 @@ def save_student(
 ) -> None:
     """Write the student folder; `length_1`: whether embeddings are scaled to it."""
     learned = [part for part in objective.parts if isinstance(part, WithProjector)]
-    trained = objective.state_dict(prefix=_OBJECTIVE)
+    trained = objective.state_dict(prefix=OBJECTIVE)
     if isinstance(student, StaticStudent):
-        folder.mkdir(parents=True, exist_ok=True)
         layers = embedding_layers(learned[0].projection, length_1) if learned else []
         folds = len(learned) == 1 and student.space.task == "none"
         if save_static_model(folder, student, tokenizer, layers, card.max_length, folds):
             trained |= _of_folded(trained)
     else:
-        _save_transformer(folder, student, tokenizer, card)
-    own = {} if isinstance(student, ClassifierStudent) else student.state_dict()
-    beside = {name: t for name, t in own.items() if not name.startswith("model.")}
-    save_parts(folder / HEADS, beside | trained)
-    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        save_transformer(folder, student, tokenizer, card)
+    save_beside(folder, student, trained, card)
     if learned and not isinstance(student, StaticStudent):
         _write_embeddings(folder, student, learned[0], card.max_length, length_1)
     if len(learned) > 1:
@@ -93,6 +93,16 @@ def save_student(
             f"student {folder}: trained on several features; its embeddings match the first,"
             f" {learned[0].label}"
         )
+
+
+def save_beside(
+    folder: Path, student: Student, trained: Mapping[str, Tensor], card: StudentCard
+) -> None:
+    """Write what is beside the model: heads, what `trained` with them, and the card."""
+    own = {} if isinstance(student, ClassifierStudent) else student.state_dict()
+    beside = {name: t for name, t in own.items() if not name.startswith("model.")}
+    save_parts(folder / HEADS, beside | dict(trained))
+    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _of_folded(trained: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -103,7 +113,8 @@ def _of_folded(trained: dict[str, Tensor]) -> dict[str, Tensor]:
     return identities | {n: torch.zeros_like(trained[n]) for n in biases if n in trained}
 
 
-def _save_transformer(folder: Path, student: Student, tokenizer: Any, card: StudentCard) -> None:
+def save_transformer(folder: Path, student: Student, tokenizer: Any, card: StudentCard) -> None:
+    """Write the model, or its adapters, and the tokenizer."""
     tokenizer.model_max_length = card.max_length  # truncation length for other tools
     # A tokenizer saves its padding side only if it was given one at construction.
     tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
@@ -212,9 +223,9 @@ def load_saved_objective(folder: Path, objective: Objective) -> Objective:
     heads = folder / "student" / HEADS
     with refusing(StudentSourceError, f"student {folder}"):
         tensors = {
-            name.removeprefix(_OBJECTIVE): tensor
+            name.removeprefix(OBJECTIVE): tensor
             for name, tensor in load_file(heads).items()
-            if name.startswith(_OBJECTIVE)
+            if name.startswith(OBJECTIVE)
         }
         for file, prefix, _ in _aligners(folder / "aligner", objective):
             tensors |= {f"{prefix}{name}": t for name, t in load_file(file).items()}
@@ -225,7 +236,7 @@ def load_saved_objective(folder: Path, objective: Objective) -> Objective:
 def _load_heads(folder: Path, student: Student) -> None:
     with refusing(StudentSourceError, f"student {folder}: {HEADS}"):
         tensors = load_file(folder / HEADS)
-        own = {name: t for name, t in tensors.items() if not name.startswith(_OBJECTIVE)}
+        own = {name: t for name, t in tensors.items() if not name.startswith(OBJECTIVE)}
         missing, unexpected = student.load_state_dict(own, strict=False)
     wrong = [*unexpected, *(name for name in missing if not name.startswith("model."))]
     if wrong:

@@ -30,10 +30,15 @@ class Parts:
 
     halves: bool = False
     most_tokens: int | None = None
+    most_rows: int | None = None
+    """How many rows it reads at once, None: any number. The same for a batch that is to be larger
+    than memory would hold (gradient caching: Gao et al., arXiv 2101.06983)."""
 
     def rows(self, ids_BT: Tensor) -> int:
         """Rows of each part of a batch."""
         count, width = ids_BT.shape
+        if self.most_rows is not None:
+            count = min(count, self.most_rows)
         return count if self.most_tokens is None else min(count, max(1, self.most_tokens // width))
 
     def halve(self, ids_BT: Tensor) -> None:

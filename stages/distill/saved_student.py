@@ -22,6 +22,7 @@ from ...cache_schemas.locations import expand_home, shown_url
 from ..adapters import without_adapters
 from ..embeddings.folders import MODULES, read_embedding_folder
 from ..embeddings.layers import load_layers
+from ..embeddings.prompts import PromptName
 from ..embeddings.static import StaticTokenizer, is_static_folder, read_static_folder
 from ..language.tokens import encode_prompts, encode_texts, end_ids
 from ..pretrained import refusing
@@ -122,6 +123,14 @@ class SavedReader(SavedStudent):
         if self.layers is not None:
             pooled_BD = self.layers(pooled_BD)
         return pooled_BD
+
+    def prompted(self, texts: Sequence[Text], name: PromptName | None = None) -> list[Text]:
+        """Texts behind the prompt that they had in training, if they had one: queries, documents
+        (which are passages), or neither."""
+        prompt = "" if self.card.embedding is None else self.card.embedding.prompt(name)
+        if not prompt:
+            return list(texts)
+        return [(f"{prompt}{first}", *rest) for first, *rest in self._segments(texts)]
 
     def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
         """A batch of texts as the module takes them, on its device."""
@@ -294,7 +303,7 @@ def load_student(folder: str | Path) -> SavedStudent:
         )
     folder = student_folder(folder)
     student, tokenizer, card = load_saved_student(folder)
-    layers = _read_layers(folder) if card.space.task == "none" else None
+    layers = _read_layers(folder, card) if card.space.task == "none" else None
     kind = SavedStaticReader if isinstance(student, StaticStudent) else SavedReader
     return kind(student, tokenizer, card, layers)
 
@@ -318,12 +327,12 @@ def load_embedder(folder: Path) -> SavedReader | None:
     if card.space.task != "none" and not is_embedder(folder):
         return None
     kind = SavedStaticReader if isinstance(student, StaticStudent) else SavedReader
-    reader = kind(student, tokenizer, card, _read_layers(folder))
+    reader = kind(student, tokenizer, card, _read_layers(folder, card))
     reader.kind = "embedding"
     return reader
 
 
-def _read_layers(folder: Path) -> nn.Module | None:
+def _read_layers(folder: Path, card: StudentCard) -> nn.Module | None:
     """Layers after the student's pooling, from the projection on: a layer before it is part of that
     pooling."""
     if is_static_folder(folder, StudentSourceError):
@@ -333,11 +342,19 @@ def _read_layers(folder: Path) -> nn.Module | None:
     if declared is None:
         return _read_projection(folder)
     dense = [index for index, layer in enumerate(declared.layers) if not layer.normalizes]
-    if len(dense) > 1:
+    if not _has_layer_behind(folder, card):
+        behind = dense[-1] + 1 if dense else 0
+        return load_layers(declared.layers[behind:], StudentSourceError)
+    if len(dense) > 1 and card.embedding is None:
         both = load_layers(declared.layers[dense[-2] :], StudentSourceError)
         if _is_first_of_two(folder, both[0]):
             return both
     return load_layers(declared.layers[dense[-1] :], StudentSourceError)
+
+
+def _has_layer_behind(folder: Path, card: StudentCard) -> bool:
+    """Whether there is a layer behind those of the pooling, from a text to its embedding."""
+    return _has_projection(folder) if card.embedding is None else card.embedding.has_dense
 
 
 def _is_first_of_two(folder: Path, layer: Any) -> bool:

@@ -12,6 +12,7 @@ tokenlearn (Tulkens and van Dongen, 2024, https://github.com/MinishLab/tokenlear
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ...cache_schemas.errors import StudentSourceError
 from ..corpus.labels import LabelSpace
-from ..embeddings.folders import MODULES, transformer_folder
+from ..embeddings.folders import MODULES, NO_PROMPTS, transformer_folder
 from ..embeddings.layers import Dense, Normalize
 from ..embeddings.static import (
     MODEL2VEC_LENGTH,
@@ -199,16 +200,18 @@ def save_static_model(
     layers: list[Dense | Normalize],
     max_length: int,
     folds: bool,
+    prompts: Mapping[str, str] = NO_PROMPTS,
 ) -> bool:
     """Write a student as a static model; `layers`: from the mean to the embedding. Returns whether
     a linear first layer has become part of the table, if it `folds`: the mean of W e + b over the
     tokens' vectors e is W times the mean, plus b."""
     weight_VD = student.backbone.weight.detach()
     folds = folds and bool(layers) and _is_linear(layers[0])
+    folder.mkdir(parents=True, exist_ok=True)
     if folds:
         first, *layers = layers
         weight_VD = _folded(weight_VD, first, student.backbone.unknown)
-    write_static_files(folder, weight_VD, tokenizer.backend_tokenizer, layers, max_length)
+    write_static_files(folder, weight_VD, tokenizer.backend_tokenizer, layers, max_length, prompts)
     return folds
 
 

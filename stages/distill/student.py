@@ -209,13 +209,18 @@ def is_decoder(config: Any) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def choose_pooling(requested: Literal["auto"] | Pooling, backbone: Any) -> Pooling:
+def choose_pooling(
+    requested: Literal["auto"] | Pooling, backbone: Any, embeds: bool = False
+) -> Pooling:
     """The requested pooling of a transformer; 'auto': last token of a decoder, else the model's
-    pooler if it has one, else a dense layer over the first token."""
+    pooler if it has one, else a dense layer over the first token; the mean of a student that
+    `embeds`."""
     if requested != "auto":
         return requested
     if is_decoder(backbone.config):
         return "last"
+    if embeds:
+        return "mean"
     return "pooler" if _has_pooler(backbone) else "context"
 
 

@@ -41,13 +41,15 @@ def load_student(
     texts: Iterable[str],
     dropout: float,
     lora: LoraSettings = NO_ADAPTERS,
+    embeds: bool = False,
 ) -> tuple[Student, Any]:
-    """A student and its tokenizer; `texts` train a vocabulary if the student has none.
+    """A student and its tokenizer; `texts` train a vocabulary if the student has none; `embeds`:
+    whether its pooling, where none is named or declared, is that of embedding models.
 
     Raises StudentSourceError."""
     if settings.static_source is not None:
         return load_static_student(settings, space, dropout)
-    student, tokenizer = _load(settings, space, texts, dropout, lora)
+    student, tokenizer = _load(settings, space, texts, dropout, lora, embeds)
     check_vocab_size(student.model, tokenizer, settings.student)
     warn_of_padding(student, tokenizer, settings.student)
     return student, tokenizer
@@ -59,6 +61,7 @@ def _load(
     texts: Iterable[str],
     dropout: float,
     lora: LoraSettings,
+    embeds: bool,
 ) -> tuple[Student, Any]:
     source = _source(settings, texts)
     source.tokenizer.padding_side = "right"
@@ -76,7 +79,7 @@ def _load(
     requested = settings.pooling
     if requested == "auto" and declared is not None:
         requested = _declared_pooling(declared)
-    return _pooled(source, requested, space, dropout, lora), source.tokenizer
+    return _pooled(source, requested, space, dropout, lora, embeds), source.tokenizer
 
 
 def default_max_length(settings: StudentSettings, space: LabelSpace) -> int:
@@ -118,9 +121,10 @@ def _pooled(
     space: LabelSpace,
     dropout: float,
     lora: LoraSettings,
+    embeds: bool,
 ) -> Student:
     backbone = source.model()
-    pooling = choose_pooling(requested, backbone)
+    pooling = choose_pooling(requested, backbone, embeds)
     if reason := check_pooling(pooling, backbone):
         raise StudentSourceError(f"pooling {pooling!r}: {reason}")
     with refusing(

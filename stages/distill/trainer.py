@@ -78,13 +78,19 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._step = -1
         self._buffers: dict[str, torch.Tensor] = {}
         self._evaluated: list[tuple[float, int]] = []
+        self._space: LabelSpace = model.student.space
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=train,
             eval_dataset=validation,
-            compute_metrics=_metrics_of(model.student.space),
+            compute_metrics=self.metrics,
         )
+
+    def metrics(self, prediction: Any) -> dict[str, float]:
+        """Metrics of an evaluation's outputs and labels."""
+        outputs, labels, space = prediction.predictions, prediction.label_ids, self._space
+        return task_metrics(outputs, labels, space) | distinct_predictions(outputs, labels, space)
 
     def create_accelerator_and_postprocess(self) -> None:
         """As in the trainer; a model to be sharded is announced."""
@@ -314,14 +320,6 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             self._terms, self._averaged, self._batches_with = {}, 0, Counter()
             logs |= self._aligner_losses()
         super().log({k: v for k, v in logs.items() if k not in _OF_ONE_PROCESS}, start_time)
-
-
-def _metrics_of(space: LabelSpace) -> Callable[[Any], dict[str, float]]:
-    def metrics(prediction: Any) -> dict[str, float]:
-        outputs, labels = prediction.predictions, prediction.label_ids
-        return task_metrics(outputs, labels, space) | distinct_predictions(outputs, labels, space)
-
-    return metrics
 
 
 def _kept_buffers(objective: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -333,15 +333,20 @@ def activation_name(module: Any) -> str | None:
     return None
 
 
+NO_PROMPTS: Mapping[str, str] = {}
+
+
 def write_embedding_files(
     folder: Path,
     pooling: StatePooling,
     width: int,
     layers: Sequence[Dense | Normalize],
     max_length: int,
+    prompts: Mapping[str, str] = NO_PROMPTS,
 ) -> None:
     """Declare, beside the transformer in `folder`, how states of `width` numbers are pooled and
-    passed through the layers, for texts of up to `max_length` tokens."""
+    passed through the layers, for texts of up to `max_length` tokens; `prompts`: prefixes by the
+    name that a user of the folder chooses them by, none by default."""
     old = {key: mode == pooling for key, mode in OLD_POOLINGS.items()}
     write_json(folder / "1_Pooling" / POOLING_CONFIG, {"word_embedding_dimension": width} | old)
     names = ["Transformer", "Pooling"]
@@ -351,7 +356,11 @@ def write_embedding_files(
     write_json(folder / TEXT_CONFIG, {"max_seq_length": max_length, "do_lower_case": False})
     write_json(
         folder / MODEL_CONFIG,
-        {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None},
+        {
+            "model_type": "SentenceTransformer",
+            "prompts": dict(prompts),
+            "default_prompt_name": None,
+        },
     )
     write_modules(folder, names)
 

@@ -37,6 +37,7 @@ from ..sources import require_safetensors
 from .folders import (
     MODEL_CONFIG,
     MODULES,
+    NO_PROMPTS,
     default_prompt,
     read_json,
     read_modules,
@@ -277,9 +278,10 @@ def write_static_files(
     backend: Any,
     layers: Sequence[Dense | Normalize],
     max_length: int,
+    prompts: Mapping[str, str] = NO_PROMPTS,
 ) -> None:
     """Write a static model: its table, its tokenizer, and layers behind the mean. model2vec opens
-    the table, and of the layers takes a single Normalize."""
+    the table, and of the layers takes a single Normalize. `prompts`: prefixes by their names."""
     save_file({WEIGHT: weight_VD.detach().float().cpu().contiguous()}, folder / LAYER_WEIGHTS)
     backend.no_padding()
     backend.enable_truncation(max_length)
@@ -293,7 +295,7 @@ def write_static_files(
         folder / MODEL_CONFIG,
         {
             "model_type": "SentenceTransformer",
-            "prompts": {},
+            "prompts": dict(prompts),
             "default_prompt_name": None,
             "normalize": names[1:] == ["Normalize"],
             "max_length": max_length,

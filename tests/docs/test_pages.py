@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from docs_material import (
     WORDS_STUDENT,
     WORDS_TEACHER,
     instructions,
+    table,
     write_chats,
     write_instructions,
     write_table,
@@ -25,6 +27,9 @@ from docs_pages import INSTALLED, PAGES, ROOT, Block, Instead, Workplace, blocks
 from openai_server import Model, OpenAIServer, serving
 from PIL import Image
 from recipes_material import write_reviews
+from sentence_transformers import SentenceTransformer
+from tiny_checkpoints import make_bert, make_bert_classifier
+from tiny_embeddings import make_cross_encoder, make_embedding_model, modules
 from tiny_generators import make_audioldm2, make_text_to_video, make_wav2vec2
 from tiny_language_models import TEXTS, make_causal_lm
 from tiny_masked_models import make_masked_lm
@@ -86,6 +91,15 @@ INSTEAD = {
         Instead("epochs=3", "epochs=1", "shorter"),
         Instead(" --set max_length=64", " --set max_length=32", "fewer tokens"),
     ),
+    "embeddings.md": (
+        Instead("sentence-transformers/all-MiniLM-L6-v2", "minilm", "a tiny model"),
+        Instead("cross-encoder/ms-marco-MiniLM-L6-v2", "cross", "a tiny model"),
+        Instead("student_layers=3", "student_layers=1", "the tiny model has two"),
+        Instead("student_layers: 3", "student_layers: 1", "likewise"),
+        Instead("epochs=3", "epochs=1", "shorter"),
+        Instead("batch_size: 256", "batch_size: 8", "there are ten rows"),
+        Instead("mini_batch_size: 32", "mini_batch_size: 5", "likewise"),
+    ),
     "preferences.md": (Instead("--set lora_rank=8", "--set lora_rank=8 --set epochs=1", "short"),),
     "scored-choices.md": (
         Instead("HuggingFaceTB/SmolLM2-135M-Instruct", WORDS_STUDENT, "a tiny model"),
@@ -106,6 +120,7 @@ RUN_BELOW = {
     "static-students",
     "language-models",
     "masked-language-models",
+    "embeddings",
     "preferences",
     "adding-a-teacher",
     "adding-an-objective",
@@ -365,6 +380,33 @@ def test_masked_language_models(place: Workplace) -> None:
     assert "'token_str'" in printed
     kept = json.loads((place.folder / "runs/small/student/config.json").read_bytes())
     assert kept["num_hidden_layers"] == 2
+
+
+def test_embeddings(place: Workplace) -> None:
+    write_table(place.folder / "corpus.parquet", rows=14)
+    pairs = table(8, 10)
+    scored = {"text_a": pairs["text_a"], "text_b": pairs["text_b"]}
+    pq.write_table(
+        pa.table({**scored, "score": [float(n % 5) for n in range(10)]}),
+        place.folder / "pairs.parquet",
+    )
+    asked = {"query": pairs["text_a"], "positive": pairs["text_b"]}
+    pq.write_table(pa.table(asked), place.folder / "questions.parquet")
+    checkpoint = make_bert(place.folder / "bert", DOCS_TEXTS)
+    make_embedding_model(place.folder / "minilm", checkpoint, layers=[modules().Normalize()])
+    make_cross_encoder(
+        place.folder / "cross",
+        make_bert_classifier(place.folder / "scorer", DOCS_TEXTS, ["relevant"]),
+    )
+    printed = run(place, "embeddings.md")
+    assert "spearman" in printed
+    assert "(2, 32)" in printed
+    vectors = np.load(place.folder / "arrays" / "features_pooled.npy")
+    small = SentenceTransformer(str(place.folder / "runs/small/student"), device="cpu")
+    texts = pq.read_table(place.folder / "corpus.parquet")["text"].to_pylist()
+    np.testing.assert_allclose(vectors.astype(np.float32), small.encode(texts), atol=2e-3)
+    student = SentenceTransformer(str(place.folder / "runs/questions/student"), device="cpu")
+    assert student.prompts == {"query": "query: ", "document": "passage: "}
 
 
 def test_preferences(place: Workplace) -> None:

@@ -42,6 +42,14 @@ _FAMILIES: Mapping[str, Mapping[str, str]] = {
     },
     "contrast": {"infonce": "InfoNCE", "crd": "CRD", "wcord": "WCoRD"},
     "tokens": {"tokens": "Tokens"},
+    "candidates": {
+        "contrastive": "Contrastive",
+        "guided_contrastive": "GuidedContrastive",
+        "cosent": "Cosent",
+        "margin_mse": "MarginMSE",
+        "listwise_kl": "ListwiseKL",
+        "similarity_bank": "SimilarityBank",
+    },
     "preferences": {"dpo": "DPO", "plad": "PLaD"},
 }
 """File -> name -> beginning of the names of its class, and of that of its options."""
@@ -68,5 +76,5 @@ OBJECTIVES = Registry(
     },
 )
 
-WITHOUT_TEACHER = frozenset({"undistilled", "plad"})
+WITHOUT_TEACHER = frozenset({"undistilled", "plad", "contrastive", "cosent"})
 """Built-in objectives that read nothing of a cache, so that a job of these alone needs none."""

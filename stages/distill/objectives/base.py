@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ....cache_schemas.errors import JobError, MissingFeatureError
 from ....cache_schemas.features import AxisName
 from ..aligner import AlignerAnswers
+from ..embedding.candidates import Candidates
 from ..losses import task_loss
 from ..negatives import Negatives, negatives_name
 from ..order import Indices
@@ -46,10 +47,10 @@ Sources = Mapping[str, Feature | TokenAnswers | Negatives]
 """Cached outputs of all teachers for a batch, by source name; and negatives that were drawn from a
 source, under the `negatives_name` of it."""
 
-StudentTensor = Literal["pooled", "output", "layers", "attention", "tokens", "pairs"]
+StudentTensor = Literal["pooled", "output", "layers", "attention", "tokens", "pairs", "candidates"]
 """Student tensors that an objective may read: the text vector, the head's output, hidden states of
-layers, queries, keys and values of attention layers, a language model's predicted tokens, or its
-log-probabilities of two responses to each prompt."""
+layers, queries, keys and values of attention layers, a language model's predicted tokens, its
+log-probabilities of two responses to each prompt, or embeddings of a query and its candidates."""
 
 Shape = tuple[int, ...]
 """Shape of the feature of one example."""
@@ -219,6 +220,9 @@ class StudentSide:
     """Two responses to each prompt, if some objective compares them."""
     repeats: Mapping[str, Indices] = field(default_factory=dict)
     """A number for each row's text [B], of sources of which some rows have the same text."""
+    candidates: Candidates | None = None
+    """The embeddings by example, of a student that embeds several texts of each: the rows of
+    `pooled_BD` are then the texts."""
 
     def take(self, rows: Tensor) -> "StudentSide":
         """The same for some rows, which all have features; of a student of whole texts."""

@@ -19,7 +19,7 @@ from ..aligner import NormalLinear, ProjectionHead
 from ..losses import accumulated, contrast, likeliest_classes
 from ..losses.distances import unit
 from ..negatives import Negatives
-from ..projectors import WithProjector, make_projector
+from ..projectors import WithProjector, as_wide_as, make_projector
 from .base import Reads, Sizes, Sources, StudentSide
 from .one_loss import BetaObjective
 from .options import ContrastOptions, CRDOptions, InfoNCEOptions, WCoRDOptions
@@ -102,7 +102,7 @@ class InfoNCEObjective(WithProjector, ContrastObjective):
 
     def __init__(self, options: InfoNCEOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)
-        self.projection = make_projector(options, sizes.pooled_dim, sizes.feature_dim)
+        self.projection = make_projector("infonce", options, sizes)
 
     def contrast(
         self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None
@@ -110,6 +110,7 @@ class InfoNCEObjective(WithProjector, ContrastObjective):
         """Reports infonce."""
         student_BH = accumulated(self.projection(pooled_BD))
         temperature = self.options.similarity_temperature
+        teacher_MH = as_wide_as(student_BH, teacher_MH)
         loss = contrast.infonce_loss(student_BH, teacher_MH, temperature, masked_BM)
         return loss, {"infonce": loss}
 

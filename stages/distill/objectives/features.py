@@ -6,7 +6,7 @@ from ....cache_schemas.errors import JobError
 from .. import closed_forms
 from ..losses import accumulated
 from ..losses.features import norm_direction_loss
-from ..projectors import WithProjector, make_projector
+from ..projectors import WithProjector, as_wide_as, make_projector
 from .base import Objective, Reads, Sizes, Sources, TeacherSide, named_terms
 from .one_loss import BetaObjective
 from .options import FeatureOptions, NormDirectionOptions
@@ -27,7 +27,7 @@ class FeatureObjective(WithProjector, Objective):
 
     def __init__(self, options: FeatureOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)
-        self.projection = make_projector(options, sizes.pooled_dim, sizes.feature_dim)
+        self.projection = make_projector("feature", options, sizes)
 
     def forward(
         self,
@@ -37,9 +37,10 @@ class FeatureObjective(WithProjector, Objective):
         labels_B: Tensor | None,
     ) -> dict[str, Tensor]:
         """total, task, feature. Without output or labels the feature is all there is to learn."""
+        projection_BH = self.projection(pooled_BD)
         terms = closed_forms.feature_loss(
-            projection=self.projection(pooled_BD),
-            feature=self._feature(feature_BH),
+            projection=projection_BH,
+            feature=as_wide_as(projection_BH, self._feature(feature_BH)),
             output=output_BK,
             labels=labels_B,
             beta=self.options.beta,
@@ -77,7 +78,7 @@ class NormDirectionObjective(WithProjector, BetaObjective):
 
     def __init__(self, options: NormDirectionOptions, sizes: Sizes) -> None:
         super().__init__(options, sizes)
-        self.projection = make_projector(options, sizes.pooled_dim, sizes.feature_dim)
+        self.projection = make_projector("norm_direction", options, sizes)
 
     @classmethod
     def require_inputs(cls, name: str, options: NormDirectionOptions, sizes: Sizes) -> None:
@@ -99,5 +100,7 @@ class NormDirectionObjective(WithProjector, BetaObjective):
         """total, task, norm_direction. Without output or labels, the task's is 0."""
         both = feature_BH if isinstance(feature_BH, tuple) else (feature_BH, None)
         own_BH, mean_BH = (accumulated(self._feature(each).detach()) for each in both)
-        loss = norm_direction_loss(accumulated(self.projection(pooled_BD)), own_BH, mean_BH)
+        student_BH = accumulated(self.projection(pooled_BD))
+        own_BH, mean_BH = (as_wide_as(student_BH, each) for each in (own_BH, mean_BH))
+        loss = norm_direction_loss(student_BH, own_BH, mean_BH)
         return self.beside_task(loss, output_BK, labels_B, norm_direction=loss)

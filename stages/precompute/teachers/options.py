@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ....cache_schemas.codings import Temperature
 from ....cache_schemas.features import StoredDtype
 from ....cache_schemas.teachers import SettingValue
+from ...embeddings.prompts import PromptName
 from ...language.prompt_templates import TEXT, one_text
 from ...matrix_products import MatmulPrecision
 
@@ -292,6 +293,11 @@ class StudentOptions(CheckpointOptions):
     temperatures: tuple[Temperature, ...] = Field(
         default=(1.0,),
         description="of a language model: temperatures at which the mass outside of top_k is kept",
+    )
+    prompt_name: PromptName | None = Field(
+        default=None,
+        description="of an embedding model: prompt of the texts, query or document (a passage); "
+        "default: that of a text that is neither",
     )
 
 

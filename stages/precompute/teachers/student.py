@@ -19,6 +19,7 @@ from torch import Tensor
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.features import FeatureSpec
 from ...corpus.labels import NO_LABELS, LabelSpace
+from ...embeddings.prompts import Prompts
 from ...embeddings.static import is_static_folder
 from ...language.masking import MaskSettings
 from ...language.recipe import Recipe
@@ -171,6 +172,7 @@ class _Card(BaseModel):
     pooling: str | None = None
     recipe: Recipe | None = None
     masks: MaskSettings | None = None
+    embedding: Prompts | None = None
 
 
 def _read_card(folder: Path) -> _Card:
@@ -187,6 +189,10 @@ def _read_card(folder: Path) -> _Card:
 def _make(source: str, card: _Card, options: StudentOptions, device: torch.device) -> Teacher:
     """The teacher of the student's kind. Raises JobError for options of another kind."""
     given = options.model_dump(include=options.model_fields_set)
+    name = given.pop("prompt_name", None)
+    prompts = card.embedding or Prompts()
+    if name is not None and card.embedding is None:
+        raise JobError(f"prompt_name: student {source} has no prompts; leave it out")
     as_trained = {"max_length": card.max_length, **given}
     if card.recipe is not None:
         written = card.recipe.model_dump()
@@ -198,7 +204,9 @@ def _make(source: str, card: _Card, options: StudentOptions, device: torch.devic
     if strange:
         raise JobError(f"{strange[0]}: student {source} is no language model; leave it out")
     if card.space.task == "none":
-        return EncoderTeacher(source, EncoderOptions(**given), device)
+        prompt = prompts.prompt(name)
+        own = {**given, **({"prompt": prompt} if prompt else {})}
+        return EncoderTeacher(source, EncoderOptions(**own), device)
     if is_static_folder(resolve(source, options.revision, TeacherSourceError), TeacherSourceError):
         raise TeacherSourceError(
             f"source {source}: a static student that predicts labels is no teacher; use "

@@ -81,13 +81,13 @@ def test_smooth_l1(form) -> None:
 
 def test_projectors() -> None:
     torch.manual_seed(0)
-    mlp = make_projector(FeatureOptions(projector="mlp"), 3, 5)
+    mlp = make_projector("feature", FeatureOptions(projector="mlp"), Sizes(3, 2, False, (5,)))
     assert isinstance(mlp, MLPProjector)
     x = torch.randn(4, 3)
     hidden = torch.nn.functional.gelu(x @ mlp.hidden.weight.T + mlp.hidden.bias)
     torch.testing.assert_close(mlp(x), hidden @ mlp.output.weight.T + mlp.output.bias)
     for given in ({"projector": "orthogonal"}, {"orthogonal_projection": True}):
-        square = make_projector(FeatureOptions(**given), 4, 4)
+        square = make_projector("feature", FeatureOptions(**given), Sizes(4, 2, False, (4,)))
         torch.testing.assert_close(square.weight @ square.weight.T, torch.eye(4))
     with pytest.raises(ValidationError, match="no orthogonal map"):
         FeatureOptions(projector="mlp", orthogonal_projection=True)

@@ -7,6 +7,15 @@ from .armada import ArmadaOptions, Manifold, OrthogonalMap
 from .attention import AttentionRelationsOptions
 from .base import SOURCE, AlphaOptions, BetaOptions, MayMove, ObjectiveOptions, WeightSchedule
 from .batch_logits import LumiOptions, SinkhornOptions
+from .candidates import (
+    ContrastiveOptions,
+    CosentOptions,
+    GuidedContrastiveOptions,
+    ListwiseKLOptions,
+    MarginMSEOptions,
+    ScoresOptions,
+    SimilarityBankOptions,
+)
 from .contrast import ContrastOptions, CRDOptions, InfoNCEOptions, WCoRDOptions
 from .divergences import (
     BalancedKLOptions,
@@ -52,6 +61,8 @@ __all__ = [
     "CKAOptions",
     "CRDOptions",
     "ContrastOptions",
+    "ContrastiveOptions",
+    "CosentOptions",
     "DKDOptions",
     "DPOOptions",
     "Distance",
@@ -60,16 +71,19 @@ __all__ = [
     "FirstOptions",
     "FusedLabelsOptions",
     "Fusion",
+    "GuidedContrastiveOptions",
     "HiddenLayersOptions",
     "InBatchOptions",
     "InfoNCEOptions",
     "JSDOptions",
     "KDOptions",
     "Kernel",
+    "ListwiseKLOptions",
     "LogitMSEOptions",
     "LumiOptions",
     "MMDOptions",
     "Manifold",
+    "MarginMSEOptions",
     "MayMove",
     "MultiKDOptions",
     "NormDirectionOptions",
@@ -82,6 +96,8 @@ __all__ = [
     "PrototypesOptions",
     "RKDOptions",
     "ReverseKLOptions",
+    "ScoresOptions",
+    "SimilarityBankOptions",
     "SimilarityOptions",
     "SimilarityPreservingOptions",
     "SinkhornOptions",

@@ -13,10 +13,10 @@ Distance = Literal["mse", "mae", "cosine", "smooth_l1"]
 class ProjectorOptions(BetaOptions):
     """Options of an objective that maps the student's text into the teacher's space."""
 
-    projector: Literal["linear", "mlp", "orthogonal"] = Field(
+    projector: Literal["linear", "mlp", "orthogonal", "none"] = Field(
         default="linear",
-        description="map from the student's text to the feature: linear, mlp (two layers) or "
-        "orthogonal",
+        description="map from the student's text to the feature: linear, mlp (two layers), "
+        "orthogonal, or none, for widths that are equal; default of task=embedding: none",
     )
     orthogonal_map: OrthogonalMap = Field(
         default="matrix_exp",
@@ -42,8 +42,11 @@ class FeatureOptions(ProjectorOptions):
 
     @model_validator(mode="after")
     def _has_one_projector(self) -> Self:
-        if self.orthogonal_projection and self.projector == "mlp":
-            raise ValueError("orthogonal_projection: an mlp is no orthogonal map; leave one out")
+        if self.orthogonal_projection and self.projector in ("mlp", "none"):
+            raise ValueError(
+                f"orthogonal_projection: projector={self.projector} is no orthogonal map; leave "
+                "one out"
+            )
         return self
 
     @property

@@ -1,0 +1,1 @@
+"""Jobs of students that embed."""

@@ -1,0 +1,441 @@
+"""The texts of a student that embeds, joined to teachers' features of each text, or of pairs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...cache_schemas.errors import CorpusError, JobError
+from ...cache_schemas.features import FeatureSpec
+from ...cache_schemas.keys import KeyArray
+from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.corpus.labels import NO_LABELS, LabelSpace, LabelValues, is_missing, label_values
+from ...stages.corpus.reading import OPTIONAL
+from ...stages.distill.batches import Features
+from ...stages.distill.controls import Control, controlled
+from ...stages.distill.embedding.dataset import Figures, Measure, VectorGather
+from ...stages.distill.embedding.groups import Places, TextGroups
+from ...stages.distill.embedding.measures import (
+    RETRIEVAL_METRICS,
+    SCORE_METRICS,
+    ranking_metrics,
+    score_metrics,
+)
+from ...stages.distill.embedding_student import has_length_1
+from ...stages.distill.measures import is_teacher_measure
+from ...stages.distill.objectives.base import Objective, Sizes, require_fit
+from ...stages.distill.order import epoch_order
+from ...stages.distill.teacher_answers import FeatureAnswers, prefixes
+from ...stages.store.format.rows import Rows
+from ...stages.store.transfer.mirror import ToCome
+from ..answers import missing_keys, open_answers
+from ..distill_job import DistillJob
+from ..measured import Measured, MeasuredSource
+from ..objective_keys import TeacherKeys
+from ..sources import Source, feature_of_texts, sum_to_come
+from ..student_data import LabelledCorpus, StudentData
+from ..terms import Reading, Term, readings_of
+
+_LENGTH_ROWS = 64
+_SCORES = LabelSpace(task="regression", num_labels=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Examples of several texts; of each source the cache rows of the texts, or of the pairs of a
+    query and another text, and which of these stand in which place of an example."""
+
+    groups: TextGroups
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    places: Mapping[str, Places] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no text, and no pair, lacks a feature."""
+        return all((rows >= 0).all() for rows in self.rows.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingData(StudentData):
+    """Data of a run whose student embeds; `train.corpus` has a column for each text."""
+
+    joined: Joined
+    held_out: Joined | None = None
+    metric_names: tuple[str, ...] = ()
+    """Metrics of its validation texts, without those of teachers."""
+
+    @property
+    def rows_of_texts(self) -> Mapping[str, Rows]:
+        """The cache rows of the different texts; scores of pairs are of no text."""
+        return {n: self.joined.rows[n] for n, s in self.sources.items() if is_of_texts(s.spec)}
+
+    def gathers(self, seed: int, pad_left: bool = False) -> dict[str, Features]:
+        """Readers of the training features of each source, under its control."""
+        found: dict[str, Features] = {}
+        for (name, source), own in zip(self.sources.items(), self._own_draws(), strict=True):
+            rows, vectors = self.joined.rows[name], is_of_texts(source.spec)
+            gather = controlled(source.feature, rows, source.control, seed, own)
+            if vectors:
+                names = self._names_of_texts
+                gather = VectorGather(gather.feature, gather.rows, gather.change, names=names)
+            found[name] = gather
+        return found
+
+    def _names_of_texts(self, numbers: Rows) -> list[str]:
+        return [self.joined.groups.texts.where(int(number)) for number in numbers]
+
+    def validation_gathers(self, pad_left: bool = False) -> dict[str, Features]:
+        """Readers of the validation features, as cached; none where some lack."""
+        held_out = self.held_out
+        if held_out is None or not held_out.complete:
+            return {}
+        return {
+            name: controlled(source.feature, held_out.rows[name], Control("none"), 0)
+            for name, source in self.sources.items()
+        }
+
+    def fetch_ahead(self, job: DistillJob, aligners_first: Any) -> ToCome | None:
+        """Start downloading what the run needs from caches at URLs, in the order of first use."""
+        order = epoch_order(len(self.joined.groups), job.seeds[0], 0)
+        found = []
+        for name, source in self.sources.items():
+            numbers = self.joined.places[name][order].ravel()
+            rows = [self.joined.rows[name][numbers[numbers >= 0]]]
+            if self.held_out is not None:
+                rows.append(self.held_out.rows[name])
+            read = np.concatenate(rows)
+            found.append(source.answers.fetch_ahead(source.spec.name, read[read >= 0]))
+        return sum_to_come(found)
+
+    def measure(self, objective: Objective) -> Measure:
+        """Metrics of validation embeddings, and how near they are to those of teachers."""
+        assert self.held_out is not None
+        assert self.validation is not None
+        places = self.held_out.groups.places
+        first = prefixes(list(self.measured.sources))
+        answers = {
+            first[name]: each.answers(name, objective)
+            for name, each in self.measured.sources.items()
+        }
+        scored = bool(set(self.metric_names) & set(SCORE_METRICS))
+        retrieves = bool(set(self.metric_names) & set(RETRIEVAL_METRICS))
+
+        def figures(embeddings_TE: npt.NDArray[np.float32], labels: LabelValues) -> Figures:
+            found = score_metrics(embeddings_TE, places, labels) if scored else {}
+            if retrieves:
+                found |= ranking_metrics(embeddings_TE, places)
+            for prefix, each in answers.items():
+                assert isinstance(each, FeatureAnswers)
+                each.see(np.arange(len(embeddings_TE)), torch.from_numpy(embeddings_TE))
+                own = each.figures(embeddings_TE, labels, self.space)
+                found |= {f"{prefix}{name}": value for name, value in own.items()}
+            return found
+
+        return figures
+
+
+def is_of_texts(spec: FeatureSpec) -> bool:
+    """Whether a feature is a vector of a text, not a score of a pair."""
+    return prod(spec.shape) > 1
+
+
+def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData:
+    """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
+    _check_columns(job)
+    readings = readings_of(terms)
+    train = _read(job, job.train, job.text_column, job.label_column, weighted=True)
+    validation = None
+    columns = job.validation_text_column or job.text_column
+    if job.validation:
+        label = job.validation_label_column or job.label_column
+        validation = _read(job, job.validation, columns, label)
+    groups = _groups(job, train.corpus)
+    held_out = None if validation is None else _groups(job, validation.corpus)
+    sources = {
+        name: _open(reading, job.all_teachers, terms, train.corpus, groups, held_out)
+        for name, reading in readings.items()
+    }
+    _check_features(job, terms, sources)
+    train, joined = _joined(job, train, groups, sources)
+    joined_out = None
+    if validation is not None and held_out is not None:
+        joined_out = _join(sources, validation.corpus, held_out)
+    _check_texts(job, terms, joined)
+    measured = _measured(job, terms, sources, joined_out)
+    names = _metric_names(job, train, validation, joined, joined_out)
+    metric = _choose_metric(job, names, measured)
+    return EmbeddingData(
+        train=train,
+        validation=validation,
+        space=NO_LABELS,
+        metric=metric,
+        sources=sources,
+        measured=measured,
+        joined=joined,
+        held_out=joined_out,
+        metric_names=names,
+    )
+
+
+def _read(
+    job: DistillJob,
+    files: tuple[str, ...],
+    columns: Sequence[str],
+    label_column: Any,
+    weighted: bool = False,
+) -> LabelledCorpus:
+    corpus = read_corpus(
+        files,
+        columns,
+        label_column=label_column,
+        id_column=job.id_column,
+        skip_bad_rows=job.skip_bad_rows,
+        limit=job.limit,
+        form=job.file_format,
+        weight_column=job.weight_column if weighted else None,
+    )
+    corpus.require_format(None, "a student that embeds")
+    return LabelledCorpus(corpus, label_values(corpus, _SCORES if label_column else NO_LABELS))
+
+
+def _check_columns(job: DistillJob) -> None:
+    for columns in (job.text_column, job.validation_text_column):
+        for column in columns[:2]:
+            if column.endswith(OPTIONAL):
+                raise JobError(
+                    f"text_column {column!r}: a query and the passage that answers it are in every "
+                    "row; leave the question mark out, or name it after these"
+                )
+
+
+def _groups(job: DistillJob, corpus: Corpus) -> TextGroups:
+    several = len(corpus.segments) > 1
+    return TextGroups.of(
+        corpus,
+        apart=job.query_prompt != job.passage_prompt if several else bool(job.query_prompt),
+    )
+
+
+def _open(
+    reading: Reading,
+    teachers: Mapping[str, TeacherKeys],
+    terms: Sequence[Term],
+    corpus: Corpus,
+    groups: TextGroups,
+    held_out: TextGroups | None,
+) -> Source:
+    """A feature of each text, or, for an objective of candidates, of pairs."""
+    keys = teachers[reading.teacher]
+    answers = open_answers(keys)
+    name = feature_of_texts(answers.cache, reading, len(teachers) > 1)
+    spec = answers.cache[name].spec
+    of_candidates = [
+        term
+        for term in terms
+        if "candidates" in term.objective.reads.student
+        and any(each.source == reading.source for each in term.readings)
+    ]
+    if not is_of_texts(spec) and not of_candidates:
+        raise JobError(
+            f"feature {spec.name!r}: is one number, a score of pairs, which margin_mse and "
+            "listwise_kl read; name a feature of texts, or one of these objectives"
+        )
+    read = [groups.texts, *([held_out.texts] if held_out is not None else [])]
+    if not is_of_texts(spec):
+        read = [_pairs(corpus, column) for column in range(1, groups.columns)]
+    answers = answers.of(name, read)
+    return Source(answers, answers.cache[name].spec, (0,), keys.parsed_control, keys.placement)
+
+
+def _pairs(corpus: Corpus, column: int) -> Corpus:
+    """The query of each row and another of its texts."""
+    return corpus.of_columns((0, column))
+
+
+def _join(sources: Mapping[str, Source], corpus: Corpus, groups: TextGroups) -> Joined:
+    """The cache rows of all texts and pairs, -1 where there is none."""
+    rows, places = dict[str, Rows](), dict[str, Places]()
+    keys: KeyArray | None = None
+    for name, source in sources.items():
+        if is_of_texts(source.spec):
+            keys = groups.texts.keys() if keys is None else keys
+            rows[name], places[name] = source.find(keys), groups.places
+            continue
+        there = groups.places[:, 1:] >= 0
+        numbers = np.full(there.shape, -1)
+        numbers[there] = np.arange(there.sum())
+        places[name] = numbers
+        found = np.full(int(there.sum()), -1)
+        for column in range(there.shape[1]):
+            own = _pairs(corpus, column + 1).take(np.flatnonzero(there[:, column]))
+            found[numbers[there[:, column], column]] = source.find(own.keys())
+        rows[name] = found
+    return Joined(groups, rows, places)
+
+
+def _joined(
+    job: DistillJob, train: LabelledCorpus, groups: TextGroups, sources: Mapping[str, Source]
+) -> tuple[LabelledCorpus, Joined]:
+    """Training rows whose texts, and pairs, are all in the caches; others are left out and listed,
+    or refused."""
+    joined = _join(sources, train.corpus, groups)
+    if joined.complete:
+        return train, joined
+    lacking = np.zeros(len(groups), np.bool_)
+    for name, rows in joined.rows.items():
+        places = joined.places[name]
+        lacking |= ((rows[places] < 0) & (places >= 0)).any(axis=1)
+    if not job.skip_bad_rows or lacking.all():
+        raise _missing(sources, train.corpus, joined)
+    train = train.without(np.flatnonzero(lacking), "not in the cache")
+    return train, _join(sources, train.corpus, _groups(job, train.corpus))
+
+
+def _missing(sources: Mapping[str, Source], corpus: Corpus, joined: Joined) -> Exception:
+    """The error for the first source that lacks something."""
+    name = next(name for name, rows in joined.rows.items() if (rows < 0).any())
+    source, rows = sources[name], joined.rows[name]
+    if is_of_texts(source.spec):
+        lacking = np.flatnonzero(rows < 0)
+        return missing_keys(source.cache, joined.groups.texts, lacking, [source.spec.name])
+    places = joined.places[name]
+    lacking = np.flatnonzero(((rows[places] < 0) & (places >= 0)).any(axis=1))
+    return missing_keys(source.cache, corpus, lacking, [source.spec.name])
+
+
+def _check_features(job: DistillJob, terms: Sequence[Term], sources: Mapping[str, Source]) -> None:
+    for term in terms:
+        for reading in term.readings:
+            spec = sources[reading.source].spec
+            sizes = Sizes(0, NO_LABELS.num_labels, NO_LABELS.regression, spec.shape)
+            require_fit(term.keys.name, term.objective.reads, sizes)
+            term.require_options(sizes)
+            if np.dtype(spec.dtype).kind != "f":
+                raise JobError(
+                    f"feature {spec.name!r}: holds whole numbers ({spec.dtype}), no embeddings; "
+                    "name another"
+                )
+    dim = embedding_dim(job, terms, sources)
+    for cut in job.matryoshka_dims:
+        if dim is not None and cut >= dim:
+            raise JobError(
+                f"matryoshka_dims {cut}: an embedding has {dim} numbers; choose fewer than that"
+            )
+
+
+def embedding_dim(
+    job: DistillJob, terms: Sequence[Term], sources: Mapping[str, Source]
+) -> int | None:
+    """Numbers of an embedding, as named or as the feature that is met has; None: the student's
+    width decides."""
+    if job.embedding_dim is not None:
+        return job.embedding_dim
+    for term in terms:
+        if getattr(term.options, "projector", None) == "none":
+            return prod(sources[term.readings[0].source].spec.shape)
+    return None
+
+
+def normalizes(job: DistillJob, terms: Sequence[Term], data: EmbeddingData) -> bool:
+    """Whether embeddings have length 1: as the job says, or unless they are to meet numbers of a
+    feature that has another length."""
+    if job.normalize_embeddings is not None:
+        return job.normalize_embeddings
+    for term in terms:
+        met = getattr(term.options, "projector", None) == "none"
+        if met and getattr(term.options, "distance", "cosine") != "cosine":
+            source = data.sources[term.readings[0].source]
+            sample = data.joined.rows[term.readings[0].source][:_LENGTH_ROWS]
+            return has_length_1(source.feature.gather(sample))
+    return True
+
+
+def _check_texts(job: DistillJob, terms: Sequence[Term], joined: Joined) -> None:
+    """Refuse negatives that are more than the other texts of the training set."""
+    batch = job.batch_size * joined.groups.columns
+    for term in terms:
+        wanted = term.objective.negatives_of(term.options)
+        for reading in term.readings[:1] if wanted else ():
+            texts = len(np.unique(joined.rows[reading.source]))
+            if wanted > texts - batch:
+                raise JobError(
+                    f"objective {term.keys.name}: negatives {wanted}: teacher {reading.teacher} "
+                    f"has features of {texts} different training texts, up to {batch} of them in a "
+                    f"batch; choose at most {max(0, texts - batch)}"
+                )
+
+
+def _measured(
+    job: DistillJob,
+    terms: Sequence[Term],
+    sources: Mapping[str, Source],
+    held_out: Joined | None,
+) -> Measured:
+    """The teachers of texts that validation embeddings are compared with."""
+    if held_out is None or job.measure_teacher == "off":
+        return Measured()
+    found, reasons = dict[str, MeasuredSource](), dict[str, str]()
+    for name, source in sources.items():
+        rows = held_out.rows[name]
+        if not is_of_texts(source.spec):
+            reasons[name] = f"{source.spec.name} is a score of pairs"
+        elif (rows < 0).all():
+            reasons[name] = f"none of {len(rows)} validation texts is in the cache"
+        else:
+            met = any(
+                getattr(term.options, "projector", None) == "none"
+                for term in terms
+                for reading in term.readings
+                if reading.source == name
+            )
+            found[name] = MeasuredSource(source, rows, "feature", met)
+            continue
+        if job.measure_teacher == "require":
+            raise JobError(f"measure_teacher=require: teacher {name}: {reasons[name]}")
+    return Measured(found, reasons)
+
+
+def _metric_names(
+    job: DistillJob,
+    train: LabelledCorpus,
+    validation: LabelledCorpus | None,
+    joined: Joined,
+    held_out: Joined | None,
+) -> tuple[str, ...]:
+    if validation is None or held_out is None:
+        return ("loss",)
+    names: tuple[str, ...] = ()
+    columns = held_out.groups.columns
+    if not is_missing(validation.labels).all():
+        if columns != 2:
+            raise CorpusError(
+                f"validation: {columns} text columns and a score; scores are of pairs: name two "
+                "columns in validation_text_column"
+            )
+        names = SCORE_METRICS
+    elif columns > 1:
+        names = RETRIEVAL_METRICS
+    has_loss = held_out.complete and columns == joined.groups.columns
+    if has_loss and (job.label_column is None or names == SCORE_METRICS):
+        names = (*names, "loss")
+    return names
+
+
+def _choose_metric(job: DistillJob, names: Sequence[str], measured: Measured) -> str:
+    known = [*names, *measured.names]
+    if job.metric is not None and job.metric not in known:
+        if is_teacher_measure(job.metric):
+            raise measured.refuse(job.metric)
+        raise JobError(
+            f"job key 'metric': {job.metric!r} is not one of {', '.join(known) or 'none here'}"
+        )
+    if not known:
+        raise JobError(
+            "validation: single texts of which a teacher's features are not all cached, so that "
+            "nothing can be measured; precompute them, or name pairs in validation_text_column"
+        )
+    return job.metric or known[0]

@@ -1,0 +1,96 @@
+"""Keys of a `distill` job whose student embeds (task=embedding)."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from ..jobs import Names
+from ..objective_keys import options_class
+
+
+class EmbeddingKeys(BaseModel):
+    """The embedding, prompts, and texts to validate by."""
+
+    embedding_dim: int | None = Field(
+        default=None,
+        ge=1,
+        description="numbers of an embedding; default: those of the feature that an objective "
+        "meets number by number, else as wide as the student's pooled texts (task=embedding)",
+    )
+    matryoshka_dims: tuple[int, ...] = Field(
+        default=(),
+        description="first numbers of an embedding that are to be one by themselves, such as [256, "
+        "128, 64]: the loss is the mean over these and the whole",
+    )
+    matryoshka_teacher: Literal["cut", "pca"] = Field(
+        default="cut",
+        description="teacher embedding that prefixes meet: its own first numbers (cut), or those "
+        "of its principal axes (pca: rotated, so that cosines stay)",
+    )
+    normalize_embeddings: bool | None = Field(
+        default=None,
+        description="embeddings have length 1 (task=embedding); default: unless an objective meets "
+        "numbers of a feature that has another length",
+    )
+    query_prompt: str = Field(
+        default="",
+        description="prefix of queries: the first of several text columns, or the only one "
+        "(task=embedding)",
+    )
+    passage_prompt: str = Field(
+        default="",
+        description="prefix of passages: the other text columns, or the only one (task=embedding)",
+    )
+    mini_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="texts that the student reads at once (task=embedding): losses and gradients "
+        "are those of the whole batch (gradient caching), in the memory of so many texts",
+    )
+    validation_text_column: Names = Field(
+        default=(),
+        description="text columns of validation, if not those of training: pairs with scores, or "
+        "queries and passages (task=embedding)",
+    )
+    validation_label_column: str | None = Field(
+        default=None,
+        description="column of the scores of validation pairs; default label_column "
+        "(task=embedding)",
+    )
+
+    @field_validator("matryoshka_dims")
+    @classmethod
+    def _are_widths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for number in value:
+            if number < 1:
+                raise ValueError(f"{number} is no number of numbers; choose 1 or more")
+        if len(set(value)) < len(value):
+            raise ValueError("one of them is there twice")
+        return value
+
+
+def with_embedding_defaults(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a job whose student embeds, with what is usual for one: objective `feature`, and no
+    projector, since the embedding itself is to be in the teacher's space."""
+    own = dict(keys)
+    if own.get("objectives") is None:
+        own.setdefault("objective", "feature")
+        return _without_projector(own.get("objective"), own)
+    if isinstance(own["objectives"], list | tuple):
+        own["objectives"] = [
+            _without_projector(each.get("name"), each) if isinstance(each, Mapping) else each
+            for each in own["objectives"]
+        ]
+    return own
+
+
+def _without_projector(name: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
+    options = options_class(name) if isinstance(name, str) else None
+    given = keys.get("options")
+    chosen = {*keys, *(given if isinstance(given, Mapping) else ())}
+    if options is None or "projector" not in options.model_fields:
+        return dict(keys)
+    if "projector" in chosen or "orthogonal_projection" in chosen:
+        return dict(keys)
+    return {**keys, "projector": "none"}

@@ -1,0 +1,148 @@
+"""Batches of examples of several texts: tokens of the texts that are there, features of each.
+
+Features are kept once for each different text, wherever they are kept, and gathered for a batch by
+the places of its examples: [B, C, *shape], zeros where an example lacks a text. Scores of pairs
+have a place for each query and candidate.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ....cache_schemas.errors import TrainingError
+from ...corpus.labels import LabelValues
+from ...language.masks import needs_mask
+from ...store.reading.prefetch import BLOCK_ROWS, BLOCKS_PER_WINDOW, BlockOrder, ReadAhead
+from ..batches import Batch, DistillDataset, Features
+from ..controls import Gather
+from ..negatives import Negatives, draw
+from ..order import Indices
+from ..placement import to_device
+from .groups import GroupTokens, Places
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class VectorGather(Gather):
+    """A reader of teacher embeddings; refuses those that no student can be near to. `names`
+    describes texts by their numbers."""
+
+    names: Callable[[Indices], list[str]] = field(kw_only=True)
+
+    def __call__(self, indices: Indices) -> npt.NDArray[Any]:
+        found = Gather.__call__(self, indices)
+        flat = found.reshape(len(found), -1)
+        good = np.isfinite(flat).all(axis=1) & flat.any(axis=1)
+        if not good.all():
+            named = self.names(np.unique(indices[~good]))
+            raise TrainingError(
+                f"teacher feature {self.feature.spec.name!r}: the vectors of {len(named)} texts "
+                f"are zero or not finite, and have no direction: {'; '.join(named[:_SHOWN])}; "
+                "leave these rows out, or check the teacher (`armada cache verify`)"
+            )
+        return found
+
+
+Figures = dict[str, float]
+Measure = Callable[[npt.NDArray[np.float32], LabelValues], Figures]
+"""Embeddings [T, E] of the texts of an evaluation, and its labels -> metrics."""
+
+
+class EmbeddingDataset(DistillDataset):
+    """N examples of C texts; `features` are those of T texts, or of pairs, by source."""
+
+    tokens: GroupTokens
+    measure: Measure | None = None
+    """Metrics of an evaluation on these examples."""
+    has_loss: bool = True
+    """Whether they have all that the objective reads; examples to validate by may lack it."""
+
+    def __init__(
+        self,
+        tokens: GroupTokens,
+        labels: LabelValues,
+        features: Mapping[str, Features],
+        places: Mapping[str, Places],
+        names: Callable[[Indices], list[str]],
+        weights: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        """`places`: which feature of a source stands in which place of each example [N, C]."""
+        super().__init__(tokens, labels, features, names, weights)
+        self.places = dict(places)
+
+    def _batch(self, whole: Indices) -> Batch:
+        chosen = self.processes.share(whole)
+        batch: Batch = {**self.tokens.pad(chosen), "indices": whole}
+        batch["masked"] = needs_mask(batch)
+        batch |= {"places": self.tokens.places[whole], "own_places": self.tokens.places[chosen]}
+        batch |= {"labels": self.labels_of(chosen), "has_loss": self.has_loss}
+        if self.apart:
+            return batch
+        batch |= self.aligner_batch(chosen)
+        return batch | ({"negatives": self.negatives_of(whole)} if self.draws else {})
+
+    def features_of(self, indices: Indices, source: str) -> torch.Tensor:
+        """The features of texts, or pairs, of examples [B, C, *shape], as stored, on their device;
+        zeros for those that are absent."""
+        places = self.places[source][indices]
+        found = self._of_numbers(np.maximum(places, 0).ravel(), source)
+        found = found.reshape(*places.shape, *found.shape[1:])
+        if (absent := places < 0).any():
+            mask = to_device(torch.from_numpy(absent), found.device)
+            found = found.masked_fill(mask.reshape(*places.shape, *[1] * (found.ndim - 2)), 0)
+        return found
+
+    def _of_numbers(self, numbers: Indices, source: str) -> torch.Tensor:
+        """The features of texts, or pairs, by their numbers."""
+        return super().features_of(numbers, source)
+
+    def negatives_of(self, whole: Indices) -> dict[str, Negatives]:
+        """Texts that are not in a whole batch, by source."""
+        found = {}
+        for source, count in self.draws.items():
+            texts = self.places[source][whole]
+            rows = self.features[source].rows
+            drawn = draw(rows, texts[texts >= 0], count, self.draw_seed, source)
+            labels = torch.zeros(len(drawn), dtype=torch.int64)
+            found[source] = Negatives(self._of_numbers(drawn, source), labels)
+        return found
+
+    def repeats(self, indices: Indices) -> dict[str, Indices]:
+        """A number for each text of a batch that is there [P], of the sources of texts of which a
+        batch has one more than once."""
+        found = {}
+        for source, features in self.features.items():
+            texts = self.places[source][indices]
+            rows = np.asarray(features.rows)[texts[texts >= 0]]
+            if len(np.unique(rows)) < len(rows):
+                found[source] = rows
+        return found
+
+    def has_answers(self, indices: Indices) -> dict[str, npt.NDArray[np.bool_]]:
+        """All have: what lacks some is refused."""
+        return {}
+
+    def follow_shards(self, source: str) -> None:
+        """From now on, epochs follow the shards of a source, by the first text of each example."""
+        features, places = self.features[source], self.places[source]
+
+        def will_need(indices: Indices) -> None:
+            texts = places[indices]
+            features.will_need(texts[texts >= 0])
+
+        order = features.file_order()[np.maximum(places[:, 0], 0)]
+        self._blocks = BlockOrder(order, BLOCK_ROWS, BLOCKS_PER_WINDOW)
+        self._ahead, self._streamed = ReadAhead(will_need), source
+
+    def embeddings(self, by_example: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The embeddings of the T texts, of those of all examples [N, C, E]."""
+        places = self.tokens.places
+        there = places >= 0
+        found = np.empty((len(self.tokens.texts), by_example.shape[-1]), np.float32)
+        found[places[there]] = by_example[there]
+        return found

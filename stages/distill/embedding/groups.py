@@ -1,0 +1,153 @@
+"""Examples of several texts, each of which is embedded by itself: a query and its candidates.
+
+A row has C texts: a single one; a query and a passage that answers it; or further passages behind,
+some of which may be absent. A text that comes in many rows is tokenized once, and its feature is
+looked up once. A query may be read with another prompt than a passage, and is then another text to
+the student, but not to a teacher's cache, whose keys are of the bare text.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from ...corpus.corpus import Corpus
+from ..order import Indices
+from ..tokens import Tokens, encode
+
+Places = npt.NDArray[np.int64]
+"""Numbers of texts, or of pairs, of each example [N, C]; -1 where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextGroups:
+    """N examples of C texts each, and the T different texts that these are."""
+
+    texts: Corpus
+    """T rows of one segment."""
+    queries: npt.NDArray[np.bool_]
+    """Which of them [T] are read as queries."""
+    places: Places
+    """The texts of each example [N, C]: the query or only text first."""
+
+    @classmethod
+    def of(cls, corpus: Corpus, apart: bool) -> "TextGroups":
+        """The texts of all columns; `apart`: whether those of the first are queries, and others
+        even where a passage has the same words. Without that all are passages."""
+        count = len(corpus.segments)
+        first, rest = (0,), tuple(range(1, count))
+        columns = [own for own in (first, rest) if own] if apart else [tuple(range(count))]
+        found, rows, queries = [], [], []
+        places = np.full((len(corpus), count), -1)
+        start = 0
+        for own in columns:
+            texts, where, numbers = _different(corpus, own)
+            places[:, own] = np.where(numbers < 0, -1, numbers + start)
+            start += len(texts)
+            found.append(texts)
+            rows.append(where)
+            queries.append(np.full(len(texts), apart and own == first))
+        first_rows = np.concatenate(rows)
+        texts = Corpus(
+            sources=corpus.sources,
+            files=corpus.files,
+            segments=(pa.concat_arrays(found),),
+            ids=None if corpus.ids is None else corpus.ids.take(pa.array(first_rows)),
+            labels=None,
+            source_of_row=corpus.source_of_row[first_rows],
+            number_of_row=corpus.number_of_row[first_rows],
+            skipped=(),
+        )
+        return cls(texts, np.concatenate(queries), places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def columns(self) -> int:
+        """C, the texts of an example at most."""
+        return int(self.places.shape[1])
+
+    @property
+    def absent(self) -> int:
+        """Number of texts that examples lack."""
+        return int((self.places < 0).sum())
+
+    def lacking(self, has_feature: npt.NDArray[np.bool_]) -> Indices:
+        """The examples of which some text has no feature, given which texts [T] have one."""
+        lacks = ~has_feature[self.places] & (self.places >= 0)
+        return np.flatnonzero(lacks.any(axis=1))
+
+    def prompted(self, query_prompt: str, passage_prompt: str) -> Iterator[list[tuple[str, ...]]]:
+        """All texts in order, each behind its prompt, in lists."""
+        start = 0
+        for batch in self.texts.batches():
+            queries = self.queries[start : start + len(batch)]
+            start += len(batch)
+            yield [
+                (f"{query_prompt if query else passage_prompt}{text}",)
+                for (text,), query in zip(batch, queries.tolist(), strict=True)
+            ]
+
+
+def _different(
+    corpus: Corpus, columns: Sequence[int]
+) -> tuple[pa.Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The different texts of some columns, by their first use; the row of each; and for each row
+    and column [N, columns] the number of its text, -1 where it is blank."""
+    joined = pa.concat_arrays([corpus.segments[column] for column in columns])
+    encoded = joined.dictionary_encode()
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(encoded.dictionary)), 0)
+    words = ~blank.to_numpy(zero_copy_only=False)
+    numbers = np.where(words, np.cumsum(words) - 1, -1)
+    codes = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+    null = encoded.indices.is_null().to_numpy(zero_copy_only=False)
+    every = np.where(null, -1, numbers[codes])
+    _, first = np.unique(every, return_index=True)
+    first = first[1:] if (every < 0).any() else first
+    texts = encoded.dictionary.filter(pa.array(words))
+    return texts, first % len(corpus), every.reshape(len(columns), len(corpus)).T
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTokens:
+    """The tokens of examples: those of their texts."""
+
+    texts: Tokens
+    """Tokens of the T different texts."""
+    places: Places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Sums of the examples' tokens, from 0."""
+        lengths = np.append(np.diff(self.texts.offsets), 0)
+        return np.append(0, np.cumsum(lengths[self.places].sum(axis=1)))
+
+    @property
+    def truncated(self) -> int:
+        """Number of truncated texts."""
+        return self.texts.truncated
+
+    def pad(self, examples: Indices) -> dict[str, torch.Tensor]:
+        """The texts of some examples that are there, row by row: [P, width]."""
+        chosen = self.places[examples]
+        return self.texts.pad(chosen[chosen >= 0])
+
+
+def encode_groups(
+    tokenizer: Any, groups: TextGroups, max_length: int, query_prompt: str, passage_prompt: str
+) -> GroupTokens:
+    """The tokens of all texts, each behind its prompt, at most `max_length` of them."""
+    examples = [text for batch in groups.prompted(query_prompt, passage_prompt) for text in batch]
+    return GroupTokens(encode(tokenizer, examples, max_length), groups.places)
+
+
+Values = Mapping[str, npt.NDArray[Any]]

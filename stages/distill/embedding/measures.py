@@ -1,0 +1,49 @@
+"""What embeddings of validation texts are worth: pure functions of arrays.
+
+Shapes: N examples, T different texts, C texts of an example, E numbers of an embedding.
+
+    pairs with scores        spearman, pearson of the cosines
+    queries with passages    ndcg@10, mrr@10, recall@1, recall@10: each query among all passages
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from ...corpus.labels import LabelValues, is_missing
+from ...retrieval.metrics import Judgements, depth_of, retrieval_metrics
+from ...retrieval.search import search
+from ..label_metrics import correlations
+from ..measures import cosines
+from .groups import Places
+
+Array = npt.NDArray[np.float32]
+
+SCORE_METRICS = ("spearman", "pearson")
+RETRIEVAL_METRICS = ("ndcg@10", "mrr@10", "recall@1", "recall@10")
+
+
+def score_metrics(embeddings_TE: Array, places: Places, scores_N: LabelValues) -> dict[str, float]:
+    """Correlations of the cosines of pairs of texts with their scores; pairs without one are left
+    out. 0 where one side is the same for all."""
+    given = ~is_missing(scores_N)
+    pairs = places[given]
+    cosine_N = cosines(embeddings_TE[pairs[:, 0]], embeddings_TE[pairs[:, 1]])
+    found = correlations(cosine_N, scores_N[given])
+    return {name: found[name] for name in SCORE_METRICS}
+
+
+def ranking_metrics(embeddings_TE: Array, places: Places) -> dict[str, float]:
+    """How high each query's positives rank by cosine among all passages of these examples. A query
+    that comes in several rows has all their positives; of equal cosines, the earlier passage is
+    first."""
+    queries, query_of = np.unique(places[:, 0], return_inverse=True)
+    passages = np.unique(places[:, 1:])
+    passages = passages[passages >= 0]
+    positives = np.searchsorted(passages, places[:, 1])
+    judged = np.unique(np.stack([query_of.reshape(-1), positives], axis=1), axis=0)
+    judgements = Judgements(
+        judged[:, 0], judged[:, 1], np.ones(len(judged), np.int64), len(queries)
+    )
+    depth = min(depth_of(RETRIEVAL_METRICS), len(passages))
+    found = search(embeddings_TE[queries], embeddings_TE[passages], depth)
+    return retrieval_metrics(found.rows_QK, judgements, RETRIEVAL_METRICS)

@@ -1,0 +1,81 @@
+"""A student that embeds texts: pooled text -> a dense layer, if its width is another -> length 1.
+
+    e = normalize(W s + b), E numbers; W begins orthogonal, so that a pretrained student keeps most
+        of its geometry, b at 0
+
+A text has one embedding, whatever it is compared with.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+
+from ...embeddings.prompts import Prompts
+from ..student import Student
+
+
+class EmbeddingSettings(Prompts):
+    """What the student's embeddings are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embedding_dim: int = Field(ge=1, description="numbers of an embedding")
+    has_dense: bool = Field(description="whether a dense layer makes them of a pooled text")
+    normalize: bool = Field(description="whether embeddings have length 1")
+    matryoshka_dims: tuple[int, ...] = Field(
+        default=(), description="first numbers that are an embedding by themselves"
+    )
+
+
+class EmbeddingStudent(nn.Module):
+    """A text model whose pooled text is an embedding [B, E]; it has no head of a task."""
+
+    def __init__(self, inner: Student, embedding_dim: int | None, normalize: bool) -> None:
+        """`embedding_dim`: E; None: the width of the inner student's pooled texts."""
+        super().__init__()
+        self.inner = inner
+        self.normalize = normalize
+        self.space = inner.space
+        self.dim = embedding_dim or inner.dim
+        self.dense: nn.Linear | None = None
+        if self.dim != inner.dim:
+            self.dense = nn.Linear(inner.dim, self.dim)
+            nn.init.orthogonal_(self.dense.weight)
+            nn.init.zeros_(self.dense.bias)
+
+    @property
+    def model(self) -> Any:
+        """The model saved and opened by transformers, or by peft."""
+        return self.inner.model
+
+    @property
+    def backbone(self) -> Any:
+        """The transformer."""
+        return self.inner.backbone
+
+    def forward(self, *inputs: Tensor | None, masked: bool | None = None) -> tuple[Tensor, Tensor]:
+        """(embedding [B, E], an output of no meaning), of inputs as the inner student takes
+        them."""
+        pooled_BD, output_BK = self.inner(*inputs, masked=masked)
+        return self.embed(pooled_BD), output_BK
+
+    def with_hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        masked: bool | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """(embedding, output, hidden states [B, T, width] of the embeddings and of each layer)."""
+        pooled_BD, output_BK, states = self.inner.with_hidden_states(
+            input_ids, attention_mask, token_type_ids, masked
+        )
+        return self.embed(pooled_BD), output_BK, states
+
+    def embed(self, pooled_BD: Tensor) -> Tensor:
+        """The embeddings [B, E] of pooled texts."""
+        if self.dense is not None:
+            pooled_BD = self.dense(pooled_BD)
+        return F.normalize(pooled_BD, dim=-1) if self.normalize else pooled_BD
