@@ -192,9 +192,10 @@ def read_static_folder(folder: Path, error: type[InputError]) -> StaticFolder:
 
 
 def _of_model2vec(folder: Path, error: type[InputError]) -> bool:
-    if read_json(folder / "config.json", error).get("model_type") == "model2vec":
-        return True
-    weights = folder / LAYER_WEIGHTS  # a model that was made from vectors has no such key
+    kind = read_json(folder / "config.json", error).get("model_type")
+    if kind is not None:
+        return bool(kind == "model2vec")
+    weights = folder / LAYER_WEIGHTS  # a model that was made from vectors says no kind
     if not (weights.is_file() and (folder / TOKENIZER).is_file()):
         return False
     with refusing(error, f"source {weights}"), safe_open(weights, "pt") as tensors:
