@@ -43,7 +43,7 @@ and width 128 on 400 texts of WikiText-2 after three epochs: 2e-5 6.80, 3e-4 5.9
 
 
 STATIC_LEARNING_RATE = 1e-3
-"""That of tokenlearn."""
+"""The rate that tokenlearn has."""
 
 Optimizer = Literal["sgd", "dot"]
 DEFAULT_MOMENTUM = 0.9
