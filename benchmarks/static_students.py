@@ -14,6 +14,7 @@ armada and by model2vec with the same table, in turn; the rates are medians of `
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
+import torch
 from armada import load_student
 from armada.cache_schemas.keys import example_key
 from armada.pipeline.distill import run_distill
@@ -42,7 +44,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "feature (mse)": {"objective": "feature"},
     "feature (cosine)": {"objective": "feature", "distance": "cosine"},
     "infonce": {"objective": "infonce"},
-    "rkd": {"objective": "rkd"},
+    "rkd (distances)": {"objective": "rkd", "angle_weight": 0.0},
 }
 
 
@@ -51,9 +53,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         ask(options)
-        trained = quality(folder, options) if not options.speed_only else None
-        student = trained or run(folder, options, start_table(folder, options, options.dims[0]), 0)
-        speed(student, options)
+        student = quality(folder, options)
+        if not options.quality_only:
+            speed(student, options)
 
 
 def read_options() -> argparse.Namespace:
@@ -70,7 +72,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--texts", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--speed-only", action="store_true")
+    parser.add_argument("--quality-only", action="store_true")
     return parser.parse_args()
 
 
@@ -82,17 +84,22 @@ def ask(options: argparse.Namespace) -> None:
         run_precompute(make_precompute_job(keys | {"teacher": f"encoder:{options.source}"}))
 
 
-def start_table(folder: Path, options: argparse.Namespace, dim: int) -> Path:
-    """The table that students of a width start from, as a static model."""
-    start = folder / f"start-{dim}"
-    if not start.exists():
-        began = time.perf_counter()
-        settings = StudentSettings(student=f"static:{options.source}", static_dim=dim)
-        student, tokenizer = make_student(settings, NO_LABELS, [], 0.0)
-        start.mkdir()
-        save_static_model(start, student, tokenizer, [], 512, folds=False)
-        print(f"start of {dim} numbers: {time.perf_counter() - began:.1f} s", flush=True)
-    return start
+def start_tables(folder: Path, options: argparse.Namespace) -> dict[int, Path]:
+    """The tables that students start from, as static models, by width: of principal components, so
+    that a narrower one is the first numbers of the widest."""
+    began, widest = time.perf_counter(), max(options.dims)
+    settings = StudentSettings(student=f"static:{options.source}", static_dim=widest)
+    student, tokenizer = make_student(settings, NO_LABELS, [], 0.0)
+    print(f"start of {widest} numbers: {time.perf_counter() - began:.1f} s", flush=True)
+    table, found = student.backbone.weight.detach(), {}
+    for dim in options.dims:
+        cut = table[:, :dim]
+        scale = cut[cut.any(1)].square().sum(1).mean().sqrt()
+        found[dim] = folder / f"start-{dim}"
+        found[dim].mkdir()
+        student.backbone.weight = torch.nn.Parameter(cut / scale)
+        save_static_model(found[dim], student, tokenizer, [], 512, folds=False)
+    return found
 
 
 def run(folder: Path, options: argparse.Namespace, start: Path, seed: int, **more: Any) -> Path:
@@ -123,8 +130,7 @@ def quality(folder: Path, options: argparse.Namespace) -> Path:
     sides = [pairs[name].to_pylist() for name in ("text_a", "text_b")]
     print(f"{'student':36} {'spearman':>9} {'std':>7} {'train s':>8} {'step ms':>8}")
     show("teacher", [correlation(of_cache(options.cache), sides, scores)])
-    for dim in options.dims:
-        start = start_table(folder, options, dim)
+    for dim, start in start_tables(folder, options).items():
         show(f"start, {dim} numbers", [correlation(of_start(start), sides, scores)])
         for name in options.objectives:
             runs = [run(folder, options, start, s, **OBJECTIVES[name]) for s in options.seeds]
@@ -196,6 +202,7 @@ def speed(student: Path, options: argparse.Namespace) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, embed in ways.items():
+            os.environ.pop("TOKENIZERS_PARALLELISM", None)  # model2vec switches it off for all
             began = time.perf_counter()
             embed(texts)
             seconds[name].append(time.perf_counter() - began)

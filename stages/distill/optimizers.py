@@ -124,15 +124,15 @@ class RowAdamW(torch.optim.AdamW):
             rows_R = table.grad.indices()[0]
         elif table.device.type == "cpu":
             rows_R = gradient_RD.any(1).nonzero()[:, 0]
-            gradient_RD = gradient_RD[rows_R]
+            gradient_RD = gradient_RD.index_select(0, rows_R)
         else:
             self._update_marked(table, gradient_RD, group)
             return
-        kept = {name: values[rows_R] for name, values in state.items()}
-        row_RD = _adamw_of_rows(table[rows_R], gradient_RD, kept, group)
-        table[rows_R] = row_RD
-        for name, values in kept.items():
-            state[name][rows_R] = values
+        own_R = {name: values.index_select(0, rows_R) for name, values in state.items()}
+        rows_RD = table.index_select(0, rows_R)
+        table.index_copy_(0, rows_R, _adamw_of_rows(rows_RD, gradient_RD, own_R, group))
+        for name, values in own_R.items():
+            state[name].index_copy_(0, rows_R, values)
 
     def _update_marked(self, table: nn.Parameter, gradient_VD: Tensor, group: Any) -> None:
         """The same over the whole table: a device would have to tell which rows there are."""
