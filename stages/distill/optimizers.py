@@ -90,7 +90,8 @@ class RowAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             for parameter in filter(has_rows, group["params"]):
                 if parameter.grad is not None:
-                    self._update_rows(parameter, group)
+                    on_cpu = parameter.device.type == "cpu"
+                    (self._update_rows if on_cpu else self._update_marked)(parameter, group)
                     parameter.grad = None
         super().step()
 
@@ -112,31 +113,33 @@ class RowAdamW(torch.optim.AdamW):
                     found.append(_values(parameter.grad))
         return found
 
-    def _update_rows(self, table: nn.Parameter, group: dict[str, Any]) -> None:
-        state = self.state[table]
+    def _state_of(self, table: nn.Parameter) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[table]
         if not state:
             state["step"] = torch.zeros(len(table), dtype=torch.float32, device=table.device)
             state["exp_avg"] = torch.zeros_like(table)
             state["exp_avg_sq"] = torch.zeros_like(table)
+        return state
+
+    def _update_rows(self, table: nn.Parameter, group: dict[str, Any]) -> None:
         assert table.grad is not None
-        gradient_RD = _values(table.grad)
+        state, gradient_RD = self._state_of(table), _values(table.grad)
         if table.grad.is_sparse:
             rows_R = table.grad.indices()[0]
-        elif table.device.type == "cpu":
+        else:
             rows_R = gradient_RD.any(1).nonzero()[:, 0]
             gradient_RD = gradient_RD.index_select(0, rows_R)
-        else:
-            self._update_marked(table, gradient_RD, group)
-            return
         own_R = {name: values.index_select(0, rows_R) for name, values in state.items()}
         rows_RD = table.index_select(0, rows_R)
         table.index_copy_(0, rows_R, _adamw_of_rows(rows_RD, gradient_RD, own_R, group))
         for name, values in own_R.items():
             state[name].index_copy_(0, rows_R, values)
 
-    def _update_marked(self, table: nn.Parameter, gradient_VD: Tensor, group: Any) -> None:
-        """The same over the whole table: a device would have to tell which rows there are."""
-        state, found_V = self.state[table], gradient_VD.any(1)
+    def _update_marked(self, table: nn.Parameter, group: dict[str, Any]) -> None:
+        """The same over the whole table: a GPU would have to tell which rows there are."""
+        assert table.grad is not None
+        state, gradient_VD = self._state_of(table), table.grad
+        found_V = gradient_VD.any(1)
         new = {name: values.clone() for name, values in state.items()}
         table_VD = _adamw_of_rows(table, gradient_VD, new, group)
         spoiled = getattr(self, "found_inf", None)

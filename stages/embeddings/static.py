@@ -82,13 +82,17 @@ class TokenTable(nn.Module):
         kept_BT = mask_BT.bool()
         if self.unknown is not None:
             kept_BT = kept_BT & (ids_BT != self.unknown)
+        if ids_BT.device.type != "cpu":
+            return self.of_padded(ids_BT, kept_BT)
         counts_B = kept_BT.sum(1)
-        if ids_BT.device.type == "cpu":
-            return self.of_flat(ids_BT[kept_BT], counts_B.cumsum(0) - counts_B)
-        # To pick the tokens out, a GPU would have to tell how many there are.
+        return self.of_flat(ids_BT[kept_BT], counts_B.cumsum(0) - counts_B)
+
+    def of_padded(self, ids_BT: Tensor, kept_BT: Tensor) -> Tensor:
+        """[B, D] of the tokens that are kept, looking up all: to pick them out, a GPU would have to
+        tell how many there are."""
         weights_BT = kept_BT.to(self.weight.dtype)
         sums_BD = F.embedding_bag(ids_BT, self.weight, mode="sum", per_sample_weights=weights_BT)
-        return sums_BD / counts_B.clamp(min=1).unsqueeze(1)
+        return sums_BD / kept_BT.sum(1).clamp(min=1).unsqueeze(1)
 
     def of_flat(self, ids_S: Tensor, starts_B: Tensor) -> Tensor:
         """[B, D] of tokens laid end to end, none of them unknown; `starts_B`: where texts begin."""

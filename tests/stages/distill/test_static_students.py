@@ -19,13 +19,14 @@ from armada.stages.distill.objectives.options import FeatureOptions
 from armada.stages.distill.optimizers import RowAdamW, parameter_groups, updates_rows
 from armada.stages.distill.settings import StudentSettings
 from armada.stages.distill.static_start import principal_components, zipf_weights
+from armada.stages.distill.static_student import static_tokenizer
 from armada.stages.distill.student_source import (
     check_student,
     default_max_length,
     load_student,
 )
 from armada.stages.distill.tokens import encode
-from armada.stages.embeddings.static import TokenTable
+from armada.stages.embeddings.static import StaticTokenizer, TokenTable, unknown_id
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.encoder import EncoderOptions, EncoderTeacher
 from tiny_embeddings import (
@@ -36,6 +37,7 @@ from tiny_embeddings import (
 )
 from tiny_embeddings import encode as by_sentence_transformers
 from tiny_runs import TEXTS, THREE_CLASSES
+from tiny_tokenizers import make_kind
 from torch import nn
 
 WIDTH = 10
@@ -83,11 +85,24 @@ def test_a_text_is_the_mean_of_its_tokens_whatever_is_beside_it(
 def test_a_device_that_does_not_pick_tokens_out_has_the_same_means() -> None:
     table, ids = TokenTable(torch.randn(9, 4), unknown=1), torch.tensor([[3, 1, 4], [5, 0, 0]])
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
-    kept = mask.bool() & (ids != 1)
-    sums = F.embedding_bag(ids, table.weight, mode="sum", per_sample_weights=kept.to(torch.float32))
-    np.testing.assert_allclose(
-        table(ids, mask).detach(), (sums / kept.sum(1, keepdim=True)).detach(), atol=1e-6
-    )
+    same = table.of_padded(ids, mask.bool() & (ids != 1))
+    np.testing.assert_allclose(table(ids, mask).detach(), same.detach(), atol=1e-6)
+    assert not table.of_padded(ids, torch.zeros(2, 3, dtype=torch.bool)).any()
+
+
+@pytest.mark.parametrize("kind", ["unigram", "whole", "words", "clip"])
+def test_texts_are_read_as_the_tokenizer_reads_them_without_special_tokens(kind: str) -> None:
+    backend = make_kind(kind).backend_tokenizer
+    tokenizer, unknown = static_tokenizer(backend), unknown_id(backend)
+    texts = ["the red bird", "ж красная", "", "stars shine over 42 rivers " * 9]
+    rows = [each.ids for each in backend.encode_batch(texts, add_special_tokens=False)]
+    assert [tokenizer(text)["input_ids"] for text in texts] == rows
+    assert backend.id_to_token(unknown) == tokenizer.unk_token == "<unk>"
+    ids, starts, cut = StaticTokenizer(backend, 5, unknown).read(texts)
+    kept = [[at for at in row[:5] if at != unknown] for row in rows]
+    assert ids.tolist() == [at for row in kept for at in row]
+    assert np.diff(starts, append=len(ids)).tolist() == list(map(len, kept))
+    assert cut.tolist() == [len(row) > 5 for row in rows]
 
 
 # --- What it starts with
@@ -191,6 +206,22 @@ def test_a_step_is_adamw_for_each_row_that_has_a_gradient() -> None:
     torch.testing.assert_close(sparse.data, torch.stack([row.data for row in rows]))
     torch.testing.assert_close(thick.data, sparse.data)
     assert torch.equal(sparse.data[[2, 4]], start[[2, 4]])
+
+
+def test_a_device_that_does_not_tell_its_rows_has_the_same_steps() -> None:
+    torch.manual_seed(0)
+    tables = [nn.Parameter(torch.ones(5, 3)) for _ in range(2)]
+    made = [RowAdamW(parameter_groups([table], 0.1, 0.2), 1e9) for table in tables]
+    made[1]._update_rows = made[1]._update_marked  # type: ignore[method-assign, assignment]
+    for rows in ([0, 1], [1, 3]):
+        numbers = torch.randn(2, 3)
+        for table, optimizer in zip(tables, made, strict=True):
+            updates_rows(table)
+            table.grad = torch.zeros(5, 3)
+            table.grad[rows] = numbers
+            optimizer.step()
+    torch.testing.assert_close(tables[1].data, tables[0].data)
+    torch.testing.assert_close(made[1].state[tables[1]], made[0].state[tables[0]])
 
 
 def test_gradients_of_tables_and_others_are_clipped_together() -> None:
