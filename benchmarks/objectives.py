@@ -1,10 +1,10 @@
 """All objectives from the same caches on equal terms: what they bring, and what they cost.
 
-    python benchmarks/objectives.py --encoder MINILM --classification ROTTEN_TOMATOES \
-        --regression STSB
+    python benchmarks/objectives.py --encoder MINILM --classification AGNEWS --regression COLOURS
 
 MINILM is a folder of a sentence encoder; the other two are folders with train.parquet and
-validation.parquet, of columns `text` and `label`, and `text_a`, `text_b` and `label`. The teacher
+validation.parquet, of columns `text`, or `text_a` and `text_b`, and `label`: a class, and a number
+or a list of numbers (how often an object has each of twelve colours). The teacher
 is the encoder, fine-tuned on all labels of TRAIN; its logits, pooled texts, layers and tokens are
 cached once. Students are the encoder's first two layers. They see the first `--rows` texts, of
 which the first `--labels` keep their label. All have the same texts, steps, settings and seeds,
@@ -29,6 +29,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from armada.cache_schemas.errors import JobError
 from armada.pipeline.caches.derive import run_derive
 from armada.pipeline.caches.derive_job import DeriveJob
 from armada.pipeline.distill import run_distill
@@ -55,7 +56,6 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 
 STUDENT = {
     "student_layers": 2,
-    "learning_rate": 1e-4,
     "keep": "last",
 }
 
@@ -66,8 +66,13 @@ class Task:
 
     name: str
     folder: Path
-    columns: tuple[str, ...]
     metric: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of texts."""
+        names = pq.read_schema(self.folder / "train.parquet").names
+        return ("text",) if "text" in names else ("text_a", "text_b")
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -91,8 +96,8 @@ def main() -> None:
     chosen = [each for each in descriptions() if fits(each, options.only)]
     if "quality" in options.tables:
         tasks = [
-            Task("classification", options.classification, ("text",), "accuracy"),
-            Task("regression", options.regression, ("text_a", "text_b"), "pearson"),
+            Task("classification", options.classification, "accuracy"),
+            Task("regression", options.regression, "pearson"),
         ]
         for task in (each for each in tasks if each.name in options.tasks):
             with made_in(options.folder) as folder:
@@ -114,6 +119,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="of students")
     parser.add_argument("--teacher-epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, help="keep all runs here, and continue from them")
@@ -159,6 +165,7 @@ def quality(
                 "train": str(train),
                 "validation": str(validation),
                 "epochs": options.epochs,
+                "learning_rate": options.learning_rate,
                 "max_length": options.max_length,
                 "seed": options.seeds,
                 "output": str(folder / objective.name),
@@ -166,7 +173,10 @@ def quality(
                 **reading(objective, caches),
             }
         )
-        yield row(task, objective.name, make(DistillJob, keys))
+        try:
+            yield row(task, objective.name, make(DistillJob, keys))
+        except JobError as refused:
+            print(f"{task.name} {objective.name}: {refused}", file=sys.stderr)
 
 
 def reading(objective: Description, caches: "Caches") -> dict[str, Any]:

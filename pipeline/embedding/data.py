@@ -153,6 +153,11 @@ def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData
     if job.validation:
         label = job.validation_label_column or job.label_column
         validation = _read(job, job.validation, columns, label)
+    if job.label_column is not None and is_missing(train.labels).all():
+        raise CorpusError(
+            f"corpus {train.corpus.sources[0]}: label_column {job.label_column!r}: no row has a "
+            "score; name another column, or leave it out"
+        )
     groups = _groups(job, train.corpus)
     held_out = None if validation is None else _groups(job, validation.corpus)
     sources = {

@@ -17,6 +17,7 @@ from ...stages.distill.model import TrainedModel
 from ...stages.distill.student_source import default_max_length, load_student
 from ...stages.distill.tokens import choose_max_length
 from ..distill_job import DistillJob
+from ..messages import LOGGER
 from ..student_data import LabelledCorpus
 from ..task import Built, MakeObjective, Plan, Task
 from ..terms import Term
@@ -51,6 +52,7 @@ class EmbeddingTask(Task):
         inner, tokenizer = load_student(job, NO_LABELS, texts, job.dropout, job, embeds=True)
         if plan.warns:
             data.train.warn_of_unknown(tokenizer)
+            _tell_absent(data.joined.groups)
         require_exportable(inner, job.student)
         dim = embedding_dim(job, plan.terms, data.sources)
         student = EmbeddingStudent(inner, dim, normalizes(job, plan.terms, data))
@@ -127,6 +129,15 @@ class EmbeddingTask(Task):
 def _texts(groups: TextGroups) -> Iterator[tuple[str, ...]]:
     for batch in groups.texts.batches():
         yield from batch
+
+
+def _tell_absent(groups: TextGroups) -> None:
+    """Say how many candidates rows lack: losses leave them out."""
+    if groups.absent:
+        LOGGER.info(
+            f"{groups.absent:,} of {groups.places.size:,} texts of the training rows are blank, "
+            "and left out of their rows"
+        )
 
 
 def _refuse_weights_of_one_width(model: EmbeddingModel, job: DistillJob) -> None:

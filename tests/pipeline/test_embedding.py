@@ -62,6 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         every += texts(table)
         draw = np.random.default_rng(rows)
         scored = table | {"score": (5 * draw.random(rows)).tolist()}
+        scored |= {"nothing": [math.nan] * rows}
         pq.write_table(pa.table(scored), folder / f"{name}.parquet")
         pq.write_table(pa.table({"text": table["query"]}), folder / f"{name}-texts.parquet")
         for column in ("positive", "negative_1", "negative_2"):
@@ -413,6 +414,11 @@ REFUSED: dict[str, tuple[Sequence[str], Keys, str]] = {
     "no pairs": (("query",), ALONE, "name a query and a passage"),
     "no negatives": (PAIRS, {"objective": "margin_mse"}, "a negative or more in text_column"),
     "no scores": (PAIRS, {"objective": "cosent", "cache": None}, "label_column"),
+    "no score in any row": (
+        PAIRS,
+        {"objective": "cosent", "cache": None, "label_column": "nothing"},
+        "no row has a score",
+    ),
     "labels alone": (PAIRS, {"objective": "kd"}, "objective kd: reads what a student that embeds"),
     "armada": (PAIRS, {"objective": "armada"}, "objective armada: reads"),
     "layers": (PAIRS, {"objective": "hidden_layers"}, "objective hidden_layers: reads"),

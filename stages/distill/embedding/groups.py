@@ -6,7 +6,7 @@ looked up once. A query may be read with another prompt than a passage, and is t
 the student, but not to a teacher's cache, whose keys are of the bare text.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +78,6 @@ class TextGroups:
         """Number of texts that examples lack."""
         return int((self.places < 0).sum())
 
-    def lacking(self, has_feature: npt.NDArray[np.bool_]) -> Indices:
-        """The examples of which some text has no feature, given which texts [T] have one."""
-        lacks = ~has_feature[self.places] & (self.places >= 0)
-        return np.flatnonzero(lacks.any(axis=1))
-
     def prompted(self, query_prompt: str, passage_prompt: str) -> Iterator[list[tuple[str, ...]]]:
         """All texts in order, each behind its prompt, in lists."""
         start = 0
@@ -148,6 +143,3 @@ def encode_groups(
     """The tokens of all texts, each behind its prompt, at most `max_length` of them."""
     examples = [text for batch in groups.prompted(query_prompt, passage_prompt) for text in batch]
     return GroupTokens(encode(tokenizer, examples, max_length), groups.places)
-
-
-Values = Mapping[str, npt.NDArray[Any]]

@@ -56,6 +56,25 @@ def smoothed_labels_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: fl
     return kl(log_p_BK, log_q_BK).mean()
 
 
+def ofa_loss(
+    student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, enhancement: float
+) -> Tensor:
+    """Mean over rows of -(1 + p_y)^γ·log q_y - Σ_k≠y p_k·log q_k, p = softmax(t), q = softmax(s), y
+    the label: its part grows where the teacher is certain of it.
+
+    Edges: at γ = 1 it is cross entropy and KL, but for the teacher's entropy; a row without a label
+    has -Σ_k p_k·log q_k.
+    Source: Hao et al., One-for-All, arXiv 2310.19444, equation 8."""
+    assert student_BK.shape == teacher_BK.shape, "broadcasting would hide a wrong number of classes"
+    p_BK, log_q_BK = F.softmax(teacher_BK, dim=-1), F.log_softmax(student_BK, dim=-1)
+    plain_B = -(p_BK * log_q_BK).sum(dim=-1)
+    known_B = labels_B != MISSING_LABEL
+    label_B1 = torch.where(known_B, labels_B, 0).long()[:, None]
+    p_B, log_q_B = (each.gather(-1, label_B1)[:, 0] for each in (p_BK, log_q_BK))
+    enhanced_B = ((1 + p_B) ** enhancement - p_B) * -log_q_B
+    return (plain_B + torch.where(known_B, enhanced_B, 0)).mean()
+
+
 def fused_labels_losses(
     student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ _FAMILIES: Mapping[str, Mapping[str, str]] = {
         "pesf": "PESF",
         "fused_labels": "FusedLabels",
     },
+    "exits": {"ofa": "OFA"},
     "layers": {"hidden_layers": "HiddenLayers"},
     "teachers": {"multi_kd": "MultiKD"},
     "token_states": {"token_states": "TokenStates", "token_relations": "TokenRelations"},

@@ -26,6 +26,7 @@ from .divergences import (
     SoftenedOptions,
     TVDOptions,
 )
+from .exits import OFAOptions
 from .features import Distance, FeatureOptions, NormDirectionOptions, ProjectorOptions
 from .layers import HiddenLayersOptions
 from .logits import DKDOptions, DualHeadOptions, KDOptions, LogitMSEOptions
@@ -87,6 +88,7 @@ __all__ = [
     "MayMove",
     "MultiKDOptions",
     "NormDirectionOptions",
+    "OFAOptions",
     "ObjectiveOptions",
     "OrthogonalMap",
     "PESFOptions",

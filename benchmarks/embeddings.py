@@ -1,0 +1,251 @@
+"""A student that embeds, trained by armada and by sentence-transformers: the same texts, teacher
+vectors, start, batch size, epochs and learning rate.
+
+    python benchmarks/embeddings.py MINILM TEXTS STSB
+
+MINILM is a folder of a sentence encoder, the teacher; TEXTS a Parquet file with a column `text`;
+STSB a folder with test.parquet, of columns `text_a`, `text_b` and `label`. The student is the
+encoder's first three layers; it learns the teacher's vectors by their mean squared difference
+(objective `feature`; `MSELoss`). Each run is a process of its own, by turns, one round a seed:
+
+    spearman   of the student's cosines on the pairs of STSB
+    seconds    of training: tokens made, steps taken, without imports, models and caches
+    MiB        most memory of the process
+
+`--tables objectives` compares objectives of single texts from the same cache, with all seeds.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+LAYERS, BATCH, RATE = 3, 32, 1e-4
+OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
+    "feature": {},
+    "feature, cosine": {"objective": "feature", "distance": "cosine"},
+    "in_batch": {},
+    "similarity_preserving": {},
+    "rkd": {},
+    "cka": {},
+    "mmd": {},
+    "infonce": {},
+    "infonce, 512 negatives": {"objective": "infonce", "negatives": 512},
+    "similarity_bank": {},
+    "similarity_bank, 512 of the cache": {"objective": "similarity_bank", "negatives": 512},
+    "crd": {},
+    "wcord": {},
+}
+"""Name -> keys of a job, beside the objective of that name."""
+
+
+def main() -> None:
+    options = read_options()
+    if options.run is not None:
+        print(json.dumps(RUNS[options.run](options)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        table = pq.read_table(options.texts, columns=["text"]).slice(0, options.rows)
+        pq.write_table(table, work / "texts.parquet")
+        cached = _call(options, "cache", work, seed=0)
+        print(f"teacher: spearman {cached['spearman']:.4f}; {cached['texts']} texts", flush=True)
+        if "libraries" in options.tables:
+            _show_libraries(options, work)
+        if "objectives" in options.tables:
+            _show_objectives(options, work)
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("encoder", type=Path)
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("stsb", type=Path)
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tables", nargs="+", default=["libraries"])
+    parser.add_argument("--only", nargs="+", help="names of objectives")
+    parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--keys", default="{}", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# --- One process each
+
+
+def cache(options: argparse.Namespace) -> dict[str, Any]:
+    """Teacher vectors of all texts, and as an array for the other library."""
+    import armada
+
+    job = {"corpus": options.work / "texts.parquet", "text_column": "text"}
+    armada.precompute(
+        **job, teacher=f"encoder:{options.encoder}", cache=options.work / "cache", quiet=True
+    )
+    opened = armada.open_cache(options.work / "cache")
+    texts = pq.read_table(options.work / "texts.parquet")["text"].to_pylist()
+    rows = opened.find(_keys(texts), "pooled")
+    np.save(options.work / "vectors.npy", opened["pooled"].gather(rows).astype(np.float32))
+    return {"texts": len(texts), "spearman": _spearman(options.encoder, options.stsb)}
+
+
+def _keys(texts: Sequence[str]) -> Any:
+    from armada.cache_schemas.keys import example_key, keys_to_array
+
+    return keys_to_array(example_key(text) for text in texts)
+
+
+def by_armada(options: argparse.Namespace) -> dict[str, Any]:
+    """A run of `distill`."""
+    import armada
+
+    output = options.work / f"armada-{options.seed}-{abs(hash(options.keys))}"
+    report = armada.distill(
+        train=options.work / "texts.parquet",
+        text_column="text",
+        cache=options.work / "cache",
+        task="embedding",
+        student=options.encoder,
+        student_layers=LAYERS,
+        batch_size=BATCH,
+        epochs=options.epochs,
+        learning_rate=RATE,
+        seed=options.seed,
+        report_to="none",
+        device="cpu",
+        output=output,
+        quiet=True,
+        **json.loads(options.keys),
+    )
+    return _result(options, output / "student", report["train_seconds"])
+
+
+def by_sentence_transformers(options: argparse.Namespace) -> dict[str, Any]:
+    """The same by its trainer and its loss."""
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import MSELoss
+
+    model = SentenceTransformer(str(options.encoder), device="cpu")
+    encoder = model[0].auto_model.encoder
+    encoder.layer = torch.nn.ModuleList(list(encoder.layer)[:LAYERS])
+    model[0].auto_model.config.num_hidden_layers = LAYERS
+    texts = pq.read_table(options.work / "texts.parquet")["text"].to_pylist()
+    vectors = np.load(options.work / "vectors.npy")
+    data = Dataset.from_dict({"text": texts, "label": list(vectors)})
+    output = options.work / f"other-{options.seed}"
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=BATCH,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        seed=options.seed,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=10,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=data, loss=MSELoss(model)
+    )
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    model.save(str(output / "student"))
+    return _result(options, output / "student", seconds)
+
+
+def _result(options: argparse.Namespace, student: Path, seconds: float) -> dict[str, Any]:
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before it is evaluated
+    return {"seconds": seconds, "MiB": used, "spearman": _spearman(student, options.stsb)}
+
+
+def _spearman(folder: Path, stsb: Path) -> float:
+    from scipy.stats import spearmanr
+    from sentence_transformers import SentenceTransformer
+
+    table = pq.read_table(stsb / "test.parquet")
+    model = SentenceTransformer(str(folder), device="cpu")
+    sides = [
+        model.encode(table[name].to_pylist(), normalize_embeddings=True, show_progress_bar=False)
+        for name in ("text_a", "text_b")
+    ]
+    return float(spearmanr((sides[0] * sides[1]).sum(1), table["label"].to_numpy()).statistic)
+
+
+RUNS = {"cache": cache, "armada": by_armada, "sentence-transformers": by_sentence_transformers}
+
+
+# --- Tables
+
+
+def _call(
+    options: argparse.Namespace, run: str, work: Path, seed: int, **keys: Any
+) -> dict[str, Any]:
+    command = [
+        *(sys.executable, __file__, str(options.encoder), str(options.texts), str(options.stsb)),
+        *("--run", run, "--work", str(work), "--seed", str(seed), "--keys", json.dumps(keys)),
+        *("--epochs", str(options.epochs)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _show_libraries(options: argparse.Namespace, work: Path) -> None:
+    names = ("armada", "sentence-transformers")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for seed in options.seeds:
+        for name in names:
+            keys = {"objective": "feature"} if name == "armada" else {}
+            found[name].append(_call(options, name, work, seed, **keys))
+            print(name, seed, found[name][-1], file=sys.stderr, flush=True)
+    print("\n| library | spearman | seconds, median | MiB, most |\n| --- | ---: | ---: | ---: |")
+    for name, runs in found.items():
+        score = _spread([run["spearman"] for run in runs])
+        seconds, most = median(run["seconds"] for run in runs), max(run["MiB"] for run in runs)
+        print(f"| {name} | {score} | {seconds:.1f} | {most:.0f} |")
+    pairs = zip(*found.values(), strict=True)
+    ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
+    shown = ", ".join(f"{each:.2f}" for each in ratios)
+    print(f"\narmada's time by that of sentence-transformers, by round: {shown}")
+
+
+def _show_objectives(options: argparse.Namespace, work: Path) -> None:
+    print("\n| objective | spearman | seconds, median |\n| --- | ---: | ---: |", flush=True)
+    for name in options.only or OBJECTIVES:
+        keys = {"objective": name, **OBJECTIVES[name]}
+        runs = [_call(options, "armada", work, seed, **keys) for seed in options.seeds]
+        seconds = median(run["seconds"] for run in runs)
+        score = _spread([run["spearman"] for run in runs])
+        print(f"| {name} | {score} | {seconds:.1f} |", flush=True)
+
+
+def _spread(values: Sequence[float]) -> str:
+    shown = f"{mean(values):.4f}"
+    return f"{shown} ± {stdev(values):.4f}" if len(values) > 1 else shown
+
+
+if __name__ == "__main__":
+    main()
