@@ -30,7 +30,7 @@ def check_embedding(job: DistillJob) -> None:
     for key, reason in _REFUSED.items():
         if getattr(job, key) is not None:
             raise JobError(f"job key {key!r}: is not for task=embedding: {reason}; leave it out")
-    prompts = (job.query_prompt, job.passage_prompt)
+    prompts = (job.prompts.query_prompt, job.prompts.passage_prompt)
     if len(job.text_column) == 1 and all(prompts) and len(set(prompts)) > 1:
         raise JobError(
             f"query_prompt {prompts[0]!r}: and passage_prompt differ, and text_column names one "

@@ -208,7 +208,7 @@ def _read(
 
 
 def _check_columns(job: DistillJob) -> None:
-    for columns in (job.text_column, job.validation_text_column):
+    for columns in (job.text_column, job.validation_text_column or ()):
         for column in columns[:2]:
             if column.endswith(OPTIONAL):
                 raise JobError(
@@ -218,11 +218,9 @@ def _check_columns(job: DistillJob) -> None:
 
 
 def _groups(job: DistillJob, corpus: Corpus) -> TextGroups:
+    query, passage = job.prompts.query_prompt, job.prompts.passage_prompt
     several = len(corpus.segments) > 1
-    return TextGroups.of(
-        corpus,
-        apart=job.query_prompt != job.passage_prompt if several else bool(job.query_prompt),
-    )
+    return TextGroups.of(corpus, apart=query != passage if several else bool(query))
 
 
 def _open(
@@ -325,7 +323,7 @@ def _check_features(job: DistillJob, terms: Sequence[Term], sources: Mapping[str
                     "name another"
                 )
     dim = embedding_dim(job, terms, sources)
-    for cut in job.matryoshka_dims:
+    for cut in job.prefix_dims:
         if dim is not None and cut >= dim:
             raise JobError(
                 f"matryoshka_dims {cut}: an embedding has {dim} numbers; choose fewer than that"

@@ -1,10 +1,11 @@
 """Keys of a `distill` job whose student embeds (task=embedding)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
 
+from ...stages.embeddings.prompts import Prompts
 from ..jobs import Names
 from ..objective_keys import options_class
 
@@ -18,28 +19,23 @@ class EmbeddingKeys(BaseModel):
         description="numbers of an embedding; default: those of the feature that an objective "
         "meets number by number, else as wide as the student's pooled texts (task=embedding)",
     )
-    matryoshka_dims: tuple[int, ...] = Field(
-        default=(),
+    matryoshka_dims: tuple[int, ...] | None = Field(
+        default=None,
         description="first numbers of an embedding that are to be one by themselves, such as [256, "
         "128, 64]: the loss is the mean over these and the whole",
-    )
-    matryoshka_teacher: Literal["cut", "pca"] = Field(
-        default="cut",
-        description="teacher embedding that prefixes meet: its own first numbers (cut), or those "
-        "of its principal axes (pca: rotated, so that cosines stay)",
     )
     normalize_embeddings: bool | None = Field(
         default=None,
         description="embeddings have length 1 (task=embedding); default: unless an objective meets "
         "numbers of a feature that has another length",
     )
-    query_prompt: str = Field(
-        default="",
+    query_prompt: str | None = Field(
+        default=None,
         description="prefix of queries: the first of several text columns, or the only one "
         "(task=embedding)",
     )
-    passage_prompt: str = Field(
-        default="",
+    passage_prompt: str | None = Field(
+        default=None,
         description="prefix of passages: the other text columns, or the only one (task=embedding)",
     )
     mini_batch_size: int | None = Field(
@@ -48,8 +44,8 @@ class EmbeddingKeys(BaseModel):
         description="texts that the student reads at once (task=embedding): losses and gradients "
         "are those of the whole batch (gradient caching), in the memory of so many texts",
     )
-    validation_text_column: Names = Field(
-        default=(),
+    validation_text_column: Names | None = Field(
+        default=None,
         description="text columns of validation, if not those of training: pairs with scores, or "
         "queries and passages (task=embedding)",
     )
@@ -61,13 +57,24 @@ class EmbeddingKeys(BaseModel):
 
     @field_validator("matryoshka_dims")
     @classmethod
-    def _are_widths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        for number in value:
+    def _are_widths(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        for number in value or ():
             if number < 1:
                 raise ValueError(f"{number} is no number of numbers; choose 1 or more")
-        if len(set(value)) < len(value):
+        if value is not None and len(set(value)) < len(value):
             raise ValueError("one of them is there twice")
         return value
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prefixes of queries and passages."""
+        given = {"query_prompt": self.query_prompt, "passage_prompt": self.passage_prompt}
+        return Prompts(**{name: prompt or "" for name, prompt in given.items()})
+
+    @property
+    def prefix_dims(self) -> tuple[int, ...]:
+        """Numbers of the prefixes that are embeddings by themselves."""
+        return self.matryoshka_dims or ()
 
 
 def with_embedding_defaults(keys: Mapping[str, Any]) -> dict[str, Any]:

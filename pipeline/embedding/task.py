@@ -56,26 +56,25 @@ class EmbeddingTask(Task):
         require_exportable(inner, job.student)
         dim = embedding_dim(job, plan.terms, data.sources)
         student = EmbeddingStudent(inner, dim, normalizes(job, plan.terms, data))
-        for cut in job.matryoshka_dims:
+        for cut in job.prefix_dims:
             if cut >= student.dim:
                 raise JobError(
                     f"matryoshka_dims {cut}: an embedding has {student.dim} numbers; choose fewer"
                 )
         usual = default_max_length(job, NO_LABELS)
         max_length = choose_max_length(job.max_length, tokenizer, student.backbone, usual)
-        model = EmbeddingModel(student, objective(student), job.matryoshka_dims)
+        model = EmbeddingModel(student, objective(student), job.prefix_dims)
         _refuse_weights_of_one_width(model, job)
         model.parts.most_rows = job.mini_batch_size
 
         def dataset(what: str, labelled: LabelledCorpus, train: bool) -> EmbeddingDataset:
             joined = data.joined if train else data.held_out
             assert joined is not None
-            prompts = (job.query_prompt, job.passage_prompt)
             tokens = data.encoded_once(
                 what,
                 tokenizer,
                 max_length,
-                lambda: encode_groups(tokenizer, joined.groups, max_length, *prompts),
+                lambda: encode_groups(tokenizer, joined.groups, max_length, job.prompts),
             )
             features = data.gathers(plan.seed) if train else data.validation_gathers()
             found = EmbeddingDataset(
@@ -117,9 +116,8 @@ class EmbeddingTask(Task):
                 embedding_dim=student.dim,
                 has_dense=student.dense is not None,
                 normalize=student.normalize,
-                query_prompt=job.query_prompt,
-                passage_prompt=job.passage_prompt,
-                matryoshka_dims=job.matryoshka_dims,
+                **job.prompts.model_dump(),
+                matryoshka_dims=job.prefix_dims,
             ),
             **plan.adapter_base(),
         )
@@ -142,7 +140,7 @@ def _tell_absent(groups: TextGroups) -> None:
 
 def _refuse_weights_of_one_width(model: EmbeddingModel, job: DistillJob) -> None:
     """Refuse objectives with weights that fit the whole embedding alone, beside its prefixes."""
-    for part in model.objective.parts if job.matryoshka_dims else ():
+    for part in model.objective.parts if job.prefix_dims else ():
         if any(True for _ in part.parameters()):
             name = part.label or job.objective_name
             raise JobError(

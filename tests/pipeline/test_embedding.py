@@ -17,6 +17,7 @@ from armada.cache_schemas.errors import ArmadaError
 from armada.cache_schemas.features import FeatureSpec
 from armada.pipeline import seed_run
 from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.embedding.keys import EmbeddingKeys
 from armada.pipeline.jobs import make
 from armada.pipeline.run_data import figure_names, read_data
 from armada.pipeline.terms import terms_of
@@ -191,6 +192,11 @@ def test_what_validation_measures_is_what_the_folder_gives(root: Path, tmp_path:
     assert told.keys() == {"ndcg@10", "mrr@10", "recall@1", "recall@10", "loss"}
     found = losses(tmp_path / "ranked", "contrastive")
     assert found[-1] < found[0]
+
+
+def test_earlier_jobs_lack_no_key() -> None:
+    """A run of a release without these keys goes on: they are not there unless they are set."""
+    assert {field.default for field in EmbeddingKeys.model_fields.values()} == {None}
 
 
 def test_it_has_the_figures_that_are_announced(root: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 
 from ...corpus.corpus import Corpus
+from ...embeddings.prompts import Prompts
 from ..order import Indices
 from ..tokens import Tokens, encode
 
@@ -78,14 +79,14 @@ class TextGroups:
         """Number of texts that examples lack."""
         return int((self.places < 0).sum())
 
-    def prompted(self, query_prompt: str, passage_prompt: str) -> Iterator[list[tuple[str, ...]]]:
+    def prompted(self, prompts: Prompts) -> Iterator[list[tuple[str, ...]]]:
         """All texts in order, each behind its prompt, in lists."""
         start = 0
         for batch in self.texts.batches():
             queries = self.queries[start : start + len(batch)]
             start += len(batch)
             yield [
-                (f"{query_prompt if query else passage_prompt}{text}",)
+                (f"{prompts.query_prompt if query else prompts.passage_prompt}{text}",)
                 for (text,), query in zip(batch, queries.tolist(), strict=True)
             ]
 
@@ -138,8 +139,8 @@ class GroupTokens:
 
 
 def encode_groups(
-    tokenizer: Any, groups: TextGroups, max_length: int, query_prompt: str, passage_prompt: str
+    tokenizer: Any, groups: TextGroups, max_length: int, prompts: Prompts
 ) -> GroupTokens:
     """The tokens of all texts, each behind its prompt, at most `max_length` of them."""
-    examples = [text for batch in groups.prompted(query_prompt, passage_prompt) for text in batch]
+    examples = [text for batch in groups.prompted(prompts) for text in batch]
     return GroupTokens(encode(tokenizer, examples, max_length), groups.places)
