@@ -78,5 +78,5 @@ def check_embedding_objective(name: str, reads: Reads, has_aligner: bool, job: D
     if name == "margin_mse" and columns < 3:
         raise JobError(
             "objective margin_mse: compares a positive with negatives; name a query, a positive "
-            "and a negative or more in text_column"
+            "and a negative or more in text_column (`armada mine` finds some)"
         )
