@@ -79,6 +79,7 @@ class EmbeddingDataset(DistillDataset):
         chosen = self.processes.share(whole)
         batch: Batch = {**self.tokens.pad(chosen), "indices": whole}
         batch["masked"] = needs_mask(batch)
+        batch["lengths"] = self.tokens.lengths(chosen)
         batch |= {"places": self.tokens.places[whole], "own_places": self.tokens.places[chosen]}
         batch |= {"labels": self.labels_of(chosen), "has_loss": self.has_loss}
         if self.apart:

@@ -137,6 +137,12 @@ class GroupTokens:
         chosen = self.places[examples]
         return self.texts.pad(chosen[chosen >= 0])
 
+    def lengths(self, examples: Indices) -> npt.NDArray[np.int64]:
+        """Tokens of each of these texts [P]."""
+        chosen = self.places[examples]
+        found: npt.NDArray[np.int64] = np.diff(self.texts.offsets)[chosen[chosen >= 0]]
+        return found
+
 
 def encode_groups(
     tokenizer: Any, groups: TextGroups, max_length: int, prompts: Prompts

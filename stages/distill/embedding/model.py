@@ -50,6 +50,7 @@ class EmbeddingModel(TrainedModel):
         masked: bool | None = None,
         places: npt.NDArray[np.int64] | None = None,
         own_places: npt.NDArray[np.int64] | None = None,
+        lengths: npt.NDArray[np.int64] | None = None,
         negatives: Mapping[str, Negatives] | None = None,
         repeats: Mapping[str, Indices] | None = None,
         has_loss: bool = True,
@@ -60,7 +61,7 @@ class EmbeddingModel(TrainedModel):
         assert places is not None
         assert own_places is not None
         inputs = (input_ids, attention_mask, token_type_ids)
-        embeddings_PE, _ = self.parts.read(self.student, *inputs, masked=masked)
+        embeddings_PE = self._embedded(inputs, lengths, masked)
         own_BCE = by_example(embeddings_PE, own_places)
         if not has_loss:
             return {"logits": own_BCE, "loss": own_BCE.new_full((), math.nan)}
@@ -73,6 +74,32 @@ class EmbeddingModel(TrainedModel):
         }
         terms = self._terms(candidates, sources, repeats or {}, self._joined(labels, rows))
         return {"loss": terms["total"], "logits": own_BCE, "terms": terms}
+
+    def _embedded(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor | None],
+        lengths_P: npt.NDArray[np.int64] | None,
+        masked: bool | None,
+    ) -> Tensor:
+        """The embeddings [P, E]. On a CPU, texts of like length are read together, as wide as the
+        longest of them: padding costs as much as tokens there, and a further call little."""
+        ids_PT = inputs[0]
+        parts = []
+        if ids_PT.device.type == "cpu" and lengths_P is not None:
+            parts = parts_by_length(lengths_P)
+        if len(parts) < 2:
+            whole: Tensor = self.parts.read(self.student, *inputs, masked=masked)[0]
+            return whole
+        assert lengths_P is not None
+        found = []
+        for rows in parts:
+            longest, chosen = int(lengths_P[rows].max()), torch.from_numpy(rows)
+            left = inputs[1].shape[1] - longest if bool(inputs[1][chosen, -1].all()) else 0
+            cut = [None if each is None else each[chosen, left : left + longest] for each in inputs]
+            varied = bool((lengths_P[rows] < longest).any())
+            found.append(self.parts.read(self.student, *cut, masked=varied)[0])
+        back = np.argsort(np.concatenate(parts))
+        return torch.cat(found).index_select(0, torch.from_numpy(back))
 
     def _terms(
         self,
@@ -98,6 +125,23 @@ class EmbeddingModel(TrainedModel):
             for name, value in terms.items()
         }
         return named_terms(total, **told)
+
+
+_CALL = 128
+"""Padded tokens that take about as long as a further call of a student on a CPU."""
+_MOST_PARTS = 8
+
+
+def parts_by_length(lengths_P: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Texts in parts of nearly equal size, the longest first: as many parts as make the padded
+    tokens, and the calls, fewest."""
+    order = np.argsort(-lengths_P, kind="stable")
+    choices = [np.array_split(order, count) for count in range(1, min(_MOST_PARTS, len(order)) + 1)]
+
+    def cost(parts: list[npt.NDArray[np.int64]]) -> int:
+        return sum(len(rows) * int(lengths_P[rows[0]]) + _CALL for rows in parts)
+
+    return min(choices, key=cost)
 
 
 def _rows(feature: Tensor, places: npt.NDArray[np.int64]) -> Tensor:
