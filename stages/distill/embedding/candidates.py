@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ..placement import to_device
 
+_SMALLEST = 1e-12
+"""Shorter prefixes are divided by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -44,9 +47,14 @@ class Candidates:
         return None if self.all_present else self.on_device(self.places >= 0)
 
     def first(self, numbers: int) -> "Candidates":
-        """The same with the first numbers of each embedding, scaled to length 1."""
-        cut = torch.nn.functional.normalize(self.embeddings_BCE[..., :numbers], dim=-1)
-        return Candidates(cut, self.places, self.features)
+        """The same with the first numbers of each embedding, at the length of the whole: 1 where
+        embeddings have length 1."""
+        cut = self.embeddings_BCE[..., :numbers]
+        whole, own = (
+            torch.linalg.vector_norm(each, dim=-1, keepdim=True)
+            for each in (self.embeddings_BCE, cut)
+        )
+        return Candidates(cut * (whole / own.clamp(min=_SMALLEST)), self.places, self.features)
 
 
 def rows_that_are_there(values: Tensor, places: npt.NDArray[np.int64]) -> Tensor:

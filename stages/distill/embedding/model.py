@@ -2,8 +2,8 @@
 
 A step embeds all texts of a batch at once: [P, E], and by example [B, C, E]. Objectives of vectors
 compare each text with its feature; those of candidates read them by example. With Matryoshka dims,
-the loss is the mean over prefixes of the embedding, each scaled to length 1 (Kusupati et al., arXiv
-2205.13147).
+the loss is the mean over prefixes of the embedding, each at the length of the whole (Kusupati et
+al., arXiv 2205.13147).
 
 Shapes: B examples, C texts of each, P texts that are there, E numbers of an embedding.
 """
