@@ -338,6 +338,8 @@ def embed(
 
     if student is None:
         raise JobError("job key 'student' is missing; name a folder that `distill` wrote")
+    if output is None and not any(each.startswith("cache=") for each in settings or []):
+        raise JobError("--output is missing; name the folder of a cache, new or begun")
     options = {
         "corpus": corpus,
         "text_column": text_column,

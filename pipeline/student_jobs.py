@@ -77,6 +77,11 @@ class EvaluateJob(TextFormatKeys):
         description="generate up to this many tokens for each prompt with a language model, and "
         "compare with the corpus's responses",
     )
+    prompt_name: PromptName | None = Field(
+        default=None,
+        description="of a student that reads queries and passages behind different prompts, beside "
+        "a cache: which the texts are, query or document (a passage)",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, xpu")
 
     @field_validator("retrieval_metrics")
@@ -127,8 +132,8 @@ class PredictJob(TextFormatKeys):
     )
     prompt_name: PromptName | None = Field(
         default=None,
-        description="prompt of a student that embeds: query, or document (a passage); default: "
-        "that of a text that is neither, the passages' if they have one",
+        description="of a student that reads queries and passages behind different prompts: which "
+        "the texts are, query or document (a passage)",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, xpu")
 

@@ -9,9 +9,11 @@ _REFUSED = {
     "num_labels": "the scores of pairs are numbers",
     "label_separator": "the scores of pairs are numbers",
     "select": "choose the rows of its corpus before (`armada corpus`)",
-    "optimizer": "its losses are not parted into task and distillation",
     "stages": "weights may be schedules",
 }
+
+_WITHOUT_EFFECT = ("dropout", "schedule", "aligner_batch_size", "aligner_learning_rate")
+_OF_SCORES = "cosent"
 
 
 def check_embedding(job: DistillJob) -> None:
@@ -27,10 +29,33 @@ def check_embedding(job: DistillJob) -> None:
             "undistilled: a student that embeds learns from pairs without a teacher; use "
             "objective=contrastive or objective=cosent"
         )
+    _check_keys(job)
+    _check_texts(job)
+    _check_teachers(job)
+
+
+def _check_keys(job: DistillJob) -> None:
+    if job.optimizer == "dot":
+        raise JobError(
+            "optimizer=dot: treats the task and distillation apart, and a student that embeds has "
+            "no task of its own; use another"
+        )
+    for key in _WITHOUT_EFFECT:
+        if getattr(job, key) != type(job).model_fields[key].default:
+            raise JobError(
+                f"job key {key!r}: a student that embeds has neither a head nor an aligner; leave "
+                "it out"
+            )
     for key, reason in _REFUSED.items():
         if getattr(job, key) is not None:
             raise JobError(f"job key {key!r}: is not for task=embedding: {reason}; leave it out")
-    prompts = (job.prompts.query_prompt, job.prompts.passage_prompt)
+    for key in ("validation_text_column", "validation_label_column"):
+        if getattr(job, key) is not None and not job.validation:
+            raise JobError(f"job key {key!r}: is of validation texts; name them in `validation`")
+
+
+def _check_texts(job: DistillJob) -> None:
+    prompts = (job.query_prompt, job.passage_prompt)
     if len(job.text_column) == 1 and all(prompts) and len(set(prompts)) > 1:
         raise JobError(
             f"query_prompt {prompts[0]!r}: and passage_prompt differ, and text_column names one "
@@ -38,7 +63,12 @@ def check_embedding(job: DistillJob) -> None:
         )
     if len(job.label_columns) > 1:
         raise JobError("label_column: a pair of texts has one score; name one column")
-    _check_teachers(job)
+    names = [keys.name for keys in job.all_objectives]
+    if job.label_column is not None and _OF_SCORES not in names:
+        raise JobError(
+            f"label_column {job.label_column!r}: the scores of pairs are learned by objective "
+            "cosent alone; to measure by them, name validation_label_column"
+        )
 
 
 def _check_teachers(job: DistillJob) -> None:

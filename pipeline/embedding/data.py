@@ -16,7 +16,7 @@ from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.corpus.labels import NO_LABELS, LabelSpace, LabelValues, is_missing, label_values
 from ...stages.corpus.reading import OPTIONAL
 from ...stages.distill.batches import Features
-from ...stages.distill.controls import Control, controlled
+from ...stages.distill.controls import Control, Gather, controlled
 from ...stages.distill.embedding.dataset import Figures, Measure, VectorGather
 from ...stages.distill.embedding.groups import Places, TextGroups
 from ...stages.distill.embedding.measures import (
@@ -39,8 +39,12 @@ from ..objective_keys import TeacherKeys
 from ..sources import Source, feature_of_texts, sum_to_come
 from ..student_data import LabelledCorpus, StudentData
 from ..terms import Reading, Term, readings_of
+from .keys import prompts_of
 
 _LENGTH_ROWS = 64
+_OF_ONE_WIDTH = ("crd", "wcord")
+"""Built-in objectives with maps of embeddings of one width; others are refused when they are
+made."""
 _SCORES = LabelSpace(task="regression", num_labels=1)
 
 
@@ -77,26 +81,20 @@ class EmbeddingData(StudentData):
         """Readers of the training features of each source, under its control."""
         found: dict[str, Features] = {}
         for (name, source), own in zip(self.sources.items(), self._own_draws(), strict=True):
-            rows, vectors = self.joined.rows[name], is_of_texts(source.spec)
-            gather = controlled(source.feature, rows, source.control, seed, own)
-            if vectors:
-                names = self._names_of_texts
-                gather = VectorGather(gather.feature, gather.rows, gather.change, names=names)
-            found[name] = gather
+            gather = controlled(source.feature, self.joined.rows[name], source.control, seed, own)
+            found[name] = _checked(gather, source, self.joined.groups)
         return found
-
-    def _names_of_texts(self, numbers: Rows) -> list[str]:
-        return [self.joined.groups.texts.where(int(number)) for number in numbers]
 
     def validation_gathers(self, pad_left: bool = False) -> dict[str, Features]:
         """Readers of the validation features, as cached; none where some lack."""
         held_out = self.held_out
         if held_out is None or not held_out.complete:
             return {}
-        return {
-            name: controlled(source.feature, held_out.rows[name], Control("none"), 0)
-            for name, source in self.sources.items()
-        }
+        found: dict[str, Features] = {}
+        for name, source in self.sources.items():
+            gather = controlled(source.feature, held_out.rows[name], Control("none"), 0)
+            found[name] = _checked(gather, source, held_out.groups)
+        return found
 
     def fetch_ahead(self, job: DistillJob, aligners_first: Any) -> ToCome | None:
         """Start downloading what the run needs from caches at URLs, in the order of first use."""
@@ -115,7 +113,7 @@ class EmbeddingData(StudentData):
         """Metrics of validation embeddings, and how near they are to those of teachers."""
         assert self.held_out is not None
         assert self.validation is not None
-        places = self.held_out.groups.places
+        places, words = self.held_out.groups.places, self.held_out.groups.words
         first = prefixes(list(self.measured.sources))
         answers = {
             first[name]: each.answers(name, objective)
@@ -127,7 +125,7 @@ class EmbeddingData(StudentData):
         def figures(embeddings_TE: npt.NDArray[np.float32], labels: LabelValues) -> Figures:
             found = score_metrics(embeddings_TE, places, labels) if scored else {}
             if retrieves:
-                found |= ranking_metrics(embeddings_TE, places)
+                found |= ranking_metrics(embeddings_TE, places, words)
             for prefix, each in answers.items():
                 assert isinstance(each, FeatureAnswers)
                 each.see(np.arange(len(embeddings_TE)), torch.from_numpy(embeddings_TE))
@@ -136,6 +134,17 @@ class EmbeddingData(StudentData):
             return found
 
         return figures
+
+
+def _checked(gather: Gather, source: Source, groups: TextGroups) -> Gather:
+    """A reader that refuses vectors without a direction, of a feature of texts."""
+    if not is_of_texts(source.spec):
+        return gather
+
+    def names(numbers: Rows) -> list[str]:
+        return [groups.texts.where(int(number)) for number in numbers]
+
+    return VectorGather(gather.feature, gather.rows, gather.change, names=names)
 
 
 def is_of_texts(spec: FeatureSpec) -> bool:
@@ -157,6 +166,12 @@ def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData
         raise CorpusError(
             f"corpus {train.corpus.sources[0]}: label_column {job.label_column!r}: no row has a "
             "score; name another column, or leave it out"
+        )
+    label = job.validation_label_column or job.label_column
+    if validation is not None and label is not None and is_missing(validation.labels).all():
+        raise CorpusError(
+            f"corpus {validation.corpus.sources[0]}: label_column {label!r}: no row has a score to "
+            "validate by; name another column, or leave it out"
         )
     groups = _groups(job, train.corpus)
     held_out = None if validation is None else _groups(job, validation.corpus)
@@ -218,9 +233,7 @@ def _check_columns(job: DistillJob) -> None:
 
 
 def _groups(job: DistillJob, corpus: Corpus) -> TextGroups:
-    query, passage = job.prompts.query_prompt, job.prompts.passage_prompt
-    several = len(corpus.segments) > 1
-    return TextGroups.of(corpus, apart=query != passage if several else bool(query))
+    return TextGroups.of(corpus, apart=prompts_of(job, len(job.text_column)).differ)
 
 
 def _open(
@@ -236,17 +249,13 @@ def _open(
     answers = open_answers(keys)
     name = feature_of_texts(answers.cache, reading, len(teachers) > 1)
     spec = answers.cache[name].spec
-    of_candidates = [
-        term
-        for term in terms
-        if "candidates" in term.objective.reads.student
-        and any(each.source == reading.source for each in term.readings)
-    ]
-    if not is_of_texts(spec) and not of_candidates:
-        raise JobError(
-            f"feature {spec.name!r}: is one number, a score of pairs, which margin_mse and "
-            "listwise_kl read; name a feature of texts, or one of these objectives"
-        )
+    for term in terms if not is_of_texts(spec) else ():
+        reads = any(each.source == reading.source for each in term.readings)
+        if reads and not term.objective.reads.scores:
+            raise JobError(
+                f"objective {term.keys.name}: feature {spec.name!r} is one number, a score of a "
+                "pair, which margin_mse and listwise_kl read; name a feature of texts"
+            )
     read = [groups.texts, *([held_out.texts] if held_out is not None else [])]
     if not is_of_texts(spec):
         read = [_pairs(corpus, column) for column in range(1, groups.columns)]
@@ -323,6 +332,22 @@ def _check_features(job: DistillJob, terms: Sequence[Term], sources: Mapping[str
                     "name another"
                 )
     dim = embedding_dim(job, terms, sources)
+    for term in terms:
+        if getattr(term.options, "projector", None) == "none":
+            width = prod(sources[term.readings[0].source].spec.shape)
+            if width != dim:
+                raise JobError(
+                    f"objective {term.keys.name}: embeddings of {dim} numbers are to meet a "
+                    f"feature of {width}; set embedding_dim={width}, or projector=linear for it"
+                )
+        elif job.prefix_dims and (
+            hasattr(term.options, "projector") or term.keys.name in _OF_ONE_WIDTH
+        ):
+            raise JobError(
+                f"matryoshka_dims: objective {term.keys.name} has weights for embeddings of one "
+                "width, and prefixes have fewer numbers; use projector=none or another objective, "
+                "or leave matryoshka_dims out"
+            )
     for cut in job.prefix_dims:
         if dim is not None and cut >= dim:
             raise JobError(
@@ -348,13 +373,14 @@ def normalizes(job: DistillJob, terms: Sequence[Term], data: EmbeddingData) -> b
     feature that has another length."""
     if job.normalize_embeddings is not None:
         return job.normalize_embeddings
+    units = []
     for term in terms:
         met = getattr(term.options, "projector", None) == "none"
         if met and getattr(term.options, "distance", "cosine") != "cosine":
             source = data.sources[term.readings[0].source]
             sample = data.joined.rows[term.readings[0].source][:_LENGTH_ROWS]
-            return has_length_1(source.feature.gather(sample))
-    return True
+            units.append(has_length_1(source.feature.gather(sample)))
+    return all(units)
 
 
 def _check_texts(job: DistillJob, terms: Sequence[Term], joined: Joined) -> None:

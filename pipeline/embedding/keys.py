@@ -66,12 +66,6 @@ class EmbeddingKeys(BaseModel):
         return value
 
     @property
-    def prompts(self) -> Prompts:
-        """The prefixes of queries and passages."""
-        given = {"query_prompt": self.query_prompt, "passage_prompt": self.passage_prompt}
-        return Prompts(**{name: prompt or "" for name, prompt in given.items()})
-
-    @property
     def prefix_dims(self) -> tuple[int, ...]:
         """Numbers of the prefixes that are embeddings by themselves."""
         return self.matryoshka_dims or ()
@@ -101,3 +95,12 @@ def _without_projector(name: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
     if "projector" in chosen or "orthogonal_projection" in chosen:
         return dict(keys)
     return {**keys, "projector": "none"}
+
+
+def prompts_of(job: EmbeddingKeys, columns: int) -> Prompts:
+    """The prefixes of queries and passages; of a student that has learned from single texts, those
+    of both are the one that is named."""
+    query, passage = job.query_prompt or "", job.passage_prompt or ""
+    if columns == 1:
+        query = passage = query or passage
+    return Prompts(query_prompt=query, passage_prompt=passage)

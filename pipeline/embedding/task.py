@@ -22,6 +22,7 @@ from ..student_data import LabelledCorpus
 from ..task import Built, MakeObjective, Plan, Task
 from ..terms import Term
 from .data import EmbeddingData, embedding_dim, normalizes
+from .keys import prompts_of
 
 
 class EmbeddingTask(Task):
@@ -67,6 +68,8 @@ class EmbeddingTask(Task):
         _refuse_weights_of_one_width(model, job)
         model.parts.most_rows = job.mini_batch_size
 
+        prompts = prompts_of(job, len(job.text_column))
+
         def dataset(what: str, labelled: LabelledCorpus, train: bool) -> EmbeddingDataset:
             joined = data.joined if train else data.held_out
             assert joined is not None
@@ -74,7 +77,7 @@ class EmbeddingTask(Task):
                 what,
                 tokenizer,
                 max_length,
-                lambda: encode_groups(tokenizer, joined.groups, max_length, job.prompts),
+                lambda: encode_groups(tokenizer, joined.groups, max_length, prompts),
             )
             features = data.gathers(plan.seed) if train else data.validation_gathers()
             found = EmbeddingDataset(
@@ -116,7 +119,7 @@ class EmbeddingTask(Task):
                 embedding_dim=student.dim,
                 has_dense=student.dense is not None,
                 normalize=student.normalize,
-                **job.prompts.model_dump(),
+                **prompts_of(job, len(job.text_column)).model_dump(),
                 matryoshka_dims=job.prefix_dims,
             ),
             **plan.adapter_base(),

@@ -31,7 +31,7 @@ MOST_ROWS = 2_000
 MOST_PAIRS = 1_000
 """Limit of pairs of teachers, those of 45."""
 
-_NAME = r"^[\w .+/-]{1,200}$"
+_NAME = r"^[\w .+/@-]{1,200}$"
 Figures = dict[str, float]
 
 

@@ -102,6 +102,10 @@ def look(
         return None
     reference = study.distilled.condition.first
     job = reference.readable_job(cache)
+    if job.task == "embedding":
+        raise JobError(
+            "students that embed have no classes to plot; `armada evaluate` measures them"
+        )
     if job.of_tokens:
         raise JobError("plots need classification students")
     data = read_data(job, terms_of(job))

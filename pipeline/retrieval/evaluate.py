@@ -235,7 +235,7 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
     wanted = cache[feature].gather(labelled.cache_rows[feature]).astype(np.float64)
     wanted = wanted.reshape(len(wanted), -1)
     texts = [segments for batch in labelled.corpus.batches() for segments in batch]
-    found = embed(embed.student.prompted(texts)).astype(np.float64)
+    found = embed(embed.student.prompted(texts, job.prompt_name)).astype(np.float64)
     if found.shape != wanted.shape:
         raise JobError(
             f"feature {feature!r}: has {wanted.shape[1]} numbers, and the student's embeddings "

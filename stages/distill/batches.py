@@ -181,6 +181,10 @@ class DistillDataset(Dataset[Batch]):
         found = {source: features.has(indices) for source, features in self.features.items()}
         return {source: each for source, each in found.items() if not each.all()}
 
+    def has(self, source: str, indices: Indices) -> npt.NDArray[np.bool_]:
+        """Which examples [B] have features of a source."""
+        return self.features[source].has(indices)
+
     def labels_of(self, indices: Indices) -> torch.Tensor:
         """The labels of examples [B]."""
         return self.labels[torch.from_numpy(indices)]

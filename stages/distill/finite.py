@@ -98,7 +98,7 @@ def _remedy(dataset: DistillDataset, batches: Iterable[Indices], otherwise: str)
     for indices in batches if dataset.features else ():
         for source, features in dataset.all_features_of(indices).items():
             finite = torch.isfinite(features).flatten(1).all(dim=1).cpu().numpy()
-            finite |= ~dataset.features[source].has(indices)
+            finite |= ~dataset.has(source, indices)
             if not finite.all():
                 of = f" from {source}" if len(dataset.features) > 1 else ""
                 return (

@@ -125,9 +125,10 @@ class SavedReader(SavedStudent):
         return pooled_BD
 
     def prompted(self, texts: Sequence[Text], name: PromptName | None = None) -> list[Text]:
-        """Texts behind the prompt that they had in training, if they had one: queries, documents
-        (which are passages), or neither."""
-        prompt = "" if self.card.embedding is None else self.card.embedding.prompt(name)
+        """Texts behind the prompt that they had in training, if they had one: queries, or documents
+        (which are passages). Raises JobError if these have different ones and no name is given."""
+        own = self.card.embedding
+        prompt = "" if own is None else own.chosen(name, "of this folder")
         if not prompt:
             return list(texts)
         return [(f"{prompt}{first}", *rest) for first, *rest in self._segments(texts)]

@@ -78,7 +78,7 @@ def _load(
         )
     requested = settings.pooling
     if requested == "auto" and declared is not None:
-        requested = _declared_pooling(declared)
+        requested = _declared_pooling(declared, embeds)
     return _pooled(source, requested, space, dropout, lora, embeds), source.tokenizer
 
 
@@ -100,13 +100,19 @@ def _declared(settings: StudentSettings, space: LabelSpace) -> EmbeddingFolder |
     return read_embedding_folder(folder, StudentSourceError)
 
 
-def _declared_pooling(declared: EmbeddingFolder) -> Pooling:
+def _declared_pooling(declared: EmbeddingFolder, embeds: bool) -> Pooling:
     if declared.pooling is None or len(declared.pooling) != 1:
         raise StudentSourceError(
             f"student {declared.transformer}: declares several poolings, and a student has one; "
             "choose pooling=mean, cls, last, max, ..."
         )
     dropped = [str(layer.settings) for layer in declared.layers if not layer.normalizes]
+    if dropped and embeds:
+        raise StudentSourceError(
+            f"student {declared.transformer}: has layers after its pooling ({'; '.join(dropped)}), "
+            "which a student that embeds does not begin with; start from the model that it was "
+            "made from, or name a pooling"
+        )
     if dropped:
         _LOGGER.warning(
             f"student {declared.transformer}: starts from its pooling {declared.pooling[0]} "

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...cache_schemas.errors import JobError
+
 PromptName = Literal["query", "document"]
 """Names of prompts, as sentence-transformers has them; passages are documents there."""
 
@@ -16,9 +18,22 @@ class Prompts(BaseModel):
     query_prompt: str = Field(default="", description="prefix of queries")
     passage_prompt: str = Field(default="", description="prefix of passages")
 
-    def prompt(self, name: PromptName | None = None) -> str:
-        """The prefix of a text: of that name, or as a text has it that is neither, which is the
-        passages' if these have one."""
-        if name == "query" or (name is None and not self.passage_prompt):
-            return self.query_prompt
-        return self.passage_prompt
+    @property
+    def differ(self) -> bool:
+        """Whether queries are read otherwise than passages."""
+        return self.query_prompt != self.passage_prompt
+
+    def prompt(self, name: PromptName) -> str:
+        """The prefix of that name."""
+        return self.query_prompt if name == "query" else self.passage_prompt
+
+    def chosen(self, name: PromptName | None, student: str) -> str:
+        """The prefix of texts of which a job says what they are, or need not, as both have the
+        same. Raises JobError."""
+        if name is None and self.differ:
+            raise JobError(
+                f"prompt_name is missing: student {student} reads queries behind "
+                f"{self.query_prompt!r} and passages behind {self.passage_prompt!r}; set "
+                "prompt_name=query or prompt_name=document"
+            )
+        return self.prompt(name or "query")

@@ -19,6 +19,8 @@ from armada.pipeline import seed_run
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.embedding.keys import EmbeddingKeys
 from armada.pipeline.jobs import make
+from armada.pipeline.reports.job import ReportJob
+from armada.pipeline.reports.report import run_report
 from armada.pipeline.run_data import figure_names, read_data
 from armada.pipeline.terms import terms_of
 from armada.stages.store.writing.writer import CacheWriter
@@ -194,6 +196,27 @@ def test_what_validation_measures_is_what_the_folder_gives(root: Path, tmp_path:
     assert found[-1] < found[0]
 
 
+@pytest.mark.parametrize("prompts", [{}, {"query_prompt": "a sailor "}])
+def test_the_same_words_are_no_negative(root: Path, tmp_path: Path, prompts: Keys) -> None:
+    """Pairs in both directions: a query's own text is among the passages."""
+    one, other = sentences(0, 6), sentences(200, 206)
+    pairs = {"query": one + other, "positive": other + one}
+    pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
+    file = str(tmp_path / "pairs.parquet")
+    keys = job(root, tmp_path / "run", PAIRS, train=file, validation=file, **ALONE, **prompts)
+    library.distill(**keys | {"epochs": 30, "batch_size": 12, "learning_rate": 1e-3})
+    assert losses(tmp_path / "run", "contrastive")[-1] < 0.05
+    assert metrics(tmp_path / "run")["recall@1"] > 0.9
+
+
+def test_a_report_of_runs_that_are_measured_by_retrieval(root: Path, tmp_path: Path) -> None:
+    keys = job(root, tmp_path / "run", PAIRS, validation=str(root / "validation.parquet"), **ALONE)
+    library.distill(**keys)
+    page = tmp_path / "report.html"
+    run_report(make(ReportJob, {"runs": [str(tmp_path / "run")], "out": str(page)}), quiet=True)
+    assert "ndcg@10" in page.read_text()
+
+
 def test_earlier_jobs_lack_no_key() -> None:
     """A run of a release without these keys goes on: they are not there unless they are set."""
     assert {field.default for field in EmbeddingKeys.model_fields.values()} == {None}
@@ -333,10 +356,9 @@ def test_prompts_of_queries_and_passages(root: Path, tmp_path: Path) -> None:
     for name, told, column in (
         ("query", queries, "query"),
         ("document", passages, "positive"),
-        (None, passages, "positive"),
     ):
         file, cache = tmp_path / f"{name}.parquet", tmp_path / f"{name} cache"
-        more = {} if name is None else {"prompt_name": name}
+        more = {"prompt_name": name}
         library.predict(
             student=run, corpus=validation, text_column=column, output=file, quiet=True, **more
         )
@@ -354,6 +376,11 @@ def test_prompts_of_queries_and_passages(root: Path, tmp_path: Path) -> None:
         opened = library.open_cache(cache)
         rows = opened.find(keys_of(table[column]), "pooled")
         np.testing.assert_allclose(opened["pooled"].gather(rows), told, atol=1e-5)
+    for ask in (library.predict, library.precompute):
+        own = {"student": run} if ask is library.predict else {"teacher": f"student:{run}"}
+        own |= {"output": tmp_path / "x.parquet"} if ask is library.predict else {"cache": "x"}
+        with pytest.raises(ArmadaError, match="prompt_name is missing"):
+            ask(corpus=validation, text_column="query", **own, quiet=True)
     _check_search(tmp_path, run, table, queries, passages)
 
 
@@ -425,12 +452,28 @@ REFUSED: dict[str, tuple[Sequence[str], Keys, str]] = {
         {"objective": "cosent", "cache": None, "label_column": "nothing"},
         "no row has a score",
     ),
+    "scores for a sum of both": (
+        TRIPLES,
+        {"cache": "scores", "objective": "guided_contrastive"},
+        "objective guided_contrastive: feature 'embedding' is one number",
+    ),
+    "scores that nothing learns": (
+        PAIRS,
+        ALONE | {"label_column": "score"},
+        "name validation_label_column",
+    ),
+    "a head's dropout": (("query",), {"dropout": 0.5}, "neither a head nor an aligner"),
+    "validation columns alone": (
+        ("query",),
+        {"validation_text_column": ["query", "positive"]},
+        "name them in `validation`",
+    ),
     "labels alone": (PAIRS, {"objective": "kd"}, "objective kd: reads what a student that embeds"),
     "armada": (PAIRS, {"objective": "armada"}, "objective armada: reads"),
     "layers": (PAIRS, {"objective": "hidden_layers"}, "objective hidden_layers: reads"),
     "undistilled": (PAIRS, {"control": "undistilled"}, "use objective=contrastive"),
     "a blank query": (("query?", "positive"), {}, "leave the question mark out"),
-    "scores as vectors": (PAIRS, {"cache": "scores"}, "a score of pairs, which margin_mse"),
+    "scores as vectors": (PAIRS, {"cache": "scores"}, "a score of a pair, which margin_mse"),
     "another width": (("query",), {"embedding_dim": 8}, "set embedding_dim=16"),
     "too many dims": (("query",), {"matryoshka_dims": [16]}, "an embedding has 16 numbers"),
     "weights of one width": (

@@ -25,7 +25,8 @@ class Candidates:
     embeddings_BCE: Tensor
     """Zeros where a text is absent."""
     places: npt.NDArray[np.int64]
-    """Numbers of the texts [B, C], the same for the same text; -1 where one is absent."""
+    """Numbers of the texts [B, C], the same for the same words, whatever prompt they stand behind;
+    -1 where one is absent."""
     features: Mapping[str, Tensor] = field(default_factory=dict)
     """Features of each source: those of the texts [B, C, *shape], or of pairs of the query and each
     other text [B, C - 1, *shape]; zeros where there is none."""

@@ -80,7 +80,7 @@ class EmbeddingDataset(DistillDataset):
         batch: Batch = {**self.tokens.pad(chosen), "indices": whole}
         batch["masked"] = needs_mask(batch)
         batch["lengths"] = self.tokens.lengths(chosen)
-        batch |= {"places": self.tokens.places[whole], "own_places": self.tokens.places[chosen]}
+        batch |= {"words": self.tokens.words_of(whole), "own_words": self.tokens.words_of(chosen)}
         batch |= {"labels": self.labels_of(chosen), "has_loss": self.has_loss}
         if self.apart:
             return batch
@@ -109,6 +109,9 @@ class EmbeddingDataset(DistillDataset):
             texts = self.places[source][whole]
             rows = self.features[source].rows
             drawn = draw(rows, texts[texts >= 0], count, self.draw_seed, source)
+            # A text that is read behind two prompts is two texts with one vector.
+            _, first = np.unique(np.asarray(rows)[drawn], return_index=True)
+            drawn = drawn[np.sort(first)]
             labels = torch.zeros(len(drawn), dtype=torch.int64)
             found[source] = Negatives(self._of_numbers(drawn, source), labels)
         return found
@@ -123,6 +126,10 @@ class EmbeddingDataset(DistillDataset):
             if len(np.unique(rows)) < len(rows):
                 found[source] = rows
         return found
+
+    def has(self, source: str, indices: Indices) -> npt.NDArray[np.bool_]:
+        """All have features of all texts that are there."""
+        return np.ones(len(indices), np.bool_)
 
     def has_answers(self, indices: Indices) -> dict[str, npt.NDArray[np.bool_]]:
         """All have: what lacks some is refused."""

@@ -35,6 +35,8 @@ class TextGroups:
     """Which of them [T] are read as queries."""
     places: Places
     """The texts of each example [N, C]: the query or only text first."""
+    words: npt.NDArray[np.int64]
+    """A number for the bare text of each of them [T]: the same behind another prompt."""
 
     @classmethod
     def of(cls, corpus: Corpus, apart: bool) -> "TextGroups":
@@ -64,7 +66,8 @@ class TextGroups:
             number_of_row=corpus.number_of_row[first_rows],
             skipped=(),
         )
-        return cls(texts, np.concatenate(queries), places)
+        words = texts.segments[0].dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        return cls(texts, np.concatenate(queries), places, words.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.places)
@@ -117,6 +120,8 @@ class GroupTokens:
     texts: Tokens
     """Tokens of the T different texts."""
     places: Places
+    words: npt.NDArray[np.int64]
+    """A number for the bare text of each."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -137,6 +142,11 @@ class GroupTokens:
         chosen = self.places[examples]
         return self.texts.pad(chosen[chosen >= 0])
 
+    def words_of(self, examples: Indices) -> Places:
+        """Numbers of the bare texts of some examples [B, C], -1 where there is none."""
+        chosen = self.places[examples]
+        return np.where(chosen < 0, -1, self.words[chosen])
+
     def lengths(self, examples: Indices) -> npt.NDArray[np.int64]:
         """Tokens of each of these texts [P]."""
         chosen = self.places[examples]
@@ -149,4 +159,4 @@ def encode_groups(
 ) -> GroupTokens:
     """The tokens of all texts, each behind its prompt, at most `max_length` of them."""
     examples = [text for batch in groups.prompted(prompts) for text in batch]
-    return GroupTokens(encode(tokenizer, examples, max_length), groups.places)
+    return GroupTokens(encode(tokenizer, examples, max_length), groups.places, groups.words)

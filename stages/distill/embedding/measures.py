@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...corpus.labels import LabelValues, is_missing
 from ...retrieval.metrics import Judgements, depth_of, retrieval_metrics
-from ...retrieval.search import search
+from ...retrieval.search import Pairs, search
 from ..label_metrics import correlations
 from ..measures import cosines
 from .groups import Places
@@ -32,10 +32,12 @@ def score_metrics(embeddings_TE: Array, places: Places, scores_N: LabelValues) -
     return {name: found[name] for name in SCORE_METRICS}
 
 
-def ranking_metrics(embeddings_TE: Array, places: Places) -> dict[str, float]:
-    """How high each query's positives rank by cosine among all passages of these examples. A query
-    that comes in several rows has all their positives; of equal cosines, the earlier passage is
-    first."""
+def ranking_metrics(
+    embeddings_TE: Array, places: Places, words_T: npt.NDArray[np.int64]
+) -> dict[str, float]:
+    """How high each query's positives rank by cosine among all passages of these examples, but for
+    one with its own words that is no positive. A query that comes in several rows has all their
+    positives; of equal cosines, the earlier passage is first."""
     queries, query_of = np.unique(places[:, 0], return_inverse=True)
     passages = np.unique(places[:, 1:])
     passages = passages[passages >= 0]
@@ -45,5 +47,12 @@ def ranking_metrics(embeddings_TE: Array, places: Places) -> dict[str, float]:
         judged[:, 0], judged[:, 1], np.ones(len(judged), np.int64), len(queries)
     )
     depth = min(depth_of(RETRIEVAL_METRICS), len(passages))
-    found = search(embeddings_TE[queries], embeddings_TE[passages], depth)
+    own = np.flatnonzero(np.isin(words_T[queries], words_T[passages]))
+    order = np.argsort(words_T[passages], kind="stable")
+    at = np.searchsorted(words_T[passages], words_T[queries[own]], sorter=order)
+    same = Pairs(own, order[at])
+    judged_keys = judged[:, 0] * len(passages) + judged[:, 1]
+    answers = np.isin(same.queries * len(passages) + same.passages, judged_keys)
+    excluded = Pairs(same.queries[~answers], same.passages[~answers])
+    found = search(embeddings_TE[queries], embeddings_TE[passages], depth, exclude=excluded)
     return retrieval_metrics(found.rows_QK, judgements, RETRIEVAL_METRICS)

@@ -48,28 +48,28 @@ class EmbeddingModel(TrainedModel):
         features: Mapping[str, Tensor] | None = None,
         rows: int = 0,
         masked: bool | None = None,
-        places: npt.NDArray[np.int64] | None = None,
-        own_places: npt.NDArray[np.int64] | None = None,
+        words: npt.NDArray[np.int64] | None = None,
+        own_words: npt.NDArray[np.int64] | None = None,
         lengths: npt.NDArray[np.int64] | None = None,
         negatives: Mapping[str, Negatives] | None = None,
         repeats: Mapping[str, Indices] | None = None,
         has_loss: bool = True,
     ) -> dict[str, Any]:
         """`logits`: the embeddings of this process's examples [B, C, E]; `loss` and `terms`, where
-        the batch has all that the objective reads. `places` are those of the whole batch,
-        `own_places` of this process's share."""
-        assert places is not None
-        assert own_places is not None
+        the batch has all that the objective reads. `words` are numbers of the bare texts of the
+        whole batch [B, C], -1 where one is absent, `own_words` of this process's share."""
+        assert words is not None
+        assert own_words is not None
         inputs = (input_ids, attention_mask, token_type_ids)
         embeddings_PE = self._embedded(inputs, lengths, masked)
-        own_BCE = by_example(embeddings_PE, own_places)
+        own_BCE = by_example(embeddings_PE, own_words)
         if not has_loss:
             return {"logits": own_BCE, "loss": own_BCE.new_full((), math.nan)}
         embeddings_BCE = self._joined(own_BCE, rows)
         joined = {name: self._joined(each, rows) for name, each in (features or {}).items()}
-        candidates = Candidates(embeddings_BCE, places, joined)
+        candidates = Candidates(embeddings_BCE, words, joined)
         sources: Sources = {
-            **{name: _rows(each, places) for name, each in joined.items()},
+            **{name: _rows(each, words) for name, each in joined.items()},
             **{negatives_name(name): each for name, each in (negatives or {}).items()},
         }
         terms = self._terms(candidates, sources, repeats or {}, self._joined(labels, rows))
@@ -168,6 +168,6 @@ class EmbeddingTrainer(DistillTrainer):
         found = super().evaluation_loop(
             dataloader, *args, metric_key_prefix=metric_key_prefix, **more
         )
-        if math.isnan(found.metrics[f"{metric_key_prefix}_loss"]):
+        if not dataloader.dataset.has_loss:
             del found.metrics[f"{metric_key_prefix}_loss"]
         return found

@@ -91,6 +91,8 @@ class Reads:
     """Whether it has a meaning where labels are numbers."""
     multilabel: bool = False
     """Whether, if it reads classes, it has a meaning where any number of them holds."""
+    scores: bool = False
+    """Whether it reads one number of a pair of texts as well as vectors of texts."""
     nonnegative: bool = True
     """Whether its loss is never below 0, or a learned weight of it would grow without end."""
     least_rows: int = 1

@@ -64,7 +64,7 @@ class ContrastiveObjective(Objective):
     DPR, Karpukhin et al., arXiv 2004.04906.
 
     A passage that comes in several rows is one negative, and none of a query that has it, or has it
-    in another row, as its positive. Owns nothing.
+    in another row, as its positive, or is the same text. Owns nothing.
     """
 
     Options = ContrastiveOptions
@@ -83,7 +83,7 @@ class ContrastiveObjective(Objective):
         positives = _positives(found.places, own, len(passages))
         query_BE = embeddings_BCE[:, 0]
         passage_ME = _chosen(embeddings_BCE[:, 1:].flatten(0, 1), passages)
-        masked = positives.copy()
+        masked = positives | (found.places[:, :1] == found.places[:, 1:].ravel()[passages])
         masked[np.arange(len(own)), own] = False
         masked_BM = found.on_device(masked) if masked.any() else None
         masked_BM = self._masked(found, passages, own, masked_BM)
@@ -91,7 +91,7 @@ class ContrastiveObjective(Objective):
         forward = losses.contrastive_loss(query_BE, passage_ME, own_B, temperature, masked_BM)
         if not self.options.symmetric:
             return named_terms(forward, contrastive=forward)
-        others = positives[:, own].T
+        others = positives[:, own].T | (found.places[:, 1:2] == found.places[:, 0])
         np.fill_diagonal(others, False)
         masked_BB = found.on_device(others) if others.any() else None
         rows_B = _on(np.arange(len(own)), query_BE)
@@ -169,7 +169,7 @@ class ScoresObjective(Objective):
     """An objective of what a teacher says of a query and each of its candidates."""
 
     options: ScoresOptions
-    reads: ClassVar[Reads] = Reads(student=_CANDIDATES, labels=False, headless=True)
+    reads: ClassVar[Reads] = Reads(student=_CANDIDATES, labels=False, headless=True, scores=True)
 
     @abstractmethod
     def loss(

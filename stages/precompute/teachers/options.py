@@ -296,8 +296,8 @@ class StudentOptions(CheckpointOptions):
     )
     prompt_name: PromptName | None = Field(
         default=None,
-        description="of an embedding model: prompt of the texts, query or document (a passage); "
-        "default: that of a text that is neither",
+        description="of an embedding model that reads queries and passages behind different "
+        "prompts: which the texts are, query or document (a passage)",
     )
 
 

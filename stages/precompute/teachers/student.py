@@ -204,7 +204,7 @@ def _make(source: str, card: _Card, options: StudentOptions, device: torch.devic
     if strange:
         raise JobError(f"{strange[0]}: student {source} is no language model; leave it out")
     if card.space.task == "none":
-        prompt = prompts.prompt(name)
+        prompt = prompts.chosen(name, source)
         own = {**given, **({"prompt": prompt} if prompt else {})}
         return EncoderTeacher(source, EncoderOptions(**own), device)
     if is_static_folder(resolve(source, options.revision, TeacherSourceError), TeacherSourceError):
