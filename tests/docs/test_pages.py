@@ -497,11 +497,16 @@ def test_around_the_loss(place: Workplace) -> None:
 
 
 def test_objectives(place: Workplace) -> None:
-    """Every objective has its line."""
+    """Every objective has its line, and what was measured is of some of them, once each."""
     run(place, "objectives.md")
     text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| .* \| .* \|$", text, re.MULTILINE)
-    assert sorted(rows) == sorted(OBJECTIVES.built_in)
+    about, measured = (
+        re.findall(r"^\| `(\w+)` \| .* \| .* \|$", part, re.MULTILINE)
+        for part in text.split("## What was measured")
+    )
+    assert sorted(about) == sorted(OBJECTIVES.built_in)
+    assert len(measured) == len(set(measured))
+    assert set(measured) <= set(OBJECTIVES.built_in)
 
 
 def test_labels(place: Workplace) -> None:

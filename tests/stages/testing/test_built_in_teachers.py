@@ -158,7 +158,8 @@ class TestCrossEncoder(TestClassifier):
 class TestStudent(TeacherTests):
     changing = {**PRECISION, "max_length": 5}
     unchanging = PLACE
-    untried = ("revision", "top_k", "temperatures", *OF_MANY_GPUS)  # of hubs, language models
+    # of hubs, language models, and students with prompts, which others refuse
+    untried = ("revision", "top_k", "temperatures", "prompt_name", *OF_MANY_GPUS)
     pairs = ()
 
     @pytest.fixture
@@ -169,7 +170,7 @@ class TestStudent(TeacherTests):
 class TestStudentOfLanguage(TestStudent):
     options = {"top_k": 4}
     changing = {"dtype": "bfloat16", "max_length": 5, "top_k": 3, "temperatures": (2.0,)}
-    untried = ("revision", "store_dtype", *OF_MANY_GPUS)  # bytes are stored of top_k
+    untried = ("revision", "store_dtype", "prompt_name", *OF_MANY_GPUS)  # top_k is stored as bytes
 
     @pytest.fixture
     def source(self, model: Any) -> str:
