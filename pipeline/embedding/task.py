@@ -1,6 +1,6 @@
 """Students that embed texts, alone or as queries and passages."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...cache_schemas.errors import JobError
@@ -49,7 +49,7 @@ class EmbeddingTask(Task):
     def build(self, plan: Plan, objective: MakeObjective) -> Built:
         job, data = plan.job, plan.data
         assert isinstance(data, EmbeddingData)
-        texts = (text for (text,) in _texts(data.joined.groups))
+        texts = data.joined.groups.texts.texts()
         inner, tokenizer = load_student(job, NO_LABELS, texts, job.dropout, job, embeds=True)
         if plan.warns:
             data.train.warn_of_unknown(tokenizer)
@@ -125,11 +125,6 @@ class EmbeddingTask(Task):
             **plan.adapter_base(),
         )
         save_embedding_student(folder, student, built.tokenizer, model.objective, card)
-
-
-def _texts(groups: TextGroups) -> Iterator[tuple[str, ...]]:
-    for batch in groups.texts.batches():
-        yield from batch
 
 
 def _tell_absent(groups: TextGroups) -> None:

@@ -31,9 +31,6 @@ class Candidates:
     """Features of each source: those of the texts [B, C, *shape], or of pairs of the query and each
     other text [B, C - 1, *shape]; zeros where there is none."""
 
-    def __len__(self) -> int:
-        return len(self.places)
-
     @property
     def all_present(self) -> bool:
         """Whether no example lacks a text."""
