@@ -181,17 +181,20 @@ class Moments(Derived):
 class PrincipalComponents(Derived):
     """The C directions v_c of largest variance, by the eigenvectors of the covariance
     Σ (x - μ)(x - μ)ᵀ / N; feature `components`: v_cᵀ (x - μ). The largest number of each direction
-    is positive, so that its sign is not left to chance."""
+    is positive, so that its sign is not left to chance. About the origin, μ is 0: then all H
+    components are a rotation of x, which keeps lengths and cosines, and the first C of them the
+    nearest that C numbers come to it."""
 
-    def __init__(self, points: Points, count: int) -> None:
-        """Raises JobError for more components than rows or numbers allow, for rows of very many
-        numbers, and for rows that are all the same."""
+    def __init__(self, points: Points, count: int, centred: bool = True) -> None:
+        """`centred`: directions about the mean, not about the origin. Raises JobError for more
+        components than rows or numbers allow, for rows of very many numbers, and for rows that are
+        all the same, or zero."""
         if points.width > _MOST_COVARIANCE:
             raise JobError(
                 f"pca: rows of {points.width:,} numbers, whose covariance has the square of that; "
                 f"at most {_MOST_COVARIANCE:,}"
             )
-        most = min(points.width, len(points) - 1)
+        most = min(points.width, len(points) - centred)
         if count > most:
             raise JobError(
                 f"components: {count} of {len(points)} rows of {points.width} numbers; there are "
@@ -201,17 +204,18 @@ class PrincipalComponents(Derived):
         total_H, products_HH = np.zeros(width), np.zeros((width, width))
         for _, block_BH in points.blocks():
             if shift_H is None:
-                shift_H = block_BH.mean(axis=0)
+                shift_H = block_BH.mean(axis=0) if centred else np.zeros(width)
             apart_BH = block_BH - shift_H
             total_H += apart_BH.sum(axis=0)
             products_HH += apart_BH.T @ apart_BH
         assert shift_H is not None
-        mean_H = total_H / len(points)
+        mean_H = total_H / len(points) if centred else np.zeros(width)
         covariance_HH = products_HH / len(points) - np.outer(mean_H, mean_H)
         variances_H, directions_HH = np.linalg.eigh(covariance_HH)
         total = float(np.trace(covariance_HH))
         if total <= 1e-20 * max(1.0, float(np.square(shift_H).sum())):
-            raise JobError(f"pca: all {len(points)} rows are the same; there is no variance")
+            what = "the same" if centred else "zero"
+            raise JobError(f"pca: all {len(points)} rows are {what}; there is no variance")
         directions_CH = directions_HH[:, ::-1].T[:count]
         largest = np.abs(directions_CH).argmax(axis=1)
         signs_C = np.sign(directions_CH[np.arange(count), largest])

@@ -126,7 +126,7 @@ def _statistics(job: DeriveJob, points: CachedPoints, texts: Texts) -> Derived:
         return Moments(points)
     if job.rule == "pca":
         assert job.components is not None
-        return PrincipalComponents(points, job.components)
+        return PrincipalComponents(points, job.components, job.centred)
     assert job.clusters is not None
     return Clusters(points, job.clusters, job.seed, job.iterations)
 
@@ -149,6 +149,8 @@ def _spec(job: DeriveJob, parent: Cache, spec: FeatureSpec, texts: Texts) -> Tea
         "keys_digest": _digest(texts.keys.tobytes()),
     }
     settings |= {key: getattr(job, key) for key in _OPTIONS.get(job.rule, ())}
+    if not job.centred:
+        settings["centred"] = False
     if job.rule == "class-means":
         assert texts.classes is not None
         labels = texts.classes.astype("<i8").tobytes()

@@ -58,6 +58,11 @@ class DeriveJob(TextFormatKeys):
     components: int | None = Field(
         default=None, ge=1, le=2**16, description="number of principal components"
     )
+    centred: bool = Field(
+        default=True,
+        description="components of what is left without the mean; false: of the feature as it is, "
+        "all of which together are a rotation of it (rule=pca)",
+    )
     clusters: int | None = Field(
         default=None, ge=2, le=MOST_CLUSTERS, description="number of clusters"
     )
@@ -83,6 +88,8 @@ class DeriveJob(TextFormatKeys):
                 raise ValueError(f"rule={self.rule}: job key {key!r} is missing ({about})")
             if self.rule not in rules and getattr(self, key) is not None:
                 raise ValueError(f"job key {key!r}: is for rule={rules[0]}; leave it out")
+        if self.rule != "pca" and not self.centred:
+            raise ValueError("job key 'centred': is for rule=pca; leave it out")
         for key in ("seed", "iterations"):
             if self.rule != "clusters" and key in self.model_fields_set:
                 raise ValueError(f"job key {key!r}: is for rule=clusters; leave it out")

@@ -97,6 +97,9 @@ INSTEAD = {
         Instead("student_layers=3", "student_layers=1", "the tiny model has two"),
         Instead("student_layers: 3", "student_layers: 1", "likewise"),
         Instead("epochs=3", "epochs=1", "shorter"),
+        Instead("--components 128", "--components 8", "there are fourteen rows"),
+        Instead("[64, 32]", "[4, 2]", "likewise"),
+        Instead("student_layers=2", "student_layers=1", "the tiny model has two"),
         Instead("batch_size: 256", "batch_size: 8", "there are ten rows"),
         Instead("mini_batch_size: 32", "mini_batch_size: 5", "likewise"),
     ),
@@ -407,6 +410,8 @@ def test_embeddings(place: Workplace) -> None:
     np.testing.assert_allclose(vectors.astype(np.float32), small.encode(texts), atol=2e-3)
     student = SentenceTransformer(str(place.folder / "runs/questions/student"), device="cpu")
     assert student.prompts == {"query": "query: ", "document": "passage: "}
+    rotated = SentenceTransformer(str(place.folder / "runs/matryoshka/student"), device="cpu")
+    assert rotated.get_embedding_dimension() == 8
 
 
 def test_preferences(place: Workplace) -> None:

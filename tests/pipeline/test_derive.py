@@ -209,6 +209,7 @@ def test_a_feature_of_a_derived_teacher(armada: CommandLine, cache: Path, corpus
         ),
         (["--rule", "moments", "--components", "3"], "job key 'components': is for rule=pca"),
         (["--rule", "pca", "--components", "0"], "greater than or equal to 1"),
+        (["--rule", "moments", "--set", "centred=false"], "'centred': is for rule=pca; leave"),
         (["--rule", "clusters", "--clusters", "1"], "greater than or equal to 2"),
         (["--rule", "pca", "--components", "2", "--set", "seed=1"], "is for rule=clusters"),
         (["--rule", "median"], "'median'"),

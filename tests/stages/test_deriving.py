@@ -86,6 +86,20 @@ def test_principal_components() -> None:
     assert found.found["explained_variance"] == [round(share, 6) for share in shares[:4].tolist()]
 
 
+def test_components_about_the_origin_are_a_rotation() -> None:
+    found = PrincipalComponents(InBlocks(ROWS), 6, centred=False)
+    _, singular, directions = np.linalg.svd(ROWS, full_matrices=False)
+    np.testing.assert_allclose(np.abs(found.directions_CH @ directions.T), np.eye(6), atol=1e-9)
+    rotated = found.of(ROWS, ALL)["components"]
+    np.testing.assert_allclose(rotated @ rotated.T, ROWS @ ROWS.T, rtol=1e-10, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(rotated, axis=0), singular, rtol=1e-9)
+    fewer = PrincipalComponents(InBlocks(ROWS), 2, centred=False)
+    np.testing.assert_array_equal(fewer.of(ROWS, ALL)["components"], rotated[:, :2])
+    assert len(PrincipalComponents(InBlocks(ROWS[:4]), 4, centred=False).directions_CH) == 4
+    with pytest.raises(JobError, match="all 5 rows are zero; there is no variance"):
+        PrincipalComponents(InBlocks(np.zeros((5, 3))), 1, centred=False)
+
+
 @pytest.mark.parametrize(
     ("rows", "count", "message"),
     [
