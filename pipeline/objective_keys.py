@@ -57,6 +57,11 @@ class CacheKeys(Job):
     teacher: str | None = Field(
         default=None, description="fingerprint of the teacher, or a prefix no other one shares"
     )
+    query_teacher: str | None = Field(
+        default=None,
+        description="fingerprint of the teacher that read the queries of a student that embeds, if "
+        "not `teacher`: the same model with another prompt, in the same cache (task=embedding)",
+    )
     feature: str | None = Field(
         default=None, description="feature to learn from; may be left out if there is one"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..cache_schemas.errors import JobError, MissingFeatureError, MissingKeysError
 from ..cache_schemas.features import (
@@ -28,7 +29,7 @@ from ..stages.distill.order import epoch_order
 from ..stages.distill.schedules import ALIGNER_STREAM
 from ..stages.distill.settings import Placement
 from ..stages.store.format.rows import Rows
-from ..stages.store.reading.feature_array import FeatureArray, RaggedArray
+from ..stages.store.reading.feature_array import FeatureArray, RaggedArray, StackedArray
 from ..stages.store.reading.prefetch import BlockOrder
 from ..stages.store.reading.reader import Cache
 from ..stages.store.transfer.mirror import ToCome
@@ -90,6 +91,9 @@ class Source:
     placement: Placement | None
     may_lack: bool = False
     """Whether training rows may be missing in the cache."""
+    of_queries: Answers | None = None
+    """Where the features of queries are, if their teacher is another; rows behind those of
+    `answers`."""
 
     @property
     def cache(self) -> Cache:
@@ -99,7 +103,10 @@ class Source:
     @property
     def feature(self) -> FeatureArray:
         """The feature of whole texts."""
-        return self.cache[self.spec.name]
+        own = self.cache[self.spec.name]
+        if self.of_queries is None:
+            return own
+        return StackedArray(own, self.of_queries.cache[self.spec.name])
 
     @property
     def of_tokens(self) -> RaggedArray:
@@ -125,14 +132,34 @@ class Source:
         """The cache row of each key [N], -1 where there is none."""
         return self.cache.find(keys, self.spec.name)
 
+    def find_texts(self, keys: KeyArray, queries: npt.NDArray[np.bool_]) -> Rows:
+        """The same, of texts of which some are queries."""
+        found = self.find(keys)
+        if self.of_queries is not None:
+            rows = self.of_queries.cache.find(keys[queries], self.spec.name)
+            found[queries] = np.where(rows < 0, -1, rows + len(self.cache[self.spec.name]))
+        return found
+
+    def fetch_ahead(self, rows: Rows) -> ToCome | None:
+        """Start downloading what rows hold, in their order."""
+        if self.of_queries is None:
+            return self.answers.fetch_ahead(self.spec.name, rows)
+        own = len(self.cache[self.spec.name])
+        first = self.answers.fetch_ahead(self.spec.name, rows[rows < own])
+        behind = rows[rows >= own] - own
+        return sum_to_come([first, self.of_queries.fetch_ahead(self.spec.name, behind)])
+
     def provenance(self) -> dict[str, Any]:
         """Provenance of its features."""
-        return {
+        found = {
             "cache_digest": self.answers.digest,
             "teacher_fingerprint": self.cache.teacher.fingerprint,
             "teacher": self.teacher.model_dump(mode="json"),
             "feature": self.spec.name,
         }
+        if self.of_queries is not None:
+            found["query_teacher_fingerprint"] = self.of_queries.cache.teacher.fingerprint
+        return found
 
 
 def open_sources(

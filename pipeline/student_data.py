@@ -338,7 +338,7 @@ class StudentData:
             elif name in self.measured.sources:
                 held_out = self.measured.sources[name].rows
                 rows.append(held_out[held_out >= 0])
-            found.append(source.answers.fetch_ahead(source.spec.name, np.concatenate(rows)))
+            found.append(source.fetch_ahead(np.concatenate(rows)))
         return sum_to_come(found)
 
     def _own_draws(self) -> list[str]:

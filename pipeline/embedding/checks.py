@@ -23,6 +23,11 @@ def check_embedding(job: DistillJob) -> None:
         for key, field in EmbeddingKeys.model_fields.items():
             if getattr(job, key) != field.default:
                 raise JobError(f"job key {key!r}: is for students that embed; set task=embedding")
+        for name, teacher in job.all_teachers.items():
+            if teacher.query_teacher is not None:
+                raise JobError(
+                    f"teacher {name}: query_teacher: is for students that embed; set task=embedding"
+                )
         return
     if job.parsed_control.name == "undistilled" or job.objective == "undistilled":
         raise JobError(
@@ -73,6 +78,11 @@ def _check_texts(job: DistillJob) -> None:
 
 def _check_teachers(job: DistillJob) -> None:
     for name, teacher in job.all_teachers.items():
+        if teacher.query_teacher is not None and len(job.text_column) == 1:
+            raise JobError(
+                f"teacher {name}: query_teacher: reads queries, the first of several text columns, "
+                "and text_column names one; leave it out, or name the passages' column, too"
+            )
         if teacher.missing != "refuse":
             raise JobError(
                 f"missing=without_teacher: teacher {name}: a text without its embedding teaches "

@@ -32,7 +32,7 @@ from ...stages.distill.order import epoch_order
 from ...stages.distill.teacher_answers import FeatureAnswers, prefixes
 from ...stages.store.format.rows import Rows
 from ...stages.store.transfer.mirror import ToCome
-from ..answers import missing_keys, open_answers
+from ..answers import Answers, missing_keys, open_answers
 from ..distill_job import DistillJob
 from ..measured import Measured, MeasuredSource
 from ..objective_keys import TeacherKeys
@@ -106,7 +106,7 @@ class EmbeddingData(StudentData):
             if self.held_out is not None:
                 rows.append(self.held_out.rows[name])
             read = np.concatenate(rows)
-            found.append(source.answers.fetch_ahead(source.spec.name, read[read >= 0]))
+            found.append(source.fetch_ahead(read[read >= 0]))
         return sum_to_come(found)
 
     def measure(self, objective: Objective) -> Measure:
@@ -233,7 +233,9 @@ def _check_columns(job: DistillJob) -> None:
 
 
 def _groups(job: DistillJob, corpus: Corpus) -> TextGroups:
-    return TextGroups.of(corpus, apart=prompts_of(job, len(job.text_column)).differ)
+    prompts = prompts_of(job, len(job.text_column))
+    of_queries = any(keys.query_teacher for keys in job.all_teachers.values())
+    return TextGroups.of(corpus, apart=prompts.differ or of_queries)
 
 
 def _open(
@@ -260,7 +262,37 @@ def _open(
     if not is_of_texts(spec):
         read = [_pairs(corpus, column) for column in range(1, groups.columns)]
     answers = answers.of(name, read)
-    return Source(answers, answers.cache[name].spec, (0,), keys.parsed_control, keys.placement)
+    queries = None
+    if keys.query_teacher is not None:
+        queries = _open_queries(keys, name, spec, read)
+    return Source(
+        answers,
+        answers.cache[name].spec,
+        (0,),
+        keys.parsed_control,
+        keys.placement,
+        of_queries=queries,
+    )
+
+
+def _open_queries(
+    keys: TeacherKeys, name: str, spec: FeatureSpec, read: Sequence[Corpus]
+) -> Answers:
+    """The same feature by the teacher that read the queries."""
+    assert keys.query_teacher is not None
+    answers = open_answers(keys.model_copy(update={"teacher": keys.query_teacher}))
+    if name not in answers.cache.features:
+        raise JobError(
+            f"query_teacher {keys.query_teacher}: has {', '.join(answers.cache.features)}, and no "
+            f"feature {name!r}; name the model of `teacher` with the prompt of queries"
+        )
+    own = answers.cache.feature_spec(name)
+    if own.shape != spec.shape or own.axis is not None or not is_of_texts(spec):
+        raise JobError(
+            f"query_teacher {keys.query_teacher}: its feature {name!r} is {own.shown}, that of "
+            f"passages {spec.shown}; name one model with two prompts, which embeds texts"
+        )
+    return answers.of(name, read)
 
 
 def _pairs(corpus: Corpus, column: int) -> Corpus:
@@ -275,7 +307,8 @@ def _join(sources: Mapping[str, Source], corpus: Corpus, groups: TextGroups) -> 
     for name, source in sources.items():
         if is_of_texts(source.spec):
             keys = groups.texts.keys() if keys is None else keys
-            rows[name], places[name] = source.find(keys), groups.places
+            rows[name] = source.find_texts(keys, groups.queries)
+            places[name] = groups.places
             continue
         there = groups.places[:, 1:] >= 0
         numbers = np.full(there.shape, -1)
@@ -312,8 +345,11 @@ def _missing(sources: Mapping[str, Source], corpus: Corpus, joined: Joined) -> E
     name = next(name for name, rows in joined.rows.items() if (rows < 0).any())
     source, rows = sources[name], joined.rows[name]
     if is_of_texts(source.spec):
-        lacking = np.flatnonzero(rows < 0)
-        return missing_keys(source.cache, joined.groups.texts, lacking, [source.spec.name])
+        absent = np.flatnonzero(rows < 0)
+        cache = source.cache
+        if source.of_queries is not None and joined.groups.queries[absent].all():
+            cache = source.of_queries.cache
+        return missing_keys(cache, joined.groups.texts, absent, [source.spec.name])
     places = joined.places[name]
     lacking = np.flatnonzero(((rows[places] < 0) & (places >= 0)).any(axis=1))
     return missing_keys(source.cache, corpus, lacking, [source.spec.name])

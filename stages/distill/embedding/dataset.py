@@ -118,11 +118,14 @@ class EmbeddingDataset(DistillDataset):
 
     def repeats(self, indices: Indices) -> dict[str, Indices]:
         """A number for each text of a batch that is there [P], of the sources of texts of which a
-        batch has one more than once."""
+        batch has one more than once: the same for the same words, even where a teacher has read
+        them behind two prompts."""
         found = {}
         for source, features in self.features.items():
             texts = self.places[source][indices]
-            rows = np.asarray(features.rows)[texts[texts >= 0]]
+            of_texts = self.places[source] is self.tokens.places
+            numbers = self.tokens.words if of_texts else np.asarray(features.rows)
+            rows = numbers[texts[texts >= 0]]
             if len(np.unique(rows)) < len(rows):
                 found[source] = rows
         return found

@@ -7,6 +7,8 @@ FeatureArray    [rows, *shape]. Plain shards are mapped: a batch costs one copy 
 JoinedArray     A feature that was added to a teacher later: rows counted as the teacher's, stored
                 elsewhere, by a teacher that computed them in another order, and maybe about fewer
                 texts. A map from rows to rows, made once from the keys of both; 8 bytes per row.
+StackedArray    The rows of two arrays, one behind the other: of one model that read passages, and
+                queries with another prompt.
 RaggedArray     A feature along an axis: any examples' rows, end to end. The values of all examples
                 are one feature array; offsets say which rows are whose, 8 bytes per example. A
                 batch costs one gather.
@@ -235,6 +237,61 @@ class JoinedArray(FeatureArray):
 
     def _joined(self, rows: Rows) -> Rows:
         return require_stored(self.spec.name, self.in_file_order(rows), self._remedy)
+
+
+class StackedArray(FeatureArray):
+    """The rows of two feature arrays of one shape, those of the second behind those of the
+    first."""
+
+    def __init__(self, first: FeatureArray, second: FeatureArray) -> None:
+        self.spec = first.spec
+        self._parts = (first, second)
+        self._length = len(first) + len(second)
+        self._access = first.access
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """A type that holds the numbers of both."""
+        return np.result_type(*(part.dtype for part in self._parts))
+
+    @property
+    def mapped(self) -> None:
+        """The rows lie in the files of two."""
+        return None
+
+    def gather(self, rows: Rows, out: DenseArray | None = None) -> DenseArray:
+        """Rows [B] as an array [B, *shape], into `out` if given; see FeatureArray."""
+        found = np.empty((len(rows), *self.spec.shape), self.dtype) if out is None else out
+        for part, where, own in self._divided(rows):
+            found[where] = part.gather(own)
+        return found
+
+    def will_need(self, rows: Rows) -> None:
+        """Begin to read rows that are gathered soon."""
+        for part, _, own in self._divided(rows):
+            part.will_need(own)
+
+    def require_whole(self, rows: Rows) -> None:
+        """As for the arrays that hold them."""
+        for part, _, own in self._divided(rows):
+            part.require_whole(own)
+
+    def in_file_order(self, rows: Rows) -> Rows:
+        """Numbers that grow along the files, first those of the first array."""
+        found, start = np.empty(len(rows), np.int64), 0
+        parts = {id(part): (where, own) for part, where, own in self._divided(rows)}
+        for part in self._parts:
+            where, own = parts[id(part)]
+            found[where] = part.in_file_order(own) + start
+            start += len(part)
+        return found
+
+    def _divided(self, rows: Rows) -> list[tuple[FeatureArray, npt.NDArray[np.bool_], Rows]]:
+        """Each array, which of the rows are its, and their numbers in it."""
+        rows = self._checked(rows)
+        first, second = self._parts
+        behind = rows >= len(first)
+        return [(first, ~behind, rows[~behind]), (second, behind, rows[behind] - len(first))]
 
 
 def require_stored(feature: str, rows: Rows, remedy: str) -> Rows:
