@@ -269,6 +269,7 @@ def test_images_and_sounds(place: Workplace, tmp_path: Path) -> None:
     assert open_cache(place.folder / "vlm").features == ("pooled", "layer_1")
     assert rows(place.folder / "birds") == len(TEXTS)
     assert open_cache(place.folder / "retrieved")["picture_ids"][:].shape == (10, 3, 16)
+    assert rows(place.folder / "bird-photos") == len(TEXTS)
     assert open_cache(place.folder / "video").features == ("video_embedding",)
     assert open_cache(place.folder / "audio").features == ("audio_embedding",)
 

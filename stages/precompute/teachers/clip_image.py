@@ -1,17 +1,18 @@
-"""A picture for each text, retrieved from a folder, as a teacher: CLIP's or SigLIP's two towers.
+"""Pictures embedded by the image tower of CLIP, SigLIP and their kin: for each text one of a
+folder, or the example's own (`given_pictures.py`).
 
-In: a text, and a folder of pictures (`picture_index.py`). The `neighbours` pictures whose
-embeddings are most similar (cosine) to the text's are retrieved. Out: `image_embedding` [E], the
-mean of their embeddings by the image tower; `picture_ids` [K, 16], the first bytes of the SHA-256
-of each file, the most similar first; `similarities` [K]. Texts are read as by `encoder` and
-`open_clip` teachers. The index is on the device, and a search is a few matrix products.
+Retrieved by both towers. In: a text, and a folder of pictures (`picture_index.py`). The
+`neighbours` pictures whose embeddings are most similar (cosine) to the text's are retrieved. Out:
+`image_embedding` [E], the mean of their embeddings by the image tower; `picture_ids` [K, 16], the
+first bytes of the SHA-256 of each file, the most similar first; `similarities` [K]. Texts are read
+as by `encoder` and `open_clip` teachers. The index is on the device, and a search is a few matrix
+products.
 
 A picture that is generated instead, and embedded: `diffusers`, with an `image_encoder`.
 Shapes: B examples, N pictures, K neighbours, E numbers of an embedding.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,14 @@ import torch.nn.functional as F
 from ....cache_schemas.errors import JobError, TeacherSourceError
 from ....cache_schemas.extras import require_extra
 from ....cache_schemas.features import FeatureSpec
-from ....cache_schemas.locations import expand_home
 from ....cache_schemas.teachers import TeacherSpec
 from ...tokenizing.unknown import Unknown
 from .base import ROW_GROUP, Answers, Example, Outputs, Prepared, Teacher, in_row_groups
 from .clip_image_options import ClipImageOptions
-from .clip_source import CONFIG_FILE, HUB_PREFIX
+from .clip_source import is_open_clip
 from .encoder import EncoderTeacher
 from .encoder_options import EncoderOptions
+from .given_pictures import GivenPictures, require_no_picture
 from .image_encoders import ImageEncoder, image_encoder
 from .open_clip import OpenClipTeacher
 from .options import OpenClipOptions
@@ -43,18 +44,60 @@ _MOST_SIMILARITIES = 2**26
 
 
 class ClipImageTeacher(Teacher):
-    """Features `image_embedding` [E], `picture_ids` [K, 16] and `similarities` [K]."""
+    """Feature `image_embedding` [E]; of a picture that is retrieved, `picture_ids` [K, 16] and
+    `similarities` [K] as well."""
 
     Options = ClipImageOptions
     kind = "clip_image"
-    default_batch_tokens = EncoderTeacher.default_batch_tokens
 
     def __init__(self, source: str, options: ClipImageOptions, device: torch.device) -> None:
         require_extra("teacher clip_image", "teachers", "PIL", "torchvision")
+        chosen = GivenPictures if options.picture == "given" else RetrievedPictures
+        self._teacher: Teacher = chosen(source, options, device)
+        self.spec, self.notes = self._teacher.spec, self._teacher.notes
+        for name in ("default_batch_size", "default_batch_tokens"):
+            setattr(self, name, getattr(self._teacher, name))
+
+    def load(self) -> None:
+        """Build the towers that it needs."""
+        self._teacher.load()
+
+    def encode(self, examples: Sequence[Example]) -> Answers:
+        """Embeddings of B pictures."""
+        return self.start(self.prepare(examples))()
+
+    def buckets(self, examples: Sequence[Example]) -> Sequence[int]:
+        """The padded length of each text, in tokens; pictures have none."""
+        return self._teacher.buckets(examples)
+
+    def prepare(self, examples: Sequence[Example]) -> Prepared:
+        """The tokens of texts; nothing yet of pictures."""
+        return self._teacher.prepare(examples)
+
+    def start(self, batch: Prepared) -> Outputs:
+        """See Teacher."""
+        return self._teacher.start(batch)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises JobError for pictures where texts are read, and for texts where pictures are."""
+        self._teacher.check(examples)
+
+    def unknown(self, examples: Sequence[Example]) -> Unknown | None:
+        """See Teacher."""
+        return self._teacher.unknown(examples)
+
+
+class RetrievedPictures(Teacher):
+    """Features `image_embedding` [E], `picture_ids` [K, 16] and `similarities` [K]."""
+
+    kind = ClipImageTeacher.kind
+    default_batch_tokens = EncoderTeacher.default_batch_tokens
+
+    def __init__(self, source: str, options: ClipImageOptions, device: torch.device) -> None:
         if not options.pictures:
             raise JobError(
-                "pictures: name the folder of pictures; for generated ones, use diffusers with an "
-                "image_encoder"
+                "pictures: name the folder of pictures; for those of the corpus, set "
+                "picture=given; for generated ones, use diffusers with an image_encoder"
             )
         self._options, self._device = options, device
         self._reader, self._encoder = _towers(source, options, device)
@@ -123,6 +166,10 @@ class ClipImageTeacher(Teacher):
         """Retrieve for B texts."""
         return self.start(self.prepare(examples))()
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises JobError for pictures, of which the name would be read as a text."""
+        require_no_picture(examples)
+
     def buckets(self, examples: Sequence[Example]) -> Sequence[int]:
         """The padded length of each example, in tokens."""
         return self._reader.buckets(examples)
@@ -177,10 +224,7 @@ def _towers(
         "matmul_precision": options.matmul_precision,
         **{"store_dtype": "float32", "normalize": True},
     }
-    folder = Path(expand_home(source))
-    if source.startswith(HUB_PREFIX) or (
-        (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
-    ):
+    if is_open_clip(source):
         if options.max_length is not None:
             raise JobError("max_length: an open_clip model reads as many as it was trained on")
         clip = OpenClipTeacher(source, OpenClipOptions(**shared), device)

@@ -36,6 +36,14 @@ class ClipSource:
     """Folder of the tokenizer too, unless open_clip's own is used."""
 
 
+def is_open_clip(source: str) -> bool:
+    """Whether a source is open_clip's and not transformers': by its name, or by what is in its
+    folder."""
+    folder = Path(expand_home(source))
+    named = (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
+    return source.startswith(HUB_PREFIX) or named
+
+
 def find_clip(source: str, weights: str | None, revision: str | None) -> ClipSource:
     """The model of that source. Raises TeacherSourceError for an invalid or unsafe one."""
     import open_clip

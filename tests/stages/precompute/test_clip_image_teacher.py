@@ -9,15 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tiny_checkpoints
+import tiny_diffusion
 import tiny_text_towers
 import torch
 from armada.cache_schemas.errors import JobError, TeacherSourceError
 from armada.cache_schemas.keys import example_key
+from armada.stages.pictures import picture_segment
 from armada.stages.precompute.teachers import picture_index
 from armada.stages.precompute.teachers.base import Example
 from armada.stages.precompute.teachers.clip_image import ClipImageTeacher
 from armada.stages.precompute.teachers.clip_image_options import ClipImageOptions
 from PIL import Image
+from pydantic import ValidationError
 
 CPU = torch.device("cpu")
 TEXTS = ("A red bird sings", "two dogs", "x", "two dogs sing and a red bird waits")
@@ -175,7 +178,7 @@ def test_the_fingerprint_is_of_what_pictures_show(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pictures": ""}, "pictures: name the folder of pictures; for generated ones"),
+        ({"pictures": ""}, "pictures: name the folder of pictures; for those of the corpus"),
         ({"pictures": "/nowhere"}, "pictures /nowhere: holds no pictures"),
         ({"neighbours": 41}, "neighbours: 41, but the folder holds 40 distinct pictures"),
         ({"name": "siglip"}, "texts have 20 numbers and pictures 12, which cannot be compared"),
@@ -194,6 +197,100 @@ def test_a_damaged_picture_is_named(pictures: Path, make: MakeTeacher) -> None:
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(TeacherSourceError, match=r"more/3.PNG: is no whole PNG.*; remove it"):
         make()
+
+
+@pytest.fixture
+def given(models: Path) -> MakeTeacher:
+    def teacher(name: str = "clip", **options: Any) -> ClipImageTeacher:
+        chosen = ClipImageOptions(picture="given", **options)
+        return ClipImageTeacher(str(models / name), chosen, CPU)
+
+    return teacher
+
+
+def examples_of(files: list[Path]) -> list[Example]:
+    return [example(picture_segment(file.read_bytes())) for file in files]
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip_pair", "open_clip"])
+def test_a_given_picture_is_embedded_itself(
+    models: Path, pictures: Path, given: MakeTeacher, name: str
+) -> None:
+    files = sorted(pictures.glob("*.png"))[:5]
+    teacher = given(name)
+    assert [feature.name for feature in teacher.spec.features] == ["image_embedding"]
+    teacher.load()
+    found = ask(teacher, examples_of(files))["image_embedding"]
+    by_hand = by_open_clip if name == "open_clip" else by_transformers
+    np.testing.assert_allclose(found, by_hand(models / name, files)[1], atol=1e-5)
+    unscaled = given(name, normalize=False)
+    unscaled.load()
+    longer = ask(unscaled, examples_of(files))["image_embedding"]
+    assert np.abs(np.linalg.norm(longer, axis=1) - 1).min() > 1e-3
+    np.testing.assert_allclose(
+        longer / np.linalg.norm(longer, axis=1, keepdims=True), found, atol=1e-5
+    )
+
+
+def test_an_encoder_of_pictures_alone_embeds_them_too(pictures: Path, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModel
+
+    tiny_diffusion.make_vit(tmp_path / "vit")
+    teacher = ClipImageTeacher(str(tmp_path / "vit"), ClipImageOptions(picture="given"), CPU)
+    teacher.load()
+    files = sorted(pictures.glob("*.png"))[:3]
+    found = ask(teacher, examples_of(files))["image_embedding"]
+    opened = [Image.open(file).convert("RGB") for file in files]
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "vit")(opened, return_tensors="pt")
+    with torch.inference_mode():
+        output = AutoModel.from_pretrained(tmp_path / "vit").eval()(**pixels)
+    np.testing.assert_allclose(found, unit(output.pooler_output), atol=1e-5)
+
+
+def test_settings_of_given_pictures_are_no_settings_of_texts(given: MakeTeacher) -> None:
+    """And caches of retrieved pictures keep the fingerprints that they had."""
+    settings = given().spec.settings
+    assert settings["picture"] == "given"
+    assert not settings.keys() & {"pictures", "neighbours", "template", "lowercase", "max_length"}
+    assert "picture" not in ClipImageOptions(pictures="photos").settings()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pictures": "p"}, {"neighbours": 2}, {"template": "a {text}"}, {"max_length": 9}],
+)
+def test_options_of_texts_are_refused_beside_given_pictures(options: dict[str, Any]) -> None:
+    name = next(iter(options))
+    with pytest.raises(ValidationError, match=f"{name}: is for picture=retrieved; leave it out"):
+        ClipImageOptions(picture="given", **options)
+
+
+def test_other_segments_than_expected_are_refused(
+    pictures: Path, make: MakeTeacher, given: MakeTeacher
+) -> None:
+    (picture,) = examples_of([pictures / "0.png"])
+    with pytest.raises(JobError, match="an example has 2 segments; name one column, as picture:"):
+        given().check([example(*picture.segments, "a bird")])
+    with pytest.raises(JobError, match=r"'a bird' is none; name the column as picture:COLUMN"):
+        given().check([example("a bird")])
+    with pytest.raises(JobError, match=r"names a column of pictures.*set picture=given"):
+        make(load=False).check([picture])
+
+
+def test_a_damaged_given_picture_is_refused_and_others_are_not(
+    pictures: Path, given: MakeTeacher
+) -> None:
+    sound, other = examples_of([pictures / "0.png", pictures / "2.png"])
+    damaged = example(picture_segment((pictures / "4.png").read_bytes()[:-40]))
+    teacher = given()
+    teacher.load()
+    with torch.inference_mode():
+        answers = teacher.encode([sound, damaged, other])
+        alone = teacher.encode([damaged])
+    assert answers.refused == {1: "the picture is no whole PNG, JPEG, WEBP file"}
+    assert alone.refused.keys() == {0}
+    rows = np.asarray(answers.features["image_embedding"])
+    np.testing.assert_array_equal(rows[[0, 2]], ask(teacher, [sound, other])["image_embedding"])
 
 
 def test_what_only_looks_like_a_picture(pictures: Path, make: MakeTeacher) -> None:

@@ -382,7 +382,7 @@ class TestVlmThatDraws(TeacherTests):
 
 class TestClipImage(TeacherTests):
     changing = {**TEXT_OPTIONS, **PRECISION, "neighbours": 2, "normalize": False, "max_length": 4}
-    untried = ("revision", "pictures", *OF_GPUS)  # of hubs, of another folder
+    untried = ("revision", "pictures", "picture", *OF_GPUS)  # of hubs, of another folder; below
 
     @pytest.fixture
     def source(self, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -393,6 +393,27 @@ class TestClipImage(TeacherTests):
         for at, colour in enumerate(colours):
             Image.new("RGB", (8, 8), colour).save(tmp_path / "pictures" / f"{at}.png")
         return f"clip_image:{model('clip_of_pictures')}"
+
+
+class TestClipImageOfGivenPictures(TeacherTests):
+    options = {"picture": "given"}
+    changing = {**PRECISION, "normalize": False}
+    untried = (
+        *("revision", "picture", *OF_GPUS),  # of hubs; above
+        *("pictures", "neighbours", "max_length", "template", "lowercase"),  # which are refused
+    )
+    texts = tuple(_picture(colour, 8 * width) for width in (1, 2) for colour in ("red", "#246"))
+    pairs = ()
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"clip_image:{model('clip_of_pictures')}"
+
+
+class TestClipImageOfGivenPicturesByOpenClip(TestClipImageOfGivenPictures):
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"clip_image:{model('clip')}"
 
 
 class TestDiffusers(TeacherTests):
