@@ -164,9 +164,28 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     width = max([12, *map(len, result["metrics"])])
     for name, value in result["metrics"].items():
         print(f"{name:{width}} {_figure(value)}")
+    if "by_precision" in result:
+        _show_precisions(result["by_precision"])
     if "texts_per_second" in result:
         speed, weights = result["texts_per_second"], size(result["model_bytes"])
         print(f"{speed:,.0f} texts a second on this machine, {weights} of weights")
+
+
+def _show_precisions(table: Mapping[str, Any]) -> None:
+    """Print a line for each way to keep vectors: bytes, metrics, and differences to the whole."""
+    first = max(map(len, table))
+    for name, row in table.items():
+        size_bytes = row["vector_bytes"]
+        number = size_bytes["mean"] if isinstance(size_bytes, dict) else size_bytes
+        figures = []
+        for metric, value in row.items():
+            if metric == "vector_bytes" or metric.endswith("_difference"):
+                continue
+            gained = row.get(f"{metric}_difference")
+            mean = gained["mean"] if isinstance(gained, dict) else gained
+            beside = "" if mean is None else f" ({mean:+.4f})"
+            figures.append(f"{metric} {_figure(value)}{beside}")
+        print(f"{name:{first}}  {number:>6,.0f} bytes  {', '.join(figures)}")
 
 
 def _evaluated(result: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def run_evaluate(job: EvaluateJob) -> dict[str, Any]:
             return _evaluate(job, job.student)
         runs = [_evaluate(job, folder) for folder in folders]
     spreads = {"metrics": _spreads([run["metrics"] for run in runs])}
-    for detail in ("per_class", "per_output"):
+    for detail in ("per_class", "per_output", "by_precision"):
         if detail in runs[0]:
             spreads[detail] = {
                 name: _spreads([run[detail][name] for run in runs]) for name in runs[0][detail]
@@ -73,6 +73,11 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     embeds = card.space.task == "none" or is_embedder(folder)
     if embeds and len(job.text_column) == 2 and len(card.text_columns) == 1:
         return evaluate_pairs(job, folder)
+    if job.precision or job.truncate_dim:
+        raise JobError(
+            f"precision, truncate_dim: student {folder} has no embeddings of single texts; leave "
+            "them out"
+        )
     if card.space.task == "none":
         return _evaluate_without_labels(job, card, folder)
     return _evaluate_labels(job, folder, student, tokenizer, card)

@@ -1,21 +1,37 @@
 """The keys of `evaluate` and `predict` jobs, about a student that was trained."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ..cache_schemas.errors import RunError
 from ..cache_schemas.locations import Source
 from ..stages.distill.settings import DEFAULT_NEW_TOKENS
 from ..stages.embeddings.prompts import PromptName
 from ..stages.retrieval.metrics import USUAL_METRICS, Similarity, depth_of
+from ..stages.retrieval.quantization import Precision
 from .jobs import Corpora, LabelColumns, LocalFolder, Names, Separator, TextFormatKeys
 
 _OF_CORPORA = {
     *("text_column", "label_column", "label_separator", "rejected_column", "cache", "teacher"),
     *("feature", "limit", "max_new_tokens", "encoding", "delimiter"),
 }
+
+
+def _one_is_a_list(value: Any) -> Any:
+    return (value,) if isinstance(value, str | int) else value
+
+
+Width = Annotated[int, Field(ge=1)]
+Precisions = Annotated[
+    tuple[Precision, ...],
+    BeforeValidator(_one_is_a_list, json_schema_input_type=Precision | tuple[Precision, ...]),
+]
+Widths = Annotated[
+    tuple[Width, ...],
+    BeforeValidator(_one_is_a_list, json_schema_input_type=Width | tuple[Width, ...]),
+]
 
 
 class EvaluateJob(TextFormatKeys):
@@ -44,6 +60,20 @@ class EvaluateJob(TextFormatKeys):
     )
     similarity: Similarity = Field(
         default="cosine", description="of pairs, and of queries and passages: cosine, dot, euclid"
+    )
+    precision: Precisions = Field(
+        default=(),
+        description="of pairs and with `beir`: also measure vectors that are kept in fewer bytes, "
+        "as int8, uint8, binary or ubinary, beside those of float32",
+    )
+    truncate_dim: Widths = Field(
+        default=(), description="the same of vectors cut to so many of their first numbers"
+    )
+    rescore_multiplier: int | None = Field(
+        default=None,
+        ge=1,
+        description="with `beir` and `precision`: find so many times as many passages by their "
+        "codes, and of these the best by whole queries",
     )
     label_column: LabelColumns | None = Field(default=None, description="default that of training")
     label_separator: Separator | None = Field(
@@ -100,6 +130,21 @@ class EvaluateJob(TextFormatKeys):
                 raise ValueError(f"{', '.join(sorted(given))}: not with beir; leave out")
         elif given := self.model_fields_set & {"split", "retrieval_metrics"}:
             raise ValueError(f"{', '.join(sorted(given))}: needs beir; name its folder")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_what_is_compared(self) -> "EvaluateJob":
+        given = self.model_fields_set & {"precision", "truncate_dim", "rescore_multiplier"}
+        if given and self.beir is None and len(self.text_column) != 2:
+            raise ValueError(
+                f"{', '.join(sorted(given))}: of searches and of pairs; name beir, or two columns "
+                "in text_column and their label_column"
+            )
+        if self.rescore_multiplier is not None and (self.beir is None or not self.precision):
+            raise ValueError(
+                "rescore_multiplier: is of a search among quantised passages; name beir and a "
+                "precision such as ubinary"
+            )
         return self
 
     @property

@@ -16,9 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from ...cache_schemas.errors import CorpusError
-from ...cache_schemas.features import FeatureSpec
-from ...stages.store.reading.feature_array import FeatureArray
-from .export_rows import KEY_COLUMN, ExportRows, OneRow
+from .export_rows import KEY_COLUMN, ExportRows, FeatureColumns, OneRow
 
 MAX_FILE_BYTES = 512 * 2**20
 
@@ -76,7 +74,7 @@ def write_datasets(folder: Path, rows: ExportRows, advance: Advance) -> None:
 
 
 def _told(rows: ExportRows) -> str:
-    lines = [_line(field, feature.spec) for feature in rows.features for field in feature.fields]
+    lines = [_line(field, feature) for feature in rows.features for field in feature.fields]
     return (
         f"{len(rows)} texts with features of the frozen teacher {rows.teacher}, written by `armada "
         "cache export`. Features of several dimensions are flat, in C order.\n\n"
@@ -85,8 +83,11 @@ def _told(rows: ExportRows) -> str:
     )
 
 
-def _line(field: pa.Field, spec: FeatureSpec) -> str:
+def _line(field: pa.Field, feature: FeatureColumns) -> str:
+    spec = feature.spec
     what = f"{spec.dtype}{list(spec.shape)}" if field.name == spec.name else str(field.type)
+    if isinstance(feature, OneRow) and (quantizer := feature.quantizer) is not None:
+        what = f"{quantizer.precision} codes of {quantizer.width} numbers"
     each = f" for each of its {spec.axis}" if spec.axis and field.name == spec.name else ""
     return f"- `{field.name}`: {what}{each}{', ' if spec.description else ''}{spec.description}"
 
@@ -94,8 +95,7 @@ def _line(field: pa.Field, spec: FeatureSpec) -> str:
 def write_npy(folder: Path, rows: ExportRows, advance: Advance) -> None:
     """One array a feature, one of the keys, and the ids as lines; of features of one row an
     example."""
-    one_row = [each.feature for each in rows.features if isinstance(each, OneRow)]
-    features = {feature.spec.name: feature for feature in one_row}
+    features = {each.spec.name: each for each in rows.features if isinstance(each, OneRow)}
     if rows.ids is not None:
         (folder / "ids.txt").write_bytes(_lines(rows.ids))
     np.save(folder / "keys.npy", rows.keys, allow_pickle=False)
@@ -108,17 +108,17 @@ def write_npy(folder: Path, rows: ExportRows, advance: Advance) -> None:
             _write_header(files[name], len(rows), feature)
         for part in rows.slices():
             for name, feature in features.items():
-                little = feature.dtype.newbyteorder("<")
-                values = feature.gather(rows.cache_rows[part]).astype(little, copy=False)
-                files[name].write(values.data)
+                values = feature.numbers(rows.cache_rows[part])
+                little = values.dtype.newbyteorder("<")
+                files[name].write(np.ascontiguousarray(values, dtype=little).data)
             advance(part.stop - part.start)
 
 
-def _write_header(file: BinaryIO, rows: int, feature: FeatureArray) -> None:
+def _write_header(file: BinaryIO, rows: int, feature: OneRow) -> None:
     # The array is written as it comes, not mapped: where the disk is full, writing to a map kills
     # the process.
-    shape = (rows, *feature.spec.shape)
-    little = feature.dtype.newbyteorder("<").str
+    none = feature.none
+    shape, little = (rows, *none.shape[1:]), none.dtype.newbyteorder("<").str
     header = {"descr": little, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 

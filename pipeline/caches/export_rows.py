@@ -31,6 +31,7 @@ from ...cache_schemas.errors import JobError
 from ...cache_schemas.features import GENERATED_TEXT, FeatureSpec
 from ...cache_schemas.keys import KEY_BYTES, KeyArray
 from ...stages.corpus.corpus import Corpus
+from ...stages.retrieval.quantization import Quantizer, cut
 from ...stages.store.codec.samples import decode_samples
 from ...stages.store.codec.top_k import decode_top_k
 from ...stages.store.format.rows import Rows
@@ -63,9 +64,11 @@ class FeatureColumns(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OneRow:
-    """A feature of one row an example."""
+    """A feature of one row an example; of vectors, maybe their codes instead, cut to as many
+    numbers as the quantizer takes."""
 
     feature: FeatureArray
+    quantizer: Quantizer | None = None
 
     @property
     def spec(self) -> FeatureSpec:
@@ -73,10 +76,24 @@ class OneRow:
 
     @property
     def fields(self) -> list[pa.Field]:
-        return [_field(self.spec.name, np.empty((0, *self.spec.shape), self.spec.dtype))]
+        return [_field(self.spec.name, self.none)]
+
+    @property
+    def none(self) -> Numbers:
+        """The numbers of no rows [0, ...], for their type and shape."""
+        return self._kept(np.empty((0, *self.spec.shape), self.feature.dtype))
+
+    def numbers(self, rows: Rows) -> Numbers:
+        """The numbers of rows [B, ...]."""
+        return self._kept(self.feature.gather(rows))
+
+    def _kept(self, numbers: Numbers) -> Numbers:
+        if self.quantizer is None:
+            return numbers
+        return self.quantizer.codes(cut(numbers, self.quantizer.width))
 
     def read(self, rows: Rows) -> list[pa.Array]:
-        return [_array(self.feature.gather(rows))]
+        return [_array(self.numbers(rows))]
 
     def row_bytes(self, rows: Rows) -> npt.NDArray[np.int64]:
         return np.full(len(rows), self.spec.row_bytes, dtype=np.int64)

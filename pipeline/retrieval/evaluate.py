@@ -6,6 +6,9 @@ pairs    of scores: spearman, pearson; of 0 and 1: average_precision, and the be
          threshold; each of the similarity of a pair; with a cache, the teacher's own beside them
 cache    cosine, mse; cka and neighbour_overlap@10 of the two spaces
 
+With `precision` or `truncate_dim`, `by_precision` has the metrics of a search or of pairs for
+vectors in fewer bytes (`precisions.py`), and their differences to those of whole embeddings.
+
 Each result has `texts_per_second` of this machine, tokens included, and `model_bytes`, the bytes of
 the student's weights. Passages are embedded and searched block by block: memory holds their texts,
 the queries' embeddings and a block.
@@ -21,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.keys import IntArray
 from ...stages.corpus.corpus import Corpus, read_corpus
 from ...stages.distill.label_metrics import correlations
 from ...stages.distill.measures import cosines, linear_cka
@@ -41,6 +45,14 @@ from ..jobs import make
 from ..objective_keys import CacheKeys
 from ..student_data import read_labelled
 from ..student_jobs import EvaluateJob
+from .precisions import (
+    KeptSearch,
+    PairScores,
+    by_precision,
+    calibration_rows,
+    needs_calibration,
+    ways_to_keep,
+)
 
 NEIGHBOURS = 10
 CKA_TEXTS = 1024
@@ -91,23 +103,41 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     relevant = int((asked.judged.relevant_Q() > 0).sum())
     if not relevant:
         raise JobError(f"beir {job.beir}: no query of split {job.split!r} has a relevant passage")
-    best = BestPassages(
-        embed(embed.student.prompted(asked.query_texts(), "query")),
-        min(depth_of(job.retrieval_metrics), len(asked.passages)),
-        job.similarity,
-        asked.same_ids(),
-    )
-    for start in range(0, len(asked.passages), BLOCK_PASSAGES):
-        rows = np.arange(start, min(start + BLOCK_PASSAGES, len(asked.passages)))
-        best.add(embed(embed.student.prompted(asked.passage_texts(rows), "document")))
-    rows_QK = best.found().rows_QK
+
+    def passages_of(rows: IntArray) -> npt.NDArray[np.float32]:
+        return embed(embed.student.prompted(asked.passage_texts(rows), "document"))
+
+    count, same = len(asked.passages), asked.same_ids()
+    k, device = min(depth_of(job.retrieval_metrics), count), embed.student.device
+    queries_QH = embed(embed.student.prompted(asked.query_texts(), "query"))
+    width = queries_QH.shape[1]
+    sample = passages_of(calibration_rows(count)) if needs_calibration(job) else None
+    best = BestPassages(queries_QH, k, job.similarity, same, device)
+    ways = [
+        KeptSearch(kept, queries_QH, k, job, same, device)
+        for kept in ways_to_keep(job, width, sample)
+    ]
+    for start in range(0, count, BLOCK_PASSAGES):
+        if sample is not None and len(sample) == count:
+            found_PH = sample
+        else:
+            found_PH = passages_of(np.arange(start, min(start + BLOCK_PASSAGES, count)))
+        best.add(found_PH)
+        for way in ways:
+            way.add(found_PH)
+
+    def measured(rows_QK: IntArray) -> dict[str, float]:
+        return retrieval_metrics(rows_QK, asked.judged, job.retrieval_metrics)
+
+    metrics = measured(best.found().rows_QK)
     return {
         "examples": len(asked.queries),
         "passages": len(asked.passages),
         "queries_without_relevant": len(asked.queries) - relevant,
         "truncated_examples": embed.truncated,
         "skipped_rows": list(asked.skipped),
-        "metrics": retrieval_metrics(rows_QK, asked.judged, job.retrieval_metrics),
+        "metrics": metrics,
+        **_told(by_precision(ways, metrics, width, measured)),
         **embed.figures(),
     }
 
@@ -135,20 +165,40 @@ def evaluate_pairs(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         raise JobError(f"corpus {job.corpus[0]}: {len(known)} pairs have a label; it takes 2")
     teachers = {} if job.cache is None else _of_teacher(job, corpus.take(known), labels_N)
     embed = _Embedder(job, folder)
-    scores_N = np.concatenate(
-        [
-            _similarities(embed, corpus.examples(known[start : start + BLOCK_PASSAGES]), job)
-            for start in range(0, len(known), BLOCK_PASSAGES)
-        ]
-    )
+    ways: list[PairScores] | None = None
+    if needs_calibration(job):
+        sides = _sides(embed, corpus.examples(known[calibration_rows(len(known))]))
+        ways = _ways(job, *sides)
+    scores, width = [], 0
+    for start in range(0, len(known), BLOCK_PASSAGES):
+        sides = _sides(embed, corpus.examples(known[start : start + BLOCK_PASSAGES]))
+        width = sides[0].shape[1]
+        ways = _ways(job, *sides) if ways is None else ways
+        scores.append(pair_scores(*sides, job.similarity))
+        for way in ways:
+            way.add(*sides)
+    metrics = _of_pairs(np.concatenate(scores), labels_N)
+    compared = {name: value for name, value in metrics.items() if name != "f1_threshold"}
+    table = by_precision(ways or [], compared, width, lambda found: _of_pairs(found, labels_N))
     return {
         "examples": len(known),
         "unlabelled_examples": len(corpus) - len(known),
         "truncated_examples": embed.truncated,
         "skipped_rows": list(corpus.skipped),
-        "metrics": _of_pairs(scores_N, labels_N) | teachers,
+        "metrics": metrics | teachers,
+        **_told(table),
         **embed.figures(),
     }
+
+
+def _told(table: dict[str, Any]) -> dict[str, Any]:
+    return {"by_precision": table} if table else {}
+
+
+def _ways(job: EvaluateJob, *sides: Array) -> list[PairScores]:
+    """The ways to keep vectors whose ranges are those of both sides of pairs."""
+    sample = np.concatenate(sides)
+    return [PairScores(kept, job) for kept in ways_to_keep(job, sample.shape[1], sample)]
 
 
 def _numbers(corpus: Corpus, job: EvaluateJob) -> npt.NDArray[np.float64]:
@@ -170,18 +220,18 @@ def _numbers(corpus: Corpus, job: EvaluateJob) -> npt.NDArray[np.float64]:
     return numbers
 
 
-def _similarities(
-    embed: _Embedder, pairs: Sequence[tuple[str, ...]], job: EvaluateJob
-) -> npt.NDArray[np.float64]:
-    """Similarities [N] of pairs, the first a query and the second a passage where their prompts
-    differ; a text that comes several times is embedded once."""
+def _sides(
+    embed: _Embedder, pairs: Sequence[tuple[str, ...]]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Embeddings [N, H] of both texts of pairs, the first a query and the second a passage where
+    their prompts differ; a text that comes several times is embedded once."""
     queries, passages = (list(column) for column in zip(*pairs, strict=True))
     prompted = embed.student.prompted
     sides = [prompted(queries, "query"), prompted(passages, "document")]
     rows = {text: row for row, text in enumerate(dict.fromkeys([*sides[0], *sides[1]]))}
     found = embed(list(rows))
     one, other = (found[[rows[text] for text in side]] for side in sides)
-    return pair_scores(one, other, job.similarity)
+    return one, other
 
 
 def _of_pairs(

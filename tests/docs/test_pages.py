@@ -409,6 +409,8 @@ def test_embeddings(place: Workplace) -> None:
     small = SentenceTransformer(str(place.folder / "runs/small/student"), device="cpu")
     texts = pq.read_table(place.folder / "corpus.parquet")["text"].to_pylist()
     np.testing.assert_allclose(vectors.astype(np.float32), small.encode(texts), atol=2e-3)
+    assert "ubinary[32]" in printed
+    assert np.load(place.folder / "codes" / "features_pooled.npy").dtype == np.int8
     student = SentenceTransformer(str(place.folder / "runs/questions/student"), device="cpu")
     assert student.prompts == {"query": "query: ", "document": "passage: "}
     rotated = SentenceTransformer(str(place.folder / "runs/matryoshka/student"), device="cpu")

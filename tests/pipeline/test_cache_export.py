@@ -202,3 +202,63 @@ def test_what_cannot_be_exported_is_refused(
     corpus = write_parquet("odd", columns)
     words = [word for word in words if ".parquet" not in str(word) and word != "--corpus"]
     assert told in refused(*words, *more, "--corpus", corpus)
+
+
+def test_vectors_may_be_exported_as_codes(
+    armada: CommandLine, words: list[Any], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    vectors = answer(FEATURES[0], CORPUS).astype(np.float32)
+    words = [*words, "npy", "--feature", "pooled"]
+    at = words.index("--label-column")  # which npy holds none of
+    words = [*words[:at], *words[at + 2 :]]
+    output = words.index(tmp_path / "out")
+
+    def exported(name: str, *settings: str) -> Path:
+        told = [word for each in settings for word in ("--set", each)]
+        armada.done(*words[:output], tmp_path / name, *words[output + 1 :], *told)
+        return tmp_path / name
+
+    folder = exported("int8", "precision=int8")
+    ranges = np.load(folder / "ranges_pooled.npy")
+    np.testing.assert_array_equal(ranges, [vectors.min(axis=0), vectors.max(axis=0)])
+    found = np.load(folder / "features_pooled.npy")
+    assert found.dtype == np.int8
+    np.testing.assert_array_equal(found, quantize_embeddings(vectors, "int8", ranges=ranges))
+    again = exported("uint8", "precision=uint8", f"ranges={folder / 'ranges_pooled.npy'}")
+    found = np.load(again / "features_pooled.npy")
+    np.testing.assert_array_equal(found, quantize_embeddings(vectors, "uint8", ranges=ranges))
+    bits = exported("bits", "precision=ubinary", "truncate_dim=3")
+    found = np.load(bits / "features_pooled.npy")
+    np.testing.assert_array_equal(found, quantize_embeddings(vectors[:, :3], "ubinary"))
+    assert not (bits / "ranges_pooled.npy").exists()
+    whole = exported("cut", "truncate_dim=3")
+    found = np.load(whole / "features_pooled.npy")
+    cosines = (found * vectors[:, :3]).sum(axis=1)
+    cosines /= np.linalg.norm(found, axis=1) * np.linalg.norm(vectors[:, :3], axis=1)
+    np.testing.assert_allclose(cosines, 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), np.linalg.norm(vectors, axis=1), 1e-5)
+
+    words[output] = tmp_path / "no"
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 4), np.float32))
+    (tmp_path / "text.npy").write_text("no array")
+    for settings, told in {
+        ("precision=int8", f"ranges={tmp_path / 'wrong.npy'}"): "ranges of int8: [2, 4]; it takes",
+        ("precision=int8", f"ranges={tmp_path / 'text.npy'}"): "is no .npy file of numbers",
+        ("precision=binary", f"ranges={tmp_path / 'wrong.npy'}"): "ranges: are those of int8",
+        ("truncate_dim=5",): "truncate_dim 5: feature 'pooled' has 5 numbers; choose fewer",
+    }.items():
+        assert told in refused(*words, *(word for each in settings for word in ("--set", each)))
+    line = refused(*words, "--feature", "grid", "--set", "precision=int8")
+    assert "are of vectors, and feature 'grid' is float32[2, 3]" in line
+
+
+def test_codes_in_parquet_are_typed_and_told(
+    armada: CommandLine, words: list[Any], tmp_path: Path
+) -> None:
+    armada.done(*words, "datasets", "--feature", "pooled", "--set", "precision=binary")
+    table = pyarrow.dataset.dataset(tmp_path / "out" / "data").to_table()
+    assert table["pooled"].type == pa.list_(pa.int8(), 1)
+    told = (tmp_path / "out" / "README.md").read_text()
+    assert "- `pooled`: binary codes of 5 numbers" in told

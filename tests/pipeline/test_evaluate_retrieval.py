@@ -190,3 +190,85 @@ def test_pairs_and_folders_that_cannot_be_measured_are_refused(
     assert "has no split 'dev'; it has test" in refused(*beir, "--split", "dev")
     write_qrels(folder, [("q0", "d0", 0)])
     assert "no query of split 'test' has a relevant passage" in refused(*beir)
+
+
+def test_a_search_among_vectors_in_fewer_bytes(armada, student, folder):
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    told = ("--set", "precision=[int8, ubinary]", "--set", "truncate_dim=4")
+    words = ("evaluate", student, "--beir", folder, "--set", "retrieval_metrics=[mrr@10]")
+    found = json.loads(armada.done(*words, *told, "--json"))
+    table = found["by_precision"]
+    assert {name: row["vector_bytes"] for name, row in table.items()} == {
+        "float32[6]": 24,
+        "int8[6]": 6,
+        "ubinary[6]": 1,
+        "float32[4]": 16,
+        "int8[4]": 4,
+        "ubinary[4]": 1,
+    }
+    whole = found["metrics"]["mrr@10"]
+    assert table["float32[6]"]["mrr@10"] == whole
+    passages = np.asarray(encode(student, [f"the {text}" for text in TEXTS]))
+    queries = np.asarray(encode(student, list(QUERIES.values())))
+
+    def mrr(scores: np.ndarray) -> float:
+        # Of equal scores the passage whose id comes last is first.
+        names = [f"d{at}" for at in range(len(TEXTS))]
+        last_first = sorted(range(len(TEXTS)), key=lambda at: names[at], reverse=True)
+        total = 0.0
+        for query in range(5):
+            order = sorted(last_first, key=lambda at: -scores[query, at])
+            relevant = {f"d{query}"} | ({f"d{query + 9}"} if query < 4 else set())
+            ranks = [1 + at for at, row in enumerate(order[:10]) if names[row] in relevant]
+            total += 1 / min(ranks) if ranks else 0
+        return total / 5
+
+    for dim in (6, 4):
+        one, other = unit(queries[:, :dim]), unit(passages[:, :dim])
+        assert table[f"float32[{dim}]"]["mrr@10"] == pytest.approx(mrr(one @ other.T))
+        codes = [
+            quantize_embeddings(each.astype(np.float32), "int8", calibration_embeddings=other)
+            for each in (one, other)
+        ]
+        expected = mrr(np.round(unit(codes[0]) @ unit(codes[1]).T, 6))
+        assert table[f"int8[{dim}]"]["mrr@10"] == pytest.approx(expected)
+        signs = [np.where(each > 0, 1, -1) for each in (queries[:, :dim], passages[:, :dim])]
+        bits = table[f"ubinary[{dim}]"]
+        assert bits["mrr@10"] == pytest.approx(mrr(signs[0] @ signs[1].T))
+        assert bits["mrr@10_difference"] == pytest.approx(bits["mrr@10"] - whole)
+    # Among all passages, found by their bits, whole queries find the best by themselves.
+    told = ("--set", "precision=ubinary", "--set", f"rescore_multiplier={len(TEXTS)}")
+    row = json.loads(armada.done(*words, *told, "--json"))["by_precision"]["ubinary[6] rescored"]
+    signs = np.where(passages > 0, 1, -1)
+    assert row["mrr@10"] == pytest.approx(mrr(np.round(unit(queries) @ unit(signs).T, 6)))
+    lines = armada.done(*words, *told).splitlines()
+    assert lines[2].split() == ["float32[6]", "24", "bytes", "mrr@10", f"{whole:.4f}"]
+    assert lines[3].startswith("ubinary[6] rescored       1 bytes  mrr@10 ")
+
+
+def test_pairs_of_vectors_in_fewer_bytes(armada, student, refused, write_parquet):
+    from scipy.stats import spearmanr
+
+    scores = np.random.default_rng(0).random(10)
+    file = write_parquet("pairs", columns(10) | {"score": scores})
+    words = ("evaluate", student, "--corpus", file, "--label-column", "score")
+    both = ("--text-column", "one", "--text-column", "other")
+    told = ("--set", "precision=[uint8, binary]", "--json")
+    found = json.loads(armada.done(*words, *both, *told))
+    one, other = (np.asarray(encode(student, each)) for each in columns(10).values())
+    signs = [np.where(each > 0, 1, -1) for each in (one, other)]
+    of_bits = spearmanr((signs[0] * signs[1]).sum(axis=1), scores).statistic
+    table = found["by_precision"]
+    assert table["binary[6]"]["spearman"] == pytest.approx(of_bits)
+    assert table["uint8[6]"]["vector_bytes"] == 6
+    assert "pearson_difference" in table["uint8[6]"]
+    line = refused(*words, "--set", "precision=int8")
+    assert "precision: of searches and of pairs; name beir" in line
+    assert "truncate_dim 6: an embedding has 6 numbers" in refused(
+        *words, *both, "--set", "truncate_dim=6"
+    )
+    assert "name beir and a precision" in refused(
+        *words, *both, "--set", "precision=int8", "--set", "rescore_multiplier=2"
+    )
+    assert "precision" in refused(*words, *both, "--set", "precision=int4")
