@@ -23,6 +23,7 @@ from ...stages.distill.student_source import check_student
 from ...stages.store.files.atomic import write_atomic
 from ...stages.store.files.lock import open_lock, try_lock
 from ..distill_job import CorpusKeys, DistillJob
+from ..embedding.keys import EmbeddingKeys
 from ..findings.findings import Findings, find
 from ..findings.measures import names_of, require_measures
 from ..findings.runs import PLAN, read_run
@@ -44,6 +45,10 @@ _DATA = frozenset(
         *("objective", "objectives", "teachers", "control", "select", "measure_teacher"),
     }
 )
+"""Keys that say what data are read, and how they are checked."""
+
+_OF_EMBEDDINGS = frozenset({*EmbeddingKeys.model_fields, "options", "batch_size"})
+"""More of them, of a student that embeds: widths, texts to validate by, how many negatives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,8 @@ def check(
     for run in runs:
         if run.name in of_cell:
             continue
-        data = f"{run.job.distilled} {run.job.model_dump_json(include=set(_DATA))}"
+        keys = {*_DATA, *(_OF_EMBEDDINGS if run.job.task == "embedding" else ())}
+        data = f"{run.job.distilled} {run.job.model_dump_json(include=keys)}"
         try:
             check_student(run.job)
             if data not in of_data:

@@ -113,19 +113,14 @@ class EmbeddingData(StudentData):
         """Metrics of validation embeddings, and how near they are to those of teachers."""
         assert self.held_out is not None
         assert self.validation is not None
-        places, words = self.held_out.groups.places, self.held_out.groups.words
         first = prefixes(list(self.measured.sources))
         answers = {
             first[name]: each.answers(name, objective)
             for name, each in self.measured.sources.items()
         }
-        scored = bool(set(self.metric_names) & set(SCORE_METRICS))
-        retrieves = bool(set(self.metric_names) & set(RETRIEVAL_METRICS))
 
         def figures(embeddings_TE: npt.NDArray[np.float32], labels: LabelValues) -> Figures:
-            found = score_metrics(embeddings_TE, places, labels) if scored else {}
-            if retrieves:
-                found |= ranking_metrics(embeddings_TE, places, words)
+            found = self.task_figures(embeddings_TE, labels)
             for prefix, each in answers.items():
                 assert isinstance(each, FeatureAnswers)
                 each.see(np.arange(len(embeddings_TE)), torch.from_numpy(embeddings_TE))
@@ -134,6 +129,17 @@ class EmbeddingData(StudentData):
             return found
 
         return figures
+
+    def task_figures(self, embeddings_TE: npt.NDArray[np.float32], labels: LabelValues) -> Figures:
+        """Metrics of any embeddings of the validation texts, without those of teachers."""
+        assert self.held_out is not None
+        places, words = self.held_out.groups.places, self.held_out.groups.words
+        found: Figures = {}
+        if set(self.metric_names) & set(SCORE_METRICS):
+            found |= score_metrics(embeddings_TE, places, labels)
+        if set(self.metric_names) & set(RETRIEVAL_METRICS):
+            found |= ranking_metrics(embeddings_TE, places, words)
+        return found
 
 
 def _checked(gather: Gather, source: Source, groups: TextGroups) -> Gather:

@@ -170,6 +170,13 @@ def baseline(condition: Condition, others: Sequence[Condition]) -> Condition | N
     return None
 
 
+def reference(found: Sequence[Condition]) -> Condition | None:
+    """The condition that all others are compared with where there is no student without a teacher:
+    of students that embed, the most usual one without a control."""
+    usual = next((each for each in found if each.control == "none"), None)
+    return usual if usual is not None and usual.first.job.task == "embedding" else None
+
+
 def improvements(
     condition: Condition, base: Condition, metric: str | None = None
 ) -> dict[int, float]:

@@ -21,7 +21,7 @@ from ...cache_schemas.errors import ArmadaError, CacheError
 from ..caches.summary import TeacherSummary, summarise
 from ..distill_job import DistillJob
 from ..run_folder import spread
-from .conditions import Condition, baseline, conditions, improvements
+from .conditions import Condition, baseline, conditions, improvements, reference
 from .hacking import distances
 from .measures import Compared, Conflicts, compared, conflicts_of, measured_by, measures_of
 from .runs import FinishedRun
@@ -51,9 +51,9 @@ class TeacherCost:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A condition beside the undistilled one that it is measured by, if there is one; improvements
-    by seed. `p` is Welch's, corrected by Holm for all rows of a study. `measures` are other figures
-    by name."""
+    """A condition beside the one that it is measured by, if there is one: the undistilled one, or
+    the reference of its study; improvements by seed. `p` is Welch's, corrected by Holm for all rows
+    of a study. `measures` are other figures by name."""
 
     condition: Condition
     base: Condition | None
@@ -71,7 +71,8 @@ class Row:
 class Study:
     """Conditions on the same data, judged by the same metric; `sweep` are those that differ in
     weights of the objective only; `anova` may be the reason why there is none. `measures` name
-    figures that its rows have beside the metric."""
+    figures that its rows have beside the metric. `reference` is what all are measured by, where
+    that is no student without a teacher."""
 
     title: str
     metric: str
@@ -80,6 +81,7 @@ class Study:
     anova: Anova | str
     measures: tuple[str, ...] = ()
     conflicts: tuple[Conflicts, ...] = ()
+    reference: Condition | None = None
 
     @property
     def conditions(self) -> list[Condition]:
@@ -152,7 +154,11 @@ def _measured_by(run: FinishedRun) -> tuple[str, ...]:
 
 def _study(runs: Sequence[FinishedRun], chosen: Sequence[str] | None) -> Study:
     found = conditions(runs)
-    bases = [baseline(condition, found) for condition in found]
+    common = reference(found)
+    bases = [
+        baseline(each, found) if common is None else common if each is not common else None
+        for each in found
+    ]
     ps = holm([_p(*pair) for pair in zip(found, bases, strict=True)])
     first = runs[0]
     names = measures_of(found, first.metric, chosen)
@@ -179,6 +185,7 @@ def _study(runs: Sequence[FinishedRun], chosen: Sequence[str] | None) -> Study:
         anova=effects,
         measures=names,
         conflicts=conflicts_of(found),
+        reference=common,
     )
 
 
@@ -208,6 +215,7 @@ def _document(study: Study) -> dict[str, Any]:
     return {
         "title": study.title,
         "metric": study.metric,
+        "reference": study.reference.name if study.reference else None,
         "conditions": [_line(row) for row in study.rows],
         "anova": asdict(study.anova) if isinstance(study.anova, Anova) else study.anova,
         "teacher_conflicts": [
@@ -223,7 +231,7 @@ def _line(row: Row) -> dict[str, Any]:
         "control": row.condition.control,
         "seeds": [run.seed for run in row.condition.runs],
         "value": row.condition.figure(row.condition.first.metric),
-        "undistilled": row.base.name if row.base else None,
+        "undistilled": row.base.name if row.base and not row.base.first.distilled else None,
         "improvement": _spread(row.improvement),
         "p": row.p,
         "measures": {

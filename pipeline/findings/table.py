@@ -34,6 +34,8 @@ def show_findings(findings: Findings, console: Console | None = None) -> None:
             console.print(_conditions(study))
             if study.measures:
                 console.print(_measures(study))
+        if (told := compared_with(study)) is not None:
+            console.print(escape(told))
         _print_conflicts(console, study)
         for line in hacking_lines(study):
             console.print(escape(line))
@@ -88,6 +90,13 @@ def cells(row: Row) -> tuple[str, str, str, str, str]:
     value = figure(condition.figure(condition.first.metric))
     gain = "-" if row.gain is None else f"{row.gain:+.3f}"
     return condition.name, value, gain, p_value(row.p), str(len(condition.runs))
+
+
+def compared_with(study: Study) -> str | None:
+    """What improvements are over, where that is no student without a teacher."""
+    if study.reference is None or len(study.rows) == 1:
+        return None
+    return f"improvement: over {study.reference.name}, on the seeds that both have"
 
 
 def _measures(study: Study) -> Table:

@@ -2,7 +2,7 @@
 students put the same texts, and how sure students are.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ def comparison(study: Study) -> Picture:
     panel = figure.subplots()
     for position, condition in enumerate(shown):
         _draw_condition(panel, position, condition)
-        if not condition.first.distilled:
+        if condition is study.reference or not condition.first.distilled:
             panel.axvline(mean(condition.values), color=OTHER, linestyle="--", linewidth=1)
     panel.set_yticks(range(len(shown)), [plain(each.name, 40) for each in shown], fontsize=TEXT)
     panel.set_ylim(len(shown) - 0.4, -0.6)
@@ -64,8 +64,8 @@ def comparison(study: Study) -> Picture:
     label_panel(panel, f"{study.metric} on the validation set", "")
     return Picture(
         "comparison",
-        "Dots and bars: mean and standard deviation over seeds; strokes: single runs; dashed: the "
-        "student without a teacher.",
+        "Dots and bars: mean and standard deviation over seeds; strokes: single runs; dashed: "
+        f"{study.reference.name if study.reference else 'the student without a teacher'}.",
         png(figure),
     )
 
@@ -157,15 +157,21 @@ def _draw_boxes(panel: "Axes", groups: Sequence[Sequence[float]]) -> None:
 
 
 def manifolds(looks: Looks, method: Method) -> Iterator[Picture]:
-    """The teacher's texts, those of the distilled student, those of the undistilled one."""
-    title = "Teacher, as the aligner sees it"
-    yield _cloud("teacher", title, looks.teacher, looks, method)
-    for student in looks.students[:2]:
+    """The teacher's texts, those of the distilled student, those of the undistilled one; of
+    students that embed, those of the first three."""
+    embeds = looks.agreement == "neighbours"
+    if looks.teacher is not None:
+        title = "Teacher" if embeds else "Teacher, as the aligner sees it"
+        yield _cloud("teacher", title, looks.teacher, looks, method)
+    of_kind: Counter[str] = Counter()
+    for student in looks.students[: 3 if embeds else 2]:
         name = plain(student.condition.name, 30)
         distilled = student.condition.first.distilled
-        title = f"Student, projected: {name}" if distilled else f"Student: {name}"
+        title = f"Student, projected: {name}" if distilled and not embeds else f"Student: {name}"
         kind = "student" if distilled else "undistilled"
-        yield _cloud(kind, title, student.points, looks, method)
+        of_kind[kind] += 1
+        again = f"-{of_kind[kind]}" if of_kind[kind] > 1 else ""
+        yield _cloud(f"{kind}{again}", title, student.points, looks, method)
 
 
 def _cloud(name: str, title: str, points: Points, looks: Looks, method: Method) -> Picture:

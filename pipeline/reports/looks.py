@@ -1,13 +1,13 @@
 """Projections and predictions of finished students for some texts.
 
 A sample of training texts, because the cache holds the teacher's features of those. All students
-are compared with the aligner of the first distilled run.
+are compared with the aligner of the first distilled run. Those that embed: `embedding_looks.py`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ...stages.distill.calibration import Calibration
 from ...stages.distill.evaluation import calibration, represent
 from ...stages.distill.export import StudentCard, load_saved_objective, load_saved_student
 from ...stages.distill.label_metrics import correlations
+from ...stages.distill.measures import TEACHER_FACTS
 from ...stages.distill.objectives.base import AlignedObjective, Objective
 from ...stages.distill.student import Student
 from ...stages.store.format.rows import Rows
@@ -43,8 +44,7 @@ Points = npt.NDArray[Any]
 @dataclass(frozen=True, slots=True)
 class StudentLook:
     """One student: its points [N, D] for the sample (projected, of the first one), the agreement
-    with the aligner (share of the sample, or for numbers the correlation), and its calibration on
-    the validation set."""
+    with the teacher (`Agreement`), and its calibration on the validation set."""
 
     condition: Condition
     seed: int
@@ -53,19 +53,27 @@ class StudentLook:
     calibration: Calibration | None
 
 
+Agreement = Literal["share", "correlation", "neighbours"]
+"""Of the sample, the share with the aligner's class, the correlation with its numbers, or the share
+of a text's ten nearest neighbours that the teacher has too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """The teacher's points [N, H], the students', and the classes or numbers [N] to colour by."""
+    """The texts [N] of the sample, the teacher's points [N, H], if it has a feature of texts, the
+    students', and the classes or numbers [N] to colour by."""
 
     reference: FinishedRun
-    teacher: Points
+    texts: tuple[tuple[str, ...], ...]
+    teacher: Points | None
     students: tuple[StudentLook, ...]
     colours: npt.NDArray[Any]
     colours_title: str
-    correlates: bool
-    """Whether agreement is a correlation."""
+    agreement: Agreement
     missing: tuple[str, ...]
     """Messages about students that cannot be loaded."""
+    teacher_value: float | None = None
+    """The teacher's own metric on the validation set, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +110,12 @@ def look(
         return None
     reference = study.distilled.condition.first
     job = reference.readable_job(cache)
-    if job.task == "embedding":
-        raise JobError(
-            "students that embed have no classes to plot; `armada evaluate` measures them"
-        )
     if job.of_tokens:
         raise JobError("plots need classification students")
     data = read_data(job, terms_of(job))
     seen_with = _texts(data, texts, device)
     colours = _colours(job, seen_with.sample, data, colour_by)
-    first, *others = _chosen(study, study.distilled)
+    first, *others = chosen_students(study, study.distilled)
     student = load_saved_student(first.first.folder)
     own = _answers(student, seen_with)
     answered, missing = _all_answers(others, seen_with)
@@ -120,6 +124,7 @@ def look(
     projected = replace(own, pooled=_projected(objective, own.pooled))
     return Looks(
         reference=reference,
+        texts=tuple(segments for batch in seen_with.sample.corpus.batches() for segments in batch),
         teacher=teacher,
         students=tuple(
             _student(condition, answers, read, data.space)
@@ -127,9 +132,20 @@ def look(
         ),
         colours=colours,
         colours_title=colour_by or ", ".join(job.label_columns),
-        correlates=data.space.regression,
+        agreement="correlation" if data.space.regression else "share",
         missing=missing,
+        teacher_value=_teacher_value(study),
     )
+
+
+def _teacher_value(study: Study) -> float | None:
+    """What runs say of the teacher, if they say anything and all the same, as one teacher has."""
+    name = f"teacher_{study.metric}"
+    if name not in TEACHER_FACTS:
+        return None
+    own = [each.figures_by_seed(name).values() for each in study.conditions]
+    values = {round(value, 9) for each in own for value in each}
+    return values.pop() if len(values) == 1 else None
 
 
 def _all_answers(
@@ -160,7 +176,8 @@ def _texts(data: StudentData, most: int, device: str) -> _Texts:
     return _Texts(_sample(train, most), validation, data.space, choose_device(device))
 
 
-def _chosen(study: Study, first: Row) -> list[Condition]:
+def chosen_students(study: Study, first: Row) -> list[Condition]:
+    """The conditions whose students are plotted: the first, the one it is measured by, others."""
     base = [first.base] if first.base else []
     others = [each for each in study.conditions if each not in (first.condition, *base)]
     return [first.condition, *base, *others][:MAX_STUDENTS]

@@ -27,7 +27,8 @@ from ..run_folder import spread
 from .drawing import Picture
 from .gallery import Gallery
 from .job import MARK
-from .looks import Looks, StudentLook
+from .looks import Agreement, Looks, StudentLook
+from .tradeoff import Costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Section:
     pictures: tuple[Picture, ...]
     looks: Looks | None
     notes: tuple[str, ...]
+    costs: Costs | None = None
 
     @property
     def is_anova(self) -> bool:
@@ -54,7 +56,7 @@ class Section:
 
     @property
     def has_baseline(self) -> bool:
-        """Whether any student is measured by one without a teacher."""
+        """Whether any student is measured by another."""
         return any(row.base for row in self.study.rows)
 
     @property
@@ -150,10 +152,10 @@ def _on_one_line(value: object) -> object:
     return one_line(str(value)) if type(value) is str or isinstance(value, Path) else value
 
 
-def _agreement(look: StudentLook | None, correlates: bool) -> str:
+def _agreement(look: StudentLook | None, kind: Agreement) -> str:
     if look is None or look.agreement is None:
         return "-"
-    return f"r = {look.agreement:.2f}" if correlates else f"{look.agreement:.1%}"
+    return f"r = {look.agreement:.2f}" if kind == "correlation" else f"{look.agreement:.1%}"
 
 
 def _jobs(study: Study) -> dict[str, Any]:

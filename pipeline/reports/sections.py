@@ -3,19 +3,21 @@
 Loads students, and so what they need; what can be refused before is refused in `report.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ...cache_schemas.errors import ArmadaError, shown_url
 from ..findings.findings import Findings, Study, find
 from ..findings.runs import FACTORS, Found
 from ..messages import counted, warn
 from .drawing import Picture
+from .embedding_looks import look_at_embeddings
 from .epochs import by_epoch, teacher_and_truth
 from .figures import comparison, losses, manifolds, reliability, weights
 from .gallery import Gallery, teacher_images
 from .job import ReportJob
 from .looks import Looks, UnknownColumn, look
 from .page import Section, render
+from .tradeoff import Costs, measure_costs, quality_by_cost
 
 
 def make_page(
@@ -47,10 +49,11 @@ def _left_out(found: Found, findings: Findings) -> Iterator[str]:
 
 
 def _section(job: ReportJob, study: Study, quiet: bool) -> Section:
-    looks, notes = None, []
+    looks, costs, notes = None, None, []
     if job.students:
         try:
-            looks = look(study, job.colour_by, job.texts, job.device, job.cache)
+            looks = _look(study)(study, job.colour_by, job.texts, job.device, job.cache)
+            costs = measure_costs(study, looks, job.device) if looks else None
             notes = [f"Not plotted: {each}" for each in looks.missing] if looks else []
         except UnknownColumn:
             raise
@@ -59,13 +62,22 @@ def _section(job: ReportJob, study: Study, quiet: bool) -> Section:
     if not quiet:
         for note in notes:
             warn(note)
-    return Section(study, tuple(_pictures(job, study, looks)), looks, tuple(notes))
+    pictures = tuple(_pictures(job, study, looks, costs))
+    return Section(study, pictures, looks, tuple(notes), costs)
 
 
-def _pictures(job: ReportJob, study: Study, looks: Looks | None) -> Iterator[Picture]:
+def _look(study: Study) -> Callable[..., Looks | None]:
+    embeds = study.conditions[0].first.job.task == "embedding"
+    return look_at_embeddings if embeds else look
+
+
+def _pictures(
+    job: ReportJob, study: Study, looks: Looks | None, costs: Costs | None
+) -> Iterator[Picture]:
     distilled = study.distilled.condition if study.distilled else study.conditions[0]
     drawn = [
         comparison(study) if any(each.values for each in study.conditions) else None,
+        quality_by_cost(study, costs) if costs is not None else None,
         *by_epoch(study),
         *teacher_and_truth(study),
         *(weights(study, factor) for factor in FACTORS),

@@ -71,6 +71,12 @@ class SavedStudent(nn.Module, ABC):
         return next(self.parameters()).device
 
     @property
+    def weights_bytes(self) -> int:
+        """Bytes of its weights, as they are in memory."""
+        weights = (*self.parameters(), *self.buffers())
+        return sum(each.numel() * each.element_size() for each in weights)
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes, if they have any."""
         return self.card.space.names if self.kind in ("classification", "multilabel") else None

@@ -96,6 +96,8 @@ INSTEAD = {
         Instead("cross-encoder/ms-marco-MiniLM-L6-v2", "cross", "a tiny model"),
         Instead("student_layers=3", "student_layers=1", "the tiny model has two"),
         Instead("student_layers: 3", "student_layers: 1", "likewise"),
+        Instead("student_layers: [3, 1]", "student_layers: [2, 1]", "likewise"),
+        Instead("seed: [0, 1]", "seed: 0", "shorter"),
         Instead("epochs=3", "epochs=1", "shorter"),
         Instead("--components 128", "--components 8", "there are fourteen rows"),
         Instead("[64, 32]", "[4, 2]", "likewise"),
@@ -415,6 +417,8 @@ def test_embeddings(place: Workplace) -> None:
     assert student.prompts == {"query": "query: ", "document": "passage: "}
     rotated = SentenceTransformer(str(place.folder / "runs/matryoshka/student"), device="cpu")
     assert rotated.get_embedding_dimension() == 8
+    assert "improvement: over MiniLM, student_layers=" in printed
+    assert "Quality, size and speed" in (place.folder / "sizes.html").read_text()
 
 
 def test_preferences(place: Workplace) -> None:

@@ -40,6 +40,7 @@ PICTURES = {
     "manifold-student",
     "manifold-undistilled",
     "calibration",
+    "quality-size-speed",
 }
 NASTY = "<script>alert(1)</script> & $x_1$ \x1b[31m"
 
