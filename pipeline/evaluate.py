@@ -10,11 +10,12 @@ from ..cache_schemas.errors import JobError
 from ..stages.corpus.labels import LabelSpace, count_missing
 from ..stages.distill.controls import Control, controlled
 from ..stages.distill.evaluation import detailed_metrics, predict, task_metrics
-from ..stages.distill.export import StudentCard, load_saved_student
+from ..stages.distill.export import StudentCard, load_saved_student, student_folder
 from ..stages.distill.language.export import is_language_student, is_masked_student
 from ..stages.distill.saved_student import is_embedder
 from ..stages.distill.student import Student
 from ..stages.distill.teacher_answers import ClassAnswers, NumberAnswers, TeacherAnswers
+from ..stages.embeddings.router import is_router
 from ..stages.memory import out_of_memory_as
 from .answers import missing_keys, open_answers
 from .distill_job import CorpusKeys
@@ -69,6 +70,8 @@ def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         raise JobError("max_new_tokens: is for language models; this student predicts labels")
     if job.beir is not None:
         return evaluate_beir(job, folder)
+    if is_router(student_folder(folder)) and len(job.text_column) == 2:
+        return evaluate_pairs(job, folder)
     student, tokenizer, card = load_saved_student(folder)
     embeds = card.space.task == "none" or is_embedder(folder)
     if embeds and len(job.text_column) == 2 and len(card.text_columns) == 1:

@@ -128,6 +128,11 @@ class Source:
         """Spec of the teacher."""
         return self.cache.teacher.spec
 
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the teacher."""
+        return self.cache.teacher.fingerprint
+
     def find(self, keys: KeyArray) -> Rows:
         """The cache row of each key [N], -1 where there is none."""
         return self.cache.find(keys, self.spec.name)
@@ -153,7 +158,7 @@ class Source:
         """Provenance of its features."""
         found = {
             "cache_digest": self.answers.digest,
-            "teacher_fingerprint": self.cache.teacher.fingerprint,
+            "teacher_fingerprint": self.fingerprint,
             "teacher": self.teacher.model_dump(mode="json"),
             "feature": self.spec.name,
         }

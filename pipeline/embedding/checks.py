@@ -36,6 +36,7 @@ def check_embedding(job: DistillJob) -> None:
         )
     _check_keys(job)
     _check_texts(job)
+    _check_towers(job)
     _check_teachers(job)
 
 
@@ -73,6 +74,27 @@ def _check_texts(job: DistillJob) -> None:
         raise JobError(
             f"label_column {job.label_column!r}: the scores of pairs are learned by objective "
             "cosent alone; to measure by them, name validation_label_column"
+        )
+
+
+def _check_towers(job: DistillJob) -> None:
+    for key in ("passage_student", "passage_student_layers"):
+        if getattr(job, key) is not None and job.tower != "own":
+            raise JobError(f"job key {key!r}: is for passage_tower=own; set it, or leave {key} out")
+    if job.tower != "shared" and len(job.text_column) < 2:
+        raise JobError(
+            f"passage_tower={job.tower}: text_column names one column, and passages are the second "
+            "and further ones; name a query's and a passage's"
+        )
+    if job.tower == "own" and job.lora_rank is not None:
+        raise JobError(
+            "lora_rank: adapters of two towers are not kept apart; use passage_tower=shared or "
+            "cached, or train whole weights"
+        )
+    if job.tower == "cached" and not job.all_teachers:
+        raise JobError(
+            "passage_tower=cached: there is no cache of the passages' embeddings; name one in "
+            "`cache` or `teachers`"
         )
 
 

@@ -71,6 +71,8 @@ class EmbeddingData(StudentData):
     held_out: Joined | None = None
     metric_names: tuple[str, ...] = ()
     """Metrics of its validation texts, without those of teachers."""
+    passages_of: str | None = None
+    """The source whose features are the embeddings of passages; None: passages are read."""
 
     @property
     def rows_of_texts(self) -> Mapping[str, Rows]:
@@ -191,6 +193,10 @@ def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData
     if validation is not None and held_out is not None:
         joined_out = _join(sources, validation.corpus, held_out)
     _check_texts(job, terms, joined)
+    passages_of = None
+    if job.tower == "cached":
+        passages_of = _source_of_passages(job, terms, sources)
+        _require_validation(sources[passages_of], passages_of, joined_out)
     measured = _measured(job, terms, sources, joined_out)
     names = _metric_names(job, train, validation, joined, joined_out)
     metric = _choose_metric(job, names, measured)
@@ -204,6 +210,7 @@ def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData
         joined=joined,
         held_out=joined_out,
         metric_names=names,
+        passages_of=passages_of,
     )
 
 
@@ -241,7 +248,7 @@ def _check_columns(job: DistillJob) -> None:
 def _groups(job: DistillJob, corpus: Corpus) -> TextGroups:
     prompts = prompts_of(job, len(job.text_column))
     of_queries = any(keys.query_teacher for keys in job.all_teachers.values())
-    return TextGroups.of(corpus, apart=prompts.differ or of_queries)
+    return TextGroups.of(corpus, apart=prompts.differ or of_queries or job.tower != "shared")
 
 
 def _open(
@@ -440,6 +447,45 @@ def _check_texts(job: DistillJob, terms: Sequence[Term], joined: Joined) -> None
                 )
 
 
+def _source_of_passages(
+    job: DistillJob, terms: Sequence[Term], sources: Mapping[str, Source]
+) -> str:
+    """The source of the embeddings that passages have. Raises JobError unless there is one, or one
+    whose numbers an objective meets, as wide as those of queries."""
+    of_texts = [name for name, source in sources.items() if is_of_texts(source.spec)]
+    met = [
+        term.readings[0].source
+        for term in terms
+        if getattr(term.options, "projector", None) == "none"
+    ]
+    for names in (list(dict.fromkeys(met)), of_texts):
+        if len(names) == 1:
+            _check_width(names[0], sources, embedding_dim(job, terms, sources))
+            return names[0]
+    problem = "no objective reads embeddings of texts"
+    if of_texts:
+        problem = f"objectives read embeddings of several teachers ({', '.join(of_texts)})"
+    raise JobError(
+        f"passage_tower=cached: {problem}; have one of them learned by objective feature with "
+        "projector=none, whose embeddings the passages then have"
+    )
+
+
+def _check_width(name: str, sources: Mapping[str, Source], dim: int | None) -> None:
+    width = prod(sources[name].spec.shape)
+    if dim != width:
+        raise JobError(
+            f"passage_tower=cached: the passages' embeddings have {width} numbers, and those of "
+            f"queries {dim or 'as many as the student is wide'}; set embedding_dim={width}"
+        )
+
+
+def _require_validation(source: Source, name: str, held_out: Joined | None) -> None:
+    if held_out is not None and (held_out.rows[name] < 0).any():
+        absent = np.flatnonzero(held_out.rows[name] < 0)
+        raise missing_keys(source.cache, held_out.groups.texts, absent, [source.spec.name])
+
+
 def _measured(
     job: DistillJob,
     terms: Sequence[Term],
@@ -452,6 +498,9 @@ def _measured(
     found, reasons = dict[str, MeasuredSource](), dict[str, str]()
     for name, source in sources.items():
         rows = held_out.rows[name]
+        if job.tower == "cached" and is_of_texts(source.spec):
+            # The passages' embeddings are the teacher's own.
+            rows = np.where(held_out.groups.queries, rows, -1)
         if not is_of_texts(source.spec):
             reasons[name] = f"{source.spec.name} is a score of pairs"
         elif (rows < 0).all():

@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
 
+from ...cache_schemas.locations import Source
+from ...stages.distill.embedding.student import PassageTower
 from ...stages.embeddings.prompts import Prompts
 from ..jobs import Names
 from ..objective_keys import options_class
@@ -38,6 +40,20 @@ class EmbeddingKeys(BaseModel):
         default=None,
         description="prefix of passages: the other text columns, or the only one (task=embedding)",
     )
+    passage_tower: PassageTower | None = Field(
+        default=None,
+        description="what embeds passages (task=embedding): shared (default), the student that "
+        "embeds queries; own, a second one, trained beside it; cached, nothing: they have the "
+        "teacher's embeddings, and the student reads queries alone",
+    )
+    passage_student: Source | None = Field(
+        default=None,
+        description="what the passages' own tower starts from: folder, hub id or static:SOURCE; "
+        "default: what the student starts from (passage_tower=own)",
+    )
+    passage_student_layers: int | None = Field(
+        default=None, ge=1, description="layers of passage_student to keep (passage_tower=own)"
+    )
     mini_batch_size: int | None = Field(
         default=None,
         ge=1,
@@ -64,6 +80,11 @@ class EmbeddingKeys(BaseModel):
         if value is not None and len(set(value)) < len(value):
             raise ValueError("one of them is there twice")
         return value
+
+    @property
+    def tower(self) -> PassageTower:
+        """What embeds passages."""
+        return self.passage_tower or "shared"
 
     @property
     def prefix_dims(self) -> tuple[int, ...]:

@@ -1,22 +1,34 @@
 """Students that embed texts, alone or as queries and passages."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from ...cache_schemas.errors import JobError
 from ...stages.corpus.corpus import Corpus
 from ...stages.corpus.labels import NO_LABELS, LabelSpace
 from ...stages.corpus.reading import column_name
 from ...stages.distill.embedding.dataset import EmbeddingDataset
-from ...stages.distill.embedding.export import require_exportable, save_embedding_student
-from ...stages.distill.embedding.groups import TextGroups, encode_groups
+from ...stages.distill.embedding.export import (
+    SavedTower,
+    require_exportable,
+    save_embedding_student,
+    save_towers,
+)
+from ...stages.distill.embedding.groups import GroupTokens, Side, TextGroups, encode_texts
 from ...stages.distill.embedding.model import EmbeddingModel, EmbeddingTrainer
-from ...stages.distill.embedding.student import EmbeddingSettings, EmbeddingStudent
+from ...stages.distill.embedding.student import EmbeddingSettings, EmbeddingStudent, TwoTowers
 from ...stages.distill.export import StudentCard
 from ...stages.distill.model import TrainedModel
+from ...stages.distill.settings import StudentSettings
 from ...stages.distill.student_source import default_max_length, load_student
-from ...stages.distill.tokens import choose_max_length
+from ...stages.distill.tokens import Tokens, choose_max_length
+from ...stages.embeddings.prompts import Prompts, both
 from ..distill_job import DistillJob
+from ..jobs import make
 from ..messages import LOGGER
 from ..student_data import LabelledCorpus
 from ..task import Built, MakeObjective, Plan, Task
@@ -49,22 +61,23 @@ class EmbeddingTask(Task):
     def build(self, plan: Plan, objective: MakeObjective) -> Built:
         job, data = plan.job, plan.data
         assert isinstance(data, EmbeddingData)
-        texts = data.joined.groups.texts.texts()
-        inner, tokenizer = load_student(job, NO_LABELS, texts, job.dropout, job, embeds=True)
-        if plan.warns:
-            data.train.warn_of_unknown(tokenizer)
-            _tell_absent(data.joined.groups)
-        require_exportable(inner, job.student)
         dim = embedding_dim(job, plan.terms, data.sources)
-        student = EmbeddingStudent(inner, dim, normalizes(job, plan.terms, data))
+        normalize = normalizes(job, plan.terms, data)
+        query, own = _tower(job, job, data, dim, normalize)
+        student: EmbeddingStudent | TwoTowers = query
+        passage = own
+        if job.tower == "own":
+            second, passage = _tower(_of_passages(job), job, data, query.dim, normalize)
+            student = TwoTowers(query, second)
+        if plan.warns:
+            data.train.warn_of_unknown(own[0])
+            _tell_absent(data.joined.groups)
         for cut in job.prefix_dims:
             if cut >= student.dim:
                 raise JobError(
                     f"matryoshka_dims {cut}: an embedding has {student.dim} numbers; choose fewer"
                 )
-        usual = default_max_length(job, NO_LABELS)
-        max_length = choose_max_length(job.max_length, tokenizer, student.backbone, usual)
-        model = EmbeddingModel(student, objective(student), job.prefix_dims)
+        model = EmbeddingModel(student, objective(student), job.prefix_dims, data.passages_of)
         _refuse_weights_of_one_width(model, job)
         model.parts.most_rows = job.mini_batch_size
 
@@ -73,12 +86,25 @@ class EmbeddingTask(Task):
         def dataset(what: str, labelled: LabelledCorpus, train: bool) -> EmbeddingDataset:
             joined = data.joined if train else data.held_out
             assert joined is not None
-            tokens = data.encoded_once(
-                what,
-                tokenizer,
-                max_length,
-                lambda: encode_groups(tokenizer, joined.groups, max_length, prompts),
-            )
+
+            def encoded(
+                name: str, side: Side, chosen: npt.NDArray[np.bool_] | None = None
+            ) -> Tokens:
+                tokens: Tokens = data.encoded_once(
+                    f"{what}{name}",
+                    *side,
+                    lambda: encode_texts(side, joined.groups, prompts, chosen),
+                )
+                return tokens
+
+            queries, groups = joined.groups.queries, joined.groups
+            if job.tower == "shared":
+                tokens = GroupTokens(encoded("", own), groups.places, groups.words)
+            else:
+                read = job.tower == "own" and not queries.all()
+                rest = encoded(" passages", passage, ~queries) if read else None
+                first = encoded(" queries", own, queries)
+                tokens = GroupTokens(first, groups.places, groups.words, job.tower, rest)
             features = data.gathers(plan.seed) if train else data.validation_gathers()
             found = EmbeddingDataset(
                 tokens,
@@ -95,36 +121,99 @@ class EmbeddingTask(Task):
         if data.validation is not None:
             validation = dataset("validation", data.validation, train=False)
             validation.measure = data.measure(model.objective)
-        return Built(
+        return BuiltTowers(
             model=model,
-            tokenizer=tokenizer,
-            max_length=max_length,
+            tokenizer=own[0],
+            max_length=own[1],
             train=dataset("train", data.train, train=True),
             validation=validation,
             data=data,
+            passage=passage,
         )
 
     def save(self, plan: Plan, folder: Path, model: TrainedModel, built: Built) -> None:
-        job, student = plan.job, model.student
-        assert isinstance(student, EmbeddingStudent)
-        card = StudentCard(
-            space=NO_LABELS,
-            pooling=student.inner.pooling,
-            dropout=job.dropout,
-            max_length=built.max_length,
-            text_columns=(column_name(job.text_column[0]),),
-            label_column=None,
-            metric=plan.data.metric,
-            embedding=EmbeddingSettings(
-                embedding_dim=student.dim,
-                has_dense=student.dense is not None,
-                normalize=student.normalize,
-                **prompts_of(job, len(job.text_column)).model_dump(),
-                matryoshka_dims=job.prefix_dims,
+        job, student, data = plan.job, model.student, plan.data
+        assert isinstance(built, BuiltTowers)
+        assert isinstance(data, EmbeddingData)
+        prompts = prompts_of(job, len(job.text_column))
+        of_teacher = None if data.passages_of is None else data.sources[data.passages_of]
+
+        def card(tower: EmbeddingStudent, most: int, read: Prompts) -> StudentCard:
+            return StudentCard(
+                space=NO_LABELS,
+                pooling=tower.inner.pooling,
+                dropout=job.dropout,
+                max_length=most,
+                text_columns=(column_name(job.text_column[0]),),
+                label_column=None,
+                metric=plan.data.metric,
+                embedding=EmbeddingSettings(
+                    embedding_dim=tower.dim,
+                    has_dense=tower.dense is not None,
+                    normalize=tower.normalize,
+                    **read.model_dump(),
+                    matryoshka_dims=job.prefix_dims,
+                    passage_tower=job.tower,
+                    passage_teacher=None if of_teacher is None else of_teacher.fingerprint,
+                ),
+                **plan.adapter_base(),
+            )
+
+        if isinstance(student, EmbeddingStudent):
+            own = card(student, built.max_length, prompts)
+            save_embedding_student(folder, student, built.tokenizer, model.objective, own)
+            return
+        assert isinstance(student, TwoTowers)
+        query, passage = prompts.query_prompt, prompts.passage_prompt
+        towers = (
+            SavedTower(
+                student.query,
+                built.tokenizer,
+                card(student.query, built.max_length, both(query)),
             ),
-            **plan.adapter_base(),
+            SavedTower(
+                student.passage,
+                built.passage[0],
+                card(student.passage, built.passage[1], both(passage)),
+            ),
         )
-        save_embedding_student(folder, student, built.tokenizer, model.objective, card)
+        save_towers(folder, towers, model.objective, prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltTowers(Built):
+    """What a student that embeds is built of."""
+
+    passage: Side
+    """How passages are read: as queries, unless they have a tower of their own."""
+
+
+def _tower(
+    settings: StudentSettings,
+    job: DistillJob,
+    data: EmbeddingData,
+    dim: int | None,
+    normalize: bool,
+) -> tuple[EmbeddingStudent, Side]:
+    """A student, its tokenizer and the most tokens that it reads."""
+    texts = data.joined.groups.texts.texts()
+    inner, tokenizer = load_student(settings, NO_LABELS, texts, job.dropout, job, embeds=True)
+    require_exportable(inner, settings.student)
+    student = EmbeddingStudent(inner, dim, normalize)
+    usual = default_max_length(settings, NO_LABELS)
+    most = choose_max_length(settings.max_length, tokenizer, student.backbone, usual)
+    return student, (tokenizer, most)
+
+
+def _of_passages(job: DistillJob) -> StudentSettings:
+    """What the passages' own tower starts from."""
+    if job.passage_student is None:
+        found = {key: getattr(job, key) for key in StudentSettings.model_fields}
+    else:
+        found = {"student": job.passage_student, "max_length": job.max_length}
+    if job.passage_student_layers is not None:
+        found["student_layers"] = job.passage_student_layers
+    return make(StudentSettings, found)
 
 
 def _tell_absent(groups: TextGroups) -> None:

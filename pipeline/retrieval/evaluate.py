@@ -15,7 +15,7 @@ the queries' embeddings and a block.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,12 @@ import pyarrow as pa
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import IntArray
 from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.distill.export import student_folder
 from ...stages.distill.label_metrics import correlations
 from ...stages.distill.measures import cosines, linear_cka
 from ...stages.distill.saved_student import SavedReader, Text, load_embedder
+from ...stages.embeddings.prompts import PromptName
+from ...stages.embeddings.router import TOWERS, is_router
 from ...stages.retrieval.beir import read_beir
 from ...stages.retrieval.metrics import (
     average_precision,
@@ -62,24 +65,51 @@ Array = npt.NDArray[Any]
 
 
 class _Embedder:
-    """A finished student on its device, which counts its texts and seconds."""
+    """A finished student on its device, or one for queries and one for passages, which counts its
+    texts and seconds."""
 
     def __init__(self, job: EvaluateJob, folder: Path) -> None:
-        student = load_embedder(folder)
-        if student is None:
-            raise JobError(
-                f"student {folder}: predicts labels and has no embeddings to compare (no "
-                "modules.json); with a cache, name a feature of its classes or numbers (a "
-                "classifier's logits, a score); otherwise leave cache and beir out"
-            )
-        self.student: SavedReader = student.to(choose_device(job.device))
+        device = choose_device(job.device)
+        own = student_folder(folder)
+        folders = [own / name for name in TOWERS] if is_router(own) else [own]
+        self.towers = [_load(each).to(device) for each in folders]
         self.batch_size = job.batch_size
         self.texts, self.seconds, self.truncated = 0, 0.0, 0
 
-    def __call__(self, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
-        """Embeddings [N, H]."""
+    @property
+    def student(self) -> SavedReader:
+        """The student, or that of queries."""
+        return self.towers[0]
+
+    def __call__(
+        self, texts: Sequence[Text], name: PromptName | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Embeddings [N, H] of texts, which are queries or documents where these are read in two
+        ways."""
+        return self._read(self.towers[-1 if name == "document" else 0], texts, name)
+
+    def pairs(
+        self, queries: Sequence[Text], passages: Sequence[Text]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Embeddings [N, H] of both sides; what comes several times is embedded once."""
+        if len(self.towers) > 1:
+            return self._once(queries, "query"), self._once(passages, "document")
+        prompted = self.student.prompted
+        sides = [*prompted(queries, "query"), *prompted(passages, "document")]
+        found = _of_different(sides, lambda own: self._embed(self.student, own))
+        return found[: len(queries)], found[len(queries) :]
+
+    def _once(self, texts: Sequence[Text], name: PromptName) -> npt.NDArray[np.float32]:
+        return _of_different(texts, lambda own: self(own, name))
+
+    def _read(
+        self, tower: SavedReader, texts: Sequence[Text], name: PromptName | None
+    ) -> npt.NDArray[np.float32]:
+        return self._embed(tower, tower.prompted(texts, name))
+
+    def _embed(self, tower: SavedReader, texts: Sequence[Text]) -> npt.NDArray[np.float32]:
         started = time.perf_counter()
-        found, truncated = self.student.outputs(texts, self.batch_size)
+        found, truncated = tower.outputs(texts, self.batch_size)
         self.seconds += time.perf_counter() - started
         self.texts += len(texts)
         self.truncated += truncated
@@ -89,8 +119,27 @@ class _Embedder:
         """Speed, and bytes of the weights."""
         return {
             "texts_per_second": self.texts / max(self.seconds, 1e-9),
-            "model_bytes": self.student.weights_bytes,
+            "model_bytes": sum(each.weights_bytes for each in self.towers),
         }
+
+
+def _load(folder: Path) -> SavedReader:
+    student = load_embedder(folder)
+    if student is None:
+        raise JobError(
+            f"student {folder}: predicts labels and has no embeddings to compare (no "
+            "modules.json); with a cache, name a feature of its classes or numbers (a "
+            "classifier's logits, a score); otherwise leave cache and beir out"
+        )
+    return student
+
+
+def _of_different(
+    texts: Sequence[Text], embed: Callable[[list[Text]], npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    """The embeddings of texts, each different one embedded once."""
+    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    return embed(list(rows))[[rows[text] for text in texts]]
 
 
 def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
@@ -104,11 +153,11 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         raise JobError(f"beir {job.beir}: no query of split {job.split!r} has a relevant passage")
 
     def passages_of(rows: IntArray) -> npt.NDArray[np.float32]:
-        return embed(embed.student.prompted(asked.passage_texts(rows), "document"))
+        return embed(asked.passage_texts(rows), "document")
 
     count, same = len(asked.passages), asked.same_ids()
     k, device = min(depth_of(job.retrieval_metrics), count), embed.student.device
-    queries_QH = embed(embed.student.prompted(asked.query_texts(), "query"))
+    queries_QH = embed(asked.query_texts(), "query")
     width = queries_QH.shape[1]
     sample = passages_of(calibration_rows(count)) if needs_calibration(job) else None
     best = BestPassages(queries_QH, k, job.similarity, same, device)
@@ -223,14 +272,9 @@ def _sides(
     embed: _Embedder, pairs: Sequence[tuple[str, ...]]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Embeddings [N, H] of both texts of pairs, the first a query and the second a passage where
-    their prompts differ; a text that comes several times is embedded once."""
+    these are read in two ways."""
     queries, passages = (list(column) for column in zip(*pairs, strict=True))
-    prompted = embed.student.prompted
-    sides = [prompted(queries, "query"), prompted(passages, "document")]
-    rows = {text: row for row, text in enumerate(dict.fromkeys([*sides[0], *sides[1]]))}
-    found = embed(list(rows))
-    one, other = (found[[rows[text] for text in side]] for side in sides)
-    return one, other
+    return embed.pairs(queries, passages)
 
 
 def _of_pairs(
@@ -284,7 +328,7 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
     wanted = cache[feature].gather(labelled.cache_rows[feature]).astype(np.float64)
     wanted = wanted.reshape(len(wanted), -1)
     texts = [segments for batch in labelled.corpus.batches() for segments in batch]
-    found = embed(embed.student.prompted(texts, job.prompt_name)).astype(np.float64)
+    found = embed(texts, job.prompt_name).astype(np.float64)
     if found.shape != wanted.shape:
         raise JobError(
             f"feature {feature!r}: has {wanted.shape[1]} numbers, and the student's embeddings "

@@ -30,6 +30,7 @@ from ...cache_schemas.errors import StorageError, StudentSourceError
 from ..adapters import TASK, AdapterBase, find_base, read_adapters, save_adapters
 from ..corpus.labels import LabelSpace
 from ..embeddings.folders import write_embedding_files
+from ..embeddings.router import TOWERS, is_router
 from ..embeddings.static import is_static_folder
 from ..language.probes import probe
 from ..pretrained import quiet_transformers, refusing
@@ -102,6 +103,11 @@ def save_beside(
     own = {} if isinstance(student, ClassifierStudent) else student.state_dict()
     beside = {name: t for name, t in own.items() if not name.startswith("model.")}
     save_parts(folder / HEADS, beside | dict(trained))
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: StudentCard) -> None:
+    """Write what the student is and reads."""
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -189,6 +195,11 @@ def load_saved_student(folder: Path) -> tuple[Student, Any, StudentCard]:
     Accepts the student folder or the output folder around it; raises StudentSourceError."""
     folder = student_folder(folder)
     card = read_card(folder / CARD, StudentCard)
+    if is_router(folder):
+        raise StudentSourceError(
+            f"student {folder}: has a tower for queries and another for passages; name its folder "
+            f"{TOWERS[0]} or {TOWERS[1]}"
+        )
     if is_static_folder(folder, StudentSourceError):
         static, tokenizer = load_static_model(folder, card.space, card.dropout)
         if card.space.task != "none":

@@ -23,17 +23,22 @@ from .objectives.base import is_frozen
 def fsdp_arguments(model: TrainedModel) -> dict[str, Any]:
     """FSDP options of `TrainingArguments`: one unit per layer of the student."""
     config: dict[str, Any] = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
-    config["transformer_layer_cls_to_wrap"] = _layer_classes(model.student.backbone)
+    config["transformer_layer_cls_to_wrap"] = _layer_classes(model.student)
     return {"fsdp": True, "fsdp_config": config}
 
 
-def _layer_classes(backbone: Any) -> list[str]:
-    """Class names of a student's layers, also if the model does not declare them."""
-    if backbone._no_split_modules:
-        return sorted(backbone._no_split_modules)
-    count = backbone.config.num_hidden_layers
-    stacks = (m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
-    return sorted({type(layer).__name__ for stack in stacks for layer in stack})
+def _layer_classes(student: Any) -> list[str]:
+    """Class names of a student's layers, of all of its towers, also if its models do not declare
+    them."""
+    found = set[str]()
+    for backbone in (tower.backbone for tower in getattr(student, "towers", (student,))):
+        if backbone._no_split_modules:
+            found.update(backbone._no_split_modules)
+            continue
+        count = backbone.config.num_hidden_layers
+        stacks = (m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+        found.update(type(layer).__name__ for stack in stacks for layer in stack)
+    return sorted(found)
 
 
 def shard(accelerator: Accelerator, plugin_arguments: dict[str, Any], model: TrainedModel) -> None:

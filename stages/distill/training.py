@@ -394,11 +394,12 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
 def speed_up(student: Student, settings: TrainingSettings, device: torch.device) -> None:
     """Apply the settings to a student, in place; raises an InputError if that is not possible."""
-    if settings.gradient_checkpointing:
-        _checkpoint(student)
-    if settings.compile_student:
-        _check_compiler(device)
-        student.backbone.compile()
+    for tower in getattr(student, "towers", (student,)):
+        if settings.gradient_checkpointing:
+            _checkpoint(tower)
+        if settings.compile_student:
+            _check_compiler(device)
+            tower.backbone.compile()
 
 
 def _checkpoint(student: Student) -> None:

@@ -202,6 +202,11 @@ def _kind(file: Path, name: str, path: str, error: type[InputError]) -> str:
     package, _, kind = name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers":
         raise error(f"source {file}: {name} is custom code, which is not run; use another model")
+    if kind == "Router":
+        raise error(
+            f"source {file.parent}: has a tower for queries and another for passages; name the "
+            "folder of one of them, such as its query or document"
+        )
     if kind not in ("Transformer", "CLIPModel", "StaticEmbedding", "Pooling", "Dropout", *LAYERS):
         raise error(
             f"source {file}: module {kind} is not known; known are Transformer, Pooling, Dropout, "

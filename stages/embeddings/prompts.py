@@ -37,3 +37,8 @@ class Prompts(BaseModel):
                 "prompt_name=query or prompt_name=document"
             )
         return self.prompt(name or "query")
+
+
+def both(prompt: str) -> Prompts:
+    """One prefix, whatever a text is."""
+    return Prompts(query_prompt=prompt, passage_prompt=prompt)

@@ -1,13 +1,19 @@
-"""The two sides of retrieval: queries that a teacher read with a prompt of theirs."""
+"""The two sides of retrieval: queries that a teacher read with a prompt of theirs, and students
+with a tower for each side."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import armada as library
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from armada.cache_schemas.errors import ArmadaError
+from armada.pipeline import seed_run
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.embedding.data import EmbeddingData
 from armada.pipeline.jobs import make
@@ -15,7 +21,11 @@ from armada.pipeline.run_data import read_data
 from armada.pipeline.terms import terms_of
 from armada.stages.store.reading.feature_array import FeatureArray, StackedArray
 from armada.stages.store.reading.reader import open_cache
-from language_processes import losses
+from cuts import cut_at
+from language_processes import losses, run, run_in_two_processes
+from safetensors.torch import load_file
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
 from small_caches import make_manifest, numbered_texts, write_cache
 from tiny_checkpoints import make_bert
 from tiny_runs import freeze_dropout, sentences
@@ -59,9 +69,34 @@ def job(root: Path, output: Path, **keys: object) -> dict[str, object]:
         **{"train": str(root / "train.parquet"), "text_column": ["query", "positive"]},
         **{"student": str(root / "student"), "cache": str(root / "cache"), "task": "embedding"},
         **{"output": str(output), "device": "cpu", "epochs": 1, "batch_size": 6},
-        **{"learning_rate": 2e-3, "logging_steps": 1, "report_to": "none", "quiet": True},
+        **{"learning_rate": 2e-3, "logging_steps": 1, "report_to": "none"},
         **keys,
     }
+
+
+def all_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of all towers, by the file and their name."""
+    files = sorted((folder / "student").rglob("model.safetensors"))
+    found = {
+        f"{file.relative_to(folder)} {name}": tensor
+        for file in files
+        for name, tensor in load_file(file).items()
+    }
+    assert found
+    return found
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / "metrics.json").read_text())["validation"]
+    return found
+
+
+def reciprocal_rank(scores_NN: npt.NDArray[np.floating]) -> float:
+    """Mean over queries; the passage with a query's own words is not among the others."""
+    scores_NN = scores_NN.copy()
+    scores_NN[2, 5] = -np.inf
+    ranks = (scores_NN > np.diag(scores_NN)[:, None]).sum(1) + 1
+    return float(np.where(ranks > 10, 0, 1 / ranks).mean())
 
 
 def test_rows_of_two_arrays(tmp_path: Path) -> None:
@@ -91,7 +126,7 @@ def test_queries_meet_what_their_own_teacher_said(
 ) -> None:
     passages, queries = teachers
     keys = job(root, tmp_path / "run", teacher=passages, query_teacher=queries, distance="cosine")
-    made = make(DistillJob, {name: value for name, value in keys.items() if name != "quiet"})
+    made = make(DistillJob, keys)
     data = read_data(made, terms_of(made))
     assert isinstance(data, EmbeddingData)
     (gather,), (places,) = data.gathers(0).values(), data.joined.places.values()
@@ -141,3 +176,171 @@ def test_what_is_refused(root: Path, teachers: tuple[str, str], tmp_path: Path) 
         library.distill(
             **job(root, tmp_path / "run", teacher=teachers[0], query_teacher=wide),
         )
+
+
+# --- Towers
+
+TOWERS = {
+    "two": {"passage_tower": "own", "cache": None, "objective": "contrastive"},
+    "two of another kind": {
+        "passage_tower": "own",
+        "passage_student_layers": 1,
+        "objectives": [{"name": "contrastive"}, {"name": "feature", "distance": "cosine"}],
+        "query_prompt": "the cook ",
+    },
+    "cached": {
+        "passage_tower": "cached",
+        "objectives": [{"name": "guided_contrastive"}, {"name": "feature", "distance": "cosine"}],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def vectors(root: Path) -> Path:
+    """A cache of both columns' embeddings."""
+    for column in ("query", "positive"):
+        library.precompute(
+            corpus=root / "train.parquet",
+            text_column=[column],
+            teacher=f"hash:{WIDTH}",
+            cache=root / "vectors",
+            quiet=True,
+        )
+    return root / "vectors"
+
+
+def towers(root: Path, output: Path, name: str, **more: object) -> dict[str, object]:
+    return job(root, output, **{"cache": str(root / "vectors"), **TOWERS[name], **more})
+
+
+def test_a_tower_for_queries_and_one_for_passages(
+    root: Path, vectors: Path, tmp_path: Path
+) -> None:
+    """Both train; sentence-transformers opens the folder as a Router, and each by itself."""
+    folder = tmp_path / "run"
+    keys = towers(root, folder, "two of another kind", validation=str(root / "train.parquet"))
+    library.distill(**keys)
+    student = SentenceTransformer(str(folder / "student"), device="cpu")
+    table = pq.read_table(root / "train.parquet").to_pydict()
+    found = {}
+    for name, column in (("query", "query"), ("document", "positive")):
+        tower = folder / "student" / name
+        texts = table[column]
+        encode_side = student.encode_query if name == "query" else student.encode_document
+        found[name] = encode_side(texts)
+        prompted = [f"the cook {text}" if name == "query" else text for text in texts]
+        ours = library.load_student(tower).predict(prompted)
+        np.testing.assert_allclose(np.stack([e["embedding"] for e in ours]), found[name], atol=1e-6)
+        alone = SentenceTransformer(str(tower), device="cpu")
+        np.testing.assert_allclose(
+            alone.encode(texts, prompt_name=name if name == "query" else None),
+            found[name],
+            atol=1e-6,
+        )
+    assert not np.allclose(
+        student.encode_document(["a sailor"]), student.encode_query(["a sailor"])
+    )
+    scores = found["query"] @ found["document"].T
+    assert metrics(folder)["mrr@10"] == pytest.approx(reciprocal_rank(scores), abs=1e-6)
+    scored = tmp_path / "scored.parquet"
+    pq.write_table(pa.table(table | {"score": np.arange(ROWS, dtype=float)}), scored)
+    pairs = {"corpus": scored, "text_column": ["query", "positive"], "label_column": "score"}
+    said = library.evaluate(student=folder, **pairs).metrics["spearman"]
+    expected = spearmanr(np.diag(scores), np.arange(ROWS)).statistic
+    assert said == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ArmadaError, match="name its folder query or document"):
+        library.load_student(folder)
+    with pytest.raises(ArmadaError, match="name the folder of one of them"):
+        library.precompute(
+            corpus=root / "train.parquet",
+            text_column=["query"],
+            teacher=f"encoder:{folder / 'student'}",
+            cache=tmp_path / "cache",
+        )
+
+
+def test_passages_that_a_teacher_embedded(root: Path, vectors: Path, tmp_path: Path) -> None:
+    """Queries alone are read, and are found among the teacher's passages."""
+    folder = tmp_path / "run"
+    validation = {"validation": str(root / "train.parquet")}
+    library.distill(**towers(root, folder, "cached", **validation))
+    table = pq.read_table(root / "train.parquet").to_pydict()
+    student = SentenceTransformer(str(folder / "student"), device="cpu")
+    cache = open_cache(vectors)
+    (feature,) = cache.features
+    passages = cache[feature][cache.lookup(table["positive"])].astype(np.float64)
+    passages /= np.linalg.norm(passages, axis=1, keepdims=True)
+    scores = student.encode(table["query"]) @ passages.T
+    told = metrics(folder)
+    assert told["mrr@10"] == pytest.approx(reciprocal_rank(scores), abs=1e-6)
+    queries = cache[feature][cache.lookup(table["query"])].astype(np.float64)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    cosines = (student.encode(table["query"]) * queries).sum(1)
+    assert told["teacher_cosine"] == pytest.approx(cosines.mean(), abs=1e-6)
+    card = json.loads((folder / "student" / "armada_student.json").read_text())["embedding"]
+    assert card["passage_tower"] == "cached"
+    assert card["passage_teacher"] == cache.teacher.fingerprint
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers_read_in_parts(root: Path, vectors: Path, tmp_path: Path, name: str) -> None:
+    run(towers(root, tmp_path / "whole", name))
+    run(towers(root, tmp_path / "parts", name, mini_batch_size=4))
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-9)
+    one, other = all_weights(tmp_path / "whole"), all_weights(tmp_path / "parts")
+    assert all(torch.allclose(one[each], other[each], rtol=0, atol=1e-9) for each in one)
+
+
+def test_two_processes_have_towers(
+    root: Path, vectors: Path, tmp_path: Path, torchrun: Sequence[str]
+) -> None:
+    plans = [towers(root, tmp_path / f"two {n}", n, batch_size=5) for n in TOWERS]
+    run_in_two_processes(torchrun, tmp_path / "plan.json", plans)
+    for name in TOWERS:
+        run(towers(root, tmp_path / name, name, batch_size=5))
+        np.testing.assert_allclose(
+            losses(tmp_path / f"two {name}"), losses(tmp_path / name), rtol=1e-9
+        )
+        one, other = all_weights(tmp_path / name), all_weights(tmp_path / f"two {name}")
+        assert all(torch.allclose(one[each], other[each], rtol=0, atol=1e-8) for each in one)
+
+
+def test_towers_are_cut_and_resumed(
+    root: Path, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = towers(root, tmp_path / "whole", "two of another kind", save_steps=1)
+    library.distill(**keys)
+    with monkeypatch.context() as patched:
+        patched.setattr(seed_run, "append_log", cut_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            library.distill(**keys | {"output": tmp_path / "cut"})
+    library.distill(**keys | {"output": tmp_path / "cut", "resume": True})
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    one, other = all_weights(tmp_path / "cut"), all_weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+TOWERS_REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "one column": ({"passage_tower": "own", "text_column": ["query"]}, "text_column names one"),
+    "no tower": ({"passage_student": "bert"}, "'passage_student': is for passage_tower=own"),
+    "adapters": ({"passage_tower": "own", "lora_rank": 2}, "adapters of two towers"),
+    "no cache": (
+        {"passage_tower": "cached", "cache": None, "objective": "contrastive"},
+        "no cache of the passages' embeddings",
+    ),
+    "no teacher": (
+        {"passage_tower": "cached", "objective": "contrastive", "teacher": None},
+        "no objective reads embeddings of texts",
+    ),
+    "another width": (
+        {"passage_tower": "cached", "objective": "rkd", "embedding_dim": 5},
+        "set embedding_dim=16",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOWERS_REFUSED)
+def test_towers_refuse_in_a_line(root: Path, vectors: Path, tmp_path: Path, what: str) -> None:
+    keys, message = TOWERS_REFUSED[what]
+    with pytest.raises(ArmadaError, match=message):
+        library.distill(**job(root, tmp_path / "run", **{"cache": str(vectors), **keys}))

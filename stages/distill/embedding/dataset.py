@@ -123,6 +123,8 @@ class EmbeddingDataset(DistillDataset):
         found = {}
         for source, features in self.features.items():
             texts = self.places[source][indices]
+            if self.tokens.tower == "cached":
+                texts = texts[:, :1]
             of_texts = self.places[source] is self.tokens.places
             numbers = self.tokens.words if of_texts else np.asarray(features.rows)
             rows = numbers[texts[texts >= 0]]
@@ -154,6 +156,6 @@ class EmbeddingDataset(DistillDataset):
         """The embeddings of the T texts, of those of all examples [N, C, E]."""
         places = self.tokens.places
         there = places >= 0
-        found = np.empty((len(self.tokens.texts), by_example.shape[-1]), np.float32)
+        found = np.empty((len(self.tokens.words), by_example.shape[-1]), np.float32)
         found[places[there]] = by_example[there]
         return found

@@ -5,15 +5,26 @@ Queries have the prompt `query`, passages `document`, as `encode_query` and `enc
 for them.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ....cache_schemas.errors import StudentSourceError
 from ...embeddings.folders import dense_layer, write_embedding_files
 from ...embeddings.layers import Dense, Normalize
+from ...embeddings.prompts import Prompts
+from ...embeddings.router import TOWERS, write_router
 from ...language.probes import probe
 from ..embedding_student import state_pooling
-from ..export import OBJECTIVE, StudentCard, save_beside, save_transformer
+from ..export import (
+    HEADS,
+    OBJECTIVE,
+    StudentCard,
+    save_beside,
+    save_parts,
+    save_transformer,
+    write_card,
+)
 from ..objectives.base import Objective
 from ..static_student import StaticStudent, save_static_model
 from ..student import Student
@@ -23,9 +34,13 @@ _IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def save_embedding_student(
-    folder: Path, student: EmbeddingStudent, tokenizer: Any, objective: Objective, card: StudentCard
+    folder: Path,
+    student: EmbeddingStudent,
+    tokenizer: Any,
+    objective: Objective | None,
+    card: StudentCard,
 ) -> None:
-    """Write the student folder."""
+    """Write the student folder; `objective`: what was trained beside it."""
     assert card.embedding is not None
     inner, most = student.inner, card.max_length
     named = {"query": card.embedding.query_prompt, "document": card.embedding.passage_prompt}
@@ -35,7 +50,7 @@ def save_embedding_student(
         layers.append(dense_layer(student.dense.weight, student.dense.bias, _IDENTITY))
     if student.normalize:
         layers.append(Normalize())
-    trained = objective.state_dict(prefix=OBJECTIVE)
+    trained = {} if objective is None else objective.state_dict(prefix=OBJECTIVE)
     if isinstance(inner, StaticStudent):
         save_static_model(folder, inner, tokenizer, layers, most, folds=True, prompts=prompts)
         save_beside(folder, inner, trained, card)
@@ -47,6 +62,30 @@ def save_embedding_student(
     pooling, pooler = found
     width = probe(inner.backbone)[0].last_hidden_state.shape[-1]
     write_embedding_files(folder, pooling, width, [*pooler, *layers], most, prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTower:
+    """A tower, as it is to be saved."""
+
+    student: EmbeddingStudent
+    tokenizer: Any
+    card: StudentCard
+
+
+def save_towers(
+    folder: Path, towers: tuple[SavedTower, SavedTower], objective: Objective, prompts: Prompts
+) -> None:
+    """Write a folder that sentence-transformers opens as a Router: `encode_query` reads by one
+    tower, `encode_document` by the other. Each has a folder of its own, `query` and `document`,
+    which is that of a student like any other."""
+    for name, tower in zip(TOWERS, towers, strict=True):
+        (folder / name).mkdir(parents=True)
+        save_embedding_student(folder / name, tower.student, tower.tokenizer, None, tower.card)
+    save_parts(folder / HEADS, objective.state_dict(prefix=OBJECTIVE))
+    write_card(folder, towers[0].card)
+    named = {"query": prompts.query_prompt, "document": prompts.passage_prompt}
+    write_router(folder, TOWERS, named if any(named.values()) else {})
 
 
 def require_exportable(student: Student, source: str) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from ...corpus.corpus import Corpus
 from ...embeddings.prompts import Prompts
+from ...language.masks import needs_mask
 from ..order import Indices
 from ..tokens import Tokens, encode
+from .student import PassageTower
 
 Places = npt.NDArray[np.int64]
 """Numbers of texts, or of pairs, of each example [N, C]; -1 where there is none."""
@@ -118,29 +119,50 @@ class GroupTokens:
     """The tokens of examples: those of their texts."""
 
     texts: Tokens
-    """Tokens of the T different texts."""
+    """Tokens of the T different texts; where passages have a tower of their own, of the queries
+    alone, which are the first of all texts."""
     places: Places
     words: npt.NDArray[np.int64]
     """A number for the bare text of each."""
+    tower: PassageTower = "shared"
+    passages: Tokens | None = None
+    """Tokens of the passages, the other texts, if a tower of their own reads them."""
 
     def __len__(self) -> int:
         return len(self.places)
 
     @property
+    def all_lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each of the T texts; 0 of one that is not read."""
+        lengths = np.diff(self.texts.offsets)
+        if self.passages is not None:
+            return np.append(lengths, np.diff(self.passages.offsets))
+        return np.pad(lengths, (0, len(self.words) - len(lengths)))
+
+    @property
     def offsets(self) -> npt.NDArray[np.int64]:
         """Sums of the examples' tokens, from 0."""
-        lengths = np.append(np.diff(self.texts.offsets), 0)
+        lengths = np.append(self.all_lengths, 0)
         return np.append(0, np.cumsum(lengths[self.places].sum(axis=1)))
 
     @property
     def truncated(self) -> int:
         """Number of truncated texts."""
-        return self.texts.truncated
+        return self.texts.truncated + (0 if self.passages is None else self.passages.truncated)
 
-    def pad(self, examples: Indices) -> dict[str, torch.Tensor]:
-        """The texts of some examples that are there, row by row: [P, width]."""
+    def pad(self, examples: Indices) -> dict[str, Any]:
+        """The texts of some examples that are there, row by row: [P, width]. Where passages have a
+        tower of their own, the queries, and the passages as `passages`."""
         chosen = self.places[examples]
-        return self.texts.pad(chosen[chosen >= 0])
+        if self.tower == "shared":
+            return {**self.texts.pad(chosen[chosen >= 0])}
+        found: dict[str, Any] = {**self.texts.pad(chosen[:, 0])}
+        if self.passages is not None and chosen.shape[1] > 1:
+            rest = chosen[:, 1:]
+            own = self.passages.pad(rest[rest >= 0] - len(self.texts))
+            own_lengths = self.lengths_of(rest)
+            found["passages"] = own | {"masked": needs_mask(own), "lengths": own_lengths}
+        return found
 
     def words_of(self, examples: Indices) -> Places:
         """Numbers of the bare texts of some examples [B, C], -1 where there is none."""
@@ -148,15 +170,28 @@ class GroupTokens:
         return np.where(chosen < 0, -1, self.words[chosen])
 
     def lengths(self, examples: Indices) -> npt.NDArray[np.int64]:
-        """Tokens of each of these texts [P]."""
+        """Tokens of each of the texts that `pad` has in the first place [P]."""
         chosen = self.places[examples]
-        found: npt.NDArray[np.int64] = np.diff(self.texts.offsets)[chosen[chosen >= 0]]
+        return self.lengths_of(chosen if self.tower == "shared" else chosen[:, 0])
+
+    def lengths_of(self, texts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Tokens of some texts; numbers of -1 are left out."""
+        found: npt.NDArray[np.int64] = self.all_lengths[texts[texts >= 0]]
         return found
 
 
-def encode_groups(
-    tokenizer: Any, groups: TextGroups, max_length: int, prompts: Prompts
-) -> GroupTokens:
-    """The tokens of all texts, each behind its prompt, at most `max_length` of them."""
+Side = tuple[Any, int]
+"""A tower's tokenizer, and the most tokens that it reads of a text."""
+
+
+def encode_texts(
+    side: Side,
+    groups: TextGroups,
+    prompts: Prompts,
+    chosen: npt.NDArray[np.bool_] | None = None,
+) -> Tokens:
+    """The tokens of all texts, or of those that are `chosen` [T], each behind its prompt."""
     examples = [text for batch in groups.prompted(prompts) for text in batch]
-    return GroupTokens(encode(tokenizer, examples, max_length), groups.places, groups.words)
+    if chosen is not None:
+        examples = [text for text, read in zip(examples, chosen.tolist(), strict=True) if read]
+    return encode(side[0], examples, side[1])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import TrainedModel
@@ -24,20 +25,28 @@ from ..order import Indices
 from ..trainer import DistillTrainer
 from .candidates import Candidates, by_example, rows_that_are_there
 from .dataset import EmbeddingDataset
-from .student import EmbeddingStudent
+from .student import EmbeddingStudent, TwoTowers
 
 
 class EmbeddingModel(TrainedModel):
-    """A student that embeds and the objective's parts beside it."""
+    """A student that embeds, or one for queries and one for passages, and the objective's parts
+    beside it."""
 
-    student: EmbeddingStudent
+    student: EmbeddingStudent | TwoTowers
 
     def __init__(
-        self, student: EmbeddingStudent, objective: Objective, dims: Sequence[int] = ()
+        self,
+        student: EmbeddingStudent | TwoTowers,
+        objective: Objective,
+        dims: Sequence[int] = (),
+        passages_of: str | None = None,
     ) -> None:
-        """`dims`: numbers of the prefixes that are embeddings, too; the whole is always one."""
+        """`dims`: numbers of the prefixes that are embeddings, too; the whole is always one.
+        `passages_of`: source whose features are the embeddings of passages; None: they are
+        read."""
         super().__init__(student, objective)
         self.dims = sorted({*dims, student.dim}, reverse=True)
+        self.passages_of = passages_of
 
     def forward(
         self,
@@ -54,30 +63,67 @@ class EmbeddingModel(TrainedModel):
         negatives: Mapping[str, Negatives] | None = None,
         repeats: Mapping[str, Indices] | None = None,
         has_loss: bool = True,
+        passages: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """`logits`: the embeddings of this process's examples [B, C, E]; `loss` and `terms`, where
         the batch has all that the objective reads. `words` are numbers of the bare texts of the
-        whole batch [B, C], -1 where one is absent, `own_words` of this process's share."""
+        whole batch [B, C], -1 where one is absent, `own_words` of this process's share. Where
+        passages have a tower of their own, the inputs are those of queries, and `passages` has
+        its."""
         assert words is not None
         assert own_words is not None
         inputs = (input_ids, attention_mask, token_type_ids)
-        embeddings_PE = self._embedded(inputs, lengths, masked)
-        own_BCE = by_example(embeddings_PE, own_words)
+        tower = self.student.towers[0]
+        embeddings_PE = self._embedded(tower, inputs, lengths, masked)
+        if len(embeddings_PE) < int((own_words >= 0).sum()):
+            others = self._passages(own_words[:, 1:], passages, features or {})
+            own_BCE = torch.cat([embeddings_PE[:, None], others], dim=1)
+        else:
+            own_BCE = by_example(embeddings_PE, own_words)
         if not has_loss:
             return {"logits": own_BCE, "loss": own_BCE.new_full((), math.nan)}
         embeddings_BCE = self._joined(own_BCE, rows)
         joined = {name: self._joined(each, rows) for name, each in (features or {}).items()}
         candidates = Candidates(embeddings_BCE, words, joined)
         sources: Sources = {
-            **{name: _rows(each, words) for name, each in joined.items()},
+            **{name: self._rows(each, words) for name, each in joined.items()},
             **{negatives_name(name): each for name, each in (negatives or {}).items()},
         }
         terms = self._terms(candidates, sources, repeats or {}, self._joined(labels, rows))
         return {"loss": terms["total"], "logits": own_BCE, "terms": terms}
 
+    def _passages(
+        self,
+        own_words: npt.NDArray[np.int64],
+        inputs: Mapping[str, Any] | None,
+        features: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The embeddings of passages [B, C - 1, E] that queries have no tower in common with."""
+        if self.passages_of is not None:
+            cached_BCE = features[self.passages_of][:, 1:].flatten(2).float()
+            return F.normalize(cached_BCE, dim=-1) if self.student.normalize else cached_BCE
+        assert inputs is not None
+        read = tuple(inputs.get(name) for name in ("input_ids", "attention_mask", "token_type_ids"))
+        tower = self.student.towers[-1]
+        found = self._embedded(tower, read, inputs["lengths"], inputs["masked"])
+        return by_example(found, own_words)
+
+    def _rows(self, feature: Tensor, places: npt.NDArray[np.int64]) -> Tensor:
+        """Features of the texts that the student embeds, in a row; those of pairs as they are."""
+        if feature.shape[1] != places.shape[1]:
+            return feature
+        read = self._columns
+        return rows_that_are_there(feature[:, :read], places[:, :read])
+
+    @property
+    def _columns(self) -> int | None:
+        """How many texts of an example the student embeds; None: all."""
+        return None if self.passages_of is None else 1
+
     def _embedded(
         self,
-        inputs: tuple[Tensor, Tensor, Tensor | None],
+        tower: EmbeddingStudent,
+        inputs: tuple[Any, ...],
         lengths_P: npt.NDArray[np.int64] | None,
         masked: bool | None,
     ) -> Tensor:
@@ -88,7 +134,7 @@ class EmbeddingModel(TrainedModel):
         if ids_PT.device.type == "cpu" and lengths_P is not None:
             parts = parts_by_length(lengths_P)
         if len(parts) < 2:
-            whole: Tensor = self.parts.read(self.student, *inputs, masked=masked)[0]
+            whole: Tensor = self.parts.read(tower, *inputs, masked=masked)[0]
             return whole
         assert lengths_P is not None
         found = []
@@ -97,7 +143,7 @@ class EmbeddingModel(TrainedModel):
             left = inputs[1].shape[1] - longest if bool(inputs[1][chosen, -1].all()) else 0
             cut = [None if each is None else each[chosen, left : left + longest] for each in inputs]
             varied = bool((lengths_P[rows] < longest).any())
-            found.append(self.parts.read(self.student, *cut, masked=varied)[0])
+            found.append(self.parts.read(tower, *cut, masked=varied)[0])
         back = np.argsort(np.concatenate(parts))
         return torch.cat(found).index_select(0, torch.from_numpy(back))
 
@@ -113,7 +159,8 @@ class EmbeddingModel(TrainedModel):
         found = []
         for dim in self.dims:
             own = candidates if dim == self.student.dim else candidates.first(dim)
-            pooled_PE = rows_that_are_there(own.embeddings_BCE, own.places)
+            read = self._columns
+            pooled_PE = rows_that_are_there(own.embeddings_BCE[:, :read], own.places[:, :read])
             side = StudentSide(pooled_BD=pooled_PE, candidates=own, repeats=repeats)
             found.append(self.objective.of_batch(side, sources, labels_B))
         if len(found) == 1:
@@ -142,13 +189,6 @@ def parts_by_length(lengths_P: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int
         return sum(len(rows) * int(lengths_P[rows[0]]) + _CALL for rows in parts)
 
     return min(choices, key=cost)
-
-
-def _rows(feature: Tensor, places: npt.NDArray[np.int64]) -> Tensor:
-    """Features of texts in a row; those of pairs as they are."""
-    if feature.shape[1] != places.shape[1]:
-        return feature
-    return rows_that_are_there(feature, places)
 
 
 class EmbeddingTrainer(DistillTrainer):

@@ -3,10 +3,11 @@
     e = normalize(W s + b), E numbers; W begins orthogonal, so that a pretrained student keeps most
         of its geometry, b at 0
 
-A text has one embedding, whatever it is compared with.
+A text has one embedding, whatever it is compared with. Passages may have a tower of their own: a
+second student, or none, where their embeddings are a teacher's.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from pydantic import ConfigDict, Field
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from ...embeddings.prompts import Prompts
 from ..student import Student
+
+PassageTower = Literal["shared", "own", "cached"]
+"""What embeds passages: the student that embeds queries, another one, or a teacher, once."""
 
 
 class EmbeddingSettings(Prompts):
@@ -26,6 +30,12 @@ class EmbeddingSettings(Prompts):
     normalize: bool = Field(description="whether embeddings have length 1")
     matryoshka_dims: tuple[int, ...] = Field(
         default=(), description="first numbers that are an embedding by themselves"
+    )
+    passage_tower: PassageTower = Field(
+        default="shared", description="what embeds the passages that it was trained with"
+    )
+    passage_teacher: str | None = Field(
+        default=None, description="fingerprint of the teacher whose embeddings passages have"
     )
 
 
@@ -44,6 +54,11 @@ class EmbeddingStudent(nn.Module):
             self.dense = nn.Linear(inner.dim, self.dim)
             nn.init.orthogonal_(self.dense.weight)
             nn.init.zeros_(self.dense.bias)
+
+    @property
+    def towers(self) -> "tuple[EmbeddingStudent, ...]":
+        """Itself: queries and passages have one."""
+        return (self,)
 
     @property
     def model(self) -> Any:
@@ -79,3 +94,23 @@ class EmbeddingStudent(nn.Module):
         if self.dense is not None:
             pooled_BD = self.dense(pooled_BD)
         return F.normalize(pooled_BD, dim=-1) if self.normalize else pooled_BD
+
+
+class TwoTowers(nn.Module):
+    """A student for queries and another for passages, whose embeddings are in one space."""
+
+    def __init__(self, query: EmbeddingStudent, passage: EmbeddingStudent) -> None:
+        super().__init__()
+        assert query.dim == passage.dim
+        self.query, self.passage = query, passage
+        self.dim, self.space, self.normalize = query.dim, query.space, query.normalize
+
+    @property
+    def towers(self) -> tuple[EmbeddingStudent, ...]:
+        """The query's first."""
+        return self.query, self.passage
+
+    @property
+    def backbone(self) -> Any:
+        """The transformer of queries."""
+        return self.query.backbone
