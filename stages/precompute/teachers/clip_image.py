@@ -1,4 +1,4 @@
-"""Pictures embedded by the image tower of CLIP, SigLIP and their kin: for each text one of a
+"""Pictures embedded by the image tower of CLIP, SigLIP and the like: for each text one of a
 folder, or the example's own (`given_pictures.py`).
 
 Retrieved by both towers. In: a text, and a folder of pictures (`picture_index.py`). The
