@@ -10,7 +10,7 @@ from typing import Literal
 from .errors import MissingExtraError
 
 Extra = Literal[
-    "teachers", "cluster", "report", "lora", "api", "s3", "datasets", "vllm", "test", "all"
+    "teachers", "cluster", "report", "lora", "api", "s3", "datasets", "vllm", "mteb", "test", "all"
 ]
 
 

@@ -190,6 +190,8 @@ def _show_precisions(table: Mapping[str, Any]) -> None:
 
 def _evaluated(result: dict[str, Any]) -> str:
     """What a student was evaluated on."""
+    if "tasks" in result:
+        return counted(result["examples"], "task") + " of MTEB, each by its main score"
     if "passages" in result:
         without = result["queries_without_relevant"]
         note = f", {without} without a relevant passage, not counted" if without else ""

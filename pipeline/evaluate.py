@@ -26,6 +26,7 @@ from .language.masked_evaluate import evaluate_masked
 from .measured import kind_of_texts
 from .objective_keys import CacheKeys
 from .retrieval.evaluate import evaluate_beir, evaluate_embeddings, evaluate_pairs
+from .retrieval.mteb_tasks import evaluate_mteb
 from .run_folder import spread
 from .signals import telling_what_is_kept
 from .student_data import LabelledCorpus, read_labelled
@@ -60,16 +61,16 @@ def _spreads(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if is_language_student(folder) or is_masked_student(folder):
-        if job.beir is not None:
-            raise JobError(f"beir: student {folder} is a language model and has no embeddings")
+        if not job.corpus:
+            raise JobError(f"beir, mteb: student {folder} is a language model, without embeddings")
         of_tokens = evaluate_language if is_language_student(folder) else evaluate_masked
         return of_tokens(job, folder)
     if job.rejected_column is not None:
         raise JobError("rejected_column: is for language models; this student predicts labels")
     if job.max_new_tokens is not None:
         raise JobError("max_new_tokens: is for language models; this student predicts labels")
-    if job.beir is not None:
-        return evaluate_beir(job, folder)
+    if not job.corpus:
+        return (evaluate_beir if job.mteb is None else evaluate_mteb)(job, folder)
     if is_router(student_folder(folder)) and len(job.text_column) == 2:
         return evaluate_pairs(job, folder)
     student, tokenizer, card = load_saved_student(folder)

@@ -17,6 +17,7 @@ _OF_CORPORA = {
     *("text_column", "label_column", "label_separator", "rejected_column", "cache", "teacher"),
     *("feature", "limit", "max_new_tokens", "encoding", "delimiter"),
 }
+_NOT_OF_MTEB = {"split", "retrieval_metrics", "similarity", "precision", "truncate_dim"}
 
 
 def _one_is_a_list(value: Any) -> Any:
@@ -49,6 +50,12 @@ class EvaluateJob(TextFormatKeys):
         default=None,
         description="instead of a corpus, for a student that embeds: BEIR folder (corpus.jsonl, "
         "queries.jsonl, qrels/SPLIT.tsv) to search in",
+    )
+    mteb: Names | None = Field(
+        default=None,
+        min_length=1,
+        description="instead of a corpus, for a student that embeds: tasks of MTEB, such as "
+        "[STSBenchmark, NFCorpus], whose data the package mteb downloads",
     )
     split: str = Field(
         default="test", min_length=1, description="split of the BEIR folder's judgements"
@@ -110,7 +117,7 @@ class EvaluateJob(TextFormatKeys):
     prompt_name: PromptName | None = Field(
         default=None,
         description="of a student that reads queries and passages behind different prompts, beside "
-        "a cache: which the texts are, query or document (a passage)",
+        "a cache, and with `mteb` of texts that are neither: query or document (a passage)",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, xpu")
 
@@ -122,12 +129,16 @@ class EvaluateJob(TextFormatKeys):
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "EvaluateJob":
-        if bool(self.corpus) == (self.beir is not None):
-            raise ValueError("corpus, beir: name one of them (files with labels, or a BEIR folder)")
-        if self.beir is not None:
-            given = self.model_fields_set & _OF_CORPORA
+        named = [key for key in ("corpus", "beir", "mteb") if getattr(self, key)]
+        if len(named) != 1:
+            raise ValueError(
+                "corpus, beir, mteb: name one of them (files with labels, a BEIR folder, or tasks)"
+            )
+        if named != ["corpus"]:
+            without = _OF_CORPORA | (_NOT_OF_MTEB if named == ["mteb"] else set())
+            given = self.model_fields_set & without
             if given := {name for name in given if getattr(self, name) not in (None, (), False)}:
-                raise ValueError(f"{', '.join(sorted(given))}: not with beir; leave out")
+                raise ValueError(f"{', '.join(sorted(given))}: not with {named[0]}; leave out")
         elif given := self.model_fields_set & {"split", "retrieval_metrics"}:
             raise ValueError(f"{', '.join(sorted(given))}: needs beir; name its folder")
         return self
