@@ -100,7 +100,7 @@ class TeacherKeys(CacheKeys):
     text_column: Names = Field(
         default=(),
         description="text columns of this teacher, if not those of the student: hints, retrieved "
-        "documents, translations",
+        "documents, translations, pictures (picture:COLUMN)",
     )
     control: str = Field(
         default="none",

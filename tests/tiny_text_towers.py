@@ -11,11 +11,11 @@ POSITIONS = 24
 PROJECTED = 20
 
 
-def make_text_tower(folder: Path, name: str, texts: Sequence[str]) -> Path:
+def make_text_tower(folder: Path, name: str, texts: Sequence[str], image_size: int = 8) -> Path:
     """A whole model of a family, or its text tower alone (`clip_text`, `siglip_text`, ...)."""
     tokenizer = _tokenizer(name, texts)
     torch.manual_seed(0)
-    model = _models(tokenizer)[name]()
+    model = _models(tokenizer, image_size)[name]()
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=SPREAD)
@@ -24,13 +24,15 @@ def make_text_tower(folder: Path, name: str, texts: Sequence[str]) -> Path:
     return folder
 
 
-def make_clip_of_pictures(folder: Path, texts: Sequence[str] = ("a red bird", "two dogs")) -> Path:
+def make_clip_of_pictures(
+    folder: Path, texts: Sequence[str] = ("a red bird", "two dogs"), image_size: int = 8
+) -> Path:
     """A whole CLIP with its image processor."""
     from transformers import CLIPImageProcessor
 
-    size = {"height": 8, "width": 8}
-    make_text_tower(folder, "clip", texts)
-    CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=size).save_pretrained(folder)
+    size = {"height": image_size, "width": image_size}
+    make_text_tower(folder, "clip", texts, image_size)
+    CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=size).save_pretrained(folder)
     return folder
 
 
@@ -71,7 +73,7 @@ def _gemma_tokenizer(texts: Sequence[str]) -> Any:
     )
 
 
-def _models(tokenizer: Any) -> dict[str, Any]:
+def _models(tokenizer: Any, image_size: int) -> dict[str, Any]:
     import transformers as tf
 
     ids = {
@@ -82,7 +84,7 @@ def _models(tokenizer: Any) -> dict[str, Any]:
     layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     text = layers | {"hidden_size": 16, "vocab_size": len(tokenizer)} | ids
     text["max_position_embeddings"] = POSITIONS
-    picture = layers | {"hidden_size": 12, "image_size": 8, "patch_size": 4}
+    picture = layers | {"hidden_size": 12, "image_size": image_size, "patch_size": 4}
     both = {"text_config": text, "vision_config": picture}
     projected = {"projection_dim": PROJECTED}
     roberta = text | {"max_position_embeddings": POSITIONS + 1, "pad_token_id": 0}

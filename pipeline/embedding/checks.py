@@ -1,6 +1,7 @@
 """What is refused of a job whose student embeds, before anything is read."""
 
 from ...cache_schemas.errors import JobError
+from ...stages.corpus.reading import PICTURES
 from ...stages.distill.objectives.base import Reads
 from ..distill_job import DistillJob
 from .keys import EmbeddingKeys
@@ -61,6 +62,12 @@ def _check_keys(job: DistillJob) -> None:
 
 
 def _check_texts(job: DistillJob) -> None:
+    for column in (*job.text_column, *(job.validation_text_column or ())):
+        if column.startswith(PICTURES):
+            raise JobError(
+                f"text_column {column!r}: a student that embeds reads texts; name the pictures in "
+                "text_column of a teacher (`teachers`)"
+            )
     prompts = (job.query_prompt, job.passage_prompt)
     if len(job.text_column) == 1 and all(prompts) and len(set(prompts)) > 1:
         raise JobError(
@@ -110,9 +117,15 @@ def _check_teachers(job: DistillJob) -> None:
                 f"missing=without_teacher: teacher {name}: a text without its embedding teaches "
                 "nothing; skip such rows with skip_bad_rows=true"
             )
-        if teacher.text_column:
+        if teacher.text_column and job.tower == "cached":
             raise JobError(
-                f"teacher {name}: text_column: reads the texts that are embedded; leave it out"
+                f"teacher {name}: text_column: passage_tower=cached takes the embeddings of "
+                "passages for theirs, and this teacher has one vector for a row; use another tower"
+            )
+        if teacher.text_column and teacher.query_teacher is not None:
+            raise JobError(
+                f"teacher {name}: query_teacher: has read queries among the texts that are "
+                "embedded, and text_column names others; leave one out"
             )
 
 

@@ -1,7 +1,7 @@
 """The texts of a student that embeds, joined to teachers' features of each text, or of pairs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 
 from ...cache_schemas.errors import CorpusError, JobError
 from ...cache_schemas.features import FeatureSpec
-from ...cache_schemas.keys import KeyArray
-from ...stages.corpus.corpus import Corpus, read_corpus
+from ...cache_schemas.keys import IntArray, KeyArray
+from ...stages.corpus.corpus import Corpus, read_corpus, refuse_unreadable
 from ...stages.corpus.labels import NO_LABELS, LabelSpace, LabelValues, is_missing, label_values
 from ...stages.corpus.reading import OPTIONAL
 from ...stages.distill.batches import Features
@@ -24,6 +24,7 @@ from ...stages.distill.embedding.measures import (
     SCORE_METRICS,
     ranking_metrics,
     score_metrics,
+    target_metrics,
 )
 from ...stages.distill.embedding_student import has_length_1
 from ...stages.distill.measures import is_teacher_measure
@@ -36,10 +37,18 @@ from ..answers import Answers, missing_keys, open_answers
 from ..distill_job import DistillJob
 from ..measured import Measured, MeasuredSource
 from ..objective_keys import TeacherKeys
-from ..sources import Source, feature_of_texts, sum_to_come
+from ..sources import Columns, Source, feature_of_texts, sum_to_come
 from ..student_data import LabelledCorpus, StudentData
 from ..terms import Reading, Term, readings_of
 from .keys import prompts_of
+from .own_columns import (
+    OwnColumns,
+    OwnKeys,
+    WholeRows,
+    check_own_columns,
+    own_columns,
+    targets_of_rows,
+)
 
 _LENGTH_ROWS = 64
 _OF_ONE_WIDTH = ("crd", "wcord")
@@ -56,6 +65,24 @@ class Joined:
     groups: TextGroups
     rows: Mapping[str, Rows] = field(default_factory=dict)
     places: Mapping[str, Places] = field(default_factory=dict)
+    targets: Mapping[str, IntArray] = field(default_factory=dict)
+    """Sources whose teachers have columns of their own: the first row of each different target."""
+
+    def names(self, source: str, corpus: Corpus, numbers: Rows) -> list[str]:
+        """What features are of, by their numbers."""
+        if source in self.targets:
+            return [corpus.where(int(row)) for row in self.targets[source][numbers]]
+        return [self.groups.texts.where(int(number)) for number in numbers]
+
+    def compared(self, source: str) -> tuple[IntArray, IntArray]:
+        """The texts [P] that features of a source are the targets of, and which ones [P]."""
+        if source not in self.targets:
+            every = np.arange(len(self.groups.texts))
+            return every, every
+        there = self.groups.places >= 0
+        both = np.stack([self.groups.places[there], self.places[source][there]], axis=1)
+        texts_P, targets_P = np.unique(both, axis=0).T
+        return texts_P, targets_P
 
     @property
     def complete(self) -> bool:
@@ -73,30 +100,37 @@ class EmbeddingData(StudentData):
     """Metrics of its validation texts, without those of teachers."""
     passages_of: str | None = None
     """The source whose features are the embeddings of passages; None: passages are read."""
+    searched: tuple[str, ...] = ()
+    """Sources among whose targets each validation text is to find its own."""
 
     @property
     def rows_of_texts(self) -> Mapping[str, Rows]:
-        """The cache rows of the different texts; scores of pairs are of no text."""
-        return {n: self.joined.rows[n] for n, s in self.sources.items() if is_of_texts(s.spec)}
+        """The cache rows of the different texts; scores of pairs are of no text, and pictures of
+        rows of none alone."""
+        rows, targets = self.joined.rows, self.joined.targets
+        named = [n for n, s in self.sources.items() if is_of_texts(s.spec) and n not in targets]
+        return {name: rows[name] for name in named}
 
     def gathers(self, seed: int, pad_left: bool = False) -> dict[str, Features]:
         """Readers of the training features of each source, under its control."""
         found: dict[str, Features] = {}
         for (name, source), own in zip(self.sources.items(), self._own_draws(), strict=True):
             gather = controlled(source.feature, self.joined.rows[name], source.control, seed, own)
-            found[name] = _checked(gather, source, self.joined.groups)
+            found[name] = _checked(gather, name, source, self.joined, self.train.corpus)
         return found
 
     def validation_gathers(self, pad_left: bool = False) -> dict[str, Features]:
         """Readers of the validation features, as cached; none where some lack."""
-        held_out = self.held_out
-        if held_out is None or not held_out.complete:
+        if self.held_out is None or not self.held_out.complete:
             return {}
-        found: dict[str, Features] = {}
-        for name, source in self.sources.items():
-            gather = controlled(source.feature, held_out.rows[name], Control("none"), 0)
-            found[name] = _checked(gather, source, held_out.groups)
-        return found
+        return {name: self._held_out_gather(name) for name in self.sources}
+
+    def _held_out_gather(self, name: str) -> Gather:
+        assert self.held_out is not None
+        assert self.validation is not None
+        source = self.sources[name]
+        gather = controlled(source.feature, self.held_out.rows[name], Control("none"), 0)
+        return _checked(gather, name, source, self.held_out, self.validation.corpus)
 
     def fetch_ahead(self, job: DistillJob, aligners_first: Any) -> ToCome | None:
         """Start downloading what the run needs from caches at URLs, in the order of first use."""
@@ -120,12 +154,14 @@ class EmbeddingData(StudentData):
             first[name]: each.answers(name, objective)
             for name, each in self.measured.sources.items()
         }
+        compared = {first[name]: self.held_out.compared(name) for name in self.measured.sources}
 
         def figures(embeddings_TE: npt.NDArray[np.float32], labels: LabelValues) -> Figures:
             found = self.task_figures(embeddings_TE, labels)
             for prefix, each in answers.items():
                 assert isinstance(each, FeatureAnswers)
-                each.see(np.arange(len(embeddings_TE)), torch.from_numpy(embeddings_TE))
+                texts_P, _ = compared[prefix]
+                each.see(np.arange(len(texts_P)), torch.from_numpy(embeddings_TE[texts_P]))
                 own = each.figures(embeddings_TE, labels, self.space)
                 found |= {f"{prefix}{name}": value for name, value in own.items()}
             return found
@@ -139,18 +175,22 @@ class EmbeddingData(StudentData):
         found: Figures = {}
         if set(self.metric_names) & set(SCORE_METRICS):
             found |= score_metrics(embeddings_TE, places, labels)
-        if set(self.metric_names) & set(RETRIEVAL_METRICS):
+        if set(self.metric_names) & set(RETRIEVAL_METRICS) and not self.searched:
             found |= ranking_metrics(embeddings_TE, places, words)
+        for name, prefix in prefixes(self.searched).items():
+            targets = self._held_out_gather(name), *self.held_out.compared(name)
+            ranked = target_metrics(embeddings_TE, *targets)
+            found |= {f"{prefix}{metric}": value for metric, value in ranked.items()}
         return found
 
 
-def _checked(gather: Gather, source: Source, groups: TextGroups) -> Gather:
+def _checked(gather: Gather, name: str, source: Source, joined: Joined, corpus: Corpus) -> Gather:
     """A reader that refuses vectors without a direction, of a feature of texts."""
     if not is_of_texts(source.spec):
         return gather
 
     def names(numbers: Rows) -> list[str]:
-        return [groups.texts.where(int(number)) for number in numbers]
+        return joined.names(name, corpus, numbers)
 
     return VectorGather(gather.feature, gather.rows, gather.change, names=names)
 
@@ -164,12 +204,15 @@ def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData
     """Read, check and join everything a job names; raises an InputError for whatever is wrong."""
     _check_columns(job)
     readings = readings_of(terms)
-    train = _read(job, job.train, job.text_column, job.label_column, weighted=True)
-    validation = None
+    own = own_columns(job, readings)
+    check_own_columns(own, terms)
+    rows = [_read(job, job.train, job.text_column, own, job.label_column, weighted=True)]
+    train, validation = rows[0].student, None
     columns = job.validation_text_column or job.text_column
     if job.validation:
         label = job.validation_label_column or job.label_column
-        validation = _read(job, job.validation, columns, label)
+        rows.append(_read_validation(job, columns, own, label))
+        validation = rows[1].student
     if job.label_column is not None and is_missing(train.labels).all():
         raise CorpusError(
             f"corpus {train.corpus.sources[0]}: label_column {job.label_column!r}: no row has a "
@@ -184,21 +227,24 @@ def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData
     groups = _groups(job, train.corpus)
     held_out = None if validation is None else _groups(job, validation.corpus)
     sources = {
-        name: _open(reading, job.all_teachers, terms, train.corpus, groups, held_out)
+        name: _open(reading, job.all_teachers, terms, train.corpus, groups, held_out, rows)
         for name, reading in readings.items()
     }
     _check_features(job, terms, sources)
-    train, joined = _joined(job, train, groups, sources)
+    keys = [each.keys() for each in rows]
+    del rows  # with their pictures
+    train, joined, keys[0] = _joined(job, train, groups, sources, keys[0])
     joined_out = None
     if validation is not None and held_out is not None:
-        joined_out = _join(sources, validation.corpus, held_out)
+        joined_out = _join(sources, validation.corpus, held_out, keys[1])
     _check_texts(job, terms, joined)
     passages_of = None
     if job.tower == "cached":
         passages_of = _source_of_passages(job, terms, sources)
         _require_validation(sources[passages_of], passages_of, joined_out)
-    measured = _measured(job, terms, sources, joined_out)
-    names = _metric_names(job, train, validation, joined, joined_out)
+    measured = _measured(job, terms, sources, joined_out, keys[-1].reasons)
+    searched = _searched(terms, validation, joined_out)
+    names = _metric_names(job, train, validation, joined, joined_out, searched)
     metric = _choose_metric(job, names, measured)
     return EmbeddingData(
         train=train,
@@ -206,24 +252,28 @@ def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData
         space=NO_LABELS,
         metric=metric,
         sources=sources,
+        read_digests=keys[0].digests(train.labels),
         measured=measured,
         joined=joined,
         held_out=joined_out,
         metric_names=names,
         passages_of=passages_of,
+        searched=searched,
     )
 
 
 def _read(
     job: DistillJob,
     files: tuple[str, ...],
-    columns: Sequence[str],
+    student: Sequence[str],
+    own: OwnColumns,
     label_column: Any,
     weighted: bool = False,
-) -> LabelledCorpus:
+) -> WholeRows:
+    columns = Columns.of(student, list(own.values()))
     corpus = read_corpus(
         files,
-        columns,
+        columns.names,
         label_column=label_column,
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
@@ -232,7 +282,23 @@ def _read(
         weight_column=job.weight_column if weighted else None,
     )
     corpus.require_format(None, "a student that embeds")
-    return LabelledCorpus(corpus, label_values(corpus, _SCORES if label_column else NO_LABELS))
+    labels = label_values(corpus, _SCORES if label_column else NO_LABELS)
+    return WholeRows.of(LabelledCorpus(corpus, labels), columns, own)
+
+
+def _read_validation(
+    job: DistillJob, student: Sequence[str], own: OwnColumns, label_column: Any
+) -> WholeRows:
+    """The validation rows; files without the columns of teachers' own do without them."""
+    try:
+        for columns in own.values():
+            refuse_unreadable(
+                job.validation, columns, id_column=job.id_column, form=job.file_format
+            )
+    except CorpusError as error:
+        without = _read(job, job.validation, student, {}, label_column)
+        return replace(without, reasons=dict.fromkeys(own, str(error)))
+    return _read(job, job.validation, student, own, label_column)
 
 
 def _check_columns(job: DistillJob) -> None:
@@ -258,8 +324,10 @@ def _open(
     corpus: Corpus,
     groups: TextGroups,
     held_out: TextGroups | None,
+    rows: Sequence[WholeRows],
 ) -> Source:
-    """A feature of each text, or, for an objective of candidates, of pairs."""
+    """A feature of each text; for an objective of candidates, of pairs; or of each row, by columns
+    of the teacher's own."""
     keys = teachers[reading.teacher]
     answers = open_answers(keys)
     name = feature_of_texts(answers.cache, reading, len(teachers) > 1)
@@ -272,7 +340,14 @@ def _open(
                 "pair, which margin_mse and listwise_kl read; name a feature of texts"
             )
     read = [groups.texts, *([held_out.texts] if held_out is not None else [])]
-    if not is_of_texts(spec):
+    if reading.source in rows[0].read:
+        if not is_of_texts(spec):
+            raise JobError(
+                f"teacher {reading.teacher}: text_column: feature {spec.name!r} is one number, and "
+                "the texts of a row are to meet a vector; name another feature"
+            )
+        read = [each.read[reading.source] for each in rows if reading.source in each.read]
+    elif not is_of_texts(spec):
         read = [_pairs(corpus, column) for column in range(1, groups.columns)]
     answers = answers.of(name, read)
     queries = None
@@ -313,11 +388,22 @@ def _pairs(corpus: Corpus, column: int) -> Corpus:
     return corpus.of_columns((0, column))
 
 
-def _join(sources: Mapping[str, Source], corpus: Corpus, groups: TextGroups) -> Joined:
-    """The cache rows of all texts and pairs, -1 where there is none."""
-    rows, places = dict[str, Rows](), dict[str, Places]()
+def _join(
+    sources: Mapping[str, Source], corpus: Corpus, groups: TextGroups, own_keys: OwnKeys
+) -> Joined:
+    """The cache rows of all texts, pairs and targets of rows, -1 where there is none."""
+    rows, places, targets = dict[str, Rows](), dict[str, Places](), dict[str, IntArray]()
     keys: KeyArray | None = None
     for name, source in sources.items():
+        if name in own_keys.reasons:
+            targets[name], rows[name] = np.zeros(1, np.int64), np.full(1, -1)
+            places[name] = np.where(groups.places < 0, -1, 0)
+            continue
+        if name in own_keys.keys:
+            read = own_keys.keys[name]
+            targets[name], places[name] = targets_of_rows(read, groups.places)
+            rows[name] = source.find(read[targets[name]])
+            continue
         if is_of_texts(source.spec):
             keys = groups.texts.keys() if keys is None else keys
             rows[name] = source.find_texts(keys, groups.queries)
@@ -332,17 +418,21 @@ def _join(sources: Mapping[str, Source], corpus: Corpus, groups: TextGroups) -> 
             own = _pairs(corpus, column + 1).take(np.flatnonzero(there[:, column]))
             found[numbers[there[:, column], column]] = source.find(own.keys())
         rows[name] = found
-    return Joined(groups, rows, places)
+    return Joined(groups, rows, places, targets)
 
 
 def _joined(
-    job: DistillJob, train: LabelledCorpus, groups: TextGroups, sources: Mapping[str, Source]
-) -> tuple[LabelledCorpus, Joined]:
-    """Training rows whose texts, and pairs, are all in the caches; others are left out and listed,
-    or refused."""
-    joined = _join(sources, train.corpus, groups)
+    job: DistillJob,
+    train: LabelledCorpus,
+    groups: TextGroups,
+    sources: Mapping[str, Source],
+    keys: OwnKeys,
+) -> tuple[LabelledCorpus, Joined, OwnKeys]:
+    """Training rows whose texts, pairs and targets are all in the caches; others are left out and
+    listed, or refused."""
+    joined = _join(sources, train.corpus, groups, keys)
     if joined.complete:
-        return train, joined
+        return train, joined, keys
     lacking = np.zeros(len(groups), np.bool_)
     for name, rows in joined.rows.items():
         places = joined.places[name]
@@ -350,14 +440,15 @@ def _joined(
     if not job.skip_bad_rows or lacking.all():
         raise _missing(sources, train.corpus, joined)
     train = train.without(np.flatnonzero(lacking), "not in the cache")
-    return train, _join(sources, train.corpus, _groups(job, train.corpus))
+    keys = keys.take(np.flatnonzero(~lacking))
+    return train, _join(sources, train.corpus, _groups(job, train.corpus), keys), keys
 
 
 def _missing(sources: Mapping[str, Source], corpus: Corpus, joined: Joined) -> Exception:
     """The error for the first source that lacks something."""
     name = next(name for name, rows in joined.rows.items() if (rows < 0).any())
     source, rows = sources[name], joined.rows[name]
-    if is_of_texts(source.spec):
+    if is_of_texts(source.spec) and name not in joined.targets:
         absent = np.flatnonzero(rows < 0)
         cache = source.cache
         if source.of_queries is not None and joined.groups.queries[absent].all():
@@ -491,6 +582,7 @@ def _measured(
     terms: Sequence[Term],
     sources: Mapping[str, Source],
     held_out: Joined | None,
+    without: Mapping[str, str],
 ) -> Measured:
     """The teachers of texts that validation embeddings are compared with."""
     if held_out is None or job.measure_teacher == "off":
@@ -501,22 +593,43 @@ def _measured(
         if job.tower == "cached" and is_of_texts(source.spec):
             # The passages' embeddings are the teacher's own.
             rows = np.where(held_out.groups.queries, rows, -1)
-        if not is_of_texts(source.spec):
+        if name in held_out.targets:
+            rows = rows[held_out.compared(name)[1]]
+        if name in without:
+            reasons[name] = without[name]
+        elif not is_of_texts(source.spec):
             reasons[name] = f"{source.spec.name} is a score of pairs"
         elif (rows < 0).all():
             reasons[name] = f"none of {len(rows)} validation texts is in the cache"
         else:
-            met = any(
-                getattr(term.options, "projector", None) == "none"
-                for term in terms
-                for reading in term.readings
-                if reading.source == name
-            )
-            found[name] = MeasuredSource(source, rows, "feature", met)
+            found[name] = MeasuredSource(source, rows, "feature", _is_met(terms, name))
             continue
         if job.measure_teacher == "require":
             raise JobError(f"measure_teacher=require: teacher {name}: {reasons[name]}")
     return Measured(found, reasons)
+
+
+def _is_met(terms: Sequence[Term], source: str) -> bool:
+    """Whether embeddings are in the space of a source: an objective has them meet its numbers."""
+    return any(
+        getattr(term.options, "projector", None) == "none"
+        for term in terms
+        for reading in term.readings
+        if reading.source == source
+    )
+
+
+def _searched(
+    terms: Sequence[Term], validation: LabelledCorpus | None, held_out: Joined | None
+) -> tuple[str, ...]:
+    """The sources among whose targets, of the validation rows, single texts are to find theirs."""
+    if validation is None or held_out is None or held_out.groups.columns > 1:
+        return ()
+    return tuple(
+        name
+        for name in held_out.targets
+        if (held_out.rows[name] >= 0).all() and _is_met(terms, name)
+    )
 
 
 def _metric_names(
@@ -525,6 +638,7 @@ def _metric_names(
     validation: LabelledCorpus | None,
     joined: Joined,
     held_out: Joined | None,
+    searched: Sequence[str],
 ) -> tuple[str, ...]:
     if validation is None or held_out is None:
         return ("loss",)
@@ -539,6 +653,9 @@ def _metric_names(
         names = SCORE_METRICS
     elif columns > 1:
         names = RETRIEVAL_METRICS
+    else:
+        first = prefixes(searched)
+        names = tuple(f"{first[name]}{each}" for name in searched for each in RETRIEVAL_METRICS)
     has_loss = held_out.complete and columns == joined.groups.columns
     if has_loss and (job.label_column is None or names == SCORE_METRICS):
         names = (*names, "loss")

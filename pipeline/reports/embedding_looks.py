@@ -18,7 +18,7 @@ from ...stages.distill.saved_student import load_embedder
 from ...stages.retrieval.search import neighbour_overlap
 from ...stages.store.format.rows import Rows
 from ..distill_job import DistillJob
-from ..embedding.data import EmbeddingData, is_of_texts, read_embedding_data
+from ..embedding.data import EmbeddingData, read_embedding_data
 from ..environment import choose_device
 from ..findings.conditions import Condition
 from ..findings.findings import Study
@@ -94,19 +94,18 @@ def _student(
 
 def _teacher(data: EmbeddingData, numbers: Rows) -> Points | None:
     """The vectors [N, H] of texts, of the first source that has some."""
-    for name, source in data.sources.items():
-        if is_of_texts(source.spec):
-            found = source.feature.gather(data.joined.rows[name][numbers])
-            return found.reshape(len(found), -1).astype(np.float32)
+    for name, rows in data.rows_of_texts.items():
+        found = data.sources[name].feature.gather(rows[numbers])
+        return found.reshape(len(found), -1).astype(np.float32)
     return None
 
 
 def _teacher_value(data: EmbeddingData) -> float | None:
     """The metric of the teacher's own vectors, where all validation texts are cached."""
-    if data.validation is None:
+    if data.validation is None or data.held_out is None:
         return None
-    for measured in data.measured.sources.values():
-        if (measured.rows >= 0).all():
+    for name, measured in data.measured.sources.items():
+        if name not in data.held_out.targets and (measured.rows >= 0).all():
             vectors = measured.source.feature.gather(measured.rows)
             flat = vectors.reshape(len(vectors), -1).astype(np.float32)
             return data.task_figures(flat, data.validation.labels).get(data.metric)

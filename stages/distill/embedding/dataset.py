@@ -48,6 +48,21 @@ class VectorGather(Gather):
         return found
 
 
+def joined_numbers(*numbers: Indices) -> Indices:
+    """A number for each of P things, the same for two that share one of their own numbers [P] with
+    each other, or with things between them: the connected components."""
+    found = np.arange(len(numbers[0]))
+    while True:
+        before = found
+        for each in numbers:
+            _, group_P = np.unique(each, return_inverse=True)
+            least = np.full(len(found), len(found))
+            np.minimum.at(least, group_P, found)
+            found = least[group_P]
+        if np.array_equal(found, before):
+            return found
+
+
 Figures = dict[str, float]
 Measure = Callable[[npt.NDArray[np.float32], LabelValues], Figures]
 """Embeddings [T, E] of the texts of an evaluation, and its labels -> metrics."""
@@ -119,7 +134,7 @@ class EmbeddingDataset(DistillDataset):
     def repeats(self, indices: Indices) -> dict[str, Indices]:
         """A number for each text of a batch that is there [P], of the sources of texts of which a
         batch has one more than once: the same for the same words, even where a teacher has read
-        them behind two prompts."""
+        them behind two prompts; of targets of rows, the same for the same target or words."""
         found = {}
         for source, features in self.features.items():
             texts = self.places[source][indices]
@@ -128,6 +143,8 @@ class EmbeddingDataset(DistillDataset):
             of_texts = self.places[source] is self.tokens.places
             numbers = self.tokens.words if of_texts else np.asarray(features.rows)
             rows = numbers[texts[texts >= 0]]
+            if not of_texts and texts.shape == self.tokens.places[indices].shape:
+                rows = joined_numbers(rows, self.tokens.words_of(indices)[texts >= 0])
             if len(np.unique(rows)) < len(rows):
                 found[source] = rows
         return found

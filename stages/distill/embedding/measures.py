@@ -1,14 +1,21 @@
 """What embeddings of validation texts are worth: pure functions of arrays.
 
-Shapes: N examples, T different texts, C texts of an example, E numbers of an embedding.
+Shapes: N examples, T different texts, C texts of an example, E numbers of an embedding, R targets
+(embeddings of pictures by a teacher, say), P pairs of a text and its target.
 
     pairs with scores        spearman, pearson of the cosines
     queries with passages    ndcg@10, mrr@10, recall@1, recall@10: each query among all passages
+    texts with pictures      the same: each text among the pictures of all
 """
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ....cache_schemas.keys import IntArray
 from ...corpus.labels import LabelValues, is_missing
 from ...retrieval.metrics import Judgements, depth_of, retrieval_metrics
 from ...retrieval.search import Pairs, search
@@ -55,4 +62,40 @@ def ranking_metrics(
     answers = np.isin(same.queries * len(passages) + same.passages, judged_keys)
     excluded = Pairs(same.queries[~answers], same.passages[~answers])
     found = search(embeddings_TE[queries], embeddings_TE[passages], depth, exclude=excluded)
+    return retrieval_metrics(found.rows_QK, judgements, RETRIEVAL_METRICS)
+
+
+class Targets(Protocol):
+    """A teacher's features [B, *shape] by their numbers [B]."""
+
+    @property
+    def rows(self) -> Sized:
+        """One for each feature."""
+
+    def __call__(self, indices: IntArray, /) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Searched:
+    """All of some targets, as vectors that are read by slices."""
+
+    targets: Targets
+
+    def __len__(self) -> int:
+        return len(self.targets.rows)
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        numbers = np.arange(len(self))[rows]
+        return self.targets(numbers).reshape(len(numbers), -1)
+
+
+def target_metrics(
+    embeddings_TE: Array, targets: Targets, texts_P: IntArray, targets_P: IntArray
+) -> dict[str, float]:
+    """How high its own targets rank by cosine for each text, among all R of them. `texts_P`,
+    `targets_P`: which text has which target, each pair once; a text may have several."""
+    judgements = Judgements(texts_P, targets_P, np.ones_like(texts_P), len(embeddings_TE))
+    searched = _Searched(targets)
+    depth = min(depth_of(RETRIEVAL_METRICS), len(searched))
+    found = search(embeddings_TE, searched, depth)
     return retrieval_metrics(found.rows_QK, judgements, RETRIEVAL_METRICS)
