@@ -356,6 +356,38 @@ def embed(
 
 
 @app.command()
+def export(
+    student: Student = None,
+    quantize: Annotated[str | None, typer.Option(help="int8: write a second model")] = None,
+    corpus: Annotated[list[str] | None, typer.Option(help="file or folder of texts")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="column of texts")] = None,
+    label_column: Annotated[str | None, typer.Option(help="column of scores of pairs")] = None,
+    settings: Settings = None,
+    keys: Keys = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained student that embeds as an ONNX model into its folder, and compare the two.
+
+    The corpus is what they are compared on."""
+    from .pipeline.console import show_keys, show_student_export
+    from .pipeline.jobs import collect_keys, make
+    from .pipeline.student_export import StudentExportJob, run_student_export
+
+    if keys:
+        show_keys(StudentExportJob)
+        return
+    options = {
+        "student": str(student) if student else None,
+        "quantize": quantize,
+        "corpus": corpus,
+        "text_column": text_column,
+        "label_column": label_column,
+    }
+    made = make(StudentExportJob, collect_keys(None, options, settings or []))
+    show_student_export(run_student_export(made), as_json)
+
+
+@app.command()
 def corpus(
     source: Annotated[
         Path | None,

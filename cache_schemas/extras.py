@@ -10,7 +10,18 @@ from typing import Literal
 from .errors import MissingExtraError
 
 Extra = Literal[
-    "teachers", "cluster", "report", "lora", "api", "s3", "datasets", "vllm", "mteb", "test", "all"
+    "teachers",
+    "cluster",
+    "report",
+    "lora",
+    "api",
+    "s3",
+    "datasets",
+    "onnx",
+    "vllm",
+    "mteb",
+    "test",
+    "all",
 ]
 
 

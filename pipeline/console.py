@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .precompute_plan import PrecomputeReport
     from .predict import PredictReport
     from .retrieval.mine import MineReport
+    from .student_export import StudentExport
 
 
 def show_json(value: Any) -> None:
@@ -211,6 +212,24 @@ def show_predicted(predicted: "PredictReport", as_json: bool) -> None:
         return
     print(f"{counted(predicted.rows, 'row')}, {predicted.kind}")
     print(f"written to {predicted.output}")
+
+
+def show_student_export(found: "StudentExport", as_json: bool) -> None:
+    """Print the result of `export`: each model beside the student."""
+    warn_skipped(found.skipped)
+    if as_json:
+        show_json(found)
+        return
+    print(f"compared on {counted(found.texts, 'text')}: {found.compared_on}")
+    if found.spearman is not None:
+        print(f"{'the student':16}  spearman {found.spearman:.4f}")
+    for name, model in found.models.items():
+        print(
+            f"{name:16}  {size(model.bytes)}, largest difference {model.largest_difference:.2g}, "
+            f"cosine {model.cosine_mean:.5f} (least {model.cosine_least:.5f})"
+            + ("" if model.spearman is None else f", spearman {model.spearman:.4f}")
+        )
+    print(f"written to {found.output}")
 
 
 def show_corpus(report: "CorpusReport", as_json: bool) -> None:

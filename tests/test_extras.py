@@ -31,7 +31,10 @@ EXTRAS = {
 }
 """What each brings, by the names that are imported, and what comes with it alone."""
 
-HIDDEN = sorted({*set().union(*EXTRAS.values()), "pytest", "vllm"})
+APART = {"onnx": {"onnx", "onnxscript", "onnxruntime"}}
+"""Likewise, of extras that are not in `all`."""
+
+HIDDEN = sorted({*set().union(*EXTRAS.values(), *APART.values()), "pytest", "vllm"})
 
 
 PRECOMPUTE = ["precompute", "--corpus", "texts.csv", "--text-column", "text", "--cache"]
@@ -81,6 +84,7 @@ LACKING: list[tuple[list[str], str, str]] = [
     ([*PRECOMPUTE, "c", *HASH, "--workers", "2"], "distributed", "cluster"),
     ([*PRECOMPUTE, "c", *HASH, "--dask", "tcp://h:1"], "distributed", "cluster"),
     (["ablate", "grid.yaml"], "statsmodels", "report"),
+    (["export", "run"], "onnx, onnxscript and onnxruntime", "onnx"),
     (["report", "run"], "matplotlib, statsmodels and PIL", "report"),
     (["cache", "card", "cache"], "matplotlib", "report"),
     (["demo", "--quick"], "open_clip, PIL, matplotlib and statsmodels", "all"),
@@ -146,9 +150,8 @@ def test_what_is_missing_is_named(ended: list[dict[str, Any]], at: int, place: P
 
 def test_packages_of_extras_are_hidden_here() -> None:
     owners = packages_distributions()
-    listed = {
-        name for name in OPTIONAL if name not in ("all", "docs", "test", "lm-eval", "mteb", "vllm")
-    }
+    apart = ("all", "docs", "test", "lm-eval", "mteb", "vllm", *APART)
+    listed = {name for name in OPTIONAL if name not in apart}
     assert listed == EXTRAS.keys()
     for extra in listed:
         hidden = {canonicalize_name(own) for name in EXTRAS[extra] for own in owners.get(name, ())}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ START_AT_ONCE = Instead(
     "armada precompute --corpus rte.parquet --text-column text_a --text-column text_b "
     "--teacher hash:4 --cache elsewhere --workers auto",
     "worker processes start cold, and import diffusers; as printed in a slow test",
+)
+WITHOUT_ONNX = (
+    ()
+    if find_spec("onnxruntime") and find_spec("onnxscript")
+    else (Instead("armada export runs/small", "armada export --keys", "onnx is not installed"),)
 )
 INSTEAD = {
     "real-teachers.md": (
@@ -104,6 +110,7 @@ INSTEAD = {
         Instead("student_layers=2", "student_layers=1", "the tiny model has two"),
         Instead("batch_size: 256", "batch_size: 8", "there are ten rows"),
         Instead("mini_batch_size: 32", "mini_batch_size: 5", "likewise"),
+        *WITHOUT_ONNX,
     ),
     "preferences.md": (Instead("--set lora_rank=8", "--set lora_rank=8 --set epochs=1", "short"),),
     "scored-choices.md": (
