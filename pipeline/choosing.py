@@ -44,6 +44,7 @@ from .choosing_keys import (
     DomainGapRule,
     EntropyRule,
     LearnabilityRule,
+    ScoreRule,
     SelectRule,
 )
 from .distill_job import DistillJob
@@ -104,10 +105,16 @@ def read_by_rules(job: DistillJob) -> dict[str, tuple[str, ...]]:
     teachers, found = job.all_teachers, dict[str, tuple[str, ...]]()
     for rule in job.rules:
         for name in rule.teachers:
-            found[name] = teachers[name].text_column or job.text_column
+            found[name] = teachers[name].text_column or _usual_columns(job)
         if isinstance(rule, DomainGapRule):
             found[_DOMAINS] = (rule.domain_column,)
     return found
+
+
+def _usual_columns(job: DistillJob) -> tuple[str, ...]:
+    """The text columns that a rule's teacher has read: all, or of a student that embeds each by
+    itself the first one, a query or the only text."""
+    return job.text_column[:1] if job.task == "embedding" else job.text_column
 
 
 def select(
@@ -212,6 +219,9 @@ def _apply(
         )
         return scores, np.flatnonzero(scores)
     assert isinstance(rule, BetweenRule)
+    if isinstance(rule, ScoreRule):
+        scores = reader.numbers(rule.teacher, rule.feature, what)
+        return scores, within(scores, rule.least, rule.most)
     measure = entropy if isinstance(rule, EntropyRule) else confidence
     scores = reader.logits(rule.teacher, rule.feature, what, lambda logits, rows: measure(logits))
     return scores, within(scores, rule.least, rule.most)
@@ -388,6 +398,13 @@ class _Reader:
             values = np.asarray(cache[feature].gather(rows[block])).reshape(len(block), -1)
             scores[block] = measure(values, block)
         return scores
+
+    def numbers(self, name: str, feature: str, what: str) -> Scores:
+        """The number of each text."""
+        spec = self._cache(name, feature, what).feature_spec(feature)
+        if spec.axis is not None or spec.values_per_row != 1:
+            raise JobError(f"{what}: {name}: {feature!r} is {spec.shown}, not a number a text")
+        return self.logits(name, feature, what, lambda values, rows: values[:, 0], least=1)
 
     def require_clusters(self, name: str, feature: str, what: str) -> None:
         """Raise JobError for a feature of one number a text that is not the number of a cluster."""

@@ -5,6 +5,7 @@ learnability  texts that are hard for a learner and easy for a reference
 balance       as many of each cluster, or of each class
 entropy       by the entropy of a teacher's class probabilities
 confidence    by its largest class probability
+score         by its score of the row's texts
 agreement     where its largest class is the label
 domain_gap    keeps all, and draws more from domains where a learner lags behind a teacher
 
@@ -156,6 +157,16 @@ class ConfidenceRule(BetweenRule):
     rule: Literal["confidence"]
 
 
+class ScoreRule(BetweenRule):
+    """Rows whose teacher's number for their texts is between two bounds."""
+
+    rule: Literal["score"]
+    teacher: str = Field(description="teacher of the numbers, such as a cross_encoder")
+    feature: str = Field(default="score", description="one number for a text, or texts together")
+    least: float | None = Field(default=None, description="smallest score that is kept")
+    most: float | None = Field(default=None, description="largest score that is kept")
+
+
 class AgreementRule(SelectRule):
     """Rows whose teacher's largest class is the label; those without a label are kept."""
 
@@ -195,6 +206,7 @@ AnySelectRule = Annotated[
     | BalanceRule
     | EntropyRule
     | ConfidenceRule
+    | ScoreRule
     | AgreementRule
     | DomainGapRule,
     Field(discriminator="rule"),

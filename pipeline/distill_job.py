@@ -156,7 +156,7 @@ class DistillJob(
         default=None,
         description="rules that choose among the training rows by cached features, one after "
         "another, each {rule, ...}: difference, learnability, balance, entropy, confidence, "
-        "agreement or domain_gap",
+        "score, agreement or domain_gap",
     )
     stages: tuple[StageKeys, ...] | None = Field(
         default=None,

@@ -9,8 +9,6 @@ from .keys import EmbeddingKeys
 _REFUSED = {
     "num_labels": "the scores of pairs are numbers",
     "label_separator": "the scores of pairs are numbers",
-    "select": "choose the rows of its corpus before (`armada corpus`)",
-    "stages": "weights may be schedules",
 }
 
 _WITHOUT_EFFECT = ("dropout", "schedule", "aligner_batch_size", "aligner_learning_rate")

@@ -34,6 +34,7 @@ from ...stages.distill.teacher_answers import FeatureAnswers, prefixes
 from ...stages.store.format.rows import Rows
 from ...stages.store.transfer.mirror import ToCome
 from ..answers import Answers, missing_keys, open_answers
+from ..choosing import Selection, read_by_rules, select
 from ..distill_job import DistillJob
 from ..measured import Measured, MeasuredSource
 from ..objective_keys import TeacherKeys
@@ -206,8 +207,9 @@ def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData
     readings = readings_of(terms)
     own = own_columns(job, readings)
     check_own_columns(own, terms)
-    rows = [_read(job, job.train, job.text_column, own, job.label_column, weighted=True)]
-    train, validation = rows[0].student, None
+    chosen, selection = _read_training(job, own)
+    rows = [chosen]
+    train, validation = chosen.student, None
     columns = job.validation_text_column or job.text_column
     if job.validation:
         label = job.validation_label_column or job.label_column
@@ -259,21 +261,34 @@ def read_embedding_data(job: DistillJob, terms: Sequence[Term]) -> EmbeddingData
         metric_names=names,
         passages_of=passages_of,
         searched=searched,
+        selection=selection,
     )
+
+
+def _read_training(job: DistillJob, own: OwnColumns) -> tuple[WholeRows, Selection | None]:
+    """The training rows, or those that the job's rules choose; each of these reads the first text
+    of a row, or the columns that its teacher names."""
+    by_rules = read_by_rules(job)
+    every = Columns.of(job.text_column, [*own.values(), *by_rules.values()])
+    columns, of_rules = every.divided(len(own))
+    whole = _read(job, job.train, every.names, job.label_column, weighted=True)
+    selection = None
+    if job.rules:
+        of_teacher = dict(zip(by_rules, of_rules, strict=True))
+        whole, selection = select(job, whole, NO_LABELS, columns.student, of_teacher)
+    return WholeRows.of(whole, columns, own), selection
 
 
 def _read(
     job: DistillJob,
     files: tuple[str, ...],
-    student: Sequence[str],
-    own: OwnColumns,
+    columns: Sequence[str],
     label_column: Any,
     weighted: bool = False,
-) -> WholeRows:
-    columns = Columns.of(student, list(own.values()))
+) -> LabelledCorpus:
     corpus = read_corpus(
         files,
-        columns.names,
+        columns,
         label_column=label_column,
         id_column=job.id_column,
         skip_bad_rows=job.skip_bad_rows,
@@ -282,8 +297,7 @@ def _read(
         weight_column=job.weight_column if weighted else None,
     )
     corpus.require_format(None, "a student that embeds")
-    labels = label_values(corpus, _SCORES if label_column else NO_LABELS)
-    return WholeRows.of(LabelledCorpus(corpus, labels), columns, own)
+    return LabelledCorpus(corpus, label_values(corpus, _SCORES if label_column else NO_LABELS))
 
 
 def _read_validation(
@@ -296,9 +310,12 @@ def _read_validation(
                 job.validation, columns, id_column=job.id_column, form=job.file_format
             )
     except CorpusError as error:
-        without = _read(job, job.validation, student, {}, label_column)
+        without = WholeRows.of(
+            _read(job, job.validation, student, label_column), Columns.of(student, []), {}
+        )
         return replace(without, reasons=dict.fromkeys(own, str(error)))
-    return _read(job, job.validation, student, own, label_column)
+    every = Columns.of(student, list(own.values()))
+    return WholeRows.of(_read(job, job.validation, every.names, label_column), every, own)
 
 
 def _check_columns(job: DistillJob) -> None:

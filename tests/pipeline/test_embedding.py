@@ -252,6 +252,18 @@ OBJECTIVES: dict[str, tuple[Sequence[str], Keys]] = {
             ],
         },
     ),
+    "stages": (
+        TRIPLES,
+        {
+            "cache": None,
+            "teachers": {"texts": {"cache": "texts"}},
+            "objectives": [{"name": "feature", "teacher": "texts"}, {"name": "contrastive"}],
+            "stages": [
+                {"until": 0.5, "objectives": ["feature"]},
+                {"objectives": ["contrastive"]},
+            ],
+        },
+    ),
     "prefixes": (
         TRIPLES,
         {
@@ -300,7 +312,17 @@ def test_two_processes_are_one(root: Path, tmp_path: Path, torchrun: Sequence[st
         assert all(torch.allclose(one[each], other[each], rtol=0, atol=1e-8) for each in one)
 
 
-@pytest.mark.parametrize("name", ["a sum", "contrast with the cache"])
+def test_stages_follow_each_other(root: Path, tmp_path: Path) -> None:
+    """Vectors of single texts first, pairs afterwards; the step where the stage ended is told."""
+    run(made(root, tmp_path / "run", "stages"))
+    steps = len(losses(tmp_path / "run"))
+    assert len(losses(tmp_path / "run", "feature.feature")) == steps // 2
+    assert len(losses(tmp_path / "run", "contrastive.contrastive")) == steps - steps // 2
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["stages"]
+    assert [stage["until_step"] for stage in found] == [steps // 2, steps]
+
+
+@pytest.mark.parametrize("name", ["a sum", "contrast with the cache", "stages"])
 def test_a_cut_and_resumed_run_is_a_whole_one(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -1,6 +1,7 @@
 """`select`: training rows chosen by cached scores, counted and listed, however a job is run."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with CacheWriter(folder / "two", make_manifest([pair, score])) as writer:
         values = {"logits": SCORES[:, :2], "score": SCORES[:, 0]}
         writer.commit(keys_of(TEXTS), values, np.zeros(len(TEXTS), dtype=bool))
+    with CacheWriter(folder / "pairs", make_manifest([score])) as writer:
+        keys = keys_of([(text, other) for text, other in zip(TEXTS, TEXTS[::-1], strict=True)])
+        writer.commit(keys, {"score": SCORES[:, 0]}, np.zeros(len(TEXTS), dtype=bool))
     named = LOGITS.model_copy(update={"labels": ("low", "middle", "high")})
     with CacheWriter(folder / "named", make_manifest([named])) as writer:
         writer.commit(keys_of(TEXTS), {"logits": SCORES}, np.zeros(len(TEXTS), dtype=bool))
@@ -302,6 +306,67 @@ def test_two_rules_one_after_another_by_a_grid_and_from_the_command_line(
     }
     assert len(list((tmp_path / "grid").glob("*/seed-0/left_out.parquet"))) == 4
     armada.done("report", tmp_path / "grid", "--out", tmp_path / "page.html")
+
+
+EMBEDDING: Job = {
+    "task": "embedding",
+    "label_column": None,
+    "validation": [],
+    "text_column": ["a", "b"],
+    "objectives": [{"name": "feature", "teacher": "texts", "feature": "embedding"}],
+}
+
+
+def test_rows_of_a_student_that_embeds(
+    armada: CommandLine, job: Job, scored: Path, tmp_path: Path, distill_bench: Any
+) -> None:
+    """Rules read the first text, or the texts that their teacher names; what is learned is what a
+    corpus of the chosen rows teaches."""
+    made, llm, slm = (job["teachers"][name] for name in ("made", "llm", "slm"))
+    pairs = {"cache": str(scored / "pairs"), "text_column": ["a", "b"]}
+    job |= EMBEDDING | {"seed": 1}
+    job["teachers"] = {"texts": made, "llm": llm, "slm": slm, "pairs": pairs}
+    rules = [
+        {"rule": "score", "teacher": "pairs", "least": -1.5},
+        {"rule": "difference", "larger": "llm", "smaller": "slm", "keep": 30},
+    ]
+    above = np.flatnonzero(SCORES[:, 0] >= -1.5)
+    kept = np.sort(above[np.argsort(-GAINS[above])[:30]])
+    armada.done("distill", write(job | {"select": rules}, tmp_path), "--quiet")
+    figures = read(tmp_path / "run" / "metrics.json")
+    assert figures["train_examples"] == len(kept) == 30
+    assert figures["selection"]["rules"][0]["kept"] == len(above)
+    table = pq.read_table(distill_bench.train).take(kept)
+    pq.write_table(table, tmp_path / "kept.parquet")
+    alone = job | {"train": str(tmp_path / "kept.parquet"), "output": str(tmp_path / "alone")}
+    alone["teachers"] = {"texts": made}
+    armada.done("distill", write(alone, tmp_path), "--quiet")
+    assert losses(tmp_path / "run") == losses(tmp_path / "alone")
+    drawn = job | {"select": [GAP], "output": str(tmp_path / "drawn")}
+    drawn["teachers"] = {"texts": made, "llm": llm, "slm": slm}
+    armada.done("distill", write(drawn, tmp_path), "--quiet")
+    plain = alone | {"train": job["train"], "output": str(tmp_path / "plain")}
+    armada.done("distill", write(plain, tmp_path), "--quiet")
+    assert len(losses(tmp_path / "drawn")) == len(losses(tmp_path / "plain"))
+    assert losses(tmp_path / "drawn") != losses(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("own", "rule", "message"),
+    [
+        ({}, {"rule": "score", "least": 0}, "teacher texts has no feature 'score'; it has "),
+        ({}, {"rule": "score", "feature": "logits", "most": 0}, "not a number a text"),
+        ({}, {"rule": "agreement"}, "reads classes, and the job has none"),
+        ({"text_column": ["b"]}, {"rule": "entropy", "least": 9}, "leaves none of 53 rows"),
+    ],
+)
+def test_rules_that_do_not_fit_a_student_that_embeds(
+    job: Job, own: Job, rule: Job, message: str
+) -> None:
+    job |= EMBEDDING | {"text_column": ["a"], "select": [rule | {"teacher": "texts"}]}
+    job["teachers"] = {"texts": job["teachers"]["made"] | own}
+    with pytest.raises(JobError, match=re.escape(message)):
+        chosen(job)
 
 
 REFUSED: dict[str, tuple[list[Job], str]] = {
