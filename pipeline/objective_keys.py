@@ -57,10 +57,15 @@ class CacheKeys(Job):
     teacher: str | None = Field(
         default=None, description="fingerprint of the teacher, or a prefix no other one shares"
     )
+    query_cache: Path | str | None = Field(
+        default=None,
+        description="cache of what the teacher said of the queries of a student that embeds, if "
+        "it read them with another prompt than passages (task=embedding)",
+    )
     query_teacher: str | None = Field(
         default=None,
-        description="fingerprint of the teacher that read the queries of a student that embeds, if "
-        "not `teacher`: the same model with another prompt, in the same cache (task=embedding)",
+        description="fingerprint of the teacher that read the queries of a student that embeds, in "
+        "query_cache, or with another prompt in `cache` (task=embedding)",
     )
     feature: str | None = Field(
         default=None, description="feature to learn from; may be left out if there is one"
@@ -85,7 +90,18 @@ class CacheKeys(Job):
         default=False, description="verify the checksum of each file when it is first opened"
     )
 
-    @field_validator("cache", mode="before")
+    @property
+    def of_queries(self) -> "CacheKeys | None":
+        """Where the answers to queries are, if not where those to passages are."""
+        if self.query_cache is None and self.query_teacher is None:
+            return None
+        other = self.query_cache is not None
+        found = {"cache": self.query_cache or self.cache, "teacher": self.query_teacher}
+        if other:
+            found |= {"mirror": None, "expect_digest": None}
+        return self.model_copy(update=found)
+
+    @field_validator("cache", "query_cache", mode="before")
     @classmethod
     def _path_or_url(cls, value: Any) -> Any:
         if not isinstance(value, str):

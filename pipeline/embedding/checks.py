@@ -23,9 +23,10 @@ def check_embedding(job: DistillJob) -> None:
             if getattr(job, key) != field.default:
                 raise JobError(f"job key {key!r}: is for students that embed; set task=embedding")
         for name, teacher in job.all_teachers.items():
-            if teacher.query_teacher is not None:
+            if teacher.of_queries is not None:
                 raise JobError(
-                    f"teacher {name}: query_teacher: is for students that embed; set task=embedding"
+                    f"teacher {name}: query_cache, query_teacher: are for students that embed; "
+                    "set task=embedding"
                 )
         return
     if job.parsed_control.name == "undistilled" or job.objective == "undistilled":
@@ -105,10 +106,11 @@ def _check_towers(job: DistillJob) -> None:
 
 def _check_teachers(job: DistillJob) -> None:
     for name, teacher in job.all_teachers.items():
-        if teacher.query_teacher is not None and len(job.text_column) == 1:
+        if teacher.of_queries is not None and len(job.text_column) == 1:
             raise JobError(
-                f"teacher {name}: query_teacher: reads queries, the first of several text columns, "
-                "and text_column names one; leave it out, or name the passages' column, too"
+                f"teacher {name}: query_cache, query_teacher: are of queries, the first of several "
+                "text columns, and text_column names one; leave them out, or name the passages', "
+                "too"
             )
         if teacher.missing != "refuse":
             raise JobError(

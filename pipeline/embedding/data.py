@@ -37,7 +37,7 @@ from ..answers import Answers, missing_keys, open_answers
 from ..choosing import Selection, read_by_rules, select
 from ..distill_job import DistillJob
 from ..measured import Measured, MeasuredSource
-from ..objective_keys import TeacherKeys
+from ..objective_keys import CacheKeys, TeacherKeys
 from ..sources import Columns, Source, feature_of_texts, sum_to_come
 from ..student_data import LabelledCorpus, StudentData
 from ..terms import Reading, Term, readings_of
@@ -330,7 +330,7 @@ def _check_columns(job: DistillJob) -> None:
 
 def _groups(job: DistillJob, corpus: Corpus) -> TextGroups:
     prompts = prompts_of(job, len(job.text_column))
-    of_queries = any(keys.query_teacher for keys in job.all_teachers.values())
+    of_queries = any(keys.of_queries is not None for keys in job.all_teachers.values())
     return TextGroups.of(corpus, apart=prompts.differ or of_queries or job.tower != "shared")
 
 
@@ -368,8 +368,8 @@ def _open(
         read = [_pairs(corpus, column) for column in range(1, groups.columns)]
     answers = answers.of(name, read)
     queries = None
-    if keys.query_teacher is not None:
-        queries = _open_queries(keys, name, spec, read)
+    if keys.of_queries is not None:
+        queries = _open_queries(keys.of_queries, name, spec, read)
     return Source(
         answers,
         answers.cache[name].spec,
@@ -380,22 +380,20 @@ def _open(
     )
 
 
-def _open_queries(
-    keys: TeacherKeys, name: str, spec: FeatureSpec, read: Sequence[Corpus]
-) -> Answers:
+def _open_queries(keys: CacheKeys, name: str, spec: FeatureSpec, read: Sequence[Corpus]) -> Answers:
     """The same feature by the teacher that read the queries."""
-    assert keys.query_teacher is not None
-    answers = open_answers(keys.model_copy(update={"teacher": keys.query_teacher}))
+    answers = open_answers(keys)
+    teacher = answers.cache.teacher.fingerprint[:12]
     if name not in answers.cache.features:
         raise JobError(
-            f"query_teacher {keys.query_teacher}: has {', '.join(answers.cache.features)}, and no "
-            f"feature {name!r}; name the model of `teacher` with the prompt of queries"
+            f"query_teacher {teacher}: has {', '.join(answers.cache.features)}, and no feature "
+            f"{name!r}; name the model of `teacher` with the prompt of queries"
         )
     own = answers.cache.feature_spec(name)
     if own.shape != spec.shape or own.axis is not None or not is_of_texts(spec):
         raise JobError(
-            f"query_teacher {keys.query_teacher}: its feature {name!r} is {own.shown}, that of "
-            f"passages {spec.shown}; name one model with two prompts, which embeds texts"
+            f"query_teacher {teacher}: its feature {name!r} is {own.shown}, that of passages "
+            f"{spec.shown}; name one model with two prompts, which embeds texts"
         )
     return answers.of(name, read)
 

@@ -129,8 +129,8 @@ def _open(job: MineJob) -> tuple[tuple[Cache, str], tuple[Cache, str]]:
     JobError."""
     passages = _with_feature(open_cache(job.cache, job.teacher), job)
     queries = passages
-    if job.query_teacher is not None:
-        queries = _with_feature(open_cache(job.cache, job.query_teacher), job)
+    if job.query_cache is not None or job.query_teacher is not None:
+        queries = _with_feature(open_cache(job.query_cache or job.cache, job.query_teacher), job)
     widths = [cache.feature_spec(name).shape[0] for cache, name in (passages, queries)]
     if widths[0] != widths[1]:
         raise JobError(

@@ -32,6 +32,9 @@ class MineJob(TextFormatKeys):
     teacher: str | None = Field(
         default=None, description="fingerprint of the teacher, or a prefix no other one shares"
     )
+    query_cache: LocalFolder | None = Field(
+        default=None, description="cache of the queries' embeddings; default that of passages"
+    )
     query_teacher: str | None = Field(
         default=None,
         description="fingerprint of the teacher of the queries, where they have another prompt; "

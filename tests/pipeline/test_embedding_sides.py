@@ -154,12 +154,31 @@ def test_their_features_may_be_kept_anywhere(
     assert len(found[2]) == len(found[0])
 
 
+def test_their_features_may_be_in_a_cache_of_their_own(
+    root: Path, teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    keys = job(root, tmp_path / "one", teacher=teachers[0], query_teacher=teachers[1])
+    library.distill(**keys)
+    for column, seed in (("query", 1), ("positive", 0)):
+        library.precompute(
+            corpus=root / "train.parquet",
+            text_column=[column],
+            teacher=f"hash:{WIDTH}",
+            seed=seed,
+            cache=tmp_path / column,
+            quiet=True,
+        )
+    two = {"cache": str(tmp_path / "positive"), "query_cache": str(tmp_path / "query")}
+    library.distill(**job(root, tmp_path / "two", **two))
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+
+
 def test_what_is_refused(root: Path, teachers: tuple[str, str], tmp_path: Path) -> None:
     both = {"teacher": teachers[0], "query_teacher": teachers[1]}
-    with pytest.raises(ArmadaError, match="query_teacher: reads queries, the first of several"):
+    with pytest.raises(ArmadaError, match="query_cache, query_teacher: are of queries"):
         library.distill(**job(root, tmp_path / "run", **both) | {"text_column": ["positive"]})
     labelled = job(root, tmp_path / "run", **both) | {"task": None, "objective": "feature"}
-    with pytest.raises(ArmadaError, match="query_teacher: is for students that embed"):
+    with pytest.raises(ArmadaError, match="query_cache, query_teacher: are for students"):
         library.distill(**labelled)
     swapped = {"teacher": teachers[1], "query_teacher": teachers[0]}
     with pytest.raises(ArmadaError, match=r"rows are not in the cache of teacher"):
