@@ -27,6 +27,8 @@ def keys_of(file: Path) -> dict[str, Any]:
 
 def command_of(keys: dict[str, Any]) -> str:
     """The command that takes a job of such keys."""
+    if "negatives" in keys:
+        return "mine"
     if {"rules", "generators"} & keys.keys():
         return "corpus"
     return "precompute" if "corpus" in keys else "ablate" if "grid" in keys else "distill"
@@ -46,8 +48,11 @@ RESPONSES = [file for file in FILES if file.parent.name == "responses"]
 PREFERENCES = [file for file in FILES if file.parent.name == "preferences"]
 """So do these."""
 
+RETRIEVAL = [file for file in FILES if file.parent.name == "retrieval"]
+"""And these."""
+
 PRECOMPUTE, ABLATE, DISTILL = (
-    [file for file in files if file not in (*RESPONSES, *PREFERENCES)]
+    [file for file in files if file not in (*RESPONSES, *PREFERENCES, *RETRIEVAL)]
     for files in (PRECOMPUTE, ABLATE, DISTILL)
 )
 OTHERS = [file for file in PRECOMPUTE if file.stem in OTHER_TEACHERS]

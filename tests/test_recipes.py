@@ -13,6 +13,7 @@ from armada.pipeline.corpora.job import CorpusJob
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.jobs import make
 from armada.pipeline.precompute_job import make_precompute_job, teacher_options
+from armada.pipeline.retrieval.mine_job import MineJob
 from docs_pages import ROOT, blocks
 from recipes_material import (
     ABLATE,
@@ -41,6 +42,8 @@ def load(keys: dict[str, Any]) -> None:
     if command_of(keys) == "precompute":
         made = make_precompute_job(keys)
         make(teacher_options(made.teacher), made.options)
+    elif command_of(keys) == "mine":
+        make(MineJob, keys)
     elif command_of(keys) == "corpus":
         make(CorpusJob, keys)
     elif command_of(keys) == "ablate":

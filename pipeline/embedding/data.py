@@ -121,10 +121,13 @@ class EmbeddingData(StudentData):
         return found
 
     def validation_gathers(self, pad_left: bool = False) -> dict[str, Features]:
-        """Readers of the validation features, as cached; none where some lack."""
-        if self.held_out is None or not self.held_out.complete:
+        """Readers of the validation features, as cached; where some lack, of none but those that
+        passages have for embeddings."""
+        held_out = self.held_out
+        if held_out is None:
             return {}
-        return {name: self._held_out_gather(name) for name in self.sources}
+        names = [n for n in self.sources if held_out.complete or n == self.passages_of]
+        return {name: self._held_out_gather(name) for name in names}
 
     def _held_out_gather(self, name: str) -> Gather:
         assert self.held_out is not None
