@@ -33,7 +33,8 @@ from ..messages import LOGGER
 from ..student_data import LabelledCorpus
 from ..task import Built, MakeObjective, Plan, Task
 from ..terms import Term
-from .data import EmbeddingData, embedding_dim, normalizes
+from .data import EmbeddingData
+from .fits import embedding_dim, normalizes
 from .keys import prompts_of
 
 
@@ -62,7 +63,7 @@ class EmbeddingTask(Task):
         job, data = plan.job, plan.data
         assert isinstance(data, EmbeddingData)
         dim = embedding_dim(job, plan.terms, data.sources)
-        normalize = normalizes(job, plan.terms, data)
+        normalize = normalizes(job, plan.terms, data.sources, data.joined)
         query, own = _tower(job, job, data, dim, normalize)
         student: EmbeddingStudent | TwoTowers = query
         passage = own

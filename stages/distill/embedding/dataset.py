@@ -137,14 +137,14 @@ class EmbeddingDataset(DistillDataset):
         them behind two prompts; of targets of rows, the same for the same target or words."""
         found = {}
         for source, features in self.features.items():
-            texts = self.places[source][indices]
+            texts, words = self.places[source][indices], self.tokens.words_of(indices)
             if self.tokens.tower == "cached":
-                texts = texts[:, :1]
+                texts, words = texts[:, :1], words[:, :1]
             of_texts = self.places[source] is self.tokens.places
             numbers = self.tokens.words if of_texts else np.asarray(features.rows)
             rows = numbers[texts[texts >= 0]]
-            if not of_texts and texts.shape == self.tokens.places[indices].shape:
-                rows = joined_numbers(rows, self.tokens.words_of(indices)[texts >= 0])
+            if not of_texts and texts.shape == words.shape:
+                rows = joined_numbers(rows, words[texts >= 0])
             if len(np.unique(rows)) < len(rows):
                 found[source] = rows
         return found
