@@ -54,7 +54,7 @@ class StudentLook:
 
 
 Agreement = Literal["share", "correlation", "neighbours"]
-"""Of the sample, the share with the aligner's class, the correlation with its numbers, or the share
+"""The share of the sample with the aligner's class, the correlation with its numbers, or the share
 of a text's ten nearest neighbours that the teacher has too."""
 
 
