@@ -18,6 +18,7 @@ Extra = Literal[
     "s3",
     "datasets",
     "onnx",
+    "faiss",
     "vllm",
     "mteb",
     "test",

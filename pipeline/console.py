@@ -265,6 +265,8 @@ def show_mined(report: "MineReport", as_json: bool) -> None:
             f"left out: {report.too_high:,} candidates above max_score, {report.too_near:,} too "
             "near to the positive"
         )
+    if report.recall is not None:
+        print(f"{report.recall:.1%} of the nearest passages were found".replace("%", " %"))
     print(f"written to {report.output}: {counted(report.written, 'row')}")
 
 

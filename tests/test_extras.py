@@ -31,7 +31,7 @@ EXTRAS = {
 }
 """What each brings, by the names that are imported, and what comes with it alone."""
 
-APART = {"onnx": {"onnx", "onnxscript", "onnxruntime"}}
+APART = {"onnx": {"onnx", "onnxscript", "onnxruntime"}, "faiss": {"faiss"}}
 """Likewise, of extras that are not in `all`."""
 
 HIDDEN = sorted({*set().union(*EXTRAS.values(), *APART.values()), "pytest", "vllm"})
@@ -84,6 +84,14 @@ LACKING: list[tuple[list[str], str, str]] = [
     ([*PRECOMPUTE, "c", *HASH, "--workers", "2"], "distributed", "cluster"),
     ([*PRECOMPUTE, "c", *HASH, "--dask", "tcp://h:1"], "distributed", "cluster"),
     (["ablate", "grid.yaml"], "statsmodels", "report"),
+    (
+        [
+            *("mine", "--corpus", "texts.csv", "--text-column", "text", "--text-column", "label"),
+            *("--cache", "cache", "--output", "mined.parquet", "--set", "index=ivf"),
+        ],
+        "faiss",
+        "faiss",
+    ),
     (["export", "run"], "onnx, onnxscript and onnxruntime", "onnx"),
     (["report", "run"], "matplotlib, statsmodels and PIL", "report"),
     (["cache", "card", "cache"], "matplotlib", "report"),

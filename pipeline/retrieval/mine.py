@@ -2,11 +2,12 @@
 
 In: pairs, maybe further passages, and the embeddings of all of them. Out: a Parquet corpus in the
 order of the pairs, and what was left out. Candidates of a query are the passages nearest to it,
-found exactly; all positives of the query, and the query's own text, are none of them.
+found exactly, or with index=ivf most of them; all positives of the query, and the query's own text,
+are none of them.
 
 Texts that come several times are one passage, and one query. Memory: the texts in Arrow's, 65,536
 queries with their candidates at a time (passages are read once for each such block), and 12 bytes
-for each negative.
+for each negative; with index=ivf all passages as float32.
 """
 
 import json
@@ -20,8 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...cache_schemas.errors import JobError
+from ...cache_schemas.extras import require_extra
 from ...cache_schemas.keys import IntArray, KeyArray, first_occurrences
 from ...stages.corpus.corpus import Corpus, corpus_name, read_corpus
+from ...stages.retrieval.approximate import InvertedFile, recall_of
 from ...stages.retrieval.metrics import pair_scores
 from ...stages.retrieval.mining import MiningRules, choose_negatives
 from ...stages.retrieval.search import NONE, Found, Pairs, search
@@ -37,6 +40,8 @@ from .mine_job import MineJob
 
 BLOCK_QUERIES = 65_536
 BLOCK_ROWS = 8192
+RECALL_QUERIES = 256
+"""Queries that an approximate search is compared with an exact one on, evenly spaced."""
 _RULES = (
     *("negatives", "sampling", "range_min", "range_max"),
     *("max_score", "margin", "relative_margin", "seed"),
@@ -47,7 +52,8 @@ _RULES = (
 class MineReport:
     """Result of `mine`. `pairs` of a query and a positive, of which `short` have fewer negatives
     than were to be found, `mined` in all; candidates `too_high` were above max_score, `too_near`
-    within a margin of the positive."""
+    within a margin of the positive. `recall`: the share of the nearest passages that an approximate
+    search has found; None for an exact one."""
 
     output: str
     pairs: int
@@ -57,6 +63,7 @@ class MineReport:
     short: int
     too_high: int
     too_near: int
+    recall: float | None
     written: int
     skipped: tuple[str, ...]
 
@@ -111,17 +118,19 @@ class _Material:
 def run_mine(job: MineJob, quiet: bool = False) -> MineReport:
     """Write negatives for the pairs of a corpus. Raises an InputError for invalid input."""
     check_new_file(job.output)
+    if job.index != "exact":
+        require_extra(f"index={job.index}", "faiss", "faiss")
     device = str(choose_device(job.device))
     passages, queries = _open(job)
     material = _read(job, passages, queries)
-    mined = _Mined(job, material)
+    mined = _Mined(job, material, device)
     unique = np.flatnonzero(material.first == np.arange(len(material.pairs)))
     with CountProgress("mine", "queries", len(unique), quiet) as progress:
         for start in range(0, len(unique), BLOCK_QUERIES):
             block = unique[start : start + BLOCK_QUERIES]
-            mined.add(block, device)
+            mined.add(block)
             progress.advance(len(block))
-    return _write(job, material, mined, len(unique))
+    return _write(job, material, mined, unique)
 
 
 def _open(job: MineJob) -> tuple[tuple[Cache, str], tuple[Cache, str]]:
@@ -223,8 +232,11 @@ def _vectors(job: MineJob, texts: Corpus, source: tuple[Cache, str]) -> _Vectors
 class _Mined:
     """The negatives of all pairs, a block of queries at a time."""
 
-    def __init__(self, job: MineJob, material: _Material) -> None:
-        self._job, self._material = job, material
+    def __init__(self, job: MineJob, material: _Material, device: str) -> None:
+        self._job, self._material, self._device = job, material, device
+        self._index: InvertedFile | None = None
+        if job.index == "ivf":
+            self._index = InvertedFile(material.pool, job.similarity, job.seed)
         count = len(material.pairs)
         self.rules = MiningRules(**{name: getattr(job, name) for name in _RULES})
         self.rows_RN = np.full((count, job.negatives), NONE, dtype=np.int64)
@@ -234,8 +246,37 @@ class _Mined:
         self._by_query = np.argsort(material.first, kind="stable")
         self._keys = material.pairs.keys()
 
-    def add(self, queries: IntArray, device: str) -> None:
+    def add(self, queries: IntArray) -> None:
         """Mine for the queries of these pairs, the first ones with their query, ascending."""
+        known = self._material
+        pairs, owners, left_out = self._left_out(queries)
+        vectors_QH = known.queries[queries]
+        found = self._search(vectors_QH, left_out)
+        for start in range(0, len(pairs), BLOCK_ROWS):
+            part, owner = (each[start : start + BLOCK_ROWS] for each in (pairs, owners))
+            candidates = Found(found.rows_QK[owner], found.scores_QK[owner])
+            self._choose(part, vectors_QH[owner], candidates)
+
+    def recall(self, unique: IntArray) -> float | None:
+        """The share of the nearest passages of some queries that were found; None if the search is
+        exact."""
+        if self._index is None:
+            return None
+        spaced = np.linspace(0, len(unique) - 1, min(len(unique), RECALL_QUERIES)).round()
+        queries = unique[spaced.astype(np.int64)]
+        vectors_QH, left_out = self._material.queries[queries], self._left_out(queries)[2]
+        exact = self._search(vectors_QH, left_out, exact=True)
+        return recall_of(self._search(vectors_QH, left_out), exact)
+
+    def _search(self, vectors_QH: npt.NDArray[Any], left_out: Pairs, exact: bool = False) -> Found:
+        pool, similarity = self._material.pool, self._job.similarity
+        most = min(self._job.range_max, len(pool))
+        if self._index is not None and not exact:
+            return self._index.search(vectors_QH, most, left_out)
+        return search(vectors_QH, pool, most, similarity, left_out, self._device)
+
+    def _left_out(self, queries: IntArray) -> tuple[IntArray, IntArray, Pairs]:
+        """The pairs of queries, the number of the query of each, and what these may not find."""
         known = self._material
         ends = np.searchsorted(known.first[self._by_query], [queries[0], queries[-1] + 1])
         pairs = self._by_query[slice(*ends)]
@@ -243,19 +284,7 @@ class _Mined:
         left_out = np.concatenate([known.positive[pairs], known.itself[queries]])
         of_query = np.concatenate([owners, np.arange(len(queries))])
         there = left_out != NONE
-        vectors_QH = known.queries[queries]
-        found = search(
-            vectors_QH,
-            known.pool,
-            min(self._job.range_max, len(known.pool)),
-            self._job.similarity,
-            Pairs(of_query[there], left_out[there]),
-            device,
-        )
-        for start in range(0, len(pairs), BLOCK_ROWS):
-            part, owner = (each[start : start + BLOCK_ROWS] for each in (pairs, owners))
-            candidates = Found(found.rows_QK[owner], found.scores_QK[owner])
-            self._choose(part, vectors_QH[owner], candidates)
+        return pairs, owners, Pairs(of_query[there], left_out[there])
 
     def _choose(self, pairs: IntArray, queries_RH: npt.NDArray[Any], candidates: Found) -> None:
         known = self._material
@@ -269,7 +298,7 @@ class _Mined:
         self.too_near += chosen.too_near
 
 
-def _write(job: MineJob, material: _Material, mined: _Mined, queries: int) -> MineReport:
+def _write(job: MineJob, material: _Material, mined: _Mined, unique: IntArray) -> MineReport:
     """Write the file; raises JobError if no pair has a negative."""
     found = int((mined.rows_RN != NONE).sum())
     if not found:
@@ -281,12 +310,13 @@ def _write(job: MineJob, material: _Material, mined: _Mined, queries: int) -> Mi
     report = MineReport(
         output=str(job.output),
         pairs=len(material.pairs),
-        queries=queries,
+        queries=len(unique),
         passages=len(material.pool),
         mined=found,
         short=int((mined.rows_RN[:, -1] == NONE).sum()),
         too_high=mined.too_high,
         too_near=mined.too_near,
+        recall=mined.recall(unique),
         written=len(material.pairs) + (found if job.layout == "pairs" else 0),
         skipped=material.pairs.skipped + (material.pool.corpus.skipped if job.passages else ()),
     )
@@ -361,6 +391,7 @@ def _provenance(job: MineJob, material: _Material, report: MineReport) -> str:
         "teacher": _teacher(material.pool),
         "query_teacher": _teacher(material.queries),
         **options,
+        **({} if report.recall is None else {"index": job.index, "recall": report.recall}),
         "counts": {name: getattr(report, name) for name in (*counts, "passages")},
     }
     return json.dumps(document, ensure_ascii=False, sort_keys=True)

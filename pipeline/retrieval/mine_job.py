@@ -46,6 +46,11 @@ class MineJob(TextFormatKeys):
     similarity: Similarity = Field(
         default="cosine", description="score of a query and a passage: cosine, dot, euclid"
     )
+    index: Literal["exact", "ivf"] = Field(
+        default="exact",
+        description="exact: compare each query with all passages; ivf: with those near it, by an "
+        "inverted file of FAISS; how many of the exact ones that finds is measured and told",
+    )
     output: Path = Field(description="new .parquet file to write to")
     negatives: int = Field(default=4, ge=1, description="negatives for each row")
     sampling: Literal["top", "random"] = Field(

@@ -247,3 +247,19 @@ def test_texts_that_are_not_cached_may_be_left_out(armada, words, bench, write_p
     report = json.loads(armada.done(*told, "--skip-bad-rows", "--json"))
     assert (report["pairs"], len(report["skipped"])) == (len(PAIRS), 2)
     assert all("not in the cache" in line for line in report["skipped"])
+
+
+def test_an_approximate_search_tells_its_recall(armada, words, tmp_path):
+    pytest.importorskip("faiss", reason="the extra faiss is not installed")
+    armada.done(*words)
+    told = ["--set", f"output={tmp_path / 'near.parquet'}", "--set", "index=ivf"]
+    at = words.index("--output")
+    words = [*words[:at], *words[at + 2 :], *told]
+    report = json.loads(armada.done(*words, "--json"))
+    assert report["recall"] == 1.0  # so few passages are in one cell
+    found = pq.read_table(tmp_path / "near.parquet")
+    assert found.equals(pq.read_table(tmp_path / "mined.parquet"))
+    provenance = json.loads(found.schema.metadata[b"armada"])
+    assert (provenance["index"], provenance["recall"]) == ("ivf", 1.0)
+    (tmp_path / "near.parquet").unlink()
+    assert "100.0 % of the nearest passages were found" in armada.done(*words)
