@@ -197,9 +197,12 @@ def _evaluated(result: dict[str, Any]) -> str:
         without = result["queries_without_relevant"]
         note = f", {without} without a relevant passage, not counted" if without else ""
         return f"{result['examples']} queries, {result['passages']} passages{note}"
+    if "captions" in result:
+        return f"{result['captions']} captions, {counted(result['pictures'], 'picture')}"
     unlabelled = result.get("unlabelled_examples")  # language models need no labels
     note = "" if unlabelled is None else f", {unlabelled} without a label"
-    return f"{result['examples']} examples{note}"
+    classes = f" of {result['classes']} classes" if "classes" in result else ""
+    return f"{result['examples']} examples{classes}{note}"
 
 
 def show_predicted(predicted: "PredictReport", as_json: bool) -> None:

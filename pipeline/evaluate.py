@@ -1,6 +1,6 @@
 """`evaluate`: a finished student on a corpus; keys that are left out are as in training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .measured import kind_of_texts
 from .objective_keys import CacheKeys
 from .retrieval.evaluate import evaluate_beir, evaluate_embeddings, evaluate_pairs
 from .retrieval.mteb_tasks import evaluate_mteb
+from .retrieval.pictures import evaluate_pictures
 from .run_folder import spread
 from .signals import telling_what_is_kept
 from .student_data import LabelledCorpus, read_labelled
@@ -59,18 +60,31 @@ def _spreads(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {name: spread([run[name] for run in runs]) for name in runs[0]}
 
 
+def _of_embeddings(job: EvaluateJob) -> Callable[[EvaluateJob, Path], dict[str, Any]] | None:
+    """The evaluation that a job names, if it is one of embeddings alone."""
+    if job.picture_column is not None:
+        return evaluate_pictures
+    if job.corpus:
+        return None
+    return evaluate_beir if job.mteb is None else evaluate_mteb
+
+
 def _evaluate(job: EvaluateJob, folder: Path) -> dict[str, Any]:
+    of_embeddings = _of_embeddings(job)
     if is_language_student(folder) or is_masked_student(folder):
-        if not job.corpus:
-            raise JobError(f"beir, mteb: student {folder} is a language model, without embeddings")
+        if of_embeddings is not None:
+            raise JobError(
+                f"beir, mteb, picture_column: student {folder} is a language model, without "
+                "embeddings"
+            )
         of_tokens = evaluate_language if is_language_student(folder) else evaluate_masked
         return of_tokens(job, folder)
     if job.rejected_column is not None:
         raise JobError("rejected_column: is for language models; this student predicts labels")
     if job.max_new_tokens is not None:
         raise JobError("max_new_tokens: is for language models; this student predicts labels")
-    if not job.corpus:
-        return (evaluate_beir if job.mteb is None else evaluate_mteb)(job, folder)
+    if of_embeddings is not None:
+        return of_embeddings(job, folder)
     if is_router(student_folder(folder)) and len(job.text_column) == 2:
         return evaluate_pairs(job, folder)
     student, tokenizer, card = load_saved_student(folder)

@@ -14,10 +14,14 @@ from ..stages.retrieval.quantization import Precision
 from .jobs import Corpora, LabelColumns, LocalFolder, Names, Separator, TextFormatKeys
 
 _OF_CORPORA = {
+    *("picture_column", "class_names", "templates", "caption_cache", "caption_teacher"),
     *("text_column", "label_column", "label_separator", "rejected_column", "cache", "teacher"),
     *("feature", "limit", "max_new_tokens", "encoding", "delimiter"),
 }
 _NOT_OF_MTEB = {"split", "retrieval_metrics", "similarity", "precision", "truncate_dim"}
+
+
+_OF_PICTURES = {"class_names", "templates", "caption_cache", "caption_teacher"}
 
 
 def _one_is_a_list(value: Any) -> Any:
@@ -63,10 +67,36 @@ class EvaluateJob(TextFormatKeys):
     retrieval_metrics: Names = Field(
         default=USUAL_METRICS,
         min_length=1,
-        description="for `beir`: ndcg@k, recall@k, precision@k, mrr@k and map@k for any k",
+        description="for `beir` and captions: ndcg@k, recall@k, precision@k, success@k, mrr@k and "
+        "map@k for any k; default of captions: success, recall, ndcg@10, mrr@10",
     )
     similarity: Similarity = Field(
         default="cosine", description="of pairs, and of queries and passages: cosine, dot, euclid"
+    )
+    picture_column: Names | None = Field(
+        default=None,
+        description="column of the pictures of a corpus, as `cache` has their embeddings (such as "
+        "picture:photo), for a student that embeds: its captions (text_column) find pictures and "
+        "pictures captions; or, with label_column, pictures are classified (zero-shot)",
+    )
+    class_names: Names | None = Field(
+        default=None,
+        description="names of the classes of a zero-shot classification; default the labels, if "
+        "they are names; labels of whole numbers count them from 0",
+    )
+    templates: Names = Field(
+        default=("a photo of a {}.",),
+        min_length=1,
+        description="texts for a class of a zero-shot classification, {} its name; of several, the "
+        "mean of their embeddings of length 1",
+    )
+    caption_cache: Path | str | None = Field(
+        default=None,
+        description="beside picture_column: cache of a teacher's embeddings of the captions, or of "
+        "the classes' texts, whose own figures stand beside the student's",
+    )
+    caption_teacher: str | None = Field(
+        default=None, description="fingerprint of the teacher in caption_cache, or a prefix"
     )
     precision: Precisions = Field(
         default=(),
@@ -139,9 +169,63 @@ class EvaluateJob(TextFormatKeys):
             given = self.model_fields_set & without
             if given := {name for name in given if getattr(self, name) not in (None, (), False)}:
                 raise ValueError(f"{', '.join(sorted(given))}: not with {named[0]}; leave out")
-        elif given := self.model_fields_set & {"split", "retrieval_metrics"}:
+            return self
+        of_beir = {"split", *(() if self.picture_column else ("retrieval_metrics",))}
+        if given := self.model_fields_set & of_beir:
             raise ValueError(f"{', '.join(sorted(given))}: needs beir; name its folder")
         return self
+
+    @model_validator(mode="after")
+    def _is_about_pictures(self) -> "EvaluateJob":
+        given = self._chosen(_OF_PICTURES)
+        if self.picture_column is None:
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)}: of pictures; name picture_column, or leave out"
+                )
+            return self
+        if self.label_separator is not None:
+            raise ValueError("label_separator: a picture has one class; leave it out")
+        if self.cache is None:
+            raise ValueError("picture_column: needs the cache of their embeddings; name it")
+        if self.caption_teacher is not None and self.caption_cache is None:
+            raise ValueError("caption_teacher: needs caption_cache")
+        if self.label_column is None:
+            of_classes = self._chosen({"class_names", "templates"})
+            if of_classes:
+                raise ValueError(
+                    f"{', '.join(of_classes)}: of a zero-shot classification; name label_column"
+                )
+            return self
+        if not isinstance(self.label_column, str):
+            raise ValueError("label_column: a picture has one class; name one column")
+        if of_captions := self._chosen({"text_column", "retrieval_metrics"}):
+            raise ValueError(
+                f"{', '.join(of_captions)}: of captions, and label_column is of a zero-shot "
+                "classification; leave one out"
+            )
+        return self
+
+    def _chosen(self, names: set[str]) -> list[str]:
+        """Some keys that are given, and are not as they would be without."""
+        fields = type(self).model_fields
+        given = self.model_fields_set & names
+        return sorted(name for name in given if getattr(self, name) != fields[name].default)
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for template in value:
+            if template.count("{}") != 1:
+                raise ValueError(f"{template!r}: needs one {{}}, where the name of the class goes")
+        return value
+
+    @field_validator("class_names")
+    @classmethod
+    def _are_different(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (len(set(value)) < len(value) or not all(map(str.strip, value))):
+            raise ValueError("a name is there twice, or blank; name each class once")
+        return value
 
     @model_validator(mode="after")
     def _keeps_what_is_compared(self) -> "EvaluateJob":

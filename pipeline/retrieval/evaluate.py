@@ -64,7 +64,7 @@ CKA_TEXTS = 1024
 Array = npt.NDArray[Any]
 
 
-class _Embedder:
+class Embedder:
     """A finished student on its device, or one for queries and one for passages, which counts its
     texts and seconds."""
 
@@ -145,8 +145,8 @@ def _of_different(
 def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     """Metrics of search among the passages of a BEIR folder. Raises JobError and CorpusError."""
     assert job.beir is not None
-    embed = _Embedder(job, folder)
-    _require_one_segment(embed.student, folder)
+    embed = Embedder(job, folder)
+    require_one_segment(embed.student, folder)
     asked = read_beir(job.beir, job.split, job.skip_bad_rows)
     relevant = int((asked.judged.relevant_Q() > 0).sum())
     if not relevant:
@@ -212,7 +212,7 @@ def evaluate_pairs(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if len(known) < 2:
         raise JobError(f"corpus {job.corpus[0]}: {len(known)} pairs have a label; it takes 2")
     teachers = {} if job.cache is None else _of_teacher(job, corpus.take(known), labels_N)
-    embed = _Embedder(job, folder)
+    embed = Embedder(job, folder)
     ways: list[PairScores] | None = None
     if needs_calibration(job):
         sides = _sides(embed, corpus.examples(known[calibration_rows(len(known))]))
@@ -269,7 +269,7 @@ def _numbers(corpus: Corpus, job: EvaluateJob) -> npt.NDArray[np.float64]:
 
 
 def _sides(
-    embed: _Embedder, pairs: Sequence[tuple[str, ...]]
+    embed: Embedder, pairs: Sequence[tuple[str, ...]]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Embeddings [N, H] of both texts of pairs, the first a query and the second a passage where
     these are read in two ways."""
@@ -313,7 +313,7 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
     """`cosine`, the mean over texts, `mse`, over all numbers, `cka` and `neighbour_overlap@10`; the
     teacher's embeddings come from the job's cache. The last two are left out for fewer than 2
     texts. Raises JobError for a feature of another width, and for a student that learned none."""
-    embed = _Embedder(job, folder)
+    embed = Embedder(job, folder)
     labelled = read_labelled(keys, job.corpus, embed.student.card.space)
     answers = open_answers(make(CacheKeys, job.cache_keys))
     feature = job.feature or answers.cache.features[0]
@@ -352,7 +352,8 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
     }
 
 
-def _require_one_segment(student: SavedReader, folder: Path) -> None:
+def require_one_segment(student: SavedReader, folder: Path) -> None:
+    """Raises JobError for a student of several segments."""
     columns = student.card.text_columns
     if len(columns) != 1:
         raise JobError(

@@ -28,7 +28,7 @@ from ...stages.retrieval.approximate import InvertedFile, recall_of
 from ...stages.retrieval.metrics import pair_scores
 from ...stages.retrieval.mining import MiningRules, choose_negatives
 from ...stages.retrieval.search import NONE, Found, Pairs, search
-from ...stages.store.format.rows import KeyIndex, Rows
+from ...stages.store.format.rows import KeyIndex
 from ...stages.store.reading.reader import Cache, open_cache
 from ..answers import missing_keys
 from ..corpora.provenance import parents_of
@@ -37,6 +37,7 @@ from ..messages import CountProgress
 from ..outputs import check_new_file, new_file
 from ..signals import telling_what_is_kept
 from .mine_job import MineJob
+from .vectors import CachedVectors
 
 BLOCK_QUERIES = 65_536
 BLOCK_ROWS = 8192
@@ -69,45 +70,15 @@ class MineReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Vectors:
-    """The embeddings of the texts of a corpus of one column, read from a cache by its rows."""
-
-    corpus: Corpus
-    cache: Cache
-    feature: str
-    rows: Rows
-    zero_is_wrong: bool
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, wanted: slice | IntArray) -> npt.NDArray[Any]:
-        found = self.cache[self.feature].gather(self.rows[wanted])
-        # A sum is finite only if all numbers are, or they are too large to be embeddings.
-        with np.errstate(over="ignore", invalid="ignore"):
-            wrong = ~np.isfinite(found.sum(axis=1, dtype=np.float64))
-        problem = "is not finite"
-        if self.zero_is_wrong and not wrong.any():
-            wrong, problem = ~found.any(axis=1), "is zero, which has no cosine"
-        if wrong.any():
-            at = int(np.arange(len(self))[wanted][wrong][0])
-            raise JobError(
-                f"feature {self.feature!r}: the embedding of {self.corpus.where(at)} {problem}; "
-                "compute it again, or leave the text out"
-            )
-        return found
-
-
-@dataclass(frozen=True, slots=True)
 class _Material:
     """Pairs of a query and a positive, and the pool of passages. By pair: the first pair with the
     same query, and the passage that is the positive's text, or NONE; `itself`: the passage that is
     the query's own text, or NONE."""
 
     pairs: Corpus
-    queries: _Vectors
-    positives: _Vectors
-    pool: _Vectors
+    queries: CachedVectors
+    positives: CachedVectors
+    pool: CachedVectors
     pool_keys: KeyArray
     first: IntArray
     positive: IntArray
@@ -223,10 +194,10 @@ def _cached(job: MineJob, corpus: Corpus, texts: Corpus, source: tuple[Cache, st
     return corpus.without(missing, "not in the cache") if len(missing) else corpus
 
 
-def _vectors(job: MineJob, texts: Corpus, source: tuple[Cache, str]) -> _Vectors:
+def _vectors(job: MineJob, texts: Corpus, source: tuple[Cache, str]) -> CachedVectors:
     cache, feature = source
     rows = cache.find(texts.keys(), feature)
-    return _Vectors(texts, cache, feature, rows, zero_is_wrong=job.similarity == "cosine")
+    return CachedVectors(texts, cache, feature, rows, zero_is_wrong=job.similarity == "cosine")
 
 
 class _Mined:
@@ -397,7 +368,7 @@ def _provenance(job: MineJob, material: _Material, report: MineReport) -> str:
     return json.dumps(document, ensure_ascii=False, sort_keys=True)
 
 
-def _teacher(vectors: _Vectors) -> dict[str, str]:
+def _teacher(vectors: CachedVectors) -> dict[str, str]:
     teacher = vectors.cache.teacher
     return {
         "fingerprint": teacher.fingerprint,

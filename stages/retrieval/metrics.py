@@ -8,6 +8,8 @@ those of trec_eval, which pytrec_eval and BEIR use:
                   is: grades above 0 of all judged passages, found or not
     recall@k      relevant passages among the first k, divided by all relevant ones
     precision@k   relevant passages among the first k, divided by k
+    success@k     1 if a relevant passage is among the first k, else 0; what papers about CLIP call
+                  R@k, also of a picture with several captions
     mrr@k         1 / rank of the first relevant passage; 0 if none is among the first k
     map@k         Σ of precision@i over ranks i ≤ k with a relevant passage, divided by the number
                   of all relevant ones
@@ -41,7 +43,7 @@ Flags = npt.NDArray[np.bool_]
 USUAL_METRICS = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map@100")
 """What is measured where nothing else is named."""
 
-_NAME = re.compile(r"(ndcg|recall|precision|mrr|map)@([1-9]\d*)")
+_NAME = re.compile(r"(ndcg|recall|precision|success|mrr|map)@([1-9]\d*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,11 @@ def _precision(holds_QK: Flags, relevant_Q: IntArray, k: int) -> Floats:
     return found_Q
 
 
+def _success(holds_QK: Flags, relevant_Q: IntArray, k: int) -> Floats:
+    found_Q: Floats = np.asarray(holds_QK.any(axis=1), dtype=np.float64)
+    return found_Q
+
+
 def _reciprocal_rank(holds_QK: Flags, relevant_Q: IntArray, k: int) -> Floats:
     if not holds_QK.shape[1]:
         return np.zeros(len(holds_QK))
@@ -156,6 +163,7 @@ def _mean_precision(holds_QK: Flags, relevant_Q: IntArray, k: int) -> Floats:
 _OF_FLAGS: dict[str, Callable[[Flags, IntArray, int], Floats]] = {
     "recall": _recall,
     "precision": _precision,
+    "success": _success,
     "mrr": _reciprocal_rank,
     "map": _mean_precision,
 }
@@ -165,8 +173,8 @@ def _parsed(name: str) -> tuple[str, int]:
     match = _NAME.fullmatch(name)
     if match is None:
         raise InputError(
-            f"metric {name!r}: is not one of ndcg@k, recall@k, precision@k, mrr@k, map@k, such as "
-            "ndcg@10"
+            f"metric {name!r}: is not one of ndcg@k, recall@k, precision@k, success@k, mrr@k, "
+            "map@k, such as ndcg@10"
         )
     return match[1], int(match[2])
 

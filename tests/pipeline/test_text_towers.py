@@ -33,7 +33,7 @@ from tiny_text_towers import PROJECTED, make_clip_of_pictures
 Keys = dict[str, Any]
 PHOTO = "picture:photo"
 ALIGNED = [
-    {"name": "infonce", "teacher": "image", "similarity_temperature": 0.01},
+    {"name": "infonce", "teacher": "image", "similarity_temperature": 0.01, "symmetric": True},
     {"name": "feature", "teacher": "image", "distance": "cosine"},
 ]
 EPOCHS = 15
@@ -259,6 +259,186 @@ def test_validation_texts_may_have_no_pictures(world: Path, tmp_path: Path) -> N
     assert "photo" in data.measured.reasons["image"]
     with pytest.raises(ArmadaError, match="nothing can be measured"):
         read(keys | {"validation_text_column": ["a"]})
+
+
+def evaluated(world: Path, run: Path, **keys: Any) -> Keys:
+    own = {"corpus": world / "held-out.parquet", "cache": world / "images", "device": "cpu"}
+    told = library.evaluate(**{"student": run, "picture_column": PHOTO, **own, **keys})
+    return dict(told.document)
+
+
+def test_captions_and_pictures_are_searched_both_ways(world: Path, run: Path) -> None:
+    """As by epoch, and as by hand; the CLIP's own tower, whose weights are random, beside it."""
+    found = evaluated(world, run, text_column=["caption"], caption_cache=world / "captions")
+    assert (found["captions"], found["pictures"]) == (2 * len(CLASSES), len(CLASSES))
+    metrics, by_epoch = found["metrics"], json.loads((run / "metrics.json").read_text())
+    for name in ("ndcg@10", "mrr@10", "recall@1", "recall@10"):
+        assert metrics[f"text_to_image_{name}"] == pytest.approx(by_epoch["validation"][name])
+    assert metrics["text_to_image_success@5"] == metrics["text_to_image_recall@5"]
+    captions = pq.read_table(world / "held-out.parquet")["caption"].to_pylist()
+    student = library.load_student(run / "student")
+    texts = unit(np.stack([each["embedding"] for each in student.predict(captions)]))
+    pictures = unit(pictures_of(world, "held-out")[::2])
+    order = np.argsort(-(pictures @ texts.T), axis=1)
+    own = order // 2 == np.arange(len(CLASSES))[:, None]
+    for k in (1, 5, 10):
+        assert metrics[f"image_to_text_success@{k}"] == pytest.approx(own[:, :k].any(1).mean())
+        assert metrics[f"image_to_text_recall@{k}"] == pytest.approx(own[:, :k].sum(1).mean() / 2)
+    assert metrics["image_to_text_success@1"] > 0.4
+    assert metrics["teacher_text_to_image_recall@1"] < 0.2 < metrics["text_to_image_recall@1"]
+    chosen = evaluated(world, run, text_column=["caption"], retrieval_metrics=["success@2"])
+    assert chosen["metrics"].keys() == {"text_to_image_success@2", "image_to_text_success@2"}
+
+
+def test_pictures_are_classified_by_the_names_of_classes(world: Path, run: Path) -> None:
+    """Far above chance, which is 1 in 20; of several templates, by the mean of embeddings."""
+    found = evaluated(world, run, label_column="label", templates=["a {}", "there is a {} here"])
+    student = library.load_student(run / "student")
+    names = sorted(CLASSES)
+    sides = [
+        unit(
+            np.stack([each["embedding"] for each in student.predict([t.format(n) for n in names])])
+        )
+        for t in ("a {}", "there is a {} here")
+    ]
+    scores = unit(pictures_of(world, "held-out")) @ unit(sum(sides)).T
+    labels = pq.read_table(world / "held-out.parquet")["label"].to_pylist()
+    right = np.array([names[row] for row in scores.argmax(axis=1)]) == labels
+    metrics = found["metrics"]
+    assert metrics["accuracy"] == metrics["mean_per_class_recall"] == pytest.approx(right.mean())
+    assert metrics["accuracy"] > 0.4
+    assert metrics["top_5_accuracy"] > 0.8
+    assert (found["classes"], found["examples"]) == (len(CLASSES), 2 * len(CLASSES))
+
+
+def test_classes_of_numbers_have_names_and_some_rows_no_label(
+    world: Path, run: Path, tmp_path: Path
+) -> None:
+    """The same as by names, in the order of the numbers; a teacher of the classes' texts beside."""
+    table = pq.read_table(world / "held-out.parquet")
+    numbers = [CLASSES.index(label) for label in table["label"].to_pylist()]
+    table = table.append_column("number", pa.array([None, *numbers[1:]], pa.int64()))
+    pq.write_table(table, tmp_path / "numbers.parquet")
+    own = {"corpus": tmp_path / "numbers.parquet", "templates": "a {}"}
+    library.precompute(
+        corpus=world / "train.parquet",
+        text_column="caption",
+        teacher=f"encoder:{world / 'clip'}",
+        cache=tmp_path / "classes",
+        quiet=True,
+    )
+    beside = {"class_names": list(CLASSES), "caption_cache": tmp_path / "classes"}
+    found = evaluated(world, run, **own, label_column="number", **beside)
+    assert found["unlabelled_examples"] == 1
+    named = evaluated(world, run, **own | {"limit": None}, label_column="label")
+    assert found["metrics"]["top_5_accuracy"] == pytest.approx(
+        named["metrics"]["top_5_accuracy"], abs=0.03
+    )
+    assert {"teacher_accuracy", "teacher_top_5_accuracy"} < found["metrics"].keys()
+    few = evaluated(world, run, **own, label_column="number", class_names=[*CLASSES, "nothing"])
+    assert few["classes"] == len(CLASSES) + 1
+
+
+def test_rows_whose_picture_is_not_cached_are_named_or_left_out(
+    world: Path, run: Path, tmp_path: Path
+) -> None:
+    write_shapes(tmp_path / "more.parquet", [55])
+    unknown = pq.read_table(tmp_path / "more.parquet").slice(0, 1)
+    known = pq.read_table(world / "held-out.parquet")
+    pq.write_table(pa.concat_tables([unknown, known]), tmp_path / "rows.parquet")
+    own = {"corpus": tmp_path / "rows.parquet", "text_column": ["caption"]}
+    with pytest.raises(
+        ArmadaError, match=r"1 of 41 rows are not in the cache .*rows.parquet row 1"
+    ):
+        evaluated(world, run, **own)
+    found = evaluated(world, run, **own, skip_bad_rows=True)
+    assert "rows.parquet row 1: its picture is not in the cache" in found["skipped_rows"][0]
+    whole = evaluated(world, run, text_column=["caption"])
+    assert found["metrics"] == whole["metrics"]
+
+
+UNEVALUATED: dict[str, tuple[Keys, str]] = {
+    "neither captions nor labels": ({}, "name the one column of the captions"),
+    "pictures as captions": ({"text_column": [PHOTO]}, "name the one column of the captions"),
+    "two captions": ({"text_column": ["caption", "label"]}, "name the one column of the captions"),
+    "no cache": (
+        {"cache": None, "text_column": ["caption"]},
+        "needs the cache of their embeddings",
+    ),
+    "captions and labels": (
+        {"text_column": ["caption"], "label_column": "label"},
+        "text_column: of captions, and label_column",
+    ),
+    "metrics of classes": (
+        {"label_column": "label", "retrieval_metrics": "ndcg@3"},
+        "retrieval_metrics: of captions",
+    ),
+    "classes of captions": (
+        {"text_column": ["caption"], "class_names": ["a", "b"]},
+        "class_names: of a zero-shot classification; name label_column",
+    ),
+    "no place for a name": (
+        {"label_column": "label", "templates": ["a photo"]},
+        "'a photo': needs one {}",
+    ),
+    "one class": (
+        {"label_column": "label", "class_names": ["red bar"], "limit": 1},
+        "there is one class",
+    ),
+    "a class twice": ({"label_column": "label", "class_names": ["a", "a"]}, "twice, or blank"),
+    "labels of no class": (
+        {"label_column": "label", "class_names": ["red circle", "a sea"]},
+        "'red square'",
+    ),
+    "numbers without names": ({"label_column": "number"}, "name the classes in class_names"),
+    "several labels": ({"label_column": ["label", "number"]}, "a picture has one class"),
+    "a cache of texts": (
+        {"cache": "captions", "text_column": ["caption"]},
+        "40 of 40 rows are not in the cache",
+    ),
+    "another width": (
+        {"picture_column": "caption", "cache": "wide", "text_column": ["caption"]},
+        "has 8 numbers, and the embeddings to compare it with 20",
+    ),
+    "no such feature": (
+        {
+            "picture_column": "caption",
+            "cache": "wide",
+            "text_column": ["caption"],
+            "feature": "none",
+        },
+        "feature 'none': teacher",
+    ),
+    "captions that are not cached": (
+        {"text_column": ["caption"], "caption_cache": "images"},
+        "caption_cache: lacks 40 of 40 texts, such as 'a red circle'",
+    ),
+    "of nothing": ({"text_column": ["caption"], "caption_teacher": "ab"}, "needs caption_cache"),
+    "templates of nothing": ({"picture_column": None, "templates": ["{}"]}, "name picture_column"),
+    "codes": ({"text_column": ["caption"], "precision": "int8"}, "of searches and of pairs"),
+    "a separator": ({"label_column": "label", "label_separator": ";"}, "a picture has one class"),
+}
+
+
+@pytest.mark.parametrize("what", UNEVALUATED)
+def test_an_evaluation_is_refused_in_a_line(
+    world: Path, run: Path, tmp_path: Path, what: str
+) -> None:
+    keys, message = dict(UNEVALUATED[what][0]), UNEVALUATED[what][1]
+    table = pq.read_table(world / "held-out.parquet")
+    numbers = pa.array(range(len(table)), pa.int64())
+    pq.write_table(table.append_column("number", numbers), tmp_path / "rows.parquet")
+    if keys.get("cache") == "wide":
+        own = {"text_column": "caption", "teacher": "hash:8", "quiet": True}
+        library.precompute(corpus=tmp_path / "rows.parquet", cache=tmp_path / "wide", **own)
+        keys["cache"] = tmp_path / "wide"
+    for name in ("cache", "caption_cache"):
+        if isinstance(keys.get(name), str):
+            keys[name] = world / keys[name]
+    with pytest.raises(ArmadaError) as caught:
+        evaluated(world, run, **{"corpus": tmp_path / "rows.parquet"} | keys)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 REFUSED: dict[str, tuple[Keys, str]] = {

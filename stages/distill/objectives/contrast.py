@@ -90,9 +90,11 @@ class ContrastObjective(BetaObjective):
 class InfoNCEObjective(WithProjector, ContrastObjective):
     """Each text picks its own teacher feature out of those of the batch and of drawn negatives.
 
-    Formula: task + beta · mean of -log softmax(cos(projection(s), t')/τ) at its own t
+    Formula: task + beta · mean of -log softmax(cos(projection(s), t')/τ) at its own t; symmetric:
+    half of it, and half of the same of each t among the texts of the batch
     Source: van den Oord, Li and Vinyals, arXiv 1807.03748; with a teacher: DistilCSE, arXiv
-    2112.05638. Negatives come from the cache, so there is no queue.
+    2112.05638; symmetric: CLIP, arXiv 2103.00020, figure 3. Negatives come from the cache, so there
+    is no queue.
 
     Owns `projection`, D -> H, with a bias.
     """
@@ -107,12 +109,17 @@ class InfoNCEObjective(WithProjector, ContrastObjective):
     def contrast(
         self, pooled_BD: Tensor, teacher_MH: Tensor, masked_BM: Tensor | None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Reports infonce."""
+        """Reports infonce; and with symmetric, backward: that of features and texts."""
         student_BH = accumulated(self.projection(pooled_BD))
         temperature = self.options.similarity_temperature
         teacher_MH = as_wide_as(student_BH, teacher_MH)
         loss = contrast.infonce_loss(student_BH, teacher_MH, temperature, masked_BM)
-        return loss, {"infonce": loss}
+        if not self.options.symmetric:
+            return loss, {"infonce": loss}
+        own = len(student_BH)
+        masked_BB = None if masked_BM is None else masked_BM[:, :own].T
+        back = contrast.infonce_loss(teacher_MH[:own], student_BH, temperature, masked_BB)
+        return (loss + back) / 2, {"infonce": loss, "backward": back}
 
 
 class CRDObjective(ContrastObjective):

@@ -47,6 +47,23 @@ def test_infonce_by_hand() -> None:
     assert found == pytest.approx((first + second) / 2)
 
 
+def test_infonce_both_ways() -> None:
+    """Half of the loss of texts among features, drawn ones too, and half of that of the features of
+    the batch among its texts, without what is masked."""
+    made = _made("infonce", symmetric=True, similarity_temperature=TAU)
+    pooled, features = _rows(4, 5, 0), _rows(7, 6, 1)
+    loss, told = made.contrast(pooled, features, MASKED)
+    student = made.projection(pooled)
+    there = infonce_loss(student, features, TAU, MASKED)
+    back = infonce_loss(features[:4], student, TAU, MASKED[:, :4].T)
+    assert loss.item() == pytest.approx((there + back).item() / 2)
+    assert told == {"infonce": there, "backward": back}
+    logits = (_unit(features[:4].numpy()) @ _unit(student.detach().numpy()).T) / TAU
+    logits[MASKED[:, :4].T.numpy()] = -np.inf
+    own = np.log(np.exp(logits).sum(axis=1)) - logits.diagonal()
+    assert back.item() == pytest.approx(own.mean())
+
+
 def test_crd_by_hand() -> None:
     """One negative of 4 texts, N/M = 1/4: h = e/(e + 1/4) of its own, 1/(1 + 1/4) of the other."""
     student, teacher = torch.eye(2), torch.eye(2)

@@ -26,7 +26,9 @@ def judgements(grades: dict[tuple[int, int], int], queries: int) -> Judgements:
 def test_a_ranking_by_hand() -> None:
     judged = judgements({(0, 7): 2, (0, 4): 1, (0, 9): 1, (0, 1): 0}, 1)
     found = query_metrics(
-        np.array([[4, 1, 7, 3]]), judged, ("ndcg@4", "recall@2", "precision@3", "mrr@4", "map@4")
+        np.array([[4, 1, 7, 3]]),
+        judged,
+        ("ndcg@4", "recall@2", "precision@3", "mrr@4", "map@4", "success@2"),
     )
     best = 2 / np.log2(2) + 1 / np.log2(3) + 1 / np.log2(4)
     expected = {
@@ -35,6 +37,7 @@ def test_a_ranking_by_hand() -> None:
         "precision@3": 2 / 3,
         "mrr@4": 1.0,
         "map@4": (1 + 2 / 3) / 3,
+        "success@2": 1.0,
     }
     assert {name: float(value) for name, (value,) in found.items()} == pytest.approx(expected)
 

@@ -8,12 +8,12 @@ class TestInfoNCE(ObjectiveTests):
     options = {"similarity_temperature": 0.5}
     changing = {
         **{"beta": 3.0, "similarity_temperature": 0.05, "negatives": 3, "mask_same_label": True},
-        "projector": "orthogonal",
+        **{"projector": "orthogonal", "symmetric": True},
     }
     untried = ("orthogonal_map",)  # of maps that start alike
     refused = {
         **{"beta": -1, "similarity_temperature": 0, "negatives": -1, "mask_same_label": "some"},
-        "projector": "cubic",
+        **{"projector": "cubic", "symmetric": "both"},
     }
 
 

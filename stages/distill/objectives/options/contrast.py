@@ -24,6 +24,12 @@ class ContrastOptions(BetaOptions):
 class InfoNCEOptions(ContrastOptions, SimilarityOptions, ProjectorOptions):
     """Options of the objective infonce."""
 
+    symmetric: bool = Field(
+        default=False,
+        description="also each teacher feature among the texts of the batch, half of the loss, as "
+        "in CLIP: for features that are to find texts, as pictures of classes do",
+    )
+
 
 class CRDOptions(ContrastOptions, SimilarityOptions):
     """Options of the objective crd."""
