@@ -63,9 +63,9 @@ class Distances:
 
 def distances(condition: Condition) -> Iterator[Distances]:
     """Distances to each teacher that a condition was measured by after at least two epochs; none
-    without labels or tokens to measure the truth by."""
+    without labels or tokens to measure the truth by, as of students that embed."""
     job = condition.first.job
-    if not job.label_columns and not job.of_tokens:
+    if job.task == "embedding" or not (job.label_columns or job.of_tokens):
         return
     for measure in _measures(condition.first):
         teacher, truth = (condition.curve(name) for name in (measure, TRUTH))

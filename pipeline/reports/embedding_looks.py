@@ -1,8 +1,8 @@
 """Embeddings of finished students for some texts, beside those of their teacher.
 
 A sample of the training rows, of each its first text: the query of a pair. Each student embeds it
-behind its own prompt of queries. Texts without labels are coloured by where they lie in the
-teacher's space, so that one sees who stays whose neighbour.
+behind its own prompt of queries, by its tower of queries. Texts without labels are coloured by
+where they lie in the teacher's space, so that one sees who stays whose neighbour.
 """
 
 from pathlib import Path
@@ -14,11 +14,13 @@ import pyarrow as pa
 
 from ...cache_schemas.errors import ArmadaError, CorpusError, JobError
 from ...stages.corpus.corpus import Corpus, read_corpus
+from ...stages.distill.export import tower_folders
 from ...stages.distill.saved_student import load_embedder
 from ...stages.retrieval.search import neighbour_overlap
 from ...stages.store.format.rows import Rows
 from ..distill_job import DistillJob
 from ..embedding.data import EmbeddingData, read_embedding_data
+from ..embedding.joining import is_of_texts
 from ..environment import choose_device
 from ..findings.conditions import Condition
 from ..findings.findings import Study
@@ -84,9 +86,10 @@ def _sample(count: int, most: int) -> Rows:
 def _student(
     condition: Condition, texts: tuple[tuple[str, ...], ...], teacher: Points | None, device: str
 ) -> StudentLook:
-    student = load_embedder(condition.first.folder)
+    folder = tower_folders(condition.first.folder)[0]
+    student = load_embedder(folder)
     if student is None:
-        raise JobError(f"student {condition.first.folder}: has no embeddings to plot")
+        raise JobError(f"student {folder}: has no embeddings to plot")
     points = embed(student.to(choose_device(device)), texts)
     overlap = None if teacher is None else neighbour_overlap(points, teacher, _NEAREST)
     return StudentLook(condition, condition.first.seed, points, overlap, None)
@@ -104,9 +107,10 @@ def _teacher_value(data: EmbeddingData) -> float | None:
     """The metric of the teacher's own vectors, where all validation texts are cached."""
     if data.validation is None or data.held_out is None:
         return None
-    for name, measured in data.measured.sources.items():
-        if name not in data.held_out.targets and (measured.rows >= 0).all():
-            vectors = measured.source.feature.gather(measured.rows)
+    for name, source in data.sources.items():
+        rows, of_rows = data.held_out.rows[name], name in data.held_out.targets
+        if is_of_texts(source.spec) and not of_rows and (rows >= 0).all():
+            vectors = source.feature.gather(rows)
             flat = vectors.reshape(len(vectors), -1).astype(np.float32)
             return data.task_figures(flat, data.validation.labels).get(data.metric)
     return None

@@ -1,10 +1,11 @@
 """Quality against size and against speed: what a student costs where it is used.
 
-Size is the bytes of a student's weights. Speed is measured here and now, on the texts of the plots,
-one student after the other: tokens included, in batches of 64 of similar length, after a batch to
-warm up, the median of at least three rounds (one, of a student that takes ten seconds for it). So
-all students of a page are compared on one machine, whichever they were trained on; those of one
-form (the same modules, widths and longest texts) are measured once.
+Size is the bytes of a student's weights; of two towers both count, and that of queries is timed.
+Speed is measured here and now, on the texts of the plots, one student after the other: tokens
+included, in batches of 64 of similar length, after a batch to warm up, the median of at least three
+rounds (one, of a student that takes ten seconds for it). So all students of a page are compared on
+one machine, whichever they were trained on; those of one form (the same modules, widths and longest
+texts) are measured once.
 
 A student is on the front if no other is at least as good and as small (or as fast), and better in
 one of the two.
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache_schemas.errors import ArmadaError
+from ...stages.distill.export import tower_folders
 from ...stages.distill.saved_student import SavedReader, load_student
 from ..environment import choose_device, hardware
 from ..findings.conditions import Condition
@@ -115,14 +117,16 @@ def measure_costs(study: Study, looks: Looks, device: str) -> Costs:
     found, rates = [], dict[tuple[str, ...], float]()
     for condition in study.conditions:
         try:
-            student = load_student(condition.first.folder)
-        except (ArmadaError, OSError):
-            continue  # the plots of students name it
-        if isinstance(student, SavedReader):
+            towers = [load_student(each) for each in tower_folders(condition.first.folder)]
+            student = towers[0]
+            if not isinstance(student, SavedReader):
+                continue
             form = _form(student)
             if form not in rates:
                 rates[form] = _texts_per_second(student.to(choose_device(device)), looks.texts)
-            found.append(Cost(condition, student.weights_bytes, rates[form]))
+        except (ArmadaError, OSError):
+            continue  # the plots of students name it
+        found.append(Cost(condition, sum(each.weights_bytes for each in towers), rates[form]))
     return Costs(tuple(found), len(looks.texts), _machine(device), looks.teacher_value)
 
 

@@ -26,12 +26,11 @@ import pyarrow as pa
 from ...cache_schemas.errors import JobError
 from ...cache_schemas.keys import IntArray
 from ...stages.corpus.corpus import Corpus, read_corpus
-from ...stages.distill.export import student_folder
+from ...stages.distill.export import tower_folders
 from ...stages.distill.label_metrics import correlations
 from ...stages.distill.measures import cosines, linear_cka
 from ...stages.distill.saved_student import SavedReader, Text, load_embedder
 from ...stages.embeddings.prompts import PromptName
-from ...stages.embeddings.router import TOWERS, is_router
 from ...stages.retrieval.beir import read_beir
 from ...stages.retrieval.metrics import (
     average_precision,
@@ -70,9 +69,7 @@ class Embedder:
 
     def __init__(self, job: EvaluateJob, folder: Path) -> None:
         device = choose_device(job.device)
-        own = student_folder(folder)
-        folders = [own / name for name in TOWERS] if is_router(own) else [own]
-        self.towers = [_load(each).to(device) for each in folders]
+        self.towers = [_load(each).to(device) for each in tower_folders(folder)]
         self.batch_size = job.batch_size
         self.texts, self.seconds, self.truncated = 0, 0.0, 0
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...cache_schemas.errors import JobError, RunError
 from ...cache_schemas.extras import require_extra
-from ...stages.distill.export import student_folder
+from ...stages.distill.export import student_folder, tower_folders
 from ...stages.distill.saved_student import load_embedder
 from ...stages.embeddings.prompts import PromptName, Prompts
 from ...stages.pretrained import quiet_transformers
@@ -29,10 +29,16 @@ def evaluate_mteb(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     for an unknown task, and one that is not about texts; RunError for data that cannot be
     loaded."""
     require_extra("evaluate with mteb", "mteb", "mteb")
-    student = load_embedder(folder)
+    towers = tower_folders(folder)
+    student = load_embedder(towers[0])
     if student is None:
         raise JobError(f"mteb: student {folder} predicts labels and has no embeddings")
     tasks = _tasks(job.mteb or ())
+    if len(towers) > 1 and (others := _of_neither(tasks)):
+        raise JobError(
+            f"mteb {others[0]!r}: its texts are neither queries nor passages, and student {folder} "
+            f"has a tower for each; name one, {towers[0]} or {towers[1]}, or leave the task out"
+        )
     model = _model(job, folder, _prompt_name(job, folder, student.card.embedding, tasks))
     metrics, told = dict[str, float](), dict[str, Any]()
     for task in tasks:
@@ -75,15 +81,19 @@ def _tasks(names: Sequence[str]) -> list[Any]:
     return found
 
 
+def _of_neither(tasks: Sequence[Any]) -> list[str]:
+    """The tasks with texts that are neither queries nor passages."""
+    from mteb.abstasks import AbsTaskRetrieval
+
+    return [task.metadata.name for task in tasks if not isinstance(task, AbsTaskRetrieval)]
+
+
 def _prompt_name(
     job: EvaluateJob, folder: Path, prompts: Prompts | None, tasks: Sequence[Any]
 ) -> PromptName | None:
     """The prompt of texts that are neither queries nor passages; None: none. Raises JobError where
     there are such texts and two prompts, and the job names neither."""
-    from mteb.abstasks import AbsTaskRetrieval
-
-    neither = [task.metadata.name for task in tasks if not isinstance(task, AbsTaskRetrieval)]
-    if prompts is None or not (neither or job.prompt_name):
+    if prompts is None or not (_of_neither(tasks) or job.prompt_name):
         return None
     prompt = prompts.chosen(job.prompt_name, str(folder))
     return (job.prompt_name or "query") if prompt else None

@@ -228,6 +228,12 @@ def student_folder(folder: Path) -> Path:
     return folder
 
 
+def tower_folders(folder: Path) -> list[Path]:
+    """The folders of a student's towers: of queries, then of passages; or its only one."""
+    own = student_folder(folder)
+    return [own / name for name in TOWERS] if is_router(own) else [own]
+
+
 def load_saved_objective(folder: Path, objective: Objective) -> Objective:
     """Fill a built objective with what a run in an output folder trained beside its student; it
     comes back in eval mode. Raises StudentSourceError."""

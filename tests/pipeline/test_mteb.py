@@ -100,6 +100,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = {"query_prompt": "the cook ", "passage_prompt": "a sailor ", "seed": [0, 1]}
     library.distill(**keys, **prompts, output=folder / "prompts")
     library.distill(**keys, output=folder / "plain")
+    library.distill(**keys, passage_tower="own", passage_student_layers=1, output=folder / "towers")
     return folder
 
 
@@ -142,6 +143,16 @@ def test_tasks_of_a_student_without_prompts(armada: CommandLine, runs: Path) -> 
     one, other = (encode(runs / "plain" / "student", each) for each in (ONE, OTHER))
     expected = spearmanr(np.diag(cosines(one, other)), SCORES).statistic
     assert found == {"MadeUpPairs": pytest.approx(expected, abs=1e-5)}
+
+
+def test_queries_and_passages_have_towers(armada: CommandLine, runs: Path) -> None:
+    words = ["evaluate", runs / "towers", "--set", "mteb=[MadeUpSearch]", "--json"]
+    found = json.loads(armada.done(*words))["metrics"]
+    towers = (runs / "towers" / "student" / name for name in ("query", "document"))
+    one, other = (encode(tower, each) for tower, each in zip(towers, (ONE, OTHER), strict=True))
+    assert found == {"MadeUpSearch": pytest.approx(ndcg(cosines(one, other)), abs=1e-5)}
+    refused = armada("evaluate", runs / "towers", "--set", "mteb=[MadeUpSearch, MadeUpPairs]")
+    assert refused.error.startswith("mteb 'MadeUpPairs': its texts are neither queries nor ")
 
 
 @pytest.mark.parametrize(
