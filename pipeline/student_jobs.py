@@ -15,10 +15,13 @@ from .jobs import Corpora, LabelColumns, LocalFolder, Names, Separator, TextForm
 
 _OF_CORPORA = {
     *("picture_column", "class_names", "templates", "caption_cache", "caption_teacher"),
-    *("text_column", "label_column", "label_separator", "rejected_column", "cache", "teacher"),
-    *("feature", "limit", "max_new_tokens", "encoding", "delimiter"),
+    *("text_column", "label_column", "label_separator", "rejected_column"),
+    *("limit", "max_new_tokens", "encoding", "delimiter"),
 }
-_NOT_OF_MTEB = {"split", "retrieval_metrics", "similarity", "precision", "truncate_dim"}
+_NOT_OF_MTEB = {
+    *("split", "retrieval_metrics", "similarity", "precision", "truncate_dim"),
+    *("cache", "teacher", "feature"),
+}
 
 
 _OF_PICTURES = {"class_names", "templates", "caption_cache", "caption_teacher"}
@@ -125,7 +128,8 @@ class EvaluateJob(TextFormatKeys):
     )
     cache: Path | str | None = Field(
         default=None,
-        description="cache of a teacher to compare the student with, on the texts that it holds",
+        description="cache of a teacher to compare the student with, on the texts that it holds; "
+        "with `beir`, of the passages' embeddings, which the student's queries are to find",
     )
     teacher: str | None = Field(
         default=None, description="fingerprint of the teacher, or a prefix no other one shares"

@@ -55,6 +55,7 @@ from .precisions import (
     needs_calibration,
     ways_to_keep,
 )
+from .vectors import CachedVectors, open_vectors
 
 NEIGHBOURS = 10
 CKA_TEXTS = 1024
@@ -149,13 +150,22 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if not relevant:
         raise JobError(f"beir {job.beir}: no query of split {job.split!r} has a relevant passage")
 
+    cached = None if job.cache is None else _cached_passages(job, asked.passages)
+
     def passages_of(rows: IntArray) -> npt.NDArray[np.float32]:
+        if cached is not None:
+            return cached[rows].astype(np.float32)
         return embed(asked.passage_texts(rows), "document")
 
     count, same = len(asked.passages), asked.same_ids()
     k, device = min(depth_of(job.retrieval_metrics), count), embed.student.device
     queries_QH = embed(asked.query_texts(), "query")
     width = queries_QH.shape[1]
+    if cached is not None and (own := cached[:1].shape[1]) != width:
+        raise JobError(
+            f"feature {cached.feature!r}: passages have {own} numbers, and the student's queries "
+            f"{width}; name the cache and feature that it learned from"
+        )
     sample = passages_of(calibration_rows(count)) if needs_calibration(job) else None
     best = BestPassages(queries_QH, k, job.similarity, same, device)
     ways = [
@@ -185,6 +195,15 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         **_told(by_precision(ways, metrics, width, measured)),
         **embed.figures(),
     }
+
+
+def _cached_passages(job: EvaluateJob, passages: Corpus) -> CachedVectors:
+    """The embeddings of passages by a teacher. Raises MissingKeysError for passages without."""
+    cache, feature = open_vectors(make(CacheKeys, job.cache_keys), job.feature, passages)
+    rows = cache.find(passages.keys(), feature)
+    if (absent := np.flatnonzero(rows < 0)).size:
+        raise missing_keys(cache, passages, absent, [feature])
+    return CachedVectors(passages, cache, feature, rows, job.similarity == "cosine")
 
 
 def evaluate_pairs(job: EvaluateJob, folder: Path) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from ...stages.corpus.labels import label_space, label_values
 from ...stages.corpus.reading import PICTURES
 from ...stages.retrieval.metrics import Judgements, depth_of, retrieval_metrics
 from ...stages.retrieval.search import BLOCK_PASSAGES, Vectors, search
-from ...stages.store.reading.reader import Cache
 from ..answers import missing_keys, open_answers
 from ..embedding.own_columns import targets_of_rows
 from ..jobs import make
@@ -37,7 +36,7 @@ from ..objective_keys import CacheKeys
 from ..sources import Columns
 from ..student_jobs import EvaluateJob
 from .evaluate import Embedder, require_one_segment
-from .vectors import CachedVectors
+from .vectors import CachedVectors, open_vectors
 
 CAPTION_METRICS = (
     *("success@1", "success@5", "success@10", "recall@1", "recall@5", "recall@10"),
@@ -89,7 +88,7 @@ def _read(job: EvaluateJob, folder: Path, captions: Sequence[str]) -> _Pictures:
     )
     corpus.require_format(None, f"student {folder}")
     pictures = corpus.of_columns(columns.sources[0])
-    cache, feature = _open(make(CacheKeys, job.cache_keys), job.feature, pictures)
+    cache, feature = open_vectors(make(CacheKeys, job.cache_keys), job.feature, pictures)
     keys = pictures.keys()
     corpus = corpus.of_columns(columns.student)
     rows = cache.find(keys, feature)
@@ -102,21 +101,6 @@ def _read(job: EvaluateJob, folder: Path, captions: Sequence[str]) -> _Pictures:
     found = cache.find(keys[first], feature)
     vectors = CachedVectors(corpus.take(first), cache, feature, found, job.similarity == "cosine")
     return _Pictures(corpus, numbers[:, 0], vectors)
-
-
-def _open(keys: CacheKeys, named: str | None, corpus: Corpus) -> tuple[Cache, str]:
-    """A cache, and its feature of whole examples that is meant. Raises JobError for one that is no
-    vector."""
-    answers = open_answers(keys)
-    feature = named or answers.cache.features[0]
-    if feature in answers.cache.features:
-        spec = answers.cache.feature_spec(feature)
-        if spec.axis is not None or np.dtype(spec.dtype).kind != "f":
-            raise JobError(
-                f"feature {feature!r}: is {spec.shown}, no embedding; name another of "
-                f"{', '.join(answers.cache.features)}"
-            )
-    return answers.of(feature, [corpus]).cache, feature
 
 
 def _evaluate_captions(job: EvaluateJob, folder: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from ...cache_schemas.keys import IntArray
 from ...stages.corpus.corpus import Corpus
 from ...stages.store.format.rows import Rows
 from ...stages.store.reading.reader import Cache
+from ..answers import open_answers
+from ..objective_keys import CacheKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +45,18 @@ class CachedVectors:
                 "compute it again, or leave the row out"
             )
         return found
+
+
+def open_vectors(keys: CacheKeys, named: str | None, corpus: Corpus) -> tuple[Cache, str]:
+    """A cache, and its feature of whole examples that is meant. Raises JobError for one that is no
+    vector."""
+    answers = open_answers(keys)
+    feature = named or answers.cache.features[0]
+    if feature in answers.cache.features:
+        spec = answers.cache.feature_spec(feature)
+        if spec.axis is not None or np.dtype(spec.dtype).kind != "f":
+            raise JobError(
+                f"feature {feature!r}: is {spec.shown}, no embedding; name another of "
+                f"{', '.join(answers.cache.features)}"
+            )
+    return answers.of(feature, [corpus]).cache, feature

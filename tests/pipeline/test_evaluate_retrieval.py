@@ -192,6 +192,32 @@ def test_pairs_and_folders_that_cannot_be_measured_are_refused(
     assert "no query of split 'test' has a relevant passage" in refused(*beir)
 
 
+def test_a_search_among_the_passages_of_a_teacher(
+    armada, student, folder, refused, distill_bench, tmp_path
+):
+    """Queries by the student, passages as they are cached, by their titles and texts."""
+    columns = ("--text-column", "title?", "--text-column", "text?", "--quiet")
+    for name, width in (("cache", 6), ("wide", 7)):
+        teacher = ("--teacher", f"hash:{width}", "--cache", tmp_path / name)
+        armada.done("precompute", "--corpus", folder / "corpus.jsonl", *columns, *teacher)
+    words = ("evaluate", student, "--beir", folder)
+    told = ("--set", "retrieval_metrics=[mrr@10]", "--json")
+    found = json.loads(armada.done(*words, "--cache", tmp_path / "cache", *told))["metrics"]
+    cache = open_cache(tmp_path / "cache")
+    passages = unit(cache["embedding"][cache.lookup([tuple(both) for both in PASSAGES.values()])])
+    cosines = unit(encode(student, list(QUERIES.values()))) @ passages.T
+    ids, ranks = list(PASSAGES), []
+    for row, query in enumerate(QUERIES):
+        good = {passage for name, passage, grade in JUDGED if name == query and grade > 0}
+        order = [ids[at] for at in np.argsort(-cosines[row], kind="stable")][:10]
+        if good:
+            ranks.append(next((1 / (at + 1) for at, p in enumerate(order) if p in good), 0))
+    assert found["mrr@10"] == pytest.approx(np.mean(ranks), abs=1e-9)
+    assert "passages have 7 numbers" in refused(*words, "--cache", tmp_path / "wide")
+    others = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash)
+    assert "are not in the cache" in refused(*words, *others)
+
+
 def test_a_search_among_vectors_in_fewer_bytes(armada, student, folder):
     from sentence_transformers.util.quantization import quantize_embeddings
 
