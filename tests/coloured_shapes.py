@@ -3,11 +3,11 @@
 Even a CLIP with random weights has embeddings of pictures that colour and shape decide, so that a
 student of captions can be aligned to them."""
 
-import random
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
@@ -15,18 +15,20 @@ from PIL import Image, ImageDraw
 COLOURS = ("red", "lime", "blue", "yellow", "white")
 SHAPES = ("circle", "square", "bar", "frame")
 CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-CAPTIONS = ("a {}", "there is a {} here", "the picture shows a {}", "{}, on black")
+CAPTIONS = ("a {}", "there is a {} here", "the picture shows a {}", "{}, on dark")
 SIZE = 24
 
 
 def drawn(name: str, seed: int) -> bytes:
-    """A picture of a class, a little to the side and larger or smaller, as a PNG file."""
+    """A picture of a class, a little to the side and larger or smaller, on a noisy ground, as a PNG
+    file: no two are equal."""
     colour, shape = name.split()
-    draw_random = random.Random(f"{name} {seed}")
-    image = Image.new("RGB", (SIZE, SIZE), "black")
+    drawn_from = np.random.default_rng([CLASSES.index(name), seed])
+    noise = drawn_from.integers(0, 40, (SIZE, SIZE, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
     draw = ImageDraw.Draw(image)
-    left, top = (draw_random.randint(2, 4) for _ in range(2))
-    right, bottom = (SIZE - draw_random.randint(2, 4) for _ in range(2))
+    left, top, right, bottom = drawn_from.integers(2, 5, 4).tolist()
+    right, bottom = SIZE - right, SIZE - bottom
     box = (left, top, right, bottom)
     if shape == "circle":
         draw.ellipse(box, fill=colour)

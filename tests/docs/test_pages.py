@@ -13,6 +13,7 @@ import pytest
 from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.store.format.manifests import list_teachers
 from armada.stages.store.reading.reader import open_cache
+from coloured_shapes import CAPTIONS, CLASSES, SIZE, write_shapes
 from docs_material import (
     CLASSIFIER,
     WORDS_STUDENT,
@@ -112,6 +113,13 @@ INSTEAD = {
         Instead("mini_batch_size: 32", "mini_batch_size: 5", "likewise"),
         *WITHOUT_ONNX,
     ),
+    "text-towers.md": (
+        Instead("openai/clip-vit-base-patch32", "clip", "a tiny model"),
+        Instead("sentence-transformers/all-MiniLM-L6-v2", "minilm", "a tiny model"),
+        Instead("student_layers: 3", "student_layers: 1", "the tiny model has two"),
+        Instead("batch_size: 256", "batch_size: 32", "there are 160 rows"),
+        Instead("3e-4", "3e-3", "the tiny model is not pretrained"),
+    ),
     "preferences.md": (Instead("--set lora_rank=8", "--set lora_rank=8 --set epochs=1", "short"),),
     "scored-choices.md": (
         Instead("HuggingFaceTB/SmolLM2-135M-Instruct", WORDS_STUDENT, "a tiny model"),
@@ -146,6 +154,7 @@ RUN_BELOW = {
     "responses",
     "images-and-sounds",
     "retrieval",
+    "text-towers",
 }
 
 
@@ -426,6 +435,22 @@ def test_embeddings(place: Workplace) -> None:
     assert rotated.get_embedding_dimension() == 8
     assert "improvement: over MiniLM, student_layers=" in printed
     assert "Quality, size and speed" in (place.folder / "sizes.html").read_text()
+
+
+def test_text_towers(place: Workplace) -> None:
+    write_shapes(place.folder / "captions.parquet", range(8))
+    write_shapes(place.folder / "held-out.parquet", [100], captions=2)
+    captions = [caption.format(name) for caption in CAPTIONS for name in CLASSES]
+    make_clip_of_pictures(place.folder / "clip", captions, SIZE)
+    make_embedding_model(place.folder / "minilm", make_bert(place.folder / "bert", captions))
+    printed = run(place, "text-towers.md")
+    assert rows(place.folder / "photos") == 9 * len(CLASSES)
+    assert "40 captions, 20 pictures\n" in printed
+    assert "teacher_image_to_text_success@1" in printed
+    assert "40 examples of 20 classes, 0 without a label\n" in printed
+    accuracy = re.search(r"^top_5_accuracy +(\d\.\d+)", printed, re.MULTILINE)
+    assert accuracy is not None
+    assert float(accuracy[1]) > 0.5
 
 
 def test_preferences(place: Workplace) -> None:
