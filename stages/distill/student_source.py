@@ -162,9 +162,15 @@ def check_student(settings: StudentSettings) -> None:
     folder = resolve(settings.student, settings.student_revision, StudentSourceError, _CONFIGS)
     _refuse_static(folder, settings)
     folder = transformer_folder(folder, StudentSourceError)
-    load_config(folder)
+    _check_layers(settings, load_config(folder))
     if Path(settings.student).is_dir() and not settings.student_from_scratch:
         require_safetensors(folder, StudentSourceError)
+
+
+def _check_layers(settings: StudentSettings, config: Any) -> None:
+    wanted, count = settings.student_layers or 0, getattr(config, "num_hidden_layers", None)
+    if isinstance(count, int) and wanted > count and not settings.student_from_scratch:
+        raise StudentSourceError(f"student_layers {wanted}: the checkpoint has {count} layers")
 
 
 def _refuse_static(folder: Path, settings: StudentSettings) -> None:

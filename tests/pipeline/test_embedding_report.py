@@ -297,6 +297,7 @@ def test_cells_are_refused_before_a_run_starts(root: Path) -> None:
         ({"control": ["none", "undistilled"]}, "grid, undistilled: undistilled: a student that"),
         ({"control": ["none", "random-aligner"]}, "grid, random-aligner: "),
         ({"objective": "infonce", "negatives": [4, 400]}, "grid, objective=infonce, negatives=400"),
+        ({"student_layers": [1, 9]}, "student_layers 9: the checkpoint has 2 layers"),
         ({"embedding_dim": [12, 5]}, "grid, embedding_dim=5: objective feature: embeddings of 5"),
         (
             {"validation_label_column": ["score", "one"]},
