@@ -98,6 +98,17 @@ SentenceTransformer(folder).encode(["a text"])
 ```
 """
 
+_PROMPTED = """It opens in sentence-transformers, and reads queries and passages {reads}:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(folder)
+model.encode_query(["a question"])
+model.encode_document(["a passage"])
+```
+"""
+
 _BESIDE = """
 `sentence_transformers.SentenceTransformer(folder)` gives embeddings, with the projection that was
 trained to meet the teacher's feature.
@@ -271,7 +282,7 @@ class _Card:
         if self._task == "masked_language":
             return _MASKED
         if self._sentences:
-            return _SENTENCES
+            return self._opening_of_sentences()
         if isinstance(self.student, ClassifierStudent) and self._opens_in != "armada":
             text = '"a text"' if segments == 1 else '{"text": "a text", "text_pair": "its pair"}'
             way = _ADAPTED if self.job.lora_rank else _PIPELINE
@@ -290,6 +301,13 @@ class _Card:
             text='"a text"' if segments == 1 else f"({texts})",
             adapters=_WITH_ADAPTERS if self.job.lora_rank else "",
         )
+
+    def _opening_of_sentences(self) -> str:
+        prompts = {"query": self.job.query_prompt, "document": self.job.passage_prompt}
+        named = [f"`{prompt}`" for prompt in prompts.values() if prompt]
+        if self.job.tower == "own":
+            return _PROMPTED.format(reads="by a tower each")
+        return _PROMPTED.format(reads=f"behind {' and '.join(named)}") if named else _SENTENCES
 
     def _teachers(self) -> list[str]:
         """A sentence about each teacher, if there are any."""

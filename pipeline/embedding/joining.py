@@ -100,6 +100,12 @@ def open_source(
     answers = open_answers(keys)
     name = feature_of_texts(answers.cache, reading, len(teachers) > 1)
     spec = answers.cache[name].spec
+    if is_of_texts(spec) and answers.cache.teacher.spec.kind == "cross_encoder":
+        raise JobError(
+            f"teacher {reading.teacher}: is a cross_encoder whose {spec.name!r} is "
+            f"{prod(spec.shape)} numbers for each pair, neither a vector of a text nor a score; "
+            "name a cross_encoder of a single score"
+        )
     for term in terms if not is_of_texts(spec) else ():
         reads = any(each.source == reading.source for each in term.readings)
         if reads and not term.objective.reads.scores:

@@ -64,6 +64,9 @@ class StudentCard(AdapterBase):
     label_column: str | tuple[str, ...] | None
     label_separator: str | None = None
     metric: str
+    learned_feature: bool | None = None
+    """Whether a static student with labels learned a feature as well, with or without a projection;
+    None: a projection tells."""
     embedding: EmbeddingSettings | None = None
     """Set for a student of task=embedding, whose text column is a single one."""
 
@@ -80,6 +83,8 @@ def save_student(
     learned = [part for part in objective.parts if isinstance(part, WithProjector)]
     trained = objective.state_dict(prefix=OBJECTIVE)
     if isinstance(student, StaticStudent):
+        if learned and student.space.task != "none":
+            card = card.model_copy(update={"learned_feature": True})
         layers = embedding_layers(learned[0].projection, length_1) if learned else []
         folds = len(learned) == 1 and student.space.task == "none"
         if save_static_model(folder, student, tokenizer, layers, card.max_length, folds):

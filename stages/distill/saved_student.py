@@ -27,7 +27,7 @@ from ..embeddings.static import StaticTokenizer, is_static_folder, read_static_f
 from ..language.tokens import encode_prompts, encode_texts, end_ids
 from ..pretrained import refusing
 from .evaluation import require_finite
-from .export import HEADS, StudentCard, load_saved_student, student_folder
+from .export import CARD, HEADS, StudentCard, load_saved_student, read_card, student_folder
 from .language.evaluation import padded_prompts, respond
 from .language.export import (
     LanguageCard,
@@ -322,7 +322,9 @@ def is_embedder(folder: Path) -> bool:
     if not (folder / MODULES).is_file():
         return False
     # A static student opens as an embedding model whatever it was trained on.
-    return not is_static_folder(folder, StudentSourceError) or _has_projection(folder)
+    if not is_static_folder(folder, StudentSourceError):
+        return True
+    return bool(read_card(folder / CARD, StudentCard).learned_feature) or _has_projection(folder)
 
 
 def load_embedder(folder: Path) -> SavedReader | None:

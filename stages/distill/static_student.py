@@ -11,7 +11,6 @@ tokenlearn (Tulkens and van Dongen, 2024, https://github.com/MinishLab/tokenlear
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,9 +116,8 @@ def static_tokenizer(backend: Any) -> Any:
 def static_max_length(settings: StudentSettings) -> int:
     """Default maximum tokens of a text: as a static folder declares, else that of model2vec."""
     found = _declared(_folder(settings), settings)
-    if found is None:
-        return MODEL2VEC_LENGTH
-    return found.max_length or sys.maxsize
+    declared = None if found is None else found.max_length
+    return declared or MODEL2VEC_LENGTH
 
 
 def check_static_student(settings: StudentSettings) -> None:

@@ -366,6 +366,9 @@ def test_prompts_of_queries_and_passages(root: Path, tmp_path: Path) -> None:
     scored = {"validation_text_column": list(PAIRS), "validation_label_column": "score"}
     run = tmp_path / "run"
     library.distill(**job(root, run, PAIRS, validation=validation, **ALONE, **scored, **prompts))
+    card = (run / "student" / "README.md").read_text()
+    assert "behind `a sailor ` and `the cook `" in card
+    assert 'model.encode_query(["a question"])' in card
     table = pq.read_table(validation).to_pydict()
     queries = encode(run / "student", table["query"], prompt_name="query")
     passages = encode(run / "student", table["positive"], prompt_name="document")
@@ -452,6 +455,23 @@ def test_vectors_without_a_direction_are_refused(root: Path, tmp_path: Path) -> 
         )
     keys = job(root, tmp_path / "run", cache=str(tmp_path / "cache"))
     with pytest.raises(ArmadaError, match=r"vectors of 1 texts are zero .*train.parquet row 7"):
+        library.distill(**keys)
+
+
+def test_two_numbers_of_a_pair_are_no_vector(root: Path, tmp_path: Path) -> None:
+    scores = FeatureSpec(name="score", shape=(2,), dtype="float32")
+    spec = make_manifest((scores,)).spec.model_copy(update={"kind": "cross_encoder"})
+    manifest = make_manifest((scores,)).model_copy(
+        update={"spec": spec, "fingerprint": spec.fingerprint}
+    )
+    every = dict.fromkeys(pq.read_table(root / "train-texts.parquet")["text"].to_pylist())
+    with CacheWriter(tmp_path / "cache", manifest) as writer:
+        rows = len(every)
+        writer.commit(
+            keys_of(every), {"score": np.ones((rows, 2), np.float32)}, np.zeros(rows, np.bool_)
+        )
+    keys = job(root, tmp_path / "run", cache=str(tmp_path / "cache"))
+    with pytest.raises(ArmadaError, match="name a cross_encoder of a single score"):
         library.distill(**keys)
 
 

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from armada import open_cache
 from armada.pipeline.distill import run_distill
 from armada.pipeline.distill_job import DistillJob
+from armada.pipeline.retrieval import evaluate
+from armada.pipeline.student_jobs import EvaluateJob
 from armada.stages.distill.measures import linear_cka
 from beir_folders import write_beir, write_qrels
 from tiny_embeddings import encode
@@ -216,6 +219,20 @@ def test_a_search_among_the_passages_of_a_teacher(
     assert "passages have 7 numbers" in refused(*words, "--cache", tmp_path / "wide")
     others = ("--cache", distill_bench.cache, "--teacher", distill_bench.hash)
     assert "are not in the cache" in refused(*words, *others)
+
+
+def test_the_search_is_on_the_device_of_the_student(student, folder, monkeypatch):
+    used = []
+
+    class Told(evaluate.BestPassages):
+        def __init__(self, *given: Any) -> None:
+            used.append(given[4:])
+            super().__init__(*given)
+
+    monkeypatch.setattr(evaluate, "BestPassages", Told)
+    job = EvaluateJob(student=student, beir=folder, device="cpu")
+    evaluate.evaluate_beir(job, student)
+    assert used == [(torch.device("cpu"),)]
 
 
 def test_a_search_among_vectors_in_fewer_bytes(armada, student, folder):

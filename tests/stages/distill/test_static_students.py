@@ -1,5 +1,6 @@
 """Static students: tables made of other models, means, steps of the rows of a batch alone."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from armada.stages.distill.objectives.base import Sizes
 from armada.stages.distill.objectives.features import FeatureObjective
 from armada.stages.distill.objectives.options import FeatureOptions
 from armada.stages.distill.optimizers import RowAdamW, parameter_groups, updates_rows
+from armada.stages.distill.saved_student import is_embedder, load_embedder
 from armada.stages.distill.settings import StudentSettings
 from armada.stages.distill.static_start import principal_components, zipf_weights
 from armada.stages.distill.static_student import static_tokenizer
@@ -252,7 +254,8 @@ def save(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pat
         **options: Any,
     ) -> Path:
         student, tokenizer = load(checkpoint(kind), space, static_dim=8)
-        sizes = Sizes(student.dim, space.num_labels, space.regression, (WIDTH,))
+        wide = student.dim if options.get("projector") == "none" else WIDTH
+        sizes = Sizes(student.dim, space.num_labels, space.regression, (wide,))
         objective = FeatureObjective(FeatureOptions(**options), sizes)
         with torch.no_grad():
             for parameter in objective.parameters():
@@ -439,3 +442,22 @@ def test_sources_that_are_none_are_refused(
     (folder / "tokenizer.json").unlink()
     with pytest.raises(StudentSourceError, match=r"holds no tokenizer\.json"):
         check_student(settings(folder))
+
+
+def test_with_labels_it_has_embeddings_without_a_projection(save: Callable[..., Path]) -> None:
+    folder = save(space=THREE_CLASSES, projector="none")
+    assert is_embedder(folder)
+    reader = load_embedder(folder)
+    assert reader is not None
+    found, _ = reader.outputs(list(LONG), 4)
+    np.testing.assert_allclose(found, np.load(folder.parent / "trained.npy"), atol=1e-6)
+
+
+def test_a_start_without_a_length_has_the_usual_one(save: Callable[..., Path]) -> None:
+    folder = save()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"truncation": None}))
+    declared = json.loads((folder / "config_sentence_transformers.json").read_text())
+    del declared["max_length"]
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(declared))
+    assert default_max_length(settings(folder), NO_LABELS) == 512
