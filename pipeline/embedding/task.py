@@ -24,7 +24,7 @@ from ...stages.distill.embedding.student import EmbeddingSettings, EmbeddingStud
 from ...stages.distill.export import StudentCard
 from ...stages.distill.model import TrainedModel
 from ...stages.distill.settings import StudentSettings
-from ...stages.distill.student_source import default_max_length, load_student
+from ...stages.distill.student_source import declared_dense, default_max_length, load_student
 from ...stages.distill.tokens import Tokens, choose_max_length
 from ...stages.embeddings.prompts import Prompts, both
 from ..distill_job import DistillJob
@@ -200,7 +200,13 @@ def _tower(
     texts = data.joined.groups.texts.texts()
     inner, tokenizer = load_student(settings, NO_LABELS, texts, job.dropout, job, embeds=True)
     require_exportable(inner, settings.student)
-    student = EmbeddingStudent(inner, dim, normalize)
+    start, layers = declared_dense(settings)
+    student = EmbeddingStudent(inner, dim, normalize, start)
+    if dropped := layers[1:] if student.dense is start and start is not None else layers:
+        LOGGER.warning(
+            f"student {settings.student}: starts without the layers after its pooling "
+            f"({'; '.join(dropped)}), which do not fit embeddings of {student.dim} numbers"
+        )
     usual = default_max_length(settings, NO_LABELS)
     most = choose_max_length(settings.max_length, tokenizer, student.backbone, usual)
     return student, (tokenizer, most)

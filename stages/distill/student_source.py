@@ -9,9 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from ...cache_schemas.errors import StudentSourceError
-from ..corpus.labels import LabelSpace
+from ..corpus.labels import NO_LABELS, LabelSpace
 from ..embeddings.folders import MODULES, EmbeddingFolder, read_embedding_folder, transformer_folder
+from ..embeddings.layers import Dense, load_layers
 from ..embeddings.static import is_static_folder
 from ..pretrained import DEFAULT_MAX_LENGTH, refusing
 from ..sources import require_safetensors, resolve
@@ -106,19 +109,35 @@ def _declared_pooling(declared: EmbeddingFolder, embeds: bool) -> Pooling:
             f"student {declared.transformer}: declares several poolings, and a student has one; "
             "choose pooling=mean, cls, last, max, ..."
         )
-    dropped = [str(layer.settings) for layer in declared.layers if not layer.normalizes]
-    if dropped and embeds:
-        raise StudentSourceError(
-            f"student {declared.transformer}: has layers after its pooling ({'; '.join(dropped)}), "
-            "which a student that embeds does not begin with; start from the model that it was "
-            "made from, or name a pooling"
-        )
-    if dropped:
+    dropped = _weighted(declared)
+    if dropped and not embeds:
         _LOGGER.warning(
             f"student {declared.transformer}: starts from its pooling {declared.pooling[0]} "
             f"without the layers after it ({'; '.join(dropped)}), which the projection replaces"
         )
     return declared.pooling[0]
+
+
+def _weighted(declared: EmbeddingFolder) -> list[str]:
+    return [str(layer.settings) for layer in declared.layers if not layer.normalizes]
+
+
+def declared_dense(settings: StudentSettings) -> tuple[nn.Linear | None, tuple[str, ...]]:
+    """The linear layer behind the pooling of the folder that a student that embeds starts from,
+    with its weights, None if it has none; and all layers there that have weights, in words. With a
+    pooling that the job names, or random weights, there are none to start from."""
+    if settings.static_source or settings.student_from_scratch or settings.pooling != "auto":
+        return None, ()
+    declared = _declared(settings, NO_LABELS)
+    if declared is None:
+        return None, ()
+    found: nn.Linear | None = None
+    for layer in load_layers(declared.layers[:1], StudentSourceError):
+        if not isinstance(layer, Dense) or layer.adds:
+            continue
+        if isinstance(layer.activation_function, nn.Identity):
+            found = layer.linear
+    return found, tuple(_weighted(declared))
 
 
 def _pooled(

@@ -26,6 +26,7 @@ from armada.pipeline.terms import terms_of
 from armada.stages.store.writing.writer import CacheWriter
 from cuts import cut_at
 from language_processes import losses, run, run_in_two_processes, weights
+from safetensors import safe_open
 from scipy.stats import spearmanr
 from small_caches import keys_of, make_manifest
 from tiny_checkpoints import make_bert
@@ -456,6 +457,70 @@ def test_vectors_without_a_direction_are_refused(root: Path, tmp_path: Path) -> 
     keys = job(root, tmp_path / "run", cache=str(tmp_path / "cache"))
     with pytest.raises(ArmadaError, match=r"vectors of 1 texts are zero .*train.parquet row 7"):
         library.distill(**keys)
+
+
+@pytest.fixture(scope="module")
+def narrow(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose student has a layer to 6 numbers, and prompts."""
+    run = tmp_path_factory.mktemp("narrow") / "run"
+    prompts = {"query_prompt": "a sailor ", "passage_prompt": "the cook "}
+    library.distill(**job(root, run, PAIRS, **ALONE, embedding_dim=6, **prompts))
+    return run
+
+
+def test_text_embeddings_inference_finds_what_it_reads(narrow: Path) -> None:
+    """What its sources of 2026 require of a local folder: router/src/lib.rs, backends/src/lib.rs,
+    backends/candle/src/models/dense.rs."""
+    folder = narrow / "student"
+
+    def read(name: str) -> Any:
+        return json.loads((folder / name).read_text())
+
+    config = read("config.json")
+    assert config["architectures"] == ["BertModel"]  # no ...Classification, which is not embedded
+    assert config["model_type"] == "bert"
+    assert isinstance(config["max_position_embeddings"], int)
+    assert {"tokenizer.json", "model.safetensors"} <= {file.name for file in folder.iterdir()}
+    assert read("sentence_bert_config.json")["max_seq_length"] <= config["max_position_embeddings"]
+    pooling = read("1_Pooling/config.json")
+    modes = [pooling[f"pooling_mode_{each}"] for each in ("cls_token", "mean_tokens", "lasttoken")]
+    assert modes == [False, True, False]
+    assert read("config_sentence_transformers.json")["prompts"] == {
+        "query": "a sailor ",
+        "document": "the cook ",
+    }
+    modules = {each["type"]: each["path"] for each in read("modules.json")}
+    kinds = [f"sentence_transformers.models.{each}" for each in ("Transformer", "Pooling", "Dense")]
+    assert [*modules] == [*kinds, "sentence_transformers.models.Normalize"]
+    dense = read(f"{modules[kinds[2]]}/config.json")
+    assert dense == {
+        "in_features": 32,
+        "out_features": 6,
+        "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    with safe_open(folder / modules[kinds[2]] / "model.safetensors", "np") as weights:
+        assert sorted(weights.keys()) == ["linear.bias", "linear.weight"]
+    with safe_open(folder / "model.safetensors", "np") as weights:
+        assert "embeddings.word_embeddings.weight" in weights.keys()  # noqa: SIM118
+
+
+def test_a_finished_student_starts_another(
+    root: Path, narrow: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the layer that makes its embeddings, if it fits."""
+    first, still = narrow, {**ALONE, "epochs": 1, "learning_rate": 1e-9}
+    start = str(first / "student")
+    again = tmp_path / "again"
+    library.distill(**job(root, again, PAIRS, **still) | {"student": start})
+    said = pq.read_table(root / "train.parquet")["query"].to_pylist()
+    found, wanted = (encode(run / "student", said) for run in (again, first))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert "starts without the layers" not in caplog.text
+    other = tmp_path / "other"
+    library.distill(**job(root, other, PAIRS, **still, embedding_dim=5) | {"student": start})
+    assert encode(other / "student", said).shape == (ROWS, 5)
+    assert "starts without the layers after its pooling (Dense 32 to 6, Identity)" in caplog.text
 
 
 def test_two_numbers_of_a_pair_are_no_vector(root: Path, tmp_path: Path) -> None:

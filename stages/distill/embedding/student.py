@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from ...embeddings.prompts import Prompts
+from ..static_student import StaticStudent
 from ..student import Student
 
 PassageTower = Literal["shared", "own", "cached"]
@@ -42,15 +43,25 @@ class EmbeddingSettings(Prompts):
 class EmbeddingStudent(nn.Module):
     """A text model whose pooled text is an embedding [B, E]; it has no head of a task."""
 
-    def __init__(self, inner: Student, embedding_dim: int | None, normalize: bool) -> None:
-        """`embedding_dim`: E; None: the width of the inner student's pooled texts."""
+    def __init__(
+        self,
+        inner: Student,
+        embedding_dim: int | None,
+        normalize: bool,
+        start: nn.Linear | None = None,
+    ) -> None:
+        """`embedding_dim`: E; None: the width of `start`, or of the inner student's pooled texts.
+        `start`: the layer that makes embeddings, as trained before; left out where it does not
+        fit."""
         super().__init__()
         self.inner = inner
         self.normalize = normalize
         self.space = inner.space
-        self.dim = embedding_dim or inner.dim
         self.dense: nn.Linear | None = None
-        if self.dim != inner.dim:
+        if start is not None and start.in_features == inner.dim:
+            self.dense = start if embedding_dim in (None, start.out_features) else None
+        self.dim = embedding_dim or (inner.dim if self.dense is None else self.dense.out_features)
+        if self.dense is None and self.dim != inner.dim:
             self.dense = nn.Linear(inner.dim, self.dim)
             nn.init.orthogonal_(self.dense.weight)
             nn.init.zeros_(self.dense.bias)
@@ -92,7 +103,12 @@ class EmbeddingStudent(nn.Module):
     def embed(self, pooled_BD: Tensor) -> Tensor:
         """The embeddings [B, E] of pooled texts."""
         if self.dense is not None:
-            pooled_BD = self.dense(pooled_BD)
+            embeddings_BE = self.dense(pooled_BD)
+            if isinstance(self.inner, StaticStudent):
+                # Its folder has the layer in its table, where a text without tokens has zeros.
+                empty_B1 = ~pooled_BD.any(dim=-1, keepdim=True)
+                embeddings_BE = embeddings_BE.masked_fill(empty_B1, 0.0)
+            pooled_BD = embeddings_BE
         return F.normalize(pooled_BD, dim=-1) if self.normalize else pooled_BD
 
 
