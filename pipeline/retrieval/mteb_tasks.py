@@ -16,6 +16,7 @@ from ...cache_schemas.errors import JobError, RunError
 from ...cache_schemas.extras import require_extra
 from ...stages.distill.export import student_folder, tower_folders
 from ...stages.distill.saved_student import load_embedder
+from ...stages.embeddings.folders import MODULES
 from ...stages.embeddings.prompts import PromptName, Prompts
 from ...stages.pretrained import quiet_transformers
 from ..environment import choose_device
@@ -33,6 +34,11 @@ def evaluate_mteb(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     student = load_embedder(towers[0])
     if student is None:
         raise JobError(f"mteb: student {folder} predicts labels and has no embeddings")
+    if not (student_folder(folder) / MODULES).is_file():
+        raise JobError(
+            f"mteb: student {folder}: holds no {MODULES}, so that sentence-transformers would pool "
+            "its texts otherwise; train it with pooling=mean, cls or last"
+        )
     tasks = _tasks(job.mteb or ())
     if len(towers) > 1 and (others := _of_neither(tasks)):
         raise JobError(
@@ -70,7 +76,8 @@ def _tasks(names: Sequence[str]) -> list[Any]:
             try:
                 found.append(mteb.get_task(name))
             except KeyError as error:
-                raise JobError(f"mteb {name!r}: is no task of mteb: {error.args[0]}") from error
+                told = str(error.args[0]).removeprefix("KeyError: ")
+                raise JobError(f"mteb {name!r}: is no task of mteb: {told}") from error
     for task in found:
         others = sorted({*task.modalities} - {_TEXT})
         if others:

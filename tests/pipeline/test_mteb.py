@@ -2,6 +2,7 @@
 no part of what tests install (`pip install -e '.[mteb]'`)."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,15 @@ def test_queries_and_passages_have_towers(armada: CommandLine, runs: Path) -> No
     assert found == {"MadeUpSearch": pytest.approx(ndcg(cosines(one, other)), abs=1e-5)}
     refused = armada("evaluate", runs / "towers", "--set", "mteb=[MadeUpSearch, MadeUpPairs]")
     assert refused.error.startswith("mteb 'MadeUpPairs': its texts are neither queries nor ")
+
+
+def test_a_folder_that_would_be_pooled_otherwise(
+    armada: CommandLine, runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "plain" / "student", tmp_path / "student")
+    (tmp_path / "student" / "modules.json").unlink()
+    result = armada("evaluate", tmp_path / "student", "--set", "mteb=[MadeUpPairs]")
+    assert (result.code, "holds no modules.json" in result.error) == (2, True)
 
 
 @pytest.mark.parametrize(
