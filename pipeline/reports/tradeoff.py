@@ -210,7 +210,8 @@ def _draw(
         found = spread(each.condition.values)
         if each not in front:
             style |= {"markerfacecolor": "white"}
-        panel.errorbar(x, found["mean"], yerr=found["std"], capsize=3, elinewidth=1, **style)
+        spread_of_seeds = found["std"] if len(found["runs"]) > 1 else None
+        panel.errorbar(x, found["mean"], yerr=spread_of_seeds, capsize=3, elinewidth=1, **style)
 
 
 def _mean(cost: Cost) -> float:
