@@ -51,8 +51,11 @@ PREFERENCES = [file for file in FILES if file.parent.name == "preferences"]
 RETRIEVAL = [file for file in FILES if file.parent.name == "retrieval"]
 """And these."""
 
+PICTURES = [file for file in FILES if file.parent.name == "pictures"]
+"""And these."""
+
 PRECOMPUTE, ABLATE, DISTILL = (
-    [file for file in files if file not in (*RESPONSES, *PREFERENCES, *RETRIEVAL)]
+    [file for file in files if file not in (*RESPONSES, *PREFERENCES, *RETRIEVAL, *PICTURES)]
     for files in (PRECOMPUTE, ABLATE, DISTILL)
 )
 OTHERS = [file for file in PRECOMPUTE if file.stem in OTHER_TEACHERS]

@@ -122,10 +122,10 @@ def _check_teachers(job: DistillJob) -> None:
                 f"teacher {name}: text_column: passage_tower=cached takes the embeddings of "
                 "passages for theirs, and this teacher has one vector for a row; use another tower"
             )
-        if teacher.text_column and teacher.query_teacher is not None:
+        if teacher.text_column and teacher.of_queries is not None:
             raise JobError(
-                f"teacher {name}: query_teacher: has read queries among the texts that are "
-                "embedded, and text_column names others; leave one out"
+                f"teacher {name}: query_cache, query_teacher: are of queries among the texts that "
+                "are embedded, and text_column names others; leave one out"
             )
 
 

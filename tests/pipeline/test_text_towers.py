@@ -453,7 +453,7 @@ REFUSED: dict[str, tuple[Keys, str]] = {
     ),
     "queries of pictures": (
         {"text_column": ["caption", "label"], "query_teacher": "abc"},
-        "teacher image: query_teacher: has read queries",
+        "query_cache, query_teacher: are of queries among",
     ),
     "texts where pictures are": ({"column": "photo"}, "is not UTF-8"),
     "passages of pictures": (
