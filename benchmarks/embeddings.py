@@ -12,10 +12,13 @@ encoder's first three layers; it learns the teacher's vectors by their mean squa
     seconds    of training: tokens made, steps taken, without imports, models and caches
     MiB        most memory of the process
 
-`--tables objectives` compares objectives of single texts from the same cache, with all seeds.
+`--tables objectives` compares objectives of single texts from the same cache, with all seeds;
+`--student static:FOLDER` makes the students static. `--folder` keeps the cache and all runs:
+what is broken off goes on.
 """
 
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -55,7 +58,8 @@ def main() -> None:
         print(json.dumps(RUNS[options.run](options)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
+        work = options.folder or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
         table = pq.read_table(options.texts, columns=["text"]).slice(0, options.rows)
         pq.write_table(table, work / "texts.parquet")
         cached = _call(options, "cache", work, seed=0)
@@ -76,6 +80,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tables", nargs="+", default=["libraries"])
     parser.add_argument("--only", nargs="+", help="names of objectives")
+    parser.add_argument("--student", help="default: the first layers of the encoder")
+    parser.add_argument("--learning-rate", type=float, default=RATE)
+    parser.add_argument("--batch-size", type=int, default=BATCH)
+    parser.add_argument("--layer-choice", choices=["first", "every"], default="first")
+    parser.add_argument("--folder", type=Path, help="where runs are kept")
     parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -111,22 +120,25 @@ def by_armada(options: argparse.Namespace) -> dict[str, Any]:
     """A run of `distill`."""
     import armada
 
-    output = options.work / f"armada-{options.seed}-{abs(hash(options.keys))}"
+    name = hashlib.sha256(options.keys.encode()).hexdigest()[:8]
+    output = options.work / f"armada-{options.seed}-{name}"
+    layers = {"student_layers": LAYERS, "student_layer_choice": options.layer_choice}
     report = armada.distill(
         train=options.work / "texts.parquet",
         text_column="text",
         cache=options.work / "cache",
         task="embedding",
-        student=options.encoder,
-        student_layers=LAYERS,
-        batch_size=BATCH,
+        student=options.student or options.encoder,
+        **({} if options.student else layers),
+        batch_size=options.batch_size,
         epochs=options.epochs,
-        learning_rate=RATE,
+        learning_rate=options.learning_rate,
         seed=options.seed,
         report_to="none",
         device="cpu",
         output=output,
         quiet=True,
+        resume=True,
         **json.loads(options.keys),
     )
     return _result(options, output / "student", report["train_seconds"])
@@ -154,8 +166,8 @@ def by_sentence_transformers(options: argparse.Namespace) -> dict[str, Any]:
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(output),
         num_train_epochs=options.epochs,
-        per_device_train_batch_size=BATCH,
-        learning_rate=RATE,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
         lr_scheduler_type="constant",
         seed=options.seed,
         report_to="none",
@@ -204,7 +216,9 @@ def _call(
     command = [
         *(sys.executable, __file__, str(options.encoder), str(options.texts), str(options.stsb)),
         *("--run", run, "--work", str(work), "--seed", str(seed), "--keys", json.dumps(keys)),
-        *("--epochs", str(options.epochs)),
+        *("--epochs", str(options.epochs), "--learning-rate", str(options.learning_rate)),
+        *("--batch-size", str(options.batch_size), "--layer-choice", options.layer_choice),
+        *(("--student", options.student) if options.student else ()),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
