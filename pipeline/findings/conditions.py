@@ -147,7 +147,9 @@ def _told(run: FinishedRun, differing: Sequence[str]) -> str:
     for key in differing:
         if key == "control" or key not in run.settings or (key == "selected" and chosen_apart):
             continue
-        value = run.settings[key]
+        value = run.job.objective_name if key == "objective" else run.settings[key]
+        if value is None:
+            continue  # told by those that set it
         if key == "student":
             parts.append(PurePath(str(value)).name)
         elif key in ("teacher", "train", "validation", "weights"):
