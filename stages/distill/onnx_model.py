@@ -32,6 +32,7 @@ from ..embeddings.folders import read_embedding_folder
 from ..embeddings.layers import load_layers
 from ..embeddings.static import read_static_folder
 from ..pooling import StatePooling, pool
+from ..pretrained import one_line
 from .saved_student import SavedReader, Text
 from .static_student import StaticStudent
 from .tokens import encode
@@ -159,8 +160,10 @@ def _quiet() -> Iterator[None]:
 def embed_by_onnx(
     file: Path, reader: SavedReader, texts: Sequence[Text], batch_size: int
 ) -> npt.NDArray[np.float32]:
-    """The embeddings [N, E] of texts by a file's model in ONNX Runtime, on the CPU."""
+    """The embeddings [N, E] of texts by a file's model in ONNX Runtime, on the CPU. Raises
+    StudentSourceError for a model that does not run on them."""
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -173,6 +176,13 @@ def embed_by_onnx(
     for start in range(0, len(tokens), batch_size):
         batch = tokens.pad(longest_first[start : start + batch_size])
         given: Mapping[str, Any] = {name: batch[name].numpy() for name in names}
-        found.append(session.run(["sentence_embedding"], given)[0])
+        try:
+            found.append(session.run(["sentence_embedding"], given)[0])
+        except (errors.InvalidArgument, errors.Fail, errors.RuntimeException) as cause:
+            raise StudentSourceError(
+                f"{file.name}: PyTorch's exporter wrote a model that does not run on batches of "
+                f"other sizes ({one_line(cause)}), as it does of some families; "
+                "armada.load_student and sentence-transformers open the folder as it is"
+            ) from cause
     by_text: npt.NDArray[np.float32] = np.concatenate(found)[np.argsort(longest_first)]
     return by_text

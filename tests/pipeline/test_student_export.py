@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from armada.cache_schemas.errors import RunError
+from armada.cache_schemas.errors import RunError, StudentSourceError
 from armada.pipeline import student_export
 from armada.pipeline.distill import run_distill
 from armada.pipeline.distill_job import DistillJob
+from armada.stages.distill.onnx_model import embed_by_onnx
+from armada.stages.distill.saved_student import load_embedder
 from armada.stages.precompute.teachers.options import StudentOptions
 from armada.stages.precompute.teachers.student import StudentTeacher
 from scipy.stats import spearmanr
@@ -152,6 +154,21 @@ def test_a_model_that_differs_is_not_kept(
             student_export.StudentExportJob(student=tmp_path / "copy")
         )
     assert not [*(tmp_path / "copy").glob("*onnx*")]
+
+
+def test_a_model_that_runs_on_one_batch_alone_is_refused(
+    root: Path, exported: dict[str, Any], tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    folder = root / "run" / "student"
+    model = onnx.load(folder / "onnx" / "model.onnx")
+    for each in model.graph.input:
+        each.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, tmp_path / "fixed.onnx")
+    reader = load_embedder(folder)
+    assert reader is not None
+    with pytest.raises(StudentSourceError, match=r"fixed.onnx: .* batches of other sizes \("):
+        embed_by_onnx(tmp_path / "fixed.onnx", reader, TEXTS, 4)
 
 
 def test_what_cannot_be_exported_is_refused(root: Path, refused: Any, tmp_path: Path) -> None:
