@@ -156,6 +156,13 @@ def test_the_teacher_of_the_captions_themselves_beside(world: Path, tmp_path: Pa
     assert len(losses(tmp_path / "run", "rkd.angle")) == 10
 
 
+def test_negatives_of_the_cache_where_a_batch_has_all_others(world: Path, tmp_path: Path) -> None:
+    """As a batch of validation texts does: there are none left to draw."""
+    drawn = [ALIGNED[0] | {"negatives": 20}]
+    library.distill(**job(world, tmp_path / "run", objectives=drawn, epochs=1))
+    assert "ndcg@10" in json.loads((tmp_path / "run" / "metrics.json").read_text())["validation"]
+
+
 def test_a_report_of_it_and_the_figures_that_are_announced(
     world: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ the places of its examples: [B, C, *shape], zeros where an example lacks a text.
 have a place for each query and candidate.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ class VectorGather(Gather):
 
     def __call__(self, indices: Indices) -> npt.NDArray[Any]:
         found = Gather.__call__(self, indices)
-        flat = found.reshape(len(found), -1)
+        flat = found.reshape(len(found), math.prod(found.shape[1:]))  # of none, too
         good = np.isfinite(flat).all(axis=1) & flat.any(axis=1)
         if not good.all():
             named = self.names(np.unique(indices[~good]))
