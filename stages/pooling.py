@@ -56,4 +56,5 @@ def _pool(
 def _rows(mask_BT: "Tensor") -> "Tensor":
     import torch
 
-    return torch.arange(len(mask_BT), device=mask_BT.device)
+    # Not by its len, a number that an exporter to ONNX would keep.
+    return torch.arange(mask_BT.shape[0], device=mask_BT.device)

@@ -38,7 +38,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores = np.random.default_rng(0).random(24)
     pq.write_table(pa.table({"one": one, "other": other, "score": scores}), folder / "p.parquet")
     make_bert(folder / "bert", [*one, *other, *TEXTS])
-    distilled(folder, "run", str(folder / "bert"), embedding_dim=6, query_prompt="a question ")
+    own = {"embedding_dim": 6, "query_prompt": "a question ", "pooling": "cls"}
+    distilled(folder, "run", str(folder / "bert"), **own)
     return folder
 
 
