@@ -33,7 +33,7 @@ WORKING = ("checkpoints", "best")
 _DATA = (
     *("train_digest", "validation_digest", "cache_digest", "teacher_fingerprint", "feature"),
     *("read_digest", "token_cache_digest", "token_teacher_fingerprint", "token_feature", "select"),
-    "query_teacher_fingerprint",
+    *("query_cache_digest", "query_teacher_fingerprint"),
 )
 """Keys of `run.json` about the data."""
 

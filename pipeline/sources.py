@@ -163,6 +163,7 @@ class Source:
             "feature": self.spec.name,
         }
         if self.of_queries is not None:
+            found["query_cache_digest"] = self.of_queries.digest
             found["query_teacher_fingerprint"] = self.of_queries.cache.teacher.fingerprint
         return found
 

@@ -205,6 +205,12 @@ class FinishedRun:
                     f"run {self.folder}: cache {shown_url(str(location))}: is at a URL, which "
                     "reports do not open; pull it, and name it with --set cache=FOLDER"
                 )
+            of_queries = keys.query_cache
+            if not from_afar and of_queries is not None and not is_local(str(of_queries)):
+                raise JobError(
+                    f"run {self.folder}: query_cache {shown_url(str(of_queries))}: is at a URL, "
+                    "which reports do not open; pull it, and name the folder in the run's job.yaml"
+                )
         for source in () if from_afar else (*self.job.train, *self.job.validation):
             if not is_local(source) or source.startswith(HUB_DATASET):
                 raise JobError(

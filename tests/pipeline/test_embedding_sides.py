@@ -2,6 +2,7 @@
 with a tower for each side."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from armada.cache_schemas.errors import ArmadaError
 from armada.pipeline import seed_run
+from armada.pipeline.answers import open_answers
 from armada.pipeline.distill_job import DistillJob
 from armada.pipeline.embedding.data import EmbeddingData
+from armada.pipeline.findings.runs import find_runs
 from armada.pipeline.jobs import make
+from armada.pipeline.objective_keys import CacheKeys
 from armada.pipeline.run_data import read_data
 from armada.pipeline.terms import terms_of
 from armada.stages.store.reading.feature_array import FeatureArray, StackedArray
@@ -171,6 +176,50 @@ def test_their_features_may_be_in_a_cache_of_their_own(
     two = {"cache": str(tmp_path / "positive"), "query_cache": str(tmp_path / "query")}
     library.distill(**job(root, tmp_path / "two", **two))
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
+
+
+def test_a_run_goes_on_with_the_answers_to_queries_that_it_began_with(
+    root: Path, teachers: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with those of a cache that was made anew at the same place."""
+
+    def cache_of_queries(seed: int) -> None:
+        shutil.rmtree(tmp_path / "queries", ignore_errors=True)
+        library.precompute(
+            corpus=root / "train.parquet",
+            text_column=["query"],
+            teacher=f"hash:{WIDTH}",
+            seed=seed,
+            cache=tmp_path / "queries",
+            quiet=True,
+        )
+
+    cache_of_queries(1)
+    keys = job(root, tmp_path / "run", teacher=teachers[0], save_steps=1)
+    keys |= {"query_cache": str(tmp_path / "queries")}
+    with monkeypatch.context() as patched:
+        patched.setattr(seed_run, "append_log", cut_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            library.distill(**keys)
+    begun = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert begun["query_cache_digest"] == open_answers(CacheKeys(cache=keys["query_cache"])).digest
+    cache_of_queries(2)
+    with pytest.raises(ArmadaError, match=r"query_cache_digest: was .*query_teacher_fingerprint"):
+        library.distill(**keys | {"resume": True})
+
+
+def test_reports_do_not_open_answers_to_queries_at_a_url(
+    root: Path, teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    both = {"teacher": teachers[0], "query_teacher": teachers[1]}
+    library.distill(**job(root, tmp_path / "run", **both))
+    file = tmp_path / "run" / "job.yaml"
+    elsewhere = {"query_cache": "http://127.0.0.1:9/cache"}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | elsewhere))
+    (run,) = find_runs([tmp_path / "run"]).runs
+    for cache in (None, root / "cache"):
+        with pytest.raises(ArmadaError, match=r"query_cache http.*: is at a URL, which reports do"):
+            run.readable_job(cache)
 
 
 def test_what_is_refused(root: Path, teachers: tuple[str, str], tmp_path: Path) -> None:
