@@ -55,7 +55,7 @@ from .precisions import (
     needs_calibration,
     ways_to_keep,
 )
-from .vectors import CachedVectors, open_vectors
+from .vectors import CachedVectors, of_length_1, open_vectors
 
 NEIGHBOURS = 10
 CKA_TEXTS = 1024
@@ -166,11 +166,17 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
             f"feature {cached.feature!r}: passages have {own} numbers, and the student's queries "
             f"{width}; name the cache and feature that it learned from"
         )
+
+    def kept_of(found_NH: Array) -> Array:
+        # Codes of both sides are of the passages' ranges: a teacher's may be of another length.
+        return of_length_1(found_NH) if cached is not None and cosine else found_NH
+
+    cosine = job.similarity == "cosine"
     sample = passages_of(calibration_rows(count)) if needs_calibration(job) else None
     best = BestPassages(queries_QH, k, job.similarity, same, device)
     ways = [
-        KeptSearch(kept, queries_QH, k, job, same, device)
-        for kept in ways_to_keep(job, width, sample)
+        KeptSearch(kept, kept_of(queries_QH), k, job, same, device)
+        for kept in ways_to_keep(job, width, None if sample is None else kept_of(sample))
     ]
     for start in range(0, count, BLOCK_PASSAGES):
         if sample is not None and len(sample) == count:
@@ -179,7 +185,7 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
             found_PH = passages_of(np.arange(start, min(start + BLOCK_PASSAGES, count)))
         best.add(found_PH)
         for way in ways:
-            way.add(found_PH)
+            way.add(kept_of(found_PH))
 
     def measured(rows_QK: IntArray) -> dict[str, float]:
         return retrieval_metrics(rows_QK, asked.judged, job.retrieval_metrics)

@@ -36,7 +36,7 @@ from ..objective_keys import CacheKeys
 from ..sources import Columns
 from ..student_jobs import EvaluateJob
 from .evaluate import Embedder, require_one_segment
-from .vectors import CachedVectors, open_vectors
+from .vectors import CachedVectors, of_length_1, open_vectors
 
 CAPTION_METRICS = (
     *("success@1", "success@5", "success@10", "recall@1", "recall@5", "recall@10"),
@@ -201,8 +201,8 @@ def _evaluate_zero_shot(job: EvaluateJob, folder: Path) -> dict[str, Any]:
 
     def measured(prompts_E: Array) -> dict[str, float]:
         read.require_width(prompts_E.shape[1])
-        unit = _unit(prompts_E.reshape(len(classes), len(job.templates), -1))
-        return _accuracies(read, _unit(unit.mean(axis=1)), labels_N, known, job)
+        unit = of_length_1(prompts_E.reshape(len(classes), len(job.templates), -1))
+        return _accuracies(read, of_length_1(unit.mean(axis=1)), labels_N, known, job)
 
     metrics = measured(_embedded(embed, prompts, job))
     if of_teacher is not None:
@@ -236,13 +236,6 @@ def _classes(job: EvaluateJob, corpus: Corpus) -> tuple[str, ...]:
             "tell apart; name others in class_names"
         )
     return names
-
-
-def _unit(vectors: Array) -> Array:
-    """Vectors of length 1 along the last axis; zeros stay zeros."""
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    found: Array = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    return found
 
 
 def _accuracies(

@@ -60,3 +60,12 @@ def open_vectors(keys: CacheKeys, named: str | None, corpus: Corpus) -> tuple[Ca
                 f"{', '.join(answers.cache.features)}"
             )
     return answers.of(feature, [corpus]).cache, feature
+
+
+def of_length_1(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Vectors of length 1 along the last axis; zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    found: npt.NDArray[np.float32] = np.divide(
+        vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0
+    )
+    return found

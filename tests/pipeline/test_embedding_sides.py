@@ -24,8 +24,10 @@ from armada.pipeline.jobs import make
 from armada.pipeline.objective_keys import CacheKeys
 from armada.pipeline.run_data import read_data
 from armada.pipeline.terms import terms_of
+from armada.stages.retrieval.quantization import Quantizer, ranges_of
 from armada.stages.store.reading.feature_array import FeatureArray, StackedArray
 from armada.stages.store.reading.reader import open_cache
+from beir_folders import write_beir
 from cuts import cut_at
 from language_processes import losses, run, run_in_two_processes
 from safetensors.torch import load_file
@@ -348,6 +350,40 @@ def test_passages_that_a_teacher_embedded(root: Path, vectors: Path, tmp_path: P
     card = json.loads((folder / "student" / "armada_student.json").read_text())["embedding"]
     assert card["passage_tower"] == "cached"
     assert card["passage_teacher"] == cache.teacher.fingerprint
+
+
+def test_codes_do_not_depend_on_the_length_of_a_teachers_passages(
+    root: Path, vectors: Path, tmp_path: Path
+) -> None:
+    """Whose embeddings are not of length 1, as those of the student's queries are."""
+    library.distill(**towers(root, tmp_path / "run", "cached", normalize_embeddings=True))
+    table = pq.read_table(root / "train.parquet").to_pydict()
+    texts = {f"d{row}": ("", text) for row, text in enumerate(table["positive"])}
+    queries = {f"q{row}": text for row, text in enumerate(table["query"])}
+    judged = [(f"q{row}", f"d{row}", 1) for row in range(ROWS)]
+    folder = write_beir(tmp_path / "beir", texts, queries, judged)
+    precomputed: dict[str, object] = {
+        "corpus": folder / "corpus.jsonl",
+        "text_column": ["title?", "text?"],
+        "cache": tmp_path / "cache",
+        "quiet": True,
+    }
+    library.precompute(**precomputed, teacher=f"hash:{WIDTH}")
+    told = {"student": tmp_path / "run", "beir": folder, "cache": tmp_path / "cache"}
+    found = library.evaluate(**told, precision="int8", retrieval_metrics=["mrr@10"])
+    cache = open_cache(tmp_path / "cache")
+    passages = cache[cache.features[0]][cache.lookup(list(texts.values()))]
+    assert np.linalg.norm(passages, axis=1).min() > 2
+    passages /= np.linalg.norm(passages, axis=1, keepdims=True)
+    student = SentenceTransformer(str(tmp_path / "run" / "student"), device="cpu")
+    codes = Quantizer("int8", WIDTH, ranges_of(passages)).codes
+    one, other = (codes(each).astype(float) for each in (student.encode(table["query"]), passages))
+    cosines = (one / np.linalg.norm(one, axis=1)[:, None]) @ (
+        other / np.linalg.norm(other, axis=1)[:, None]
+    ).T
+    ranks = (cosines > np.diag(cosines)[:, None]).sum(1) + 1
+    expected = np.where(ranks > 10, 0, 1 / ranks).mean()
+    assert found["by_precision"][f"int8[{WIDTH}]"]["mrr@10"] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", TOWERS)
