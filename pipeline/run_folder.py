@@ -158,7 +158,14 @@ def _check_same_job(folder: Path, job: Mapping[str, Any]) -> None:
 def _mean_the_same(key: str, before: object, now: object) -> bool:
     if key == "placement":  # but for this one, the order of examples does not depend on it
         return (before == "streamed") == (now == "streamed")
-    return before == now
+    return _without_nothing(before) == _without_nothing(now)
+
+
+def _without_nothing(value: object) -> object:
+    """A value without keys of None, as those of teachers that earlier releases did not have."""
+    if isinstance(value, Mapping):
+        return {k: _without_nothing(each) for k, each in value.items() if each is not None}
+    return [_without_nothing(each) for each in value] if isinstance(value, list) else value
 
 
 def check_same_data(folder: Path, provenance: Mapping[str, Any]) -> None:

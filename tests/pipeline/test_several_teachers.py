@@ -249,6 +249,22 @@ def test_a_cut_run_goes_on_with_the_same_teachers_only(
     assert "holds a run of another job: teachers: was" in result.error
 
 
+def test_a_run_that_an_earlier_release_cut_goes_on(
+    armada: CommandLine, job: Job, tmp_path: Path
+) -> None:
+    """Whose teachers did not have all the keys that there are now."""
+    armada.done("distill", write(job, tmp_path), "--quiet")
+    run = tmp_path / "run"
+    weights = (run / "student" / "model.safetensors").read_bytes()
+    (run / "metrics.json").unlink()
+    begun = yaml.safe_load((run / "job.yaml").read_text())
+    for teacher in begun["teachers"].values():
+        assert teacher.pop("query_cache") is teacher.pop("query_teacher") is None
+    (run / "job.yaml").write_text(yaml.safe_dump(begun))
+    armada.done("distill", write(job | {"resume": True}, tmp_path), "--quiet")
+    assert (run / "student" / "model.safetensors").read_bytes() == weights
+
+
 def test_a_cut_run_goes_on_with_the_same_hints_only(
     armada: CommandLine, job: Job, hints: Path, write_parquet: Any, tmp_path: Path
 ) -> None:
