@@ -18,7 +18,7 @@ from ..stages.store.transfer.location import is_local
 from .choosing import read_by_rules, select
 from .distill_job import DistillJob
 from .embedding.data import EmbeddingData, read_embedding_data
-from .embedding.task import EmbeddingTask
+from .embedding.task import EmbeddingTask, check_passage_tower
 from .label_task import LabelTask
 from .language.keys import require_same_masks
 from .language.masked_task import MaskedLanguageTask
@@ -246,6 +246,8 @@ def check_inputs(job: DistillJob, terms: Sequence[Term], data: StudentData) -> N
     that a student begins with. A finished run is read without it: that may be gone."""
     if job.static_source is not None:
         check_student(job)
+    if job.tower == "own":
+        check_passage_tower(job)
     layers = any("layers" in term.objective.reads.student for term in terms)
     count = layer_count(job) if layers else None
     space, sources = data.space, data.sources

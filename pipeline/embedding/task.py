@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...cache_schemas.errors import JobError
+from ...cache_schemas.errors import JobError, StudentSourceError
 from ...stages.corpus.corpus import Corpus
 from ...stages.corpus.labels import NO_LABELS, LabelSpace
 from ...stages.corpus.reading import column_name
@@ -24,7 +24,12 @@ from ...stages.distill.embedding.student import EmbeddingSettings, EmbeddingStud
 from ...stages.distill.export import StudentCard
 from ...stages.distill.model import TrainedModel
 from ...stages.distill.settings import StudentSettings
-from ...stages.distill.student_source import declared_dense, default_max_length, load_student
+from ...stages.distill.student_source import (
+    check_student,
+    declared_dense,
+    default_max_length,
+    load_student,
+)
 from ...stages.distill.tokens import Tokens, choose_max_length
 from ...stages.embeddings.prompts import Prompts, both
 from ..distill_job import DistillJob
@@ -210,6 +215,15 @@ def _tower(
     usual = default_max_length(settings, NO_LABELS)
     most = choose_max_length(settings.max_length, tokenizer, student.backbone, usual)
     return student, (tokenizer, most)
+
+
+def check_passage_tower(job: DistillJob) -> None:
+    """Raises StudentSourceError for a tower of passages that cannot be loaded, by its configuration
+    alone."""
+    try:
+        check_student(_of_passages(job))
+    except StudentSourceError as error:
+        raise StudentSourceError(f"passage_tower=own: {error}") from error
 
 
 def _of_passages(job: DistillJob) -> StudentSettings:

@@ -448,3 +448,21 @@ def test_towers_refuse_in_a_line(root: Path, vectors: Path, tmp_path: Path, what
     keys, message = TOWERS_REFUSED[what]
     with pytest.raises(ArmadaError, match=message):
         library.distill(**job(root, tmp_path / "run", **{"cache": str(vectors), **keys}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"passage_student": "/nowhere/tower"}, "passage_tower=own: source /nowhere/tower: no"),
+        ({"passage_student_layers": 9}, "passage_tower=own: student_layers 9: the checkpoint has"),
+    ],
+)
+def test_a_second_tower_is_refused_before_the_first_is_loaded(
+    root: Path, vectors: Path, tmp_path: Path, keys: dict[str, object], message: str
+) -> None:
+    """Here, one whose weights are no weights."""
+    student = shutil.copytree(root / "student", tmp_path / "student")
+    (student / "model.safetensors").write_bytes(b"none")
+    told = towers(root, tmp_path / "run", "two", student=str(student), **keys)
+    with pytest.raises(ArmadaError, match=message):
+        library.distill(**told)
