@@ -23,7 +23,7 @@ from ..cache_schemas.errors import JobError, RunError
 from ..cache_schemas.extras import require_extra
 from ..cache_schemas.locations import Source
 from ..stages.corpus.corpus import Corpus, corpus_name, read_corpus
-from ..stages.distill.export import student_folder
+from ..stages.distill.export import CARD, StudentCard, read_card, student_folder
 from ..stages.distill.label_metrics import correlations
 from ..stages.distill.saved_student import SavedReader, Text, load_embedder
 from ..stages.retrieval.metrics import pair_scores
@@ -120,6 +120,7 @@ def run_student_export(job: StudentExportJob) -> StudentExport:
     folder = _folder(job)
     check_new_folder(folder / ONNX)
     corpus = _corpus(job)
+    _require_whole(folder)
     reader = load_embedder(folder)
     if reader is None:
         raise JobError(
@@ -151,6 +152,14 @@ def _folder(job: StudentExportJob) -> Path:
         seeds = ", ".join(folder.parent.name for folder in folders)
         raise JobError(f"student {job.student}: holds one student per seed; name one of {seeds}")
     return student_folder(folders[0] if folders else job.student)
+
+
+def _require_whole(folder: Path) -> None:
+    if read_card(folder / CARD, StudentCard).base is not None:
+        raise JobError(
+            f"student {folder}: has adapters beside its base model, and an ONNX model holds both; "
+            "merge them by peft's merge_and_unload, or train without lora_rank"
+        )
 
 
 def _corpus(job: StudentExportJob) -> Corpus | None:

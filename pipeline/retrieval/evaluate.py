@@ -143,14 +143,14 @@ def _of_different(
 def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     """Metrics of search among the passages of a BEIR folder. Raises JobError and CorpusError."""
     assert job.beir is not None
-    embed = Embedder(job, folder)
-    require_one_segment(embed.student, folder)
     asked = read_beir(job.beir, job.split, job.skip_bad_rows)
     relevant = int((asked.judged.relevant_Q() > 0).sum())
     if not relevant:
         raise JobError(f"beir {job.beir}: no query of split {job.split!r} has a relevant passage")
 
     cached = None if job.cache is None else _cached_passages(job, asked.passages)
+    embed = Embedder(job, folder)
+    require_one_segment(embed.student, folder)
 
     def passages_of(rows: IntArray) -> npt.NDArray[np.float32]:
         if cached is not None:

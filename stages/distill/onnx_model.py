@@ -119,11 +119,6 @@ def _graph(reader: SavedReader, folder: Path) -> nn.Module:
     if isinstance(reader.student, StaticStudent):
         behind = read_static_folder(folder, StudentSourceError).layers
         return _Table(reader.student, load_layers(behind, StudentSourceError)).eval()
-    if reader.card.base is not None:
-        raise StudentSourceError(
-            f"student {folder}: has adapters beside its base model, and an ONNX model holds both; "
-            "merge them by peft's merge_and_unload, or train without lora_rank"
-        )
     declared = read_embedding_folder(folder, StudentSourceError)
     if declared is None or declared.pooling is None:
         raise StudentSourceError(

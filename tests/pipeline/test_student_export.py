@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from armada.cache_schemas.errors import RunError, StudentSourceError
+from armada.cache_schemas.errors import JobError, RunError, StudentSourceError
 from armada.pipeline import student_export
 from armada.pipeline.distill import run_distill
 from armada.pipeline.distill_job import DistillJob
@@ -179,3 +179,14 @@ def test_what_cannot_be_exported_is_refused(root: Path, refused: Any, tmp_path: 
     told = ("--text-column", "one", "--label-column", "score")
     assert "name two text columns" in refused(*words, *told)
     assert "quantize" in refused("export", root / "run", "--quantize", "int4")
+
+
+def test_adapters_are_refused_before_they_are_loaded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distilled(root, "adapted", str(root / "bert"), lora_rank=2)
+    monkeypatch.setattr(student_export, "load_embedder", None)  # a call would end in a TypeError
+    job = student_export.StudentExportJob(student=root / "adapted")
+    with pytest.raises(JobError, match="has adapters beside its base model"):
+        student_export.run_student_export(job)
+    assert not (root / "adapted" / "student" / "onnx").exists()
