@@ -6,8 +6,7 @@ from typing import Any
 from pydantic import BaseModel, Field, field_validator
 
 from ...cache_schemas.locations import Source
-from ...stages.distill.embedding.student import PassageTower
-from ...stages.embeddings.prompts import Prompts
+from ...stages.embeddings.prompts import PassageTower, Prompts
 from ..jobs import Names
 from ..objective_keys import options_class
 

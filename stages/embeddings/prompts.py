@@ -1,4 +1,4 @@
-"""What the texts of a student that embeds begin with, as it was trained."""
+"""What the texts of a student that embeds begin with, as it was trained, and what reads them."""
 
 from typing import Literal
 
@@ -8,6 +8,9 @@ from ...cache_schemas.errors import JobError
 
 PromptName = Literal["query", "document"]
 """Names of prompts, as sentence-transformers has them; passages are documents there."""
+
+PassageTower = Literal["shared", "own", "cached"]
+"""What embeds passages: the student that embeds queries, another one, or a teacher, once."""
 
 
 class Prompts(BaseModel):

@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...corpus.corpus import Corpus
-from ...embeddings.prompts import Prompts
+from ...embeddings.prompts import PassageTower, Prompts
 from ...language.masks import needs_mask
 from ..order import Indices
 from ..tokens import Tokens, encode
-from .student import PassageTower
 
 Places = npt.NDArray[np.int64]
 """Numbers of texts, or of pairs, of each example [N, C]; -1 where there is none."""

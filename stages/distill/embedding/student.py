@@ -7,18 +7,15 @@ A text has one embedding, whatever it is compared with. Passages may have a towe
 second student, or none, where their embeddings are a teacher's.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from ...embeddings.prompts import Prompts
+from ...embeddings.prompts import PassageTower, Prompts
 from ..static_student import StaticStudent
 from ..student import Student
-
-PassageTower = Literal["shared", "own", "cached"]
-"""What embeds passages: the student that embeds queries, another one, or a teacher, once."""
 
 
 class EmbeddingSettings(Prompts):
