@@ -16,6 +16,7 @@ On a machine that others use, `--processor-time --threads 1` counts this process
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from figures import ratios, shown, shown_ratio, table
 HEADER = ("k", "way", "seconds", "of the bare way", "same results")
 BLOCK_QUERIES, BLOCK_PASSAGES = 1024, 8192
 NEGATIVES, SHARD = 8, 16_384
+WAYS = ("bare", "search", "cached", "mine")
 
 
 def main() -> None:
@@ -66,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--passages", type=int, default=200_000)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--k", type=int, nargs="+", default=[8, 100])
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--processor-time", action="store_true", help="seconds of this process")
@@ -141,6 +144,7 @@ def measure(
         "cached": lambda: search(queries, cached, k).rows_QK,
         "mine": lambda: mined(queries, passages, k),
     }
+    ways = {name: way for name, way in ways.items() if name == "bare" or name in options.ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results = {}
     clock = time.process_time if options.processor_time else time.perf_counter
@@ -149,6 +153,7 @@ def measure(
             started = clock()
             results[name] = way()
             seconds[name].append(clock() - started)
+            print(f"k {k}: {name} {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
     lines = []
     for name, own in seconds.items():
         same = (np.sort(results[name]) == np.sort(results["bare"])) if name != "mine" else None
