@@ -40,6 +40,7 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "in_batch": {},
     "similarity_preserving": {},
     "rkd": {},
+    "rkd, distances": {"objective": "rkd", "angle_weight": 0.0},
     "cka": {},
     "mmd": {},
     "infonce": {},
