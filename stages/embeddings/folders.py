@@ -359,15 +359,14 @@ def write_embedding_files(
         names.append(type(layer).__name__)
         write_layer(folder / f"{index}_{names[-1]}", layer)
     write_json(folder / TEXT_CONFIG, {"max_seq_length": max_length, "do_lower_case": False})
-    write_json(
-        folder / MODEL_CONFIG,
-        {
-            "model_type": "SentenceTransformer",
-            "prompts": dict(prompts),
-            "default_prompt_name": None,
-        },
-    )
+    write_model_config(folder, prompts)
     write_modules(folder, names)
+
+
+def write_model_config(folder: Path, prompts: Mapping[str, str], **more: Any) -> None:
+    """Declare the prompts of a folder by their names, none by default, and what `more` there is."""
+    declared = {"prompts": dict(prompts), "default_prompt_name": None}
+    write_json(folder / MODEL_CONFIG, {"model_type": "SentenceTransformer", **declared, **more})
 
 
 def write_modules(folder: Path, names: Sequence[str]) -> None:

@@ -26,6 +26,12 @@ class Prompts(BaseModel):
         """Whether queries are read otherwise than passages."""
         return self.query_prompt != self.passage_prompt
 
+    @property
+    def named(self) -> dict[str, str]:
+        """Both by their names; nothing where both are empty."""
+        found = {"query": self.query_prompt, "document": self.passage_prompt}
+        return found if any(found.values()) else {}
+
     def prompt(self, name: PromptName) -> str:
         """The prefix of that name."""
         return self.query_prompt if name == "query" else self.passage_prompt

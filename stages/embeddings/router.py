@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from .folders import MODEL_CONFIG, MODULES, write_json
+from .folders import MODULES, write_json, write_model_config
 
 ROUTER_CONFIG = "router_config.json"
 TOWERS = ("query", "document")
@@ -39,12 +39,5 @@ def write_router(folder: Path, towers: Sequence[str], prompts: Mapping[str, str]
         folder / ROUTER_CONFIG,
         {"types": types, "structure": structure, "parameters": parameters},
     )
-    write_json(
-        folder / MODEL_CONFIG,
-        {
-            "model_type": "SentenceTransformer",
-            "prompts": dict(prompts),
-            "default_prompt_name": None,
-        },
-    )
+    write_model_config(folder, prompts)
     write_json(folder / MODULES, [{"idx": 0, "name": "0", "path": "", "type": _ROUTER}])

@@ -41,8 +41,8 @@ from .folders import (
     default_prompt,
     read_json,
     read_modules,
-    write_json,
     write_layer,
+    write_model_config,
     write_modules,
 )
 from .layers import LAYER_WEIGHTS, LAYERS, Dense, Layer, Normalize, read_layer
@@ -296,15 +296,6 @@ def write_static_files(
     for index, layer in enumerate(layers, start=1):
         names.append(type(layer).__name__)
         write_layer(folder / f"{index}_{names[-1]}", layer)
-    write_json(
-        folder / MODEL_CONFIG,
-        {
-            "model_type": "SentenceTransformer",
-            "prompts": dict(prompts),
-            "default_prompt_name": None,
-            "normalize": names[1:] == ["Normalize"],
-            "max_length": max_length,
-            LEAVES_OUT_UNKNOWN: True,
-        },
-    )
+    own = {"normalize": names[1:] == ["Normalize"], "max_length": max_length}
+    write_model_config(folder, prompts, **own, **{LEAVES_OUT_UNKNOWN: True})
     write_modules(folder, names)

@@ -43,8 +43,7 @@ def save_embedding_student(
     """Write the student folder; `objective`: what was trained beside it."""
     assert card.embedding is not None
     inner, most = student.inner, card.max_length
-    named = {"query": card.embedding.query_prompt, "document": card.embedding.passage_prompt}
-    prompts = named if any(named.values()) else {}
+    prompts = card.embedding.named
     layers: list[Dense | Normalize] = []
     if student.dense is not None:
         layers.append(dense_layer(student.dense.weight, student.dense.bias, _IDENTITY))
@@ -84,8 +83,7 @@ def save_towers(
         save_embedding_student(folder / name, tower.student, tower.tokenizer, None, tower.card)
     save_parts(folder / HEADS, objective.state_dict(prefix=OBJECTIVE))
     write_card(folder, towers[0].card)
-    named = {"query": prompts.query_prompt, "document": prompts.passage_prompt}
-    write_router(folder, TOWERS, named if any(named.values()) else {})
+    write_router(folder, TOWERS, prompts.named)
 
 
 def require_exportable(student: Student, source: str) -> None:
