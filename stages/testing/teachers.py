@@ -21,15 +21,15 @@ from pydantic import ValidationError
 
 from ...cache_schemas.errors import TeacherOutputError
 from ...cache_schemas.features import FeatureSpec
-from ...cache_schemas.keys import example_key, keys_to_array
+from ...cache_schemas.keys import IntArray, example_key, keys_to_array
 from ...cache_schemas.manifest import TeacherManifest
 from ...cache_schemas.teachers import TeacherSpec
 from ..corpus.corpus import read_corpus
 from ..corpus.hub_datasets import in_memory
-from ..precompute.batching import BatchSizes
+from ..precompute.batching import BatchCounts, BatchSizes
 from ..precompute.precompute import EncodingRun, precompute
 from ..precompute.teachers import TEACHERS
-from ..precompute.teachers.base import Answers, Example, Teacher
+from ..precompute.teachers.base import Answers, Example, Prepared, Teacher
 from ..store.reading.reader import Cache, open_cache
 from ..store.writing.writer import CacheWriter, Work
 
@@ -61,6 +61,17 @@ class Stored:
 
 class _CutError(Exception):
     """Stands for whatever ends a run in the middle."""
+
+
+class _CutInTheMiddle(BatchSizes):
+    """Ends a run before its second half is computed. Batches that are under way are stored after
+    an error, so that one raised behind the first batch could come too late for a few texts."""
+
+    def batches_of(self, prepared: Prepared, counts: BatchCounts) -> Iterator[IntArray]:
+        for number, batch in enumerate(super().batches_of(prepared, counts)):
+            if 2 * number >= len(prepared):
+                raise _CutError
+            yield batch
 
 
 class TeacherTests:
@@ -248,15 +259,11 @@ class TeacherTests:
         rows = [{f"text_{n}": s for n, s in enumerate(e.segments)} for e in self._rows()]
         corpus = read_corpus((in_memory(rows),), tuple(f"{name}?" for name in rows[0]))
 
-        def stop(rows: int) -> None:
-            if cut:
-                raise _CutError
-
         teacher, keys = self._loaded(source), corpus.keys()
         spec = teacher.spec
         manifest = TeacherManifest(fingerprint=spec.fingerprint, rows_per_shard=64, spec=spec)
         with CacheWriter(path, manifest) as writer:
-            encoding = EncodingRun(BatchSizes(1), advance=stop)
+            encoding = EncodingRun(_CutInTheMiddle(1) if cut else BatchSizes(1))
             precompute(corpus, keys, Work(writer, keys), teacher, writer, encoding)
 
     # --- helpers

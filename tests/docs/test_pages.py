@@ -118,7 +118,7 @@ INSTEAD = {
         Instead("sentence-transformers/all-MiniLM-L6-v2", "minilm", "a tiny model"),
         Instead("student_layers: 3", "student_layers: 1", "the tiny model has two"),
         Instead("batch_size: 256", "batch_size: 32", "there are 160 rows"),
-        Instead("3e-4", "3e-3", "the tiny model is not pretrained"),
+        Instead("3.0e-4", "3.0e-3", "the tiny model is not pretrained"),
     ),
     "preferences.md": (Instead("--set lora_rank=8", "--set lora_rank=8 --set epochs=1", "short"),),
     "scored-choices.md": (

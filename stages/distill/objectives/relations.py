@@ -35,9 +35,12 @@ class RKDObjective(FeatureLossObjective):
     reads = Reads(labels=False, headless=True, task=False, least_rows=3)
 
     def loss(self, pooled_BD: Tensor, feature_BH: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The weighted sum; reports distance and angle."""
+        """The weighted sum; reports distance and angle. Angles of weight 0 are not computed, and 0:
+        those of all triples of a large batch take longer than its student."""
         distance = relations.rkd_distance_loss(pooled_BD, feature_BH)
-        angle = relations.rkd_angle_loss(pooled_BD, feature_BH)
+        angle = torch.zeros_like(distance)
+        if self.options.angle_weight:
+            angle = relations.rkd_angle_loss(pooled_BD, feature_BH)
         total = self.options.distance_weight * distance + self.options.angle_weight * angle
         return total, {"distance": distance, "angle": angle}
 
