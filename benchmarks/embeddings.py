@@ -1,20 +1,22 @@
 """A student that embeds, trained by armada and by sentence-transformers: the same texts, teacher
 vectors, start, batch size, epochs and learning rate.
 
-    python benchmarks/embeddings.py MINILM TEXTS STSB
+    python benchmarks/embeddings.py MINILM STSB TEXTS...
 
-MINILM is a folder of a sentence encoder, the teacher; TEXTS a Parquet file with a column `text`;
-STSB a folder with test.parquet, of columns `text_a`, `text_b` and `label`. The student is the
-encoder's first three layers; it learns the teacher's vectors by their mean squared difference
-(objective `feature`; `MSELoss`). Each run is a process of its own, by turns, one round a seed:
+MINILM is a folder of a sentence encoder, the teacher; STSB a folder with test.parquet, of columns
+`text_a`, `text_b` and `label`; TEXTS are Parquet files, FILE or FILE:COLUMN, else the column
+`text`. Students see the first `--rows` different sentences of all files in a random order, but
+those of the test pairs. The student is the encoder's first three layers; it learns the teacher's
+vectors by their mean squared difference (objective `feature`; `MSELoss`). Each run is a process of
+its own, by turns, one round a seed:
 
     spearman   of the student's cosines on the pairs of STSB
     seconds    of training: tokens made, steps taken, without imports, models and caches
     MiB        most memory of the process
 
 `--tables objectives` compares objectives of single texts from the same cache, with all seeds;
-`--student static:FOLDER` makes the students static. `--folder` keeps the cache and all runs:
-what is broken off goes on.
+`--static 256` makes the students tables of so many numbers a token, which start from the encoder.
+`--folder` keeps the cache and all runs: what is broken off goes on.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 LAYERS, BATCH, RATE = 3, 32, 1e-4
@@ -61,10 +64,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.folder or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        table = pq.read_table(options.texts, columns=["text"]).slice(0, options.rows)
-        pq.write_table(table, work / "texts.parquet")
+        pq.write_table(pa.table({"text": _sentences(options)}), work / "texts.parquet")
         cached = _call(options, "cache", work, seed=0)
         print(f"teacher: spearman {cached['spearman']:.4f}; {cached['texts']} texts", flush=True)
+        if options.static is not None:
+            start = _call(options, "table", work, seed=0)
+            print(f"table: spearman {start['spearman']:.4f}", flush=True)
         if "libraries" in options.tables:
             _show_libraries(options, work)
         if "objectives" in options.tables:
@@ -74,15 +79,17 @@ def main() -> None:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("encoder", type=Path)
-    parser.add_argument("texts", type=Path)
     parser.add_argument("stsb", type=Path)
+    parser.add_argument("texts", nargs="+")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tables", nargs="+", default=["libraries"])
     parser.add_argument("--only", nargs="+", help="names of objectives")
-    parser.add_argument("--student", help="default: the first layers of the encoder")
+    parser.add_argument("--static", type=int, help="numbers of a token, of static students")
     parser.add_argument("--learning-rate", type=float, default=RATE)
+    parser.add_argument("--lr-scheduler", default="constant")
+    parser.add_argument("--warmup-ratio", type=float, default=0.0)
     parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--layer-choice", choices=["first", "every"], default="first")
     parser.add_argument("--folder", type=Path, help="where runs are kept")
@@ -91,6 +98,20 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--keys", default="{}", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _sentences(options: argparse.Namespace) -> list[str]:
+    """Different ones of all files, none of the test pairs."""
+    sides = pq.read_table(options.stsb / "test.parquet", columns=["text_a", "text_b"])
+    tested = {text for column in sides.columns for text in column.to_pylist()}
+    found: dict[str, None] = {}
+    for each in options.texts:
+        file, _, column = each.partition(":")
+        texts = pq.read_table(file, columns=[column or "text"]).column(0).to_pylist()
+        found |= dict.fromkeys(text for text in texts if text not in tested)
+    sentences = list(found)
+    np.random.default_rng(0).shuffle(sentences)
+    return sentences[: options.rows]
 
 
 # --- One process each
@@ -117,29 +138,52 @@ def _keys(texts: Sequence[str]) -> Any:
     return keys_to_array(example_key(text) for text in texts)
 
 
+def table(options: argparse.Namespace) -> dict[str, Any]:
+    """The table that static students start from, as a static model."""
+    from armada.stages.corpus.labels import NO_LABELS
+    from armada.stages.distill.settings import StudentSettings
+    from armada.stages.distill.static_student import save_static_model
+    from armada.stages.distill.student_source import load_student
+
+    folder = options.work / f"table-{options.static}"
+    if not folder.exists():
+        settings = StudentSettings(student=f"static:{options.encoder}", static_dim=options.static)
+        student, tokenizer = load_student(settings, NO_LABELS, [], 0.0)
+        folder.mkdir()
+        save_static_model(folder, student, tokenizer, [], 512, folds=False)
+    return {"spearman": _spearman(folder, options.stsb)}
+
+
 def by_armada(options: argparse.Namespace) -> dict[str, Any]:
     """A run of `distill`."""
     import armada
 
+    student = {
+        "student": options.encoder,
+        "student_layers": LAYERS,
+        "student_layer_choice": options.layer_choice,
+    }
+    if options.static is not None:
+        student = {"student": f"static:{options.work / f'table-{options.static}'}"}
     name = hashlib.sha256(options.keys.encode()).hexdigest()[:8]
     output = options.work / f"armada-{options.seed}-{name}"
-    layers = {"student_layers": LAYERS, "student_layer_choice": options.layer_choice}
     report = armada.distill(
         train=options.work / "texts.parquet",
         text_column="text",
         cache=options.work / "cache",
         task="embedding",
-        student=options.student or options.encoder,
-        **({} if options.student else layers),
         batch_size=options.batch_size,
         epochs=options.epochs,
         learning_rate=options.learning_rate,
+        lr_scheduler=options.lr_scheduler,
+        warmup_ratio=options.warmup_ratio,
         seed=options.seed,
         report_to="none",
         device="cpu",
         output=output,
         quiet=True,
         resume=True,
+        **student,
         **json.loads(options.keys),
     )
     return _result(options, output / "student", report["train_seconds"])
@@ -169,7 +213,8 @@ def by_sentence_transformers(options: argparse.Namespace) -> dict[str, Any]:
         num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=options.lr_scheduler,
+        warmup_steps=options.warmup_ratio,
         seed=options.seed,
         report_to="none",
         save_strategy="no",
@@ -205,7 +250,12 @@ def _spearman(folder: Path, stsb: Path) -> float:
     return float(spearmanr((sides[0] * sides[1]).sum(1), table["label"].to_numpy()).statistic)
 
 
-RUNS = {"cache": cache, "armada": by_armada, "sentence-transformers": by_sentence_transformers}
+RUNS = {
+    "cache": cache,
+    "table": table,
+    "armada": by_armada,
+    "sentence-transformers": by_sentence_transformers,
+}
 
 
 # --- Tables
@@ -215,11 +265,12 @@ def _call(
     options: argparse.Namespace, run: str, work: Path, seed: int, **keys: Any
 ) -> dict[str, Any]:
     command = [
-        *(sys.executable, __file__, str(options.encoder), str(options.texts), str(options.stsb)),
+        *(sys.executable, __file__, str(options.encoder), str(options.stsb), *options.texts),
         *("--run", run, "--work", str(work), "--seed", str(seed), "--keys", json.dumps(keys)),
         *("--epochs", str(options.epochs), "--learning-rate", str(options.learning_rate)),
+        *("--lr-scheduler", options.lr_scheduler, "--warmup-ratio", str(options.warmup_ratio)),
         *("--batch-size", str(options.batch_size), "--layer-choice", options.layer_choice),
-        *(("--student", options.student) if options.student else ()),
+        *(() if options.static is None else ("--static", str(options.static))),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

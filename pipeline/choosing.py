@@ -48,7 +48,7 @@ from .choosing_keys import (
     SelectRule,
 )
 from .distill_job import DistillJob
-from .student_data import LabelledCorpus
+from .labelled_corpus import LabelledCorpus
 
 LEFT_OUT = "left_out.parquet"
 _NONE = np.empty(0, dtype=np.int64)

@@ -21,6 +21,7 @@ from .answers import missing_keys, open_answers
 from .distill_job import CorpusKeys
 from .environment import choose_device
 from .jobs import make
+from .labelled_corpus import LabelledCorpus, read_labelled
 from .language.evaluate import evaluate_language
 from .language.masked_evaluate import evaluate_masked
 from .measured import kind_of_texts
@@ -30,7 +31,6 @@ from .retrieval.mteb_tasks import evaluate_mteb
 from .retrieval.pictures import evaluate_pictures
 from .run_folder import spread
 from .signals import telling_what_is_kept
-from .student_data import LabelledCorpus, read_labelled
 from .student_jobs import EvaluateJob, batch_too_large
 
 

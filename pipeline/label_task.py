@@ -14,7 +14,7 @@ from ..stages.distill.projectors import WithProjector
 from ..stages.distill.student_source import default_max_length, load_student
 from ..stages.distill.tokens import Tokens, choose_max_length
 from .distill_job import DistillJob
-from .student_data import LabelledCorpus
+from .labelled_corpus import LabelledCorpus
 from .task import Built, MakeObjective, Plan, Task, refuse_without_labels
 from .terms import Term
 

@@ -5,6 +5,7 @@ from, the task, the metrics as a model index. Licence and language of the base m
 the student too, if that card is available; local paths are left out.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -315,10 +316,15 @@ class _Card:
         several = [(found, "") for found in provenance.get("teachers", {}).values()]
         return [
             f"Teacher `{teacher['kind']}:{teacher['name']}`, feature `{found[f'{of}feature']}`, "
-            f"fingerprint `{found[f'{of}teacher_fingerprint']}`."
+            f"fingerprint `{found[f'{of}teacher_fingerprint']}`{_of_queries(found)}."
             for found, of in [*several, (provenance, ""), (provenance, "token_")]
             if (teacher := found.get(f"{of}teacher"))
         ]
+
+
+def _of_queries(provenance: Mapping[str, Any]) -> str:
+    fingerprint = provenance.get("query_teacher_fingerprint")
+    return f", of queries `{fingerprint}`" if fingerprint else ""
 
 
 def _base_card(job: DistillJob) -> tuple[ModelCardData, bool]:

@@ -20,6 +20,7 @@ from .distill_job import DistillJob
 from .embedding.data import EmbeddingData, read_embedding_data
 from .embedding.task import EmbeddingTask, check_passage_tower
 from .label_task import LabelTask
+from .labelled_corpus import LabelledCorpus, read_corpus_of, read_labelled
 from .language.keys import require_same_masks
 from .language.masked_task import MaskedLanguageTask
 from .language.pairs import of_different_responses, with_rejected
@@ -27,7 +28,7 @@ from .language.task import LanguageTask
 from .measured import HeldOut, Measured, compared
 from .objective_keys import TeacherKeys
 from .sources import Columns, Source, open_sources
-from .student_data import LabelledCorpus, StudentData, read_corpus_of, read_labelled
+from .student_data import StudentData
 from .task import Task
 from .terms import Reading, Term, readings_of, terms_of
 

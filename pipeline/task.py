@@ -19,7 +19,8 @@ from ..stages.distill.model import TrainedModel
 from ..stages.distill.objectives.base import Objective, StudentTensor
 from ..stages.distill.trainer import DistillTrainer
 from .distill_job import DistillJob
-from .student_data import LabelledCorpus, StudentData
+from .labelled_corpus import LabelledCorpus
+from .student_data import StudentData
 from .terms import Term
 
 Metrics = dict[str, Any]

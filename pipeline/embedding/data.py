@@ -28,12 +28,12 @@ from ...stages.distill.order import epoch_order
 from ...stages.distill.teacher_answers import FeatureAnswers, prefixes
 from ...stages.store.format.rows import Rows
 from ...stages.store.transfer.mirror import ToCome
-from ..answers import missing_keys
 from ..choosing import Selection, read_by_rules, select
 from ..distill_job import DistillJob
+from ..labelled_corpus import LabelledCorpus
 from ..measured import Measured, MeasuredSource
 from ..sources import Columns, Source, sum_to_come
-from ..student_data import LabelledCorpus, StudentData
+from ..student_data import StudentData
 from ..terms import Term, readings_of
 from .fits import check_features, check_negatives, is_met, source_of_passages
 from .joining import (
@@ -43,6 +43,7 @@ from .joining import (
     is_of_texts,
     join,
     join_training,
+    missing_texts,
     open_source,
 )
 from .own_columns import (
@@ -281,8 +282,7 @@ def _check_columns(job: DistillJob) -> None:
 
 def _require_validation(source: Source, name: str, held_out: Joined | None) -> None:
     if held_out is not None and (held_out.rows[name] < 0).any():
-        absent = np.flatnonzero(held_out.rows[name] < 0)
-        raise missing_keys(source.cache, held_out.groups.texts, absent, [source.spec.name])
+        raise missing_texts(source, held_out.groups, np.flatnonzero(held_out.rows[name] < 0))
 
 
 def _measured(

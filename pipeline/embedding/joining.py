@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from ...cache_schemas.errors import JobError
+from ...cache_schemas.errors import JobError, MissingKeysError
 from ...cache_schemas.features import FeatureSpec
 from ...cache_schemas.keys import IntArray, KeyArray
 from ...stages.corpus.corpus import Corpus
@@ -16,9 +16,9 @@ from ...stages.distill.embedding.groups import Places, TextGroups
 from ...stages.store.format.rows import Rows
 from ..answers import Answers, missing_keys, open_answers
 from ..distill_job import DistillJob
+from ..labelled_corpus import LabelledCorpus
 from ..objective_keys import CacheKeys, TeacherKeys
 from ..sources import Source, feature_of_texts
-from ..student_data import LabelledCorpus
 from ..terms import Reading, Term
 from .keys import prompts_of
 from .own_columns import (
@@ -216,16 +216,26 @@ def join_training(
     return train, join(sources, train.corpus, groups_of(job, train.corpus), keys), keys
 
 
+def missing_texts(source: Source, groups: TextGroups, absent: Rows) -> MissingKeysError:
+    """The error for texts that a teacher, or the one that has read the queries, has not read."""
+    if source.of_queries is None:
+        return missing_keys(source.cache, groups.texts, absent, [source.spec.name])
+    queries = groups.queries[absent]
+    of_caches = (source.of_queries.cache, absent[queries]), (source.cache, absent[~queries])
+    problems = [
+        str(missing_keys(cache, groups.texts, rows, [source.spec.name]))
+        for cache, rows in of_caches
+        if len(rows)
+    ]
+    return MissingKeysError("; and ".join(problems), absent.tolist())
+
+
 def _missing(sources: Mapping[str, Source], corpus: Corpus, joined: Joined) -> Exception:
     """The error for the first source that lacks something."""
     name = next(name for name, rows in joined.rows.items() if (rows < 0).any())
     source, rows = sources[name], joined.rows[name]
     if is_of_texts(source.spec) and name not in joined.targets:
-        absent = np.flatnonzero(rows < 0)
-        cache = source.cache
-        if source.of_queries is not None and joined.groups.queries[absent].all():
-            cache = source.of_queries.cache
-        return missing_keys(cache, joined.groups.texts, absent, [source.spec.name])
+        return missing_texts(source, joined.groups, np.flatnonzero(rows < 0))
     places = joined.places[name]
     lacking = np.flatnonzero(((rows[places] < 0) & (places >= 0)).any(axis=1))
     return missing_keys(source.cache, corpus, lacking, [source.spec.name])

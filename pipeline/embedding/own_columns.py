@@ -16,8 +16,8 @@ from ...stages.corpus.corpus import Corpus
 from ...stages.corpus.labels import LabelValues
 from ...stages.distill.embedding.groups import Places
 from ..distill_job import DistillJob
+from ..labelled_corpus import LabelledCorpus
 from ..sources import Columns
-from ..student_data import LabelledCorpus
 from ..terms import Reading, Term
 
 OwnColumns = Mapping[str, tuple[str, ...]]

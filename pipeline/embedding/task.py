@@ -34,8 +34,8 @@ from ...stages.distill.tokens import Tokens, choose_max_length
 from ...stages.embeddings.prompts import Prompts, both
 from ..distill_job import DistillJob
 from ..jobs import make
+from ..labelled_corpus import LabelledCorpus
 from ..messages import LOGGER
-from ..student_data import LabelledCorpus
 from ..task import Built, MakeObjective, Plan, Task
 from ..terms import Term
 from .data import EmbeddingData

@@ -22,9 +22,10 @@ from ...stages.language.recipe import Recipe
 from ...stages.language.tokens import TokenTexts, encode_prompts, encode_texts
 from ...stages.store.format.rows import Rows
 from ..distill_job import DistillJob
+from ..labelled_corpus import LabelledCorpus
 from ..messages import counted
 from ..sources import Source
-from ..student_data import LabelledCorpus, StudentData
+from ..student_data import StudentData
 from ..task import Plan
 from .pairs import references_of
 from .teacher_texts import (

@@ -13,7 +13,7 @@ from ...stages.distill.language.trainer import LanguageModel, MaskedTrainer
 from ...stages.distill.model import TrainedModel
 from ...stages.language.masking import Masker
 from ..distill_job import DistillJob
-from ..student_data import LabelledCorpus
+from ..labelled_corpus import LabelledCorpus
 from ..task import Built, MakeObjective, Plan, Task
 from ..terms import Term
 from .masked_data import (

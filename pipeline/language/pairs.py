@@ -18,9 +18,10 @@ from ...stages.language.tokens import TokenTexts
 from ...stages.ragged import arange_each
 from ...stages.store.format.rows import Rows
 from ..distill_job import DistillJob
+from ..labelled_corpus import LabelledCorpus
 from ..messages import counted
 from ..sources import Columns, Source
-from ..student_data import LabelledCorpus, StudentData
+from ..student_data import StudentData
 from ..terms import Term
 from .teacher_texts import check_same_tokens, check_tokenizer
 

@@ -17,7 +17,7 @@ from ...stages.distill.language.trainer import LanguageModel, LanguageTrainer
 from ...stages.distill.model import TrainedModel
 from ...stages.language.recipe import Recipe
 from ..distill_job import DistillJob
-from ..student_data import LabelledCorpus
+from ..labelled_corpus import LabelledCorpus
 from ..task import Built, MakeObjective, Plan, Task, refuse_without_labels
 from ..terms import Term
 from .datasets import Encoding, learnable, token_teachers, train_set, validation_set

@@ -28,8 +28,9 @@ from ..environment import choose_device
 from ..findings.conditions import Condition
 from ..findings.findings import Row, Study
 from ..findings.runs import FinishedRun
+from ..labelled_corpus import LabelledCorpus
 from ..run_data import read_data
-from ..student_data import LabelledCorpus, StudentData
+from ..student_data import StudentData
 from ..terms import build_objective, sizes_of, terms_of
 
 if TYPE_CHECKING:

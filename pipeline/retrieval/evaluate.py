@@ -44,8 +44,8 @@ from ..answers import missing_keys, open_answers
 from ..distill_job import CorpusKeys
 from ..environment import choose_device
 from ..jobs import make
+from ..labelled_corpus import read_labelled
 from ..objective_keys import CacheKeys
-from ..student_data import read_labelled
 from ..student_jobs import EvaluateJob
 from .precisions import (
     KeptSearch,

@@ -178,6 +178,8 @@ def test_their_features_may_be_in_a_cache_of_their_own(
     two = {"cache": str(tmp_path / "positive"), "query_cache": str(tmp_path / "query")}
     library.distill(**job(root, tmp_path / "two", **two))
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    card = (tmp_path / "two" / "student" / "README.md").read_text()
+    assert f"fingerprint `{teachers[0]}`, of queries `{teachers[1]}`." in card
 
 
 def test_a_run_goes_on_with_the_answers_to_queries_that_it_began_with(
@@ -232,8 +234,11 @@ def test_what_is_refused(root: Path, teachers: tuple[str, str], tmp_path: Path) 
     with pytest.raises(ArmadaError, match="query_cache, query_teacher: are for students"):
         library.distill(**labelled)
     swapped = {"teacher": teachers[1], "query_teacher": teachers[0]}
-    with pytest.raises(ArmadaError, match=r"rows are not in the cache of teacher"):
+    with pytest.raises(ArmadaError, match=r"rows are not in the cache of teacher") as refused:
         library.distill(**job(root, tmp_path / "run", **swapped))
+    queries, passages = str(refused.value).split("; and ")
+    assert teachers[0][:12] in queries, "the one that is named for queries has read passages"
+    assert teachers[1][:12] in passages
     wide = library.precompute(
         corpus=root / "train.parquet",
         text_column=["query"],

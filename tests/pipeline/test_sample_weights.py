@@ -14,7 +14,7 @@ import torch
 from armada.cache_schemas.errors import ArmadaError
 from armada.pipeline.findings.findings import find
 from armada.pipeline.findings.runs import find_runs
-from armada.pipeline.student_data import LabelledCorpus
+from armada.pipeline.labelled_corpus import LabelledCorpus
 from armada.stages.corpus.corpus import read_corpus
 from language_processes import losses, run, weights
 from tiny_language_models import make_causal_lm

@@ -122,12 +122,16 @@ class EmbeddingDataset(DistillDataset):
         """Texts that are not in a whole batch, by source."""
         found = {}
         for source, count in self.draws.items():
-            texts = self.places[source][whole]
-            rows = self.features[source].rows
-            drawn = draw(rows, texts[texts >= 0], count, self.draw_seed, source)
-            # A text that is read behind two prompts is two texts with one vector.
+            places = self.places[source][whole]
+            texts, rows = places[places >= 0], self.features[source].rows
+            drawn = draw(rows, texts, count, self.draw_seed, source)
+            # A text that is read behind two prompts is two texts with one vector; or, where a
+            # teacher has read queries behind another prompt, with two.
             _, first = np.unique(np.asarray(rows)[drawn], return_index=True)
             drawn = drawn[np.sort(first)]
+            if self.places[source] is self.tokens.places:
+                words = self.tokens.words
+                drawn = drawn[~np.isin(words[drawn], words[texts])]
             labels = torch.zeros(len(drawn), dtype=torch.int64)
             found[source] = Negatives(self._of_numbers(drawn, source), labels)
         return found
