@@ -110,6 +110,18 @@ model.encode_document(["a passage"])
 ```
 """
 
+_OF_TOKENS = """It has a vector for each token (late interaction), and opens in releases of
+sentence-transformers that have `MultiVectorEncoder`:
+
+```python
+from sentence_transformers import MultiVectorEncoder
+
+model = MultiVectorEncoder(folder)
+queries, passages = model.encode_query(["a question"]), model.encode_document(["a passage"])
+model.similarity(queries, passages)
+```
+"""
+
 _BESIDE = """
 `sentence_transformers.SentenceTransformer(folder)` gives embeddings, with the projection that was
 trained to meet the teacher's feature.
@@ -304,6 +316,8 @@ class _Card:
         )
 
     def _opening_of_sentences(self) -> str:
+        if self.job.pooling == "none":
+            return _OF_TOKENS
         prompts = {"query": self.job.query_prompt, "document": self.job.passage_prompt}
         named = [f"`{prompt}`" for prompt in prompts.values() if prompt]
         if self.job.tower == "own":

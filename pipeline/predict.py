@@ -165,12 +165,12 @@ def _read(
 
 
 def _columns(student: SavedStudent, outputs: npt.NDArray[np.float32]) -> Columns:
-    """Columns of outputs [N, K]."""
+    """Columns of outputs [N, K]; of embeddings of tokens [N, T, K]."""
     if student.kind == "regression":
         one = outputs.shape[1] == 1
         return {"score": pa.array(outputs[:, 0])} if one else {"scores": _vectors(outputs)}
     if student.kind == "embedding":
-        return {"embedding": _vectors(outputs)}
+        return {"embedding": _vectors(outputs) if outputs.ndim == 2 else _of_tokens(outputs)}
     if student.kind == "multilabel":
         probabilities = expit(outputs.astype(np.float64))
         return {
@@ -189,6 +189,13 @@ def _sets(holds: npt.NDArray[np.bool_], names: tuple[str, ...] | None) -> pa.Arr
     classes = pa.array(np.nonzero(holds)[1])
     values = classes if names is None else pa.array(names).take(classes)
     return pa.ListArray.from_arrays(pa.array(np.append(np.int32(0), ends)), values)
+
+
+def _of_tokens(texts_NTK: npt.NDArray[np.float32]) -> pa.Array:
+    """Lists of the vectors of tokens; zeros are none."""
+    there_NT = texts_NTK.any(axis=-1)
+    ends = np.append(0, np.cumsum(there_NT.sum(axis=1))).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), _vectors(texts_NTK[there_NT]))
 
 
 def _vectors(rows: npt.NDArray[np.float32]) -> pa.Array:

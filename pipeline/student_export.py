@@ -127,6 +127,7 @@ def run_student_export(job: StudentExportJob) -> StudentExport:
             f"student {folder}: predicts labels and has no embeddings; Optimum writes ONNX models "
             "of classifiers"
         )
+    reader.require_one_vector("an ONNX model")
     reader = reader.float()
     material = _words(reader) if corpus is None else _of_corpus(corpus, reader)
     own, _ = reader.outputs(material.texts, job.batch_size)

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from armada.stages.embeddings.folders import dense_layer, write_token_files
+from armada.stages.embeddings.layers import Normalize
+from tiny_checkpoints import make_bert
 
 OLD_POOLINGS = {
     "cls": "pooling_mode_cls_token",
@@ -55,6 +58,17 @@ def make_embedding_model(
             default_prompt_name=default_prompt,
         )
         model.save(str(folder), create_model_card=False)
+    return folder
+
+
+def make_multi_vector_model(folder: Path, texts: Sequence[str], width: int = 5) -> Path:
+    """A tiny BERT whose tokens have a vector each, as armada writes it."""
+    make_bert(folder, texts)
+    wide = json.loads((folder / "config.json").read_text())["hidden_size"]
+    draw = torch.Generator().manual_seed(width)
+    weight = torch.randn(width, wide, generator=draw)
+    layers = [dense_layer(weight, None, "torch.nn.modules.linear.Identity"), Normalize()]
+    write_token_files(folder, layers, 48, {"query": "ask ", "document": ""})
     return folder
 
 

@@ -22,6 +22,11 @@ def check_embedding(job: DistillJob) -> None:
         for key, field in EmbeddingKeys.model_fields.items():
             if getattr(job, key) != field.default:
                 raise JobError(f"job key {key!r}: is for students that embed; set task=embedding")
+        if job.pooling == "none":
+            raise JobError(
+                "pooling='none': a vector for each token is for students that embed; set "
+                "task=embedding, or choose another pooling"
+            )
         for name, teacher in job.all_teachers.items():
             if teacher.of_queries is not None:
                 raise JobError(
@@ -38,6 +43,8 @@ def check_embedding(job: DistillJob) -> None:
     _check_texts(job)
     _check_towers(job)
     _check_teachers(job)
+    if job.pooling == "none":
+        _check_tokens(job)
 
 
 def _check_keys(job: DistillJob) -> None:
@@ -104,6 +111,19 @@ def _check_towers(job: DistillJob) -> None:
         )
 
 
+def _check_tokens(job: DistillJob) -> None:
+    if job.tower != "shared":
+        raise JobError(
+            f"passage_tower={job.tower}: a student with a vector for each token (pooling=none) "
+            "reads queries and passages by one tower; leave it out"
+        )
+    if job.normalize_embeddings is False:
+        raise JobError(
+            "normalize_embeddings=false: vectors of tokens (pooling=none) are compared by their "
+            "cosines; leave it out"
+        )
+
+
 def _check_teachers(job: DistillJob) -> None:
     for name, teacher in job.all_teachers.items():
         if teacher.of_queries is not None and len(job.text_column) == 1:
@@ -138,6 +158,12 @@ def check_embedding_objective(name: str, reads: Reads, has_aligner: bool, job: D
             f"objective {name}: reads what a student that embeds does not have (labels, layers or "
             "tokens); use feature, infonce, rkd or another objective of vectors, or contrastive, "
             "margin_mse or listwise_kl"
+        )
+    if job.pooling == "none" and "candidates" not in reads.student:
+        raise JobError(
+            f"objective {name}: compares one vector of a text, and this student has one of each "
+            "token (pooling=none); use contrastive, guided_contrastive, margin_mse, listwise_kl or "
+            "cosent"
         )
     columns = len(job.text_column)
     if "candidates" in reads.student and columns < 2:

@@ -305,6 +305,8 @@ def _measured(
             rows = rows[held_out.compared(name)[1]]
         if name in without:
             reasons[name] = without[name]
+        elif job.pooling == "none":
+            reasons[name] = "the student has a vector for each token, and not one of a text"
         elif not is_of_texts(source.spec):
             reasons[name] = f"{source.spec.name} is a score of pairs"
         elif (rows < 0).all():

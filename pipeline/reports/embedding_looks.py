@@ -91,6 +91,8 @@ def _student(
     if student is None:
         raise JobError(f"student {folder}: has no embeddings to plot")
     points = embed(student.to(choose_device(device)), texts)
+    if student.of_tokens:  # a text is one point
+        points = points.sum(axis=1) / points.any(axis=-1).sum(axis=1, keepdims=True)
     overlap = None if teacher is None else neighbour_overlap(points, teacher, _NEAREST)
     return StudentLook(condition, condition.first.seed, points, overlap, None)
 

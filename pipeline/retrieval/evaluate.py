@@ -32,6 +32,7 @@ from ...stages.distill.measures import cosines, linear_cka
 from ...stages.distill.saved_student import SavedReader, Text, load_embedder
 from ...stages.embeddings.prompts import PromptName
 from ...stages.retrieval.beir import read_beir
+from ...stages.retrieval.late_interaction import BLOCK_TEXTS, BestByTokens, pairs_of_tokens
 from ...stages.retrieval.metrics import (
     average_precision,
     best_f1,
@@ -39,7 +40,7 @@ from ...stages.retrieval.metrics import (
     pair_scores,
     retrieval_metrics,
 )
-from ...stages.retrieval.search import BLOCK_PASSAGES, BestPassages, neighbour_overlap
+from ...stages.retrieval.search import BLOCK_PASSAGES, BestPassages, Pairs, neighbour_overlap
 from ..answers import missing_keys, open_answers
 from ..distill_job import CorpusKeys
 from ..environment import choose_device
@@ -151,6 +152,7 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     cached = None if job.cache is None else _cached_passages(job, asked.passages)
     embed = Embedder(job, folder)
     require_one_segment(embed.student, folder)
+    _require_what_is_measured(job, embed.student)
 
     def passages_of(rows: IntArray) -> npt.NDArray[np.float32]:
         if cached is not None:
@@ -160,7 +162,7 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     count, same = len(asked.passages), asked.same_ids()
     k, device = min(depth_of(job.retrieval_metrics), count), embed.student.device
     queries_QH = embed(asked.query_texts(), "query")
-    width = queries_QH.shape[1]
+    width = queries_QH.shape[-1]
     if cached is not None and (own := cached[:1].shape[1]) != width:
         raise JobError(
             f"feature {cached.feature!r}: passages have {own} numbers, and the student's queries "
@@ -173,16 +175,16 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
 
     cosine = job.similarity == "cosine"
     sample = passages_of(calibration_rows(count)) if needs_calibration(job) else None
-    best = BestPassages(queries_QH, k, job.similarity, same, device)
+    best, block = _search(job, embed.student, queries_QH, k, same)
     ways = [
         KeptSearch(kept, kept_of(queries_QH), k, job, same, device)
         for kept in ways_to_keep(job, width, None if sample is None else kept_of(sample))
     ]
-    for start in range(0, count, BLOCK_PASSAGES):
+    for start in range(0, count, block):
         if sample is not None and len(sample) == count:
             found_PH = sample
         else:
-            found_PH = passages_of(np.arange(start, min(start + BLOCK_PASSAGES, count)))
+            found_PH = passages_of(np.arange(start, min(start + block, count)))
         best.add(found_PH)
         for way in ways:
             way.add(kept_of(found_PH))
@@ -235,14 +237,20 @@ def evaluate_pairs(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         raise JobError(f"corpus {job.corpus[0]}: {len(known)} pairs have a label; it takes 2")
     teachers = {} if job.cache is None else _of_teacher(job, corpus.take(known), labels_N)
     embed = Embedder(job, folder)
+    of_tokens = embed.student.of_tokens
+    _require_what_is_measured(job, embed.student)
     ways: list[PairScores] | None = None
     if needs_calibration(job):
         sides = _sides(embed, corpus.examples(known[calibration_rows(len(known))]))
         ways = _ways(job, *sides)
     scores, width = [], 0
-    for start in range(0, len(known), BLOCK_PASSAGES):
-        sides = _sides(embed, corpus.examples(known[start : start + BLOCK_PASSAGES]))
-        width = sides[0].shape[1]
+    block = BLOCK_TEXTS if of_tokens else BLOCK_PASSAGES
+    for start in range(0, len(known), block):
+        sides = _sides(embed, corpus.examples(known[start : start + block]))
+        width = sides[0].shape[-1]
+        if of_tokens:
+            scores.append(pairs_of_tokens(*sides))
+            continue
         ways = _ways(job, *sides) if ways is None else ways
         scores.append(pair_scores(*sides, job.similarity))
         for way in ways:
@@ -259,6 +267,27 @@ def evaluate_pairs(job: EvaluateJob, folder: Path) -> dict[str, Any]:
         **_told(table),
         **embed.figures(),
     }
+
+
+def _search(
+    job: EvaluateJob, student: SavedReader, queries: Array, k: int, same: Pairs
+) -> tuple[BestPassages, int]:
+    """The search for passages that are made block by block, and how many are in one."""
+    if student.of_tokens:
+        return BestByTokens(queries, k, same, student.device), BLOCK_TEXTS
+    return BestPassages(queries, k, job.similarity, same, student.device), BLOCK_PASSAGES
+
+
+def _require_what_is_measured(job: EvaluateJob, student: SavedReader) -> None:
+    """Refuse what is not measured of a student with a vector for each token."""
+    asked = {"precision": job.precision, "truncate_dim": job.truncate_dim}
+    for key, value in asked.items():
+        if value:
+            student.require_one_vector(key)
+    if job.beir is not None and job.cache is not None:
+        student.require_one_vector("cache")
+    if job.similarity != "cosine":
+        student.require_one_vector(f"similarity={job.similarity}")
 
 
 def _told(table: dict[str, Any]) -> dict[str, Any]:
@@ -336,6 +365,7 @@ def evaluate_embeddings(job: EvaluateJob, keys: CorpusKeys, folder: Path) -> dic
     teacher's embeddings come from the job's cache. The last two are left out for fewer than 2
     texts. Raises JobError for a feature of another width, and for a student that learned none."""
     embed = Embedder(job, folder)
+    embed.student.require_one_vector("cache")
     labelled = read_labelled(keys, job.corpus, embed.student.card.space)
     answers = open_answers(make(CacheKeys, job.cache_keys))
     feature = job.feature or answers.cache.features[0]

@@ -34,6 +34,7 @@ def evaluate_mteb(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     student = load_embedder(towers[0])
     if student is None:
         raise JobError(f"mteb: student {folder} predicts labels and has no embeddings")
+    student.require_one_vector("mteb")
     if not (student_folder(folder) / MODULES).is_file():
         raise JobError(
             f"mteb: student {folder}: holds no {MODULES}, so that sentence-transformers would pool "

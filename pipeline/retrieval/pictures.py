@@ -116,6 +116,7 @@ def _evaluate_captions(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     pairs = np.unique(np.stack([own_N, read.numbers], axis=1), axis=0)
     teacher = _of_teacher(job, texts)
     embed = Embedder(job, folder)
+    embed.student.require_one_vector("picture_column")
     require_one_segment(embed.student, folder)
     metrics = _both_ways(job, read, _embedded(embed, texts, job), pairs)
     if teacher is not None:
@@ -197,6 +198,7 @@ def _evaluate_zero_shot(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     prompts = [text.replace("{}", name) for name in classes for text in job.templates]
     of_teacher = _of_teacher(job, prompts)
     embed = Embedder(job, folder)
+    embed.student.require_one_vector("picture_column")
     require_one_segment(embed.student, folder)
 
     def measured(prompts_E: Array) -> dict[str, float]:

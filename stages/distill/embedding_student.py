@@ -48,6 +48,8 @@ def state_pooling(student: Student) -> tuple[StatePooling, list[Dense | Normaliz
     if isinstance(student, ClassifierStudent):
         return _of_classifier(student)
     assert isinstance(student, PooledStudent)
+    if student.pooling == "none":
+        return None
     if student.pooling != "pooler" and student.pooling != "context":
         return student.pooling, []
     found = _dense_over_first(student)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...cache_schemas.errors import InputError, StudentSourceError
+from ...cache_schemas.errors import InputError, JobError, StudentSourceError
 from ...cache_schemas.locations import expand_home, shown_url
 from ..adapters import without_adapters
 from ..embeddings.folders import MODULES, read_embedding_folder
@@ -48,7 +48,8 @@ Text = str | Sequence[str]
 Prediction = dict[str, Any]
 """Prediction for one text. classification: `class`, a name or a number, and `probabilities`, one
 per class; multilabel: `classes`, those above 1/2, and `probabilities`; regression: `score`, or
-`scores` of several outputs; embedding: `embedding`, float32 [H]; language: `generated_text`."""
+`scores` of several outputs; embedding: `embedding`, float32 [H], or [T, H] of a student with a
+vector for each token; language: `generated_text`."""
 
 HOLDS = 0.5
 """Probability above which a class of a multilabel student holds."""
@@ -98,7 +99,8 @@ class SavedStudent(nn.Module, ABC):
 
 
 class SavedReader(SavedStudent):
-    """A student that reads texts: class logits [B, K], scores [B, K] or embeddings [B, H]."""
+    """A student that reads texts: class logits [B, K], scores [B, K] or embeddings [B, H]; with a
+    vector for each token [B, T, H], zeros behind the last."""
 
     card: StudentCard
 
@@ -112,6 +114,20 @@ class SavedReader(SavedStudent):
         task = card.space.task
         self.kind = "embedding" if task == "none" else task
         self.eval()
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether a text has an embedding of each of its tokens."""
+        return self.card.pooling == "none"
+
+    def require_one_vector(self, what: str) -> None:
+        """Raises JobError for a student with a vector for each token; `what` takes one of a
+        text."""
+        if self.of_tokens:
+            raise JobError(
+                f"{what}: takes one vector of each text, and this student has one of each token "
+                "(pooling=none); use evaluate with pairs or beir"
+            )
 
     def forward(
         self,
@@ -159,8 +175,9 @@ class SavedReader(SavedStudent):
     def outputs(
         self, texts: Sequence[Text], batch_size: int
     ) -> tuple[npt.NDArray[np.float32], int]:
-        """Outputs [N, K] of texts in their order, and how many of these were truncated; batches are
-        of texts of similar length, the longest first, so that memory runs out at once or never.
+        """Outputs [N, K] of texts in their order, or [N, T, K] of their tokens, and how many texts
+        were truncated; batches are of texts of similar length, the longest first, so that memory
+        runs out at once or never.
 
         Raises TrainingError for outputs that are not finite."""
         if not texts:
@@ -172,7 +189,7 @@ class SavedReader(SavedStudent):
             batch = tokens.pad(longest_first[start : start + batch_size])
             output = self(**{name: rows.to(self.device) for name, rows in batch.items()})
             found.append(output.float().cpu().numpy())
-        outputs = np.concatenate(found)[np.argsort(longest_first)]
+        outputs = _end_to_end(found)[np.argsort(longest_first)]
         require_finite(outputs)
         return outputs, tokens.truncated
 
@@ -190,12 +207,23 @@ class SavedReader(SavedStudent):
                 held = [label for label, p in zip(known, row, strict=True) if p > HOLDS]
                 yield {"classes": held, "probabilities": row}
         elif self.kind == "embedding":
-            yield from ({"embedding": row} for row in output.numpy())
+            for row in output.numpy():
+                yield {"embedding": row[row.any(axis=-1)] if self.of_tokens else row}
         else:
             for row in output.double().softmax(1):
                 chosen = int(row.argmax())
                 label = self.classes[chosen] if self.classes else chosen
                 yield {"class": label, "probabilities": row.tolist()}
+
+
+def _end_to_end(batches: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Outputs of batches; those of tokens as wide as the widest, with zeros."""
+    if batches[0].ndim == 2:
+        return np.concatenate(batches)
+    widest = max(batch.shape[1] for batch in batches)
+    return np.concatenate(
+        [np.pad(batch, ((0, 0), (0, widest - batch.shape[1]), (0, 0))) for batch in batches]
+    )
 
 
 class SavedStaticReader(SavedReader):

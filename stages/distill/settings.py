@@ -50,11 +50,12 @@ DEFAULT_MOMENTUM = 0.9
 DEFAULT_MOMENTUM_DELTA = 0.075
 """For the first, the paper's on CIFAR-100 (arXiv 2303.13364)."""
 
-Pooling = Literal["pooler", "context"] | StatePooling
+Pooling = Literal["pooler", "context", "none"] | StatePooling
 """How a text becomes one vector [B, D]: `pooler` is the model's own (BERT), `context` a dense layer
 over the first token with the model's activation (as DeBERTa's and DistilBERT's classifiers have;
 trained with the student); the others pool token states, as embedding models do
-(`../pooling.py`)."""
+(`../pooling.py`). `none`: it does not, but has a vector for each token [B, T, D], zeros where there
+is none: late interaction."""
 
 AnyPooling = Literal["own"] | Pooling
 """Or `own`, the input of the last layer of the family's own sequence classifier."""
@@ -102,7 +103,8 @@ class StudentSettings(BaseModel):
         description="how a text becomes one vector: own (input of the last layer of the family's "
         "sequence classifier), pooler, context, cls, mean, last, max, mean_sqrt_len_tokens or "
         "weightedmean; auto: own if the task has labels and such a classifier exists, else as a "
-        "sentence-transformers folder declares",
+        "sentence-transformers folder declares; none: a vector for each token (late interaction, "
+        "task=embedding)",
     )
     max_length: int | None = Field(
         default=None,

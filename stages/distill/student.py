@@ -102,13 +102,15 @@ class Pooler(nn.Module):
             self.activation: nn.Module = ACT2FN[name or getattr(config, "hidden_act", "gelu")]
 
     def forward(self, outputs: Any, mask_BT: Tensor) -> Tensor:
-        """[B, D] from a model output with [B, T, D] states."""
+        """[B, D] from a model output with [B, T, D] states; without pooling [B, T, D]."""
         if self.pooling == "pooler":
             pooled: Tensor = outputs.pooler_output
             return pooled
         states_BTD: Tensor = outputs.last_hidden_state
         if self.pooling == "context":
             return torch.as_tensor(self.activation(self.dense(self.dropout(states_BTD[:, 0]))))
+        if self.pooling == "none":
+            return states_BTD.masked_fill((mask_BT == 0).unsqueeze(-1), 0.0)
         return pool(states_BTD, mask_BT, [self.pooling])
 
 

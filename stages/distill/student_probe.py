@@ -47,6 +47,8 @@ def padding_effect(student: Student | LanguageStudent, tokenizer: Any, side: Sid
     with probing(student), torch.random.fork_rng(devices=[]):
         alone, beside = (student(**each)[0] for each in (inputs, padded))
     beside = beside[: len(alone)]
+    if alone.ndim == 3:  # of each token
+        beside = beside[:, : alone.shape[1]]
     return float((beside - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
 
 

@@ -104,6 +104,13 @@ def _declared(settings: StudentSettings, space: LabelSpace) -> EmbeddingFolder |
 
 
 def _declared_pooling(declared: EmbeddingFolder, embeds: bool) -> Pooling:
+    if declared.of_tokens:
+        if not embeds:
+            raise StudentSourceError(
+                f"student {declared.transformer}: has a vector for each token, and is to have one "
+                "of a text; choose pooling=mean, cls, last, max, ..., or task=embedding"
+            )
+        return "none"
     if declared.pooling is None or len(declared.pooling) != 1:
         raise StudentSourceError(
             f"student {declared.transformer}: declares several poolings, and a student has one; "
@@ -126,10 +133,11 @@ def declared_dense(settings: StudentSettings) -> tuple[nn.Linear | None, tuple[s
     """The linear layer behind the pooling of the folder that a student that embeds starts from,
     with its weights, None if it has none; and all layers there that have weights, in words. With a
     pooling that the job names, or random weights, there are none to start from."""
-    if settings.static_source or settings.student_from_scratch or settings.pooling != "auto":
+    if settings.static_source or settings.student_from_scratch:
         return None, ()
     declared = _declared(settings, NO_LABELS)
-    if declared is None:
+    own = "none" if declared is not None and declared.of_tokens else "auto"
+    if declared is None or settings.pooling not in ("auto", own):
         return None, ()
     found: nn.Linear | None = None
     for layer in load_layers(declared.layers[:1], StudentSourceError):

@@ -7,6 +7,9 @@ modules.json                        the modules in order, each with the folder o
 2_Dense/, 3_Normalize/, ...         layers behind it
 config_sentence_transformers.json   prompts
 
+A MultiVectorEncoder has no pooling: a text has the vectors of its tokens, and the layers are of
+these (late interaction).
+
 Format: https://sbert.net. Newer releases write other keys for the same; both are read; the keys
 written are those that every release of that library reads.
 """
@@ -27,6 +30,8 @@ from .layers import (
     ACTIVATIONS,
     LAYER_WEIGHTS,
     LAYERS,
+    SENTENCE_EMBEDDING,
+    TOKEN_EMBEDDINGS,
     Dense,
     DenseSettings,
     Layer,
@@ -59,6 +64,14 @@ OLD_POOLINGS: Mapping[str, StatePooling] = {
 }
 """In the order of concatenation."""
 
+OF_TOKENS = "MultiVectorEncoder"
+"""Kind of a model that has a vector for each token."""
+
+_MASK = "MultiVectorMask"
+_OF_SOME_TOKENS = ("query_expansion", "query_length", "document_length")
+_MEAN_MAXSIM = "meanmaxsim"
+"""The similarity that students of tokens are trained with, as the library names it."""
+
 _MODEL_ARGUMENTS = ("model_kwargs", "model_args", "config_kwargs", "config_args")
 _TOKENIZER_ARGUMENTS = ("processor_kwargs", "tokenizer_args")
 _WITHOUT_EFFECT = frozenset(
@@ -74,17 +87,28 @@ class EmbeddingFolder:
 
     transformer: Path
     pooling: tuple[StatePooling, ...] | None
-    """None: texts have features of the model's own, as CLIP's have."""
+    """None: texts have features of the model's own, as CLIP's have; none, (): a vector for each
+    token."""
     include_prompt: bool
     """Whether the tokens of a prompt are pooled too."""
     layers: tuple[Layer, ...]
-    """After the pooling, in order."""
+    """After the pooling, or behind the tokens, in order."""
     max_length: int | None
     """Maximum tokens of a text; None: that of the tokenizer."""
     lowercase: bool
     prompts: Mapping[str, str]
     default_prompt: str
     """The default prefix of texts; may be empty."""
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether a text has a vector for each token."""
+        return self.pooling == ()
+
+
+def is_of_tokens(folder: Path, error: type[InputError]) -> bool:
+    """Whether a folder holds a model with a vector for each token."""
+    return bool(read_json(folder / MODEL_CONFIG, error).get("model_type") == OF_TOKENS)
 
 
 def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFolder | None:
@@ -100,8 +124,12 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
     transformer = modules[0][1] if modules else folder
     text = _read_text_config(transformer, error)
     features = kinds[:1] == ["CLIPModel"] or _uses_text_features(transformer, text, error)
+    of_tokens = is_of_tokens(folder, error)
+    if of_tokens:
+        modules = _without_mask(modules, transformer, text, error)
+        kinds = [kind for kind, _ in modules]
     start = ["Transformer", "Pooling"]
-    if features:
+    if features or of_tokens:
         start = ["CLIPModel" if kinds[:1] == ["CLIPModel"] else "Transformer"]
     rest = modules[len(start) :]
     if kinds[: len(start)] != start or not {kind for kind, _ in rest} <= set(LAYERS):
@@ -109,21 +137,57 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
             f"source {folder}: {MODULES} holds {', '.join(kinds) or 'nothing'}; known are a "
             f"Transformer, a Pooling and behind it {', '.join(LAYERS)}"
         )
-    modes, include_prompt = (None, True) if features else _read_pooling(modules[1][1], error)
+    modes: tuple[StatePooling, ...] | None = () if of_tokens else None
+    include_prompt = True
+    if not features and not of_tokens:
+        modes, include_prompt = _read_pooling(modules[1][1], error)
+    layers = tuple(
+        read_layer(kind, index, read_json(index / "config.json", error), error)
+        for kind, index in rest
+    )
+    for layer in layers:
+        if not layer.settings.is_of(TOKEN_EMBEDDINGS if of_tokens else SENTENCE_EMBEDDING):
+            own = "each token" if of_tokens else "the pooled embedding"
+            raise error(
+                f"source {layer.folder}: module_input_name {layer.settings.module_input_name!r}: "
+                f"only layers of {own} are supported in this kind of model"
+            )
     prompts = {str(k): str(v or "") for k, v in (document.get("prompts") or {}).items()}
     return EmbeddingFolder(
         transformer=transformer,
         pooling=modes,
         include_prompt=include_prompt,
-        layers=tuple(
-            read_layer(kind, index, read_json(index / "config.json", error), error)
-            for kind, index in rest
-        ),
+        layers=layers,
         max_length=_max_length(transformer, text, error),
         lowercase=bool(text.get("do_lower_case")),
         prompts=prompts,
         default_prompt=default_prompt(folder, document, prompts, error),
     )
+
+
+def _without_mask(
+    modules: list[tuple[str, Path]],
+    transformer: Path,
+    text: Mapping[str, Any],
+    error: type[InputError],
+) -> list[tuple[str, Path]]:
+    """The modules of a model with a vector for each token, without those that leave tokens out.
+    Raises `error` for one that leaves some out, or adds some."""
+    for key in _OF_SOME_TOKENS:
+        if text.get(key):
+            raise error(
+                f"source {transformer / TEXT_CONFIG}: {key} {text[key]!r}: queries and passages "
+                "that are read with other tokens than their own are not supported"
+            )
+    for kind, folder in modules:
+        document = read_json(folder / "config.json", error) if kind == _MASK else {}
+        for key in ("skiplist_words", "keep_only_token_ids"):
+            if document.get(key):
+                raise error(
+                    f"source {folder}: {key}: vectors of some tokens are left out, which is not "
+                    "supported"
+                )
+    return [each for each in modules if each[0] != _MASK]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +271,8 @@ def _kind(file: Path, name: str, path: str, error: type[InputError]) -> str:
             f"source {file.parent}: has a tower for queries and another for passages; name the "
             "folder of one of them, such as its query or document"
         )
-    if kind not in ("Transformer", "CLIPModel", "StaticEmbedding", "Pooling", "Dropout", *LAYERS):
+    known = ("Transformer", "CLIPModel", "StaticEmbedding", "Pooling", "Dropout", _MASK, *LAYERS)
+    if kind not in known:
         raise error(
             f"source {file}: module {kind} is not known; known are Transformer, Pooling, Dropout, "
             f"{', '.join(LAYERS)}"
@@ -363,6 +428,22 @@ def write_embedding_files(
     write_modules(folder, names)
 
 
+def write_token_files(
+    folder: Path,
+    layers: Sequence[Dense | Normalize],
+    max_length: int,
+    prompts: Mapping[str, str] = NO_PROMPTS,
+) -> None:
+    """The same of states that are not pooled, but each passed through the layers."""
+    names = ["Transformer"]
+    for index, layer in enumerate(layers, start=1):
+        names.append(type(layer).__name__)
+        write_layer(folder / f"{index}_{names[-1]}", layer, of_tokens=True)
+    write_json(folder / TEXT_CONFIG, {"max_seq_length": max_length, "do_lower_case": False})
+    write_model_config(folder, prompts, model_type=OF_TOKENS, similarity_fn_name=_MEAN_MAXSIM)
+    write_modules(folder, names)
+
+
 def write_model_config(folder: Path, prompts: Mapping[str, str], **more: Any) -> None:
     """Declare the prompts of a folder by their names, none by default, and what `more` there is."""
     declared = {"prompts": dict(prompts), "default_prompt_name": None}
@@ -384,12 +465,19 @@ def write_modules(folder: Path, names: Sequence[str]) -> None:
     write_json(folder / MODULES, modules)
 
 
-def write_layer(folder: Path, layer: nn.Module) -> None:
-    """Write the settings and weights of a layer; of a Normalize, an empty folder."""
+def write_layer(folder: Path, layer: nn.Module, of_tokens: bool = False) -> None:
+    """Write the settings and weights of a layer; of a Normalize behind a pooling, an empty
+    folder. `of_tokens`: whether each token passes it."""
+    settings: dict[str, Any] = {}
+    if isinstance(layer, Dense):
+        settings = layer.settings.model_dump(exclude=_UNKNOWN_TO_OLD_RELEASES)
+    if of_tokens:
+        settings |= dict.fromkeys(("module_input_name", "module_output_name"), TOKEN_EMBEDDINGS)
+    folder.mkdir(exist_ok=True)
+    if settings:
+        write_json(folder / "config.json", settings)
     if not isinstance(layer, Dense):
-        folder.mkdir(exist_ok=True)
         return
-    write_json(folder / "config.json", layer.settings.model_dump(exclude=_UNKNOWN_TO_OLD_RELEASES))
     state = {name: value.detach().cpu().contiguous() for name, value in layer.state_dict().items()}
     save_file(state, folder / LAYER_WEIGHTS)
 

@@ -1,5 +1,6 @@
-"""The layers behind an embedding model's pooling, as sentence-transformers has them: Dense,
-LayerNorm and Normalize, computed in float32, weights from safetensors, activations from torch.nn.
+"""The layers behind an embedding model's pooling, or behind each of its tokens, as
+sentence-transformers has them: Dense, LayerNorm and Normalize, computed in float32, weights from
+safetensors, activations from torch.nn.
 
 Shapes: B texts.
 """
@@ -21,21 +22,27 @@ from ..sources import require_safetensors
 
 LAYER_WEIGHTS = "model.safetensors"
 ACTIVATIONS = "torch.nn.modules.activation"
+SENTENCE_EMBEDDING, TOKEN_EMBEDDINGS = "sentence_embedding", "token_embeddings"
+"""Names of what layers read and give: of a pooled text, or of each token."""
 Width = Annotated[int, Field(ge=1)]
 
 
 class LayerSettings(BaseModel):
     """Settings in `config.json` common to all layers."""
 
-    module_input_name: str = "sentence_embedding"
+    module_input_name: str = SENTENCE_EMBEDDING
     module_output_name: str | None = None
 
     @field_validator("module_input_name", "module_output_name")
     @classmethod
     def _is_the_embedding(cls, value: str | None) -> str | None:
-        if value not in (None, "sentence_embedding"):
+        if value not in (None, SENTENCE_EMBEDDING, TOKEN_EMBEDDINGS):
             raise ValueError(f"{value!r}: only layers of the pooled embedding are supported")
         return value
+
+    def is_of(self, name: str) -> bool:
+        """Whether it reads and gives what has this name."""
+        return {self.module_input_name, self.module_output_name or name} == {name}
 
     def widths(self, width: int) -> tuple[int, int]:
         """Input and output width, given the width offered."""

@@ -133,23 +133,29 @@ class BestPassages:
         scaled_NH = torch.where(largest_N1 > 0, vectors_NH / largest_N1, 0.0)
         return scaled_NH.div_(scaled_NH.norm(dim=1, keepdim=True).clamp_(min=1))
 
+    def _scores(self, queries: slice, passages: Tensor) -> Tensor:
+        """The similarities [B, C] of some queries with a block of passages."""
+        queries_BH, block_CH = self._queries_QH[queries], passages
+        scores_BC = queries_BH @ block_CH.T
+        if self._similarity == "euclid":
+            squares_C = block_CH.square().sum(dim=1)
+            scores_BC.mul_(2).sub_(squares_C).sub_(queries_BH.square().sum(dim=1)[:, None])
+            scores_BC.clamp_(max=0)
+        return scores_BC
+
     def _add_block(self, passages_CH: Array) -> None:
         first, device = self._count, self._queries_QH.device
         block_CH = self._comparable(_as_float32(passages_CH, "passage", first).to(device))
-        squares_C = block_CH.square().sum(dim=1)
         excluded = self._excluded(first, first + len(block_CH))
         for start in range(0, len(self._queries_QH), _BLOCK_QUERIES):
-            queries_BH = self._queries_QH[start : start + _BLOCK_QUERIES]
-            scores_BC = queries_BH @ block_CH.T
-            if self._similarity == "euclid":
-                scores_BC.mul_(2).sub_(squares_C).sub_(queries_BH.square().sum(dim=1)[:, None])
-                scores_BC.clamp_(max=0)
-            begin, end = np.searchsorted(excluded.queries, [start, start + len(queries_BH)])
+            rows = slice(start, min(start + _BLOCK_QUERIES, len(self._queries_QH)))
+            scores_BC = self._scores(rows, block_CH)
+            begin, end = np.searchsorted(excluded.queries, [rows.start, rows.stop])
             if begin < end:
                 at = torch.from_numpy(excluded.queries[begin:end] - start).to(device)
                 passages = torch.from_numpy(excluded.passages[begin:end] - first).to(device)
                 scores_BC[at, passages] = -torch.inf
-            self._keep(slice(start, start + len(queries_BH)), scores_BC, first)
+            self._keep(rows, scores_BC, first)
         self._count += len(block_CH)
 
     def _excluded(self, first: int, end: int) -> Pairs:

@@ -1,7 +1,8 @@
 """A batch of examples of several texts, as an objective reads it.
 
 Shapes: B examples, C texts of each (the query first, its positive next, then further candidates), E
-numbers of an embedding, P texts in all that are there.
+numbers of an embedding, P texts in all that are there. Where a text has a vector for each token, E
+stands for T tokens of E numbers, with zeros behind the last.
 """
 
 from collections.abc import Mapping

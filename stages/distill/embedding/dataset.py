@@ -90,6 +90,7 @@ class EmbeddingDataset(DistillDataset):
         """`places`: which feature of a source stands in which place of each example [N, C]."""
         super().__init__(tokens, labels, features, names, weights)
         self.places = dict(places)
+        self._longest = int(tokens.all_lengths.max(initial=0))
 
     def _batch(self, whole: Indices) -> Batch:
         chosen = self.processes.share(whole)
@@ -98,6 +99,7 @@ class EmbeddingDataset(DistillDataset):
         batch["lengths"] = self.tokens.lengths(chosen)
         batch |= {"words": self.tokens.words_of(whole), "own_words": self.tokens.words_of(chosen)}
         batch |= {"labels": self.labels_of(chosen), "has_loss": self.has_loss}
+        batch["longest"] = self._longest
         if self.apart:
             return batch
         batch |= self.aligner_batch(chosen)
@@ -130,8 +132,8 @@ class EmbeddingDataset(DistillDataset):
             _, first = np.unique(np.asarray(rows)[drawn], return_index=True)
             drawn = drawn[np.sort(first)]
             if self.places[source] is self.tokens.places:
-                words = self.tokens.words
-                drawn = drawn[~np.isin(words[drawn], words[texts])]
+                same = np.isin(self.tokens.words[drawn], self.tokens.words[texts])
+                drawn = drawn[~same]
             labels = torch.zeros(len(drawn), dtype=torch.int64)
             found[source] = Negatives(self._of_numbers(drawn, source), labels)
         return found
@@ -175,9 +177,10 @@ class EmbeddingDataset(DistillDataset):
         self._ahead, self._streamed = ReadAhead(will_need), source
 
     def embeddings(self, by_example: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """The embeddings of the T texts, of those of all examples [N, C, E]."""
+        """The embeddings of the T texts, of those of all examples [N, C, E]; where each token has
+        one, [N, C, S, E] of S tokens."""
         places = self.tokens.places
         there = places >= 0
-        found = np.empty((len(self.tokens.words), by_example.shape[-1]), np.float32)
+        found = np.empty((len(self.tokens.words), *by_example.shape[2:]), np.float32)
         found[places[there]] = by_example[there]
         return found

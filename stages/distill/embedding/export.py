@@ -1,5 +1,6 @@
 """A student that embeds, as a folder that sentence-transformers opens: a transformer, a pooling, a
-dense layer where its width is another, length 1, and its prompts.
+dense layer where its width is another, length 1, and its prompts. One with a vector for each token
+has no pooling, and is a MultiVectorEncoder there.
 
 Queries have the prompt `query`, passages `document`, as `encode_query` and `encode_document` look
 for them.
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ....cache_schemas.errors import StudentSourceError
-from ...embeddings.folders import dense_layer, write_embedding_files
+from ...embeddings.folders import dense_layer, write_embedding_files, write_token_files
 from ...embeddings.layers import Dense, Normalize
 from ...embeddings.prompts import Prompts
 from ...embeddings.router import TOWERS, write_router
@@ -56,6 +57,9 @@ def save_embedding_student(
         return
     save_transformer(folder, inner, tokenizer, card)
     save_beside(folder, inner, trained, card)
+    if student.of_tokens:
+        write_token_files(folder, layers, most, prompts)
+        return
     found = state_pooling(inner)
     assert found is not None, "checked before training"
     pooling, pooler = found
@@ -88,7 +92,9 @@ def save_towers(
 
 def require_exportable(student: Student, source: str) -> None:
     """Raise StudentSourceError for a pooling that sentence-transformers does not have."""
-    if not isinstance(student, StaticStudent) and state_pooling(student) is None:
+    if isinstance(student, StaticStudent) or student.pooling == "none":
+        return
+    if state_pooling(student) is None:
         raise StudentSourceError(
             f"student {source}: its pooling {student.pooling} is not one of sentence-transformers; "
             "use pooling=mean, cls, last, max, mean_sqrt_len_tokens or weightedmean"

@@ -6,6 +6,9 @@ Shapes: N examples, T different texts, C texts of an example, E numbers of an em
     pairs with scores        spearman, pearson of the cosines
     queries with passages    ndcg@10, mrr@10, recall@1, recall@10: each query among all passages
     texts with pictures      the same: each text among the pictures of all
+
+Where a text has a vector for each token, E stands for S tokens of E numbers, and the cosine for the
+similarity of late interaction.
 """
 
 from collections.abc import Sized
@@ -17,6 +20,7 @@ import numpy.typing as npt
 
 from ....cache_schemas.keys import IntArray
 from ...corpus.labels import LabelValues, is_missing
+from ...retrieval.late_interaction import BestByTokens, pairs_of_tokens
 from ...retrieval.metrics import Judgements, depth_of, retrieval_metrics
 from ...retrieval.search import Pairs, search
 from ..label_metrics import correlations
@@ -33,9 +37,9 @@ def score_metrics(embeddings_TE: Array, places: Places, scores_N: LabelValues) -
     """Correlations of the cosines of pairs of texts with their scores; pairs without one are left
     out. 0 where one side is the same for all."""
     given = ~is_missing(scores_N)
-    pairs = places[given]
-    cosine_N = cosines(embeddings_TE[pairs[:, 0]], embeddings_TE[pairs[:, 1]])
-    found = correlations(cosine_N, scores_N[given])
+    sides = [embeddings_TE[texts] for texts in places[given].T]
+    alike_N = cosines(*sides) if embeddings_TE.ndim == 2 else pairs_of_tokens(*sides)
+    found = correlations(alike_N, scores_N[given])
     return {name: found[name] for name in SCORE_METRICS}
 
 
@@ -61,7 +65,12 @@ def ranking_metrics(
     judged_keys = judged[:, 0] * len(passages) + judged[:, 1]
     answers = np.isin(same.queries * len(passages) + same.passages, judged_keys)
     excluded = Pairs(same.queries[~answers], same.passages[~answers])
-    found = search(embeddings_TE[queries], embeddings_TE[passages], depth, exclude=excluded)
+    if embeddings_TE.ndim == 2:
+        found = search(embeddings_TE[queries], embeddings_TE[passages], depth, exclude=excluded)
+    else:
+        best = BestByTokens(embeddings_TE[queries], depth, excluded)
+        best.add(embeddings_TE[passages])
+        found = best.found()
     return retrieval_metrics(found.rows_QK, judgements, RETRIEVAL_METRICS)
 
 

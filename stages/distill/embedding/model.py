@@ -5,7 +5,8 @@ compare each text with its feature; those of candidates read them by example. Wi
 the loss is the mean over prefixes of the embedding, each at the length of the whole (Kusupati et
 al., arXiv 2205.13147).
 
-Shapes: B examples, C texts of each, P texts that are there, E numbers of an embedding.
+Shapes: B examples, C texts of each, P texts that are there, E numbers of an embedding; where a text
+has a vector for each token, E stands for T tokens of E numbers.
 """
 
 import math
@@ -64,12 +65,13 @@ class EmbeddingModel(TrainedModel):
         repeats: Mapping[str, Indices] | None = None,
         has_loss: bool = True,
         passages: Mapping[str, Any] | None = None,
+        longest: int = 0,
     ) -> dict[str, Any]:
         """`logits`: the embeddings of this process's examples [B, C, E]; `loss` and `terms`, where
         the batch has all that the objective reads. `words` are numbers of the bare texts of the
         whole batch [B, C], -1 where one is absent, `own_words` of this process's share. Where
         passages have a tower of their own, the inputs are those of queries, and `passages` has
-        its."""
+        its. `longest`: tokens of the longest text of all batches."""
         assert words is not None
         assert own_words is not None
         inputs = (input_ids, attention_mask, token_type_ids)
@@ -80,6 +82,9 @@ class EmbeddingModel(TrainedModel):
             own_BCE = torch.cat([embeddings_PE[:, None], others], dim=1)
         else:
             own_BCE = by_example(embeddings_PE, own_words)
+        if own_BCE.ndim == 4:
+            wide = self.processes.widest(input_ids) if self.training else longest
+            own_BCE = F.pad(own_BCE, (0, 0, 0, wide - own_BCE.shape[2]))
         if not has_loss:
             return {"logits": own_BCE, "loss": own_BCE.new_full((), math.nan)}
         embeddings_BCE = self._joined(own_BCE, rows)
@@ -130,7 +135,7 @@ class EmbeddingModel(TrainedModel):
         """The embeddings [P, E]. On a CPU, texts of like length are read together, as wide as the
         longest of them: padding costs as much as tokens there, and a further call little."""
         ids_PT = inputs[0]
-        parts = []
+        parts, width = [], ids_PT.shape[1]
         if ids_PT.device.type == "cpu" and lengths_P is not None:
             parts = parts_by_length(lengths_P)
         if len(parts) < 2:
@@ -143,7 +148,8 @@ class EmbeddingModel(TrainedModel):
             left = inputs[1].shape[1] - longest if bool(inputs[1][chosen, -1].all()) else 0
             cut = [None if each is None else each[chosen, left : left + longest] for each in inputs]
             varied = bool((lengths_P[rows] < longest).any())
-            found.append(self.parts.read(tower, *cut, masked=varied)[0])
+            part = self.parts.read(tower, *cut, masked=varied)[0]
+            found.append(F.pad(part, (0, 0, 0, width - longest)) if part.ndim == 3 else part)
         back = np.argsort(np.concatenate(parts))
         return torch.cat(found).index_select(0, torch.from_numpy(back))
 
@@ -159,8 +165,9 @@ class EmbeddingModel(TrainedModel):
         found = []
         for dim in self.dims:
             own = candidates if dim == self.student.dim else candidates.first(dim)
-            read = self._columns
-            pooled_PE = rows_that_are_there(own.embeddings_BCE[:, :read], own.places[:, :read])
+            read, pooled_PE = self._columns, None
+            if own.embeddings_BCE.ndim == 3:
+                pooled_PE = rows_that_are_there(own.embeddings_BCE[:, :read], own.places[:, :read])
             side = StudentSide(pooled_BD=pooled_PE, candidates=own, repeats=repeats)
             found.append(self.objective.of_batch(side, sources, labels_B))
         if len(found) == 1:

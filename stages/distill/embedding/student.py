@@ -3,7 +3,9 @@
     e = normalize(W s + b), E numbers; W begins orthogonal, so that a pretrained student keeps most
         of its geometry, b at 0
 
-A text has one embedding, whatever it is compared with. Passages may have a tower of their own: a
+A text has one embedding, whatever it is compared with; or, where tokens are not pooled, one of each
+of its tokens, [B, T, E] with zeros behind the last, and no b (late interaction: Khattab and
+Zaharia, ColBERT, arXiv 2004.12832). Passages may have a tower of their own: a
 second student, or none, where their embeddings are a teacher's.
 """
 
@@ -59,9 +61,15 @@ class EmbeddingStudent(nn.Module):
             self.dense = start if embedding_dim in (None, start.out_features) else None
         self.dim = embedding_dim or (inner.dim if self.dense is None else self.dense.out_features)
         if self.dense is None and self.dim != inner.dim:
-            self.dense = nn.Linear(inner.dim, self.dim)
+            self.dense = nn.Linear(inner.dim, self.dim, bias=not self.of_tokens)
             nn.init.orthogonal_(self.dense.weight)
-            nn.init.zeros_(self.dense.bias)
+            if self.dense.bias is not None:
+                nn.init.zeros_(self.dense.bias)
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether a text has an embedding of each of its tokens."""
+        return self.inner.pooling == "none"
 
     @property
     def towers(self) -> "tuple[EmbeddingStudent, ...]":
@@ -79,8 +87,8 @@ class EmbeddingStudent(nn.Module):
         return self.inner.backbone
 
     def forward(self, *inputs: Tensor | None, masked: bool | None = None) -> tuple[Tensor, Tensor]:
-        """(embedding [B, E], an output of no meaning), of inputs as the inner student takes
-        them."""
+        """(embedding [B, E] or [B, T, E], an output of no meaning), of inputs as the inner student
+        takes them."""
         pooled_BD, output_BK = self.inner(*inputs, masked=masked)
         return self.embed(pooled_BD), output_BK
 
@@ -98,7 +106,7 @@ class EmbeddingStudent(nn.Module):
         return self.embed(pooled_BD), output_BK, states
 
     def embed(self, pooled_BD: Tensor) -> Tensor:
-        """The embeddings [B, E] of pooled texts."""
+        """The embeddings [B, E] of pooled texts, or [B, T, E] of tokens."""
         if self.dense is not None:
             embeddings_BE = self.dense(pooled_BD)
             if isinstance(self.inner, StaticStudent):

@@ -1,8 +1,9 @@
 """Losses of queries and the passages that they are compared with.
 
 Shapes: B queries; N candidates of each, its positive first; M passages of a batch, all of them. All
-in the precision of sums. Similarities are cosines, unless a caller scales them; whatever stands
-where `present` is false has no meaning, and is left out.
+in the precision of sums. Similarities are cosines, or of texts with a vector for each token those
+of late interaction, unless a caller scales them; whatever stands where `present` is false has no
+meaning, and is left out.
 """
 
 import math
@@ -11,25 +12,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...retrieval.late_interaction import maxsim, maxsim_of_pairs
 from .distances import products, unit
 
 
+def similarities(query: Tensor, passage: Tensor) -> Tensor:
+    """The similarity of each query [B, E] with each passage [M, E], as [B, M]; of texts with a
+    vector for each token, [B, S, E] and [M, T, E]."""
+    if query.ndim == 3:
+        return maxsim(query, passage)
+    return products(unit(query), unit(passage))
+
+
+def similarities_of_first(texts: Tensor) -> Tensor:
+    """The similarity of the first text of each example [B, C, E] with the others, as [B, C - 1]; of
+    texts with a vector for each token, [B, C, T, E]."""
+    if texts.ndim == 4:
+        return maxsim_of_pairs(texts[:, 0], texts[:, 1:])
+    texts = unit(texts)
+    return (texts[:, :1] * texts[:, 1:]).sum(dim=-1)
+
+
 def contrastive_loss(
-    query_BE: Tensor,
-    passage_ME: Tensor,
+    query: Tensor,
+    passage: Tensor,
     own_B: Tensor,
     temperature: float,
     masked_BM: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy of each query's own passage among all of the batch:
-    mean over i of -log softmax_j(cos(q_i, p_j) / τ)[own_i].
+    mean over i of -log softmax_j(cos(q_i, p_j) / τ)[own_i], as `similarities` has them.
 
     `masked`: which passages are no negatives of which query. Edges: 0 for one query with one
     passage; a zero vector has the cosine 0 to all.
     Source: Henderson et al., arXiv 1705.00652, section 4; with a temperature and further negatives:
     Karpukhin et al., arXiv 2004.04906.
     """
-    logits_BM = products(unit(query_BE), unit(passage_ME)) / temperature
+    logits_BM = similarities(query, passage) / temperature
     if masked_BM is not None:
         logits_BM = logits_BM.masked_fill(masked_BM, -math.inf)
     return F.cross_entropy(logits_BM, own_B)

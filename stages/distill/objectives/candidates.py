@@ -158,8 +158,7 @@ class CosentObjective(Objective):
         """total, cosent."""
         found = _candidates(side)
         assert labels_B is not None
-        embeddings_BCE = unit(accumulated(found.embeddings_BCE))
-        cosine_B = (embeddings_BCE[:, 0] * embeddings_BCE[:, 1]).sum(dim=-1)
+        cosine_B = losses.similarities_of_first(accumulated(found.embeddings_BCE))[:, 0]
         temperature = self.options.similarity_temperature
         loss = losses.cosent_loss(cosine_B, labels_B.to(cosine_B.dtype), temperature)
         return named_terms(loss, cosent=loss)
@@ -190,8 +189,8 @@ class ScoresObjective(Objective):
             )
         teacher = accumulated(feature.detach()).flatten(start_dim=2)
         cosines = teacher.shape[1] == found.places.shape[1]
-        teacher_BN = _cosines(teacher) if cosines else teacher[..., 0]
-        student_BN = _cosines(accumulated(found.embeddings_BCE))
+        teacher_BN = losses.similarities_of_first(teacher) if cosines else teacher[..., 0]
+        student_BN = losses.similarities_of_first(accumulated(found.embeddings_BCE))
         present_BC = found.present()
         present_BN = None if present_BC is None else present_BC[:, 1:]
         loss, reported = self.loss(student_BN, teacher_BN, cosines, present_BN)
@@ -273,12 +272,6 @@ class SimilarityBankObjective(WithProjector, ContrastObjective):
             masked_BM,
         )
         return loss, {"similarity_bank": loss}
-
-
-def _cosines(vectors_BCH: Tensor) -> Tensor:
-    """Cosines of the first of each example with the others [B, C - 1]."""
-    vectors_BCH = unit(vectors_BCH)
-    return (vectors_BCH[:, :1] * vectors_BCH[:, 1:]).sum(dim=-1)
 
 
 def _different_passages(places: Indices) -> tuple[Indices, Indices]:

@@ -4,13 +4,12 @@ Decoders are encoders too, with `pooling: last`. Of an encoder-decoder the encod
 folder of sentence-transformers declares is used, in our own code. Models that read more than texts
 (CLIP, SigLIP, CLAP and similar) have text features: whole models of transformers that have
 `get_text_features`, and their text towers saved alone. The features are the library's own: pooled
-as the model pools, with its projection, not scaled. Shapes: B examples, T tokens, H hidden numbers,
-E numbers of an embedding or feature.
+as the model pools, with its projection, not scaled. Of a multi-vector model (late interaction,
+ColBERT; `MultiVectorEncoder` of sentence-transformers) a text has the vectors of its tokens.
+Shapes: B examples, T tokens, H hidden numbers, E numbers of an embedding or feature.
 """
 
-import inspect
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....cache_schemas.errors import JobError, TeacherSourceError
-from ....cache_schemas.features import FeatureSpec
+from ....cache_schemas.features import TOKEN_IDS, TOKENS, FeatureSpec
 from ....cache_schemas.teachers import SettingValue
-from ...embeddings.folders import lower_case, prompt_tokens, read_embedding_folder
+from ...embeddings.folders import (
+    is_of_tokens,
+    lower_case,
+    prompt_tokens,
+    read_embedding_folder,
+)
 from ...embeddings.layers import LAYER_WEIGHTS, load_layers, width_after
 from ...embeddings.static import is_static_folder
 from ...language.attention import attention_linears, recorded, stacked
@@ -33,11 +37,27 @@ from .checkpoint_teacher import LanguageModelTeacher
 from .encoder_options import ATTENTION, TOKEN_STATES, EncoderOptions, Pooling, resolve_options
 from .options import TokenizedOptions
 from .static_model import StaticTeacher
+from .text_features import (
+    drop_other_parts,
+    features_width,
+    gives_text_features,
+    pads_to_its_limit,
+    reads_no_text,
+    text_arguments,
+    text_features,
+    text_tower,
+    tower_class,
+)
 from .tokenized import Inputs
 
 ROWS_OF_TOKENS = 1024
 """Texts of a shard by default, where each has as many rows as tokens: with 768 numbers of 40
 tokens, a shard has 60 MB a layer."""
+
+VECTORS = "token_vectors"
+
+_OF_POOLED = ("pooling", "layers", "token_layers", "attention_layers", "include_prompt")
+"""Options that say nothing of vectors of tokens."""
 
 
 class EncoderTeacher(LanguageModelTeacher):
@@ -51,10 +71,13 @@ class EncoderTeacher(LanguageModelTeacher):
     auto_class = "AutoModel"
 
     def __new__(cls, source: str, options: EncoderOptions, *more: Any) -> Any:
-        """A teacher of the source's kind: a static model is no transformer."""
+        """A teacher of the source's kind: a static model is no transformer, and a multi-vector
+        model has no vector of a text."""
         folder = resolve(source, options.revision, TeacherSourceError)
         if cls is EncoderTeacher and is_static_folder(folder, TeacherSourceError):
             return StaticTeacher(source, folder, options, *more)
+        if cls is EncoderTeacher and is_of_tokens(folder, TeacherSourceError):
+            return super().__new__(TokenVectorsTeacher)
         return super().__new__(cls)
 
     def __init__(self, source: str, options: EncoderOptions, device: torch.device) -> None:
@@ -286,6 +309,57 @@ class EncoderTeacher(LanguageModelTeacher):
         return self._options.pooling != "pooler" and weight.startswith("pooler.")
 
 
+class TokenVectorsTeacher(EncoderTeacher):
+    """Along the tokens `token_vectors` [E], with `token_ids`."""
+
+    def __init__(self, source: str, options: EncoderOptions, device: torch.device) -> None:
+        for name in _OF_POOLED:
+            if name in options.model_fields_set:
+                raise JobError(
+                    f"{name}: source {source} has a vector for each token, which are not pooled; "
+                    "leave it out"
+                )
+        super().__init__(source, options, device)
+        self.default_rows_per_shard = ROWS_OF_TOKENS
+
+    def _answer(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        states_BTH = self._model(**inputs).last_hidden_state
+        vectors_BTE = self._layers(states_BTH.float())[..., : self._options.dim]
+        if self._options.normalize:
+            vectors_BTE = F.normalize(vectors_BTE, dim=-1)
+        return {VECTORS: vectors_BTE}
+
+    def _features(self) -> list[FeatureSpec]:
+        name = type(self._skeleton).__name__
+        with refusing(TeacherSourceError, f"source {self._folder}: {name} as an encoder"):
+            width = self._width()
+        whole = width_after(self._layer_folders, width, TeacherSourceError)
+        dim = self._options.dim or whole
+        if dim > whole:
+            raise JobError(f"dim: {dim} is more than the {whole} numbers of a token's vector")
+        layers = "".join(f", {layer.settings}" for layer in self._layer_folders)
+        scaled = ", length 1" if self._options.normalize else ""
+        along: dict[str, Any] = {"axis": TOKENS, "max_length": self._texts.max_length}
+        ids = FeatureSpec(
+            name=TOKEN_IDS, shape=(), dtype="uint32", description="token ids of the text", **along
+        )
+        vectors = FeatureSpec(
+            name=VECTORS,
+            shape=(dim,),
+            dtype="float16",
+            description=f"last hidden states of each token{layers}{scaled}",
+            **along,
+        )
+        return [vectors, ids]
+
+    def _width(self) -> int:
+        """H, of a model without weights."""
+        output = probe_skeleton(self._skeleton)
+        if output is None:
+            return int(self._text_config.hidden_size)
+        return int(output.last_hidden_state.shape[-1])
+
+
 def _of_states(pooling: Pooling | tuple[StatePooling, ...]) -> tuple[StatePooling, ...]:
     if isinstance(pooling, tuple):
         return pooling
@@ -296,78 +370,3 @@ def _of_states(pooling: Pooling | tuple[StatePooling, ...]) -> tuple[StatePoolin
 
 def _in_words(pooling: Pooling | tuple[StatePooling, ...]) -> str:
     return " and ".join((pooling,) if isinstance(pooling, str) else pooling)
-
-
-_TOWERS = ("TextModelWithProjection", "SiglipTextModel", "Siglip2TextModel")
-"""Suffixes of tower classes that give features, not only states."""
-
-_OTHER_PARTS = ("vision", "visual", "image", "audio", "logit")
-"""Names of parts that read no text."""
-
-
-def tower_class(config: Any) -> str | None:
-    """The class of a text tower that was saved alone, or None. The usual class of such a
-    configuration has no projection, or does not exist."""
-    name = (config.architectures or [""])[0]
-    return name if name.endswith(_TOWERS) else None
-
-
-def gives_text_features(model: Any) -> bool:
-    """Whether it is a model of that kind."""
-    return hasattr(model, "get_text_features") or type(model).__name__.endswith(_TOWERS)
-
-
-def text_arguments(model: Any) -> frozenset[str]:
-    """Model arguments for a text."""
-    return frozenset(inspect.signature(_method(model)).parameters)
-
-
-def text_tower(model: Any) -> Any:
-    """The part that reads tokens, which knows how many it takes."""
-    return getattr(model, "text_model", model)
-
-
-def pads_to_its_limit(model: Any) -> bool:
-    """Whether every text has to be as long as the model takes: SigLIP reads a text's feature at its
-    last position, padding or not, and was trained so."""
-    return type(text_tower(model)).__name__.startswith("Siglip")
-
-
-def text_features(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """[B, E] of token ids [B, T] and their companions."""
-    output = _method(model)(**inputs)
-    features = output if isinstance(output, Tensor) else getattr(output, "text_embeds", None)
-    found: Tensor = output.pooler_output if features is None else features
-    return found
-
-
-def features_width(skeleton: Any) -> int:
-    """E, from a model without weights. Raises ValueError where a text has more than one vector."""
-    try:
-        with torch.device("meta"):
-            ids = {"input_ids": torch.ones(1, 4, dtype=torch.int64)}
-            found = text_features(skeleton.eval(), ids)
-    except RuntimeError:
-        # CLAP looks for padding in the ids, of which there are none here.
-        return int(skeleton.config.projection_dim)
-    if found.ndim != 2:
-        raise ValueError(
-            f"a {type(skeleton).__name__} gives features of each token, not one vector of a text"
-        )
-    return int(found.shape[1])
-
-
-def reads_no_text(weight: str) -> bool:
-    """Whether a weight is of a part that reads no text."""
-    return weight.startswith(_OTHER_PARTS)
-
-
-def drop_other_parts(model: Any) -> None:
-    """Remove everything but the text part, in place."""
-    for name, _ in list(model.named_children()):
-        if reads_no_text(name):
-            delattr(model, name)
-
-
-def _method(model: Any) -> Any:
-    return getattr(model, "get_text_features", model.forward)

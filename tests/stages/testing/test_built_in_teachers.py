@@ -10,6 +10,7 @@ import openai_server
 import pytest
 import tiny_checkpoints
 import tiny_diffusion
+import tiny_embeddings
 import tiny_generators
 import tiny_text_towers
 import tiny_vlms
@@ -43,6 +44,7 @@ MAKE: dict[str, Callable[[Path], object]] = {
     "clip_vision": tiny_diffusion.make_clip_vision,
     "wav2vec2": tiny_generators.make_wav2vec2,
     "clip_of_pictures": tiny_text_towers.make_clip_of_pictures,
+    "multi_vector": lambda folder: tiny_embeddings.make_multi_vector_model(folder, TEXTS),
     "llava": lambda folder: tiny_vlms.make_vlm(folder, "llava", TEXTS),
     "idefics3": lambda folder: tiny_vlms.make_vlm(folder, "idefics3", TEXTS),
 }
@@ -125,6 +127,24 @@ class TestEncoderOfTokens(TestEncoder):
     options = {"token_layers": (0, 2), "layers": (1,)}
     changing = {**TestEncoder.changing, "attention_layers": (2,)}
     untried = ("revision", "prompt_name", "padding", *OF_MANY_GPUS)
+
+
+class TestMultiVectorEncoder(TeacherTests):
+    changing = {
+        **TEXT_OPTIONS,
+        **{"dtype": "bfloat16", "max_length": 5, "normalize": False, "dim": 3, "prompt": "query: "},
+    }
+    unchanging = PLACE
+    untried = (
+        *("revision", "padding", *OF_MANY_GPUS),
+        # refused; or its numbers are in half precision
+        *("pooling", "layers", "token_layers", "attention_layers", "include_prompt"),
+        *("prompt_name", "store_dtype"),
+    )
+
+    @pytest.fixture
+    def source(self, model: Any) -> str:
+        return f"encoder:{model('multi_vector')}"
 
 
 class TestDecoderAsEncoder(TestEncoder):
