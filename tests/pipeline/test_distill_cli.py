@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from armada.pipeline import student_data
+from armada.pipeline import labelled_corpus
 from armada.stages.distill import tokens
 from armada.stages.distill.evaluation import metric_names
 from armada.stages.distill.export import load_saved_student
@@ -150,7 +150,7 @@ def test_several_seeds_have_a_mean_and_a_spread(armada, distill_bench, tmp_path,
         encoded.append(len(examples))
         return tokens.encode(tokenizer, examples, max_length)
 
-    monkeypatch.setattr(student_data, "encode", encode)
+    monkeypatch.setattr(labelled_corpus, "encode", encode)
     out = armada.done(*distill_bench.words(output), "--set", "seed=[3, 1, 8]")
     assert len(encoded) == 2  # training and validation texts, once for all seeds
     summary = read(output / "metrics.json")
