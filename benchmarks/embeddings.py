@@ -22,21 +22,26 @@ its own, by turns, one round a seed:
 import argparse
 import hashlib
 import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from embedding_runs import (
+    add_training_options,
+    in_a_process,
+    most_memory,
+    spread,
+    train_by_sentence_transformers,
+    training_options,
+)
 
-LAYERS, BATCH, RATE = 3, 32, 1e-4
+LAYERS, RATE = 3, 1e-4
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     "feature": {},
     "feature, cosine": {"objective": "feature", "distance": "cosine"},
@@ -82,15 +87,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("stsb", type=Path)
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--rows", type=int, default=4000)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_training_options(parser, RATE)
     parser.add_argument("--tables", nargs="+", default=["libraries"])
     parser.add_argument("--only", nargs="+", help="names of objectives")
     parser.add_argument("--static", type=int, help="numbers of a token, of static students")
-    parser.add_argument("--learning-rate", type=float, default=RATE)
-    parser.add_argument("--lr-scheduler", default="constant")
-    parser.add_argument("--warmup-ratio", type=float, default=0.0)
-    parser.add_argument("--batch-size", type=int, default=BATCH)
     parser.add_argument("--layer-choice", choices=["first", "every"], default="first")
     parser.add_argument("--folder", type=Path, help="where runs are kept")
     parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
@@ -208,32 +208,20 @@ def by_sentence_transformers(options: argparse.Namespace) -> dict[str, Any]:
     vectors = np.load(options.work / "vectors.npy")
     data = Dataset.from_dict({"text": texts, "label": list(vectors)})
     output = options.work / f"other-{options.seed}"
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(output),
-        num_train_epochs=options.epochs,
-        per_device_train_batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.lr_scheduler,
-        warmup_steps=options.warmup_ratio,
-        seed=options.seed,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=10,
-        use_cpu=True,
-        disable_tqdm=True,
+    seconds = train_by_sentence_transformers(
+        options,
+        output,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+        model=model,
+        train_dataset=data,
+        loss=MSELoss(model),
     )
-    trainer = SentenceTransformerTrainer(
-        model=model, args=arguments, train_dataset=data, loss=MSELoss(model)
-    )
-    started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started
-    model.save(str(output / "student"))
     return _result(options, output / "student", seconds)
 
 
 def _result(options: argparse.Namespace, student: Path, seconds: float) -> dict[str, Any]:
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before it is evaluated
+    used = most_memory()  # before it is evaluated
     return {"seconds": seconds, "MiB": used, "spearman": _spearman(student, options.stsb)}
 
 
@@ -264,19 +252,14 @@ RUNS = {
 def _call(
     options: argparse.Namespace, run: str, work: Path, seed: int, **keys: Any
 ) -> dict[str, Any]:
-    command = [
-        *(sys.executable, __file__, str(options.encoder), str(options.stsb), *options.texts),
-        *("--run", run, "--work", str(work), "--seed", str(seed), "--keys", json.dumps(keys)),
-        *("--epochs", str(options.epochs), "--learning-rate", str(options.learning_rate)),
-        *("--lr-scheduler", options.lr_scheduler, "--warmup-ratio", str(options.warmup_ratio)),
-        *("--batch-size", str(options.batch_size), "--layer-choice", options.layer_choice),
-        *(() if options.static is None else ("--static", str(options.static))),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return in_a_process(
+        __file__,
+        *(options.encoder, options.stsb, *options.texts),
+        *("--run", run, "--work", work, "--seed", seed, "--keys", json.dumps(keys)),
+        *training_options(options),
+        *("--layer-choice", options.layer_choice),
+        *(() if options.static is None else ("--static", options.static)),
+    )
 
 
 def _show_libraries(options: argparse.Namespace, work: Path) -> None:
@@ -289,7 +272,7 @@ def _show_libraries(options: argparse.Namespace, work: Path) -> None:
             print(name, seed, found[name][-1], file=sys.stderr, flush=True)
     print("\n| library | spearman | seconds, median | MiB, most |\n| --- | ---: | ---: | ---: |")
     for name, runs in found.items():
-        score = _spread([run["spearman"] for run in runs])
+        score = spread([run["spearman"] for run in runs])
         seconds, most = median(run["seconds"] for run in runs), max(run["MiB"] for run in runs)
         print(f"| {name} | {score} | {seconds:.1f} | {most:.0f} |")
     pairs = zip(*found.values(), strict=True)
@@ -304,13 +287,8 @@ def _show_objectives(options: argparse.Namespace, work: Path) -> None:
         keys = {"objective": name, **OBJECTIVES[name]}
         runs = [_call(options, "armada", work, seed, **keys) for seed in options.seeds]
         seconds = median(run["seconds"] for run in runs)
-        score = _spread([run["spearman"] for run in runs])
+        score = spread([run["spearman"] for run in runs])
         print(f"| {name} | {score} | {seconds:.1f} |", flush=True)
-
-
-def _spread(values: Sequence[float]) -> str:
-    shown = f"{mean(values):.4f}"
-    return f"{shown} ± {stdev(values):.4f}" if len(values) > 1 else shown
 
 
 if __name__ == "__main__":

@@ -17,18 +17,23 @@ measures all of them:
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from embedding_runs import (
+    add_training_options,
+    in_a_process,
+    most_memory,
+    spread,
+    train_by_sentence_transformers,
+    training_options,
+)
 
 LAYERS, DIM, TEMPERATURE = 3, 128, 0.05
 
@@ -56,10 +61,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_training_options(parser, 1e-4)
     parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -77,17 +79,11 @@ def pairs_of(file: Path, most: int) -> pa.Table:
 
 
 def call(options: argparse.Namespace, run: str, seed: int) -> dict[str, Any]:
-    command = [
-        *(sys.executable, __file__, *map(str, (options.encoder, options.train, options.test))),
-        *("--run", run, "--work", str(options.work), "--seed", str(seed)),
-        *("--epochs", str(options.epochs), "--batch-size", str(options.batch_size)),
-        *("--learning-rate", str(options.learning_rate)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return in_a_process(
+        __file__,
+        *(options.encoder, options.train, options.test),
+        *("--run", run, "--work", options.work, "--seed", seed, *training_options(options)),
+    )
 
 
 def show(found: dict[str, list[dict[str, Any]]]) -> None:
@@ -100,11 +96,6 @@ def show(found: dict[str, list[dict[str, Any]]]) -> None:
     pairs = zip(found["tokens"], found["tokens, sentence-transformers"], strict=True)
     ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
     print("\ntime by that of sentence-transformers, by round:", *(f"{each:.2f}" for each in ratios))
-
-
-def spread(values: list[float]) -> str:
-    shown = f"{mean(values):.4f}"
-    return f"{shown} ± {stdev(values):.4f}" if len(values) > 1 else shown
 
 
 # --- One process each
@@ -126,6 +117,8 @@ def by_armada(options: argparse.Namespace, name: str, **keys: Any) -> dict[str, 
         batch_size=options.batch_size,
         epochs=options.epochs,
         learning_rate=options.learning_rate,
+        lr_scheduler=options.lr_scheduler,
+        warmup_ratio=options.warmup_ratio,
         seed=options.seed,
         report_to="none",
         device="cpu",
@@ -167,36 +160,23 @@ def by_sentence_transformers(options: argparse.Namespace) -> dict[str, Any]:
     encoder.layer = torch.nn.ModuleList(list(encoder.layer)[:LAYERS])
     model[0].auto_model.config.num_hidden_layers = LAYERS
     torch.nn.init.orthogonal_(model[1].linear.weight)  # as armada's begins
-    rows = pq.read_table(options.work / "train.parquet").to_pydict()
     output = options.work / f"other-{options.seed}"
-    arguments = MultiVectorEncoderTrainingArguments(
-        output_dir=str(output),
-        num_train_epochs=options.epochs,
-        per_device_train_batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="constant",
-        seed=options.seed,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=10,
-        use_cpu=True,
-        disable_tqdm=True,
+    seconds = train_by_sentence_transformers(
+        options,
+        output,
+        MultiVectorEncoderTrainer,
+        MultiVectorEncoderTrainingArguments,
+        model=model,
+        train_dataset=Dataset.from_dict(pq.read_table(options.work / "train.parquet").to_pydict()),
+        loss=MultiVectorMultipleNegativesRankingLoss(
+            model, scale=1 / TEMPERATURE, similarity_fct=similarity
+        ),
     )
-    loss = MultiVectorMultipleNegativesRankingLoss(
-        model, scale=1 / TEMPERATURE, similarity_fct=similarity
-    )
-    trainer = MultiVectorEncoderTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_dict(rows), loss=loss
-    )
-    started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started
-    model.save(str(output / "student"))
     return measured(options, output / "student", seconds)
 
 
 def measured(options: argparse.Namespace, student: Path, seconds: float) -> dict[str, Any]:
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before it is evaluated
+    used = most_memory()  # before it is evaluated
     rows = pq.read_table(options.work / "test.parquet").to_pydict()
     ranks = ranks_of(student, rows["query"], rows["passage"])
     gains = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)

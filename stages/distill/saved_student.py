@@ -126,7 +126,7 @@ class SavedReader(SavedStudent):
         if self.of_tokens:
             raise JobError(
                 f"{what}: takes one vector of each text, and this student has one of each token "
-                "(pooling=none); use evaluate with pairs or beir"
+                "(pooling=none); leave it out, or name a student with another pooling"
             )
 
     def forward(
