@@ -24,7 +24,7 @@ def test_both_libraries_and_two_objectives(commands: Path, tmp_path: Path) -> No
     pairs = {"text_a": VALIDATION_TEXTS, "text_b": VALIDATION_TEXTS[::-1]}
     scores = np.random.default_rng(0).random(len(VALIDATION_TEXTS))
     pq.write_table(pa.table({**pairs, "label": scores}), tmp_path / "pairs" / "test.parquet")
-    given = [str(tmp_path / name) for name in ("encoder", "texts.parquet", "pairs")]
+    given = [str(tmp_path / name) for name in ("encoder", "pairs", "texts.parquet")]
     tables = ["--tables", "libraries", "objectives", "--only", "feature", "infonce"]
     done = subprocess.run(
         [str(commands / "python"), str(BENCHMARK), *given, *tables, "--seeds", "0", "1"],

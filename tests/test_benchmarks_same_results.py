@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hangs import HANG_S
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "same_results.py"
 RUN, STORE = "undistilled", "hash, pairs, float16"

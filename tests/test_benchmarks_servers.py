@@ -3,7 +3,10 @@
 import subprocess
 from pathlib import Path
 
+import pytest
 from hangs import HANG_S
+
+pytestmark = pytest.mark.long
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

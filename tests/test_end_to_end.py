@@ -24,6 +24,8 @@ from command_line import CommandLine, start
 from hangs import HANG_S
 from real_texts import ROWS, Columns, inferences, read_corpus, reviews
 
+pytestmark = pytest.mark.long
+
 FIRST, SECOND = slice(0, 120), slice(60, 180)  # share a half of their texts
 HELD_OUT = slice(180, ROWS)
 KINDS = ["hash", "encoder", "classifier", "open_clip", "diffusers"]

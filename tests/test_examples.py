@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from docs_pages import ROOT
 
+pytestmark = pytest.mark.long
+
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 MOST_BYTES = 100_000
 

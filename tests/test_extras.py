@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tiny_language_models import make_causal_lm
 
+pytestmark = pytest.mark.long
+
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
 OPTIONAL: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 

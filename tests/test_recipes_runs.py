@@ -42,6 +42,8 @@ from recipes_material import (
 )
 from recipes_models import LORA, small_commands
 
+pytestmark = pytest.mark.long
+
 SMALL_PICTURES = "--set height=32 --set width=32 --set steps=2"
 SMALL_LATENTS = f"{SMALL_PICTURES} --set resize=16 --set second_steps=2"
 ONE_EPOCH = "--set epochs=1 --set seed=0"

@@ -39,6 +39,8 @@ from tiny_text_towers import make_clip_of_pictures
 from tiny_vlms import make_vlm
 from transformers import AutoTokenizer
 
+pytestmark = pytest.mark.long
+
 INSTALL = Instead(
     "pip install -e .",
     f"python {Path(__file__).parents[1] / 'docs_install.py'} {INSTALLED}",

@@ -12,6 +12,8 @@ from armada.stages.store.reading.reader import list_teachers, open_cache
 from docs_material import table, write_features, write_instructions, write_table
 from docs_pages import README, Block, Instead, Workplace, blocks, replaced, section
 
+pytestmark = pytest.mark.long
+
 TEXT = README.read_text(encoding="utf-8")
 ELSEWHERE = ("armada demo", "http.server", "http://localhost")
 """What marks blocks that other tests run."""

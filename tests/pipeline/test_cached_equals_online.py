@@ -33,6 +33,8 @@ from tiny_runs import TEXTS
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+pytestmark = pytest.mark.long
+
 disable_progress_bar()
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

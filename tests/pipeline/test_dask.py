@@ -47,6 +47,8 @@ from distributed import Client, LocalCluster
 from hangs import HANG_S
 from small_caches import stored_bytes
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parents[1]
 WATCHED_TEACHER = TESTS / "watched_teacher"
 TEXTS = [f"text {number}" for number in range(300)]

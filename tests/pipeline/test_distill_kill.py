@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hangs import HANG_S
+
+pytestmark = pytest.mark.long
 
 EPOCHS, SAVE_EVERY = 20, 3
 STEPS = EPOCHS * 4

@@ -10,6 +10,8 @@ import pytest
 from armada.stages.distill.export import load_saved_student
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.long
+
 
 def read(file: Path) -> Any:
     return json.loads(file.read_text())

@@ -33,6 +33,8 @@ from tiny_checkpoints import make_bert
 from tiny_embeddings import encode
 from tiny_runs import freeze_dropout, sentences
 
+pytestmark = pytest.mark.long
+
 Keys = dict[str, Any]
 ROWS, HELD_OUT, WIDTH = 27, 9, 16
 

@@ -37,6 +37,8 @@ from small_caches import make_manifest, numbered_texts, write_cache
 from tiny_checkpoints import make_bert
 from tiny_runs import freeze_dropout, sentences
 
+pytestmark = pytest.mark.long
+
 ROWS, WIDTH = 18, 16
 
 

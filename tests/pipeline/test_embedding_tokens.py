@@ -25,6 +25,8 @@ from tiny_checkpoints import make_bert, make_deberta, make_llama
 from tiny_embeddings import quiet_sentence_transformers
 from tiny_runs import freeze_dropout, sentences
 
+pytestmark = pytest.mark.long
+
 Keys = dict[str, Any]
 ROWS, HELD_OUT = 22, 8
 COLUMNS = ("query", "positive", "negative?")

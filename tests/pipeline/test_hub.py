@@ -19,6 +19,8 @@ from huggingface_hub import ModelCard
 from tiny_checkpoints import make_bert
 from tiny_embeddings import dense, encode, make_embedding_model
 
+pytestmark = pytest.mark.long
+
 TEXTS = [f"{count} grey geese over the {place}" for count in ("two", "nine") for place in "abcdef"]
 
 

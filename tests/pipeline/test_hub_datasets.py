@@ -19,6 +19,8 @@ from armada.cache_schemas.errors import OutputError
 from hub_server import hub
 from tiny_runs import TEXTS, VALIDATION_TEXTS, class_labels
 
+pytestmark = pytest.mark.long
+
 NAME = "team/texts"
 CORE_ONLY, NOTHING_HIDDEN = Path(__file__).parents[1] / "core_only.py", ""
 

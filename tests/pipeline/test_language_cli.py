@@ -26,6 +26,8 @@ from tiny_language_models import make_causal_lm, make_chat_tokenizer
 from transfers import serve_ready
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.long
+
 COUNT = 40
 WORDS = ["red", "bird", "sings", "at", "dawn", "two", "dogs", "run", "along", "river", "why"]
 COLUMNS = ("instruction", "context?", "response")

@@ -24,6 +24,8 @@ from scarce_memory import room_for
 from tiny_language_models import make_causal_lm
 from tiny_runs import TEXTS
 
+pytestmark = pytest.mark.long
+
 Keys = dict[str, Any]
 
 

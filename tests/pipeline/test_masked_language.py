@@ -26,6 +26,8 @@ from safetensors.torch import load_file
 from tiny_masked_models import make_masked_lm
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+pytestmark = pytest.mark.long
+
 WORDS = ("the", "red", "bird", "sings", "at", "dawn", "over", "river", "two", "dogs", "run", "rain")
 COUNT = 48
 

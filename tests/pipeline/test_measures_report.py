@@ -26,6 +26,8 @@ from rich.console import Console
 from small_caches import make_manifest, write_cache
 from tiny_runs import TEXTS, VALIDATION_TEXTS, class_labels
 
+pytestmark = pytest.mark.long
+
 FEATURES = (FeatureSpec(name="logits", shape=(3,), dtype="float32"),)
 Keys = dict[str, Any]
 Figures = Mapping[str, float]

@@ -24,6 +24,8 @@ from small_caches import make_manifest, numbered_texts, stored_bytes, write_cach
 from transfers import bring, serve_ready
 from unprivileged import skip_where_packages_are_private, unprivileged, user
 
+pytestmark = pytest.mark.long
+
 FEATURE = FeatureSpec(name="embedding", shape=(4,), dtype="float32")
 
 MODES = {0o002: (0o664, 0o775), 0o022: (0o644, 0o755), 0o077: (0o600, 0o700)}

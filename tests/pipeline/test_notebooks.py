@@ -12,7 +12,7 @@ nbclient = pytest.importorskip("nbclient", reason="notebooks need the extra docs
 nbformat = pytest.importorskip("nbformat", reason="notebooks need the extra docs")
 
 # What kernels stand on warns on the way.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
 
 KEYS = (
     "import armada, sys\n"

@@ -15,6 +15,8 @@ from openai_batches import BatchServer
 from openai_runs import check_whole, write_corpus
 from openai_server import Body, serving
 
+pytestmark = pytest.mark.long
+
 COUNT = 60
 TEXTS = [f"text number {number}" for number in range(COUNT)]
 

@@ -18,6 +18,8 @@ from openai_faults import ENDING, PASSING, SLOW, changed, status
 from openai_runs import check_whole, write_corpus
 from openai_server import Body, Fault, OpenAIServer, serving
 
+pytestmark = pytest.mark.long
+
 COUNT = 400
 TEXTS = [f"text number {number}" for number in range(COUNT)]
 

@@ -24,6 +24,8 @@ from scipy.special import softmax
 from tiny_language_models import make_causal_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.long
+
 Predict = Callable[..., pa.Table]
 KINDS = {
     "names": ("--label-column", "name", "--set", "epochs=1"),

@@ -27,6 +27,8 @@ from language_processes import losses, run, run_in_two_processes, weights
 from tiny_language_models import make_causal_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.long
+
 Keys = dict[str, Any]
 ROWS, HELD_OUT = 29, 7
 WORDS = ["red", "bird", "sings", "at", "dawn", "two", "dogs", "run", "along", "river", "why"]

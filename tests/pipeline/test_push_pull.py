@@ -21,6 +21,8 @@ from small_caches import numbered_texts, stored_bytes, write_cache
 from tenacity import wait_none
 from transfers import FOLDER, MANIFEST, OTHER, visible
 
+pytestmark = pytest.mark.long
+
 SHARDS = 16
 
 

@@ -29,6 +29,8 @@ from safetensors.torch import load_file
 from tiny_diffusion import make_stable_diffusion
 from tiny_runs import TEXTS
 
+pytestmark = pytest.mark.long
+
 PICTURES = {
     "comparison",
     "epochs",

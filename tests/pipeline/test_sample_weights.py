@@ -20,6 +20,8 @@ from language_processes import losses, run, weights
 from tiny_language_models import make_causal_lm
 from tiny_runs import TEXTS
 
+pytestmark = pytest.mark.long
+
 Keys = dict[str, Any]
 ROWS = 13
 WEIGHTS = [0.0 if row % 5 == 2 else 0.5 + row % 3 for row in range(ROWS)]

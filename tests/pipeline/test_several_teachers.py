@@ -17,6 +17,8 @@ from cuts import cut_at
 from safetensors.torch import load_file
 from tiny_runs import TEXTS, class_labels
 
+pytestmark = pytest.mark.long
+
 Job = dict[str, Any]
 
 

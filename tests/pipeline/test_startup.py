@@ -10,6 +10,8 @@ from armada.stages.distill.objectives import OBJECTIVES
 from armada.stages.plugins import Registry
 from armada.stages.precompute.teachers import TEACHERS
 
+pytestmark = pytest.mark.long
+
 HEAVY = {"torch", "transformers", "accelerate", "peft", "diffusers", "datasets", "scipy", "pandas"}
 
 PROGRAM = """

@@ -30,6 +30,8 @@ from tiny_checkpoints import make_bert
 from tiny_runs import freeze_dropout
 from tiny_text_towers import PROJECTED, make_clip_of_pictures
 
+pytestmark = pytest.mark.long
+
 Keys = dict[str, Any]
 PHOTO = "picture:photo"
 ALIGNED = [

@@ -8,6 +8,8 @@ import pytest
 from command_line import CommandLine
 from unusable_checkpoints import CHANGES, QUANTISED, TEXTS, make_unusable, make_whole
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:

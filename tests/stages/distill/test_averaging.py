@@ -16,6 +16,8 @@ from cuts import assert_same_weights, go, spoil_generators
 from pydantic import ValidationError
 from tiny_runs import CLASSES, Bench, train_logged
 
+pytestmark = pytest.mark.long
+
 Weights = dict[str, npt.NDArray[np.float64]]
 MEAN = {"average": "mean", "average_from": 0.5}
 EMA = {"average": "ema", "average_decay": 0.7}

@@ -29,6 +29,8 @@ from tiny_runs import TEXTS, Bench, make_settings
 from transformers import TrainerCallback
 from transformers.models.opt.modeling_opt import OPTDecoder
 
+pytestmark = pytest.mark.long
+
 Found = Counter[tuple[str, str]]
 EPOCHS, STEPS = 3, 21
 

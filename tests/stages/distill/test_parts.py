@@ -20,6 +20,8 @@ from scarce_memory import room_for, room_within
 from tiny_runs import Bench, freeze_dropout, make_cache, train_logged, weights
 from torch.autograd.graph import saved_tensors_hooks
 
+pytestmark = pytest.mark.long
+
 ROOM = 3
 """Of the batches' 8 rows, 4 do not fit either."""
 

@@ -17,6 +17,8 @@ from hangs import HANG_S
 from safetensors.torch import load_file
 from tiny_runs import Bench, freeze_dropout, make_cache, make_token_cache
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(processes_worker.__file__).parent
 PLUG_INS = TESTS / "hint_objective"
 # 53 examples: in batches of 8 the last has five, in batches of 4 one, a single process's.

@@ -16,6 +16,8 @@ from armada.stages.distill.training import Run, train
 from cuts import assert_same_weights, go, spoil_generators
 from tiny_runs import Bench
 
+pytestmark = pytest.mark.long
+
 EPOCHS = 3
 
 

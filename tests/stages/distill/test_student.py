@@ -27,6 +27,8 @@ from transformers import (
     BertModel,
 )
 
+pytestmark = pytest.mark.long
+
 SCRATCH = ["bert", "roberta", "distilbert", "electra", "deberta-v2", "opt", "llama", "gpt2"]
 
 

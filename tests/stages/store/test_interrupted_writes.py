@@ -29,6 +29,8 @@ from small_caches import (
     write_cache,
 )
 
+pytestmark = pytest.mark.long
+
 MANIFEST = make_manifest()
 TEXTS = numbered_texts(0, 170)
 

@@ -34,6 +34,8 @@ from small_caches import (
     write_cache,
 )
 
+pytestmark = pytest.mark.long
+
 MANIFEST = make_manifest(rows_per_shard=64)
 TEXTS = numbered_texts(0, 600)
 TRIALS, MORE_TRIALS = 6, 100

@@ -30,6 +30,8 @@ from PIL import Image
 from tiny_language_models import make_causal_lm
 from tiny_masked_models import make_masked_lm
 
+pytestmark = pytest.mark.long
+
 LABELS = ("calm", "busy", "stormy")
 MAKE: dict[str, Callable[[Path], object]] = {
     "bert": lambda folder: tiny_checkpoints.make_bert(folder, TEXTS),

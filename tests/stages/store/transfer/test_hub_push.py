@@ -20,6 +20,8 @@ from hub_repository import READER, Answer, LoopbackHub, error, hub_of_repositori
 from small_caches import numbered_texts, stored_bytes, write_cache
 from transfers import FOLDER, MANIFEST, OTHER, bring, visible
 
+pytestmark = pytest.mark.long
+
 URL = "hf://datasets/team/cache"
 
 
