@@ -36,6 +36,7 @@ from ..stages.distill.saved_student import (
 from ..stages.distill.settings import DEFAULT_NEW_TOKENS
 from ..stages.embeddings.prompts import PromptName
 from ..stages.memory import out_of_memory_as
+from ..stages.retrieval.late_interaction import BLOCK_TEXTS
 from ..stages.store.format.rows import Rows
 from .environment import choose_device
 from .messages import CountProgress
@@ -92,7 +93,7 @@ def _predict(job: PredictJob, quiet: bool) -> PredictReport:
         new_file(job.output) as write,
         CountProgress("predict", "rows", corpus.rows, quiet) as progress,
     ):
-        for block, rows in _blocks(corpus):
+        for block, rows in _blocks(corpus, student):
             columns, cut = predictor(block.examples(rows))
             write(_table(job, block, rows, columns))
             progress.advance(len(rows))
@@ -100,10 +101,12 @@ def _predict(job: PredictJob, quiet: bool) -> PredictReport:
     return PredictReport(str(job.output), student.kind, corpus.rows, truncated, corpus.skipped)
 
 
-def _blocks(corpus: CorpusStream) -> Iterator[tuple[Corpus, Rows]]:
+def _blocks(corpus: CorpusStream, student: SavedStudent) -> Iterator[tuple[Corpus, Rows]]:
+    of_tokens = isinstance(student, SavedReader) and student.of_tokens
+    rows = BLOCK_TEXTS if of_tokens else BLOCK_ROWS
     for block in corpus.blocks():
-        for start in range(0, len(block), BLOCK_ROWS):
-            yield block, np.arange(start, min(start + BLOCK_ROWS, len(block)))
+        for start in range(0, len(block), rows):
+            yield block, np.arange(start, min(start + rows, len(block)))
 
 
 def _open(job: PredictJob) -> SavedStudent:

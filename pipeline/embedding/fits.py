@@ -15,9 +15,6 @@ from ..terms import Term
 from .joining import Joined, is_of_texts
 from .own_columns import OwnColumns
 
-TOKEN_DIM = 128
-"""Numbers of a token's vector (ColBERT's, arXiv 2004.12832)."""
-
 _LENGTH_ROWS = 64
 _OF_ONE_WIDTH = ("crd", "wcord")
 """Built-in objectives with maps of embeddings of one width; others are refused when they are
@@ -69,8 +66,6 @@ def embedding_dim(
     width decides."""
     if job.embedding_dim is not None:
         return job.embedding_dim
-    if job.pooling == "none":
-        return TOKEN_DIM
     for term in terms:
         if getattr(term.options, "projector", None) == "none":
             return prod(sources[term.readings[0].source].spec.shape)

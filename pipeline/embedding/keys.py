@@ -18,8 +18,8 @@ class EmbeddingKeys(BaseModel):
         default=None,
         ge=1,
         description="numbers of an embedding; default: those of the feature that an objective "
-        "meets number by number, 128 of a vector for each token (pooling=none), else as wide as "
-        "the student's pooled texts (task=embedding)",
+        "meets number by number, or of the layer that it starts with; 128 of a vector for each "
+        "token (pooling=none), else as wide as the student's pooled texts (task=embedding)",
     )
     matryoshka_dims: tuple[int, ...] | None = Field(
         default=None,

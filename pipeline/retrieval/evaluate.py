@@ -149,10 +149,10 @@ def evaluate_beir(job: EvaluateJob, folder: Path) -> dict[str, Any]:
     if not relevant:
         raise JobError(f"beir {job.beir}: no query of split {job.split!r} has a relevant passage")
 
-    cached = None if job.cache is None else _cached_passages(job, asked.passages)
     embed = Embedder(job, folder)
     require_one_segment(embed.student, folder)
     _require_what_is_measured(job, embed.student)
+    cached = None if job.cache is None else _cached_passages(job, asked.passages)
 
     def passages_of(rows: IntArray) -> npt.NDArray[np.float32]:
         if cached is not None:

@@ -126,7 +126,7 @@ class SavedReader(SavedStudent):
         if self.of_tokens:
             raise JobError(
                 f"{what}: takes one vector of each text, and this student has one of each token "
-                "(pooling=none); leave it out, or name a student with another pooling"
+                "(pooling=none); name a student with another pooling"
             )
 
     def forward(
@@ -142,9 +142,12 @@ class SavedReader(SavedStudent):
     def _output(self, pooled_BD: Tensor, output_BK: Tensor) -> Tensor:
         if self.kind != "embedding":
             return output_BK
-        if self.layers is not None:
-            pooled_BD = self.layers(pooled_BD)
-        return pooled_BD
+        if self.layers is None:
+            return pooled_BD
+        embeddings: Tensor = self.layers(pooled_BD)
+        if self.of_tokens:  # a bias is no token
+            embeddings = embeddings.masked_fill(~pooled_BD.any(dim=-1, keepdim=True), 0.0)
+        return embeddings
 
     def prompted(self, texts: Sequence[Text], name: PromptName | None = None) -> list[Text]:
         """Texts behind the prompt that they had in training, if they had one: queries, or documents

@@ -105,12 +105,10 @@ def _declared(settings: StudentSettings, space: LabelSpace) -> EmbeddingFolder |
 
 def _declared_pooling(declared: EmbeddingFolder, embeds: bool) -> Pooling:
     if declared.of_tokens:
-        if not embeds:
-            raise StudentSourceError(
-                f"student {declared.transformer}: has a vector for each token, and is to have one "
-                "of a text; choose pooling=mean, cls, last, max, ..., or task=embedding"
-            )
-        return "none"
+        raise StudentSourceError(
+            f"student {declared.transformer}: has a vector for each token; set pooling=none, with "
+            "task=embedding, or choose pooling=mean, cls, last, max, ... for one of a text"
+        )
     if declared.pooling is None or len(declared.pooling) != 1:
         raise StudentSourceError(
             f"student {declared.transformer}: declares several poolings, and a student has one; "
@@ -136,8 +134,7 @@ def declared_dense(settings: StudentSettings) -> tuple[nn.Linear | None, tuple[s
     if settings.static_source or settings.student_from_scratch:
         return None, ()
     declared = _declared(settings, NO_LABELS)
-    own = "none" if declared is not None and declared.of_tokens else "auto"
-    if declared is None or settings.pooling not in ("auto", own):
+    if declared is None or settings.pooling != ("none" if declared.of_tokens else "auto"):
         return None, ()
     found: nn.Linear | None = None
     for layer in load_layers(declared.layers[:1], StudentSourceError):

@@ -10,7 +10,6 @@ numbers.
 Source: ColBERT, Khattab and Zaharia, arXiv 2004.12832, equation 3.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ BLOCK_TEXTS = 512
 """Passages that are read and scored at a time."""
 
 _MOST = 2**24
-"""Similarities of tokens that are held at a time."""
+"""Similarities of tokens that are held at a time, unless a single pair of texts has more."""
 
 _NOTHING = -2.0
 """Below any cosine."""
@@ -38,26 +37,61 @@ def maxsim(query_BSE: Tensor, passage_MTE: Tensor) -> Tensor:
     """The similarity of each query with each passage [B, M].
 
     Edges: 0 for a query without tokens, and below -1 for any other with a passage without."""
-    query_BSE, there_BS1 = _unit(query_BSE)
-    passage_MTE, there_MT1 = _unit(passage_MTE)
+    query_BSE, there_BS1 = _unit(_trimmed(query_BSE))
+    passage_MTE, there_MT1 = _unit(_trimmed(passage_MTE))
     absent_MT = ~there_MT1.squeeze(-1)
-    (passages, tokens), size = absent_MT.shape, query_BSE.shape[1]
-    rows = max(1, _MOST // max(1, size * passages * tokens))
-    best = []
-    for start in range(0, len(query_BSE), rows):
-        part_RSE = query_BSE[start : start + rows]
-        cosine = _products(part_RSE.flatten(0, 1), passage_MTE.flatten(0, 1))
-        cosine_RSMT = cosine.view(*part_RSE.shape[:2], passages, tokens)
-        best.append(_best(cosine_RSMT, absent_MT))
-    return _mean(torch.cat(best) if best else query_BSE.new_zeros(0, size, passages), there_BS1)
+    of_pair = query_BSE.shape[1] * passage_MTE.shape[1]
+    columns = max(1, min(len(passage_MTE), _MOST // of_pair))
+    rows = max(1, _MOST // (of_pair * columns))
+    found = [
+        torch.cat(
+            [
+                _best_of_all(queries, passages, absent)
+                for passages, absent in zip(
+                    _parts(passage_MTE, columns), _parts(absent_MT, columns), strict=True
+                )
+            ],
+            dim=-1,
+        )
+        for queries in _parts(query_BSE, rows)
+    ]
+    return _mean(torch.cat(found), there_BS1)
+
+
+def _best_of_all(query_RSE: Tensor, passage_MTE: Tensor, absent_MT: Tensor) -> Tensor:
+    """The best token of each passage for each of a query's [R, S, M]."""
+    cosine = _products(query_RSE.flatten(0, 1), passage_MTE.flatten(0, 1))
+    return _best(cosine.view(*query_RSE.shape[:2], *absent_MT.shape), absent_MT)
 
 
 def maxsim_of_pairs(query_BSE: Tensor, candidates_BNTE: Tensor) -> Tensor:
     """The similarity of each query with candidates of its own [B, N]; edges as in `maxsim`."""
-    query_BSE, there_BS1 = _unit(query_BSE)
-    candidates_BNTE, there_BNT1 = _unit(candidates_BNTE)
-    cosine_BNST = _products(query_BSE.unsqueeze(1), candidates_BNTE)
-    return _mean(_best(cosine_BNST, ~there_BNT1.mT).mT, there_BS1)
+    query_BSE, there_BS1 = _unit(_trimmed(query_BSE))
+    candidates_BNTE, there_BNT1 = _unit(_trimmed(candidates_BNTE))
+    absent_BN1T = ~there_BNT1.mT
+    of_query = query_BSE.shape[1] * absent_BN1T.shape[1] * absent_BN1T.shape[3]
+    rows = max(1, _MOST // max(1, of_query))
+    best_BNS = torch.cat(
+        [
+            _best(_products(queries.unsqueeze(1), candidates), absent)
+            for queries, candidates, absent in zip(
+                _parts(query_BSE, rows),
+                _parts(candidates_BNTE, rows),
+                _parts(absent_BN1T, rows),
+                strict=True,
+            )
+        ]
+    )
+    return _mean(best_BNS.mT, there_BS1)
+
+
+def _trimmed(vectors: Tensor) -> Tensor:
+    """Without the last columns, where no text has a token: queries are read beside passages, and
+    have fewer. Not on a GPU, which would have to be waited for."""
+    if vectors.device.type != "cpu" or not vectors.numel():
+        return vectors
+    used = vectors.detach().any(dim=-1).flatten(0, -2).any(dim=0).nonzero()
+    return vectors[..., : int(used[-1]) + 1 if len(used) else 1, :]
 
 
 def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,16 +121,18 @@ def pairs_of_tokens(one_NSE: Array, other_NTE: Array) -> npt.NDArray[np.float64]
     found = [
         maxsim_of_pairs(*(torch.from_numpy(np.ascontiguousarray(each)) for each in (one, other)))
         for one, other in zip(
-            _parts(one_NSE), (part[:, None] for part in _parts(other_NTE)), strict=True
+            _parts(one_NSE, BLOCK_TEXTS),
+            (part[:, None] for part in _parts(other_NTE, BLOCK_TEXTS)),
+            strict=True,
         )
     ]
     whole = torch.cat(found)[:, 0] if found else torch.zeros(0)
     return whole.double().numpy()
 
 
-def _parts(texts: Array) -> Sequence[Array]:
-    starts = range(0, len(texts), BLOCK_TEXTS)
-    return [texts[start : start + BLOCK_TEXTS] for start in starts]
+def _parts(texts: Any, rows: int) -> list[Any]:
+    """An array or a tensor in parts of so many rows; one part of none."""
+    return [texts[start : start + rows] for start in range(0, max(1, len(texts)), rows)]
 
 
 class BestByTokens(BestPassages):

@@ -17,6 +17,8 @@ from armada.pipeline import seed_run
 from armada.pipeline.jobs import make
 from armada.pipeline.reports.job import ReportJob
 from armada.pipeline.reports.report import run_report
+from armada.stages.embeddings.folders import dense_layer, write_token_files
+from armada.stages.embeddings.layers import Normalize
 from cuts import cut_at
 from language_processes import losses, run, run_in_two_processes, weights
 from scipy.stats import spearmanr
@@ -236,7 +238,7 @@ def test_a_cut_and_resumed_run_is_a_whole_one(
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("keys", [{}, {"pooling": "auto"}])
+@pytest.mark.parametrize("keys", [{}, {"embedding_dim": None}])
 def test_a_finished_student_starts_another(root: Path, tmp_path: Path, keys: Keys) -> None:
     """With its dense layer: at a rate of nearly nothing it is the same student."""
     library.distill(**job(root, tmp_path / "first"))
@@ -248,6 +250,34 @@ def test_a_finished_student_starts_another(root: Path, tmp_path: Path, keys: Key
         library.load_student(tmp_path / each).predict(texts) for each in ("first", "second")
     )
     np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
+
+
+def test_a_bias_is_no_token(root: Path, tmp_path: Path) -> None:
+    """A layer to start with may have one; a text has as many vectors beside a longer one."""
+    every = pq.read_table(root / "train.parquet")["positive"].to_pylist()
+    freeze_dropout(make_bert(tmp_path / "start", every))
+    weight = torch.randn(12, 32, generator=torch.Generator().manual_seed(0))
+    layer = dense_layer(weight, torch.ones(12), "torch.nn.modules.linear.Identity")
+    write_token_files(tmp_path / "start", [layer, Normalize()], 48)
+    start = {"student": str(tmp_path / "start"), "embedding_dim": None}
+    run(job(root, tmp_path / "run", **start))
+    student = library.load_student(tmp_path / "run")
+    short, long = "a cook", " ".join(every[:4])
+    (alone,), (beside, _) = student.predict([short]), student.predict([short, long])
+    np.testing.assert_allclose(beside["embedding"], alone["embedding"], atol=1e-5)
+    run(job(root, tmp_path / "parts", **start, mini_batch_size=4))
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "run"), rtol=1e-9)
+
+
+@pytest.mark.parametrize("key", ["student", "passage_student"])
+def test_that_tokens_stay_apart_is_said(root: Path, tmp_path: Path, key: str) -> None:
+    """A folder that declares it is not enough."""
+    library.distill(**job(root, tmp_path / "first", epochs=1))
+    keys = {"pooling": "auto", key: str(tmp_path / "first" / "student"), **ALONE}
+    if key == "passage_student":
+        keys["passage_tower"] = "own"
+    with pytest.raises(ArmadaError, match=r"has a vector for each token; set pooling=none"):
+        library.distill(**job(root, tmp_path / "second", **keys))
 
 
 def test_vectors_have_128_numbers_unless_others_are_named(root: Path, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@
         of its geometry, b at 0
 
 A text has one embedding, whatever it is compared with; or, where tokens are not pooled, one of each
-of its tokens, [B, T, E] with zeros behind the last, and no b (late interaction: Khattab and
-Zaharia, ColBERT, arXiv 2004.12832). Passages may have a tower of their own: a
-second student, or none, where their embeddings are a teacher's.
+of its tokens, [B, T, E] with zeros behind the last, of 128 numbers and by a new layer without b
+(late interaction: Khattab and Zaharia, ColBERT, arXiv 2004.12832). Passages may have a tower of
+their own: a second student, or none, where their embeddings are a teacher's.
 """
 
 from typing import Any
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from ...embeddings.prompts import PassageTower, Prompts
 from ..static_student import StaticStudent
 from ..student import Student
+
+TOKEN_DIM = 128
+"""Numbers of a token's vector, unless others are named; ColBERT's."""
 
 
 class EmbeddingSettings(Prompts):
@@ -49,9 +52,9 @@ class EmbeddingStudent(nn.Module):
         normalize: bool,
         start: nn.Linear | None = None,
     ) -> None:
-        """`embedding_dim`: E; None: the width of `start`, or of the inner student's pooled texts.
-        `start`: the layer that makes embeddings, as trained before; left out where it does not
-        fit."""
+        """`embedding_dim`: E; None: the width of `start`, or of the inner student's texts, or
+        TOKEN_DIM. `start`: the layer that makes embeddings, as trained before; left out where it
+        does not fit."""
         super().__init__()
         self.inner = inner
         self.normalize = normalize
@@ -59,7 +62,8 @@ class EmbeddingStudent(nn.Module):
         self.dense: nn.Linear | None = None
         if start is not None and start.in_features == inner.dim:
             self.dense = start if embedding_dim in (None, start.out_features) else None
-        self.dim = embedding_dim or (inner.dim if self.dense is None else self.dense.out_features)
+        usual = TOKEN_DIM if self.of_tokens else inner.dim
+        self.dim = embedding_dim or (usual if self.dense is None else self.dense.out_features)
         if self.dense is None and self.dim != inner.dim:
             self.dense = nn.Linear(inner.dim, self.dim, bias=not self.of_tokens)
             nn.init.orthogonal_(self.dense.weight)
@@ -109,8 +113,9 @@ class EmbeddingStudent(nn.Module):
         """The embeddings [B, E] of pooled texts, or [B, T, E] of tokens."""
         if self.dense is not None:
             embeddings_BE = self.dense(pooled_BD)
-            if isinstance(self.inner, StaticStudent):
-                # Its folder has the layer in its table, where a text without tokens has zeros.
+            if isinstance(self.inner, StaticStudent) or self.of_tokens:
+                # A bias is no token. The folder of a static student has the layer in its table,
+                # where a text without tokens has zeros.
                 empty_B1 = ~pooled_BD.any(dim=-1, keepdim=True)
                 embeddings_BE = embeddings_BE.masked_fill(empty_B1, 0.0)
             pooled_BD = embeddings_BE

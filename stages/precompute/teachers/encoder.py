@@ -319,6 +319,11 @@ class TokenVectorsTeacher(EncoderTeacher):
                     f"{name}: source {source} has a vector for each token, which are not pooled; "
                     "leave it out"
                 )
+        if options.store_dtype == "float32":
+            raise JobError(
+                f"store_dtype float32: source {source} has a vector for each token, which are kept "
+                "in half precision; leave it out"
+            )
         super().__init__(source, options, device)
         self.default_rows_per_shard = ROWS_OF_TOKENS
 

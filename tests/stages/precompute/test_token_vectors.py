@@ -119,5 +119,7 @@ def test_options_of_pooled_texts_are_refused(saved: Callable[..., tuple[Path, An
     for name, value in {"pooling": "mean", "layers": (1,), "token_layers": (1,)}.items():
         with pytest.raises(JobError, match=rf"{name}: source .* has a vector for each token"):
             answers(folder, **{name: value})
+    with pytest.raises(JobError, match=r"store_dtype float32: .* in half precision"):
+        answers(folder, store_dtype="float32")
     with pytest.raises(JobError, match="dim: 500 is more than the 128 numbers"):
         answers(folder, dim=500)

@@ -48,7 +48,11 @@ def test_similarities_are_those_by_hand(monkeypatch: pytest.MonkeyPatch, most: i
     np.testing.assert_allclose(found, EXPECTED, atol=1e-12)
 
 
-def test_candidates_are_compared_with_their_own_query() -> None:
+@pytest.mark.parametrize("most", [1, 40, 2**24])
+def test_candidates_are_compared_with_their_own_query(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(late_interaction, "_MOST", most)
     own = np.stack([PASSAGES[[n, n + 1, n + 3]] for n in range(4)])
     found = maxsim_of_pairs(torch.from_numpy(QUERIES), torch.from_numpy(own))
     expected = [EXPECTED[n, [n, n + 1, n + 3]] for n in range(4)]
