@@ -72,8 +72,16 @@ def add_training_options(parser: Any, rate: float) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
+_SETTINGS = ("epochs", "batch_size", "learning_rate", "lr_scheduler", "warmup_ratio")
+
+
 def training_options(options: Any) -> list[str]:
     """The same for a process of its own, but for seeds."""
-    names = ("epochs", "batch_size", "learning_rate", "lr_scheduler", "warmup_ratio")
-    given = ((f"--{name.replace('_', '-')}", str(getattr(options, name))) for name in names)
+    given = ((f"--{name.replace('_', '-')}", str(getattr(options, name))) for name in _SETTINGS)
     return [word for pair in given for word in pair]
+
+
+def training_keys(options: Any) -> dict[str, Any]:
+    """The same as keys of a job of one seed, on the CPU."""
+    settings = {name: getattr(options, name) for name in _SETTINGS}
+    return {**settings, "seed": options.seed, "device": "cpu", "report_to": "none", "quiet": True}

@@ -38,6 +38,7 @@ from embedding_runs import (
     most_memory,
     spread,
     train_by_sentence_transformers,
+    training_keys,
     training_options,
 )
 
@@ -172,17 +173,9 @@ def by_armada(options: argparse.Namespace) -> dict[str, Any]:
         text_column="text",
         cache=options.work / "cache",
         task="embedding",
-        batch_size=options.batch_size,
-        epochs=options.epochs,
-        learning_rate=options.learning_rate,
-        lr_scheduler=options.lr_scheduler,
-        warmup_ratio=options.warmup_ratio,
-        seed=options.seed,
-        report_to="none",
-        device="cpu",
         output=output,
-        quiet=True,
         resume=True,
+        **training_keys(options),
         **student,
         **json.loads(options.keys),
     )

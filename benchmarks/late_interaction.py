@@ -32,6 +32,7 @@ from embedding_runs import (
     most_memory,
     spread,
     train_by_sentence_transformers,
+    training_keys,
     training_options,
 )
 
@@ -114,16 +115,8 @@ def by_armada(options: argparse.Namespace, name: str, **keys: Any) -> dict[str, 
         similarity_temperature=TEMPERATURE,
         student=options.encoder,
         student_layers=LAYERS,
-        batch_size=options.batch_size,
-        epochs=options.epochs,
-        learning_rate=options.learning_rate,
-        lr_scheduler=options.lr_scheduler,
-        warmup_ratio=options.warmup_ratio,
-        seed=options.seed,
-        report_to="none",
-        device="cpu",
         output=output,
-        quiet=True,
+        **training_keys(options),
         **keys,
     )
     return measured(options, output / "student", report["train_seconds"])

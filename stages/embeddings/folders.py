@@ -124,7 +124,7 @@ def read_embedding_folder(folder: Path, error: type[InputError]) -> EmbeddingFol
     transformer = modules[0][1] if modules else folder
     text = _read_text_config(transformer, error)
     features = kinds[:1] == ["CLIPModel"] or _uses_text_features(transformer, text, error)
-    of_tokens = is_of_tokens(folder, error)
+    of_tokens = document.get("model_type") == OF_TOKENS
     if of_tokens:
         modules = _without_mask(modules, transformer, text, error)
         kinds = [kind for kind, _ in modules]

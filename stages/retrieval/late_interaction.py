@@ -66,23 +66,18 @@ def _best_of_all(query_RSE: Tensor, passage_MTE: Tensor, absent_MT: Tensor) -> T
 
 def maxsim_of_pairs(query_BSE: Tensor, candidates_BNTE: Tensor) -> Tensor:
     """The similarity of each query with candidates of its own [B, N]; edges as in `maxsim`."""
-    query_BSE, there_BS1 = _unit(_trimmed(query_BSE))
-    candidates_BNTE, there_BNT1 = _unit(_trimmed(candidates_BNTE))
-    absent_BN1T = ~there_BNT1.mT
-    of_query = query_BSE.shape[1] * absent_BN1T.shape[1] * absent_BN1T.shape[3]
-    rows = max(1, _MOST // max(1, of_query))
-    best_BNS = torch.cat(
-        [
-            _best(_products(queries.unsqueeze(1), candidates), absent)
-            for queries, candidates, absent in zip(
-                _parts(query_BSE, rows),
-                _parts(candidates_BNTE, rows),
-                _parts(absent_BN1T, rows),
-                strict=True,
-            )
-        ]
-    )
-    return _mean(best_BNS.mT, there_BS1)
+    query_BSE, candidates_BNTE = _trimmed(query_BSE), _trimmed(candidates_BNTE)
+    _, candidates, tokens, _ = candidates_BNTE.shape
+    rows = max(1, _MOST // max(1, query_BSE.shape[1] * candidates * tokens))
+    parts = zip(_parts(query_BSE, rows), _parts(candidates_BNTE, rows), strict=True)
+    return torch.cat([_of_own(*part) for part in parts])
+
+
+def _of_own(query_BSE: Tensor, candidates_BNTE: Tensor) -> Tensor:
+    query_BSE, there_BS1 = _unit(query_BSE)
+    candidates_BNTE, there_BNT1 = _unit(candidates_BNTE)
+    cosine_BNST = _products(query_BSE.unsqueeze(1), candidates_BNTE)
+    return _mean(_best(cosine_BNST, ~there_BNT1.mT).mT, there_BS1)
 
 
 def _trimmed(vectors: Tensor) -> Tensor:
@@ -118,20 +113,12 @@ def _mean(best_BSM: Tensor, there_BS1: Tensor) -> Tensor:
 
 def pairs_of_tokens(one_NSE: Array, other_NTE: Array) -> npt.NDArray[np.float64]:
     """The similarity [N] of row n of one array and row n of the other."""
-    found = [
-        maxsim_of_pairs(*(torch.from_numpy(np.ascontiguousarray(each)) for each in (one, other)))
-        for one, other in zip(
-            _parts(one_NSE, BLOCK_TEXTS),
-            (part[:, None] for part in _parts(other_NTE, BLOCK_TEXTS)),
-            strict=True,
-        )
-    ]
-    whole = torch.cat(found)[:, 0] if found else torch.zeros(0)
-    return whole.double().numpy()
+    one, other = (torch.from_numpy(np.ascontiguousarray(each)) for each in (one_NSE, other_NTE))
+    return maxsim_of_pairs(one, other.unsqueeze(1))[:, 0].double().numpy()
 
 
-def _parts(texts: Any, rows: int) -> list[Any]:
-    """An array or a tensor in parts of so many rows; one part of none."""
+def _parts(texts: Tensor, rows: int) -> list[Tensor]:
+    """Texts in parts of so many; one part of none."""
     return [texts[start : start + rows] for start in range(0, max(1, len(texts)), rows)]
 
 
